@@ -1,0 +1,75 @@
+"""convserve: keras.layers.Conv2D on a server. Numpy in, numpy out; no TensorFlow on the caller's machine.
+
+>>> import convserve
+>>> with convserve.Client("localhost:50051") as client:
+...     y = client.conv2d(x, filters=64, kernel_size=3, strides=2, padding="same", activation="relu", seed=0)
+"""
+
+from convserve import activations, constraints, errors, initializers, regularizers
+from convserve._async import AsyncClient
+from convserve._rpc import RetryRule
+from convserve._sync import Client
+from convserve._version import __version__
+from convserve.conv2d import Conv2D
+from convserve.errors import (
+    ConvserveError,
+    DeadlineExceededError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    InvalidConfigurationError,
+    InvalidRequestError,
+    InvalidTensorError,
+    InvalidWeightsError,
+    LayerNotFoundError,
+    MissingDependencyError,
+    OutOfMemoryError,
+    OverloadedError,
+    PermissionDeniedError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from convserve.layer import Layer
+from convserve.plan import LayerPlan, Plan
+from convserve.result import Device, Losses, Result, ServerInfo, Timing
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "Conv2D",
+    "ConvserveError",
+    "DeadlineExceededError",
+    "Device",
+    "FieldViolation",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidConfigurationError",
+    "InvalidRequestError",
+    "InvalidTensorError",
+    "InvalidWeightsError",
+    "Layer",
+    "LayerNotFoundError",
+    "LayerPlan",
+    "Losses",
+    "MissingDependencyError",
+    "OutOfMemoryError",
+    "OverloadedError",
+    "PermissionDeniedError",
+    "Plan",
+    "Result",
+    "RetryRule",
+    "ServerInfo",
+    "Timing",
+    "TooLargeError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnimplementedError",
+    "__version__",
+    "activations",
+    "constraints",
+    "errors",
+    "initializers",
+    "regularizers",
+]

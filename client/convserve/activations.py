@@ -1,0 +1,193 @@
+"""Keras' activations as values. In Keras they are functions; here each is a value that the server looks up by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.keras_object import KerasObject, flag, number, output_axis
+from convserve.v1 import activation_pb2
+
+# keras.layers that stand for an activation function: the function's name, and what the layer calls its parameters.
+_LAYERS: dict[str, tuple[str, dict[str, str]]] = {
+    "ReLU": ("relu", {"max_value": "max_value", "negative_slope": "negative_slope", "threshold": "threshold"}),
+    "LeakyReLU": ("leaky_relu", {"negative_slope": "negative_slope"}),
+    "ELU": ("elu", {"alpha": "alpha"}),
+    "Softmax": ("softmax", {"axis": "axis"}),
+}
+
+
+@dataclass(frozen=True)
+class Activation(KerasObject):
+    """One of `keras.activations`."""
+
+    family = "activation"
+    message = activation_pb2.Activation
+    changes_shape: ClassVar[bool] = False
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Returns every name under which Keras finds this function; class names are not among them."""
+        return (cls.keras_name, *cls.aliases)
+
+    @classmethod
+    def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
+        module = getattr(identifier, "__module__", "") or ""
+        if inspect.isfunction(identifier) and module.startswith(("keras.", "tf_keras.")):
+            return identifier.__name__, {}
+        name, config = super()._named(identifier)
+        if name in _LAYERS and not isinstance(identifier, str):
+            function, parameters = _LAYERS[name]
+            # A layer's configuration has its name and dtype beside the function's parameters.
+            return function, {key: config[key] for key in parameters if key in config}
+        if name == "Activation" and config:  # keras.layers.Activation
+            return cls._named(config.get("activation"))
+        return name, config
+
+    def to_keras_config(self) -> dict[str, Any] | str:
+        """Returns Keras' form: a name, or for parameters other than the defaults the layer that carries them.
+
+        Raises:
+            InvalidConfigurationError: If Keras has no serializable form for these parameters.
+        """
+        try:
+            if type(self)() == self:
+                return self.keras_name
+        except InvalidConfigurationError:  # threshold has no defaults
+            pass
+        for layer, (function, parameters) in _LAYERS.items():
+            if function == self.keras_name:
+                config = {key: getattr(self, key) for key in parameters}
+                return {"module": "keras.layers", "class_name": layer, "config": config, "registered_name": None}
+        text = f"Expected an activation that Keras can serialize. Received {shown(self)}: Keras has no layer for it."
+        raise InvalidConfigurationError(FieldViolation("activation", text))
+
+
+@dataclass(frozen=True)
+class ReLU(Activation):
+    """max(x, 0), with a slope below `threshold` and an upper limit."""
+
+    keras_name = "relu"
+    negative_slope: float = number(0.0)
+    max_value: float | None = number(None)
+    threshold: float = number(0.0)
+
+
+@dataclass(frozen=True)
+class LeakyReLU(Activation):
+    """X where positive, negative_slope * x elsewhere."""
+
+    keras_name = "leaky_relu"
+    negative_slope: float = number(0.2)
+
+
+@dataclass(frozen=True)
+class Softmax(Activation):
+    """Exponentials along an axis, divided by their sum."""
+
+    keras_name = "softmax"
+    axis: int = output_axis()
+
+
+@dataclass(frozen=True)
+class LogSoftmax(Activation):
+    """The logarithm of softmax."""
+
+    keras_name = "log_softmax"
+    axis: int = output_axis()
+
+
+@dataclass(frozen=True)
+class Sparsemax(Activation):
+    """Euclidean projection onto the simplex along an axis."""
+
+    keras_name = "sparsemax"
+    axis: int = output_axis()
+
+
+@dataclass(frozen=True)
+class GLU(Activation):
+    """The first half along an axis times the sigmoid of the second; it halves that axis of the output."""
+
+    keras_name = "glu"
+    changes_shape = True
+    axis: int = output_axis()
+
+
+@dataclass(frozen=True)
+class CELU(Activation):
+    """Continuously differentiable exponential linear unit."""
+
+    keras_name = "celu"
+    alpha: float = number(1.0)
+
+
+@dataclass(frozen=True)
+class ELU(Activation):
+    """Exponential linear unit."""
+
+    keras_name = "elu"
+    alpha: float = number(1.0)
+
+
+@dataclass(frozen=True)
+class Squareplus(Activation):
+    """(x + sqrt(x² + b)) / 2."""
+
+    keras_name = "squareplus"
+    b: float = number(4.0)
+
+
+@dataclass(frozen=True)
+class SoftShrink(Activation):
+    """X moved towards 0 by the threshold."""
+
+    keras_name = "soft_shrink"
+    threshold: float = number(0.5)
+
+
+@dataclass(frozen=True)
+class HardShrink(Activation):
+    """X where abs(x) exceeds the threshold, 0 elsewhere."""
+
+    keras_name = "hard_shrink"
+    threshold: float = number(0.5)
+
+
+@dataclass(frozen=True)
+class GELU(Activation):
+    """X times the standard normal distribution function of x."""
+
+    keras_name = "gelu"
+    approximate: bool = flag(False)
+
+
+@dataclass(frozen=True)
+class Threshold(Activation):
+    """X above the threshold, `default_value` elsewhere. As in Keras, neither has a default."""
+
+    keras_name = "threshold"
+    threshold: float = number(None, required=True)
+    default_value: float = number(None, required=True)
+
+
+_WITHOUT_PARAMETERS = {
+    "linear": (), "relu6": (), "selu": (), "softplus": (), "softsign": (), "sparse_plus": (), "silu": ("swish",),
+    "tanh": (), "tanh_shrink": (), "hard_tanh": (), "sigmoid": (), "sparse_sigmoid": (), "exponential": (),
+    "hard_sigmoid": (), "hard_silu": ("hard_swish",), "mish": (), "log_sigmoid": (),
+}  # fmt: skip
+
+MEMBERS: tuple[type[Activation], ...] = (
+    ReLU, LeakyReLU, Softmax, LogSoftmax, Sparsemax, GLU, CELU, ELU, Squareplus, SoftShrink, HardShrink, GELU,
+    Threshold,
+    *(
+        dataclass(frozen=True)(
+            type(name, (Activation,), {"keras_name": name, "aliases": aliases, "__module__": __name__})
+        )
+        for name, aliases in _WITHOUT_PARAMETERS.items()
+    ),
+)  # fmt: skip
+"""All of them; those without parameters have only their Keras names, as in `activation="tanh"`."""

@@ -1,0 +1,180 @@
+"""Conv2D's arguments in Keras' many spellings, each brought to one form or refused with its Keras name."""
+
+from __future__ import annotations
+
+import json
+import operator
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+import numpy as np
+
+from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, shown
+
+T = TypeVar("T")
+Pair = tuple[int, int]
+Padding = Literal["valid", "same"] | tuple[Pair, Pair]
+DataFormat = Literal["channels_last", "channels_first"]
+
+DTYPE_POLICIES: dict[str, tuple[str, str]] = {
+    "float32": ("float32", "float32"),
+    "float16": ("float16", "float16"),
+    "bfloat16": ("bfloat16", "bfloat16"),
+    "float64": ("float64", "float64"),
+    "mixed_float16": ("float16", "float32"),
+    "mixed_bfloat16": ("bfloat16", "float32"),
+}
+"""Keras' floating-point dtype policies: the types of computation and of weights."""
+
+_LARGEST = 2**31 - 1  # int32 on the wire
+
+
+class Arguments:
+    """Collects what is wrong with a call's arguments, so that one error names all of it."""
+
+    def __init__(self) -> None:
+        self.violations: list[FieldViolation] = []
+
+    def take(self, standard: Callable[..., T], *arguments: Any) -> T:
+        """Returns `standard(*arguments)`; a refusal is kept for `finish`, after which the value is never used."""
+        try:
+            return standard(*arguments)
+        except InvalidArgumentError as error:
+            self.violations.extend(error.violations)
+            return cast(T, None)
+
+    def refuse(self, field: str, description: str) -> None:
+        """Keeps one more wrong field."""
+        self.violations.append(FieldViolation(field, description))
+
+    def finish(self) -> None:
+        """Raises InvalidConfigurationError if anything was wrong."""
+        if self.violations:
+            raise InvalidConfigurationError(*self.violations)
+
+
+def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationError:
+    return InvalidConfigurationError(FieldViolation(field, f"Expected {expected}. Received {field}={shown(value)}."))
+
+
+def positive_integer(value: object, field: str) -> int:
+    """Returns an integer of at least 1."""
+    try:
+        found = operator.index(cast(int, value))
+    except TypeError:
+        raise _refusal(field, "an integer greater than 0", value) from None
+    if not 0 < found <= _LARGEST:
+        raise _refusal(field, f"an integer greater than 0 and at most {_LARGEST}", value)
+    return found
+
+
+def positive_pair(value: object, field: str) -> Pair:
+    """Returns (height, width) from an integer or two integers, each of at least 1."""
+    expected = "an integer greater than 0, or a tuple or list of two of them (height, width)"
+    try:
+        height = width = operator.index(cast(int, value))
+    except TypeError:
+        try:
+            height, width = (operator.index(each) for each in cast(Iterable[int], value))
+        except (TypeError, ValueError):
+            raise _refusal(field, expected, value) from None
+    if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
+        raise _refusal(field, expected, value)
+    return height, width
+
+
+def standard_padding(value: object, field: str = "padding") -> Padding:
+    """Returns "valid", "same", or ((top, bottom), (left, right)) from any case and any sequences."""
+    if isinstance(value, str) and value.lower() in ("valid", "same"):
+        return cast(Padding, value.lower())
+    try:
+        rows, columns = cast(Iterable[Iterable[int]], value)
+        top, bottom = (operator.index(each) for each in rows)
+        left, right = (operator.index(each) for each in columns)
+    except (TypeError, ValueError):
+        expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0"
+        raise _refusal(field, expected, value) from None
+    if not all(0 <= each <= _LARGEST for each in (top, bottom, left, right)):
+        raise _refusal(field, f"amounts from 0 to {_LARGEST}", value)
+    return (top, bottom), (left, right)
+
+
+def standard_data_format(value: object, field: str = "data_format") -> DataFormat:
+    """Returns "channels_last" or "channels_first"; None is Keras' `image_data_format` (see `keras_setting`)."""
+    found = keras_setting("image_data_format", "channels_last") if value is None else value
+    if isinstance(found, str) and found.lower() in ("channels_last", "channels_first"):
+        return cast(DataFormat, found.lower())
+    raise _refusal(field, "'channels_last' or 'channels_first'", value)
+
+
+def standard_dtype_policy(value: object, field: str = "dtype") -> str:
+    """Returns the name of a dtype policy, given as None, a name, a dtype, or Keras' policy or its configuration."""
+    if isinstance(value, dict):
+        found: object = (value.get("config") or {}).get("name")
+    elif value is None:
+        found = keras_setting("floatx", "float32")
+    elif isinstance(value, str):
+        found = value
+    else:
+        found = getattr(value, "name", None)
+        if not isinstance(found, str):
+            try:
+                found = np.dtype(cast(Any, value)).name
+            except TypeError:
+                found = None
+    if isinstance(found, str) and found in DTYPE_POLICIES:
+        return found
+    raise _refusal(field, f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}", value)
+
+
+def truth(value: object, field: str) -> bool:
+    """Returns True or False; as in Keras, None is False, and so is 0."""
+    if value is None or isinstance(value, bool | np.bool_ | int):
+        return bool(value)
+    raise _refusal(field, "True or False", value)
+
+
+def standard_trainable(value: object, field: str = "trainable") -> bool:
+    """Returns True or False, and as Keras takes nothing that merely resembles them."""
+    if isinstance(value, bool):
+        return value
+    raise _refusal(field, "True or False", value)
+
+
+def standard_name(value: object, field: str = "name") -> str | None:
+    """Returns a layer's Keras name: None, or a string without "/" of at most 1000 characters."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str) and "/" not in value and len(value.encode(errors="replace")) <= 1000:
+        return value
+    raise _refusal(field, "a string of at most 1000 characters without '/'", value)
+
+
+def standard_input_shape(value: object, field: str = "input_shape") -> tuple[int | None, ...] | None:
+    """Returns None, or three dimensions without the batch axis, None for one left open."""
+    if value is None:
+        return None
+    try:
+        shape = tuple(None if each is None else operator.index(each) for each in cast(Iterable[int | None], value))
+    except TypeError:
+        shape = ()
+    if len(shape) == 3 and all(each is None or 0 < each < 2**63 for each in shape):
+        return shape
+    raise _refusal(field, "three dimensions without the batch axis, each at least 1 or None", value)
+
+
+def keras_setting(key: str, default: str) -> str:
+    """Returns what the caller's Keras configuration file says, as Keras itself would read it.
+
+    Keras' defaults for `data_format` and `dtype` come from `keras.json` in `$KERAS_HOME` or `~/.keras`. A caller who
+    has that file means it, with this client as with Keras; without one Keras' own defaults hold.
+    """
+    home = os.environ.get("KERAS_HOME")
+    try:
+        folder = Path(home) if home else Path.home() / ".keras"
+        found = json.loads((folder / "keras.json").read_text(encoding="utf-8")).get(key, default)
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return default
+    return found if isinstance(found, str) else default

@@ -1,0 +1,122 @@
+"""Messages with a tensor as their last field, written and read without copying the tensor through a protobuf object.
+
+The bytes are ordinary protobuf, which any other language writes and reads as usual. What saves the copies is the
+order: the contract gives the tensor, and in it the elements, the highest field number, so a writer can join a small
+head, a tag and a length with the caller's own memory, and a reader finds the elements at the end. A message in any
+other order, which protobuf allows, is read by the stock parser.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from convserve.tensor import Array, decode, head_of
+from convserve.v1 import tensor_pb2
+
+_PAYLOAD_FIELD = 15  # of a tensor in its message, and of the elements in a Tensor
+_PAYLOAD_TAG = bytes([_PAYLOAD_FIELD << 3 | 2])
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_MOST_FIELDS = 10_000
+
+M = TypeVar("M", bound=Message)
+
+
+def write(message: Message, array: Array) -> bytes:
+    """Returns the bytes of a message whose tensor (field 15), not set in it, is `array`.
+
+    Args:
+        message: The rest of the message.
+        array: C-contiguous and little-endian.
+    """
+    head = head_of(array).SerializeToString()
+    elements = array.reshape(-1).view("u1").data
+    elements_length = _varint(len(elements))
+    tensor_length = _varint(len(head) + len(_PAYLOAD_TAG) + len(elements_length) + len(elements))
+    return b"".join(
+        (message.SerializeToString(), _PAYLOAD_TAG, tensor_length, head, _PAYLOAD_TAG, elements_length, elements)
+    )
+
+
+def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
+    """Returns a message without its tensor, and the tensor as a read-only array on `data` itself.
+
+    Args:
+        kind: The message's class.
+        name: The name of its tensor, which is field 15.
+        data: The message's bytes.
+
+    Returns:
+        The array is None if the message has no tensor.
+
+    Raises:
+        DecodeError: If the bytes are no such message.
+        InvalidTensorError: If the tensor contradicts itself.
+    """
+    view = memoryview(data)
+    start = _last_field(view)
+    if start is not None:
+        tensor_view = view[start[1] :]
+        inner = _last_field(tensor_view)
+        if inner is not None:
+            message = kind.FromString(data[: start[0]])
+            tensor = tensor_pb2.Tensor.FromString(bytes(tensor_view[: inner[0]]))
+            return message, decode(tensor, name, elements=tensor_view[inner[1] :])
+    message = kind.FromString(data)
+    if not message.HasField(name):
+        return message, None
+    array = decode(getattr(message, name), name)
+    return message, array
+
+
+def _last_field(view: memoryview) -> tuple[int, int] | None:
+    """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
+
+    It returns None for what only looks so (a tag or length in other than its shortest form, which the stock parser may
+    refuse; the same field before, with which it is to be merged), and for more fields than a message of ours has, so
+    that nobody can keep a slow loop busy: the stock parser decides then.
+    """
+    position, end = 0, len(view)
+    try:
+        for _ in range(_MOST_FIELDS):
+            start = position
+            tag, position = _read_varint(view, position)
+            kind = tag & 7
+            if kind == _LENGTH:
+                length, position = _read_varint(view, position)
+                if tag >> 3 == _PAYLOAD_FIELD:
+                    is_last = position + length == end and view[start:position] == _PAYLOAD_TAG + _varint(length)
+                    return (start, position) if is_last else None
+                position += length
+            elif kind == _VARINT:
+                _, position = _read_varint(view, position)
+            elif kind in (_FIXED32, _FIXED64):
+                position += 4 if kind == _FIXED32 else 8
+            else:
+                return None
+    except IndexError:
+        pass  # the end, or what is no message
+    return None
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError("no varint")
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

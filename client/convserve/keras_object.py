@@ -1,0 +1,273 @@
+"""The form that initializers, regularizers, constraints and activations share: a Keras name with typed parameters.
+
+Each family is a message with one `oneof`; each member is a frozen dataclass whose name is Keras' class name, whose
+fields are Keras' parameters with Keras' defaults, and whose message has fields of the same names. So one reader and one
+writer serve them all, and nothing that is not declared here is ever built: a caller's dictionary selects a member and
+fills in its parameters, and is never handed to a deserializer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+import math
+import numbers
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self, cast
+
+from google.protobuf.message import Message
+
+from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+
+
+def number(
+    default: float | None, *, at_least: float | None = None, above: float | None = None, required: bool = False
+) -> Any:
+    """Declares a finite number, Keras' default being `default`."""
+
+    def check(value: object) -> float:
+        if isinstance(value, numbers.Real) and math.isfinite(value):
+            found = float(value)
+            if (at_least is None or found >= at_least) and (above is None or found > above):
+                return found
+        bound = (
+            f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
+        )
+        raise ValueError(f"a finite number{bound}")
+
+    return _parameter(default, check, required)
+
+
+def seed() -> Any:
+    """Declares a seed: an integer of 64 bits, or None."""
+
+    def check(value: object) -> int:
+        try:
+            found = operator.index(cast(int, value))
+        except TypeError:
+            raise ValueError("an integer or None") from None
+        if not -(2**63) <= found < 2**63:
+            raise ValueError("an integer of at most 64 bits")
+        return found
+
+    return _parameter(None, check)
+
+
+def flag(default: bool) -> Any:
+    """Declares a truth value."""
+
+    def check(value: object) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise ValueError("True or False")
+
+    return _parameter(default, check)
+
+
+def word(default: str, *allowed: str) -> Any:
+    """Declares one of several words, or any word where none are listed."""
+
+    def check(value: object) -> str:
+        if isinstance(value, str) and (not allowed or value.lower() in allowed):
+            return value.lower() if allowed else value
+        raise ValueError(f"one of {', '.join(map(repr, allowed))}" if allowed else "a word")
+
+    return _parameter(default, check)
+
+
+def axes(default: tuple[int, ...] | None) -> Any:
+    """Declares a list of axes of a weight; a single integer stands for a list of one."""
+
+    def check(value: object) -> tuple[int, ...]:
+        listed = value if isinstance(value, list | tuple) else (value,)
+        try:
+            found = tuple(operator.index(each) for each in listed)
+        except TypeError:
+            raise ValueError("an integer or a list of integers") from None
+        if not found or any(not -4 <= each <= 3 for each in found):
+            raise ValueError("axes from -4 to 3")
+        return found
+
+    return _parameter(default, check)
+
+
+def output_axis() -> Any:
+    """Declares the axis of an output along which an activation acts."""
+
+    def check(value: object) -> int:
+        try:
+            found = operator.index(cast(int, value))
+        except TypeError:
+            raise ValueError("an integer") from None
+        if found not in (-3, -2, -1, 1, 2, 3):
+            raise ValueError("an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch")
+        return found
+
+    return _parameter(-1, check)
+
+
+def _parameter(default: object, check: Callable[[object], object], required: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"check": check, "required": required})
+
+
+@dataclasses.dataclass(frozen=True)
+class KerasObject:
+    """A Keras name with its parameters.
+
+    Attributes:
+        keras_name: The snake_case name, which is also the name in the contract's `oneof`.
+        aliases: Further names that Keras has for it.
+        family: What Keras calls the whole family, for messages.
+    """
+
+    keras_name: ClassVar[str]
+    aliases: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str]
+    members: ClassVar[dict[str, type[KerasObject]]]
+    message: ClassVar[type[Message]]
+
+    def __init_subclass__(cls) -> None:
+        """Enters a member into its family's table under all its names."""
+        super().__init_subclass__()
+        if "family" in cls.__dict__:
+            cls.members = {}
+        elif "keras_name" in cls.__dict__:
+            for name in cls.names():
+                cls.members[name] = cls
+
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Returns every name under which Keras finds this member."""
+        return (cls.keras_name, cls.__name__, *cls.aliases)
+
+    def __post_init__(self) -> None:
+        """Checks and normalises every parameter."""
+        violations = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is None and not field.metadata["required"]:
+                # As in Keras, None asks for the default.
+                object.__setattr__(self, field.name, field.default)
+                continue
+            try:
+                object.__setattr__(self, field.name, field.metadata["check"](value))
+            except ValueError as error:
+                text = f"Expected {error}. Received {self.keras_name} with {field.name}={shown(value)}."
+                violations.append(FieldViolation(field.name, text))
+        if violations:
+            raise InvalidConfigurationError(*violations)
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters by name, defaults included."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def get(cls, identifier: object, field: str) -> Self | None:
+        """Returns what an identifier means, as `keras.initializers.get` and its siblings do.
+
+        Args:
+            identifier: None; a member; a Keras name; a dictionary with `class_name` and `config`, as
+                `keras.*.serialize` makes them; or Keras' own object or class, whose configuration is read.
+            field: The Conv2D parameter, for errors.
+
+        Raises:
+            InvalidConfigurationError: For anything else, an unknown name, or wrong parameters.
+        """
+        if identifier is None or isinstance(identifier, cls):
+            return identifier
+        try:
+            name, config = cls._named(identifier)
+        except ValueError as error:
+            raise InvalidConfigurationError(FieldViolation(field, str(error))) from None
+        member = cls.members.get(name)
+        if member is None:
+            raise InvalidConfigurationError(FieldViolation(field, cls._unknown(name)))
+        names = [each.name for each in dataclasses.fields(member)]
+        strange = [key for key in config if key not in names]
+        if strange:
+            known = f"the parameters {', '.join(names)}" if names else "no parameters"
+            text = f"Expected {known} of {member.keras_name}. Received {', '.join(map(shown, strange))}."
+            raise InvalidConfigurationError(FieldViolation(field, text))
+        try:
+            return cast(Self, member(**config))
+        except InvalidConfigurationError as error:
+            raise error.under(f"{field}.") from None
+
+    @classmethod
+    def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
+        """Returns the name and the parameters that an identifier carries."""
+        if isinstance(identifier, str):
+            return identifier, {}
+        if isinstance(identifier, Mapping):
+            name, config = identifier.get("class_name"), identifier.get("config") or {}
+            if not isinstance(name, str) or not isinstance(config, Mapping):
+                raise ValueError(
+                    "Expected a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}. "
+                    f"Received {shown(identifier)}."
+                )
+            return name, config
+        kind = identifier if inspect.isclass(identifier) else type(identifier)
+        if (kind.__module__ or "").split(".")[0] in ("keras", "tf_keras"):
+            return kind.__name__, {} if inspect.isclass(identifier) else cls._keras_config(identifier)
+        raise ValueError(
+            f"Expected a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s. "
+            f"Received {shown(identifier)}."
+        )
+
+    @classmethod
+    def _keras_config(cls, keras_object: Any) -> Mapping[str, Any]:
+        return cast(Mapping[str, Any], keras_object.get_config())
+
+    @classmethod
+    def _unknown(cls, name: str) -> str:
+        near = [each for each in cls.members if each.lower() == name.lower()]
+        near = near or difflib.get_close_matches(name, cls.members)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
+        return f"Expected one of Keras' {cls.family}s: {known}. Received {shown(name)}.{hint}"
+
+    def to_keras_config(self) -> dict[str, Any] | str:
+        """Returns the dictionary that `keras.*.deserialize` takes."""
+        config = {name: list(value) if isinstance(value, tuple) else value for name, value in self.parameters.items()}
+        return {"module": f"keras.{self.family}s", "class_name": type(self).__name__, "config": config}
+
+    def to_message(self) -> Message:
+        """Returns the contract's message, every parameter explicit."""
+        family = self.message()
+        member = getattr(family, self.keras_name)
+        member.SetInParent()
+        for name, value in self.parameters.items():
+            if value is None:
+                continue
+            if isinstance(value, tuple):
+                target = getattr(member, name)
+                (target.axis if isinstance(target, Message) else target).extend(value)  # type: ignore[attr-defined]
+            else:
+                setattr(member, name, value)
+        return family
+
+    @classmethod
+    def from_message(cls, message: Any, field: str) -> Self:
+        """Returns what a message means; a parameter that is not set has Keras' default.
+
+        Raises:
+            InvalidConfigurationError: If no kind is set, or a parameter is wrong.
+        """
+        (choice,) = message.DESCRIPTOR.oneofs
+        name = message.WhichOneof(choice.name)
+        if name is None:
+            text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that this version does not know."
+            raise InvalidConfigurationError(FieldViolation(field, text))
+        sent, config = getattr(message, name), {}
+        for each in dataclasses.fields(cls.members[name]):
+            value = getattr(sent, each.name)
+            if isinstance(value, Message):
+                config[each.name] = tuple(value.axis) if sent.HasField(each.name) else None  # type: ignore[attr-defined]
+            elif sent.DESCRIPTOR.fields_by_name[each.name].has_presence:
+                config[each.name] = value if sent.HasField(each.name) else None
+            else:
+                config[each.name] = tuple(value) or None
+        return cast(Self, cls.get({"class_name": name, "config": config}, field))

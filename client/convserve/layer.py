@@ -1,0 +1,218 @@
+"""Layer: a Conv2D with its weights, or without, in which case a server draws them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import numpy as np
+
+from convserve import conv2d_message
+from convserve.conv2d import Conv2D
+from convserve.errors import FieldViolation, InvalidConfigurationError, InvalidTensorError, InvalidWeightsError, shown
+from convserve.plan import kernel_shape
+from convserve.tensor import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
+from convserve.v1 import layer_pb2
+
+
+class Conv2DParameters(TypedDict, total=False):
+    """The parameters of Conv2D that a call takes by keyword, for type checkers and editors."""
+
+    strides: int | Sequence[int]
+    padding: str | Sequence[Sequence[int]]
+    data_format: str | None
+    dilation_rate: int | Sequence[int]
+    groups: int
+    activation: Any
+    use_bias: bool
+    kernel_initializer: Any
+    bias_initializer: Any
+    kernel_regularizer: Any
+    bias_regularizer: Any
+    activity_regularizer: Any
+    kernel_constraint: Any
+    bias_constraint: Any
+    name: str | None
+    dtype: Any
+    trainable: bool
+    input_shape: Sequence[int | None] | None
+
+
+@dataclass(frozen=True, eq=False, init=False)
+class Layer:
+    """A Conv2D with given weights, or with weights that the server draws with the configuration's initializers.
+
+    Attributes:
+        config: The configuration.
+        kernel: (kernel height, kernel width, input channels / groups, filters) in the policy's weight dtype, or None.
+        bias: (filters,), likewise, or None.
+    """
+
+    config: Conv2D
+    kernel: Array | None
+    bias: Array | None
+
+    def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
+        """Checks the weights against the configuration and casts them to its policy's weight dtype.
+
+        Args:
+            config: The configuration.
+            kernel: Array of shape (kernel height, kernel width, input channels / groups, filters), floating-point.
+            bias: Array of shape (filters,); given with the kernel if and only if `config.use_bias`.
+
+        Raises:
+            InvalidWeightsError: If weights are missing or don't fit.
+        """
+        object.__setattr__(self, "config", config)
+        if kernel is None and bias is not None:
+            text = "Expected a kernel together with the bias. Received a bias alone."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        if kernel is not None and (bias is not None) != config.use_bias:
+            text = (
+                "Expected a bias together with the kernel, as use_bias=True says. Received none: pass bias=, or "
+                "use_bias=False."
+                if config.use_bias
+                else "Expected no bias, as use_bias=False says. Received one."
+            )
+            raise InvalidWeightsError(FieldViolation("bias", text))
+        object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", _kernel_text))
+        object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", _bias_text))
+
+    def _weight(self, value: Any, field: str, mismatch: Any) -> Array:
+        try:
+            array = standard_array(value, field, FLOAT_DTYPES)
+        except InvalidTensorError as error:
+            raise InvalidWeightsError(*error.violations) from None
+        text = mismatch(self.config, array.shape)
+        if text:
+            raise InvalidWeightsError(FieldViolation(field, text))
+        with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
+            return array.astype(numpy_dtype(self.config.variable_dtype), copy=False)
+
+    @property
+    def input_channels(self) -> int | None:
+        """The channels that the kernel is made for; None without one."""
+        return None if self.kernel is None else int(self.kernel.shape[2]) * self.config.groups
+
+    def check_input_channels(self, channels: int) -> None:
+        """Checks that the layer has, or can be given, weights for an input of so many channels.
+
+        Raises:
+            InvalidWeightsError: If the kernel is made for another number.
+            InvalidConfigurationError: If weights must be drawn and an initializer cannot.
+        """
+        if self.kernel is None:
+            self.config.check_initializers()
+        elif self.input_channels != channels:
+            text = (
+                f"Expected shape {kernel_shape(self.config, channels)} = kernel_size + (input channels / groups, "
+                f"filters) for an input of {channels} channels and groups={self.config.groups}. "
+                f"Received shape {self.kernel.shape}."
+            )
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+
+    @classmethod
+    def from_keras(cls, layer: Any) -> Layer:
+        """Returns a `keras.layers.Conv2D` as a Layer: with its weights if it is built, without if it is not.
+
+        Raises:
+            InvalidConfigurationError: As `Conv2D.from_keras`.
+        """
+        config = Conv2D.from_keras(layer)
+        if not getattr(layer, "built", False):
+            return cls(config)
+        # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
+        return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
+
+    @classmethod
+    def from_arguments(
+        cls,
+        filters: int | None,
+        kernel_size: Any,
+        kernel: Any,
+        bias: Any,
+        seed: int | None,
+        parameters: Conv2DParameters,
+    ) -> Layer:
+        """Returns the layer that the arguments of `Client.conv2d` describe.
+
+        With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias.
+
+        Raises:
+            InvalidConfigurationError: For wrong or unknown parameters.
+            InvalidWeightsError: For weights that don't fit.
+        """
+        known = list(inspect.signature(Conv2D).parameters)
+        for name in parameters:
+            if name not in known:
+                near = difflib.get_close_matches(
+                    name, [*known, "kernel", "bias", "seed", "output_dtype", "timeout"], n=1
+                )
+                hint = f" Did you mean {near[0]}?" if near else f" They are {', '.join(known)}."
+                text = f"Expected a parameter of keras.layers.Conv2D. Received {shown(name)}.{hint}"
+                raise InvalidConfigurationError(FieldViolation(name, text))
+        if kernel is not None:
+            shape = np.shape(kernel)
+            if len(shape) == 4:
+                filters = int(shape[3]) if filters is None else filters
+                kernel_size = shape[:2] if kernel_size is None else kernel_size
+            parameters = {"use_bias": bias is not None, **parameters}
+        for name, value in (("filters", filters), ("kernel_size", kernel_size)):
+            if value is None:
+                text = f"Expected {name}, or a kernel of shape kernel_size + (input channels / groups, filters)."
+                received = "neither" if kernel is None else f"a kernel of shape {np.shape(kernel)}"
+                raise InvalidConfigurationError(FieldViolation(name, f"{text} Received {received}."))
+        config = Conv2D(filters, kernel_size, **parameters)  # type: ignore[arg-type]
+        return cls(config if seed is None else config.with_seed(seed), kernel, bias)
+
+    def to_message(self) -> layer_pb2.InlineLayer:
+        """Returns the message of a layer that travels with a call."""
+        message = layer_pb2.InlineLayer(conv2d=conv2d_message.to_message(self.config))
+        if self.kernel is not None:
+            message.weights.kernel.CopyFrom(encode(self.kernel))
+        if self.bias is not None:
+            message.weights.bias.CopyFrom(encode(self.bias))
+        return message
+
+    @classmethod
+    def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
+        """Returns the layer that a message means.
+
+        Raises:
+            InvalidConfigurationError: As `conv2d_message.from_message`.
+            InvalidWeightsError: If weights contradict themselves, are missing, or don't fit.
+        """
+        config = conv2d_message.from_message(message.conv2d)
+        if not message.HasField("weights"):
+            return cls(config)
+        given: dict[str, Array] = {}
+        for field in ("kernel", "bias"):
+            if message.weights.HasField(field):
+                try:
+                    given[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
+                except InvalidTensorError as error:
+                    raise InvalidWeightsError(*error.violations) from None
+        if "kernel" not in given:
+            text = "Expected a kernel where weights are given. Received none."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        return cls(config, **given)
+
+
+def _kernel_text(config: Conv2D, shape: Shape) -> str:
+    """Returns what is wrong with a kernel's shape, or nothing."""
+    height, width = config.kernel_size
+    if len(shape) == 4 and shape[:2] == (height, width) and shape[3] == config.filters:
+        return ""
+    expected = f"shape ({height}, {width}, input channels / groups, {config.filters}), as kernel_size and filters say"
+    hint = ""
+    if len(shape) == 4 and shape[2:] == (height, width) and shape[0] == config.filters:
+        hint = " It looks like PyTorch's order (out, in, height, width): pass kernel.transpose(2, 3, 1, 0)."
+    return f"Expected {expected}. Received shape {shown(shape)}.{hint}"
+
+
+def _bias_text(config: Conv2D, shape: Shape) -> str:
+    """Returns what is wrong with a bias' shape, or nothing."""
+    return "" if shape == (config.filters,) else f"Expected shape ({config.filters},). Received shape {shown(shape)}."

@@ -1,0 +1,181 @@
+"""The tensor codec: numpy arrays to the contract's Tensor and back, with the checks that bytes from a stranger need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, shown
+from convserve.v1 import tensor_pb2
+
+try:
+    import ml_dtypes
+
+    _BFLOAT16: np.dtype[Any] | None = np.dtype(ml_dtypes.bfloat16)
+except ImportError:  # numpy alone has no bfloat16
+    _BFLOAT16 = None
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Names of the element types that weights and outputs may have."""
+INPUT_DTYPES = (*FLOAT_DTYPES, "uint8", "int8")
+"""Names of the element types that an input may have."""
+
+_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1, "int8": 1}
+_NUMBER_OF_NAME: dict[str, Any] = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in INPUT_DTYPES}
+_NAME_OF_NUMBER = {number: name for name, number in _NUMBER_OF_NAME.items()}
+
+
+def itemsize(dtype: str) -> int:
+    """Returns the bytes of one element of the named type."""
+    return _ITEMSIZE[dtype]
+
+
+def numpy_dtype(name: str) -> np.dtype[Any]:
+    """Returns numpy's little-endian dtype of this name.
+
+    Raises:
+        MissingDependencyError: For bfloat16 without the package ml_dtypes.
+    """
+    if name == "bfloat16":
+        if _BFLOAT16 is None:
+            raise MissingDependencyError(
+                "bfloat16 arrays need the package ml_dtypes: pip install 'convserve[bfloat16]'. "
+                "Or ask for the result as output_dtype='float32'."
+            )
+        return _BFLOAT16
+    return np.dtype(name).newbyteorder("<")
+
+
+def dtype_number(name: str | None) -> Any:
+    """Returns the contract's number of a dtype's name; None is "not set"."""
+    return tensor_pb2.DTYPE_UNSPECIFIED if name is None else _NUMBER_OF_NAME[name]
+
+
+def dtype_name(number: int, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> str:
+    """Returns the name of a dtype that arrived as a number.
+
+    Raises:
+        InvalidTensorError: If the number is none of the `allowed` types'.
+    """
+    name = _NAME_OF_NUMBER.get(number)
+    if name is None or name not in allowed:
+        raise InvalidTensorError(
+            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {name or number}.")
+        )
+    return name
+
+
+def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
+    """Returns a dtype's name, given as a name, a numpy dtype or type, or another library's dtype with a name.
+
+    Raises:
+        InvalidTensorError: If it is none of the `allowed` types.
+    """
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
+    if not isinstance(name, str):
+        try:
+            name = np.dtype(dtype).name  # type: ignore[call-overload]
+        except TypeError:
+            name = None
+    if name not in allowed:
+        raise InvalidTensorError(
+            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {shown(dtype)}.")
+        )
+    return str(name)
+
+
+def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> Array:
+    """Returns a caller's array as a C-contiguous, little-endian numpy array of an allowed dtype.
+
+    Args:
+        value: Anything `numpy.asarray` takes. It is copied only if its layout or byte order needs it.
+        field: What to call it in an error.
+        allowed: Names of the dtypes to accept.
+
+    Raises:
+        InvalidTensorError: For another dtype, a ragged list, or a dimension of 0.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise InvalidTensorError(
+            FieldViolation(field, f"Expected an array. Received {type(value).__name__}: {error}.")
+        ) from error
+    name = array.dtype.name
+    if name not in allowed:
+        raise InvalidTensorError(
+            FieldViolation(
+                field,
+                f"Expected an array with dtype {', '.join(allowed)}. Received dtype {name}; "
+                f"convert it first, for example with .astype('float32').",
+            )
+        )
+    checked_shape(array.shape, field)
+    return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def checked_shape(shape: Sequence[int], field: str) -> Shape:
+    """Returns a shape as a tuple.
+
+    Raises:
+        InvalidTensorError: If a dimension is below 1 or the shape has more than 2**63 - 1 elements.
+    """
+    if len(shape) > 8:
+        received = f"{len(shape)}: shape {shown(tuple(shape[:9]))} and so on"
+        raise InvalidTensorError(FieldViolation(field, f"Expected at most 8 dimensions. Received {received}."))
+    expected = ""
+    if any(size < 1 for size in shape):
+        expected = "every dimension to be at least 1"
+    elif math.prod(shape) >= 2**63:
+        expected = "at most 2**63 - 1 elements"
+    if expected:
+        raise InvalidTensorError(FieldViolation(field, f"Expected {expected}. Received shape {shown(tuple(shape))}."))
+    return tuple(int(size) for size in shape)
+
+
+def head_of(array: Array) -> tensor_pb2.Tensor:
+    """Returns the message of an array that `standard_array` made, without its elements."""
+    return tensor_pb2.Tensor(dtype=dtype_number(array.dtype.name), shape=array.shape)
+
+
+def encode(array: Array) -> tensor_pb2.Tensor:
+    """Returns the message of an array that `standard_array` made."""
+    message = head_of(array)
+    message.data = array.tobytes()
+    return message
+
+
+def decode(
+    message: tensor_pb2.Tensor,
+    field: str,
+    allowed: Sequence[str] = INPUT_DTYPES,
+    *,
+    elements: bytes | memoryview | None = None,
+) -> Array:
+    """Returns a tensor as a read-only array on its own bytes.
+
+    Args:
+        message: Its dtype and shape, and its elements unless `elements` has them.
+        field: What to call it in an error.
+        allowed: Names of the dtypes to accept.
+        elements: The elements where they were kept out of the message.
+
+    Raises:
+        InvalidTensorError: If dtype, shape and byte count don't agree.
+        MissingDependencyError: For bfloat16 without the package ml_dtypes.
+    """
+    data = message.data if elements is None else elements
+    name = dtype_name(message.dtype, field, allowed)
+    shape = checked_shape(message.shape, field)
+    expected = math.prod(shape) * itemsize(name)
+    if len(data) != expected:
+        text = f"Expected {expected} bytes, as shape {shape} and dtype {name} need. Received {len(data)} bytes."
+        raise InvalidTensorError(FieldViolation(field, text))
+    return np.frombuffer(data, dtype=numpy_dtype(name)).reshape(shape)
