@@ -1,0 +1,164 @@
+"""The composition root: puts the parts together, starts, warms up, serves, drains, stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from convserve import Conv2D, Layer, __version__
+from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
+from convserve_server.convolution_service import SERVICE_NAME, ConvolutionService, add_to_server
+from convserve_server.convolver import Convolver, Engine, Limits
+from convserve_server.engine.startup import held_stderr, load_engine
+from convserve_server.interceptors import ErrorInterceptor
+from convserve_server.settings import Settings, SettingsError, is_loopback
+
+log = logging.getLogger("convserve")
+
+SERVICES = (SERVICE_NAME, layer_service_pb2.DESCRIPTOR.services_by_name["LayerService"].full_name)
+
+
+class _Health(health.HealthServicer):
+    """grpc.health.v1, whose watches can be ended: one that is open would hold up the server's stop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watches: set[Any] = set()
+
+    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
+        """Answers with every change of the health."""
+        self._watches.add(send_response_callback)
+        context.add_callback(lambda: self._watches.discard(send_response_callback))
+        return super().Watch(request, context, send_response_callback)
+
+    def end_watches(self) -> None:
+        """Ends the watches that are open."""
+        for answer in tuple(self._watches):
+            answer(None)
+
+
+def run(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT. Returns the process' exit status.
+
+    Raises:
+        SettingsError: If an address cannot be listened on, or there is no such device.
+    """
+    _log_to_stderr(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda received, _: _asked_to_stop(stop, received))
+    server, service, healths = _assembled(settings)
+    addresses = [_listen(server, address) for address in settings.listen]
+    server.start()
+    for address in addresses:
+        _say(f"listening on {address}")
+        if not is_loopback(address):
+            log.warning("%s is open to the network: calls to it are neither encrypted nor authenticated", address)
+    started = time.monotonic()
+    # It takes seconds, during which the health check already answers NOT_SERVING.
+    engine = load_engine(settings.device, settings.tf32, verbose=settings.log_level == "debug")
+    _warm_up(engine)
+    limits = Limits(
+        settings.max_message_bytes, settings.max_call_bytes, settings.max_layers_per_call, settings.concurrent_calls
+    )
+    service.open(Convolver(engine, limits))
+    for name in ("", *SERVICES):
+        healths.set(name, health_pb2.HealthCheckResponse.SERVING)
+    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    devices = ", ".join(f"{each.name} {each.description}".strip() for each in engine.devices)
+    tf32 = "on" if engine.tf32 else "off"
+    _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
+    stop.wait()
+    return _drain(settings, server, healths)
+
+
+def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, _Health]:
+    server = grpc.server(
+        ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
+        interceptors=[ErrorInterceptor()],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_message_bytes),
+            ("grpc.max_send_message_length", settings.max_message_bytes),
+            # Otherwise a second server on the same port would silently get a share of the connections.
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    service = ConvolutionService()
+    add_to_server(service, server)
+    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layer_service_pb2_grpc.LayerServiceServicer(), server)  # type: ignore[no-untyped-call]
+    healths = _Health()
+    for name in ("", *SERVICES):
+        healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
+    listed = [*SERVICES, health.SERVICE_NAME]
+    if settings.channelz:
+        channelz.add_channelz_servicer(server)
+        listed.append("grpc.channelz.v1.Channelz")
+    if settings.reflection:
+        reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server)
+    return server, service, healths
+
+
+def _listen(server: grpc.Server, address: str) -> str:
+    port = 0
+    with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
+        port = server.add_insecure_port(address)
+    if not port:
+        raise SettingsError(f"--listen: Expected an address that is free and may be used. Received {address}.")
+    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _warm_up(engine: Engine) -> None:
+    """Computes one convolution whose result is known, so that a server that cannot compute never says SERVING."""
+    ones = Layer(
+        Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False), np.ones((3, 3, 2, 1), "f4")
+    )
+    computed = engine.convolve([ones], np.ones((1, 4, 4, 2), "f4"), "float32")
+    if not np.array_equal(computed.output, np.full((1, 2, 2, 1), 18, "f4")):
+        raise RuntimeError(f"the device computes wrong results: a 3x3 sum over ones gave {computed.output.ravel()}")
+
+
+def _drain(settings: Settings, server: grpc.Server, healths: _Health) -> int:
+    """Stops in the order that loses no call: first the health check, then new calls, then the process."""
+    healths.enter_graceful_shutdown()
+    if settings.pre_stop_s:
+        _say(f"stopping: serving for {settings.pre_stop_s} s more")
+        time.sleep(settings.pre_stop_s)
+    _say("stopping: finishing the calls under way")
+    drained = server.stop(settings.drain_s)
+    healths.end_watches()
+    drained.wait()
+    _say("stopped")
+    return 0
+
+
+def _asked_to_stop(stop: threading.Event, received: int) -> None:
+    if stop.is_set():
+        os._exit(128 + received)  # asked twice: at once, where an ordinary exit would wait for the calls under way
+    stop.set()
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(level.upper())
+    log.propagate = False
+
+
+def _say(text: str) -> None:
+    """Prints a line of progress at once, for people and for programs that wait for it."""
+    print(text, flush=True)

@@ -1,0 +1,1 @@
+"""The engine: the only files that know TensorFlow and Keras."""

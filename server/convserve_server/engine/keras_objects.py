@@ -1,0 +1,40 @@
+"""The client's values as Keras' own objects: from an allow-list, by typed parameters, never by a deserializer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from convserve.activations import GLU, Activation
+from convserve.initializers import Initializer
+from convserve.regularizers import Regularizer
+
+Function = Callable[[Any], Any]
+
+
+def keras_initializer(initializer: Initializer) -> Any:
+    """Returns Keras' initializer."""
+    return getattr(keras.initializers, type(initializer).__name__)(**initializer.parameters)
+
+
+def keras_regularizer(regularizer: Regularizer) -> Function:
+    """Returns Keras' regularizer."""
+    return getattr(keras.regularizers, type(regularizer).__name__)(**regularizer.parameters)  # type: ignore[no-any-return]
+
+
+def keras_activation(activation: Activation) -> Function:
+    """Returns Keras' activation function with its parameters bound."""
+    if isinstance(activation, GLU):
+        # keras.activations.glu asks for the axis' size while it is traced, where height and width are not known.
+        return lambda x: _glu(x, activation.axis)
+    function = getattr(keras.activations, activation.keras_name)
+    parameters = activation.parameters
+    return lambda x: function(x, **parameters)
+
+
+def _glu(x: Any, axis: int) -> Any:
+    gated, gate = tf.split(x, 2, axis=axis)
+    return gated * tf.sigmoid(gate)

@@ -1,0 +1,91 @@
+"""What holds for every RPC, so that no method can forget it: requests are parsed, and errors answered, in one place."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from convserve import ConvserveError, InternalError, InvalidRequestError, UnimplementedError
+from convserve.errors import FieldViolation
+
+log = logging.getLogger("convserve")
+
+Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
+
+
+class ErrorInterceptor(grpc.ServerInterceptor):
+    """Turns exceptions into statuses.
+
+    One of ours travels with its details. Any other is a defect: it is logged under an id, and the caller gets the id
+    and nothing else. Requests are parsed here too, because gRPC answers bytes that are no message with INTERNAL.
+    """
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the method's handler, wrapped."""
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if getattr(handler.unary_stream, "experimental_non_blocking", False):
+            return handler  # the health service's Watch: wrapped, each watcher would keep a handler thread to itself
+        if handler.request_streaming:
+            inner = handler.stream_stream or handler.stream_unary
+            parse: Callable[[Any], Any] = lambda raw: (_parsed(handler, each) for each in raw)  # noqa: E731
+        else:
+            inner = handler.unary_stream or handler.unary_unary
+            parse = lambda raw: _parsed(handler, raw)  # noqa: E731
+
+        def one_answer(raw: Any, context: grpc.ServicerContext) -> Any:
+            with _answering_errors(method, context):
+                return inner(parse(raw), context)
+
+        def many_answers(raw: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            with _answering_errors(method, context):
+                yield from inner(parse(raw), context)
+
+        make = {
+            (False, False): grpc.unary_unary_rpc_method_handler,
+            (False, True): grpc.unary_stream_rpc_method_handler,
+            (True, False): grpc.stream_unary_rpc_method_handler,
+            (True, True): grpc.stream_stream_rpc_method_handler,
+        }[handler.request_streaming, handler.response_streaming]
+        behaviour = many_answers if handler.response_streaming else one_answer
+        return make(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
+
+
+def _parsed(handler: Handler, raw: bytes) -> Any:
+    try:
+        return handler.request_deserializer(raw)
+    except DecodeError as error:
+        text = f"Expected a message of the contract. Received {len(raw)} bytes that are none: {error}."
+        raise InvalidRequestError(FieldViolation("request", text)) from None
+
+
+@contextmanager
+def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[None]:
+    try:
+        yield
+        return
+    except ConvserveError as error:
+        status = error.to_status()
+        log.debug("%s answered %s: %s", method, status.code.name, error)
+    except NotImplementedError:
+        status = UnimplementedError(f"Expected a call that this server has. It has no {method}.").to_status()
+    except Exception:
+        if not context.is_active():  # the caller left, and what failed is the answer to nobody
+            raise
+        error_id = uuid.uuid4().hex[:12]
+        log.exception("%s failed, error id %s", method, error_id)
+        text = f"The server failed. Its log has the details under error id {error_id}."
+        status = InternalError(text, error_id=error_id).to_status()
+    context.abort_with_status(status)

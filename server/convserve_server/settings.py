@@ -1,0 +1,170 @@
+"""Every setting of the server: one table that gives the flag, the environment variable, the default and the help text.
+
+A flag wins over its variable, and a variable over the default. The variable of `--max-call-bytes` is
+`CONVSERVE_MAX_CALL_BYTES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import ipaddress
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting has a value that it cannot have; the text names flag and variable."""
+
+
+def _setting(
+    default: Any,
+    help_text: str,
+    *,
+    unit: str = "",
+    choices: tuple[str, ...] = (),
+    pattern: str = "",
+    most: int = 2**31 - 1,
+) -> Any:
+    metadata = {"help": help_text, "unit": unit, "choices": choices, "pattern": pattern, "most": most}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings, checked. Each field's metadata is its row of the table."""
+
+    listen: tuple[str, ...] = _setting(
+        ("127.0.0.1:50051",),
+        "address to listen on: HOST:PORT or unix:///PATH; port 0 picks a free one and prints it; repeatable (in the "
+        "variable: separated by commas). Another host than loopback is open to the network, without encryption",
+    )
+    device: str = _setting(
+        "auto",
+        "what computes: auto (the first GPU if there is one), cpu, gpu:N",
+        pattern=r"auto|cpu|gpu:\d{1,3}",
+    )
+    tf32: bool = _setting(
+        False, "let float32 convolutions on a GPU use TensorFloat-32: faster, factors rounded to 10 bits of mantissa"
+    )
+    max_message_bytes: int = _setting(2**31 - 1, "largest request and response message", unit="bytes")
+    max_call_bytes: int = _setting(
+        8 * 2**30,
+        "largest memory that one call may need by its plan (see `convserve plan`)",
+        unit="bytes",
+        most=2**63 - 1,
+    )
+    max_layers_per_call: int = _setting(64, "most layers in one call")
+    concurrent_calls: int = _setting(2, "most calls that compute at once; further ones wait for their turn")
+    handler_threads: int = _setting(64, "threads that receive and answer requests")
+    pre_stop_s: int = _setting(
+        0, "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING", unit="seconds"
+    )
+    drain_s: int = _setting(30, "after that: how long calls under way may take to finish", unit="seconds")
+    reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
+    channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
+    log_level: str = _setting("info", "least important message to log", choices=("debug", "info", "warning", "error"))
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            SettingsError: Names flag, variable, what was expected and what was received.
+        """
+        for field in dataclasses.fields(self):
+            value, row = getattr(self, field.name), field.metadata
+            if isinstance(field.default, bool):
+                self._require(field.name, isinstance(value, bool), "true or false", value)
+            elif isinstance(field.default, int):
+                least, most = 0 if row["unit"] == "seconds" else 1, row["most"]
+                within = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+                self._require(field.name, within, f"an integer from {least} to {most}", value)
+            elif row["choices"]:
+                self._require(field.name, value in row["choices"], f"one of {', '.join(row['choices'])}", value)
+            elif row["pattern"]:
+                matches = isinstance(value, str) and re.fullmatch(row["pattern"], value)
+                self._require(field.name, bool(matches), "auto, cpu or gpu:N", value)
+        addresses = bool(self.listen) and all(_is_address(each) for each in self.listen)
+        self._require("listen", addresses, "HOST:PORT or unix:///PATH", ", ".join(self.listen))
+
+    @staticmethod
+    def _require(name: str, holds: bool, expected: str, value: object) -> None:
+        if not holds:
+            raise SettingsError(f"{flag(name)} ({variable(name)}): Expected {expected}. Received {value!r}.")
+
+
+def flag(name: str) -> str:
+    """Returns a setting's flag."""
+    return "--" + name.replace("_", "-")
+
+
+def variable(name: str) -> str:
+    """Returns a setting's environment variable."""
+    return f"CONVSERVE_{name.upper()}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds a flag per setting; what is not given stays out of the namespace."""
+    for field in dataclasses.fields(Settings):
+        default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
+        unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
+        options: dict[str, Any] = {
+            "dest": f"setting_{field.name}",
+            "default": argparse.SUPPRESS,
+            "help": f"{field.metadata['help']} [{variable(field.name)}, default {default.lower()}{unit}]",
+        }
+        if isinstance(field.default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        elif isinstance(field.default, tuple):
+            options |= {"action": "append", "metavar": "ADDRESS"}
+        elif field.metadata["choices"]:
+            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
+        else:
+            options["metavar"] = field.metadata["unit"].upper() or ("N" if isinstance(field.default, int) else "NAME")
+        parser.add_argument(flag(field.name), **options)
+
+
+def read(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
+    """Returns the settings of a command line and an environment.
+
+    Raises:
+        SettingsError: If one has a value that it cannot have.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(Settings):
+        given = getattr(arguments, f"setting_{field.name}", environment.get(variable(field.name)))
+        if given is not None:
+            found[field.name] = _parsed(field.default, given)
+    return Settings(**found)
+
+
+def _parsed(default: Any, given: Any) -> Any:
+    """Returns a value of the default's type; what cannot be one is left for the check to refuse."""
+    if isinstance(default, tuple):
+        return tuple(each.strip() for each in (given.split(",") if isinstance(given, str) else given))
+    if isinstance(given, str) and isinstance(default, bool):
+        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(given.lower(), given)
+    if isinstance(given, str) and isinstance(default, int):
+        return int(given) if re.fullmatch(r"-?[0-9]{1,19}", given) else given
+    return given
+
+
+def is_loopback(address: str) -> bool:
+    """Returns whether an address can be reached from this machine only."""
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, which may lead anywhere
+        return False
+
+
+def _is_address(address: str) -> bool:
+    if address.startswith("unix:"):
+        return len(address) > len("unix:")
+    host, _, port = address.rpartition(":")
+    return bool(host) and bool(re.fullmatch(r"[0-9]{1,5}", port)) and int(port) < 2**16
