@@ -1,0 +1,1 @@
+"""The tests: unit/ without sockets and TensorFlow, integration/ with a real server."""

@@ -1,0 +1,86 @@
+"""What all tests share: a real server, started once per test process on a free port and stopped by its process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import convserve
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server of its own process.
+
+    Attributes:
+        target: The address of its first listener.
+        process: The process.
+        log: The file with what it wrote to stderr.
+    """
+
+    target: str
+    process: subprocess.Popen[str]
+    log: Path
+
+    def stop(self) -> int:
+        """Asks it to stop, waits until it has, and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def running_server(*arguments: str, environment: dict[str, str] | None = None) -> Iterator[RunningServer]:
+    """Starts `convserve serve` on a free port, waits until it says that it is ready, and stops it afterwards."""
+    listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
+    command = [sys.executable, "-m", "convserve", "serve", "--device", "cpu", *listen, *arguments]
+    with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(environment or {})}
+        )
+        try:
+            yield RunningServer(_ready(process, Path(log.name)), process, Path(log.name))
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            assert process.stdout is not None
+            process.stdout.close()
+
+
+def _ready(process: subprocess.Popen[str], log: Path) -> str:
+    assert process.stdout is not None
+    target = ""
+    for line in process.stdout:
+        if line.startswith("listening on ") and not target:
+            target = line.removeprefix("listening on ").strip()
+        if line.startswith("ready"):
+            return target
+    raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[RunningServer]:
+    """A server on the CPU with default settings."""
+    with running_server() as running:
+        yield running
+        assert running.process.poll() is None, f"the server died during the tests:\n{running.log.read_text()}"
+        assert running.stop() == 0
+
+
+@pytest.fixture
+def client(server: RunningServer) -> Iterator[convserve.Client]:
+    """A client of that server."""
+    with convserve.Client(server.target) as connected:
+        yield connected

@@ -1,0 +1,136 @@
+"""Who may import whom: the table of the architecture, read from the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import convserve
+
+ROOT = Path(__file__).resolve().parents[2]
+CLIENT, SERVER = ROOT / "client" / "convserve", ROOT / "server" / "convserve_server"
+GRPC = {"grpc", "grpc_status", "google.rpc", "google.protobuf"}
+STUBS = {"convserve.v1", "google.protobuf"}
+TENSORFLOW = {"tensorflow", "keras"}
+
+MODEL = {
+    "keras_object", "initializers", "regularizers", "constraints", "activations", "arguments", "conv2d",
+    "conv2d_message", "plan", "layer",
+}  # fmt: skip
+"""The layer model: configuration, validation, shapes, weights."""
+CODEC = {"tensor", "frame"}
+
+
+def ours(*names: str) -> set[str]:
+    return {f"convserve.{name}" for name in names}
+
+
+# What a module may import besides the standard library, itself and (in the client) the version.
+ALLOWED: dict[str, set[str]] = {
+    "convserve.errors": GRPC | STUBS,
+    **{f"convserve.{name}": {"numpy", "ml_dtypes"} | STUBS | ours("errors", *CODEC) for name in CODEC},
+    **{f"convserve.{name}": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL) for name in MODEL},
+    "convserve.result": STUBS | ours("errors", *CODEC, *MODEL),
+    "convserve._rpc": STUBS | ours("errors", "result", *CODEC, *MODEL),
+    "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_version", "errors", "result", *CODEC, *MODEL),
+    "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_version", "errors", "result", *CODEC, *MODEL),
+    "convserve_server.settings": set(),
+    "convserve_server.convolver": {"convserve"},
+    "convserve_server.convolution_service": {"grpc", "convserve", "convserve_server.convolver"},
+    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve"},
+    "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
+}
+# Everything in the server but these may not know TensorFlow.
+ENGINE = "convserve_server.engine"
+
+
+def modules(package: Path) -> dict[str, Path]:
+    """Returns the hand-written modules of a package by dotted name."""
+    found = {}
+    for path in package.rglob("*.py"):
+        if "v1" not in path.parts:
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Returns the dotted names that a module imports, wherever it does; modules of a package by their own names."""
+    found, roots = set(), (CLIENT.parent, SERVER.parent)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            # `from convserve import frame` imports convserve.frame.
+            found |= {
+                f"{node.module}.{alias.name}"
+                if any((parent / str(node.module).replace(".", "/") / f"{alias.name}.py").exists() for parent in roots)
+                else str(node.module)
+                for alias in node.names
+            }
+    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names}
+
+
+def within(name: str, allowed: set[str]) -> bool:
+    return any(name == each or name.startswith(f"{each}.") for each in allowed)
+
+
+@pytest.mark.parametrize("module", sorted(ALLOWED))
+def test_module_imports_only_what_it_may(module: str) -> None:
+    path = (modules(CLIENT) | modules(SERVER))[module]
+    strange = {name for name in imports(path) if name != module and not within(name, ALLOWED[module])}
+    assert not strange
+
+
+def test_client_never_imports_the_server_or_tensorflow() -> None:
+    for module, path in modules(CLIENT).items():
+        assert not {name for name in imports(path) if within(name, {"convserve_server", *TENSORFLOW})}, module
+
+
+def test_sync_and_async_never_import_each_other() -> None:
+    assert "convserve._async" not in imports(CLIENT / "_sync.py")
+    assert "convserve._sync" not in imports(CLIENT / "_async.py")
+
+
+def test_only_the_engine_knows_tensorflow() -> None:
+    knowing = {m for m, path in modules(SERVER).items() if any(within(n, TENSORFLOW) for n in imports(path))}
+    assert knowing
+    assert all(module.startswith(f"{ENGINE}.") for module in knowing), knowing
+
+
+def test_only_the_composition_root_imports_the_engine() -> None:
+    outside = {m: imports(path) for m, path in modules(SERVER).items() if not m.startswith(ENGINE)}
+    assert {m for m, names in outside.items() if any(within(n, {ENGINE}) for n in names)} == {"convserve_server.app"}
+
+
+def test_all_names_what_is_importable() -> None:
+    public = {name for name in vars(convserve) if not name.startswith("_")}
+    # Modules of the package appear as attributes once anything imports them; they are not offered by name.
+    loaded = {name for name in public if f"convserve.{name}" in sys.modules}
+    assert set(convserve.__all__) - {"__version__"} >= public - loaded
+    assert all(hasattr(convserve, name) for name in convserve.__all__)
+    assert convserve.__all__ == sorted(convserve.__all__)
+
+
+def test_import_loads_no_optional_package() -> None:
+    heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures"]
+    code = f"import sys, convserve; print([name for name in {heavy!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_files_are_short_enough_to_read() -> None:
+    long = {
+        m: n for m, path in (modules(CLIENT) | modules(SERVER)).items() if (n := path.read_text().count("\n")) > 360
+    }
+    assert not long
+
+
+def test_files_are_named_for_what_they_know() -> None:
+    vague = {"utils", "util", "common", "helpers", "core", "misc"}
+    assert not {m for m in modules(CLIENT) | modules(SERVER) if vague & set(m.split("."))}

@@ -1,0 +1,103 @@
+"""Layer: weights that fit the configuration, and the arguments of `Client.conv2d`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convserve import Conv2D, InvalidArgumentError, InvalidConfigurationError, InvalidWeightsError, Layer
+from convserve.v1 import layer_pb2
+
+CONFIG = Conv2D(4, 3, groups=2, data_format="channels_last", dtype="float32")
+KERNEL = np.arange(3 * 3 * 2 * 4, dtype=np.float64).reshape(3, 3, 2, 4)
+BIAS = np.ones(4)
+
+
+def test_weights_are_cast_to_the_policys_weight_type() -> None:
+    layer = Layer(CONFIG, KERNEL, BIAS)
+    assert layer.kernel is not None
+    assert layer.bias is not None
+    assert (layer.kernel.dtype, layer.bias.dtype) == (np.float32, np.float32)
+    assert Layer(CONFIG.replace(dtype="mixed_float16"), KERNEL, BIAS).kernel.dtype == np.float32  # type: ignore[union-attr]
+    assert Layer(CONFIG.replace(dtype="float16"), KERNEL * 1e9, BIAS).kernel.dtype == np.float16  # type: ignore[union-attr]
+    assert layer.input_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "use_bias", "field", "words"),
+    [
+        (None, BIAS, True, "kernel", "a bias alone"),
+        (KERNEL, None, True, "bias", "use_bias=False"),
+        (KERNEL, BIAS, False, "bias", "Expected no bias"),
+        (KERNEL[:2], BIAS, True, "kernel", "(2, 3, 2, 4)"),
+        (KERNEL[..., 0], BIAS, True, "kernel", "(3, 3, 2)"),
+        (KERNEL.transpose(3, 2, 0, 1), BIAS, True, "kernel", "kernel.transpose(2, 3, 1, 0)"),
+        (KERNEL, BIAS[:3], True, "bias", "(3,)"),
+        (KERNEL.astype(int), BIAS, True, "kernel", "int64"),
+        (np.zeros((3, 3, 0, 4)), BIAS, True, "kernel", "at least 1"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(kernel: Any, bias: Any, use_bias: bool, field: str, words: str) -> None:
+    with pytest.raises(InvalidWeightsError) as refused:
+        Layer(CONFIG.replace(use_bias=use_bias), kernel, bias)
+    (violation,) = refused.value.violations
+    assert violation.field == field
+    assert words in violation.description
+
+
+def test_kernel_for_other_channels_is_refused() -> None:
+    with pytest.raises(InvalidWeightsError, match=r"\(3, 3, 3, 4\).*6 channels.*\(3, 3, 2, 4\)"):
+        Layer(CONFIG, KERNEL, BIAS).check_input_channels(6)
+
+
+@pytest.mark.parametrize("layer", [Layer(CONFIG), Layer(CONFIG, KERNEL, BIAS)])
+def test_message_round_trip_keeps_everything(layer: Layer) -> None:
+    back = Layer.from_message(layer.to_message())
+    assert back.config == layer.config
+    assert (back.kernel is None) == (layer.kernel is None)
+    if layer.kernel is not None:
+        np.testing.assert_array_equal(back.kernel, layer.kernel)
+        np.testing.assert_array_equal(back.bias, layer.bias)
+
+
+def test_message_with_weights_but_no_kernel_is_refused() -> None:
+    message = Layer(CONFIG).to_message()
+    message.weights.CopyFrom(layer_pb2.Weights())
+    with pytest.raises(InvalidWeightsError, match=r"kernel: .*Received none"):
+        Layer.from_message(message)
+
+
+def test_kernel_gives_filters_size_and_use_bias() -> None:
+    layer = Layer.from_arguments(None, None, KERNEL, None, None, {"groups": 2})
+    assert (layer.config.filters, layer.config.kernel_size, layer.config.use_bias) == (4, (3, 3), False)
+    assert Layer.from_arguments(None, None, KERNEL, BIAS, None, {"groups": 2}).config.use_bias
+
+
+def test_kernel_and_stated_parameters_must_agree() -> None:
+    with pytest.raises(InvalidWeightsError, match="kernel"):
+        Layer.from_arguments(8, None, KERNEL, None, None, {"groups": 2})
+    with pytest.raises(InvalidWeightsError, match="bias"):
+        Layer.from_arguments(None, None, KERNEL, None, None, {"groups": 2, "use_bias": True})
+
+
+@pytest.mark.parametrize(
+    ("filters", "size", "kernel", "field"),
+    [(None, 3, None, "filters"), (4, None, None, "kernel_size"), (None, None, KERNEL[0], "filters")],
+)
+def test_what_is_missing_is_named(filters: Any, size: Any, kernel: Any, field: str) -> None:
+    with pytest.raises(InvalidConfigurationError) as refused:
+        Layer.from_arguments(filters, size, kernel, None, None, {})
+    assert refused.value.violations[0].field == field
+
+
+def test_unknown_parameter_gets_a_suggestion() -> None:
+    with pytest.raises(InvalidConfigurationError, match=r"stride: .*Did you mean strides\?"):
+        Layer.from_arguments(4, 3, None, None, None, {"stride": 2})  # type: ignore[typeddict-unknown-key]
+
+
+def test_seed_is_for_initializers_without_one() -> None:
+    assert Layer.from_arguments(4, 3, None, None, 7, {}).config.kernel_initializer.parameters["seed"] == 7
+    with pytest.raises(InvalidArgumentError, match="seed"):
+        Layer.from_arguments(4, 3, None, None, 1.5, {})  # type: ignore[arg-type]
