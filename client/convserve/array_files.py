@@ -1,0 +1,148 @@
+"""Arrays in files: NumPy's .npy and .npz, read without ever unpickling."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, shown
+
+Array = npt.NDArray[Any]
+
+ARRAY_SUFFIXES = (".npy", ".npz")
+"""How the names of the files that `load_array` reads end."""
+
+
+def load_array(path: str | Path, field: str = "input") -> Array:
+    """Returns the array in a .npy file, or one of the arrays in a .npz file, as it was saved.
+
+    Args:
+        path: `file.npy`; `file.npz` where it has a single array; or `file.npz:name` to choose one of several.
+        field: What to call the array in an error.
+
+    Raises:
+        InvalidTensorError: If the file cannot be read, holds Python objects, or needs a name.
+    """
+    file, chosen = _split_member(str(path))
+    try:
+        with Path(file).open("rb") as opened:  # numpy, given the path, leaks it where the archive is broken
+            loaded = np.load(opened, allow_pickle=False)
+            if isinstance(loaded, np.lib.npyio.NpzFile):
+                with loaded:
+                    return np.asarray(loaded[_member(loaded.files, chosen, file, field)])
+        if chosen is not None:
+            raise _refused(field, "a .npz archive before ':'", f"{file!r}, which is a .npy file")
+        return np.asarray(loaded)
+    except OSError as error:
+        raise _refused(field, "a file that can be read", f"{file!r}: {error.strerror or error}") from error
+    except InvalidTensorError:  # our own refusals, which are ValueErrors too
+        raise
+    except MemoryError as error:
+        raise _refused(field, "an array that fits into memory", f"{file!r}: {error}") from error
+    except (ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
+        pickled = "Object arrays" in str(error)
+        found = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
+        raise _refused(field, "a .npy or .npz file of numbers", f"{file!r}: {found}") from error
+
+
+def read_array(path: str | Path, *, data_format: str = "channels_last") -> Array:
+    """Returns the array in a file as a layer's input, with axes of length 1 where some were left out.
+
+    Args:
+        path: As in `load_array`.
+        data_format: "channels_last" or "channels_first"; it tells where a missing channel axis goes.
+
+    Returns:
+        An array of rank 4: (height, width) gets a batch and a channel axis, and an array of rank 3, which is one
+        sample, gets a batch axis.
+
+    Raises:
+        InvalidTensorError: As `load_array`, and for an array of another rank than 2, 3 or 4.
+    """
+    array = load_array(path)
+    if array.ndim == 2:
+        array = array[:, :, np.newaxis] if data_format == "channels_last" else array[np.newaxis]
+    if array.ndim == 3:
+        array = array[np.newaxis]
+    if array.ndim != 4:
+        raise _refused(
+            "input",
+            "an array of rank 4 such as (batch, height, width, channels), or of rank 3 or 2 for one sample",
+            f"shape {array.shape} in {str(path)!r}",
+        )
+    return array
+
+
+def save_array(path: str | Path, array: Array) -> None:
+    """Writes an array as a .npy file. bfloat16, which the format cannot name, is written as float32, without loss.
+
+    Raises:
+        InvalidRequestError: If the file cannot be written.
+    """
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    try:
+        with Path(path).open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+    except OSError as error:
+        raise unwritable("output", path, error) from error
+
+
+def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
+    """Checks a file's name before the work whose result goes into it, so that the work is not done in vain.
+
+    Args:
+        path: The file to be written.
+        suffixes: How its name may end, such as (".npy",).
+        field: What to call it in an error.
+
+    Raises:
+        InvalidRequestError: If the name ends otherwise, or there is no such folder.
+    """
+    file = Path(path)
+    if file.suffix.lower() not in suffixes:
+        expected = f"a file name that ends in {' or '.join(suffixes)}"
+        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {shown(str(path))}."))
+    if file.is_dir() or not file.parent.is_dir():
+        expected = "a file in a folder that exists"
+        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {shown(str(path))}."))
+
+
+def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestError:
+    """Returns the error that says why a file could not be written."""
+    reason = error.strerror or str(error)
+    return InvalidRequestError(
+        FieldViolation(field, f"Expected a file that can be written. Received {shown(str(path))}: {reason}.")
+    )
+
+
+def _split_member(path: str) -> tuple[str, str | None]:
+    """Splits `file.npz:name`. Only a colon after .npz counts: others belong to the path, such as a drive's."""
+    file, separator, name = path.rpartition(".npz:")
+    return (f"{file}.npz", name) if separator else (path, None)
+
+
+def _member(names: Sequence[str], chosen: str | None, file: str, field: str) -> str:
+    if chosen is not None and chosen in names:
+        return chosen
+    if chosen is None and len(names) == 1:
+        return names[0]
+    listed = ", ".join(names) or "none"
+    if chosen is not None:
+        raise _refused(field, f"one of the arrays in {file!r} ({listed})", shown(chosen))
+    raise _refused(
+        field,
+        f"an archive of one array, or a choice such as {file + ':' + (names[0] if names else 'name')!r}",
+        f"{file!r} with {len(names)} arrays ({listed})",
+    )
+
+
+def _refused(field: str, expected: str, received: str) -> InvalidTensorError:
+    return InvalidTensorError(FieldViolation(field, f"Expected {expected}. Received {received}."))

@@ -1,0 +1,88 @@
+"""Classic image kernels by name, for a first picture without training anything.
+
+As everywhere in convserve (and in Keras), a kernel is not flipped: the value at the top left of the table weighs the
+pixel at the top left of the window. The tables are the usual textbook forms:
+
+    sobel-x, sobel-y   Sobel and Feldman's gradient operator (1968): a central difference, smoothed across by 1-2-1
+    laplacian          the four-neighbour discrete Laplace operator
+    gaussian           rows and columns of the binomial 1-4-6-4-1, divided by 256, so that the sum is 1
+    sharpen            the identity minus the four-neighbour Laplacian; the sum is 1
+    emboss             a diagonal difference added to the identity; the sum is 1
+    box                the mean over 3 x 3 pixels
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+
+
+@dataclass(frozen=True)
+class ClassicKernel:
+    """A kernel for one channel.
+
+    Attributes:
+        values: Shape (kernel height, kernel width), float32, read-only.
+        description: What it does to a picture, in one line.
+    """
+
+    values: npt.NDArray[np.float32]
+    description: str
+
+
+def _kernel(rows: list[list[float]], description: str, *, divisor: float = 1.0) -> ClassicKernel:
+    values = (np.array(rows) / divisor).astype(np.float32)
+    values.flags.writeable = False
+    return ClassicKernel(values, description)
+
+
+_BINOMIAL = np.array([1, 4, 6, 4, 1])
+
+CLASSIC_KERNELS: dict[str, ClassicKernel] = {
+    "sobel-x": _kernel(
+        [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "vertical edges: positive where brightness rises to the right"
+    ),
+    "sobel-y": _kernel(
+        [[-1, -2, -1], [0, 0, 0], [1, 2, 1]], "horizontal edges: positive where brightness rises downwards"
+    ),
+    "laplacian": _kernel([[0, 1, 0], [1, -4, 1], [0, 1, 0]], "edges and fine detail in every direction"),
+    "gaussian": _kernel(np.outer(_BINOMIAL, _BINOMIAL).tolist(), "smooth blur over 5 x 5 pixels", divisor=256),
+    "sharpen": _kernel([[0, -1, 0], [-1, 5, -1], [0, -1, 0]], "stronger detail, same brightness"),
+    "emboss": _kernel([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]], "relief, as if lit from the upper left"),
+    "box": _kernel([[1, 1, 1]] * 3, "mean over 3 x 3 pixels", divisor=9),
+}
+"""The kernels by name, in the order in which they are listed to people."""
+
+
+def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
+    """Returns a classic kernel that filters each of an input's channels by itself.
+
+    Use it with `filters=channels, groups=channels, use_bias=False`: an RGB picture then stays an RGB picture.
+
+    Args:
+        name: One of `CLASSIC_KERNELS`, such as "sobel-x".
+        channels: The input's channels, at least 1.
+
+    Returns:
+        Shape (kernel height, kernel width, 1, channels), float32, a new array.
+
+    Raises:
+        InvalidConfigurationError: If there is no kernel of this name, or `channels` is below 1.
+    """
+    if name not in CLASSIC_KERNELS:
+        nearest = difflib.get_close_matches(str(name), CLASSIC_KERNELS, n=1)
+        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+        raise InvalidConfigurationError(
+            FieldViolation("kernel", f"Expected one of {', '.join(CLASSIC_KERNELS)}. Received {shown(name)}.{hint}")
+        )
+    if channels < 1:
+        raise InvalidConfigurationError(
+            FieldViolation("channels", f"Expected the input's channels, at least 1. Received {channels}.")
+        )
+    values = CLASSIC_KERNELS[name].values
+    return np.repeat(values[:, :, np.newaxis, np.newaxis], channels, axis=3)

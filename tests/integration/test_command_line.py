@@ -1,0 +1,165 @@
+"""The command line against a real server."""
+
+import json
+
+import numpy as np
+import pytest
+
+import convserve
+from convserve import cli
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """The path of a small RGB picture: a bright square on a dark ground."""
+    pixels = np.full((20, 30, 3), 40, np.uint8)
+    pixels[5:15, 10:20] = (250, 120, 60)
+    path = tmp_path / "photo.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def run(server, capsys):
+    """Runs the program against the server, and returns its exit status, stdout and stderr."""
+
+    def call(*words):
+        status = cli.main([*map(str, words), "--target", server.target])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_health(run):
+    assert run("health") == (0, "SERVING\n", "")
+
+
+def test_info(run):
+    status, out, _ = run("info")
+    assert status == 0
+    assert f"convserve {convserve.__version__}, TensorFlow " in out
+    assert "cpu:0" in out or "gpu:0" in out
+
+
+def test_info_as_json(run):
+    _, out, _ = run("info", "--json")
+    found = json.loads(out)
+    assert found["version"] == convserve.__version__
+    assert found["devices"][0]["kind"] in ("cpu", "gpu")
+    assert "uint8" in found["input_dtypes"]
+    assert found["max_layers_per_call"] >= 1
+
+
+def test_plan_says_whether_the_server_would_take_the_call(run):
+    layer = ("--filters", 64, "--kernel-size", 3)
+    status, out, _ = run("plan", "--input-shape", "4,60,60,3", *layer)
+    assert status == 0
+    assert "(4, 58, 58, 64) float32" in out
+    assert "admitted    yes" in out
+    status, out, _ = run("plan", "--input-shape", "40000,6000,6000,3", *layer, "--json")
+    assert status == 0
+    assert json.loads(out)["admitted"] is False
+    assert "Expected at most" in json.loads(out)["refusal"]
+
+
+def test_a_classic_kernel_on_a_picture(run, photo, tmp_path):
+    status, out, err = run("conv2d", photo, "--kernel", "sobel-x", "--picture", tmp_path / "edges.png")
+    assert (status, err) == (0, "")
+    assert "input    (1, 20, 30, 3) uint8" in out
+    assert "output   (1, 20, 30, 3) float32" in out
+    assert "range    -840 to 840" in out
+    assert "edges.png (black is -840, white is 840)" in out
+    with Image.open(tmp_path / "edges.png") as image:
+        edges = np.array(image)
+    assert edges.shape == (20, 30, 3)
+    assert edges[10, 10, 0] == 255  # dark to bright
+    assert edges[10, 20, 0] == 0  # bright to dark
+    assert edges[10, 15, 0] == 128  # neither: rint(127.5) is even
+
+
+def test_channels_first_gives_the_same_picture(run, photo, tmp_path):
+    run("conv2d", photo, "--kernel", "gaussian", "--picture", tmp_path / "last.png")
+    status, out, _ = run(
+        "conv2d", photo, "--kernel", "gaussian", "--data-format", "channels_first", "--picture", tmp_path / "first.png"
+    )
+    assert status == 0
+    assert "output   (1, 3, 20, 30) float32" in out
+    with Image.open(tmp_path / "last.png") as last, Image.open(tmp_path / "first.png") as first:
+        np.testing.assert_allclose(np.array(first, int), np.array(last, int), atol=1)
+
+
+def test_weights_from_files_are_those_of_the_call(run, server, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 8, 4)).astype(np.float32)
+    kernel = rng.normal(size=(3, 2, 2, 6)).astype(np.float32)
+    bias = rng.normal(size=6).astype(np.float32)
+    np.savez(tmp_path / "x.npz", x=x, other=bias)
+    np.save(tmp_path / "k.npy", kernel)
+    np.save(tmp_path / "b.npy", bias)
+    options = ("--kernel", tmp_path / "k.npy", "--bias", tmp_path / "b.npy", "--groups", 2, "--strides", "2,1")
+    status, out, _ = run(
+        *("conv2d", f"{tmp_path}/x.npz:x", *options, "--padding", "0,1,1,0", "--activation", "tanh"),
+        *("-o", tmp_path / "y.npy", "--picture", tmp_path / "y.png"),
+    )
+    assert status == 0
+    assert "all 6 feature maps" in out
+    assert (tmp_path / "y.png").stat().st_size > 1000
+    with convserve.Client(server.target) as client:
+        expected = client.conv2d(
+            x, kernel=kernel, bias=bias, groups=2, strides=(2, 1), padding=((0, 1), (1, 0)), activation="tanh"
+        )
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_seed_that_the_server_picked_gives_the_same_weights_again(run, photo, tmp_path):
+    layer = ("--filters", 5, "--kernel-size", 3, "--kernel-initializer", "he_normal")
+    _, out, _ = run("conv2d", photo, *layer, "-o", tmp_path / "a.npy")
+    seed = out.partition("seed     ")[2].partition(",")[0]
+    _, out, _ = run("conv2d", photo, *layer, "--seed", seed, "-o", tmp_path / "b.npy")
+    assert "picked by the server" not in out
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+
+
+def test_the_summary_as_json(run, photo, tmp_path):
+    regularizer = '{"class_name": "L2", "config": {"l2": 0.5}}'
+    _, out, _ = run(
+        *("conv2d", photo, "--filters", 2, "--kernel-size", 3, "--kernel-initializer", "ones"),
+        *("--kernel-regularizer", regularizer, "--output-dtype", "bfloat16", "-o", tmp_path / "y.npy", "--json"),
+    )
+    found = json.loads(out)
+    assert found["input"] == {"path": str(photo), "shape": [1, 20, 30, 3], "dtype": "uint8"}
+    assert found["output"]["shape"] == [1, 18, 28, 2]
+    assert found["output"]["dtype"] == "bfloat16"
+    assert found["losses"] == {"kernel": pytest.approx(0.5 * 3 * 3 * 3 * 2)}
+    assert found["files"] == [str(tmp_path / "y.npy")]
+    assert found["timing"]["total_us"] >= found["timing"]["compute_us"] > 0
+    assert np.load(tmp_path / "y.npy").dtype == np.float32  # the format has no bfloat16
+
+
+def test_values_that_are_not_finite_are_counted(run, tmp_path):
+    x = np.zeros((4, 4, 1), np.float32)
+    x[0, 0] = np.nan
+    np.save(tmp_path / "x.npy", x)
+    status, out, _ = run("conv2d", tmp_path / "x.npy", "--kernel", "box", "--padding", "valid")
+    assert status == 0
+    assert "0 to 0; 1 not finite" in out
+
+
+def test_what_does_not_fit_is_told_under_its_flag(run, photo, tmp_path):
+    np.save(tmp_path / "k.npy", np.ones((3, 3, 5, 2)))
+    status, out, err = run("conv2d", photo, "--kernel", tmp_path / "k.npy")
+    assert (status, out) == (1, "")
+    assert err.startswith("error: --kernel: Expected shape (3, 3, 3, 2)")
+    status, _, err = run("conv2d", photo, "--filters", 1, "--kernel-size", 21)
+    assert status == 1
+    assert err.startswith("error: INPUT: Expected a height of at least 21")
+
+
+def test_a_timeout_is_told(run, photo):
+    status, _, err = run("conv2d", photo, "--kernel", "box", "--timeout", "0.000001")
+    assert status == 1
+    assert err.startswith("error: Expected an answer within timeout=1e-06 seconds.")
