@@ -27,7 +27,15 @@ from convserve.errors import (
 from convserve.layer import Layer
 from convserve.plan import Plan, plan
 from convserve.result import Result
-from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, dtype_number, standard_array, standard_dtype
+from convserve.tensor import (
+    FLOAT_DTYPES,
+    INPUT_DTYPES,
+    Array,
+    dtype_number,
+    numpy_dtype,
+    standard_array,
+    standard_dtype,
+)
 from convserve.v1 import convolution_service_pb2, layer_pb2
 
 DEFAULT_TARGET = "localhost:50051"
@@ -216,6 +224,7 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any) -> ConvolveReque
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
     found = check_call(listed, array.shape, array.dtype.name, output_dtype)
+    numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     request_bytes = array.nbytes + found.weight_bytes
     for what, size in (("request", request_bytes), ("response", found.output_bytes)):
         if size >= _LARGEST_MESSAGE_BYTES:
@@ -247,7 +256,7 @@ def plan_request(
     check_call(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
         layers=_references([Layer(each.config) for each in listed]),  # a plan needs no weights
-        input_shape=input_shape or (),
+        input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=_output_dtype_number(output_dtype),
     )

@@ -10,8 +10,9 @@ from convserve_server import settings
 HELP = "start a server"
 
 _DESCRIPTION = """\
-Starts a server and runs until SIGTERM or Ctrl-C. It prints "listening on ADDRESS" for each address and then, once the
-device has computed a known result, "ready"; the gRPC health check says SERVING from then on.
+Starts a server and runs until SIGTERM or Ctrl-C. It prints "listening on ADDRESS"
+for each address and then, once the device has computed a known result, "ready";
+the gRPC health check says SERVING from then on.
 """
 
 _EXAMPLES = """\
