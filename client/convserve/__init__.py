@@ -6,9 +6,9 @@
 """
 
 from convserve import activations, constraints, errors, initializers, regularizers
-from convserve._async import AsyncClient
+from convserve._async import AsyncClient, AsyncStoredLayer
 from convserve._rpc import RetryRule
-from convserve._sync import Client
+from convserve._sync import Client, StoredLayer
 from convserve._version import __version__
 from convserve.conv2d import Conv2D
 from convserve.errors import (
@@ -37,6 +37,7 @@ from convserve.result import Device, Losses, Result, ServerInfo, Timing
 
 __all__ = [
     "AsyncClient",
+    "AsyncStoredLayer",
     "Client",
     "Conv2D",
     "ConvserveError",
@@ -61,6 +62,7 @@ __all__ = [
     "Result",
     "RetryRule",
     "ServerInfo",
+    "StoredLayer",
     "Timing",
     "TooLargeError",
     "UnauthenticatedError",

@@ -1,9 +1,7 @@
-"""What both clients share and neither does: channel options, deadlines, retries, requests. Nothing here does I/O."""
+"""What both clients share and neither does: deadlines, retries, requests. Nothing here does I/O."""
 
 from __future__ import annotations
 
-import ipaddress
-import json
 import random
 import time
 from collections.abc import Sequence
@@ -15,7 +13,6 @@ from convserve.conv2d import Conv2D
 from convserve.errors import (
     DeadlineExceededError,
     FieldViolation,
-    InvalidConfigurationError,
     InvalidRequestError,
     OverloadedError,
     RpcFailure,
@@ -24,9 +21,9 @@ from convserve.errors import (
     from_rpc_error,
     shown,
 )
-from convserve.layer import Layer
-from convserve.plan import Plan, plan
+from convserve.layer import Layer, planned
 from convserve.result import Result
+from convserve.stored import KnownLayer
 from convserve.tensor import (
     FLOAT_DTYPES,
     INPUT_DTYPES,
@@ -36,15 +33,14 @@ from convserve.tensor import (
     standard_array,
     standard_dtype,
 )
-from convserve.v1 import convolution_service_pb2, layer_pb2
+from convserve.v1 import convolution_service_pb2
 
-DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
 _LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
 
-Layers = Layer | Conv2D | Sequence[Layer | Conv2D]
-"""What `convolve` takes: one layer or several, each with weights or as a configuration alone."""
+OneLayer = Layer | Conv2D | KnownLayer
+Layers = OneLayer | Sequence[OneLayer]
+"""What `convolve` takes: one layer or several, each stored, with weights, or as a configuration alone."""
 
 
 @dataclass(frozen=True)
@@ -121,98 +117,43 @@ def checked_timeout(timeout: float | None, default: float) -> float:
     return float(found)
 
 
-def channel_target(target: str | Sequence[str]) -> str:
-    """Returns gRPC's name of one or several addresses.
-
-    Args:
-        target: "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
-            separated by commas.
-
-    Raises:
-        InvalidRequestError: For an empty target, or several of which one is not an IP address.
-    """
-    addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
-    if not addresses or not all(isinstance(each, str) and each for each in addresses):
-        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {shown(target)}."
-        raise InvalidRequestError(FieldViolation("target", text))
-    if len(addresses) == 1:
-        # With dns:/// every address of a name is used, not only the first that answers.
-        return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
-    versions = {_ip_version(each.replace("localhost:", "127.0.0.1:")) for each in addresses}
-    if len(versions) != 1 or 0 in versions:
-        text = (
-            "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
-            f"name that resolves to all of them. Received {shown(target)}."
-        )
-        raise InvalidRequestError(FieldViolation("target", text))
-    return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
-
-
-def _ip_version(address: str) -> int:
-    host = address.rpartition(":")[0]
-    try:
-        return ipaddress.ip_address(host.strip("[]")).version
-    except ValueError:
-        return 0
-
-
-def channel_options(version: str) -> list[tuple[str, Any]]:
-    """Returns the options of a channel."""
-    return [
-        # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        # Replicas are interchangeable, so calls are spread over all addresses.
-        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-        # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
-        ("grpc.enable_retries", 0),
-        # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        ("grpc.primary_user_agent", f"convserve/{version}"),
-    ]
-
-
-def layers_of(layers: Layers) -> list[Layer]:
+def layers_of(layers: Layers) -> list[Layer | KnownLayer]:
     """Returns the layers of a call as a list.
 
     Raises:
         InvalidRequestError: If there are none, or something else is among them.
     """
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
-    if not listed or not all(isinstance(each, Layer | Conv2D) for each in listed):
-        text = f"Expected a Layer or Conv2D, or a list of at least one. Received {shown(layers)}."
+    if not listed or not all(isinstance(each, OneLayer) for each in listed):
+        text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {shown(layers)}."
         raise InvalidRequestError(FieldViolation("layers", text))
-    return [each if isinstance(each, Layer) else Layer(each) for each in listed]
-
-
-def check_call(layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    """Returns the plan of a call, having checked all that can be checked without a server.
-
-    The server runs the same checks from the same code, so both say the same words.
-
-    Raises:
-        InvalidArgumentError: With several layers, fields begin with "layers[i].".
-    """
-    found = plan([each.config for each in layers], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-    for index, (layer, step) in enumerate(zip(layers, found.layers, strict=True)):
-        try:
-            layer.check_input_channels(step.kernel_shape[2] * layer.config.groups)
-        except InvalidConfigurationError as error:
-            raise (error.under(f"layers[{index}].") if len(layers) > 1 else error) from None
-    return found
+    return [Layer(each) if isinstance(each, Conv2D) else each for each in listed]
 
 
 @dataclass(frozen=True)
 class ConvolveRequest:
-    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory."""
+    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory.
 
+    Attributes:
+        layers: The layers.
+        message: The message.
+        input: The tensor.
+    """
+
+    layers: list[Layer | KnownLayer]
     message: convolution_service_pb2.ConvolveRequest
     input: Array
 
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
         return frame.write(self.message, self.input)
+
+    def carrying_layers(self) -> ConvolveRequest:
+        """Returns the same request with the stored layers' weights in it, for a server that does not hold them."""
+        message = convolution_service_pb2.ConvolveRequest(
+            layers=[each.to_carried_reference() for each in self.layers], output_dtype=self.message.output_dtype
+        )
+        return ConvolveRequest(self.layers, message, self.input)
 
 
 def convolve_request(layers: Layers, x: Any, output_dtype: Any) -> ConvolveRequest:
@@ -223,7 +164,7 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any) -> ConvolveReque
     """
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    found = check_call(listed, array.shape, array.dtype.name, output_dtype)
+    found = planned(listed, array.shape, array.dtype.name, output_dtype)
     numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     request_bytes = array.nbytes + found.weight_bytes
     for what, size in (("request", request_bytes), ("response", found.output_bytes)):
@@ -231,9 +172,9 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any) -> ConvolveReque
             text = f"Expected a {what} below 2 GiB, protobuf's bound. Received one of {size} bytes: split the batch."
             raise TooLargeError(FieldViolation("input", text))
     message = convolution_service_pb2.ConvolveRequest(
-        layers=_references(listed), output_dtype=_output_dtype_number(output_dtype)
+        layers=[each.to_reference() for each in listed], output_dtype=_output_dtype_number(output_dtype)
     )
-    return ConvolveRequest(message, array)
+    return ConvolveRequest(listed, message, array)
 
 
 CONVOLVE: dict[str, Any] = {
@@ -253,17 +194,13 @@ def plan_request(
         InvalidArgumentError: If anything is wrong with layers or shape.
     """
     listed = layers_of(layers)
-    check_call(listed, input_shape, input_dtype, output_dtype)
+    planned(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
-        layers=_references([Layer(each.config) for each in listed]),  # a plan needs no weights
+        layers=[each.to_plan_reference() for each in listed],
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=_output_dtype_number(output_dtype),
     )
-
-
-def _references(layers: Sequence[Layer]) -> list[layer_pb2.LayerReference]:
-    return [layer_pb2.LayerReference(inline=each.to_message()) for each in layers]
 
 
 def _output_dtype_number(output_dtype: Any) -> Any:

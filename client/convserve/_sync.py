@@ -10,13 +10,19 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from convserve import _rpc
-from convserve._version import __version__
+from convserve import _channel, _rpc, stored
+from convserve.conv2d import Conv2D
+from convserve.errors import LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
-from convserve.result import Result, ServerInfo, plan_from_message
+from convserve.result import Losses, Result, ServerInfo, plan_from_message
 from convserve.tensor import Array
-from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
+from convserve.v1 import (
+    convolution_service_pb2,
+    convolution_service_pb2_grpc,
+    layer_service_pb2,
+    layer_service_pb2_grpc,
+)
 
 Response = TypeVar("Response")
 
@@ -33,7 +39,7 @@ class Client:
 
     def __init__(
         self,
-        target: str | Sequence[str] = _rpc.DEFAULT_TARGET,
+        target: str | Sequence[str] = _channel.DEFAULT_TARGET,
         *,
         timeout: float = _rpc.DEFAULT_TIMEOUT_S,
         retry: _rpc.RetryRule | None = None,
@@ -48,27 +54,33 @@ class Client:
         Raises:
             InvalidRequestError: For a target or timeout that makes no sense.
         """
-        self._target = _rpc.channel_target(target)
+        self._target = _channel.channel_target(target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._open()
 
     def _open(self) -> None:
         self._process = os.getpid()
-        self._channel = grpc.insecure_channel(self._target, options=_rpc.channel_options(__version__))
+        self._channel = grpc.insecure_channel(self._target, options=_channel.channel_options())
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._stub.Convolve = self._channel.unary_unary(**_rpc.CONVOLVE)
+        self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
     def _connected(self) -> Any:
         if self._process != os.getpid():
             self._open()  # a channel does not survive a fork
         return self._stub
 
+    def _connected_layers(self) -> Any:
+        self._connected()
+        return self._layer_stub
+
     def _call(self, method: Callable[..., Response], request: Any, timeout: float | None) -> Response:
+        """Sends a request until it is answered; a stream of requests is given as a function that makes it anew."""
         call = _rpc.Call(self._retry, _rpc.checked_timeout(timeout, self._timeout))
         while True:
             try:
-                return method(request, timeout=call.remaining_s())
+                return method(request() if callable(request) else request, timeout=call.remaining_s())
             except grpc.RpcError as failure:
                 delay = call.delay_after(failure)
             time.sleep(delay)
@@ -129,7 +141,15 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = _rpc.convolve_request(layers, x, output_dtype)
-        return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        try:
+            return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        except LayerNotFoundError:
+            # A replica that does not hold a stored layer gets it with the call itself: a put of its own might reach
+            # another replica than the next call.
+            for each in request.layers:
+                if isinstance(each, StoredLayer):
+                    each.weights(timeout=timeout)
+            return self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
 
     def plan(
         self,
@@ -165,6 +185,96 @@ class Client:
         request = convolution_service_pb2.GetServerInfoRequest()
         return ServerInfo.from_message(self._call(self._connected().GetServerInfo, request, timeout).server_info)
 
+    def put(
+        self,
+        layer: Conv2D | Layer,
+        kernel: Any = None,
+        bias: Any = None,
+        *,
+        name: str | None = None,
+        input_channels: int | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> StoredLayer:
+        """Stores a layer on the server, so that its weights cross the wire once.
+
+        Args:
+            layer: A Conv2D, or a Layer with its weights.
+            kernel: With a Conv2D: the kernel. None: the server draws the weights.
+            bias: With a Conv2D: the bias.
+            name: An alias; putting another layer under it moves it.
+            input_channels: For which the server draws weights; None for those of the Conv2D's `input_shape`.
+            seed: For every random initializer that has none of its own.
+            timeout: Seconds for this call.
+
+        Returns:
+            The layer, to be called with inputs. It goes by its digest, so a name that moves does not change it.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments.
+            OverloadedError: If the store is full.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        given = stored.layer_to_put(layer, kernel, bias, seed)
+        put = self._connected_layers().PutLayer
+        if given.kernel is None:
+            messages = list(stored.draw_messages(given.config, name, input_channels))
+            answer = self._call(put, lambda: iter(messages), timeout)
+            return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
+        try:
+            answer = self._call(put, lambda: stored.name_messages(given, name), timeout)
+        except LayerNotFoundError:
+            answer = self._call(put, lambda: stored.put_messages(given, name), timeout)
+        return StoredLayer(self, **stored.known_parts(answer.layer, name, given))
+
+    def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
+        """Returns the stored layer that a name leads to, to be called with inputs.
+
+        Raises:
+            LayerNotFoundError: If it leads nowhere.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.GetLayerRequest(layer=stored.stored_reference(name))
+        answer = self._call(self._connected_layers().GetLayer, request, timeout)
+        return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
+
+    def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
+        """Returns the stored layers, or those with a name that begins so.
+
+        Raises:
+            ConvserveError: One of the tree in `convserve.errors`.
+        """
+        found: list[StoredLayer] = []
+        request = layer_service_pb2.ListLayersRequest(name_prefix=name_prefix)
+        while True:
+            page = self._call(self._connected_layers().ListLayers, request, timeout)
+            found += (StoredLayer(self, **stored.known_parts(each, None, None)) for each in page.layers)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return found
+
+    def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
+        """Returns those layers that the server does not hold, asked in one call.
+
+        Raises:
+            InvalidWeightsError: For a layer without weights, which has no digest.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.FindMissingLayersRequest(digests=[each.digest for each in layers])
+        answer = self._call(self._connected_layers().FindMissingLayers, request, timeout)
+        absent = set(answer.missing_digests)
+        return [each for each in layers if each.digest in absent]
+
+    def delete(self, layer: StoredLayer | str, *, timeout: float | None = None) -> None:
+        """Deletes a stored layer with its names, or a name, and its layer with the last one.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.DeleteLayerRequest(layer=stored.stored_reference(layer, by_digest=True))
+        self._call(self._connected_layers().DeleteLayer, request, timeout)
+
     def close(self) -> None:
         """Closes the connection."""
         self._channel.close()
@@ -182,3 +292,58 @@ class Client:
     def __repr__(self) -> str:
         """Returns the client's target and timeout."""
         return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"
+
+
+class StoredLayer(stored.KnownLayer):
+    """A layer that the server stores: callable, put once and called often. `Client.put` and `Client.layer` make it.
+
+    Attributes:
+        digest: The 32 bytes that identify it on every server.
+        name: The name under which it was put or found, or None.
+        config: Its configuration, every seed filled in.
+        kernel_shape: Its kernel's shape.
+    """
+
+    def __init__(self, client: Client, **known: Any) -> None:
+        super().__init__(**known)
+        self._client = client
+
+    def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
+        """Returns the layer's output for an input; see `Client.conv2d`."""
+        return self._client.convolve(self, x, output_dtype=output_dtype, timeout=timeout).output
+
+    def weights(self, *, timeout: float | None = None) -> tuple[Array, Array | None]:
+        """Returns (kernel, bias), the bias being None without one; read from the server where they are not known here.
+
+        Raises:
+            LayerNotFoundError: If the server does not hold the layer any more.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        if self.local is None:
+            request = layer_service_pb2.ReadWeightsRequest(layer=stored.stored_reference(self, by_digest=True))
+            read = self._client._connected_layers().ReadWeights
+            # As a list, so that a stream that breaks is read again like any call.
+            answer = self._client._call(lambda *a, **k: list(read(*a, **k)), request, timeout)
+            self.local = Layer(self.config, *stored.weights_of(answer))
+        assert self.local.kernel is not None  # noqa: S101 (it was read)
+        return self.local.kernel, self.local.bias
+
+    def update_weights(
+        self, kernel: Any, bias: Any = None, *, timeout: float | None = None
+    ) -> tuple[StoredLayer, Losses]:
+        """Makes a layer of this one's configuration and new weights, to which its constraints are applied.
+
+        This layer stays what it is; its name leads to the new one afterwards.
+
+        Returns:
+            The new layer, and the penalties of its weights.
+
+        Raises:
+            InvalidWeightsError: If the weights don't fit.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        given = Layer(self.config, kernel, bias)
+        update = self._client._connected_layers().UpdateWeights
+        answer = self._client._call(update, lambda: stored.update_messages(self, given), timeout)
+        made = StoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
+        return made, Losses.from_message(answer.losses)

@@ -25,7 +25,8 @@ knows its status code and its `ErrorReason` (proto/convserve/v1/error.proto), so
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -156,6 +157,15 @@ class InvalidArgumentError(ConvserveError, ValueError):
     def _rebuilt(cls, text: str, details: _Details) -> ConvserveError:
         violations = [FieldViolation(each.field, each.description) for each in details.bad_request.field_violations]
         return cls(*(violations or [FieldViolation("request", text)]))
+
+
+@contextmanager
+def naming_layer(index: int, count: int) -> Iterator[None]:
+    """Puts "layers[index]." before the fields of what the block refuses, if there are several layers."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        raise (error.under(f"layers[{index}].") if count > 1 else error) from None
 
 
 class InvalidRequestError(InvalidArgumentError):

@@ -67,6 +67,7 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
     if not message.HasField(name):
         return message, None
     array = decode(getattr(message, name), name)
+    message.ClearField(name)
     return message, array
 
 

@@ -259,7 +259,7 @@ class KerasObject:
         (choice,) = message.DESCRIPTOR.oneofs
         name = message.WhichOneof(choice.name)
         if name is None:
-            text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that this version does not know."
+            text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that is not known here."
             raise InvalidConfigurationError(FieldViolation(field, text))
         sent, config = getattr(message, name), {}
         for each in dataclasses.fields(cls.members[name]):

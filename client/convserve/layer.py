@@ -6,14 +6,23 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from functools import cached_property
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from convserve import conv2d_message
 from convserve.conv2d import Conv2D
-from convserve.errors import FieldViolation, InvalidConfigurationError, InvalidTensorError, InvalidWeightsError, shown
-from convserve.plan import kernel_shape
+from convserve.digest import digest
+from convserve.errors import (
+    FieldViolation,
+    InvalidConfigurationError,
+    InvalidTensorError,
+    InvalidWeightsError,
+    naming_layer,
+    shown,
+)
+from convserve.plan import Plan, kernel_shape, plan
 from convserve.tensor import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
 from convserve.v1 import layer_pb2
 
@@ -41,7 +50,7 @@ class Conv2DParameters(TypedDict, total=False):
     input_shape: Sequence[int | None] | None
 
 
-@dataclass(frozen=True, eq=False, init=False)
+@dataclass(frozen=True, eq=False, init=False, repr=False)
 class Layer:
     """A Conv2D with given weights, or with weights that the server draws with the configuration's initializers.
 
@@ -70,13 +79,8 @@ class Layer:
         if kernel is None and bias is not None:
             text = "Expected a kernel together with the bias. Received a bias alone."
             raise InvalidWeightsError(FieldViolation("kernel", text))
-        if kernel is not None and (bias is not None) != config.use_bias:
-            text = (
-                "Expected a bias together with the kernel, as use_bias=True says. Received none: pass bias=, or "
-                "use_bias=False."
-                if config.use_bias
-                else "Expected no bias, as use_bias=False says. Received one."
-            )
+        text = "" if kernel is None else _bias_presence_text(config, bias is not None)
+        if text:
             raise InvalidWeightsError(FieldViolation("bias", text))
         object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", _kernel_text))
         object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", _bias_text))
@@ -92,6 +96,23 @@ class Layer:
         with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
             return array.astype(numpy_dtype(self.config.variable_dtype), copy=False)
 
+    def __repr__(self) -> str:
+        """Returns configuration and shapes; the weights themselves would fill a screen."""
+        weights = "" if self.kernel is None else f", kernel {self.kernel.shape}"
+        return f"<Layer {self.config!r}{weights}{'' if self.bias is None else f', bias {self.bias.shape}'}>"
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The 32 bytes that identify configuration and weights on every server.
+
+        Raises:
+            InvalidWeightsError: If the weights are still to be drawn.
+        """
+        if self.kernel is None:
+            text = "Expected weights, over which a digest is computed. Received a layer whose weights a server draws."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        return digest(self.config, self.kernel, self.bias)
+
     @property
     def input_channels(self) -> int | None:
         """The channels that the kernel is made for; None without one."""
@@ -106,13 +127,8 @@ class Layer:
         """
         if self.kernel is None:
             self.config.check_initializers()
-        elif self.input_channels != channels:
-            text = (
-                f"Expected shape {kernel_shape(self.config, channels)} = kernel_size + (input channels / groups, "
-                f"filters) for an input of {channels} channels and groups={self.config.groups}. "
-                f"Received shape {self.kernel.shape}."
-            )
-            raise InvalidWeightsError(FieldViolation("kernel", text))
+        else:
+            check_kernel_channels(self.config, self.kernel.shape, channels)
 
     @classmethod
     def from_keras(cls, layer: Any) -> Layer:
@@ -177,6 +193,18 @@ class Layer:
             message.weights.bias.CopyFrom(encode(self.bias))
         return message
 
+    def to_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message that a call names its layer with."""
+        return layer_pb2.LayerReference(inline=self.to_message())
+
+    def to_plan_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message with which a plan can be asked for, which needs no weights."""
+        return Layer(self.config).to_reference()
+
+    def to_carried_reference(self) -> layer_pb2.LayerReference:
+        """Returns `to_reference()`: a layer that is not stored travels with every call."""
+        return self.to_reference()
+
     @classmethod
     def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
         """Returns the layer that a message means.
@@ -199,6 +227,68 @@ class Layer:
             text = "Expected a kernel where weights are given. Received none."
             raise InvalidWeightsError(FieldViolation("kernel", text))
         return cls(config, **given)
+
+
+class Planned(Protocol):
+    """What a plan needs of a layer: an inline one or a stored one."""
+
+    @property
+    def config(self) -> Conv2D:
+        """The configuration."""
+
+    def check_input_channels(self, channels: int) -> None:
+        """Raises InvalidArgumentError if the layer has no weights, and can be given none, for so many channels."""
+
+
+def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+    """Returns the plan of a call, having checked all that can be checked without computing.
+
+    Client and server both call it, so both refuse in the same words.
+
+    Raises:
+        InvalidArgumentError: With several layers, fields begin with "layers[i].".
+    """
+    found = plan([each.config for each in layers], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, (layer, step) in enumerate(zip(layers, found.layers, strict=True)):
+        with naming_layer(index, len(layers)):
+            layer.check_input_channels(step.kernel_shape[2] * layer.config.groups)
+    return found
+
+
+def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
+    """Checks that a kernel of this shape is made for an input of so many channels.
+
+    Raises:
+        InvalidWeightsError: If it is not.
+    """
+    expected = kernel_shape(config, channels)
+    if shape != expected:
+        text = (
+            f"Expected shape {expected} = kernel_size + (input channels / groups, filters) for an input of {channels} "
+            f"channels and groups={config.groups}. Received shape {shape}."
+        )
+        raise InvalidWeightsError(FieldViolation("kernel", text))
+
+
+def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> None:
+    """Checks weights that are announced, before they are there.
+
+    Raises:
+        InvalidWeightsError: If the kernel's shape, or the presence of a bias, doesn't fit the configuration.
+    """
+    text = _kernel_text(config, kernel_shape) or _bias_presence_text(config, has_bias)
+    if text:
+        raise InvalidWeightsError(FieldViolation("kernel" if _kernel_text(config, kernel_shape) else "bias", text))
+
+
+def _bias_presence_text(config: Conv2D, has_bias: bool) -> str:
+    if has_bias == config.use_bias:
+        return ""
+    if has_bias:
+        return "Expected no bias, as use_bias=False says. Received one."
+    return (
+        "Expected a bias together with the kernel, as use_bias=True says. Received none: pass bias=, or use_bias=False."
+    )
 
 
 def _kernel_text(config: Conv2D, shape: Shape) -> str:

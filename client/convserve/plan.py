@@ -10,7 +10,7 @@ from typing import Any
 
 from convserve.activations import GLU
 from convserve.conv2d import Conv2D
-from convserve.errors import FieldViolation, InvalidArgumentError, InvalidTensorError, shown
+from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, shown
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
 
 
@@ -94,10 +94,8 @@ def plan(
     output_name = last if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)
     planned, largest_step, weight_bytes = [], 0, 0
     for index, conv2d in enumerate(layers):
-        try:
+        with naming_layer(index, len(layers)):
             step, held_elements = _plan_layer(conv2d, shape)
-        except InvalidArgumentError as error:
-            raise (error.under(f"layers[{index}].") if len(layers) > 1 else error) from None
         planned.append(step)
         largest_step = max(largest_step, held_elements * itemsize(conv2d.compute_dtype))
         weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)

@@ -79,10 +79,10 @@ def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
         InvalidTensorError: If it is none of the `allowed` types.
     """
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
-    if not isinstance(name, str):
+    if not isinstance(name, str) and dtype is not None:  # None would be numpy's default, float64
         try:
             name = np.dtype(dtype).name  # type: ignore[call-overload]
-        except TypeError:
+        except (TypeError, ValueError):
             name = None
     if name not in allowed:
         raise InvalidTensorError(
@@ -104,7 +104,7 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
     """
     try:
         array = np.asarray(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires grad
         raise InvalidTensorError(
             FieldViolation(field, f"Expected an array. Received {type(value).__name__}: {error}.")
         ) from error

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,16 +21,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from convserve import Conv2D, Layer, __version__
-from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
-from convserve_server.convolution_service import SERVICE_NAME, ConvolutionService, add_to_server
+from convserve.v1 import layer_service_pb2_grpc
+from convserve_server import convolution_service, layer_service
+from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Convolver, Engine, Limits
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import ErrorInterceptor
+from convserve_server.layer_keeper import LayerKeeper
+from convserve_server.layer_service import LayerService
 from convserve_server.settings import Settings, SettingsError, is_loopback
+from convserve_server.store import LayerStore
 
 log = logging.getLogger("convserve")
 
-SERVICES = (SERVICE_NAME, layer_service_pb2.DESCRIPTOR.services_by_name["LayerService"].full_name)
+SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 
 
 class _Health(health.HealthServicer):
@@ -60,7 +66,8 @@ def run(settings: Settings) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _: _asked_to_stop(stop, received))
-    server, service, healths = _assembled(settings)
+    store = _store(settings)
+    server, convolutions, layers, healths = _assembled(settings)
     addresses = [_listen(server, address) for address in settings.listen]
     server.start()
     for address in addresses:
@@ -74,7 +81,9 @@ def run(settings: Settings) -> int:
     limits = Limits(
         settings.max_message_bytes, settings.max_call_bytes, settings.max_layers_per_call, settings.concurrent_calls
     )
-    service.open(Convolver(engine, limits))
+    keeper = LayerKeeper(engine, store)
+    convolutions.open(Convolver(engine, limits), keeper)
+    layers.open(keeper)
     for name in ("", *SERVICES):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
@@ -85,7 +94,7 @@ def run(settings: Settings) -> int:
     return _drain(settings, server, healths)
 
 
-def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, _Health]:
+def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     server = grpc.server(
         ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
         interceptors=[ErrorInterceptor()],
@@ -96,9 +105,9 @@ def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, _He
             ("grpc.so_reuseport", 0),
         ],
     )
-    service = ConvolutionService()
-    add_to_server(service, server)
-    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layer_service_pb2_grpc.LayerServiceServicer(), server)  # type: ignore[no-untyped-call]
+    convolutions, layers = ConvolutionService(), LayerService()
+    convolution_service.add_to_server(convolutions, server)
+    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     healths = _Health()
     for name in ("", *SERVICES):
         healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -109,16 +118,36 @@ def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, _He
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server)
-    return server, service, healths
+    return server, convolutions, layers, healths
+
+
+def _store(settings: Settings) -> LayerStore:
+    folder = Path(settings.store) if settings.store else None
+    try:
+        return LayerStore(settings.layer_memory_bytes, settings.store_bytes, folder)
+    except OSError as error:
+        text = f"--store: Expected a folder that can be written to. Received {settings.store}: {error.strerror}."
+        raise SettingsError(text) from error
 
 
 def _listen(server: grpc.Server, address: str) -> str:
     port = 0
-    with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
-        port = server.add_insecure_port(address)
+    if not _is_taken_socket(address):
+        with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
+            port = server.add_insecure_port(address)
     if not port:
         raise SettingsError(f"--listen: Expected an address that is free and may be used. Received {address}.")
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
+
+
+def _is_taken_socket(address: str) -> bool:
+    """Returns whether somebody listens on a Unix socket, which gRPC would take away from them."""
+    if not address.startswith("unix:"):
+        return False
+    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
+        probe.connect(address.removeprefix("unix:").removeprefix("//"))
+        return True
+    return False
 
 
 def _warm_up(engine: Engine) -> None:
@@ -138,10 +167,13 @@ def _drain(settings: Settings, server: grpc.Server, healths: _Health) -> int:
         _say(f"stopping: serving for {settings.pre_stop_s} s more")
         time.sleep(settings.pre_stop_s)
     _say("stopping: finishing the calls under way")
+    began = time.monotonic()
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()
     _say("stopped")
+    if time.monotonic() - began >= settings.drain_s:
+        os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
     return 0
 
 

@@ -9,12 +9,13 @@ from typing import Any
 import grpc
 
 from convserve import InvalidRequestError, Layer, ServerInfo, UnavailableError, __version__, conv2d_message, frame
-from convserve.errors import FieldViolation, InvalidArgumentError, LayerNotFoundError, shown
+from convserve.errors import FieldViolation, naming_layer
 from convserve.result import plan_to_message
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, dtype_name
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.convolver import Convolver
+from convserve_server.layer_keeper import LayerKeeper
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 
@@ -49,17 +50,22 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def __init__(self) -> None:
         """Starts closed."""
-        self._opened: Convolver | None = None
+        self._opened: tuple[Convolver, LayerKeeper] | None = None
 
-    def open(self, convolver: Convolver) -> None:
+    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
         """Serves with this request path from now on."""
-        self._opened = convolver
+        self._opened = convolver, keeper
 
     @property
     def _convolver(self) -> Convolver:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
+        return self._opened[0]
+
+    @property
+    def _keeper(self) -> LayerKeeper:
+        assert self._opened is not None  # noqa: S101 (_convolver is asked first)
+        return self._opened[1]
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
@@ -83,14 +89,14 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         convolver = self._convolver
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = convolver.plan(
-            _layers(request.layers), request.input_shape, input_dtype, _output_dtype(request.output_dtype)
+            _layers(request.layers, self._keeper), request.input_shape, input_dtype, _output_dtype(request.output_dtype)
         )
         admission = messages.Admission(admitted=bool(found.admitted), refusal=found.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
         convolver = self._convolver
-        layers = _layers(request.message.layers)
+        layers = _layers(request.message.layers, self._keeper)
         if request.input is None:
             raise InvalidRequestError(
                 FieldViolation("input", "Expected a tensor. Received none: the field is not set.")
@@ -139,32 +145,29 @@ def _output_dtype(number: int) -> str | None:
     return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None
 
 
-def _layers(references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
+def _layers(references: Sequence[layer_pb2.LayerReference], keeper: LayerKeeper) -> list[Layer]:
     if not references:
         raise InvalidRequestError(FieldViolation("layers", "Expected at least one layer. Received none."))
     found = []
     for index, reference in enumerate(references):
-        try:
-            found.append(_layer(reference))
-        except InvalidArgumentError as error:
-            raise (error.under(f"layers[{index}].") if len(references) > 1 else error) from None
+        with naming_layer(index, len(references)):
+            found.append(_layer(reference, keeper))
     return found
 
 
-def _layer(reference: layer_pb2.LayerReference) -> Layer:
+def _layer(reference: layer_pb2.LayerReference, keeper: LayerKeeper) -> Layer:
     kind = reference.WhichOneof("layer")
     if kind == "inline":
-        return Layer.from_message(reference.inline)
+        layer = Layer.from_message(reference.inline)
+        if reference.inline.store and layer.kernel is not None:
+            keeper.keep(layer)
+        return layer
     if kind == "digest":
         if len(reference.digest) != 32:
             text = f"Expected a digest of 32 bytes. Received {len(reference.digest)} bytes."
             raise InvalidRequestError(FieldViolation("digest", text))
-        digest = reference.digest.hex()
-        raise LayerNotFoundError(
-            f"Expected a stored layer. Received digest {digest}, which this server does not hold.", layer=digest
-        )
+        return keeper.layer(reference.digest)
     if kind == "name":
-        text = f"Expected the name of a stored layer. Received {shown(reference.name)}, which leads nowhere."
-        raise LayerNotFoundError(text, layer=reference.name, by_name=True)
+        return keeper.layer(reference.name)
     text = "Expected a digest, a name or an inline layer. Received none of them."
     raise InvalidRequestError(FieldViolation("layers", text))

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from convserve import Conv2D, Device, Layer, Losses, Plan, TooLargeError
-from convserve.errors import DeadlineExceededError, FieldViolation, InvalidArgumentError
-from convserve.plan import plan
+from convserve.errors import DeadlineExceededError, FieldViolation
+from convserve.layer import planned
 from convserve.result import Timing
 from convserve.tensor import Array
 
@@ -53,6 +53,9 @@ class Engine(Protocol):
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights drawn and every seed filled in."""
+
+    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
+        """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
 
     def convolve(self, layers: Sequence[Layer], x: Array, output_dtype: str) -> Computed:
         """Applies layers that all have weights.
@@ -118,7 +121,7 @@ class Convolver:
         Raises:
             InvalidArgumentError: If the call is wrong, whatever its size.
         """
-        found = self._planned(layers, input_shape, input_dtype, output_dtype)
+        found = planned(layers, input_shape, input_dtype, output_dtype)
         try:
             self._admit(layers, found)
         except TooLargeError as error:
@@ -140,7 +143,7 @@ class Convolver:
             ConvserveError: Any of the server's.
         """
         arrived = time.monotonic()
-        found = self._planned(layers, x.shape, x.dtype.name, output_dtype)
+        found = planned(layers, x.shape, x.dtype.name, output_dtype)
         self._admit(layers, found)
         with self._turns:
             started = time.monotonic()
@@ -162,17 +165,6 @@ class Convolver:
             timing=Timing(round((started - arrived) * 1e6), round((finished - started) * 1e6)),
             batch_size=x.shape[0],
         )
-
-    def _planned(
-        self, layers: Sequence[Layer], input_shape: Sequence[int], input_dtype: str, output_dtype: str | None
-    ) -> Plan:
-        found = plan([each.config for each in layers], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-        for index, (layer, step) in enumerate(zip(layers, found.layers, strict=True)):
-            try:
-                layer.check_input_channels(step.kernel_shape[2] * layer.config.groups)
-            except InvalidArgumentError as error:
-                raise (error.under(f"layers[{index}].") if len(layers) > 1 else error) from None
-        return found
 
     def _admit(self, layers: Sequence[Layer], found: Plan) -> None:
         """Refuses what this server never takes, before anything is allocated for it."""

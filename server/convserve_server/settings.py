@@ -60,6 +60,13 @@ class Settings:
     max_layers_per_call: int = _setting(64, "most layers in one call")
     concurrent_calls: int = _setting(2, "most calls that compute at once; further ones wait for their turn")
     handler_threads: int = _setting(64, "threads that receive and answer requests")
+    store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
+    store_bytes: int = _setting(
+        64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1
+    )
+    layer_memory_bytes: int = _setting(
+        4 * 2**30, "most that stored layers may take in memory", unit="bytes", most=2**63 - 1
+    )
     pre_stop_s: int = _setting(
         0, "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING", unit="seconds"
     )

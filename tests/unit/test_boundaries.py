@@ -19,7 +19,7 @@ TENSORFLOW = {"tensorflow", "keras"}
 
 MODEL = {
     "keras_object", "initializers", "regularizers", "constraints", "activations", "arguments", "conv2d",
-    "conv2d_message", "plan", "layer",
+    "conv2d_message", "digest", "plan", "layer",
 }  # fmt: skip
 """The layer model: configuration, validation, shapes, weights."""
 CODEC = {"tensor", "frame"}
@@ -35,12 +35,29 @@ ALLOWED: dict[str, set[str]] = {
     **{f"convserve.{name}": {"numpy", "ml_dtypes"} | STUBS | ours("errors", *CODEC) for name in CODEC},
     **{f"convserve.{name}": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL) for name in MODEL},
     "convserve.result": STUBS | ours("errors", *CODEC, *MODEL),
-    "convserve._rpc": STUBS | ours("errors", "result", *CODEC, *MODEL),
-    "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_version", "errors", "result", *CODEC, *MODEL),
-    "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_version", "errors", "result", *CODEC, *MODEL),
+    "convserve.stored": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL),
+    "convserve._channel": ours("_version", "errors"),
+    "convserve._rpc": STUBS | ours("errors", "result", "stored", *CODEC, *MODEL),
+    "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
+    "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
     "convserve_server.settings": set(),
     "convserve_server.convolver": {"convserve"},
-    "convserve_server.convolution_service": {"grpc", "convserve", "convserve_server.convolver"},
+    "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
+    "convserve_server.store": {"convserve", "convserve_server.layer_files"},
+    "convserve_server.layer_keeper": {"convserve", "convserve_server.convolver", "convserve_server.store"},
+    "convserve_server.convolution_service": {
+        "grpc",
+        "convserve",
+        "convserve_server.convolver",
+        "convserve_server.layer_keeper",
+    },  # fmt: skip
+    "convserve_server.layer_service": {
+        "grpc",
+        "numpy",
+        "convserve",
+        "convserve_server.layer_keeper",
+        "convserve_server.store",
+    },
     "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve"},
     "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
 }

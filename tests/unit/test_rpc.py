@@ -20,6 +20,7 @@ from convserve import (
     RetryRule,
     TooLargeError,
     UnavailableError,
+    _channel,
     _rpc,
 )
 
@@ -39,13 +40,13 @@ X = np.zeros((1, 8, 8, 3), np.float32)
     ],
 )
 def test_targets(target: Any, expected: str) -> None:
-    assert _rpc.channel_target(target) == expected
+    assert _channel.channel_target(target) == expected
 
 
 @pytest.mark.parametrize("target", ["", [], [""], "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]])
 def test_targets_that_make_no_sense(target: Any) -> None:
     with pytest.raises(InvalidRequestError, match="target: Expected"):
-        _rpc.channel_target(target)
+        _channel.channel_target(target)
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "60", True])

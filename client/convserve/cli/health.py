@@ -10,8 +10,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import Int32Value
 
-from convserve._rpc import channel_options, channel_target
-from convserve._version import __version__
+from convserve._channel import channel_options, channel_target
 from convserve.cli.connection import add_connection_options
 from convserve.errors import DeadlineExceededError, from_rpc_error
 
@@ -48,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    with grpc.insecure_channel(channel_target(arguments.target), options=channel_options(__version__)) as channel:
+    with grpc.insecure_channel(channel_target(arguments.target), options=channel_options()) as channel:
         check: Callable[..., bytes] = channel.unary_unary(_METHOD)
         try:
             # The request names no service, which asks for the whole server's health: an empty message.

@@ -26,7 +26,7 @@ from convserve.v1 import conv2d_pb2 as convserve_dot_v1_dot_conv2d__pb2
 from convserve.v1 import tensor_pb2 as convserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onvserve/v1/layer.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/conv2d.proto\x1a\x19\x63onvserve/v1/tensor.proto\"h\n\x0eLayerReference\x12\x10\n\x06\x64igest\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x12+\n\x06inline\x18\x03 \x01(\x0b\x32\x19.convserve.v1.InlineLayerH\x00\x42\x07\n\x05layer\"a\n\x0bInlineLayer\x12$\n\x06\x63onv2d\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12&\n\x07weights\x18\x0f \x01(\x0b\x32\x15.convserve.v1.WeightsJ\x04\x08\x02\x10\x0f\"Y\n\x07Weights\x12\"\n\x04\x62ias\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Tensor\x12$\n\x06kernel\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x02\x10\x0f\"\x97\x01\n\x0bStoredLayer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05names\x18\x02 \x03(\t\x12$\n\x06\x63onv2d\x18\x03 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12\x14\n\x0ckernel_shape\x18\x04 \x03(\x03\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x06 \x01(\x03\"h\n\x06Losses\x12\x13\n\x06kernel\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x62ias\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08\x61\x63tivity\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\t\n\x07_kernelB\x07\n\x05_biasB\x0b\n\t_activityb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onvserve/v1/layer.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/conv2d.proto\x1a\x19\x63onvserve/v1/tensor.proto\"h\n\x0eLayerReference\x12\x10\n\x06\x64igest\x18\x01 \x01(\x0cH\x00\x12\x0e\n\x04name\x18\x02 \x01(\tH\x00\x12+\n\x06inline\x18\x03 \x01(\x0b\x32\x19.convserve.v1.InlineLayerH\x00\x42\x07\n\x05layer\"p\n\x0bInlineLayer\x12$\n\x06\x63onv2d\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12\r\n\x05store\x18\x02 \x01(\x08\x12&\n\x07weights\x18\x0f \x01(\x0b\x32\x15.convserve.v1.WeightsJ\x04\x08\x03\x10\x0f\"Y\n\x07Weights\x12\"\n\x04\x62ias\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Tensor\x12$\n\x06kernel\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x02\x10\x0f\"\x97\x01\n\x0bStoredLayer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05names\x18\x02 \x03(\t\x12$\n\x06\x63onv2d\x18\x03 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12\x14\n\x0ckernel_shape\x18\x04 \x03(\x03\x12\x17\n\x0fparameter_count\x18\x05 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x06 \x01(\x03\"h\n\x06Losses\x12\x13\n\x06kernel\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04\x62ias\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x15\n\x08\x61\x63tivity\x18\x03 \x01(\x01H\x02\x88\x01\x01\x42\t\n\x07_kernelB\x07\n\x05_biasB\x0b\n\t_activityb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,11 +36,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LAYERREFERENCE']._serialized_start=96
   _globals['_LAYERREFERENCE']._serialized_end=200
   _globals['_INLINELAYER']._serialized_start=202
-  _globals['_INLINELAYER']._serialized_end=299
-  _globals['_WEIGHTS']._serialized_start=301
-  _globals['_WEIGHTS']._serialized_end=390
-  _globals['_STOREDLAYER']._serialized_start=393
-  _globals['_STOREDLAYER']._serialized_end=544
-  _globals['_LOSSES']._serialized_start=546
-  _globals['_LOSSES']._serialized_end=650
+  _globals['_INLINELAYER']._serialized_end=314
+  _globals['_WEIGHTS']._serialized_start=316
+  _globals['_WEIGHTS']._serialized_end=405
+  _globals['_STOREDLAYER']._serialized_start=408
+  _globals['_STOREDLAYER']._serialized_end=559
+  _globals['_LOSSES']._serialized_start=561
+  _globals['_LOSSES']._serialized_end=665
 # @@protoc_insertion_point(module_scope)

@@ -19,12 +19,14 @@ class LayerReference(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., name: _Optional[str] = ..., inline: _Optional[_Union[InlineLayer, _Mapping]] = ...) -> None: ...
 
 class InlineLayer(_message.Message):
-    __slots__ = ("conv2d", "weights")
+    __slots__ = ("conv2d", "store", "weights")
     CONV2D_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     conv2d: _conv2d_pb2.Conv2D
+    store: bool
     weights: Weights
-    def __init__(self, conv2d: _Optional[_Union[_conv2d_pb2.Conv2D, _Mapping]] = ..., weights: _Optional[_Union[Weights, _Mapping]] = ...) -> None: ...
+    def __init__(self, conv2d: _Optional[_Union[_conv2d_pb2.Conv2D, _Mapping]] = ..., store: bool = ..., weights: _Optional[_Union[Weights, _Mapping]] = ...) -> None: ...
 
 class Weights(_message.Message):
     __slots__ = ("bias", "kernel")

@@ -105,6 +105,7 @@ class LayerServiceServicer(object):
         Errors:
         * INVALID_ARGUMENT: INVALID_REQUEST (name, order of messages, digest that differs from what arrived),
         INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
+        * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not held. Send the weights.
         * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict. Delete some, or ask the
         operator.
         """
@@ -124,7 +125,7 @@ class LayerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ListLayers(self, request, context):
-        """Lists stored layers, by name and then digest, a page at a time.
+        """Lists stored layers in the order of their digests, a page at a time.
 
         Errors:
         * INVALID_ARGUMENT, INVALID_REQUEST: a page_size below 0, or a page_token that this server did not give.

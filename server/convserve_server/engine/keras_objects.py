@@ -9,6 +9,7 @@ import keras
 import tensorflow as tf
 
 from convserve.activations import GLU, Activation
+from convserve.constraints import Constraint
 from convserve.initializers import Initializer
 from convserve.regularizers import Regularizer
 
@@ -23,6 +24,12 @@ def keras_initializer(initializer: Initializer) -> Any:
 def keras_regularizer(regularizer: Regularizer) -> Function:
     """Returns Keras' regularizer."""
     return getattr(keras.regularizers, type(regularizer).__name__)(**regularizer.parameters)  # type: ignore[no-any-return]
+
+
+def keras_constraint(constraint: Constraint) -> Function:
+    """Returns Keras' constraint."""
+    parameters = {name: list(value) if name == "axis" else value for name, value in constraint.parameters.items()}
+    return getattr(keras.constraints, type(constraint).__name__)(**parameters)  # type: ignore[no-any-return]
 
 
 def keras_activation(activation: Activation) -> Function:

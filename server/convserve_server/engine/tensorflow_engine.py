@@ -16,7 +16,7 @@ from convserve.plan import channel_axis, kernel_shape
 from convserve.tensor import Array
 from convserve_server.convolver import Computed
 from convserve_server.engine.forward import traced
-from convserve_server.engine.keras_objects import keras_initializer
+from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
 from convserve_server.settings import SettingsError
 
 _MOST_TRACES = 1000
@@ -78,6 +78,20 @@ class TensorFlowEngine:
                 shape = (seeded.filters,)
                 bias = keras_initializer(seeded.bias_initializer)(shape, dtype=seeded.variable_dtype).numpy()
         return Layer(seeded, kernel, bias)
+
+    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
+        """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
+        config, weights, losses = layer.config, {"kernel": layer.kernel, "bias": layer.bias}, {}
+        with tf.device(self._device.name), _memory_errors():
+            for name, weight in weights.items():
+                if weight is None:
+                    continue
+                constraint, regularizer = (getattr(config, f"{name}_{kind}") for kind in ("constraint", "regularizer"))
+                if constraint is not None:
+                    weights[name] = keras_constraint(constraint)(tf.constant(weight)).numpy()
+                if regularizer is not None and config.trainable:
+                    losses[name] = float(keras_regularizer(regularizer)(tf.constant(weights[name])))
+        return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses)
 
     def convolve(self, layers: Sequence[Layer], x: Array, output_dtype: str) -> Computed:
         """Applies layers that all have weights, in order.

@@ -1,0 +1,66 @@
+"""Which channel both clients open: gRPC's name of the target, and the channel's options. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from convserve._version import __version__
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+
+DEFAULT_TARGET = "localhost:50051"
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
+
+
+def channel_target(target: str | Sequence[str]) -> str:
+    """Returns gRPC's name of one or several addresses.
+
+    Args:
+        target: "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
+            separated by commas.
+
+    Raises:
+        InvalidRequestError: For an empty target, or several of which one is not an IP address.
+    """
+    addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
+    if not addresses or not all(isinstance(each, str) and each for each in addresses):
+        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {shown(target)}."
+        raise InvalidRequestError(FieldViolation("target", text))
+    if len(addresses) == 1:
+        # With dns:/// every address of a name is used, not only the first that answers.
+        return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
+    versions = {_ip_version(each.replace("localhost:", "127.0.0.1:")) for each in addresses}
+    if len(versions) != 1 or 0 in versions:
+        text = (
+            "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
+            f"name that resolves to all of them. Received {shown(target)}."
+        )
+        raise InvalidRequestError(FieldViolation("target", text))
+    return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
+
+
+def _ip_version(address: str) -> int:
+    host = address.rpartition(":")[0]
+    try:
+        return ipaddress.ip_address(host.strip("[]")).version
+    except ValueError:
+        return 0
+
+
+def channel_options() -> list[tuple[str, Any]]:
+    """Returns the options of a channel."""
+    return [
+        # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        # Replicas are interchangeable, so calls are spread over all addresses.
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+        # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
+        ("grpc.enable_retries", 0),
+        # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        ("grpc.primary_user_agent", f"convserve/{__version__}"),
+    ]

@@ -1,0 +1,137 @@
+"""The one path of a request about stored layers: find, draw, check, put, update, delete. It knows no gRPC."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from convserve import Conv2D, ConvserveError, InvalidRequestError, InvalidWeightsError, Layer, Losses
+from convserve.errors import FieldViolation
+from convserve.plan import kernel_shape
+from convserve.tensor import Array, itemsize
+from convserve_server.convolver import Engine
+from convserve_server.store import LayerStore, StoredLayer, check_name
+
+log = logging.getLogger("convserve")
+
+Reference = bytes | str
+"""A stored layer's digest, or a name that leads to it."""
+
+
+class LayerKeeper:
+    """Keeps layers in a store, with an engine for what needs computing."""
+
+    def __init__(self, engine: Engine, store: LayerStore) -> None:
+        """Joins an engine and a store."""
+        self._engine = engine
+        self._store = store
+
+    def layer(self, reference: Reference) -> Layer:
+        """Returns a stored layer with its weights.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+        """
+        return self._store.layer(self._digest(reference))
+
+    def describe(self, reference: Reference) -> StoredLayer:
+        """Returns what is known of a stored layer without its weights.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+        """
+        return self._store.describe(self._digest(reference))
+
+    def check_put(self, name: str, config: Conv2D, input_channels: int) -> None:
+        """Checks what can be checked of a put before its weights arrive.
+
+        Raises:
+            InvalidArgumentError: For a wrong name, or channels that the configuration cannot take.
+            TooLargeError: If it could never be stored.
+            OverloadedError: If there is no room now.
+        """
+        if name:
+            check_name(name)
+        if input_channels < 1 or input_channels % config.groups:
+            text = f"Expected a number above 0 that groups={config.groups} divides. Received {input_channels} channels."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        height, width, inputs, filters = kernel_shape(config, input_channels)
+        self._store.check_room((height * width * inputs * filters + filters) * itemsize(config.variable_dtype))
+
+    def put(self, layer: Layer, name: str, expected_digest: bytes) -> tuple[StoredLayer, bool]:
+        """Stores a layer with given weights; returns it and whether it was there before.
+
+        Raises:
+            InvalidRequestError: If its digest is not the expected one.
+            ConvserveError: As `LayerStore.put`.
+        """
+        if expected_digest and layer.digest != expected_digest:
+            text = (
+                f"Expected what arrives to have the digest {expected_digest.hex()}. "
+                f"Received a layer with digest {layer.digest.hex()}."
+            )
+            raise InvalidRequestError(FieldViolation("expected_digest", text))
+        return self._store.put(layer, name)
+
+    def name(self, digest: bytes, name: str) -> StoredLayer:
+        """Lets a name lead to a layer that is stored already.
+
+        Raises:
+            LayerNotFoundError: If it is not stored.
+        """
+        stored, _ = self._store.put(self._store.layer(digest), name)
+        return stored
+
+    def draw_and_put(
+        self, config: Conv2D, input_channels: int, name: str, expected_digest: bytes
+    ) -> tuple[StoredLayer, bool]:
+        """Draws a layer's weights with its initializers and stores it.
+
+        Raises:
+            ConvserveError: As `put`; InvalidConfigurationError for an initializer that cannot.
+        """
+        config.check_initializers()
+        return self.put(self._engine.initialize(config, input_channels), name, expected_digest)
+
+    def keep(self, layer: Layer) -> None:
+        """Stores a layer that came with a call, if there is room; the call does not depend on it."""
+        try:
+            self._store.put(layer)
+        except ConvserveError as error:
+            log.debug("a layer that came with a call was not stored: %s", error)
+
+    def update(self, reference: Reference, kernel: Array, bias: Array | None) -> tuple[StoredLayer, Losses]:
+        """Makes a layer from a stored one's configuration and new weights, to which its constraints are applied.
+
+        A name by which the old layer was referred to leads to the new one afterwards.
+
+        Raises:
+            LayerNotFoundError: If there is no old one.
+            ConvserveError: As `put`.
+        """
+        config = self.describe(reference).config
+        updated, losses = self._engine.constrain(Layer(config, kernel, bias))
+        stored, _ = self._store.put(updated, reference if isinstance(reference, str) else "")
+        return stored, losses
+
+    def delete(self, reference: Reference) -> None:
+        """Deletes a layer with its names, or a name, and its layer with the last one.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+        """
+        if isinstance(reference, str):
+            self._store.delete_name(reference)
+        else:
+            self._store.delete(reference)
+
+    def missing(self, digests: Sequence[bytes]) -> list[bytes]:
+        """Returns those digests that are not stored."""
+        return self._store.missing(digests)
+
+    def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
+        """Returns a page of stored layers; see `LayerStore.page`."""
+        return self._store.page(prefix, after, size)
+
+    def _digest(self, reference: Reference) -> bytes:
+        return self._store.digest_of(reference) if isinstance(reference, str) else reference
