@@ -33,7 +33,7 @@ from convserve.errors import (
 )
 from convserve.layer import Layer
 from convserve.plan import LayerPlan, Plan
-from convserve.result import Device, Losses, Result, ServerInfo, Timing
+from convserve.result import Device, Losses, Result, ServerInfo, Timing, Usage
 
 __all__ = [
     "AsyncClient",
@@ -68,6 +68,7 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnimplementedError",
+    "Usage",
     "__version__",
     "activations",
     "constraints",

@@ -115,6 +115,23 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What a server holds.
+
+    Attributes:
+        stored_layers: Stored layers, in memory or on disk.
+        stored_memory_bytes: Bytes of the stored layers that are in memory.
+        evictions: Stored layers that left the memory for want of room, since the start.
+        traces: Compiled functions, which layers of one geometry share.
+    """
+
+    stored_layers: int
+    stored_memory_bytes: int
+    evictions: int
+    traces: int
+
+
+@dataclass(frozen=True)
 class ServerInfo:
     """What a server is and can do.
 
@@ -129,6 +146,7 @@ class ServerInfo:
         max_message_bytes: The largest message either way, in bytes.
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
+        usage: What the server holds at this moment.
     """
 
     version: str
@@ -141,6 +159,7 @@ class ServerInfo:
     max_message_bytes: int
     max_call_bytes: int
     max_layers_per_call: int
+    usage: Usage
 
     def to_message(self) -> server_info_pb2.ServerInfo:
         """Returns the contract's message."""
@@ -157,6 +176,7 @@ class ServerInfo:
                 max_call_bytes=self.max_call_bytes,
                 max_layers_per_call=self.max_layers_per_call,
             ),
+            usage=server_info_pb2.Usage(**vars(self.usage)),
         )
 
     @classmethod
@@ -173,6 +193,12 @@ class ServerInfo:
             max_message_bytes=message.limits.max_message_bytes,
             max_call_bytes=message.limits.max_call_bytes,
             max_layers_per_call=message.limits.max_layers_per_call,
+            usage=Usage(
+                stored_layers=message.usage.stored_layers,
+                stored_memory_bytes=message.usage.stored_memory_bytes,
+                evictions=message.usage.evictions,
+                traces=message.usage.traces,
+            ),
         )
 
 

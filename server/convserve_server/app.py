@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,9 +75,11 @@ def run(settings: Settings) -> int:
         if not is_loopback(address):
             log.warning("%s is open to the network: calls to it are neither encrypted nor authenticated", address)
     started = time.monotonic()
-    # It takes seconds, during which the health check already answers NOT_SERVING.
-    engine = load_engine(settings.device, settings.tf32, verbose=settings.log_level == "debug")
-    _warm_up(engine)
+    verbose = settings.log_level == "debug"
+    with nullcontext() if verbose else held_stderr():
+        # It takes seconds, during which the health check already answers NOT_SERVING.
+        engine = load_engine(settings.device, settings.tf32, verbose=verbose)
+        _warm_up(engine)
     limits = Limits(
         settings.max_message_bytes, settings.max_call_bytes, settings.max_layers_per_call, settings.concurrent_calls
     )

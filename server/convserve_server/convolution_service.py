@@ -8,7 +8,16 @@ from typing import Any
 
 import grpc
 
-from convserve import InvalidRequestError, Layer, ServerInfo, UnavailableError, __version__, conv2d_message, frame
+from convserve import (
+    InvalidRequestError,
+    Layer,
+    ServerInfo,
+    UnavailableError,
+    Usage,
+    __version__,
+    conv2d_message,
+    frame,
+)
 from convserve.errors import FieldViolation, naming_layer
 from convserve.result import plan_to_message
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, dtype_name
@@ -71,6 +80,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
         engine, limits = self._convolver.engine, self._convolver.limits
+        stored = self._keeper.usage()
         info = ServerInfo(
             version=__version__,
             tensorflow_version=engine.versions["tensorflow"],
@@ -82,6 +92,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             max_message_bytes=limits.max_message_bytes,
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,
+            usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
         )
         return messages.GetServerInfoResponse(server_info=info.to_message())
 

@@ -51,6 +51,10 @@ class Engine(Protocol):
     def tf32(self) -> bool:
         """Whether TensorFloat-32 is on."""
 
+    @property
+    def traces(self) -> int:
+        """How many functions are compiled."""
+
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights drawn and every seed filled in."""
 

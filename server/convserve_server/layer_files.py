@@ -1,11 +1,12 @@
 """Layers in a folder: one safetensors file a layer, one small file a name, each written whole or not at all.
 
-    FOLDER/layers/DIGEST.safetensors    weights; in the header's metadata the configuration, as the contract's JSON
+    FOLDER/layers/DIGEST.safetensors    weights; in the header's metadata the configuration, as the contract's JSON, and
+                                        a checksum of what is read without the weights
     FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ...}
     FOLDER/set-aside/                   what was torn, tampered with or not ours, kept for the operator to look at
 
 A file is written under another name, synced, and renamed, so a crash leaves the old state or the new one. What is read
-is believed only if its digest, computed anew, is the one in its name.
+is believed only if its digest, computed anew, is the one in its name; a head alone, if its checksum is right.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from google.protobuf import json_format
@@ -25,8 +28,8 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
 from convserve import Conv2D, ConvserveError, Layer, conv2d_message
-from convserve.digest import digest
-from convserve.tensor import Shape, numpy_dtype
+from convserve.layer import check_weight_shapes
+from convserve.tensor import Shape, itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
 
 log = logging.getLogger("convserve")
@@ -34,6 +37,14 @@ log = logging.getLogger("convserve")
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # safetensors' names
 _FORMAT = "convserve.v1.layer"
 _LONGEST_HEAD = 2**20
+_LONGEST_NAME_FILE = 2**12
+# What contents that nobody of ours wrote make a reader raise; deep nesting is a RecursionError.
+_READING_ERRORS = (
+    json_format.ParseError, SafetensorError, ConvserveError, ValueError, KeyError, TypeError, AttributeError,
+    RecursionError,
+)  # fmt: skip
+
+T = TypeVar("T")
 
 
 class TornLayerError(Exception):
@@ -53,49 +64,28 @@ class LayerFiles:
         self._set_aside = folder / "set-aside"
         for each in (self._layers, self._names, self._set_aside):
             each.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=each).close()
         for each in (*self._layers.glob("*.partial"), *self._names.glob("*.partial")):
-            each.unlink()
+            if each.is_file():
+                each.unlink()
 
     def write(self, layer: Layer, key: bytes) -> int:
         """Stores a layer, synced to the disk when this returns; returns the bytes it takes."""
+        assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
         tensors = {"kernel": layer.kernel} | ({} if layer.bias is None else {"bias": layer.bias})
         config = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
-        data = save(tensors, metadata={"format": _FORMAT, "conv2d": config})  # type: ignore[arg-type]
+        metadata = {"format": _FORMAT, "conv2d": config, "checksum": _checksum(config, layer.kernel.shape)}
+        data = save(tensors, metadata=metadata)
         _write_whole(self._path(key), data)
         return len(data)
 
     def read(self, key: bytes) -> Layer | None:
         """Returns a stored layer, or None; what is not what it should be is set aside and reported, and is None too."""
-        path = self._path(key)
-        try:
-            layer = _parsed(path.read_bytes())
-            if layer.kernel is None or digest(layer.config, layer.kernel, layer.bias) != key:
-                raise TornLayerError("its contents have another digest")
-        except FileNotFoundError:
-            return None
-        except TornLayerError as error:
-            self._put_aside(path, error)
-            return None
-        return layer
+        return self._believed(key, lambda file: _layer(file, key))
 
     def read_head(self, key: bytes) -> tuple[Conv2D, Shape] | None:
-        """Returns a stored layer's configuration and its kernel's shape without reading the weights, or None.
-
-        The weights are not checked by it; a head that cannot be read is set aside and reported.
-        """
-        path = self._path(key)
-        try:
-            with path.open("rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                if length > _LONGEST_HEAD:
-                    raise TornLayerError(f"its head says that it has {length} bytes")
-                config, tensors = _parsed_head(file.read(length))
-                return config, tuple(tensors["kernel"]["shape"])
-        except FileNotFoundError:
-            return None
-        except TornLayerError as error:
-            self._put_aside(path, error)
-            return None
+        """Returns a stored layer's configuration and its kernel's shape, or None, as `read` but without the weights."""
+        return self._believed(key, _head)
 
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
@@ -103,9 +93,9 @@ class LayerFiles:
         _sync_folder(self._layers)
 
     def sizes(self) -> dict[bytes, int]:
-        """Returns the bytes of every stored layer by digest, oldest first. Contents are checked when they are read."""
+        """Returns the bytes of every stored layer by digest. Contents are checked when they are read."""
         found = {}
-        for path in sorted(self._layers.iterdir(), key=lambda each: each.stat().st_mtime_ns):
+        for path in sorted(self._layers.iterdir()):
             try:
                 key = bytes.fromhex(path.stem)
                 if len(key) != 32 or path != self._path(key) or not path.is_file():
@@ -129,11 +119,13 @@ class LayerFiles:
         """Yields every name with its layer's digest."""
         for path in sorted(self._names.iterdir()):
             try:
+                if not path.is_file() or path.stat().st_size > _LONGEST_NAME_FILE:
+                    raise ValueError("it is no file of a name")
                 found = json.loads(path.read_text(encoding="utf-8"))
                 name, key = found["name"], bytes.fromhex(found["digest"])
                 if len(key) != 32 or path != self._name_path(name):
                     raise ValueError("its contents don't fit its name")
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, *_READING_ERRORS) as error:
                 self._put_aside(path, TornLayerError(str(error)))
                 continue
             yield name, key
@@ -145,37 +137,66 @@ class LayerFiles:
         # Hashed, so that no name, whatever its characters, can lead out of the folder or be too long for it.
         return self._names / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
+    def _believed(self, key: bytes, read: Callable[[BinaryIO], T]) -> T | None:
+        """Returns what is read from a layer's file, or None if there is none, or none that can be believed."""
+        path = self._path(key)
+        try:
+            with path.open("rb") as file:
+                return read(file)
+        except FileNotFoundError:
+            return None
+        except (TornLayerError, PermissionError, IsADirectoryError) as error:
+            self._put_aside(path, error)
+            return None
+
     def _put_aside(self, path: Path, why: Exception) -> None:
-        place = self._set_aside / f"{time.time_ns()}-{path.name}"
+        # A name may already be as long as names of files can be.
+        place = self._set_aside / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
         log.error("%s is set aside as %s and not served: %s", path, place, why)
         path.rename(place)
 
 
-def _parsed(data: bytes) -> Layer:
-    config, _ = _parsed_head(data[8 : 8 + min(int.from_bytes(data[:8], "little"), _LONGEST_HEAD)])
+def _layer(file: BinaryIO, key: bytes) -> Layer:
+    """Returns the layer in a file whose name promises this digest."""
+    config, _ = _head(file)
+    file.seek(0)
     try:
         tensors = {
             name: np.frombuffer(each["data"], numpy_dtype(_DTYPES[each["dtype"]])).reshape(each["shape"])
-            for name, each in deserialize(data)  # type: ignore[no-untyped-call]
+            for name, each in deserialize(file.read())  # type: ignore[no-untyped-call]
         }
-        return Layer(config, tensors["kernel"], tensors.get("bias"))
-    except (SafetensorError, ConvserveError, ValueError, KeyError, TypeError) as error:
+        layer = Layer(config, tensors["kernel"], tensors.get("bias"))
+    except _READING_ERRORS as error:
         raise TornLayerError(f"{type(error).__name__}: {error}") from error
+    if layer.digest != key:
+        raise TornLayerError("its contents have another digest")
+    return layer
 
 
-def _parsed_head(head: bytes) -> tuple[Conv2D, dict[str, Any]]:
-    """Returns the configuration and what safetensors says of each tensor."""
+def _head(file: BinaryIO) -> tuple[Conv2D, Shape]:
+    """Returns the configuration and the kernel's shape at the beginning of a file, and checks the file's size."""
+    length = int.from_bytes(file.read(8), "little")
+    if length > _LONGEST_HEAD:
+        raise TornLayerError(f"its head says that it has {length} bytes")
     try:
-        tensors = json.loads(head)
-        metadata = tensors.pop("__metadata__")
-        if metadata["format"] != _FORMAT:
-            raise ValueError(f"its format is {metadata['format']!r}")
-        message = json_format.Parse(metadata["conv2d"], conv2d_pb2.Conv2D())
-        if not all(isinstance(each["shape"], list) for each in tensors.values()) or "kernel" not in tensors:
-            raise ValueError("it has no kernel")
-        return conv2d_message.from_message(message), tensors
-    except (json_format.ParseError, ConvserveError, ValueError, KeyError, TypeError, AttributeError) as error:
+        tensors = json.loads(file.read(length))
+        metadata, shape = tensors["__metadata__"], tensors["kernel"]["shape"]
+        if metadata["format"] != _FORMAT or metadata["checksum"] != _checksum(metadata["conv2d"], shape):
+            raise ValueError("its head has another checksum, or another format")
+        config = conv2d_message.from_message(json_format.Parse(metadata["conv2d"], conv2d_pb2.Conv2D()))
+        check_weight_shapes(config, tuple(shape), config.use_bias)
+        elements = math.prod(shape) + (config.filters if config.use_bias else 0)
+    except _READING_ERRORS as error:
         raise TornLayerError(f"{type(error).__name__}: {error}") from error
+    expected = 8 + length + elements * itemsize(config.variable_dtype)
+    found = os.fstat(file.fileno()).st_size
+    if found != expected:
+        raise TornLayerError(f"it has {found} bytes, and was written with {expected}")
+    return config, tuple(shape)
+
+
+def _checksum(config: str, kernel_shape: Sequence[int]) -> str:
+    return hashlib.sha256(f"{list(kernel_shape)} {config}".encode()).hexdigest()
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -10,9 +10,11 @@ from convserve.errors import FieldViolation
 from convserve.plan import kernel_shape
 from convserve.tensor import Array, itemsize
 from convserve_server.convolver import Engine
-from convserve_server.store import LayerStore, StoredLayer, check_name
+from convserve_server.store import LayerStore, StoredLayer, StoreUsage, check_name
 
 log = logging.getLogger("convserve")
+
+__all__ = ["LayerKeeper", "Reference", "StoredLayer"]  # services speak of StoredLayer, and do not know the store
 
 Reference = bytes | str
 """A stored layer's digest, or a name that leads to it."""
@@ -132,6 +134,10 @@ class LayerKeeper:
     def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
         """Returns a page of stored layers; see `LayerStore.page`."""
         return self._store.page(prefix, after, size)
+
+    def usage(self) -> StoreUsage:
+        """Returns what the store holds."""
+        return self._store.usage()
 
     def _digest(self, reference: Reference) -> bytes:
         return self._store.digest_of(reference) if isinstance(reference, str) else reference

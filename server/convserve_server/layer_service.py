@@ -15,8 +15,7 @@ from convserve.layer import check_weight_shapes
 from convserve.tensor import FLOAT_DTYPES, Array, checked_shape, dtype_name, dtype_number, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.layer_keeper import LayerKeeper, Reference
-from convserve_server.store import StoredLayer
+from convserve_server.layer_keeper import LayerKeeper, Reference, StoredLayer
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 

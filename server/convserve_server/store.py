@@ -6,10 +6,12 @@ a name stay. With a folder every layer stays on the disk, and the memory holds t
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +83,8 @@ class LayerStore:
             OSError: If the folder cannot be used.
         """
         self._memory_budget, self._disk_budget = memory_bytes, disk_bytes
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # for the tables; never held while the disk works
+        self._disk_lock = threading.RLock()  # for whoever changes the store or reads the disk; taken first
         self._memory: OrderedDict[bytes, Layer] = OrderedDict()
         self._memory_bytes = self._pinned_bytes = self._evictions = 0
         self._files = LayerFiles(folder) if folder is not None else None
@@ -105,21 +108,15 @@ class LayerStore:
         if name:
             check_name(name)
         key = layer.digest
-        with self._lock:
-            existed = key in self
-            if not existed:
-                self.check_room(_size(layer))
-                if self._files:
-                    self._on_disk[key] = self._files.write(layer, key)
-                    self._disk_bytes += self._on_disk[key]
-            self._remember(key, layer)
+        with self._disk_lock, _overloaded_where_the_disk_is_full():
+            try:
+                self.layer(key)
+                existed = True
+            except LayerNotFoundError:
+                self._add(key, layer)
+                existed = False
             if name and self._leads_to.get(name) != key:
-                if self._files:
-                    self._files.write_name(name, key)
-                self._unname(name)
-                self._leads_to[name] = key
-                self._names.setdefault(key, set()).add(name)
-                self._pinned_bytes += _size(layer) if len(self._names[key]) == 1 and not self._files else 0
+                self._name(key, name)
             return self.describe(key), existed
 
     def layer(self, key: bytes) -> Layer:
@@ -128,16 +125,13 @@ class LayerStore:
         Raises:
             LayerNotFoundError: If there is none.
         """
-        with self._lock:
-            found = self._memory.get(key)
-            if found is None and self._files and key in self._on_disk:
-                found = self._files.read(key)
-                if found is None:
-                    self._forget(key)  # it was set aside
-            if found is None:
-                raise _not_found(key)
-            self._remember(key, found)
-            return found
+        found = self._recalled(key)
+        if found is None and key in self._on_disk:
+            with self._disk_lock:
+                found = self._recalled(key) or self._read(key)
+        if found is None:
+            raise _not_found(key)
+        return found
 
     def describe(self, key: bytes) -> StoredLayer:
         """Returns what is known of the layer with this digest, without loading its weights.
@@ -146,15 +140,16 @@ class LayerStore:
             LayerNotFoundError: If there is none.
         """
         with self._lock:
-            names = tuple(sorted(self._names.get(key, ())))
             layer = self._memory.get(key)
             if layer is not None and layer.kernel is not None:
-                return StoredLayer(key, names, layer.config, layer.kernel.shape)
-            head = self._files.read_head(key) if self._files and key in self._on_disk else None
-            if head is None:
-                self._forget(key)
-                raise _not_found(key)
-            return StoredLayer(key, names, *head)
+                return StoredLayer(key, self._names_of(key), layer.config, layer.kernel.shape)
+        if self._files and key in self._on_disk:
+            with self._disk_lock:
+                head = self._files.read_head(key)
+                if head is not None:
+                    return StoredLayer(key, self._names_of(key), *head)
+                self._forget(key)  # it was set aside
+        raise _not_found(key)
 
     def digest_of(self, name: str) -> bytes:
         """Returns the digest that a name leads to.
@@ -186,15 +181,15 @@ class LayerStore:
             keys = {*self._memory, *self._on_disk}
             if prefix:
                 keys &= {key for name, key in self._leads_to.items() if name.startswith(prefix)}
-            found: list[StoredLayer] = []
-            for key in sorted(key for key in keys if key > after):
-                if len(found) == size:
-                    break
-                try:
-                    found.append(self.describe(key))
-                except LayerNotFoundError:  # it was set aside just now
-                    continue
-            return found
+        found: list[StoredLayer] = []
+        for key in sorted(key for key in keys if key > after):
+            if len(found) == size:
+                break
+            try:
+                found.append(self.describe(key))
+            except LayerNotFoundError:  # it went, or was set aside just now
+                continue
+        return found
 
     def delete(self, key: bytes) -> None:
         """Removes a layer and its names.
@@ -202,7 +197,7 @@ class LayerStore:
         Raises:
             LayerNotFoundError: If there is none.
         """
-        with self._lock:
+        with self._disk_lock:
             if key not in self:
                 raise _not_found(key)
             self._forget(key)
@@ -213,14 +208,15 @@ class LayerStore:
         Raises:
             LayerNotFoundError: If the name leads nowhere.
         """
-        with self._lock:
+        with self._disk_lock:
             key = self.digest_of(name)
             if len(self._names[key]) == 1:
                 self._forget(key)
-            else:
+                return
+            if self._files:
+                self._files.delete_name(name)
+            with self._lock:
                 self._unname(name)
-                if self._files:
-                    self._files.delete_name(name)
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""
@@ -256,20 +252,54 @@ class LayerStore:
             )
             raise OverloadedError(text)
 
+    def _add(self, key: bytes, layer: Layer) -> None:
+        self.check_room(_size(layer))
+        size = self._files.write(layer, key) if self._files else 0
+        with self._lock:
+            if self._files:
+                self._on_disk[key] = size
+                self._disk_bytes += size
+            self._remember(key, layer)
+
+    def _name(self, key: bytes, name: str) -> None:
+        if self._files:
+            self._files.write_name(name, key)
+        with self._lock:
+            self._unname(name)
+            self._leads_to[name] = key
+            self._names.setdefault(key, set()).add(name)
+            if not self._files and len(self._names[key]) == 1:
+                self._pinned_bytes += _size(self._memory[key])
+
+    def _names_of(self, key: bytes) -> tuple[str, ...]:
+        return tuple(sorted(self._names.get(key, ())))
+
+    def _recalled(self, key: bytes) -> Layer | None:
+        """Returns a layer that is in memory, and makes it the last used."""
+        with self._lock:
+            if key in self._memory:
+                self._memory.move_to_end(key)
+            return self._memory.get(key)
+
+    def _read(self, key: bytes) -> Layer | None:
+        found = self._files.read(key) if self._files and key in self._on_disk else None
+        if found is None:
+            self._forget(key)  # it was set aside
+        else:
+            with self._lock:
+                self._remember(key, found)
+        return found
+
     def _remember(self, key: bytes, layer: Layer) -> None:
         """Makes a layer the last used in memory, and lets those used longest ago go until the budget holds."""
-        if key not in self._memory:
-            self._memory[key] = layer
-            self._memory_bytes += _size(layer)
-        self._memory.move_to_end(key)
-        if self._memory_bytes <= self._memory_budget:
-            return
-        for oldest in list(self._memory):
-            if self._memory_bytes <= self._memory_budget:
-                break
-            if oldest != key and (self._files or not self._names.get(oldest)):
+        self._memory[key] = layer
+        self._memory_bytes += _size(layer)
+        for oldest in list(self._memory) if self._memory_bytes > self._memory_budget else ():
+            if self._files or (oldest != key and oldest not in self._names):
                 self._memory_bytes -= _size(self._memory.pop(oldest))
                 self._evictions += 1
+                if self._memory_bytes <= self._memory_budget:
+                    break
 
     def _unname(self, name: str) -> None:
         key = self._leads_to.pop(name, None)
@@ -278,21 +308,23 @@ class LayerStore:
         self._names[key].discard(name)
         if not self._names[key]:
             del self._names[key]
-            if not self._files and key in self._memory:
+            if not self._files:
                 self._pinned_bytes -= _size(self._memory[key])
 
     def _forget(self, key: bytes) -> None:
-        for name in tuple(self._names.get(key, ())):
-            self._unname(name)
-            if self._files:
+        names = self._names_of(key)
+        if self._files:
+            for name in names:
                 self._files.delete_name(name)
-        layer = self._memory.pop(key, None)
-        if layer is not None:
-            self._memory_bytes -= _size(layer)
-        size = self._on_disk.pop(key, None)
-        if self._files and size is not None:
-            self._disk_bytes -= size
-            self._files.delete(key)
+            if key in self._on_disk:
+                self._files.delete(key)
+        with self._lock:
+            for name in names:
+                self._unname(name)
+            layer = self._memory.pop(key, None)
+            if layer is not None:
+                self._memory_bytes -= _size(layer)
+            self._disk_bytes -= self._on_disk.pop(key, 0)
 
 
 def check_name(name: str) -> None:
@@ -307,6 +339,17 @@ def check_name(name: str) -> None:
             f"Received {shown(name)}."
         )
         raise InvalidRequestError(FieldViolation("name", text))
+
+
+@contextmanager
+def _overloaded_where_the_disk_is_full() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
+        raise OverloadedError(text) from error
 
 
 def _not_found(key: bytes) -> LayerNotFoundError:

@@ -12,8 +12,8 @@ HELP = "say what a server is: versions, devices, dtypes, limits"
 
 _DESCRIPTION = """\
 Says what the server is: its versions, the devices that compute, the types that it
-takes and gives, whether float32 convolutions may use TensorFloat-32, and the limits
-of one call."""
+takes and gives, whether float32 convolutions may use TensorFloat-32, the limits of
+one call, and the layers that it stores."""
 
 _EPILOG = """\
 examples:
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         print_json(dataclasses.asdict(info))
         return 0
     devices = [f"{each.name} ({each.description})" if each.description else each.name for each in info.devices]
+    usage = info.usage
     tf32 = "on: float32 convolutions on a GPU round factors to 10 bits" if info.tf32 else "off"
     print_rows(
         [
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
             ("TF32", tf32),
             ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
             ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
+            ("layers", f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory"),
+            ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
         ]
     )
     return 0

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "tensorflow_version", "keras_version", "devices", "input_dtypes", "output_dtypes", "numeric_mode", "limits")
+    __slots__ = ("version", "tensorflow_version", "keras_version", "devices", "input_dtypes", "output_dtypes", "numeric_mode", "limits", "usage")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TENSORFLOW_VERSION_FIELD_NUMBER: _ClassVar[int]
     KERAS_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class ServerInfo(_message.Message):
     OUTPUT_DTYPES_FIELD_NUMBER: _ClassVar[int]
     NUMERIC_MODE_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
+    USAGE_FIELD_NUMBER: _ClassVar[int]
     version: str
     tensorflow_version: str
     keras_version: str
@@ -25,7 +26,20 @@ class ServerInfo(_message.Message):
     output_dtypes: _containers.RepeatedScalarFieldContainer[_tensor_pb2.Dtype]
     numeric_mode: NumericMode
     limits: Limits
-    def __init__(self, version: _Optional[str] = ..., tensorflow_version: _Optional[str] = ..., keras_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., input_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., output_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., numeric_mode: _Optional[_Union[NumericMode, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+    usage: Usage
+    def __init__(self, version: _Optional[str] = ..., tensorflow_version: _Optional[str] = ..., keras_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., input_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., output_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., numeric_mode: _Optional[_Union[NumericMode, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ...) -> None: ...
+
+class Usage(_message.Message):
+    __slots__ = ("stored_layers", "stored_memory_bytes", "evictions", "traces")
+    STORED_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    STORED_MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    EVICTIONS_FIELD_NUMBER: _ClassVar[int]
+    TRACES_FIELD_NUMBER: _ClassVar[int]
+    stored_layers: int
+    stored_memory_bytes: int
+    evictions: int
+    traces: int
+    def __init__(self, stored_layers: _Optional[int] = ..., stored_memory_bytes: _Optional[int] = ..., evictions: _Optional[int] = ..., traces: _Optional[int] = ...) -> None: ...
 
 class Device(_message.Message):
     __slots__ = ("name", "kind", "description")

@@ -20,21 +20,15 @@ def load_engine(device: str, tf32: bool, *, verbose: bool) -> Engine:
     Args:
         device: "auto", "cpu" or "gpu:N".
         tf32: Whether TensorFloat-32 may be used.
-        verbose: Whether TensorFlow's own start-up messages go to stderr.
+        verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `held_stderr`.
 
     Raises:
         SettingsError: If there is no such device.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    if verbose:
-        return _engine(device, tf32)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    with held_stderr():
-        return _engine(device, tf32)
-
-
-def _engine(device: str, tf32: bool) -> Engine:
+    if not verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from convserve_server.engine.tensorflow_engine import TensorFlowEngine
 
     return TensorFlowEngine(device, tf32)

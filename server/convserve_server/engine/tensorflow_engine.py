@@ -66,6 +66,11 @@ class TensorFlowEngine:
         """TensorFlow's own word on TensorFloat-32."""
         return bool(tf.config.experimental.tensor_float_32_execution_enabled())
 
+    @property
+    def traces(self) -> int:
+        """How many functions are kept, each of which is traced once."""
+        return len(self._traces)
+
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights that Keras' initializers draw, and with every seed filled in."""
         seeded = config.with_seed(random.SystemRandom().randrange(2**31))
