@@ -15,14 +15,13 @@ from convserve.errors import (
     FieldViolation,
     InvalidRequestError,
     OverloadedError,
-    RpcFailure,
     TooLargeError,
     UnavailableError,
-    from_rpc_error,
     shown,
 )
 from convserve.layer import Layer, planned
 from convserve.result import Result
+from convserve.status import RpcFailure, from_rpc_error
 from convserve.stored import KnownLayer
 from convserve.tensor import (
     FLOAT_DTYPES,

@@ -141,14 +141,16 @@ def weights_of(responses: Iterable[layer_service_pb2.ReadWeightsResponse]) -> tu
         else:
             pieces += response.piece
     dtype = numpy_dtype(dtype_name(header.dtype, "kernel", FLOAT_DTYPES))
-    elements = np.frombuffer(pieces, dtype)
+    elements = np.frombuffer(bytes(pieces), dtype)
     shape = tuple(header.kernel_shape)
     kernel, bias = np.split(elements, [int(np.prod(shape))])
     return kernel.reshape(shape), bias if header.has_bias else None
 
 
 def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None) -> Layer:
-    """Returns the layer that the arguments of `Client.put` describe.
+    """Returns the layer that the arguments of `Client.put` describe, with weights of its own.
+
+    What is stored is a value: it must not change where the caller later writes to the array that was given.
 
     Raises:
         InvalidArgumentError: If they contradict each other.
@@ -162,7 +164,14 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
         given = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
     if given.kernel is None:
         given.config.check_initializers()
-    return given
+        return given
+    return Layer(given.config, *(None if each is None else _frozen(each) for each in (given.kernel, given.bias)))
+
+
+def _frozen(array: Array) -> Array:
+    own = array.copy()
+    own.flags.writeable = False
+    return own
 
 
 def stored_reference(layer: KnownLayer | str, *, by_digest: bool = False) -> layer_service_pb2.StoredLayerReference:

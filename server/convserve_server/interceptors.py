@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 
 from convserve import ConvserveError, InternalError, InvalidRequestError, UnimplementedError
 from convserve.errors import FieldViolation
+from convserve.status import to_status
 
 log = logging.getLogger("convserve")
 
@@ -77,15 +78,15 @@ def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[No
         yield
         return
     except ConvserveError as error:
-        status = error.to_status()
+        status = to_status(error)
         log.debug("%s answered %s: %s", method, status.code.name, error)
     except NotImplementedError:
-        status = UnimplementedError(f"Expected a call that this server has. It has no {method}.").to_status()
+        status = to_status(UnimplementedError(f"Expected a call that this server has. It has no {method}."))
     except Exception:
         if not context.is_active():  # the caller left, and what failed is the answer to nobody
             raise
         error_id = uuid.uuid4().hex[:12]
         log.exception("%s failed, error id %s", method, error_id)
         text = f"The server failed. Its log has the details under error id {error_id}."
-        status = InternalError(text, error_id=error_id).to_status()
+        status = to_status(InternalError(text, error_id=error_id))
     context.abort_with_status(status)

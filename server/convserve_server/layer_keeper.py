@@ -5,7 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from convserve import Conv2D, ConvserveError, InvalidRequestError, InvalidWeightsError, Layer, Losses
+from convserve import (
+    Conv2D,
+    ConvserveError,
+    InvalidRequestError,
+    InvalidWeightsError,
+    Layer,
+    Losses,
+    OverloadedError,
+)
 from convserve.errors import FieldViolation
 from convserve.plan import kernel_shape
 from convserve.tensor import Array, itemsize
@@ -44,8 +52,8 @@ class LayerKeeper:
         """
         return self._store.describe(self._digest(reference))
 
-    def check_put(self, name: str, config: Conv2D, input_channels: int) -> None:
-        """Checks what can be checked of a put before its weights arrive.
+    def check_put(self, name: str, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
+        """Checks what can be checked of a put before its weights arrive. One that is held already needs no room.
 
         Raises:
             InvalidArgumentError: For a wrong name, or channels that the configuration cannot take.
@@ -58,7 +66,11 @@ class LayerKeeper:
             text = f"Expected a number above 0 that groups={config.groups} divides. Received {input_channels} channels."
             raise InvalidWeightsError(FieldViolation("kernel", text))
         height, width, inputs, filters = kernel_shape(config, input_channels)
-        self._store.check_room((height * width * inputs * filters + filters) * itemsize(config.variable_dtype))
+        try:
+            self._store.check_room((height * width * inputs * filters + filters) * itemsize(config.variable_dtype))
+        except OverloadedError:
+            if expected_digest not in self._store:
+                raise
 
     def put(self, layer: Layer, name: str, expected_digest: bytes) -> tuple[StoredLayer, bool]:
         """Stores a layer with given weights; returns it and whether it was there before.

@@ -49,17 +49,18 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         if source is None:
             if not start.expected_digest:
                 raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
+            _no_more(request_iterator)
             stored = keeper.name(_checked_digest(start.expected_digest), start.name)
             return messages.PutLayerResponse(layer=_stored_message(stored), existed=True)
         config = conv2d_message.from_message(start.conv2d)
         if source == "weights":
             channels = start.weights.kernel_shape[2] * config.groups if len(start.weights.kernel_shape) == 4 else 0
             check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
-            keeper.check_put(start.name, config, channels)
+            keeper.check_put(start.name, config, channels, start.expected_digest)
             layer = Layer(config, *_received(start.weights, config.filters, request_iterator))
             stored, existed = keeper.put(layer, start.name, start.expected_digest)
         else:
-            keeper.check_put(start.name, config, start.input_channels)
+            keeper.check_put(start.name, config, start.input_channels, start.expected_digest)
             _no_more(request_iterator)
             stored, existed = keeper.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
@@ -75,7 +76,9 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         try:
             after = bytes.fromhex(request.page_token)
         except ValueError:
-            raise _refusal("page_token", "a token that this server gave", shown(request.page_token)) from None
+            after = b""
+        if after.hex() != request.page_token or len(after) not in (0, 32):
+            raise _refusal("page_token", "a token that this server gave", shown(request.page_token))
         size = min(request.page_size or 100, _MOST_LAYERS_A_PAGE)
         found = self._keeper.page(request.name_prefix, after, size + 1)
         token = found[size - 1].digest.hex() if len(found) > size else ""
@@ -104,7 +107,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         reference = _reference(start.layer)
         config = keeper.describe(reference).config
         check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
-        keeper.check_put("", config, start.weights.kernel_shape[2] * config.groups)
+        keeper.check_put("", config, start.weights.kernel_shape[2] * config.groups, b"")
         stored, losses = keeper.update(reference, *_received(start.weights, config.filters, request_iterator))
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
@@ -136,7 +139,7 @@ def _start(requests: Iterator[Any]) -> Any:
 
 def _no_more(requests: Iterator[Any]) -> None:
     if next(requests, None) is not None:
-        raise _refusal("piece", "no pieces, as the weights are drawn", "one")
+        raise _refusal("piece", "no pieces, as the start announces no weights", "one")
 
 
 def _received(header: messages.WeightsHeader, filters: int, requests: Iterator[Any]) -> tuple[Array, Array | None]:

@@ -130,7 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
-            options["metavar"] = field.metadata["unit"].upper() or ("N" if isinstance(field.default, int) else field.name.upper())
+            options["metavar"] = field.metadata["unit"].upper() or (
+                "N" if isinstance(field.default, int) else field.name.upper()
+            )
         parser.add_argument(flag(field.name), **options)
 
 

@@ -160,7 +160,7 @@ def test_info_says_what_the_server_is(any_client: Any) -> None:
 def test_server_refuses_in_the_clients_words(any_client: Any, server: RunningServer) -> None:
     """What the client finds and what the server finds, sent past the client's checks, is the same text."""
     from convserve import conv2d_message
-    from convserve.errors import from_rpc_error
+    from convserve.status import from_rpc_error
     from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc, layer_pb2
 
     with pytest.raises(convserve.InvalidConfigurationError) as by_client:

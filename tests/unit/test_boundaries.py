@@ -31,13 +31,14 @@ def ours(*names: str) -> set[str]:
 
 # What a module may import besides the standard library, itself and (in the client) the version.
 ALLOWED: dict[str, set[str]] = {
-    "convserve.errors": GRPC | STUBS,
+    "convserve.errors": {"grpc"} | STUBS,
+    "convserve.status": GRPC | STUBS | ours("errors"),
     **{f"convserve.{name}": {"numpy", "ml_dtypes"} | STUBS | ours("errors", *CODEC) for name in CODEC},
     **{f"convserve.{name}": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL) for name in MODEL},
     "convserve.result": STUBS | ours("errors", *CODEC, *MODEL),
     "convserve.stored": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL),
     "convserve._channel": ours("_version", "errors"),
-    "convserve._rpc": STUBS | ours("errors", "result", "stored", *CODEC, *MODEL),
+    "convserve._rpc": STUBS | ours("errors", "result", "status", "stored", *CODEC, *MODEL),
     "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
     "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
     "convserve_server.settings": set(),

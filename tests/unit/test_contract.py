@@ -75,11 +75,11 @@ def test_payload_is_the_last_field_of_every_message_that_has_one(service: object
 
 
 def test_every_reason_has_one_exception_class() -> None:
-    from convserve.errors import _CLASS_OF_REASON
+    from convserve.status import CLASS_OF_REASON
 
     names = {name.removeprefix("ERROR_REASON_") for name in error_pb2.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118 (no dictionary)
-    assert set(_CLASS_OF_REASON) == names
-    assert len(set(_CLASS_OF_REASON.values())) == len(names)
+    assert set(CLASS_OF_REASON) == names
+    assert len(set(CLASS_OF_REASON.values())) == len(names)
 
 
 def test_contract_and_client_know_the_same_names() -> None:

@@ -12,7 +12,8 @@ from google.protobuf.wrappers_pb2 import Int32Value
 
 from convserve._channel import channel_options, channel_target
 from convserve.cli.connection import add_connection_options
-from convserve.errors import DeadlineExceededError, from_rpc_error
+from convserve.errors import DeadlineExceededError
+from convserve.status import from_rpc_error
 
 HELP = "ask whether a server is serving (for probes of containers)"
 
