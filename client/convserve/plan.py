@@ -142,7 +142,7 @@ def kernel_shape(conv2d: Conv2D, input_channels: int) -> Shape:
 
 
 def _first_shape(conv2d: Conv2D, input_shape: Sequence[int] | None) -> Shape:
-    if input_shape is not None and len(input_shape):
+    if input_shape is not None:
         return checked_input_shape(input_shape)
     if conv2d.input_shape is None or None in conv2d.input_shape:
         text = "Expected an input shape, or a Conv2D whose input_shape leaves no dimension open. Received neither."

@@ -63,9 +63,7 @@ def run(settings: Settings) -> int:
         SettingsError: If an address cannot be listened on, or there is no such device.
     """
     _log_to_stderr(settings.log_level)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda received, _: _asked_to_stop(stop, received))
+    stop = _asked_to_stop()
     store = _store(settings)
     server, convolutions, layers, healths = _assembled(settings)
     addresses = [_listen(server, address) for address in settings.listen]
@@ -179,10 +177,27 @@ def _drain(settings: Settings, server: grpc.Server, healths: _Health) -> int:
     return 0
 
 
-def _asked_to_stop(stop: threading.Event, received: int) -> None:
-    if stop.is_set():
-        os._exit(128 + received)  # asked twice: at once, where an ordinary exit would wait for the calls under way
-    stop.set()
+def _asked_to_stop() -> threading.Event:
+    """Returns an event that SIGTERM or SIGINT will set. A second signal ends the process at once.
+
+    A thread waits for them, because the system may hand a signal to any thread, but Python runs handlers in the main
+    one only, which would not notice while it waits for a lock.
+    """
+    stop = threading.Event()
+    signals, written = os.pipe()
+    os.set_blocking(written, False)
+    signal.set_wakeup_fd(written)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        os.read(signals, 1)
+        stop.set()
+        # An ordinary exit would wait for the calls under way.
+        os._exit(128 + os.read(signals, 1)[0])
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
+    return stop
 
 
 def _log_to_stderr(level: str) -> None:

@@ -100,7 +100,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         convolver = self._convolver
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = convolver.plan(
-            _layers(request.layers, self._keeper), request.input_shape, input_dtype, _output_dtype(request.output_dtype)
+            _layers(request.layers, self._keeper),
+            request.input_shape or None,
+            input_dtype,
+            _output_dtype(request.output_dtype),
         )
         admission = messages.Admission(admitted=bool(found.admitted), refusal=found.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(found), admission=admission)

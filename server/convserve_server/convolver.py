@@ -118,7 +118,7 @@ class Convolver:
         return self._engine
 
     def plan(
-        self, layers: Sequence[Layer], input_shape: Sequence[int], input_dtype: str, output_dtype: str | None
+        self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
     ) -> Plan:
         """Returns what a call would do and whether it would be taken.
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from convserve.activations import GLU, Activation
+from convserve.activations import GLU, Activation, Sparsemax
 from convserve.constraints import Constraint
 from convserve.initializers import Initializer
 from convserve.regularizers import Regularizer
@@ -39,7 +39,19 @@ def keras_activation(activation: Activation) -> Function:
         return lambda x: _glu(x, activation.axis)
     function = getattr(keras.activations, activation.keras_name)
     parameters = activation.parameters
+    if isinstance(activation, Sparsemax):
+        return lambda x: _of_open_shape(function, x, parameters)
     return lambda x: function(x, **parameters)
+
+
+def _of_open_shape(function: Any, x: Any, parameters: dict[str, Any]) -> Any:
+    """Applies a function that must not know any size of its input while it is traced.
+
+    keras.activations.sparsemax makes a range in its input's type, and TensorFlow refuses to trace one in float16 whose
+    length it knows. It computes it all the same.
+    """
+    hidden = tf.compat.v1.placeholder_with_default(x, [None] * x.shape.rank)
+    return tf.ensure_shape(function(hidden, **parameters), x.shape)
 
 
 def _glu(x: Any, axis: int) -> Any:
