@@ -1,0 +1,220 @@
+"""The layer store against a dictionary that says what it should hold, and with many threads at once."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, TooLargeError
+from convserve_server.store import LayerStore
+
+OVERHEAD_BYTES = 4096  # what the store counts beside a layer's weights
+MEMORY_BYTES, DISK_BYTES = 40_000, 2**30
+CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
+# The last two are larger than the whole memory.
+LAYERS = [
+    Layer(CONFIG, np.full((1, 1, count, 1), number, "f4"))
+    for number, count in enumerate([1, 1, 10, 1000, 2000, 2500, 5000, 8000, 12_000, 15_000])
+]
+SIZES = {each.digest: each.kernel.nbytes + OVERHEAD_BYTES for each in LAYERS}
+
+layers = st.sampled_from(LAYERS)
+names = st.sampled_from(["a", "b", "net/a", "net/b", "net/c"])
+
+
+class StoreModel(RuleBasedStateMachine):
+    """A store, and a dictionary, a table of names and an order of use that it is held against."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.held: dict[bytes, Layer] = {}
+        self.leads_to: dict[str, bytes] = {}
+        self.in_memory: OrderedDict[bytes, None] = OrderedDict()
+
+    @initialize(durable=st.booleans())
+    def open(self, durable: bool) -> None:
+        self.folder = tempfile.TemporaryDirectory() if durable else None
+        self.store = self.opened()
+
+    def opened(self) -> LayerStore:
+        return LayerStore(MEMORY_BYTES, DISK_BYTES, Path(self.folder.name) if self.folder else None)
+
+    def teardown(self) -> None:
+        if self.folder:
+            self.folder.cleanup()
+
+    # What the model does
+
+    def memory_bytes(self) -> int:
+        return sum(SIZES[key] for key in self.in_memory)
+
+    def used(self, key: bytes) -> None:
+        """Makes a layer the last used; with a folder that may bring it back from there."""
+        self.in_memory[key] = None
+        self.in_memory.move_to_end(key)
+        for oldest in list(self.in_memory):
+            if self.memory_bytes() <= MEMORY_BYTES:
+                return
+            if self.folder or (oldest != key and oldest not in self.leads_to.values()):
+                del self.in_memory[oldest]
+                if not self.folder:
+                    del self.held[oldest]
+
+    def gone(self, key: bytes) -> None:
+        del self.held[key]
+        self.in_memory.pop(key, None)
+        self.leads_to = {name: each for name, each in self.leads_to.items() if each != key}
+
+    def refusal(self, key: bytes) -> type[Exception] | None:
+        if key in self.held or self.folder:
+            return None
+        if SIZES[key] > MEMORY_BYTES:
+            return TooLargeError
+        pinned = sum(SIZES[each] for each in set(self.leads_to.values()))
+        return OverloadedError if pinned + SIZES[key] > MEMORY_BYTES else None
+
+    # What is done to both
+
+    @rule(layer=layers, name=st.one_of(st.just(""), names))
+    def put(self, layer: Layer, name: str) -> None:
+        key = layer.digest
+        refusal = self.refusal(key)
+        if refusal:
+            with pytest.raises(refusal):
+                self.store.put(layer, name)
+            return
+        described, existed = self.store.put(layer, name)
+        assert existed == (key in self.held)
+        self.held[key] = layer
+        self.used(key)
+        if name:
+            self.leads_to[name] = key
+        assert described.digest == key
+        self.described(key, described)
+
+    @rule(layer=layers)
+    def get(self, layer: Layer) -> None:
+        key = layer.digest
+        if key not in self.held:
+            with pytest.raises(LayerNotFoundError):
+                self.store.layer(key)
+            return
+        np.testing.assert_array_equal(self.store.layer(key).kernel, layer.kernel)
+        self.used(key)
+
+    @rule(layer=layers)
+    def describe(self, layer: Layer) -> None:
+        key = layer.digest
+        if key not in self.held:
+            with pytest.raises(LayerNotFoundError):
+                self.store.describe(key)
+            return
+        self.described(key, self.store.describe(key))
+
+    def described(self, key: bytes, found: Any) -> None:
+        assert found.names == tuple(sorted(name for name, each in self.leads_to.items() if each == key))
+        assert found.kernel_shape == self.held[key].kernel.shape
+
+    @rule(layer=layers)
+    def delete(self, layer: Layer) -> None:
+        if layer.digest in self.held:
+            self.store.delete(layer.digest)
+            self.gone(layer.digest)
+        else:
+            with pytest.raises(LayerNotFoundError):
+                self.store.delete(layer.digest)
+
+    @rule(name=names)
+    def delete_name(self, name: str) -> None:
+        key = self.leads_to.get(name)
+        if key is None:
+            with pytest.raises(LayerNotFoundError):
+                self.store.delete_name(name)
+            return
+        self.store.delete_name(name)
+        del self.leads_to[name]
+        if key not in self.leads_to.values():
+            self.gone(key)
+
+    @rule(prefix=st.sampled_from(["", "a", "net/", "none"]), after=layers, size=st.integers(0, 12))
+    def page(self, prefix: str, after: Layer, size: int) -> None:
+        keys = set(self.held)
+        if prefix:
+            keys = {key for name, key in self.leads_to.items() if name.startswith(prefix)}
+        expected = sorted(key for key in keys if key > after.digest)[:size]
+        assert [each.digest for each in self.store.page(prefix, after.digest, size)] == expected
+
+    @precondition(lambda self: self.folder)
+    @rule()
+    def reopen(self) -> None:
+        self.store = self.opened()
+        self.in_memory.clear()
+
+    @invariant()
+    def books_are_right(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        usage = self.store.usage()
+        assert (usage.layers, usage.memory_bytes) == (len(self.held), self.memory_bytes())
+        assert usage.memory_bytes <= MEMORY_BYTES
+        every = [each.digest for each in LAYERS]
+        assert self.store.missing(every) == [key for key in every if key not in self.held]
+        for name, key in self.leads_to.items():
+            assert self.store.digest_of(name) == key
+
+
+StoreModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+TestStoreModel = StoreModel.TestCase
+
+
+def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
+    """Every layer is the right one at any time, and the books are right at the end."""
+    shared = [Layer(CONFIG, np.full((1, 1, 256, 1), number, "f4")) for number in range(12)]
+    budget = 5 * (1024 + OVERHEAD_BYTES)
+    for store in (LayerStore(budget), LayerStore(budget, DISK_BYTES, tmp_path)):
+        failures: list[BaseException] = []
+
+        def work(seed: int, store: LayerStore = store, failures: list[BaseException] = failures) -> None:
+            rng = random.Random(seed)
+            try:
+                for _ in range(60):
+                    number = rng.randrange(12)
+                    key = shared[number].digest
+                    try:
+                        if rng.random() < 0.4:
+                            store.put(shared[number], rng.choice(["", "", f"n{rng.randrange(3)}"]))
+                        elif rng.random() < 0.1:
+                            store.delete(key)
+                        elif rng.random() < 0.1:
+                            store.delete_name(f"n{rng.randrange(3)}")
+                        elif rng.random() < 0.2:
+                            store.page("n", b"", 5)
+                        else:
+                            assert store.layer(key).kernel.flat[0] == number
+                            assert store.describe(key).digest == key
+                    except (LayerNotFoundError, OverloadedError):
+                        pass
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        assert not failures
+        assert 0 < store.usage().memory_bytes <= budget
+        for each in store.page("", b"", 100):
+            store.delete(each.digest)
+        assert (store.usage().layers, store.usage().memory_bytes) == (0, 0)
