@@ -29,6 +29,7 @@ examples:
   convserve conv2d photo.jpg --kernel sobel-x --picture edges.png
   convserve conv2d x.npy --filters 64 --kernel-size 3 --output y.npy
   convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3
+  convserve layers import resnet50.keras             store the Conv2Ds of a model
 
 'convserve COMMAND --help' explains a command, with examples."""
 
@@ -36,6 +37,7 @@ examples:
 _COMMANDS = {
     "conv2d": "apply a Conv2D layer to an array or a picture",
     "plan": "say what a call would cost, without computing it",
+    "layers": "list, put, get, delete and import stored layers",
     "health": "ask whether a server is serving (for probes of containers)",
     "info": "say what a server is: versions, devices, dtypes, limits",
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",

@@ -13,7 +13,8 @@ import numpy as np
 from convserve.arguments import standard_data_format
 from convserve.array_files import ARRAY_SUFFIXES, check_destination, read_array, save_array
 from convserve.cli.connection import add_connection_options, connect
-from convserve.cli.layer_options import add_layer_options
+from convserve.cli.layer_options import add_layer_options, given_parameters
+from convserve.cli.layer_reference import REFERENCE, find
 from convserve.cli.report import bytes_text, duration_text, print_json, print_rows, shape_text
 from convserve.cli.values import value_range
 from convserve.cli.weights import add_weight_options, classic_kernel_list, layer_for
@@ -23,7 +24,7 @@ from convserve.pictures import PICTURE_SUFFIXES, Drawn, check_picture, read_imag
 from convserve.tensor import FLOAT_DTYPES
 
 if TYPE_CHECKING:
-    from convserve import Conv2D, Layer, Result
+    from convserve import Client, Conv2D, Layer, Result, StoredLayer
     from convserve.tensor import Array
 
 HELP = "apply a Conv2D layer to an array or a picture"
@@ -58,16 +59,22 @@ examples:
       --kernel-initializer '{{"class_name": "HeNormal", "config": {{"seed": 3}}}}' \\
       --kernel-regularizer '{{"class_name": "L2", "config": {{"l2": 0.1}}}}'
 
+  a layer that is stored, such as one of an imported model:
+    convserve conv2d photo.jpg --layer resnet50/conv1_conv --picture maps.png
+
   one array out of several in an archive, on another machine, for a program:
     convserve conv2d data.npz:images --filters 4 --kernel-size 3 \\
       --target gpu-host:50051 --json"""
+
+_WEIGHTS = ("kernel", "bias", "seed")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the command's options."""
     # The generated usage would list thirty options before the first word of explanation.
     parser.usage = (
-        "%(prog)s INPUT --filters N --kernel-size N [OPTIONS]\n       %(prog)s INPUT --kernel NAME|FILE [OPTIONS]"
+        "%(prog)s INPUT --filters N --kernel-size N [OPTIONS]\n       %(prog)s INPUT --kernel NAME|FILE [OPTIONS]\n"
+        "       %(prog)s INPUT --layer NAME|DIGEST [OPTIONS]"
     )
     parser.description = _DESCRIPTION
     parser.epilog = _EPILOG
@@ -76,6 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="INPUT",
         help="a .npy file, a .npz file (file.npz:name picks one array), or a PNG or JPEG picture; "
         "an array of one sample may leave out its batch axis",
+    )
+    parser.add_argument(
+        "--layer", metavar="NAME|DIGEST", help=f"a layer that the server stores (see `convserve layers`): {REFERENCE}"
     )
     add_layer_options(parser)
     add_weight_options(parser)
@@ -106,14 +116,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    data_format = standard_data_format(arguments.data_format)
-    x = _read_input(arguments.input, data_format)
-    if arguments.output is not None:
-        check_destination(arguments.output, (".npy",), "output")
-    if arguments.picture is not None:
-        check_picture(arguments.picture, arguments.sample, x.shape[0])
-    layer = layer_for(arguments, x.shape[-1 if data_format == "channels_last" else 1])
     with connect(arguments) as client:
+        stored = None if arguments.layer is None else _stored_layer(arguments, client)
+        data_format = standard_data_format(arguments.data_format) if stored is None else stored.config.data_format
+        x = _read_input(arguments.input, data_format)
+        if arguments.output is not None:
+            check_destination(arguments.output, (".npy",), "output")
+        if arguments.picture is not None:
+            check_picture(arguments.picture, arguments.sample, x.shape[0])
+        layer = stored or layer_for(arguments, x.shape[-1 if data_format == "channels_last" else 1])
         start = time.perf_counter()
         result = client.convolve(layer, x, output_dtype=arguments.output_dtype)
         total_us = (time.perf_counter() - start) * 1e6
@@ -138,6 +149,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _stored_layer(arguments: argparse.Namespace, client: Client) -> StoredLayer:
+    """Returns the layer that `--layer` names; options that describe another one beside it end the program."""
+    given = [*given_parameters(arguments), *(name for name in _WEIGHTS if getattr(arguments, name) is not None)]
+    for name in given:
+        flag = "--no-bias" if name == "use_bias" else "--" + name.replace("_", "-")
+        arguments.refuse(f"argument {flag}: not allowed with --layer: the stored layer has it already")
+    return find(client, arguments.layer)
+
+
 def _read_input(name: str, data_format: str) -> Array:
     lower = name.lower()
     if lower.endswith(PICTURE_SUFFIXES):
@@ -150,7 +170,12 @@ def _read_input(name: str, data_format: str) -> Array:
 
 
 def _print_summary(
-    arguments: argparse.Namespace, x: Array, layer: Layer, result: Result, total_us: float, drawn: Drawn | None
+    arguments: argparse.Namespace,
+    x: Array,
+    layer: Layer | StoredLayer,
+    result: Result,
+    total_us: float,
+    drawn: Drawn | None,
 ) -> None:
     output = result.output
     low, high = _range(output)

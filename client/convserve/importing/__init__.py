@@ -1,0 +1,89 @@
+"""Real weights out of files: every Conv2D of a Keras model, a state dictionary, or arrays by name.
+
+>>> from convserve import importing
+>>> imported = importing.read("resnet50.keras")
+>>> imported.layers["resnet50/conv1_conv"]
+<Layer Conv2D(filters=64, kernel_size=(7, 7), strides=(2, 2), ...), kernel (7, 7, 3, 64), bias (64,)>
+>>> for name, layer in imported.layers.items():
+...     client.put(layer, name=name)
+
+Nothing in a file is run, unpickled, or looked up outside of it. Neither Keras nor PyTorch is needed, nor h5py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from convserve.errors import shown
+from convserve.importing import keras_files, named_arrays, numpy_files, state_dict
+from convserve.importing.imported import Contents, Imported, Skipped
+from convserve.importing.named_arrays import Geometry
+from convserve.importing.untrusted import Budget, checked_file, refusal, telling_what_is_broken
+
+__all__ = ["Imported", "Skipped", "read"]
+
+_EXPECTED = {
+    ".keras": "a .keras archive",
+    ".h5": "an .h5 file of a Keras model",
+    ".hdf5": "an .hdf5 file of a Keras model",
+    ".npz": "a .npz archive of arrays of numbers",
+    ".npy": "a .npy file with an array of numbers",
+    ".safetensors": "a .safetensors file",
+}
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
+
+
+def read(
+    path: str | Path,
+    *,
+    prefix: str | None = None,
+    config: Mapping[str, Mapping[str, Any] | None] | None = None,
+    **parameters: Any,
+) -> Imported:
+    """Returns every Conv2D in a file, with its weights.
+
+    Args:
+        path: One of
+            `.keras` or `.h5`: a whole Keras model, nested models included;
+            `.safetensors`: a state dictionary, in which each `NAME.weight` with four dimensions is taken for the kernel
+            of a PyTorch Conv2d, and each `NAME.kernel` for one with Keras' and JAX' order of axes, with a `NAME.bias`
+            where there is one; or a single layer, as `convserve layers get -o` writes it;
+            `.npz`, `.npy`: arrays with such names, or a single one.
+        prefix: What stands before every name and a "/". None: the model's name, or the file's; "": nothing.
+        config: For files of arrays, which don't have it: parameters of Conv2D by layer, under the name in the file or a
+            pattern such as "layer1.*.conv2"; also in PyTorch's wording, such as {"conv1": {"stride": 2, "padding": 3}}.
+            None instead of parameters leaves a layer out, such as a transposed convolution, whose arrays look alike.
+        **parameters: The same for every layer.
+
+    Returns:
+        The layers by the names to store them under, and a list of what was skipped.
+
+    Raises:
+        InvalidRequestError: If the file cannot be read, is broken, or is of another kind.
+        InvalidConfigurationError: If a parameter is wrong.
+        InvalidWeightsError: If weights don't fit their layer's configuration.
+    """
+    file, geometry = Path(path), Geometry(parameters, config or {})
+    kind = file.suffix.lower()
+    if kind in _PICKLES:
+        advice = "from Python: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        raise refusal(
+            "a file that runs no code when it is read", f"{shown(str(path))}, which may be a pickle. Save it {advice}"
+        )
+    if kind not in _EXPECTED:
+        raise refusal(f"a file that ends in {', '.join(_EXPECTED)}", shown(str(path)))
+    file = checked_file(path)
+    with telling_what_is_broken(file, _EXPECTED[kind]):
+        return _contents(kind, file, Budget(file), geometry).named(prefix)
+
+
+def _contents(kind: str, file: Path, budget: Budget, geometry: Geometry) -> Contents:
+    if kind in (".keras", ".h5", ".hdf5"):
+        geometry.check_none()
+        return keras_files.read_archive(file, budget) if kind == ".keras" else keras_files.read_h5(file, budget)
+    if kind == ".safetensors":
+        return state_dict.read(file, budget, geometry)
+    arrays = numpy_files.read_npz(file, budget) if kind == ".npz" else numpy_files.read_npy(file, budget)
+    return named_arrays.contents(file.stem, arrays, geometry)

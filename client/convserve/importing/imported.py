@@ -1,0 +1,109 @@
+"""What an import finds: layers under names that a server's store takes, and what was skipped and why."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.layer import Layer
+
+_LONGEST_NAME = 200
+
+
+class Skipped(NamedTuple):
+    """Something in a file that is not imported.
+
+    Attributes:
+        name: Its name in the file, after the names of the models around it.
+        kind: Its class, or "array".
+        reason: Why it is skipped.
+    """
+
+    name: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What `read` found.
+
+    Attributes:
+        layers: Every Conv2D with its weights, in the file's order, by the name to store it under.
+        skipped: Everything else.
+    """
+
+    layers: dict[str, Layer]
+    skipped: list[Skipped]
+
+    def __repr__(self) -> str:
+        """Returns the numbers; weights would fill a screen."""
+        return f"<Imported {len(self.layers)} layers, {len(self.skipped)} skipped>"
+
+
+@dataclass
+class Contents:
+    """What a reader found, under the file's own names.
+
+    Attributes:
+        model: The model's name, or the file's where it has none.
+        layers: Names and layers; "" for the only one of a file that has no name for it.
+        skipped: Everything else.
+    """
+
+    model: str
+    layers: list[tuple[str, Layer]] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def skip(self, name: str, kind: str, reason: str) -> None:
+        """Lists something as skipped."""
+        self.skipped.append(Skipped(name, kind, reason))
+
+    def named(self, prefix: str | None) -> Imported:
+        """Returns the same under names for a store.
+
+        Args:
+            prefix: What stands before every name; None for the model's name, "" for nothing.
+        """
+        before = self.model if prefix is None else _checked_prefix(prefix)
+        layers: dict[str, Layer] = {}
+        numbers: dict[str, int] = {}
+        for name, layer in self.layers:
+            path = (before, name) if name or prefix is None else (before, self.model)
+            free = wanted = fitting_name("/".join(filter(None, path)))
+            while free in layers:  # another layer's name became the same one
+                numbers[wanted] = numbers.get(wanted, 1) + 1
+                ending = f"_{numbers[wanted]}"
+                free = wanted[: _LONGEST_NAME - len(ending)] + ending
+            layers[free] = layer
+        skipped = [each._replace(name="/".join(filter(None, (before, each.name)))) for each in self.skipped]
+        return Imported(layers, skipped)
+
+
+def fitting_name(text: str) -> str:
+    """Returns a text as a name that LayerService takes; one that it takes already is not changed.
+
+    Other characters become "_", two dots become one, and what is too long is cut and ends in a digest of all of it.
+    Where that makes one name out of two, the later one gets a number: "name_2".
+    """
+    name = re.sub(r"[^A-Za-z0-9._/-]", "_", text)
+    name = re.sub(r"\.{2,}", ".", name)
+    name = re.sub(r"^[^A-Za-z0-9]+", "", name) or "layer"
+    if len(name) <= _LONGEST_NAME:
+        return name
+    ending = "-" + hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    return name[: _LONGEST_NAME - len(ending)] + ending
+
+
+def _checked_prefix(prefix: str) -> str:
+    before = prefix.rstrip("/")
+    if before and fitting_name(before) != before:
+        text = (
+            "Expected letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, without '..'. "
+            f"Received {shown(prefix)}."
+        )
+        raise InvalidRequestError(FieldViolation("prefix", text))
+    return before

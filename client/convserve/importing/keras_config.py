@@ -1,0 +1,201 @@
+"""The configuration of a Keras model, read as what it is: JSON. Nothing in it is looked up, imported or called.
+
+It is walked for entries that are Keras' own Conv2D; each goes through Conv2D's allow-lists. Whatever else there is,
+custom classes and Lambda layers with code in them included, is listed by its name and otherwise not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.conv2d import Conv2D
+from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.importing.imported import Skipped
+from convserve.importing.untrusted import refusal
+
+_MODELS = frozenset({"Functional", "Sequential", "Model"})
+_WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
+_PACKAGES = frozenset({"keras", "tf_keras"})
+_DEEPEST = 64
+_INITIALIZERS = ("kernel_initializer", "bias_initializer")
+
+
+@dataclass(frozen=True)
+class Conv2DEntry:
+    """A Conv2D in a model's configuration.
+
+    Attributes:
+        names: The names of the models around it, the outermost first, and its own.
+        group: Where a `.keras` archive keeps what belongs to it.
+        config: What its `get_config` gave.
+        shared_id: The same for every entry that is one and the same layer; None if there is only one.
+    """
+
+    names: tuple[str, ...]
+    group: str
+    config: Mapping[str, Any]
+    shared_id: Any
+
+    @property
+    def name(self) -> str:
+        """Its name after those of the models around it, but for the outermost."""
+        return "/".join(self.names[1:])
+
+
+def parse(text: str | bytes) -> Mapping[str, Any]:
+    """Returns the JSON object in a text.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError("its configuration is not a JSON object")
+    return found
+
+
+def model_name(model: Mapping[str, Any], otherwise: str) -> str:
+    """Returns a model's name, or another where the configuration has none."""
+    return _name(model) or otherwise
+
+
+def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipped]:
+    """Yields what a model is made of, nested models included, in the order in which Keras saves them.
+
+    Raises:
+        InvalidRequestError: If it is no model's configuration.
+    """
+    if not isinstance(model.get("class_name"), str) or "config" not in model:
+        raise refusal("the configuration of a Keras model", f"an object with the keys {shown(list(model))}")
+    layers = _layers(model)
+    if layers is None:
+        yield Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")
+    else:
+        yield from _walk(layers, (name,), "layers")
+
+
+def configuration(entry: Conv2DEntry) -> Conv2D:
+    """Returns the configuration of an entry.
+
+    Raises:
+        InvalidConfigurationError: If it has something that has no counterpart, such as an activation of its author's.
+    """
+    config = dict(entry.config)
+    for field in ("filters", "kernel_size"):
+        if field not in config:
+            raise InvalidConfigurationError(FieldViolation(field, f"Expected {field}. Received a layer without it."))
+    policy = config.get("dtype")
+    if isinstance(policy, dict) and not isinstance(policy.get("config"), dict):
+        raise InvalidConfigurationError(FieldViolation("dtype", f"Expected a dtype policy. Received {shown(policy)}."))
+    if "/" in str(config.get("name")):  # Keras 2 allowed it
+        del config["name"]
+    for field, value in config.items():
+        why = _custom(value) if isinstance(value, dict) and field not in _INITIALIZERS else ""
+        if why:
+            text = f"Expected one of Keras' own. Received a {why} class: {shown(value.get('class_name'))}."
+            raise InvalidConfigurationError(FieldViolation(field, text))
+    config["activation"] = _activation(config.get("activation"))
+    try:
+        return Conv2D.from_keras(config)
+    except InvalidConfigurationError as error:
+        if any(each.field.partition(".")[0] not in _INITIALIZERS for each in error.violations):
+            raise
+    # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
+    return Conv2D.from_keras({field: value for field, value in config.items() if field not in _INITIALIZERS})
+
+
+def _walk(layers: list[Any], names: tuple[str, ...], group: str) -> Iterator[Conv2DEntry | Skipped]:
+    if len(names) > _DEEPEST:
+        raise refusal(f"models that are nested at most {_DEEPEST} deep", "deeper ones")
+    numbers: Counter[str] = Counter()
+    for entry in layers:
+        if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
+            raise refusal("a layer with its class_name", shown(entry))
+        kind, own = entry["class_name"], (*names, _name(entry) or entry["class_name"])
+        path = "/".join(own[1:])
+        if _is_operation(entry):
+            # Such as `x + 1`: Keras does not count it among a model's layers, so it takes no number.
+            yield Skipped(path, kind, "not a Conv2D")
+            continue
+        # Keras' archives have no names in their paths but classes, numbered within each model.
+        snake = _snake_case(kind)
+        place = f"{group}/{snake}_{numbers[snake]}" if numbers[snake] else f"{group}/{snake}"
+        numbers[snake] += 1
+        inner, config = _layers(entry), entry.get("config")
+        if inner is not None:
+            yield from _walk(inner, own, f"{place}/layers")
+        elif kind != "Conv2D":
+            yield Skipped(path, kind, _why_skipped(entry))
+        elif _custom(entry):
+            yield Skipped(path, kind, f"{_custom(entry)} class that calls itself Conv2D")
+        elif not isinstance(config, dict):
+            raise refusal(f"a configuration of {shown(path)}", shown(config))
+        else:
+            yield Conv2DEntry(own, place, config, entry.get("shared_object_id"))
+
+
+def _layers(entry: Mapping[str, Any]) -> list[Any] | None:
+    """Returns the layers of one of Keras' own models, or None for anything else."""
+    if entry.get("class_name") not in _MODELS or _custom(entry):
+        return None
+    config = entry.get("config")
+    # Until Keras 2.2.2 a Sequential's configuration was the list itself.
+    layers = config.get("layers") if isinstance(config, dict) else config
+    return layers if isinstance(layers, list) else None
+
+
+def _why_skipped(entry: Mapping[str, Any]) -> str:
+    config = entry.get("config")
+    inner = config.get("layer") if isinstance(config, dict) else None
+    if entry["class_name"] in _WRAPPERS and isinstance(inner, dict):
+        return f"a wrapper, here around {shown(inner.get('class_name'))}, computes something else than what it wraps"
+    if _custom(entry):
+        return f"{_custom(entry)} class"
+    return "not a Conv2D"
+
+
+def _custom(entry: Mapping[str, Any]) -> str:
+    """Returns "custom, of MODULE" if a class is not one of Keras' own, else nothing. Old files don't say."""
+    module, registered = entry.get("module"), entry.get("registered_name")
+    if module is not None and str(module).partition(".")[0] not in _PACKAGES:
+        return f"custom ({shown(module)})"
+    if registered is not None and registered != entry.get("class_name"):
+        return f"custom ({shown(registered)})"
+    return ""
+
+
+def _is_operation(entry: Mapping[str, Any]) -> bool:
+    return str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops."))
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    config = entry.get("config")
+    for place in (config, entry):
+        name = place.get("name") if isinstance(place, dict) else None
+        if isinstance(name, str) and name:
+            return name
+    return ""
+
+
+def _snake_case(name: str) -> str:
+    """Returns "conv2d" for "Conv2D", as Keras writes classes in the paths of its archives."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def _activation(value: Any) -> Any:
+    """Returns an activation with the slope of a LeakyReLU layer where Keras 3 looks for it.
+
+    Keras 2 calls it alpha, and the layer's default is 0.3 where the function's is 0.2.
+    """
+    if not isinstance(value, dict) or value.get("class_name") != "LeakyReLU" or not isinstance(value["config"], dict):
+        return value
+    config = dict(value["config"])
+    config.setdefault("negative_slope", config.pop("alpha", 0.3))
+    return {**value, "config": config}

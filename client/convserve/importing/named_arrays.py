@@ -1,0 +1,174 @@
+"""Arrays by name, as archives and state dictionaries have them, put together to layers.
+
+`NAME.kernel` has Keras' and JAX' order of axes (height, width, in / groups, out); `NAME.weight` PyTorch's (out,
+in / groups, height, width). Either may have a `NAME.bias`. Such a file says nothing of strides, padding, dilation and
+groups: they come from the caller, and are Conv2D's defaults otherwise, which are PyTorch's too.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.conv2d import Conv2D
+from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, shown
+from convserve.importing.imported import Contents
+from convserve.importing.untrusted import refusal
+from convserve.layer import Layer
+from convserve.tensor import FLOAT_DTYPES, Array, Shape
+from convserve.torch_conv2d import keras_kernel, keras_parameters
+
+_KINDS = ("kernel", "weight", "bias")
+_FROM_WEIGHTS = ("filters", "kernel_size", "use_bias")
+_PARAMETERS = tuple(name for name in inspect.signature(Conv2D).parameters if name not in _FROM_WEIGHTS)
+
+
+@dataclass(frozen=True)
+class NamedArray:
+    """An array in a file, not read yet.
+
+    Attributes:
+        name: Its name.
+        shape: Its shape.
+        dtype: Its dtype's name.
+        read: Reads it.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    read: Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a file of arrays does not say of its layers.
+
+    Attributes:
+        parameters: For every layer: parameters of Conv2D, or those of torch.nn.Conv2d in PyTorch's wording.
+        by_layer: For the layers whose names match a pattern such as "layer1.*.conv2"; a later pattern wins over an
+            earlier one. None instead of parameters leaves the layer out.
+    """
+
+    parameters: Mapping[str, Any]
+    by_layer: Mapping[str, Mapping[str, Any] | None]
+
+    def check_none(self) -> None:
+        """Checks that there is nothing, as the file has its layers' configurations.
+
+        Raises:
+            InvalidRequestError: If there is.
+        """
+        if self.parameters or self.by_layer:
+            given = ", ".join((*self.parameters, *self.by_layer))
+            text = f"Expected no parameters, as the file has the configuration of its layers. Received {given:.200}."
+            raise InvalidRequestError(FieldViolation("config", text))
+
+    def of(self, name: str) -> dict[str, Any] | None:
+        """Returns Conv2D's parameters for a layer, or None if it is left out."""
+        found: dict[str, Any] | None = keras_parameters(_known(self.parameters, ""))
+        for pattern, given in self.by_layer.items():
+            if fnmatch.fnmatchcase(name, pattern):
+                found = None if given is None else (found or {}) | keras_parameters(_known(given, f"{pattern}."))
+        return found
+
+    def check_all_used(self, names: Sequence[str]) -> None:
+        """Checks that every pattern means a layer, as one with a typing error does not.
+
+        Raises:
+            InvalidConfigurationError: If one matches none of the names.
+        """
+        for pattern in self.by_layer:
+            if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+                listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+                text = (
+                    f"Expected the name of a layer, or a pattern, out of {listed or 'none'}. Received {shown(pattern)}."
+                )
+                raise InvalidConfigurationError(FieldViolation("config", text))
+
+
+def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Contents:
+    """Returns the layers that a file's arrays make.
+
+    Raises:
+        InvalidArgumentError: If a parameter is wrong, or weights don't fit; the field begins with the layer's name.
+    """
+    found, layers = Contents(model), _by_layer(arrays)
+    geometry.check_all_used([name or model for name in layers])
+    used = {each.name for parts in layers.values() for each in parts.values()}
+    for each in arrays:
+        if each.name not in used:
+            found.skip(each.name, f"array of rank {len(each.shape)}", "not the kernel of a Conv2D")
+    for name, parts in layers.items():
+        parameters, reason = geometry.of(name or model), _unsuitable(parts)
+        if parameters is None or reason:
+            found.skip(name, "array of rank 4", reason or "left out, as was asked")
+            continue
+        try:
+            found.layers.append((name, _layer(parts, parameters)))
+        except InvalidArgumentError as error:
+            raise error.under(f"{name or model}.") from None
+    return found
+
+
+def _by_layer(arrays: Sequence[NamedArray]) -> dict[str, dict[str, NamedArray]]:
+    """Returns the kernels in a file, each with its bias, by the names of their layers."""
+    found: dict[str, dict[str, NamedArray]] = {}
+    for each in arrays:
+        layer, kind = _split(each.name)
+        if len(each.shape) == 4 and (kind in ("kernel", "weight") or len(arrays) == 1):
+            # A file's only array may have any name.
+            name, kind = (layer, kind) if kind in ("kernel", "weight") else (each.name, "kernel")
+            parts = found.setdefault(name, {})
+            if parts:
+                raise refusal("one kernel for each layer", f"a kernel and a weight for {shown(name)}")
+            parts[kind] = each
+    for each in arrays:
+        layer, kind = _split(each.name)
+        if kind == "bias" and layer in found:
+            found[layer]["bias"] = each
+    return found
+
+
+def _layer(parts: Mapping[str, NamedArray], parameters: Mapping[str, Any]) -> Layer:
+    kernel = parts["kernel"].read() if "kernel" in parts else keras_kernel(parts["weight"].read())
+    bias = parts["bias"].read() if "bias" in parts else None
+    config = Conv2D(int(kernel.shape[3]), kernel.shape[:2], use_bias=bias is not None, **parameters)
+    return Layer(config, kernel, bias)
+
+
+def _unsuitable(parts: Mapping[str, NamedArray]) -> str:
+    """Returns why arrays are no Conv2D's, or nothing."""
+    for each in parts.values():
+        if each.dtype not in FLOAT_DTYPES:
+            return f"dtype {each.dtype}; a layer's weights are floating-point numbers"
+    if "weight" in parts and "bias" in parts:
+        shape, biases = parts["weight"].shape, parts["bias"].shape
+        if biases != shape[:1]:
+            return f"weight {shape} with bias {biases}: a transposed convolution's, or no convolution's"
+    return ""
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Returns ("conv1", "kernel") for "conv1.kernel" and "conv1/kernel"."""
+    for separator in (".", "/"):
+        layer, _, kind = name.rpartition(separator)
+        if kind in _KINDS:
+            return layer, kind
+    return name, ""
+
+
+def _known(parameters: Any, where: str) -> Mapping[str, Any]:
+    """Returns parameters whose names are known."""
+    if not isinstance(parameters, Mapping):
+        text = f"Expected parameters by name, or null. Received {shown(parameters)}."
+        raise InvalidConfigurationError(FieldViolation(where.rstrip(".") or "config", text))
+    words = (*_PARAMETERS, "stride", "dilation", "padding_mode")
+    for name in parameters:
+        if name not in words:
+            text = f"Expected one of {', '.join(words)}. Received {shown(name)}."
+            raise InvalidConfigurationError(FieldViolation(f"{where}{name}", text))
+    return parameters

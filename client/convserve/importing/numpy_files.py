@@ -1,0 +1,57 @@
+"""NumPy's files: the arrays in a `.npz` archive, or the one in a `.npy` file, without ever unpickling."""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from convserve.errors import shown
+from convserve.importing.named_arrays import NamedArray
+from convserve.importing.untrusted import Budget, refusal
+from convserve.importing.zip_members import read_member
+from convserve.tensor import Array
+
+# Version (3, 0) is only for names of fields that are not Latin-1.
+_READ_HEAD = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_npy(file: Path, budget: Budget) -> list[NamedArray]:
+    """Returns the array in a `.npy` file, as a kernel without a layer's name."""
+    data = file.read_bytes()
+    budget.spend(len(data), "the array")
+    return [_array("kernel", data)]
+
+
+def read_npz(file: Path, budget: Budget) -> list[NamedArray]:
+    """Returns the arrays in a `.npz` archive."""
+    with zipfile.ZipFile(file) as archive:
+        return [
+            _array(name.removesuffix(".npy"), read_member(archive, name, budget))
+            for name in archive.namelist()
+            if name.endswith(".npy")
+        ]
+
+
+def _array(name: str, data: bytes) -> NamedArray:
+    """Returns the array that is written in the bytes of a `.npy` file."""
+    opened = io.BytesIO(data)
+    version = np.lib.format.read_magic(opened)
+    if version not in _READ_HEAD:
+        raise refusal(
+            f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format", f"{shown(name)} in {version}"
+        )
+    shape, fortran_order, dtype = _READ_HEAD[version](opened)
+    if dtype.hasobject:
+        raise refusal("arrays of numbers", f"{shown(name)} of Python objects: a pickle, of which nothing was run")
+    elements = memoryview(data)[opened.tell() :]
+    if math.prod(shape) * dtype.itemsize != elements.nbytes:
+        raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{shown(name)} of {elements.nbytes} bytes")
+
+    def read() -> Array:
+        return np.frombuffer(elements, dtype).reshape(shape, order="F" if fortran_order else "C")
+
+    return NamedArray(name, shape, dtype.name, read)

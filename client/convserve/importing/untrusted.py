@@ -1,0 +1,102 @@
+"""What reading a stranger's file needs: a bound on what it unpacks to, and one kind of error for all that is wrong."""
+
+from __future__ import annotations
+
+import stat
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, shown
+
+_ALWAYS_BYTES = 64 * 2**20
+_MOST_EXPANSION = 16
+_LONGEST_REASON = 200
+# What readers of Python's, NumPy's and ours raise for bytes that make no sense.
+_STUMBLES = (
+    OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, ArithmeticError, SyntaxError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+
+
+class Budget:
+    """How many bytes a file may still unpack to.
+
+    Everything that is read out of a file is counted here: a compressed member of a zip archive, a data set that says it
+    is larger than what is stored of it, one tensor that a thousand names lead to. Files of weights hardly compress, so
+    a genuine one stays far below the bound, and a bomb is refused before memory is taken for it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        size = file.stat().st_size
+        self._most = self._left = _ALWAYS_BYTES + _MOST_EXPANSION * size
+        self._why = f"{_ALWAYS_BYTES} and {_MOST_EXPANSION} times the {size} of the file"
+
+    def spend(self, amount: int, what: str) -> None:
+        """Counts bytes that are about to be read.
+
+        Raises:
+            InvalidRequestError: If they are more than are left.
+        """
+        if amount > self._left:
+            expected = f"a file that unpacks to at most {self._most} bytes ({self._why})"
+            raise refusal(expected, f"{what} of {amount} bytes after {self._most - self._left} others")
+        self._left -= amount
+
+
+def refusal(expected: str, received: str) -> InvalidRequestError:
+    """Returns the error for a file that is not what it should be."""
+    return InvalidRequestError(FieldViolation("file", f"Expected {expected}. Received {received}."))
+
+
+def checked_file(path: str | Path) -> Path:
+    """Returns the path of a regular file.
+
+    Raises:
+        InvalidRequestError: If there is none, or it is a folder or a device, from which one could read forever.
+    """
+    file = Path(path)
+    try:
+        regular = stat.S_ISREG(file.stat().st_mode)
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise refusal("a file that can be read", f"{shown(str(path))}: {reason}") from error
+    if not regular:
+        raise refusal("a file", f"{shown(str(path))}, which is none")
+    return file
+
+
+@contextmanager
+def telling_what_is_broken(file: Path, expected: str) -> Iterator[None]:
+    """Turns what a reader stumbles over in a broken file into an error that says which file was expected."""
+    try:
+        yield
+    except ConvserveError:
+        raise
+    except MemoryError as error:
+        raise refusal(f"{expected} that fits into memory", shown(str(file))) from error
+    except _STUMBLES as error:
+        raise _broken(file, expected, error) from error
+
+
+def _broken(file: Path, expected: str, error: Exception) -> InvalidRequestError:
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    text = " ".join(str(reason).split())[:_LONGEST_REASON]
+    pickled = " It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
+    return InvalidRequestError(
+        FieldViolation("file", f"Expected {expected}. Received {shown(str(file))}: {text}.{pickled}")
+    )
+
+
+def _is_pickle(file: Path) -> bool:
+    """Whether a file begins as pickles of protocol 2 and later do."""
+    try:
+        with file.open("rb") as opened:
+            begin = opened.read(2)
+    except OSError:
+        return False
+    return begin[:1] == b"\x80" and begin[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")
