@@ -31,7 +31,8 @@ class CountingProxy:
 
     def close(self) -> None:
         """Breaks every connection, and waits until nothing is passed on any more."""
-        self._listener.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError):  # it was closed before
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._accepting.join()
         for each in self._sockets:
             with suppress(OSError):

@@ -229,6 +229,10 @@ class AsyncStoredLayer(stored.KnownLayer):
         assert self.local.kernel is not None  # noqa: S101 (it was read)
         return self.local.kernel, self.local.bias
 
+    async def to_keras(self, *, timeout: float | None = None) -> Any:
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `StoredLayer.to_keras`."""
+        return Layer(self.config, *await self.weights(timeout=timeout)).to_keras()
+
     async def update_weights(
         self, kernel: Any, bias: Any = None, *, timeout: float | None = None
     ) -> tuple[AsyncStoredLayer, Losses]:

@@ -328,6 +328,15 @@ class StoredLayer(stored.KnownLayer):
         assert self.local.kernel is not None  # noqa: S101 (it was read)
         return self.local.kernel, self.local.bias
 
+    def to_keras(self, *, timeout: float | None = None) -> Any:
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights, which needs no server any more.
+
+        Raises:
+            MissingDependencyError: Without Keras.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        return Layer(self.config, *self.weights(timeout=timeout)).to_keras()
+
     def update_weights(
         self, kernel: Any, bias: Any = None, *, timeout: float | None = None
     ) -> tuple[StoredLayer, Losses]:

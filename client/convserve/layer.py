@@ -184,6 +184,12 @@ class Layer:
         config = Conv2D(filters, kernel_size, **parameters)  # type: ignore[arg-type]
         return cls(config if seed is None else config.with_seed(seed), kernel, bias)
 
+    def to_keras(self) -> Any:
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_export.to_keras`."""
+        from convserve.keras_export import to_keras
+
+        return to_keras(self)
+
     def to_message(self) -> layer_pb2.InlineLayer:
         """Returns the message of a layer that travels with a call."""
         message = layer_pb2.InlineLayer(conv2d=conv2d_message.to_message(self.config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
@@ -39,7 +40,8 @@ def save_layer(path: str | Path, layer: Layer) -> None:
         elif file.suffix.lower() == ".npz":
             wide = {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.name == "bfloat16"}
             with file.open("wb") as opened:
-                np.savez(opened, **(arrays | wide))
+                named: dict[str, Any] = arrays | wide
+                np.savez(opened, **named)
         else:
             text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {shown(str(path))}."
             raise InvalidRequestError(FieldViolation("output", text))

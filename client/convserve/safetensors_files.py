@@ -1,30 +1,20 @@
-"""safetensors files: a JSON head that says where each tensor's bytes are, and the bytes. Nothing in one can be run.
-
-Read and written here rather than with the package of that name: only the tensors that are wanted are read, bfloat16
-needs no ml_dtypes, and a client needs no further package.
-
-    8 bytes        the head's length, little-endian
-    the head       {"NAME": {"dtype": "F32", "shape": [2, 3], "data_offsets": [BEGIN, END]}, ..., "__metadata__": {...}}
-    the elements   little-endian, row-major; offsets count from here
-"""
+"""safetensors files, by the package of that name. Nothing in one can be run."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from convserve.bfloat16 import float32_of_bits
+from convserve.errors import MissingDependencyError
 from convserve.tensor import Array, Shape, itemsize
 
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
-_DTYPES = {dtype: name for name, dtype in _NAMES.items()}
-_LONGEST_HEAD = 100_000_000  # the format's own limit
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # the format's names
 
 
 @dataclass(frozen=True)
@@ -32,29 +22,35 @@ class StoredTensor:
     """A tensor in a file, not read yet.
 
     Attributes:
+        name: Its name.
         shape: Its shape.
         dtype: Its dtype's name, the format's own where it is no floating-point type that layers have.
-        begin: Where its elements begin in the file.
-        nbytes: How many bytes they take.
     """
 
+    name: str
     shape: Shape
     dtype: str
-    begin: int
-    nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes, of a floating-point type that layers have."""
+        return math.prod(self.shape) * itemsize(self.dtype)
 
     def read(self, file: Path) -> Array:
-        """Returns the elements; bfloat16 as float32, without loss.
+        """Returns the elements; bfloat16, which the package has no numpy form of, as float32 without loss.
 
         Raises:
-            ValueError: If the file is shorter than it was.
+            ValueError: If the file is broken.
         """
-        with file.open("rb") as opened:
-            opened.seek(self.begin)
-            data = opened.read(self.nbytes)
-        if self.dtype == "bfloat16":
-            return float32_of_bits(np.frombuffer(data, "<u2")).reshape(self.shape)
-        return np.frombuffer(data, np.dtype(self.dtype).newbyteorder("<")).reshape(self.shape)
+        safetensors = _package()
+        try:
+            if self.dtype == "bfloat16":
+                found = dict(safetensors.deserialize(file.read_bytes()))[self.name]
+                return float32_of_bits(np.frombuffer(found["data"], "<u2")).reshape(self.shape)
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                return np.asarray(opened.get_tensor(self.name))
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
 
 
 @dataclass(frozen=True)
@@ -74,20 +70,21 @@ def read_head(file: Path) -> Head:
     """Returns the head of a file.
 
     Raises:
-        ValueError: If it is no safetensors file, or a tensor lies outside of it.
+        ValueError: If it is no safetensors file.
         OSError: If it cannot be read.
+        MissingDependencyError: Without safetensors.
     """
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEAD, size - 8):
-            raise ValueError(f"its head is said to have {length} bytes")
-        found = json.loads(opened.read(length))
-    if not isinstance(found, dict):
-        raise ValueError("its head is not a JSON object")
-    metadata = found.pop("__metadata__", {})
-    tensors = {name: _tensor(name, said, 8 + length, size) for name, said in found.items()}
-    return Head(tensors, {str(name): str(text) for name, text in metadata.items()})
+    safetensors = _package()
+    try:
+        with safetensors.safe_open(file, framework="numpy") as opened:
+            tensors = {}
+            for name in opened.keys():  # noqa: SIM118 (no dictionary)
+                said = opened.get_slice(name)
+                dtype = str(said.get_dtype())
+                tensors[name] = StoredTensor(name, tuple(said.get_shape()), _DTYPES.get(dtype, dtype))
+            return Head(tensors, dict(opened.metadata() or {}))
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error
 
 
 def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
@@ -95,26 +92,18 @@ def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
 
     Raises:
         OSError: If the file cannot be written.
+        MissingDependencyError: Without safetensors.
     """
-    head: dict[str, Any] = {"__metadata__": dict(metadata)}
-    end = 0
-    for name, array in arrays.items():
-        said = {"dtype": _DTYPES[array.dtype.name], "shape": array.shape, "data_offsets": (end, end + array.nbytes)}
-        head[name], end = said, end + array.nbytes
-    text = json.dumps(head).encode()
-    text += b" " * (-len(text) % 8)  # so that the elements are aligned
-    with file.open("wb") as opened:
-        opened.write(len(text).to_bytes(8, "little") + text)
-        for array in arrays.values():
-            opened.write(np.asarray(array, array.dtype.newbyteorder("<"), order="C").reshape(-1).view("u1").data)
+    _package()
+    from safetensors.numpy import save
+
+    file.write_bytes(save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, dict(metadata)))
 
 
-def _tensor(name: str, said: Any, start: int, size: int) -> StoredTensor:
-    shape, (begin, end) = said["shape"], said["data_offsets"]
-    numbers = (*shape, begin, end)
-    if not all(isinstance(each, int) and each >= 0 for each in numbers) or not begin <= end <= size - start:
-        raise ValueError(f"the tensor {name!r:.100} lies outside of the file")
-    dtype = _NAMES.get(said["dtype"], str(said["dtype"]))
-    if said["dtype"] in _NAMES and math.prod(shape) * itemsize(dtype) != end - begin:
-        raise ValueError(f"the tensor {name!r:.100} has another size than its shape says")
-    return StoredTensor(tuple(shape), dtype, start + begin, end - begin)
+def _package() -> ModuleType:
+    try:
+        import safetensors
+    except ImportError as error:
+        text = "safetensors files need the package safetensors: pip install 'convserve[import]'."
+        raise MissingDependencyError(text) from error
+    return safetensors

@@ -109,12 +109,9 @@ class LayerStore:
             check_name(name)
         key = layer.digest
         with self._disk_lock, _overloaded_where_the_disk_is_full():
-            try:
-                self.layer(key)
-                existed = True
-            except LayerNotFoundError:
+            existed = (self._recalled(key) or self._read(key)) is not None
+            if not existed:
                 self._add(key, layer)
-                existed = False
             if name and self._leads_to.get(name) != key:
                 self._name(key, name)
             return self.describe(key), existed

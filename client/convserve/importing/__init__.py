@@ -7,7 +7,8 @@
 >>> for name, layer in imported.layers.items():
 ...     client.put(layer, name=name)
 
-Nothing in a file is run, unpickled, or looked up outside of it. Neither Keras nor PyTorch is needed, nor h5py.
+Nothing in a file is run, unpickled, or looked up outside of it. Neither Keras nor PyTorch is needed; h5py is for
+`.keras` and `.h5`, and safetensors for its own format: `pip install 'convserve[import]'`.
 """
 
 from __future__ import annotations

@@ -194,8 +194,9 @@ def _activation(value: Any) -> Any:
 
     Keras 2 calls it alpha, and the layer's default is 0.3 where the function's is 0.2.
     """
-    if not isinstance(value, dict) or value.get("class_name") != "LeakyReLU" or not isinstance(value["config"], dict):
+    if not isinstance(value, dict) or value.get("class_name") != "LeakyReLU":
         return value
-    config = dict(value["config"])
+    given = value.get("config")
+    config = dict(given) if isinstance(given, dict) else {}
     config.setdefault("negative_slope", config.pop("alpha", 0.3))
     return {**value, "config": config}

@@ -1,0 +1,134 @@
+"""What a server is told on its command line: addresses, devices, and what it tells operators."""
+
+import itertools
+import re
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from convserve import Client
+
+OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
+
+
+def reflected(channel):
+    """Returns the names of the services that a server lists."""
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=60)
+    return {service.name for service in answer.list_services_response.service}
+
+
+def channelz_servers(channel):
+    request = channelz_pb2.GetServersRequest()
+    return channelz_pb2_grpc.ChannelzStub(channel).GetServers(request, timeout=60).server
+
+
+def ended(*arguments):
+    """Runs a server that cannot start; returns its exit status, what it printed, and its error."""
+    command = [sys.executable, "-m", "convserve", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+# Refusals to start
+
+
+def test_a_port_in_use_ends_it_with_one_line():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        error = f"error: --listen: Expected an address that is free and may be used. Received {address}.\n"
+        assert ended("--listen", "127.0.0.1:0", "--listen", address) == (2, "", error)
+
+
+def test_a_unix_socket_in_use_ends_it_and_is_left_to_its_owner(tmp_path):
+    path = tmp_path / "taken.sock"
+    with socket.socket(socket.AF_UNIX) as taken, socket.socket(socket.AF_UNIX) as caller:
+        taken.bind(str(path))
+        taken.listen()
+        status, out, error = ended("--listen", f"unix://{path}")
+        assert (status, out, error.count("\n")) == (2, "", 1)
+        assert error.endswith(f"Received unix://{path}.\n")
+        caller.connect(str(path))
+
+
+@pytest.mark.parametrize("address", ["nobody.invalid:0", "unix:///nowhere/at/all.sock"])
+def test_an_address_that_is_none_of_ours_ends_it_with_one_line(address):
+    error = f"error: --listen: Expected an address that is free and may be used. Received {address}.\n"
+    assert ended("--listen", address) == (2, "", error)
+
+
+def test_a_gpu_that_is_not_there_ends_it_with_one_line():
+    status, out, error = ended("--listen", "127.0.0.1:0", "--device", "gpu:99")
+    assert status == 2
+    assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", out)
+    pattern = r"error: --device: Expected a GPU that TensorFlow sees; it sees \d+\. Received gpu:99\.\n"
+    assert re.fullmatch(pattern, error), error
+
+
+def test_a_wrong_setting_ends_it_with_one_line():
+    error = "error: --drain-s (CONVSERVE_DRAIN_S): Expected an integer from 0 to 2147483647. Received 'soon'.\n"
+    assert ended("--drain-s", "soon") == (2, "", error)
+
+
+# What operators see
+
+
+def test_reflection_lists_the_services(server):
+    with grpc.insecure_channel(server.target) as channel:
+        listed = reflected(channel)
+    assert listed >= OURS | {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz"}
+
+
+def test_channelz_shows_connections(server, client):
+    client.info()
+    with grpc.insecure_channel(server.target) as channel:
+        (shown,) = channelz_servers(channel)
+    assert shown.data.calls_succeeded >= 1
+    assert len(shown.listen_socket) == 1
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A server with three listeners, one of them open to the network, and without reflection and channelz."""
+    folder = tmp_path_factory.mktemp("listen")
+    listen = [f"--listen={each}" for each in (f"unix://{folder}/server.sock", "localhost:0", "0.0.0.0:0")]
+    command = [sys.executable, "-m", "convserve", "serve", "--device=cpu", "--no-reflection", "--no-channelz", *listen]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
+            yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
+        finally:
+            process.kill()
+            process.communicate()
+
+
+def test_every_address_is_printed_and_served(other):
+    targets = [line.removeprefix("listening on ").strip() for line in other.lines]
+    assert targets[0] == f"unix://{other.folder}/server.sock"
+    assert [target.rpartition(":")[0] for target in targets[1:]] == ["localhost", "0.0.0.0"]  # noqa: S104
+    for target in targets:
+        with Client(target.replace("0.0.0.0", "127.0.0.1")) as client:  # noqa: S104
+            assert (client.conv2d(np.ones((1, 5, 5, 1), "f4"), 1, 3, kernel_initializer="ones") == 9).all()
+
+
+def test_an_address_that_is_open_to_the_network_is_warned_of(other):
+    (line,) = other.log.read_text().splitlines()
+    address = other.lines[2].removeprefix("listening on ").strip()
+    warning = f" WARNING {address} is open to the network: calls to it are neither encrypted nor authenticated"
+    assert line.endswith(warning)
+
+
+def test_reflection_and_channelz_can_be_turned_off(other):
+    with grpc.insecure_channel(f"unix://{other.folder}/server.sock") as channel:
+        for ask in (reflected, channelz_servers):
+            with pytest.raises(grpc.RpcError) as caught:
+                ask(channel)
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
