@@ -60,11 +60,11 @@ class Client:
         self._open()
 
     def _open(self) -> None:
-        self._process = os.getpid()
         self._channel = grpc.insecure_channel(self._target, options=_channel.channel_options())
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._stub.Convolve = self._channel.unary_unary(**_rpc.CONVOLVE)
         self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
 
     def _connected(self) -> Any:
         if self._process != os.getpid():

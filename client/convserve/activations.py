@@ -36,7 +36,8 @@ class Activation(KerasObject):
     @classmethod
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
         module = getattr(identifier, "__module__", "") or ""
-        if inspect.isfunction(identifier) and module.startswith(("keras.", "tf_keras.")):
+        # A function of the same name from elsewhere may have other defaults, as keras.ops.gelu has.
+        if inspect.isfunction(identifier) and module.startswith(("keras.src.activations", "keras.activations")):
             return identifier.__name__, {}
         name, config = super()._named(identifier)
         if name in _LAYERS and not isinstance(identifier, str):

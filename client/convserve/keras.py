@@ -28,7 +28,8 @@ try:
     import tensorflow as tf
 except ImportError as error:
     raise MissingDependencyError(
-        "convserve.keras needs Keras and TensorFlow: pip install 'convserve[server]' brings both."
+        f"convserve.keras needs Keras on TensorFlow ({error}): pip install 'convserve[server]' brings both, and "
+        "KERAS_BACKEND=tensorflow chooses it."
     ) from error
 
 __all__ = ["RemoteConv2D", "to_local", "to_remote"]

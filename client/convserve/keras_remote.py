@@ -59,7 +59,7 @@ class Remote:
         last = put and put.local
         if put and last and last.config == config and _same_bits(last.kernel, kernel) and _same_bits(last.bias, bias):
             return put
-        # Copies, for these arrays are TensorFlow's memory, which an assignment may overwrite.
+        # Copies, for TensorFlow lends these arrays for the time of the call.
         layer = Layer(config, kernel.copy(), None if bias is None else bias.copy())
         self._put = put = _client(self.server).put(layer, timeout=self.timeout)
         return put

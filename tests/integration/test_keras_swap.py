@@ -187,6 +187,16 @@ def test_layers_that_keep_more_than_weights(server: RunningServer, make: Any) ->
     assert np.array_equal(again(X), expected)
 
 
+def test_a_vocabulary_is_kept(server: RunningServer) -> None:
+    words = layers.StringLookup()
+    words.adapt(["cat", "dog"])
+    image, word = keras.Input((12, 12, 3)), keras.Input((), dtype="string")
+    model = keras.Model([image, word], [layers.Conv2D(4, 3)(image), words(word)])
+    inputs = [tf.constant(X), tf.constant(["dog", "fish"])]
+    for found, expected in zip(to_remote(model, server.target)(inputs), model(inputs), strict=True):
+        assert apart(found, expected) < 1e-5
+
+
 def test_a_remote_model_moves_to_another_server(server: RunningServer) -> None:
     remote = to_remote(in_model(layers.Conv2D(4, 3)), "127.0.0.1:1")
     moved = to_remote(remote, server.target, timeout=8)

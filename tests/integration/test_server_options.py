@@ -11,9 +11,11 @@ import grpc
 import numpy as np
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from convserve import Client
+from convserve_server.settings import Settings
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
 
@@ -40,11 +42,9 @@ def ended(*arguments):
 # Refusals to start
 
 
-def test_a_port_in_use_ends_it_with_one_line():
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        error = f"error: --listen: Expected an address that is free and may be used. Received {address}.\n"
-        assert ended("--listen", "127.0.0.1:0", "--listen", address) == (2, "", error)
+def test_another_servers_port_ends_it_with_one_line(server):
+    error = f"error: --listen: Expected an address that is free and may be used. Received {server.target}.\n"
+    assert ended("--listen", "127.0.0.1:0", "--listen", server.target) == (2, "", error)
 
 
 def test_a_unix_socket_in_use_ends_it_and_is_left_to_its_owner(tmp_path):
@@ -92,6 +92,14 @@ def test_channelz_shows_connections(server, client):
         (shown,) = channelz_servers(channel)
     assert shown.data.calls_succeeded >= 1
     assert len(shown.listen_socket) == 1
+
+
+def test_those_who_watch_the_health_keep_nobody_from_calling(server, client):
+    with grpc.insecure_channel(server.target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch
+        watches = [watch(health_pb2.HealthCheckRequest()) for _ in range(2 * Settings().handler_threads)]
+        assert {next(each).status for each in watches} == {health_pb2.HealthCheckResponse.SERVING}
+        assert client.info(timeout=30).devices
 
 
 @pytest.fixture(scope="module")

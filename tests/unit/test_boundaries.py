@@ -42,6 +42,9 @@ ALLOWED: dict[str, set[str]] = {
     "convserve._rpc": STUBS | ours("errors", "result", "status", "stored", *CODEC, *MODEL),
     "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
     "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
+    "convserve.keras": {"keras", "tensorflow", "numpy"}
+    | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
+    "convserve.keras_remote": {"numpy"} | ours("_sync", "errors", *CODEC, *MODEL),
     "convserve_server.settings": set(),
     "convserve_server.convolver": {"convserve"},
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
@@ -63,7 +66,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
 }
 # The client's modules for people who have Keras.
-DROP_IN = ours("keras", "keras_remote", "keras_swap", "keras_export")
+DROP_IN = ours("keras", "keras_remote", "keras_export")
 # Everything in the server but these may not know TensorFlow.
 ENGINE = "convserve_server.engine"
 

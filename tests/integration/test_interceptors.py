@@ -1,0 +1,119 @@
+"""What the server's interceptor makes of a method's exceptions and of bytes that are no message, in all four forms."""
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import Int64Value
+from tests.raw_calls import checked
+
+from convserve import InternalError, OverloadedError
+from convserve.status import from_rpc_error
+from convserve_server.interceptors import ErrorInterceptor
+
+FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
+PRIVATE = "/home/operator/.ssh/id_rsa"
+
+
+def handler(form, answer):
+    """Returns a method of the given form that reads every request, and then answers with one message or raises."""
+
+    def one(requests, context):
+        received = [each.value for each in requests] if form.startswith("stream") else [requests.value]
+        return Int64Value(value=answer(received))
+
+    def many(requests, context):
+        yield Int64Value(value=-1)
+        yield one(requests, context)
+
+    make = getattr(grpc, f"{form}_rpc_method_handler")
+    return make(many if form.endswith("stream") else one, Int64Value.FromString, Int64Value.SerializeToString)
+
+
+class Methods(grpc.GenericRpcHandler):
+    """The server's methods: always the one that a test is about."""
+
+    def service(self, _):
+        return self.method
+
+
+@pytest.fixture
+def call():
+    """Gives a function that calls a method of a form and an answer with raw messages."""
+    methods = Methods()
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[ErrorInterceptor()])
+    server.add_generic_rpc_handlers((methods,))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+
+        def calls(form, answer, *messages):
+            methods.method = handler(form, answer)
+            answers = channel.stream_stream("/test.Service/Method")(iter(messages), timeout=30)
+            return [Int64Value.FromString(each).value for each in answers]
+
+        yield calls
+    server.stop(None).wait()
+
+
+def sent(*values):
+    return [Int64Value(value=each).SerializeToString() for each in values]
+
+
+def raising(error):
+    def answer(received):
+        raise error
+
+    return answer
+
+
+@EVERY_FORM
+def test_a_method_that_answers_is_left_alone(call, form):
+    values = [3, 4] if form.startswith("stream") else [7]
+    assert call(form, sum, *sent(*values))[-1] == 7
+
+
+@EVERY_FORM
+def test_an_error_of_ours_travels_with_its_details(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(OverloadedError("busy", retry_after_s=2.5)), *sent(1))
+    checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert from_rpc_error(caught.value).retry_after_s == 2.5
+
+
+@EVERY_FORM
+@pytest.mark.parametrize(
+    "defect", [RuntimeError(PRIVATE), KeyError(PRIVATE), AssertionError(PRIVATE), OSError(2, PRIVATE)]
+)
+def test_a_defect_is_told_by_an_id_under_which_the_log_has_it(call, form, defect, caplog):
+    with caplog.at_level(logging.ERROR, logger="convserve"), pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(defect), *sent(1))
+    checked(caught.value, grpc.StatusCode.INTERNAL, "INTERNAL")
+    error = from_rpc_error(caught.value)
+    assert type(error) is InternalError
+    assert PRIVATE not in str(error)
+    (record,) = [each for each in caplog.records if each.name == "convserve"]
+    assert error.error_id
+    assert error.error_id in record.getMessage()
+    assert error.error_id in str(error)
+    assert record.exc_info[1] is defect
+
+
+@EVERY_FORM
+def test_a_method_that_is_not_there_yet_is_unimplemented(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(NotImplementedError()), *sent(1))
+    text, _ = checked(caught.value, grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
+    assert "/test.Service/Method" in text
+
+
+@EVERY_FORM
+def test_bytes_that_are_no_message_are_an_invalid_request(call, form):
+    good = sent(1) if form.startswith("stream") else []
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *good, b"\xff")
+    text, fields = checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert list(fields) == ["request"]
+    assert "Received 1 bytes" in text
