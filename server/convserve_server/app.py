@@ -37,7 +37,7 @@ log = logging.getLogger("convserve")
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 
 
-class _Health(health.HealthServicer):
+class _Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
     """grpc.health.v1, whose watches can be ended: one that is open would hold up the server's stop."""
 
     def __init__(self) -> None:
