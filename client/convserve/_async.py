@@ -104,12 +104,16 @@ class AsyncClient:
         request = _rpc.convolve_request(layers, x, output_dtype)
         try:
             return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
-        except LayerNotFoundError:  # see `Client.convolve`
+        except LayerNotFoundError:
+            pass  # see `Client.convolve`
+        try:
+            return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        except LayerNotFoundError:
             for each in request.layers:
                 if isinstance(each, AsyncStoredLayer):
                     await each.weights(timeout=timeout)
-            request = request.carrying_layers()
-            return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        request = request.carrying_layers()
+        return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
 
     async def plan(
         self,

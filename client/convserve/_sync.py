@@ -144,12 +144,17 @@ class Client:
         try:
             return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
         except LayerNotFoundError:
-            # A replica that does not hold a stored layer gets it with the call itself: a put of its own might reach
-            # another replica than the next call.
+            pass
+        # With several replicas the next call reaches another one, which may hold what this one does not: that is asked
+        # first, for it costs no weights. Then the weights go with the call itself.
+        try:
+            return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        except LayerNotFoundError:
             for each in request.layers:
                 if isinstance(each, StoredLayer):
                     each.weights(timeout=timeout)
-            return self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
+        request = request.carrying_layers()
+        return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
 
     def plan(
         self,

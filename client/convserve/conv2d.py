@@ -262,6 +262,15 @@ class Conv2D:
         if self.use_bias and (bias.refusal or isinstance(bias, Orthogonal)):
             why = bias.refusal or "orthogonal makes matrices; a bias has rank 1"
             found.refuse("bias_initializer", f"Expected one that suits a bias. Received {shown(bias)}: {why}.")
+        for field, rank, initializer in (("kernel_initializer", 4, kernel), ("bias_initializer", 1, bias)):
+            if field == "bias_initializer" and not self.use_bias:
+                continue
+            lists = [(name, initializer.parameters.get(name)) for name in ("input_axes", "output_axes")]
+            for name, axes in lists:
+                # As in Keras, both lists are read or none.
+                if axes and all(each for _, each in lists) and any(not -rank <= axis < rank for axis in axes):
+                    text = f"Expected axes of a weight of rank {rank}. Received {name}={axes}."
+                    found.refuse(f"{field}.{name}", text)
         found.finish()
 
     def __repr__(self) -> str:

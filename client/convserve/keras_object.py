@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
@@ -21,6 +20,8 @@ from google.protobuf.message import Message
 
 from convserve.errors import FieldViolation, InvalidConfigurationError, shown
 
+_LARGEST_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
+
 
 def number(
     default: float | None, *, at_least: float | None = None, above: float | None = None, required: bool = False
@@ -28,7 +29,7 @@ def number(
     """Declares a finite number, Keras' default being `default`."""
 
     def check(value: object) -> float:
-        if isinstance(value, numbers.Real) and math.isfinite(value):
+        if isinstance(value, numbers.Real) and abs(value) <= _LARGEST_FLOAT32:  # NaN compares false
             found = float(value)
             if (at_least is None or found >= at_least) and (above is None or found > above):
                 return found

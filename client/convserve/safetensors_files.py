@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 
@@ -19,15 +20,13 @@ _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file, not read yet.
+    """What a file's head says of a tensor.
 
     Attributes:
-        name: Its name.
         shape: Its shape.
         dtype: Its dtype's name, the format's own where it is no floating-point type that layers have.
     """
 
-    name: str
     shape: Shape
     dtype: str
 
@@ -36,55 +35,61 @@ class StoredTensor:
         """How many bytes it takes, of a floating-point type that layers have."""
         return math.prod(self.shape) * itemsize(self.dtype)
 
-    def read(self, file: Path) -> Array:
-        """Returns the elements; bfloat16, which the package has no numpy form of, as float32 without loss.
 
-        Raises:
-            ValueError: If the file is broken.
-        """
-        safetensors = _package()
-        try:
-            if self.dtype == "bfloat16":
-                found = dict(safetensors.deserialize(file.read_bytes()))[self.name]
-                return float32_of_bits(np.frombuffer(found["data"], "<u2")).reshape(self.shape)
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                return np.asarray(opened.get_tensor(self.name))
-        except safetensors.SafetensorError as error:
-            raise ValueError(str(error)) from error
-
-
-@dataclass(frozen=True)
-class Head:
-    """What a file's head says.
+class SafetensorsFile:
+    """A file whose tensors are read one by one.
 
     Attributes:
         tensors: The tensors by name.
         metadata: Texts by name.
     """
 
-    tensors: dict[str, StoredTensor]
-    metadata: dict[str, str] = field(default_factory=dict)
+    def __init__(self, file: Path) -> None:
+        """Reads the head.
 
+        Raises:
+            ValueError: If it is no safetensors file.
+            OSError: If it cannot be read.
+            MissingDependencyError: Without safetensors.
+        """
+        self._file = file
+        self.tensors: dict[str, StoredTensor] = {}
+        safetensors = _package()
+        try:
+            with safetensors.safe_open(file, framework="numpy") as opened:
+                self.metadata: dict[str, str] = dict(opened.metadata() or {})
+                for name in opened.keys():  # noqa: SIM118 (no dictionary)
+                    said = opened.get_slice(name)
+                    dtype = str(said.get_dtype())
+                    self.tensors[name] = StoredTensor(tuple(said.get_shape()), _DTYPES.get(dtype, dtype))
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
 
-def read_head(file: Path) -> Head:
-    """Returns the head of a file.
+    def read(self, name: str) -> Array:
+        """Returns a tensor's elements; bfloat16, of which numpy has no type, as float32 without loss.
 
-    Raises:
-        ValueError: If it is no safetensors file.
-        OSError: If it cannot be read.
-        MissingDependencyError: Without safetensors.
-    """
-    safetensors = _package()
-    try:
-        with safetensors.safe_open(file, framework="numpy") as opened:
-            tensors = {}
-            for name in opened.keys():  # noqa: SIM118 (no dictionary)
-                said = opened.get_slice(name)
-                dtype = str(said.get_dtype())
-                tensors[name] = StoredTensor(name, tuple(said.get_shape()), _DTYPES.get(dtype, dtype))
-            return Head(tensors, dict(opened.metadata() or {}))
-    except safetensors.SafetensorError as error:
-        raise ValueError(str(error)) from error
+        Raises:
+            ValueError: If the file is broken.
+        """
+        tensor = self.tensors[name]
+        if tensor.dtype == "bfloat16":
+            return float32_of_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
+        safetensors = _package()
+        try:
+            with safetensors.safe_open(self._file, framework="numpy") as opened:
+                return np.asarray(opened.get_tensor(name))
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
+
+    @cached_property
+    def _bfloat16(self) -> dict[str, bytes]:
+        """The bits of every bfloat16 tensor, read at once: the package gives single ones only as arrays."""
+        safetensors = _package()
+        try:
+            found = safetensors.deserialize(self._file.read_bytes())
+        except safetensors.SafetensorError as error:
+            raise ValueError(str(error)) from error
+        return {name: each["data"] for name, each in found if each["dtype"] == "BF16"}
 
 
 def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

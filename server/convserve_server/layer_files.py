@@ -152,7 +152,8 @@ class LayerFiles:
     def _put_aside(self, path: Path, why: Exception) -> None:
         # A name may already be as long as names of files can be.
         place = self._set_aside / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
-        log.error("%s is set aside as %s and not served: %s", path, place, why)
+        # As Python texts, because a name that is no UTF-8 could not be written to a log.
+        log.error("%r is set aside as %r and not served: %s", str(path), str(place), why)
         path.rename(place)
 
 

@@ -24,7 +24,8 @@ HELP = "store every Conv2D of a Keras model, a state dictionary or an archive of
 DESCRIPTION = """\
 Stores every Conv2D that is in a file, under names such as MODEL/LAYER, and lists
 what it skips. Only what the server does not hold is sent. Nothing in the file is
-run or unpickled, and neither Keras nor PyTorch is needed.
+run or unpickled, and neither Keras nor PyTorch is needed. All but .npz and .npy
+need the extra: pip install 'convserve[import]'.
 
   .keras, .h5      a whole Keras model, nested models included
   .safetensors     a state dictionary: each NAME.weight with four dimensions is a

@@ -45,6 +45,8 @@ def read(
 ) -> Imported:
     """Returns every Conv2D in a file, with its weights.
 
+    Read Keras' files of strangers in a process that may end: on a rare damaged one libhdf5 loops or crashes.
+
     Args:
         path: One of
             `.keras` or `.h5`: a whole Keras model, nested models included;
@@ -65,6 +67,7 @@ def read(
         InvalidRequestError: If the file cannot be read, is broken, or is of another kind.
         InvalidConfigurationError: If a parameter is wrong.
         InvalidWeightsError: If weights don't fit their layer's configuration.
+        MissingDependencyError: Without h5py or safetensors, for the files that need it.
     """
     file, geometry = Path(path), Geometry(parameters, config or {})
     kind = file.suffix.lower()

@@ -1,7 +1,8 @@
 """HDF5 files from strangers, read with h5py: groups, arrays and texts that are in the file itself, and nothing else.
 
 A file may name other files (external links, external storage, virtual arrays) and plugins (filters); each of these is
-refused before libhdf5 would follow it.
+refused before libhdf5 would follow it. Damaged bytes are another matter: on a rare file libhdf5 itself loops or ends
+the process, under Keras as here, which only a process of its own would bound.
 """
 
 from __future__ import annotations

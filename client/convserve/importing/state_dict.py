@@ -5,30 +5,30 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from convserve import safetensors_files
 from convserve.errors import shown
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import Geometry, NamedArray, contents
 from convserve.importing.untrusted import Budget, refusal
 from convserve.layer import Layer
 from convserve.layer_files import configuration_in
+from convserve.safetensors_files import SafetensorsFile
 from convserve.tensor import Array
 
 
 def read(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns what a safetensors file holds."""
-    head = safetensors_files.read_head(file)
+    opened = SafetensorsFile(file)
 
     def tensor(name: str) -> Array:
-        budget.spend(head.tensors[name].nbytes, f"the tensor {shown(name)}")
-        return head.tensors[name].read(file)
+        budget.spend(opened.tensors[name].nbytes, f"the tensor {shown(name)}")
+        return opened.read(name)
 
-    config = configuration_in(head.metadata)
+    config = configuration_in(opened.metadata)
     if config is not None:
         geometry.check_none()
-        if "kernel" not in head.tensors:
-            raise refusal("a layer with its kernel", f"the tensors {shown(list(head.tensors))}")
-        weights = {name: tensor(name) for name in ("kernel", "bias") if name in head.tensors}
+        if "kernel" not in opened.tensors:
+            raise refusal("a layer with its kernel", f"the tensors {shown(list(opened.tensors))}")
+        weights = {name: tensor(name) for name in ("kernel", "bias") if name in opened.tensors}
         return Contents(file.stem, [("", Layer(config, **weights))])
-    arrays = [NamedArray(name, each.shape, each.dtype, partial(tensor, name)) for name, each in head.tensors.items()]
+    arrays = [NamedArray(name, each.shape, each.dtype, partial(tensor, name)) for name, each in opened.tensors.items()]
     return contents(file.stem, arrays, geometry)

@@ -1,0 +1,207 @@
+"""Weights out of real files against the programs that wrote them: Keras' own load, and what PyTorch computed."""
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tests.conftest import ROOT
+
+import convserve
+from convserve import importing
+from convserve.importing.imported import fitting_name
+from convserve.keras_export import to_keras
+
+# TensorFlow's variables have not the signature that NumPy 2 asks for.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+
+RECORDED = json.loads((ROOT / "tests/data/torch_conv2d.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def keras():
+    return pytest.importorskip("keras")
+
+
+def conv2ds(keras, model, path=()):
+    """Yields every Conv2D of a model, nested models included, with its name."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from conv2ds(keras, layer, (*path, layer.name))
+        elif type(layer) is keras.layers.Conv2D:
+            yield "/".join((*path, layer.name)), layer
+
+
+def with_random_weights(keras, model):
+    """Gives every Conv2D weights that are all different, biases included, which initializers leave at 0."""
+    rng = np.random.default_rng(0)
+    for _, layer in conv2ds(keras, model):
+        layer.set_weights([rng.normal(size=each.shape) for each in layer.get_weights()])
+    return model
+
+
+def assert_same(keras, loaded, imported):
+    """Compares configurations and weights of all layers, and their order, with those of a loaded model."""
+    expected = {
+        fitting_name(f"{loaded.name}/{name}"): convserve.Layer.from_keras(layer)
+        for name, layer in conv2ds(keras, loaded)
+    }
+    assert list(imported.layers) == list(expected)
+    for name, layer in expected.items():
+        assert imported.layers[name].config == layer.config
+        assert imported.layers[name].digest == layer.digest, name
+        np.testing.assert_array_equal(imported.layers[name].kernel, layer.kernel)
+    assert not [each for each in imported.skipped if each.kind == "Conv2D"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "absent"),
+    [
+        ("MobileNetV2", {"alpha": 0.35, "input_shape": (64, 64, 3)}, "DepthwiseConv2D"),
+        ("MobileNetV3Small", {"include_top": False, "input_shape": (64, 64, 3)}, "Rescaling"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_every_conv2d_of_a_real_model_is_found(keras, tmp_path, name, options, absent, suffix):
+    model = with_random_weights(keras, getattr(keras.applications, name)(weights=None, **options))
+    path = tmp_path / f"model.{suffix}"
+    model.save(path)
+    imported = importing.read(path)
+    assert_same(keras, keras.saving.load_model(path, compile=False, safe_mode=True), imported)
+    # Whatever is not a Conv2D is listed, none of it twice.
+    skipped = [each.name for each in imported.skipped]
+    assert len(skipped) == len(set(skipped)) == len(model.layers) - len(imported.layers)
+    assert absent in {each.kind for each in imported.skipped}
+
+
+@pytest.fixture(scope="module")
+def nested(keras):
+    """Models in models, layers that share their names, one layer in two models, groups, other dtypes, an operation."""
+    layers = keras.layers
+    shared = layers.Conv2D(4, 3, padding="same", name="shared")
+    sequence = keras.Sequential([layers.Conv2D(4, 1, name="a"), layers.ReLU(), layers.Conv2D(4, 1, name="b")], name="s")
+    x = keras.Input((16, 16, 4))
+    a = layers.Conv2D(4, 3, padding="same", name="a", activation=layers.LeakyReLU(negative_slope=0.3))
+    branch = keras.Model(x, shared(a(x)), name="branch")
+    x = keras.Input((16, 16, 4), name="photo")
+    y = branch(sequence(shared(layers.Conv2D(4, 3, padding="same", name="a")(x)))) + 1.0
+    y = layers.Conv2D(8, 3, groups=2, dtype="mixed_float16", kernel_regularizer="l2", name="mixed")(y)
+    y = layers.Conv2D(8, 3, dtype="bfloat16", use_bias=False, name="brain")(y)
+    y = layers.TimeDistributed(layers.Conv2D(2, 1), name="each")(layers.Reshape((1, 12, 12, 8))(y))
+    return with_random_weights(keras, keras.Model(x, y, name="outer"))
+
+
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_nested_models_and_shared_layers(keras, nested, tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    nested.save(path)
+    imported = importing.read(path)
+    loaded = nested
+    if suffix == "keras":  # Keras itself cannot load its .h5 file with a bfloat16 layer
+        loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
+    assert_same(keras, loaded, imported)
+    layers = imported.layers
+    assert list(layers) == ["outer/a", "outer/shared", "outer/s/a", "outer/s/b", "outer/branch/a",
+                            "outer/branch/shared", "outer/mixed", "outer/brain"]  # fmt: skip
+    assert layers["outer/shared"].digest == layers["outer/branch/shared"].digest
+    assert len({layer.digest for layer in layers.values()}) == 7
+    assert "around 'Conv2D'" in {each.name: each.reason for each in imported.skipped}["outer/each"]
+
+
+def test_an_imported_layer_computes_what_the_models_does(keras, nested, tmp_path, client):
+    nested.save(tmp_path / "model.keras")
+    x = np.random.default_rng(1).normal(size=(2, 16, 16, 4)).astype(np.float32)
+    for name, layer in importing.read(tmp_path / "model.keras").layers.items():
+        if layer.config.dtype == "float32":
+            original = dict(conv2ds(keras, nested))[name.removeprefix("outer/")]
+            stored = client.put(layer, name=f"import-test/{name}")
+            np.testing.assert_allclose(stored(x), np.asarray(original(x)), rtol=1e-5, atol=1e-5)
+
+
+# PyTorch
+
+
+def recorded_array(case, name):
+    found = case[name]
+    return None if found is None else np.array(found["values"], np.float32).reshape(found["shape"])
+
+
+@pytest.mark.parametrize("case", RECORDED["cases"], ids=lambda case: case["name"])
+def test_a_state_dictionary_gives_pytorchs_numbers(client, tmp_path, case):
+    assert RECORDED["made_with"].startswith("torch 2.")
+    weight, bias = recorded_array(case, "weight"), recorded_array(case, "bias")
+    arrays = {"net.conv.weight": weight} | ({} if bias is None else {"net.conv.bias": bias})
+    save_file(arrays, tmp_path / "state.safetensors")
+    config = {"net.conv": case["arguments"]}
+    layer = importing.read(tmp_path / "state.safetensors", config=config).layers["state/net.conv"]
+    x = np.ascontiguousarray(recorded_array(case, "x").transpose(0, 2, 3, 1))
+    y = client.convolve(layer, x).output
+    np.testing.assert_allclose(y.transpose(0, 3, 1, 2), recorded_array(case, "y"), rtol=1e-5, atol=1e-5)
+
+
+def test_same_would_differ_from_pytorch_with_strides(client, tmp_path):
+    case = RECORDED["cases"][0]
+    assert case["arguments"] == {"stride": 2, "padding": 1}
+    np.savez(tmp_path / "x.npz", **{"c.weight": recorded_array(case, "weight"), "c.bias": recorded_array(case, "bias")})
+    x = np.ascontiguousarray(recorded_array(case, "x").transpose(0, 2, 3, 1))
+    same = client.convolve(importing.read(tmp_path / "x.npz", stride=2, padding="same").layers["x/c"], x).output
+    expected = recorded_array(case, "y").transpose(0, 2, 3, 1)
+    assert same.shape == expected.shape
+    assert np.abs(same - expected).max() > 0.1
+
+
+def test_channels_first_takes_pytorchs_tensors_as_they_are(client, tmp_path):
+    case = RECORDED["cases"][0]
+    np.savez(tmp_path / "x.npz", **{"c.weight": recorded_array(case, "weight"), "c.bias": recorded_array(case, "bias")})
+    layers = importing.read(tmp_path / "x.npz", stride=2, padding=1, data_format="channels_first").layers
+    y = client.convolve(layers["x/c"], recorded_array(case, "x")).output
+    np.testing.assert_allclose(y, recorded_array(case, "y"), rtol=1e-5, atol=1e-5)
+
+
+# Back to Keras
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"strides": 2, "padding": "same", "activation": "relu", "name": "stem"},
+        {"padding": ((1, 1), (1, 1)), "strides": 2, "name": "torch"},
+        {"padding": ((0, 2), (3, 0)), "groups": 2, "use_bias": False, "activation": "elu"},
+        {"activation": convserve.activations.LeakyReLU(0.1)},
+        {"dtype": "mixed_bfloat16", "kernel_regularizer": "l2", "trainable": False, "input_shape": (9, 9, 4)},
+        {"padding": ((1, 0), (0, 1)), "dtype": "float64", "dilation_rate": 2},
+    ],
+)  # fmt: skip
+def test_a_layer_as_keras_own_computes_the_same(keras, client, parameters):
+    config = convserve.Conv2D(6, 3, **parameters)
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(3, 3, 4 // config.groups, 6))
+    layer = convserve.Layer(config, kernel, rng.normal(size=6) if config.use_bias else None)
+    exported = to_keras(layer)
+    assert exported.built
+    assert type(exported) is (keras.layers.Conv2D if isinstance(config.padding, str) else keras.Sequential)
+    own = exported if isinstance(config.padding, str) else exported.layers[-1]
+    assert own.trainable is config.trainable
+    np.testing.assert_array_equal(np.asarray(own.kernel), layer.kernel)
+    x = rng.normal(size=(2, 9, 9, 4)).astype("float32")
+    exported_y = np.asarray(exported(x), dtype=np.float64)
+    tolerance = 2e-2 if "bfloat16" in config.dtype else 1e-5
+    np.testing.assert_allclose(
+        client.convolve(layer, x).output.astype(np.float64), exported_y, rtol=tolerance, atol=10 * tolerance
+    )
+    if isinstance(config.padding, str) and config.input_shape is None:
+        assert convserve.Layer.from_keras(exported).digest == layer.digest
+
+
+def test_a_layer_without_weights_is_not_built(keras):
+    assert not to_keras(convserve.Layer(convserve.Conv2D(6, 3))).built
+    assert not to_keras(convserve.Layer(convserve.Conv2D(6, 3, padding=((1, 1), (0, 0))))).layers[-1].built
+
+
+def test_an_activation_that_keras_cannot_serialize_is_refused(keras):
+    config = convserve.Conv2D(6, 3, activation=convserve.activations.GELU(approximate=True), use_bias=False)
+    with pytest.raises(convserve.InvalidConfigurationError, match="activation: Expected an activation that Keras"):
+        to_keras(convserve.Layer(config, np.ones((3, 3, 2, 6))))
