@@ -334,12 +334,7 @@ class StoredLayer(stored.KnownLayer):
         return self.local.kernel, self.local.bias
 
     def to_keras(self, *, timeout: float | None = None) -> Any:
-        """Returns a `keras.layers.Conv2D` with this configuration and these weights, which needs no server any more.
-
-        Raises:
-            MissingDependencyError: Without Keras.
-            ConvserveError: Another of the tree in `convserve.errors`.
-        """
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights, which needs no server any more."""
         return Layer(self.config, *self.weights(timeout=timeout)).to_keras()
 
     def update_weights(

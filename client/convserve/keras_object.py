@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import math
 import numbers
 import operator
 from collections.abc import Callable, Mapping
@@ -29,10 +30,10 @@ def number(
     """Declares a finite number, Keras' default being `default`."""
 
     def check(value: object) -> float:
-        if isinstance(value, numbers.Real) and abs(value) <= _LARGEST_FLOAT32:  # NaN compares false
-            found = float(value)
-            if (at_least is None or found >= at_least) and (above is None or found > above):
-                return found
+        found = float(value) if isinstance(value, numbers.Real) else math.nan
+        within = (at_least is None or found >= at_least) and (above is None or found > above)
+        if within and abs(found) <= _LARGEST_FLOAT32:  # NaN compares false
+            return found
         bound = (
             f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
         )

@@ -58,7 +58,6 @@ def assert_same(keras, loaded, imported):
     ("name", "options", "absent"),
     [
         ("MobileNetV2", {"alpha": 0.35, "input_shape": (64, 64, 3)}, "DepthwiseConv2D"),
-        ("MobileNetV3Small", {"include_top": False, "input_shape": (64, 64, 3)}, "Rescaling"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["keras", "h5"])
@@ -98,10 +97,7 @@ def test_nested_models_and_shared_layers(keras, nested, tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
     nested.save(path)
     imported = importing.read(path)
-    loaded = nested
-    if suffix == "keras":  # Keras itself cannot load its .h5 file with a bfloat16 layer
-        loaded = keras.saving.load_model(path, compile=False, safe_mode=True)
-    assert_same(keras, loaded, imported)
+    assert_same(keras, nested, imported)
     layers = imported.layers
     assert list(layers) == ["outer/a", "outer/shared", "outer/s/a", "outer/s/b", "outer/branch/a",
                             "outer/branch/shared", "outer/mixed", "outer/brain"]  # fmt: skip
