@@ -55,22 +55,25 @@ def assert_same(keras, loaded, imported):
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "absent"),
+    ("name", "suffix", "options", "absent"),
     [
-        ("MobileNetV2", {"alpha": 0.35, "input_shape": (64, 64, 3)}, "DepthwiseConv2D"),
+        ("MobileNetV2", "keras", {"alpha": 0.35}, "DepthwiseConv2D"),
+        ("MobileNetV2", "h5", {"alpha": 0.35}, "DepthwiseConv2D"),
+        # It has operations such as `x + 3.0` among its layers; Keras itself cannot load it from .h5 for that.
+        ("MobileNetV3Small", "keras", {"include_top": False}, "Add"),
     ],
 )
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
-def test_every_conv2d_of_a_real_model_is_found(keras, tmp_path, name, options, absent, suffix):
-    model = with_random_weights(keras, getattr(keras.applications, name)(weights=None, **options))
+def test_every_conv2d_of_a_real_model_is_found(keras, tmp_path, name, suffix, options, absent):
+    make = getattr(keras.applications, name)
+    model = with_random_weights(keras, make(weights=None, input_shape=(64, 64, 3), **options))
     path = tmp_path / f"model.{suffix}"
     model.save(path)
     imported = importing.read(path)
     assert_same(keras, keras.saving.load_model(path, compile=False, safe_mode=True), imported)
     # Whatever is not a Conv2D is listed, none of it twice.
     skipped = [each.name for each in imported.skipped]
-    assert len(skipped) == len(set(skipped)) == len(model.layers) - len(imported.layers)
+    assert len(skipped) == len(set(skipped)) == len(model.operations) - len(imported.layers)
     assert absent in {each.kind for each in imported.skipped}
 
 
@@ -97,6 +100,7 @@ def test_nested_models_and_shared_layers(keras, nested, tmp_path, suffix):
     path = tmp_path / f"model.{suffix}"
     nested.save(path)
     imported = importing.read(path)
+    # Keras 3.15 loads neither of its two files: it loses how the shared layer and the operation are connected.
     assert_same(keras, nested, imported)
     layers = imported.layers
     assert list(layers) == ["outer/a", "outer/shared", "outer/s/a", "outer/s/b", "outer/branch/a",
