@@ -357,7 +357,7 @@ def assert_losses_agree(found: convserve.Losses, truth: keras_truth.Truth) -> No
 
 
 @given(call=calls())
-@examples(180)
+@examples(150)
 def test_outputs_losses_and_amounts_are_keras(client: convserve.Client, call: Call) -> None:
     """All parameters at once: values, each loss, and what the plan says of them."""
     truth = keras_truth.run(call.arguments, call.x, *call.weights)
@@ -386,6 +386,25 @@ def test_sums_of_whole_numbers_are_exact(client: convserve.Client, call: Call) -
     truth = keras_truth.run(call.arguments, call.x, *call.weights)
     found = client.convolve(convserve.Layer(call.config, *call.weights), call.x).output
     np.testing.assert_array_equal(found, truth.output)
+
+
+@given(call=calls())
+@examples(60)
+def test_configurations_go_to_keras_and_come_back(call: Call) -> None:
+    """Keras' layer of the same arguments, read; and the configuration, given to Keras."""
+    values = call.values | {"name": "layer", "input_shape": None}
+    if isinstance(values["padding"], tuple):
+        values["padding"] = "valid"  # Keras' layer has no other
+    if isinstance(values.get("activation"), activations.Activation) and values["activation"].parameters:
+        values["activation"] = "relu"  # Keras keeps no parameters of a function
+    for name, value in values.items():
+        if value in ("l1", "L1"):
+            values[name] = regularizers.L1(0.25)  # Keras keeps the default 0.01 as a float32
+    config = dataclasses.replace(call, values=values).config
+    layer = keras_truth.keras_layer({name: spelled(value, call.spelling) for name, value in values.items()})
+    assert convserve.Conv2D.from_keras(layer) == config
+    assert convserve.Conv2D.from_keras(layer.get_config()) == config
+    assert convserve.Conv2D.from_keras(keras.layers.Conv2D.from_config(config.to_keras_config())) == config
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
@@ -464,7 +483,7 @@ def chains(draw: Any) -> list[dict[str, Any]]:
 
 
 @given(chain=chains())
-@examples(20)
+@examples(15)
 def test_a_chain_is_its_layers_one_after_another(client: convserve.Client, chain: list[dict[str, Any]]) -> None:
     """With policies and data formats of their own, and the losses of each."""
     x = Call(chain[0], "convserve", (2, 4, 6, 8)).x
@@ -1042,7 +1061,8 @@ SPELLINGS: dict[str, list[Any]] = {
     ],
     "bias_initializer": [
         None, "zeros", "ones", "he_normal", "orthogonal", "identity", "stft", "nope", "", 0, {}, SOMETHING,
-        named("Constant", value=True), named("Constant", value=TOO_LARGE_FOR_FLOAT32), keras.initializers.Orthogonal(),
+        named("Constant", value=True), named("Constant", value=TOO_LARGE_FOR_FLOAT32), named("Constant", value=10**400),
+        keras.initializers.Orthogonal(),
         *(
             named("HeNormal", seed=1, input_axes=axes, output_axes=others)
             for axes, others in (((0,), (-1,)), ((0,), None), ((1,), None), ((1,), (0,)), ((0,), (-2,)))
