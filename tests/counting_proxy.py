@@ -23,11 +23,16 @@ class CountingProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.sent_bytes = self.received_bytes = 0
+        self._last_byte: float = float("inf")
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self._accepting = threading.Thread(target=self._accept)
         self._accepting.start()
+
+    def close_after(self, sent_bytes: int) -> None:
+        """Breaks each connection over which something is sent when so many bytes more have been."""
+        self._last_byte = self.sent_bytes + sent_bytes
 
     def close(self) -> None:
         """Breaks every connection, and waits until nothing is passed on any more."""
@@ -57,6 +62,8 @@ class CountingProxy:
             while data := source.recv(2**18):
                 with self._lock:
                     setattr(self, count, getattr(self, count) + len(data))
+                if self.sent_bytes > self._last_byte:
+                    break
                 target.sendall(data)
         for each in (source, target):
             with suppress(OSError):

@@ -7,7 +7,7 @@ import inspect
 from typing import Any
 
 import convserve
-from convserve._async import AsyncStoredLayer
+from convserve._async_layer import AsyncStoredLayer
 
 
 class Awaited:

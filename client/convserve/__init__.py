@@ -6,9 +6,11 @@
 """
 
 from convserve import activations, constraints, errors, initializers, regularizers
-from convserve._async import AsyncClient, AsyncStoredLayer
+from convserve._async import AsyncClient
+from convserve._async_layer import AsyncStoredLayer
 from convserve._rpc import RetryRule
-from convserve._sync import Client, StoredLayer
+from convserve._sync import Client
+from convserve._sync_layer import StoredLayer
 from convserve._version import __version__
 from convserve.conv2d import Conv2D
 from convserve.errors import (

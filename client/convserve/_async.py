@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -12,11 +13,12 @@ import grpc
 import grpc.aio
 
 from convserve import _channel, _rpc, stored
+from convserve._async_layer import AsyncStoredLayer
 from convserve.conv2d import Conv2D
-from convserve.errors import LayerNotFoundError
+from convserve.errors import LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
-from convserve.result import Losses, Result, ServerInfo, plan_from_message
+from convserve.result import Result, ServerInfo, plan_from_message
 from convserve.tensor import Array
 from convserve.v1 import (
     convolution_service_pb2,
@@ -52,6 +54,7 @@ class AsyncClient:
             InvalidRequestError: For a target or timeout that makes no sense.
         """
         self._target = _channel.channel_target(target)
+        self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._process = 0
@@ -70,12 +73,14 @@ class AsyncClient:
         self._connected()
         return self._layer_stub
 
-    async def _call(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        """Sends a request until it is answered; a stream of requests is given as a function that makes it anew."""
-        call = _rpc.Call(self._retry, _rpc.checked_timeout(timeout, self._timeout))
+    async def _call(
+        self, method: Callable[..., Any], request: Any, timeout: float | None, retry: _rpc.RetryRule | None = None
+    ) -> Any:
+        """Sends a request until it is answered."""
+        call = _rpc.Call(retry or self._retry, _rpc.checked_timeout(timeout, self._timeout))
         while True:
             try:
-                return await method(request() if callable(request) else request, timeout=call.remaining_s())
+                return await method(request, timeout=call.remaining_s())
             except grpc.aio.AioRpcError as failure:
                 delay = call.delay_after(failure)
             await asyncio.sleep(delay)
@@ -102,18 +107,22 @@ class AsyncClient:
     ) -> Result:
         """Applies one or several layers, in order, in one call; see `Client.convolve`."""
         request = _rpc.convolve_request(layers, x, output_dtype)
-        try:
-            return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
-        except LayerNotFoundError:
-            pass  # see `Client.convolve`
-        try:
-            return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
-        except LayerNotFoundError:
-            for each in request.layers:
-                if isinstance(each, AsyncStoredLayer):
-                    await each.weights(timeout=timeout)
-        request = request.carrying_layers()
-        return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        known = [each for each in request.layers if isinstance(each, AsyncStoredLayer)]
+        for _ in range(self._turns + 1):
+            gifts = [each.gifts for each in known]
+            try:
+                return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+            except LayerNotFoundError:
+                if not known:
+                    raise
+            try:
+                for each, before in zip(known, gifts, strict=True):
+                    await each._give(before, timeout)
+            except (OverloadedError, TooLargeError, UnavailableError):
+                break  # a server cannot keep it
+        for each in known:
+            await each.weights(timeout=timeout)  # the call brings them along
+        return await self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
 
     async def plan(
         self,
@@ -147,21 +156,56 @@ class AsyncClient:
     ) -> AsyncStoredLayer:
         """Stores a layer on the server, so that its weights cross the wire once; see `Client.put`."""
         given = stored.layer_to_put(layer, kernel, bias, seed)
-        put = self._connected_layers().PutLayer
         if given.kernel is None:
-            messages = list(stored.draw_messages(given.config, name, input_channels))
-            answer = await self._call(put, lambda: iter(messages), timeout)
+            start = stored.draw_start(given.config, name, input_channels)
+            send = self._sending(self._connected_layers().PutLayer, start, None, None)
+            answer = await self._call(send, None, timeout)
             return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, None))
-        try:
-            answer = await self._call(put, lambda: stored.name_messages(given, name), timeout)
-        except LayerNotFoundError:
-            answer = await self._call(put, lambda: stored.put_messages(given, name), timeout)
+        answer = await self._put_on_one(given, name, timeout)
         return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, given))
+
+    async def _put_on_one(
+        self, given: Layer, name: str | None, timeout: float | None, retry: _rpc.RetryRule | None = None
+    ) -> layer_service_pb2.PutLayerResponse:
+        """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
+        start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
+        send = self._sending(self._connected_layers().PutLayer, start, request, given)
+        return await self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
+
+    def _sending(self, method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
+        """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
+
+        async def call_once(_: None, timeout: float) -> Any:
+            call = method(timeout=timeout)
+            try:
+                # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
+                with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
+                    await call.write(start)
+                    said = layer and stored.said_of_weights(await call.initial_metadata())
+                    if layer and said == stored.WANTED:
+                        for piece in stored.weight_pieces(layer):
+                            await call.write(request(piece=piece))
+                    if not layer or said:
+                        await call.done_writing()
+                return await call
+            finally:
+                call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
+
+        return call_once
+
+    async def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        """Asks one server after the other until one has the layer; they take turns."""
+        for _ in range(self._turns - 1):
+            try:
+                return await self._call(method, request, timeout)
+            except LayerNotFoundError:
+                continue
+        return await self._call(method, request, timeout)
 
     async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
         """Returns the stored layer that a name leads to; see `Client.layer`."""
         request = layer_service_pb2.GetLayerRequest(layer=stored.stored_reference(name))
-        answer = await self._call(self._connected_layers().GetLayer, request, timeout)
+        answer = await self._look_up(self._connected_layers().GetLayer, request, timeout)
         return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, None))
 
     async def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[AsyncStoredLayer]:
@@ -170,7 +214,10 @@ class AsyncClient:
         request = layer_service_pb2.ListLayersRequest(name_prefix=name_prefix)
         while True:
             page = await self._call(self._connected_layers().ListLayers, request, timeout)
-            found += (AsyncStoredLayer(self, **stored.known_parts(each, None, None)) for each in page.layers)
+            found += (
+                AsyncStoredLayer(self, **stored.known_parts(each, each.names[0] if each.names else None, None))
+                for each in page.layers
+            )
             request.page_token = page.next_page_token
             if not request.page_token:
                 return found
@@ -185,7 +232,7 @@ class AsyncClient:
     async def delete(self, layer: AsyncStoredLayer | str, *, timeout: float | None = None) -> None:
         """Deletes a stored layer with its names, or a name; see `Client.delete`."""
         request = layer_service_pb2.DeleteLayerRequest(layer=stored.stored_reference(layer, by_digest=True))
-        await self._call(self._connected_layers().DeleteLayer, request, timeout)
+        await self._look_up(self._connected_layers().DeleteLayer, request, timeout)
 
     async def close(self) -> None:
         """Closes the connection."""
@@ -206,43 +253,3 @@ class AsyncClient:
     def __repr__(self) -> str:
         """Returns the client's target and timeout."""
         return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"
-
-
-class AsyncStoredLayer(stored.KnownLayer):
-    """A layer that the server stores; as `StoredLayer`, awaited."""
-
-    def __init__(self, client: AsyncClient, **known: Any) -> None:
-        super().__init__(**known)
-        self._client = client
-
-    async def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
-        """Returns the layer's output for an input; see `Client.conv2d`."""
-        return (await self._client.convolve(self, x, output_dtype=output_dtype, timeout=timeout)).output
-
-    async def weights(self, *, timeout: float | None = None) -> tuple[Array, Array | None]:
-        """Returns (kernel, bias); see `StoredLayer.weights`."""
-        if self.local is None:
-            request = layer_service_pb2.ReadWeightsRequest(layer=stored.stored_reference(self, by_digest=True))
-            read = self._client._connected_layers().ReadWeights
-
-            async def whole(*arguments: Any, **options: Any) -> list[layer_service_pb2.ReadWeightsResponse]:
-                return [message async for message in read(*arguments, **options)]
-
-            answer = await self._client._call(whole, request, timeout)
-            self.local = Layer(self.config, *stored.weights_of(answer))
-        assert self.local.kernel is not None  # noqa: S101 (it was read)
-        return self.local.kernel, self.local.bias
-
-    async def to_keras(self, *, timeout: float | None = None) -> Any:
-        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `StoredLayer.to_keras`."""
-        return Layer(self.config, *await self.weights(timeout=timeout)).to_keras()
-
-    async def update_weights(
-        self, kernel: Any, bias: Any = None, *, timeout: float | None = None
-    ) -> tuple[AsyncStoredLayer, Losses]:
-        """Makes a layer of this one's configuration and new weights; see `StoredLayer.update_weights`."""
-        given = Layer(self.config, kernel, bias)
-        update = self._client._connected_layers().UpdateWeights
-        answer = await self._client._call(update, lambda: stored.update_messages(self, given), timeout)
-        made = AsyncStoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
-        return made, Losses.from_message(answer.losses)

@@ -41,6 +41,19 @@ def channel_target(target: str | Sequence[str]) -> str:
     return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
 
 
+def turns(target: str) -> int:
+    """Returns how many calls in a row reach every server of a target, which take turns.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, addresses = target.partition(":")
+    if scheme in ("ipv4", "ipv6"):
+        return 2 * addresses.count(",") + 1
+    one = addresses.rpartition("/")[2].replace("localhost:", "127.0.0.1:")
+    return 1 if scheme.startswith("unix") or _ip_version(one) else 8  # a name may lead to any number
+
+
 def _ip_version(address: str) -> int:
     host = address.rpartition(":")[0]
     try:

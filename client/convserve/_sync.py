@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from convserve import _channel, _rpc, stored
+from convserve._sync_layer import StoredLayer
 from convserve.conv2d import Conv2D
-from convserve.errors import LayerNotFoundError
+from convserve.errors import LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
-from convserve.result import Losses, Result, ServerInfo, plan_from_message
+from convserve.result import Result, ServerInfo, plan_from_message
 from convserve.tensor import Array
 from convserve.v1 import (
     convolution_service_pb2,
@@ -55,6 +57,7 @@ class Client:
             InvalidRequestError: For a target or timeout that makes no sense.
         """
         self._target = _channel.channel_target(target)
+        self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._open()
@@ -75,12 +78,14 @@ class Client:
         self._connected()
         return self._layer_stub
 
-    def _call(self, method: Callable[..., Response], request: Any, timeout: float | None) -> Response:
-        """Sends a request until it is answered; a stream of requests is given as a function that makes it anew."""
-        call = _rpc.Call(self._retry, _rpc.checked_timeout(timeout, self._timeout))
+    def _call(
+        self, method: Callable[..., Response], request: Any, timeout: float | None, retry: _rpc.RetryRule | None = None
+    ) -> Response:
+        """Sends a request until it is answered."""
+        call = _rpc.Call(retry or self._retry, _rpc.checked_timeout(timeout, self._timeout))
         while True:
             try:
-                return method(request() if callable(request) else request, timeout=call.remaining_s())
+                return method(request, timeout=call.remaining_s())
             except grpc.RpcError as failure:
                 delay = call.delay_after(failure)
             time.sleep(delay)
@@ -141,20 +146,22 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = _rpc.convolve_request(layers, x, output_dtype)
-        try:
-            return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
-        except LayerNotFoundError:
-            pass
-        # With several replicas the next call reaches another one, which may hold what this one does not: that is asked
-        # first, for it costs no weights. Then the weights go with the call itself.
-        try:
-            return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
-        except LayerNotFoundError:
-            for each in request.layers:
-                if isinstance(each, StoredLayer):
-                    each.weights(timeout=timeout)
-        request = request.carrying_layers()
-        return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+        known = [each for each in request.layers if isinstance(each, StoredLayer)]
+        for _ in range(self._turns + 1):
+            gifts = [each.gifts for each in known]
+            try:
+                return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+            except LayerNotFoundError:
+                if not known:
+                    raise
+            try:
+                for each, before in zip(known, gifts, strict=True):
+                    each._give(before, timeout)
+            except (OverloadedError, TooLargeError, UnavailableError):
+                break  # a server cannot keep it
+        for each in known:
+            each.weights(timeout=timeout)  # the call brings them along
+        return self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
 
     def plan(
         self,
@@ -221,16 +228,52 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         given = stored.layer_to_put(layer, kernel, bias, seed)
-        put = self._connected_layers().PutLayer
         if given.kernel is None:
-            messages = list(stored.draw_messages(given.config, name, input_channels))
-            answer = self._call(put, lambda: iter(messages), timeout)
+            start = stored.draw_start(given.config, name, input_channels)
+            send = self._sending(self._connected_layers().PutLayer, start, None, None)
+            answer = self._call(send, None, timeout)
             return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
-        try:
-            answer = self._call(put, lambda: stored.name_messages(given, name), timeout)
-        except LayerNotFoundError:
-            answer = self._call(put, lambda: stored.put_messages(given, name), timeout)
+        answer = self._put_on_one(given, name, timeout)
         return StoredLayer(self, **stored.known_parts(answer.layer, name, given))
+
+    def _put_on_one(
+        self, given: Layer, name: str | None, timeout: float | None, retry: _rpc.RetryRule | None = None
+    ) -> layer_service_pb2.PutLayerResponse:
+        """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
+        start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
+        send = self._sending(self._connected_layers().PutLayer, start, request, given)
+        return self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
+
+    def _sending(self, method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
+        """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
+
+        def call_once(_: None, timeout: float) -> Any:
+            said: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+            def messages() -> Iterator[Any]:
+                yield start
+                if layer and said.result() == stored.WANTED:
+                    for piece in stored.weight_pieces(layer):
+                        yield request(piece=piece)
+
+            try:
+                call = method.future(messages(), timeout=timeout)
+                if layer:
+                    said.set_result(stored.said_of_weights(call.initial_metadata()))
+                return call.result()
+            finally:
+                said.cancel()  # if it came to no answer, so that nothing waits for one
+
+        return call_once
+
+    def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
+        """Asks one server after the other until one has the layer; they take turns."""
+        for _ in range(self._turns - 1):
+            try:
+                return self._call(method, request, timeout)
+            except LayerNotFoundError:
+                continue
+        return self._call(method, request, timeout)
 
     def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
         """Returns the stored layer that a name leads to, to be called with inputs.
@@ -240,7 +283,7 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.GetLayerRequest(layer=stored.stored_reference(name))
-        answer = self._call(self._connected_layers().GetLayer, request, timeout)
+        answer = self._look_up(self._connected_layers().GetLayer, request, timeout)
         return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
 
     def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
@@ -253,7 +296,10 @@ class Client:
         request = layer_service_pb2.ListLayersRequest(name_prefix=name_prefix)
         while True:
             page = self._call(self._connected_layers().ListLayers, request, timeout)
-            found += (StoredLayer(self, **stored.known_parts(each, None, None)) for each in page.layers)
+            found += (
+                StoredLayer(self, **stored.known_parts(each, each.names[0] if each.names else None, None))
+                for each in page.layers
+            )
             request.page_token = page.next_page_token
             if not request.page_token:
                 return found
@@ -278,7 +324,7 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=stored.stored_reference(layer, by_digest=True))
-        self._call(self._connected_layers().DeleteLayer, request, timeout)
+        self._look_up(self._connected_layers().DeleteLayer, request, timeout)
 
     def close(self) -> None:
         """Closes the connection."""
@@ -297,62 +343,3 @@ class Client:
     def __repr__(self) -> str:
         """Returns the client's target and timeout."""
         return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"
-
-
-class StoredLayer(stored.KnownLayer):
-    """A layer that the server stores: callable, put once and called often. `Client.put` and `Client.layer` make it.
-
-    Attributes:
-        digest: The 32 bytes that identify it on every server.
-        name: The name under which it was put or found, or None.
-        config: Its configuration, every seed filled in.
-        kernel_shape: Its kernel's shape.
-    """
-
-    def __init__(self, client: Client, **known: Any) -> None:
-        super().__init__(**known)
-        self._client = client
-
-    def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
-        """Returns the layer's output for an input; see `Client.conv2d`."""
-        return self._client.convolve(self, x, output_dtype=output_dtype, timeout=timeout).output
-
-    def weights(self, *, timeout: float | None = None) -> tuple[Array, Array | None]:
-        """Returns (kernel, bias), the bias being None without one; read from the server where they are not known here.
-
-        Raises:
-            LayerNotFoundError: If the server does not hold the layer any more.
-            ConvserveError: Another of the tree in `convserve.errors`.
-        """
-        if self.local is None:
-            request = layer_service_pb2.ReadWeightsRequest(layer=stored.stored_reference(self, by_digest=True))
-            read = self._client._connected_layers().ReadWeights
-            # As a list, so that a stream that breaks is read again like any call.
-            answer = self._client._call(lambda *a, **k: list(read(*a, **k)), request, timeout)
-            self.local = Layer(self.config, *stored.weights_of(answer))
-        assert self.local.kernel is not None  # noqa: S101 (it was read)
-        return self.local.kernel, self.local.bias
-
-    def to_keras(self, *, timeout: float | None = None) -> Any:
-        """Returns a `keras.layers.Conv2D` with this configuration and these weights, which needs no server any more."""
-        return Layer(self.config, *self.weights(timeout=timeout)).to_keras()
-
-    def update_weights(
-        self, kernel: Any, bias: Any = None, *, timeout: float | None = None
-    ) -> tuple[StoredLayer, Losses]:
-        """Makes a layer of this one's configuration and new weights, to which its constraints are applied.
-
-        This layer stays what it is; its name leads to the new one afterwards.
-
-        Returns:
-            The new layer, and the penalties of its weights.
-
-        Raises:
-            InvalidWeightsError: If the weights don't fit.
-            ConvserveError: Another of the tree in `convserve.errors`.
-        """
-        given = Layer(self.config, kernel, bias)
-        update = self._client._connected_layers().UpdateWeights
-        answer = self._client._call(update, lambda: stored.update_messages(self, given), timeout)
-        made = StoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
-        return made, Losses.from_message(answer.losses)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from convserve._sync import Client, StoredLayer
+from convserve._sync import Client
+from convserve._sync_layer import StoredLayer
 from convserve.conv2d import Conv2D
 from convserve.errors import ConvserveError
 from convserve.layer import Layer

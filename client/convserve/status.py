@@ -66,6 +66,8 @@ _CLASS_OF_CODE: dict[grpc.StatusCode, type[ConvserveError]] = {
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
 }
+# What gRPC's asyncio stack puts, with INTERNAL, in the place of the reason for which a call ended while it was sending.
+_BROKEN_OFF = "Internal error from Core"
 # gRPC refuses a message by its size before any code of ours sees it.
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
 _MESSAGE_TOO_LARGE_TEXT = (
@@ -112,6 +114,8 @@ def from_rpc_error(failure: RpcFailure) -> ConvserveError:
     sizes = _MESSAGE_TOO_LARGE.search(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
+    if text == _BROKEN_OFF:
+        return UnavailableError("Expected to send the whole request. The call ended in the middle of it.")
     error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
     error.code = code
     return error

@@ -14,6 +14,9 @@ from convserve.layer import Layer, check_kernel_channels
 from convserve.tensor import FLOAT_DTYPES, Array, Shape, dtype_name, dtype_number, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2
 
+WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
+"""The initial metadata in which a server says, before it is sent weights, whether it wants them."""
+
 _PIECE_BYTES = 2**20
 
 
@@ -26,6 +29,7 @@ class KnownLayer:
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
         local: The layer with its weights, if they came from this process or have been read; else None.
+        gifts: How many times it was given to a server that lacked it.
     """
 
     def __init__(
@@ -36,6 +40,7 @@ class KnownLayer:
         self.config = config
         self.kernel_shape = kernel_shape
         self.local = local
+        self.gifts = 0
 
     def check_input_channels(self, channels: int) -> None:
         """Checks that the layer's kernel is made for an input of so many channels.
@@ -67,8 +72,8 @@ class KnownLayer:
         return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
 
 
-def put_messages(layer: Layer, name: str | None) -> Iterator[layer_service_pb2.PutLayerRequest]:
-    """Yields the messages that put a layer with its weights."""
+def put_start(layer: Layer, name: str | None) -> layer_service_pb2.PutLayerRequest:
+    """Returns the first message that puts a layer with its weights."""
     assert layer.kernel is not None  # noqa: S101 (Client.put sends no other)
     start = layer_service_pb2.PutLayerStart(
         conv2d=conv2d_message.to_message(layer.config),
@@ -76,21 +81,11 @@ def put_messages(layer: Layer, name: str | None) -> Iterator[layer_service_pb2.P
         weights=weights_header(layer),
         expected_digest=layer.digest,
     )
-    yield layer_service_pb2.PutLayerRequest(start=start)
-    for piece in weight_pieces(layer):
-        yield layer_service_pb2.PutLayerRequest(piece=piece)
+    return layer_service_pb2.PutLayerRequest(start=start)
 
 
-def name_messages(layer: Layer, name: str | None) -> Iterator[layer_service_pb2.PutLayerRequest]:
-    """Yields the message that puts a layer which the server is to hold already."""
-    start = layer_service_pb2.PutLayerStart(name=name or "", expected_digest=layer.digest)
-    yield layer_service_pb2.PutLayerRequest(start=start)
-
-
-def draw_messages(
-    config: Conv2D, name: str | None, input_channels: int | None
-) -> Iterator[layer_service_pb2.PutLayerRequest]:
-    """Yields the message that lets the server draw a layer's weights.
+def draw_start(config: Conv2D, name: str | None, input_channels: int | None) -> layer_service_pb2.PutLayerRequest:
+    """Returns the message that lets the server draw a layer's weights.
 
     Raises:
         InvalidWeightsError: If nothing says how many channels the input has.
@@ -104,15 +99,18 @@ def draw_messages(
     start = layer_service_pb2.PutLayerStart(
         conv2d=conv2d_message.to_message(config), name=name or "", input_channels=channels
     )
-    return iter((layer_service_pb2.PutLayerRequest(start=start),))
+    return layer_service_pb2.PutLayerRequest(start=start)
 
 
-def update_messages(known: KnownLayer, layer: Layer) -> Iterator[layer_service_pb2.UpdateWeightsRequest]:
-    """Yields the messages that give a stored layer's configuration new weights."""
+def update_start(known: KnownLayer, layer: Layer) -> layer_service_pb2.UpdateWeightsRequest:
+    """Returns the first message that gives a stored layer's configuration new weights."""
     start = layer_service_pb2.UpdateWeightsStart(layer=stored_reference(known), weights=weights_header(layer))
-    yield layer_service_pb2.UpdateWeightsRequest(start=start)
-    for piece in weight_pieces(layer):
-        yield layer_service_pb2.UpdateWeightsRequest(piece=piece)
+    return layer_service_pb2.UpdateWeightsRequest(start=start)
+
+
+def said_of_weights(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
+    """Returns what a server's initial metadata says of the weights that a caller has; None with a refusal."""
+    return next((value for key, value in metadata or () if key == WEIGHTS), None)
 
 
 def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:
@@ -193,7 +191,7 @@ def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer |
     """Returns the arguments of KnownLayer that a message gives."""
     return {
         "digest": message.digest,
-        "name": name or (message.names[0] if message.names else None),
+        "name": name,
         "config": conv2d_message.from_message(message.conv2d),
         "kernel_shape": tuple(message.kernel_shape),
         "local": local,

@@ -72,6 +72,10 @@ class LayerKeeper:
             if expected_digest not in self._store:
                 raise
 
+    def holds(self, digest: bytes) -> bool:
+        """Returns whether a layer with this digest is stored."""
+        return digest in self._store
+
     def put(self, layer: Layer, name: str, expected_digest: bytes) -> tuple[StoredLayer, bool]:
         """Stores a layer with given weights; returns it and whether it was there before.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from convserve import InvalidRequestError, Layer, UnavailableError, conv2d_message
 from convserve.errors import FieldViolation, InvalidTensorError, InvalidWeightsError, shown
 from convserve.layer import check_weight_shapes
+from convserve.stored import HELD, WANTED, WEIGHTS
 from convserve.tensor import FLOAT_DTYPES, Array, checked_shape, dtype_name, dtype_number, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
@@ -57,8 +59,15 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             channels = start.weights.kernel_shape[2] * config.groups if len(start.weights.kernel_shape) == 4 else 0
             check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
             keeper.check_put(start.name, config, channels, start.expected_digest)
-            layer = Layer(config, *_received(start.weights, config.filters, request_iterator))
-            stored, existed = keeper.put(layer, start.name, start.expected_digest)
+            held = keeper.holds(start.expected_digest)
+            context.send_initial_metadata(((WEIGHTS, HELD if held else WANTED),))
+            first = next(request_iterator, None)
+            if held and first is None:
+                stored, existed = keeper.name(start.expected_digest, start.name), True
+            else:
+                pieces = itertools.chain(() if first is None else (first,), request_iterator)
+                layer = Layer(config, *_received(start.weights, config.filters, pieces))
+                stored, existed = keeper.put(layer, start.name, start.expected_digest)
         else:
             keeper.check_put(start.name, config, start.input_channels, start.expected_digest)
             _no_more(request_iterator)
@@ -108,6 +117,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         config = keeper.describe(reference).config
         check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
         keeper.check_put("", config, start.weights.kernel_shape[2] * config.groups, b"")
+        context.send_initial_metadata(((WEIGHTS, WANTED),))
         stored, losses = keeper.update(reference, *_received(start.weights, config.filters, request_iterator))
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 

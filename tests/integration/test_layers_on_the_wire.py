@@ -11,7 +11,7 @@ from tests.conftest import RunningServer
 from tests.counting_proxy import CountingProxy, counting_proxy
 from tests.either_client import EITHER_CLIENT
 
-from convserve import Conv2D, Layer
+from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, RetryRule, UnavailableError
 
 CALLS = 20
 SMALL = 20_000  # heads of messages, settings and acknowledgements of connections
@@ -82,3 +82,31 @@ def test_weights_are_read_once(proxy: CountingProxy, layer: Layer, make_client: 
             assert found.weights()[0].shape == (1, 1, 512, 2048)
         assert layer.kernel.nbytes < proxy.received_bytes < layer.kernel.nbytes + SMALL
         client.delete(found)
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_weights_that_are_refused_are_not_sent(proxy: CountingProxy, layer: Layer, make_client: Any) -> None:
+    """And so the refusal, which may come while a caller still sends, always reaches it."""
+    with make_client(proxy.target) as client:
+        for _ in range(20):
+            with pytest.raises(InvalidRequestError, match=r"^name: Expected"):
+                client.put(layer, name="no name")
+        held = client.put(Conv2D(1, 1, use_bias=False), kernel=np.ones((1, 1, 1, 1), "f4"), name="wire/refused")
+        client.delete("wire/refused")
+        for _ in range(20):
+            with pytest.raises(LayerNotFoundError):
+                held.update_weights(np.ones((1, 1, 2**20, 1), "f4"))
+    assert proxy.sent_bytes < 2 * SMALL
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_put_that_is_cut_off_says_so_and_can_be_sent_again(server: RunningServer, make_client: Any) -> None:
+    big = Layer(CONFIG, np.random.default_rng().normal(size=(1, 1, 2**13, 2048)).astype("f4"))
+    with counting_proxy(server.target) as proxy, make_client(proxy.target, retry=RetryRule(attempts=1)) as client:
+        proxy.close_after(2**22)
+        with pytest.raises(UnavailableError):
+            client.put(big)
+    with make_client(server.target) as client:
+        assert client.missing([big]) == [big]
+        assert client.put(big).digest == big.digest
+        client.delete(client.put(big))

@@ -40,11 +40,19 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.stored": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL),
     "convserve._channel": ours("_version", "errors"),
     "convserve._rpc": STUBS | ours("errors", "result", "status", "stored", *CODEC, *MODEL),
-    "convserve._sync": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
-    "convserve._async": {"grpc"} | STUBS | ours("_rpc", "_channel", "stored", "errors", "result", *CODEC, *MODEL),
+    **{
+        f"convserve._{kind}": {"grpc"}
+        | STUBS
+        | ours("_rpc", "_channel", f"_{kind}_layer", "stored", "errors", "result", *CODEC, *MODEL)
+        for kind in ("sync", "async")
+    },
+    **{
+        f"convserve._{kind}_layer": STUBS | ours("_rpc", f"_{kind}", "stored", "errors", "result", *CODEC, *MODEL)
+        for kind in ("sync", "async")
+    },
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
-    "convserve.keras_remote": {"numpy"} | ours("_sync", "errors", *CODEC, *MODEL),
+    "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "errors", *CODEC, *MODEL),
     "convserve_server.settings": set(),
     "convserve_server.convolver": {"convserve"},
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},

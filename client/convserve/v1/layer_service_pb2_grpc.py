@@ -34,6 +34,12 @@ class LayerServiceStub(object):
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
     without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
 
+    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
+    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
+    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
+    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
+    caller may also send the pieces without waiting.
+
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
     Reasons are in error.proto.
@@ -90,6 +96,12 @@ class LayerServiceServicer(object):
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
     without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
+
+    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
+    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
+    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
+    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
+    caller may also send the pieces without waiting.
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -230,6 +242,12 @@ class LayerService(object):
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
     without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
+
+    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
+    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
+    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
+    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
+    caller may also send the pieces without waiting.
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
