@@ -61,14 +61,18 @@ class Admission(_message.Message):
     def __init__(self, admitted: bool = ..., refusal: _Optional[str] = ...) -> None: ...
 
 class ConvolveRequest(_message.Message):
-    __slots__ = ("layers", "output_dtype", "input")
+    __slots__ = ("layers", "output_dtype", "unbatched", "output_memory", "input")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    UNBATCHED_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_MEMORY_FIELD_NUMBER: _ClassVar[int]
     INPUT_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[_layer_pb2.LayerReference]
     output_dtype: _tensor_pb2.Dtype
+    unbatched: bool
+    output_memory: _tensor_pb2.SharedMemory
     input: _tensor_pb2.Tensor
-    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., input: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., unbatched: bool = ..., output_memory: _Optional[_Union[_tensor_pb2.SharedMemory, _Mapping]] = ..., input: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
 
 class ConvolveResponse(_message.Message):
     __slots__ = ("layers", "timing", "batch_size", "device", "warm", "output")
@@ -113,16 +117,18 @@ class ConvolveStreamRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[StreamStart, _Mapping]] = ..., item: _Optional[_Union[StreamItem, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
 
 class StreamStart(_message.Message):
-    __slots__ = ("layers", "output_dtype", "order", "piece_bytes")
+    __slots__ = ("layers", "output_dtype", "order", "piece_bytes", "unbatched")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNBATCHED_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[_layer_pb2.LayerReference]
     output_dtype: _tensor_pb2.Dtype
     order: ResultOrder
     piece_bytes: int
-    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., order: _Optional[_Union[ResultOrder, str]] = ..., piece_bytes: _Optional[int] = ...) -> None: ...
+    unbatched: bool
+    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., order: _Optional[_Union[ResultOrder, str]] = ..., piece_bytes: _Optional[int] = ..., unbatched: bool = ...) -> None: ...
 
 class StreamItem(_message.Message):
     __slots__ = ("item_id", "dtype", "shape")
@@ -155,3 +161,17 @@ class StreamItemError(_message.Message):
     message: str
     details: _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]
     def __init__(self, code: _Optional[int] = ..., message: _Optional[str] = ..., details: _Optional[_Iterable[_Union[_any_pb2.Any, _Mapping]]] = ...) -> None: ...
+
+class EchoRequest(_message.Message):
+    __slots__ = ("output_bytes", "payload")
+    OUTPUT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    output_bytes: int
+    payload: bytes
+    def __init__(self, output_bytes: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class EchoResponse(_message.Message):
+    __slots__ = ("payload",)
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    payload: bytes
+    def __init__(self, payload: _Optional[bytes] = ...) -> None: ...

@@ -64,6 +64,11 @@ class ConvolutionServiceStub(object):
                 request_serializer=convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamRequest.SerializeToString,
                 response_deserializer=convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamResponse.FromString,
                 _registered_method=True)
+        self.Echo = channel.unary_unary(
+                '/convserve.v1.ConvolutionService/Echo',
+                request_serializer=convserve_dot_v1_dot_convolution__service__pb2.EchoRequest.SerializeToString,
+                response_deserializer=convserve_dot_v1_dot_convolution__service__pb2.EchoResponse.FromString,
+                _registered_method=True)
 
 
 class ConvolutionServiceServicer(object):
@@ -111,6 +116,7 @@ class ConvolutionServiceServicer(object):
         * NOT_FOUND, LAYER_NOT_FOUND: a name that leads nowhere. Don't retry.
         * RESOURCE_EXHAUSTED, OVERLOADED: retry after RetryInfo.retry_delay.
         * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: send smaller batches.
+        * UNAVAILABLE, SHARED_MEMORY_LOST: a region that this server does not know. Retry with the elements in `data`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,7 +135,16 @@ class ConvolutionServiceServicer(object):
         * INVALID_ARGUMENT, INVALID_CONFIGURATION or INVALID_WEIGHTS: of the start's layers.
         * FAILED_PRECONDITION or NOT_FOUND, LAYER_NOT_FOUND: of the start's layers.
         * RESOURCE_EXHAUSTED, OVERLOADED: the stream was not admitted.
-        * UNIMPLEMENTED: this server has no streams; use Convolve.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Echo(self, request, context):
+        """Carries bytes both ways and computes nothing: what a connection can do, for measuring beside Convolve.
+
+        Errors:
+        * INVALID_ARGUMENT, TOO_LARGE: more bytes asked for than Limits.max_message_bytes.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -157,6 +172,11 @@ def add_ConvolutionServiceServicer_to_server(servicer, server):
                     servicer.ConvolveStream,
                     request_deserializer=convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamRequest.FromString,
                     response_serializer=convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamResponse.SerializeToString,
+            ),
+            'Echo': grpc.unary_unary_rpc_method_handler(
+                    servicer.Echo,
+                    request_deserializer=convserve_dot_v1_dot_convolution__service__pb2.EchoRequest.FromString,
+                    response_serializer=convserve_dot_v1_dot_convolution__service__pb2.EchoResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -277,6 +297,33 @@ class ConvolutionService(object):
             '/convserve.v1.ConvolutionService/ConvolveStream',
             convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamRequest.SerializeToString,
             convserve_dot_v1_dot_convolution__service__pb2.ConvolveStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Echo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convserve.v1.ConvolutionService/Echo',
+            convserve_dot_v1_dot_convolution__service__pb2.EchoRequest.SerializeToString,
+            convserve_dot_v1_dot_convolution__service__pb2.EchoResponse.FromString,
             options,
             channel_credentials,
             insecure,
