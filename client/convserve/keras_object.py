@@ -30,7 +30,10 @@ def number(
     """Declares a finite number, Keras' default being `default`."""
 
     def check(value: object) -> float:
-        found = float(value) if isinstance(value, numbers.Real) else math.nan
+        try:
+            found = float(value) if isinstance(value, numbers.Real) else math.nan
+        except OverflowError:  # an integer beyond every float
+            found = math.nan
         within = (at_least is None or found >= at_least) and (above is None or found > above)
         if within and abs(found) <= _LARGEST_FLOAT32:  # NaN compares false
             return found
