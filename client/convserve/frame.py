@@ -71,6 +71,25 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
     return message, array
 
 
+def head(kind: type[M], data: bytes) -> M:
+    """Returns a message without its field 15, at whose contents nobody looks.
+
+    Args:
+        kind: The message's class.
+        data: The message's bytes.
+
+    Raises:
+        DecodeError: If the bytes are no such message.
+    """
+    start = _last_field(memoryview(data))
+    return kind.FromString(data if start is None else data[: start[0]])
+
+
+def opening(length: int) -> bytes:
+    """Returns what stands before a field 15 of `length` bytes: its tag and the length."""
+    return _PAYLOAD_TAG + _varint(length)
+
+
 def _last_field(view: memoryview) -> tuple[int, int] | None:
     """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
 

@@ -12,6 +12,7 @@ from convserve import (
     InvalidRequestError,
     Layer,
     ServerInfo,
+    TooLargeError,
     UnavailableError,
     Usage,
     __version__,
@@ -27,6 +28,7 @@ from convserve_server.convolver import Convolver
 from convserve_server.layer_keeper import LayerKeeper
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
+_ECHO_HEAD_BYTES = 16  # tag and length before the answer's bytes
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,17 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         )
         return ConvolveResponse(message, answer.computed.output)
 
+    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
+        most = self._convolver.limits.max_message_bytes - _ECHO_HEAD_BYTES
+        if output_bytes < 0:
+            text = f"Expected a number of at least 0. Received {output_bytes}."
+            raise InvalidRequestError(FieldViolation("output_bytes", text))
+        if output_bytes > most:
+            text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {output_bytes}."
+            raise TooLargeError(FieldViolation("output_bytes", text))
+        # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
+        return b"".join((frame.opening(output_bytes), bytes(output_bytes)))
+
 
 def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
     """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
@@ -142,6 +155,9 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         ),
         "Plan": grpc.unary_unary_rpc_method_handler(
             service.Plan, messages.PlanRequest.FromString, messages.PlanResponse.SerializeToString
+        ),
+        "Echo": grpc.unary_unary_rpc_method_handler(
+            service.Echo, lambda data: frame.head(messages.EchoRequest, data).output_bytes, None
         ),
         "Convolve": grpc.unary_unary_rpc_method_handler(
             service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize

@@ -43,6 +43,7 @@ VALID = {
         convolution.ConvolveStreamRequest(item=convolution.StreamItem(dtype=1, shape=(1, 1, 2, 1))),
         convolution.ConvolveStreamRequest(piece=ELEMENTS),
     ],
+    "Echo": [convolution.EchoRequest(output_bytes=3, payload=b"any")],
     "PutLayer": [
         stored.PutLayerRequest(start=stored.PutLayerStart(conv2d=FULL, name="bad-bytes", weights=HEADER)),
         stored.PutLayerRequest(piece=ELEMENTS),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from convserve import InvalidTensorError, frame
 from convserve.tensor import decode, encode, numpy_dtype
 from convserve.v1 import conv2d_pb2, layer_pb2, tensor_pb2
-from convserve.v1.convolution_service_pb2 import ConvolveRequest
+from convserve.v1.convolution_service_pb2 import ConvolveRequest, EchoRequest
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
 
@@ -273,3 +273,24 @@ def test_a_message_of_a_million_fields_keeps_nobody_busy():
     started = time.process_time()
     assert outcome(fast, data) == outcome(stock, data)
     assert time.process_time() - started < 1
+
+
+# The rest of a message, without its payload
+
+
+@given(st.integers(0, 2**63 - 1), st.binary(max_size=300))
+def test_a_head_is_what_stands_beside_the_payload(number, payload):
+    written = EchoRequest(output_bytes=number).SerializeToString() + frame.opening(len(payload)) + payload
+    assert EchoRequest.FromString(written) == EchoRequest(output_bytes=number, payload=payload)
+    assert frame.head(EchoRequest, written) == EchoRequest(output_bytes=number)
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\x07", field(15, b"any") + b"\x08\x07", field(15, b"\x7a\x01")])
+def test_a_head_is_found_in_every_form(data):
+    assert frame.head(EchoRequest, data).output_bytes == EchoRequest.FromString(data).output_bytes
+
+
+@pytest.mark.parametrize("data", [b"\x7a\x05any", b"\x08", b"\xff" * 12])
+def test_a_head_of_what_is_no_message_is_none(data):
+    with pytest.raises(DecodeError):
+        frame.head(EchoRequest, data)
