@@ -13,7 +13,7 @@ from convserve import Conv2D, Device, Layer, Losses, Plan, TooLargeError
 from convserve.errors import DeadlineExceededError, FieldViolation
 from convserve.layer import planned
 from convserve.result import Timing
-from convserve.tensor import Array
+from convserve.tensor import Array, Shape
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
@@ -127,13 +127,19 @@ class Convolver:
         """
         found = planned(layers, input_shape, input_dtype, output_dtype)
         try:
-            self._admit(layers, found)
+            self._admit(layers, found, in_one_message=False)
         except TooLargeError as error:
             return dataclasses.replace(found, admitted=False, refusal=str(error))
         return dataclasses.replace(found, admitted=True)
 
     def convolve(
-        self, layers: Sequence[Layer], x: Array, output_dtype: str | None, wanted: Callable[[], bool]
+        self,
+        layers: Sequence[Layer],
+        x: Array,
+        output_dtype: str | None,
+        wanted: Callable[[], bool],
+        *,
+        in_one_message: bool = True,
     ) -> Convolved:
         """Returns the forward pass' answer.
 
@@ -142,13 +148,14 @@ class Convolver:
             x: The input.
             output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
             wanted: Whether somebody still waits for the answer. It is asked before anything is computed.
+            in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             ConvserveError: Any of the server's.
         """
         arrived = time.monotonic()
         found = planned(layers, x.shape, x.dtype.name, output_dtype)
-        self._admit(layers, found)
+        self._admit(layers, found, in_one_message)
         with self._turns:
             started = time.monotonic()
             if not wanted():
@@ -170,9 +177,17 @@ class Convolver:
             batch_size=x.shape[0],
         )
 
-    def _admit(self, layers: Sequence[Layer], found: Plan) -> None:
+    def admit(self, layers: Sequence[Layer], shape: Shape, dtype: str, output_dtype: str | None) -> None:
+        """Checks a call whose input has not arrived, and whose output goes in pieces.
+
+        Raises:
+            InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
+        """
+        self._admit(layers, planned(layers, shape, dtype, output_dtype), in_one_message=False)
+
+    def _admit(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
-        output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES
+        output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
         for what, size, setting in (
             ("layers", len(layers), "max_layers_per_call"),
             ("bytes of response", output_bytes, "max_message_bytes"),
