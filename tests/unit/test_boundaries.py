@@ -50,6 +50,17 @@ ALLOWED: dict[str, set[str]] = {
         f"convserve._{kind}_layer": STUBS | ours("_rpc", f"_{kind}", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
+    "convserve.bench": set(),
+    "convserve.bench.machine": ours("_version"),
+    "convserve.bench.loops": set(),
+    "convserve.bench.summary": {"numpy"} | ours("bench.loops"),
+    "convserve.bench.workloads": {"numpy"} | ours("errors", *CODEC, *MODEL),
+    "convserve.bench.correctness": {"numpy"} | ours("errors", *CODEC, *MODEL),
+    "convserve.bench.in_process": {"tensorflow", "keras"} | ours("bench.workloads", *CODEC),
+    "convserve.bench.echo": {"grpc", "convserve.v1"} | ours("_channel", "frame", "status"),
+    "convserve.bench.course": ours("bench", "_sync", "errors", "result", "tensor"),
+    "convserve.bench.measurement": ours("bench", "_sync"),
+    "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
     "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "errors", *CODEC, *MODEL),
@@ -75,6 +86,8 @@ ALLOWED: dict[str, set[str]] = {
 }
 # The client's modules for people who have Keras.
 DROP_IN = ours("keras", "keras_remote", "keras_export")
+# The one module beside them that computes in the caller's own process, to compare with.
+IN_PROCESS = ours("bench.in_process")
 # Everything in the server but these may not know TensorFlow.
 ENGINE = "convserve_server.engine"
 
@@ -120,7 +133,7 @@ def test_module_imports_only_what_it_may(module: str) -> None:
 
 def test_client_never_imports_the_server_or_tensorflow() -> None:
     for module, path in modules(CLIENT).items():
-        allowed = TENSORFLOW if module in DROP_IN else set()
+        allowed = TENSORFLOW if module in DROP_IN | IN_PROCESS else set()
         strange = {name for name in imports(path) if within(name, {"convserve_server", *TENSORFLOW} - allowed)}
         assert not strange, module
 
@@ -159,7 +172,7 @@ def test_all_names_what_is_importable() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures"]
+    heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures", "convserve.bench"]
     code = f"import sys, convserve; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -21,12 +21,12 @@ def ended(argv):
 def test_help_lists_every_command_with_a_line(capsys):
     assert ended(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("conv2d", "plan", "health", "info", "serve"):
+    for name in ("conv2d", "plan", "bench", "health", "info", "serve"):
         assert f"\n    {name} " in out
     assert "examples:" in out
 
 
-@pytest.mark.parametrize("name", ["conv2d", "plan", "health", "info"])
+@pytest.mark.parametrize("name", ["conv2d", "plan", "bench", "health", "info"])
 def test_each_command_teaches_by_example(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")
     assert ended([name, "--help"]) == 0
@@ -38,7 +38,7 @@ def test_each_command_teaches_by_example(capsys, monkeypatch, name):
     assert max(map(len, out.splitlines())) <= 88
 
 
-@pytest.mark.parametrize("name", ["conv2d", "plan"])
+@pytest.mark.parametrize("name", ["conv2d", "plan", "bench"])
 def test_every_parameter_of_keras_conv2d_is_a_flag(capsys, name):
     ended([name, "--help"])
     out = capsys.readouterr().out
@@ -160,10 +160,10 @@ def test_a_module_of_our_own_that_is_missing_is_a_defect(entry_point):
 
 
 def test_another_package_may_bring_a_command(entry_point, capsys):
-    entry_point("bench", lambda: Command(3))
-    assert cli.main(["bench"]) == 3
-    entry_point("bench", lambda: Command(0))
-    assert ended(["bench", "--help"]) == 0
+    entry_point("profile", lambda: Command(3))
+    assert cli.main(["profile"]) == 3
+    entry_point("profile", lambda: Command(0))
+    assert ended(["profile", "--help"]) == 0
 
 
 def test_ctrl_c_is_130(entry_point):

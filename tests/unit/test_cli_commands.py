@@ -92,6 +92,36 @@ def test_a_plan_needs_filters_and_a_kernel_size(capsys):
     assert "required: --filters, --kernel-size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ("--filters 4", "give --input-shape"),
+        ("--layer mine", "give --input-shape"),
+        ("--layer mine --input-shape 1,4,4,3 --filters 4", "--layer: the stored layer has parameters"),
+        ("--concurrency 0", "expected numbers from 1 to 1000"),
+        ("--concurrency 1;8", "expected numbers from 1 to 1000"),
+        ("--rate 0", "expected calls per second, above 0"),
+        ("--rate nan", "expected calls per second, above 0"),
+        ("--seconds inf", "expected a number of seconds above 0"),
+        ("--seconds 1,2", "expected a number of seconds above 0"),
+    ],
+)
+def test_what_a_bench_cannot_be_is_wrong_usage(capsys, argv, message):
+    assert ended(["bench", *argv.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_bench_checks_its_files_before_it_asks_a_server(capsys, tmp_path):
+    base = ["bench", "--target", NOBODY]
+    for argv, message in (
+        (["--json", f"{tmp_path}/b.txt"], "error: --json: Expected a file name that ends in .json"),
+        (["--json", f"{tmp_path}/no/b.json"], "error: --json: Expected a file in a folder that exists"),
+        (["--plot", f"{tmp_path}/b.gif"], "error: --plot: Expected a file name that ends in .png"),
+    ):
+        assert cli.main([*base, *argv]) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_files_are_checked_before_any_server_is_asked(capsys, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((1, 4, 4, 3), np.float32))
     base = ["conv2d", f"{tmp_path}/x.npy", "--kernel", "box", "--target", NOBODY]

@@ -38,6 +38,7 @@ _COMMANDS = {
     "conv2d": "apply a Conv2D layer to an array or a picture",
     "plan": "say what a call would cost, without computing it",
     "layers": "list, put, get, delete and import stored layers",
+    "bench": "measure a server: latency, throughput, and where the time goes",
     "health": "ask whether a server is serving (for probes of containers)",
     "info": "say what a server is: versions, devices, dtypes, limits",
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",

@@ -1,0 +1,57 @@
+"""The ceiling: as many bytes there and back over the same kind of connection, with nothing done to them."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from convserve import _channel, frame
+from convserve.status import from_rpc_error
+from convserve.v1.convolution_service_pb2 import EchoRequest
+
+_METHOD = "/convserve.v1.ConvolutionService/Echo"
+
+
+class Echo:
+    """Sends zeros and gets zeros."""
+
+    def __init__(self, target: str, timeout: float) -> None:
+        """Prepares to call.
+
+        Args:
+            target: As of `Client`.
+            timeout: Seconds that a call may take.
+        """
+        # gRPC joins channels of one target and the same options, so these bytes take the client's own connection.
+        self._channel = grpc.insecure_channel(_channel.channel_target(target), options=_channel.channel_options())
+        self._call: Any = self._channel.unary_unary(_METHOD)  # bytes as they are: no message is made of them
+        self._timeout = timeout
+
+    @staticmethod
+    def request(sent: int, received: int) -> bytes:
+        """Returns a request that sends and asks for so many bytes."""
+        head = EchoRequest(output_bytes=received).SerializeToString()
+        return b"".join((head, frame.opening(sent), bytes(sent)))
+
+    def __call__(self, request: bytes) -> bytes:
+        """Returns the answer's bytes.
+
+        Raises:
+            ConvserveError: One of the tree in `convserve.errors`.
+        """
+        try:
+            return self._call(request, timeout=self._timeout)  # type: ignore[no-any-return]
+        except grpc.RpcError as failure:
+            raise from_rpc_error(failure) from None
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connection."""
+        self._channel.close()

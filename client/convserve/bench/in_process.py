@@ -1,0 +1,45 @@
+"""The same layer in this process: one `tf.function` around Keras' own layer, numpy in, numpy out.
+
+The only module beside the Keras drop-in that knows TensorFlow; it is imported where it is to be used, and only if
+`is_possible()`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable
+from contextlib import suppress
+
+from convserve.bench.workloads import Workload
+from convserve.tensor import Array
+
+
+def is_possible() -> bool:
+    """Returns whether TensorFlow and Keras are installed; imports neither."""
+    return all(importlib.util.find_spec(name) is not None for name in ("tensorflow", "keras"))
+
+
+def function(workload: Workload) -> Callable[[Array], Array]:
+    """Returns the layer as a function of numpy arrays.
+
+    Raises:
+        Exception: What Keras or TensorFlow say where they cannot compute such a layer here.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        with suppress(RuntimeError):  # it is in use already
+            tf.config.experimental.set_memory_growth(gpu, True)  # a server may share it
+    layer, config = workload.layer.to_keras(), workload.layer.config
+    output_dtype = workload.plan().output_dtype
+    signature = tf.TensorSpec((None, *workload.input_shape[1:]), workload.input_dtype)
+
+    @tf.function(input_signature=[signature])
+    def forward(x):  # type: ignore[no-untyped-def]
+        return tf.cast(layer(tf.cast(x, config.compute_dtype)), output_dtype)
+
+    compiled = forward.get_concrete_function()
+    return lambda x: compiled(tf.constant(x)).numpy()

@@ -1,0 +1,36 @@
+"""What a measurement was taken with, without which its figures say nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from convserve._version import __version__
+
+
+def described() -> dict[str, str]:
+    """Returns the time, this machine and the versions, as words."""
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": f"{_processor()}, {usable_cores()} cores, {platform.platform()}",
+        "convserve": __version__,
+        "python": platform.python_version(),
+    }
+
+
+def usable_cores() -> int:
+    """Returns how many cores this process may use."""
+    with suppress(AttributeError):  # Linux has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

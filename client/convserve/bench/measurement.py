@@ -1,0 +1,180 @@
+"""Measures workloads in rounds: the layer in process, the server and the bare connection take turns of a second or so.
+
+Neighbours share whatever else the machine does in those seconds, so their quotients hold on a noisy machine where the
+figures themselves do not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from convserve._sync import Client
+from convserve.bench import machine, summary
+from convserve.bench.course import SERVER, Course
+from convserve.bench.echo import Echo
+from convserve.bench.loops import Block, Subject, closed_loop, open_loop
+from convserve.bench.workloads import Workload
+
+_LEAST_ROUNDS = 3
+_LONGEST_BLOCK_S = 2.0
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Load:
+    """How calls are made.
+
+    Attributes:
+        callers: Closed loop: how many call again as soon as they are answered.
+        rate: Open loop: calls per second, whether or not others are answered. One of the two is set.
+    """
+
+    callers: int | None = None
+    rate: float | None = None
+
+    def put_on(self, subject: Subject, seconds: float) -> Block:
+        """Makes calls for so long."""
+        if self.callers is not None:
+            return closed_loop(subject, self.callers, seconds)
+        assert self.rate is not None  # noqa: S101 (one of the two is set)
+        return open_loop(subject, self.rate, seconds)
+
+    def __str__(self) -> str:
+        """Returns "8 callers" or "200 calls/s"."""
+        if self.callers is not None:
+            return f"{self.callers} caller{'s' if self.callers != 1 else ''}"
+        return f"{self.rate:g} calls/s"
+
+
+class Measurement:
+    """Measures workloads under loads. `run` may be interrupted; `document` says what there is so far."""
+
+    def __init__(self, client: Client, target: str, loads: Sequence[Load], *, timeout: float) -> None:
+        """Asks the server what it is.
+
+        Args:
+            client: The client, which all callers share as the threads of one program do.
+            target: Its target.
+            loads: How calls are made.
+            timeout: Seconds that a raw echo may take.
+
+        Raises:
+            ConvserveError: If the server does not answer.
+        """
+        self._client, self._target, self._loads = client, target, list(loads)
+        self._info = client.info()
+        self._courses: list[Course] = []
+        self._blocks: dict[tuple[Course, Load, str], list[Block]] = {}
+        self._seconds = 0.0
+        self._interrupted = False
+        self._opened = ExitStack()
+        self._echo = self._opened.enter_context(Echo(target, timeout))
+
+    def add(self, workload: Workload, *, with_layer_in_process: bool = True) -> None:
+        """Prepares a workload: its layer is stored, the first calls are made and their answers checked.
+
+        Args:
+            workload: The workload.
+            with_layer_in_process: Whether to measure the layer in this process too, where that is possible.
+
+        Raises:
+            ConvserveError: If the server does not take the call.
+        """
+        course = Course(workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process)
+        self._opened.enter_context(closing(course))
+        self._courses.append(course)
+
+    def run(self, seconds: float, progress: Progress = lambda _: None) -> None:
+        """Measures for about so long; whatever is to be measured is called once at least, however long that takes.
+
+        Args:
+            seconds: How long, over all workloads.
+            progress: Told what is being done.
+
+        Raises:
+            KeyboardInterrupt: On Ctrl-C; what was measured until then is kept.
+        """
+        turns = [(course, load, name) for course in self._courses for load in self._loads for name in course.subjects]
+        rounds = max(_LEAST_ROUNDS, math.ceil(seconds / len(turns) / _LONGEST_BLOCK_S))
+        begin = time.perf_counter()
+        try:
+            for number in range(rounds):
+                for index, turn in enumerate(turns):
+                    left = begin + seconds - time.perf_counter()
+                    if left < 0 and number > 0:
+                        return
+                    progress(f"{turn[0].workload.name}, {turn[1]}: {turn[2]}")
+                    turns_left = (rounds - number) * len(turns) - index
+                    self._take(*turn, seconds=max(0.0, left) / turns_left)
+        except KeyboardInterrupt:
+            self._interrupted = True
+            raise
+        finally:
+            self._seconds = time.perf_counter() - begin
+
+    def _take(self, course: Course, load: Load, name: str, *, seconds: float) -> None:
+        block = load.put_on(course.subjects[name], seconds)
+        if name == SERVER:
+            course.check(block.last)
+        block.last.clear()
+        self._blocks.setdefault((course, load, name), []).append(block)
+
+    def document(self) -> dict[str, Any]:
+        """Returns everything that was found, as values that JSON has."""
+        return machine.described() | {
+            "target": self._target,
+            "server": {
+                "convserve": self._info.version,
+                "tensorflow": self._info.tensorflow_version,
+                "devices": [f"{each.name} {each.description}".strip() for each in self._info.devices],
+                "tf32": self._info.tf32,
+            },
+            "seconds": self._seconds,
+            "interrupted": self._interrupted,
+            "workloads": [
+                course.document() | {"loads": [self._of_load(course, load) for load in self._loads]}
+                for course in self._courses
+            ],
+        }
+
+    def _of_load(self, course: Course, load: Load) -> dict[str, Any]:
+        plan = course.plan
+        blocks = {name: self._blocks.get((course, load, name), []) for name in course.subjects}
+        found: dict[str, Any] = {
+            "load": str(load),
+            "callers": load.callers,
+            "rate": load.rate,
+            "subjects": {
+                name: summary.figures(listed, plan.input_bytes, plan.output_bytes) for name, listed in blocks.items()
+            },
+            "over": {name: summary.ratios(blocks[SERVER], listed) for name, listed in blocks.items() if name != SERVER},
+        }
+        found["subjects"][SERVER] |= summary.server_side(blocks[SERVER])
+        return found
+
+    def __enter__(self) -> Self:
+        """Returns itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Deletes the layers that were not stored before, and closes the echo's connection."""
+        self._opened.close()
+
+
+def is_right(document: dict[str, Any]) -> bool:
+    """Returns whether no answer was wrong and no call failed."""
+    for workload in document["workloads"]:
+        if workload["check"]["ok"] is False:
+            return False
+        if any(figures["failures"] for load in workload["loads"] for figures in load["subjects"].values()):
+            return False
+    return True

@@ -1,0 +1,102 @@
+"""Stretches of calls as figures: percentiles, rates, shares, and ratios between neighbours."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from convserve.bench.loops import Block
+
+Figures = dict[str, Any]
+
+PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "max_ms": 100}
+
+
+def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Figures:
+    """Returns what some stretches of the same calls come to.
+
+    Args:
+        blocks: The stretches, one per round.
+        sent_bytes: Bytes of a call's input.
+        received_bytes: Bytes of its output.
+
+    Returns:
+        Latencies in milliseconds over all calls; the rate, in calls per second, and what it moves, in 10**6 bytes per
+        second, as the median of the rounds. Nothing but counts if no call was answered.
+    """
+    failures: Counter[str] = sum((block.failures for block in blocks), Counter())
+    found: Figures = {
+        "calls": sum(block.answers for block in blocks),
+        "not_begun": sum(block.not_begun for block in blocks),
+        "failures": dict(failures),
+        "failure": next((block.failure for block in blocks if block.failure), ""),
+        "rounds": len(blocks),
+    }
+    latencies = [latency for block in blocks for latency in block.latencies]
+    if not found["calls"]:
+        return found
+    # Of values that were measured, none between two of them.
+    values = np.percentile(latencies, list(PERCENTILES.values()), method="inverted_cdf") * 1e3
+    rate = statistics.median(block.answers / block.seconds for block in blocks)
+    return (
+        found
+        | dict(zip(PERCENTILES, map(float, values), strict=True))
+        | {
+            "mean_ms": statistics.fmean(latencies) * 1e3,
+            "calls_per_s": rate,
+            "sent_mb_per_s": rate * sent_bytes / 1e6,
+            "received_mb_per_s": rate * received_bytes / 1e6,
+        }
+    )
+
+
+def server_side(blocks: Sequence[Block]) -> Figures:
+    """Returns what the server said of its calls, as means.
+
+    They are milliseconds of waiting, of computing, and of everything else (the way there and back, and the two ends of
+    it), and batch sizes.
+
+    Args:
+        blocks: Stretches whose notes are (queue_us, compute_us, batch_size).
+    """
+    notes = [note for block in blocks for note in block.notes]
+    if not notes:
+        return {}
+    queue, compute, batch = (statistics.fmean(column) for column in zip(*notes, strict=True))
+    mean_ms = statistics.fmean(latency for block in blocks for latency in block.latencies) * 1e3
+    return {
+        "queue_ms": queue / 1e3,
+        "compute_ms": compute / 1e3,
+        "way_ms": max(0.0, mean_ms - (queue + compute) / 1e3),
+        "mean_batch_size": batch,
+        "largest_batch_size": max(note[2] for note in notes),
+    }
+
+
+def ratios(blocks: Sequence[Block], others: Sequence[Block]) -> Figures:
+    """Returns by how much calls took as long, and how many were answered, as others in the same rounds.
+
+    Returns:
+        `latency` and `rate`, each the median over the rounds of the quotient of neighbours, with their extremes.
+    """
+    pairs = [(a, b) for a, b in zip(blocks, others, strict=False) if a.answers and b.answers]
+    if not pairs:
+        return {}
+    found: Figures = {}
+    for name, value in (("latency", _median_latency), ("rate", _rate)):
+        quotients = [value(a) / value(b) for a, b in pairs]
+        found[name] = statistics.median(quotients)
+        found[f"{name}_least"], found[f"{name}_most"] = min(quotients), max(quotients)
+    return found
+
+
+def _median_latency(block: Block) -> float:
+    return statistics.median(block.latencies)
+
+
+def _rate(block: Block) -> float:
+    return block.answers / block.seconds
