@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -13,13 +12,14 @@ import grpc
 import grpc.aio
 
 from convserve import _channel, _rpc, stored
-from convserve._async_layer import AsyncStoredLayer
+from convserve._async_layer import AsyncStoredLayer, sending
+from convserve._async_tensors import TensorPath
 from convserve.conv2d import Conv2D
-from convserve.errors import LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
+from convserve.errors import ConvserveError, LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
 from convserve.result import Result, ServerInfo, plan_from_message
-from convserve.tensor import Array
+from convserve.tensor import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
 from convserve.v1 import (
     convolution_service_pb2,
     convolution_service_pb2_grpc,
@@ -42,6 +42,7 @@ class AsyncClient:
         *,
         timeout: float = _rpc.DEFAULT_TIMEOUT_S,
         retry: _rpc.RetryRule | None = None,
+        shared_memory: bool = True,
     ) -> None:
         """Prepares a connection; it is made with the first call, in the event loop of that call.
 
@@ -49,6 +50,7 @@ class AsyncClient:
             target: As in `Client`.
             timeout: As in `Client`.
             retry: As in `Client`.
+            shared_memory: As in `Client`.
 
         Raises:
             InvalidRequestError: For a target or timeout that makes no sense.
@@ -57,6 +59,7 @@ class AsyncClient:
         self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
+        self._shares_memory = shared_memory
         self._process = 0
         self._channel: grpc.aio.Channel | None = None
 
@@ -65,9 +68,13 @@ class AsyncClient:
             self._process = os.getpid()  # a channel does not survive a fork
             self._channel = grpc.aio.insecure_channel(self._target, options=_channel.channel_options())
             self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-            self._stub.Convolve = self._channel.unary_unary(**_rpc.CONVOLVE)
+            self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
             self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         return self._stub
+
+    def _connected_tensors(self) -> TensorPath:
+        self._connected()
+        return self._tensors
 
     def _connected_layers(self) -> Any:
         self._connected()
@@ -81,7 +88,7 @@ class AsyncClient:
         while True:
             try:
                 return await method(request, timeout=call.remaining_s())
-            except grpc.aio.AioRpcError as failure:
+            except (grpc.aio.AioRpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
             await asyncio.sleep(delay)
 
@@ -103,15 +110,21 @@ class AsyncClient:
         return (await self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout)).output
 
     async def convolve(
-        self, layers: _rpc.Layers, x: Any, *, output_dtype: Any = None, timeout: float | None = None
+        self,
+        layers: _rpc.Layers,
+        x: Any,
+        *,
+        output_dtype: Any = None,
+        batching: bool = True,
+        timeout: float | None = None,
     ) -> Result:
         """Applies one or several layers, in order, in one call; see `Client.convolve`."""
-        request = _rpc.convolve_request(layers, x, output_dtype)
+        request = _rpc.convolve_request(layers, x, output_dtype, batching)
         known = [each for each in request.layers if isinstance(each, AsyncStoredLayer)]
         for _ in range(self._turns + 1):
             gifts = [each.gifts for each in known]
             try:
-                return await self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+                return await self._call(self._connected_tensors().convolve, request, timeout)  # type: ignore[no-any-return]
             except LayerNotFoundError:
                 if not known:
                     raise
@@ -122,7 +135,13 @@ class AsyncClient:
                 break  # a server cannot keep it
         for each in known:
             await each.weights(timeout=timeout)  # the call brings them along
-        return await self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
+        return await self._call(self._connected_tensors().convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
+
+    async def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
+        """Returns an uninitialized array to write an input into; see `Client.empty`."""
+        kind, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
+        await self._call(self._connected_tensors().connect, None, None)
+        return self._tensors.empty(dimensions, kind)
 
     async def plan(
         self,
@@ -158,7 +177,7 @@ class AsyncClient:
         given = stored.layer_to_put(layer, kernel, bias, seed)
         if given.kernel is None:
             start = stored.draw_start(given.config, name, input_channels)
-            send = self._sending(self._connected_layers().PutLayer, start, None, None)
+            send = sending(self._connected_layers().PutLayer, start, None, None)
             answer = await self._call(send, None, timeout)
             return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, None))
         answer = await self._put_on_one(given, name, timeout)
@@ -169,29 +188,8 @@ class AsyncClient:
     ) -> layer_service_pb2.PutLayerResponse:
         """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
         start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
-        send = self._sending(self._connected_layers().PutLayer, start, request, given)
+        send = sending(self._connected_layers().PutLayer, start, request, given)
         return await self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
-
-    def _sending(self, method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
-        """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
-
-        async def call_once(_: None, timeout: float) -> Any:
-            call = method(timeout=timeout)
-            try:
-                # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
-                with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
-                    await call.write(start)
-                    said = layer and stored.said_of_weights(await call.initial_metadata())
-                    if layer and said == stored.WANTED:
-                        for piece in stored.weight_pieces(layer):
-                            await call.write(request(piece=piece))
-                    if not layer or said:
-                        await call.done_writing()
-                return await call
-            finally:
-                call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
-
-        return call_once
 
     async def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
         """Asks one server after the other until one has the layer; they take turns."""
@@ -237,6 +235,7 @@ class AsyncClient:
     async def close(self) -> None:
         """Closes the connection."""
         if self._channel is not None:
+            self._tensors.close()
             await self._channel.close()
             self._channel = None
 

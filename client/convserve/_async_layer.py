@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import grpc.aio
 
 from convserve import _rpc, stored
 from convserve.layer import Layer
@@ -64,7 +68,29 @@ class AsyncStoredLayer(stored.KnownLayer):
         """Makes a layer of this one's configuration and new weights; see `StoredLayer.update_weights`."""
         given = Layer(self.config, kernel, bias)
         update, start = self._client._connected_layers().UpdateWeights, stored.update_start(self, given)
-        send = self._client._sending(update, start, layer_service_pb2.UpdateWeightsRequest, given)
+        send = sending(update, start, layer_service_pb2.UpdateWeightsRequest, given)
         answer = await self._client._look_up(send, None, timeout)
         made = AsyncStoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
         return made, Losses.from_message(answer.losses)
+
+
+def sending(method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
+    """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
+
+    async def call_once(_: None, timeout: float) -> Any:
+        call = method(timeout=timeout)
+        try:
+            # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
+            with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
+                await call.write(start)
+                said = layer and stored.said_of_weights(await call.initial_metadata())
+                if layer and said == stored.WANTED:
+                    for piece in stored.weight_pieces(layer):
+                        await call.write(request(piece=piece))
+                if not layer or said:
+                    await call.done_writing()
+            return await call
+        finally:
+            call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
+
+    return call_once

@@ -10,6 +10,13 @@ from typing import Any
 from convserve._version import __version__
 from convserve.errors import FieldViolation, InvalidRequestError, shown
 
+LARGE_FRAMES = [
+    ("grpc.http2.max_frame_size", 2**24 - 1),
+    ("grpc.http2.lookahead_bytes", 2**24),
+    ("grpc.http2.write_buffer_size", 2**22),
+]
+"""Options with which both ends move large tensors in larger steps than gRPC's default."""
+
 DEFAULT_TARGET = "localhost:50051"
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
 
@@ -54,6 +61,22 @@ def turns(target: str) -> int:
     return 1 if scheme.startswith("unix") or _ip_version(one) else 8  # a name may lead to any number
 
 
+def is_local(target: str) -> bool:
+    """Returns whether a target is one server on this machine.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, address = target.partition(":")
+    host = address.removeprefix("///").rpartition(":")[0].strip("[]")
+    if scheme == "unix" or host == "localhost":
+        return True
+    try:
+        return "," not in address and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _ip_version(address: str) -> int:
     host = address.rpartition(":")[0]
     try:
@@ -68,6 +91,7 @@ def channel_options() -> list[tuple[str, Any]]:
         # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
+        *LARGE_FRAMES,
         # Replicas are interchangeable, so calls are spread over all addresses.
         ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
         # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.

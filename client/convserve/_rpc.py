@@ -11,6 +11,7 @@ from typing import Any
 from convserve import frame
 from convserve.conv2d import Conv2D
 from convserve.errors import (
+    ConvserveError,
     DeadlineExceededError,
     FieldViolation,
     InvalidRequestError,
@@ -20,6 +21,7 @@ from convserve.errors import (
     shown,
 )
 from convserve.layer import Layer, planned
+from convserve.plan import Plan
 from convserve.result import Result
 from convserve.status import RpcFailure, from_rpc_error
 from convserve.stored import KnownLayer
@@ -35,6 +37,7 @@ from convserve.tensor import (
 from convserve.v1 import convolution_service_pb2
 
 DEFAULT_TIMEOUT_S = 60.0
+_LARGEST_WHOLE_BYTES = 2**23  # of a tensor that goes in one message
 _LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
 OneLayer = Layer | Conv2D | KnownLayer
@@ -83,13 +86,13 @@ class Call:
         """Returns the seconds that are left."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def delay_after(self, failure: RpcFailure) -> float:
+    def delay_after(self, failure: RpcFailure | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
 
         Raises:
             ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
-        error = from_rpc_error(failure)
+        error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
         if isinstance(error, DeadlineExceededError):
             attempts = f" in {self._attempt} attempts" if self._attempt > 1 else ""
             raise DeadlineExceededError(
@@ -137,43 +140,56 @@ class ConvolveRequest:
         layers: The layers.
         message: The message.
         input: The tensor.
+        plan: What the call does.
     """
 
     layers: list[Layer | KnownLayer]
     message: convolution_service_pb2.ConvolveRequest
     input: Array
+    plan: Plan
 
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
         return frame.write(self.message, self.input)
 
+    @property
+    def is_large(self) -> bool:
+        """Whether the tensors are to go in pieces."""
+        return max(self.input.nbytes, self.plan.output_bytes) > _LARGEST_WHOLE_BYTES
+
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights in it, for a server that does not hold them."""
-        message = convolution_service_pb2.ConvolveRequest(
-            layers=[each.to_carried_reference() for each in self.layers], output_dtype=self.message.output_dtype
-        )
-        return ConvolveRequest(self.layers, message, self.input)
+        message = convolution_service_pb2.ConvolveRequest()
+        message.CopyFrom(self.message)
+        message.ClearField("layers")
+        message.layers.extend(each.to_carried_reference() for each in self.layers)
+        return ConvolveRequest(self.layers, message, self.input, self.plan)
 
 
-def convolve_request(layers: Layers, x: Any, output_dtype: Any) -> ConvolveRequest:
+def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:
     """Returns the request of a forward pass.
 
     Raises:
-        InvalidArgumentError: If anything is wrong with layers or input; TooLargeError above protobuf's 2 GiB.
+        InvalidArgumentError: If anything is wrong with layers or input.
+        TooLargeError: For weights above protobuf's 2 GiB.
     """
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
     found = planned(listed, array.shape, array.dtype.name, output_dtype)
     numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
-    request_bytes = array.nbytes + found.weight_bytes
-    for what, size in (("request", request_bytes), ("response", found.output_bytes)):
-        if size >= _LARGEST_MESSAGE_BYTES:
-            text = f"Expected a {what} below 2 GiB, protobuf's bound. Received one of {size} bytes: split the batch."
-            raise TooLargeError(FieldViolation("input", text))
+    carried = sum(each.kernel.nbytes for each in listed if isinstance(each, Layer) and each.kernel is not None)
+    if carried >= _LARGEST_MESSAGE_BYTES:
+        text = (
+            f"Expected weights below 2 GiB, protobuf's bound for what a call carries. Received {carried} bytes: put "
+            "the layers, and call what `put` returns."
+        )
+        raise TooLargeError(FieldViolation("layers", text))
     message = convolution_service_pb2.ConvolveRequest(
-        layers=[each.to_reference() for each in listed], output_dtype=_output_dtype_number(output_dtype)
+        layers=[each.to_reference() for each in listed],
+        output_dtype=_output_dtype_number(output_dtype),
+        unbatched=not batching,
     )
-    return ConvolveRequest(listed, message, array)
+    return ConvolveRequest(listed, message, array, found)
 
 
 CONVOLVE: dict[str, Any] = {
@@ -182,6 +198,9 @@ CONVOLVE: dict[str, Any] = {
     "response_deserializer": Result.parse,
 }
 """The arguments with which a channel makes Convolve's call without copying tensors through messages."""
+
+CONVOLVE_STREAM: dict[str, Any] = {"method": "/convserve.v1.ConvolutionService/ConvolveStream"}
+"""The same for ConvolveStream, in messages that `stream` writes and reads."""
 
 
 def plan_request(

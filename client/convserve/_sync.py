@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
 from convserve import _channel, _rpc, stored
-from convserve._sync_layer import StoredLayer
+from convserve._sync_layer import StoredLayer, sending
+from convserve._sync_tensors import TensorPath
 from convserve.conv2d import Conv2D
-from convserve.errors import LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
+from convserve.errors import ConvserveError, LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
 from convserve.result import Result, ServerInfo, plan_from_message
-from convserve.tensor import Array
+from convserve.tensor import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
 from convserve.v1 import (
     convolution_service_pb2,
     convolution_service_pb2_grpc,
@@ -45,6 +45,7 @@ class Client:
         *,
         timeout: float = _rpc.DEFAULT_TIMEOUT_S,
         retry: _rpc.RetryRule | None = None,
+        shared_memory: bool = True,
     ) -> None:
         """Prepares a connection; it is made with the first call.
 
@@ -52,6 +53,8 @@ class Client:
             target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
             timeout: Seconds that a call may take, retries included, unless it says otherwise.
             retry: When to send a call again; by default up to 5 times within the timeout.
+            shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
+                Unix socket, allows it.
 
         Raises:
             InvalidRequestError: For a target or timeout that makes no sense.
@@ -60,12 +63,13 @@ class Client:
         self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
+        self._shares_memory = shared_memory
         self._open()
 
     def _open(self) -> None:
         self._channel = grpc.insecure_channel(self._target, options=_channel.channel_options())
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._stub.Convolve = self._channel.unary_unary(**_rpc.CONVOLVE)
+        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
         self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
 
@@ -73,6 +77,10 @@ class Client:
         if self._process != os.getpid():
             self._open()  # a channel does not survive a fork
         return self._stub
+
+    def _connected_tensors(self) -> TensorPath:
+        self._connected()
+        return self._tensors
 
     def _connected_layers(self) -> Any:
         self._connected()
@@ -86,7 +94,7 @@ class Client:
         while True:
             try:
                 return method(request, timeout=call.remaining_s())
-            except grpc.RpcError as failure:
+            except (grpc.RpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
             time.sleep(delay)
 
@@ -128,7 +136,13 @@ class Client:
         return self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout).output
 
     def convolve(
-        self, layers: _rpc.Layers, x: Any, *, output_dtype: Any = None, timeout: float | None = None
+        self,
+        layers: _rpc.Layers,
+        x: Any,
+        *,
+        output_dtype: Any = None,
+        batching: bool = True,
+        timeout: float | None = None,
     ) -> Result:
         """Applies one or several layers, in order, in one call.
 
@@ -136,6 +150,7 @@ class Client:
             layers: A Layer or Conv2D, or a list of them.
             x: As in `conv2d`.
             output_dtype: A floating-point dtype; None for the last layer's compute dtype.
+            batching: Whether the server may compute this call together with others that wait for the same layers.
             timeout: Seconds for this call.
 
         Returns:
@@ -145,12 +160,12 @@ class Client:
             InvalidArgumentError: For wrong arguments, before anything is sent.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = _rpc.convolve_request(layers, x, output_dtype)
+        request = _rpc.convolve_request(layers, x, output_dtype, batching)
         known = [each for each in request.layers if isinstance(each, StoredLayer)]
         for _ in range(self._turns + 1):
             gifts = [each.gifts for each in known]
             try:
-                return self._call(self._connected().Convolve, request, timeout)  # type: ignore[no-any-return]
+                return self._call(self._connected_tensors().convolve, request, timeout)
             except LayerNotFoundError:
                 if not known:
                     raise
@@ -161,7 +176,21 @@ class Client:
                 break  # a server cannot keep it
         for each in known:
             each.weights(timeout=timeout)  # the call brings them along
-        return self._call(self._connected().Convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
+        return self._call(self._connected_tensors().convolve, request.carrying_layers(), timeout)
+
+    def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
+        """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
+
+        With a server that shares memory it lies there, else it is an array like any other. While a call is under way
+        with it, it is not to be written to.
+
+        Raises:
+            InvalidTensorError: For a dtype or shape that no input has.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        kind, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
+        self._call(self._connected_tensors().connect, None, None)
+        return self._tensors.empty(dimensions, kind)
 
     def plan(
         self,
@@ -230,7 +259,7 @@ class Client:
         given = stored.layer_to_put(layer, kernel, bias, seed)
         if given.kernel is None:
             start = stored.draw_start(given.config, name, input_channels)
-            send = self._sending(self._connected_layers().PutLayer, start, None, None)
+            send = sending(self._connected_layers().PutLayer, start, None, None)
             answer = self._call(send, None, timeout)
             return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
         answer = self._put_on_one(given, name, timeout)
@@ -241,30 +270,8 @@ class Client:
     ) -> layer_service_pb2.PutLayerResponse:
         """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
         start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
-        send = self._sending(self._connected_layers().PutLayer, start, request, given)
+        send = sending(self._connected_layers().PutLayer, start, request, given)
         return self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
-
-    def _sending(self, method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
-        """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
-
-        def call_once(_: None, timeout: float) -> Any:
-            said: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-            def messages() -> Iterator[Any]:
-                yield start
-                if layer and said.result() == stored.WANTED:
-                    for piece in stored.weight_pieces(layer):
-                        yield request(piece=piece)
-
-            try:
-                call = method.future(messages(), timeout=timeout)
-                if layer:
-                    said.set_result(stored.said_of_weights(call.initial_metadata()))
-                return call.result()
-            finally:
-                said.cancel()  # if it came to no answer, so that nothing waits for one
-
-        return call_once
 
     def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
         """Asks one server after the other until one has the layer; they take turns."""
@@ -328,6 +335,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the connection."""
+        self._tensors.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

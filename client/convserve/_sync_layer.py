@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from convserve import _rpc, stored
@@ -88,7 +90,30 @@ class StoredLayer(stored.KnownLayer):
         """
         given = Layer(self.config, kernel, bias)
         update, start = self._client._connected_layers().UpdateWeights, stored.update_start(self, given)
-        send = self._client._sending(update, start, layer_service_pb2.UpdateWeightsRequest, given)
+        send = sending(update, start, layer_service_pb2.UpdateWeightsRequest, given)
         answer = self._client._look_up(send, None, timeout)
         made = StoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
         return made, Losses.from_message(answer.losses)
+
+
+def sending(method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
+    """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
+
+    def call_once(_: None, timeout: float) -> Any:
+        said: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+        def messages() -> Iterator[Any]:
+            yield start
+            if layer and said.result() == stored.WANTED:
+                for piece in stored.weight_pieces(layer):
+                    yield request(piece=piece)
+
+        try:
+            call = method.future(messages(), timeout=timeout)
+            if layer:
+                said.set_result(stored.said_of_weights(call.initial_metadata()))
+            return call.result()
+        finally:
+            said.cancel()  # if it came to no answer, so that nothing waits for one
+
+    return call_once

@@ -14,6 +14,7 @@
     ├── UnauthenticatedError                  UNAUTHENTICATED
     ├── PermissionDeniedError                 PERMISSION_DENIED
     ├── UnavailableError (ConnectionError)    UNAVAILABLE: nobody answered, or the server is stopping
+    │   └── SharedMemoryLostError                 the server does not know the shared memory that the call names
     ├── UnimplementedError                    UNIMPLEMENTED: this server does not have the call
     ├── InternalError                         INTERNAL: a defect; the server's log has more under `error_id`
     └── MissingDependencyError (ImportError)  raised locally only: an optional package is not installed
@@ -192,6 +193,12 @@ class UnavailableError(ConvserveError, ConnectionError):
 
     code = grpc.StatusCode.UNAVAILABLE
     reason = error_pb2.ERROR_REASON_UNAVAILABLE
+
+
+class SharedMemoryLostError(UnavailableError):
+    """The server does not know the shared memory that the call names; the client sends the tensor itself instead."""
+
+    reason = error_pb2.ERROR_REASON_SHARED_MEMORY_LOST
 
 
 class UnimplementedError(ConvserveError):

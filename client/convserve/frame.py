@@ -48,7 +48,8 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
         data: The message's bytes.
 
     Returns:
-        The array is None if the message has no tensor.
+        The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in
+        the message.
 
     Raises:
         DecodeError: If the bytes are no such message.
@@ -64,7 +65,7 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
             tensor = tensor_pb2.Tensor.FromString(bytes(tensor_view[: inner[0]]))
             return message, decode(tensor, name, elements=tensor_view[inner[1] :])
     message = kind.FromString(data)
-    if not message.HasField(name):
+    if not message.HasField(name) or getattr(message, name).HasField("shared_memory"):
         return message, None
     array = decode(getattr(message, name), name)
     message.ClearField(name)
@@ -88,6 +89,18 @@ def head(kind: type[M], data: bytes) -> M:
 def opening(length: int) -> bytes:
     """Returns what stands before a field 15 of `length` bytes: its tag and the length."""
     return _PAYLOAD_TAG + _varint(length)
+
+
+def write_piece(head: bytes, elements: memoryview) -> bytes:
+    """Returns the bytes of a stream's message: fields before 15, and in that one a piece of a tensor's elements."""
+    return b"".join((head, _PAYLOAD_TAG, _varint(len(elements)), elements))
+
+
+def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:
+    """Returns what `write_piece` was given; None for what it did not write, which the stock parser is to read."""
+    view = memoryview(data)
+    start = _last_field(view)
+    return None if start is None else (data[: start[0]], view[start[1] :])
 
 
 def _last_field(view: memoryview) -> tuple[int, int] | None:

@@ -86,8 +86,13 @@ class Result:
         message, output = frame.read(convolution_service_pb2.ConvolveResponse, "output", data)
         if output is None:
             raise DecodeError("a response without an output")
+        return cls.from_message(message, output.copy())
+
+    @classmethod
+    def from_message(cls, message: convolution_service_pb2.ConvolveResponse, output: Array) -> Result:
+        """Returns what a response says whose output came by another way."""
         return cls(
-            output=output.copy(),
+            output=output,
             losses=tuple(Losses.from_message(each.losses) for each in message.layers),
             layers=tuple(
                 conv2d_message.from_message(each.conv2d) if each.HasField("conv2d") else None for each in message.layers
@@ -147,6 +152,7 @@ class ServerInfo:
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
         usage: What the server holds at this moment.
+        shared_memory_address: The socket that takes shared memory; empty where there is none for this caller.
     """
 
     version: str
@@ -160,6 +166,7 @@ class ServerInfo:
     max_call_bytes: int
     max_layers_per_call: int
     usage: Usage
+    shared_memory_address: str = ""
 
     def to_message(self) -> server_info_pb2.ServerInfo:
         """Returns the contract's message."""
@@ -177,6 +184,7 @@ class ServerInfo:
                 max_layers_per_call=self.max_layers_per_call,
             ),
             usage=server_info_pb2.Usage(**vars(self.usage)),
+            shared_memory_address=self.shared_memory_address,
         )
 
     @classmethod
@@ -199,6 +207,7 @@ class ServerInfo:
                 evictions=message.usage.evictions,
                 traces=message.usage.traces,
             ),
+            shared_memory_address=message.shared_memory_address,
         )
 
 

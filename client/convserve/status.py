@@ -27,7 +27,7 @@ from convserve.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from convserve.v1 import error_pb2
+from convserve.v1 import convolution_service_pb2, error_pb2
 
 DOMAIN = "convserve.v1"
 """ErrorInfo.domain of every error."""
@@ -78,12 +78,28 @@ _MESSAGE_TOO_LARGE_TEXT = (
 
 def to_status(error: ConvserveError) -> grpc.Status:
     """Returns an error as a status with details, for `ServicerContext.abort_with_status`."""
+    return rpc_status.to_status(_status_message(error))
+
+
+def to_item_error(error: ConvserveError) -> convolution_service_pb2.StreamItemError:
+    """Returns an error as the answer to one item of a stream."""
+    status = _status_message(error)
+    return convolution_service_pb2.StreamItemError(code=status.code, message=status.message, details=status.details)
+
+
+def from_item_error(message: convolution_service_pb2.StreamItemError) -> ConvserveError:
+    """Returns the exception that the server raised over one item of a stream."""
+    code = next((each for each in grpc.StatusCode if each.value[0] == message.code), grpc.StatusCode.UNKNOWN)
+    return _from_status(code, message.message, message.details)
+
+
+def _status_message(error: ConvserveError) -> status_pb2.Status:
     status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _LONGEST_TEXT))
     for message in (_info(error), *_beside_info(error)):
         packed = any_pb2.Any()
         packed.Pack(message)
         status.details.append(packed)
-    return rpc_status.to_status(status)
+    return status
 
 
 class RpcFailure(Protocol):
@@ -106,8 +122,16 @@ def from_rpc_error(failure: RpcFailure) -> ConvserveError:
     call: Any = failure  # grpc_status asks for a grpc.Call, of which it uses what both kinds of failure have
     try:
         status = rpc_status.from_call(call)
-        details = _Details(status.details if status is not None else [])
+        packed = status.details if status is not None else ()
     except (ValueError, DecodeError):  # a trailer that is not ours, or contradicts the status
+        packed = ()
+    return _from_status(code, text, packed)
+
+
+def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
+    try:
+        details = _Details(packed)
+    except DecodeError:  # details that are not what they say
         details = _Details([])
     if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:
         return _rebuilt(CLASS_OF_REASON[details.info.reason], code, text, details)

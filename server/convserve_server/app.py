@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from convserve import Conv2D, Layer, __version__
+from convserve._channel import LARGE_FRAMES
 from convserve.v1 import layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.convolution_service import ConvolutionService
@@ -30,6 +32,7 @@ from convserve_server.interceptors import ErrorInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.settings import Settings, SettingsError, is_loopback
+from convserve_server.shared_memory import SharedMemory
 from convserve_server.store import LayerStore
 
 log = logging.getLogger("convserve")
@@ -68,6 +71,8 @@ def run(settings: Settings) -> int:
     server, convolutions, layers, healths = _assembled(settings)
     addresses = [_listen(server, address) for address in settings.listen]
     server.start()
+    if settings.shared_memory:
+        convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
         _say(f"listening on {address}")
         if not is_loopback(address):
@@ -91,7 +96,7 @@ def run(settings: Settings) -> int:
     tf32 = "on" if engine.tf32 else "off"
     _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
-    return _drain(settings, server, healths)
+    return _drain(settings, server, healths, convolutions.shared_memory)
 
 
 def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
@@ -101,11 +106,12 @@ def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, Lay
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
+            *LARGE_FRAMES,
             # Otherwise a second server on the same port would silently get a share of the connections.
             ("grpc.so_reuseport", 0),
         ],
     )
-    convolutions, layers = ConvolutionService(), LayerService()
+    convolutions, layers = ConvolutionService(settings.handler_threads), LayerService()
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     healths = _Health()
@@ -128,6 +134,14 @@ def _store(settings: Settings) -> LayerStore:
     except OSError as error:
         text = f"--store: Expected a folder that can be written to. Received {settings.store}: {error.strerror}."
         raise SettingsError(text) from error
+
+
+def _shared_memory(settings: Settings, addresses: Sequence[str]) -> SharedMemory:
+    shared = SharedMemory(settings.shared_memory_bytes)
+    for address in addresses:
+        if address.startswith("unix:"):
+            shared.listen_beside(address.removeprefix("unix:").removeprefix("//"))
+    return shared
 
 
 def _listen(server: grpc.Server, address: str) -> str:
@@ -160,7 +174,7 @@ def _warm_up(engine: Engine) -> None:
         raise RuntimeError(f"the device computes wrong results: a 3x3 sum over ones gave {computed.output.ravel()}")
 
 
-def _drain(settings: Settings, server: grpc.Server, healths: _Health) -> int:
+def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_memory: SharedMemory | None) -> int:
     """Stops in the order that loses no call: first the health check, then new calls, then the process."""
     healths.enter_graceful_shutdown()
     if settings.pre_stop_s:
@@ -171,6 +185,8 @@ def _drain(settings: Settings, server: grpc.Server, healths: _Health) -> int:
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()
+    if shared_memory is not None:
+        shared_memory.close()
     _say("stopped")
     if time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it

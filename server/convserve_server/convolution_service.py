@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import secrets
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import grpc
+import numpy as np
 
 from convserve import (
     InvalidRequestError,
@@ -19,13 +23,18 @@ from convserve import (
     conv2d_message,
     frame,
 )
-from convserve.errors import FieldViolation, naming_layer
+from convserve.errors import FieldViolation, SharedMemoryLostError
 from convserve.result import plan_to_message
-from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, dtype_name
+from convserve.stream import ACCEPTED
+from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
-from convserve_server.convolver import Convolver
+from convserve.v1 import convolution_service_pb2_grpc
+from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
+from convserve_server.convolver import Convolved, Convolver
+from convserve_server.interceptors import as_answer
 from convserve_server.layer_keeper import LayerKeeper
+from convserve_server.layer_references import find_layers
+from convserve_server.shared_memory import SharedMemory
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _ECHO_HEAD_BYTES = 16  # tag and length before the answer's bytes
@@ -46,21 +55,30 @@ class ConvolveRequest:
 
 @dataclass(frozen=True)
 class ConvolveResponse:
-    """A response of Convolve: the message without its tensor, and the tensor in the engine's memory."""
+    """A response of Convolve: the message without its tensor, and the tensor in the engine's memory.
+
+    Without a tensor, the message says where in shared memory it is.
+    """
 
     message: messages.ConvolveResponse
-    output: Array
+    output: Array | None
 
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
-        return frame.write(self.message, self.output)
+        return self.message.SerializeToString() if self.output is None else frame.write(self.message, self.output)
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
-    def __init__(self) -> None:
-        """Starts closed."""
+    def __init__(self, threads: int) -> None:
+        """Starts closed.
+
+        Args:
+            threads: How many items of streams may wait for their computation at once.
+        """
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="item")
+        self.shared_memory: SharedMemory | None = None
         self._opened: tuple[Convolver, LayerKeeper] | None = None
 
     def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
@@ -95,6 +113,9 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,
             usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
+            shared_memory_address=self.shared_memory.address
+            if self.shared_memory and _is_local(context.peer())
+            else "",
         )
         return messages.GetServerInfoResponse(server_info=info.to_message())
 
@@ -102,7 +123,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         convolver = self._convolver
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = convolver.plan(
-            _layers(request.layers, self._keeper),
+            find_layers(request.layers, self._keeper),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -112,26 +133,60 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
         convolver = self._convolver
-        layers = _layers(request.message.layers, self._keeper)
-        if request.input is None:
+        layers = find_layers(request.message.layers, self._keeper)
+        x = request.input if request.input is not None else self._shared_input(request.message, context)
+        place = request.message.output_memory if request.message.HasField("output_memory") else None
+        if place is not None:
+            self._shared(context).array(place, 0, "output_memory")
+        output_dtype = _output_dtype(request.message.output_dtype)
+        answer = convolver.convolve(layers, x, output_dtype, context.is_active, in_one_message=place is None)
+        message, output = _response(answer), answer.computed.output
+        if place is None or not self._shared(context).has_room(place, output.nbytes):
+            return ConvolveResponse(message, output)
+        self._shared(context).array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        message.output.CopyFrom(head_of(output))
+        message.output.shared_memory.CopyFrom(place)
+        return ConvolveResponse(message, None)
+
+    def _shared(self, context: grpc.ServicerContext) -> SharedMemory:
+        """Returns the shared memory, for a caller on this machine."""
+        if self.shared_memory is None or not _is_local(context.peer()):
+            raise SharedMemoryLostError("Expected a tensor. Received a place in memory; this server shares none.")
+        return self.shared_memory
+
+    def _shared_input(self, message: messages.ConvolveRequest, context: grpc.ServicerContext) -> Array:
+        if not message.HasField("input"):
             raise InvalidRequestError(
                 FieldViolation("input", "Expected a tensor. Received none: the field is not set.")
             )
-        output_dtype = _output_dtype(request.message.output_dtype)
-        answer = convolver.convolve(layers, request.input, output_dtype, context.is_active)
-        message = messages.ConvolveResponse(
-            layers=[
-                messages.LayerOutcome(
-                    conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
-                )
-                for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
-            ],
-            timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
-            batch_size=answer.batch_size,
-            device=answer.computed.device,
-            warm=answer.computed.warm,
+        head = message.input
+        size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
+        elements = self._shared(context).array(head.shared_memory, size, "input")
+        return decode(head, "input", elements=elements.data)
+
+    def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
+        convolver = self._convolver
+        first = next(request_iterator, None)
+        if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
+            text = "Expected a start as the first message. Received none."
+            raise InvalidRequestError(FieldViolation("start", text))
+        start = first.start
+        layers = [_seeded(each) for each in find_layers(start.layers, self._keeper)]
+        output_dtype = _output_dtype(start.output_dtype)
+        context.send_initial_metadata((ACCEPTED,))
+
+        def convolve(x: Array) -> Answer:
+            answer = convolver.convolve(layers, x, output_dtype, context.is_active, in_one_message=False)
+            message = _response(answer)
+            message.output.CopyFrom(head_of(answer.computed.output))
+            return message, answer.computed.output
+
+        work = Work(
+            admit=lambda shape, dtype: convolver.admit(layers, shape, dtype, output_dtype),
+            convolve=convolve,
+            as_error=lambda error: as_answer(error, f"/{SERVICE_NAME}/ConvolveStream"),
         )
-        return ConvolveResponse(message, answer.computed.output)
+        yield from ConvolveStream(work, request_iterator, start, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         most = self._convolver.limits.max_message_bytes - _ECHO_HEAD_BYTES
@@ -162,42 +217,35 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "Convolve": grpc.unary_unary_rpc_method_handler(
             service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize
         ),
-        "ConvolveStream": grpc.stream_stream_rpc_method_handler(
-            service.ConvolveStream,
-            messages.ConvolveStreamRequest.FromString,
-            messages.ConvolveStreamResponse.SerializeToString,
-        ),
+        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
 
+def _response(answer: Convolved) -> messages.ConvolveResponse:
+    """Returns an answer's message without its output."""
+    return messages.ConvolveResponse(
+        layers=[
+            messages.LayerOutcome(
+                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
+            )
+            for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
+        ],
+        timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
+        batch_size=answer.batch_size,
+        device=answer.computed.device,
+        warm=answer.computed.warm,
+    )
+
+
+def _seeded(layer: Layer) -> Layer:
+    """Returns a layer whose weights, if they are to be drawn, are the same for every item of a stream."""
+    return layer if layer.kernel is not None else Layer(layer.config.with_seed(secrets.randbelow(2**31)))
+
+
+def _is_local(peer: str) -> bool:
+    return peer.startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
+
+
 def _output_dtype(number: int) -> str | None:
     return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None
-
-
-def _layers(references: Sequence[layer_pb2.LayerReference], keeper: LayerKeeper) -> list[Layer]:
-    if not references:
-        raise InvalidRequestError(FieldViolation("layers", "Expected at least one layer. Received none."))
-    found = []
-    for index, reference in enumerate(references):
-        with naming_layer(index, len(references)):
-            found.append(_layer(reference, keeper))
-    return found
-
-
-def _layer(reference: layer_pb2.LayerReference, keeper: LayerKeeper) -> Layer:
-    kind = reference.WhichOneof("layer")
-    if kind == "inline":
-        layer = Layer.from_message(reference.inline)
-        if reference.inline.store and layer.kernel is not None:
-            keeper.keep(layer)
-        return layer
-    if kind == "digest":
-        if len(reference.digest) != 32:
-            text = f"Expected a digest of 32 bytes. Received {len(reference.digest)} bytes."
-            raise InvalidRequestError(FieldViolation("digest", text))
-        return keeper.layer(reference.digest)
-    if kind == "name":
-        return keeper.layer(reference.name)
-    text = "Expected a digest, a name or an inline layer. Received none of them."
-    raise InvalidRequestError(FieldViolation("layers", text))

@@ -77,16 +77,21 @@ def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[No
     try:
         yield
         return
-    except ConvserveError as error:
-        status = to_status(error)
-        log.debug("%s answered %s: %s", method, status.code.name, error)
-    except NotImplementedError:
-        status = to_status(UnimplementedError(f"Expected a call that this server has. It has no {method}."))
-    except Exception:
-        if not context.is_active():  # the caller left, and what failed is the answer to nobody
-            raise
-        error_id = uuid.uuid4().hex[:12]
-        log.exception("%s failed, error id %s", method, error_id)
-        text = f"The server failed. Its log has the details under error id {error_id}."
-        status = to_status(InternalError(text, error_id=error_id))
+    except Exception as error:
+        if not isinstance(error, ConvserveError) and not context.is_active():
+            raise  # the caller left, and what failed is the answer to nobody
+        status = to_status(as_answer(error, method))
     context.abort_with_status(status)
+
+
+def as_answer(error: Exception, method: str) -> ConvserveError:
+    """Returns what a caller is told of an exception; one that is not ours is logged under an id."""
+    if isinstance(error, ConvserveError):
+        log.debug("%s answered %s: %s", method, error.code.name, error)
+        return error
+    if isinstance(error, NotImplementedError):
+        return UnimplementedError(f"Expected a call that this server has. It has no {method}.")
+    error_id = uuid.uuid4().hex[:12]
+    log.error("%s failed, error id %s", method, error_id, exc_info=error)
+    text = f"The server failed. Its log has the details under error id {error_id}."
+    return InternalError(text, error_id=error_id)

@@ -67,6 +67,10 @@ class Settings:
     layer_memory_bytes: int = _setting(
         4 * 2**30, "most that stored layers may take in memory", unit="bytes", most=2**63 - 1
     )
+    shared_memory: bool = _setting(
+        False, "let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map"
+    )
+    shared_memory_bytes: int = _setting(8 * 2**30, "most memory that callers may share", unit="bytes", most=2**63 - 1)
     pre_stop_s: int = _setting(
         0, "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING", unit="seconds"
     )

@@ -139,8 +139,9 @@ def test_plan_of_the_server_is_the_clients_own(any_client: Any) -> None:
 def test_plan_says_why_a_call_would_be_refused(any_client: Any) -> None:
     planned = any_client.plan(Conv2D(64, 3), (1000, 600, 600, 3))
     assert planned.admitted is False
-    assert "--max-message-bytes" in planned.refusal
+    assert "--max-call-bytes" in planned.refusal
     assert planned.output_shape == (1000, 598, 598, 64)
+    assert any_client.plan(Conv2D(64, 3), (16, 600, 600, 3)).admitted  # though 1.5 GB of output are many messages
 
 
 def test_plan_uses_the_layers_own_input_shape(any_client: Any) -> None:

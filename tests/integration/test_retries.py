@@ -68,13 +68,13 @@ def scripted():
 
 
 def blocking(target, **arguments):
-    with Client(target, **arguments) as client:
+    with Client(target, shared_memory=False, **arguments) as client:
         return client.conv2d(IMAGE, 1, 1)
 
 
 def awaited(target, **arguments):
     async def call():
-        async with AsyncClient(target, **arguments) as client:
+        async with AsyncClient(target, shared_memory=False, **arguments) as client:
             return await client.conv2d(IMAGE, 1, 1)
 
     return asyncio.run(call())

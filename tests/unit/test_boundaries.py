@@ -38,16 +38,29 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.layer": {"numpy"} | STUBS | ours("errors", "keras_export", *CODEC, *MODEL),
     "convserve.result": STUBS | ours("errors", *CODEC, *MODEL),
     "convserve.stored": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL),
+    "convserve.stream": {"numpy", "google.protobuf"}
+    | STUBS
+    | ours("_rpc", "errors", "result", "status", "stored", *CODEC, *MODEL),
+    "convserve.shared_memory": {"numpy"} | STUBS | ours("errors", *CODEC),
+    "convserve._sharing": {"grpc", "numpy", "google.protobuf"}
+    | STUBS
+    | ours("_channel", "_rpc", "shared_memory", "errors", "result", "stored", *CODEC, *MODEL),
     "convserve._channel": ours("_version", "errors"),
     "convserve._rpc": STUBS | ours("errors", "result", "status", "stored", *CODEC, *MODEL),
     **{
         f"convserve._{kind}": {"grpc"}
         | STUBS
-        | ours("_rpc", "_channel", f"_{kind}_layer", "stored", "errors", "result", *CODEC, *MODEL)
+        | ours("_rpc", "_channel", f"_{kind}_layer", f"_{kind}_tensors", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
     **{
-        f"convserve._{kind}_layer": STUBS | ours("_rpc", f"_{kind}", "stored", "errors", "result", *CODEC, *MODEL)
+        f"convserve._{kind}_tensors": {"grpc", "numpy"} | STUBS | ours("_rpc", "_sharing", "stream", "result", *CODEC)
+        for kind in ("sync", "async")
+    },
+    **{
+        f"convserve._{kind}_layer": {"grpc"}
+        | STUBS
+        | ours("_rpc", f"_{kind}", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
     "convserve.bench": set(),
@@ -69,11 +82,24 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
     "convserve_server.store": {"convserve", "convserve_server.layer_files"},
     "convserve_server.layer_keeper": {"convserve", "convserve_server.convolver", "convserve_server.store"},
+    "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
+    "convserve_server.shared_memory": {"numpy", "convserve"},
+    "convserve_server.convolve_stream": {"numpy", "convserve"},
     "convserve_server.convolution_service": {
         "grpc",
+        "numpy",
         "convserve",
-        "convserve_server.convolver",
-        "convserve_server.layer_keeper",
+        *(
+            f"convserve_server.{name}"
+            for name in (
+                "convolver",
+                "convolve_stream",
+                "interceptors",
+                "layer_keeper",
+                "layer_references",
+                "shared_memory",
+            )
+        ),
     },
     "convserve_server.layer_service": {
         "grpc",

@@ -36,6 +36,7 @@ EXAMPLES = {
     errors.UnauthenticatedError: errors.UnauthenticatedError("text"),
     errors.PermissionDeniedError: errors.PermissionDeniedError("text"),
     errors.UnavailableError: errors.UnavailableError("text"),
+    errors.SharedMemoryLostError: errors.SharedMemoryLostError("text"),
     errors.UnimplementedError: errors.UnimplementedError("text"),
     errors.InternalError: errors.InternalError("text", error_id="0123456789ab"),
     errors.MissingDependencyError: errors.MissingDependencyError("text"),

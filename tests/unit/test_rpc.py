@@ -105,9 +105,15 @@ def test_wrong_output_dtype_is_refused() -> None:
         _rpc.convolve_request(Conv2D(4, 3), X, "uint8")
 
 
-def test_messages_above_2_gib_are_refused_with_their_size() -> None:
-    with pytest.raises(TooLargeError, match=r"response below 2 GiB.*split the batch"):
-        _rpc.convolve_request(Conv2D(2**23, 1), X, None)
+def test_weights_above_2_gib_are_to_be_put_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_rpc, "_LARGEST_MESSAGE_BYTES", 1000)
+    layer = Layer(Conv2D(84, 1, use_bias=False), np.zeros((1, 1, 3, 84)))
+    with pytest.raises(TooLargeError, match=r"^layers: Expected weights below 2 GiB.*Received 1008 bytes: put the layers"):
+        _rpc.convolve_request(layer, np.zeros((1, 2, 2, 3), "f4"), None)
+
+
+def test_tensors_of_any_size_make_a_request() -> None:
+    assert _rpc.convolve_request(Conv2D(2**23, 1), X, None).is_large
 
 
 def public(kind: type) -> dict[str, inspect.Signature]:

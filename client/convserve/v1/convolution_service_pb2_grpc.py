@@ -125,7 +125,8 @@ class ConvolutionServiceServicer(object):
     def ConvolveStream(self, request_iterator, context):
         """Applies the same layers to many inputs, each of any size.
 
-        The caller sends one `start`, then for each item one `item` and after it the item's elements in one or more
+        The caller sends one `start`, to which the server answers with the initial metadata `convserve-start: accepted` as
+        soon as that is so (a caller may wait for it before it sends more), then for each item one `item` and after it the item's elements in one or more
         `piece`s; the pieces of one item are not mixed with another's. The server answers each item with `result` and the
         output's pieces, or with `error`. An item's failure ends that item only. Answers keep the order of the items unless
         the start asks for completion order.

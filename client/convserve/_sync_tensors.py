@@ -1,0 +1,89 @@
+"""By which way the tensors of a blocking client travel: in one message, in pieces, or through shared memory."""
+
+from __future__ import annotations
+
+import concurrent.futures
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import grpc
+import numpy as np
+
+from convserve import _rpc, _sharing, stream
+from convserve._sharing import Sharing
+from convserve.result import Result
+from convserve.tensor import Array, Shape
+from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
+
+
+class TensorPath:
+    """The calls that carry tensors, each made by the way that suits its size and where the server is."""
+
+    def __init__(self, channel: grpc.Channel, target: str, shares_memory: bool) -> None:
+        """Prepares for a channel to a target of gRPC's."""
+        self._convolve = channel.unary_unary(**_rpc.CONVOLVE)
+        self._convolve_stream = channel.stream_stream(**_rpc.CONVOLVE_STREAM)
+        self._convolve_shared = channel.unary_unary(**_sharing.CONVOLVE)
+        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._sharing = Sharing(target, shares_memory)
+
+    def convolve(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
+        """Makes a forward pass' call.
+
+        Raises:
+            grpc.RpcError: If it fails.
+            ConvserveError: If an item of a stream did.
+        """
+        if _sharing.is_worth_sharing(request):
+            self.connect(None, timeout)
+            shared = self._sharing.placed(request)
+            if shared is not None:
+                with shared:
+                    return shared.result(self._convolve_shared(shared.message, timeout=timeout))
+        if request.is_large:
+            return self._streamed(request, timeout)
+        return self._convolve(request, timeout=timeout)  # type: ignore[no-any-return]
+
+    def _streamed(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
+        outgoing = stream.Outgoing(request)
+        incoming = stream.Incoming(outgoing, request)
+        accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+        def messages() -> Iterator[bytes]:
+            yield outgoing.start()
+            if accepted.result():
+                yield from outgoing.pieces()
+
+        call = self._convolve_stream(messages(), timeout=timeout)
+        try:
+            accepted.set_result(stream.is_accepted(call.initial_metadata()))
+            for message in call:
+                incoming.take(message)
+            return incoming.result()
+        finally:
+            accepted.cancel()
+            call.cancel()  # for when an item failed; after the end it does nothing
+
+    def connect(self, _: None, timeout: float) -> None:
+        """Shares memory with the server, if that is to be tried now.
+
+        Raises:
+            grpc.RpcError: If the server does not say how.
+        """
+        if self._sharing.is_to_connect():
+            request = convolution_service_pb2.GetServerInfoRequest()
+            answer = self._stub.GetServerInfo(request, timeout=timeout)
+            self._sharing.connect(answer.server_info.shared_memory_address)
+
+    def empty(self, shape: Shape, dtype: Any) -> Array:
+        """Returns an uninitialized array, in shared memory if there is any."""
+        memory = self._sharing.memory()
+        if memory is not None:
+            with suppress(OSError):
+                return memory.empty(shape, dtype)
+        return np.empty(shape, dtype)
+
+    def close(self) -> None:
+        """Ends the sharing of memory."""
+        self._sharing.close()
