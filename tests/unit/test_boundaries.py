@@ -77,6 +77,9 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
     "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "errors", *CODEC, *MODEL),
+    "convserve.importing.hdf5": {"numpy"} | ours("bfloat16", "errors", "importing.untrusted", "tensor"),
+    # A program of its own: it starts in a fraction of the time that importing convserve takes.
+    "convserve.importing.hdf5_program": {"h5py", "numpy"},
     "convserve_server.settings": set(),
     "convserve_server.convolver": {"convserve"},
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
@@ -170,6 +173,12 @@ def test_only_the_drop_in_itself_is_above_the_drop_in() -> None:
             # Layer.to_keras imports the export when it is called.
             late = ours("keras_export") if module == "convserve.layer" else set()
             assert not imports(path) & (DROP_IN - late), module
+
+
+def test_only_a_process_of_its_own_meets_libhdf5() -> None:
+    everything = modules(CLIENT) | modules(SERVER)
+    knowing = {m for m, path in everything.items() if any(within(n, {"h5py"}) for n in imports(path))}
+    assert knowing == {"convserve.importing.hdf5_program"}
 
 
 def test_sync_and_async_never_import_each_other() -> None:

@@ -17,6 +17,7 @@ from tests.keras_archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_f
 
 import convserve
 from convserve import importing
+from convserve.importing import hdf5
 
 MOST_MEMORY = 200 * 2**20
 ONE_CONV2D = model("m", conv2d("c"))
@@ -300,14 +301,13 @@ def test_files_that_were_cut_off_are_refused(tmp_path):
             refused(cut)
 
 
-def test_damage_anywhere_is_found_or_harmless(tmp_path):
+def test_damage_anywhere_is_found_or_harmless(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "_ALWAYS_SECONDS", 3.0)
     rng = np.random.default_rng(0)
     for path in sound_files(tmp_path):
-        if path.suffix == ".h5":
-            continue  # libhdf5 itself loops on some damaged files, which only a process of its own could bound
         data = path.read_bytes()
         damaged = tmp_path / f"damaged{path.suffix}"
-        for _ in range(150):
+        for _ in range(40 if path.suffix == ".h5" else 150):  # each .h5 file starts a process
             content = np.frombuffer(data, np.uint8).copy()
             places = rng.integers(0, len(content), rng.integers(1, 20))
             content[places] = rng.choice([0, 255, rng.integers(256)], len(places))

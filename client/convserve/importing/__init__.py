@@ -8,7 +8,8 @@
 ...     client.put(layer, name=name)
 
 Nothing in a file is run, unpickled, or looked up outside of it. Neither Keras nor PyTorch is needed; h5py is for
-`.keras` and `.h5`, and safetensors for its own format: `pip install 'convserve[import]'`.
+`.keras` and `.h5`, and safetensors for its own format: `pip install 'convserve[import]'`. h5py runs in a process of its
+own with a time limit, because some damaged files make libhdf5 loop or crash.
 """
 
 from __future__ import annotations
@@ -44,8 +45,6 @@ def read(
     **parameters: Any,
 ) -> Imported:
     """Returns every Conv2D in a file, with its weights.
-
-    Read Keras' files of strangers in a process that may end: on a rare damaged one libhdf5 loops or crashes.
 
     Args:
         path: One of

@@ -1,14 +1,26 @@
-"""HDF5 files from strangers, read with h5py: groups, arrays and texts that are in the file itself, and nothing else.
+"""HDF5 files from strangers: groups, arrays and texts that are in the file itself, and nothing else.
 
 A file may name other files (external links, external storage, virtual arrays) and plugins (filters); each of these is
-refused before libhdf5 would follow it. Damaged bytes are another matter: on a rare file libhdf5 itself loops or ends
-the process, under Keras as here, which only a process of its own would bound.
+refused before libhdf5 would follow it. On damaged bytes libhdf5 itself loops or crashes now and then, so h5py runs in a
+process of its own, `hdf5_program.py`, which is given the file's bytes, is asked for one thing after another, and is
+ended when it has taken too long.
 """
 
 from __future__ import annotations
 
-import io
-from typing import Any
+import importlib.util
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -19,53 +31,44 @@ from convserve.tensor import Array
 
 # Deflate, shuffle, Fletcher-32: those that are part of every libhdf5, so that no plugin is looked for.
 _BUILT_IN_FILTERS = {1, 2, 3}
+_PROGRAM = Path(__file__).with_name("hdf5_program.py")
+# A sound file takes a hundredth of it.
+_ALWAYS_SECONDS = 30.0
+_BYTES_A_SECOND = 2**20
 
 
 class Hdf5File:
-    """A file in memory.
+    """A file that a process of its own has open; paths in it are absolute, without the "/" at the beginning."""
 
-    Attributes:
-        root: The outermost group.
-    """
-
-    def __init__(self, data: bytes, budget: Budget) -> None:
-        """Opens a file.
+    def __init__(self, process: subprocess.Popen[bytes], seconds: float, budget: Budget) -> None:
+        """Takes over a process of `hdf5_program.py`.
 
         Args:
-            data: The file's bytes.
+            process: The process.
+            seconds: After which it is ended.
             budget: What may be read, in arrays.
+        """
+        self._process = process
+        self._seconds = seconds
+        self._ends = time.monotonic() + seconds
+        self._budget = budget
+
+    def send(self, data: bytes) -> None:
+        """Gives it the file, once and before anything else.
 
         Raises:
             OSError: If it is no HDF5 file.
-            MissingDependencyError: Without h5py.
         """
-        try:
-            import h5py
-        except ImportError as error:
-            raise MissingDependencyError(
-                "Reading .keras and .h5 files needs h5py: pip install 'convserve[import]'."
-            ) from error
-        self._h5py = h5py
-        self._budget = budget
-        self.root: Any = h5py.File(io.BytesIO(data), "r")
+        self._write(struct.pack("<Q", len(data)), data)
+        self._answer()
 
-    def find(self, path: str) -> Any | None:
-        """Returns the group or array under a path, or None if there is nothing.
+    def has(self, path: str) -> bool:
+        """Whether there is a group or an array under a path.
 
         Raises:
             InvalidRequestError: If a link is on the way.
         """
-        found = self.root
-        for name in path.split("/"):
-            if not isinstance(found, self._h5py.Group):
-                return None
-            link = found.get(name, getlink=True)
-            if link is None:
-                return None
-            if not isinstance(link, self._h5py.HardLink):
-                raise refusal("an HDF5 file without links", f"{shown(path)}, which is one")
-            found = found[name]
-        return found
+        return bool(self._described(path)["kind"] != "nothing")
 
     def array(self, path: str) -> Array | None:
         """Returns an array of floating-point numbers, or None if there is nothing under this path.
@@ -75,42 +78,115 @@ class Hdf5File:
         Raises:
             InvalidRequestError: If it is something else, or not in the file itself.
         """
-        found = self.find(path)
-        if found is None:
+        found = self._described(path)
+        if found["kind"] == "nothing":
             return None
-        if not isinstance(found, self._h5py.Dataset):
+        if found["kind"] != "array":
             raise refusal("an array", f"{shown(path)}, which is none")
-        if found.external or found.is_virtual:
+        if found["is_elsewhere"]:
             raise refusal("arrays that are in the file itself", f"{shown(path)}, which is in others")
-        creation = found.id.get_create_plist()
-        if not {creation.get_filter(index)[0] for index in range(creation.get_nfilters())} <= _BUILT_IN_FILTERS:
+        if not set(found["filters"]) <= _BUILT_IN_FILTERS:
             raise refusal("arrays without filters of others' making", f"{shown(path)}, which has one")
-        is_bfloat16 = found.dtype == np.dtype("V2") or found.attrs.get("dtype") == "bfloat16"
-        if found.dtype.kind != "f" and not is_bfloat16:
-            raise refusal("floating-point numbers", f"{shown(path)} of dtype {found.dtype}")
-        self._budget.spend(found.size * found.dtype.itemsize, f"the array {shown(path)}")
-        elements = found[()]
-        if found.dtype == np.dtype("V2"):
-            return float32_of_bits(np.ascontiguousarray(elements).view("<u2")).reshape(found.shape)
-        return np.asarray(elements)
+        shape, dtype = tuple(found["shape"]), np.dtype(found["dtype"])
+        if dtype.kind != "f" and not found["is_bfloat16"]:
+            raise refusal("floating-point numbers", f"{shown(path)} of dtype {dtype}")
+        size = math.prod(shape) * dtype.itemsize
+        self._budget.spend(size, f"the array {shown(path)}")
+        self._ask("elements", path)
+        elements = np.ndarray(shape, dtype, self._read(size))
+        return float32_of_bits(elements.view("<u2")) if dtype == np.dtype("V2") else elements
 
-    def text(self, place: Any, name: str) -> str | None:
-        """Returns an attribute that is a text, or None."""
-        return "".join(_texts(place.attrs.get(name))[:1]) if name in place.attrs else None
+    def text(self, path: str, name: str) -> str | None:
+        """Returns an attribute that is a text, or None; that of the file itself under the path ""."""
+        found = self._ask("texts", path, name)
+        return None if found is None else "".join(found[:1])
 
-    def texts(self, place: Any, name: str) -> list[str]:
+    def texts(self, path: str, name: str) -> list[str]:
         """Returns an attribute that is a list of texts; Keras splits a long one into `name0`, `name1` and so on."""
-        if name in place.attrs:
-            return _texts(place.attrs[name])
-        found: list[str] = []
-        part = 0
-        while f"{name}{part}" in place.attrs:
-            found += _texts(place.attrs[f"{name}{part}"])
-            part += 1
+        found = self._ask("texts", path, name)
+        if found is not None:
+            return cast(list[str], found)
+        parts: list[str] = []
+        number = 0
+        while (part := self._ask("texts", path, f"{name}{number}")) is not None:
+            parts += part
+            number += 1
+        return parts
+
+    def _described(self, path: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._ask("describe", path)
+        if found["kind"] == "link":
+            raise refusal("an HDF5 file without links", f"{shown(path)}, which is one")
         return found
 
+    def _ask(self, *question: str) -> Any:
+        self._write(json.dumps(question).encode() + b"\n")
+        return self._answer()
 
-def _texts(value: Any) -> list[str]:
-    """Returns the texts of an attribute; none if it has other things, such as the numbers of an empty list."""
-    listed = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
-    return [each.decode() if isinstance(each, bytes) else each for each in listed if isinstance(each, bytes | str)]
+    def _write(self, *parts: bytes) -> None:
+        asked = cast(IO[bytes], self._process.stdin)
+        try:
+            for part in parts:
+                asked.write(part)
+            asked.flush()
+        except BrokenPipeError as error:
+            raise self._end() from error
+
+    def _answer(self) -> Any:
+        line = cast(IO[bytes], self._process.stdout).readline()
+        if not line.endswith(b"\n"):
+            raise self._end()
+        found = json.loads(line)
+        if "error" in found:
+            raise ValueError(found["error"])
+        return found["answer"]
+
+    def _read(self, size: int) -> bytearray:
+        elements = bytearray(size)
+        if cast(Any, self._process.stdout).readinto(elements) < size:
+            raise self._end()
+        return elements
+
+    def _end(self) -> OSError:
+        """Returns why there is no answer."""
+        status = self._process.wait()
+        if time.monotonic() >= self._ends:
+            return OSError(f"libhdf5 did not come to an end within {self._seconds:.0f} seconds, so it may be damaged")
+        return OSError(f"libhdf5 crashed over it (exit status {status}), so it may be damaged")
+
+
+@contextmanager
+def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
+    """Opens a file.
+
+    Args:
+        data: The file's bytes.
+        budget: What may be read, in arrays.
+
+    Raises:
+        OSError: If it is no HDF5 file.
+        MissingDependencyError: Without h5py.
+    """
+    if importlib.util.find_spec("h5py") is None:
+        raise MissingDependencyError("Reading .keras and .h5 files needs h5py: pip install 'convserve[import]'.")
+    seconds = _ALWAYS_SECONDS + len(data) / _BYTES_A_SECOND
+    # It finds the packages that this process finds, and with -P none in a folder that happens to be the working one.
+    process = subprocess.Popen(  # noqa: S603 (a program of ours, without a shell)
+        [sys.executable, "-P", _PROGRAM, str(seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, sys.path)))},
+    )
+    file = Hdf5File(process, seconds, budget)
+    timer = threading.Timer(seconds, process.kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        file.send(data)
+        del data  # which may be gigabytes
+        yield file
+    finally:
+        timer.cancel()
+        process.kill()
+        process.communicate()  # closes what led there, and waits

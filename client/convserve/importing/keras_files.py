@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, shown
-from convserve.importing import keras_config
+from convserve.importing import hdf5, keras_config
 from convserve.importing.hdf5 import Hdf5File
 from convserve.importing.imported import Contents, Skipped
 from convserve.importing.keras_config import Conv2DEntry
@@ -39,20 +39,20 @@ def read_archive(file: Path, budget: Budget) -> Contents:
             hint = ", but a data.pkl as PyTorch's archives of pickles do, of which none was run" if torch else ""
             raise refusal("config.json and model.weights.h5 in a .keras archive", f"one without them{hint}")
         model = keras_config.parse(read_member(archive, "config.json", budget))
-        weights = Hdf5File(read_member(archive, "model.weights.h5", budget), budget)
-    return _contents(model, file, lambda entry: _archived_weights(weights, entry))
+        with hdf5.opened(read_member(archive, "model.weights.h5", budget), budget) as weights:
+            return _contents(model, file, lambda entry: _archived_weights(weights, entry))
 
 
 def read_h5(file: Path, budget: Budget) -> Contents:
     """Returns what an `.h5` file of a whole model holds."""
-    opened = Hdf5File(file.read_bytes(), budget)
-    text = opened.text(opened.root, "model_config")
-    if text is None or opened.find("model_weights") is None:
-        expected = "a whole model, as model.save writes it"
-        raise refusal(expected, "an .h5 file without model_config, perhaps of weights alone")
-    model = keras_config.parse(text)
-    listed = keras_config.entries(model, keras_config.model_name(model, file.stem))
-    return _contents(model, file, _NamedWeights(opened, [each for each in listed if isinstance(each, Conv2DEntry)]))
+    with hdf5.opened(file.read_bytes(), budget) as opened:
+        text = opened.text("", "model_config")
+        if text is None or not opened.has("model_weights"):
+            expected = "a whole model, as model.save writes it"
+            raise refusal(expected, "an .h5 file without model_config, perhaps of weights alone")
+        model = keras_config.parse(text)
+        listed = keras_config.entries(model, keras_config.model_name(model, file.stem))
+        return _contents(model, file, _NamedWeights(opened, [each for each in listed if isinstance(each, Conv2DEntry)]))
 
 
 def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2DEntry], _Weights]) -> Contents:
@@ -89,10 +89,10 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
 def _archived_weights(opened: Hdf5File, entry: Conv2DEntry) -> _Weights:
     """Returns the weights of a Conv2D in a `.keras` archive."""
     place = f"{entry.group}/vars"
-    group, kernel = opened.find(place), opened.array(f"{place}/0")
-    if group is None or kernel is None:
+    kernel = opened.array(f"{place}/0")
+    if kernel is None:
         raise _NoWeightsError(f"the file has no weights for it at {place}")
-    name = opened.text(group, "name")
+    name = opened.text(place, "name")
     if name is not None and name != entry.names[-1]:
         raise _NoWeightsError(f"the weights at {place} are those of {shown(name)}")
     return kernel, opened.array(f"{place}/1")
@@ -146,8 +146,8 @@ class _NamedWeights:
         """Returns the layers in a group that have a kernel, each with the names of its arrays."""
         if group not in self._listed:
             owners: dict[str, dict[str, str]] = {}
-            found = self._opened.find(f"model_weights/{group}")
-            for name in [] if found is None else self._opened.texts(found, "weight_names"):
+            place = f"model_weights/{group}"
+            for name in self._opened.texts(place, "weight_names") if self._opened.has(place) else ():
                 owner, _, array = name.removesuffix(":0").rpartition("/")
                 owners.setdefault(owner, {})[array] = name
             self._listed[group] = {owner: arrays for owner, arrays in owners.items() if "kernel" in arrays}

@@ -1,0 +1,102 @@
+"""Reads one HDF5 file for another process: a program of its own, as damaged bytes can make libhdf5 loop or crash.
+
+    python hdf5_program.py SECONDS
+
+It ends after so many seconds in any case. Standard input begins with the file, 8 bytes of its length before it. After
+that each line is a question in JSON: the name of a function below and its arguments. Each answer is a line of JSON on
+standard output, {"answer": ...} or {"error": TEXT}, and the first one says that the file is open; an array's elements
+follow theirs. Nothing of convserve is imported, which would take longer than everything else here.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import io
+import json
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+
+
+def describe(root: Any, path: str) -> dict[str, Any]:
+    """Returns what there is under a path; of an array, whatever decides whether it is read."""
+    kind, found = _find(root, path)
+    if kind != "array":
+        return {"kind": kind}
+    creation = found.id.get_create_plist()
+    return {
+        "kind": kind,
+        "shape": found.shape,
+        "dtype": found.dtype.str,
+        "is_bfloat16": found.dtype == np.dtype("V2") or _texts(found.attrs.get("dtype")) == ["bfloat16"],
+        "is_elsewhere": bool(found.external or found.is_virtual),
+        "filters": [creation.get_filter(index)[0] for index in range(creation.get_nfilters())],
+    }
+
+
+def texts(root: Any, path: str, name: str) -> list[str] | None:
+    """Returns the texts in an attribute, or None if there is no such attribute."""
+    _, found = _find(root, path)
+    return _texts(found.attrs[name]) if name in found.attrs else None
+
+
+def elements(root: Any, path: str) -> np.ndarray[Any, Any]:
+    """Returns an array's bytes."""
+    _, found = _find(root, path)
+    return np.ascontiguousarray(found[()]).reshape(-1).view(np.uint8)
+
+
+def _find(root: Any, path: str) -> tuple[str, Any]:
+    """Returns what there is under a path, "" being the outermost group; a link if one is on the way."""
+    import h5py
+
+    found = root
+    for name in path.split("/") if path else ():
+        link = found.get(name, getlink=True) if isinstance(found, h5py.Group) else None
+        if not isinstance(link, h5py.HardLink):
+            return ("nothing" if link is None else "link"), link
+        found = found[name]
+    return ("array" if isinstance(found, h5py.Dataset) else "group"), found
+
+
+def _texts(value: Any) -> list[str]:
+    """Returns the texts in an attribute's value; none if it has other things, such as the numbers of an empty list."""
+    listed = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
+    return [each.decode() if isinstance(each, bytes) else each for each in listed if isinstance(each, bytes | str)]
+
+
+def _opened() -> Any:
+    import h5py
+
+    (length,) = struct.unpack("<Q", sys.stdin.buffer.read(8))
+    return h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
+
+
+def _tell(message: dict[str, Any], follows: Any = b"") -> None:
+    sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
+    sys.stdout.buffer.write(follows)
+    sys.stdout.buffer.flush()
+
+
+def main() -> None:
+    """Answers until there are no more questions, or something is wrong."""
+    faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)  # also when nobody is left to end this process
+    questions = {function.__name__: function for function in (describe, texts, elements)}
+    try:
+        root = _opened()
+        _tell({"answer": None})
+        for line in sys.stdin.buffer:
+            name, *arguments = json.loads(line)
+            answer = questions[name](root, *arguments)
+            if name == "elements":
+                _tell({"answer": None}, answer)
+            else:
+                _tell({"answer": answer})
+    except Exception as error:  # whatever a reader stumbles over in a damaged file
+        _tell({"error": str(error) or type(error).__name__})
+
+
+if __name__ == "__main__":
+    main()
