@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint stubs breaking agreement constraints clean
+.PHONY: demo test lint stubs breaking agreement bench constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -30,6 +30,10 @@ breaking: $(INSTALLED)
 # Every Conv2D of several keras.applications models against Keras: about ten minutes.
 agreement: $(INSTALLED)
 	$(BIN)/python tests/agreement.py
+
+# The service beside other servers: make bench PEERS=path/to/the/kit [BENCH="--quick hand_raw"]. Up to an hour.
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.bench.peers --kit "$(PEERS)" $(BENCH)
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@echo "== setting up .venv (once; a few minutes) =="

@@ -1,0 +1,162 @@
+"""Results as Markdown: what the programs print is what docs/performance.md shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Result = dict[str, Any]
+
+PEERS = {
+    "convserve_shm_peer": "**convserve, shared memory**",
+    "convserve_peer": "**convserve, gRPC**",
+    "inproc_tf": "the layer in process, again",
+    "inproc_keras": "an eager Keras layer in process",
+    "triton_backend": "NVIDIA Triton, Python backend",
+    "triton_pytriton": "NVIDIA PyTriton",
+    "hand_raw": "hand-written grpcio, bytes",
+    "hand_float": "hand-written grpcio, repeated float",
+    "kserve": "KServe",
+    "mlserver": "MLServer",
+    "rayserve": "Ray Serve",
+    "mosec": "mosec (HTTP, msgpack)",
+    "litserve": "LitServe (HTTP)",
+}
+_CELLS = {
+    "w1c1": "W1 latency", "w1c8": "W1 rate of 8", "w2c1": "W2 latency", "w2c8": "W2 rate of 8", "w3c1": "W3 latency",
+    "w3c8": "W3 rate of 8", "w4c1": "W4 latency", "w5c1": "W5 latency",
+}  # fmt: skip
+"""The kit's cells; a latency of one caller, or calls per second of eight."""
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a Markdown table; all columns but the first are aligned to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def provenance(result: Result) -> str:
+    """Returns where a result comes from, as a line under its table."""
+    quick = " A quick pass, not for quoting." if result["quick"] else ""
+    return (
+        f"`{result['command']}`, {result['time'][:10]}, {result['machine']}, convserve {result['convserve']} "
+        f"({result['commit']}), Python {result['python']}.{quick}"
+    )
+
+
+def peers(result: Result) -> str:
+    """Returns the peers' table: multiples of the layer in process, and their spread over the rounds."""
+    runs: dict[str, list[Result]] = {}
+    for each in result["results"]:
+        runs.setdefault(each["peer"], []).append(each)
+    cells = [cell for cell in _CELLS if any(cell in run for listed in runs.values() for run in listed)]
+    first = {name: number for number, name in enumerate(PEERS)}
+    ordered = sorted(runs, key=lambda name: first.get(name, len(first)))
+    ratios = [
+        [PEERS.get(name, name), *(_spread(runs[name], cell) for cell in cells), _greatest_difference(runs[name])]
+        for name in ordered
+    ]
+    reference = ["the layer in process (tf.function) = 1", *(_reference(result["results"], each) for each in cells), ""]
+    absolute = [
+        [PEERS.get(name, name), *(_own(runs[name], each) for each in cells), _start(runs[name])] for name in ordered
+    ]
+    return "\n\n".join(
+        [
+            table(["multiple of the layer in process", *(_CELLS[each] for each in cells), "differs by"], ratios),
+            table(["p50 in ms, or calls/s", *(_CELLS[each] for each in cells), "starts in s"], [reference, *absolute]),
+            provenance(result),
+        ]
+        + [
+            f"* {PEERS.get(each['peer'], each['peer'])}: {each['error']}"
+            for each in result["results"]
+            if "error" in each
+        ]
+    )
+
+
+def memory(result: Result) -> str:
+    """Returns the tables of `memory`: growth, cost per byte, and peak."""
+    parts = []
+    if "growth" in result:
+        rows = []
+        for case in result["growth"]:
+            for each in case["sides"]:
+                sizes = each["resident_bytes"][0], each["resident_bytes"][-1], each["grown_bytes"]
+                rows.append([f"{case['calls']:,} {case['what']} calls", each["side"], *map(_mb, sizes)])
+        parts.append(table([f"{result['path']}: resident size, MB", "side", "before", "after", "grown by"], rows))
+    if "bytes" in result:
+        keys = ("p50_ms", "compute_ms", "ns_per_byte", "ns_per_byte_moved")
+        rows = [[f"{each['bytes_each_way']:,}", *(_short(each[key]) for key in keys)] for each in result["bytes"]]
+        head = ["p50, ms", "of it computing, ms", "ns a byte", "ns a byte, without computing"]
+        parts.append(table([f"{result['path']}: bytes each way", *head], rows))
+    if "peak" in result:
+        rows = [
+            [each["what"], _mb(each["bytes"]), _mb(each["peak_bytes"]), f"{each['ratio']:.2f}"]
+            for each in result["peak"]
+        ]
+        head = [f"{result['path']}: one request", "input and output, MB", "the server's peak, MB", "ratio"]
+        parts.append(table(head, rows))
+    return "\n\n".join([*parts, provenance(result)])
+
+
+def server_kinds(result: Result) -> str:
+    """Returns the table of `server_kinds`."""
+    rows = [
+        [each["what"], f"{each['p50_ms']:.2f}", f"{each['latency_ratio']:.2f}", f"{each['calls_per_s_of_8']:.0f}",
+         f"{each['rate_ratio']:.2f}"]
+        for each in result["kinds"].values()
+    ]  # fmt: skip
+    head = ["server", "latency of one caller, ms", "/ threads", "calls/s of 8 callers", "/ threads"]
+    return f"{table(head, rows)}\n\n{provenance(result)}"
+
+
+def median_of(runs: Sequence[Result], cell: str, key: str) -> float | None:
+    """Returns the median of a figure over a peer's runs, or None if it was never measured."""
+    values = [run[cell][key] for run in runs if key in run.get(cell, {})]
+    return statistics.median(values) if values else None
+
+
+def _spread(runs: Sequence[Result], cell: str) -> str:
+    values = [run[cell]["ratio"] for run in runs if "ratio" in run.get(cell, {})]
+    if not values:
+        return "-"
+    middle = f"**{_short(statistics.median(values))}**"
+    return middle if len(values) == 1 else f"{middle} {_short(min(values))}..{_short(max(values))}"
+
+
+def _own(runs: Sequence[Result], cell: str) -> str:
+    return _figure(runs, cell, "rps" if cell.endswith("c8") else "p50_ms")
+
+
+def _reference(runs: Sequence[Result], cell: str) -> str:
+    return _figure(runs, cell, "ref_rps" if cell.endswith("c8") else "ref_p50_ms")
+
+
+def _figure(runs: Sequence[Result], cell: str, key: str) -> str:
+    value = median_of(runs, cell, key)
+    return "-" if value is None else _short(value)
+
+
+def _greatest_difference(runs: Sequence[Result]) -> str:
+    checks = [check for run in runs for check in run["check"].values()]
+    if not checks or any(check.get("maxdiff") is None for check in checks):
+        return "WRONG"
+    return f"{max(check['maxdiff'] for check in checks):.1g}"
+
+
+def _start(runs: Sequence[Result]) -> str:
+    starts = [run["start_s"] for run in runs if "start_s" in run]
+    return _short(statistics.median(starts)) if starts else "-"
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _mb(amount: float) -> str:
+    return f"{amount / 1e6:,.1f}"
+
+
+RENDERERS: dict[str, Callable[[Result], str]] = {"peers": peers, "memory": memory, "server_kinds": server_kinds}
+"""By the name of the program that makes the result."""
