@@ -84,6 +84,11 @@ class TensorPath:
                 return memory.empty(shape, dtype)
         return np.empty(shape, dtype)
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether calls share memory with the server at this moment."""
+        return self._sharing.memory() is not None
+
     def close(self) -> None:
         """Ends the sharing of memory."""
         self._sharing.close()

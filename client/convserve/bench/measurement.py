@@ -136,6 +136,7 @@ class Measurement:
                 "devices": [f"{each.name} {each.description}".strip() for each in self._info.devices],
                 "tf32": self._info.tf32,
             },
+            "shared_memory": self._client._tensors.shares_memory,
             "seconds": self._seconds,
             "interrupted": self._interrupted,
             "workloads": [

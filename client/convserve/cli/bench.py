@@ -84,6 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     load.add_argument(
         "--seconds", type=_seconds, default=20.0, metavar="N", help="how long to measure in all (default: %(default)g)"
     )
+    load.add_argument(
+        "--no-shared-memory", action="store_true", help="send tensors over the connection, also to a server here"
+    )
     load.add_argument("--no-in-process", action="store_true", help="leave out the layer in this process")
     call = parser.add_argument_group("call")
     call.add_argument("--input-shape", type=shape, metavar="N,H,W,C", help="the input's shape with its batch axis")
@@ -117,7 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         plot.check()
     interrupted = False
     with (
-        connect(arguments) as client,
+        connect(arguments, shared_memory=not arguments.no_shared_memory) as client,
         Measurement(client, arguments.target, _loads(arguments), timeout=arguments.timeout) as measurement,
     ):
         try:

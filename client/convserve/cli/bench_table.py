@@ -16,7 +16,8 @@ def print_document(document: dict[str, Any]) -> None:
     print_rows(
         [
             ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
-            ("here", f"{document['machine']}"),
+            ("here", document["machine"]),
+            ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
             ("time", f"{document['time']}, measured for {document['seconds']:.1f} s" + _interruption(document)),
         ]
     )

@@ -39,11 +39,16 @@ def add_connection_options(parser: argparse.ArgumentParser, *, timeout: float) -
     )
 
 
-def connect(arguments: argparse.Namespace) -> Client:
-    """Returns a client for the server that the options name."""
+def connect(arguments: argparse.Namespace, *, shared_memory: bool = True) -> Client:
+    """Returns a client for the server that the options name.
+
+    Args:
+        arguments: The options of `add_connection_options`.
+        shared_memory: Whether tensors may go through shared memory.
+    """
     from convserve import Client
 
-    return Client(arguments.target, timeout=arguments.timeout)
+    return Client(arguments.target, timeout=arguments.timeout, shared_memory=shared_memory)
 
 
 def _seconds(text: str) -> float:
