@@ -37,7 +37,7 @@ from convserve.tensor import (
 from convserve.v1 import convolution_service_pb2
 
 DEFAULT_TIMEOUT_S = 60.0
-_LARGEST_WHOLE_BYTES = 2**23  # of a tensor that goes in one message
+_LARGEST_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
 _LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
 OneLayer = Layer | Conv2D | KnownLayer

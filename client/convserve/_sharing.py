@@ -26,7 +26,7 @@ CONVOLVE: dict[str, Any] = {
 }
 """The arguments with which a channel makes Convolve's call for tensors in shared memory."""
 
-_SMALLEST_SHARED_BYTES = 2**16  # of input and output together: below it a message is as quick
+_SMALLEST_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
 _SMALLEST_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
 _RETRY_S = 60.0  # to the next attempt after one that failed
 
