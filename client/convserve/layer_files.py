@@ -18,8 +18,8 @@ from convserve.v1 import conv2d_pb2
 LAYER_SUFFIXES = (".safetensors", ".npz")
 """How the names of the files that `save_layer` writes end."""
 
-# What a server's durable store writes too.
-_FORMAT = {"format": "convserve.v1.layer"}
+FORMAT = {"format": "convserve.v1.layer"}
+"""The metadata by which such a safetensors file is known; a server's durable store writes the same."""
 
 
 def save_layer(path: str | Path, layer: Layer) -> None:
@@ -36,7 +36,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
     try:
         if file.suffix.lower() == ".safetensors":
             config = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
-            safetensors_files.write(file, arrays, _FORMAT | {"conv2d": config})
+            safetensors_files.write(file, arrays, FORMAT | {"conv2d": config})
         elif file.suffix.lower() == ".npz":
             wide = {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.name == "bfloat16"}
             with file.open("wb") as opened:
@@ -56,7 +56,7 @@ def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
         ValueError: If it is not the JSON form of the contract's Conv2D.
         InvalidConfigurationError: If a parameter is wrong.
     """
-    if not _FORMAT.items() <= metadata.items():
+    if not FORMAT.items() <= metadata.items():
         return None
     try:
         return conv2d_message.from_message(json_format.Parse(metadata.get("conv2d", ""), conv2d_pb2.Conv2D()))

@@ -15,7 +15,8 @@ from convserve.bfloat16 import float32_of_bits
 from convserve.errors import MissingDependencyError
 from convserve.tensor import Array, Shape, itemsize
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # the format's names
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+"""The dtypes that layers have, by the format's names."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class SafetensorsFile:
                 for name in opened.keys():  # noqa: SIM118 (no dictionary)
                     said = opened.get_slice(name)
                     dtype = str(said.get_dtype())
-                    self.tensors[name] = StoredTensor(tuple(said.get_shape()), _DTYPES.get(dtype, dtype))
+                    self.tensors[name] = StoredTensor(tuple(said.get_shape()), DTYPES.get(dtype, dtype))
         except safetensors.SafetensorError as error:
             raise ValueError(str(error)) from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
 """The initial metadata in which a server says, before it is sent weights, whether it wants them."""
 
 _PIECE_BYTES = 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 
 class KnownLayer:
@@ -70,6 +72,20 @@ class KnownLayer:
         """Returns name, digest and configuration."""
         name = f"{self.name!r} " if self.name else ""
         return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
+
+
+def check_name(name: str) -> None:
+    """Checks the name that a layer is to have; client and server both call it.
+
+    Raises:
+        InvalidRequestError: If it has other characters than allowed.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+        text = (
+            "Expected 1 to 200 letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, without '..'. "
+            f"Received {shown(name)}."
+        )
+        raise InvalidRequestError(FieldViolation("name", text))
 
 
 def put_start(layer: Layer, name: str | None) -> layer_service_pb2.PutLayerRequest:

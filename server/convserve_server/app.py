@@ -132,7 +132,8 @@ def _store(settings: Settings) -> LayerStore:
     try:
         return LayerStore(settings.layer_memory_bytes, settings.store_bytes, folder)
     except OSError as error:
-        text = f"--store: Expected a folder that can be written to. Received {settings.store}: {error.strerror}."
+        expected = "Expected a folder that can be written to and that no other server uses"
+        text = f"--store: {expected}. Received {settings.store}: {error.strerror}."
         raise SettingsError(text) from error
 
 

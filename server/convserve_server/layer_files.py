@@ -1,16 +1,19 @@
 """Layers in a folder: one safetensors file a layer, one small file a name, each written whole or not at all.
 
     FOLDER/layers/DIGEST.safetensors    weights; in the header's metadata the configuration, as the contract's JSON, and
-                                        a checksum of what is read without the weights
+                                        a checksum of it, for names and initializers are no part of the digest
     FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ...}
     FOLDER/set-aside/                   what was torn, tampered with or not ours, kept for the operator to look at
+    FOLDER/lock                         locked by the one server that has the folder open, however that server ends
 
 A file is written under another name, synced, and renamed, so a crash leaves the old state or the new one. What is read
-is believed only if its digest, computed anew, is the one in its name; a head alone, if its checksum is right.
+is believed only if its digest, computed anew, is the one in its name, and its checksum is right.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import logging
@@ -18,9 +21,10 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 from google.protobuf import json_format
@@ -29,13 +33,13 @@ from safetensors.numpy import save
 
 from convserve import Conv2D, ConvserveError, Layer, conv2d_message
 from convserve.layer import check_weight_shapes
-from convserve.tensor import Shape, itemsize, numpy_dtype
+from convserve.layer_files import FORMAT
+from convserve.safetensors_files import DTYPES
+from convserve.tensor import itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
 
 log = logging.getLogger("convserve")
 
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}  # safetensors' names
-_FORMAT = "convserve.v1.layer"
 _LONGEST_HEAD = 2**20
 _LONGEST_NAME_FILE = 2**12
 # What contents that nobody of ours wrote make a reader raise; deep nesting is a RecursionError.
@@ -43,8 +47,6 @@ _READING_ERRORS = (
     json_format.ParseError, SafetensorError, ConvserveError, ValueError, KeyError, TypeError, AttributeError,
     RecursionError,
 )  # fmt: skip
-
-T = TypeVar("T")
 
 
 class TornLayerError(Exception):
@@ -58,12 +60,14 @@ class LayerFiles:
         """Makes the folder where it is missing, and clears what an interrupted write left.
 
         Raises:
-            OSError: If the folder cannot be made or written to.
+            OSError: If the folder cannot be made or written to; EBUSY if another process has it open.
         """
         self._layers, self._names = folder / "layers", folder / "names"
         self._set_aside = folder / "set-aside"
         for each in (self._layers, self._names, self._set_aside):
             each.mkdir(parents=True, exist_ok=True)
+        _lock_out_other_processes(self, folder / "lock")
+        for each in (self._layers, self._names, self._set_aside):
             tempfile.TemporaryFile(dir=each).close()
         for each in (*self._layers.glob("*.partial"), *self._names.glob("*.partial")):
             if each.is_file():
@@ -74,18 +78,21 @@ class LayerFiles:
         assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
         tensors = {"kernel": layer.kernel} | ({} if layer.bias is None else {"bias": layer.bias})
         config = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
-        metadata = {"format": _FORMAT, "conv2d": config, "checksum": _checksum(config, layer.kernel.shape)}
-        data = save(tensors, metadata=metadata)
+        data = save(tensors, metadata=FORMAT | {"conv2d": config, "checksum": _checksum(config)})
         _write_whole(self._path(key), data)
         return len(data)
 
     def read(self, key: bytes) -> Layer | None:
         """Returns a stored layer, or None; what is not what it should be is set aside and reported, and is None too."""
-        return self._believed(key, lambda file: _layer(file, key))
-
-    def read_head(self, key: bytes) -> tuple[Conv2D, Shape] | None:
-        """Returns a stored layer's configuration and its kernel's shape, or None, as `read` but without the weights."""
-        return self._believed(key, _head)
+        path = self._path(key)
+        try:
+            with path.open("rb") as file:
+                return _layer(file, key)
+        except FileNotFoundError:
+            return None
+        except (TornLayerError, PermissionError, IsADirectoryError) as error:
+            self._put_aside(path, error)
+            return None
 
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
@@ -137,18 +144,6 @@ class LayerFiles:
         # Hashed, so that no name, whatever its characters, can lead out of the folder or be too long for it.
         return self._names / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
-    def _believed(self, key: bytes, read: Callable[[BinaryIO], T]) -> T | None:
-        """Returns what is read from a layer's file, or None if there is none, or none that can be believed."""
-        path = self._path(key)
-        try:
-            with path.open("rb") as file:
-                return read(file)
-        except FileNotFoundError:
-            return None
-        except (TornLayerError, PermissionError, IsADirectoryError) as error:
-            self._put_aside(path, error)
-            return None
-
     def _put_aside(self, path: Path, why: Exception) -> None:
         # A name may already be as long as names of files can be.
         place = self._set_aside / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
@@ -159,11 +154,11 @@ class LayerFiles:
 
 def _layer(file: BinaryIO, key: bytes) -> Layer:
     """Returns the layer in a file whose name promises this digest."""
-    config, _ = _head(file)
+    config = _config(file)
     file.seek(0)
     try:
         tensors = {
-            name: np.frombuffer(each["data"], numpy_dtype(_DTYPES[each["dtype"]])).reshape(each["shape"])
+            name: np.frombuffer(each["data"], numpy_dtype(DTYPES[each["dtype"]])).reshape(each["shape"])
             for name, each in deserialize(file.read())  # type: ignore[no-untyped-call]
         }
         layer = Layer(config, tensors["kernel"], tensors.get("bias"))
@@ -174,16 +169,16 @@ def _layer(file: BinaryIO, key: bytes) -> Layer:
     return layer
 
 
-def _head(file: BinaryIO) -> tuple[Conv2D, Shape]:
-    """Returns the configuration and the kernel's shape at the beginning of a file, and checks the file's size."""
+def _config(file: BinaryIO) -> Conv2D:
+    """Returns the configuration at the beginning of a file, whose size it checks before anybody reads all of it."""
     length = int.from_bytes(file.read(8), "little")
     if length > _LONGEST_HEAD:
         raise TornLayerError(f"its head says that it has {length} bytes")
     try:
         tensors = json.loads(file.read(length))
         metadata, shape = tensors["__metadata__"], tensors["kernel"]["shape"]
-        if metadata["format"] != _FORMAT or metadata["checksum"] != _checksum(metadata["conv2d"], shape):
-            raise ValueError("its head has another checksum, or another format")
+        if not FORMAT.items() <= metadata.items() or metadata["checksum"] != _checksum(metadata["conv2d"]):
+            raise ValueError("its head has another format, or another checksum")
         config = conv2d_message.from_message(json_format.Parse(metadata["conv2d"], conv2d_pb2.Conv2D()))
         check_weight_shapes(config, tuple(shape), config.use_bias)
         elements = math.prod(shape) + (config.filters if config.use_bias else 0)
@@ -193,11 +188,22 @@ def _head(file: BinaryIO) -> tuple[Conv2D, Shape]:
     found = os.fstat(file.fileno()).st_size
     if found != expected:
         raise TornLayerError(f"it has {found} bytes, and was written with {expected}")
-    return config, tuple(shape)
+    return config
 
 
-def _checksum(config: str, kernel_shape: Sequence[int]) -> str:
-    return hashlib.sha256(f"{list(kernel_shape)} {config}".encode()).hexdigest()
+def _checksum(config: str) -> str:
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
+def _lock_out_other_processes(owner: LayerFiles, path: Path) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    weakref.finalize(owner, os.close, descriptor)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise OSError(errno.EBUSY, "another server has it open") from error
 
 
 def _write_whole(path: Path, data: bytes) -> None:

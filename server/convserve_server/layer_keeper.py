@@ -16,9 +16,11 @@ from convserve import (
 )
 from convserve.errors import FieldViolation
 from convserve.plan import kernel_shape
+from convserve.stored import check_name
 from convserve.tensor import Array, itemsize
 from convserve_server.convolver import Engine
-from convserve_server.store import LayerStore, StoredLayer, StoreUsage, check_name
+from convserve_server.store import LayerStore
+from convserve_server.stored_layer import StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 

@@ -1,71 +1,32 @@
 """The layer store: layers by digest, names that lead to them, a budget of memory, and a folder where there is one.
 
 Without a folder the memory is the store: what was used longest ago goes first when the budget is spent, and layers with
-a name stay. With a folder every layer stays on the disk, and the memory holds those used last.
+a name stay. With a folder every layer stays on the disk, and the memory holds those used last. A layer whose file is
+missing or was set aside is not held, but its names are kept: they lead to it again once it is put again.
 """
 
 from __future__ import annotations
 
 import errno
-import re
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
+from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.errors import FieldViolation, shown
-from convserve.tensor import Shape, itemsize
+from convserve.stored import check_name
+from convserve.tensor import Shape
 from convserve_server.layer_files import LayerFiles
+from convserve_server.layer_names import LayerNames
+from convserve_server.stored_layer import StoredLayer, StoreUsage
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+log = logging.getLogger("convserve")
+
 # Beside the weights' own bytes, what a layer's objects take.
 _OVERHEAD_BYTES = 4096
-
-
-@dataclass(frozen=True)
-class StoredLayer:
-    """What is known of a stored layer without its weights.
-
-    Attributes:
-        digest: Its identity.
-        names: The names that lead to it, sorted.
-        config: Its configuration, every seed filled in.
-        kernel_shape: The kernel's shape.
-    """
-
-    digest: bytes
-    names: tuple[str, ...]
-    config: Conv2D
-    kernel_shape: Shape
-
-    @property
-    def parameter_count(self) -> int:
-        """The number of weights."""
-        height, width, inputs, filters = self.kernel_shape
-        return height * width * inputs * filters + (filters if self.config.use_bias else 0)
-
-    @property
-    def weight_bytes(self) -> int:
-        """The bytes that the weights take."""
-        return self.parameter_count * itemsize(self.config.variable_dtype)
-
-
-@dataclass(frozen=True)
-class StoreUsage:
-    """What the store holds, and has done since the start.
-
-    Attributes:
-        layers: Layers, in memory or on disk.
-        memory_bytes: What the layers in memory take.
-        evictions: Layers that left the memory for want of room.
-    """
-
-    layers: int
-    memory_bytes: int
-    evictions: int
 
 
 class LayerStore:
@@ -90,12 +51,13 @@ class LayerStore:
         self._files = LayerFiles(folder) if folder is not None else None
         self._on_disk: dict[bytes, int] = self._files.sizes() if self._files else {}
         self._disk_bytes = sum(self._on_disk.values())
-        self._leads_to: dict[str, bytes] = {}
-        self._names: dict[bytes, set[str]] = {}
+        # Of layers on disk whose digest has been checked since the start, so that nobody is told what a file claims.
+        self._heads: dict[bytes, tuple[Conv2D, Shape]] = {}
+        self._names = LayerNames()
         for name, key in self._files.names() if self._files else ():
-            if key in self._on_disk:
-                self._leads_to[name] = key
-                self._names.setdefault(key, set()).add(name)
+            self._names.add(name, key)
+        for key in self._names.digests() - self._on_disk.keys():
+            self._report_lost(key)
 
     def put(self, layer: Layer, name: str = "") -> tuple[StoredLayer, bool]:
         """Stores a layer, and lets a name lead to it; returns it and whether it was there before.
@@ -109,10 +71,10 @@ class LayerStore:
             check_name(name)
         key = layer.digest
         with self._disk_lock, _overloaded_where_the_disk_is_full():
-            existed = (self._recalled(key) or self._read(key)) is not None
+            existed = (self._recalled(key) or self._fetched(key)) is not None
             if not existed:
-                self._add(key, layer)
-            if name and self._leads_to.get(name) != key:
+                self._add(key, layer, name)
+            if name and self._names.digest_of(name) != key:
                 self._name(key, name)
             return self.describe(key), existed
 
@@ -125,28 +87,27 @@ class LayerStore:
         found = self._recalled(key)
         if found is None and key in self._on_disk:
             with self._disk_lock:
-                found = self._recalled(key) or self._read(key)
+                found = self._recalled(key) or self._fetched(key)
         if found is None:
             raise _not_found(key)
         return found
 
     def describe(self, key: bytes) -> StoredLayer:
-        """Returns what is known of the layer with this digest, without loading its weights.
+        """Returns what is known of the layer with this digest. Its file is read the first time after a start.
 
         Raises:
             LayerNotFoundError: If there is none.
         """
         with self._lock:
             layer = self._memory.get(key)
-            if layer is not None and layer.kernel is not None:
-                return StoredLayer(key, self._names_of(key), layer.config, layer.kernel.shape)
-        if self._files and key in self._on_disk:
+            head = self._heads.get(key) if layer is None else _head(layer)
+        if head is None:
             with self._disk_lock:
-                head = self._files.read_head(key)
-                if head is not None:
-                    return StoredLayer(key, self._names_of(key), *head)
-                self._forget(key)  # it was set aside
-        raise _not_found(key)
+                layer = self._read(key)
+            if layer is None:
+                raise _not_found(key)
+            head = _head(layer)
+        return StoredLayer(key, self._names.of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
         """Returns the digest that a name leads to.
@@ -155,9 +116,10 @@ class LayerStore:
             LayerNotFoundError: If it leads nowhere.
         """
         with self._lock:
-            key = self._leads_to.get(name)
-        if key is None:
-            text = f"Expected the name of a stored layer. Received {shown(name)}, which leads nowhere."
+            key = self._names.digest_of(name)
+        if key is None or key not in self:
+            lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
+            text = f"Expected the name of a stored layer. Received {shown(name)}, which leads nowhere{lost}."
             raise LayerNotFoundError(text, layer=name, by_name=True)
         return key
 
@@ -177,7 +139,7 @@ class LayerStore:
         with self._lock:
             keys = {*self._memory, *self._on_disk}
             if prefix:
-                keys &= {key for name, key in self._leads_to.items() if name.startswith(prefix)}
+                keys &= self._names.beginning_with(prefix)
         found: list[StoredLayer] = []
         for key in sorted(key for key in keys if key > after):
             if len(found) == size:
@@ -206,8 +168,8 @@ class LayerStore:
             LayerNotFoundError: If the name leads nowhere.
         """
         with self._disk_lock:
-            key = self.digest_of(name)
-            if len(self._names[key]) == 1:
+            key = self._names.digest_of(name) or self.digest_of(name)
+            if self._names.of(key) == (name,):
                 self._forget(key)
                 return
             if self._files:
@@ -224,8 +186,10 @@ class LayerStore:
         """Returns whether a layer with this digest is stored."""
         return key in self._memory or key in self._on_disk
 
-    def check_room(self, size: int) -> None:
+    def check_room(self, size: int, name: str = "") -> None:
         """Checks that a layer of so many bytes may be put; without a folder, layers with a name are never evicted.
+
+        The layer that `name` is taken from may be, if it has no other.
 
         Raises:
             TooLargeError: If it is larger than the whole store.
@@ -236,6 +200,10 @@ class LayerStore:
         else:
             budget, held, setting = self._memory_budget, self._pinned_bytes, "layer-memory-bytes"
             holder = "the layers with a name"
+            with self._lock:
+                before = self._names.digest_of(name)
+                if before and self._names.of(before) == (name,):
+                    held -= _size(self._memory[before])
         if size > budget:
             text = (
                 f"Expected a layer of at most {budget} bytes, the server's --{setting}. Received one of {size} bytes: "
@@ -249,27 +217,28 @@ class LayerStore:
             )
             raise OverloadedError(text)
 
-    def _add(self, key: bytes, layer: Layer) -> None:
-        self.check_room(_size(layer))
+    def _add(self, key: bytes, layer: Layer, name: str) -> None:
+        self.check_room(_size(layer), name)
         size = self._files.write(layer, key) if self._files else 0
         with self._lock:
             if self._files:
                 self._on_disk[key] = size
                 self._disk_bytes += size
-            self._remember(key, layer)
+                self._heads[key] = _head(layer)
+            self._memory[key] = layer
+            self._memory_bytes += _size(layer)
+            if name and not self._files:
+                self._name(key, name)  # before anything is evicted: what had the name may have to make room
+            self._evict_for(key)
 
     def _name(self, key: bytes, name: str) -> None:
         if self._files:
             self._files.write_name(name, key)
         with self._lock:
             self._unname(name)
-            self._leads_to[name] = key
-            self._names.setdefault(key, set()).add(name)
-            if not self._files and len(self._names[key]) == 1:
+            if not self._files and key not in self._names:
                 self._pinned_bytes += _size(self._memory[key])
-
-    def _names_of(self, key: bytes) -> tuple[str, ...]:
-        return tuple(sorted(self._names.get(key, ())))
+            self._names.add(name, key)
 
     def _recalled(self, key: bytes) -> Layer | None:
         """Returns a layer that is in memory, and makes it the last used."""
@@ -278,19 +247,36 @@ class LayerStore:
                 self._memory.move_to_end(key)
             return self._memory.get(key)
 
-    def _read(self, key: bytes) -> Layer | None:
-        found = self._files.read(key) if self._files and key in self._on_disk else None
-        if found is None:
-            self._forget(key)  # it was set aside
-        else:
+    def _fetched(self, key: bytes) -> Layer | None:
+        """Returns a layer from its file, and makes it the last used in memory."""
+        found = self._read(key)
+        if found is not None:
             with self._lock:
-                self._remember(key, found)
+                self._memory[key] = found
+                self._memory_bytes += _size(found)
+                self._evict_for(key)
         return found
 
-    def _remember(self, key: bytes, layer: Layer) -> None:
-        """Makes a layer the last used in memory, and lets those used longest ago go until the budget holds."""
-        self._memory[key] = layer
-        self._memory_bytes += _size(layer)
+    def _read(self, key: bytes) -> Layer | None:
+        """Returns a layer from its file, checked against its digest; one that was set aside is not held any more."""
+        if self._files is None or key not in self._on_disk:
+            return None
+        found = self._files.read(key)
+        if found is None:
+            self._drop(key)
+            self._report_lost(key)
+        else:
+            self._heads[key] = _head(found)
+        return found
+
+    def _report_lost(self, key: bytes) -> None:
+        names = self._names.of(key)
+        if names:
+            told = ", ".join(names)
+            log.error("the layer %s is lost, until it is put again; so lead nowhere: %s", key.hex(), told)
+
+    def _evict_for(self, key: bytes) -> None:
+        """Lets layers used longest ago leave the memory until the budget holds."""
         for oldest in list(self._memory) if self._memory_bytes > self._memory_budget else ():
             if self._files or (oldest != key and oldest not in self._names):
                 self._memory_bytes -= _size(self._memory.pop(oldest))
@@ -299,17 +285,12 @@ class LayerStore:
                     break
 
     def _unname(self, name: str) -> None:
-        key = self._leads_to.pop(name, None)
-        if key is None:
-            return
-        self._names[key].discard(name)
-        if not self._names[key]:
-            del self._names[key]
-            if not self._files:
-                self._pinned_bytes -= _size(self._memory[key])
+        unnamed = self._names.remove(name)
+        if unnamed and not self._files:
+            self._pinned_bytes -= _size(self._memory[unnamed])
 
     def _forget(self, key: bytes) -> None:
-        names = self._names_of(key)
+        names = self._names.of(key)
         if self._files:
             for name in names:
                 self._files.delete_name(name)
@@ -318,24 +299,15 @@ class LayerStore:
         with self._lock:
             for name in names:
                 self._unname(name)
+            self._drop(key)
+
+    def _drop(self, key: bytes) -> None:
+        with self._lock:
             layer = self._memory.pop(key, None)
             if layer is not None:
                 self._memory_bytes -= _size(layer)
             self._disk_bytes -= self._on_disk.pop(key, 0)
-
-
-def check_name(name: str) -> None:
-    """Checks a layer's name.
-
-    Raises:
-        InvalidRequestError: If it has other characters than allowed.
-    """
-    if not _NAME.fullmatch(name) or ".." in name:
-        text = (
-            "Expected 1 to 200 letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, without '..'. "
-            f"Received {shown(name)}."
-        )
-        raise InvalidRequestError(FieldViolation("name", text))
+            self._heads.pop(key, None)
 
 
 @contextmanager
@@ -352,6 +324,11 @@ def _overloaded_where_the_disk_is_full() -> Iterator[None]:
 def _not_found(key: bytes) -> LayerNotFoundError:
     text = f"Expected a stored layer. Received digest {key.hex()}, which this server does not hold: put it."
     return LayerNotFoundError(text, layer=key.hex())
+
+
+def _head(layer: Layer) -> tuple[Conv2D, Shape]:
+    assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
+    return layer.config, layer.kernel.shape
 
 
 def _size(layer: Layer) -> int:

@@ -145,11 +145,10 @@ def test_what_was_tampered_with_is_set_aside_and_comes_back_from_the_client(fold
                     expected = layer(seed).kernel.sum(axis=(0, 1, 2))
                     np.testing.assert_array_equal(client.put(layer(seed), name=f"layer/{seed}")(x).ravel(), expected)
 
-            found = {seed: client.layer(f"layer/{seed}") for seed in (0, 2, 3, 4)}
-            with pytest.raises(LayerNotFoundError):
-                client.layer("layer/1")  # its torn file shows at once, the other one's when its weights are read
-            with pytest.raises(LayerNotFoundError):
-                found[2](x)
+            found = {seed: client.layer(f"layer/{seed}") for seed in (0, 3, 4)}
+            for seed in (1, 2):
+                with pytest.raises(LayerNotFoundError):
+                    client.layer(f"layer/{seed}")
             assert len(list(set_aside.iterdir())) == 4
             check(0, 1, 2, 3, 4)
 

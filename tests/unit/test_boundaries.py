@@ -83,8 +83,12 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.settings": set(),
     "convserve_server.convolver": {"convserve"},
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
-    "convserve_server.store": {"convserve", "convserve_server.layer_files"},
-    "convserve_server.layer_keeper": {"convserve", "convserve_server.convolver", "convserve_server.store"},
+    "convserve_server.layer_names": set(),
+    "convserve_server.stored_layer": {"convserve"},
+    "convserve_server.store": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("layer_files", "layer_names", "stored_layer")},
+    "convserve_server.layer_keeper": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("convolver", "store", "stored_layer")},
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"},

@@ -54,7 +54,7 @@ def test_what_is_deleted_stays_deleted(folder: Path) -> None:
     opened(folder).delete_name("net/stem")
     opened(folder).delete(OTHER.digest)
     assert opened(folder).page("", b"", 10) == []
-    assert [path.name for path in folder.rglob("*") if path.is_file()] == []
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["lock"]
 
 
 def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(
@@ -129,6 +129,23 @@ def test_killed_before_any_step_of_a_put_the_store_has_the_old_or_the_new(folder
 # Folders and disks that refuse
 
 
+def test_a_folder_belongs_to_one_process_however_that_ends(folder: Path) -> None:
+    code = "import sys; from tests.layer_folder import *; store = opened(Path(sys.argv[1])); print(flush=True); input()"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, folder]
+    partial = folder / "layers" / "0.safetensors.abc.partial"
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        partial.touch()  # the other one's, under way
+        with pytest.raises(OSError, match="another server has it open"):
+            opened(folder)
+        assert partial.exists()
+        other.kill()
+    assert is_layer(opened(folder).layer(KEY))
+
+
 @pytest.fixture
 def nobodys_folder(folder: Path) -> Iterator[Path]:
     """The same folder for a process that, unlike root, may not do everything."""
@@ -186,6 +203,6 @@ def test_a_disk_that_fails_leaves_the_old_state(
             store.put(OTHER, "net/stem")
     assert store.usage() == usage
     assert (store.missing([OTHER.digest]), store.digest_of("net/stem")) == ([OTHER.digest], KEY)
-    assert sorted(path.suffix for path in folder.rglob("*") if path.is_file()) == [".json", ".safetensors"]
+    assert sorted(path.suffix for path in folder.glob("*/*") if path.is_file()) == [".json", ".safetensors"]
     store.put(OTHER, "net/stem")
     assert opened(folder).digest_of("net/stem") == OTHER.digest

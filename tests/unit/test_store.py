@@ -13,7 +13,8 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve_server.layer_files import LayerFiles
-from convserve_server.store import LayerStore, StoreUsage
+from convserve_server.store import LayerStore
+from convserve_server.stored_layer import StoreUsage
 
 PLENTY = 2**30
 
@@ -207,6 +208,21 @@ def test_layers_with_a_name_stay() -> None:
     store.put(layer(20), "other")
     store.delete_name("other")
     assert held(store) == {19, 21}
+
+
+def test_a_named_layer_makes_room_for_the_one_that_takes_its_name() -> None:
+    store = LayerStore(size_of(layer(0)))
+    store.put(layer(0), "a")
+    store.put(layer(1), "a")
+    assert held(store) == {1}
+    assert store.usage() == StoreUsage(1, size_of(layer(1)), 1)
+    with pytest.raises(OverloadedError):
+        store.put(layer(2), "b")
+    store.put(layer(1), "b")
+    with pytest.raises(OverloadedError):
+        store.put(layer(2), "b")  # the layer has another name still
+    assert held(store) == {1}
+    assert (store.digest_of("a"), store.digest_of("b")) == (layer(1).digest,) * 2
 
 
 def test_a_full_store_says_what_to_raise_and_keeps_what_it_has() -> None:

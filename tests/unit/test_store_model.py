@@ -76,12 +76,12 @@ class StoreModel(RuleBasedStateMachine):
         self.in_memory.pop(key, None)
         self.leads_to = {name: each for name, each in self.leads_to.items() if each != key}
 
-    def refusal(self, key: bytes) -> type[Exception] | None:
+    def refusal(self, key: bytes, name: str) -> type[Exception] | None:
         if key in self.held or self.folder:
             return None
         if SIZES[key] > MEMORY_BYTES:
             return TooLargeError
-        pinned = sum(SIZES[each] for each in set(self.leads_to.values()))
+        pinned = sum(SIZES[each] for each in {key for other, key in self.leads_to.items() if other != name})
         return OverloadedError if pinned + SIZES[key] > MEMORY_BYTES else None
 
     # What is done to both
@@ -89,7 +89,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(layer=layers, name=st.one_of(st.just(""), names))
     def put(self, layer: Layer, name: str) -> None:
         key = layer.digest
-        refusal = self.refusal(key)
+        refusal = self.refusal(key, name)
         if refusal:
             with pytest.raises(refusal):
                 self.store.put(layer, name)
@@ -97,9 +97,9 @@ class StoreModel(RuleBasedStateMachine):
         described, existed = self.store.put(layer, name)
         assert existed == (key in self.held)
         self.held[key] = layer
-        self.used(key)
         if name:
             self.leads_to[name] = key
+        self.used(key)
         assert described.digest == key
         self.described(key, described)
 
