@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 Result = dict[str, Any]
@@ -28,6 +28,12 @@ _CELLS = {
     "w3c8": "W3 rate of 8", "w4c1": "W4 latency", "w5c1": "W5 latency",
 }  # fmt: skip
 """The kit's cells; a latency of one caller, or calls per second of eight."""
+TARGETS = {
+    "w1c1": (2.2, 2.0), "w1c8": (0.8, 0.8), "w2c1": (2.2, 1.4), "w3c1": (3.0, 1.35), "w4c1": (2.0, 1.1),
+    "w5c1": (5.0, 1.0),
+}  # fmt: skip
+"""What is aimed at, as multiples of the layer in process: over gRPC and through shared memory."""
+_WAYS = ("convserve_peer", "convserve_shm_peer")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -73,6 +79,53 @@ def peers(result: Result) -> str:
             if "error" in each
         ]
     )
+
+
+def headline(result: Result) -> str:
+    """Returns in one sentence how a call to another process compares with an eager Keras layer in one's own."""
+    runs = {name: [each for each in result["results"] if each["peer"] == name] for name in (*_WAYS, "inproc_keras")}
+    won, lost = [], []
+    for cell in (cell for cell in _CELLS if cell.endswith("c1")):
+        ours, keras = (median_of(runs[name], cell, "ratio") for name in ("convserve_shm_peer", "inproc_keras"))
+        if ours is not None and keras is not None:
+            text = f"{cell[:2].upper()} ({_short(ours)} against {_short(keras)})"
+            (won if ours < keras else lost).append(text)
+    basis = "in multiples of a `tf.function` in process, callers and server sharing the same cores"
+    if not won:
+        cost = "A call to another process takes longer than an eager Keras layer in one's own"
+        return f"{cost}: {', '.join(lost)}, {basis}."
+    besides = f"; not for {', '.join(lost)}" if lost else ""
+    return (
+        "A call to another process can beat an eager Keras layer in one's own: through shared memory it does for "
+        f"{', '.join(won)}{besides}, {basis}."
+    )
+
+
+def targets(result: Result) -> str:
+    """Returns what was aimed at and what was reached."""
+    runs = {name: [each for each in result["results"] if each["peer"] == name] for name in _WAYS}
+    rows = []
+    for cell, aims in TARGETS.items():
+        row = [_CELLS[cell]]
+        for name, aim in zip(_WAYS, aims, strict=True):
+            reached = median_of(runs[name], cell, "ratio")
+            if reached is None:
+                row += [f"{aim:g}", "-"]
+            else:
+                met = reached >= aim if cell.endswith("c8") else reached <= aim
+                row += [
+                    f"{'>=' if cell.endswith('c8') else '<='} {aim:g}",
+                    f"{_short(reached)}{'' if met else ' (missed)'}",
+                ]
+        rows.append(row)
+    head = [
+        "multiple of the layer in process",
+        "gRPC, aim",
+        "gRPC, reached",
+        "shared memory, aim",
+        "shared memory, reached",
+    ]
+    return table(head, rows)
 
 
 def memory(result: Result) -> str:
@@ -156,7 +209,3 @@ def _short(value: float) -> str:
 
 def _mb(amount: float) -> str:
     return f"{amount / 1e6:,.1f}"
-
-
-RENDERERS: dict[str, Callable[[Result], str]] = {"peers": peers, "memory": memory, "server_kinds": server_kinds}
-"""By the name of the program that makes the result."""

@@ -11,11 +11,12 @@ from pathlib import Path
 from convserve._version import __version__
 
 
-def described() -> dict[str, str]:
-    """Returns the time, this machine and the versions, as words."""
+def described() -> dict[str, str | int]:
+    """Returns the time, this machine and the versions."""
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": f"{_processor()}, {usable_cores()} cores, {platform.platform()}",
+        "cores": usable_cores(),
         "convserve": __version__,
         "python": platform.python_version(),
     }

@@ -128,7 +128,8 @@ class Measurement:
 
     def document(self) -> dict[str, Any]:
         """Returns everything that was found, as values that JSON has."""
-        return machine.described() | {
+        return {
+            **machine.described(),
             "target": self._target,
             "server": {
                 "convserve": self._info.version,
