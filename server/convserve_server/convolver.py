@@ -1,22 +1,20 @@
-"""The one path of a request: validate, find the layers, admit, compute. It knows no gRPC and no TensorFlow."""
+"""The one path of a request: validate, admit, batch, compute. It knows no gRPC and no TensorFlow."""
 
 from __future__ import annotations
 
-import dataclasses
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from convserve import Conv2D, Device, Layer, Losses, Plan, TooLargeError
-from convserve.errors import DeadlineExceededError, FieldViolation
-from convserve.layer import planned
+from convserve import Conv2D, Device, Layer, Losses, Plan
 from convserve.result import Timing
 from convserve.tensor import Array, Shape
+from convserve_server.admission import Admission, Limits
+from convserve_server.batcher import Batcher
+from convserve_server.drawn_layers import DrawnLayers
 
-# Head, layers' configurations and field tags of a message, beside its tensors.
-_MESSAGE_OVERHEAD_BYTES = 2**16
+__all__ = ["Batching", "Computed", "Convolved", "Convolver", "Engine", "Limits"]  # services do not know the parts
 
 
 @dataclass(frozen=True)
@@ -61,8 +59,18 @@ class Engine(Protocol):
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
 
-    def convolve(self, layers: Sequence[Layer], x: Array, output_dtype: str) -> Computed:
-        """Applies layers that all have weights.
+    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
+        """Applies layers that all have weights to inputs that are computed together.
+
+        Args:
+            layers: The layers, in order.
+            inputs: At least one; they differ in their numbers of samples at most. They are not read any more when
+                this returns, and the output is in none of them.
+            output_dtype: A floating-point dtype's name.
+            device: Its index in `devices`.
+
+        Returns:
+            The output of all inputs' samples, in their order.
 
         Raises:
             OutOfMemoryError: If the device's memory did not suffice.
@@ -70,20 +78,18 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a call may come to; the fields are named as the settings.
+class Batching:
+    """How calls share the devices; the fields are named as the settings.
 
     Attributes:
-        max_message_bytes: Of the response.
-        max_call_bytes: Of `Plan.memory_bytes`.
-        max_layers_per_call: Layers of one call.
-        concurrent_calls: Calls that compute at once.
+        concurrent_calls: Computations that a device has at once.
+        max_batch_samples: Samples of several calls that are computed together.
+        max_batch_bytes: Likewise, of their inputs, outputs and what is between.
     """
 
-    max_message_bytes: int
-    max_call_bytes: int
-    max_layers_per_call: int
     concurrent_calls: int
+    max_batch_samples: int
+    max_batch_bytes: int
 
 
 @dataclass(frozen=True)
@@ -103,14 +109,32 @@ class Convolved:
     batch_size: int
 
 
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """A call that was admitted."""
+
+    arrived: float
+    layers: tuple[Layer, ...]
+    x: Array
+    plan: Plan
+
+
 class Convolver:
     """Takes calls, refuses what cannot or may not be, and computes the rest."""
 
-    def __init__(self, engine: Engine, limits: Limits) -> None:
+    def __init__(self, engine: Engine, limits: Limits, batching: Batching) -> None:
         """Prepares to serve with an engine under limits."""
         self._engine = engine
         self.limits = limits
-        self._turns = threading.BoundedSemaphore(limits.concurrent_calls)
+        self._admission = Admission(limits)
+        self._drawn = DrawnLayers(engine.initialize)
+        self._batcher = Batcher(
+            self._compute,
+            devices=len(engine.devices),
+            concurrent=batching.concurrent_calls,
+            max_samples=batching.max_batch_samples,
+            max_bytes=min(batching.max_batch_bytes, limits.max_call_bytes),
+        )
 
     @property
     def engine(self) -> Engine:
@@ -125,12 +149,15 @@ class Convolver:
         Raises:
             InvalidArgumentError: If the call is wrong, whatever its size.
         """
-        found = planned(layers, input_shape, input_dtype, output_dtype)
-        try:
-            self._admit(layers, found, in_one_message=False)
-        except TooLargeError as error:
-            return dataclasses.replace(found, admitted=False, refusal=str(error))
-        return dataclasses.replace(found, admitted=True)
+        return self._admission.plan(layers, input_shape, input_dtype, output_dtype)
+
+    def admit(self, layers: Sequence[Layer], shape: Shape, dtype: str, output_dtype: str | None) -> None:
+        """Checks a call whose input has not arrived, and whose output goes in pieces.
+
+        Raises:
+            InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
+        """
+        self._admission.admit(layers, shape, dtype, output_dtype, in_one_message=False)
 
     def convolve(
         self,
@@ -139,6 +166,7 @@ class Convolver:
         output_dtype: str | None,
         wanted: Callable[[], bool],
         *,
+        unbatched: bool = False,
         in_one_message: bool = True,
     ) -> Convolved:
         """Returns the forward pass' answer.
@@ -148,56 +176,64 @@ class Convolver:
             x: The input.
             output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
             wanted: Whether somebody still waits for the answer. It is asked before anything is computed.
+            unbatched: Whether it must not be computed together with other calls.
             in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             ConvserveError: Any of the server's.
         """
         arrived = time.monotonic()
-        found = planned(layers, x.shape, x.dtype.name, output_dtype)
-        self._admit(layers, found, in_one_message)
-        with self._turns:
-            started = time.monotonic()
-            if not wanted():
-                raise DeadlineExceededError("Expected a caller to wait for the answer. Received none: not computed.")
-            drawn = [
-                self._engine.initialize(each.config, step.kernel_shape[2] * each.config.groups)
-                if each.kernel is None
-                else each
-                for each, step in zip(layers, found.layers, strict=True)
-            ]
-            computed = self._engine.convolve(drawn, x, found.output_dtype)
-            finished = time.monotonic()
+        plan = self._admission.admit(layers, x.shape, x.dtype.name, output_dtype, in_one_message=in_one_message)
+        known = tuple(
+            each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
+            for index, each in enumerate(layers)
+        )
+        computed, drawn, timing, batch_size = self._batcher.run(
+            _Call(arrived, known, x, plan),
+            group=None if unbatched else _group(known, x, plan),
+            samples=x.shape[0],
+            size=plan.memory_bytes - plan.weight_bytes,
+            wanted=wanted,
+        )
         return Convolved(
             computed=computed,
             layers=tuple(
                 after.config if before.kernel is None else None for before, after in zip(layers, drawn, strict=True)
             ),
-            timing=Timing(round((started - arrived) * 1e6), round((finished - started) * 1e6)),
-            batch_size=x.shape[0],
+            timing=timing,
+            batch_size=batch_size,
         )
 
-    def admit(self, layers: Sequence[Layer], shape: Shape, dtype: str, output_dtype: str | None) -> None:
-        """Checks a call whose input has not arrived, and whose output goes in pieces.
+    def _compute(self, device: int, calls: Sequence[_Call]) -> list[tuple[Computed, tuple[Layer, ...], Timing, int]]:
+        """Returns for each call its part of what was computed, the layers with weights, times and samples of all."""
+        started = time.monotonic()
+        first = calls[0]
+        layers = tuple(
+            each if each.kernel is not None else self._drawn.draw(each.config, _channels(each, first.plan, index))
+            for index, each in enumerate(first.layers)
+        )
+        computed = self._engine.convolve(layers, [call.x for call in calls], first.plan.output_dtype, device)
+        finished = time.monotonic()
+        compute_us, samples = round((finished - started) * 1e6), len(computed.output)
+        found, begin = [], 0
+        for call in calls:
+            end = begin + len(call.x)
+            part = computed if len(calls) == 1 else replace(computed, output=computed.output[begin:end])
+            found.append((part, layers, Timing(round((started - call.arrived) * 1e6), compute_us), samples))
+            begin = end
+        return found
 
-        Raises:
-            InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
-        """
-        self._admit(layers, planned(layers, shape, dtype, output_dtype), in_one_message=False)
 
-    def _admit(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
-        """Refuses what this server never takes, before anything is allocated for it."""
-        output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
-        for what, size, setting in (
-            ("layers", len(layers), "max_layers_per_call"),
-            ("bytes of response", output_bytes, "max_message_bytes"),
-            ("bytes of memory", found.memory_bytes, "max_call_bytes"),
-        ):
-            limit = getattr(self.limits, setting)
-            if size > limit:
-                flag = setting.replace("_", "-")
-                text = (
-                    f"Expected at most {limit} {what} in one call, the server's --{flag}. Received a call with {size}: "
-                    "split the batch, or ask the operator to raise it."
-                )
-                raise TooLargeError(FieldViolation("input" if what != "layers" else "layers", text))
+def _channels(layer: Layer, plan: Plan, index: int) -> int:
+    return plan.layers[index].kernel_shape[2] * layer.config.groups
+
+
+def _group(layers: tuple[Layer, ...], x: Array, plan: Plan) -> Hashable | None:
+    """Returns what calls that may be computed together have in common, or None.
+
+    Layers are equal only to themselves, so it is stored and kept ones that calls can have in common. The activity
+    regularizer's loss is of one caller's samples alone.
+    """
+    if any(each.kernel is None or each.config.activity_regularizer is not None for each in layers):
+        return None
+    return layers, x.dtype, plan.output_dtype, x.shape[1:]

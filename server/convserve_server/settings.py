@@ -27,9 +27,18 @@ def _setting(
     unit: str = "",
     choices: tuple[str, ...] = (),
     pattern: str = "",
+    least: int = 1,
     most: int = 2**31 - 1,
+    metavar: str = "",
 ) -> Any:
-    metadata = {"help": help_text, "unit": unit, "choices": choices, "pattern": pattern, "most": most}
+    metadata: dict[str, Any] = {
+        "help": help_text,
+        "unit": unit,
+        "choices": choices,
+        "pattern": pattern,
+        "metavar": metavar,
+    }
+    metadata |= {"least": 0 if unit == "seconds" else least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -41,14 +50,26 @@ class Settings:
         ("127.0.0.1:50051",),
         "address to listen on: HOST:PORT or unix:///PATH; port 0 picks a free one and prints it; repeatable (in the "
         "variable: separated by commas). Another host than loopback is open to the network, without encryption",
+        metavar="ADDRESS",
     )
     device: str = _setting(
         "auto",
-        "what computes: auto (the first GPU if there is one), cpu, gpu:N",
-        pattern=r"auto|cpu|gpu:\d{1,3}",
+        "what computes: auto (the first GPU if there is one), cpu, gpu:N, or several GPUs as gpu:0,gpu:1",
+        pattern=r"auto|cpu|gpu:\d{1,3}(,gpu:\d{1,3})*",
     )
     tf32: bool = _setting(
         False, "let float32 convolutions on a GPU use TensorFloat-32: faster, factors rounded to 10 bits of mantissa"
+    )
+    intra_op_threads: int = _setting(
+        0, "threads that work at one operation on the CPU; 0 is TensorFlow's choice, one per core", least=0
+    )
+    inter_op_threads: int = _setting(0, "operations that run at once on the CPU; 0 is TensorFlow's choice", least=0)
+    warm_up: tuple[str, ...] = _setting(
+        (),
+        "layer and input to compute before the server is ready, as 'layer=NAME input_shape=1x224x224x3' of a stored "
+        "layer or 'filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3' with Conv2D's parameters; input_dtype= "
+        "and output_dtype= too; repeatable (in the variable: separated by commas)",
+        metavar="WORDS",
     )
     max_message_bytes: int = _setting(2**31 - 1, "largest request and response message", unit="bytes")
     max_call_bytes: int = _setting(
@@ -58,7 +79,16 @@ class Settings:
         most=2**63 - 1,
     )
     max_layers_per_call: int = _setting(64, "most layers in one call")
-    concurrent_calls: int = _setting(2, "most calls that compute at once; further ones wait for their turn")
+    concurrent_calls: int = _setting(2, "most computations at once on each device; further calls wait for their turn")
+    max_batch_samples: int = _setting(
+        64, "most samples of several waiting calls for one layer that are computed together; 1 for no batching"
+    )
+    max_batch_bytes: int = _setting(
+        4 * 2**20,
+        "most memory of several waiting calls that are computed together: inputs, outputs and what is between",
+        unit="bytes",
+        most=2**63 - 1,
+    )
     handler_threads: int = _setting(64, "threads that receive and answer requests")
     store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
     store_bytes: int = _setting(
@@ -90,7 +120,7 @@ class Settings:
             if isinstance(field.default, bool):
                 self._require(field.name, isinstance(value, bool), "true or false", value)
             elif isinstance(field.default, int):
-                least, most = 0 if row["unit"] == "seconds" else 1, row["most"]
+                least, most = row["least"], row["most"]
                 within = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
                 self._require(field.name, within, f"an integer from {least} to {most}", value)
             elif row["choices"]:
@@ -130,7 +160,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if isinstance(field.default, bool):
             options["action"] = argparse.BooleanOptionalAction
         elif isinstance(field.default, tuple):
-            options |= {"action": "append", "metavar": "ADDRESS"}
+            options |= {"action": "append", "metavar": field.metadata["metavar"]}
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
@@ -157,7 +187,8 @@ def read(arguments: argparse.Namespace, environment: Mapping[str, str] = os.envi
 def _parsed(default: Any, given: Any) -> Any:
     """Returns a value of the default's type; what cannot be one is left for the check to refuse."""
     if isinstance(default, tuple):
-        return tuple(each.strip() for each in (given.split(",") if isinstance(given, str) else given))
+        words = (each.strip() for each in (given.split(",") if isinstance(given, str) else given))
+        return tuple(each for each in words if each or default)  # where nothing is a value, an empty word is nothing
     if isinstance(given, str) and isinstance(default, bool):
         return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(given.lower(), given)
     if isinstance(given, str) and isinstance(default, int):

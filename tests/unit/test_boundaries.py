@@ -81,14 +81,28 @@ ALLOWED: dict[str, set[str]] = {
     # A program of its own: it starts in a fraction of the time that importing convserve takes.
     "convserve.importing.hdf5_program": {"h5py", "numpy"},
     "convserve_server.settings": set(),
-    "convserve_server.convolver": {"convserve"},
+    "convserve_server.aligned": {"numpy", "convserve"},
+    "convserve_server.batcher": {"convserve"},
+    "convserve_server.admission": {"convserve"},
+    "convserve_server.drawn_layers": {"convserve"},
+    "convserve_server.convolver": {
+        "convserve",
+        *(f"convserve_server.{name}" for name in ("admission", "batcher", "drawn_layers")),
+    },
+    "convserve_server.warm_up": {
+        "numpy",
+        "convserve",
+        *(f"convserve_server.{name}" for name in ("convolver", "layer_keeper", "settings")),
+    },
     "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
     "convserve_server.layer_names": set(),
     "convserve_server.stored_layer": {"convserve"},
     "convserve_server.store": {"convserve"}
     | {f"convserve_server.{name}" for name in ("layer_files", "layer_names", "stored_layer")},
     "convserve_server.layer_keeper": {"convserve"}
-    | {f"convserve_server.{name}" for name in ("convolver", "store", "stored_layer")},
+    | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "store", "stored_layer")},
+    "convserve_server.byte_budget": {"convserve"},
+    "convserve_server.silence": set(),
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"},
@@ -114,7 +128,7 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         "convserve_server.layer_keeper",
     },
-    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve"},
+    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve", "convserve_server.silence"},
     "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
 }
 # The client's modules for people who have Keras.

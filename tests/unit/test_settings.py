@@ -18,6 +18,7 @@ OTHER = {
     "device": ("gpu:3", "gpu:3"),
     "log_level": ("debug", "debug"),
     "store": ("/var/lib/convserve", "/var/lib/convserve"),
+    "warm_up": ("layer=a input_shape=1x2x2x1", ("layer=a input_shape=1x2x2x1",)),
     **dict.fromkeys(NUMBERS, ("7", 7)),
     **{name: (str(not FIELDS[name].default), not FIELDS[name].default) for name in SWITCHES},
 }
@@ -127,7 +128,7 @@ def test_what_is_no_number_of_that_size_is_refused(name, text):
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_taken_up_to_its_bounds(name):
-    least = 0 if FIELDS[name].metadata["unit"] == "seconds" else 1
+    least = 0 if FIELDS[name].metadata["unit"] == "seconds" or FIELDS[name].default == 0 else 1
     most = FIELDS[name].metadata["most"]
     assert most == 2**31 - 1 or (most == 2**63 - 1 and FIELDS[name].metadata["unit"] == "bytes")
     for value in (least, most):
@@ -142,12 +143,14 @@ def test_a_number_given_in_python_is_an_integer(value):
     assert f"Received {value!r}." in refusal(Settings, drain_s=value)
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "gpu:0", "gpu:15"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "gpu:0", "gpu:15", "gpu:0,gpu:3"])
 def test_a_device_is_taken(device):
     assert read("--device", device).device == device
 
 
-@pytest.mark.parametrize("device", ["", "gpu", "gpu:", "gpu:-1", "gpu:x", "GPU:0", "tpu:0", "cpu:0", "gpu:0\n"])
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "gpu:", "gpu:-1", "gpu:x", "GPU:0", "tpu:0", "cpu:0", "gpu:0\n", "gpu:0,", "cpu,gpu:0"]
+)
 def test_another_device_is_refused(device):
     expected = f"--device (CONVSERVE_DEVICE): Expected auto, cpu or gpu:N. Received {device!r}."
     assert refusal(read, "--device", device) == refusal(read, CONVSERVE_DEVICE=device) == expected

@@ -13,30 +13,59 @@ import tensorflow as tf
 
 from convserve import Conv2D
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
+from convserve_server.engine.tensors import carrier
 
 
-def traced(chain: Sequence[Conv2D], input_channels: int, input_dtype: str, output_dtype: str, on_gpu: bool) -> Any:
-    """Returns a `tf.function` of an input and each layer's (kernel, bias), or (kernel,) where it has no bias.
+class Forward:
+    """A traced forward pass; it may be called from any thread and on any device of the kind that it was traced for."""
 
-    It returns the output, and each layer's losses as a dictionary with the keys of `Losses`.
-    """
-    steps = [_step(config, on_gpu) for config in chain]
+    def __init__(
+        self, chain: Sequence[Conv2D], input_channels: int, input_dtype: str, output_dtype: str, on_gpu: bool
+    ) -> None:
+        """Traces a chain; nothing but a configuration's geometry, activation, regularizers and dtypes is read."""
+        names: list[tuple[str, ...]] = []
 
-    def forward(x: Any, weights: Any) -> Any:
-        losses = []
-        for step, of_layer in zip(steps, weights, strict=True):
-            x, found = step(x, *of_layer)
-            losses.append(found)
-        return tf.cast(x, output_dtype), losses
+        def forward(x: Any, *weights: Any) -> list[Any]:
+            x, rest = _as(x, input_dtype), list(weights)
+            losses: list[Any] = []
+            for config in chain:
+                given, rest = rest[: 1 + config.use_bias], rest[1 + config.use_bias :]
+                x, found = _step(config, on_gpu)(x, *given)
+                names.append(tuple(found))
+                losses += found.values()
+            x = tf.cast(x, output_dtype)
+            return [_as(x, carrier(output_dtype)), *losses]
 
-    channels_last = chain[0].data_format == "channels_last"
-    shape = [None, None, None, input_channels] if channels_last else [None, input_channels, None, None]
-    weights = []
-    for config in chain:
-        kernel = tf.TensorSpec([*config.kernel_size, None, config.filters], config.variable_dtype)
-        bias = tf.TensorSpec([config.filters], config.variable_dtype)
-        weights.append((kernel, bias) if config.use_bias else (kernel,))
-    return tf.function(forward, input_signature=[tf.TensorSpec(shape, input_dtype), weights], autograph=False)
+        channels_last = chain[0].data_format == "channels_last"
+        shape = [None, None, None, input_channels] if channels_last else [None, input_channels, None, None]
+        signature = [tf.TensorSpec(shape, carrier(input_dtype))]
+        for config in chain:
+            signature.append(tf.TensorSpec([*config.kernel_size, None, config.filters], config.variable_dtype))
+            if config.use_bias:
+                signature.append(tf.TensorSpec([config.filters], config.variable_dtype))
+        function = tf.function(forward, input_signature=signature, autograph=False)
+        self._function = function.get_concrete_function()
+        self._captured = self._function.captured_inputs
+        self._types = [each.dtype for each in self._function.outputs]
+        self.loss_names = tuple(names)
+        """For each layer the names of its losses, which are fields of `Losses`."""
+
+    def __call__(self, x: Any, weights: Sequence[Any]) -> list[Any]:
+        """Returns the output, in its carrier dtype, and then every layer's losses.
+
+        Args:
+            x: The input, in its carrier dtype.
+            weights: Every layer's kernel and, where it has one, bias.
+        """
+        # The op of a function call itself: calling the function costs twice as much, in Python and in thread switches.
+        return tf.raw_ops.StatefulPartitionedCall(  # type: ignore[no-any-return]
+            args=[x, *weights, *self._captured], Tout=self._types, f=self._function
+        )
+
+
+def _as(x: Any, dtype: str) -> Any:
+    """Returns a tensor with its bits read as another dtype of the same size."""
+    return x if x.dtype.name == dtype else tf.bitcast(x, dtype)
 
 
 def _step(config: Conv2D, on_gpu: bool) -> Callable[..., tuple[Any, dict[str, Any]]]:
@@ -75,14 +104,17 @@ def _convolved(config: Conv2D, x: Any, kernel: Any, bias: Any, on_gpu: bool) -> 
     if transposed:
         x = tf.transpose(x, (0, 2, 3, 1))
     layout = "NCHW" if channels_first and not transposed else "NHWC"
-    x = tf.nn.conv2d(
-        x,
-        kernel,
-        strides=list(config.strides),
-        padding=_padding(config, layout),
-        data_format=layout,
-        dilations=list(config.dilation_rate),
-    )
+    if not on_gpu and _is_depthwise(config, x):
+        x = _depthwise(config, x, kernel)
+    else:
+        x = tf.nn.conv2d(
+            x,
+            kernel,
+            strides=list(config.strides),
+            padding=_padding(config, layout),
+            data_format=layout,
+            dilations=list(config.dilation_rate),
+        )
     if bias is not None:
         bias = tf.cast(bias, config.compute_dtype)
         if config.groups == 1:
@@ -91,6 +123,35 @@ def _convolved(config: Conv2D, x: Any, kernel: Any, bias: Any, on_gpu: bool) -> 
             # TensorFlow would fuse bias_add with the convolution, and its fused kernel for CPUs refuses groups.
             x = tf.add(x, bias if layout == "NHWC" else tf.reshape(bias, (-1, 1, 1)))
     return tf.transpose(x, (0, 3, 1, 2)) if transposed else x
+
+
+def _is_depthwise(config: Conv2D, x: Any) -> bool:
+    """Returns whether each channel is a group, and TensorFlow's depthwise convolution can and may stand in.
+
+    On a CPU it is 3 to 20 times as fast as a grouped one, which goes group by group. In 16 bits it adds up in 16 bits,
+    the grouped one in 32, as does Keras.
+    """
+    return (
+        config.groups == x.shape[3] > 1
+        and config.strides[0] == config.strides[1]
+        and config.compute_dtype in ("float32", "float64")
+    )
+
+
+def _depthwise(config: Conv2D, x: Any, kernel: Any) -> Any:
+    """Returns the convolution of an NHWC input with a kernel of (height, width, 1, channels * filters per channel)."""
+    padding = _padding(config, "NHWC")
+    dilated = max(config.dilation_rate) > 1
+    if dilated and not isinstance(padding, str):  # which TensorFlow does not take together
+        x, padding = tf.pad(x, padding), "VALID"
+    stride = config.strides[0]
+    return tf.nn.depthwise_conv2d(
+        x,
+        tf.reshape(kernel, (*config.kernel_size, config.groups, config.filters // config.groups)),
+        strides=(1, stride, stride, 1),
+        padding=padding,
+        dilations=config.dilation_rate if dilated else None,
+    )
 
 
 def _padding(config: Conv2D, layout: str) -> Any:

@@ -14,24 +14,31 @@ if TYPE_CHECKING:
     from convserve_server.convolver import Engine
 
 
-def load_engine(device: str, tf32: bool, *, verbose: bool) -> Engine:
-    """Returns the TensorFlow engine on a device.
+def load_engine(
+    device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0, verbose: bool
+) -> Engine:
+    """Returns the TensorFlow engine.
 
     Args:
-        device: "auto", "cpu" or "gpu:N".
+        device: "auto", "cpu", "gpu:N", or several GPUs separated by commas.
         tf32: Whether TensorFloat-32 may be used.
+        intra_op_threads: How many threads work at one operation on the CPU; 0 is TensorFlow's choice.
+        inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `held_stderr`.
 
     Raises:
         SettingsError: If there is no such device.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    # Otherwise each large output's memory comes from the system and goes back to it, and touching its fresh pages takes
+    # several times as long as computing it.
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from convserve_server.engine.tensorflow_engine import TensorFlowEngine
 
-    return TensorFlowEngine(device, tf32)
+    return TensorFlowEngine(device, tf32, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)
 
 
 @contextmanager

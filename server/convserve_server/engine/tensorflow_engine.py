@@ -1,60 +1,61 @@
-"""TensorFlowEngine: computes on one device."""
+"""TensorFlowEngine: computes on one or more devices of one kind."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import keras
 import tensorflow as tf
 
 from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
-from convserve.plan import channel_axis, kernel_shape
+from convserve.plan import kernel_shape
 from convserve.tensor import Array
+from convserve_server.aligned import aligned, joined
 from convserve_server.convolver import Computed
-from convserve_server.engine.forward import traced
+from convserve_server.engine.devices import claim
 from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
-from convserve_server.settings import SettingsError
-
-_MOST_TRACES = 1000
-_MOST_SHAPES = 100_000
-# What the trace of a layer does not depend on; initializers and constraints act elsewhere.
-_UNTRACED: dict[str, Any] = {
-    "name": None,
-    "input_shape": None,
-    "kernel_initializer": "zeros",
-    "bias_initializer": "zeros",
-    "kernel_constraint": None,
-    "bias_constraint": None,
-}
+from convserve_server.engine.tensors import to_array, to_tensor, weight_to_tensor
+from convserve_server.engine.traces import Traces
 
 
 class TensorFlowEngine:
-    """Computes with TensorFlow on a CPU or a GPU."""
+    """Computes with TensorFlow on a CPU or on GPUs. Its methods may be called from any thread."""
 
-    def __init__(self, device: str, tf32: bool) -> None:
-        """Takes a device.
+    def __init__(
+        self, device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0, logical_cpus: int = 1
+    ) -> None:
+        """Takes devices.
 
         Args:
-            device: "auto" (the first GPU, else the CPU), "cpu" or "gpu:N".
+            device: "auto" (the first GPU, else the CPU), "cpu", "gpu:N", or several GPUs as "gpu:N,gpu:M".
             tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
+            intra_op_threads: How many threads work at one operation on the CPU; 0 is TensorFlow's choice.
+            inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
+            logical_cpus: How many devices the CPU is to appear as.
 
         Raises:
             SettingsError: If there is no such GPU.
         """
-        self._device = _claim(device)
+        tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
+        tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
+        self._devices = claim(device, logical_cpus)
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
+        self._on_gpu = self._devices[0].kind == "gpu"
+        # TensorFlow numbers the devices that it was left with from 0.
+        self._scopes = tuple(f"{each.kind}:{index}" for index, each in enumerate(self._devices))
+        self._traces = Traces(self._on_gpu)
         self._lock = threading.Lock()
-        self._traces: OrderedDict[Hashable, Any] = OrderedDict()
-        self._shapes: OrderedDict[Hashable, None] = OrderedDict()
+        # A layer's weights on each device. On a CPU they are the layer's own memory.
+        self._weights: WeakKeyDictionary[Layer, dict[int, tuple[Any, ...]]] = WeakKeyDictionary()
 
     @property
     def devices(self) -> tuple[Device, ...]:
-        """The one device."""
-        return (self._device,)
+        """The devices, which `convolve` numbers in this order."""
+        return self._devices
 
     @property
     def versions(self) -> dict[str, str]:
@@ -74,7 +75,7 @@ class TensorFlowEngine:
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights that Keras' initializers draw, and with every seed filled in."""
         seeded = config.with_seed(random.SystemRandom().randrange(2**31))
-        with tf.device(self._device.name), _memory_errors():
+        with tf.device(self._scopes[0]), _memory_errors():
             kernel = keras_initializer(seeded.kernel_initializer)(
                 kernel_shape(seeded, input_channels), dtype=seeded.variable_dtype
             ).numpy()
@@ -82,12 +83,12 @@ class TensorFlowEngine:
             if seeded.use_bias:
                 shape = (seeded.filters,)
                 bias = keras_initializer(seeded.bias_initializer)(shape, dtype=seeded.variable_dtype).numpy()
-        return Layer(seeded, kernel, bias)
+        return Layer(seeded, aligned(kernel), None if bias is None else aligned(bias))
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
         config, weights, losses = layer.config, {"kernel": layer.kernel, "bias": layer.bias}, {}
-        with tf.device(self._device.name), _memory_errors():
+        with tf.device(self._scopes[0]), _memory_errors():
             for name, weight in weights.items():
                 if weight is None:
                     continue
@@ -98,36 +99,45 @@ class TensorFlowEngine:
                     losses[name] = float(keras_regularizer(regularizer)(tf.constant(weights[name])))
         return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses)
 
-    def convolve(self, layers: Sequence[Layer], x: Array, output_dtype: str) -> Computed:
-        """Applies layers that all have weights, in order.
+    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
+        """Applies layers that all have weights, in order, to inputs that are computed together.
+
+        On a CPU one input that `aligned` would not copy is read where it is, and the output is TensorFlow's memory.
 
         Raises:
             OutOfMemoryError: If the device's memory did not suffice.
         """
-        chain = tuple(layer.config.replace(**_UNTRACED) for layer in layers)
-        channels = x.shape[channel_axis(chain[0])]
-        key = (chain, channels, x.dtype.name, output_dtype)
+        with _memory_errors():
+            x = inputs[0] if len(inputs) == 1 else joined(inputs)
+            forward, warm = self._traces.find(layers, x.shape, x.dtype.name, output_dtype)
+            with tf.device(self._scopes[device]):
+                weights = [tensor for layer in layers for tensor in self._on_device(layer, device)]
+                output, *losses = forward(to_tensor(x, self._on_gpu), weights)
+                found = iter(losses)
+                return Computed(
+                    output=to_array(output, output_dtype, self._on_gpu),
+                    losses=tuple(
+                        Losses(**{name: float(next(found)) for name in names}) if names else _NO_LOSSES
+                        for names in forward.loss_names
+                    ),
+                    device=self._devices[device].name,
+                    warm=warm,
+                )
+
+    def _on_device(self, layer: Layer, device: int) -> tuple[Any, ...]:
+        """Returns a layer's weights as tensors, which are kept as long as the layer is."""
         with self._lock:
-            function = self._traces.get(key)
-            if function is None:
-                function = traced(chain, channels, x.dtype.name, output_dtype, self._device.kind == "gpu")
-                self._traces[key] = function
-            warm = (key, x.shape) in self._shapes
-            self._shapes[key, x.shape] = None
-            for entries, most in ((self._traces, _MOST_TRACES), (self._shapes, _MOST_SHAPES)):
-                if len(entries) > most:
-                    entries.popitem(last=False)
-            self._traces.move_to_end(key)
-        with tf.device(self._device.name), _memory_errors():
-            given = [(each.kernel,) if each.bias is None else (each.kernel, each.bias) for each in layers]
-            weights = [tuple(tf.constant(weight) for weight in of_layer) for of_layer in given]
-            output, losses = function(tf.constant(x), weights)
-            return Computed(
-                output=output.numpy(),
-                losses=tuple(Losses(**{name: float(value) for name, value in each.items()}) for each in losses),
-                device=self._device.name,
-                warm=warm,
-            )
+            held = self._weights.get(layer, {})
+        if device not in held:
+            given = (layer.kernel, layer.bias)
+            made = tuple(weight_to_tensor(weight, self._on_gpu) for weight in given if weight is not None)
+            with self._lock:
+                held = self._weights.setdefault(layer, {})
+                held[device] = made
+        return held[device]
+
+
+_NO_LOSSES = Losses()
 
 
 class _memory_errors:  # noqa: N801 (it reads as a phrase: with _memory_errors())
@@ -140,18 +150,3 @@ class _memory_errors:  # noqa: N801 (it reads as a phrase: with _memory_errors()
         if isinstance(error, tf.errors.ResourceExhaustedError | MemoryError):
             text = "Expected a call that fits the device's memory. This one did not: send smaller batches."
             raise OutOfMemoryError(text) from error
-
-
-def _claim(device: str) -> Device:
-    """Returns the device and makes it the only one that TensorFlow uses, growing its memory as needed."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if device == "cpu" or (device == "auto" and not gpus):
-        tf.config.set_visible_devices([], "GPU")
-        return Device("cpu:0", "cpu", "")
-    number = 0 if device == "auto" else int(device.partition(":")[2])
-    if number >= len(gpus):
-        raise SettingsError(f"--device: Expected a GPU that TensorFlow sees; it sees {len(gpus)}. Received {device}.")
-    tf.config.set_visible_devices([gpus[number]], "GPU")
-    tf.config.experimental.set_memory_growth(gpus[number], True)
-    description = tf.config.experimental.get_device_details(gpus[number]).get("device_name", "")
-    return Device(f"gpu:{number}", "gpu", description)

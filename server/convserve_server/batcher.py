@@ -1,0 +1,211 @@
+"""Dynamic batching without a timer: while the devices are busy calls gather, and when one is free they go together.
+
+A caller that finds a device free computes at once, in its own thread. One that finds none waits. Whoever finishes hands
+its device to the thread of the call that has waited longest, which takes along the calls of its group that wait too:
+
+    caller -> device free? --yes--> compute -> hand the device on -> answer
+                  |                    ^              |
+                  no                   | leads,       | oldest waiting call
+                  v                    | with its     v
+               waits ------------------+--- group <---+
+                  |
+                  +--> its leader has computed it ------------------> answer
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from typing import Generic, TypeVar, cast
+
+from convserve.errors import DeadlineExceededError
+
+Task = TypeVar("Task")
+Answer = TypeVar("Answer")
+
+
+class _Entry(Generic[Task, Answer]):
+    """A task on its way. All but the outcome is written under the batcher's lock, or before others know it."""
+
+    __slots__ = ("answer", "device", "error", "finished", "group", "samples", "size", "taken", "task", "turn", "wanted")
+
+    def __init__(self, task: Task, group: Hashable | None, samples: int, size: int, wanted: Callable[[], bool]) -> None:
+        self.task, self.group, self.samples, self.size, self.wanted = task, group, samples, size, wanted
+        self.turn: threading.Lock | None = None  # held until it leads, or is finished
+        self.device: int | None = None  # what it leads on
+        self.taken = self.finished = False
+        self.answer: Answer | None = None
+        self.error: BaseException | None = None
+
+    def finish(self, answer: Answer | None, error: BaseException | None = None) -> None:
+        self.answer, self.error, self.finished = answer, error, True
+
+    def outcome(self) -> Answer:
+        error, self.error = self.error, None
+        try:
+            if error is not None:
+                raise error
+            return cast(Answer, self.answer)  # it is finished
+        finally:
+            del error  # else it and its traceback, in which the task is, would keep each other
+
+
+class Batcher(Generic[Task, Answer]):
+    """Lets the threads that bring tasks compute them, together where they may be. It may be used from any thread."""
+
+    def __init__(
+        self,
+        compute: Callable[[int, Sequence[Task]], Sequence[Answer]],
+        *,
+        devices: int,
+        concurrent: int,
+        max_samples: int,
+        max_bytes: int,
+    ) -> None:
+        """Prepares to compute.
+
+        Args:
+            compute: Computes tasks of one group on a device, which it is given the number of; one answer per task.
+            devices: How many devices there are.
+            concurrent: How many computations a device has at once.
+            max_samples: The most samples of several tasks that are computed together.
+            max_bytes: The most bytes of several tasks that are computed together.
+        """
+        self._compute = compute
+        self._max_samples, self._max_bytes = max_samples, max_bytes
+        self._lock = threading.Lock()
+        self._free = [concurrent] * devices
+        # Those that wait, in the order of their arrival, with some that have been taken along; and those of each group.
+        self._arrivals: deque[_Entry[Task, Answer]] = deque()
+        self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
+        self._waiting = 0
+
+    @property
+    def waiting(self) -> int:
+        """How many tasks wait for a device."""
+        return self._waiting
+
+    def run(self, task: Task, *, group: Hashable | None, samples: int, size: int, wanted: Callable[[], bool]) -> Answer:
+        """Returns a task's answer once it is computed.
+
+        Args:
+            task: What `compute` is given.
+            group: What tasks that may be computed together have in common; None for one that goes alone.
+            samples: How many samples it has.
+            size: How many bytes it takes while it is computed.
+            wanted: Whether somebody still waits for the answer. It is asked right before the task is computed.
+
+        Raises:
+            DeadlineExceededError: If nobody did.
+            Exception: Whatever `compute` raises for this task alone.
+        """
+        entry = _Entry[Task, Answer](task, group, samples, size, wanted)
+        with self._lock:
+            device = self._take_device()
+            if device is None:
+                entry.turn = threading.Lock()
+                entry.turn.acquire()
+                self._enqueue(entry)
+        if device is not None:
+            self._lead([entry], device)
+        else:
+            assert entry.turn is not None  # noqa: S101 (it was just set)
+            entry.turn.acquire()
+            if not entry.finished:
+                assert entry.device is not None  # noqa: S101 (whoever woke it gave it one)
+                self._lead([entry, *self._companions(entry)], entry.device)
+        return entry.outcome()
+
+    def _lead(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
+        """Computes a batch, whose first entry is this thread's, and then hands the device on."""
+        try:
+            self._compute_together(batch, device)
+        except BaseException as error:
+            for entry in batch:
+                if not entry.finished:
+                    entry.finish(None, error)
+        finally:
+            self._hand_on(device)
+            for entry in batch[1:]:
+                _wake(entry)
+
+    def _compute_together(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
+        entries = []
+        for entry in batch:
+            if entry.wanted():
+                entries.append(entry)
+            else:
+                text = "Expected a caller to wait for the answer. Received none: not computed."
+                entry.finish(None, DeadlineExceededError(text))
+        if not entries:
+            return
+        try:
+            answers = self._compute(device, [entry.task for entry in entries])
+        except Exception as error:
+            if len(entries) == 1:
+                entries[0].finish(None, error)
+            else:  # it may be the fault of one of them, or of their number
+                for entry in entries:
+                    self._compute_together([entry], device)
+        else:
+            for entry, answer in zip(entries, answers, strict=True):
+                entry.finish(answer)
+
+    def _take_device(self) -> int | None:
+        """Returns the device with the least to do, and makes it busier; None if all are busy."""
+        most = max(self._free)
+        if not most:
+            return None
+        device = self._free.index(most)
+        self._free[device] -= 1
+        return device
+
+    def _enqueue(self, entry: _Entry[Task, Answer]) -> None:
+        self._waiting += 1
+        self._arrivals.append(entry)
+        if entry.group is not None:
+            self._groups.setdefault(entry.group, deque()).append(entry)
+
+    def _take(self, entry: _Entry[Task, Answer]) -> None:
+        """Marks a waiting entry, its group's first, as taken."""
+        self._waiting -= 1
+        entry.taken = True
+        if entry.group is not None:
+            group = self._groups[entry.group]
+            group.popleft()
+            if not group:
+                del self._groups[entry.group]
+
+    def _companions(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
+        """Takes what waits in a leader's group, oldest first, as far as the bounds allow."""
+        found = []
+        samples, size = leader.samples, leader.size
+        with self._lock:
+            while leader.group in self._groups:
+                entry = self._groups[leader.group][0]
+                samples, size = samples + entry.samples, size + entry.size
+                if samples > self._max_samples or size > self._max_bytes:
+                    break
+                self._take(entry)
+                found.append(entry)
+        return found
+
+    def _hand_on(self, device: int) -> None:
+        """Gives a device to the entry that has waited longest, or sets it free."""
+        with self._lock:
+            while self._arrivals:
+                entry = self._arrivals.popleft()
+                if not entry.taken:
+                    self._take(entry)
+                    break
+            else:
+                self._free[device] += 1
+                return
+        entry.device = device
+        _wake(entry)
+
+
+def _wake(entry: _Entry[Task, Answer]) -> None:
+    assert entry.turn is not None  # noqa: S101 (only those that wait are woken)
+    entry.turn.release()

@@ -1,0 +1,39 @@
+"""The devices that TensorFlow is to use, and no others."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from convserve import Device
+from convserve_server.settings import SettingsError
+
+
+def claim(device: str, logical_cpus: int) -> tuple[Device, ...]:
+    """Returns the devices and makes them the only ones that TensorFlow uses, growing a GPU's memory as needed.
+
+    Args:
+        device: "auto", "cpu", "gpu:N", or several GPUs separated by commas.
+        logical_cpus: How many devices the CPU is to appear as.
+
+    Raises:
+        SettingsError: If there is no such GPU.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    if device == "cpu" or (device == "auto" and not gpus):
+        tf.config.set_visible_devices([], "GPU")
+        if logical_cpus > 1:
+            (cpu,) = tf.config.list_physical_devices("CPU")
+            pieces = [tf.config.LogicalDeviceConfiguration() for _ in range(logical_cpus)]
+            tf.config.set_logical_device_configuration(cpu, pieces)
+        return tuple(Device(f"cpu:{number}", "cpu", "") for number in range(logical_cpus))
+    numbers = [0] if device == "auto" else [int(each.partition(":")[2]) for each in dict.fromkeys(device.split(","))]
+    if max(numbers) >= len(gpus):
+        text = f"Expected a GPU that TensorFlow sees; it sees {len(gpus)}."
+        raise SettingsError(f"--device: {text} Received {device}.")
+    tf.config.set_visible_devices([gpus[number] for number in numbers], "GPU")
+    found = []
+    for number in numbers:
+        tf.config.experimental.set_memory_growth(gpus[number], True)
+        description = tf.config.experimental.get_device_details(gpus[number]).get("device_name", "")
+        found.append(Device(f"gpu:{number}", "gpu", description))
+    return tuple(found)

@@ -1,0 +1,83 @@
+"""The traced forward passes that are kept: one for all layers of one geometry, and for all sizes of image."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from weakref import WeakKeyDictionary
+
+from convserve import Conv2D, Layer
+from convserve.plan import channel_axis
+from convserve.tensor import Shape
+from convserve_server.engine.forward import Forward
+
+_MOST_TRACES = 1000
+_MOST_SHAPES = 100_000
+# What a trace depends on. Initializers and constraints act elsewhere, and the rest are labels.
+_TRACED_FIELDS = tuple(
+    field.name
+    for field in dataclasses.fields(Conv2D)
+    if field.name not in ("name", "input_shape") and not field.name.endswith(("_initializer", "_constraint"))
+)
+
+
+class _Trace:
+    """A forward pass that is traced when it is first asked for, by one thread; others wait for it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.lock = threading.Lock()
+        self.forward: Forward | None = None
+
+
+class Traces:
+    """Forward passes by geometry and dtypes. Its methods may be called from any thread."""
+
+    def __init__(self, on_gpu: bool) -> None:
+        """Starts empty, for one kind of device."""
+        self._on_gpu = on_gpu
+        self._lock = threading.Lock()
+        self._traces: OrderedDict[Hashable, _Trace] = OrderedDict()
+        self._numbers = itertools.count()
+        # Which shapes each trace, by its number, was asked for.
+        self._shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
+        self._geometries: WeakKeyDictionary[Layer, Hashable] = WeakKeyDictionary()
+
+    def __len__(self) -> int:
+        """Returns how many are kept."""
+        return len(self._traces)
+
+    def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
+        """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
+        with self._lock:
+            channels = shape[channel_axis(layers[0].config)]
+            key = (tuple(self._geometry(each) for each in layers), channels, input_dtype, output_dtype)
+            trace = self._traces.get(key)
+            if trace is None:
+                trace = self._traces[key] = _Trace(next(self._numbers))
+            self._traces.move_to_end(key)
+            warm = (trace.number, shape) in self._shapes
+            self._shapes[trace.number, shape] = None
+            if len(self._traces) > _MOST_TRACES:
+                self._traces.popitem(last=False)
+            if len(self._shapes) > _MOST_SHAPES:
+                self._shapes.popitem(last=False)
+        return trace.forward or self._traced(trace, layers, channels, input_dtype, output_dtype), warm
+
+    def _geometry(self, layer: Layer) -> Hashable:
+        found = self._geometries.get(layer)
+        if found is None:
+            found = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
+        return found
+
+    def _traced(
+        self, trace: _Trace, layers: Sequence[Layer], channels: int, input_dtype: str, output_dtype: str
+    ) -> Forward:
+        with trace.lock:
+            if trace.forward is None:
+                chain = [layer.config for layer in layers]
+                trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
+            return trace.forward

@@ -1,0 +1,127 @@
+"""What is traced and computed before the server says that it is ready, so that no caller waits for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convserve import Conv2D, InvalidArgumentError, Layer, LayerNotFoundError
+from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
+from convserve_server.convolver import Convolver, Engine
+from convserve_server.layer_keeper import LayerKeeper
+from convserve_server.settings import SettingsError
+
+log = logging.getLogger("convserve")
+
+_FLAG = "--warm-up (CONVSERVE_WARM_UP)"
+_PARAMETERS = {field.name for field in dataclasses.fields(Conv2D)} - {"input_shape"}
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """A forward pass to compute.
+
+    Attributes:
+        layer: The layer, whose weights are drawn, or the name of a stored one.
+        shape: The input's.
+        input_dtype: The input's.
+        output_dtype: The output's; None for the layer's compute dtype.
+    """
+
+    layer: Conv2D | str
+    shape: Shape
+    input_dtype: str
+    output_dtype: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> WarmUp:
+        """Reads a setting such as "filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3".
+
+        It has parameters of Conv2D, or `layer=NAME`; then `input_shape`, and if need be `input_dtype` and
+        `output_dtype`.
+
+        Raises:
+            SettingsError: If it is none.
+        """
+        words = [word.partition("=") for word in text.split()]
+        given = {name: value for name, equals, value in words if equals and value}
+        shape = _value(given.pop("input_shape", ""))
+        if len(given) + 1 != len(words) or not isinstance(shape, tuple) or len(shape) != 4:
+            raise _refusal("words such as filters=64 kernel_size=3 input_shape=1x224x224x3", text)
+        try:
+            input_dtype = standard_dtype(given.pop("input_dtype", "float32"), "input_dtype", INPUT_DTYPES)
+            wished = given.pop("output_dtype", None)
+            output_dtype = None if wished is None else standard_dtype(wished, "output_dtype", FLOAT_DTYPES)
+            if given.keys() == {"layer"}:
+                return cls(given["layer"], shape, input_dtype, output_dtype)
+            if not {"filters", "kernel_size"} <= given.keys() <= _PARAMETERS:
+                raise _refusal("layer=NAME, or filters, kernel_size and other parameters of Conv2D", text)
+            # Not what this user's keras.json says: what callers send says it itself.
+            parameters = {"data_format": "channels_last", "dtype": "float32"} | {
+                name: _padding(value) if name == "padding" else _value(value) for name, value in given.items()
+            }
+            config = Conv2D(**parameters)
+            config.plan(shape, input_dtype=input_dtype, output_dtype=output_dtype)
+        except InvalidArgumentError as error:
+            raise SettingsError(f"{_FLAG}: {error} Received {text!r}.") from error
+        return cls(config, shape, input_dtype, output_dtype)
+
+
+def warm_up(each: WarmUp, convolver: Convolver, keeper: LayerKeeper) -> None:
+    """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
+
+    Raises:
+        SettingsError: If the layer cannot take such an input, or the server takes no such call.
+    """
+    engine = convolver.engine
+    try:
+        layer = keeper.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
+        convolver.admit([layer], each.shape, each.input_dtype, each.output_dtype)
+    except LayerNotFoundError as error:
+        log.warning("%s: %s", _FLAG, error)
+        return
+    except InvalidArgumentError as error:
+        raise SettingsError(f"{_FLAG}: {error}") from error
+    plan = convolver.plan([layer], each.shape, each.input_dtype, each.output_dtype)
+    if layer.kernel is None:
+        layer = engine.initialize(layer.config, plan.layers[0].kernel_shape[2] * layer.config.groups)
+    x = np.zeros(each.shape, numpy_dtype(each.input_dtype))
+    for device in range(len(engine.devices)):
+        engine.convolve([layer], [x], plan.output_dtype, device)
+
+
+def check_devices(engine: Engine) -> None:
+    """Computes one convolution whose result is known, so that a server that cannot compute never says SERVING.
+
+    Raises:
+        RuntimeError: If a device computes something else.
+    """
+    config = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
+    ones, x = Layer(config, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
+    for number, device in enumerate(engine.devices):
+        found = engine.convolve([ones], [x], "float32", number).output
+        if not np.array_equal(found, np.full((1, 2, 2, 1), 18, "f4")):
+            raise RuntimeError(f"{device.name} computes wrong results: a 3x3 sum over ones gave {found.ravel()}")
+
+
+def _value(text: str) -> Any:
+    """Returns 3 for "3", (3, 5) for "3x5", True for "true", and other words as they are."""
+    if re.fullmatch(r"[0-9]{1,18}(x[0-9]{1,18})*", text):
+        numbers = tuple(map(int, text.split("x")))
+        return numbers if len(numbers) > 1 else numbers[0]
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _padding(text: str) -> Any:
+    """Returns ((top, bottom), (left, right)) for "1x1x2x2", and other words as they are."""
+    value = _value(text)
+    return (value[:2], value[2:]) if isinstance(value, tuple) and len(value) == 4 else value
+
+
+def _refusal(expected: str, received: str) -> SettingsError:
+    return SettingsError(f"{_FLAG}: Expected {expected}. Received {received!r}.")
