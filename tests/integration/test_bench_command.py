@@ -177,6 +177,17 @@ def test_ctrl_c_prints_what_there_is(run, monkeypatch):
     assert "not measured yet" in out
 
 
+def test_ctrl_c_while_it_prepares(run, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Measurement, "add", interrupted)
+    status, out, err = run(*SHORT, "--plot", tmp_path / "b.png")
+    assert (status, err) == (130, "")
+    assert out.startswith("server ")
+    assert not (tmp_path / "b.png").exists()
+
+
 def test_layers_are_left_as_they_were(run, client):
     def stored():
         return {each.digest for each in client.layers()}

@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
             Path(arguments.json).write_text(text, encoding="utf-8")
     if arguments.json != "-":
         print_document(document)
-    if arguments.plot is not None:
+    if arguments.plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
         plot.write(document, arguments.plot)
         print(f"drawn in {arguments.plot}", file=sys.stderr)
     if interrupted:
