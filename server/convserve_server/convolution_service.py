@@ -139,7 +139,14 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if place is not None:
             self._shared(context).array(place, 0, "output_memory")
         output_dtype = _output_dtype(request.message.output_dtype)
-        answer = convolver.convolve(layers, x, output_dtype, context.is_active, in_one_message=place is None)
+        answer = convolver.convolve(
+            layers,
+            x,
+            output_dtype,
+            context.is_active,
+            unbatched=request.message.unbatched,
+            in_one_message=place is None,
+        )
         message, output = _response(answer), answer.computed.output
         if place is None or not self._shared(context).has_room(place, output.nbytes):
             return ConvolveResponse(message, output)
@@ -176,7 +183,9 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         context.send_initial_metadata((ACCEPTED,))
 
         def convolve(x: Array) -> Answer:
-            answer = convolver.convolve(layers, x, output_dtype, context.is_active, in_one_message=False)
+            answer = convolver.convolve(
+                layers, x, output_dtype, context.is_active, unbatched=start.unbatched, in_one_message=False
+            )
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
             return message, answer.computed.output
