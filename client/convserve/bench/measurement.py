@@ -73,7 +73,6 @@ class Measurement:
         self._courses: list[Course] = []
         self._blocks: dict[tuple[Course, Load, str], list[Block]] = {}
         self._seconds = 0.0
-        self._interrupted = False
         self._opened = ExitStack()
         self._echo = self._opened.enter_context(Echo(target, timeout))
 
@@ -113,9 +112,6 @@ class Measurement:
                     progress(f"{turn[0].workload.name}, {turn[1]}: {turn[2]}")
                     turns_left = (rounds - number) * len(turns) - index
                     self._take(*turn, seconds=max(0.0, left) / turns_left)
-        except KeyboardInterrupt:
-            self._interrupted = True
-            raise
         finally:
             self._seconds = time.perf_counter() - begin
 
@@ -139,7 +135,6 @@ class Measurement:
             },
             "shared_memory": self._client._tensors.shares_memory,
             "seconds": self._seconds,
-            "interrupted": self._interrupted,
             "workloads": [
                 course.document() | {"loads": [self._of_load(course, load) for load in self._loads]}
                 for course in self._courses

@@ -130,7 +130,8 @@ def run(arguments: argparse.Namespace) -> int:
             measurement.run(arguments.seconds, _progress)
         except KeyboardInterrupt:
             interrupted = True
-        document = measurement.document() | {"command": shlex.join(["convserve", *sys.argv[1:]])}
+        document = measurement.document()
+        document |= {"command": shlex.join(["convserve", *sys.argv[1:]]), "interrupted": interrupted}
     _progress("")
     if arguments.json is not None:
         text = json.dumps(document, indent=1, allow_nan=False) + "\n"
