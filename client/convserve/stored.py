@@ -18,6 +18,9 @@ from convserve.v1 import layer_pb2, layer_service_pb2
 WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
 """The initial metadata in which a server says, before it is sent weights, whether it wants them."""
 
+MOST_DIGESTS = 10_000
+"""Of which a server says in one call whether it holds them."""
+
 _PIECE_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
@@ -119,8 +122,10 @@ def draw_start(config: Conv2D, name: str | None, input_channels: int | None) -> 
 
 
 def update_start(known: KnownLayer, layer: Layer) -> layer_service_pb2.UpdateWeightsRequest:
-    """Returns the first message that gives a stored layer's configuration new weights."""
-    start = layer_service_pb2.UpdateWeightsStart(layer=stored_reference(known), weights=weights_header(layer))
+    """Returns the first message that gives a stored layer's configuration new weights, and its name to the result."""
+    start = layer_service_pb2.UpdateWeightsStart(
+        layer=stored_reference(known, by_digest=True), weights=weights_header(layer), name=known.name or ""
+    )
     return layer_service_pb2.UpdateWeightsRequest(start=start)
 
 

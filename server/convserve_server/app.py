@@ -13,29 +13,30 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
-import numpy as np
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from convserve import Conv2D, Layer, __version__
+from convserve import __version__
 from convserve._channel import LARGE_FRAMES
 from convserve.v1 import layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.convolution_service import ConvolutionService
-from convserve_server.convolver import Convolver, Engine, Limits
+from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.engine.startup import held_stderr, load_engine
-from convserve_server.interceptors import ErrorInterceptor
+from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.store import LayerStore
+from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 log = logging.getLogger("convserve")
+T = TypeVar("T")
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 
@@ -63,10 +64,11 @@ def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
 
     Raises:
-        SettingsError: If an address cannot be listened on, or there is no such device.
+        SettingsError: If an address cannot be listened on, there is no such device, or a layer cannot be warmed up.
     """
     _log_to_stderr(settings.log_level)
     stop = _asked_to_stop()
+    warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
     store = _store(settings)
     server, convolutions, layers, healths = _assembled(settings)
     addresses = [_listen(server, address) for address in settings.listen]
@@ -81,13 +83,19 @@ def run(settings: Settings) -> int:
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
         # It takes seconds, during which the health check already answers NOT_SERVING.
-        engine = load_engine(settings.device, settings.tf32, verbose=verbose)
-        _warm_up(engine)
-    limits = Limits(
-        settings.max_message_bytes, settings.max_call_bytes, settings.max_layers_per_call, settings.concurrent_calls
-    )
-    keeper = LayerKeeper(engine, store)
-    convolutions.open(Convolver(engine, limits), keeper)
+        engine = load_engine(
+            settings.device,
+            settings.tf32,
+            intra_op_threads=settings.intra_op_threads,
+            inter_op_threads=settings.inter_op_threads,
+            verbose=verbose,
+        )
+        check_devices(engine)
+    keeper = LayerKeeper(engine, store, settings.max_call_bytes)
+    convolver = Convolver(engine, _named(Limits, settings), _named(Batching, settings))
+    for each in warm_ups:
+        warm_up(each, convolver, keeper)
+    convolutions.open(convolver, keeper)
     layers.open(keeper)
     for name in ("", *SERVICES):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
@@ -99,10 +107,15 @@ def run(settings: Settings) -> int:
     return _drain(settings, server, healths, convolutions.shared_memory)
 
 
+def _named(kind: type[T], settings: Settings) -> T:
+    """Returns a dataclass whose fields are settings of the same names."""
+    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+
+
 def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     server = grpc.server(
         ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
-        interceptors=[ErrorInterceptor()],
+        interceptors=[CallInterceptor(settings.handler_threads)],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -163,16 +176,6 @@ def _is_taken_socket(address: str) -> bool:
         probe.connect(address.removeprefix("unix:").removeprefix("//"))
         return True
     return False
-
-
-def _warm_up(engine: Engine) -> None:
-    """Computes one convolution whose result is known, so that a server that cannot compute never says SERVING."""
-    ones = Layer(
-        Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False), np.ones((3, 3, 2, 1), "f4")
-    )
-    computed = engine.convolve([ones], np.ones((1, 4, 4, 2), "f4"), "float32")
-    if not np.array_equal(computed.output, np.full((1, 2, 2, 1), 18, "f4")):
-        raise RuntimeError(f"the device computes wrong results: a 3x3 sum over ones gave {computed.output.ravel()}")
 
 
 def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_memory: SharedMemory | None) -> int:

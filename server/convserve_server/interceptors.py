@@ -1,31 +1,52 @@
-"""What holds for every RPC, so that no method can forget it: requests are parsed, and errors answered, in one place."""
+"""What holds for every RPC, so that no method can forget it: requests are parsed, and errors answered, in one place.
+
+And callers that send as slowly as they like cannot keep the threads that all others need.
+"""
 
 from __future__ import annotations
 
 import logging
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve import ConvserveError, InternalError, InvalidRequestError, UnimplementedError
+from convserve import ConvserveError, InternalError, InvalidRequestError, OutOfMemoryError, UnimplementedError
 from convserve.errors import FieldViolation
 from convserve.status import to_status
+from convserve_server.silence import SilenceWatch
 
 log = logging.getLogger("convserve")
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
 
-class ErrorInterceptor(grpc.ServerInterceptor):
-    """Turns exceptions into statuses.
+class CallInterceptor(grpc.ServerInterceptor):
+    """Parses requests and turns exceptions into statuses, and has streams of requests received by threads of their own.
 
-    One of ours travels with its details. Any other is a defect: it is logged under an id, and the caller gets the id
-    and nothing else. Requests are parsed here too, because gRPC answers bytes that are no message with INTERNAL.
+    An exception of ours travels with its details. Any other is a defect: it is logged under an id, and the caller gets
+    the id and nothing else. Requests are parsed here because gRPC answers bytes that are no message with INTERNAL.
+
+    A thread waits for each message of a stream. So each method that takes streams has its own threads: callers that
+    stall wait for each other, and nobody else does. One that is silent for too long while all the server does is to
+    wait for it, as in a put, is sent away. Between messages of a stream that is answered as it goes any time may pass.
     """
+
+    def __init__(self, threads: int, silence_s: float = 60.0) -> None:
+        """Prepares to wrap methods.
+
+        Args:
+            threads: How many calls of each method that takes streams are received at once.
+            silence_s: Seconds that may pass between two messages of a call that is answered at its end.
+        """
+        self._threads = threads
+        self._silence_s = silence_s
+        self._silence = SilenceWatch(silence_s)
+        self._pools: dict[str, ThreadPoolExecutor] = {}
 
     def intercept_service(
         self,
@@ -48,6 +69,8 @@ class ErrorInterceptor(grpc.ServerInterceptor):
 
         def one_answer(raw: Any, context: grpc.ServicerContext) -> Any:
             with _answering_errors(method, context):
+                if handler.request_streaming:
+                    raw = self._silence.watched(raw, lambda: self._end(method, context))
                 return inner(parse(raw), context)
 
         def many_answers(raw: Any, context: grpc.ServicerContext) -> Iterator[Any]:
@@ -60,8 +83,16 @@ class ErrorInterceptor(grpc.ServerInterceptor):
             (True, False): grpc.stream_unary_rpc_method_handler,
             (True, True): grpc.stream_stream_rpc_method_handler,
         }[handler.request_streaming, handler.response_streaming]
-        behaviour = many_answers if handler.response_streaming else one_answer
+        behaviour: Any = many_answers if handler.response_streaming else one_answer
+        if handler.request_streaming:
+            if method not in self._pools:  # of two made at once one is not used
+                self._pools[method] = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
+            behaviour.experimental_thread_pool = self._pools[method]
         return make(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _end(self, method: str, context: grpc.ServicerContext) -> None:
+        log.info("%s of %s is ended: nothing came for %g s", method, context.peer(), self._silence_s)
+        context.cancel()
 
 
 def _parsed(handler: Handler, raw: bytes) -> Any:
@@ -89,6 +120,9 @@ def as_answer(error: Exception, method: str) -> ConvserveError:
     if isinstance(error, ConvserveError):
         log.debug("%s answered %s: %s", method, error.code.name, error)
         return error
+    if isinstance(error, MemoryError):
+        text = f"Expected memory on the server's machine. Received none: send less in one call. {error}"
+        return OutOfMemoryError(text)
     if isinstance(error, NotImplementedError):
         return UnimplementedError(f"Expected a call that this server has. It has no {method}.")
     error_id = uuid.uuid4().hex[:12]

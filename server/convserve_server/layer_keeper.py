@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from convserve import (
     Conv2D,
@@ -11,13 +13,16 @@ from convserve import (
     InvalidRequestError,
     InvalidWeightsError,
     Layer,
+    LayerNotFoundError,
     Losses,
     OverloadedError,
+    TooLargeError,
 )
 from convserve.errors import FieldViolation
 from convserve.plan import kernel_shape
 from convserve.stored import check_name
 from convserve.tensor import Array, itemsize
+from convserve_server.byte_budget import ByteBudget
 from convserve_server.convolver import Engine
 from convserve_server.store import LayerStore
 from convserve_server.stored_layer import StoredLayer, StoreUsage
@@ -33,10 +38,20 @@ Reference = bytes | str
 class LayerKeeper:
     """Keeps layers in a store, with an engine for what needs computing."""
 
-    def __init__(self, engine: Engine, store: LayerStore) -> None:
-        """Joins an engine and a store."""
+    def __init__(self, engine: Engine, store: LayerStore, max_call_bytes: int) -> None:
+        """Joins an engine and a store.
+
+        Args:
+            engine: Draws and constrains weights.
+            store: Keeps layers.
+            max_call_bytes: The most that the weights of a draw or an update may take, and that all of them and all puts
+                under way may take together; the setting of that name.
+        """
         self._engine = engine
         self._store = store
+        self._max_call_bytes = max_call_bytes
+        self._budget = ByteBudget(max_call_bytes)
+        self._computing = threading.Lock()
 
     def layer(self, reference: Reference) -> Layer:
         """Returns a stored layer with its weights.
@@ -55,7 +70,7 @@ class LayerKeeper:
         return self._store.describe(self._digest(reference))
 
     def check_put(self, name: str, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
-        """Checks what can be checked of a put before its weights arrive. One that is held already needs no room.
+        """Checks what can be checked of a put or update before its weights arrive. What is held already needs no room.
 
         Raises:
             InvalidArgumentError: For a wrong name, or channels that the configuration cannot take.
@@ -67,16 +82,43 @@ class LayerKeeper:
         if input_channels < 1 or input_channels % config.groups:
             text = f"Expected a number above 0 that groups={config.groups} divides. Received {input_channels} channels."
             raise InvalidWeightsError(FieldViolation("kernel", text))
-        height, width, inputs, filters = kernel_shape(config, input_channels)
         try:
-            self._store.check_room((height * width * inputs * filters + filters) * itemsize(config.variable_dtype))
+            self._store.check_room(_elements(config, input_channels) * itemsize(config.variable_dtype), name)
         except OverloadedError:
             if expected_digest not in self._store:
                 raise
 
-    def holds(self, digest: bytes) -> bool:
-        """Returns whether a layer with this digest is stored."""
-        return digest in self._store
+    @contextmanager
+    def receiving(self, config: Conv2D, input_channels: int, dtype: str) -> Iterator[None]:
+        """Sets memory aside for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
+
+        Raises:
+            OverloadedError: If other calls have it for the time being.
+        """
+        size = _elements(config, input_channels) * (itemsize(dtype) + 2 * itemsize(config.variable_dtype))
+        with self._budget.reserved(size):
+            yield
+
+    def check_computable(self, config: Conv2D, input_channels: int) -> None:
+        """Checks that weights may be drawn or updated.
+
+        Raises:
+            TooLargeError: If they are larger than any call may be.
+        """
+        size = _elements(config, input_channels) * itemsize(config.variable_dtype)
+        if size > self._max_call_bytes:
+            text = (
+                f"Expected weights of at most {self._max_call_bytes} bytes, the server's --max-call-bytes. "
+                f"Received {size}: ask the operator to raise it."
+            )
+            raise TooLargeError(FieldViolation("kernel", text))
+
+    def held(self, digest: bytes) -> Layer | None:
+        """Returns the layer with this digest, read and verified, or None. It can be put again if it goes meanwhile."""
+        try:
+            return self._store.layer(digest)
+        except LayerNotFoundError:
+            return None
 
     def put(self, layer: Layer, name: str, expected_digest: bytes) -> tuple[StoredLayer, bool]:
         """Stores a layer with given weights; returns it and whether it was there before.
@@ -111,7 +153,11 @@ class LayerKeeper:
             ConvserveError: As `put`; InvalidConfigurationError for an initializer that cannot.
         """
         config.check_initializers()
-        return self.put(self._engine.initialize(config, input_channels), name, expected_digest)
+        self.check_computable(config, input_channels)
+        with self.receiving(config, input_channels, config.variable_dtype):
+            with self._computing:  # one at a time, beside the calls
+                drawn = self._engine.initialize(config, input_channels)
+            return self.put(drawn, name, expected_digest)
 
     def keep(self, layer: Layer) -> None:
         """Stores a layer that came with a call, if there is room; the call does not depend on it."""
@@ -120,18 +166,18 @@ class LayerKeeper:
         except ConvserveError as error:
             log.debug("a layer that came with a call was not stored: %s", error)
 
-    def update(self, reference: Reference, kernel: Array, bias: Array | None) -> tuple[StoredLayer, Losses]:
+    def update(self, config: Conv2D, kernel: Array, bias: Array | None, name: str) -> tuple[StoredLayer, Losses]:
         """Makes a layer from a stored one's configuration and new weights, to which its constraints are applied.
 
-        A name by which the old layer was referred to leads to the new one afterwards.
+        The name, if one is given, leads to the new layer afterwards.
 
         Raises:
-            LayerNotFoundError: If there is no old one.
             ConvserveError: As `put`.
         """
-        config = self.describe(reference).config
-        updated, losses = self._engine.constrain(Layer(config, kernel, bias))
-        stored, _ = self._store.put(updated, reference if isinstance(reference, str) else "")
+        given = Layer(config, kernel, bias)
+        with self._computing:
+            updated, losses = self._engine.constrain(given)
+        stored, _ = self._store.put(updated, name)
         return stored, losses
 
     def delete(self, reference: Reference) -> None:
@@ -159,3 +205,8 @@ class LayerKeeper:
 
     def _digest(self, reference: Reference) -> bytes:
         return self._store.digest_of(reference) if isinstance(reference, str) else reference
+
+
+def _elements(config: Conv2D, input_channels: int) -> int:
+    height, width, inputs, filters = kernel_shape(config, input_channels)
+    return height * width * inputs * filters + (filters if config.use_bias else 0)

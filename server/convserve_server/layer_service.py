@@ -5,24 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
 import numpy as np
 
-from convserve import InvalidRequestError, Layer, UnavailableError, conv2d_message
+from convserve import Conv2D, InvalidRequestError, Layer, UnavailableError, conv2d_message
 from convserve.errors import FieldViolation, InvalidTensorError, InvalidWeightsError, shown
 from convserve.layer import check_weight_shapes
-from convserve.stored import HELD, WANTED, WEIGHTS
-from convserve.tensor import FLOAT_DTYPES, Array, checked_shape, dtype_name, dtype_number, itemsize, numpy_dtype
+from convserve.stored import HELD, MOST_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.tensor import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.layer_keeper import LayerKeeper, Reference, StoredLayer
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
-_PIECE_BYTES = 2**20
-_MOST_DIGESTS = 10_000
 _MOST_LAYERS_A_PAGE = 1000
 
 
@@ -52,24 +51,12 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             if not start.expected_digest:
                 raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
             _no_more(request_iterator)
-            stored = keeper.name(_checked_digest(start.expected_digest), start.name)
-            return messages.PutLayerResponse(layer=_stored_message(stored), existed=True)
-        config = conv2d_message.from_message(start.conv2d)
-        if source == "weights":
-            channels = start.weights.kernel_shape[2] * config.groups if len(start.weights.kernel_shape) == 4 else 0
-            check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
-            keeper.check_put(start.name, config, channels, start.expected_digest)
-            held = keeper.holds(start.expected_digest)
-            context.send_initial_metadata(((WEIGHTS, HELD if held else WANTED),))
-            first = next(request_iterator, None)
-            if held and first is None:
-                stored, existed = keeper.name(start.expected_digest, start.name), True
-            else:
-                pieces = itertools.chain(() if first is None else (first,), request_iterator)
-                layer = Layer(config, *_received(start.weights, config.filters, pieces))
-                stored, existed = keeper.put(layer, start.name, start.expected_digest)
+            stored, existed = keeper.name(_checked_digest(start.expected_digest), start.name), True
+        elif source == "weights":
+            stored, existed = _put_weights(keeper, start, request_iterator, context)
         else:
-            keeper.check_put(start.name, config, start.input_channels, start.expected_digest)
+            config = conv2d_message.from_message(start.conv2d)
+            keeper.check_put(start.name, config, start.input_channels, _expected_digest(start))
             _no_more(request_iterator)
             stored, existed = keeper.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
@@ -96,8 +83,8 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     def FindMissingLayers(
         self, request: messages.FindMissingLayersRequest, context: grpc.ServicerContext
     ) -> messages.FindMissingLayersResponse:
-        if len(request.digests) > _MOST_DIGESTS:
-            raise _refusal("digests", f"at most {_MOST_DIGESTS} digests", str(len(request.digests)))
+        if len(request.digests) > MOST_DIGESTS:
+            raise _refusal("digests", f"at most {MOST_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
             _checked_digest(digest)
         return messages.FindMissingLayersResponse(missing_digests=self._keeper.missing(request.digests))
@@ -113,37 +100,51 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     ) -> messages.UpdateWeightsResponse:
         keeper = self._keeper
         start = _start(request_iterator)
-        reference = _reference(start.layer)
-        config = keeper.describe(reference).config
-        check_weight_shapes(config, tuple(start.weights.kernel_shape), start.weights.has_bias)
-        keeper.check_put("", config, start.weights.kernel_shape[2] * config.groups, b"")
-        context.send_initial_metadata(((WEIGHTS, WANTED),))
-        stored, losses = keeper.update(reference, *_received(start.weights, config.filters, request_iterator))
+        config = keeper.describe(_reference(start.layer)).config
+        coming = _Coming.announced(start.weights, config)
+        keeper.check_put(start.name, config, coming.channels, b"")
+        keeper.check_computable(config, coming.channels)
+        with keeper.receiving(config, coming.channels, coming.dtype):
+            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            stored, losses = keeper.update(config, *_received(coming, request_iterator), start.name)
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
     def ReadWeights(
         self, request: messages.ReadWeightsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.ReadWeightsResponse]:
         layer = self._keeper.layer(_reference(request.layer))
-        assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-        header = messages.WeightsHeader(
-            dtype=dtype_number(layer.kernel.dtype.name),
-            kernel_shape=layer.kernel.shape,
-            has_bias=layer.bias is not None,
-        )
-        yield messages.ReadWeightsResponse(start=header)
-        for weight in (layer.kernel, layer.bias):
-            if weight is not None:
-                elements = weight.reshape(-1).view("u1")
-                for begin in range(0, elements.size, _PIECE_BYTES):
-                    yield messages.ReadWeightsResponse(piece=elements[begin : begin + _PIECE_BYTES].tobytes())
+        yield messages.ReadWeightsResponse(start=weights_header(layer))
+        for piece in weight_pieces(layer):
+            yield messages.ReadWeightsResponse(piece=piece)
+
+
+def _put_weights(
+    keeper: LayerKeeper, start: Any, requests: Iterator[Any], context: grpc.ServicerContext
+) -> tuple[StoredLayer, bool]:
+    """Stores a layer whose weights the caller has; returns it and whether it was there before."""
+    config = conv2d_message.from_message(start.conv2d)
+    coming = _Coming.announced(start.weights, config)
+    digest = _expected_digest(start)
+    keeper.check_put(start.name, config, coming.channels, digest)
+    held = keeper.held(digest)
+    if held:
+        context.send_initial_metadata(((WEIGHTS, HELD),))
+        first = next(requests, None)
+        if first is None:
+            return keeper.put(held, start.name, digest)
+        requests = itertools.chain((first,), requests)
+    with keeper.receiving(config, coming.channels, coming.dtype):
+        if not held:
+            context.send_initial_metadata(((WEIGHTS, WANTED),))
+        return keeper.put(Layer(config, *_received(coming, requests)), start.name, digest)
 
 
 def _start(requests: Iterator[Any]) -> Any:
     """Returns the start of a stream, which must come first."""
     first = next(requests, None)
     if first is None or first.WhichOneof("message") != "start":
-        raise _refusal("start", "a start as the first message", "none" if first is None else "a piece")
+        received = "none" if first is None else f"a {first.WhichOneof('message') or 'message without content'}"
+        raise _refusal("start", "a start as the first message", received)
     return first.start
 
 
@@ -152,29 +153,62 @@ def _no_more(requests: Iterator[Any]) -> None:
         raise _refusal("piece", "no pieces, as the start announces no weights", "one")
 
 
-def _received(header: messages.WeightsHeader, filters: int, requests: Iterator[Any]) -> tuple[Array, Array | None]:
+@dataclass(frozen=True)
+class _Coming:
+    """Weights that a start announces.
+
+    Attributes:
+        dtype: In which they arrive.
+        kernel_shape: The kernel's shape.
+        bias_size: The number of the bias' elements, or 0.
+        channels: The input channels that they are for.
+    """
+
+    dtype: str
+    kernel_shape: Shape
+    bias_size: int
+    channels: int
+
+    @classmethod
+    def announced(cls, header: messages.WeightsHeader, config: Conv2D) -> _Coming:
+        """Checks a header against the layer's configuration.
+
+        Raises:
+            InvalidWeightsError: If such weights don't fit.
+        """
+        shape = tuple(header.kernel_shape)
+        check_weight_shapes(config, shape, header.has_bias)
+        try:
+            dtype = dtype_name(header.dtype, "kernel", FLOAT_DTYPES)
+        except InvalidTensorError as error:
+            raise InvalidWeightsError(*error.violations) from None
+        return cls(dtype, shape, config.filters if header.has_bias else 0, shape[2] * config.groups)
+
+
+def _received(coming: _Coming, requests: Iterator[Any]) -> tuple[Array, Array | None]:
     """Returns kernel and bias, put together from the pieces of a stream into memory of the size that was announced."""
-    try:
-        dtype = dtype_name(header.dtype, "kernel", FLOAT_DTYPES)
-        shape = checked_shape(header.kernel_shape, "kernel")
-    except InvalidTensorError as error:
-        raise InvalidWeightsError(*error.violations) from None
-    kernel_bytes = math.prod(shape) * itemsize(dtype)
-    total = kernel_bytes + (filters * itemsize(dtype) if header.has_bias else 0)
+    kernel_bytes = math.prod(coming.kernel_shape) * itemsize(coming.dtype)
+    total = kernel_bytes + coming.bias_size * itemsize(coming.dtype)
     buffer = np.empty(total, np.uint8)
     position = 0
-    for request in requests:
-        if request.WhichOneof("message") != "piece":
-            raise _refusal("piece", "a piece after the start", "another message")
-        end = position + len(request.piece)
-        if end > total:
-            raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"at least {end} bytes")
-        buffer[position:end] = np.frombuffer(request.piece, np.uint8)
-        position = end
-    if position != total:
-        raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"{position} bytes")
-    kernel = buffer[:kernel_bytes].view(numpy_dtype(dtype)).reshape(shape)
-    return kernel, buffer[kernel_bytes:].view(numpy_dtype(dtype)) if header.has_bias else None
+    try:
+        for request in requests:
+            if request.WhichOneof("message") != "piece":
+                raise _refusal("piece", "a piece after the start", "another message")
+            end = position + len(request.piece)
+            if end > total:
+                raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"at least {end} bytes")
+            buffer[position:end] = np.frombuffer(request.piece, np.uint8)
+            position = end
+        if position != total:
+            raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"{position} bytes")
+    except BaseException:
+        # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
+        del buffer
+        raise
+    buffer.flags.writeable = False  # so that the digest needs to be computed only once
+    kernel = buffer[:kernel_bytes].view(numpy_dtype(coming.dtype)).reshape(coming.kernel_shape)
+    return kernel, buffer[kernel_bytes:].view(numpy_dtype(coming.dtype)) if coming.bias_size else None
 
 
 def _reference(message: messages.StoredLayerReference) -> Reference:
@@ -184,6 +218,10 @@ def _reference(message: messages.StoredLayerReference) -> Reference:
     if kind == "name":
         return message.name
     raise _refusal("layer", "a digest or a name", "neither")
+
+
+def _expected_digest(start: Any) -> bytes:
+    return _checked_digest(start.expected_digest) if start.expected_digest else b""
 
 
 def _checked_digest(digest: bytes) -> bytes:

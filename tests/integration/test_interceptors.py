@@ -1,6 +1,8 @@
 """What the server's interceptor makes of a method's exceptions and of bytes that are no message, in all four forms."""
 
 import logging
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -10,7 +12,7 @@ from tests.raw_calls import checked
 
 from convserve import InternalError, OverloadedError
 from convserve.status import from_rpc_error
-from convserve_server.interceptors import ErrorInterceptor
+from convserve_server.interceptors import CallInterceptor
 
 FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
@@ -33,25 +35,29 @@ def handler(form, answer):
 
 
 class Methods(grpc.GenericRpcHandler):
-    """The server's methods: always the one that a test is about."""
+    """The server's methods, by their paths."""
 
-    def service(self, _):
-        return self.method
+    def __init__(self):
+        self.methods = {}
+
+    def service(self, call):
+        return self.methods.get(call.method)
 
 
 @pytest.fixture
 def call():
     """Gives a function that calls a method of a form and an answer with raw messages."""
     methods = Methods()
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[ErrorInterceptor()])
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[CallInterceptor(threads=2, silence_s=1.0)])
     server.add_generic_rpc_handlers((methods,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
 
-        def calls(form, answer, *messages):
-            methods.method = handler(form, answer)
-            answers = channel.stream_stream("/test.Service/Method")(iter(messages), timeout=30)
+        def calls(form, answer, *messages, path="/test.Service/Method"):
+            methods.methods[path] = handler(form, answer)
+            stalling = isinstance(messages[0], Stalling)
+            answers = channel.stream_stream(path)(messages[0] if stalling else iter(messages), timeout=30)
             return [Int64Value.FromString(each).value for each in answers]
 
         yield calls
@@ -107,6 +113,56 @@ def test_a_method_that_is_not_there_yet_is_unimplemented(call, form):
         call(form, raising(NotImplementedError()), *sent(1))
     text, _ = checked(caught.value, grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
     assert "/test.Service/Method" in text
+
+
+@EVERY_FORM
+def test_too_little_memory_is_told_as_that(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(MemoryError("Unable to allocate 7. TiB")), *sent(1))
+    text, _ = checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert "7. TiB" in text
+
+
+class Stalling:
+    """The messages of a caller that sends one, and no more until it is released."""
+
+    def __init__(self):
+        self.released = threading.Event()
+        self.messages = sent(1)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.messages:
+            self.released.wait(30)
+            raise StopIteration
+        return self.messages.pop()
+
+
+@pytest.mark.parametrize("form", ["stream_unary", "stream_stream"])
+def test_callers_that_stall_keep_the_threads_of_their_own_method_only(call, form):
+    callers = [Stalling() for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        stalled = [threads.submit(call, form, sum, each, path="/test.Service/Stalled") for each in callers]
+        while any(each.messages for each in callers):
+            time.sleep(0.01)
+        for other in FORMS:
+            assert call(other, sum, *sent(7))[-1] == 7
+        for each in callers:
+            each.released.set()
+        if form == "stream_stream":  # between whose messages any time may pass
+            assert [each.result() for each in stalled] == [[-1, 1]] * 4
+
+
+def test_a_caller_that_stalls_in_a_call_that_is_answered_at_its_end_is_sent_away(call):
+    caller, began = Stalling(), time.monotonic()
+    with pytest.raises(grpc.RpcError) as caught:
+        call("stream_unary", sum, caller)
+    caller.released.set()
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    assert 1 < time.monotonic() - began < 10
+    assert call("stream_unary", sum, *sent(7)) == [7]
 
 
 @EVERY_FORM

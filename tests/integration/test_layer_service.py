@@ -110,13 +110,14 @@ MANY = 2**40
 ORDERS: dict[str, tuple[tuple[Any, ...], str, str]] = {
     "nothing": ((), "INVALID_REQUEST", "a start as the first message. Received none"),
     "a piece first": ((ENOUGH, start()), "INVALID_REQUEST", "a start as the first message. Received a piece"),
+    "an empty message first": ((PutLayerRequest(), ENOUGH), "INVALID_REQUEST", "Received a message without content"),
     "two starts": ((start(), start(), ENOUGH), "INVALID_REQUEST", "a piece after the start"),
     "a start after the pieces": ((start(), ENOUGH, start()), "INVALID_REQUEST", "a piece after the start"),
     "no pieces": ((start(),), "INVALID_REQUEST", "16 bytes of weights, as the start announced. Received 0"),
     "too few": ((start(), bytes(15)), "INVALID_REQUEST", "16 bytes of weights, as the start announced. Received 15"),
     "too many": ((start(), ENOUGH, b"1"), "INVALID_REQUEST", "announced. Received at least 17"),
     "another digest": ((start(expected_digest=bytes(32)), ENOUGH), "INVALID_REQUEST", "digest 0000"),
-    "a digest of 31 bytes": ((start(expected_digest=bytes(31)), ENOUGH), "INVALID_REQUEST", "to have the digest"),
+    "a digest of 31 bytes": ((start(expected_digest=bytes(31)), ENOUGH), "INVALID_REQUEST", "32 bytes. Received 31"),
     "no source": ((start(weights=None),), "INVALID_REQUEST", "weights, input_channels or the expected_digest"),
     "a short digest alone": ((start(weights=None, expected_digest=b"1"),), "INVALID_REQUEST", "32 bytes"),
     "a digest with a piece": ((start(weights=None, expected_digest=bytes(32)), b"1"), "INVALID_REQUEST", "no pieces"),
@@ -175,8 +176,8 @@ def test_a_put_of_what_is_held_needs_no_weights(stub: Any) -> None:
 UPDATE = WeightsHeader(**HEADER)
 
 
-def update(stub: Any, layer: StoredLayerReference | None, *pieces: bytes, header: Any = UPDATE) -> Any:
-    messages = [UpdateWeightsRequest(start=UpdateWeightsStart(layer=layer, weights=header))]
+def update(stub: Any, layer: StoredLayerReference | None, *pieces: bytes, header: Any = UPDATE, name: str = "") -> Any:
+    messages = [UpdateWeightsRequest(start=UpdateWeightsStart(layer=layer, weights=header, name=name))]
     return stub.UpdateWeights(iter([*messages, *(UpdateWeightsRequest(piece=each) for each in pieces)]), timeout=60)
 
 
@@ -222,14 +223,31 @@ def test_a_wrong_update_is_refused(stub: Any) -> None:
     assert stub.GetLayer(GetLayerRequest(layer=layer), timeout=60).layer.digest == layer.digest
 
 
-def test_an_update_by_name_moves_the_name_and_one_by_digest_does_not(stub: Any) -> None:
+def test_an_update_names_its_result_and_starts_from_the_layer_that_is_referred_to(stub: Any) -> None:
     name = f"raw/{uuid4().hex}"
     old = stored(stub, name)
-    by_digest = update(stub, by(old), weights()[0]).layer
-    assert list(by_digest.names) == []
-    by_name = update(stub, StoredLayerReference(name=name), weights()[0]).layer
-    assert list(by_name.names) == [name]
-    assert list(stub.GetLayer(GetLayerRequest(layer=by(old)), timeout=60).layer.names) == []
+    assert list(update(stub, by(old), weights()[0]).layer.names) == []
+    assert list(update(stub, StoredLayerReference(name=name), weights()[0]).layer.names) == []
+    other, _ = weights()
+    put(stub, start(name=name, conv2d=conv2d_message.to_message(CONFIG.replace(activation="relu"))), other)
+    updated = update(stub, by(old), weights()[0], name=name).layer
+    assert (list(updated.names), updated.conv2d) == ([name], MESSAGE)
+    assert stub.GetLayer(GetLayerRequest(layer=StoredLayerReference(name=name)), timeout=60).layer == updated
+    for wrong in ("../x", "n" * 201):
+        assert "letters, digits" in refusal(lambda wrong=wrong: update(stub, by(old), weights()[0], name=wrong))
+
+
+def test_what_cannot_be_is_refused_before_weights_are_asked_for(stub: Any) -> None:
+    """The initial metadata asks for them."""
+    layer, float64 = by(stored(stub)), {"dtype": 4}
+    for header, digest, is_asked in ((float64, b"", True), ({"dtype": 5}, b"", False), ({}, b"1", False)):
+        calls = [stub.PutLayer.future(iter([start(header, expected_digest=digest)]), timeout=60)]
+        if not digest:
+            begin = UpdateWeightsStart(layer=layer, weights=WeightsHeader(**HEADER | header))
+            calls.append(stub.UpdateWeights.future(iter([UpdateWeightsRequest(start=begin)]), timeout=60))
+        for call in calls:
+            assert (("convserve-weights", "wanted") in [tuple(each) for each in call.initial_metadata()]) is is_asked
+            assert call.code() is INVALID
 
 
 # ListLayers, FindMissingLayers

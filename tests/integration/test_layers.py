@@ -289,3 +289,11 @@ def test_an_update_with_weights_that_do_not_fit_changes_nothing(client: Any, nam
     with pytest.raises(InvalidWeightsError, match="bias"):
         layer.update_weights(KERNEL)
     assert client.layer(name).digest == layer.digest
+
+
+def test_an_update_starts_from_its_own_layer_wherever_its_name_leads_now(client: Any, name: str) -> None:
+    layer = client.put(CONFIG, kernel=KERNEL, bias=BIAS, name=name)
+    client.put(CONFIG.replace(activation="linear", strides=2), kernel=KERNEL, bias=BIAS, name=name)
+    updated, _ = layer.update_weights(2 * KERNEL, BIAS)
+    assert updated.config == CONFIG
+    assert client.layer(name).digest == updated.digest == Layer(CONFIG, 2 * KERNEL, BIAS).digest

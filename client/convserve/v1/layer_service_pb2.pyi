@@ -118,12 +118,14 @@ class UpdateWeightsRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[UpdateWeightsStart, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
 
 class UpdateWeightsStart(_message.Message):
-    __slots__ = ("layer", "weights")
+    __slots__ = ("layer", "weights", "name")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     layer: StoredLayerReference
     weights: WeightsHeader
-    def __init__(self, layer: _Optional[_Union[StoredLayerReference, _Mapping]] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ...) -> None: ...
+    name: str
+    def __init__(self, layer: _Optional[_Union[StoredLayerReference, _Mapping]] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
     __slots__ = ("layer", "losses")

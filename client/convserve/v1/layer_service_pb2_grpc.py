@@ -38,7 +38,8 @@ class LayerServiceStub(object):
     accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
     for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
     that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting.
+    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
+    answered CANCELLED.
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -101,7 +102,8 @@ class LayerServiceServicer(object):
     accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
     for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
     that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting.
+    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
+    answered CANCELLED.
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -118,8 +120,9 @@ class LayerServiceServicer(object):
         * INVALID_ARGUMENT: INVALID_REQUEST (name, order of messages, digest that differs from what arrived),
         INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not held. Send the weights.
-        * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict. Delete some, or ask the
-        operator.
+        * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict: delete some, or ask the
+        operator. With a delay in RetryInfo: other layers on their way take the server's memory; retry after it.
+        * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: the machine has no memory for the weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,8 +173,7 @@ class LayerServiceServicer(object):
 
     def UpdateWeights(self, request_iterator, context):
         """Makes a new layer from a stored one's configuration and new weights: applies the configuration's constraints,
-        stores the result under its own digest, and moves the name to it where the layer was referred to by name. The old
-        layer stays.
+        stores the result under its own digest, and lets `name` lead to it. The old layer stays.
 
         Messages as in PutLayer. Errors: as GetLayer and PutLayer.
         """
@@ -247,7 +249,8 @@ class LayerService(object):
     accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
     for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
     that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting.
+    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
+    answered CANCELLED.
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
