@@ -76,6 +76,20 @@ def test_a_layer_that_models_share_is_found_under_each_of_its_names(tmp_path):
     assert list(imported.layers) == ["m/s", "m/n/s"]
     assert imported.layers["m/s"].digest == imported.layers["m/n/s"].digest
     assert "no weights for it" in reasons(imported)["m/s2"]
+    assert "one with a layer before it" in reasons(imported)["m/s2"]
+
+
+def test_a_model_that_models_share_is_found_under_each_of_its_names(tmp_path):
+    shared = model("s", conv2d("a"), model("t", conv2d("a"))) | {"shared_object_id": 7}
+    another = model("s", conv2d("a"), model("t", conv2d("a"))) | {"shared_object_id": 8}
+    inner, deeper = "layers/functional/layers/conv2d", "layers/functional/layers/functional/layers/conv2d"
+    weights = weights_file({inner: WEIGHTS, deeper: {"0": KERNEL + 1, "1": BIAS}})
+    config = model("m", shared, model("n", shared, another))
+    imported = importing.read(write_archive(tmp_path / "x.keras", config, weights))
+    assert {name: int(layer.kernel[0, 0, 0, 0]) for name, layer in imported.layers.items()} == {
+        "m/s/a": 0, "m/s/t/a": 1, "m/n/s/a": 0, "m/n/s/t/a": 1
+    }  # fmt: skip
+    assert [each.name for each in imported.skipped] == ["m/n/s/a", "m/n/s/t/a"]  # those of the other model
 
 
 def test_wrappers_and_custom_models_are_skipped_with_the_reason(tmp_path):

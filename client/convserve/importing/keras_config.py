@@ -33,13 +33,13 @@ class Conv2DEntry:
         names: The names of the models around it, the outermost first, and its own.
         group: Where a `.keras` archive keeps what belongs to it.
         config: What its `get_config` gave.
-        shared_id: The same for every entry that is one and the same layer; None if there is only one.
+        identities: Two entries that have one in common are one and the same layer: it is shared, or a model around it.
     """
 
     names: tuple[str, ...]
     group: str
     config: Mapping[str, Any]
-    shared_id: Any
+    identities: tuple[str, ...]
 
     @property
     def name(self) -> str:
@@ -76,7 +76,7 @@ def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipp
     if layers is None:
         yield Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")
     else:
-        yield from _walk(layers, (name,), "layers")
+        yield from _walk(layers, (name,), "layers", ())
 
 
 def configuration(entry: Conv2DEntry) -> Conv2D:
@@ -109,11 +109,13 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
     return Conv2D.from_keras({field: value for field, value in config.items() if field not in _INITIALIZERS})
 
 
-def _walk(layers: list[Any], names: tuple[str, ...], group: str) -> Iterator[Conv2DEntry | Skipped]:
+def _walk(
+    layers: list[Any], names: tuple[str, ...], group: str, identities: tuple[str, ...]
+) -> Iterator[Conv2DEntry | Skipped]:
     if len(names) > _DEEPEST:
         raise refusal(f"models that are nested at most {_DEEPEST} deep", "deeper ones")
     numbers: Counter[str] = Counter()
-    for entry in layers:
+    for position, entry in enumerate(layers):
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
             raise refusal("a layer with its class_name", shown(entry))
         kind, own = entry["class_name"], (*names, _name(entry) or entry["class_name"])
@@ -127,8 +129,11 @@ def _walk(layers: list[Any], names: tuple[str, ...], group: str) -> Iterator[Con
         place = f"{group}/{snake}_{numbers[snake]}" if numbers[snake] else f"{group}/{snake}"
         numbers[snake] += 1
         inner, config = _layers(entry), entry.get("config")
+        known_as = tuple(f"{each}/{position}" for each in identities)
+        if entry.get("shared_object_id") is not None:
+            known_as += (shown(entry["shared_object_id"]),)
         if inner is not None:
-            yield from _walk(inner, own, f"{place}/layers")
+            yield from _walk(inner, own, f"{place}/layers", known_as)
         elif kind != "Conv2D":
             yield Skipped(path, kind, _why_skipped(entry))
         elif _custom(entry):
@@ -136,7 +141,7 @@ def _walk(layers: list[Any], names: tuple[str, ...], group: str) -> Iterator[Con
         elif not isinstance(config, dict):
             raise refusal(f"a configuration of {shown(path)}", shown(config))
         else:
-            yield Conv2DEntry(own, place, config, entry.get("shared_object_id"))
+            yield Conv2DEntry(own, place, config, known_as)
 
 
 def _layers(entry: Mapping[str, Any]) -> list[Any] | None:

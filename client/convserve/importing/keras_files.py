@@ -57,7 +57,7 @@ def read_h5(file: Path, budget: Budget) -> Contents:
 
 def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2DEntry], _Weights]) -> Contents:
     contents = Contents(keras_config.model_name(model, file.stem))
-    shared: dict[Any, Layer] = {}
+    shared: dict[str, Layer] = {}
     for entry in keras_config.entries(model, contents.model):
         if isinstance(entry, Skipped):
             contents.skipped.append(entry)
@@ -70,8 +70,8 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
         try:
             weights = weights_of(entry)
         except _NoWeightsError as error:
-            # A layer that several models share is saved with the first of them.
-            layer = shared.get(str(entry.shared_id)) if entry.shared_id is not None else None
+            # A layer that models share is saved with the first of them, as are the layers of a model that they share.
+            layer = next((shared[each] for each in entry.identities if each in shared), None)
             if layer is None or layer.config != config:
                 contents.skip(entry.name, "Conv2D", str(error))
                 continue
@@ -80,8 +80,7 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
                 layer = Layer(config, *weights)
             except InvalidArgumentError as error:
                 raise error.under(f"{entry.name}.") from None
-            if entry.shared_id is not None:
-                shared[str(entry.shared_id)] = layer
+        shared |= dict.fromkeys(entry.identities, layer)
         contents.layers.append((entry.name, layer))
     return contents
 
@@ -91,7 +90,11 @@ def _archived_weights(opened: Hdf5File, entry: Conv2DEntry) -> _Weights:
     place = f"{entry.group}/vars"
     kernel = opened.array(f"{place}/0")
     if kernel is None:
-        raise _NoWeightsError(f"the file has no weights for it at {place}")
+        # Keras loses the identity of what it first meets in a nested model, and then cannot load the file itself.
+        why = (
+            ": it is one with a layer before it, and only an .h5 file would say with which" if entry.identities else ""
+        )
+        raise _NoWeightsError(f"the file has no weights for it at {place}{why}")
     name = opened.text(place, "name")
     if name is not None and name != entry.names[-1]:
         raise _NoWeightsError(f"the weights at {place} are those of {shown(name)}")
