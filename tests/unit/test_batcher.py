@@ -1,0 +1,367 @@
+"""The batcher: what waits goes together, each caller gets its own, and nobody waits for a device that is free."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convserve.errors import DeadlineExceededError, OutOfMemoryError
+from convserve_server.batcher import Batcher
+
+
+def always() -> bool:
+    return True
+
+
+@dataclass
+class Desk:
+    """A batcher whose computations each wait until the test lets them go on.
+
+    Attributes:
+        started: (device, tasks, thread) of each computation, in the order in which they began.
+        fail: Called with the tasks of a computation before it is answered.
+    """
+
+    devices: int = 1
+    concurrent: int = 1
+    max_samples: int = 1000
+    max_bytes: int = 1000
+    fail: Callable[[Sequence[Any]], None] = lambda _: None
+    held: bool = True
+    started: list[tuple[int, list[Any], int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._gates: list[threading.Event] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(32)
+        self.batcher: Batcher[Any, Any] = Batcher(
+            self._compute,
+            devices=self.devices,
+            concurrent=self.concurrent,
+            max_samples=self.max_samples,
+            max_bytes=self.max_bytes,
+        )
+
+    def _compute(self, device: int, tasks: Sequence[Any]) -> list[Any]:
+        gate = threading.Event()
+        with self._lock:
+            self.started.append((device, list(tasks), threading.get_ident()))
+            self._gates.append(gate)
+        if self.held:
+            assert gate.wait(30)
+        self.fail(tasks)
+        return [(task, len(tasks)) for task in tasks]
+
+    def submit(
+        self,
+        task: Any,
+        group: Hashable | None = "g",
+        samples: int = 1,
+        size: int = 1,
+        wanted: Callable[[], bool] = always,
+    ) -> Future[Any]:
+        """Lets a thread of its own run a task, and returns once it is computed or waits."""
+        before = len(self.started) + self.batcher.waiting
+        future = self._pool.submit(self.batcher.run, task, group=group, samples=samples, size=size, wanted=wanted)
+        until(lambda: len(self.started) + self.batcher.waiting > before)
+        return future
+
+    def release(self, number: int) -> None:
+        """Lets the computation that began as this number go on, which it has to have begun."""
+        until(lambda: len(self._gates) > number)
+        self._gates[number].set()
+
+    def close(self) -> None:
+        self.held = False
+        for gate in self._gates:
+            gate.set()
+        self._pool.shutdown()
+
+    @property
+    def tasks(self) -> list[list[Any]]:
+        return [tasks for _, tasks, _ in self.started]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)
+
+
+@contextmanager
+def desk(**options: Any) -> Iterator[Desk]:
+    made = Desk(**options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def answers(*futures: Future[Any]) -> list[Any]:
+    return [future.result(30) for future in futures]
+
+
+def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
+    with desk(held=False) as d:
+        for task in range(3):
+            assert d.batcher.run(task, group="g", samples=1, size=1, wanted=always) == (task, 1)
+        assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
+        assert {thread for _, _, thread in d.started} == {threading.get_ident()}
+
+
+def test_what_waits_goes_together_by_group_the_oldest_first() -> None:
+    with desk() as d:
+        first = d.submit("first", "other")
+        futures = [d.submit(f"{group}{n}", group) for group, n in ("b0", "a1", "b2", "a3", "b4")]
+        assert d.batcher.waiting == 5
+        for number in range(3):
+            d.release(number)
+        assert answers(first, *futures) == [("first", 1), ("b0", 3), ("a1", 2), ("b2", 3), ("a3", 2), ("b4", 3)]
+        assert d.tasks == [["first"], ["b0", "b2", "b4"], ["a1", "a3"]]
+        assert d.batcher.waiting == 0
+
+
+def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
+    with desk(max_samples=2) as d:
+        futures = [d.submit(name, name[0]) for name in ("x", "a0", "a1", "a2", "b0", "a3")]
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a0", "a1"], ["a2", "a3"], ["b0"]]  # a2 waited longer than b0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "amounts", "expected"),
+    [
+        ({"max_samples": 5}, [(2, 1), (3, 1), (1, 1)], [[0, 1], [2]]),
+        ({"max_samples": 5}, [(2, 1), (4, 1), (1, 1)], [[0], [1, 2]]),
+        ({"max_bytes": 10}, [(1, 6), (1, 4), (1, 1)], [[0, 1], [2]]),
+        ({"max_samples": 5}, [(9, 1), (1, 1)], [[0], [1]]),  # what is larger goes alone
+        ({"max_bytes": 5}, [(1, 1), (1, 9), (1, 1)], [[0], [1], [2]]),
+        ({"max_samples": 1}, [(1, 1), (1, 1)], [[0], [1]]),
+    ],
+)
+def test_batches_are_bounded_and_stay_in_order(
+    bounds: dict[str, int], amounts: list[tuple[int, int]], expected: list[list[int]]
+) -> None:
+    with desk(**bounds) as d:
+        futures = [d.submit("first", "other")]
+        futures += [d.submit(number, "g", *amount) for number, amount in enumerate(amounts)]
+        for number in range(1 + len(expected)):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["first"], *expected]
+
+
+def test_what_is_in_no_group_goes_alone() -> None:
+    with desk() as d:
+        futures = [d.submit(task, group) for task, group in (("x", None), ("y", None), ("z", None), ("a", "g"))]
+        for number in range(4):
+            d.release(number)
+        assert answers(*futures) == [("x", 1), ("y", 1), ("z", 1), ("a", 1)]
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    gone: set[str] = set()
+    with desk() as d:
+        futures = {name: d.submit(name, wanted=lambda name=name: name not in gone) for name in "xabcd"}
+        alone = d.submit("e", None, wanted=lambda: "e" not in gone)
+        gone |= set("ace")  # the leader of the next batch, a member, and one in no group
+        d.release(0)
+        d.release(1)
+        assert answers(futures["x"], futures["b"], futures["d"]) == [("x", 1), ("b", 2), ("d", 2)]
+        for future in (futures["a"], futures["c"], alone):
+            with pytest.raises(DeadlineExceededError, match="not computed"):
+                future.result(30)
+        assert d.tasks == [["x"], ["b", "d"]]
+        gone.clear()
+        d.held = False
+        assert d.submit("after").result(30) == ("after", 1)  # the device is free again
+
+
+def test_what_fails_together_is_computed_alone_and_only_the_guilty_fail() -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if "bad" in tasks:
+            raise ValueError(f"bad of {len(tasks)}")
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in ("x", "a", "bad", "b")]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert answers(futures[0], futures[1], futures[3]) == [("x", 1), ("a", 1), ("b", 1)]
+        with pytest.raises(ValueError, match="bad of 1"):
+            futures[2].result(30)
+        assert d.tasks == [["x"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
+
+
+def test_a_batch_that_is_too_large_for_the_device_is_computed_one_by_one() -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if len(tasks) > 1:
+            raise OutOfMemoryError("too many")
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in range(4)]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert answers(*futures) == [(task, 1) for task in range(4)]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_leader_that_is_interrupted_leaves_nobody_waiting(kind: type[BaseException]) -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if len(tasks) > 1:
+            raise kind
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in range(3)]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert futures[0].result(30) == (0, 1)
+        for future in futures[1:]:
+            with pytest.raises(kind):
+                future.result(30)
+        assert d.submit("after").result(30) == ("after", 1)
+
+
+def test_a_failure_keeps_no_tensor_alive() -> None:
+    """An exception that its own traceback keeps alive would hold the input until the garbage collector comes by."""
+    import gc
+    import weakref
+
+    class Task:
+        pass
+
+    def fail(tasks: Sequence[Any]) -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        with desk(fail=fail, held=False) as d:
+            task = Task()
+            alive = weakref.ref(task)
+            with pytest.raises(ValueError, match=r"^$"):
+                d.batcher.run(task, group=None, samples=1, size=1, wanted=always)
+            d.started.clear()
+            del task
+            assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_device_with_the_least_to_do_is_next() -> None:
+    with desk(devices=3, concurrent=2) as d:
+        futures = [d.submit(task, None) for task in range(6)]
+        assert [device for device, _, _ in d.started] == [0, 1, 2, 0, 1, 2]
+        waiting = [d.submit(task, None) for task in (6, 7)]
+        assert d.batcher.waiting == 2
+        d.release(4)  # on device 1
+        until(lambda: len(d.started) == 7)
+        d.release(2)  # on device 2
+        until(lambda: len(d.started) == 8)
+        assert [device for device, _, _ in d.started[6:]] == [1, 2]
+        for number in range(8):
+            d.release(number)
+        answers(*futures, *waiting)
+
+
+def test_a_slow_device_leaves_the_work_to_the_other() -> None:
+    with desk(devices=2) as d:
+        slow = d.submit("slow", None)
+        for number in range(1, 5):
+            future = d.submit(number, None)
+            d.release(number)
+            answers(future)
+        assert [device for device, _, _ in d.started] == [0, 1, 1, 1, 1]
+        d.release(0)
+        answers(slow)
+
+
+class Engine:
+    """Computes sums of what each task brings, and notices if it is asked for more than it may be."""
+
+    def __init__(self, devices: int, concurrent: int, max_samples: int) -> None:
+        self.concurrent, self.max_samples = concurrent, max_samples
+        self.running = [0] * devices
+        self.lock = threading.Lock()
+        self.together: list[int] = []
+
+    def compute(self, device: int, tasks: Sequence[tuple[str, list[int]]]) -> list[tuple[int, int]]:
+        with self.lock:
+            self.running[device] += 1
+            assert self.running[device] <= self.concurrent
+        assert len({group for group, _ in tasks}) == 1
+        samples = sum(len(rows) for _, rows in tasks)
+        assert len(tasks) == 1 or samples <= self.max_samples
+        time.sleep(0)
+        if any(-1 in rows for _, rows in tasks):
+            with self.lock:
+                self.running[device] -= 1
+            raise ValueError("-1")
+        with self.lock:
+            self.running[device] -= 1
+            self.together.append(len(tasks))
+        return [(sum(rows), samples) for _, rows in tasks]
+
+
+CALLS = st.tuples(
+    st.sampled_from(["a", "b", None]),
+    st.lists(st.integers(-1, 5), min_size=1, max_size=4),
+    st.sampled_from([True, True, True, False]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    callers=st.lists(st.lists(CALLS, min_size=1, max_size=6), min_size=1, max_size=12),
+    devices=st.integers(1, 3),
+    concurrent=st.integers(1, 2),
+    max_samples=st.integers(1, 12),
+)
+def test_whatever_the_callers_do_each_gets_its_own(
+    callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
+) -> None:
+    engine = Engine(devices, concurrent, max_samples)
+    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=10**6)
+    start = threading.Barrier(len(callers))
+    numbers = itertools.count()
+
+    def call(calls: list[tuple[str | None, list[int], bool]]) -> list[tuple[Any, Any, Any]]:
+        start.wait(30)
+        found = []
+        for group, rows, wanted in calls:
+            name = group or f"alone {next(numbers)}"
+            try:
+                answer: Any = batcher.run(
+                    (name, rows), group=group, samples=len(rows), size=1, wanted=lambda wanted=wanted: wanted
+                )
+            except (ValueError, DeadlineExceededError) as error:
+                answer = type(error)
+            found.append((rows, wanted, answer))
+        return found
+
+    with ThreadPoolExecutor(len(callers)) as pool:
+        for rows, wanted, answer in itertools.chain.from_iterable(pool.map(call, callers)):
+            if not wanted:
+                assert answer is DeadlineExceededError
+            elif -1 in rows:
+                assert answer is ValueError
+            else:
+                total, samples = answer
+                assert total == sum(rows)
+                assert len(rows) <= samples <= max(len(rows), max_samples)
+    assert batcher.waiting == 0
+    assert engine.running == [0] * devices
