@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
@@ -15,12 +14,12 @@ from convserve import ConvserveError, InvalidRequestError, frame
 from convserve.errors import FieldViolation
 from convserve.status import to_item_error
 from convserve.stream import PIECE_BYTES, cut
-from convserve.tensor import Array, Shape, checked_shape, dtype_name, itemsize, numpy_dtype
+from convserve.tensor import Array, Shape, checked_shape, dtype_name, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
+from convserve_server.aligned import aligned_empty
 
 _MOST_ITEMS_UNDER_WAY = 4
 _SMALLEST_PIECE_BYTES, _LARGEST_PIECE_BYTES = 2**14, 2**24
-_ALIGNMENT = 64  # of memory on which TensorFlow computes without a copy of its own
 
 Request = messages.ConvolveStreamRequest | memoryview
 """A message of a stream: one of the contract's, or a piece's bytes."""
@@ -31,7 +30,10 @@ Answer = tuple[messages.ConvolveResponse, Array]
 def parse(data: bytes) -> Request:
     """Returns what a message's bytes say, a piece's without copying it."""
     found = frame.read_piece(data)
-    return messages.ConvolveStreamRequest.FromString(data) if found is None else found[1]
+    if found is not None and not found[0]:
+        return found[1]
+    message = messages.ConvolveStreamRequest.FromString(data)
+    return memoryview(message.piece) if message.WhichOneof("message") == "piece" else message
 
 
 @dataclass(frozen=True)
@@ -98,56 +100,58 @@ class ConvolveStream:
     def _read(self) -> None:
         try:
             known: set[int] = set()
+            taken = False
             for request in self._requests:
-                kind = "piece" if isinstance(request, memoryview) else request.WhichOneof("message")
-                if isinstance(request, memoryview) or kind != "item":
-                    raise _out_of_order("an item", kind)
+                if isinstance(request, memoryview):
+                    # What is left of an item that was refused is passed over, and so is what adds nothing to one.
+                    if known and not (taken and len(request)):
+                        continue
+                    raise _out_of_order("an item", "a piece")
+                if request.WhichOneof("message") != "item":
+                    raise _out_of_order("an item", request.WhichOneof("message"))
                 if request.item.item_id in known:
                     raise _out_of_order("an item_id that is new in the stream", str(request.item.item_id))
                 known.add(request.item.item_id)
                 self._room.acquire()
                 if self._ended:
                     return
-                self._take(request.item)
+                taken = self._take(request.item)
             self._finish_last()
         except Exception as error:
             self._answers.put(error)
 
-    def _take(self, item: messages.StreamItem) -> None:
-        """Receives an item's pieces and has it computed. A refused one's pieces are passed over."""
+    def _take(self, item: messages.StreamItem) -> bool:
+        """Receives an item's pieces and has it computed, unless it is refused. Returns whether it was taken."""
         future: Future[Answer] = Future()
-        buffer = None
+        x = None
         try:
-            dtype = dtype_name(item.dtype, "input")
-            shape = checked_shape(item.shape, "input")
-            size = math.prod(shape) * itemsize(dtype)
-            self._work.admit(shape, dtype)
-            buffer = _aligned(size)
-        except ConvserveError as error:
+            x = self._memory(item)
+        except Exception as error:
             future.set_exception(error)
-            size = math.prod(max(0, each) for each in item.shape) * _item_bytes(item.dtype)
-        self._receive(size, buffer)
-        if buffer is not None:
-            x = buffer.view(numpy_dtype(dtype)).reshape(shape)
+        else:
+            self._receive(x.reshape(-1).view(np.uint8))
             future = self._pool.submit(self._work.convolve, x)
         if self._in_order:
             self._answers.put((item.item_id, future))
         else:
             future.add_done_callback(lambda done: self._answers.put((item.item_id, done)))
+        return x is not None
 
-    def _receive(self, size: int, buffer: Array | None) -> None:
-        position = 0
-        while position < size:
-            request = next(self._requests, None)
-            piece = request if isinstance(request, memoryview) else None
-            if isinstance(request, messages.ConvolveStreamRequest) and request.WhichOneof("message") == "piece":
-                piece = memoryview(request.piece)
-            if piece is None or position + len(piece) > size:
-                received = "the stream's end" if request is None else "another message, or a longer piece"
-                raise _out_of_order(f"{size - position} more bytes of an item", received)
-            if buffer is not None:
-                buffer[position : position + len(piece)] = np.frombuffer(piece, np.uint8)
-            position += len(piece)
+    def _memory(self, item: messages.StreamItem) -> Array:
+        """Returns memory for an item's elements, if this server takes it."""
+        dtype = dtype_name(item.dtype, "input")
+        shape = checked_shape(item.shape, "input")
+        self._work.admit(shape, dtype)
+        return aligned_empty(shape, numpy_dtype(dtype))
+
+    def _receive(self, buffer: Array) -> None:
+        while len(buffer):
+            piece = next(self._requests, None)
+            if not isinstance(piece, memoryview) or len(piece) > len(buffer):
+                received = "the stream's end" if piece is None else "another message, or a longer piece"
+                raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
+            buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
+            buffer = buffer[len(piece) :]
 
     def _finish_last(self) -> None:
         """Ends the answers when every item has its own."""
@@ -156,19 +160,6 @@ class ConvolveStream:
             if self._ended:
                 return
         self._answers.put(None)
-
-
-def _item_bytes(dtype: int) -> int:
-    try:
-        return itemsize(dtype_name(dtype, "input"))
-    except ConvserveError as error:
-        raise InvalidRequestError(*getattr(error, "violations", ())) from None
-
-
-def _aligned(size: int) -> Array:
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    return memory[begin : begin + size]
 
 
 def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:

@@ -105,7 +105,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.silence": set(),
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
-    "convserve_server.convolve_stream": {"numpy", "convserve"},
+    "convserve_server.convolve_stream": {"numpy", "convserve", "convserve_server.aligned"},
     "convserve_server.convolution_service": {
         "grpc",
         "numpy",

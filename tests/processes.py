@@ -1,0 +1,28 @@
+"""What Linux says of a process: its memory, its threads, its maps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def status(pid: int, name: str) -> int:
+    """Returns a number of /proc/PID/status: bytes for VmRSS and VmHWM, or a count such as Threads."""
+    found = re.search(rf"^{name}:\s+(\d+)( kB)?$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found, name
+    return int(found[1]) * (1024 if found[2] else 1)
+
+
+def forget_peak(pid: int) -> None:
+    """Makes VmHWM start again from what is resident now."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def shared_maps(pid: int) -> int:
+    """Returns how many regions of convserve's shared memory a process maps."""
+    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:convserve")
+
+
+def descriptors(pid: int) -> int:
+    """Returns how many files a process has open."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
