@@ -84,3 +84,12 @@ def client(server: RunningServer) -> Iterator[convserve.Client]:
     """A client of that server."""
     with convserve.Client(server.target) as connected:
         yield connected
+
+
+@pytest.fixture(scope="session")
+def sharing_server() -> Iterator[RunningServer]:
+    """A server that shares memory with callers on this machine."""
+    with running_server("--shared-memory") as running:
+        yield running
+        assert running.process.poll() is None, f"the server died during the tests:\n{running.log.read_text()}"
+        assert running.stop() == 0

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from convserve import conv2d_message, frame
 from convserve.conv2d import Conv2D
+from convserve.errors import InternalError
 from convserve.plan import LayerPlan, Plan
 from convserve.tensor import Array, dtype_name, dtype_number
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
+
+
+@contextmanager
+def reading_answers() -> Iterator[None]:
+    """Turns an answer that is none into an error of the tree; where gRPC itself reads answers it does likewise."""
+    try:
+        yield
+    except DecodeError as error:
+        raise InternalError(f"Expected an answer as the contract has it. Received another: {error}.") from error
 
 
 @dataclass(frozen=True)

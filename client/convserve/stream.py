@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 from convserve import frame
 from convserve._rpc import ConvolveRequest
-from convserve.result import Result, Timing
+from convserve.result import Result, Timing, reading_answers
 from convserve.status import from_item_error
 from convserve.tensor import Array, dtype_number, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
@@ -59,31 +59,32 @@ class Incoming:
     """What a request gets back, put together."""
 
     def __init__(self, outgoing: Outgoing, request: ConvolveRequest) -> None:
-        """Prepares to receive the output, in an array of its own."""
-        plan = request.plan
+        """Prepares to receive the output."""
+        self._plan = request.plan
         self._items = outgoing.items
-        self._output: Array = np.empty(plan.output_shape, numpy_dtype(plan.output_dtype))
+        self._output: Array | None = None
         self._results: list[Result] = []
         self._rest: Array = np.empty(0, np.uint8)
 
+    @reading_answers()
     def take(self, data: bytes) -> None:
         """Takes a message's bytes.
 
         Raises:
-            ConvserveError: If it says that an item failed.
-            DecodeError: If it is none that could come now.
+            ConvserveError: If it says that an item failed, or is none that could come now.
         """
         found = frame.read_piece(data)
-        if found is None:
-            message = messages.ConvolveStreamResponse.FromString(data)
-            if message.WhichOneof("message") != "piece":
-                self._begin(message)
-                return
-            piece = memoryview(message.piece)
+        message = messages.ConvolveStreamResponse.FromString(data if found is None else found[0])
+        if found is not None:
+            self._continue(message.item_id, found[1])
+        elif message.WhichOneof("message") == "piece":
+            self._continue(message.item_id, memoryview(message.piece))
         else:
-            piece = found[1]
-        if len(piece) > len(self._rest):
-            raise DecodeError("more pieces than were announced")
+            self._begin(message)
+
+    def _continue(self, item_id: int, piece: memoryview) -> None:
+        if item_id != len(self._results) - 1 or len(piece) > len(self._rest):
+            raise DecodeError("a piece that was not announced")
         self._rest[: len(piece)] = np.frombuffer(piece, np.uint8)
         self._rest = self._rest[len(piece) :]
 
@@ -93,19 +94,23 @@ class Incoming:
         rows = self._items[message.item_id : message.item_id + 1]
         if len(self._rest) or message.item_id != len(self._results) or not rows:
             raise DecodeError("an item out of turn")
+        if self._output is None:  # which no server computes, there may be no memory for
+            self._output = np.empty(self._plan.output_shape, numpy_dtype(self._plan.output_dtype))
         output = self._output[rows[0]]
-        if tuple(message.result.output.shape) != output.shape:
-            raise DecodeError("an output of another shape than planned")
+        head = message.result.output
+        if tuple(head.shape) != output.shape or head.dtype != dtype_number(self._plan.output_dtype):
+            raise DecodeError("an output of another shape or dtype than planned")
         self._results.append(Result.from_message(message.result, output))
         self._rest = output.reshape(-1).view(np.uint8)
 
+    @reading_answers()
     def result(self) -> Result:
         """Returns the result after the last message.
 
         Raises:
-            DecodeError: If something is missing.
+            InternalError: If something is missing.
         """
-        if len(self._results) != len(self._items) or len(self._rest):
+        if self._output is None or len(self._results) != len(self._items) or len(self._rest):
             raise DecodeError("a stream that ended early")
         times = [each.timing for each in self._results]
         return replace(
