@@ -307,7 +307,7 @@ def test_damage_anywhere_is_found_or_harmless(tmp_path, monkeypatch):
     for path in sound_files(tmp_path):
         data = path.read_bytes()
         damaged = tmp_path / f"damaged{path.suffix}"
-        for _ in range(40 if path.suffix == ".h5" else 150):  # each .h5 file starts a process
+        for _ in range(20 if path.suffix == ".h5" else 150):  # each .h5 file starts a process
             content = np.frombuffer(data, np.uint8).copy()
             places = rng.integers(0, len(content), rng.integers(1, 20))
             content[places] = rng.choice([0, 255, rng.integers(256)], len(places))
