@@ -1,0 +1,269 @@
+"""What test_engine.py has a process of its own do, in which the CPU appears to TensorFlow as two devices."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import os
+import threading
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convserve import Conv2D, Layer
+from convserve.tensor import numpy_dtype
+from convserve_server.aligned import aligned, aligned_empty
+from convserve_server.convolver import Batching, Convolver, Limits
+
+LAST = {"data_format": "channels_last", "dtype": "float32"}
+
+
+@functools.cache
+def engine() -> Any:
+    """Returns the engine, made when it is first asked for."""
+    os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CPU_ALLOCATOR_USE_BFC": "1"}
+    from convserve_server.engine.tensorflow_engine import TensorFlowEngine
+
+    return TensorFlowEngine("cpu", False, intra_op_threads=1, logical_cpus=2)
+
+
+def integers(*shape: int, seed: int = 0, dtype: Any = "f4") -> Any:
+    """Returns small integers, whose sums are exact, in memory that the engine need not copy."""
+    return aligned(np.random.default_rng(seed).integers(-4, 5, shape).astype(dtype))
+
+
+def layer(channels: int, filters: int, size: int = 3, seed: int = 0, **changes: Any) -> Layer:
+    config = Conv2D(filters, size, **{**LAST, **changes})
+    kernel = integers(size, size, channels // config.groups, filters, seed=seed).astype(
+        numpy_dtype(config.variable_dtype)
+    )
+    bias = integers(filters, seed=seed + 1).astype(kernel.dtype) if config.use_bias else None
+    return Layer(config, aligned(kernel), None if bias is None else aligned(bias))
+
+
+def output(of: Layer, x: Any, dtype: str = "float32", device: int = 0) -> Any:
+    return engine().convolve([of], [x], dtype, device).output
+
+
+def expected(of: Layer, x: Any) -> Any:
+    """Returns the definition of a convolution, in float64; `padding` is "valid" or amounts."""
+    config, kernel = of.config, np.asarray(of.kernel, "f8")
+    x = np.asarray(x, "f8")
+    if config.data_format == "channels_first":
+        x = x.transpose(0, 2, 3, 1)
+    if not isinstance(config.padding, str):
+        x = np.pad(x, ((0, 0), *config.padding, (0, 0)))
+    (kh, kw), (sh, sw), (dh, dw) = config.kernel_size, config.strides, config.dilation_rate
+    height, width = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1, (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
+    groups, per_group = config.groups, x.shape[3] // config.groups
+    found = np.zeros((len(x), height, width, config.filters))
+    for row, column in itertools.product(range(kh), range(kw)):
+        seen = x[:, row * dh :, column * dw :][:, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw]
+        seen = seen.reshape(len(x), height, width, groups, per_group)
+        taps = kernel[row, column].reshape(per_group, groups, -1)
+        found += np.einsum("bhwgc,cgf->bhwgf", seen, taps).reshape(found.shape)
+    if of.bias is not None:
+        found += np.asarray(of.bias, "f8")
+    return found.transpose(0, 3, 1, 2) if config.data_format == "channels_first" else found
+
+
+def checks_threads_and_devices() -> None:
+    import tensorflow as tf
+
+    assert [device.name for device in engine().devices] == ["cpu:0", "cpu:1"]
+    assert tf.config.threading.get_intra_op_parallelism_threads() == 1
+    of, x = layer(3, 4), integers(2, 6, 6, 3)
+    for device in (0, 1):
+        computed = engine().convolve([of], [x], "float32", device)
+        assert computed.device == f"cpu:{device}"
+        np.testing.assert_array_equal(computed.output, expected(of, x))
+
+
+def checks_inputs_are_read_where_they_are_and_not_kept() -> None:
+    from convserve_server.engine import tensors
+
+    for dtype in ("float32", "float16", "bfloat16", "float64", "uint8", "int8"):
+        x = aligned_empty((1, 5, 5, 2), numpy_dtype(dtype))
+        x[...] = 1
+        tensor = tensors.to_tensor(x, on_gpu=False)
+        assert np.asarray(memoryview(tensor)).ctypes.data == x.ctypes.data, dtype
+        del tensor
+        alive = weakref.ref(x)
+        for device in (0, 1):
+            assert (output(layer(2, 1, kernel_initializer="ones"), x, device=device).size) == 9
+        del x
+        assert alive() is None, dtype
+
+
+def checks_outputs_lie_in_no_input() -> None:
+    """Were one to, it would change with the next request that is read into the same memory."""
+    cases: list[dict[str, Any]] = [
+        {}, {"size": 3}, {"groups": 2}, {"data_format": "channels_first"}, {"padding": ((0, 0), (0, 0))},
+        {"activation": "relu"}, {"size": 3, "padding": "same", "groups": 2}, {"dtype": "float64"},
+        {"dtype": "bfloat16"}, {"dtype": "float16"}, {"use_bias": False}, {"dilation_rate": 2},
+    ]  # fmt: skip
+    for changes in cases:
+        first, second = (layer(2, 2, **{"size": 1, "seed": seed, **changes}) for seed in (0, 5))
+        name = first.config.compute_dtype
+        x = aligned(integers(1, 4, 4, 2).astype(numpy_dtype(name)))
+        if first.config.data_format == "channels_first":
+            x = aligned(x.transpose(0, 3, 1, 2))
+        for chain in ([first], [first, second] if first.config.kernel_size == (1, 1) else [first]):
+            for weights in chain:
+                weights.kernel[...] = np.eye(2).reshape(1, 1, 2, 2) if weights.kernel.shape[2] == 2 else 1
+            found = engine().convolve(chain, [x], name, 0).output
+            before = found.copy()
+            assert not np.shares_memory(found, x), changes
+            assert not any(np.shares_memory(found, each.kernel) for each in chain), changes
+            x += 1
+            np.testing.assert_array_equal(found, before)
+
+
+def checks_memory_that_is_not_aligned_or_not_writable() -> None:
+    of, x = layer(3, 4), integers(2, 6, 6, 3)
+    data = b"1" + x.tobytes()
+    for strange in (np.frombuffer(data, "f4", x.size, 1).reshape(x.shape), x[:, ::2], np.asfortranarray(x)):
+        np.testing.assert_array_equal(output(of, strange), expected(of, strange))
+    unaligned = Layer(of.config, np.frombuffer(b"1" + of.kernel.tobytes(), "f4", of.kernel.size, 1).reshape(of.kernel.shape), of.bias)  # fmt: skip # noqa: E501
+    np.testing.assert_array_equal(output(unaligned, x), expected(of, x))
+
+
+def checks_inputs_are_joined() -> None:
+    of = layer(3, 4, kernel_regularizer="l2")
+    inputs = [integers(rows, 6, 6, 3, seed=rows) for rows in (1, 3, 2)]
+    computed = engine().convolve([of], inputs, "float32", 0)
+    np.testing.assert_array_equal(computed.output, expected(of, np.concatenate(inputs)))
+    assert computed.losses[0].kernel is not None
+
+
+def checks_weights_live_as_long_as_their_layer() -> None:
+    of, x = layer(3, 4), integers(1, 6, 6, 3)
+    output(of, x)
+    held = engine()._on_device(of, 0)
+    assert engine()._on_device(of, 0) is held  # not made again
+    assert np.asarray(memoryview(held[0])).ctypes.data == of.kernel.ctypes.data  # nor copied
+    memory = weakref.ref(of.kernel)
+    del of, held
+    gc.collect()
+    assert memory() is None
+
+
+def checks_drawn_weights_need_no_copy() -> None:
+    drawn = engine().initialize(Conv2D(4, 3, **LAST), 3)
+    assert drawn.kernel is aligned(drawn.kernel)
+    assert drawn.bias is aligned(drawn.bias)
+
+
+def checks_layers_and_sizes_share_a_trace() -> None:
+    traced = engine().traces
+    first = layer(5, 7, name="a", kernel_constraint="non_neg")
+    for of in (first, layer(5, 7, seed=3), layer(5, 7, seed=4, name="b", kernel_initializer="ones")):
+        for shape in ((1, 6, 6), (3, 6, 6), (2, 9, 8)):
+            x = integers(*shape, 5)
+            np.testing.assert_array_equal(output(of, x), expected(of, x))
+    assert engine().traces == traced + 1
+    x = integers(1, 12, 12, 5)
+    assert [engine().convolve([first], [x], "float32", 0).warm for _ in range(2)] == [False, True]
+    output(layer(5, 7, activation="relu"), x)
+    output(first, x, "float64")
+    assert engine().traces == traced + 3
+
+
+def checks_each_geometry_is_traced_once_by_many_threads() -> None:
+    from convserve_server.engine import traces
+
+    made = []
+    real = traces.Forward
+
+    class Counted(real):  # type: ignore[misc, valid-type]
+        def __init__(self, *arguments: Any) -> None:
+            made.append(arguments)
+            super().__init__(*arguments)
+
+    traces.Forward = Counted  # type: ignore[misc]
+    try:
+        of, x, start = layer(3, 11), integers(1, 6, 6, 3), threading.Barrier(8)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _: (start.wait(30), output(of, x))[1], range(8)))
+    finally:
+        traces.Forward = real  # type: ignore[misc]
+    assert len(made) == 1
+    for each in found:
+        np.testing.assert_array_equal(each, expected(of, x))
+
+
+DEPTHWISE = [
+    dict(zip(("channels", "multiplier", "strides", "dilation_rate", "padding", "data_format"), case, strict=True))
+    for case in itertools.product(
+        (3,), (1, 3), (1, 2, (1, 2)), (1, 2, (1, 3)), ("valid", ((2, 0), (1, 3))), ("channels_last", "channels_first")
+    )
+    if case[2] == 1 or case[3] == 1
+]
+
+
+def checks_depthwise_layers() -> None:
+    for case in DEPTHWISE:
+        channels, multiplier = case["channels"], case["multiplier"]
+        changes = {name: value for name, value in case.items() if name not in ("channels", "multiplier")}
+        for dtype in ("float32", "float64", "float16"):
+            of = layer(channels, channels * multiplier, groups=channels, dtype=dtype, **changes)
+            x = integers(2, 9, 8, channels)
+            if of.config.data_format == "channels_first":
+                x = aligned(x.transpose(0, 3, 1, 2))
+            np.testing.assert_array_equal(output(of, x, dtype), expected(of, x), err_msg=f"{case} {dtype}")
+
+
+def checks_depthwise_layers_do_not_spread_what_is_not_finite() -> None:
+    x = integers(1, 9, 9, 3)
+    x[0, 4, 4] = np.nan, np.inf, 1
+    for changes in ({}, {"dilation_rate": 2}, {"padding": "same"}, {"strides": 2}):
+        of = layer(3, 3, groups=3, use_bias=False, **changes)
+        of.kernel[...] = 1
+        found = output(of, x)
+        assert np.isnan(found[..., 0]).any()
+        assert np.isposinf(found[..., 1]).any()
+        assert np.isfinite(found[..., 2]).all()
+
+
+def checks_callers_of_real_layers_get_their_own() -> None:
+    """Threads with layers in common, on two devices, batched as it comes: each its own rows and its own losses."""
+    shared = [
+        layer(2, 3, seed=1),
+        layer(2, 3, seed=2, kernel_regularizer="l1"),
+        layer(2, 3, seed=3, activity_regularizer="l1"),
+    ]
+    sizes: set[int] = set()
+    served = Convolver(engine(), Limits(2**30, 2**30, 64), Batching(1, 16, 2**30))
+    call = st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from([5, 6]), st.booleans())
+
+    @settings(deadline=None, max_examples=40, database=None)
+    @given(st.lists(st.lists(call, min_size=1, max_size=5), min_size=2, max_size=8))
+    def check(callers: list[list[tuple[int, int, int, bool]]]) -> None:
+        start = threading.Barrier(len(callers))
+
+        def run(number: int) -> None:
+            start.wait(30)
+            for index, (which, rows, side, unbatched) in enumerate(callers[number]):
+                of, x = shared[which], integers(rows, side, side, 2, seed=1000 * number + index)
+                found = served.convolve([of], x, None, lambda: True, unbatched=unbatched)
+                true = expected(of, x)
+                np.testing.assert_array_equal(found.computed.output, true)
+                (losses,) = found.computed.losses
+                scale = np.float32(0.01)  # Keras' default
+                assert losses.kernel == (None if which != 1 else float(scale * np.abs(of.kernel).sum()))
+                assert losses.activity == (
+                    None if which != 2 else float(np.float32(scale * np.abs(true).sum(dtype="f4")) / np.float32(rows))
+                )
+                assert found.batch_size == rows if unbatched or which == 2 else rows <= found.batch_size <= 16
+                sizes.add(found.batch_size // rows)
+
+        with ThreadPoolExecutor(len(callers)) as pool:
+            list(pool.map(run, range(len(callers))))
+
+    check()
+    assert max(sizes) > 1  # some were batched
