@@ -30,6 +30,8 @@ INPUT_DTYPES = (*FLOAT_DTYPES, "uint8", "int8")
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1, "int8": 1}
 _NUMBER_OF_NAME: dict[str, Any] = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in INPUT_DTYPES}
 _NAME_OF_NUMBER = {number: name for name, number in _NUMBER_OF_NAME.items()}
+_NUMPY_DTYPE = {name: np.dtype(name).newbyteorder("<") for name in INPUT_DTYPES if name != "bfloat16"}
+_NAME_OF_DTYPE = {dtype: name for name, dtype in _NUMPY_DTYPE.items()}
 
 
 def itemsize(dtype: str) -> int:
@@ -50,7 +52,12 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
                 "Or ask for the result as output_dtype='float32'."
             )
         return _BFLOAT16
-    return np.dtype(name).newbyteorder("<")
+    return _NUMPY_DTYPE[name]
+
+
+def name_of(array: Array) -> str:
+    """Returns the name of an array's dtype, which numpy itself would put together anew every time."""
+    return _NAME_OF_DTYPE.get(array.dtype) or array.dtype.name
 
 
 def dtype_number(name: str | None) -> Any:
@@ -108,7 +115,7 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
         raise InvalidTensorError(
             FieldViolation(field, f"Expected an array. Received {type(value).__name__}: {error}.")
         ) from error
-    name = array.dtype.name
+    name = name_of(array)
     if name not in allowed:
         raise InvalidTensorError(
             FieldViolation(
@@ -142,7 +149,7 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
 
 def head_of(array: Array) -> tensor_pb2.Tensor:
     """Returns the message of an array that `standard_array` made, without its elements."""
-    return tensor_pb2.Tensor(dtype=dtype_number(array.dtype.name), shape=array.shape)
+    return tensor_pb2.Tensor(dtype=dtype_number(name_of(array)), shape=array.shape)
 
 
 def encode(array: Array) -> tensor_pb2.Tensor:
