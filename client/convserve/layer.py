@@ -101,9 +101,11 @@ class Layer:
         weights = "" if self.kernel is None else f", kernel {self.kernel.shape}"
         return f"<Layer {self.config!r}{weights}{'' if self.bias is None else f', bias {self.bias.shape}'}>"
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """The 32 bytes that identify configuration and weights on every server.
+
+        It is computed anew each time unless the weights are read-only, as a caller may change its array.
 
         Raises:
             InvalidWeightsError: If the weights are still to be drawn.
@@ -111,6 +113,13 @@ class Layer:
         if self.kernel is None:
             text = "Expected weights, over which a digest is computed. Received a layer whose weights a server draws."
             raise InvalidWeightsError(FieldViolation("kernel", text))
+        if self.kernel.flags.writeable or (self.bias is not None and self.bias.flags.writeable):
+            return digest(self.config, self.kernel, self.bias)
+        return self._lasting_digest
+
+    @cached_property
+    def _lasting_digest(self) -> bytes:
+        assert self.kernel is not None  # noqa: S101 (`digest` saw it)
         return digest(self.config, self.kernel, self.bias)
 
     @property

@@ -101,3 +101,14 @@ def test_seed_is_for_initializers_without_one() -> None:
     assert Layer.from_arguments(4, 3, None, None, 7, {}).config.kernel_initializer.parameters["seed"] == 7
     with pytest.raises(InvalidArgumentError, match="seed"):
         Layer.from_arguments(4, 3, None, None, 1.5, {})  # type: ignore[arg-type]
+
+
+def test_the_digest_follows_an_array_that_changes() -> None:
+    kernel = KERNEL.astype("f4")
+    layer, config = Layer(CONFIG.replace(use_bias=False), kernel), CONFIG.replace(use_bias=False)
+    before = layer.digest
+    kernel[0] = 7
+    assert layer.digest == Layer(config, kernel.copy()).digest != before
+    kernel.flags.writeable = False
+    lasting = Layer(config, kernel)
+    assert lasting.digest is lasting.digest
