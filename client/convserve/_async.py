@@ -11,11 +11,12 @@ from typing import Any, Self, Unpack
 import grpc
 import grpc.aio
 
-from convserve import _channel, _rpc, stored
-from convserve._async_layer import AsyncStoredLayer, sending
+from convserve import _channel, _rpc, layer_messages, stored
+from convserve._async_layer import AsyncStoredLayer
+from convserve._async_servers import LayerServers
 from convserve._async_tensors import TensorPath
 from convserve.conv2d import Conv2D
-from convserve.errors import ConvserveError, LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
 from convserve.result import Result, ServerInfo, plan_from_message
@@ -24,7 +25,6 @@ from convserve.v1 import (
     convolution_service_pb2,
     convolution_service_pb2_grpc,
     layer_service_pb2,
-    layer_service_pb2_grpc,
 )
 
 
@@ -56,35 +56,41 @@ class AsyncClient:
             InvalidRequestError: For a target or timeout that makes no sense.
         """
         self._target = _channel.channel_target(target)
-        self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._shares_memory = shared_memory
+        self._closed = False
         self._process = 0
         self._channel: grpc.aio.Channel | None = None
 
     def _connected(self) -> Any:
+        if self._closed:
+            text = "Expected an open client. Received a call after it was closed."
+            raise InvalidRequestError(FieldViolation("client", text))
         if self._channel is None or self._process != os.getpid():
             self._process = os.getpid()  # a channel does not survive a fork
             self._channel = grpc.aio.insecure_channel(self._target, options=_channel.channel_options())
             self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
             self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-            self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+            self._servers = LayerServers(self._channel, self._target)
         return self._stub
 
     def _connected_tensors(self) -> TensorPath:
         self._connected()
         return self._tensors
 
-    def _connected_layers(self) -> Any:
+    def _connected_layers(self) -> LayerServers:
         self._connected()
-        return self._layer_stub
+        return self._servers
+
+    def _deadline(self, timeout: float | None) -> _rpc.Deadline:
+        return _rpc.Deadline.of(timeout, self._timeout)
 
     async def _call(
-        self, method: Callable[..., Any], request: Any, timeout: float | None, retry: _rpc.RetryRule | None = None
+        self, method: Callable[..., Any], request: Any, timeout: _rpc.Timeout, retry: _rpc.RetryRule | None = None
     ) -> Any:
         """Sends a request until it is answered."""
-        call = _rpc.Call(retry or self._retry, _rpc.checked_timeout(timeout, self._timeout))
+        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout))
         while True:
             try:
                 return await method(request, timeout=call.remaining_s())
@@ -120,22 +126,22 @@ class AsyncClient:
     ) -> Result:
         """Applies one or several layers, in order, in one call; see `Client.convolve`."""
         request = _rpc.convolve_request(layers, x, output_dtype, batching)
+        deadline = self._deadline(timeout)
         known = [each for each in request.layers if isinstance(each, AsyncStoredLayer)]
-        for _ in range(self._turns + 1):
+        for is_given in (False, True):
             gifts = [each.gifts for each in known]
             try:
-                return await self._call(self._connected_tensors().convolve, request, timeout)  # type: ignore[no-any-return]
+                return await self._call(self._connected_tensors().convolve, request, deadline)  # type: ignore[no-any-return]
             except LayerNotFoundError:
                 if not known:
                     raise
-            try:
-                for each, before in zip(known, gifts, strict=True):
-                    await each._give(before, timeout)
-            except (OverloadedError, TooLargeError, UnavailableError):
-                break  # a server cannot keep it
+            if is_given or not all(
+                [await each._give(before, deadline) for each, before in zip(known, gifts, strict=True)]
+            ):
+                break
         for each in known:
-            await each.weights(timeout=timeout)  # the call brings them along
-        return await self._call(self._connected_tensors().convolve, request.carrying_layers(), timeout)  # type: ignore[no-any-return]
+            await each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
+        return await self._call(self._connected_tensors().convolve, request.carrying_layers(), deadline)  # type: ignore[no-any-return]
 
     async def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         """Returns an uninitialized array to write an input into; see `Client.empty`."""
@@ -174,68 +180,43 @@ class AsyncClient:
         timeout: float | None = None,
     ) -> AsyncStoredLayer:
         """Stores a layer on the server, so that its weights cross the wire once; see `Client.put`."""
-        given = stored.layer_to_put(layer, kernel, bias, seed)
+        given = stored.layer_to_put(layer, kernel, bias, seed, input_channels)
         if given.kernel is None:
-            start = stored.draw_start(given.config, name, input_channels)
-            send = sending(self._connected_layers().PutLayer, start, None, None)
-            answer = await self._call(send, None, timeout)
-            return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, None))
-        answer = await self._put_on_one(given, name, timeout)
-        return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, given))
-
-    async def _put_on_one(
-        self, given: Layer, name: str | None, timeout: float | None, retry: _rpc.RetryRule | None = None
-    ) -> layer_service_pb2.PutLayerResponse:
-        """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
-        start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
-        send = sending(self._connected_layers().PutLayer, start, request, given)
-        return await self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
-
-    async def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        """Asks one server after the other until one has the layer; they take turns."""
-        for _ in range(self._turns - 1):
-            try:
-                return await self._call(method, request, timeout)
-            except LayerNotFoundError:
-                continue
-        return await self._call(method, request, timeout)
+            sent = layer_messages.sent_draw(given.config, name, input_channels)
+        else:
+            sent = layer_messages.sent_put(given, name)
+        answer = await self._call(self._connected_layers().put, sent, timeout)
+        return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, sent.layer))
 
     async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
         """Returns the stored layer that a name leads to; see `Client.layer`."""
-        request = layer_service_pb2.GetLayerRequest(layer=stored.stored_reference(name))
-        answer = await self._look_up(self._connected_layers().GetLayer, request, timeout)
+        request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
+        answer = await self._call(self._connected_layers().get, request, timeout)
         return AsyncStoredLayer(self, **stored.known_parts(answer.layer, name, None))
 
     async def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[AsyncStoredLayer]:
         """Returns the stored layers, or those with a name that begins so; see `Client.layers`."""
-        found: list[AsyncStoredLayer] = []
-        request = layer_service_pb2.ListLayersRequest(name_prefix=name_prefix)
-        while True:
-            page = await self._call(self._connected_layers().ListLayers, request, timeout)
-            found += (
-                AsyncStoredLayer(self, **stored.known_parts(each, each.names[0] if each.names else None, None))
-                for each in page.layers
-            )
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return found
+        request = layer_messages.list_request(name_prefix)
+        found = await self._call(self._connected_layers().all_layers, request, timeout)
+        return [AsyncStoredLayer(self, **parts) for parts in stored.listed_parts(found, name_prefix)]
 
     async def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
         """Returns those layers that the server does not hold; see `Client.missing`."""
-        request = layer_service_pb2.FindMissingLayersRequest(digests=[each.digest for each in layers])
-        answer = await self._call(self._connected_layers().FindMissingLayers, request, timeout)
-        absent = set(answer.missing_digests)
+        requests = layer_messages.missing_requests(layers)
+        absent = await self._call(self._connected_layers().find_missing, requests, timeout)
         return [each for each in layers if each.digest in absent]
 
     async def delete(self, layer: AsyncStoredLayer | str, *, timeout: float | None = None) -> None:
         """Deletes a stored layer with its names, or a name; see `Client.delete`."""
-        request = layer_service_pb2.DeleteLayerRequest(layer=stored.stored_reference(layer, by_digest=True))
-        await self._look_up(self._connected_layers().DeleteLayer, request, timeout)
+        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
+        await self._call(self._connected_layers().delete, request, timeout)
 
     async def close(self) -> None:
         """Closes the connection."""
+        self._closed = True
         if self._channel is not None:
             self._tensors.close()
+            await self._servers.close()
             await self._channel.close()
             self._channel = None
 

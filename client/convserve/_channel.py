@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convserve._version import __version__
@@ -48,17 +48,38 @@ def channel_target(target: str | Sequence[str]) -> str:
     return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
 
 
-def turns(target: str) -> int:
-    """Returns how many calls in a row reach every server of a target, which take turns.
+def addresses(target: str) -> tuple[str, ...]:
+    """Returns gRPC's name of each server that a target lists, or of the target itself if it is one.
 
     Args:
         target: What `channel_target` returned.
     """
-    scheme, _, addresses = target.partition(":")
-    if scheme in ("ipv4", "ipv6"):
-        return 2 * addresses.count(",") + 1
-    one = addresses.rpartition("/")[2].replace("localhost:", "127.0.0.1:")
-    return 1 if scheme.startswith("unix") or _ip_version(one) else 8  # a name may lead to any number
+    scheme, _, listed = target.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return (target,)
+    return tuple(f"{scheme}:{each}" for each in listed.split(","))
+
+
+def name_to_resolve(target: str) -> tuple[str, str] | None:
+    """Returns host and port of a target that may lead to several servers, or None.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, address = target.partition(":")
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if scheme != "dns" or not host or host == "localhost" or _ip_version(f"{host}:{port}"):
+        return None
+    return host, port
+
+
+def resolved(found: Iterable[tuple[Any, ...]]) -> tuple[str, ...]:
+    """Returns gRPC's names of what `socket.getaddrinfo` found, in an order that is the same for everybody."""
+    return tuple(
+        sorted(
+            {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in found},
+        )
+    )
 
 
 def is_local(target: str) -> bool:
@@ -99,5 +120,7 @@ def channel_options() -> list[tuple[str, Any]]:
         # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 2000),
+        # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
+        ("grpc.min_reconnect_backoff_ms", 5000),
         ("grpc.primary_user_agent", f"convserve/{__version__}"),
     ]

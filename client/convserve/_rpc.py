@@ -15,6 +15,7 @@ from convserve.errors import (
     DeadlineExceededError,
     FieldViolation,
     InvalidRequestError,
+    LayerNotFoundError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
@@ -73,18 +74,54 @@ class RetryRule:
         return max(backoff, error.retry_after_s) if isinstance(error, OverloadedError) else backoff
 
 
-class Call:
-    """One call's deadline and attempts, whoever does the sending and the sleeping."""
+class Deadline:
+    """When something must be done that may take several calls.
 
-    def __init__(self, rule: RetryRule, timeout: float) -> None:
+    Attributes:
+        timeout: The seconds that it was given.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    @classmethod
+    def of(cls, timeout: Timeout, default: float) -> Deadline:
+        """Returns the deadline itself, or one of so many seconds from now on.
+
+        Raises:
+            InvalidRequestError: If the timeout is not a number above 0.
+        """
+        return timeout if isinstance(timeout, Deadline) else cls(checked_timeout(timeout, default))
+
+    def remaining_s(self) -> float:
+        """Returns the seconds that are left."""
+        return max(0.0, self._end - time.monotonic())
+
+    def exceeded(self, attempts: int = 1) -> DeadlineExceededError:
+        """Returns the error of what was not done in time."""
+        tried = f" in {attempts} attempts" if attempts > 1 else ""
+        return DeadlineExceededError(
+            f"Expected an answer within timeout={self.timeout:g} seconds. Received none{tried}: "
+            "raise the timeout, or send less in one call."
+        )
+
+
+Timeout = float | Deadline | None
+"""How long a call may take: seconds, until when, or the client's default."""
+
+
+class Call:
+    """One call's attempts, whoever does the sending and the sleeping."""
+
+    def __init__(self, rule: RetryRule, deadline: Deadline) -> None:
         self._rule = rule
-        self._timeout = timeout
-        self._deadline = time.monotonic() + timeout
+        self._deadline = deadline
         self._attempt = 1
 
     def remaining_s(self) -> float:
         """Returns the seconds that are left."""
-        return max(0.0, self._deadline - time.monotonic())
+        return self._deadline.remaining_s()
 
     def delay_after(self, failure: RpcFailure | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
@@ -93,17 +130,42 @@ class Call:
             ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
         error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
-        if isinstance(error, DeadlineExceededError):
-            attempts = f" in {self._attempt} attempts" if self._attempt > 1 else ""
-            raise DeadlineExceededError(
-                f"Expected an answer within timeout={self._timeout:g} seconds. Received none{attempts}: "
-                "raise the timeout, or send less in one call."
-            ) from None
+        # A call whose time is up while it sends is told as one that broke off.
+        late = isinstance(error, UnavailableError) and not self.remaining_s()
+        if late or isinstance(error, DeadlineExceededError):
+            raise self._deadline.exceeded(self._attempt) from None
         delay = self._rule.delay_s(self._attempt, error)
         if delay is None or delay >= self.remaining_s():
             raise error from None
         self._attempt += 1
         return delay
+
+
+def passed_over(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:
+    """Returns what to raise if no other server has an answer, where one of several does not have it.
+
+    Args:
+        failure: Why this one does not.
+        before: What this returned for the server before.
+
+    Raises:
+        ConvserveError: The failure, if the other servers are not to be asked.
+    """
+    error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
+    if not isinstance(error, LayerNotFoundError | UnavailableError):
+        raise error from None
+    return before if isinstance(before, LayerNotFoundError) else error
+
+
+def check_cannot_keep(failure: RpcFailure | ConvserveError) -> None:
+    """Checks that a server failed to store a layer because it has no room for it.
+
+    Raises:
+        ConvserveError: The failure, if it is another.
+    """
+    error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
+    if not isinstance(error, OverloadedError | TooLargeError):
+        raise error from None
 
 
 def checked_timeout(timeout: float | None, default: float) -> float:
@@ -158,7 +220,13 @@ class ConvolveRequest:
         return max(self.input.nbytes, self.plan.output_bytes) > _LARGEST_WHOLE_BYTES
 
     def carrying_layers(self) -> ConvolveRequest:
-        """Returns the same request with the stored layers' weights in it, for a server that does not hold them."""
+        """Returns the same request with the stored layers' weights in it, for servers that cannot keep them.
+
+        Raises:
+            TooLargeError: For weights above protobuf's 2 GiB.
+        """
+        locals_ = [each.local if isinstance(each, KnownLayer) else each for each in self.layers]
+        _check_carried(locals_, "make room for them on the server")
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
         message.ClearField("layers")
@@ -177,19 +245,23 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
     array = standard_array(x, "input", INPUT_DTYPES)
     found = planned(listed, array.shape, array.dtype.name, output_dtype)
     numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
-    carried = sum(each.kernel.nbytes for each in listed if isinstance(each, Layer) and each.kernel is not None)
-    if carried >= _LARGEST_MESSAGE_BYTES:
-        text = (
-            f"Expected weights below 2 GiB, protobuf's bound for what a call carries. Received {carried} bytes: put "
-            "the layers, and call what `put` returns."
-        )
-        raise TooLargeError(FieldViolation("layers", text))
+    _check_carried(listed, "put the layers, and call what `put` returns")
     message = convolution_service_pb2.ConvolveRequest(
         layers=[each.to_reference() for each in listed],
         output_dtype=_output_dtype_number(output_dtype),
         unbatched=not batching,
     )
     return ConvolveRequest(listed, message, array, found)
+
+
+def _check_carried(layers: Sequence[Layer | KnownLayer | None], remedy: str) -> None:
+    carried = sum(each.kernel.nbytes for each in layers if isinstance(each, Layer) and each.kernel is not None)
+    if carried >= _LARGEST_MESSAGE_BYTES:
+        text = (
+            "Expected weights below 2 GiB, protobuf's bound for what a call carries. "
+            f"Received {carried} bytes: {remedy}."
+        )
+        raise TooLargeError(FieldViolation("layers", text))
 
 
 CONVOLVE: dict[str, Any] = {

@@ -10,11 +10,12 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from convserve import _channel, _rpc, stored
-from convserve._sync_layer import StoredLayer, sending
+from convserve import _channel, _rpc, layer_messages, stored
+from convserve._sync_layer import StoredLayer
+from convserve._sync_servers import LayerServers
 from convserve._sync_tensors import TensorPath
 from convserve.conv2d import Conv2D
-from convserve.errors import ConvserveError, LayerNotFoundError, OverloadedError, TooLargeError, UnavailableError
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
 from convserve.result import Result, ServerInfo, plan_from_message
@@ -23,7 +24,6 @@ from convserve.v1 import (
     convolution_service_pb2,
     convolution_service_pb2_grpc,
     layer_service_pb2,
-    layer_service_pb2_grpc,
 )
 
 Response = TypeVar("Response")
@@ -60,20 +60,23 @@ class Client:
             InvalidRequestError: For a target or timeout that makes no sense.
         """
         self._target = _channel.channel_target(target)
-        self._turns = _channel.turns(self._target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._shares_memory = shared_memory
+        self._closed = False
         self._open()
 
     def _open(self) -> None:
         self._channel = grpc.insecure_channel(self._target, options=_channel.channel_options())
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-        self._layer_stub = layer_service_pb2_grpc.LayerServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._servers = LayerServers(self._channel, self._target)
         self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
 
     def _connected(self) -> Any:
+        if self._closed:
+            text = "Expected an open client. Received a call after it was closed."
+            raise InvalidRequestError(FieldViolation("client", text))
         if self._process != os.getpid():
             self._open()  # a channel does not survive a fork
         return self._stub
@@ -82,15 +85,18 @@ class Client:
         self._connected()
         return self._tensors
 
-    def _connected_layers(self) -> Any:
+    def _connected_layers(self) -> LayerServers:
         self._connected()
-        return self._layer_stub
+        return self._servers
+
+    def _deadline(self, timeout: float | None) -> _rpc.Deadline:
+        return _rpc.Deadline.of(timeout, self._timeout)
 
     def _call(
-        self, method: Callable[..., Response], request: Any, timeout: float | None, retry: _rpc.RetryRule | None = None
+        self, method: Callable[..., Response], request: Any, timeout: _rpc.Timeout, retry: _rpc.RetryRule | None = None
     ) -> Response:
         """Sends a request until it is answered."""
-        call = _rpc.Call(retry or self._retry, _rpc.checked_timeout(timeout, self._timeout))
+        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout))
         while True:
             try:
                 return method(request, timeout=call.remaining_s())
@@ -161,22 +167,20 @@ class Client:
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = _rpc.convolve_request(layers, x, output_dtype, batching)
+        deadline = self._deadline(timeout)
         known = [each for each in request.layers if isinstance(each, StoredLayer)]
-        for _ in range(self._turns + 1):
+        for is_given in (False, True):
             gifts = [each.gifts for each in known]
             try:
-                return self._call(self._connected_tensors().convolve, request, timeout)
+                return self._call(self._connected_tensors().convolve, request, deadline)
             except LayerNotFoundError:
                 if not known:
                     raise
-            try:
-                for each, before in zip(known, gifts, strict=True):
-                    each._give(before, timeout)
-            except (OverloadedError, TooLargeError, UnavailableError):
-                break  # a server cannot keep it
+            if is_given or not all(each._give(before, deadline) for each, before in zip(known, gifts, strict=True)):
+                break
         for each in known:
-            each.weights(timeout=timeout)  # the call brings them along
-        return self._call(self._connected_tensors().convolve, request.carrying_layers(), timeout)
+            each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
+        return self._call(self._connected_tensors().convolve, request.carrying_layers(), deadline)
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
@@ -249,38 +253,21 @@ class Client:
             timeout: Seconds for this call.
 
         Returns:
-            The layer, to be called with inputs. It goes by its digest, so a name that moves does not change it.
+            The layer, to be called with inputs. It goes by its digest, so a name that moves does not change it. Of
+            several servers the first that answers has it, and the name; calls give it to the others.
 
         Raises:
             InvalidArgumentError: For wrong arguments.
             OverloadedError: If the store is full.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        given = stored.layer_to_put(layer, kernel, bias, seed)
+        given = stored.layer_to_put(layer, kernel, bias, seed, input_channels)
         if given.kernel is None:
-            start = stored.draw_start(given.config, name, input_channels)
-            send = sending(self._connected_layers().PutLayer, start, None, None)
-            answer = self._call(send, None, timeout)
-            return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
-        answer = self._put_on_one(given, name, timeout)
-        return StoredLayer(self, **stored.known_parts(answer.layer, name, given))
-
-    def _put_on_one(
-        self, given: Layer, name: str | None, timeout: float | None, retry: _rpc.RetryRule | None = None
-    ) -> layer_service_pb2.PutLayerResponse:
-        """Puts a layer on the server whose turn it is, and sends the weights if that one does not hold it."""
-        start, request = stored.put_start(given, name), layer_service_pb2.PutLayerRequest
-        send = sending(self._connected_layers().PutLayer, start, request, given)
-        return self._call(send, None, timeout, retry)  # type: ignore[no-any-return]
-
-    def _look_up(self, method: Callable[..., Any], request: Any, timeout: float | None) -> Any:
-        """Asks one server after the other until one has the layer; they take turns."""
-        for _ in range(self._turns - 1):
-            try:
-                return self._call(method, request, timeout)
-            except LayerNotFoundError:
-                continue
-        return self._call(method, request, timeout)
+            sent = layer_messages.sent_draw(given.config, name, input_channels)
+        else:
+            sent = layer_messages.sent_put(given, name)
+        answer = self._call(self._connected_layers().put, sent, timeout)
+        return StoredLayer(self, **stored.known_parts(answer.layer, name, sent.layer))
 
     def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
         """Returns the stored layer that a name leads to, to be called with inputs.
@@ -289,53 +276,49 @@ class Client:
             LayerNotFoundError: If it leads nowhere.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = layer_service_pb2.GetLayerRequest(layer=stored.stored_reference(name))
-        answer = self._look_up(self._connected_layers().GetLayer, request, timeout)
+        request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
+        answer = self._call(self._connected_layers().get, request, timeout)
         return StoredLayer(self, **stored.known_parts(answer.layer, name, None))
 
     def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
-        """Returns the stored layers, or those with a name that begins so.
+        """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.
+
+        Each one's `name` is its first that begins so; `names` has all.
 
         Raises:
             ConvserveError: One of the tree in `convserve.errors`.
         """
-        found: list[StoredLayer] = []
-        request = layer_service_pb2.ListLayersRequest(name_prefix=name_prefix)
-        while True:
-            page = self._call(self._connected_layers().ListLayers, request, timeout)
-            found += (
-                StoredLayer(self, **stored.known_parts(each, each.names[0] if each.names else None, None))
-                for each in page.layers
-            )
-            request.page_token = page.next_page_token
-            if not request.page_token:
-                return found
+        request = layer_messages.list_request(name_prefix)
+        found = self._call(self._connected_layers().all_layers, request, timeout)
+        return [StoredLayer(self, **parts) for parts in stored.listed_parts(found, name_prefix)]
 
     def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
-        """Returns those layers that the server does not hold, asked in one call.
+        """Returns those layers that no server holds, asked in one call, or a few where they are very many.
 
         Raises:
+            InvalidRequestError: If there is anything but layers.
             InvalidWeightsError: For a layer without weights, which has no digest.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = layer_service_pb2.FindMissingLayersRequest(digests=[each.digest for each in layers])
-        answer = self._call(self._connected_layers().FindMissingLayers, request, timeout)
-        absent = set(answer.missing_digests)
+        requests = layer_messages.missing_requests(layers)
+        absent = self._call(self._connected_layers().find_missing, requests, timeout)
         return [each for each in layers if each.digest in absent]
 
     def delete(self, layer: StoredLayer | str, *, timeout: float | None = None) -> None:
-        """Deletes a stored layer with its names, or a name, and its layer with the last one.
+        """Deletes a stored layer with its names, or a name, and its layer with the last one, from every server.
 
         Raises:
             LayerNotFoundError: If there is none.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = layer_service_pb2.DeleteLayerRequest(layer=stored.stored_reference(layer, by_digest=True))
-        self._look_up(self._connected_layers().DeleteLayer, request, timeout)
+        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
+        self._call(self._connected_layers().delete, request, timeout)
 
     def close(self) -> None:
         """Closes the connection."""
+        self._closed = True
         self._tensors.close()
+        self._servers.close()
         self._channel.close()
 
     def __enter__(self) -> Self:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import os
 import threading
-from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from convserve import _rpc, stored
+from convserve import _rpc, layer_messages, stored
+from convserve.errors import InvalidArgumentError, LayerNotFoundError, UnavailableError
 from convserve.layer import Layer
 from convserve.result import Losses
 from convserve.tensor import Array
@@ -23,6 +23,7 @@ class StoredLayer(stored.KnownLayer):
     Attributes:
         digest: The 32 bytes that identify it on every server.
         name: The name under which it was put or found, or None.
+        names: All names that led to it when it was put or found.
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
     """
@@ -30,20 +31,48 @@ class StoredLayer(stored.KnownLayer):
     def __init__(self, client: Client, **known: Any) -> None:
         super().__init__(**known)
         self._client = client
-        self._giving = threading.Lock()
+        self._giving, self._process = threading.Lock(), os.getpid()
 
-    def _give(self, gifts_before: int, timeout: float | None) -> None:
-        """Offers the layer to the servers until one lacks it, unless another call has done so since `gifts_before`."""
-        self.weights(timeout=timeout)
-        assert self.local is not None  # noqa: S101 (it was read)
-        with self._giving:
+    def _give(self, gifts_before: int, deadline: _rpc.Deadline) -> bool:
+        """Gives the layer to every server that lacks it, unless another call has done so since `gifts_before`.
+
+        Returns whether all of them can keep it.
+        """
+        lock = self._lock()
+        if not lock.acquire(timeout=deadline.remaining_s()):
+            raise deadline.exceeded()
+        try:
             if self.gifts != gifts_before:
-                return
-            for _ in range(self._client._turns):
-                answer = self._client._put_on_one(self.local, None, timeout, _rpc.RetryRule(attempts=1))
-                if not answer.existed:
-                    break
+                return True
+            offer, sent = self._client._connected_layers().offer, layer_messages.sent_put(self._fetch(deadline), None)
+            kept: bool = self._client._call(offer, sent, deadline, _rpc.RetryRule(attempts=1))
             self.gifts += 1
+            return kept
+        except UnavailableError:
+            return False
+        finally:
+            lock.release()
+
+    def _lock(self) -> threading.Lock:
+        if self._process != os.getpid():  # another thread may have held it when the process was forked
+            self._giving, self._process = threading.Lock(), os.getpid()
+        return self._giving
+
+    def _fetch(self, deadline: _rpc.Deadline) -> Layer:
+        """Returns the layer with its weights, read if they are not known here, and drawn again if they are lost."""
+        if self.local is None:
+            servers = self._client._connected_layers()
+            request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(self))
+            try:
+                answer = self._client._call(servers.read, request, deadline)
+            except LayerNotFoundError as lost:
+                try:
+                    self._client._call(servers.put, layer_messages.sent_redraw(self), deadline)
+                except InvalidArgumentError:  # other weights came out: these were not drawn
+                    raise lost from None
+                answer = self._client._call(servers.read, request, deadline)
+            self.local = Layer(self.config, *layer_messages.weights_of(answer))
+        return self.local
 
     def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
         """Returns the layer's output for an input; see `Client.conv2d`."""
@@ -56,14 +85,9 @@ class StoredLayer(stored.KnownLayer):
             LayerNotFoundError: If the server does not hold the layer any more.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        if self.local is None:
-            request = layer_service_pb2.ReadWeightsRequest(layer=stored.stored_reference(self, by_digest=True))
-            read = self._client._connected_layers().ReadWeights
-            # As a list, so that a stream that breaks is read again like any call.
-            answer = self._client._look_up(lambda *a, **k: list(read(*a, **k)), request, timeout)
-            self.local = Layer(self.config, *stored.weights_of(answer))
-        assert self.local.kernel is not None  # noqa: S101 (it was read)
-        return self.local.kernel, self.local.bias
+        layer = self._fetch(self._client._deadline(timeout))
+        assert layer.kernel is not None  # noqa: S101 (it was read)
+        return layer.kernel, layer.bias
 
     def to_keras(self, *, timeout: float | None = None) -> Any:
         """Returns a `keras.layers.Conv2D` with this configuration and these weights, which needs no server any more.
@@ -72,7 +96,7 @@ class StoredLayer(stored.KnownLayer):
             MissingDependencyError: Without Keras.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        return Layer(self.config, *self.weights(timeout=timeout)).to_keras()
+        return self._fetch(self._client._deadline(timeout)).to_keras()
 
     def update_weights(
         self, kernel: Any, bias: Any = None, *, timeout: float | None = None
@@ -88,32 +112,15 @@ class StoredLayer(stored.KnownLayer):
             InvalidWeightsError: If the weights don't fit.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        given = Layer(self.config, kernel, bias)
-        update, start = self._client._connected_layers().UpdateWeights, stored.update_start(self, given)
-        send = sending(update, start, layer_service_pb2.UpdateWeightsRequest, given)
-        answer = self._client._look_up(send, None, timeout)
+        sent, deadline = (
+            layer_messages.sent_update(self, Layer(self.config, kernel, bias)),
+            self._client._deadline(timeout),
+        )
+        update = self._client._connected_layers().update
+        try:
+            answer = self._client._call(update, sent, deadline)
+        except LayerNotFoundError:
+            self._give(self.gifts, deadline)
+            answer = self._client._call(update, sent, deadline)
         made = StoredLayer(self._client, **stored.known_parts(answer.layer, self.name, None))
         return made, Losses.from_message(answer.losses)
-
-
-def sending(method: Any, start: Any, request: Any, layer: Layer | None) -> Callable[..., Any]:
-    """Returns a call that sends a start, and a layer's weights if there is one and the server wants them."""
-
-    def call_once(_: None, timeout: float) -> Any:
-        said: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-        def messages() -> Iterator[Any]:
-            yield start
-            if layer and said.result() == stored.WANTED:
-                for piece in stored.weight_pieces(layer):
-                    yield request(piece=piece)
-
-        try:
-            call = method.future(messages(), timeout=timeout)
-            if layer:
-                said.set_result(stored.said_of_weights(call.initial_metadata()))
-            return call.result()
-        finally:
-            said.cancel()  # if it came to no answer, so that nothing waits for one
-
-    return call_once

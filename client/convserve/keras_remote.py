@@ -11,8 +11,9 @@ import numpy as np
 from convserve._sync import Client
 from convserve._sync_layer import StoredLayer
 from convserve.conv2d import Conv2D
-from convserve.errors import ConvserveError
+from convserve.errors import ConvserveError, OverloadedError, TooLargeError
 from convserve.layer import Layer
+from convserve.stored import put_parts
 from convserve.tensor import Array, numpy_dtype
 
 Server = str | tuple[str, ...]
@@ -62,7 +63,11 @@ class Remote:
             return put
         # Copies, for TensorFlow lends these arrays for the time of the call.
         layer = Layer(config, kernel.copy(), None if bias is None else bias.copy())
-        self._put = put = _client(self.server).put(layer, timeout=self.timeout)
+        client = _client(self.server)
+        try:
+            self._put = put = client.put(layer, timeout=self.timeout)
+        except (OverloadedError, TooLargeError):  # the server cannot keep it, so its calls bring the weights along
+            self._put = put = StoredLayer(client, **put_parts(layer))
         return put
 
 

@@ -140,6 +140,8 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
     if text == _BROKEN_OFF:
         return UnavailableError("Expected to send the whole request. The call ended in the middle of it.")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        text = f"Expected a server that answers. Received none: is `convserve serve` running there? ({text})"
     error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
     error.code = code
     return error

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,9 @@ from convserve import conv2d_message
 from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
 from convserve.layer import Layer, check_kernel_channels
-from convserve.tensor import FLOAT_DTYPES, Array, Shape, dtype_name, dtype_number, numpy_dtype
-from convserve.v1 import layer_pb2, layer_service_pb2
+from convserve.tensor import Array, Shape
+from convserve.v1 import layer_pb2
 
-WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
-"""The initial metadata in which a server says, before it is sent weights, whether it wants them."""
-
-MOST_DIGESTS = 10_000
-"""Of which a server says in one call whether it holds them."""
-
-_PIECE_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
 
 
@@ -31,6 +25,7 @@ class KnownLayer:
     Attributes:
         digest: The 32 bytes that identify it on every server.
         name: The name under which it was put or found, or None.
+        names: All names that led to it when it was put or found.
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
         local: The layer with its weights, if they came from this process or have been read; else None.
@@ -38,10 +33,17 @@ class KnownLayer:
     """
 
     def __init__(
-        self, digest: bytes, name: str | None, config: Conv2D, kernel_shape: Shape, local: Layer | None
+        self,
+        digest: bytes,
+        name: str | None,
+        names: tuple[str, ...],
+        config: Conv2D,
+        kernel_shape: Shape,
+        local: Layer | None,
     ) -> None:
         self.digest = digest
         self.name = name
+        self.names = names
         self.config = config
         self.kernel_shape = kernel_shape
         self.local = local
@@ -91,82 +93,18 @@ def check_name(name: str) -> None:
         raise InvalidRequestError(FieldViolation("name", text))
 
 
-def put_start(layer: Layer, name: str | None) -> layer_service_pb2.PutLayerRequest:
-    """Returns the first message that puts a layer with its weights."""
-    assert layer.kernel is not None  # noqa: S101 (Client.put sends no other)
-    start = layer_service_pb2.PutLayerStart(
-        conv2d=conv2d_message.to_message(layer.config),
-        name=name or "",
-        weights=weights_header(layer),
-        expected_digest=layer.digest,
-    )
-    return layer_service_pb2.PutLayerRequest(start=start)
-
-
-def draw_start(config: Conv2D, name: str | None, input_channels: int | None) -> layer_service_pb2.PutLayerRequest:
-    """Returns the message that lets the server draw a layer's weights.
+def check_channels(channels: Any) -> None:
+    """Checks what is given as the number of an input's channels.
 
     Raises:
-        InvalidWeightsError: If nothing says how many channels the input has.
+        InvalidWeightsError: If it is not one.
     """
-    channels = input_channels
-    if channels is None and config.input_shape is not None:
-        channels = config.input_shape[2 if config.data_format == "channels_last" else 0]
-    if channels is None:
-        text = "Expected a kernel, or input_channels= for which the server draws one. Received neither."
-        raise InvalidWeightsError(FieldViolation("kernel", text))
-    start = layer_service_pb2.PutLayerStart(
-        conv2d=conv2d_message.to_message(config), name=name or "", input_channels=channels
-    )
-    return layer_service_pb2.PutLayerRequest(start=start)
+    if isinstance(channels, bool) or not isinstance(channels, int | np.integer) or not 0 < channels < 2**31:
+        text = f"Expected the number of the input's channels, above 0. Received {shown(channels)}."
+        raise InvalidWeightsError(FieldViolation("input_channels", text))
 
 
-def update_start(known: KnownLayer, layer: Layer) -> layer_service_pb2.UpdateWeightsRequest:
-    """Returns the first message that gives a stored layer's configuration new weights, and its name to the result."""
-    start = layer_service_pb2.UpdateWeightsStart(
-        layer=stored_reference(known, by_digest=True), weights=weights_header(layer), name=known.name or ""
-    )
-    return layer_service_pb2.UpdateWeightsRequest(start=start)
-
-
-def said_of_weights(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
-    """Returns what a server's initial metadata says of the weights that a caller has; None with a refusal."""
-    return next((value for key, value in metadata or () if key == WEIGHTS), None)
-
-
-def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:
-    """Returns the head of a layer's weights."""
-    assert layer.kernel is not None  # noqa: S101
-    return layer_service_pb2.WeightsHeader(
-        dtype=dtype_number(layer.kernel.dtype.name), kernel_shape=layer.kernel.shape, has_bias=layer.bias is not None
-    )
-
-
-def weight_pieces(layer: Layer) -> Iterator[bytes]:
-    """Yields a layer's weights in pieces."""
-    for weight in (layer.kernel, layer.bias):
-        if weight is not None:
-            elements = weight.reshape(-1).view("u1")
-            for begin in range(0, elements.size, _PIECE_BYTES):
-                yield elements[begin : begin + _PIECE_BYTES].tobytes()
-
-
-def weights_of(responses: Iterable[layer_service_pb2.ReadWeightsResponse]) -> tuple[Array, Array | None]:
-    """Returns kernel and bias from the messages of ReadWeights."""
-    header, pieces = layer_service_pb2.WeightsHeader(), bytearray()
-    for response in responses:
-        if response.WhichOneof("message") == "start":
-            header = response.start
-        else:
-            pieces += response.piece
-    dtype = numpy_dtype(dtype_name(header.dtype, "kernel", FLOAT_DTYPES))
-    elements = np.frombuffer(bytes(pieces), dtype)
-    shape = tuple(header.kernel_shape)
-    kernel, bias = np.split(elements, [int(np.prod(shape))])
-    return kernel.reshape(shape), bias if header.has_bias else None
-
-
-def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None) -> Layer:
+def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None, input_channels: int | None) -> Layer:
     """Returns the layer that the arguments of `Client.put` describe, with weights of its own.
 
     What is stored is a value: it must not change where the caller later writes to the array that was given.
@@ -184,6 +122,12 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
     if given.kernel is None:
         given.config.check_initializers()
         return given
+    if seed is not None:
+        text = f"Expected no seed beside weights, which need not be drawn. Received seed={shown(seed)}."
+        raise InvalidRequestError(FieldViolation("seed", text))
+    if input_channels is not None:
+        check_channels(input_channels)
+        check_kernel_channels(given.config, given.kernel.shape, input_channels)
     return Layer(given.config, *(None if each is None else _frozen(each) for each in (given.kernel, given.bias)))
 
 
@@ -193,19 +137,35 @@ def _frozen(array: Array) -> Array:
     return own
 
 
-def stored_reference(layer: KnownLayer | str, *, by_digest: bool = False) -> layer_service_pb2.StoredLayerReference:
-    """Returns the message that names a stored layer: by its name where it has one and may, else by its digest.
+def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix: str) -> list[dict[str, Any]]:
+    """Returns the arguments of a KnownLayer for each layer that any server lists, in the order of digests.
 
-    Raises:
-        InvalidRequestError: If it is neither a stored layer nor a name.
+    Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
-    if isinstance(layer, str):
-        return layer_service_pb2.StoredLayerReference(name=layer)
-    if isinstance(layer, KnownLayer):
-        if layer.name and not by_digest:
-            return layer_service_pb2.StoredLayerReference(name=layer.name)
-        return layer_service_pb2.StoredLayerReference(digest=layer.digest)
-    raise InvalidRequestError(FieldViolation("layer", f"Expected a stored layer or a name. Received {shown(layer)}."))
+    found: dict[bytes, layer_pb2.StoredLayer] = {}
+    names: dict[bytes, set[str]] = {}
+    for each in itertools.chain.from_iterable(servers):
+        found[each.digest] = each
+        names.setdefault(each.digest, set()).update(each.names)
+    parts = []
+    for digest, message in sorted(found.items()):
+        ordered = sorted(names[digest])
+        name = next((each for each in ordered if each.startswith(name_prefix)), None)
+        parts.append(known_parts(message, name, None) | {"names": tuple(ordered)})
+    return parts
+
+
+def put_parts(layer: Layer) -> dict[str, Any]:
+    """Returns the arguments of a KnownLayer for a layer with its weights that no server need hold yet."""
+    assert layer.kernel is not None  # noqa: S101
+    return {
+        "digest": layer.digest,
+        "name": None,
+        "names": (),
+        "config": layer.config,
+        "kernel_shape": layer.kernel.shape,
+        "local": layer,
+    }
 
 
 def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer | None) -> dict[str, Any]:
@@ -213,6 +173,7 @@ def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer |
     return {
         "digest": message.digest,
         "name": name,
+        "names": tuple(message.names),
         "config": conv2d_message.from_message(message.conv2d),
         "kernel_shape": tuple(message.kernel_shape),
         "local": local,

@@ -14,7 +14,7 @@ import numpy as np
 from convserve import Conv2D, InvalidRequestError, Layer, UnavailableError, conv2d_message
 from convserve.errors import FieldViolation, InvalidTensorError, InvalidWeightsError, shown
 from convserve.layer import check_weight_shapes
-from convserve.stored import HELD, MOST_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.layer_messages import HELD, MOST_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
 from convserve.tensor import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages

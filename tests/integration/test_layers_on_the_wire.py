@@ -11,7 +11,15 @@ from tests.conftest import RunningServer
 from tests.counting_proxy import CountingProxy, counting_proxy
 from tests.either_client import EITHER_CLIENT
 
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, RetryRule, UnavailableError
+from convserve import (
+    Conv2D,
+    InvalidRequestError,
+    Layer,
+    LayerNotFoundError,
+    RetryRule,
+    UnavailableError,
+    layer_messages,
+)
 
 CALLS = 20
 SMALL = 20_000  # heads of messages, settings and acknowledgements of connections
@@ -85,13 +93,17 @@ def test_weights_are_read_once(proxy: CountingProxy, layer: Layer, make_client: 
 
 
 @pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def test_weights_that_are_refused_are_not_sent(proxy: CountingProxy, layer: Layer, make_client: Any) -> None:
+def test_weights_that_are_refused_are_not_sent(
+    proxy: CountingProxy, layer: Layer, make_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """And so the refusal, which may come while a caller still sends, always reaches it."""
+    monkeypatch.setattr(layer_messages, "check_name", lambda _: None)  # so that the server checks it
     with make_client(proxy.target) as client:
         for _ in range(20):
             with pytest.raises(InvalidRequestError, match=r"^name: Expected"):
                 client.put(layer, name="no name")
-        held = client.put(Conv2D(1, 1, use_bias=False), kernel=np.ones((1, 1, 1, 1), "f4"), name="wire/refused")
+        client.put(Conv2D(1, 1, use_bias=False), kernel=np.ones((1, 1, 1, 1), "f4"), name="wire/refused")
+        held = client.layer("wire/refused")
         client.delete("wire/refused")
         for _ in range(20):
             with pytest.raises(LayerNotFoundError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ import convserve
 from convserve import Conv2D, Layer
 
 CALLS = 20
+RNG = np.random.default_rng()
 CONFIG = Conv2D(2048, 1, use_bias=False, data_format="channels_last", dtype="float32")
 X = np.ones((1, 2, 2, 512), "f4")
 WEIGHT_BYTES = 512 * 2048 * 4
@@ -45,7 +47,8 @@ def client(request: pytest.FixtureRequest, proxies: list[CountingProxy]) -> Iter
 
 def reach_both(client: Any, proxies: list[CountingProxy]) -> None:
     """Calls until both servers have answered, after which they take turns."""
-    while not all(each.received_bytes > 500 for each in proxies):
+    before = [each.received_bytes for each in proxies]
+    while not all(each.received_bytes > start + 500 for each, start in zip(proxies, before, strict=True)):
         client.info()
 
 
@@ -116,6 +119,8 @@ def test_many_calls_at_once_send_the_weights_to_each_server_once(proxies: list[C
 
     async def awaited() -> list[np.ndarray]:
         async with convserve.AsyncClient([each.target for each in proxies]) as client:
+            while not all(each.received_bytes > 500 for each in proxies):
+                await client.info()
             layer = await client.put(given)
             return list(await asyncio.gather(*(layer(X) for _ in range(CALLS))))
 
@@ -158,3 +163,81 @@ def test_calls_go_on_while_one_server_is_away(servers: list[RunningServer]) -> N
         proxies[0].close()
         for _ in range(CALLS):
             np.testing.assert_array_equal(layer(X), expected(given))
+
+
+def test_a_layer_that_one_server_drew_is_called_on_both_by_many_threads(servers: list[RunningServer]) -> None:
+    with convserve.Client([each.target for each in servers]) as client, ThreadPoolExecutor(16) as threads:
+        for seed in range(6):
+            layer = client.put(Conv2D(4, 1), input_channels=512, seed=seed, name="replicas/drawn")
+            outputs = list(threads.map(lambda _, layer=layer: layer(X), range(16)))
+            assert all(np.array_equal(each, outputs[0]) for each in outputs)
+        found = list(threads.map(lambda _: client.layer("replicas/drawn").digest, range(100)))
+        assert set(found) == {layer.digest}
+
+
+@pytest.fixture(params=["addresses", "name"])
+def both(
+    request: pytest.FixtureRequest, servers: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Any]:
+    """A client that reaches both servers by their addresses, or by a name that leads to both."""
+    targets = [each.target for each in servers]
+    if request.param == "name":
+        found = [(2, 1, 6, "", ("127.0.0.1", int(each.rpartition(":")[2]))) for each in targets]
+        resolve = socket.getaddrinfo
+        monkeypatch.setattr(
+            socket, "getaddrinfo", lambda host, *a, **k: found if host == "two.test" else resolve(host, *a, **k)
+        )
+    make = request.getfixturevalue("make_client")
+    with make("two.test:1" if request.param == "name" else targets) as client:
+        yield client
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_what_is_asked_of_all_servers(both: Any, servers: list[RunningServer], make_client: Any) -> None:
+    with convserve.Client(servers[0].target) as first, convserve.Client(servers[1].target) as second:
+        given = [Layer(Conv2D(1, 1, use_bias=False), RNG.normal(size=(1, 1, 1, 1)).astype("f4")) for _ in range(8)]
+        for number, each in enumerate(given[:3]):
+            first.put(each, name=f"all/first/{number}")
+        for number, each in enumerate(given[2:7]):
+            second.put(each, name=f"all/second/{number}")
+        for _ in range(3):
+            listed = both.layers("all/")
+            assert [each.digest for each in listed] == sorted(each.digest for each in given[:7])
+            assert {each.names for each in listed} >= {("all/first/2", "all/second/0"), ("all/second/4",)}
+            assert [each.digest for each in both.missing(given)] == [given[7].digest]
+            assert both.layer("all/second/4").digest == given[6].digest
+        both.delete("all/first/0")
+        both.delete(next(each for each in listed if each.digest == given[2].digest))
+        for single in (first, second):
+            assert len(single.missing([given[0], given[2]])) == 2
+        with pytest.raises(convserve.LayerNotFoundError):
+            both.delete("all/first/0")
+        for each in both.layers("all/"):
+            both.delete(each)
+        assert both.layers("all/") == []
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_name_leads_to_what_was_put_last(both: Any, make_client: Any) -> None:
+    for _ in range(4):
+        put = both.put(Conv2D(1, 1), input_channels=1, name="replicas/moved")
+        assert both.layer("replicas/moved").digest == put.digest
+        updated, _ = put.update_weights(np.ones((1, 1, 1, 1)), RNG.normal(size=1))
+        assert both.layer("replicas/moved").digest == updated.digest
+    both.delete("replicas/moved")
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_server_that_is_away_is_passed_over(servers: list[RunningServer], make_client: Any) -> None:
+    with make_client(["127.0.0.1:1", servers[0].target]) as client:
+        put = client.put(new_layer(), name="replicas/away")
+        assert client.layer("replicas/away").digest == put.digest
+        assert [each.digest for each in client.layers("replicas/away")] == [put.digest]
+        with pytest.raises(convserve.LayerNotFoundError):
+            client.layer("replicas/nowhere")
+        client.delete(put)
+    with (
+        make_client(["127.0.0.1:1", "127.0.0.1:2"], retry=convserve.RetryRule(attempts=1)) as client,
+        pytest.raises(convserve.UnavailableError, match="is `convserve serve` running there"),
+    ):
+        client.layers()

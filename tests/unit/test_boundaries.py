@@ -38,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.layer": {"numpy"} | STUBS | ours("errors", "keras_export", *CODEC, *MODEL),
     "convserve.result": STUBS | ours("errors", *CODEC, *MODEL),
     "convserve.stored": {"numpy"} | STUBS | ours("errors", *CODEC, *MODEL),
+    "convserve.layer_messages": {"numpy"} | STUBS | ours("errors", "stored", *CODEC, *MODEL),
     "convserve.stream": {"numpy", "google.protobuf"}
     | STUBS
     | ours("_rpc", "errors", "result", "status", "stored", *CODEC, *MODEL),
@@ -50,7 +51,8 @@ ALLOWED: dict[str, set[str]] = {
     **{
         f"convserve._{kind}": {"grpc"}
         | STUBS
-        | ours("_rpc", "_channel", f"_{kind}_layer", f"_{kind}_tensors", "stored", "errors", "result", *CODEC, *MODEL)
+        | ours("_rpc", "_channel", f"_{kind}_layer", f"_{kind}_servers", f"_{kind}_tensors")
+        | ours("layer_messages", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
     **{
@@ -58,9 +60,12 @@ ALLOWED: dict[str, set[str]] = {
         for kind in ("sync", "async")
     },
     **{
-        f"convserve._{kind}_layer": {"grpc"}
-        | STUBS
-        | ours("_rpc", f"_{kind}", "stored", "errors", "result", *CODEC, *MODEL)
+        f"convserve._{kind}_servers": {"grpc"} | STUBS | ours("_channel", "_rpc", "layer_messages", "errors")
+        for kind in ("sync", "async")
+    },
+    **{
+        f"convserve._{kind}_layer": STUBS
+        | ours("_rpc", f"_{kind}", "layer_messages", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
     "convserve.bench": set(),
@@ -76,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
-    "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "errors", *CODEC, *MODEL),
+    "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "stored", "errors", *CODEC, *MODEL),
     "convserve.importing.hdf5": {"numpy"} | ours("bfloat16", "errors", "importing.untrusted", "tensor"),
     # A program of its own: it starts in a fraction of the time that importing convserve takes.
     "convserve.importing.hdf5_program": {"h5py", "numpy"},

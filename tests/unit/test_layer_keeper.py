@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer, LayerNotFoundError, Losses, OverloadedError, TooLargeError
+from convserve.layer_messages import sent_put
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server import layer_service
 from convserve_server.byte_budget import ByteBudget
@@ -55,9 +56,8 @@ def keeper(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> Lay
 
 
 def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
-    from convserve.stored import put_start
-
-    first = put_start(given, None)
+    first = sent_put(given, None).start
+    assert isinstance(first, messages.PutLayerRequest)
     first.start.expected_digest = digest
     return first
 
