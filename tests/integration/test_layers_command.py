@@ -69,7 +69,7 @@ def test_import_says_what_was_imported_and_what_was_skipped(run, client, archive
     assert lines[1].startswith("net/stem  ")
     assert lines[2].startswith("net/head  ")
     assert lines[3] == "2 layers, 304 bytes of weights"
-    assert "sent     2 layers, 304 bytes of weights" in out
+    assert "sent     2 layers, 304 bytes of weights\n" in out
     assert "skipped  1 ReLU" in out
     assert "net/mine (Conv2D): custom ('mine') class that calls itself Conv2D" in out
     x = np.ones((1, 5, 5, 2), np.float32)
@@ -197,6 +197,15 @@ def test_list_in_the_order_of_names(run, kernel):
     assert out.splitlines()[-1] == "3 layers, 456 bytes of weights"
     listed = json.loads(run("list", "--prefix", "a/", "--json")[1])["layers"]
     assert [each["name"] for each in listed] == ["a/1", "a/2"]
+
+
+def test_a_layers_names_are_all_shown(run, kernel):
+    for name in ("b", "a/x", "a"):
+        run("put", "--name", name, *kernel)
+    assert run("list")[1].splitlines()[1].startswith("a, a/x, b  ")
+    assert run("get", "b")[1].splitlines()[0].split(maxsplit=1) == ["name", "a, a/x, b"]
+    (listed,) = json.loads(run("list", "--prefix", "a/", "--json")[1])["layers"]
+    assert (listed["name"], listed["names"]) == ("a/x", ["a", "a/x", "b"])
 
 
 def test_wrong_references_and_names_are_told(run, kernel, tmp_path):

@@ -25,12 +25,14 @@ class Row:
 
     Attributes:
         name: A name that leads to it, or None.
+        names: All of them.
         digest: Its digest in hexadecimal.
         config: Its configuration.
         kernel_shape: Its kernel's shape.
     """
 
     name: str | None
+    names: tuple[str, ...]
     digest: str
     config: Conv2D
     kernel_shape: Shape
@@ -38,13 +40,13 @@ class Row:
     @classmethod
     def of_stored(cls, layer: StoredLayer) -> Row:
         """Returns a stored layer's row."""
-        return cls(layer.name, layer.digest.hex(), layer.config, layer.kernel_shape)
+        return cls(layer.name, layer.names, layer.digest.hex(), layer.config, layer.kernel_shape)
 
     @classmethod
     def of_layer(cls, name: str, layer: Layer) -> Row:
         """Returns the row of a layer that has its weights."""
         assert layer.kernel is not None  # noqa: S101 (an import finds no other)
-        return cls(name, layer.digest.hex(), layer.config, layer.kernel.shape)
+        return cls(name, (name,), layer.digest.hex(), layer.config, layer.kernel.shape)
 
     @property
     def parameters(self) -> int:
@@ -76,7 +78,7 @@ def total_text(rows: Sequence[Row]) -> str:
 def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
     """Returns labels and texts that describe one layer."""
     return [
-        ("name", row.name or ""),
+        ("name", ", ".join(row.names)),
         ("digest", row.digest),
         ("layer", repr(row.config)),
         ("kernel", f"{row.kernel_shape} {row.config.variable_dtype}"),
@@ -88,6 +90,7 @@ def document(row: Row) -> dict[str, Any]:
     """Returns a layer as JSON; its configuration in the contract's form."""
     return {
         "name": row.name,
+        "names": row.names,
         "digest": row.digest,
         "kernel_shape": row.kernel_shape,
         "parameters": row.parameters,
@@ -104,7 +107,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     groups = f" in {config.groups} groups" if config.groups > 1 else ""
     dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
     return (
-        row.name or "-",
+        ", ".join(row.names) or "-",
         row.digest[:12],
         f"{row.kernel_shape}{groups}{dilated}",
         _pair(config.strides),

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from convserve.cli import values
@@ -46,7 +45,6 @@ examples:
   convserve layers import resnet18.safetensors --config geometry.json
   convserve layers import filters.npz --padding same --activation relu"""
 
-_MOST_DIGESTS = 10_000  # in one question to the server
 _MOST_LINES = 20
 _PARAMETERS = ("strides", "padding", "dilation_rate", "groups", "activation", "data_format", "dtype")
 
@@ -89,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     missing: list[Layer] = []
     if imported.layers and not arguments.dry_run:
         with connect(arguments) as client:
-            missing = list(_missing(client, list(imported.layers.values())))
+            missing = client.missing(list(imported.layers.values()))
             _put(client, imported.layers)
     sent = {layer.digest for layer in missing}
     if arguments.json:
@@ -100,11 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
         text = f"Expected a file with a Conv2D. Received {shown(arguments.path)}, which has none."
         raise InvalidRequestError(FieldViolation("file", text))
     return 0
-
-
-def _missing(client: Client, layers: list[Layer]) -> Iterator[Layer]:
-    for begin in range(0, len(layers), _MOST_DIGESTS):
-        yield from client.missing(layers[begin : begin + _MOST_DIGESTS])
 
 
 def _put(client: Client, layers: dict[str, Layer]) -> None:
@@ -128,7 +121,8 @@ def _print(arguments: argparse.Namespace, imported: Imported, sent: set[bytes]) 
     if rows:
         print_table(rows)
     new = [row for row in rows if bytes.fromhex(row.digest) in sent]
-    done = f"{total_text(new)}; the server held the others" if new else "nothing: the server held them all"
+    held = "; the server held the others" if len(new) < len(rows) else ""
+    done = f"{total_text(new)}{held}" if new else "nothing: the server held them all"
     done = "nothing: --dry-run" if arguments.dry_run else done
     plain = Counter(each.kind for each in imported.skipped if _is_plain(each))
     others = [each for each in imported.skipped if not _is_plain(each)]
