@@ -18,9 +18,15 @@ def forget_peak(pid: int) -> None:
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
-def shared_maps(pid: int) -> int:
-    """Returns how many regions of convserve's shared memory a process maps."""
-    return Path(f"/proc/{pid}/maps").read_text().count("/memfd:convserve")
+def shared_maps(pid: int) -> set[str]:
+    """Returns the inodes of those regions of convserve's shared memory that a process maps."""
+    maps = (line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines())
+    return {fields[4] for fields in maps if fields[5:6] == ["/memfd:convserve"]}
+
+
+def maps_of_memory(pid: int) -> int:
+    """Returns how many pieces of memory a process maps that were made with memfd_create, by whomever."""
+    return Path(f"/proc/{pid}/maps").read_text().count(" /memfd:")
 
 
 def descriptors(pid: int) -> int:

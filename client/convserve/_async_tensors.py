@@ -77,7 +77,8 @@ class TensorPath:
         """
         if self._sharing.is_to_connect():
             request = convolution_service_pb2.GetServerInfoRequest()
-            answer = await self._stub.GetServerInfo(request, timeout=timeout)
+            with self._sharing.asking():
+                answer = await self._stub.GetServerInfo(request, timeout=timeout)
             self._sharing.connect(answer.server_info.shared_memory_address)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:

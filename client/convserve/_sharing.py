@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import grpc
@@ -13,9 +15,9 @@ from google.protobuf.message import DecodeError
 
 from convserve import _channel
 from convserve._rpc import ConvolveRequest
-from convserve.result import Result
+from convserve.result import Result, reading_answers
 from convserve.shared_memory import SUFFIX, Region, SharedMemory
-from convserve.tensor import Array, head_of, numpy_dtype
+from convserve.tensor import Array, dtype_number, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 
 log = logging.getLogger("convserve")
@@ -43,10 +45,15 @@ class Sharing:
 
     def memory(self) -> SharedMemory | None:
         """Returns the shared memory if there is one now."""
-        if self._memory is not None and self._memory.lost:
-            self._memory = None
-            self._ask_at = 0.0  # the server may have started again
-        return self._memory
+        memory = self._memory
+        if memory is not None and memory.lost:
+            memory.close()
+            if memory.used:
+                self._ask_at = 0.0  # the server may have started again
+            if self._memory is memory:
+                self._memory = None
+            return None
+        return memory
 
     def is_to_connect(self) -> bool:
         """Returns whether the one that asks is to ask the server for its socket, and then to `connect`."""
@@ -55,6 +62,15 @@ class Sharing:
                 return False
             self._ask_at = time.monotonic() + _RETRY_S
             return True
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Lets the next call ask again if the block, which asks, fails."""
+        try:
+            yield
+        except BaseException:
+            self._ask_at = 0.0
+            raise
 
     def connect(self, name: str) -> None:
         """Shares memory over the socket that a server names."""
@@ -127,23 +143,28 @@ class SharedRequest:
         region.shared()[: array.nbytes] = array.reshape(-1).view(np.uint8)
         return region
 
+    @reading_answers()
     def result(self, data: bytes) -> Result:
         """Returns what the answer's bytes say.
 
         Raises:
-            DecodeError: If they are none.
+            InternalError: If they are none.
         """
-        self._answered = True
         message = messages.ConvolveResponse.FromString(data)
         if not message.output.HasField("shared_memory"):
+            found = Result.parse(data)
+            self._answered = True
             self._regions.append(self._output)
             self.give_back()
-            return Result.parse(data)
-        shape, dtype = self._plan.output_shape, numpy_dtype(self._plan.output_dtype)
-        if message.output.shared_memory != self._output.place() or tuple(message.output.shape) != shape:
+            return found
+        plan, head = self._plan, message.output
+        shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
+        is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
+        if head.shared_memory != self._output.place() or not is_planned:
             raise DecodeError("another output, or in another place, than was asked for")
-        if self._plan.output_bytes < _SMALLEST_KEPT_BYTES:
-            output = self._output.shared()[: self._plan.output_bytes].view(dtype).reshape(shape).copy()
+        self._answered = True
+        if plan.output_bytes < _SMALLEST_KEPT_BYTES:
+            output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
             self._regions.append(self._output)
         else:
             output = self._memory.result(self._output, shape, dtype)

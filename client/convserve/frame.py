@@ -63,7 +63,8 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
         if inner is not None:
             message = kind.FromString(data[: start[0]])
             tensor = tensor_pb2.Tensor.FromString(bytes(tensor_view[: inner[0]]))
-            return message, decode(tensor, name, elements=tensor_view[inner[1] :])
+            if not tensor.HasField("shared_memory"):
+                return message, decode(tensor, name, elements=tensor_view[inner[1] :])
     message = kind.FromString(data)
     if not message.HasField(name) or getattr(message, name).HasField("shared_memory"):
         return message, None

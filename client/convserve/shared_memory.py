@@ -6,6 +6,8 @@ further calls, because new pages cost more than what is written to them.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
 import mmap
 import os
@@ -16,7 +18,7 @@ import weakref
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -30,21 +32,70 @@ ALIGNMENT = 64
 """What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
 
 _SMALLEST_REGION = 2**16
+_LARGEST_REGION = 2**46  # what a process can map, and less than what a descriptor's size can be
 _LONGEST_ANSWER_S = 5.0
 
 
 class _Forks:
-    """How often this process has forked."""
+    """How often this process has forked, and what a fork is not to keep open."""
 
     count = 0
+    connections: ClassVar[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
 
     @classmethod
     def add(cls) -> None:
         cls.count += 1
 
+    @classmethod
+    def close_connections(cls) -> None:
+        # A server lets go of what is shared when the connection ends, and that is when nobody has it open any more.
+        for each in list(cls.connections):
+            each.close()
+
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_Forks.add)
+    os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.close_connections)
+
+
+class Map:
+    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
+
+    Attributes:
+        size: Its length in bytes.
+    """
+
+    def __init__(self, descriptor: int, size: int, flags: int) -> None:
+        """Maps a file's beginning to be read and written; raises OSError where that is not possible."""
+        self.size = size
+        self._c = _c_library()
+        address = self._c.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+        if address == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._address: int = address
+        weakref.finalize(self, self._c.munmap, address, size).atexit = False
+        # With this numpy makes arrays of it, which keep it.
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
+
+    def array(self) -> Array:
+        """Returns the bytes, as an array that is new each time."""
+        return np.asarray(self)
+
+    def forget_changes(self) -> None:
+        """Makes a private map show the file again."""
+        self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
+
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+@functools.cache
+def _c_library() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
+    library.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return library
 
 
 class Region:
@@ -60,6 +111,8 @@ class Region:
         """Makes a region; raises OSError where there is no memory for it."""
         import fcntl  # not on every system, as little as memfd_create
 
+        if size > _LARGEST_REGION:
+            raise OSError(f"no memory has {size} bytes")
         self.name = secrets.token_bytes(NAME_BYTES)
         self.size = size
         self.descriptor = os.memfd_create("convserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -67,9 +120,9 @@ class Region:
             os.ftruncate(self.descriptor, size)
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
-            self._shared = mmap.mmap(self.descriptor, size, mmap.MAP_SHARED)
+            self._shared = Map(self.descriptor, size, mmap.MAP_SHARED)
             # For results. What their holder writes there stays in this process, as in any array.
-            self._private = mmap.mmap(self.descriptor, size, mmap.MAP_PRIVATE)
+            self._private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -85,12 +138,12 @@ class Region:
 
     def shared(self) -> Array:
         """Returns the bytes; what is written there, the server sees."""
-        return np.frombuffer(self._shared, np.uint8)
+        return self._shared.array()
 
     def written(self) -> Array:
         """Returns the bytes that the server wrote, without what the holder of an earlier result wrote over them."""
-        self._private.madvise(mmap.MADV_DONTNEED)
-        return np.frombuffer(self._private, np.uint8)
+        self._private.forget_changes()
+        return self._private.array()
 
 
 class SharedMemory:
@@ -114,8 +167,10 @@ class SharedMemory:
         self._unused: list[Region] = []
         # A finalizer may run anywhere, even inside the lock, so it does no more than an append.
         self._returned: deque[Region] = deque()
+        self._dropped: deque[bytes] = deque()
         self._lent: dict[int, Region] = {}
         self._process = os.getpid()
+        self.used = False
         self.lost = False
 
     def region(self, size: int) -> Region:
@@ -135,9 +190,15 @@ class SharedMemory:
             made = Region(_rounded(size))
             try:
                 if not self._told(made.name, made.descriptor):
-                    raise OSError("the server does not take the region")
+                    self._unused.clear()  # which may make room for it
+                    self._tell_dropped()
+                    if not self._told(made.name, made.descriptor):
+                        raise OSError("the server does not take the region")
             finally:
                 made.handed_over()
+            self.used = True
+            # Whoever drops a region, the server is told with the next one that is asked for.
+            weakref.finalize(made, self._dropped.append, made.name).atexit = False
             return made
 
     def give_back(self, region: Region) -> None:
@@ -146,8 +207,9 @@ class SharedMemory:
 
     def discard(self, region: Region) -> None:
         """Lets go of a region that the server may still write to."""
+        self._dropped.append(region.name)
         with self._lock, suppress(OSError):  # the server is gone, and with it what it knew
-            self._forget(region)
+            self._tell_dropped()
 
     def empty(self, shape: Sequence[int], dtype: Any) -> Array:
         """Returns an uninitialized array, shape and dtype as given, which is sent without being copied.
@@ -181,8 +243,13 @@ class SharedMemory:
     def close(self) -> None:
         """Ends the sharing. Arrays that are still held stay what they are."""
         self.lost = True
-        self._socket.close()
-        self._unused.clear()
+        if self._process != os.getpid():
+            return  # the connection is the parent's
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # which ends a wait for an answer in another thread
+        with self._lock:
+            self._socket.close()
+            self._unused.clear()
 
     def _ended(self, key: int, region: Region) -> None:
         del self._lent[key]
@@ -190,18 +257,17 @@ class SharedMemory:
 
     def _sort_returned(self) -> None:
         while self._returned:
-            region = self._returned.popleft()
-            # What was held at a fork, the other process may hold still.
-            if region.forks == _Forks.count:
-                self._unused.append(region)
-            else:
-                self._forget(region)
+            # What was held at a fork, the other process may hold still: it is dropped.
+            if self._returned[0].forks == _Forks.count:
+                self._unused.append(self._returned[0])
+            self._returned.popleft()
         while sum(each.size for each in self._unused) > self._most_unused_bytes:
-            self._forget(self._unused.pop(0))
+            del self._unused[0]
+        self._tell_dropped()
 
-    def _forget(self, region: Region) -> None:
-        if not self.lost and self._process == os.getpid():
-            self._told(region.name, None)
+    def _tell_dropped(self) -> None:
+        while self._dropped and not self.lost:
+            self._told(self._dropped.popleft(), None)
 
     def _told(self, name: bytes, descriptor: int | None) -> bool:
         try:
@@ -229,6 +295,7 @@ def _connected(addresses: Sequence[str]) -> socket.socket:
             connection.close()
             failure = error
         else:
+            _Forks.connections.add(connection)
             return connection
     raise failure
 

@@ -38,6 +38,7 @@ from convserve_server.shared_memory import SharedMemory
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _ECHO_HEAD_BYTES = 16  # tag and length before the answer's bytes
+_HEAD_BYTES = 2**16  # what is beside a tensor in a response
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             in_one_message=place is None,
         )
         message, output = _response(answer), answer.computed.output
-        if place is None or not self._shared(context).has_room(place, output.nbytes):
+        if place is None:
+            return ConvolveResponse(message, output)
+        if not self._shared(context).has_room(place, output.nbytes):
+            _check_response(output.nbytes, convolver.limits.max_message_bytes)
             return ConvolveResponse(message, output)
         self._shared(context).array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
         message.output.CopyFrom(head_of(output))
@@ -245,6 +249,16 @@ def _response(answer: Convolved) -> messages.ConvolveResponse:
         device=answer.computed.device,
         warm=answer.computed.warm,
     )
+
+
+def _check_response(output_bytes: int, most: int) -> None:
+    """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
+    if output_bytes + _HEAD_BYTES > most:
+        text = (
+            f"Expected output_memory with room for the output, or at most {most} bytes of response, the server's "
+            f"--max-message-bytes. Received a call with {output_bytes}."
+        )
+        raise TooLargeError(FieldViolation("output_memory", text))
 
 
 def _seeded(layer: Layer) -> Layer:

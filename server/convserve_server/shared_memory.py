@@ -11,25 +11,26 @@ import fcntl
 import logging
 import mmap
 import os
+import resource
 import secrets
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
-
 from convserve import InvalidTensorError
 from convserve.errors import FieldViolation, SharedMemoryLostError
-from convserve.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX
+from convserve.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, Map
 from convserve.tensor import Array
 from convserve.v1 import tensor_pb2
 
 log = logging.getLogger("convserve")
 
 _MOST_CONNECTIONS = 1000
+_PAUSE_S = 0.1
 _MOST_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -45,7 +46,9 @@ class SharedMemory:
         """
         self.address = f"convserve-{secrets.token_hex(16)}"
         self._most_bytes = most_bytes
-        self._regions: dict[bytes, mmap.mmap] = {}
+        # The other descriptors are for gRPC's connections and the store's files.
+        self._most_connections = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._regions: dict[bytes, Map] = {}
         self._names: dict[socket.socket, set[bytes]] = {}
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -59,11 +62,15 @@ class SharedMemory:
     def listen_beside(self, unix_path: str) -> None:
         """Takes regions beside a Unix socket too, for callers with a network namespace of their own."""
         path = unix_path + SUFFIX
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-            if probe.connect_ex(path) != 0:  # what a killed server left behind
-                Path(path).unlink(missing_ok=True)
-        self._listen(path)
-        self._paths.append(path)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                if probe.connect_ex(path) != 0:  # what a killed server left behind
+                    Path(path).unlink(missing_ok=True)
+            self._listen(path)
+        except OSError as error:  # such as a path that is too long
+            log.warning("%s: no memory is shared beside this socket: %s", path, error)
+        else:
+            self._paths.append(path)
 
     def array(self, place: tensor_pb2.SharedMemory, size: int, field: str) -> Array:
         """Returns so many bytes of a region, as an array that may be written to.
@@ -81,18 +88,18 @@ class SharedMemory:
         if region is None:
             raise SharedMemoryLostError("Expected a region of shared memory that was handed over. Received another.")
         begin = place.offset_bytes
-        if begin % ALIGNMENT or not 0 <= begin <= len(region) - size:
+        if begin % ALIGNMENT or not 0 <= begin <= region.size - size:
             text = (
-                f"Expected {size} bytes within a region of {len(region)}, from a multiple of {ALIGNMENT}. "
+                f"Expected {size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}. "
                 f"Received offset_bytes={begin}."
             )
             raise InvalidTensorError(FieldViolation(field, text))
-        return np.frombuffer(region, np.uint8, size, begin)
+        return region.array()[begin : begin + size]
 
     def has_room(self, place: tensor_pb2.SharedMemory, size: int) -> bool:
         """Returns whether so many bytes fit into a region from a place on."""
         region = self._regions.get(place.region)
-        return region is not None and place.offset_bytes + size <= len(region)
+        return region is not None and place.offset_bytes + size <= region.size
 
     def close(self) -> None:
         """Takes no more regions, and forgets those that it has."""
@@ -124,17 +131,19 @@ class SharedMemory:
                     self._accept(source) if key.data == "listen" else self._answer(source)
                 except OSError as error:
                     log.debug("shared memory: %s", error)
-                    if key.data != "listen":
+                    if key.data == "listen":
+                        time.sleep(_PAUSE_S)  # without a free descriptor it would be told of the same caller at once
+                    else:
                         self._end(source)
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        if len(self._names) >= _MOST_CONNECTIONS:
+        if len(self._names) >= self._most_connections:
             connection.close()
             return
         connection.setblocking(False)
-        self._names[connection] = set()
         self._selector.register(connection, selectors.EVENT_READ, "answer")
+        self._names[connection] = set()
 
     def _answer(self, connection: socket.socket) -> None:
         name, descriptors, flags, _ = socket.recv_fds(connection, NAME_BYTES + 1, 1)
@@ -162,12 +171,12 @@ class SharedMemory:
             return False
         size = os.fstat(descriptor).st_size
         with self._lock:
-            taken = sum(map(len, self._regions.values()))
+            taken = sum(each.size for each in self._regions.values())
             fits = size <= self._most_bytes - taken and len(self._regions) < _MOST_REGIONS
             if not sealed or not size or not fits or name in self._regions:
                 return False
-            with suppress(OSError, ValueError):  # sealed against writing, too large for an address space
-                self._regions[name] = mmap.mmap(descriptor, size, mmap.MAP_SHARED)
+            with suppress(OSError):  # sealed against writing, too large for an address space
+                self._regions[name] = Map(descriptor, size, mmap.MAP_SHARED)
                 self._names[connection].add(name)
                 return True
         return False

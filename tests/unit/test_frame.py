@@ -241,6 +241,8 @@ def raw_fields(content):
 
 @given(raw_fields(st.one_of(raw_fields(st.binary(max_size=24)), st.binary(max_size=24))))
 @example(field(15, TENSOR) + field(15, TENSOR))
+@example(field(15, DTYPE + SHAPE + field(3, b"") + field(15, DATA)))  # elements beside a place in shared memory
+@example(field(15, DTYPE + SHAPE + field(3, b"") + field(15, b"")))
 def test_fields_in_any_form_and_order_are_read_as_the_stock_parser_reads_them(data):
     assert outcome(fast, data) == outcome(stock, data)
 
