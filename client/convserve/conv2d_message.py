@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from convserve.activations import Activation
@@ -24,6 +25,7 @@ _FAMILIES: dict[str, type[KerasObject]] = {
     "kernel_constraint": Constraint,
     "bias_constraint": Constraint,
 }
+_LONGEST_REMEMBERED_BYTES = 4096
 _DATA_FORMATS = {
     conv2d_pb2.DATA_FORMAT_CHANNELS_LAST: "channels_last",
     conv2d_pb2.DATA_FORMAT_CHANNELS_FIRST: "channels_first",
@@ -68,6 +70,17 @@ def from_message(message: conv2d_pb2.Conv2D) -> Conv2D:
     Raises:
         InvalidConfigurationError: Names every field that is wrong, in the words that Conv2D itself uses.
     """
+    # A configuration is a value, and most of them come again: with every call that carries its layer.
+    data = message.SerializeToString(deterministic=True)
+    return _remembered(data) if len(data) <= _LONGEST_REMEMBERED_BYTES else _read(message)
+
+
+@functools.lru_cache(maxsize=1000)
+def _remembered(data: bytes) -> Conv2D:
+    return _read(conv2d_pb2.Conv2D.FromString(data))
+
+
+def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
     found = Arguments()
     values: dict[str, Any] = {
         "data_format": found.take(_word, _DATA_FORMATS, message.data_format, "data_format"),

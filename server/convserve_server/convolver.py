@@ -9,7 +9,7 @@ from typing import Protocol
 
 from convserve import Conv2D, Device, Layer, Losses, Plan
 from convserve.result import Timing
-from convserve.tensor import Array, Shape
+from convserve.tensor import Array, Shape, name_of
 from convserve_server.admission import Admission, Limits
 from convserve_server.batcher import Batcher
 from convserve_server.drawn_layers import DrawnLayers
@@ -183,7 +183,7 @@ class Convolver:
             ConvserveError: Any of the server's.
         """
         arrived = time.monotonic()
-        plan = self._admission.admit(layers, x.shape, x.dtype.name, output_dtype, in_one_message=in_one_message)
+        plan = self._admission.admit(layers, x.shape, name_of(x), output_dtype, in_one_message=in_one_message)
         known = tuple(
             each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
             for index, each in enumerate(layers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +14,7 @@ import tensorflow as tf
 
 from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
 from convserve.plan import kernel_shape
-from convserve.tensor import Array
+from convserve.tensor import Array, name_of
 from convserve_server.aligned import aligned, joined
 from convserve_server.convolver import Computed
 from convserve_server.engine.devices import claim
@@ -46,7 +47,7 @@ class TensorFlowEngine:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         self._on_gpu = self._devices[0].kind == "gpu"
         # TensorFlow numbers the devices that it was left with from 0.
-        self._scopes = tuple(f"{each.kind}:{index}" for index, each in enumerate(self._devices))
+        self._names = tuple(f"{each.kind}:{index}" for index, each in enumerate(self._devices))
         self._traces = Traces(self._on_gpu)
         self._lock = threading.Lock()
         # A layer's weights on each device. On a CPU they are the layer's own memory.
@@ -75,7 +76,7 @@ class TensorFlowEngine:
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights that Keras' initializers draw, and with every seed filled in."""
         seeded = config.with_seed(random.SystemRandom().randrange(2**31))
-        with tf.device(self._scopes[0]), _memory_errors():
+        with tf.device(self._names[0]), _memory_errors():
             kernel = keras_initializer(seeded.kernel_initializer)(
                 kernel_shape(seeded, input_channels), dtype=seeded.variable_dtype
             ).numpy()
@@ -88,7 +89,7 @@ class TensorFlowEngine:
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
         config, weights, losses = layer.config, {"kernel": layer.kernel, "bias": layer.bias}, {}
-        with tf.device(self._scopes[0]), _memory_errors():
+        with tf.device(self._names[0]), _memory_errors():
             for name, weight in weights.items():
                 if weight is None:
                     continue
@@ -109,8 +110,9 @@ class TensorFlowEngine:
         """
         with _memory_errors():
             x = inputs[0] if len(inputs) == 1 else joined(inputs)
-            forward, warm = self._traces.find(layers, x.shape, x.dtype.name, output_dtype)
-            with tf.device(self._scopes[device]):
+            forward, warm = self._traces.find(layers, x.shape, name_of(x), output_dtype)
+            # Entering the scope of the only CPU, which is the default, would take longer than anything else here.
+            with nullcontext() if self._names == ("cpu:0",) else tf.device(self._names[device]):
                 weights = [tensor for layer in layers for tensor in self._on_device(layer, device)]
                 output, *losses = forward(to_tensor(x, self._on_gpu), weights)
                 found = iter(losses)

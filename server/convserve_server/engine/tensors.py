@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from convserve.tensor import Array, numpy_dtype
+from convserve.tensor import Array, name_of, numpy_dtype
 from convserve_server.aligned import aligned
 
 
@@ -29,7 +29,7 @@ def to_tensor(array: Array, on_gpu: bool) -> Any:
         array: C-contiguous and little-endian.
         on_gpu: Whether it is to be on the GPU of the `tf.device` around the call.
     """
-    if array.dtype.name == "bfloat16":
+    if name_of(array) == "bfloat16":
         array = array.view(np.uint16)
     return tf.constant(array) if on_gpu else tf.experimental.dlpack.from_dlpack(aligned(array).__dlpack__())
 
@@ -37,7 +37,7 @@ def to_tensor(array: Array, on_gpu: bool) -> Any:
 def weight_to_tensor(array: Array, on_gpu: bool) -> Any:
     """Returns a weight as a tensor of its own dtype; as `to_tensor`."""
     tensor = to_tensor(array, on_gpu)
-    return tf.bitcast(tensor, tf.bfloat16) if array.dtype.name == "bfloat16" else tensor
+    return tf.bitcast(tensor, tf.bfloat16) if name_of(array) == "bfloat16" else tensor
 
 
 def to_array(tensor: Any, dtype: str, on_gpu: bool) -> Array:
