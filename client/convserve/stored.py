@@ -16,7 +16,10 @@ from convserve.layer import Layer, check_kernel_channels
 from convserve.tensor import Array, Shape
 from convserve.v1 import layer_pb2
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,199}")
+LONGEST_NAME = 200
+"""Characters that a layer's name may have."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
 class KnownLayer:
@@ -79,18 +82,18 @@ class KnownLayer:
         return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, field: str = "name") -> None:
     """Checks the name that a layer is to have; client and server both call it.
 
     Raises:
-        InvalidRequestError: If it has other characters than allowed.
+        InvalidRequestError: For the field, if it has other characters than allowed.
     """
-    if not isinstance(name, str) or not _NAME.fullmatch(name) or ".." in name:
+    if not isinstance(name, str) or len(name) > LONGEST_NAME or not _NAME.fullmatch(name) or ".." in name:
         text = (
-            "Expected 1 to 200 letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, without '..'. "
-            f"Received {shown(name)}."
+            f"Expected 1 to {LONGEST_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, "
+            f"without '..'. Received {shown(name)}."
         )
-        raise InvalidRequestError(FieldViolation("name", text))
+        raise InvalidRequestError(FieldViolation(field, text))
 
 
 def check_channels(channels: Any) -> None:

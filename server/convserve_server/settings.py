@@ -74,7 +74,8 @@ class Settings:
     max_message_bytes: int = _setting(2**31 - 1, "largest request and response message", unit="bytes")
     max_call_bytes: int = _setting(
         8 * 2**30,
-        "largest memory that one call may need by its plan (see `convserve plan`)",
+        "largest memory that one call may need by its plan (see `convserve plan`), and that layers on their way to the "
+        "store may take together",
         unit="bytes",
         most=2**63 - 1,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -294,3 +295,25 @@ def test_missing_layers_of_many_are_found_in_one_call(stub: Any) -> None:
     short = FindMissingLayersRequest(digests=[bytes(32), bytes(31)])
     assert "32 bytes. Received 31" in refusal(stub.FindMissingLayers, short)
     assert list(stub.FindMissingLayers(FindMissingLayersRequest(), timeout=60).missing_digests) == []
+
+
+def test_puts_that_stall_leave_the_server_to_others(stub: Any, server: RunningServer) -> None:
+    released = threading.Event()
+
+    def stalling() -> Iterator[PutLayerRequest]:
+        yield start()
+        released.wait()
+
+    stalled = [stub.PutLayer.future(stalling(), timeout=60) for _ in range(70)]  # more than there are threads
+    try:
+        assert all(each.initial_metadata() for each in stalled[:20])
+        with raw_caller(server.target) as other:
+            other.check_service()
+        request = FindMissingLayersRequest(digests=[bytes(32)])
+        assert len(stub.FindMissingLayers(request, timeout=20).missing_digests) == 1
+        data, layer = weights()
+    finally:
+        released.set()
+        for each in stalled:
+            each.cancel()
+    assert put(stub, start(), data).layer.digest == layer.digest

@@ -139,7 +139,7 @@ def test_what_cannot_be_imported_is_told_in_one_line(run, tmp_path, archive):
         ((tmp_path / "m.pt",), "error: file: Expected a file that runs no code"),
         ((tmp_path / "flat.npy",), "error: file: Expected a file with a Conv2D"),
         ((archive, "--strides", 2), "error: --config: Expected no parameters"),
-        ((archive, "--prefix", "../x"), "error: --prefix: Expected letters"),
+        ((archive, "--prefix", "../x"), "error: --prefix: Expected 1 to 200 letters"),
         (
             (tmp_path / "flat.npy", "--config", tmp_path / "no.json"),
             "error: --config: Expected a file that can be read",

@@ -266,3 +266,13 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, name
     monkeypatch.setitem(__import__("sys").modules, package, None)
     with pytest.raises(convserve.MissingDependencyError, match=r"pip install 'convserve\[import\]'"):
         importing.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("prefix", [5, b"x", "../x", "-", "p" * 201])
+def test_a_prefix_is_the_beginning_of_a_name(write, prefix):
+    assert refusal(write("x.npz", {"kernel": HWIO}), prefix=prefix).field == "prefix"
+
+
+@pytest.mark.parametrize("path", [None, 5, b"x.npz"])
+def test_a_path_is_a_path(path):
+    assert "the path of a file" in refusal(path).description

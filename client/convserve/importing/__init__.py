@@ -68,6 +68,8 @@ def read(
         InvalidWeightsError: If weights don't fit their layer's configuration.
         MissingDependencyError: Without h5py or safetensors, for the files that need it.
     """
+    if not isinstance(path, str | Path):
+        raise refusal("the path of a file", shown(path))
     file, geometry = Path(path), Geometry(parameters, config or {})
     kind = file.suffix.lower()
     if kind in _PICKLES:

@@ -7,10 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
 from convserve.layer import Layer
-
-_LONGEST_NAME = 200
+from convserve.stored import LONGEST_NAME, check_name
 
 
 class Skipped(NamedTuple):
@@ -77,7 +75,7 @@ class Contents:
             while free in layers:  # another layer's name became the same one
                 numbers[wanted] = numbers.get(wanted, 1) + 1
                 ending = f"_{numbers[wanted]}"
-                free = wanted[: _LONGEST_NAME - len(ending)] + ending
+                free = wanted[: LONGEST_NAME - len(ending)] + ending
             layers[free] = layer
         skipped = [each._replace(name="/".join(filter(None, (before, each.name)))) for each in self.skipped]
         return Imported(layers, skipped)
@@ -92,18 +90,14 @@ def fitting_name(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._/-]", "_", text)
     name = re.sub(r"\.{2,}", ".", name)
     name = re.sub(r"^[^A-Za-z0-9]+", "", name) or "layer"
-    if len(name) <= _LONGEST_NAME:
+    if len(name) <= LONGEST_NAME:
         return name
     ending = "-" + hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
-    return name[: _LONGEST_NAME - len(ending)] + ending
+    return name[: LONGEST_NAME - len(ending)] + ending
 
 
 def _checked_prefix(prefix: str) -> str:
-    before = prefix.rstrip("/")
-    if before and fitting_name(before) != before:
-        text = (
-            "Expected letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, without '..'. "
-            f"Received {shown(prefix)}."
-        )
-        raise InvalidRequestError(FieldViolation("prefix", text))
+    before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
+    if before != "":
+        check_name(before, "prefix")
     return before
