@@ -126,10 +126,11 @@ class ConvolutionServiceServicer(object):
         """Applies the same layers to many inputs, each of any size.
 
         The caller sends one `start`, to which the server answers with the initial metadata `convserve-start: accepted` as
-        soon as that is so (a caller may wait for it before it sends more), then for each item one `item` and after it the item's elements in one or more
-        `piece`s; the pieces of one item are not mixed with another's. The server answers each item with `result` and the
-        output's pieces, or with `error`. An item's failure ends that item only. Answers keep the order of the items unless
-        the start asks for completion order.
+        soon as that is so (a caller may wait for it before it sends more), then for each item one `item` and after it the
+        item's elements in one or more `piece`s; the pieces of one item are not mixed with another's. The server answers
+        each item with `result` and the output's pieces, or with `error`. An item's failure ends that item only; pieces of
+        it that still come, however many, are passed over. Answers keep the order of the items unless the start asks for
+        completion order.
 
         Errors that end the stream:
         * INVALID_ARGUMENT, INVALID_REQUEST: messages out of the order above, or more bytes than an item announced.
