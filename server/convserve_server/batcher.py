@@ -10,6 +10,9 @@ its device to the thread of the call that has waited longest, which takes along 
                waits ------------------+--- group <---+
                   |
                   +--> its leader has computed it ------------------> answer
+
+Calls that are too large to be computed together with others have turns of their own on every device, so that small
+ones never wait for them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,8 @@ from typing import Generic, TypeVar, cast
 
 from convserve.errors import DeadlineExceededError
 
+_SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with others, and those that are too large
+
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
 
@@ -28,10 +33,24 @@ Answer = TypeVar("Answer")
 class _Entry(Generic[Task, Answer]):
     """A task on its way. All but the outcome is written under the batcher's lock, or before others know it."""
 
-    __slots__ = ("answer", "device", "error", "finished", "group", "samples", "size", "taken", "task", "turn", "wanted")
+    __slots__ = (
+        "answer",
+        "device",
+        "error",
+        "finished",
+        "group",
+        "lane",
+        "samples",
+        "size",
+        "taken",
+        "task",
+        "turn",
+        "wanted",
+    )
 
     def __init__(self, task: Task, group: Hashable | None, samples: int, size: int, wanted: Callable[[], bool]) -> None:
         self.task, self.group, self.samples, self.size, self.wanted = task, group, samples, size, wanted
+        self.lane = _SMALL
         self.turn: threading.Lock | None = None  # held until it leads, or is finished
         self.device: int | None = None  # what it leads on
         self.taken = self.finished = False
@@ -68,16 +87,17 @@ class Batcher(Generic[Task, Answer]):
         Args:
             compute: Computes tasks of one group on a device, which it is given the number of; one answer per task.
             devices: How many devices there are.
-            concurrent: How many computations a device has at once.
+            concurrent: How many computations a device has at once: of tasks up to `max_bytes`, and of larger ones.
             max_samples: The most samples of several tasks that are computed together.
             max_bytes: The most bytes of several tasks that are computed together.
         """
         self._compute = compute
         self._max_samples, self._max_bytes = max_samples, max_bytes
         self._lock = threading.Lock()
-        self._free = [concurrent] * devices
+        # For each lane: how many more computations each device may have.
+        self._free = ([concurrent] * devices, [concurrent] * devices)
         # Those that wait, in the order of their arrival, with some that have been taken along; and those of each group.
-        self._arrivals: deque[_Entry[Task, Answer]] = deque()
+        self._arrivals: tuple[deque[_Entry[Task, Answer]], ...] = (deque(), deque())
         self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
         self._waiting = 0
 
@@ -101,8 +121,10 @@ class Batcher(Generic[Task, Answer]):
             Exception: Whatever `compute` raises for this task alone.
         """
         entry = _Entry[Task, Answer](task, group, samples, size, wanted)
+        if size > self._max_bytes:
+            entry.lane, entry.group = _LARGE, None
         with self._lock:
-            device = self._take_device()
+            device = self._take_device(entry.lane)
             if device is None:
                 entry.turn = threading.Lock()
                 entry.turn.acquire()
@@ -126,7 +148,7 @@ class Batcher(Generic[Task, Answer]):
                 if not entry.finished:
                     entry.finish(None, error)
         finally:
-            self._hand_on(device)
+            self._hand_on(device, batch[0].lane)
             for entry in batch[1:]:
                 _wake(entry)
 
@@ -152,18 +174,18 @@ class Batcher(Generic[Task, Answer]):
             for entry, answer in zip(entries, answers, strict=True):
                 entry.finish(answer)
 
-    def _take_device(self) -> int | None:
+    def _take_device(self, lane: int) -> int | None:
         """Returns the device with the least to do, and makes it busier; None if all are busy."""
-        most = max(self._free)
-        if not most:
+        free, others = self._free[lane], self._free[1 - lane]
+        device = max(range(len(free)), key=lambda each: (free[each] > 0, free[each] + others[each]))
+        if not free[device]:
             return None
-        device = self._free.index(most)
-        self._free[device] -= 1
+        free[device] -= 1
         return device
 
     def _enqueue(self, entry: _Entry[Task, Answer]) -> None:
         self._waiting += 1
-        self._arrivals.append(entry)
+        self._arrivals[entry.lane].append(entry)
         if entry.group is not None:
             self._groups.setdefault(entry.group, deque()).append(entry)
 
@@ -191,16 +213,17 @@ class Batcher(Generic[Task, Answer]):
                 found.append(entry)
         return found
 
-    def _hand_on(self, device: int) -> None:
+    def _hand_on(self, device: int, lane: int) -> None:
         """Gives a device to the entry that has waited longest, or sets it free."""
+        arrivals = self._arrivals[lane]
         with self._lock:
-            while self._arrivals:
-                entry = self._arrivals.popleft()
+            while arrivals:
+                entry = arrivals.popleft()
                 if not entry.taken:
                     self._take(entry)
                     break
             else:
-                self._free[device] += 1
+                self._free[lane][device] += 1
                 return
         entry.device = device
         _wake(entry)

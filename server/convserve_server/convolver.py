@@ -82,7 +82,7 @@ class Batching:
     """How calls share the devices; the fields are named as the settings.
 
     Attributes:
-        concurrent_calls: Computations that a device has at once.
+        concurrent_calls: Computations that a device has at once: of calls up to `max_batch_bytes`, and of larger ones.
         max_batch_samples: Samples of several calls that are computed together.
         max_batch_bytes: Likewise, of their inputs, outputs and what is between.
     """

@@ -80,13 +80,18 @@ class Settings:
         most=2**63 - 1,
     )
     max_layers_per_call: int = _setting(64, "most layers in one call")
-    concurrent_calls: int = _setting(2, "most computations at once on each device; further calls wait for their turn")
+    concurrent_calls: int = _setting(
+        1,
+        "most computations at once on each device: of calls up to --max-batch-bytes, and as many of larger ones; "
+        "further calls wait for their turn",
+    )
     max_batch_samples: int = _setting(
         64, "most samples of several waiting calls for one layer that are computed together; 1 for no batching"
     )
     max_batch_bytes: int = _setting(
         4 * 2**20,
-        "most memory of several waiting calls that are computed together: inputs, outputs and what is between",
+        "most memory of several waiting calls that are computed together: inputs, outputs and what is between. A GPU "
+        "may gain from more",
         unit="bytes",
         most=2**63 - 1,
     )

@@ -148,7 +148,6 @@ def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
         ({"max_samples": 5}, [(2, 1), (4, 1), (1, 1)], [[0], [1, 2]]),
         ({"max_bytes": 10}, [(1, 6), (1, 4), (1, 1)], [[0, 1], [2]]),
         ({"max_samples": 5}, [(9, 1), (1, 1)], [[0], [1]]),  # what is larger goes alone
-        ({"max_bytes": 5}, [(1, 1), (1, 9), (1, 1)], [[0], [1], [2]]),
         ({"max_samples": 1}, [(1, 1), (1, 1)], [[0], [1]]),
     ],
 )
@@ -162,6 +161,34 @@ def test_batches_are_bounded_and_stay_in_order(
             d.release(number)
         answers(*futures)
         assert d.tasks == [["first"], *expected]
+
+
+def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> None:
+    with desk(max_bytes=10) as d:
+        large = [d.submit(f"large{number}", size=11) for number in range(3)]
+        assert d.tasks == [["large0"]]
+        small = [d.submit(f"small{number}", size=5) for number in range(3)]
+        assert d.tasks == [["large0"], ["small0"]]
+        assert d.batcher.waiting == 4
+        d.release(1)
+        until(lambda: len(d.started) == 3)
+        d.release(0)
+        until(lambda: len(d.started) == 4)
+        for number in (3, 4, 2):
+            d.release(number)
+        assert answers(*large, *small) == [
+            *((f"large{number}", 1) for number in range(3)),
+            ("small0", 1), ("small1", 2), ("small2", 2),
+        ]  # fmt: skip
+
+
+def test_a_device_that_is_busy_with_a_large_task_is_the_last_to_get_a_small_one() -> None:
+    with desk(devices=2, max_bytes=10) as d:
+        futures = [d.submit(number, size=size) for number, size in enumerate((11, 1, 1, 11))]
+        assert [device for device, _, _ in d.started] == [0, 1, 0, 1]
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
 
 
 def test_what_is_in_no_group_goes_alone() -> None:
@@ -295,31 +322,30 @@ class Engine:
 
     def __init__(self, devices: int, concurrent: int, max_samples: int) -> None:
         self.concurrent, self.max_samples = concurrent, max_samples
-        self.running = [0] * devices
+        self.running = [[0] * devices, [0] * devices]
         self.lock = threading.Lock()
-        self.together: list[int] = []
 
     def compute(self, device: int, tasks: Sequence[tuple[str, list[int]]]) -> list[tuple[int, int]]:
-        with self.lock:
-            self.running[device] += 1
-            assert self.running[device] <= self.concurrent
-        assert len({group for group, _ in tasks}) == 1
         samples = sum(len(rows) for _, rows in tasks)
-        assert len(tasks) == 1 or samples <= self.max_samples
-        time.sleep(0)
-        if any(-1 in rows for _, rows in tasks):
-            with self.lock:
-                self.running[device] -= 1
-            raise ValueError("-1")
+        lane = self.running[len(tasks) == 1 and samples == LARGE]
         with self.lock:
-            self.running[device] -= 1
-            self.together.append(len(tasks))
+            lane[device] += 1
+            assert lane[device] <= self.concurrent
+        assert len({group for group, _ in tasks}) == 1
+        assert len(tasks) == 1 or samples <= self.max_samples
+        assert len(tasks) == 1 or LARGE not in {len(rows) for _, rows in tasks}
+        time.sleep(0)
+        with self.lock:
+            lane[device] -= 1
+        if any(-1 in rows for _, rows in tasks):
+            raise ValueError("-1")
         return [(sum(rows), samples) for _, rows in tasks]
 
 
+LARGE = 5
 CALLS = st.tuples(
     st.sampled_from(["a", "b", None]),
-    st.lists(st.integers(-1, 5), min_size=1, max_size=4),
+    st.lists(st.integers(-1, 5), min_size=1, max_size=LARGE),
     st.sampled_from([True, True, True, False]),
 )
 
@@ -335,7 +361,7 @@ def test_whatever_the_callers_do_each_gets_its_own(
     callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
 ) -> None:
     engine = Engine(devices, concurrent, max_samples)
-    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=10**6)
+    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=100)
     start = threading.Barrier(len(callers))
     numbers = itertools.count()
 
@@ -346,7 +372,11 @@ def test_whatever_the_callers_do_each_gets_its_own(
             name = group or f"alone {next(numbers)}"
             try:
                 answer: Any = batcher.run(
-                    (name, rows), group=group, samples=len(rows), size=1, wanted=lambda wanted=wanted: wanted
+                    (name, rows),
+                    group=group,
+                    samples=len(rows),
+                    size=101 if len(rows) == LARGE else 1,
+                    wanted=lambda wanted=wanted: wanted,
                 )
             except (ValueError, DeadlineExceededError) as error:
                 answer = type(error)
@@ -363,5 +393,6 @@ def test_whatever_the_callers_do_each_gets_its_own(
                 total, samples = answer
                 assert total == sum(rows)
                 assert len(rows) <= samples <= max(len(rows), max_samples)
+                assert len(rows) < LARGE or samples == LARGE
     assert batcher.waiting == 0
-    assert engine.running == [0] * devices
+    assert engine.running == [[0] * devices] * 2
