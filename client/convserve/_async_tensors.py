@@ -35,16 +35,17 @@ class TensorPath:
             grpc.RpcError: If it fails.
             ConvserveError: If an item of a stream did.
         """
+        deadline = _rpc.Deadline(timeout)
         if _sharing.is_worth_sharing(request):
             await self.connect(None, timeout)
             # In a thread, for copying a large input takes longer than an event loop should be held up.
             shared = await asyncio.to_thread(self._sharing.placed, request)
             if shared is not None:
                 with shared:
-                    return shared.result(await self._convolve_shared(shared.message, timeout=timeout))
+                    return shared.result(await self._convolve_shared(shared.message, timeout=deadline.remaining_s()))
         if request.is_large:
-            return await self._streamed(request, timeout)
-        return await self._convolve(request, timeout=timeout)  # type: ignore[no-any-return]
+            return await self._streamed(request, deadline.remaining_s())
+        return await self._convolve(request, timeout=deadline.remaining_s())  # type: ignore[no-any-return]
 
     async def _streamed(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
         outgoing = stream.Outgoing(request)

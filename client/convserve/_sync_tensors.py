@@ -35,15 +35,16 @@ class TensorPath:
             grpc.RpcError: If it fails.
             ConvserveError: If an item of a stream did.
         """
+        deadline = _rpc.Deadline(timeout)
         if _sharing.is_worth_sharing(request):
             self.connect(None, timeout)
             shared = self._sharing.placed(request)
             if shared is not None:
                 with shared:
-                    return shared.result(self._convolve_shared(shared.message, timeout=timeout))
+                    return shared.result(self._convolve_shared(shared.message, timeout=deadline.remaining_s()))
         if request.is_large:
-            return self._streamed(request, timeout)
-        return self._convolve(request, timeout=timeout)  # type: ignore[no-any-return]
+            return self._streamed(request, deadline.remaining_s())
+        return self._convolve(request, timeout=deadline.remaining_s())  # type: ignore[no-any-return]
 
     def _streamed(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
         outgoing = stream.Outgoing(request)

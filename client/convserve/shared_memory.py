@@ -162,6 +162,7 @@ class SharedMemory:
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
         self._socket = _connected(addresses)
+        weakref.finalize(self, self._socket.close)
         self._most_unused_bytes = most_unused_bytes
         self._lock = threading.Lock()
         self._unused: list[Region] = []
