@@ -200,5 +200,6 @@ def test_the_asyncio_client_says_the_same(limited, attempts):
 def test_a_response_above_the_limit_is_too_large_before_it_is_computed(limited):
     with Client(limited.target) as client:
         with pytest.raises(TooLargeError, match=r"1000000 bytes of response .* --max-message-bytes\. Received"):
-            client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 50, 1)
+            client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 26, 1)  # too small a one to go in pieces
         assert client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 10, 1).shape == (1, 100, 100, 10)
+        assert client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 50, 1).shape == (1, 100, 100, 50)
