@@ -71,7 +71,12 @@ class Settings:
         "and output_dtype= too; repeatable (in the variable: separated by commas)",
         metavar="WORDS",
     )
-    max_message_bytes: int = _setting(2**31 - 1, "largest request and response message", unit="bytes")
+    max_message_bytes: int = _setting(
+        2**31 - 1,
+        "largest request and response message, at least 4194304 so that a piece of a tensor is one",
+        unit="bytes",
+        least=2**22,
+    )
     max_call_bytes: int = _setting(
         8 * 2**30,
         "largest memory that one call may need by its plan (see `convserve plan`), and that layers on their way to the "

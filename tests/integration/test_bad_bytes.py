@@ -9,14 +9,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import running_server
-from tests.raw_calls import RPCS, conv2d, convolve_request, layer, plan_request, raw_caller, refused_as, weights
+from tests.raw_calls import (
+    RPCS,
+    checked,
+    conv2d,
+    convolve_request,
+    layer,
+    plan_request,
+    raw_caller,
+    refused_as,
+    weights,
+)
 
 from convserve import AsyncClient, Client, RetryRule, TooLargeError
 from convserve.v1 import activation_pb2, conv2d_pb2, initializer_pb2, regularizer_pb2
 from convserve.v1 import convolution_service_pb2 as convolution
 from convserve.v1 import layer_service_pb2 as stored
 
-LIMIT = 1_000_000
+LIMIT = 2**22
+POINT = np.zeros((1, 1, 1, 1024), "f4")
+WIDE = np.zeros((1, 1, 1024, 1075), "f4")  # a kernel that travels with its call, in one message
 ELEMENTS = np.array([1, 2], "<f4").tobytes()
 NAMED = stored.StoredLayerReference(name="bad-bytes")
 HEADER = stored.WeightsHeader(dtype=1, kernel_shape=(1, 1, 1, 2))
@@ -64,7 +76,7 @@ EVERY_RPC = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
 @pytest.fixture(scope="module")
 def limited():
     """A server that takes little, so that no damaged number keeps it busy."""
-    with running_server("--max-message-bytes", str(LIMIT), "--max-call-bytes", "10000000") as running:
+    with running_server("--max-message-bytes", str(LIMIT), "--max-call-bytes", "30000000") as running:
         yield running
         assert running.process.poll() is None, running.log.read_text()
         assert "Traceback" not in running.log.read_text()
@@ -178,11 +190,10 @@ def attempts(monkeypatch):
 
 
 def test_a_message_above_the_limit_is_too_large_and_not_sent_again(limited, attempts):
-    image = np.zeros((1, 500, 501, 1), "f4")
     with Client(limited.target) as client, pytest.raises(TooLargeError) as caught:
-        client.conv2d(image, 1, 1)
+        client.conv2d(POINT, kernel=WIDE)
     assert f"Expected at most {LIMIT} bytes in one message, the server's --max-message-bytes." in str(caught.value)
-    assert "Received a message of 1002" in str(caught.value)
+    assert "Received a message of 44" in str(caught.value)
     assert len(attempts) == 1
     assert [each.field for each in caught.value.violations] == ["input"]
 
@@ -190,7 +201,7 @@ def test_a_message_above_the_limit_is_too_large_and_not_sent_again(limited, atte
 def test_the_asyncio_client_says_the_same(limited, attempts):
     async def call():
         async with AsyncClient(limited.target) as client:
-            await client.conv2d(np.zeros((1, 500, 501, 1), "f4"), 1, 1)
+            await client.conv2d(POINT, kernel=WIDE)
 
     with pytest.raises(TooLargeError, match="--max-message-bytes"):
         asyncio.run(call())
@@ -198,8 +209,14 @@ def test_the_asyncio_client_says_the_same(limited, attempts):
 
 
 def test_a_response_above_the_limit_is_too_large_before_it_is_computed(limited):
+    large = convolve_request(layer(conv2d(filters=2**18 + 1)))
+    with raw_caller(limited.target) as caller, pytest.raises(grpc.RpcError) as caught:
+        caller.stub.Convolve(large, timeout=60)
+    text, _ = checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")
+    assert f"{LIMIT} bytes of response in one call, the server's --max-message-bytes. Received" in text
+
+
+def test_a_client_does_not_meet_the_limit_with_tensors(limited):
     with Client(limited.target) as client:
-        with pytest.raises(TooLargeError, match=r"1000000 bytes of response .* --max-message-bytes\. Received"):
-            client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 26, 1)  # too small a one to go in pieces
-        assert client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 10, 1).shape == (1, 100, 100, 10)
-        assert client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 50, 1).shape == (1, 100, 100, 50)
+        assert client.conv2d(np.zeros((1, 500, 501, 8), "f4"), 1, 1).shape == (1, 500, 501, 1)
+        assert client.conv2d(np.zeros((1, 100, 100, 1), "f4"), 200, 1).shape == (1, 100, 100, 200)

@@ -29,7 +29,7 @@ INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
 @pytest.fixture(scope="module")
 def limited():
     """A server that shares little memory."""
-    arguments = ("--shared-memory", "--shared-memory-bytes", str(LIMIT), "--max-message-bytes", str(2**21))
+    arguments = ("--shared-memory", "--shared-memory-bytes", str(LIMIT), "--max-message-bytes", str(2**22))
     with running_server(*arguments) as running:
         yield running
         assert running.stop() == 0
@@ -237,8 +237,8 @@ def test_a_region_is_its_connections(caller, sharer):
 
 
 def test_an_output_for_which_there_is_no_room_anywhere_is_too_large(caller, sharer):
-    """Messages of this server have up to 2 MiB."""
+    """Messages of this server have up to 4 MiB."""
     region = sharer.share(2**20)
-    wide = layer(conv2d(filters=3), weights=weights(np.ones((1, 1, 1, 3))))
+    wide = layer(conv2d(filters=5), weights=weights(np.ones((1, 1, 1, 5))))
     request = shared_request(region.place(), region.place(), (1, 512, 512, 1), layers=[wide])
     refused(caller, request, INVALID[0], "TOO_LARGE")

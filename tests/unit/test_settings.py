@@ -20,6 +20,7 @@ OTHER = {
     "store": ("/var/lib/convserve", "/var/lib/convserve"),
     "warm_up": ("layer=a input_shape=1x2x2x1", ("layer=a input_shape=1x2x2x1",)),
     **dict.fromkeys(NUMBERS, ("7", 7)),
+    "max_message_bytes": ("7000000", 7_000_000),
     **{name: (str(not FIELDS[name].default), not FIELDS[name].default) for name in SWITCHES},
 }
 EVERY = pytest.mark.parametrize("name", FIELDS)
@@ -128,7 +129,9 @@ def test_what_is_no_number_of_that_size_is_refused(name, text):
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_taken_up_to_its_bounds(name):
-    least = 0 if FIELDS[name].metadata["unit"] == "seconds" or FIELDS[name].default == 0 else 1
+    least = {"max_message_bytes": 2**22}.get(
+        name, 0 if FIELDS[name].metadata["unit"] == "seconds" or FIELDS[name].default == 0 else 1
+    )
     most = FIELDS[name].metadata["most"]
     assert most == 2**31 - 1 or (most == 2**63 - 1 and FIELDS[name].metadata["unit"] == "bytes")
     for value in (least, most):
