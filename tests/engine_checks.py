@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convserve import Conv2D, Layer
+from convserve import Conv2D, Layer, OutOfMemoryError
 from convserve.tensor import numpy_dtype
 from convserve_server.aligned import aligned, aligned_empty
 from convserve_server.convolver import Batching, Convolver, Limits
@@ -139,6 +140,36 @@ def checks_inputs_are_joined() -> None:
     computed = engine().convolve([of], inputs, "float32", 0)
     np.testing.assert_array_equal(computed.output, expected(of, np.concatenate(inputs)))
     assert computed.losses[0].kernel is not None
+
+
+def checks_the_ways_of_a_gpu() -> None:
+    """There tensors are copied, and weights that take room are given up for a call that has none."""
+    import tensorflow as tf
+
+    made = type(engine())("cpu", False, intra_op_threads=1, logical_cpus=2)
+    made._on_gpu = True
+    for dtype in ("float32", "bfloat16", "float16"):
+        of, x = layer(3, 4, dtype=dtype), integers(1, 6, 6, 3, dtype=numpy_dtype(dtype))
+        computed = made.convolve([of], [x], dtype, 1)
+        np.testing.assert_array_equal(computed.output.astype("f4"), expected(of, x).astype("f4"))
+        computed.output[...] = 0  # it is memory of its own
+        held = made._on_device(of, 1)
+        assert dtype == "bfloat16" or np.asarray(memoryview(held[0])).ctypes.data != of.kernel.ctypes.data
+    real, left = made._convolve, [1]
+
+    def full(*arguments: Any) -> Any:
+        assert bool(made._weights) == bool(left)
+        if left:
+            left.pop()
+            with pytest.raises(OutOfMemoryError), _memory_errors():
+                raise tf.errors.ResourceExhaustedError(None, None, "full")
+            raise OutOfMemoryError("full")
+        return real(*arguments)
+
+    from convserve_server.engine.tensorflow_engine import _memory_errors
+
+    made._convolve = full
+    np.testing.assert_array_equal(made.convolve([of], [x], "float32", 0).output, expected(of, x))
 
 
 def checks_weights_live_as_long_as_their_layer() -> None:

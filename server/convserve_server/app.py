@@ -88,6 +88,7 @@ def run(settings: Settings) -> int:
             settings.tf32,
             intra_op_threads=settings.intra_op_threads,
             inter_op_threads=settings.inter_op_threads,
+            keep_memory=settings.keep_memory,
             verbose=verbose,
         )
         check_devices(engine)

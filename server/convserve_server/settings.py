@@ -64,6 +64,11 @@ class Settings:
         0, "threads that work at one operation on the CPU; 0 is TensorFlow's choice, one per core", least=0
     )
     inter_op_threads: int = _setting(0, "operations that run at once on the CPU; 0 is TensorFlow's choice", least=0)
+    keep_memory: bool = _setting(
+        True,
+        "keep the CPU's memory of a result for the next ones: with large results several times as fast as to get it "
+        "from the system each time, but the server stays as large as it has been",
+    )
     warm_up: tuple[str, ...] = _setting(
         (),
         "layer and input to compute before the server is ready, as 'layer=NAME input_shape=1x224x224x3' of a stored "
@@ -106,7 +111,10 @@ class Settings:
         64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1
     )
     layer_memory_bytes: int = _setting(
-        4 * 2**30, "most that stored layers may take in memory", unit="bytes", most=2**63 - 1
+        4 * 2**30,
+        "most that stored layers may take in memory; those that a GPU computes with take as much there",
+        unit="bytes",
+        most=2**63 - 1,
     )
     shared_memory: bool = _setting(
         False, "let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map"

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def load_engine(
-    device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0, verbose: bool
+    device: str,
+    tf32: bool,
+    *,
+    intra_op_threads: int = 0,
+    inter_op_threads: int = 0,
+    keep_memory: bool = True,
+    verbose: bool,
 ) -> Engine:
     """Returns the TensorFlow engine.
 
@@ -24,15 +30,15 @@ def load_engine(
         tf32: Whether TensorFloat-32 may be used.
         intra_op_threads: How many threads work at one operation on the CPU; 0 is TensorFlow's choice.
         inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
+        keep_memory: Whether TensorFlow keeps the CPU's memory of a result for the next ones. Otherwise it comes from
+            the system and goes back to it, and touching fresh pages takes several times as long as computing.
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `held_stderr`.
 
     Raises:
         SettingsError: If there is no such device.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    # Otherwise each large output's memory comes from the system and goes back to it, and touching its fresh pages takes
-    # several times as long as computing it.
-    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

@@ -108,6 +108,16 @@ class TensorFlowEngine:
         Raises:
             OutOfMemoryError: If the device's memory did not suffice.
         """
+        try:
+            return self._convolve(layers, inputs, output_dtype, device)
+        except OutOfMemoryError:
+            if not self._on_gpu:  # where weights take no memory of their own
+                raise
+        with self._lock:
+            self._weights.clear()  # other layers' may have taken the room
+        return self._convolve(layers, inputs, output_dtype, device)
+
+    def _convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
         with _memory_errors():
             x = inputs[0] if len(inputs) == 1 else joined(inputs)
             forward, warm = self._traces.find(layers, x.shape, name_of(x), output_dtype)
