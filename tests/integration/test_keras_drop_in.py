@@ -245,7 +245,7 @@ def test_evaluate_agrees_where_keras_looks_for_logits(server: RunningServer) -> 
 
 
 def test_errors_are_ours_and_name_the_layer(server: RunningServer) -> None:
-    nobody = RemoteConv2D(6, 3, server="127.0.0.1:1", timeout=0.3, name="stem")
+    nobody = RemoteConv2D(6, 3, server="127.0.0.1:1", timeout=30, name="stem")
     model = keras.Sequential([keras.Input((16, 16, 4)), nobody])
     for call in (nobody, model):
         with pytest.raises(convserve.UnavailableError) as failure:

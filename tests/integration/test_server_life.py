@@ -123,7 +123,7 @@ def calls_under_way(target, number, **amount):
     """Sends calls, and waits until the server has taken all of them; gives their futures."""
     with (
         grpc.insecure_channel(target) as channel,
-        Client(target, retry=ONCE) as client,
+        Client(target, retry=ONCE, shared_memory=False) as client,  # which would first ask whether there is any
         ThreadPoolExecutor(number) as senders,
     ):
         servers = channelz_pb2_grpc.ChannelzStub(channel).GetServers

@@ -26,6 +26,7 @@ class Forward:
         names: list[tuple[str, ...]] = []
 
         def forward(x: Any, *weights: Any) -> list[Any]:
+            names.clear()  # should TensorFlow trace more than once
             x, rest = _as(x, input_dtype), list(weights)
             losses: list[Any] = []
             for config in chain:
