@@ -21,7 +21,7 @@ from convserve.errors import (
     UnavailableError,
     shown,
 )
-from convserve.layer import Layer, planned
+from convserve.layer import Layer, planned, planned_call
 from convserve.plan import Plan
 from convserve.result import Result
 from convserve.status import RpcFailure, from_rpc_error
@@ -31,6 +31,7 @@ from convserve.tensor import (
     INPUT_DTYPES,
     Array,
     dtype_number,
+    name_of,
     numpy_dtype,
     standard_array,
     standard_dtype,
@@ -243,12 +244,13 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
     """
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    found = planned(listed, array.shape, array.dtype.name, output_dtype)
+    wanted = _output_name(output_dtype)
+    found = planned_call(listed, array.shape, name_of(array), wanted)
     numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     _check_carried(listed, "put the layers, and call what `put` returns")
     message = convolution_service_pb2.ConvolveRequest(
         layers=[each.to_reference() for each in listed],
-        output_dtype=_output_dtype_number(output_dtype),
+        output_dtype=dtype_number(wanted),
         unbatched=not batching,
     )
     return ConvolveRequest(listed, message, array, found)
@@ -289,10 +291,9 @@ def plan_request(
         layers=[each.to_plan_reference() for each in listed],
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
-        output_dtype=_output_dtype_number(output_dtype),
+        output_dtype=dtype_number(_output_name(output_dtype)),
     )
 
 
-def _output_dtype_number(output_dtype: Any) -> Any:
-    name = None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)
-    return dtype_number(name)
+def _output_name(output_dtype: Any) -> str | None:
+    return None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -123,6 +123,11 @@ class Layer:
         return digest(self.config, self.kernel, self.bias)
 
     @property
+    def kernel_shape(self) -> Shape | None:
+        """The kernel's shape; None without one."""
+        return None if self.kernel is None else self.kernel.shape
+
+    @property
     def input_channels(self) -> int | None:
         """The channels that the kernel is made for; None without one."""
         return None if self.kernel is None else int(self.kernel.shape[2]) * self.config.groups
@@ -134,10 +139,7 @@ class Layer:
             InvalidWeightsError: If the kernel is made for another number.
             InvalidConfigurationError: If weights must be drawn and an initializer cannot.
         """
-        if self.kernel is None:
-            self.config.check_initializers()
-        else:
-            check_kernel_channels(self.config, self.kernel.shape, channels)
+        _check_channels(self.config, self.kernel_shape, channels)
 
     @classmethod
     def from_keras(cls, layer: Any) -> Layer:
@@ -251,8 +253,9 @@ class Planned(Protocol):
     def config(self) -> Conv2D:
         """The configuration."""
 
-    def check_input_channels(self, channels: int) -> None:
-        """Raises InvalidArgumentError if the layer has no weights, and can be given none, for so many channels."""
+    @property
+    def kernel_shape(self) -> Shape | None:
+        """Its kernel's shape; None if a server is to draw the weights."""
 
 
 def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
@@ -263,11 +266,38 @@ def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_
     Raises:
         InvalidArgumentError: With several layers, fields begin with "layers[i].".
     """
-    found = plan([each.config for each in layers], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-    for index, (layer, step) in enumerate(zip(layers, found.layers, strict=True)):
-        with naming_layer(index, len(layers)):
-            layer.check_input_channels(step.kernel_shape[2] * layer.config.groups)
+    return _planned(_geometry(layers), input_shape, input_dtype, output_dtype)
+
+
+def planned_call(layers: Sequence[Planned], shape: Shape, input_dtype: str, output_dtype: str | None) -> Plan:
+    """Returns what `planned` does, for an input that there is: worked out once for calls that come again."""
+    return _planned_once(_geometry(layers), shape, input_dtype, output_dtype)
+
+
+_Geometry = tuple[tuple[Conv2D, Shape | None], ...]
+"""All that a plan depends on of a chain of layers."""
+
+
+def _geometry(layers: Sequence[Planned]) -> _Geometry:
+    return tuple((each.config, each.kernel_shape) for each in layers)
+
+
+def _planned(geometry: _Geometry, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+    found = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, ((config, shape), step) in enumerate(zip(geometry, found.layers, strict=True)):
+        with naming_layer(index, len(geometry)):
+            _check_channels(config, shape, step.kernel_shape[2] * config.groups)
     return found
+
+
+_planned_once = lru_cache(maxsize=1000)(_planned)
+
+
+def _check_channels(config: Conv2D, kernel_shape: Shape | None, channels: int) -> None:
+    if kernel_shape is None:
+        config.check_initializers()
+    else:
+        check_kernel_channels(config, kernel_shape, channels)
 
 
 def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:

@@ -52,14 +52,6 @@ class KnownLayer:
         self.local = local
         self.gifts = 0
 
-    def check_input_channels(self, channels: int) -> None:
-        """Checks that the layer's kernel is made for an input of so many channels.
-
-        Raises:
-            InvalidWeightsError: If it is not.
-        """
-        check_kernel_channels(self.config, self.kernel_shape, channels)
-
     def to_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that names the layer."""
         return layer_pb2.LayerReference(digest=self.digest)

@@ -138,7 +138,7 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
         received = f"{len(shape)}: shape {shown(tuple(shape[:9]))} and so on"
         raise InvalidTensorError(FieldViolation(field, f"Expected at most 8 dimensions. Received {received}."))
     expected = ""
-    if any(size < 1 for size in shape):
+    if shape and min(shape) < 1:
         expected = "every dimension to be at least 1"
     elif math.prod(shape) >= 2**63:
         expected = "at most 2**63 - 1 elements"

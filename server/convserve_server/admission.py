@@ -1,21 +1,18 @@
-"""What a call would do, and whether this server takes it: worked out once for calls that come again."""
+"""What a call would do, and whether this server takes it."""
 
 from __future__ import annotations
 
 import dataclasses
-import threading
-from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convserve import Layer, Plan, TooLargeError
 from convserve.errors import FieldViolation
-from convserve.layer import planned
+from convserve.layer import planned, planned_call
 from convserve.tensor import Shape
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
-_MOST_PLANS = 1000
 
 
 @dataclass(frozen=True)
@@ -39,8 +36,6 @@ class Admission:
     def __init__(self, limits: Limits) -> None:
         """Prepares to plan under limits."""
         self._limits = limits
-        self._lock = threading.Lock()
-        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
@@ -72,20 +67,8 @@ class Admission:
         Raises:
             InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
         """
-        # A plan depends on nothing else of a layer.
-        geometry = tuple((each.config, None if each.kernel is None else each.kernel.shape) for each in layers)
-        key = (geometry, shape, dtype, output_dtype, in_one_message)
-        with self._lock:
-            found = self._plans.get(key)
-            if found is not None:
-                self._plans.move_to_end(key)
-                return found
-        found = planned(layers, shape, dtype, output_dtype)
+        found = planned_call(layers, shape, dtype, output_dtype)
         self._check(layers, found, in_one_message)
-        with self._lock:
-            self._plans[key] = found
-            if len(self._plans) > _MOST_PLANS:
-                self._plans.popitem(last=False)
         return found
 
     def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
