@@ -29,6 +29,7 @@ from convserve.stream import ACCEPTED
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc
+from convserve_server.callers import caller_of, is_local
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
 from convserve_server.convolver import Convolved, Convolver
 from convserve_server.interceptors import as_answer
@@ -114,9 +115,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,
             usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
-            shared_memory_address=self.shared_memory.address
-            if self.shared_memory and _is_local(context.peer())
-            else "",
+            shared_memory_address=self.shared_memory.address if self.shared_memory and is_local(context.peer()) else "",
         )
         return messages.GetServerInfoResponse(server_info=info.to_message())
 
@@ -145,6 +144,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             x,
             output_dtype,
             context.is_active,
+            caller=caller_of(context),
             unbatched=request.message.unbatched,
             in_one_message=place is None,
         )
@@ -161,7 +161,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def _shared(self, context: grpc.ServicerContext) -> SharedMemory:
         """Returns the shared memory, for a caller on this machine."""
-        if self.shared_memory is None or not _is_local(context.peer()):
+        if self.shared_memory is None or not is_local(context.peer()):
             raise SharedMemoryLostError("Expected a tensor. Received a place in memory; this server shares none.")
         return self.shared_memory
 
@@ -183,12 +183,18 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
         layers = [_seeded(each) for each in find_layers(start.layers, self._keeper)]
-        output_dtype = _output_dtype(start.output_dtype)
+        output_dtype, caller = _output_dtype(start.output_dtype), caller_of(context)
         context.send_initial_metadata((ACCEPTED,))
 
         def convolve(x: Array) -> Answer:
             answer = convolver.convolve(
-                layers, x, output_dtype, context.is_active, unbatched=start.unbatched, in_one_message=False
+                layers,
+                x,
+                output_dtype,
+                context.is_active,
+                caller=caller,
+                unbatched=start.unbatched,
+                in_one_message=False,
             )
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
@@ -264,10 +270,6 @@ def _check_response(output_bytes: int, most: int) -> None:
 def _seeded(layer: Layer) -> Layer:
     """Returns a layer whose weights, if they are to be drawn, are the same for every item of a stream."""
     return layer if layer.kernel is not None else Layer(layer.config.with_seed(secrets.randbelow(2**31)))
-
-
-def _is_local(peer: str) -> bool:
-    return peer.startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
 
 
 def _output_dtype(number: int) -> str | None:

@@ -114,6 +114,7 @@ class _Call:
     """A call that was admitted."""
 
     arrived: float
+    caller: str
     layers: tuple[Layer, ...]
     x: Array
     plan: Plan
@@ -166,6 +167,7 @@ class Convolver:
         output_dtype: str | None,
         wanted: Callable[[], bool],
         *,
+        caller: str = "",
         unbatched: bool = False,
         in_one_message: bool = True,
     ) -> Convolved:
@@ -176,6 +178,7 @@ class Convolver:
             x: The input.
             output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
             wanted: Whether somebody still waits for the answer. It is asked before anything is computed.
+            caller: What the calls of one caller have in common.
             unbatched: Whether it must not be computed together with other calls.
             in_one_message: Whether the output travels in one message, whose size is bounded.
 
@@ -189,7 +192,7 @@ class Convolver:
             for index, each in enumerate(layers)
         )
         computed, drawn, timing, batch_size = self._batcher.run(
-            _Call(arrived, known, x, plan),
+            _Call(arrived, caller, known, x, plan),
             group=None if unbatched else _group(known, x, plan),
             samples=x.shape[0],
             size=plan.memory_bytes - plan.weight_bytes,
