@@ -58,6 +58,7 @@ class AsyncClient:
         self._target = _channel.channel_target(target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
+        self._budget = _rpc.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
         self._process = 0
@@ -90,10 +91,12 @@ class AsyncClient:
         self, method: Callable[..., Any], request: Any, timeout: _rpc.Timeout, retry: _rpc.RetryRule | None = None
     ) -> Any:
         """Sends a request until it is answered."""
-        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout))
+        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout), self._budget)
         while True:
             try:
-                return await method(request, timeout=call.remaining_s())
+                answer = await method(request, timeout=call.remaining_s())
+                call.answered()
+                return answer
             except (grpc.aio.AioRpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
             await asyncio.sleep(delay)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ from convserve.tensor import (
 from convserve.v1 import convolution_service_pb2
 
 DEFAULT_TIMEOUT_S = 60.0
+_EARNED = 0.5  # retries that an answered call adds to the budget
 _LARGEST_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
 _LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
@@ -60,19 +62,47 @@ class RetryRule:
         initial_s: The longest delay before the second attempt, in seconds. Delays are drawn from half of it to all.
         factor: Each further delay is longer by it.
         longest_s: The longest delay.
+        budget: Refused calls that a client may send again before others of its calls are answered, each of which adds
+            half a call to it: so that retries cannot make an overload worse.
     """
 
     attempts: int = 5
     initial_s: float = 0.1
     factor: float = 2.0
     longest_s: float = 5.0
+    budget: float = 100.0
 
     def delay_s(self, attempt: int, error: Exception) -> float | None:
         """Returns how long to wait after the given attempt (from 1) failed, or None to give up."""
         if attempt >= self.attempts or not isinstance(error, UnavailableError | OverloadedError):
             return None
         backoff = min(self.longest_s, self.initial_s * self.factor ** (attempt - 1)) * random.uniform(0.5, 1.0)
-        return max(backoff, error.retry_after_s) if isinstance(error, OverloadedError) else backoff
+        if isinstance(error, OverloadedError):  # those that were refused together are not to come back together
+            return max(backoff, error.retry_after_s * random.uniform(1.0, 1.5))
+        return backoff
+
+
+class RetryBudget:
+    """What is left of a client's retries of calls that were refused. Any thread may call its methods."""
+
+    def __init__(self, rule: RetryRule) -> None:
+        """Starts full."""
+        self._most = self._left = rule.budget
+        self._lock = threading.Lock()
+
+    def earn(self) -> None:
+        """Notes an answered call."""
+        if self._left < self._most:
+            with self._lock:
+                self._left = min(self._most, self._left + _EARNED)
+
+    def take(self) -> bool:
+        """Takes one retry; returns False, and takes nothing, if none is left."""
+        with self._lock:
+            if self._left < 1:
+                return False
+            self._left -= 1
+            return True
 
 
 class Deadline:
@@ -115,9 +145,10 @@ Timeout = float | Deadline | None
 class Call:
     """One call's attempts, whoever does the sending and the sleeping."""
 
-    def __init__(self, rule: RetryRule, deadline: Deadline) -> None:
+    def __init__(self, rule: RetryRule, deadline: Deadline, budget: RetryBudget | None = None) -> None:
         self._rule = rule
         self._deadline = deadline
+        self._budget = budget or RetryBudget(rule)
         self._attempt = 1
 
     def remaining_s(self) -> float:
@@ -138,8 +169,14 @@ class Call:
         delay = self._rule.delay_s(self._attempt, error)
         if delay is None or delay >= self.remaining_s():
             raise error from None
+        if isinstance(error, OverloadedError) and not self._budget.take():
+            raise error from None
         self._attempt += 1
         return delay
+
+    def answered(self) -> None:
+        """Notes that it has been."""
+        self._budget.earn()
 
 
 def passed_over(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:

@@ -62,6 +62,7 @@ class Client:
         self._target = _channel.channel_target(target)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
+        self._budget = _rpc.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
         self._open()
@@ -96,10 +97,12 @@ class Client:
         self, method: Callable[..., Response], request: Any, timeout: _rpc.Timeout, retry: _rpc.RetryRule | None = None
     ) -> Response:
         """Sends a request until it is answered."""
-        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout))
+        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout), self._budget)
         while True:
             try:
-                return method(request, timeout=call.remaining_s())
+                answer = method(request, timeout=call.remaining_s())
+                call.answered()
+                return answer
             except (grpc.RpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
             time.sleep(delay)

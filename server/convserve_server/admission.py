@@ -1,4 +1,4 @@
-"""What a call would do, and whether this server takes it."""
+"""What a call would do, whether this server ever takes it, and its ticket if it does now."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from convserve import Layer, Plan, TooLargeError
 from convserve.errors import FieldViolation
 from convserve.layer import planned, planned_call
 from convserve.tensor import Shape
+from convserve_server.caller import Caller
+from convserve_server.waiting_room import Load, Ticket, WaitingRoom
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
@@ -22,20 +24,29 @@ class Limits:
     Attributes:
         max_message_bytes: Of the response.
         max_call_bytes: Of `Plan.memory_bytes`.
+        max_admitted_bytes: Of all calls under way, without the weights of layers.
+        max_waiting_calls: Calls that wait to be computed.
         max_layers_per_call: Layers of one call.
     """
 
     max_message_bytes: int
     max_call_bytes: int
+    max_admitted_bytes: int
+    max_waiting_calls: int
     max_layers_per_call: int
 
 
 class Admission:
-    """Plans calls and refuses what is wrong or too large. Its methods may be called from any thread."""
+    """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
-    def __init__(self, limits: Limits) -> None:
-        """Prepares to plan under limits."""
+    def __init__(self, limits: Limits, devices: int, concurrent: int) -> None:
+        """Prepares to admit calls to so many devices, each of which computes so many at once, under limits."""
         self._limits = limits
+        self._room = WaitingRoom(limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent)
+
+    def load(self) -> Load:
+        """Returns what is in the server now."""
+        return self._room.load()
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
@@ -53,23 +64,33 @@ class Admission:
         return dataclasses.replace(found, admitted=True)
 
     def admit(
-        self, layers: Sequence[Layer], shape: Shape, dtype: str, output_dtype: str | None, *, in_one_message: bool
-    ) -> Plan:
-        """Returns the plan of a call that is taken.
+        self,
+        layers: Sequence[Layer],
+        shape: Shape,
+        dtype: str,
+        output_dtype: str | None,
+        caller: Caller,
+        *,
+        in_one_message: bool,
+    ) -> Ticket:
+        """Returns the ticket of a call that is taken, once there is room for it.
 
         Args:
             layers: The layers.
             shape: The input's.
             dtype: The input's.
             output_dtype: As the call says.
+            caller: Who waits for the answer.
             in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
+            OverloadedError: If too many calls are in the server.
+            DeadlineExceededError: If the caller's deadline can't be met.
         """
         found = planned_call(layers, shape, dtype, output_dtype)
         self._check(layers, found, in_one_message)
-        return found
+        return self._room.enter(caller, found)
 
     def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
@@ -78,6 +99,7 @@ class Admission:
             ("layers", len(layers), "max_layers_per_call"),
             ("bytes of response", output_bytes, "max_message_bytes"),
             ("bytes of memory", found.memory_bytes, "max_call_bytes"),
+            ("bytes of memory beside weights", found.memory_bytes - found.weight_bytes, "max_admitted_bytes"),
         ):
             limit = getattr(self._limits, setting)
             if size > limit:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,13 +31,18 @@ from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
+from convserve_server.machine_memory import machine_memory_bytes
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
+from convserve_server.silence import SilenceWatch
 from convserve_server.store import LayerStore
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 log = logging.getLogger("convserve")
 T = TypeVar("T")
+
+_NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
+_MOST_METADATA_BYTES = 2**14
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 
@@ -93,7 +99,9 @@ def run(settings: Settings) -> int:
         )
         check_devices(engine)
     keeper = LayerKeeper(engine, store, settings.max_call_bytes)
-    convolver = Convolver(engine, _named(Limits, settings), _named(Batching, settings))
+    limits = _named(Limits, settings)
+    limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or machine_memory_bytes() // 2)
+    convolver = Convolver(engine, limits, _named(Batching, settings))
     for each in warm_ups:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)
@@ -114,18 +122,14 @@ def _named(kind: type[T], settings: Settings) -> T:
 
 
 def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
+    silence = SilenceWatch(settings.idle_s)
+    threads = settings.handler_threads + settings.max_waiting_calls
     server = grpc.server(
-        ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
-        interceptors=[CallInterceptor(settings.handler_threads)],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_message_bytes),
-            ("grpc.max_send_message_length", settings.max_message_bytes),
-            *LARGE_FRAMES,
-            # Otherwise a second server on the same port would silently get a share of the connections.
-            ("grpc.so_reuseport", 0),
-        ],
+        ThreadPoolExecutor(threads, thread_name_prefix="handler"),
+        interceptors=[CallInterceptor(threads, silence)],
+        options=_server_options(settings),
     )
-    convolutions, layers = ConvolutionService(settings.handler_threads), LayerService()
+    convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     healths = _Health()
@@ -139,6 +143,36 @@ def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, Lay
     if settings.reflection:
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server)
     return server, convolutions, layers, healths
+
+
+def _server_options(settings: Settings) -> list[tuple[str, Any]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        *LARGE_FRAMES,
+        # Otherwise a second server on the same port would silently get a share of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.compression_enabled_algorithms_bitset", _ANY_COMPRESSION if settings.compression else _NO_COMPRESSION),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # A peer that is gone without a word is noticed, and with it what its calls hold.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # gRPC's own bounds, named here as SECURITY.md promises them: bytes of a call's metadata, and pings.
+        ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        *(
+            [
+                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
+                ("grpc.max_connection_age_grace_ms", settings.drain_s * 1000),
+            ]
+            if settings.max_connection_age_s
+            else []
+        ),
+    ]
 
 
 def _store(settings: Settings) -> LayerStore:

@@ -1,11 +1,12 @@
 """Dynamic batching without a timer: while the devices are busy calls gather, and when one is free they go together.
 
 A caller that finds a device free computes at once, in its own thread. One that finds none waits. Whoever finishes hands
-its device to the thread of the call that has waited longest, which takes along the calls of its group that wait too:
+its device to the thread of the call whose turn it is (callers take turns, each one's calls come in their order), which
+takes along the calls of its group that wait too:
 
     caller -> device free? --yes--> compute -> hand the device on -> answer
                   |                    ^              |
-                  no                   | leads,       | oldest waiting call
+                  no                   | leads,       | next in turn
                   v                    | with its     v
                waits ------------------+--- group <---+
                   |
@@ -23,6 +24,8 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Generic, TypeVar, cast
 
 from convserve.errors import DeadlineExceededError
+from convserve_server.caller import Caller
+from convserve_server.fair_line import FairLine
 
 _SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with others, and those that are too large
 
@@ -35,6 +38,7 @@ class _Entry(Generic[Task, Answer]):
 
     __slots__ = (
         "answer",
+        "caller",
         "device",
         "error",
         "finished",
@@ -42,18 +46,16 @@ class _Entry(Generic[Task, Answer]):
         "lane",
         "samples",
         "size",
-        "taken",
         "task",
         "turn",
-        "wanted",
     )
 
-    def __init__(self, task: Task, group: Hashable | None, samples: int, size: int, wanted: Callable[[], bool]) -> None:
-        self.task, self.group, self.samples, self.size, self.wanted = task, group, samples, size, wanted
+    def __init__(self, task: Task, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
+        self.task, self.group, self.samples, self.size, self.caller = task, group, samples, size, caller
         self.lane = _SMALL
         self.turn: threading.Lock | None = None  # held until it leads, or is finished
         self.device: int | None = None  # what it leads on
-        self.taken = self.finished = False
+        self.finished = False
         self.answer: Answer | None = None
         self.error: BaseException | None = None
 
@@ -96,17 +98,16 @@ class Batcher(Generic[Task, Answer]):
         self._lock = threading.Lock()
         # For each lane: how many more computations each device may have.
         self._free = ([concurrent] * devices, [concurrent] * devices)
-        # Those that wait, in the order of their arrival, with some that have been taken along; and those of each group.
-        self._arrivals: tuple[deque[_Entry[Task, Answer]], ...] = (deque(), deque())
+        # Those that wait, by lane; and those of each group, in the order of their arrival.
+        self._lines: tuple[FairLine[_Entry[Task, Answer]], ...] = (FairLine(), FairLine())
         self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
-        self._waiting = 0
 
     @property
     def waiting(self) -> int:
         """How many tasks wait for a device."""
-        return self._waiting
+        return sum(map(len, self._lines))
 
-    def run(self, task: Task, *, group: Hashable | None, samples: int, size: int, wanted: Callable[[], bool]) -> Answer:
+    def run(self, task: Task, *, group: Hashable | None, samples: int, size: int, caller: Caller) -> Answer:
         """Returns a task's answer once it is computed.
 
         Args:
@@ -114,13 +115,13 @@ class Batcher(Generic[Task, Answer]):
             group: What tasks that may be computed together have in common; None for one that goes alone.
             samples: How many samples it has.
             size: How many bytes it takes while it is computed.
-            wanted: Whether somebody still waits for the answer. It is asked right before the task is computed.
+            caller: Who waits for the answer. One that does not any more leaves the line at once.
 
         Raises:
-            DeadlineExceededError: If nobody did.
+            DeadlineExceededError: If it did not wait any more when it was its turn.
             Exception: Whatever `compute` raises for this task alone.
         """
-        entry = _Entry[Task, Answer](task, group, samples, size, wanted)
+        entry = _Entry[Task, Answer](task, group, samples, size, caller)
         if size > self._max_bytes:
             entry.lane, entry.group = _LARGE, None
         with self._lock:
@@ -133,6 +134,7 @@ class Batcher(Generic[Task, Answer]):
             self._lead([entry], device)
         else:
             assert entry.turn is not None  # noqa: S101 (it was just set)
+            caller.when_gone(lambda: self._abandon(entry))
             entry.turn.acquire()
             if not entry.finished:
                 assert entry.device is not None  # noqa: S101 (whoever woke it gave it one)
@@ -155,11 +157,10 @@ class Batcher(Generic[Task, Answer]):
     def _compute_together(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
         entries = []
         for entry in batch:
-            if entry.wanted():
+            if entry.caller.is_waiting():
                 entries.append(entry)
             else:
-                text = "Expected a caller to wait for the answer. Received none: not computed."
-                entry.finish(None, DeadlineExceededError(text))
+                entry.finish(None, _nobody_waits())
         if not entries:
             return
         try:
@@ -184,20 +185,25 @@ class Batcher(Generic[Task, Answer]):
         return device
 
     def _enqueue(self, entry: _Entry[Task, Answer]) -> None:
-        self._waiting += 1
-        self._arrivals[entry.lane].append(entry)
+        self._lines[entry.lane].append(entry.caller.name, entry)
         if entry.group is not None:
             self._groups.setdefault(entry.group, deque()).append(entry)
 
-    def _take(self, entry: _Entry[Task, Answer]) -> None:
-        """Marks a waiting entry, its group's first, as taken."""
-        self._waiting -= 1
-        entry.taken = True
+    def _leave_group(self, entry: _Entry[Task, Answer]) -> None:
         if entry.group is not None:
             group = self._groups[entry.group]
-            group.popleft()
+            group.remove(entry)
             if not group:
                 del self._groups[entry.group]
+
+    def _abandon(self, entry: _Entry[Task, Answer]) -> None:
+        """Lets a task that still waits go unanswered, as nobody waits for it any more."""
+        with self._lock:
+            if not self._lines[entry.lane].discard(entry.caller.name, entry):
+                return
+            self._leave_group(entry)
+        entry.finish(None, _nobody_waits())
+        _wake(entry)
 
     def _companions(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
         """Takes what waits in a leader's group, oldest first, as far as the bounds allow."""
@@ -209,24 +215,25 @@ class Batcher(Generic[Task, Answer]):
                 samples, size = samples + entry.samples, size + entry.size
                 if samples > self._max_samples or size > self._max_bytes:
                     break
-                self._take(entry)
+                self._lines[entry.lane].discard(entry.caller.name, entry)
+                self._leave_group(entry)
                 found.append(entry)
         return found
 
     def _hand_on(self, device: int, lane: int) -> None:
-        """Gives a device to the entry that has waited longest, or sets it free."""
-        arrivals = self._arrivals[lane]
+        """Gives a device to the entry whose turn it is, or sets it free."""
         with self._lock:
-            while arrivals:
-                entry = arrivals.popleft()
-                if not entry.taken:
-                    self._take(entry)
-                    break
-            else:
+            entry = self._lines[lane].take_first()
+            if entry is None:
                 self._free[lane][device] += 1
                 return
+            self._leave_group(entry)
         entry.device = device
         _wake(entry)
+
+
+def _nobody_waits() -> DeadlineExceededError:
+    return DeadlineExceededError("Expected a caller to wait for the answer. Received none: not computed.")
 
 
 def _wake(entry: _Entry[Task, Answer]) -> None:

@@ -29,13 +29,14 @@ from convserve.stream import ACCEPTED
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc
-from convserve_server.callers import caller_of, is_local
+from convserve_server.callers import calling, is_local
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
-from convserve_server.convolver import Convolved, Convolver
+from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
 from convserve_server.interceptors import as_answer
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_references import find_layers
 from convserve_server.shared_memory import SharedMemory
+from convserve_server.silence import SilenceWatch
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _ECHO_HEAD_BYTES = 16  # tag and length before the answer's bytes
@@ -73,12 +74,16 @@ class ConvolveResponse:
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, silence: SilenceWatch, most_items: int) -> None:
         """Starts closed.
 
         Args:
             threads: How many items of streams may wait for their computation at once.
+            silence: Watches the streams' callers.
+            most_items: How many items a stream may have.
         """
+        self._silence = silence
+        self._most_items = most_items
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="item")
         self.shared_memory: SharedMemory | None = None
         self._opened: tuple[Convolver, LayerKeeper] | None = None
@@ -143,8 +148,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             layers,
             x,
             output_dtype,
-            context.is_active,
-            caller=caller_of(context),
+            calling(context),
             unbatched=request.message.unbatched,
             in_one_message=place is None,
         )
@@ -183,29 +187,24 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
         layers = [_seeded(each) for each in find_layers(start.layers, self._keeper)]
-        output_dtype, caller = _output_dtype(start.output_dtype), caller_of(context)
+        output_dtype, caller = _output_dtype(start.output_dtype), calling(context)
         context.send_initial_metadata((ACCEPTED,))
 
-        def convolve(x: Array) -> Answer:
-            answer = convolver.convolve(
-                layers,
-                x,
-                output_dtype,
-                context.is_active,
-                caller=caller,
-                unbatched=start.unbatched,
-                in_one_message=False,
-            )
+        def convolve(x: Array, ticket: Ticket, waiting: Caller) -> Answer:
+            answer = convolver.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
             return message, answer.computed.output
 
         work = Work(
-            admit=lambda shape, dtype: convolver.admit(layers, shape, dtype, output_dtype),
+            admit=lambda shape, dtype, waiting: convolver.admit(layers, shape, dtype, output_dtype, waiting),
             convolve=convolve,
             as_error=lambda error: as_answer(error, f"/{SERVICE_NAME}/ConvolveStream"),
+            waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
+            idle_s=self._silence.limit_s,
+            most_items=self._most_items,
         )
-        yield from ConvolveStream(work, request_iterator, start, self._pool).answers()
+        yield from ConvolveStream(work, request_iterator, start, caller, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         most = self._convolver.limits.max_message_bytes - _ECHO_HEAD_BYTES

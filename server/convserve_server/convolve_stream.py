@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,6 +19,8 @@ from convserve.stream import PIECE_BYTES, cut
 from convserve.tensor import Array, Shape, checked_shape, dtype_name, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.aligned import aligned_empty
+from convserve_server.caller import Caller
+from convserve_server.waiting_room import Ticket
 
 _MOST_ITEMS_UNDER_WAY = 4
 _SMALLEST_PIECE_BYTES, _LARGEST_PIECE_BYTES = 2**14, 2**24
@@ -41,30 +45,68 @@ class Work:
     """What a stream does with its items; nothing in it knows of streams.
 
     Attributes:
-        admit: Refuses an input's shape and dtype by raising, before there is memory for it.
-        convolve: Computes an item.
+        admit: Gives an input of some shape and dtype its ticket, before there is memory for it, or raises.
+        convolve: Computes an item, and lets go of its ticket.
         as_error: Turns any exception into the one to answer with.
+        waiting: A context for waiting for the caller, which ends the stream if that takes too long, unless it is told
+            that it is not the caller who is waited for.
+        idle_s: How long is too long.
+        most_items: How many items a stream may have.
     """
 
-    admit: Callable[[Shape, str], None]
-    convolve: Callable[[Array], Answer]
+    admit: Callable[[Shape, str, Caller], Ticket]
+    convolve: Callable[[Array, Ticket, Caller], Answer]
     as_error: Callable[[Exception], ConvserveError]
+    waiting: Callable[[Callable[[], bool]], AbstractContextManager[None]]
+    idle_s: float
+    most_items: int
+
+
+class _Item:
+    """An item under way: until it is answered, or its stream ends, its caller waits."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.answer: Future[Answer] = Future()
+        self._lock = threading.Lock()
+        self._gone = False
+        self._calls: list[Callable[[], None]] = []
+        self.caller = replace(
+            caller, is_waiting=lambda: not self._gone and caller.is_waiting(), when_gone=self._when_gone
+        )
+
+    def _when_gone(self, call: Callable[[], None]) -> bool:
+        with self._lock:
+            if not self._gone:
+                self._calls.append(call)
+            return not self._gone
+
+    def leave(self) -> None:
+        with self._lock:
+            self._gone = True
+            calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
 
 class ConvolveStream:
     """One stream's items, read by a thread of its own and answered by the one that asks for answers."""
 
-    def __init__(self, work: Work, requests: Iterator[Request], start: messages.StreamStart, pool: Executor) -> None:
+    def __init__(
+        self, work: Work, requests: Iterator[Request], start: messages.StreamStart, caller: Caller, pool: Executor
+    ) -> None:
         """Prepares to answer what comes after the start."""
         self._work = work
         self._requests = requests
+        self._caller = caller
         self._pool = pool
         self._in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
         wished = start.piece_bytes or PIECE_BYTES
         self._piece_bytes = min(max(wished, _SMALLEST_PIECE_BYTES), _LARGEST_PIECE_BYTES)
         self._room = threading.Semaphore(_MOST_ITEMS_UNDER_WAY)
         # Items in the order in which they are answered; None after the last, or what ends the stream.
-        self._answers: queue.SimpleQueue[tuple[int, Future[Answer]] | Exception | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, _Item] | Exception | None] = queue.SimpleQueue()
+        self._under_way: set[_Item] = set()
+        self._answered = time.monotonic()
         self._ended = False
 
     def answers(self) -> Iterator[bytes]:
@@ -78,12 +120,20 @@ class ConvolveStream:
             while (answer := self._answers.get()) is not None:
                 if isinstance(answer, Exception):
                     raise answer
-                yield from self._messages(*answer)
+                yield from self._messages(answer[0], answer[1].answer)
+                self._leave(answer[1])
                 del answer  # and with it the output, before the wait for the next one
                 self._room.release()
         finally:
             self._ended = True
+            for item in tuple(self._under_way):
+                self._leave(item)
             self._room.release()
+
+    def _leave(self, item: _Item) -> None:
+        self._answered = time.monotonic()
+        self._under_way.discard(item)
+        item.leave()
 
     def _messages(self, item_id: int, answer: Future[Answer]) -> Iterator[bytes]:
         try:
@@ -101,7 +151,7 @@ class ConvolveStream:
         try:
             known: set[int] = set()
             taken = False
-            for request in self._requests:
+            while (request := self._next()) is not None:
                 if isinstance(request, memoryview):
                     # What is left of an item that was refused is passed over, and so is what adds nothing to one.
                     if known and not (taken and len(request)):
@@ -111,6 +161,10 @@ class ConvolveStream:
                     raise _out_of_order("an item", request.WhichOneof("message"))
                 if request.item.item_id in known:
                     raise _out_of_order("an item_id that is new in the stream", str(request.item.item_id))
+                if len(known) == self._work.most_items:
+                    raise _out_of_order(
+                        f"at most {self._work.most_items} items, the server's --max-items-per-stream", "more"
+                    )
                 known.add(request.item.item_id)
                 self._room.acquire()
                 if self._ended:
@@ -120,33 +174,51 @@ class ConvolveStream:
         except Exception as error:
             self._answers.put(error)
 
+    def _next(self) -> Request | None:
+        """Returns the next message; None after the last. While nothing is under way, it is waited for so long only."""
+        # What is under way may be what the caller waits for before it sends more.
+        with self._work.waiting(lambda: bool(self._under_way) or time.monotonic() < self._answered + self._work.idle_s):
+            return next(self._requests, None)
+
     def _take(self, item: messages.StreamItem) -> bool:
         """Receives an item's pieces and has it computed, unless it is refused. Returns whether it was taken."""
-        future: Future[Answer] = Future()
-        x = None
+        under_way = _Item(self._caller)
+        self._under_way.add(under_way)
+        if self._ended:  # before the one that ended it saw this item
+            self._leave(under_way)
         try:
-            x = self._memory(item)
+            ticket, x = self._room_for(item, under_way.caller)
         except Exception as error:
-            future.set_exception(error)
+            under_way.answer.set_exception(error)
+            taken = False
         else:
-            self._receive(x.reshape(-1).view(np.uint8))
-            future = self._pool.submit(self._work.convolve, x)
+            with ExitStack() as unless_submitted:
+                unless_submitted.callback(ticket.let_go)
+                self._receive(x.reshape(-1).view(np.uint8))
+                under_way.answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller)
+                unless_submitted.pop_all()
+            taken = True
         if self._in_order:
-            self._answers.put((item.item_id, future))
+            self._answers.put((item.item_id, under_way))
         else:
-            future.add_done_callback(lambda done: self._answers.put((item.item_id, done)))
-        return x is not None
+            under_way.answer.add_done_callback(lambda _: self._answers.put((item.item_id, under_way)))
+        return taken
 
-    def _memory(self, item: messages.StreamItem) -> Array:
-        """Returns memory for an item's elements, if this server takes it."""
+    def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Ticket, Array]:
+        """Returns an item's ticket and memory for its elements, if this server takes it."""
         dtype = dtype_name(item.dtype, "input")
         shape = checked_shape(item.shape, "input")
-        self._work.admit(shape, dtype)
-        return aligned_empty(shape, numpy_dtype(dtype))
+        ticket = self._work.admit(shape, dtype, caller)
+        with ExitStack() as unless_made:
+            unless_made.callback(ticket.let_go)
+            memory = aligned_empty(shape, numpy_dtype(dtype))
+            unless_made.pop_all()
+        return ticket, memory
 
     def _receive(self, buffer: Array) -> None:
         while len(buffer):
-            piece = next(self._requests, None)
+            with self._work.waiting(_never):
+                piece = next(self._requests, None)
             if not isinstance(piece, memoryview) or len(piece) > len(buffer):
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
                 raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
@@ -160,6 +232,10 @@ class ConvolveStream:
             if self._ended:
                 return
         self._answers.put(None)
+
+
+def _never() -> bool:
+    return False
 
 
 def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:

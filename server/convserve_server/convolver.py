@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,9 +12,12 @@ from convserve.result import Timing
 from convserve.tensor import Array, Shape, name_of
 from convserve_server.admission import Admission, Limits
 from convserve_server.batcher import Batcher
+from convserve_server.caller import Caller
 from convserve_server.drawn_layers import DrawnLayers
+from convserve_server.waiting_room import Load, Ticket
 
-__all__ = ["Batching", "Computed", "Convolved", "Convolver", "Engine", "Limits"]  # services do not know the parts
+# Services do not know the parts.
+__all__ = ["Batching", "Caller", "Computed", "Convolved", "Convolver", "Engine", "Limits", "Load", "Ticket"]
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,12 @@ class Convolved:
 class _Call:
     """A call that was admitted."""
 
-    arrived: float
-    caller: str
+    ticket: Ticket
     layers: tuple[Layer, ...]
     x: Array
-    plan: Plan
+
+
+ANYBODY = Caller()
 
 
 class Convolver:
@@ -127,7 +131,7 @@ class Convolver:
         """Prepares to serve with an engine under limits."""
         self._engine = engine
         self.limits = limits
-        self._admission = Admission(limits)
+        self._admission = Admission(limits, len(engine.devices), batching.concurrent_calls)
         self._drawn = DrawnLayers(engine.initialize)
         self._batcher = Batcher(
             self._compute,
@@ -152,22 +156,45 @@ class Convolver:
         """
         return self._admission.plan(layers, input_shape, input_dtype, output_dtype)
 
-    def admit(self, layers: Sequence[Layer], shape: Shape, dtype: str, output_dtype: str | None) -> None:
-        """Checks a call whose input has not arrived, and whose output goes in pieces.
+    def load(self) -> Load:
+        """Returns what is in the server now."""
+        return self._admission.load()
+
+    def admit(
+        self,
+        layers: Sequence[Layer],
+        shape: Shape,
+        dtype: str,
+        output_dtype: str | None,
+        caller: Caller = ANYBODY,
+        *,
+        in_one_message: bool = False,
+    ) -> Ticket:
+        """Returns the ticket of a call whose input may still be on its way; whoever takes it closes it.
+
+        Args:
+            layers: The layers.
+            shape: The input's.
+            dtype: The input's.
+            output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
+            caller: Who waits for the answer.
+            in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
+            OverloadedError: If too many calls are in the server.
+            DeadlineExceededError: If the caller's deadline can't be met.
         """
-        self._admission.admit(layers, shape, dtype, output_dtype, in_one_message=False)
+        return self._admission.admit(layers, shape, dtype, output_dtype, caller, in_one_message=in_one_message)
 
     def convolve(
         self,
         layers: Sequence[Layer],
         x: Array,
         output_dtype: str | None,
-        wanted: Callable[[], bool],
+        caller: Caller = ANYBODY,
         *,
-        caller: str = "",
+        ticket: Ticket | None = None,
         unbatched: bool = False,
         in_one_message: bool = True,
     ) -> Convolved:
@@ -177,26 +204,33 @@ class Convolver:
             layers: At least one; weights are drawn for those that have none.
             x: The input.
             output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
-            wanted: Whether somebody still waits for the answer. It is asked before anything is computed.
-            caller: What the calls of one caller have in common.
+            caller: Who waits for the answer.
+            ticket: What `admit` returned for this call, if it was asked.
             unbatched: Whether it must not be computed together with other calls.
             in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             ConvserveError: Any of the server's.
         """
-        arrived = time.monotonic()
-        plan = self._admission.admit(layers, x.shape, name_of(x), output_dtype, in_one_message=in_one_message)
+        if ticket is None:
+            ticket = self.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=in_one_message)
+        with ticket:
+            return self._convolved(ticket, layers, x, caller, unbatched)
+
+    def _convolved(
+        self, ticket: Ticket, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool
+    ) -> Convolved:
+        plan = ticket.plan
         known = tuple(
             each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
             for index, each in enumerate(layers)
         )
         computed, drawn, timing, batch_size = self._batcher.run(
-            _Call(arrived, caller, known, x, plan),
+            _Call(ticket, known, x),
             group=None if unbatched else _group(known, x, plan),
             samples=x.shape[0],
-            size=plan.memory_bytes - plan.weight_bytes,
-            wanted=wanted,
+            size=ticket.size,
+            caller=caller,
         )
         return Convolved(
             computed=computed,
@@ -209,22 +243,35 @@ class Convolver:
 
     def _compute(self, device: int, calls: Sequence[_Call]) -> list[tuple[Computed, tuple[Layer, ...], Timing, int]]:
         """Returns for each call its part of what was computed, the layers with weights, times and samples of all."""
-        started = time.monotonic()
-        first = calls[0]
-        layers = tuple(
-            each if each.kernel is not None else self._drawn.draw(each.config, _channels(each, first.plan, index))
-            for index, each in enumerate(first.layers)
-        )
-        computed = self._engine.convolve(layers, [call.x for call in calls], first.plan.output_dtype, device)
-        finished = time.monotonic()
-        compute_us, samples = round((finished - started) * 1e6), len(computed.output)
+        started, whole = time.monotonic(), sum(len(call.x) for call in calls)
+        for call in calls:
+            call.ticket.started()
+        computed = None
+        try:
+            layers, computed = self._computed(device, calls)
+        finally:
+            finished = time.monotonic()
+            for call in calls:
+                call.ticket.computed(finished - started, len(call.x) / whole if computed else 0)
+        compute_us = round((finished - started) * 1e6)
         found, begin = [], 0
         for call in calls:
             end = begin + len(call.x)
             part = computed if len(calls) == 1 else replace(computed, output=computed.output[begin:end])
-            found.append((part, layers, Timing(round((started - call.arrived) * 1e6), compute_us), samples))
+            found.append((part, layers, Timing(round((started - call.ticket.arrived) * 1e6), compute_us), whole))
             begin = end
         return found
+
+    def _computed(self, device: int, calls: Sequence[_Call]) -> tuple[tuple[Layer, ...], Computed]:
+        first = calls[0]
+        layers = tuple(
+            each
+            if each.kernel is not None
+            else self._drawn.draw(each.config, _channels(each, first.ticket.plan, index))
+            for index, each in enumerate(first.layers)
+        )
+        inputs = [call.x for call in calls]
+        return layers, self._engine.convolve(layers, inputs, first.ticket.plan.output_dtype, device)
 
 
 def _channels(layer: Layer, plan: Plan, index: int) -> int:

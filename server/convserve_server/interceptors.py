@@ -6,7 +6,9 @@ And callers that send as slowly as they like cannot keep the threads that all ot
 from __future__ import annotations
 
 import logging
+import threading
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,12 +17,23 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve import ConvserveError, InternalError, InvalidRequestError, OutOfMemoryError, UnimplementedError
+from convserve import (
+    ConvserveError,
+    InternalError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    OverloadedError,
+    UnimplementedError,
+)
 from convserve.errors import FieldViolation
 from convserve.status import to_status
+from convserve_server.callers import caller_of
 from convserve_server.silence import SilenceWatch
 
 log = logging.getLogger("convserve")
+
+_LONGEST_ANSWER = 10  # times as long as one piece may take
+_RETRY_S = 1.0
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -31,22 +44,26 @@ class CallInterceptor(grpc.ServerInterceptor):
     An exception of ours travels with its details. Any other is a defect: it is logged under an id, and the caller gets
     the id and nothing else. Requests are parsed here because gRPC answers bytes that are no message with INTERNAL.
 
-    A thread waits for each message of a stream. So each method that takes streams has its own threads: callers that
-    stall wait for each other, and nobody else does. One that is silent for too long while all the server does is to
-    wait for it, as in a put, is sent away. Between messages of a stream that is answered as it goes any time may pass.
+    A thread waits for each message that comes. So each method that takes streams has its own threads: callers that
+    stall wait for each other, and nobody else does. A caller may have as many streams of a method as there are threads
+    left, so that half of what is left is always for others. And who is silent for too long while all the server does is
+    to wait for it, is sent away, and so is who does not fetch its answer. For that, a single request is received like
+    a stream of one, which on the wire it is: gRPC's own way to receive it would keep a thread for as long as it takes.
     """
 
-    def __init__(self, threads: int, silence_s: float = 60.0) -> None:
+    def __init__(self, threads: int, silence: SilenceWatch) -> None:
         """Prepares to wrap methods.
 
         Args:
             threads: How many calls of each method that takes streams are received at once.
-            silence_s: Seconds that may pass between two messages of a call that is answered at its end.
+            silence: Watches those that are waited for.
         """
         self._threads = threads
-        self._silence_s = silence_s
-        self._silence = SilenceWatch(silence_s)
+        self._silence = silence
         self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._lock = threading.Lock()
+        self._streams: Counter[tuple[str, str]] = Counter()  # by method and caller
+        self._taken: Counter[str] = Counter()  # threads, by method
 
     def intercept_service(
         self,
@@ -60,29 +77,27 @@ class CallInterceptor(grpc.ServerInterceptor):
         method = handler_call_details.method
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
             return handler  # the health service's Watch: wrapped, each watcher would keep a handler thread to itself
-        if handler.request_streaming:
-            inner = handler.stream_stream or handler.stream_unary
-            parse: Callable[[Any], Any] = lambda raw: (_parsed(handler, each) for each in raw)  # noqa: E731
-        else:
-            inner = handler.unary_stream or handler.unary_unary
-            parse = lambda raw: _parsed(handler, raw)  # noqa: E731
+        inner = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
 
-        def one_answer(raw: Any, context: grpc.ServicerContext) -> Any:
-            with _answering_errors(method, context):
-                if handler.request_streaming:
-                    raw = self._silence.watched(raw, lambda: self._end(method, context))
-                return inner(parse(raw), context)
+        def one_answer(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+            with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
+                answer = inner(request, context)
+            # It is kept until the caller has fetched it, which may take longer than one piece of it would.
+            fetched = self._silence.begin(lambda: self._end(method, context), times=_LONGEST_ANSWER)
+            if not context.add_callback(fetched):
+                fetched()
+            return answer
 
-        def many_answers(raw: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-            with _answering_errors(method, context):
-                yield from inner(parse(raw), context)
+        def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+            with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
+                for answer in inner(request, context):
+                    with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
+                        yield answer
 
         make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[handler.request_streaming, handler.response_streaming]
+            False: grpc.stream_unary_rpc_method_handler,
+            True: grpc.stream_stream_rpc_method_handler,
+        }[handler.response_streaming]
         behaviour: Any = many_answers if handler.response_streaming else one_answer
         if handler.request_streaming:
             if method not in self._pools:  # of two made at once one is not used
@@ -90,8 +105,49 @@ class CallInterceptor(grpc.ServerInterceptor):
             behaviour.experimental_thread_pool = self._pools[method]
         return make(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
 
+    @contextmanager
+    def _request(
+        self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[Any]:
+        """Gives a method its request, or the iterator over its requests."""
+        end = lambda: self._end(method, context)  # noqa: E731
+        if not handler.request_streaming:
+            with self._silence.waiting(end):
+                received = next(raw, None)
+            if received is None:
+                raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
+            yield _parsed(handler, received)
+            return
+        with self._thread_of(method, context):
+            # A stream that is answered as it goes knows by itself when it waits for its caller.
+            messages = raw if handler.response_streaming else self._silence.watched(raw, end)
+            yield (_parsed(handler, each) for each in messages)
+
+    @contextmanager
+    def _thread_of(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
+        """Lets a caller have a stream's thread for the block, if enough are left for others."""
+        key = method, caller_of(context)
+        with self._lock:
+            mine, left = self._streams[key], self._threads - self._taken[method]
+            if mine >= left:
+                text = (
+                    f"Expected a server with room for one more stream. Received one while {self._taken[method]} of "
+                    f"{self._threads} are open, {mine} of them yours: put more items into one, or retry."
+                )
+                raise OverloadedError(text, retry_after_s=_RETRY_S)
+            self._streams[key] += 1
+            self._taken[method] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._taken[method] -= 1
+                self._streams[key] -= 1
+                if not self._streams[key]:
+                    del self._streams[key]
+
     def _end(self, method: str, context: grpc.ServicerContext) -> None:
-        log.info("%s of %s is ended: nothing came for %g s", method, context.peer(), self._silence_s)
+        log.info("%s of %s is ended: it was silent for too long", method, context.peer())
         context.cancel()
 
 

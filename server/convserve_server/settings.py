@@ -38,7 +38,7 @@ def _setting(
         "pattern": pattern,
         "metavar": metavar,
     }
-    metadata |= {"least": 0 if unit == "seconds" else least, "most": most}
+    metadata |= {"least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -89,6 +89,19 @@ class Settings:
         unit="bytes",
         most=2**63 - 1,
     )
+    max_admitted_bytes: int = _setting(
+        0,
+        "most memory that the calls under way may need together by their plans, beside weights; a call that does not "
+        "fit waits. 0: half of what the machine, or the container, has",
+        unit="bytes",
+        least=0,
+        most=2**63 - 1,
+    )
+    max_waiting_calls: int = _setting(
+        128,
+        "most calls that wait to be computed; one caller may have half of the places that are left. Further ones are "
+        "told to come again",
+    )
     max_layers_per_call: int = _setting(64, "most layers in one call")
     concurrent_calls: int = _setting(
         1,
@@ -105,7 +118,28 @@ class Settings:
         unit="bytes",
         most=2**63 - 1,
     )
-    handler_threads: int = _setting(64, "threads that receive and answer requests")
+    max_items_per_stream: int = _setting(100_000, "most items in one ConvolveStream")
+    max_connections: int = _setting(1000, "most connections at once; further ones are closed")
+    max_streams_per_connection: int = _setting(256, "most calls at once on one connection; further ones wait there")
+    max_connection_age_s: int = _setting(
+        0,
+        "after which a connection is renewed, so that callers come to know new replicas; what is under way on it may "
+        "take --drain-s more. 0: never",
+        unit="seconds",
+        least=0,
+    )
+    idle_s: int = _setting(
+        60,
+        "how long a call may send or fetch nothing while nothing but its caller is waited for",
+        unit="seconds",
+        least=1,
+    )
+    compression: bool = _setting(
+        False,
+        "take compressed messages. Tensors hardly shrink, and a small message that swells to a large one would come "
+        "past --max-message-bytes",
+    )
+    handler_threads: int = _setting(64, "threads that receive and answer requests, beside those that wait")
     store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
     store_bytes: int = _setting(
         64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1
@@ -121,9 +155,12 @@ class Settings:
     )
     shared_memory_bytes: int = _setting(8 * 2**30, "most memory that callers may share", unit="bytes", most=2**63 - 1)
     pre_stop_s: int = _setting(
-        0, "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING", unit="seconds"
+        0,
+        "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING",
+        unit="seconds",
+        least=0,
     )
-    drain_s: int = _setting(30, "after that: how long calls under way may take to finish", unit="seconds")
+    drain_s: int = _setting(30, "after that: how long calls under way may take to finish", unit="seconds", least=0)
     reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
     channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
     log_level: str = _setting("info", "least important message to log", choices=("debug", "info", "warning", "error"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -19,36 +20,50 @@ class SilenceWatch:
         Args:
             limit_s: Seconds that may pass between two messages of a call.
         """
-        self._limit_s = limit_s
+        self.limit_s = limit_s
         self._lock = threading.Lock()
         self._waiting: dict[object, tuple[float, Callable[[], object]]] = {}
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
 
+    @contextmanager
+    def waiting(self, end: Callable[[], object]) -> Iterator[None]:
+        """Calls `end`, from another thread, if the block, which waits for a caller, takes too long."""
+        forget = self.begin(end)
+        try:
+            yield
+        finally:
+            forget()
+
+    def begin(self, end: Callable[[], object], times: int = 1) -> Callable[[], None]:
+        """Begins a wait, which may take so many times as long as others; returns what ends it."""
+        wait = object()
+        with self._lock:
+            self._waiting[wait] = time.monotonic() + times * self.limit_s, end
+        return lambda: self._forget(wait)
+
+    def _forget(self, wait: object) -> None:
+        with self._lock:
+            self._waiting.pop(wait, None)
+
     def watched(self, requests: Iterator[T], end: Callable[[], object]) -> Iterator[T]:
-        """Yields a call's messages.
+        """Yields a call's messages, none of which may take too long.
 
         Args:
             requests: The messages, of which waiting for one raises once the call is ended.
             end: Ends the call. It is called by another thread.
         """
-        call = object()
         while True:
-            with self._lock:
-                self._waiting[call] = time.monotonic(), end
-            try:
-                request = next(requests)
-            except StopIteration:
+            with self.waiting(end):
+                request = next(requests, None)
+            if request is None:
                 return
-            finally:
-                with self._lock:
-                    del self._waiting[call]
             yield request
 
     def _watch(self) -> None:
         while True:
-            time.sleep(self._limit_s / 4)
-            oldest = time.monotonic() - self._limit_s
+            time.sleep(self.limit_s / 4)
+            now = time.monotonic()
             with self._lock:
-                silent = [end for since, end in self._waiting.values() if since < oldest]
+                silent = [end for until, end in self._waiting.values() if until < now]
             for end in silent:
                 end()

@@ -81,7 +81,7 @@ def warm_up(each: WarmUp, convolver: Convolver, keeper: LayerKeeper) -> None:
     engine = convolver.engine
     try:
         layer = keeper.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
-        convolver.admit([layer], each.shape, each.input_dtype, each.output_dtype)
+        convolver.admit([layer], each.shape, each.input_dtype, each.output_dtype).let_go()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)
         return

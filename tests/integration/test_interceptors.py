@@ -2,17 +2,18 @@
 
 import logging
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
 from tests.raw_calls import checked
+from tests.waiting import eventually
 
 from convserve import InternalError, OverloadedError
 from convserve.status import from_rpc_error
 from convserve_server.interceptors import CallInterceptor
+from convserve_server.silence import SilenceWatch
 
 FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
 EVERY_FORM = pytest.mark.parametrize("form", FORMS)
@@ -48,7 +49,7 @@ class Methods(grpc.GenericRpcHandler):
 def call():
     """Gives a function that calls a method of a form and an answer with raw messages."""
     methods = Methods()
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[CallInterceptor(threads=2, silence_s=1.0)])
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[CallInterceptor(threads=4, silence=SilenceWatch(1.0))])
     server.add_generic_rpc_handlers((methods,))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
@@ -141,28 +142,42 @@ class Stalling:
 
 
 @pytest.mark.parametrize("form", ["stream_unary", "stream_stream"])
-def test_callers_that_stall_keep_the_threads_of_their_own_method_only(call, form):
-    callers = [Stalling() for _ in range(4)]
-    with ThreadPoolExecutor(4) as threads:
+def test_a_caller_that_stalls_keeps_half_of_the_threads_of_one_method_and_nothing_else(call, form):
+    callers = [Stalling() for _ in range(6)]
+    with ThreadPoolExecutor(6) as threads:
         stalled = [threads.submit(call, form, sum, each, path="/test.Service/Stalled") for each in callers]
-        while any(each.messages for each in callers):
-            time.sleep(0.01)
+        refused = eventually(lambda: len(done := {each for each in stalled if each.done()}) == 4 and done)
         for other in FORMS:
             assert call(other, sum, *sent(7))[-1] == 7
         for each in callers:
             each.released.set()
-        if form == "stream_stream":  # between whose messages any time may pass
-            assert [each.result() for each in stalled] == [[-1, 1]] * 4
+    for each in refused:
+        text, _ = checked(each.exception(), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert "while 2 of 4 are open, 2 of them yours" in text
+    if form == "stream_stream":  # between whose messages any time may pass
+        assert [each.result() for each in stalled if each not in refused] == [[-1, 1]] * 2
 
 
-def test_a_caller_that_stalls_in_a_call_that_is_answered_at_its_end_is_sent_away(call):
-    caller, began = Stalling(), time.monotonic()
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", "stream_unary"])
+def test_who_stalls_while_only_it_is_waited_for_is_sent_away(call, form):
+    caller = Stalling()
+    if form.startswith("unary"):
+        caller.messages.clear()
     with pytest.raises(grpc.RpcError) as caught:
-        call("stream_unary", sum, caller)
+        call(form, sum, caller)
     caller.released.set()
     assert caught.value.code() is grpc.StatusCode.CANCELLED
-    assert 1 < time.monotonic() - began < 10
-    assert call("stream_unary", sum, *sent(7)) == [7]
+    assert call(form, sum, *sent(7))[-1] == 7
+
+
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream"])
+def test_a_call_without_its_one_message_is_an_invalid_request(call, form):
+    caller = Stalling()
+    caller.messages.clear()
+    caller.released.set()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, caller)
+    checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
 
 
 @EVERY_FORM

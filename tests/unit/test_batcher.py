@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
 from convserve_server.batcher import Batcher
+from convserve_server.caller import Caller
+
+ANYBODY = Caller()
 
 
 def always() -> bool:
@@ -69,10 +72,13 @@ class Desk:
         samples: int = 1,
         size: int = 1,
         wanted: Callable[[], bool] = always,
+        caller: str = "",
     ) -> Future[Any]:
         """Lets a thread of its own run a task, and returns once it is computed or waits."""
         before = len(self.started) + self.batcher.waiting
-        future = self._pool.submit(self.batcher.run, task, group=group, samples=samples, size=size, wanted=wanted)
+        future = self._pool.submit(
+            self.batcher.run, task, group=group, samples=samples, size=size, caller=Caller(caller, wanted)
+        )
         until(lambda: len(self.started) + self.batcher.waiting > before)
         return future
 
@@ -115,7 +121,7 @@ def answers(*futures: Future[Any]) -> list[Any]:
 def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
     with desk(held=False) as d:
         for task in range(3):
-            assert d.batcher.run(task, group="g", samples=1, size=1, wanted=always) == (task, 1)
+            assert d.batcher.run(task, group="g", samples=1, size=1, caller=ANYBODY) == (task, 1)
         assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
         assert {thread for _, _, thread in d.started} == {threading.get_ident()}
 
@@ -217,6 +223,44 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
         assert d.submit("after").result(30) == ("after", 1)  # the device is free again
 
 
+def test_callers_take_turns_however_many_tasks_one_brings() -> None:
+    with desk() as d:
+        futures = [d.submit(task, None, caller=task[0]) for task in ("x", "a1", "a2", "a3", "b1", "b2", "c1")]
+        for number in range(7):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a1"], ["b1"], ["c1"], ["a2"], ["b2"], ["a3"]]
+
+
+def test_who_leads_takes_along_its_group_in_the_order_of_arrival() -> None:
+    with desk(max_samples=2) as d:
+        futures = [d.submit(task, group, caller=task[0]) for task, group in (
+            ("x", "h"), ("a1", "h"), ("a2", "g"), ("b1", "g"), ("a3", "g"), ("b2", "h"))]  # fmt: skip
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a1", "b2"], ["b1", "a2"], ["a3"]]
+
+
+def test_who_leaves_the_line_is_answered_at_once() -> None:
+    with desk() as d:
+        first, calls = d.submit("x"), []
+        leaving = Caller(is_waiting=lambda: not calls, when_gone=lambda call: calls.append(call) or True)
+        pool = ThreadPoolExecutor(1)
+        gone = pool.submit(d.batcher.run, "gone", group="g", samples=1, size=1, caller=leaving)
+        until(lambda: d.batcher.waiting == 1 and bool(calls))
+        stays = d.submit("stays")
+        calls[0]()
+        with pytest.raises(DeadlineExceededError, match="not computed"):
+            gone.result(30)
+        assert d.batcher.waiting == 1
+        d.release(0)
+        d.release(1)
+        assert answers(first, stays) == [("x", 1), ("stays", 1)]
+        calls[0]()  # which no longer concerns anybody
+        pool.shutdown()
+
+
 def test_what_fails_together_is_computed_alone_and_only_the_guilty_fail() -> None:
     def fail(tasks: Sequence[Any]) -> None:
         if "bad" in tasks:
@@ -281,7 +325,7 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
             task = Task()
             alive = weakref.ref(task)
             with pytest.raises(ValueError, match=r"^$"):
-                d.batcher.run(task, group=None, samples=1, size=1, wanted=always)
+                d.batcher.run(task, group=None, samples=1, size=1, caller=ANYBODY)
             d.started.clear()
             del task
             assert alive() is None
@@ -376,7 +420,7 @@ def test_whatever_the_callers_do_each_gets_its_own(
                     group=group,
                     samples=len(rows),
                     size=101 if len(rows) == LARGE else 1,
-                    wanted=lambda wanted=wanted: wanted,
+                    caller=Caller(is_waiting=lambda wanted=wanted: wanted),
                 )
             except (ValueError, DeadlineExceededError) as error:
                 answer = type(error)

@@ -87,12 +87,12 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.importing.hdf5_program": {"h5py", "numpy"},
     "convserve_server.settings": set(),
     "convserve_server.aligned": {"numpy", "convserve"},
-    "convserve_server.batcher": {"convserve"},
-    "convserve_server.admission": {"convserve"},
+    "convserve_server.batcher": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
+    "convserve_server.admission": {"convserve", "convserve_server.caller", "convserve_server.waiting_room"},
     "convserve_server.drawn_layers": {"convserve"},
     "convserve_server.convolver": {
         "convserve",
-        *(f"convserve_server.{name}" for name in ("admission", "batcher", "drawn_layers")),
+        *(f"convserve_server.{name}" for name in ("admission", "batcher", "caller", "drawn_layers", "waiting_room")),
     },
     "convserve_server.warm_up": {
         "numpy",
@@ -108,9 +108,15 @@ ALLOWED: dict[str, set[str]] = {
     | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "store", "stored_layer")},
     "convserve_server.byte_budget": {"convserve"},
     "convserve_server.silence": set(),
+    "convserve_server.caller": set(),
+    "convserve_server.fair_line": set(),
+    "convserve_server.machine_memory": set(),
+    "convserve_server.waiting_room": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
+    "convserve_server.callers": {"grpc", "convserve_server.caller"},
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
-    "convserve_server.convolve_stream": {"numpy", "convserve", "convserve_server.aligned"},
+    "convserve_server.convolve_stream": {"numpy", "convserve"}
+    | {f"convserve_server.{name}" for name in ("aligned", "caller", "waiting_room")},
     "convserve_server.convolution_service": {
         "grpc",
         "numpy",
@@ -118,12 +124,14 @@ ALLOWED: dict[str, set[str]] = {
         *(
             f"convserve_server.{name}"
             for name in (
+                "callers",
                 "convolver",
                 "convolve_stream",
                 "interceptors",
                 "layer_keeper",
                 "layer_references",
                 "shared_memory",
+                "silence",
             )
         ),
     },
@@ -133,7 +141,8 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         "convserve_server.layer_keeper",
     },
-    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve", "convserve_server.silence"},
+    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve"}
+    | {"convserve_server.callers", "convserve_server.silence"},
     "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
 }
 # The client's modules for people who have Keras.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,16 @@ from tests.unit.test_batcher import until
 
 from convserve import Conv2D, Device, InvalidArgumentError, Layer, Losses, OutOfMemoryError, TooLargeError
 from convserve.errors import DeadlineExceededError
-from convserve_server.convolver import Batching, Computed, Convolver, Limits
+from convserve_server.convolver import Batching, Caller, Computed, Convolver, Limits
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
-LIMITS = Limits(max_message_bytes=2**20, max_call_bytes=2**20, max_layers_per_call=4)
+LIMITS = Limits(
+    max_message_bytes=2**20,
+    max_call_bytes=2**20,
+    max_admitted_bytes=2**22,
+    max_waiting_calls=100,
+    max_layers_per_call=4,
+)
 
 
 class Engine:
@@ -83,7 +90,7 @@ class Held:
     def call(self, layers: Sequence[Layer], x: Any, output_dtype: str | None = None, **options: Any) -> Future[Any]:
         batcher = self.convolver._batcher
         before = len(self.engine.calls) + batcher.waiting
-        future = self.pool.submit(self.convolver.convolve, layers, x, output_dtype, lambda: True, **options)
+        future = self.pool.submit(self.convolver.convolve, layers, x, output_dtype, **options)
         until(lambda: len(self.engine.calls) + batcher.waiting > before)
         return future
 
@@ -131,7 +138,7 @@ def test_a_layer_with_an_activity_regularizer_is_computed_for_each_caller() -> N
     assert [future.result().computed.losses[0].activity for future in futures] == [2, 10]
 
 
-@pytest.mark.parametrize("options", [{"samples": 2}, {"size": 40}, {"limits": Limits(2**20, 40, 4)}])
+@pytest.mark.parametrize("options", [{"samples": 2}, {"size": 40}, {"limits": replace(LIMITS, max_call_bytes=40)}])
 def test_a_batch_is_bounded_by_samples_and_bytes(options: dict[str, Any]) -> None:
     layer = weighing(2)
     plan = convolver(Engine()).plan([layer], (1, 1, 1, 1), "float32", None)
@@ -165,7 +172,7 @@ def test_devices_get_work_by_who_is_free() -> None:
 def test_a_caller_that_went_away_is_not_computed() -> None:
     engine = Engine()
     with pytest.raises(DeadlineExceededError, match="not computed"):
-        convolver(engine).convolve([weighing(2)], batch(1), None, lambda: False)
+        convolver(engine).convolve([weighing(2)], batch(1), None, Caller(is_waiting=lambda: False))
     assert engine.calls == []
 
 
@@ -176,7 +183,7 @@ def test_seeded_weights_are_drawn_once_and_others_each_time() -> None:
     engine = Engine()
     served = convolver(engine)
     for seeded, expected in ((CONFIG.with_seed(7), [1, 1, 1]), (CONFIG, [2, 3, 4])):
-        outputs = [served.convolve([Layer(seeded)], batch(1), None, lambda: True) for _ in range(3)]
+        outputs = [served.convolve([Layer(seeded)], batch(1), None) for _ in range(3)]
         assert [each.computed.output.item() for each in outputs] == expected
         assert all(each.layers[0] is not None for each in outputs)
 
@@ -185,7 +192,7 @@ def test_the_same_weights_for_another_name_or_number_of_channels_are_drawn_anew(
     engine = Engine()
     served, seeded = convolver(engine), CONFIG.with_seed(7)
     for config, x in ((seeded, batch(1)), (seeded.replace(name="a"), batch(1)), (seeded, np.ones((1, 1, 1, 2), "f4"))):
-        (found,) = served.convolve([Layer(config)], x, None, lambda: True).layers
+        (found,) = served.convolve([Layer(config)], x, None).layers
         assert found == config
     assert len(engine.drawn) == 3
 
@@ -194,7 +201,7 @@ def test_callers_of_one_seeded_configuration_are_computed_together() -> None:
     engine = Engine()
     seeded = CONFIG.with_seed(7)
     served = convolver(engine)
-    served.convolve([Layer(seeded)], batch(1), None, lambda: True)
+    served.convolve([Layer(seeded)], batch(1), None)
     engine.calls.clear()
     held = Held(engine, served=served)
     futures = [held.call([Layer(seeded)], batch(value)) for value in (1, 2)]
@@ -210,18 +217,18 @@ def test_a_wrong_call_is_refused_every_time() -> None:
     served = convolver(Engine())
     for _ in range(2):
         with pytest.raises(InvalidArgumentError):
-            served.convolve([weighing(1)], np.ones((1, 1, 1, 2), "f4"), None, lambda: True)
+            served.convolve([weighing(1)], np.ones((1, 1, 1, 2), "f4"), None)
 
 
 def test_a_plan_that_is_remembered_does_not_let_a_larger_call_pass() -> None:
-    served = convolver(Engine(), limits=Limits(2**17, 2**20, 4))
+    served = convolver(Engine(), limits=replace(LIMITS, max_message_bytes=2**17))
     layer = weighing(1)
     large = np.ones((1, 200, 200, 1), "f4")
     for _ in range(2):
-        served.admit([layer], large.shape, "float32", None)  # in pieces
+        served.admit([layer], large.shape, "float32", None).let_go()  # in pieces
         with pytest.raises(TooLargeError, match="--max-message-bytes"):
-            served.convolve([layer], large, None, lambda: True)
-        served.convolve([layer], large, None, lambda: True, in_one_message=False)
+            served.convolve([layer], large, None)
+        served.convolve([layer], large, None, in_one_message=False)
         with pytest.raises(TooLargeError, match="--max-layers-per-call"):
-            served.convolve([layer] * 5, batch(1), None, lambda: True)
-        served.convolve([layer], batch(1), None, lambda: True)
+            served.convolve([layer] * 5, batch(1), None)
+        served.convolve([layer], batch(1), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,34 @@ def test_delays_grow_are_jittered_and_end() -> None:
     assert rule.delay_s(4, error) is None
 
 
+def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> None:
+    rule = RetryRule(attempts=1000, budget=3)
+    budget = _rpc.RetryBudget(rule)
+    refusal = OverloadedError("busy")
+
+    def retries() -> int:
+        call = _rpc.Call(rule, _rpc.Deadline(60), budget)
+        for number in itertools.count():
+            try:
+                call.delay_after(refusal)
+            except OverloadedError:
+                return number
+        raise AssertionError
+
+    assert (retries(), retries()) == (3, 0)
+    for _ in range(4):
+        _rpc.Call(rule, _rpc.Deadline(60), budget).answered()
+    assert retries() == 2
+    for _ in range(100):
+        _rpc.Call(rule, _rpc.Deadline(60), budget).answered()
+    assert retries() == 3
+    call = _rpc.Call(rule, _rpc.Deadline(60), budget)  # nobody answered: that is no overload
+    assert all(call.delay_after(UnavailableError("gone")) >= 0 for _ in range(10))
+
+
 def test_overloaded_server_names_its_own_delay() -> None:
-    assert RetryRule().delay_s(1, OverloadedError("busy", retry_after_s=9.0)) == 9.0
+    delays = {RetryRule().delay_s(1, OverloadedError("busy", retry_after_s=9.0)) for _ in range(50)}
+    assert 9.0 <= min(delays) < max(delays) <= 13.5  # those that were refused together do not come back together
 
 
 def test_wrong_calls_are_not_retried() -> None:

@@ -32,7 +32,9 @@ class ConvolutionServiceStub(object):
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto.
+    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
+    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
+    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.
@@ -78,7 +80,9 @@ class ConvolutionServiceServicer(object):
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto.
+    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
+    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
+    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.
@@ -114,8 +118,10 @@ class ConvolutionServiceServicer(object):
         * INVALID_ARGUMENT, TOO_LARGE: send smaller batches, or ask the operator for a higher limit. Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a digest that this server does not hold. Put the layer, then retry.
         * NOT_FOUND, LAYER_NOT_FOUND: a name that leads nowhere. Don't retry.
-        * RESOURCE_EXHAUSTED, OVERLOADED: retry after RetryInfo.retry_delay.
+        * RESOURCE_EXHAUSTED, OVERLOADED: too many calls wait, the caller's own or all together. Retry after
+        RetryInfo.retry_delay, a little later each time, and not more often than calls are answered.
         * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: send smaller batches.
+        * DEADLINE_EXCEEDED, at once: what is before the call takes longer than it has.
         * UNAVAILABLE, SHARED_MEMORY_LOST: a region that this server does not know. Retry with the elements in `data`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -136,7 +142,8 @@ class ConvolutionServiceServicer(object):
         * INVALID_ARGUMENT, INVALID_REQUEST: messages out of the order above, or more bytes than an item announced.
         * INVALID_ARGUMENT, INVALID_CONFIGURATION or INVALID_WEIGHTS: of the start's layers.
         * FAILED_PRECONDITION or NOT_FOUND, LAYER_NOT_FOUND: of the start's layers.
-        * RESOURCE_EXHAUSTED, OVERLOADED: the stream was not admitted.
+        * INVALID_ARGUMENT, INVALID_REQUEST: more items than the server takes in one stream; open another for the rest.
+        * RESOURCE_EXHAUSTED, OVERLOADED: the stream was not admitted. Retry after RetryInfo.retry_delay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -195,7 +202,9 @@ class ConvolutionService(object):
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto.
+    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
+    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
+    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.
