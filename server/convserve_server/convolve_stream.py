@@ -65,14 +65,19 @@ class Work:
 class _Item:
     """An item under way: until it is answered, or its stream ends, its caller waits."""
 
-    def __init__(self, caller: Caller) -> None:
+    def __init__(self, stream: Caller) -> None:
         self.answer: Future[Answer] = Future()
+        self._stream = stream
         self._lock = threading.Lock()
         self._gone = False
         self._calls: list[Callable[[], None]] = []
-        self.caller = replace(
-            caller, is_waiting=lambda: not self._gone and caller.is_waiting(), when_gone=self._when_gone
-        )
+
+    def caller(self) -> Caller:
+        """Returns the item's caller. It refers to the item, so the item does not keep it."""
+        return replace(self._stream, is_waiting=self._is_waiting, when_gone=self._when_gone)
+
+    def _is_waiting(self) -> bool:
+        return not self._gone and self._stream.is_waiting()
 
     def _when_gone(self, call: Callable[[], None]) -> bool:
         with self._lock:
@@ -187,7 +192,7 @@ class ConvolveStream:
         if self._ended:  # before the one that ended it saw this item
             self._leave(under_way)
         try:
-            ticket, x = self._room_for(item, under_way.caller)
+            ticket, x = self._room_for(item, under_way.caller())
         except Exception as error:
             under_way.answer.set_exception(error)
             taken = False
@@ -195,7 +200,7 @@ class ConvolveStream:
             with ExitStack() as unless_submitted:
                 unless_submitted.callback(ticket.let_go)
                 self._receive(x.reshape(-1).view(np.uint8))
-                under_way.answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller)
+                under_way.answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller())
                 unless_submitted.pop_all()
             taken = True
         if self._in_order:

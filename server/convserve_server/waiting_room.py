@@ -31,7 +31,7 @@ from convserve_server.caller import Caller
 from convserve_server.fair_line import FairLine
 
 _OVERLOADED_S = 1.0
-_FEW_COMPUTATIONS = 2  # that a call waits for while the server is overloaded: the one under way, and one more
+_FEW_COMPUTATIONS = 1.5  # that may be before a call while the server is overloaded: the one under way, not a second
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
 _MOST_ESTIMATES = 1000
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure
