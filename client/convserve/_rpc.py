@@ -17,6 +17,7 @@ from convserve.errors import (
     InvalidRequestError,
     LayerNotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     TooLargeError,
     UnavailableError,
     shown,
@@ -159,13 +160,13 @@ def passed_over(failure: RpcFailure | ConvserveError, before: ConvserveError | N
 
 
 def check_cannot_keep(failure: RpcFailure | ConvserveError) -> None:
-    """Checks that a server failed to store a layer because it has no room for it.
+    """Checks that a server failed to store a layer because it has no room for it, or keeps none for this caller.
 
     Raises:
         ConvserveError: The failure, if it is another.
     """
     error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
-    if not isinstance(error, OverloadedError | TooLargeError):
+    if not isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
         raise error from None
 
 

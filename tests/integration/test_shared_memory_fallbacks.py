@@ -103,8 +103,10 @@ def test_a_unix_socket(everywhere: RunningServer, folder: Path, taken: Taken, ma
 
 
 def test_a_socket_beside_it_for_callers_in_another_network_namespace(everywhere: RunningServer, folder: Path) -> None:
-    with raw_caller(f"unix://{folder}/s") as caller, Sharer(f"{folder}/s{SUFFIX}") as sharer:
-        check_sharing(caller, sharer)
+    with raw_caller(f"unix://{folder}/s") as caller:
+        info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+        with Sharer(f"{folder}/s{SUFFIX}", info.shared_memory_ticket) as sharer:
+            check_sharing(caller, sharer)
 
 
 def test_a_unix_socket_with_a_long_path(everywhere: RunningServer, folder: Path, taken: Taken) -> None:
