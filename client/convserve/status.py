@@ -78,8 +78,8 @@ _MESSAGE_TOO_LARGE_TEXT = (
 # What gRPC says, among other words, of a connection that was made and could not be encrypted.
 _TLS_FAILED = re.compile(r"handshake failed|CERTIFICATE|certificate|Peer name|SSL_ERROR|TSI_")
 _TLS_FAILED_TEXT = (
-    "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: is "
-    "it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
+    "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: "
+    "is it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
 )
 
 

@@ -1,4 +1,4 @@
-"""What a client's channels are made with: when a token is sent and when not, and that neither it nor a key comes out."""
+"""What a client's channels are made with: when a token is sent and when not, and that no secret comes out."""
 
 import pickle
 
