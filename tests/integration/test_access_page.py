@@ -25,10 +25,11 @@ def no_token_in_the_environment(monkeypatch):
     monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
 
 
-def run(folder, *arguments):
+def run(folder, *arguments, **environment):
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120, cwd=folder
-    )
+        [sys.executable, *arguments], env={**os.environ, **environment}, cwd=folder,
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -65,11 +66,8 @@ def test_the_tokens_are_what_a_server_takes():
         command = next(each for each in COMMANDS if each.startswith("CONVSERVE_TOKEN="))
         assignment, *words = shlex.split(command)
         assert words == ["convserve", "info"]
-        done = subprocess.run(
-            [sys.executable, "-m", "convserve", "info", "--target", running.target],
-            env={**os.environ, **dict([assignment.split("=")])}, capture_output=True, text=True, check=False, timeout=120,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        command, environment = ["-m", *words, "--target", running.target], dict([assignment.split("=")])
+        assert run(ROOT, *command, **environment)
 
 
 @pytest.mark.parametrize(
