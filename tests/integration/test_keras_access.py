@@ -21,7 +21,7 @@ from convserve.keras import RemoteConv2D, to_remote
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 tf.config.set_visible_devices([], "GPU")
 
-ADMIN, COMPUTE = "s3cret-admin-0123456789", "s3cret-compute-0123456789"
+ADMIN, COMPUTE, UNKNOWN = (f"s3cret-{name}-0123456789" for name in ("admin", "compute", "unknown"))
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
 
 
@@ -71,15 +71,16 @@ def test_a_model_computes_with_them_and_neither_keeps_nor_saves_them(guarded, mo
 
 def test_a_token_that_is_given_later_holds_for_all_layers_of_the_server(guarded, model):
     target, tls = guarded
-    remote = to_remote(model, target, token="s3cret-of-nobody-0123", tls=tls)
+    remote = to_remote(model, target, token=UNKNOWN, tls=tls)
     with pytest.raises(UnauthenticatedError):
         remote(X)
     RemoteConv2D(1, 1, server=target, token=ADMIN, tls=tls)
-    expected = model.predict(X, verbose=0)
-    assert np.allclose(remote(X), expected, atol=1e-5)
+    assert np.allclose(remote(X), model.predict(X, verbose=0), atol=1e-5)
     # Who may not store layers computes with them all the same.
     RemoteConv2D(1, 1, server=target, token=COMPUTE, tls=tls)
-    assert np.allclose(remote(X), expected, atol=1e-5)
+    model.set_weights([2 * each for each in model.get_weights()])
+    remote.set_weights(model.get_weights())
+    assert np.allclose(remote(X), model.predict(X, verbose=0), atol=1e-5)
 
 
 def test_a_token_that_others_could_read_is_refused_when_the_layer_is_made():

@@ -20,6 +20,8 @@ from tests.raw_calls import conv2d, layer, raw_caller, weights
 from tests.raw_sharing import SEALS, Sharer, X, check_sharing, memory, place, refused, shared_request
 from tests.waiting import eventually
 
+from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
+
 LIMIT = 2**24
 GOOD, REFUSED, ENDED = b"\1", b"\0", b""
 LOST = (grpc.StatusCode.UNAVAILABLE, "SHARED_MEMORY_LOST")
