@@ -153,7 +153,7 @@ async def _send(method: Any, given: layer_messages.Sent, deadline: _rpc.Deadline
     call = method(timeout=deadline.remaining_s())
     try:
         # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
-        with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
             await call.write(given.start)
             said = layer_messages.said_of_weights(await call.initial_metadata()) if given.has_weights else None
             if said == layer_messages.WANTED:

@@ -48,7 +48,7 @@ class TLS:
         """
         for name in ("ca", "certificate", "key"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, Pem):
+            if value is not None and not isinstance(value, str | os.PathLike | bytes):
                 raise _wrong(f"tls.{name}", f"a path or bytes. Received a {type(value).__name__}")
         if (self.certificate is None) != (self.key is None):
             lacking = "key" if self.key is None else "certificate"

@@ -32,6 +32,7 @@ import convserve
 from convserve import Conv2D, Layer, _rpc
 from convserve.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
+from convserve.v1.server_info_pb2 import ServerInfo
 
 MIB = 2**20
 DOUBLE = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2.0))
@@ -192,7 +193,7 @@ def test_a_socket_that_cannot_be_reached(everywhere: RunningServer, taken: Taken
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
         sharing = client._tensors._sharing
         assert sharing.is_to_connect()
-        sharing.connect("convserve-of-another-machine")
+        sharing.connect(ServerInfo(shared_memory_address="convserve-of-another-machine"))
         check(client)
         check(client)
     assert taken.copied_inputs == []

@@ -32,7 +32,7 @@ EVERY_FLAG = pytest.mark.parametrize("name", [name for name in FIELDS if name no
 
 
 def parser():
-    made = argparse.ArgumentParser(prog="serve")
+    made = argparse.ArgumentParser(prog="serve", allow_abbrev=False)
     settings.add_arguments(made)
     return made
 
