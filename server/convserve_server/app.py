@@ -24,7 +24,7 @@ from convserve import __version__
 from convserve._channel import LARGE_FRAMES
 from convserve.v1 import layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
-from convserve_server.authentication import Authentication
+from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.credentials import Certificate
@@ -76,7 +76,7 @@ def run(settings: Settings) -> int:
     tokens = Tokens(settings.tokens_file, settings.token)
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
-    server, convolutions, layers, healths = _assembled(settings, tokens)
+    server, convolutions, layers, healths = _assembled(settings, tokens, certificate)
     addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
     if settings.shared_memory:
@@ -131,10 +131,16 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
     return "calls to it are encrypted but not authenticated: everybody may call (--tokens-file, --tls-client-ca)"
 
 
-def _assembled(settings: Settings, tokens: Tokens) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
+def _assembled(
+    settings: Settings, tokens: Tokens, certificate: Certificate | None
+) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     server = grpc.server(
         ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
-        interceptors=[*([Authentication(tokens)] if tokens else []), CallInterceptor(settings.handler_threads)],
+        interceptors=[
+            *([Authentication(tokens)] if tokens else []),
+            *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
+            CallInterceptor(settings.handler_threads),
+        ],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),

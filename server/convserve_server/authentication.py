@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import grpc
 
 from convserve import ConvserveError, PermissionDeniedError, UnauthenticatedError
 from convserve.status import to_status
-from convserve_server.callers import CHANGE, COMPUTE, PERMISSIONS, READ, authenticate
+from convserve_server.callers import CHANGE, COMPUTE, PERMISSIONS, READ, authenticate, name_by_certificate
 from convserve_server.tokens import Tokens
 
 log = logging.getLogger("convserve")
@@ -73,6 +74,20 @@ class Authentication(grpc.ServerInterceptor):
         authenticate(caller)
 
 
+class CertificateNames(grpc.ServerInterceptor):
+    """Lets callers be known by the certificates that they showed. For mutual TLS alone, because asking gRPC takes time."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        """Returns the method's handler."""
+        name_by_certificate()
+        return continuation(handler_call_details)
+
+
+@functools.lru_cache(maxsize=256)
 def permissions_for(method: str) -> frozenset[str]:
     """Returns the permissions that a method asks for; none for a method that is open to all.
 

@@ -28,11 +28,17 @@ class Caller:
 
 # gRPC gives each call a context of its own, in which it runs the interceptors and then the method.
 _authenticated: ContextVar[Caller] = ContextVar("authenticated")
+_by_certificate: ContextVar[bool] = ContextVar("by_certificate", default=False)
 
 
 def authenticate(caller: Caller) -> None:
     """Makes known who the call under way is from; for an interceptor."""
     _authenticated.set(caller)
+
+
+def name_by_certificate() -> None:
+    """Lets the call under way be known by the certificate that its caller showed; for an interceptor."""
+    _by_certificate.set(True)
 
 
 def may(permission: str) -> bool:
@@ -50,9 +56,8 @@ def caller_of(context: grpc.ServicerContext) -> str:
     if caller is not None:
         return f"token:{caller.name}"
     peer = context.peer()
-    certificate = "" if peer.startswith("unix:") else _certificate_name(context.auth_context())
-    if certificate:
-        return f"certificate:{certificate}"
+    if _by_certificate.get() and (name := _certificate_name(context.auth_context())):
+        return f"certificate:{name}"
     return peer if is_local(peer) else peer.rpartition(":")[0]
 
 

@@ -114,7 +114,7 @@ class Certificate:
 
     def _files_state(self) -> list[tuple[int, ...]]:
         """Returns what changes when one of the files does."""
-        found = []
+        found: list[tuple[int, ...]] = []
         for path in (self._certificate, self._key, self._client_ca):
             try:
                 status = os.stat(path)

@@ -15,7 +15,7 @@ from tests.either_client import EITHER_CLIENT
 from convserve import TLS, Client, RetryRule, UnauthenticatedError, UnavailableError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1.server_info_pb2 import ServerInfo
-from convserve_server.authentication import Authentication
+from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.callers import caller_of
 from convserve_server.credentials import Certificate
 from convserve_server.interceptors import CallInterceptor
@@ -54,9 +54,9 @@ def serving(certificate=None, tokens=None):
     handler = grpc.unary_unary_rpc_method_handler(
         info, messages.GetServerInfoRequest.FromString, messages.GetServerInfoResponse.SerializeToString
     )
-    server = grpc.server(
-        ThreadPoolExecutor(2), interceptors=[*([Authentication(tokens)] if tokens else []), CallInterceptor(threads=2)]
-    )
+    first = [Authentication(tokens)] if tokens else []
+    names = [CertificateNames()] if certificate and certificate.is_mutual else []
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[*first, *names, CallInterceptor(threads=2)])
     handlers = {"GetServerInfo": handler}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("convserve.v1.ConvolutionService", handlers),)
@@ -76,8 +76,11 @@ def certificate(pair, client_ca=""):
     return Certificate(str(pair.certificate), str(pair.key), str(client_ca))
 
 
-def caller(port, tls, make_client=Client, host="localhost", **options):
-    """Returns the name by which a server knows a client that has just connected."""
+def caller(port, tls, make_client=Client, host="127.0.0.1", **options):
+    """Returns the name by which a server knows a client that has just connected.
+
+    By an address, for of a name that leads to several gRPC tells why the last one failed, whichever that is.
+    """
     with make_client(f"{host}:{port}", tls=tls, retry=ONCE, **options) as client:
         return client.info(timeout=30).version
 
