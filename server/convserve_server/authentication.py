@@ -75,7 +75,7 @@ class Authentication(grpc.ServerInterceptor):
 
 
 class CertificateNames(grpc.ServerInterceptor):
-    """Lets callers be known by the certificates that they showed. For mutual TLS alone, because asking gRPC takes time."""
+    """Lets callers be known by the certificates that they showed; for mutual TLS alone, as asking gRPC takes time."""
 
     def intercept_service(
         self,
