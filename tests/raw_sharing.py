@@ -36,16 +36,19 @@ def memory(size: int, seals: int = SEALS, flags: int = 0) -> int:
 class Sharer:
     """A connection over which regions are handed over."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, ticket: bytes) -> None:
+        """Connects and shows the ticket; whether it is taken, the first `send` sees."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.socket.settimeout(30)
         self.socket.connect(address)
+        self.socket.send(ticket)
+        self._is_admitted = False
 
     @classmethod
     def of(cls, caller: RawCaller) -> Sharer:
         """Connects to the server of a caller, at the address that it tells."""
         info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
-        return cls(f"\0{info.shared_memory_address}")
+        return cls(f"\0{info.shared_memory_address}", info.shared_memory_ticket)
 
     def __enter__(self) -> Sharer:
         return self
@@ -57,6 +60,9 @@ class Sharer:
         """Sends a packet, closes the descriptors, and returns the answer: nothing if the connection is ended."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
         try:
+            if not self._is_admitted and self.socket.recv(100) != b"\1":
+                return b""
+            self._is_admitted = True
             self.socket.sendmsg([packet], rights)
             return self.socket.recv(100)
         except (BrokenPipeError, ConnectionResetError):

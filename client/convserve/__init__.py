@@ -12,6 +12,7 @@ from convserve._rpc import RetryRule
 from convserve._sync import Client
 from convserve._sync_layer import StoredLayer
 from convserve._version import __version__
+from convserve.access import TLS
 from convserve.conv2d import Conv2D
 from convserve.errors import (
     ConvserveError,
@@ -38,7 +39,7 @@ from convserve.layer import Layer
 from convserve.plan import LayerPlan, Plan
 from convserve.result import Device, Losses, Result, ServerInfo, Timing, Usage
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (as sorted() has it; TLS is a class)
     "AsyncClient",
     "AsyncStoredLayer",
     "Client",
@@ -67,6 +68,7 @@ __all__ = [
     "ServerInfo",
     "SharedMemoryLostError",
     "StoredLayer",
+    "TLS",
     "Timing",
     "TooLargeError",
     "UnauthenticatedError",

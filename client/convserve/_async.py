@@ -15,6 +15,7 @@ from convserve import _channel, _rpc, layer_messages, stored
 from convserve._async_layer import AsyncStoredLayer
 from convserve._async_servers import LayerServers
 from convserve._async_tensors import TensorPath
+from convserve.access import TLS, Access
 from convserve.conv2d import Conv2D
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
@@ -43,6 +44,8 @@ class AsyncClient:
         timeout: float = _rpc.DEFAULT_TIMEOUT_S,
         retry: _rpc.RetryRule | None = None,
         shared_memory: bool = True,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
     ) -> None:
         """Prepares a connection; it is made with the first call, in the event loop of that call.
 
@@ -51,11 +54,14 @@ class AsyncClient:
             timeout: As in `Client`.
             retry: As in `Client`.
             shared_memory: As in `Client`.
+            token: As in `Client`.
+            tls: As in `Client`.
 
         Raises:
-            InvalidRequestError: For a target or timeout that makes no sense.
+            InvalidRequestError: As in `Client`.
         """
         self._target = _channel.channel_target(target)
+        self._access = Access(self._target, token, tls)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._budget = _rpc.RetryBudget(self._retry)
@@ -70,10 +76,10 @@ class AsyncClient:
             raise InvalidRequestError(FieldViolation("client", text))
         if self._channel is None or self._process != os.getpid():
             self._process = os.getpid()  # a channel does not survive a fork
-            self._channel = grpc.aio.insecure_channel(self._target, options=_channel.channel_options())
+            self._channel = self._access.async_channel(self._target)
             self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
             self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-            self._servers = LayerServers(self._channel, self._target)
+            self._servers = LayerServers(self._channel, self._target, self._access)
         return self._stub
 
     def _connected_tensors(self) -> TensorPath:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import grpc.aio
 
 from convserve import _channel, _rpc, layer_messages
+from convserve.access import Access
 from convserve.errors import ConvserveError
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
@@ -20,8 +21,9 @@ T = TypeVar("T")
 class LayerServers:
     """Each server by itself; see `_sync_servers.LayerServers`."""
 
-    def __init__(self, channel: grpc.aio.Channel, target: str) -> None:
-        """Prepares for a channel to a target of gRPC's."""
+    def __init__(self, channel: grpc.aio.Channel, target: str, access: Access) -> None:
+        """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
+        self._access = access
         self._only = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
         self._target = target
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -142,7 +144,7 @@ class LayerServers:
 
     def _channel_to(self, address: str) -> grpc.aio.Channel:
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=_channel.channel_options())
+            self._channels[address] = self._access.async_channel(address)
         return self._channels[address]
 
 
@@ -151,7 +153,7 @@ async def _send(method: Any, given: layer_messages.Sent, deadline: _rpc.Deadline
     call = method(timeout=deadline.remaining_s())
     try:
         # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
-        with suppress(asyncio.InvalidStateError, grpc.aio.InternalError):
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
             await call.write(given.start)
             said = layer_messages.said_of_weights(await call.initial_metadata()) if given.has_weights else None
             if said == layer_messages.WANTED:

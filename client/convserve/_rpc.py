@@ -18,6 +18,7 @@ from convserve.errors import (
     InvalidRequestError,
     LayerNotFoundError,
     OverloadedError,
+    PermissionDeniedError,
     TooLargeError,
     UnavailableError,
     shown,
@@ -196,13 +197,13 @@ def passed_over(failure: RpcFailure | ConvserveError, before: ConvserveError | N
 
 
 def check_cannot_keep(failure: RpcFailure | ConvserveError) -> None:
-    """Checks that a server failed to store a layer because it has no room for it.
+    """Checks that a server failed to store a layer because it has no room for it, or keeps none for this caller.
 
     Raises:
         ConvserveError: The failure, if it is another.
     """
     error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
-    if not isinstance(error, OverloadedError | TooLargeError):
+    if not isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
         raise error from None
 
 

@@ -19,6 +19,7 @@ from convserve.result import Result, reading_answers
 from convserve.shared_memory import SUFFIX, Region, SharedMemory
 from convserve.tensor import Array, dtype_number, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
+from convserve.v1 import server_info_pb2
 
 log = logging.getLogger("convserve")
 
@@ -65,23 +66,26 @@ class Sharing:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Lets the next call ask again if the block, which asks, fails."""
+        """Lets the next call ask again if the block, which asks, fails; a caller who may not ask shares no memory."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                self.refused("the token does not allow to ask for it")
+                return
             self._ask_at = 0.0
             raise
 
-    def connect(self, name: str) -> None:
+    def connect(self, server: server_info_pb2.ServerInfo) -> None:
         """Shares memory over the socket that a server names."""
-        if not name:
+        if not server.shared_memory_address:
             self.refused("the server shares no memory")
             return
-        addresses = ["\0" + name]
+        addresses = ["\0" + server.shared_memory_address]
         if self._target.startswith("unix:"):
             addresses.insert(0, self._target.removeprefix("unix:").removeprefix("//") + SUFFIX)
         try:
-            self._memory = SharedMemory(addresses)
+            self._memory = SharedMemory(addresses, server.shared_memory_ticket)
         except OSError as error:
             self.refused(str(error))
 

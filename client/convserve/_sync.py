@@ -14,6 +14,7 @@ from convserve import _channel, _rpc, layer_messages, stored
 from convserve._sync_layer import StoredLayer
 from convserve._sync_servers import LayerServers
 from convserve._sync_tensors import TensorPath
+from convserve.access import TLS, Access
 from convserve.conv2d import Conv2D
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
@@ -46,6 +47,8 @@ class Client:
         timeout: float = _rpc.DEFAULT_TIMEOUT_S,
         retry: _rpc.RetryRule | None = None,
         shared_memory: bool = True,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
     ) -> None:
         """Prepares a connection; it is made with the first call.
 
@@ -55,11 +58,16 @@ class Client:
             retry: When to send a call again; by default up to 5 times within the timeout.
             shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
                 Unix socket, allows it.
+            token: What the server knows this caller by; None for CONVSERVE_TOKEN of the environment, "" for none.
+            tls: How the connection is encrypted: True with gRPC's root certificates, or a `TLS`. None for not at all,
+                which sends no token to another machine; False for not at all, and sends it.
 
         Raises:
-            InvalidRequestError: For a target or timeout that makes no sense.
+            InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
+                or files of `tls` that cannot be used.
         """
         self._target = _channel.channel_target(target)
+        self._access = Access(self._target, token, tls)
         self._timeout = _rpc.checked_timeout(timeout, timeout)
         self._retry = retry or _rpc.RetryRule()
         self._budget = _rpc.RetryBudget(self._retry)
@@ -68,10 +76,10 @@ class Client:
         self._open()
 
     def _open(self) -> None:
-        self._channel = grpc.insecure_channel(self._target, options=_channel.channel_options())
+        self._channel = self._access.channel(self._target)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-        self._servers = LayerServers(self._channel, self._target)
+        self._servers = LayerServers(self._channel, self._target, self._access)
         self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
 
     def _connected(self) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import grpc
 
 from convserve import _channel, _rpc, layer_messages
+from convserve.access import Access
 from convserve.errors import ConvserveError
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
@@ -27,8 +28,9 @@ class LayerServers:
     ConvserveError or grpc.RpcError for anything else that one of them says.
     """
 
-    def __init__(self, channel: grpc.Channel, target: str) -> None:
-        """Prepares for a channel to a target of gRPC's."""
+    def __init__(self, channel: grpc.Channel, target: str, access: Access) -> None:
+        """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
+        self._access = access
         self._only = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
         self._target = target
         self._channels: dict[str, grpc.Channel] = {}
@@ -144,7 +146,7 @@ class LayerServers:
     def _channel_to(self, address: str) -> grpc.Channel:
         known = self._channels.get(address)
         if known is None:
-            made = grpc.insecure_channel(address, options=_channel.channel_options())
+            made = self._access.channel(address)
             known = self._channels.setdefault(address, made)  # another thread may have been faster
             if known is not made:
                 made.close()

@@ -76,7 +76,7 @@ class TensorPath:
             request = convolution_service_pb2.GetServerInfoRequest()
             with self._sharing.asking():
                 answer = self._stub.GetServerInfo(request, timeout=timeout)
-            self._sharing.connect(answer.server_info.shared_memory_address)
+                self._sharing.connect(answer.server_info)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:
         """Returns an uninitialized array, in shared memory if there is any."""

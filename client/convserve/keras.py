@@ -17,10 +17,11 @@ import numpy as np
 
 from convserve._channel import DEFAULT_TARGET, channel_target
 from convserve._rpc import DEFAULT_TIMEOUT_S, checked_timeout
+from convserve.access import TLS
 from convserve.activations import Activation
 from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidRequestError, MissingDependencyError, shown
-from convserve.keras_remote import Remote, in_layer
+from convserve.keras_remote import Remote, grant, in_layer
 from convserve.tensor import Array
 
 try:
@@ -69,7 +70,13 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     """
 
     def __init__(
-        self, *args: Any, server: str | Sequence[str] = DEFAULT_TARGET, timeout: float | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        server: str | Sequence[str] = DEFAULT_TARGET,
+        timeout: float | None = None,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
+        **kwargs: Any,
     ) -> None:
         """Makes the layer. The connection is made with the first call.
 
@@ -77,6 +84,9 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
             *args: The arguments of `keras.layers.Conv2D`.
             server: The target of a `convserve.Client`, which all layers of this server share.
             timeout: Seconds that a call may take; None for the client's default.
+            token: As of `convserve.Client`. It and `tls` hold for all layers of this server in this process, from now
+                on. They are neither in the layer's configuration nor in a file of the model.
+            tls: As of `convserve.Client`.
             **kwargs: The arguments of `keras.layers.Conv2D`.
 
         Raises:
@@ -90,6 +100,7 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
         target = server if isinstance(server, str) else tuple(server)
         channel_target(target)
         checked_timeout(timeout, DEFAULT_TIMEOUT_S)
+        grant(target, token, tls)
         super().__init__(*args, **kwargs)
         self.supports_jit = False  # XLA computes on the device alone
         self._remote = Remote(target, timeout)
@@ -176,7 +187,14 @@ def _applied(function: Callable[..., Array], dtype: str, *tensors: Any) -> Any:
     return applied(*tensors)
 
 
-def to_remote(model: Any, server: str | Sequence[str] = DEFAULT_TARGET, timeout: float | None = None) -> Any:
+def to_remote(
+    model: Any,
+    server: str | Sequence[str] = DEFAULT_TARGET,
+    timeout: float | None = None,
+    *,
+    token: str | None = None,
+    tls: TLS | bool | None = None,
+) -> Any:
     """Returns a copy of a model in which every Conv2D is a RemoteConv2D with the same weights and name.
 
     Nested models and wrappers such as TimeDistributed are gone through. Subclasses of Conv2D stay as they are, except
@@ -186,10 +204,13 @@ def to_remote(model: Any, server: str | Sequence[str] = DEFAULT_TARGET, timeout:
         model: A Sequential or Functional model.
         server: The target of a `convserve.Client`.
         timeout: Seconds that one layer's call may take; None for the client's default.
+        token: As for RemoteConv2D.
+        tls: As for RemoteConv2D.
 
     Raises:
         InvalidRequestError: If the model is of another kind, or as for RemoteConv2D.
     """
+    grant(server if isinstance(server, str) else tuple(server), token, tls)
     where = {"server": server, "timeout": timeout}
     return _swapped(model, dict.fromkeys((keras.layers.Conv2D, RemoteConv2D), (RemoteConv2D, where)))
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from convserve._sync import Client
 from convserve._sync_layer import StoredLayer
+from convserve.access import TLS
 from convserve.conv2d import Conv2D
-from convserve.errors import ConvserveError, OverloadedError, TooLargeError
+from convserve.errors import ConvserveError, OverloadedError, PermissionDeniedError, TooLargeError
 from convserve.layer import Layer
 from convserve.stored import put_parts
 from convserve.tensor import Array, numpy_dtype
@@ -20,6 +21,7 @@ Server = str | tuple[str, ...]
 """A client's target, in a form that can be a key."""
 
 _clients: dict[Server, Client] = {}
+_granted: dict[Server, tuple[str | None, TLS | bool | None]] = {}  # this process' tokens and TLS; no layer keeps them
 
 
 class Remote:
@@ -57,16 +59,17 @@ class Remote:
         Every call compares all bits of the weights: that is right whichever way a variable was changed, and takes a
         fraction of the time that hashing them would.
         """
-        put = self._put
+        client = _client(self.server)
+        put = self._put if self._put and self._put._client is client else None  # else it has the token of before
         last = put and put.local
         if put and last and last.config == config and _same_bits(last.kernel, kernel) and _same_bits(last.bias, bias):
             return put
         # Copies, for TensorFlow lends these arrays for the time of the call.
         layer = Layer(config, kernel.copy(), None if bias is None else bias.copy())
-        client = _client(self.server)
         try:
             self._put = put = client.put(layer, timeout=self.timeout)
-        except (OverloadedError, TooLargeError):  # the server cannot keep it, so its calls bring the weights along
+        except (OverloadedError, PermissionDeniedError, TooLargeError):
+            # The server cannot keep it, or not for this caller, so its calls bring the weights along.
             self._put = put = StoredLayer(client, **put_parts(layer))
         return put
 
@@ -82,11 +85,26 @@ def _client(server: Server) -> Client:
     """Returns this process' client of a server."""
     known = _clients.get(server)
     if known is None:
-        made = Client(server)
+        token, tls = _granted.get(server, (None, None))
+        made = Client(server, token=token, tls=tls)
         known = _clients.setdefault(server, made)  # atomic, and unlike a lock it survives a fork
         if known is not made:
             made.close()
     return known
+
+
+def grant(server: Server, token: str | None, tls: TLS | bool | None) -> None:
+    """Has all layers of a server call it with a token and TLS from now on, if any is given.
+
+    Raises:
+        InvalidRequestError: As `Client` does.
+    """
+    given = token, tls
+    if given == (None, None) or _granted.get(server) == given:
+        return
+    client = Client(server, token=token, tls=tls)
+    _granted[server] = given
+    _clients[server] = client
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from convserve.v1 import tensor_pb2
 SUFFIX = ".shared-memory"
 """What a Unix socket's path is followed by in the path of the socket that takes regions."""
 NAME_BYTES = 16
+TICKET_BYTES = 32
 ALIGNMENT = 64
 """What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
 
@@ -149,11 +150,12 @@ class Region:
 class SharedMemory:
     """The regions that this process shares with one server. It may be shared by threads."""
 
-    def __init__(self, addresses: Sequence[str], most_unused_bytes: int = 2**30) -> None:
+    def __init__(self, addresses: Sequence[str], ticket: bytes, most_unused_bytes: int = 2**30) -> None:
         """Connects to the first socket that answers.
 
         Args:
             addresses: Paths of Unix sockets; names in the abstract namespace begin with a zero byte.
+            ticket: What the server wants to see first.
             most_unused_bytes: How much memory is kept for further calls.
 
         Raises:
@@ -163,6 +165,8 @@ class SharedMemory:
             raise OSError("this system has no memfd_create")
         self._socket = _connected(addresses)
         weakref.finalize(self, self._socket.close)
+        self._socket.send(ticket)
+        self._is_admitted = False  # as far as is known: the answer is waited for with that to the first region
         self._most_unused_bytes = most_unused_bytes
         self._lock = threading.Lock()
         self._unused: list[Region] = []
@@ -272,6 +276,9 @@ class SharedMemory:
 
     def _told(self, name: bytes, descriptor: int | None) -> bool:
         try:
+            if not self._is_admitted and self._socket.recv(1) != b"\1":
+                raise OSError("the server does not take the ticket")
+            self._is_admitted = True
             if descriptor is None:
                 self._socket.send(name)
             else:

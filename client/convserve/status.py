@@ -75,6 +75,15 @@ _MESSAGE_TOO_LARGE_TEXT = (
     "batch, or ask the operator to raise it."
 )
 
+# What gRPC says, among other words, of a connection that was made and could not be encrypted.
+_TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
+# What it says of a server that took the connection and ended it, which one with TLS does to a caller without.
+_HUNG_UP = re.compile(r"Socket closed|Connection reset")
+_TLS_FAILED_TEXT = (
+    "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: "
+    "is it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
+)
+
 
 def to_status(error: ConvserveError) -> grpc.Status:
     """Returns an error as a status with details, for `ServicerContext.abort_with_status`."""
@@ -140,8 +149,11 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
     if text == _BROKEN_OFF:
         return UnavailableError("Expected to send the whole request. The call ended in the middle of it.")
-    if code is grpc.StatusCode.UNAVAILABLE:
-        text = f"Expected a server that answers. Received none: is `convserve serve` running there? ({text})"
+    if code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
+        text = f"{_TLS_FAILED_TEXT} ({text})"
+    elif code is grpc.StatusCode.UNAVAILABLE:
+        tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
+        text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"
     error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
     error.code = code
     return error

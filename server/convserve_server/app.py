@@ -25,8 +25,10 @@ from convserve import __version__
 from convserve._channel import LARGE_FRAMES
 from convserve.v1 import layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
+from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
+from convserve_server.credentials import Certificate
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
@@ -36,6 +38,7 @@ from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
 from convserve_server.store import LayerStore
+from convserve_server.tokens import Tokens
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 log = logging.getLogger("convserve")
@@ -70,21 +73,25 @@ def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
 
     Raises:
-        SettingsError: If an address cannot be listened on, there is no such device, or a layer cannot be warmed up.
+        SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
+            files of tokens and certificates are wrong.
     """
     _log_to_stderr(settings.log_level)
     stop = _asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
+    tokens = Tokens(settings.tokens_file, settings.token)
+    certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
-    server, convolutions, layers, healths = _assembled(settings)
-    addresses = [_listen(server, address) for address in settings.listen]
+    server, convolutions, layers, healths = _assembled(settings, tokens, certificate)
+    addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
         _say(f"listening on {address}")
-        if not is_loopback(address):
-            log.warning("%s is open to the network: calls to it are neither encrypted nor authenticated", address)
+        exposed = _exposure(certificate, tokens)
+        if exposed and not is_loopback(address):
+            log.warning("%s is open to the network: %s", address, exposed)
     started = time.monotonic()
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
@@ -121,12 +128,29 @@ def _named(kind: type[T], settings: Settings) -> T:
     return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
-def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
+def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
+    """Returns what whoever is on the way to a server on the network can do; nothing if it is closed to them."""
+    if certificate is None:
+        if not tokens:
+            return "calls to it are neither encrypted nor authenticated (--tls-certificate, --tokens-file)"
+        return "calls to it are not encrypted, so tensors and tokens can be read on their way (--tls-certificate)"
+    if tokens or certificate.is_mutual:
+        return ""
+    return "calls to it are encrypted but not authenticated: everybody may call (--tokens-file, --tls-client-ca)"
+
+
+def _assembled(
+    settings: Settings, tokens: Tokens, certificate: Certificate | None
+) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="handler"),
-        interceptors=[CallInterceptor(threads, silence)],
+        interceptors=[
+            *([Authentication(tokens)] if tokens else []),
+            *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
+            CallInterceptor(threads, silence),
+        ],
         options=_server_options(settings),
     )
     convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
@@ -193,11 +217,14 @@ def _shared_memory(settings: Settings, addresses: Sequence[str]) -> SharedMemory
     return shared
 
 
-def _listen(server: grpc.Server, address: str) -> str:
+def _listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
     port = 0
     if not _is_taken_socket(address):
         with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
-            port = server.add_insecure_port(address)
+            if certificate is None or address.startswith("unix:"):  # of a Unix socket nothing leaves the machine
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, certificate.credentials())
     if not port:
         raise SettingsError(f"--listen: Expected an address that is free and may be used. Received {address}.")
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"

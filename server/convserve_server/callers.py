@@ -1,17 +1,65 @@
-"""Who a call is from, which is what fairness between callers goes by."""
+"""Who a call is from, and what it may do. Fairness between callers, and logs, go by the caller's name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import grpc
 
 from convserve_server.caller import Caller
 
+READ, COMPUTE, CHANGE = "read", "compute", "change"
+PERMISSIONS = (READ, COMPUTE, CHANGE)
+"""What a token may allow: to look at the server and its layers, to compute, to change which layers are stored."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A caller who showed a token.
+
+    Attributes:
+        name: The token's name.
+        permissions: What it allows, out of PERMISSIONS.
+    """
+
+    name: str
+    permissions: frozenset[str]
+
+
+# gRPC gives each call a context of its own, in which it runs the interceptors and then the method.
+_authenticated: ContextVar[Identity] = ContextVar("authenticated")
+_by_certificate: ContextVar[bool] = ContextVar("by_certificate", default=False)
+
+
+def authenticate(caller: Identity) -> None:
+    """Makes known who the call under way is from; for an interceptor."""
+    _authenticated.set(caller)
+
+
+def name_by_certificate() -> None:
+    """Lets the call under way be known by the certificate that its caller showed; for an interceptor."""
+    _by_certificate.set(True)
+
+
+def may(permission: str) -> bool:
+    """Returns whether the call under way has a permission; where no tokens are asked for, every call has all."""
+    caller = _authenticated.get(None)
+    return caller is None or permission in caller.permissions
+
 
 def caller_of(context: grpc.ServicerContext) -> str:
-    """Returns what the calls of one caller have in common: its host, or on this machine its connection."""
+    """Returns what the calls of one caller have in common.
+
+    That is "token:NAME" or "certificate:NAME" where it showed one, else its host, or on this machine its connection.
+    """
+    caller = _authenticated.get(None)
+    if caller is not None:
+        return f"token:{caller.name}"
     peer = context.peer()
+    if _by_certificate.get() and (name := _certificate_name(context.auth_context())):
+        return f"certificate:{name}"
     return peer if is_local(peer) else peer.rpartition(":")[0]
 
 
@@ -22,6 +70,15 @@ def calling(context: grpc.ServicerContext) -> Caller:
         return bool(context.add_callback(call))
 
     return Caller(caller_of(context), context.is_active, context.time_remaining, when_gone)
+
+
+def _certificate_name(shown: Mapping[str, object]) -> str:
+    """Returns the common name of a certificate that gRPC has verified, or its first alternative name; "" for none."""
+    for key in ("x509_common_name", "x509_subject_alternative_name"):
+        names = shown.get(key)
+        if isinstance(names, list | tuple) and names and names[0]:
+            return bytes(names[0]).decode(errors="replace")
+    return ""
 
 
 def is_local(peer: str) -> bool:

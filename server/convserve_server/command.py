@@ -23,6 +23,9 @@ examples:
       on the CPU, on a free port, which is printed
   convserve serve --listen unix:///tmp/convserve.sock --listen 0.0.0.0:50051
       on a Unix socket, and open to the network
+  convserve serve --listen 0.0.0.0:50051 --tls-certificate server.pem \
+      --tls-key server.key --tokens-file tokens.txt
+      encrypted, and for those who show a token of the file
   CONVSERVE_MAX_CALL_BYTES=2000000000 convserve serve
       every setting has an environment variable; a flag wins over it
 """

@@ -29,7 +29,7 @@ from convserve.stream import ACCEPTED
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc
-from convserve_server.callers import calling, is_local
+from convserve_server.callers import CHANGE, calling, is_local, may
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
 from convserve_server.interceptors import as_answer
@@ -108,6 +108,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     ) -> messages.GetServerInfoResponse:
         engine, limits = self._convolver.engine, self._convolver.limits
         stored = self._keeper.usage()
+        shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
             tensorflow_version=engine.versions["tensorflow"],
@@ -120,15 +121,17 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,
             usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
-            shared_memory_address=self.shared_memory.address if self.shared_memory and is_local(context.peer()) else "",
+            shared_memory_address=shared.address if shared else "",
         )
-        return messages.GetServerInfoResponse(server_info=info.to_message())
+        message = info.to_message()
+        message.shared_memory_ticket = shared.ticket if shared else b""
+        return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
         convolver = self._convolver
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = convolver.plan(
-            find_layers(request.layers, self._keeper),
+            find_layers(request.layers, self._keeper, may_store=may(CHANGE)),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -138,7 +141,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
         convolver = self._convolver
-        layers = find_layers(request.message.layers, self._keeper)
+        layers = find_layers(request.message.layers, self._keeper, may_store=may(CHANGE))
         x = request.input if request.input is not None else self._shared_input(request.message, context)
         place = request.message.output_memory if request.message.HasField("output_memory") else None
         if place is not None:
@@ -186,7 +189,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, self._keeper)]
+        layers = [_seeded(each) for each in find_layers(start.layers, self._keeper, may_store=may(CHANGE))]
         output_dtype, caller = _output_dtype(start.output_dtype), calling(context)
         context.send_initial_metadata((ACCEPTED,))
 

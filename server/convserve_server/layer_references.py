@@ -10,8 +10,15 @@ from convserve.v1 import layer_pb2
 from convserve_server.layer_keeper import LayerKeeper
 
 
-def find_layers(references: Sequence[layer_pb2.LayerReference], keeper: LayerKeeper) -> list[Layer]:
+def find_layers(
+    references: Sequence[layer_pb2.LayerReference], keeper: LayerKeeper, *, may_store: bool = True
+) -> list[Layer]:
     """Returns the layers of a call; without weights where they are to be drawn.
+
+    Args:
+        references: Which.
+        keeper: Of stored layers.
+        may_store: Whether the caller may have layers stored that travel with the call.
 
     Raises:
         InvalidArgumentError: If a reference is incomplete, or an inline layer is wrong.
@@ -22,15 +29,15 @@ def find_layers(references: Sequence[layer_pb2.LayerReference], keeper: LayerKee
     found = []
     for index, reference in enumerate(references):
         with naming_layer(index, len(references)):
-            found.append(_layer(reference, keeper))
+            found.append(_layer(reference, keeper, may_store))
     return found
 
 
-def _layer(reference: layer_pb2.LayerReference, keeper: LayerKeeper) -> Layer:
+def _layer(reference: layer_pb2.LayerReference, keeper: LayerKeeper, may_store: bool) -> Layer:
     kind = reference.WhichOneof("layer")
     if kind == "inline":
         layer = Layer.from_message(reference.inline)
-        if reference.inline.store and layer.kernel is not None:
+        if reference.inline.store and may_store and layer.kernel is not None:
             keeper.keep(layer)
         return layer
     if kind == "digest":

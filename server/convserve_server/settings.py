@@ -15,6 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
+"""What a token is: characters that RFC 6750 allows, and too many to be guessed."""
+WHAT_A_TOKEN_IS = "at least 16 letters, digits and '.', '_', '~', '+', '/', '-'"  # noqa: S105
+
 
 class SettingsError(ValueError):
     """A setting has a value that it cannot have; the text names flag and variable."""
@@ -30,6 +34,7 @@ def _setting(
     least: int = 1,
     most: int = 2**31 - 1,
     metavar: str = "",
+    secret: bool = False,
 ) -> Any:
     metadata: dict[str, Any] = {
         "help": help_text,
@@ -37,6 +42,7 @@ def _setting(
         "choices": choices,
         "pattern": pattern,
         "metavar": metavar,
+        "secret": secret,
     }
     metadata |= {"least": least, "most": most}
     return dataclasses.field(default=default, metadata=metadata)
@@ -49,7 +55,8 @@ class Settings:
     listen: tuple[str, ...] = _setting(
         ("127.0.0.1:50051",),
         "address to listen on: HOST:PORT or unix:///PATH; port 0 picks a free one and prints it; repeatable (in the "
-        "variable: separated by commas). Another host than loopback is open to the network, without encryption",
+        "variable: separated by commas). Another host than loopback is open to the network: see --tls-certificate and "
+        "--tokens-file",
         metavar="ADDRESS",
     )
     device: str = _setting(
@@ -161,6 +168,25 @@ class Settings:
         least=0,
     )
     drain_s: int = _setting(30, "after that: how long calls under way may take to finish", unit="seconds", least=0)
+    tls_certificate: str = _setting(
+        "",
+        "PEM file of the server's certificate, followed by those between it and its CA: every HOST:PORT is then "
+        "encrypted. It is read again when it changes",
+        metavar="FILE",
+    )
+    tls_key: str = _setting("", "PEM file of that certificate's private key, not encrypted", metavar="FILE")
+    tls_client_ca: str = _setting(
+        "",
+        "PEM file of the CA that must have signed a caller's certificate (mutual TLS); without one none is asked for",
+        metavar="FILE",
+    )
+    tokens_file: str = _setting(
+        "",
+        "file of the tokens that callers must show, a line for each: NAME TOKEN PERMISSIONS, the permissions out of "
+        "read, compute, change with commas between them. It is read again when it changes",
+        metavar="FILE",
+    )
+    token: str = _setting("", "a further token, which allows everything", pattern=f"({TOKEN})?", secret=True)
     reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
     channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
     log_level: str = _setting("info", "least important message to log", choices=("debug", "info", "warning", "error"))
@@ -183,14 +209,26 @@ class Settings:
                 self._require(field.name, value in row["choices"], f"one of {', '.join(row['choices'])}", value)
             elif row["pattern"]:
                 matches = isinstance(value, str) and re.fullmatch(row["pattern"], value)
-                self._require(field.name, bool(matches), "auto, cpu or gpu:N", value)
+                expected = WHAT_A_TOKEN_IS if row["secret"] else "auto, cpu or gpu:N"
+                self._require(field.name, bool(matches), expected, value)
         addresses = bool(self.listen) and all(_is_address(each) for each in self.listen)
         self._require("listen", addresses, "HOST:PORT or unix:///PATH", ", ".join(self.listen))
 
     @staticmethod
     def _require(name: str, holds: bool, expected: str, value: object) -> None:
         if not holds:
-            raise SettingsError(f"{flag(name)} ({variable(name)}): Expected {expected}. Received {value!r}.")
+            is_secret = Settings.__dataclass_fields__[name].metadata["secret"]
+            named = variable(name) if is_secret else f"{flag(name)} ({variable(name)})"
+            received = "something else, which is not shown" if is_secret else repr(value)
+            raise SettingsError(f"{named}: Expected {expected}. Received {received}.")
+
+    def __repr__(self) -> str:
+        """Returns all settings, but of a secret no more than whether it is set."""
+        listed = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            listed.append(f"{field.name}={'***' if field.metadata['secret'] and value else repr(value)}")
+        return f"Settings({', '.join(listed)})"
 
 
 def flag(name: str) -> str:
@@ -204,8 +242,16 @@ def variable(name: str) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag per setting; what is not given stays out of the namespace."""
+    """Adds a flag per setting; what is not given stays out of the namespace.
+
+    A secret has none: the command lines of a machine's processes can be read by all its users.
+    """
+    secrets = [field for field in dataclasses.fields(Settings) if field.metadata["secret"]]
+    described = (f"{variable(each.name)}: {each.metadata['help']}" for each in secrets)
+    parser.add_argument_group("from the environment alone", "; ".join(described))
     for field in dataclasses.fields(Settings):
+        if field.metadata["secret"]:
+            continue
         default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
         unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
         options: dict[str, Any] = {
@@ -220,8 +266,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif field.metadata["choices"]:
             options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
         else:
-            options["metavar"] = field.metadata["unit"].upper() or (
-                "N" if isinstance(field.default, int) else field.name.upper()
+            options["metavar"] = (
+                field.metadata["metavar"]
+                or field.metadata["unit"].upper()
+                or ("N" if isinstance(field.default, int) else field.name.upper())
             )
         parser.add_argument(flag(field.name), **options)
 

@@ -3,11 +3,15 @@
 The protocol is written at SharedMemory in proto/convserve/v1/tensor.proto. A region is its caller's: possession of the
 descriptor lets it in, sealed sizes keep it mapped, and it is unmapped when the caller's connection ends. The server
 makes none, so it leaves none behind.
+
+All processes of a machine see the socket. So a connection begins with a ticket that only GetServerInfo gives, and
+whoever may not ask that can take neither room nor places from those who may.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hmac
 import logging
 import mmap
 import os
@@ -23,7 +27,7 @@ from pathlib import Path
 
 from convserve import InvalidTensorError
 from convserve.errors import FieldViolation, SharedMemoryLostError
-from convserve.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, Map
+from convserve.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES, Map
 from convserve.tensor import Array
 from convserve.v1 import tensor_pb2
 
@@ -45,11 +49,13 @@ class SharedMemory:
             most_bytes: The most bytes of all regions together.
         """
         self.address = f"convserve-{secrets.token_hex(16)}"
+        self.ticket = secrets.token_bytes(TICKET_BYTES)
         self._most_bytes = most_bytes
         # The other descriptors are for gRPC's connections and the store's files.
         self._most_connections = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._regions: dict[bytes, Map] = {}
         self._names: dict[socket.socket, set[bytes]] = {}
+        self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._paths: list[str] = []
@@ -139,17 +145,28 @@ class SharedMemory:
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
         if len(self._names) >= self._most_connections:
-            connection.close()
-            return
+            stranger = next(iter(self._without_ticket), None)
+            if stranger is None:
+                connection.close()
+                return
+            self._end(stranger)
         connection.setblocking(False)
         self._selector.register(connection, selectors.EVENT_READ, "answer")
         self._names[connection] = set()
+        self._without_ticket[connection] = None
 
     def _answer(self, connection: socket.socket) -> None:
-        name, descriptors, flags, _ = socket.recv_fds(connection, NAME_BYTES + 1, 1)
+        if connection not in self._names:
+            return  # it was ended to make room, after the selector had told of it
+        name, descriptors, flags, _ = socket.recv_fds(connection, TICKET_BYTES + 1, 1)
         try:
             if not name:
                 self._end(connection)
+            elif connection in self._without_ticket:
+                if not hmac.compare_digest(name, self.ticket):
+                    raise OSError("not the ticket")
+                del self._without_ticket[connection]
+                connection.send(b"\1")
             elif len(name) != NAME_BYTES or flags & socket.MSG_CTRUNC:
                 raise OSError("not a region's name and at most one descriptor")
             elif descriptors:
@@ -185,6 +202,7 @@ class SharedMemory:
         self._selector.unregister(connection)
         self._forget(connection, list(self._names[connection]))
         del self._names[connection]
+        self._without_ticket.pop(connection, None)
         connection.close()
 
     def _forget(self, connection: socket.socket, names: Sequence[bytes]) -> None:

@@ -32,6 +32,7 @@ import convserve
 from convserve import Conv2D, Layer, _rpc
 from convserve.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
+from convserve.v1.server_info_pb2 import ServerInfo
 
 MIB = 2**20
 DOUBLE = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2.0))
@@ -103,8 +104,10 @@ def test_a_unix_socket(everywhere: RunningServer, folder: Path, taken: Taken, ma
 
 
 def test_a_socket_beside_it_for_callers_in_another_network_namespace(everywhere: RunningServer, folder: Path) -> None:
-    with raw_caller(f"unix://{folder}/s") as caller, Sharer(f"{folder}/s{SUFFIX}") as sharer:
-        check_sharing(caller, sharer)
+    with raw_caller(f"unix://{folder}/s") as caller:
+        info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+        with Sharer(f"{folder}/s{SUFFIX}", info.shared_memory_ticket) as sharer:
+            check_sharing(caller, sharer)
 
 
 def test_a_unix_socket_with_a_long_path(everywhere: RunningServer, folder: Path, taken: Taken) -> None:
@@ -190,7 +193,7 @@ def test_a_socket_that_cannot_be_reached(everywhere: RunningServer, taken: Taken
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
         sharing = client._tensors._sharing
         assert sharing.is_to_connect()
-        sharing.connect("convserve-of-another-machine")
+        sharing.connect(ServerInfo(shared_memory_address="convserve-of-another-machine"))
         check(client)
         check(client)
     assert taken.copied_inputs == []

@@ -20,6 +20,8 @@ from tests.raw_calls import conv2d, layer, raw_caller, weights
 from tests.raw_sharing import SEALS, Sharer, X, check_sharing, memory, place, refused, shared_request
 from tests.waiting import eventually
 
+from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
+
 LIMIT = 2**24
 GOOD, REFUSED, ENDED = b"\1", b"\0", b""
 LOST = (grpc.StatusCode.UNAVAILABLE, "SHARED_MEMORY_LOST")
@@ -217,6 +219,50 @@ def test_a_server_without_free_descriptors_takes_connections_again_when_it_has_s
             last.share()
     finally:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+# Those who have no ticket
+
+
+@pytest.mark.parametrize("ticket", [b"\0" * 32, b"\0" * 31, b"\0" * 16, b"\0" * 4096], ids=len)
+def test_another_ticket_ends_the_connection(caller, ticket):
+    info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+    with Sharer(f"\0{info.shared_memory_address}", ticket) as stranger:
+        assert stranger.send(bytes(16), memory(4096)) == ENDED
+    with Sharer(f"\0{info.shared_memory_address}", info.shared_memory_ticket[:-1] + b"\0\0") as stranger:
+        assert stranger.send(bytes(16), memory(4096)) == ENDED
+
+
+def test_memory_that_is_handed_over_with_the_ticket_is_not_taken(limited, caller):
+    info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+    open_files = descriptors(limited.process.pid)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+        connection.settimeout(30)
+        connection.connect(f"\0{info.shared_memory_address}")
+        region = memory(4096)
+        socket.send_fds(connection, [info.shared_memory_ticket], [region])
+        os.close(region)
+        assert connection.recv(100) == GOOD
+        assert not maps_of_memory(limited.process.pid)
+    eventually(lambda: descriptors(limited.process.pid) <= open_files)
+
+
+def test_they_make_room_for_those_who_have_one(limited, caller):
+    """More of them than the server takes connections."""
+    pid = limited.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+    open_files = descriptors(pid)
+    with ExitStack() as opened:
+        sharer = opened.enter_context(Sharer.of(caller))
+        region = sharer.share()
+        for _ in range(1100):
+            stranger = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            stranger.connect(f"\0{info.shared_memory_address}")
+        check_sharing(caller, opened.enter_context(Sharer.of(caller)))
+        assert descriptors(pid) <= open_files + min(1000, before[0] // 4)
+        check_sharing(caller, sharer)
+        assert sharer.send(region.name) == GOOD
 
 
 # Others' regions

@@ -47,11 +47,12 @@ ALLOWED: dict[str, set[str]] = {
     | STUBS
     | ours("_channel", "_rpc", "shared_memory", "errors", "result", "stored", *CODEC, *MODEL),
     "convserve._channel": ours("_version", "errors"),
+    "convserve.access": {"grpc"} | ours("_channel", "errors"),
     "convserve._rpc": STUBS | ours("errors", "result", "status", "stored", *CODEC, *MODEL),
     **{
         f"convserve._{kind}": {"grpc"}
         | STUBS
-        | ours("_rpc", "_channel", f"_{kind}_layer", f"_{kind}_servers", f"_{kind}_tensors")
+        | ours("_rpc", "_channel", "access", f"_{kind}_layer", f"_{kind}_servers", f"_{kind}_tensors")
         | ours("layer_messages", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
@@ -60,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
         for kind in ("sync", "async")
     },
     **{
-        f"convserve._{kind}_servers": {"grpc"} | STUBS | ours("_channel", "_rpc", "layer_messages", "errors")
+        f"convserve._{kind}_servers": {"grpc"} | STUBS | ours("_channel", "_rpc", "access", "layer_messages", "errors")
         for kind in ("sync", "async")
     },
     **{
@@ -75,13 +76,13 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.bench.workloads": {"numpy"} | ours("errors", *CODEC, *MODEL),
     "convserve.bench.correctness": {"numpy"} | ours("errors", *CODEC, *MODEL),
     "convserve.bench.in_process": {"tensorflow", "keras"} | ours("bench.workloads", *CODEC),
-    "convserve.bench.echo": {"grpc", "convserve.v1"} | ours("_channel", "frame", "status"),
+    "convserve.bench.echo": {"grpc", "convserve.v1"} | ours("frame", "status"),
     "convserve.bench.course": ours("bench", "_sync", "errors", "result", "tensor"),
     "convserve.bench.measurement": ours("bench", "_sync"),
     "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
-    | ours("_channel", "_rpc", "keras_remote", "errors", *CODEC, *MODEL),
-    "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "stored", "errors", *CODEC, *MODEL),
+    | ours("_channel", "_rpc", "access", "keras_remote", "errors", *CODEC, *MODEL),
+    "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "access", "stored", "errors", *CODEC, *MODEL),
     "convserve.importing.hdf5": {"numpy"} | ours("bfloat16", "errors", "importing.untrusted", "tensor"),
     # A program of its own: it starts in a fraction of the time that importing convserve takes.
     "convserve.importing.hdf5_program": {"h5py", "numpy"},
@@ -113,6 +114,10 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.machine_memory": set(),
     "convserve_server.waiting_room": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
     "convserve_server.callers": {"grpc", "convserve_server.caller"},
+    "convserve_server.tokens": {f"convserve_server.{name}" for name in ("callers", "settings")},
+    "convserve_server.credentials": {"grpc", "convserve_server.settings"},
+    "convserve_server.authentication": {"grpc", "convserve"}
+    | {f"convserve_server.{name}" for name in ("callers", "tokens")},
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"}

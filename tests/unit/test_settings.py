@@ -11,6 +11,7 @@ from convserve_server.settings import Settings, SettingsError, flag, is_loopback
 
 FIELDS = {field.name: field for field in dataclasses.fields(Settings)}
 NUMBERS = [name for name, field in FIELDS.items() if type(field.default) is int]
+SECRETS = [name for name, field in FIELDS.items() if field.metadata["secret"]]
 SWITCHES = [name for name, field in FIELDS.items() if type(field.default) is bool]
 # A value other than the default, as it is written and as it is read; for each setting, or for each of its kind.
 OTHER = {
@@ -18,16 +19,20 @@ OTHER = {
     "device": ("gpu:3", "gpu:3"),
     "log_level": ("debug", "debug"),
     "store": ("/var/lib/convserve", "/var/lib/convserve"),
+    **{name: ("/etc/convserve/x", "/etc/convserve/x") for name in FIELDS if name.startswith("tls_")},
+    "tokens_file": ("/etc/convserve/tokens", "/etc/convserve/tokens"),
+    "token": ("s3cret-of-the-operator",) * 2,
     "warm_up": ("layer=a input_shape=1x2x2x1", ("layer=a input_shape=1x2x2x1",)),
     **dict.fromkeys(NUMBERS, ("7", 7)),
     "max_message_bytes": ("7000000", 7_000_000),
     **{name: (str(not FIELDS[name].default), not FIELDS[name].default) for name in SWITCHES},
 }
 EVERY = pytest.mark.parametrize("name", FIELDS)
+EVERY_FLAG = pytest.mark.parametrize("name", [name for name in FIELDS if name not in SECRETS])
 
 
 def parser():
-    made = argparse.ArgumentParser(prog="serve")
+    made = argparse.ArgumentParser(prog="serve", allow_abbrev=False)
     settings.add_arguments(made)
     return made
 
@@ -52,7 +57,7 @@ def refusal(call, *arguments, **keywords):
 # The table
 
 
-@EVERY
+@EVERY_FLAG
 def test_every_setting_is_in_the_help_with_flag_variable_default_and_text(name):
     (action,) = (each for each in parser()._actions if flag(name) in each.option_strings)
     default = FIELDS[name].default
@@ -79,7 +84,7 @@ def test_nothing_given_is_the_defaults():
     assert read(UNRELATED="1") == Settings()
 
 
-@EVERY
+@EVERY_FLAG
 def test_a_variable_wins_over_the_default_and_a_flag_over_the_variable(name):
     text, value = OTHER[name]
     assert value != FIELDS[name].default
@@ -213,3 +218,47 @@ def test_a_refusal_names_flag_variable_expectation_and_what_was_received():
     message = refusal(read, CONVSERVE_DRAIN_S="soon")
     pattern = r"--drain-s \(CONVSERVE_DRAIN_S\): Expected an integer from 0 to \d+\. Received 'soon'\."
     assert re.fullmatch(pattern, message)
+
+
+# Secrets
+
+
+def test_the_token_is_the_secret():
+    assert SECRETS == ["token"]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_comes_from_the_environment_alone_and_is_not_shown(name):
+    text, value = OTHER[name]
+    found = read(**{variable(name): text})
+    assert getattr(found, name) == value
+    assert found != Settings()
+    assert value not in repr(found)
+    assert f"{name}=***" in repr(found)
+    assert f"{name}=''" in repr(Settings())
+    with pytest.raises(SystemExit):
+        parser().parse_args([f"{flag(name)}={text}"])
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_in_the_help_by_its_variable_and_never_by_its_value(name, monkeypatch):
+    monkeypatch.setenv(variable(name), OTHER[name][0])
+    shown = " ".join(parser().format_help().split())
+    assert f"{variable(name)}: {FIELDS[name].metadata['help']}" in shown
+    assert f"{flag(name)} " not in shown
+    assert OTHER[name][0] not in shown
+
+
+@pytest.mark.parametrize("token", ["short", "with blanks in between", "s3cret-of-the-operator\n", "é" * 20, "=" * 20])
+def test_a_wrong_secret_is_refused_and_not_shown(token):
+    message = refusal(read, CONVSERVE_TOKEN=token)
+    assert message.startswith("CONVSERVE_TOKEN: Expected at least 16 letters, digits")
+    assert message.endswith("Received something else, which is not shown.")
+    assert token not in message
+
+
+def test_the_repr_has_every_other_setting():
+    shown = repr(Settings(drain_s=7, store="/var/lib/convserve"))
+    assert all(f"{name}=" in shown for name in FIELDS)
+    assert "drain_s=7" in shown
+    assert "store='/var/lib/convserve'" in shown

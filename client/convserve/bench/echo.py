@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import grpc
 
-from convserve import _channel, frame
+from convserve import frame
 from convserve.status import from_rpc_error
 from convserve.v1.convolution_service_pb2 import EchoRequest
 
@@ -17,15 +17,14 @@ _METHOD = "/convserve.v1.ConvolutionService/Echo"
 class Echo:
     """Sends zeros and gets zeros."""
 
-    def __init__(self, target: str, timeout: float) -> None:
+    def __init__(self, channel: Any, timeout: float) -> None:
         """Prepares to call.
 
         Args:
-            target: As of `Client`.
+            channel: Of a client's access to its target.
             timeout: Seconds that a call may take.
         """
-        # gRPC joins channels of one target and the same options, so these bytes take the client's own connection.
-        self._channel = grpc.insecure_channel(_channel.channel_target(target), options=_channel.channel_options())
+        self._channel = channel
         self._call: Any = self._channel.unary_unary(_METHOD)  # bytes as they are: no message is made of them
         self._timeout = timeout
 

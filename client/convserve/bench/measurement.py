@@ -74,7 +74,8 @@ class Measurement:
         self._blocks: dict[tuple[Course, Load, str], list[Block]] = {}
         self._seconds = 0.0
         self._opened = ExitStack()
-        self._echo = self._opened.enter_context(Echo(target, timeout))
+        # gRPC joins channels of one target and the same options, so the echo takes the client's own connection.
+        self._echo = self._opened.enter_context(Echo(client._access.channel(client._target), timeout))
 
     def add(self, workload: Workload, *, with_layer_in_process: bool = True) -> None:
         """Prepares a workload: its layer is stored, the first calls are made and their answers checked.

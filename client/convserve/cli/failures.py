@@ -29,7 +29,7 @@ def told(error: BaseException, arguments: argparse.Namespace) -> str | None:
 
 def _flag(field: str, arguments: argparse.Namespace) -> str:
     """Returns "--kernel-size" for "kernel_size", and "--kernel-initializer (seed)" for "kernel_initializer.seed"."""
-    argument, _, parameter = field.partition(".")
+    argument, _, parameter = field.replace("tls.", "tls_").partition(".")
     if argument == "input":
         flag = "INPUT" if hasattr(arguments, "input") else "--input-shape"
     elif argument == "use_bias":

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from contextlib import closing
 
 import grpc
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import Int32Value
 
-from convserve._channel import channel_options, channel_target
-from convserve.cli.connection import add_connection_options
+from convserve._channel import channel_target
+from convserve.access import Access
+from convserve.cli.connection import add_connection_options, tls
 from convserve.errors import DeadlineExceededError
 from convserve.status import from_rpc_error
 
@@ -21,7 +23,7 @@ _DESCRIPTION = """\
 Asks the server's standard health service (grpc.health.v1.Health/Check). Prints
 SERVING and ends with status 0 if it is ready for calls; otherwise prints one line
 that says why on stderr, and ends with status 1. It asks once and waits at most
---timeout seconds."""
+--timeout seconds. It shows no token, for health is open to all."""
 
 _EPILOG = """\
 examples:
@@ -48,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the command; returns the exit status."""
-    with grpc.insecure_channel(channel_target(arguments.target), options=channel_options()) as channel:
+    target = channel_target(arguments.target)
+    with closing(Access(target, "", tls(arguments)).channel(target)) as channel:
         check: Callable[..., bytes] = channel.unary_unary(_METHOD)
         try:
             # The request names no service, which asks for the whole server's health: an empty message.

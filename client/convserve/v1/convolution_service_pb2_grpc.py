@@ -31,10 +31,15 @@ class ConvolutionServiceStub(object):
     Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
-    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
-    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
+    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
+    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
+    no token.
+
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
+    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
+    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
+    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.
@@ -79,10 +84,15 @@ class ConvolutionServiceServicer(object):
     Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
-    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
-    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
+    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
+    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
+    no token.
+
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
+    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
+    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
+    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.
@@ -201,10 +211,15 @@ class ConvolutionService(object):
     Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
     does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
-    DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in error.proto. A caller that sends or
-    fetches nothing for some time (a minute, unless the operator says otherwise), while nothing but it is waited for, gets
-    CANCELLED. A message must not be compressed unless the operator allows it (UNIMPLEMENTED).
+    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
+    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
+    no token.
+
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
+    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
+    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
+    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
     limit, which in gRPC is 4 MiB by default, to what it expects.

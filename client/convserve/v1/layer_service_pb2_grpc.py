@@ -41,6 +41,9 @@ class LayerServiceStub(object):
     caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
     answered CANCELLED.
 
+    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
+    "change", all others "read".
+
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
     Reasons are in error.proto.
@@ -104,6 +107,9 @@ class LayerServiceServicer(object):
     that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
     caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
     answered CANCELLED.
+
+    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
+    "change", all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -251,6 +257,9 @@ class LayerService(object):
     that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
     caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
     answered CANCELLED.
+
+    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
+    "change", all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from convserve.v1 import tensor_pb2 as convserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onvserve/v1/server_info.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/tensor.proto\"\xe8\x02\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12tensorflow_version\x18\x02 \x01(\t\x12\x15\n\rkeras_version\x18\x03 \x01(\t\x12%\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x14.convserve.v1.Device\x12)\n\x0cinput_dtypes\x18\x05 \x03(\x0e\x32\x13.convserve.v1.Dtype\x12*\n\routput_dtypes\x18\x06 \x03(\x0e\x32\x13.convserve.v1.Dtype\x12/\n\x0cnumeric_mode\x18\x07 \x01(\x0b\x32\x19.convserve.v1.NumericMode\x12$\n\x06limits\x18\x08 \x01(\x0b\x32\x14.convserve.v1.Limits\x12\"\n\x05usage\x18\t \x01(\x0b\x32\x13.convserve.v1.Usage\x12\x1d\n\x15shared_memory_address\x18\n \x01(\t\"^\n\x05Usage\x12\x15\n\rstored_layers\x18\x01 \x01(\x03\x12\x1b\n\x13stored_memory_bytes\x18\x02 \x01(\x03\x12\x11\n\tevictions\x18\x03 \x01(\x03\x12\x0e\n\x06traces\x18\x04 \x01(\x03\"9\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\x1b\n\x0bNumericMode\x12\x0c\n\x04tf32\x18\x01 \x01(\x08\"X\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x16\n\x0emax_call_bytes\x18\x02 \x01(\x03\x12\x1b\n\x13max_layers_per_call\x18\x03 \x01(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onvserve/v1/server_info.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/tensor.proto\"\x86\x03\n\nServerInfo\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x1a\n\x12tensorflow_version\x18\x02 \x01(\t\x12\x15\n\rkeras_version\x18\x03 \x01(\t\x12%\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x14.convserve.v1.Device\x12)\n\x0cinput_dtypes\x18\x05 \x03(\x0e\x32\x13.convserve.v1.Dtype\x12*\n\routput_dtypes\x18\x06 \x03(\x0e\x32\x13.convserve.v1.Dtype\x12/\n\x0cnumeric_mode\x18\x07 \x01(\x0b\x32\x19.convserve.v1.NumericMode\x12$\n\x06limits\x18\x08 \x01(\x0b\x32\x14.convserve.v1.Limits\x12\"\n\x05usage\x18\t \x01(\x0b\x32\x13.convserve.v1.Usage\x12\x1d\n\x15shared_memory_address\x18\n \x01(\t\x12\x1c\n\x14shared_memory_ticket\x18\x0b \x01(\x0c\"^\n\x05Usage\x12\x15\n\rstored_layers\x18\x01 \x01(\x03\x12\x1b\n\x13stored_memory_bytes\x18\x02 \x01(\x03\x12\x11\n\tevictions\x18\x03 \x01(\x03\x12\x0e\n\x06traces\x18\x04 \x01(\x03\"9\n\x06\x44\x65vice\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\x1b\n\x0bNumericMode\x12\x0c\n\x04tf32\x18\x01 \x01(\x08\"X\n\x06Limits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x16\n\x0emax_call_bytes\x18\x02 \x01(\x03\x12\x1b\n\x13max_layers_per_call\x18\x03 \x01(\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,13 +33,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.server_info_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SERVERINFO']._serialized_start=76
-  _globals['_SERVERINFO']._serialized_end=436
-  _globals['_USAGE']._serialized_start=438
-  _globals['_USAGE']._serialized_end=532
-  _globals['_DEVICE']._serialized_start=534
-  _globals['_DEVICE']._serialized_end=591
-  _globals['_NUMERICMODE']._serialized_start=593
-  _globals['_NUMERICMODE']._serialized_end=620
-  _globals['_LIMITS']._serialized_start=622
-  _globals['_LIMITS']._serialized_end=710
+  _globals['_SERVERINFO']._serialized_end=466
+  _globals['_USAGE']._serialized_start=468
+  _globals['_USAGE']._serialized_end=562
+  _globals['_DEVICE']._serialized_start=564
+  _globals['_DEVICE']._serialized_end=621
+  _globals['_NUMERICMODE']._serialized_start=623
+  _globals['_NUMERICMODE']._serialized_end=650
+  _globals['_LIMITS']._serialized_start=652
+  _globals['_LIMITS']._serialized_end=740
 # @@protoc_insertion_point(module_scope)

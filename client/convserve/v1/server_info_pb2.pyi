@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerInfo(_message.Message):
-    __slots__ = ("version", "tensorflow_version", "keras_version", "devices", "input_dtypes", "output_dtypes", "numeric_mode", "limits", "usage", "shared_memory_address")
+    __slots__ = ("version", "tensorflow_version", "keras_version", "devices", "input_dtypes", "output_dtypes", "numeric_mode", "limits", "usage", "shared_memory_address", "shared_memory_ticket")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     TENSORFLOW_VERSION_FIELD_NUMBER: _ClassVar[int]
     KERAS_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,7 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SHARED_MEMORY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_MEMORY_TICKET_FIELD_NUMBER: _ClassVar[int]
     version: str
     tensorflow_version: str
     keras_version: str
@@ -29,7 +30,8 @@ class ServerInfo(_message.Message):
     limits: Limits
     usage: Usage
     shared_memory_address: str
-    def __init__(self, version: _Optional[str] = ..., tensorflow_version: _Optional[str] = ..., keras_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., input_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., output_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., numeric_mode: _Optional[_Union[NumericMode, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., shared_memory_address: _Optional[str] = ...) -> None: ...
+    shared_memory_ticket: bytes
+    def __init__(self, version: _Optional[str] = ..., tensorflow_version: _Optional[str] = ..., keras_version: _Optional[str] = ..., devices: _Optional[_Iterable[_Union[Device, _Mapping]]] = ..., input_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., output_dtypes: _Optional[_Iterable[_Union[_tensor_pb2.Dtype, str]]] = ..., numeric_mode: _Optional[_Union[NumericMode, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., shared_memory_address: _Optional[str] = ..., shared_memory_ticket: _Optional[bytes] = ...) -> None: ...
 
 class Usage(_message.Message):
     __slots__ = ("stored_layers", "stored_memory_bytes", "evictions", "traces")

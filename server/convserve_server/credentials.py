@@ -1,0 +1,135 @@
+"""The server's certificate: TLS for those who call, and with a CA of the callers' own mutual TLS.
+
+The files are looked at with every connection that is made. So a certificate that was renewed is used from the next one
+on, and connections that are open stay.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import ssl
+import threading
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from convserve_server.settings import SettingsError
+
+log = logging.getLogger("convserve")
+
+
+class Certificate:
+    """PEM files of a certificate with its chain, its private key, and of the CA that signs callers' certificates."""
+
+    def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
+        """Reads the files.
+
+        Args:
+            certificate: Path of the certificate, followed in its file by those between it and the CA.
+            key: Path of its private key, which is not encrypted.
+            client_ca: Path of the certificates one of which must have signed a caller's; empty to ask for none.
+
+        Raises:
+            SettingsError: If a file cannot be read or is wrong, or the key is not the certificate's.
+        """
+        self._certificate, self._key, self._client_ca = certificate, key, client_ca
+        self._lock = threading.Lock()
+        self._state = self._files_state()
+        try:
+            self._configuration = self._read()
+        except _WrongFilesError as error:
+            raise SettingsError(str(error)) from None
+
+    @classmethod
+    def of(cls, certificate: str, key: str, client_ca: str) -> Certificate | None:
+        """Returns the certificate of these settings; None if they ask for no TLS.
+
+        Raises:
+            SettingsError: If they contradict each other, and as above.
+        """
+        if bool(certificate) != bool(key):
+            given, lacking = ("certificate", "key") if certificate else ("key", "certificate")
+            raise SettingsError(f"--tls-{lacking}: Expected a file, for --tls-{given} is given. Received none.")
+        if client_ca and not certificate:
+            raise SettingsError("--tls-certificate: Expected a file, for --tls-client-ca is given. Received none.")
+        return cls(certificate, key, client_ca) if certificate else None
+
+    @property
+    def is_mutual(self) -> bool:
+        """Whether callers must show a certificate too."""
+        return bool(self._client_ca)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Returns the credentials of one listener."""
+        told = self._current()
+
+        def changed() -> Any:
+            nonlocal told
+            current = self._current()
+            if current is told:
+                return None
+            told = current
+            return current
+
+        return grpc.dynamic_ssl_server_credentials(told, changed, require_client_authentication=self.is_mutual)
+
+    def _current(self) -> Any:
+        """Returns what the files hold; if they are wrong now, what they held before."""
+        with self._lock:
+            state = self._files_state()
+            if state != self._state:
+                self._state = state
+                try:
+                    self._configuration = self._read()
+                except _WrongFilesError as error:
+                    log.error("%s The certificate of before stays in use.", error)
+                else:
+                    log.info("--tls-certificate: read %s again", self._certificate)
+            return self._configuration
+
+    def _read(self) -> Any:
+        # OpenSSL says what is wrong with the files, and gRPC does not.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self._certificate, self._key, password=lambda: b"")
+        except (OSError, ValueError) as error:
+            files = f"{self._certificate} and {self._key}"
+            expected = "PEM files of a certificate and of its private key, not encrypted"
+            text = f"--tls-certificate, --tls-key: Expected {expected}. Received {files}: {_why(error)}."
+            raise _WrongFilesError(text) from None
+        try:
+            if self._client_ca:
+                context.load_verify_locations(self._client_ca)
+        except (OSError, ValueError) as error:
+            text = f"Expected a PEM file of certificates. Received {self._client_ca}: {_why(error)}."
+            raise _WrongFilesError(f"--tls-client-ca: {text}") from None
+        try:
+            chain, key = Path(self._certificate).read_bytes(), Path(self._key).read_bytes()
+            root = Path(self._client_ca).read_bytes() if self._client_ca else None
+        except OSError as error:  # taken away since
+            raise _WrongFilesError(f"--tls-certificate: Expected files that can be read: {_why(error)}.") from None
+        return grpc.ssl_server_certificate_configuration([(key, chain)], root)
+
+    def _files_state(self) -> list[tuple[int, ...]]:
+        """Returns what changes when one of the files does."""
+        found: list[tuple[int, ...]] = []
+        for path in (self._certificate, self._key, self._client_ca):
+            try:
+                status = os.stat(path)
+            except OSError:
+                found.append((0,))
+            else:
+                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        return found
+
+
+class _WrongFilesError(Exception):
+    """The files are not what they should be; the text says which, and shows nothing of them."""
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ssl.SSLError):
+        return (error.reason or "no PEM").replace("_", " ").lower()
+    return getattr(error, "strerror", None) or "no PEM"
