@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convserve import __version__
 from convserve._channel import LARGE_FRAMES
-from convserve.v1 import layer_service_pb2_grpc
+from convserve.v1 import convolution_service_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
@@ -30,15 +28,22 @@ from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
+from convserve_server.observability import Observability
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
+from convserve_server.stderr_log import log, log_to_stderr
 from convserve_server.store import LayerStore
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
-log = logging.getLogger("convserve")
 T = TypeVar("T")
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
+# Of every service that a server may have, whatever the settings.
+_DESCRIPTORS = [
+    service
+    for file in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+]
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
@@ -66,11 +71,12 @@ def run(settings: Settings) -> int:
     Raises:
         SettingsError: If an address cannot be listened on, there is no such device, or a layer cannot be warmed up.
     """
-    _log_to_stderr(settings.log_level)
+    log_handler = log_to_stderr(settings.log_level, settings.log_format)
     stop = _asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
     store = _store(settings)
-    server, convolutions, layers, healths = _assembled(settings)
+    observability = Observability(settings, _DESCRIPTORS, log_handler)
+    server, convolutions, layers, healths = _assembled(settings, observability)
     addresses = [_listen(server, address) for address in settings.listen]
     server.start()
     if settings.shared_memory:
@@ -79,6 +85,8 @@ def run(settings: Settings) -> int:
         _say(f"listening on {address}")
         if not is_loopback(address):
             log.warning("%s is open to the network: calls to it are neither encrypted nor authenticated", address)
+    if observability.metrics_url:
+        _say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
@@ -98,6 +106,7 @@ def run(settings: Settings) -> int:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)
     layers.open(keeper)
+    observability.open(convolver, keeper)
     for name in ("", *SERVICES):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
@@ -105,7 +114,7 @@ def run(settings: Settings) -> int:
     tf32 = "on" if engine.tf32 else "off"
     _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
-    return _drain(settings, server, healths, convolutions.shared_memory)
+    return _drain(settings, server, healths, convolutions.shared_memory, observability)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
@@ -113,10 +122,12 @@ def _named(kind: type[T], settings: Settings) -> T:
     return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
 
 
-def _assembled(settings: Settings) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
+def _assembled(
+    settings: Settings, observability: Observability
+) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     server = grpc.server(
         ThreadPoolExecutor(settings.handler_threads, thread_name_prefix="handler"),
-        interceptors=[CallInterceptor(settings.handler_threads)],
+        interceptors=[observability.interceptor, CallInterceptor(settings.handler_threads)],
         options=[
             ("grpc.max_receive_message_length", settings.max_message_bytes),
             ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -179,7 +190,13 @@ def _is_taken_socket(address: str) -> bool:
     return False
 
 
-def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_memory: SharedMemory | None) -> int:
+def _drain(
+    settings: Settings,
+    server: grpc.Server,
+    healths: _Health,
+    shared_memory: SharedMemory | None,
+    observability: Observability,
+) -> int:
     """Stops in the order that loses no call: first the health check, then new calls, then the process."""
     healths.enter_graceful_shutdown()
     if settings.pre_stop_s:
@@ -192,6 +209,7 @@ def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_mem
     drained.wait()
     if shared_memory is not None:
         shared_memory.close()
+    observability.close()
     _say("stopped")
     if time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
@@ -219,14 +237,6 @@ def _asked_to_stop() -> threading.Event:
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     return stop
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(level.upper())
-    log.propagate = False
 
 
 def _say(text: str) -> None:

@@ -14,7 +14,15 @@ from convserve_server.admission import Admission, Limits
 from convserve_server.batcher import Batcher
 from convserve_server.drawn_layers import DrawnLayers
 
-__all__ = ["Batching", "Computed", "Convolved", "Convolver", "Engine", "Limits"]  # services do not know the parts
+__all__ = [
+    "Batching",
+    "Computed",
+    "Convolved",
+    "Convolver",
+    "Engine",
+    "Limits",
+    "Load",
+]  # services do not know the parts
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,13 @@ class Engine(Protocol):
     @property
     def traces(self) -> int:
         """How many functions are compiled."""
+
+    @property
+    def warm_shapes(self) -> int:
+        """How many shapes of inputs were computed before, of all functions together."""
+
+    def device_memory(self) -> dict[str, int]:
+        """Returns the bytes in use on each device that has memory of its own, by the device's name."""
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights drawn and every seed filled in."""
@@ -109,6 +124,23 @@ class Convolved:
     batch_size: int
 
 
+@dataclass(frozen=True)
+class Load:
+    """What calls take at the moment.
+
+    Attributes:
+        admitted_bytes: Memory set aside for calls.
+        max_admitted_bytes: The most that may be.
+        waiting_calls: Calls that wait for a device.
+        running_calls: Calls that a device computes.
+    """
+
+    admitted_bytes: int
+    max_admitted_bytes: int
+    waiting_calls: int
+    running_calls: int
+
+
 @dataclass(frozen=True, eq=False)
 class _Call:
     """A call that was admitted."""
@@ -141,6 +173,10 @@ class Convolver:
     def engine(self) -> Engine:
         """The engine, for what it says of itself."""
         return self._engine
+
+    def load(self) -> Load:
+        """Returns what calls take at the moment."""
+        return Load(0, self.limits.max_call_bytes, self._batcher.waiting, 0)
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
