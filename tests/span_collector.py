@@ -40,7 +40,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
         self._lock = threading.Lock()
         self._spans: list[Span] = []
 
-    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 (the contract's name)
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: ARG002, N802 (the contract's)
         with self._lock:
             for resource in request.resource_spans:
                 service = _values(resource.resource.attributes)["service.name"]

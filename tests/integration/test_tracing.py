@@ -1,4 +1,4 @@
-"""Spans as a collector receives them: the caller's, the server's below it, and what was waited and computed below that."""
+"""Spans as a collector receives them: the caller's, the server's below it, and below that waiting and computing."""
 
 import json
 import os
