@@ -13,6 +13,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
 
 from convserve import __version__
 from convserve_server.call_record import CallRecord, Computation, Observer
@@ -59,7 +60,7 @@ class Tracing(Observer):
         began = computation.began_ns
         started = began + computation.queue_us * 1000
         self._tracer.start_span("queue", below, start_time=began).end(started)
-        attributes = {
+        attributes: dict[str, AttributeValue] = {
             "convserve.batch_size": computation.batch_size,
             "convserve.device": computation.device,
             "convserve.warm": computation.warm,
