@@ -90,7 +90,7 @@ def test_each_item_of_a_stream_has_its_spans(caller, collector):
     found = caller.stub.ConvolveStream(iter(messages), timeout=60, metadata=parent.metadata)
     assert len(answers(found)) == 3
     spans = collector.waited_for(lambda spans: len(spans) == 5, parent.trace)
-    assert sorted(each.name for each in spans) == [f"{SERVICE}/ConvolveStream", "compute", "compute", "queue", "queue"]
+    assert sorted(each.name for each in spans) == ["compute", "compute", f"{SERVICE}/ConvolveStream", "queue", "queue"]
     assert spans[0].events == ("refused",)
     assert {each.parent for each in spans[1:]} == {spans[0].id}
     shapes = [each.attributes["convserve.input_shape"] for each in spans if each.name == "compute"]
