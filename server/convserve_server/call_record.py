@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import time
@@ -27,6 +28,8 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # No spaces, so that an id is one word in a line of text; bounded, because it goes back and into every log.
 _SANE_ID = re.compile(r"[!-~]{1,128}")
+# Ids that are made are those of this process, numbered: a random one for each call would cost more than all the rest.
+_MADE_BY, _NUMBERS = uuid.uuid4().hex[:16], itertools.count(1)
 
 
 class Computation(NamedTuple):
@@ -200,4 +203,4 @@ def _request_id(metadata: Metadata) -> str:
     for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.fullmatch(value):
             return value
-    return uuid.uuid4().hex
+    return f"{_MADE_BY}-{next(_NUMBERS):x}"

@@ -45,7 +45,7 @@ class ObservingInterceptor(grpc.ServerInterceptor):
     ) -> Handler | None:
         """Returns the method's handler, wrapped."""
         path: str = handler_call_details.method
-        metadata: Metadata = handler_call_details.invocation_metadata or ()  # type: ignore[assignment]
+        metadata: Metadata = handler_call_details.invocation_metadata or ()
         method = self._names.get(path)
         # What is no method of ours may be long, or try to look like another line of the log.
         told = method or ascii(path[:_LONGEST_PATH])
@@ -105,7 +105,7 @@ def _begin(call: CallRecord, context: grpc.ServicerContext) -> None:
 
 def _code(call: CallRecord, context: grpc.ServicerContext) -> str:
     """Returns the code that a call ended with, as its caller saw it."""
-    code = context.code()
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
     if code is not None and code is not grpc.StatusCode.OK:
         return code.name
     if not context.time_remaining():

@@ -31,9 +31,9 @@ class RequestLog(Observer):
         self._log = logging.getLogger("convserve.requests")
         self._log.propagate = False
         self._waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-        self._handler = _Waiting(self._waiting)  # type: ignore[arg-type] (it needs no more of a queue)
+        self._handler = _Waiting(self._waiting)
         self._log.addHandler(self._handler)
-        self._listener = QueueListener(self._waiting, handler)  # type: ignore[arg-type]
+        self._listener = QueueListener(self._waiting, handler)
         self._listener.start()
 
     def ended(self, call: CallRecord) -> None:
