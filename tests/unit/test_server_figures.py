@@ -65,7 +65,7 @@ def test_figures_are_of_the_time_between_two_scrapes(metrics):
     assert (found.input_bytes_per_s, found.output_bytes_per_s) == (8 * 32 / 4, 8 * 100 / 4)
     assert found.latency_s == pytest.approx((0.00375, 0.00475, 0.004975))  # of the bucket from 2.5 to 5 ms
     assert found.queue_s == pytest.approx(0.00009)
-    assert found.compute_s == pytest.approx(0.000175)
+    assert found.compute_s == pytest.approx(0.000235)
     assert server_figures.refusals(before, after) == {"OVERLOADED": 1}
 
 

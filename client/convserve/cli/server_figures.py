@@ -42,7 +42,7 @@ class MethodFigures:
         in_flight: Calls that have not, at the end of the period.
         latency_s: The 50th, 90th and 99th percentile of their duration in seconds; None without calls.
         queue_s: The 90th of what was waited for a device; None where nothing was computed.
-        compute_s: The 50th of what a device took; None likewise.
+        compute_s: The 90th of what a device took; None likewise.
         batch: Samples that were computed together, in the mean; None likewise.
         input_bytes_per_s: Of tensors.
         output_bytes_per_s: Of tensors.
@@ -103,7 +103,7 @@ def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
             if calls
             else None,
             queue_s=quantile(queue, 0.9) if passes else None,
-            compute_s=quantile(compute, 0.5) if passes else None,
+            compute_s=quantile(compute, 0.9) if passes else None,
             batch=grown("convserve_batch_samples_sum", method) / passes if passes else None,
             input_bytes_per_s=grown("convserve_input_bytes_total", method) / seconds,
             output_bytes_per_s=grown("convserve_output_bytes_total", method) / seconds,

@@ -10,7 +10,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from convserve.cli import server_figures
-from convserve.cli.report import bytes_text, duration_text
+from convserve.cli.report import bytes_text
 from convserve.errors import MissingDependencyError, UnavailableError
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ _DESCRIPTION = """\
 Shows what a server does, by its metrics: calls per second, latency percentiles,
 batch sizes, waiting times and tensors' bytes by method, then the memory, and what
 was refused and why. It asks again every --interval seconds, until Ctrl-C; figures
-are of the time in between. Percentiles are as exact as the metrics' buckets."""
+are of the time in between. "queue" and "compute" are 90th percentiles of what was
+waited for a device, and of what it took; "now" are calls that have not ended.
+Percentiles are as exact as the metrics' buckets."""
 
 _EPILOG = """\
 examples:
@@ -101,9 +103,8 @@ def _scraped(url: str) -> Scrape:
 
 
 def _missing() -> MissingDependencyError:
-    return MissingDependencyError(
-        "Expected rich and prometheus-client. Received neither: pip install 'convserve[top]'."
-    )
+    text = "Expected the packages of the extra. Received an install without all of them: pip install 'convserve[top]'."
+    return MissingDependencyError(text)
 
 
 def _screen(url: str, before: Scrape, latest: Scrape) -> Any:
@@ -114,8 +115,20 @@ def _screen(url: str, before: Scrape, latest: Scrape) -> Any:
     title = f"{url}, {period} {latest.time - before.time:.1f} s"
     calls = Table(title=title, title_justify="left", box=None, pad_edge=False)
     calls.add_column("method", no_wrap=True)
-    for name in ("calls/s", "now", "p50", "p90", "p99", "queue p90", "compute p50", "batch", "MB/s in", "MB/s out"):
-        calls.add_column(name, justify="right", no_wrap=True)
+    # Most in two lines, so that a terminal of 80 characters shows them all.
+    for name in (
+        "calls /s",
+        "now",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "queue ms",
+        "compute ms",
+        "batch",
+        "in MB/s",
+        "out MB/s",
+    ):
+        calls.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for method, figures in server_figures.methods(before, latest).items():
         calls.add_row(method.rpartition("/")[2], *_cells(figures))
     state = Table(box=None, show_header=False, pad_edge=False)
@@ -129,7 +142,7 @@ def _cells(figures: MethodFigures) -> list[str]:
     return [
         _short(figures.calls_per_s),
         str(figures.in_flight),
-        *(_time(each) for each in (*latencies, figures.queue_s, figures.compute_s)),
+        *("" if each is None else _short(each * 1e3) for each in (*latencies, figures.queue_s, figures.compute_s)),
         "" if figures.batch is None else f"{figures.batch:.3g}",
         *(_short(each / 1e6) for each in (figures.input_bytes_per_s, figures.output_bytes_per_s)),
     ]
@@ -158,10 +171,6 @@ def _state(before: Scrape, latest: Scrape) -> list[tuple[str, str]]:
     refused = ", ".join(f"{count} {reason}" for reason, count in server_figures.refusals(before, latest).items())
     rows.append(("refused", refused or "none"))
     return rows
-
-
-def _time(seconds: float | None) -> str:
-    return "" if seconds is None else duration_text(seconds * 1e6)
 
 
 def _short(value: float) -> str:
