@@ -27,11 +27,13 @@ class RunningServer:
         target: The address of its first listener.
         process: The process.
         log: The file with what it wrote to stderr.
+        metrics: The URL of its metrics; empty without.
     """
 
     target: str
     process: subprocess.Popen[str]
     log: Path
+    metrics: str = ""
 
     def stop(self) -> int:
         """Asks it to stop, waits until it has, and returns its exit status."""
@@ -50,7 +52,8 @@ def running_server(*arguments: str, environment: dict[str, str] | None = None) -
             command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **(environment or {})}
         )
         try:
-            yield RunningServer(_ready(process, Path(log.name)), process, Path(log.name))
+            said = _ready(process, Path(log.name))
+            yield RunningServer(said["listening on"], process, Path(log.name), said.get("metrics on", ""))
         finally:
             if process.poll() is None:
                 process.kill()
@@ -59,14 +62,15 @@ def running_server(*arguments: str, environment: dict[str, str] | None = None) -
             process.stdout.close()
 
 
-def _ready(process: subprocess.Popen[str], log: Path) -> str:
+def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    """Returns what a server says until it is ready: the first address of each kind."""
     assert process.stdout is not None
-    target = ""
+    said: dict[str, str] = {}
     for line in process.stdout:
-        if line.startswith("listening on ") and not target:
-            target = line.removeprefix("listening on ").strip()
+        what, _, address = line.strip().rpartition(" ")
+        said.setdefault(what, address)
         if line.startswith("ready"):
-            return target
+            return said
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
 
 

@@ -32,3 +32,15 @@ def maps_of_memory(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """Returns how many files a process has open."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def listening_ports(pid: int) -> set[int]:
+    """Returns the TCP ports at which a process listens."""
+    opened = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in opened:  # LISTEN
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -17,13 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
-from grpc_channelz.v1 import channelz
+from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convserve import __version__
 from convserve._channel import LARGE_FRAMES
-from convserve.v1 import layer_service_pb2_grpc
+from convserve.v1 import convolution_service_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
@@ -34,20 +32,27 @@ from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.machine_memory import machine_memory_bytes
+from convserve_server.observability import Observability
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
+from convserve_server.stderr_log import log, log_to_stderr
 from convserve_server.store import LayerStore
 from convserve_server.tokens import Tokens
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
-log = logging.getLogger("convserve")
 T = TypeVar("T")
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
 _MOST_METADATA_BYTES = 2**14
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
+# Of every service that a server may have, whatever the settings.
+_DESCRIPTORS = [
+    service
+    for file in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
+    for service in file.DESCRIPTOR.services_by_name.values()
+]
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
@@ -76,13 +81,14 @@ def run(settings: Settings) -> int:
         SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
             files of tokens and certificates are wrong.
     """
-    _log_to_stderr(settings.log_level)
+    log_handler = log_to_stderr(settings.log_level, settings.log_format)
     stop = _asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
     tokens = Tokens(settings.tokens_file, settings.token)
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
-    server, convolutions, layers, healths = _assembled(settings, tokens, certificate)
+    observability = Observability(settings, _DESCRIPTORS, log_handler)
+    server, convolutions, layers, healths = _assembled(settings, observability, tokens, certificate)
     addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
     if settings.shared_memory:
@@ -92,6 +98,8 @@ def run(settings: Settings) -> int:
         exposed = _exposure(certificate, tokens)
         if exposed and not is_loopback(address):
             log.warning("%s is open to the network: %s", address, exposed)
+    if observability.metrics_url:
+        _say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
@@ -113,6 +121,7 @@ def run(settings: Settings) -> int:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)
     layers.open(keeper)
+    observability.open(convolver, keeper)
     for name in ("", *SERVICES):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
@@ -120,7 +129,7 @@ def run(settings: Settings) -> int:
     tf32 = "on" if engine.tf32 else "off"
     _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
-    return _drain(settings, server, healths, convolutions.shared_memory)
+    return _drain(settings, server, healths, convolutions.shared_memory, observability)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
@@ -140,13 +149,14 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 
 
 def _assembled(
-    settings: Settings, tokens: Tokens, certificate: Certificate | None
+    settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
 ) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="handler"),
         interceptors=[
+            observability.interceptor,
             *([Authentication(tokens)] if tokens else []),
             *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
             CallInterceptor(threads, silence),
@@ -240,7 +250,13 @@ def _is_taken_socket(address: str) -> bool:
     return False
 
 
-def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_memory: SharedMemory | None) -> int:
+def _drain(
+    settings: Settings,
+    server: grpc.Server,
+    healths: _Health,
+    shared_memory: SharedMemory | None,
+    observability: Observability,
+) -> int:
     """Stops in the order that loses no call: first the health check, then new calls, then the process."""
     healths.enter_graceful_shutdown()
     if settings.pre_stop_s:
@@ -253,6 +269,7 @@ def _drain(settings: Settings, server: grpc.Server, healths: _Health, shared_mem
     drained.wait()
     if shared_memory is not None:
         shared_memory.close()
+    observability.close()
     _say("stopped")
     if time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
@@ -280,14 +297,6 @@ def _asked_to_stop() -> threading.Event:
 
     threading.Thread(target=wait, name="signals", daemon=True).start()
     return stop
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(level.upper())
-    log.propagate = False
 
 
 def _say(text: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 
 from convserve import ConvserveError, PermissionDeniedError, UnauthenticatedError
-from convserve.status import to_status
 from convserve_server.callers import CHANGE, COMPUTE, PERMISSIONS, READ, authenticate, name_by_certificate
+from convserve_server.interceptors import refuse
 from convserve_server.tokens import Tokens
 
 log = logging.getLogger("convserve")
@@ -123,9 +123,4 @@ def _refusing(error: ConvserveError) -> Handler:
 
     It is that of a stream, whatever the method, because gRPC receives a lone request before it calls a handler.
     """
-    status = to_status(error)
-
-    def refuse(_: Any, context: grpc.ServicerContext) -> Any:
-        context.abort_with_status(status)
-
-    return grpc.stream_unary_rpc_method_handler(refuse)
+    return grpc.stream_unary_rpc_method_handler(lambda _, context: refuse(error, context))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import grpc
 import numpy as np
 
 from convserve import (
+    ConvserveError,
     InvalidRequestError,
     Layer,
     ServerInfo,
@@ -29,6 +31,7 @@ from convserve.stream import ACCEPTED
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc
+from convserve_server.call_record import Computation, current_call
 from convserve_server.callers import CHANGE, calling, is_local, may
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
@@ -147,6 +150,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if place is not None:
             self._shared(context).array(place, 0, "output_memory")
         output_dtype = _output_dtype(request.message.output_dtype)
+        began_ns = time.time_ns()
         answer = convolver.convolve(
             layers,
             x,
@@ -155,6 +159,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             unbatched=request.message.unbatched,
             in_one_message=place is None,
         )
+        current_call().computed(_computation(began_ns, x, answer))
         message, output = _response(answer), answer.computed.output
         if place is None:
             return ConvolveResponse(message, output)
@@ -191,18 +196,26 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         start = first.start
         layers = [_seeded(each) for each in find_layers(start.layers, self._keeper, may_store=may(CHANGE))]
         output_dtype, caller = _output_dtype(start.output_dtype), calling(context)
+        call = current_call()  # here, because items are computed by other threads
         context.send_initial_metadata((ACCEPTED,))
 
         def convolve(x: Array, ticket: Ticket, waiting: Caller) -> Answer:
+            began_ns = time.time_ns()
             answer = convolver.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
+            call.computed(_computation(began_ns, x, answer))
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
             return message, answer.computed.output
 
+        def as_error(error: Exception) -> ConvserveError:
+            told = as_answer(error, f"/{SERVICE_NAME}/ConvolveStream")
+            call.refused_item(told)
+            return told
+
         work = Work(
             admit=lambda shape, dtype, waiting: convolver.admit(layers, shape, dtype, output_dtype, waiting),
             convolve=convolve,
-            as_error=lambda error: as_answer(error, f"/{SERVICE_NAME}/ConvolveStream"),
+            as_error=as_error,
             waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
             idle_s=self._silence.limit_s,
             most_items=self._most_items,
@@ -241,6 +254,23 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _computation(began_ns: int, x: Array, answer: Convolved) -> Computation:
+    """Returns what is told of a forward pass."""
+    computed, timing = answer.computed, answer.timing
+    return Computation(
+        began_ns=began_ns,
+        queue_us=timing.queue_us,
+        compute_us=timing.compute_us,
+        batch_size=answer.batch_size,
+        device=computed.device,
+        warm=computed.warm,
+        input_shape=x.shape,
+        output_shape=computed.output.shape,
+        input_bytes=x.nbytes,
+        output_bytes=computed.output.nbytes,
+    )
 
 
 def _response(answer: Convolved) -> messages.ConvolveResponse:

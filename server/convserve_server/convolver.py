@@ -56,6 +56,13 @@ class Engine(Protocol):
     def traces(self) -> int:
         """How many functions are compiled."""
 
+    @property
+    def warm_shapes(self) -> int:
+        """How many shapes of inputs were computed before, of all functions together."""
+
+    def device_memory(self) -> dict[str, int]:
+        """Returns the bytes in use on each device that has memory of its own, by the device's name."""
+
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights drawn and every seed filled in."""
 

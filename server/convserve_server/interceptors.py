@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -27,6 +27,7 @@ from convserve import (
 )
 from convserve.errors import FieldViolation
 from convserve.status import to_status
+from convserve_server.call_record import current_call
 from convserve_server.callers import caller_of
 from convserve_server.silence import SilenceWatch
 
@@ -167,8 +168,18 @@ def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[No
     except Exception as error:
         if not isinstance(error, ConvserveError) and not context.is_active():
             raise  # the caller left, and what failed is the answer to nobody
-        status = to_status(as_answer(error, method))
-    context.abort_with_status(status)
+        told = as_answer(error, method)
+    refuse(told, context)
+
+
+def refuse(error: ConvserveError, context: grpc.ServicerContext) -> NoReturn:
+    """Ends a call with an error, which its record is told of."""
+    current_call().refused(error)
+    status = to_status(error)
+    # Not abort_with_status, which would drop what others have set.
+    context.set_trailing_metadata((*(context.trailing_metadata() or ()), *(status.trailing_metadata or ())))
+    context.abort(status.code, status.details)
+    raise AssertionError  # abort has raised
 
 
 def as_answer(error: Exception, method: str) -> ConvserveError:
@@ -182,6 +193,7 @@ def as_answer(error: Exception, method: str) -> ConvserveError:
     if isinstance(error, NotImplementedError):
         return UnimplementedError(f"Expected a call that this server has. It has no {method}.")
     error_id = uuid.uuid4().hex[:12]
-    log.error("%s failed, error id %s", method, error_id, exc_info=error)
+    ids = {"error_id": error_id, "request_id": current_call().request_id}
+    log.error("%s failed, error id %s, request id %s", method, *ids.values(), exc_info=error, extra=ids)
     text = f"The server failed. Its log has the details under error id {error_id}."
     return InternalError(text, error_id=error_id)

@@ -189,6 +189,19 @@ class Settings:
     token: str = _setting("", "a further token, which allows everything", pattern=f"({TOKEN})?", secret=True)
     reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
     channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
+    metrics: str = _setting(
+        "",
+        "address to serve metrics for Prometheus on over HTTP, as HOST:PORT; port 0 picks a free one and prints it; "
+        "none if empty",
+    )
+    log_requests: bool = _setting(
+        False,
+        "log a line per request, with its caller; at a thousand calls a second that is a gigabyte an hour, which is "
+        "for those who collect it",
+    )
+    log_format: str = _setting(
+        "text", "what a line of the log is: text for people, or a JSON object", choices=("text", "json")
+    )
     log_level: str = _setting("info", "least important message to log", choices=("debug", "info", "warning", "error"))
 
     def __post_init__(self) -> None:
@@ -213,6 +226,8 @@ class Settings:
                 self._require(field.name, bool(matches), expected, value)
         addresses = bool(self.listen) and all(_is_address(each) for each in self.listen)
         self._require("listen", addresses, "HOST:PORT or unix:///PATH", ", ".join(self.listen))
+        by_http = not self.metrics or (_is_address(self.metrics) and not self.metrics.startswith("unix:"))
+        self._require("metrics", by_http, "HOST:PORT, or nothing", self.metrics)
 
     @staticmethod
     def _require(name: str, holds: bool, expected: str, value: object) -> None:

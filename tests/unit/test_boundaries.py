@@ -80,6 +80,8 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.bench.course": ours("bench", "_sync", "errors", "result", "tensor"),
     "convserve.bench.measurement": ours("bench", "_sync"),
     "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
+    "convserve.cli.server_figures": {"prometheus_client"},
+    "convserve.cli.top": {"rich"} | ours("cli.report", "cli.server_figures", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "access", "keras_remote", "errors", *CODEC, *MODEL),
     "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "access", "stored", "errors", *CODEC, *MODEL),
@@ -117,7 +119,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.tokens": {f"convserve_server.{name}" for name in ("callers", "settings")},
     "convserve_server.credentials": {"grpc", "convserve_server.settings"},
     "convserve_server.authentication": {"grpc", "convserve"}
-    | {f"convserve_server.{name}" for name in ("callers", "tokens")},
+    | {f"convserve_server.{name}" for name in ("callers", "interceptors", "tokens")},
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"}
@@ -129,6 +131,7 @@ ALLOWED: dict[str, set[str]] = {
         *(
             f"convserve_server.{name}"
             for name in (
+                "call_record",
                 "callers",
                 "convolver",
                 "convolve_stream",
@@ -146,8 +149,24 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         "convserve_server.layer_keeper",
     },
-    "convserve_server.interceptors": {"grpc", "google.protobuf", "convserve"}
-    | {"convserve_server.callers", "convserve_server.silence"},
+    "convserve_server.interceptors": {
+        "grpc",
+        "google.protobuf",
+        "convserve",
+        *(f"convserve_server.{name}" for name in ("call_record", "callers", "silence")),
+    },
+    "convserve_server.call_record": {"convserve"},
+    "convserve_server.observing_interceptor": {
+        "grpc",
+        *(f"convserve_server.{name}" for name in ("call_record", "callers")),
+    },
+    "convserve_server.metrics": {
+        "prometheus_client",
+        *(f"convserve_server.{name}" for name in ("call_record", "convolver", "layer_keeper")),
+    },
+    "convserve_server.request_log": {"convserve_server.call_record"},
+    "convserve_server.stderr_log": {"pythonjsonlogger"},
+    "convserve_server.tracing": {"grpc", "opentelemetry", "convserve", "convserve_server.call_record"},
     "convserve_server.command": {"convserve_server.settings", "convserve_server.app"},
 }
 # The client's modules for people who have Keras.
@@ -234,6 +253,19 @@ def test_only_the_composition_root_imports_the_engine() -> None:
     assert {m for m, names in outside.items() if any(within(n, {ENGINE}) for n in names)} == {"convserve_server.app"}
 
 
+def test_prometheus_and_opentelemetry_are_known_where_they_are_used_alone() -> None:
+    knowing = {
+        module: {name.split(".")[0] for name in imports(path)} & {"prometheus_client", "opentelemetry", "rich"}
+        for module, path in (modules(CLIENT) | modules(SERVER)).items()
+    }
+    assert {module: names for module, names in knowing.items() if names} == {
+        "convserve.cli.server_figures": {"prometheus_client"},
+        "convserve.cli.top": {"rich"},
+        "convserve_server.metrics": {"prometheus_client"},
+        "convserve_server.tracing": {"opentelemetry"},
+    }
+
+
 def test_all_names_what_is_importable() -> None:
     public = {name for name in vars(convserve) if not name.startswith("_")}
     # Modules of the package appear as attributes once anything imports them; they are not offered by name.
@@ -245,6 +277,7 @@ def test_all_names_what_is_importable() -> None:
 
 def test_import_loads_no_optional_package() -> None:
     heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures", "convserve.bench"]
+    heavy += ["prometheus_client", "opentelemetry", "rich"]
     code = f"import sys, convserve; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

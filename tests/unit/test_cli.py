@@ -21,7 +21,7 @@ def ended(argv):
 def test_help_lists_every_command_with_a_line(capsys):
     assert ended(["--help"]) == 0
     out = capsys.readouterr().out
-    for name in ("conv2d", "plan", "bench", "health", "info", "serve"):
+    for name in ("conv2d", "plan", "bench", "health", "info", "top", "serve"):
         assert f"\n    {name} " in out
     assert "examples:" in out
 

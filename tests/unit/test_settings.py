@@ -18,6 +18,8 @@ OTHER = {
     "listen": ("localhost:0", ("localhost:0",)),
     "device": ("gpu:3", "gpu:3"),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
+    "metrics": ("localhost:0", "localhost:0"),
     "store": ("/var/lib/convserve", "/var/lib/convserve"),
     **{name: ("/etc/convserve/x", "/etc/convserve/x") for name in FIELDS if name.startswith("tls_")},
     "tokens_file": ("/etc/convserve/tokens", "/etc/convserve/tokens"),
@@ -170,6 +172,11 @@ def test_a_log_level_is_one_of_four_words(level):
     assert "--log-level (CONVSERVE_LOG_LEVEL): Expected one of debug, info, warning, error." in message
 
 
+def test_a_log_format_is_one_of_two_words():
+    message = refusal(read, "--log-format", "yaml")
+    assert message == "--log-format (CONVSERVE_LOG_FORMAT): Expected one of text, json. Received 'yaml'."
+
+
 # Addresses
 
 
@@ -191,6 +198,12 @@ def test_what_is_no_address_is_refused(address):
     message = refusal(read, "--listen=localhost:1", f"--listen={address}")
     assert message.startswith("--listen (CONVSERVE_LISTEN): Expected HOST:PORT or unix:///PATH. Received ")
     assert refusal(read, CONVSERVE_LISTEN=f"localhost:1,{address}") == message
+
+
+@pytest.mark.parametrize("address", [*(each for each in WRONG_ADDRESSES if each), "unix:///tmp/x.sock"])
+def test_what_is_no_address_of_metrics_is_refused(address):
+    message = refusal(read, f"--metrics={address}")
+    assert message == f"--metrics (CONVSERVE_METRICS): Expected HOST:PORT, or nothing. Received {address!r}."
 
 
 def test_a_server_listens_somewhere():

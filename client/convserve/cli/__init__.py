@@ -41,6 +41,7 @@ _COMMANDS = {
     "bench": "measure a server: latency, throughput, and where the time goes",
     "health": "ask whether a server is serving (for probes of containers)",
     "info": "say what a server is: versions, devices, dtypes, limits",
+    "top": "watch a server: calls, latencies, batches, memory (needs convserve[top])",
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",
 }
 _OF_THE_SERVER = frozenset({"serve"})

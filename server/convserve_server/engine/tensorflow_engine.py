@@ -73,6 +73,20 @@ class TensorFlowEngine:
         """How many functions are kept, each of which is traced once."""
         return len(self._traces)
 
+    @property
+    def warm_shapes(self) -> int:
+        """How many shapes of inputs they were asked for."""
+        return self._traces.shapes
+
+    def device_memory(self) -> dict[str, int]:
+        """Returns the bytes in use on each GPU by its name; nothing on a CPU, of which TensorFlow tells none."""
+        if not self._on_gpu:
+            return {}
+        return {
+            device.name: tf.config.experimental.get_memory_info(name.upper())["current"]
+            for device, name in zip(self._devices, self._names, strict=True)
+        }
+
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights that Keras' initializers draw, and with every seed filled in."""
         seeded = config.with_seed(random.SystemRandom().randrange(2**31))

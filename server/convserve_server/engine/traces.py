@@ -50,6 +50,11 @@ class Traces:
         """Returns how many are kept."""
         return len(self._traces)
 
+    @property
+    def shapes(self) -> int:
+        """How many shapes they were asked for."""
+        return len(self._shapes)
+
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:

@@ -1,0 +1,40 @@
+"""The server's log: lines on stderr, in words for people or as JSON for programs."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+log = logging.getLogger("convserve")
+
+FORMATS = ("text", "json")
+"""The forms that the log may have."""
+
+
+def log_to_stderr(level: str, form: str) -> logging.Handler:
+    """Sends the log of the server, and of OpenTelemetry, to stderr; returns what writes it.
+
+    Args:
+        level: The least important that is written, such as "info".
+        form: One of FORMATS.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(form))
+    for each in (log, logging.getLogger("opentelemetry")):
+        each.addHandler(handler)
+        each.propagate = False
+    log.setLevel(level.upper())
+    return handler
+
+
+def formatter(form: str) -> logging.Formatter:
+    """Returns what makes a line of a record.
+
+    As JSON it is one object with the keys "level", "message" and "time", in UTC, then "exc_info" where there is a
+    traceback, and whatever else the record was given.
+    """
+    if form == "text":
+        return logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(["levelname", "message"], rename_fields={"levelname": "level"}, timestamp="time")
