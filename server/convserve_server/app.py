@@ -26,6 +26,7 @@ from convserve.v1 import layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
+from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
@@ -93,7 +94,7 @@ def run(settings: Settings) -> int:
         )
         check_devices(engine)
     keeper = LayerKeeper(engine, store, settings.max_call_bytes)
-    convolver = Convolver(engine, _named(Limits, settings), _named(Batching, settings))
+    convolver = Convolver(DividedEngine(engine), _named(Limits, settings), _named(Batching, settings))
     for each in warm_ups:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)

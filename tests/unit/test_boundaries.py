@@ -94,6 +94,16 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         *(f"convserve_server.{name}" for name in ("admission", "batcher", "drawn_layers")),
     },
+    "convserve_server.tiles": {"convserve"},
+    "convserve_server.loss_sums": {"numpy", "convserve"},
+    "convserve_server.memory_bounds": set(),
+    "convserve_server.divided_engine": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("convolver", "division", "memory_bounds")},
+    "convserve_server.division": {
+        "numpy",
+        "convserve",
+        *(f"convserve_server.{name}" for name in ("aligned", "convolver", "loss_sums", "memory_bounds", "tiles")),
+    },
     "convserve_server.warm_up": {
         "numpy",
         "convserve",
