@@ -65,13 +65,14 @@ class Division:
 
     def whole(self, inputs: Sequence[Array]) -> Computed | None:
         """Returns what all inputs together give; None if they do not fit, or are not likely to."""
-        samples = sum(len(each) for each in inputs)
+        samples, size = sum(len(each) for each in inputs), self._size_of(inputs[0])
         bound = self._bound
-        if bound is not None:
-            x = inputs[0]
-            if _bytes(self._chain, (samples, *x.shape[1:]), name_of(x), self._output_dtype) > bound:
-                return None
-        return self._attempt(self._layers, inputs, self._output_dtype, _counted(samples, "sample"))
+        if bound is not None and size(samples) > bound:
+            return None
+        found = self._attempt(self._layers, inputs, self._output_dtype, _counted(samples, "sample"))
+        if found is None:
+            self._halve(samples, size)
+        return found
 
     def divided(self, x: Array) -> Computed:
         """Returns what parts of one input give.
@@ -79,12 +80,12 @@ class Division:
         Raises:
             OutOfMemoryError: If a part that cannot be divided further did not fit.
         """
-        shape = plan(self._chain, x.shape).output_shape
+        self._plan = plan(self._chain, x.shape, input_dtype=name_of(x), output_dtype=self._output_dtype)
         try:
-            output = aligned_empty(shape, numpy_dtype(self._output_dtype))
+            output = aligned_empty(self._plan.output_shape, numpy_dtype(self._output_dtype))
             self._by_samples(x, output)
         except MemoryError as error:
-            raise self._refusal(x, "the machine has no memory to put its parts together") from error
+            raise self._refusal("the machine has no memory to put its parts together") from error
         if not self._tried:
             self._bounds.widen((self._device, self._chain))
         device = self._engine.devices[self._device].name
@@ -92,11 +93,7 @@ class Division:
 
     def _by_samples(self, x: Array, output: Array) -> None:
         """Computes as many samples at a time as fit, and by tiles those that do not fit alone."""
-
-        def size(samples: int) -> int:
-            return _bytes(self._chain, (samples, *x.shape[1:]), name_of(x), self._output_dtype)
-
-        first, most = 0, len(x) // 2 if self._tried else len(x)
+        first, most, size = 0, len(x) // 2 if self._tried else len(x), self._size_of(x)
         while first < len(x):
             count = self._fitting(min(most, len(x) - first), size)
             if not count:
@@ -106,7 +103,7 @@ class Division:
             if self._part(self._layers, 0, x[rows], (...,), self._output_dtype, output[rows], what):
                 first += count
             else:
-                most = count // 2
+                most = self._halve(count, size)
         for each in range(first, len(x)):
             self._by_runs(x[each : each + 1], output[each : each + 1], tried=not most)
 
@@ -153,14 +150,14 @@ class Division:
             if mixes_rows(chain[-1]):
                 name = chain[-1].activation.keras_name
                 why += f" ({name} along the height does not let it be divided)"
-            return self._refusal(x, why)
+            return self._refusal(why)
 
         if tried and height == least:
             raise refusal()
         first, most = 0, height // 2 if tried else height
         layers = tuple(run)
         while first < height:
-            count = max(least, self._fitting(min(most, height - first), size))
+            count = least if mixes_rows(chain[-1]) else max(1, self._fitting(min(most, height - first), size))
             if self._most_bytes is not None and size(count) > self._most_bytes:
                 raise refusal()
             found = tile(chain, shapes, (first, first + count))
@@ -169,10 +166,10 @@ class Division:
             kept, target = _rows(axis, begin, begin + count), output[_rows(axis, first, first + count)]
             if self._part(layers, index, read, kept, output_dtype, target, _counted(count, "row")):
                 first += count
-            elif count > least:
-                most = count // 2
             else:
-                raise refusal()
+                most = self._halve(count, size, least)
+                if most < least:
+                    raise refusal()
 
     def _part(
         self,
@@ -212,25 +209,31 @@ class Division:
             return self._engine.convolve(layers, contiguous, output_dtype, self._device)
         except (OutOfMemoryError, MemoryError):
             pass  # and with the error goes all that its traceback holds
-        shape = (sum(len(each) for each in inputs), *inputs[0].shape[1:])
-        failed = _bytes([each.config for each in layers], shape, name_of(inputs[0]), output_dtype)
-        self._bounds.lower((self._device, self._chain), failed)
         self._tried.append(what)
         return None
+
+    def _size_of(self, x: Array) -> Callable[[int], int]:
+        """Returns what gives the bytes of a computation of so many samples like an input's."""
+        return lambda samples: _bytes(self._chain, (samples, *x.shape[1:]), name_of(x), self._output_dtype)
+
+    def _halve(self, count: int, size: Callable[[int], int], least: int = 1) -> int:
+        """Returns half of what did not fit, having noted that no more than that is to be tried next time."""
+        half = count // 2
+        self._bounds.lower((self._device, self._chain), size(half) if half >= least else size(least) // 2)
+        return half
 
     def _fitting(self, most: int, size: Callable[[int], int]) -> int:
         """Returns the largest number up to `most` whose size is within the bound, perhaps 0."""
         bound = self._bound
         return most if bound is None else bisect.bisect_right(range(1, most + 1), bound, key=size)
 
-    def _refusal(self, x: Array, why: str) -> OutOfMemoryError:
-        found = plan(self._chain, x.shape, input_dtype=name_of(x), output_dtype=self._output_dtype)
+    def _refusal(self, why: str) -> OutOfMemoryError:
         device = self._engine.devices[self._device].name
         tried = f"None of these fitted: {', '.join(self._tried)}." if self._tried else "It was not tried."
         return OutOfMemoryError(
             f"Expected a call that fits the memory of {device}, at least in parts. Received one that takes "
-            f"{found.memory_bytes} bytes by its plan, and {why}. {tried} Send smaller images or fewer filters at once, "
-            "or try again when the device has less to do."
+            f"{self._plan.memory_bytes} bytes by its plan, and {why}. {tried} Send smaller images or fewer filters at "
+            "once, or try again when the device has less to do."
         )
 
 

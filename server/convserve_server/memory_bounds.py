@@ -13,8 +13,8 @@ _GROWTH = 64  # of what TensorFlow allocates, it waits ten seconds before it say
 class MemoryBounds:
     """Bounds in bytes, each of what has it in common: a device and layers. Methods may be called from any thread.
 
-    A bound is half of what failed, and grows with each success by a 64th, since the memory may have been another
-    process'. Of what never failed there is none. Those used last are kept.
+    A bound is lowered when a computation fails, and grows by a 64th with each call that it divides, since the memory
+    may have been another process'. Of what never failed there is none. Those used last are kept.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class MemoryBounds:
                 self._bounds.move_to_end(key)
             return self._bounds.get(key)
 
-    def lower(self, key: Hashable, failed: int) -> None:
-        """Notes that a computation of `failed` bytes did not fit."""
+    def lower(self, key: Hashable, bound: int) -> None:
+        """Notes that computations of more bytes than this are not likely to fit."""
         with self._lock:
-            self._bounds[key] = min(self._bounds.get(key, failed), failed // 2)
+            self._bounds[key] = min(self._bounds.get(key, bound), bound)
             self._bounds.move_to_end(key)
             if len(self._bounds) > _MOST_BOUNDS:
                 self._bounds.popitem(last=False)
