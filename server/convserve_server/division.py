@@ -19,7 +19,7 @@ from convserve_server.aligned import aligned_empty
 from convserve_server.convolver import Computed, Engine
 from convserve_server.loss_sums import LossSums
 from convserve_server.memory_bounds import MemoryBounds
-from convserve_server.tiles import height_axis, mixes_rows, runs, tile
+from convserve_server.tiles import height_axis, obstacle, runs, tile
 
 
 class Division:
@@ -136,7 +136,8 @@ class Division:
         shapes = [x.shape, *(each.output_shape for each in plan(chain, x.shape).layers)]
         axis = height_axis(chain[0])
         height = output.shape[axis]
-        least = height if mixes_rows(chain[-1]) else 1
+        why_whole = obstacle(chain)
+        least = height if why_whole else 1
 
         def size(rows: int) -> int:
             # Tiles at the edges are smaller, by their padding.
@@ -147,9 +148,8 @@ class Division:
 
         def refusal() -> OutOfMemoryError:
             why = f"its smallest part, {_counted(least, 'row')} of a sample's output, takes about {size(least)} of them"
-            if mixes_rows(chain[-1]):
-                name = chain[-1].activation.keras_name
-                why += f" ({name} along the height does not let it be divided)"
+            if why_whole:
+                why += f" ({why_whole} does not let it be divided)"
             return self._refusal(why)
 
         if tried and height == least:
@@ -157,7 +157,7 @@ class Division:
         first, most = 0, height // 2 if tried else height
         layers = tuple(run)
         while first < height:
-            count = least if mixes_rows(chain[-1]) else max(1, self._fitting(min(most, height - first), size))
+            count = least if why_whole else max(1, self._fitting(min(most, height - first), size))
             if self._most_bytes is not None and size(count) > self._most_bytes:
                 raise refusal()
             found = tile(chain, shapes, (first, first + count))

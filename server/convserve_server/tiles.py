@@ -44,6 +44,16 @@ def mixes_rows(config: Conv2D) -> bool:
     return axis is not None and axis % 4 == height_axis(config)
 
 
+def obstacle(chain: Sequence[Conv2D]) -> str:
+    """Returns what does not let a run of layers be computed by tiles; nothing if they can be."""
+    if mixes_rows(chain[-1]):
+        return f"{chain[-1].activation.keras_name} along the height"
+    padded = any(max(each.padding[0]) >= _window(each) for each in chain if not isinstance(each.padding, str))
+    if padded and chain[-1].activity_regularizer is not None:
+        return "activity_regularizer with rows of padding alone"  # whose tiles overlap, and would count rows twice
+    return ""
+
+
 def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
     """Yields, as (first, end), the shortest row of runs of a chain that can each be computed by tiles, or not at all.
 
@@ -91,7 +101,7 @@ def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile 
             wanted = (0, height)
         else:
             (top, _), sides = _amounts(config, before)
-            stride, window = config.strides[0], (config.kernel_size[0] - 1) * config.dilation_rate[0] + 1
+            stride, window = config.strides[0], _window(config)
             first, end = wanted[0] * stride - top, (wanted[1] - 1) * stride - top + window
             wanted = max(first, 0), min(end, height)
             if wanted[0] >= wanted[1]:
@@ -99,6 +109,11 @@ def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile 
             config = _padded(config, ((wanted[0] - first, end - wanted[1]), sides))  # noqa: PLW2901
         configs.append(config)
     return Tile(tuple(reversed(configs)), wanted, rows)
+
+
+def _window(config: Conv2D, direction: int = 0) -> int:
+    """Returns how many rows (direction 0) or columns (direction 1) a kernel spans."""
+    return (config.kernel_size[direction] - 1) * config.dilation_rate[direction] + 1
 
 
 def _amounts(config: Conv2D, shape: Shape) -> tuple[Rows, Rows]:
@@ -110,7 +125,7 @@ def _amounts(config: Conv2D, shape: Shape) -> tuple[Rows, Rows]:
     found = []
     for direction in (0, 1):
         size, stride = shape[height_axis(config) + direction], config.strides[direction]
-        window = (config.kernel_size[direction] - 1) * config.dilation_rate[direction] + 1
+        window = _window(config, direction)
         total = max((-(-size // stride) - 1) * stride + window - size, 0)
         found.append((total // 2, total - total // 2))
     return found[0], found[1]

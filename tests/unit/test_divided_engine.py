@@ -21,7 +21,7 @@ from convserve_server import division
 from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.divided_engine import DividedEngine
 from convserve_server.memory_bounds import MemoryBounds
-from convserve_server.tiles import height_axis, mixes_rows
+from convserve_server.tiles import height_axis, obstacle
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 SOFTMAX = {"class_name": "softmax", "config": {"axis": 1}}
@@ -65,7 +65,7 @@ def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error:
             assert not last.fitted
             assert last.shape[0] == 1
             alone = any(max(map(max, each.padding)) > 0 for each in chain if not isinstance(each.padding, str))
-            assert rows == 1 or mixes_rows(chain[-1]) or alone  # rows of padding alone go with their neighbours
+            assert rows == 1 or obstacle(chain) or alone  # rows of padding alone go with their neighbours
             return
         assert_same(found.output, whole.output, layers)
         assert found.output.dtype == whole.output.dtype
@@ -198,6 +198,12 @@ def test_an_activity_in_between_counts_each_row_once() -> None:
         assert found.losses == expected.losses
         np.testing.assert_array_equal(found.output, expected.output)
         assert any(not each.fitted for each in limited.attempts)
+
+
+def test_an_activity_over_rows_of_padding_alone_is_not_divided() -> None:
+    of = layer(padding=((4, 0), (0, 0)), activity_regularizer="l2")
+    with pytest.raises(OutOfMemoryError, match="activity_regularizer with rows of padding alone does not let it"):
+        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 1500)), [of], image())
 
 
 def test_a_loss_too_large_for_its_dtype_is_infinite_as_a_whole_and_in_parts() -> None:
