@@ -13,6 +13,7 @@ from tests.conftest import running_server
 from tests.processes import status
 
 import convserve
+from convserve.plan import plan
 
 UP = convserve.Conv2D(256, 3, padding="same", use_bias=False, data_format="channels_last", dtype="float32")
 DOWN = UP.replace(filters=1)
@@ -29,7 +30,7 @@ def image(side: int) -> np.ndarray:
 @pytest.mark.parametrize("limit", ["AS", "DATA"])
 def test_a_call_above_the_limit_is_answered_in_parts_and_one_that_cannot_be_is_refused(limit: str) -> None:
     x = image(512)
-    assert convserve.plan([UP, DOWN], x.shape).memory_bytes > 2**28  # nearly all of it between the layers
+    assert plan([UP, DOWN], x.shape).memory_bytes > 2**28  # nearly all of it between the layers
     with running_server("--no-keep-memory") as server, convserve.Client(server.target) as client:
         expected = client.convolve(LAYERS, x).output
         small = client.convolve(LAYERS, image(32)).output
