@@ -297,7 +297,7 @@ def checks_parts_are_the_whole() -> None:
             if data_format == "channels_first":
                 x = aligned(x.transpose(0, 3, 1, 2))
             whole = engine().convolve(layers, [x], "float32", 0)
-            for share in (0.5, 0.2, 0.08):
+            for share in (0.5, 0.25, 0.15):
                 limited = LimitedEngine(engine(), int(share * (x.nbytes + whole.output.nbytes)))
                 found = DividedEngine(limited).convolve(layers, [x], "float32", 0)
                 np.testing.assert_array_equal(found.output, whole.output, err_msg=f"{case} {data_format} {share}")
