@@ -20,6 +20,9 @@ from convserve import Conv2D, Layer, OutOfMemoryError
 from convserve.tensor import numpy_dtype
 from convserve_server.aligned import aligned, aligned_empty
 from convserve_server.convolver import Batching, Convolver, Limits
+from convserve_server.divided_engine import DividedEngine
+from tests.limited_engine import LimitedEngine
+from tests.numpy_engine import convolved as expected
 
 LAST = {"data_format": "channels_last", "dtype": "float32"}
 
@@ -49,28 +52,6 @@ def layer(channels: int, filters: int, size: int = 3, seed: int = 0, **changes: 
 
 def output(of: Layer, x: Any, dtype: str = "float32", device: int = 0) -> Any:
     return engine().convolve([of], [x], dtype, device).output
-
-
-def expected(of: Layer, x: Any) -> Any:
-    """Returns the definition of a convolution, in float64; `padding` is "valid" or amounts."""
-    config, kernel = of.config, np.asarray(of.kernel, "f8")
-    x = np.asarray(x, "f8")
-    if config.data_format == "channels_first":
-        x = x.transpose(0, 2, 3, 1)
-    if not isinstance(config.padding, str):
-        x = np.pad(x, ((0, 0), *config.padding, (0, 0)))
-    (kh, kw), (sh, sw), (dh, dw) = config.kernel_size, config.strides, config.dilation_rate
-    height, width = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1, (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
-    groups, per_group = config.groups, x.shape[3] // config.groups
-    found = np.zeros((len(x), height, width, config.filters))
-    for row, column in itertools.product(range(kh), range(kw)):
-        seen = x[:, row * dh :, column * dw :][:, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw]
-        seen = seen.reshape(len(x), height, width, groups, per_group)
-        taps = kernel[row, column].reshape(per_group, groups, -1)
-        found += np.einsum("bhwgc,cgf->bhwgf", seen, taps).reshape(found.shape)
-    if of.bias is not None:
-        found += np.asarray(of.bias, "f8")
-    return found.transpose(0, 3, 1, 2) if config.data_format == "channels_first" else found
 
 
 def checks_threads_and_devices() -> None:
@@ -298,3 +279,49 @@ def checks_callers_of_real_layers_get_their_own() -> None:
 
     check()
     assert max(sizes) > 1  # some were batched
+
+
+def checks_parts_are_the_whole() -> None:
+    """With integers, whose sums are exact whatever algorithm TensorFlow chooses for a part's size."""
+    cases: list[dict[str, Any]] = [
+        {}, {"padding": "same"}, {"padding": ((2, 0), (0, 3)), "strides": (2, 1)}, {"padding": "same", "strides": 3},
+        {"padding": "same", "dilation_rate": (2, 1)}, {"groups": 2, "padding": "same"}, {"use_bias": False},
+        {"groups": 4, "padding": "same"}, {"groups": 4, "padding": "same", "dilation_rate": 2}, {"activation": "relu"},
+        {"dtype": "float64", "padding": "same"}, {"dtype": "mixed_float16", "padding": "same"},
+        {"activity_regularizer": "l1", "kernel_regularizer": "l2", "padding": "same"},
+    ]  # fmt: skip
+    for case, data_format in itertools.product(cases, ("channels_last", "channels_first")):
+        chain = [layer(4, 4, seed=seed, data_format=data_format, **case) for seed in (0, 7)]
+        for layers in (chain[:1], chain):
+            x = integers(3, 33, 20, 4, seed=3)
+            if data_format == "channels_first":
+                x = aligned(x.transpose(0, 3, 1, 2))
+            whole = engine().convolve(layers, [x], "float32", 0)
+            for share in (0.5, 0.25, 0.15):
+                limited = LimitedEngine(engine(), int(share * (x.nbytes + whole.output.nbytes)))
+                found = DividedEngine(limited).convolve(layers, [x], "float32", 0)
+                np.testing.assert_array_equal(found.output, whole.output, err_msg=f"{case} {data_format} {share}")
+                assert found.output.dtype == whole.output.dtype
+                assert sum(each.fitted for each in limited.attempts) > 1
+                for part, true in zip(found.losses, whole.losses, strict=True):
+                    assert part.kernel == true.kernel
+                    assert (part.activity is None) == (true.activity is None)
+                    assert part.activity is None or part.activity == pytest.approx(true.activity, rel=1e-6)
+
+
+def checks_parts_of_what_rounds() -> None:
+    """TensorFlow chooses its algorithm by size, so parts may differ from the whole by rounding."""
+    of = layer(16, 8, padding="same", activation="tanh")
+    x = aligned(np.random.default_rng(5).normal(size=(2, 64, 40, 16)).astype("f4"))
+    whole = output(of, x)
+    found = DividedEngine(LimitedEngine(engine(), x.nbytes // 8)).convolve([of], [x], "float32", 0).output
+    np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6 * np.abs(x).max() * np.abs(of.kernel).sum(axis=(0, 1, 2)).max())  # fmt: skip # noqa: E501
+
+
+def checks_tiles_add_few_traces() -> None:
+    of, x, traced = layer(4, 6, padding="same", strides=2), integers(1, 400, 8, 4), engine().traces
+    for most_bytes in (x.nbytes // 4, x.nbytes // 9, x.nbytes // 20):
+        limited = LimitedEngine(engine(), most_bytes)
+        np.testing.assert_array_equal(DividedEngine(limited).convolve([of], [x], "float32", 0).output, output(of, x))
+        assert len(limited.attempts) > 4
+    assert engine().traces <= traced + 4  # as a whole, at the top, within, at the bottom

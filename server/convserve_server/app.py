@@ -20,19 +20,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convserve import __version__
-from convserve._channel import LARGE_FRAMES
 from convserve.v1 import convolution_service_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.credentials import Certificate
+from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.machine_memory import machine_memory_bytes
 from convserve_server.observability import Observability
+from convserve_server.server_options import server_options
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
@@ -42,9 +43,6 @@ from convserve_server.tokens import Tokens
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
-
-_NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
-_MOST_METADATA_BYTES = 2**14
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 # Of every service that a server may have, whatever the settings.
@@ -100,7 +98,7 @@ def run(settings: Settings) -> int:
             log.warning("%s is open to the network: %s", address, exposed)
     if observability.metrics_url:
         _say(f"metrics on {observability.metrics_url}")
-    started = time.monotonic()
+    started, memory_bytes = time.monotonic(), machine_memory_bytes()
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
         # It takes seconds, during which the health check already answers NOT_SERVING.
@@ -110,13 +108,15 @@ def run(settings: Settings) -> int:
             intra_op_threads=settings.intra_op_threads,
             inter_op_threads=settings.inter_op_threads,
             keep_memory=settings.keep_memory,
+            memory_bytes=memory_bytes * 3 // 4,  # the rest is for what gRPC and this process hold
             verbose=verbose,
         )
         check_devices(engine)
     keeper = LayerKeeper(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
-    limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or machine_memory_bytes() // 2)
-    convolver = Convolver(engine, limits, _named(Batching, settings))
+    limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
+    divided = DividedEngine(engine, None if engine.devices[0].kind == "gpu" else memory_bytes * 3 // 4)
+    convolver = Convolver(divided, limits, _named(Batching, settings))
     for each in warm_ups:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)
@@ -161,7 +161,7 @@ def _assembled(
             *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
             CallInterceptor(threads, silence),
         ],
-        options=_server_options(settings),
+        options=server_options(settings),
     )
     convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
     convolution_service.add_to_server(convolutions, server)
@@ -177,36 +177,6 @@ def _assembled(
     if settings.reflection:
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server)
     return server, convolutions, layers, healths
-
-
-def _server_options(settings: Settings) -> list[tuple[str, Any]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        *LARGE_FRAMES,
-        # Otherwise a second server on the same port would silently get a share of the connections.
-        ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
-        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
-        ("grpc.compression_enabled_algorithms_bitset", _ANY_COMPRESSION if settings.compression else _NO_COMPRESSION),
-        ("grpc.server_handshake_timeout_ms", 10_000),
-        # A peer that is gone without a word is noticed, and with it what its calls hold.
-        ("grpc.keepalive_time_ms", 60_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        # gRPC's own bounds, named here as SECURITY.md promises them: bytes of a call's metadata, and pings.
-        ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 2),
-        *(
-            [
-                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
-                ("grpc.max_connection_age_grace_ms", settings.drain_s * 1000),
-            ]
-            if settings.max_connection_age_s
-            else []
-        ),
-    ]
 
 
 def _store(settings: Settings) -> LayerStore:

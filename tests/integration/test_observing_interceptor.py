@@ -41,7 +41,8 @@ def kept():
 def channel(kept):
     """A channel to a server whose only method can be set, as the attribute `method`; and the health."""
     methods = Methods()
-    interceptors = [ObservingInterceptor([PATH, "/grpc.health.v1.Health/Check"], [kept]), CallInterceptor(2, SilenceWatch(60))]
+    observing = ObservingInterceptor([PATH, "/grpc.health.v1.Health/Check"], [kept])
+    interceptors = [observing, CallInterceptor(2, SilenceWatch(60))]
     server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
     server.add_generic_rpc_handlers((methods,))
     healths = health.HealthServicer()

@@ -97,6 +97,16 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         *(f"convserve_server.{name}" for name in ("admission", "batcher", "caller", "drawn_layers", "waiting_room")),
     },
+    "convserve_server.tiles": {"convserve"},
+    "convserve_server.loss_sums": {"numpy", "convserve"},
+    "convserve_server.memory_bounds": set(),
+    "convserve_server.divided_engine": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("convolver", "division", "memory_bounds")},
+    "convserve_server.division": {
+        "numpy",
+        "convserve",
+        *(f"convserve_server.{name}" for name in ("aligned", "convolver", "loss_sums", "memory_bounds", "tiles")),
+    },
     "convserve_server.warm_up": {
         "numpy",
         "convserve",
@@ -114,6 +124,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.caller": set(),
     "convserve_server.fair_line": set(),
     "convserve_server.machine_memory": set(),
+    "convserve_server.server_options": {"convserve", "convserve_server.settings"},
     "convserve_server.waiting_room": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
     "convserve_server.callers": {"grpc", "convserve_server.caller"},
     "convserve_server.tokens": {f"convserve_server.{name}" for name in ("callers", "settings")},

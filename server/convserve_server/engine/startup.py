@@ -21,6 +21,7 @@ def load_engine(
     intra_op_threads: int = 0,
     inter_op_threads: int = 0,
     keep_memory: bool = True,
+    memory_bytes: int = 0,
     verbose: bool,
 ) -> Engine:
     """Returns the TensorFlow engine.
@@ -32,6 +33,8 @@ def load_engine(
         inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
         keep_memory: Whether TensorFlow keeps the CPU's memory of a result for the next ones. Otherwise it comes from
             the system and goes back to it, and touching fresh pages takes several times as long as computing.
+        memory_bytes: The most that it keeps and takes of the CPU's memory then; 0 is as much as there is. What does not
+            fit is an OutOfMemoryError, where the system would end the process.
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `held_stderr`.
 
     Raises:
@@ -39,6 +42,8 @@ def load_engine(
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
+    if memory_bytes:
+        os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = str(max(1, memory_bytes // 2**20))
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

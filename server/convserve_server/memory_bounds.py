@@ -1,0 +1,47 @@
+"""How large a computation may be, as far as those that failed for want of memory have shown."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+
+_MOST_BOUNDS = 1000
+_GROWTH = 64  # of what TensorFlow allocates, it waits ten seconds before it says no: a try must be rare
+
+
+class MemoryBounds:
+    """Bounds in bytes, each of what has it in common: a device and layers. Methods may be called from any thread.
+
+    A bound is lowered when a computation fails, and grows by a 64th with each call that it divides, since the memory
+    may have been another process'. Of what never failed there is none. Those used last are kept.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._bounds: OrderedDict[Hashable, int] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        """Returns whether there is any."""
+        return bool(self._bounds)
+
+    def find(self, key: Hashable) -> int | None:
+        """Returns a bound, or None."""
+        with self._lock:
+            if key in self._bounds:
+                self._bounds.move_to_end(key)
+            return self._bounds.get(key)
+
+    def lower(self, key: Hashable, bound: int) -> None:
+        """Notes that computations of more bytes than this are not likely to fit."""
+        with self._lock:
+            self._bounds[key] = min(self._bounds.get(key, bound), bound)
+            self._bounds.move_to_end(key)
+            if len(self._bounds) > _MOST_BOUNDS:
+                self._bounds.popitem(last=False)
+
+    def widen(self, key: Hashable) -> None:
+        """Notes that a call that a bound divided came through."""
+        with self._lock:
+            if key in self._bounds:
+                self._bounds[key] += self._bounds[key] // _GROWTH + 1
