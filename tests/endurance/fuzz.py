@@ -20,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -226,8 +226,7 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="add what was new to the corpus")
     arguments = parser.parse_args()
     found = fuzz(arguments.inputs, arguments.seconds, arguments.seed)
-    shown = asdict(found)
-    del shown["new"]
+    shown = {"inputs": found.inputs, "outcomes": found.outcomes, "defects": found.defects}
     print(json.dumps(shown, indent=2, sort_keys=True))
     if arguments.keep:
         _keep(found)

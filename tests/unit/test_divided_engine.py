@@ -238,13 +238,13 @@ def test_of_several_callers_nothing_is_computed_twice() -> None:
         return real(*arguments)
 
     limited.convolve = held  # type: ignore[method-assign]
-    served = Convolver(DividedEngine(limited), Limits(2**20, 2**20, 4), Batching(1, 64, 2**20))
+    served = Convolver(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
     with ThreadPoolExecutor(4) as pool:
-        first = pool.submit(served.convolve, [layer()], image(), None, lambda: True)
+        first = pool.submit(served.convolve, [layer()], image(), None)
         until(lambda: not served._batcher._free[0][0])
         futures = []
         for waiting, samples in enumerate(sizes, 1):
-            futures.append(pool.submit(served.convolve, [of], image(samples), None, lambda: True))
+            futures.append(pool.submit(served.convolve, [of], image(samples), None))
             until(lambda waiting=waiting: served._batcher.waiting == waiting)
         go.set()
         first.result(30)
