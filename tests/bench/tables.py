@@ -164,6 +164,12 @@ def server_kinds(result: Result) -> str:
     return f"{table(head, rows)}\n\n{provenance(result)}"
 
 
+def parts(result: Result) -> str:
+    """Returns the table of `parts`."""
+    rows = [[each["part"], f"{each['us']:.0f}"] for each in result["parts"]]
+    return f"{table(['part of a W1 call', 'median, us'], rows)}\n\n{provenance(result)}"
+
+
 def median_of(runs: Sequence[Result], cell: str, key: str) -> float | None:
     """Returns the median of a figure over a peer's runs, or None if it was never measured."""
     values = [run[cell][key] for run in runs if key in run.get(cell, {})]

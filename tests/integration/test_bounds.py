@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -229,3 +231,37 @@ def test_a_deadline_that_the_line_cannot_meet_is_refused(bounded: RunningServer)
         with pytest.raises(DeadlineExceededError):
             hasty.convolve(SLOW.with_seed(0), X, timeout=took / 2)
         crowd.pool.shutdown()
+
+
+# Floods
+
+
+def test_a_flood_of_tiny_streams_leaves_nothing_behind(bounded: RunningServer, caller: RawCaller) -> None:
+    def flood(number: int) -> None:
+        for _ in range(number):
+            call = caller.stub.ConvolveStream(iter([start()]), timeout=60)
+            with suppress(grpc.RpcError):
+                assert list(call) == []
+            assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    flood(50)
+    size, threads = (status(bounded.process.pid, name) for name in ("VmRSS", "Threads"))
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(flood, [100] * 12))
+    assert status(bounded.process.pid, "VmRSS") - size < 100_000_000
+    assert status(bounded.process.pid, "Threads") - threads < 40
+
+
+def test_who_floods_with_pings_is_sent_away(bounded: RunningServer, caller: RawCaller) -> None:
+    host, _, port = bounded.target.rpartition(":")
+    preface, settings = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+    ping = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)
+    with socket.create_connection((host, int(port)), timeout=60) as flooding:
+        flooding.sendall(preface + settings)
+        received = b""
+        with suppress(OSError):  # it may be closed while it sends
+            for _ in range(1000):
+                flooding.sendall(ping)
+            while data := flooding.recv(2**16):
+                received += data
+    assert b"too_many_pings" in received
