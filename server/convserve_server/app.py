@@ -115,8 +115,7 @@ def run(settings: Settings) -> int:
     keeper = LayerKeeper(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    divided = DividedEngine(engine, None if engine.devices[0].kind == "gpu" else memory_bytes * 3 // 4)
-    convolver = Convolver(divided, limits, _named(Batching, settings))
+    convolver = Convolver(DividedEngine(engine), limits, _named(Batching, settings))
     for each in warm_ups:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)

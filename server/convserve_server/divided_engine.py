@@ -18,14 +18,9 @@ class DividedEngine:
     one by size. What did not fit is remembered, so that calls alike are divided before they are tried.
     """
 
-    def __init__(self, engine: Engine, most_bytes: int | None = None) -> None:
-        """Wraps an engine.
-
-        Args:
-            engine: What computes.
-            most_bytes: The largest `Plan.memory_bytes` of a computation that is begun at all; None where unknown.
-        """
-        self._engine, self._most_bytes = engine, most_bytes
+    def __init__(self, engine: Engine) -> None:
+        """Wraps an engine, which computes."""
+        self._engine = engine
         self._bounds = MemoryBounds()
 
     @property
@@ -74,7 +69,7 @@ class DividedEngine:
         Raises:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
         """
-        division = Division(self._engine, self._bounds, self._most_bytes, layers, output_dtype, device)
+        division = Division(self._engine, self._bounds, layers, output_dtype, device)
         found = division.whole(inputs)
         if found is not None:
             return found

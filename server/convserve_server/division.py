@@ -29,7 +29,6 @@ class Division:
         self,
         engine: Engine,
         bounds: MemoryBounds,
-        most_bytes: int | None,
         layers: Sequence[Layer],
         output_dtype: str,
         device: int,
@@ -39,12 +38,11 @@ class Division:
         Args:
             engine: What computes.
             bounds: What did not fit before; it learns from this call.
-            most_bytes: The largest `Plan.memory_bytes` of a computation that is begun at all; None where unknown.
             layers: The layers, with weights.
             output_dtype: The output's dtype's name.
             device: The device's index.
         """
-        self._engine, self._bounds, self._most_bytes = engine, bounds, most_bytes
+        self._engine, self._bounds = engine, bounds
         self._layers, self._output_dtype, self._device = layers, output_dtype, device
         self._tried: list[str] = []  # what did not fit
         self._warm = True
@@ -60,8 +58,7 @@ class Division:
     @property
     def _bound(self) -> int | None:
         """The bytes that a computation should not exceed; None if it may have any number."""
-        learned = self._bounds.find((self._device, self._chain)) if self._bounds else None
-        return min((each for each in (self._most_bytes, learned) if each is not None), default=None)
+        return self._bounds.find((self._device, self._chain)) if self._bounds else None
 
     def whole(self, inputs: Sequence[Array]) -> Computed | None:
         """Returns what all inputs together give; None if they do not fit, or are not likely to."""
@@ -158,8 +155,6 @@ class Division:
         layers = tuple(run)
         while first < height:
             count = least if why_whole else max(1, self._fitting(min(most, height - first), size))
-            if self._most_bytes is not None and size(count) > self._most_bytes:
-                raise refusal()
             found = tile(chain, shapes, (first, first + count))
             layers = _with_configs(run, found.chain, layers)
             read, begin = x[_rows(axis, *found.input_rows)], first - found.output_rows[0]

@@ -168,14 +168,23 @@ def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[No
     except Exception as error:
         if not isinstance(error, ConvserveError) and not context.is_active():
             raise  # the caller left, and what failed is the answer to nobody
-        told = as_answer(error, method)
-    refuse(told, context)
+        # No name for it outlives this block: it and its traceback, in which the tensors are, would keep each other.
+        status = _noted(as_answer(error, method))
+    _abort(status, context)
 
 
 def refuse(error: ConvserveError, context: grpc.ServicerContext) -> NoReturn:
     """Ends a call with an error, which its record is told of."""
+    _abort(_noted(error), context)
+
+
+def _noted(error: ConvserveError) -> grpc.Status:
+    """Returns an error's status, having told the call's record of it."""
     current_call().refused(error)
-    status = to_status(error)
+    return to_status(error)
+
+
+def _abort(status: grpc.Status, context: grpc.ServicerContext) -> NoReturn:
     # Not abort_with_status, which would drop what others have set.
     context.set_trailing_metadata((*(context.trailing_metadata() or ()), *(status.trailing_metadata or ())))
     context.abort(status.code, status.details)

@@ -145,24 +145,6 @@ def test_memory_that_comes_back_is_used_again() -> None:
     assert attempts(limited) == [(4, 32, True)]
 
 
-@pytest.mark.parametrize("most_bytes", [9000, 3000, 700, 500])
-def test_what_is_known_not_to_fit_is_not_begun(most_bytes: int) -> None:
-    limited, of, x = LimitedEngine(NumpyEngine(), 2**30), layer(), image(4)
-    engine = DividedEngine(limited, most_bytes)
-    np.testing.assert_array_equal(convolve(engine, [of], x).output, convolve(NumpyEngine(), [of], x).output)
-    assert len(limited.attempts) > 1
-    assert all(
-        plan([of.config for of in each.layers], each.shape).memory_bytes <= most_bytes for each in limited.attempts
-    )
-
-
-def test_nothing_is_begun_where_not_even_a_row_can_fit() -> None:
-    limited = LimitedEngine(NumpyEngine(), 2**30)
-    with pytest.raises(OutOfMemoryError, match="It was not tried"):
-        convolve(DividedEngine(limited, 100), [layer()], image(4))
-    assert limited.attempts == []
-
-
 def test_the_error_says_what_was_tried_how_much_it_takes_and_what_to_do() -> None:
     of, x = layer(), image(2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
