@@ -39,10 +39,10 @@ class Limits:
 class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
-    def __init__(self, limits: Limits, devices: int, concurrent: int) -> None:
-        """Prepares to admit calls to so many devices, each of which computes so many at once, under limits."""
+    def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
+        """Prepares to admit calls to so many devices under limits; as `WaitingRoom`."""
         self._limits = limits
-        self._room = WaitingRoom(limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent)
+        self._room = WaitingRoom(limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes)
 
     def load(self) -> Load:
         """Returns what is in the server now."""

@@ -134,7 +134,8 @@ class Batcher(Generic[Task, Answer]):
             self._lead([entry], device)
         else:
             assert entry.turn is not None  # noqa: S101 (it was just set)
-            caller.when_gone(lambda: self._abandon(entry))
+            if not caller.when_gone(lambda: self._abandon(entry)) and not caller.is_waiting():
+                self._abandon(entry)  # it left before
             entry.turn.acquire()
             if not entry.finished:
                 assert entry.device is not None  # noqa: S101 (whoever woke it gave it one)

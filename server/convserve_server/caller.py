@@ -12,6 +12,7 @@ class Caller:
 
     Attributes:
         name: What the calls of one caller have in common, between which and others' the server is fair.
+        is_one: Whether the name is one caller's; False where several cannot be told apart.
         is_waiting: Whether it still waits for the answer.
         remaining_s: Seconds until it will not wait any more; None if it says nothing of that.
         when_gone: Has a function called once the caller has its whole answer or does not wait for one any more. It
@@ -19,6 +20,7 @@ class Caller:
     """
 
     name: str = ""
+    is_one: bool = True
     is_waiting: Callable[[], bool] = lambda: True
     remaining_s: Callable[[], float | None] = lambda: None
     when_gone: Callable[[Callable[[], None]], bool] = lambda _: False

@@ -69,7 +69,13 @@ def calling(context: grpc.ServicerContext) -> Caller:
     def when_gone(call: Callable[[], None]) -> bool:
         return bool(context.add_callback(call))
 
-    return Caller(caller_of(context), context.is_active, context.time_remaining, when_gone)
+    name = caller_of(context)
+    return Caller(name, is_one(name), context.is_active, context.time_remaining, when_gone)
+
+
+def is_one(name: str) -> bool:
+    """Returns whether a caller's name is one caller's: all of a Unix socket have the same, unless they show tokens."""
+    return not name.startswith("unix:")
 
 
 def _certificate_name(shown: Mapping[str, object]) -> str:

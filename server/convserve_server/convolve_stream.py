@@ -66,7 +66,6 @@ class _Item:
     """An item under way: until it is answered, or its stream ends, its caller waits."""
 
     def __init__(self, stream: Caller) -> None:
-        self.answer: Future[Answer] = Future()
         self._stream = stream
         self._lock = threading.Lock()
         self._gone = False
@@ -109,10 +108,11 @@ class ConvolveStream:
         self._piece_bytes = min(max(wished, _SMALLEST_PIECE_BYTES), _LARGEST_PIECE_BYTES)
         self._room = threading.Semaphore(_MOST_ITEMS_UNDER_WAY)
         # Items in the order in which they are answered; None after the last, or what ends the stream.
-        self._answers: queue.SimpleQueue[tuple[int, _Item] | Exception | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[int, _Item, Future[Answer]] | Exception | None] = queue.SimpleQueue()
         self._under_way: set[_Item] = set()
         self._answered = time.monotonic()
-        self._ended = False
+        self._lock = threading.Lock()
+        self._ended = self._closed = False
 
     def answers(self) -> Iterator[bytes]:
         """Yields the messages of the answer.
@@ -120,20 +120,36 @@ class ConvolveStream:
         Raises:
             InvalidRequestError: If the caller's messages are out of order.
         """
+        self._caller.when_gone(self._leave_all)  # at once, whatever this thread waits for
         threading.Thread(target=self._read, name="stream", daemon=True).start()
         try:
             while (answer := self._answers.get()) is not None:
                 if isinstance(answer, Exception):
                     raise answer
-                yield from self._messages(answer[0], answer[1].answer)
+                yield from self._messages(answer[0], answer[2])
                 self._leave(answer[1])
                 del answer  # and with it the output, before the wait for the next one
                 self._room.release()
         finally:
-            self._ended = True
-            for item in tuple(self._under_way):
-                self._leave(item)
+            # Of what is not answered any more nothing is kept: errors and their tracebacks would keep each other.
+            answer = None
+            self._leave_all()
+            with self._lock:
+                self._closed = True
+                while not self._answers.empty():
+                    self._answers.get()
             self._room.release()
+
+    def _put(self, answer: tuple[int, _Item, Future[Answer]] | Exception | None) -> None:
+        with self._lock:
+            if not self._closed:
+                self._answers.put(answer)
+
+    def _leave_all(self) -> None:
+        """Ends all items: their caller is gone."""
+        self._ended = True
+        for item in tuple(self._under_way):
+            self._leave(item)
 
     def _leave(self, item: _Item) -> None:
         self._answered = time.monotonic()
@@ -144,6 +160,7 @@ class ConvolveStream:
         try:
             result, output = answer.result()
         except Exception as error:
+            del answer  # which has the error, in whose traceback this frame is
             failure = to_item_error(self._work.as_error(error))
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()
             return
@@ -177,7 +194,7 @@ class ConvolveStream:
                 taken = self._take(request.item)
             self._finish_last()
         except Exception as error:
-            self._answers.put(error)
+            self._put(error.with_traceback(None) if self._ended else error)
 
     def _next(self) -> Request | None:
         """Returns the next message; None after the last. While nothing is under way, it is waited for so long only."""
@@ -194,19 +211,21 @@ class ConvolveStream:
         try:
             ticket, x = self._room_for(item, under_way.caller())
         except Exception as error:
-            under_way.answer.set_exception(error)
+            answer: Future[Answer] = Future()
+            answer.set_exception(error)
             taken = False
         else:
             with ExitStack() as unless_submitted:
                 unless_submitted.callback(ticket.let_go)
                 self._receive(x.reshape(-1).view(np.uint8))
-                under_way.answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller())
+                answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller())
                 unless_submitted.pop_all()
             taken = True
         if self._in_order:
-            self._answers.put((item.item_id, under_way))
+            self._put((item.item_id, under_way, answer))
         else:
-            under_way.answer.add_done_callback(lambda _: self._answers.put((item.item_id, under_way)))
+            answer.add_done_callback(lambda done: self._put((item.item_id, under_way, done)))
+        del answer  # else a refusal's traceback, in which this frame is, and it would keep each other
         return taken
 
     def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Ticket, Array]:
@@ -236,7 +255,7 @@ class ConvolveStream:
             self._room.acquire()
             if self._ended:
                 return
-        self._answers.put(None)
+        self._put(None)
 
 
 def _never() -> bool:

@@ -138,14 +138,15 @@ class Convolver:
         """Prepares to serve with an engine under limits."""
         self._engine = engine
         self.limits = limits
-        self._admission = Admission(limits, len(engine.devices), batching.concurrent_calls)
+        devices, large_bytes = len(engine.devices), min(batching.max_batch_bytes, limits.max_call_bytes)
+        self._admission = Admission(limits, devices, batching.concurrent_calls, large_bytes)
         self._drawn = DrawnLayers(engine.initialize)
         self._batcher = Batcher(
             self._compute,
-            devices=len(engine.devices),
+            devices=devices,
             concurrent=batching.concurrent_calls,
             max_samples=batching.max_batch_samples,
-            max_bytes=min(batching.max_batch_bytes, limits.max_call_bytes),
+            max_bytes=large_bytes,
         )
 
     @property
@@ -222,6 +223,7 @@ class Convolver:
         if ticket is None:
             ticket = self.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=in_one_message)
         with ticket:
+            ticket.received()
             return self._convolved(ticket, layers, x, caller, unbatched)
 
     def _convolved(
@@ -259,7 +261,8 @@ class Convolver:
         finally:
             finished = time.monotonic()
             for call in calls:
-                call.ticket.computed(finished - started, len(call.x) / whole if computed else 0)
+                share, warm = (len(call.x) / whole, computed.warm) if computed else (0.0, False)
+                call.ticket.computed(finished - started, share, warm)
         compute_us = round((finished - started) * 1e6)
         found, begin = [], 0
         for call in calls:

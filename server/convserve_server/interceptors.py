@@ -28,7 +28,7 @@ from convserve import (
 from convserve.errors import FieldViolation
 from convserve.status import to_status
 from convserve_server.call_record import current_call
-from convserve_server.callers import caller_of
+from convserve_server.callers import caller_of, is_one
 from convserve_server.silence import SilenceWatch
 
 log = logging.getLogger("convserve")
@@ -130,7 +130,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         key = method, caller_of(context)
         with self._lock:
             mine, left = self._streams[key], self._threads - self._taken[method]
-            if mine >= left:
+            if mine >= left if is_one(key[1]) else not left:
                 text = (
                     f"Expected a server with room for one more stream. Received one while {self._taken[method]} of "
                     f"{self._threads} are open, {mine} of them yours: put more items into one, or retry."

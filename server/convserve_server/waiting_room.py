@@ -66,7 +66,8 @@ class Ticket:
         self.caller = caller
         self.size = plan.memory_bytes - plan.weight_bytes
         self.estimate_s = estimate_s
-        self.arrived = time.monotonic()
+        self.arrived = time.monotonic()  # later: so long before its computation that it has waited since
+        self._waited_s = 0.0
         self.turn: threading.Lock | None = None  # held while it waits for its bytes
         self.has_bytes = False
         self.is_in_line = True
@@ -87,24 +88,35 @@ class Ticket:
         """Takes one holder away."""
         self._room.let_go(self)
 
+    def admitted(self) -> None:
+        """Notes that it has its bytes, and may be sent."""
+        self._waited_s = time.monotonic() - self.arrived
+
+    def received(self) -> None:
+        """Notes that all of its input is there: the time on its way is none that it waited."""
+        self.arrived = time.monotonic() - self._waited_s
+
     def started(self) -> None:
         """Notes that it is being computed."""
         self._room.started()
 
-    def computed(self, seconds: float, share: float) -> None:
-        """Notes that it has been computed, or could not be.
+    def computed(self, seconds: float, share: float, warm: bool) -> None:
+        """Notes that it has been computed, or could not be, and may be tried again.
 
         Args:
             seconds: What the computation took.
             share: This call's part of what was computed together; 0 if it failed.
+            warm: Whether nothing was prepared that a call alike need not prepare again.
         """
-        self._room.computed(self, seconds, share)
+        self._room.computed(self, seconds, share, warm)
 
 
 class WaitingRoom:
     """Gives tickets. Its methods may be called from any thread."""
 
-    def __init__(self, max_admitted_bytes: int, max_waiting_calls: int, devices: int, concurrent: int) -> None:
+    def __init__(
+        self, max_admitted_bytes: int, max_waiting_calls: int, devices: int, concurrent: int, large_bytes: int
+    ) -> None:
         """Opens empty.
 
         Args:
@@ -112,16 +124,18 @@ class WaitingRoom:
             max_waiting_calls: The most calls that are in the server without being computed.
             devices: How many compute.
             concurrent: How many computations each has at once.
+            large_bytes: Calls above this have turns of their own: they and smaller ones don't wait for each other.
         """
         self._bytes = max_admitted_bytes
-        self._devices = devices
+        self._at_once, self._large_bytes = devices * concurrent, large_bytes
         self._places = max_waiting_calls + devices * concurrent
         self._lock = threading.Lock()
         self._taken_bytes = 0
         self._line: FairLine[Ticket] = FairLine()  # of those that wait for bytes
         self._calls: Counter[str] = Counter()  # by caller: those that are not computed yet, or are right now
         self._in_line = self._running = 0
-        self._ahead_s = 0.0  # what all of them take, by estimate
+        # What they take, by estimate: of each caller's large ones, and of its others.
+        self._ahead_s: dict[tuple[str, bool], float] = {}
         self._overloaded_until = 0.0
         # By plan: seconds of a call's own share, and of a whole computation.
         self._estimates: OrderedDict[Plan, tuple[float, float]] = OrderedDict()
@@ -140,12 +154,13 @@ class WaitingRoom:
         """
         with self._lock:
             share_s, computation_s = self._estimates.get(plan, (0.0, 0.0))
-            self._check_line(caller.name, computation_s)
-            self._check_deadline(caller, share_s)
             ticket = Ticket(self, caller.name, plan, share_s)
+            self._check_line(caller, computation_s)
+            self._check_deadline(caller, ticket)
             self._calls[caller.name] += 1
             self._in_line += 1
-            self._ahead_s += share_s
+            lane = self._lane(ticket)
+            self._ahead_s[lane] = self._ahead_s.get(lane, 0.0) + share_s
             if len(self._line) or self._taken_bytes + ticket.size > self._bytes:
                 ticket.turn = threading.Lock()
                 ticket.turn.acquire()
@@ -154,6 +169,7 @@ class WaitingRoom:
                 self._give_bytes(ticket)
         if ticket.turn is not None:
             self._wait(caller, ticket, ticket.turn)
+        ticket.admitted()
         with self._lock:
             ticket.holders += 1
         if not caller.when_gone(ticket.let_go):
@@ -201,12 +217,13 @@ class WaitingRoom:
         with self._lock:
             self._running += 1
 
-    def computed(self, ticket: Ticket, seconds: float, share: float) -> None:
+    def computed(self, ticket: Ticket, seconds: float, share: float, warm: bool) -> None:
         """Notes that a call was computed; as `Ticket.computed`."""
         with self._lock:
             self._running -= 1
-            self._take_out_of_line(ticket)
             if share:
+                self._take_out_of_line(ticket)
+            if share and warm:
                 found = (seconds * share, seconds)
                 before = self._estimates.pop(ticket.plan, found)
                 self._estimates[ticket.plan] = (
@@ -228,26 +245,31 @@ class WaitingRoom:
         ticket.has_bytes = True
         self._taken_bytes += ticket.size
 
+    def _lane(self, ticket: Ticket) -> tuple[str, bool]:
+        return ticket.caller, ticket.size > self._large_bytes
+
     def _take_out_of_line(self, ticket: Ticket) -> None:
         if ticket.is_in_line:
             ticket.is_in_line = False
             self._in_line -= 1
-            self._ahead_s = self._ahead_s - ticket.estimate_s if self._in_line else 0.0
+            self._ahead_s[self._lane(ticket)] -= ticket.estimate_s
             self._calls[ticket.caller] -= 1
             if not self._calls[ticket.caller]:
+                for is_large in (False, True):
+                    self._ahead_s.pop((ticket.caller, is_large), None)
                 del self._calls[ticket.caller]
 
-    def _check_line(self, caller: str, computation_s: float) -> None:
-        now, mine = time.monotonic(), self._calls[caller]
-        refused = mine >= self._places - self._in_line
+    def _check_line(self, caller: Caller, computation_s: float) -> None:
+        now, mine, left = time.monotonic(), self._calls[caller.name], self._places - self._in_line
+        refused = mine >= left if caller.is_one else not left
+        wait_s = sum(self._ahead_s.values()) / self._at_once
         if now < self._overloaded_until and not refused:
             # Somebody who has nothing in the server is never sent away for what others have there.
-            wait_s = self._ahead_s / self._devices
             refused = mine > 1 and not wait_s < _FEW_COMPUTATIONS * computation_s
         if not refused:
             return
         self._overloaded_until = now + _OVERLOADED_S
-        retry_s = min(max(self._ahead_s / self._devices, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
+        retry_s = min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
         text = (
             f"Expected a server with room for one more call. Received the call while {self._in_line} are in it, {mine} "
             f"of them yours, out of the {self._places} that --max-waiting-calls allows for all: retry in {retry_s:.2g} "
@@ -255,14 +277,18 @@ class WaitingRoom:
         )
         raise OverloadedError(text, retry_after_s=retry_s)
 
-    def _check_deadline(self, caller: Caller, share_s: float) -> None:
+    def _check_deadline(self, caller: Caller, ticket: Ticket) -> None:
+        """Refuses a call before which so many of its own caller come that its turn cannot come in time.
+
+        Others' are not counted: they take turns with this caller, and so come before it once each at most.
+        """
         remaining_s = caller.remaining_s()
         if remaining_s is None:
             return
-        least_s = _CERTAIN * (self._ahead_s / self._devices + share_s)
+        least_s = _CERTAIN * self._ahead_s.get(self._lane(ticket), 0.0) / self._at_once
         if remaining_s < least_s:
             text = (
-                f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and what comes before this "
-                f"call and the call itself take {least_s:.2g} at least: raise the timeout, or retry later."
+                f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and your calls that come "
+                f"before this one take {least_s:.2g} at least: raise the timeout, or retry later."
             )
             raise DeadlineExceededError(text)

@@ -77,7 +77,7 @@ class Desk:
         """Lets a thread of its own run a task, and returns once it is computed or waits."""
         before = len(self.started) + self.batcher.waiting
         future = self._pool.submit(
-            self.batcher.run, task, group=group, samples=samples, size=size, caller=Caller(caller, wanted)
+            self.batcher.run, task, group=group, samples=samples, size=size, caller=Caller(caller, is_waiting=wanted)
         )
         until(lambda: len(self.started) + self.batcher.waiting > before)
         return future
