@@ -258,10 +258,8 @@ def test_who_floods_with_pings_is_sent_away(bounded: RunningServer, caller: RawC
     ping = bytes([0, 0, 8, 6, 0, 0, 0, 0, 0]) + bytes(8)
     with socket.create_connection((host, int(port)), timeout=60) as flooding:
         flooding.sendall(preface + settings)
+        flooding.sendall(10 * ping)
         received = b""
-        with suppress(OSError):  # it may be closed while it sends
-            for _ in range(1000):
-                flooding.sendall(ping)
-            while data := flooding.recv(2**16):
-                received += data
+        while data := flooding.recv(2**16):
+            received += data
     assert b"too_many_pings" in received
