@@ -7,6 +7,7 @@ Each is found over gRPC and, with --shared-memory, through shared memory. Linux:
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 import statistics
@@ -37,10 +38,14 @@ def main() -> int:
     """Runs the benchmark; returns the exit status."""
     parser = record.parser("memory", __doc__)
     parser.add_argument("--shared-memory", action="store_true", help="move tensors through shared memory")
-    parser.add_argument("--only", choices=("growth", "bytes", "peak"), help="one of the three")
+    parser.add_argument(
+        "--only", choices=("growth", "bytes", "peak"), help="one of the three, beside what is in the file of --json"
+    )
     arguments = parser.parse_args()
     shared = arguments.shared_memory
     result = record.begun("memory", arguments, path="shared memory" if shared else "gRPC")
+    if arguments.only and arguments.json and arguments.json.exists():
+        result = json.loads(arguments.json.read_text(encoding="utf-8")) | result
     parts = {"growth": _growth, "bytes": _cost_per_byte, "peak": _peak}
     for name, find in parts.items():
         if arguments.only in (None, name):
