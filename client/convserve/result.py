@@ -58,7 +58,7 @@ class Timing:
     """Where a call's time went on the server, in microseconds.
 
     Attributes:
-        queue_us: From the arrival in the handler to the start of the computation.
+        queue_us: What it waited for memory and for a device; not the time in which its input was received.
         compute_us: The computation, with the tensor's way to the device and back.
     """
 
