@@ -250,7 +250,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
         layer(2, 3, seed=3, activity_regularizer="l1"),
     ]
     sizes: set[int] = set()
-    served = Convolver(engine(), Limits(2**30, 2**30, 64), Batching(1, 16, 2**30))
+    served = Convolver(engine(), Limits(2**30, 2**30, 2**32, 100, 64), Batching(1, 16, 2**30))
     call = st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from([5, 6]), st.booleans())
 
     @settings(deadline=None, max_examples=40, database=None)

@@ -1,1 +1,1 @@
-"""Long trials of the service: each is a command, and in a short form a test of `make test`."""
+"""Long trials of the service, each a command. `make test` has short forms of those that hold today."""

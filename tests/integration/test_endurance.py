@@ -1,12 +1,10 @@
-"""The long trials of tests/endurance in their short forms."""
+"""Trials of tests/endurance in their short forms."""
 
 from __future__ import annotations
 
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
-from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
-from tests.endurance.stops import stop_often
 
 
 def test_twice_what_the_server_can_do_is_answered_rightly_or_refused() -> None:
@@ -24,21 +22,9 @@ def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing() -> 
     assert (found.right, found.lost, found.doubled, found.wrong) == (300, 0, 0, 0)
 
 
-def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
-    found = stop_often(times=2)
-    assert (found.answered, found.statuses) == (found.calls, ())
-
-
 def test_messages_that_nobody_means_are_answered() -> None:
     assert corpus()
     found = fuzz(inputs=6_000, seed=1)
     assert not found.defects
     assert found.inputs == 6_000
     assert len(found.outcomes) > 50
-
-
-def test_a_bad_network_costs_right_answers_or_errors_in_time() -> None:
-    found = bad_network(calls=200)
-    assert not found.defects
-    assert found.answered
-    assert found.calls == 200
