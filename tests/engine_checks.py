@@ -262,7 +262,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
             start.wait(30)
             for index, (which, rows, side, unbatched) in enumerate(callers[number]):
                 of, x = shared[which], integers(rows, side, side, 2, seed=1000 * number + index)
-                found = served.convolve([of], x, None, lambda: True, unbatched=unbatched)
+                found = served.convolve([of], x, None, unbatched=unbatched)
                 true = expected(of, x)
                 np.testing.assert_array_equal(found.computed.output, true)
                 (losses,) = found.computed.losses
