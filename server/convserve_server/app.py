@@ -44,6 +44,9 @@ from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
 
+# After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
+_SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
+
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
@@ -233,6 +236,9 @@ def _drain(
         time.sleep(settings.pre_stop_s)
     _say("stopping: finishing the calls under way")
     began = time.monotonic()
+    # gRPC cancels the calls that have come and were given to nobody yet, of which a busy server has many.
+    while time.monotonic() < min(observability.interceptor.last_arrival + _SETTLED_S, began + _LONGEST_SETTLING_S):
+        time.sleep(_SETTLED_S / 10)
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ class ObservingInterceptor(grpc.ServerInterceptor):
         """
         self._names = {path: path.removeprefix("/") for path in methods}
         self._observers = tuple(observers)
+        self.last_arrival = 0.0
+        """When the newest call came, by the monotonic clock."""
 
     def intercept_service(
         self,
@@ -44,6 +47,7 @@ class ObservingInterceptor(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Returns the method's handler, wrapped."""
+        self.last_arrival = time.monotonic()
         path: str = handler_call_details.method
         metadata: Metadata = handler_call_details.invocation_metadata or ()
         method = self._names.get(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
 from tests.endurance.overload import overload
+from tests.endurance.stops import stop_often
 
 
 def test_twice_what_the_server_can_do_is_answered_rightly_or_refused() -> None:
@@ -20,6 +21,11 @@ def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing() -> 
     found = kill_often(items=300, kills=3)
     assert found.kills == 3
     assert (found.right, found.lost, found.doubled, found.wrong) == (300, 0, 0, 0)
+
+
+def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
+    found = stop_often(times=2)
+    assert (found.answered, found.statuses) == (found.calls, ())
 
 
 def test_messages_that_nobody_means_are_answered() -> None:
