@@ -144,9 +144,9 @@ def calls_under_way(target, number, **amount):
 def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
     with running_server() as server, calls_under_way(server.target, 6) as calls:
         server.process.send_signal(signal.SIGTERM)
+        assert not all(call.done() for call in calls)
         with Client(server.target, retry=ONCE) as late, pytest.raises(UnavailableError):
             all(late.info() for _ in itertools.count())
-        assert not all(call.done() for call in calls)
         assert all(call.result(timeout=60) for call in calls)
         assert server.process.wait(timeout=60) == 0
         assert server.process.stdout.read().splitlines() == ["stopping: finishing the calls under way", "stopped"]
