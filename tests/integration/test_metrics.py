@@ -109,7 +109,7 @@ def test_items_of_a_stream_count_while_it_is_open(metered, caller):
     assert now["convserve_requests_in_flight", STREAM] == 1
     passes = ("convserve_compute_seconds_count", STREAM)
     assert now[passes] - before.get(passes, 0) == 1
-    meter = Meter(metered.metrics)
+    meter = Meter(metered.metrics, quiet=False)
     feed.end()
     list(call)
     assert meter.after(1)["convserve_requests_in_flight", STREAM] == -1
