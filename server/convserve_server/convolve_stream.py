@@ -190,9 +190,11 @@ class ConvolveStream:
                 known.add(request.item.item_id)
                 self._room.acquire()
                 if self._ended:
-                    return
+                    break
                 taken = self._take(request.item)
-            self._finish_last()
+            else:
+                self._wait_for_last()
+            self._put(None)  # also when the caller is gone: the thread that answers may be waiting for more
         except Exception as error:
             self._put(error.with_traceback(None) if self._ended else error)
 
@@ -249,13 +251,12 @@ class ConvolveStream:
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
             buffer = buffer[len(piece) :]
 
-    def _finish_last(self) -> None:
-        """Ends the answers when every item has its own."""
+    def _wait_for_last(self) -> None:
+        """Waits until every item has its answer, or the stream is ended."""
         for _ in range(_MOST_ITEMS_UNDER_WAY):
             self._room.acquire()
             if self._ended:
                 return
-        self._put(None)
 
 
 def _never() -> bool:

@@ -152,3 +152,19 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
             list(served_by.result(30))
     other.let_go()
     assert served.room.load().admitted_bytes == 0
+
+
+def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
+    served = Served(WaitingRoom(2**20, 100, 1, 1, 2**20), "computed")
+    leaving = Leaving()
+
+    def requests() -> Iterator[Any]:
+        yield opening(1)
+        yield memoryview(bytes(4 * 900))
+        until(lambda: not stream._under_way and bool(served.tensors))
+        leaving.leave()  # before the reader comes to the end of what was sent
+
+    with ThreadPoolExecutor(2) as pool:
+        stream = ConvolveStream(served.work, requests(), messages.StreamStart(), leaving.caller, pool)
+        answers = pool.submit(lambda: list(stream.answers()))
+        assert len(answers.result(30)) == 2
