@@ -262,11 +262,11 @@ class WaitingRoom:
     def _check_line(self, caller: Caller, computation_s: float) -> None:
         now, mine, left = time.monotonic(), self._calls[caller.name], self._places - self._in_line
         refused = mine >= left if caller.is_one else not left
+        if not refused and now >= self._overloaded_until:
+            return
         wait_s = sum(self._ahead_s.values()) / self._at_once
-        if now < self._overloaded_until and not refused:
-            # Somebody who has nothing in the server is never sent away for what others have there.
-            refused = mine > 1 and not wait_s < _FEW_COMPUTATIONS * computation_s
-        if not refused:
+        # Somebody who has nothing in the server is never sent away for what others have there.
+        if not refused and (mine <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S
         retry_s = min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
