@@ -81,7 +81,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.bench.measurement": ours("bench", "_sync"),
     "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
     "convserve.cli.server_figures": {"prometheus_client"},
-    "convserve.cli.top": {"rich"} | ours("cli.report", "cli.server_figures", "errors"),
+    "convserve.cli.top": {"rich"} | ours("cli.report", "cli.server_figures", "cli.values", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "access", "keras_remote", "errors", *CODEC, *MODEL),
     "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "access", "stored", "errors", *CODEC, *MODEL),

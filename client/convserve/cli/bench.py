@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from convserve.array_files import check_destination
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.layer_options import add_layer_options, given_parameters
 from convserve.cli.layer_reference import REFERENCE, find
-from convserve.cli.values import shape
+from convserve.cli.values import seconds, shape
 from convserve.cli.weights import add_weight_options, layer_for
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES
 
@@ -82,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="calls per second that wait for no answer; latencies then count from when a call was due",
     )
     load.add_argument(
-        "--seconds", type=_seconds, default=20.0, metavar="N", help="how long to measure in all (default: %(default)g)"
+        "--seconds", type=seconds, default=20.0, metavar="N", help="how long to measure in all (default: %(default)g)"
     )
     load.add_argument(
         "--no-shared-memory", action="store_true", help="send tensors over the connection, also to a server here"
@@ -203,13 +202,6 @@ def _rates(text: str) -> list[float]:
     if not found or not all(0 < each <= 1e6 for each in found):
         raise argparse.ArgumentTypeError(f"expected calls per second, above 0, such as 50,200. Received {text!r}.")
     return found  # type: ignore[no-any-return]
-
-
-def _seconds(text: str) -> float:
-    found: Any = _numbers(text, float)
-    if len(found) != 1 or not 0 < found[0] < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0. Received {text!r}.")
-    return found[0]  # type: ignore[no-any-return]
 
 
 def _numbers(text: str, kind: type) -> list[Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from convserve.cli.values import seconds
 
 if TYPE_CHECKING:
     from convserve import TLS, Client
@@ -34,7 +35,7 @@ def add_connection_options(parser: argparse.ArgumentParser, *, timeout: float) -
     group.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds,
         default=timeout,
         help="how long to wait for an answer (default: %(default)g)",
     )
@@ -112,13 +113,3 @@ def tls(arguments: argparse.Namespace) -> TLS | bool | None:
     from convserve import TLS
 
     return TLS(**parts)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0. Received {text!r}.")
-    return seconds

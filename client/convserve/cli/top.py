@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import http.client
-import math
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from convserve.cli import server_figures
 from convserve.cli.report import bytes_text
+from convserve.cli.values import seconds
 from convserve.errors import MissingDependencyError, UnavailableError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the server's metrics: a URL, or the HOST:PORT of its --metrics (default: %(default)s)",
     )
     parser.add_argument(
-        "--interval", type=_seconds, default=2.0, metavar="SECONDS", help="how often to ask (default: %(default)g)"
+        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="how often to ask (default: %(default)g)"
     )
     parser.add_argument("--once", action="store_true", help="print the figures since the server's start, and end")
 
@@ -184,13 +184,3 @@ def _url(text: str) -> str:
     if "/" in text or not host or not port.isdecimal():
         raise argparse.ArgumentTypeError(f"expected http://HOST:PORT/metrics or HOST:PORT. Received {text!r}.")
     return f"http://{text}/metrics"
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0. Received {text!r}.")
-    return seconds

@@ -70,3 +70,14 @@ def _integers(text: str) -> list[int]:
         return [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
         return []
+
+
+def seconds(text: str) -> float:
+    """Returns a number of seconds above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0. Received {text!r}.")
+    return found
