@@ -44,8 +44,7 @@ class CountingProxy:
                 each.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
             thread.join()
-        for each in (self._listener, *self._sockets):
-            each.close()
+        self._listener.close()
 
     def _accept(self) -> None:
         with suppress(OSError):  # the listener is shut down
@@ -53,21 +52,35 @@ class CountingProxy:
                 client, _ = self._listener.accept()
                 server = socket.create_connection(self._server)
                 self._sockets += [client, server]
-                for way in ((client, server, "sent_bytes"), (server, client, "received_bytes")):
-                    self._threads.append(threading.Thread(target=self._pass_on, args=way))
-                    self._threads[-1].start()
+                self._threads.append(threading.Thread(target=self._connection, args=(client, server)))
+                self._threads[-1].start()
+
+    def _connection(self, client: socket.socket, server: socket.socket) -> None:
+        back = threading.Thread(target=self._pass_on, args=(server, client, "received_bytes"))
+        back.start()
+        self._pass_on(client, server, "sent_bytes")
+        back.join()
+        # What nobody has read is answered with a reset then, as where a host or a network cuts a connection.
+        client.close()
+        server.close()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, count: str) -> None:
         with suppress(OSError):  # one of the two is gone
             while data := source.recv(2**18):
                 with self._lock:
                     setattr(self, count, getattr(self, count) + len(data))
-                if self.sent_bytes > self._last_byte:
+                if not self._forward(data, source, target):
                     break
-                target.sendall(data)
         for each in (source, target):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
+
+    def _forward(self, data: bytes, source: socket.socket, target: socket.socket) -> bool:  # noqa: ARG002
+        """Sends on what came; returns False to cut the connection."""
+        if self.sent_bytes > self._last_byte:
+            return False
+        target.sendall(data)
+        return True
 
 
 @contextmanager

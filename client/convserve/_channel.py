@@ -122,5 +122,10 @@ def channel_options() -> list[tuple[str, Any]]:
         ("grpc.max_reconnect_backoff_ms", 2000),
         # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
         ("grpc.min_reconnect_backoff_ms", 5000),
+        # With a keepalive gRPC bounds how long what was written may stay unread (TCP_USER_TIMEOUT): without, calls wait
+        # beyond their deadline on a connection whose other end has half closed it and reads no more. A ping in five
+        # minutes is what every server allows.
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.primary_user_agent", f"convserve/{__version__}"),
     ]

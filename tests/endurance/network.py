@@ -44,24 +44,20 @@ class FaultyProxy(CountingProxy):
         self._chance = random.Random(seed)
         super().__init__(server)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, count: str) -> None:  # noqa: ARG002
-        with suppress(OSError):  # one of the two is gone
-            while data := source.recv(2**16):
-                fate = self._chance.random()
-                if fate < 0.004:
-                    break  # cut
-                if fate < 0.006:
-                    self._swallow(source)
-                    break
-                if fate < 0.1:
-                    time.sleep(self._chance.random() * 0.02)
-                if fate < 0.104:
-                    target.sendall(data[: len(data) // 2])  # cut in the middle
-                    break
-                target.sendall(data)
-        for each in (source, target):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+    def _forward(self, data: bytes, source: socket.socket, target: socket.socket) -> bool:
+        fate = self._chance.random()
+        if fate < 0.004:
+            return False
+        if fate < 0.006:
+            self._swallow(source)
+            return False
+        if fate < 0.1:
+            time.sleep(self._chance.random() * 0.02)
+        if fate < 0.104:
+            target.sendall(data[: len(data) // 2])  # and cut in the middle
+            return False
+        target.sendall(data)
+        return True
 
     @staticmethod
     def _swallow(source: socket.socket) -> None:

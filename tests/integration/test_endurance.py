@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
+from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
 from tests.endurance.stops import stop_often
 
@@ -26,6 +27,13 @@ def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing() -> 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
     found = stop_often(times=2)
     assert (found.answered, found.statuses) == (found.calls, ())
+
+
+def test_calls_over_a_network_that_delays_swallows_and_cuts_end_in_time() -> None:
+    found = bad_network(calls=60)
+    assert not found.defects
+    assert found.calls == 60
+    assert found.answered
 
 
 def test_messages_that_nobody_means_are_answered() -> None:
