@@ -52,6 +52,7 @@ def _part(name: str, found: Results) -> str:
         "memory_shared": (tables.memory, "memory_shared"),
         "server_kinds": (tables.server_kinds, "server_kinds"),
         "parts": (tables.parts, "parts"),
+        "xla": (tables.xla, "xla"),
     }[name]
     return renderer(found[source]) if source in found else _absent(name)
 

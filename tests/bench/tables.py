@@ -170,6 +170,17 @@ def parts(result: Result) -> str:
     return f"{table(['part of a W1 call', 'median, us'], rows)}\n\n{provenance(result)}"
 
 
+def xla(result: Result) -> str:
+    """Returns the table of `xla`."""
+    rows = [
+        [each["layer"], f"{each['traced_ms']:.2f}", f"{each['compiled_ms']:.2f}", f"{each['ratio']:.2f}",
+         f"{each['first_ms']:.0f}"]
+        for each in result["layers"]
+    ]  # fmt: skip
+    head = ["layer", "traced, ms", "compiled by XLA, ms", "/ traced", "first call of a shape with XLA, ms"]
+    return f"{table(head, rows)}\n\n{provenance(result)}"
+
+
 def median_of(runs: Sequence[Result], cell: str, key: str) -> float | None:
     """Returns the median of a figure over a peer's runs, or None if it was never measured."""
     values = [run[cell][key] for run in runs if key in run.get(cell, {})]
