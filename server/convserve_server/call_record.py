@@ -39,7 +39,7 @@ class Computation(NamedTuple):
         began_ns: When the request path took it, in nanoseconds since 1970.
         queue_us: Microseconds that it waited.
         compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch.
+        batch_size: Samples of that batch, or of its largest part.
         device: The device's name.
         warm: Whether the device had computed this geometry and shape before.
         input_shape: The input's.
