@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -275,5 +276,8 @@ def _asked_to_stop() -> threading.Event:
 
 
 def _say(text: str) -> None:
-    """Prints a line of progress at once, for people and for programs that wait for it."""
-    print(text, flush=True)
+    """Prints a line of progress at once, for people and for programs that wait for it, as long as somebody reads."""
+    try:
+        print(text, flush=True)
+    except OSError:  # a pipe that was closed, or a full disk, is no reason to lose calls
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
