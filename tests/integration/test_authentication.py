@@ -44,11 +44,6 @@ LARGE = np.ones((1, 600, 600, 1), "f4")  # above 1 MiB, so it goes in pieces or 
 CONV2D = Conv2D(1, 1, use_bias=False, data_format="channels_last")
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """A server that asks for tokens, shares memory, and logs all it can."""
