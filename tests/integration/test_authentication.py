@@ -271,6 +271,15 @@ def test_the_environments_token_is_shown(guarded, make_client, monkeypatch):
 
 
 @CLIENTS
+def test_what_is_for_this_machine_goes_through_no_proxy(guarded, make_client, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with make_client(guarded.target, token=READ, retry=RetryRule(attempts=1)) as client:
+        assert client.info().devices
+
+
+@CLIENTS
 def test_a_token_is_shown_over_a_unix_socket(guarded, make_client):
     tokens_file = next(each for each in guarded.process.args if each.endswith("tokens.txt"))
     target = f"unix://{Path(tokens_file).parent}/s"
