@@ -167,6 +167,16 @@ def test_a_stop_that_nobody_reads_of_loses_no_call():
         assert server.log.read_text() == ""
 
 
+def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
+    with starting_server("--log-requests") as server, Client(server.target, retry=ONCE) as client:
+        while not server.process.stdout.readline().startswith("ready"):
+            pass
+        for _ in range(700):  # a pipe holds some 400 lines
+            assert client.info()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "signals", "status"),
     [(("--drain-s", "1"), [signal.SIGTERM], 0), ((), [signal.SIGTERM, signal.SIGINT], 128 + signal.SIGINT)],
