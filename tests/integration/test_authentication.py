@@ -135,6 +135,13 @@ def test_a_method_that_there_is_not_is_closed_too(channel):
         assert caught.value.code().name == code
 
 
+def test_a_methods_name_makes_no_line_of_the_log(channel, guarded):
+    with pytest.raises(grpc.RpcError):
+        channel.unary_unary("/a\nforged")(b"", metadata=bearer(READ), timeout=60)
+    assert "forged' answered PERMISSION_DENIED" in guarded.log.read_text()
+    assert "\nforged" not in guarded.log.read_text()
+
+
 # Services of gRPC's own
 
 
