@@ -69,7 +69,7 @@ class CallMetrics(Observer):
         self.duration = seconds("request_duration", "Calls, from their arrival until all was sent.")
         self.received = counter("received_bytes_total", "Bytes of messages that arrived.", "method")
         self.sent = counter("sent_bytes_total", "Bytes of messages that were sent.", "method")
-        self.queue = seconds("queue", "What a call, or an item of a stream, waited for a device.")
+        self.queue = seconds("queue", "What a call, or an item of a stream, waited for memory and a device.")
         self.compute = seconds("compute", "What a device took for the batch of a call or an item.")
         self.batch = Histogram(
             "convserve_batch_samples",
