@@ -16,6 +16,9 @@ import pytest
 
 import convserve
 
+# A developer's own token: clients would show it, and servers ask for it.
+os.environ.pop("CONVSERVE_TOKEN", None)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

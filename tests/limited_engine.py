@@ -38,7 +38,9 @@ class LimitedEngine:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int) -> Computed:
+    def convolve(
+        self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
+    ) -> Computed:
         shape = (sum(map(len, inputs)), *inputs[0].shape[1:])
         found = plan([each.config for each in layers], shape, output_dtype=output_dtype)
         size = sum(x.nbytes for x in inputs) + found.output_bytes

@@ -86,7 +86,9 @@ class NumpyEngine:
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         raise NotImplementedError
 
-    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int) -> Computed:
+    def convolve(
+        self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
+    ) -> Computed:
         x, losses = np.concatenate(inputs), []
         for each in layers:
             config = each.config
@@ -99,4 +101,5 @@ class NumpyEngine:
                     activity=None if activity is None else activity / len(x),
                 )
             )
-        return Computed(x.astype(numpy_dtype(output_dtype)), tuple(losses), self.devices[device].name, warm=True)
+        output = x.astype(numpy_dtype(output_dtype))
+        return Computed(output, tuple(losses), self.devices[device].name, warm=True, batch_size=len(x))

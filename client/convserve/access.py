@@ -121,6 +121,8 @@ class Access:
 
     def _options(self, address: str) -> list[tuple[str, Any]]:
         options = _channel.channel_options()
+        if _stays_here(self._target):  # gRPC would ask $http_proxy for localhost too, and show it the token
+            options.append(("grpc.enable_http_proxy", 0))
         if self._tls is None:
             return options
         name = self._tls.server_name

@@ -75,7 +75,7 @@ class Result:
         losses: One per layer, in order.
         layers: One per layer: the configuration with every seed filled in if the server drew the weights, else None.
         timing: Where the time went on the server.
-        batch_size: How many samples were computed together.
+        batch_size: How many samples were computed together; fewer than the call's if memory sufficed for parts only.
         device: The device that computed, for example "gpu:0".
         warm: Whether the server had computed with this geometry before.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ T = TypeVar("T")
 
 # After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
 _SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
+_LONGEST_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
 
 SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
 # Of every service that a server may have, whatever the settings.
@@ -244,9 +246,11 @@ def _drain(
     drained.wait()
     if shared_memory is not None:
         shared_memory.close()
-    observability.close()
+    closing = threading.Thread(target=observability.close, name="closing", daemon=True)
+    closing.start()
+    closing.join(_LONGEST_CLOSING_S)
     _say("stopped")
-    if time.monotonic() - began >= settings.drain_s:
+    if closing.is_alive() or time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
     return 0
 
@@ -275,5 +279,8 @@ def _asked_to_stop() -> threading.Event:
 
 
 def _say(text: str) -> None:
-    """Prints a line of progress at once, for people and for programs that wait for it."""
-    print(text, flush=True)
+    """Prints a line of progress at once, for people and for programs that wait for it, as long as somebody reads."""
+    try:
+        print(text, flush=True)
+    except OSError:  # a pipe that was closed, or a full disk, is no reason to lose calls
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,6 +10,8 @@ from typing import Any
 import grpc
 
 from convserve import ConvserveError, PermissionDeniedError, UnauthenticatedError
+from convserve.errors import shown
+from convserve_server.call_record import current_call
 from convserve_server.callers import CHANGE, COMPUTE, PERMISSIONS, READ, authenticate, name_by_certificate
 from convserve_server.interceptors import refuse
 from convserve_server.tokens import Tokens
@@ -55,7 +57,7 @@ class Authentication(grpc.ServerInterceptor):
         try:
             self._check(method, handler_call_details.invocation_metadata)
         except ConvserveError as error:
-            log.debug("%s answered %s: %s", method, error.code.name, error)
+            log.debug("%s answered %s: %s", current_call().told_method, error.code.name, error)
             return _refusing(error)
         return continuation(handler_call_details)
 
@@ -68,7 +70,7 @@ class Authentication(grpc.ServerInterceptor):
             raise UnauthenticatedError("Expected a token that this server knows. Received another.")
         if not needed <= caller.permissions:
             raise PermissionDeniedError(
-                f"Expected a token with the permission {' and '.join(sorted(needed))} for {method}. "
+                f"Expected a token with the permission {' and '.join(sorted(needed))} for {shown(method)}. "
                 f"Received that of {caller.name}, which has {', '.join(sorted(caller.permissions))}."
             )
         authenticate(caller)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ REASONS = {
 }  # fmt: skip
 """The names of the reasons for which a call is refused."""
 
+log = logging.getLogger("convserve")
+
 Metadata = Sequence[tuple[str, str | bytes]]
 
 # No spaces, so that an id is one word in a line of text; bounded, because it goes back and into every log.
@@ -39,7 +42,7 @@ class Computation(NamedTuple):
         began_ns: When the request path took it, in nanoseconds since 1970.
         queue_us: Microseconds that it waited.
         compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch.
+        batch_size: Samples of that batch, or of its largest part.
         device: The device's name.
         warm: Whether the device had computed this geometry and shape before.
         input_shape: The input's.
@@ -61,7 +64,10 @@ class Computation(NamedTuple):
 
 
 class Observer:
-    """Who is told of calls, as far as it wants to know. The methods are to be quick; any thread may call them."""
+    """Who is told of calls, as far as it wants to know. The methods are to be quick; any thread may call them.
+
+    What they raise is logged, and harms neither the call nor other observers.
+    """
 
     def began(self, call: CallRecord) -> None:
         """Is told of a call whose request, or the first message of it, is there."""
@@ -145,8 +151,7 @@ class CallRecord:
 
     def begin(self) -> None:
         """Tells the observers that the call has begun."""
-        for each in self._observers:
-            each.began(self)
+        self._tell(lambda each: each.began(self))
 
     def computed(self, computation: Computation) -> None:
         """Adds a forward pass."""
@@ -156,8 +161,7 @@ class CallRecord:
             self.queue_us += computation.queue_us
             self.compute_us += computation.compute_us
             self.batch_size = max(self.batch_size, computation.batch_size)
-        for each in self._observers:
-            each.computed(self, computation)
+        self._tell(lambda each: each.computed(self, computation))
 
     def refused(self, error: ConvserveError) -> None:
         """Says what the call fails with."""
@@ -174,15 +178,20 @@ class CallRecord:
         if isinstance(error, InternalError):
             self.error_id = error.error_id
         if error.reason in REASONS:
-            for each in self._observers:
-                each.refused(self, REASONS[error.reason])
+            self._tell(lambda each: each.refused(self, REASONS[error.reason]))
 
     def end(self, code: str, caller: str) -> None:
         """Completes the record and tells the observers."""
         self.code, self.caller = code, caller
         self.duration_us = (time.monotonic_ns() - self._began) // 1000
+        self._tell(lambda each: each.ended(self))
+
+    def _tell(self, tell: Callable[[Observer], None]) -> None:
         for each in self._observers:
-            each.ended(self)
+            try:
+                tell(each)
+            except Exception:
+                log.exception("%s failed at a call of %s", type(each).__name__, self.told_method)
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("call", default=None)

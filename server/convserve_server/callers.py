@@ -79,11 +79,15 @@ def is_one(name: str) -> bool:
 
 
 def _certificate_name(shown: Mapping[str, object]) -> str:
-    """Returns the common name of a certificate that gRPC has verified, or its first alternative name; "" for none."""
+    """Returns the common name of a certificate that gRPC has verified, or its first alternative name; "" for none.
+
+    It is printable, as it goes into the log.
+    """
     for key in ("x509_common_name", "x509_subject_alternative_name"):
         names = shown.get(key)
         if isinstance(names, list | tuple) and names and names[0]:
-            return bytes(names[0]).decode(errors="replace")
+            name = bytes(names[0]).decode(errors="replace")
+            return name if name.isprintable() else ascii(name)
     return ""
 
 

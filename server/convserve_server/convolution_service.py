@@ -263,7 +263,7 @@ def _computation(began_ns: int, x: Array, answer: Convolved) -> Computation:
         began_ns=began_ns,
         queue_us=timing.queue_us,
         compute_us=timing.compute_us,
-        batch_size=answer.batch_size,
+        batch_size=computed.batch_size,
         device=computed.device,
         warm=computed.warm,
         input_shape=x.shape,
@@ -283,7 +283,7 @@ def _response(answer: Convolved) -> messages.ConvolveResponse:
             for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
         ],
         timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
-        batch_size=answer.batch_size,
+        batch_size=answer.computed.batch_size,
         device=answer.computed.device,
         warm=answer.computed.warm,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -29,12 +29,14 @@ class Computed:
         losses: One per layer.
         device: The device's name.
         warm: Whether this geometry and shape had been computed before.
+        batch_size: Samples that were computed together; of what was computed in parts, those of the largest.
     """
 
     output: Array
     losses: tuple[Losses, ...]
     device: str
     warm: bool
+    batch_size: int
 
 
 class Engine(Protocol):
@@ -69,7 +71,14 @@ class Engine(Protocol):
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
 
-    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
+    def convolve(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[Array],
+        output_dtype: str,
+        device: int,
+        is_waiting: Callable[[], bool] = lambda: True,
+    ) -> Computed:
         """Applies layers that all have weights to inputs that are computed together.
 
         Args:
@@ -78,12 +87,14 @@ class Engine(Protocol):
                 this returns, and the output is in none of them.
             output_dtype: A floating-point dtype's name.
             device: Its index in `devices`.
+            is_waiting: Whether anybody still waits for the output, for an engine that computes in steps.
 
         Returns:
             The output of all inputs' samples, in their order.
 
         Raises:
             OutOfMemoryError: If the device's memory did not suffice.
+            DeadlineExceededError: If nobody waits any more.
         """
 
 
@@ -110,13 +121,11 @@ class Convolved:
         computed: The engine's part.
         layers: One per layer: the configuration with its seeds where weights were drawn, else None.
         timing: Where the time went.
-        batch_size: Samples that were computed together.
     """
 
     computed: Computed
     layers: tuple[Conv2D | None, ...]
     timing: Timing
-    batch_size: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +135,7 @@ class _Call:
     ticket: Ticket
     layers: tuple[Layer, ...]
     x: Array
+    caller: Caller
 
 
 ANYBODY = Caller()
@@ -178,21 +188,7 @@ class Convolver:
         *,
         in_one_message: bool = False,
     ) -> Ticket:
-        """Returns the ticket of a call whose input may still be on its way; whoever takes it closes it.
-
-        Args:
-            layers: The layers.
-            shape: The input's.
-            dtype: The input's.
-            output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
-            caller: Who waits for the answer.
-            in_one_message: Whether the output travels in one message, whose size is bounded.
-
-        Raises:
-            InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
-            OverloadedError: If too many calls are in the server.
-            DeadlineExceededError: If the caller's deadline can't be met.
-        """
+        """As `Admission.admit`, for a call whose input may still be on its way; whoever takes the ticket closes it."""
         return self._admission.admit(layers, shape, dtype, output_dtype, caller, in_one_message=in_one_message)
 
     def convolve(
@@ -234,8 +230,8 @@ class Convolver:
             each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
             for index, each in enumerate(layers)
         )
-        computed, drawn, timing, batch_size = self._batcher.run(
-            _Call(ticket, known, x),
+        computed, drawn, timing = self._batcher.run(
+            _Call(ticket, known, x, caller),
             group=None if unbatched else _group(known, x, plan),
             samples=x.shape[0],
             size=ticket.size,
@@ -247,11 +243,10 @@ class Convolver:
                 after.config if before.kernel is None else None for before, after in zip(layers, drawn, strict=True)
             ),
             timing=timing,
-            batch_size=batch_size,
         )
 
-    def _compute(self, device: int, calls: Sequence[_Call]) -> list[tuple[Computed, tuple[Layer, ...], Timing, int]]:
-        """Returns for each call its part of what was computed, the layers with weights, times and samples of all."""
+    def _compute(self, device: int, calls: Sequence[_Call]) -> list[tuple[Computed, tuple[Layer, ...], Timing]]:
+        """Returns for each call its part of what was computed, the layers with weights, and times."""
         started, whole = time.monotonic(), sum(len(call.x) for call in calls)
         for call in calls:
             call.ticket.started()
@@ -268,7 +263,7 @@ class Convolver:
         for call in calls:
             end = begin + len(call.x)
             part = computed if len(calls) == 1 else replace(computed, output=computed.output[begin:end])
-            found.append((part, layers, Timing(round((started - call.ticket.arrived) * 1e6), compute_us), whole))
+            found.append((part, layers, Timing(round((started - call.ticket.arrived) * 1e6), compute_us)))
             begin = end
         return found
 
@@ -280,8 +275,12 @@ class Convolver:
             else self._drawn.draw(each.config, _channels(each, first.ticket.plan, index))
             for index, each in enumerate(first.layers)
         )
-        inputs = [call.x for call in calls]
-        return layers, self._engine.convolve(layers, inputs, first.ticket.plan.output_dtype, device)
+        inputs, output_dtype = [call.x for call in calls], first.ticket.plan.output_dtype
+
+        def is_waiting() -> bool:
+            return any(call.caller.is_waiting() for call in calls)
+
+        return layers, self._engine.convolve(layers, inputs, output_dtype, device, is_waiting)
 
 
 def _channels(layer: Layer, plan: Plan, index: int) -> int:

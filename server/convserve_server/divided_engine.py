@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
 from convserve.tensor import Array
@@ -60,7 +60,14 @@ class DividedEngine:
         """Returns what the engine returns."""
         return self._engine.constrain(layer)
 
-    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
+    def convolve(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[Array],
+        output_dtype: str,
+        device: int,
+        is_waiting: Callable[[], bool] = lambda: True,
+    ) -> Computed:
         """Applies layers to inputs as the engine does, in parts if need be.
 
         Several inputs are not divided here: the batcher, which put them together, computes each by itself. Nothing of
@@ -68,8 +75,9 @@ class DividedEngine:
 
         Raises:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
+            DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
         """
-        division = Division(self._engine, self._bounds, layers, output_dtype, device)
+        division = Division(self._engine, self._bounds, layers, output_dtype, device, is_waiting)
         found = division.whole(inputs)
         if found is not None:
             return found

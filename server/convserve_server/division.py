@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve import Conv2D, Layer, OutOfMemoryError
+from convserve import Conv2D, DeadlineExceededError, Layer, OutOfMemoryError
 from convserve.plan import plan
 from convserve.tensor import Array, Shape, name_of, numpy_dtype
 from convserve_server.aligned import aligned_empty
@@ -32,6 +32,7 @@ class Division:
         layers: Sequence[Layer],
         output_dtype: str,
         device: int,
+        is_waiting: Callable[[], bool],
     ) -> None:
         """Prepares; nothing is computed.
 
@@ -41,11 +42,13 @@ class Division:
             layers: The layers, with weights.
             output_dtype: The output's dtype's name.
             device: The device's index.
+            is_waiting: Whether anybody still waits for the output.
         """
         self._engine, self._bounds = engine, bounds
         self._layers, self._output_dtype, self._device = layers, output_dtype, device
+        self._is_waiting = is_waiting
         self._tried: list[str] = []  # what did not fit
-        self._warm = True
+        self._warm, self._batch_size = True, 0
 
     @cached_property
     def _chain(self) -> tuple[Conv2D, ...]:
@@ -76,6 +79,7 @@ class Division:
 
         Raises:
             OutOfMemoryError: If a part that cannot be divided further did not fit.
+            DeadlineExceededError: If nobody waited any more before the last part was computed.
         """
         self._plan = plan(self._chain, x.shape, input_dtype=name_of(x), output_dtype=self._output_dtype)
         try:
@@ -86,7 +90,7 @@ class Division:
         if not self._tried:
             self._bounds.widen((self._device, self._chain))
         device = self._engine.devices[self._device].name
-        return Computed(output, self._losses.of(len(x)), device, self._warm)
+        return Computed(output, self._losses.of(len(x)), device, self._warm, self._batch_size)
 
     def _by_samples(self, x: Array, output: Array) -> None:
         """Computes as many samples at a time as fit, and by tiles those that do not fit alone."""
@@ -187,12 +191,16 @@ class Division:
             output: What is to have it.
             what: The part, for people.
         """
+        if not self._is_waiting():  # it may take minutes
+            text = "Expected a caller to wait until all parts are computed. Received none: the others are not computed."
+            raise DeadlineExceededError(text)
         found = self._attempt(layers, [x], output_dtype, what)
         if found is None:
             return False
         output[...] = found.output[kept]
         self._losses.add(index, found.losses, len(x))
         self._warm = self._warm and found.warm
+        self._batch_size = max(self._batch_size, found.batch_size)
         return True
 
     def _attempt(

@@ -79,10 +79,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
             return handler  # the health service's Watch: wrapped, each watcher would keep a handler thread to itself
         inner = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
+        serialize = handler.response_serializer or bytes  # here, since gRPC tells of what it raises without an id
 
         def one_answer(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                answer = inner(request, context)
+                answer = serialize(inner(request, context))
             # It is kept until the caller has fetched it, which may take longer than one piece of it would.
             fetched = self._silence.begin(lambda: self._end(method, context), times=_LONGEST_ANSWER)
             if not context.add_callback(fetched):
@@ -91,7 +92,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
         def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                for answer in inner(request, context):
+                for answer in map(serialize, inner(request, context)):
                     with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
                         yield answer
 
@@ -104,7 +105,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             if method not in self._pools:  # of two made at once one is not used
                 self._pools[method] = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
             behaviour.experimental_thread_pool = self._pools[method]
-        return make(behaviour, request_deserializer=None, response_serializer=handler.response_serializer)
+        return make(behaviour, request_deserializer=None, response_serializer=None)
 
     @contextmanager
     def _request(

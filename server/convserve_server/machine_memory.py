@@ -4,17 +4,34 @@ from __future__ import annotations
 
 import os
 import resource
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-_CGROUP_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")  # version 2, version 1
+_OWN_CGROUPS = Path("/proc/self/cgroup")
+_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def machine_memory_bytes() -> int:
     """Returns the bytes."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for name in _CGROUP_FILES:
+    for file in _cgroup_files():
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            found.append(int(Path(name).read_text()))
+            found.append(int(file.read_text()))
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return min(*found, *(each for each in limits if each != resource.RLIM_INFINITY))
+    return min([*found, *(each for each in limits if each != resource.RLIM_INFINITY)])
+
+
+def _cgroup_files() -> Iterator[Path]:
+    """Yields the files that may have a limit: of this process' cgroup, as systemd makes them, and of all above it.
+
+    A container sees its own cgroup as the topmost one.
+    """
+    lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else []
+    for line in lines:  # number:controllers:path
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
+        own = Path(path.lstrip("/"))
+        yield from (top / each / name for each in (own, *own.parents))

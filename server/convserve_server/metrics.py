@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import socket
 import threading
 from collections.abc import Iterator
-from wsgiref.simple_server import WSGIServer
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
 from convserve_server.call_record import REASONS, CallRecord, Computation, Observer
@@ -19,6 +23,11 @@ from convserve_server.layer_keeper import LayerKeeper
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+_MOST_SCRAPES = 16  # at once, each of which has a thread
+_SLOWEST_SCRAPE_S = 10.0  # that may pass without a byte
+
+log = logging.getLogger("convserve")
+
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -60,7 +69,7 @@ class CallMetrics(Observer):
         self.duration = seconds("request_duration", "Calls, from their arrival until all was sent.")
         self.received = counter("received_bytes_total", "Bytes of messages that arrived.", "method")
         self.sent = counter("sent_bytes_total", "Bytes of messages that were sent.", "method")
-        self.queue = seconds("queue", "What a call, or an item of a stream, waited for a device.")
+        self.queue = seconds("queue", "What a call, or an item of a stream, waited for memory and a device.")
         self.compute = seconds("compute", "What a device took for the batch of a call or an item.")
         self.batch = Histogram(
             "convserve_batch_samples",
@@ -169,9 +178,14 @@ class MetricsEndpoint:
             OSError: If it cannot be listened on.
         """
         host, _, port = address.rpartition(":")
-        self._server: WSGIServer
-        self._thread: threading.Thread
-        self._server, self._thread = prometheus_client.start_http_server(int(port), host.strip("[]"), registry)
+        bare = host.strip("[]")
+
+        class Server(_Server):
+            address_family = socket.getaddrinfo(bare, int(port), type=socket.SOCK_STREAM)[0][0]
+
+        self._server = make_server(bare, int(port), prometheus_client.make_wsgi_app(registry), Server, _Scrape)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
         self.url = f"http://{host}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
@@ -179,6 +193,36 @@ class MetricsEndpoint:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers so many at once at most, and says nothing of those that leave."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._room = threading.Semaphore(_MOST_SCRAPES)
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.debug("metrics were not fetched by %s", client_address[0], exc_info=True)
+
+
+class _Scrape(WSGIRequestHandler):
+    timeout = _SLOWEST_SCRAPE_S
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
 
 
 def new_registry() -> CollectorRegistry:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
+
+log = logging.getLogger("convserve")
 
 
 class SilenceWatch:
@@ -66,4 +69,7 @@ class SilenceWatch:
             with self._lock:
                 silent = [end for until, end in self._waiting.values() if until < now]
             for end in silent:
-                end()
+                try:
+                    end()
+                except Exception:  # the other calls' watch goes on
+                    log.exception("a call that is silent cannot be ended")

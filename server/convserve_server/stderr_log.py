@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import sys
+import os
 
 log = logging.getLogger("convserve")
 
@@ -12,15 +12,16 @@ FORMATS = ("text", "json")
 
 
 def log_to_stderr(level: str, form: str) -> logging.Handler:
-    """Sends the log of the server, and of OpenTelemetry, to stderr; returns what writes it.
+    """Sends the log of the server, of gRPC and of OpenTelemetry to stderr; returns what writes it.
 
     Args:
         level: The least important that is written, such as "info".
         form: One of FORMATS.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    # Not sys.stderr: what is written there while TensorFlow starts is held back.
+    handler = logging.StreamHandler(open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
     handler.setFormatter(formatter(form))
-    for each in (log, logging.getLogger("opentelemetry")):
+    for each in (log, logging.getLogger("grpc"), logging.getLogger("opentelemetry")):
         each.addHandler(handler)
         each.propagate = False
     log.setLevel(level.upper())

@@ -39,7 +39,8 @@ class Tracing(Observer):
         """Begins the call's span, below the caller's if it tells of one; none for checks of the health."""
         if call.method.startswith("grpc.health."):
             return
-        given = {key: value for key, value in call.metadata if isinstance(value, str)}
+        # Not what OpenTelemetry calls baggage: it goes nowhere from here, and a wrong one would be told in the log.
+        given = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
         span = self._tracer.start_span(
             call.method,
             propagate.extract(given),

@@ -20,11 +20,6 @@ COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in te
 ALICE = re.search(r"alice +(\S+)", TOKENS)[1]
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 def run(folder, *arguments, **environment):
     done = subprocess.run(
         [sys.executable, *arguments], env={**os.environ, **environment}, cwd=folder,

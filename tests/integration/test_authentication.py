@@ -44,11 +44,6 @@ LARGE = np.ones((1, 600, 600, 1), "f4")  # above 1 MiB, so it goes in pieces or 
 CONV2D = Conv2D(1, 1, use_bias=False, data_format="channels_last")
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """A server that asks for tokens, shares memory, and logs all it can."""
@@ -138,6 +133,13 @@ def test_a_method_that_there_is_not_is_closed_too(channel):
         with pytest.raises(grpc.RpcError) as caught:
             unknown(b"", metadata=metadata, timeout=60)
         assert caught.value.code().name == code
+
+
+def test_a_methods_name_makes_no_line_of_the_log(channel, guarded):
+    with pytest.raises(grpc.RpcError):
+        channel.unary_unary("/a\nforged")(b"", metadata=bearer(READ), timeout=60)
+    assert "forged' answered PERMISSION_DENIED" in guarded.log.read_text()
+    assert "\nforged" not in guarded.log.read_text()
 
 
 # Services of gRPC's own
@@ -272,6 +274,15 @@ def test_refusals_are_exceptions_of_their_own_and_are_not_retried(guarded, make_
 def test_the_environments_token_is_shown(guarded, make_client, monkeypatch):
     monkeypatch.setenv("CONVSERVE_TOKEN", READ)
     with make_client(guarded.target) as client:
+        assert client.info().devices
+
+
+@CLIENTS
+def test_what_is_for_this_machine_goes_through_no_proxy(guarded, make_client, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    with make_client(guarded.target, token=READ, retry=RetryRule(attempts=1)) as client:
         assert client.info().devices
 
 

@@ -20,7 +20,7 @@ EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 PRIVATE = "/home/operator/.ssh/id_rsa"
 
 
-def handler(form, answer):
+def handler(form, answer, serialize=Int64Value.SerializeToString):
     """Returns a method of the given form that reads every request, and then answers with one message or raises."""
 
     def one(requests, context):
@@ -32,7 +32,7 @@ def handler(form, answer):
         yield one(requests, context)
 
     make = getattr(grpc, f"{form}_rpc_method_handler")
-    return make(many if form.endswith("stream") else one, Int64Value.FromString, Int64Value.SerializeToString)
+    return make(many if form.endswith("stream") else one, Int64Value.FromString, serialize)
 
 
 class Methods(grpc.GenericRpcHandler):
@@ -55,8 +55,8 @@ def call():
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
 
-        def calls(form, answer, *messages, path="/test.Service/Method"):
-            methods.methods[path] = handler(form, answer)
+        def calls(form, answer, *messages, path="/test.Service/Method", **options):
+            methods.methods[path] = handler(form, answer, **options)
             stalling = isinstance(messages[0], Stalling)
             answers = channel.stream_stream(path)(messages[0] if stalling else iter(messages), timeout=30)
             return [Int64Value.FromString(each).value for each in answers]
@@ -122,6 +122,17 @@ def test_too_little_memory_is_told_as_that(call, form):
         call(form, raising(MemoryError("Unable to allocate 7. TiB")), *sent(1))
     text, _ = checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
     assert "7. TiB" in text
+
+
+@EVERY_FORM
+def test_an_answer_that_cannot_be_written_is_told_as_what_else_fails(call, form, caplog):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *sent(1), serialize=raising(MemoryError()))
+    checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *sent(1), serialize=raising(ValueError(PRIVATE)))
+    assert PRIVATE not in caught.value.details()
+    assert from_rpc_error(caught.value).error_id in caplog.text
 
 
 class Stalling:

@@ -25,11 +25,6 @@ ADMIN, COMPUTE, UNKNOWN = (f"s3cret-{name}-0123456789" for name in ("admin", "co
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """Gives the target of a server with TLS and tokens, and its CA."""

@@ -158,6 +158,25 @@ def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
             again.listen()
 
 
+def test_a_stop_that_nobody_reads_of_loses_no_call():
+    with running_server() as server, calls_under_way(server.target, 6) as calls:
+        server.process.stdout.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert all(call.result(timeout=60) for call in calls)
+        assert server.process.wait(timeout=60) == 0
+        assert server.log.read_text() == ""
+
+
+def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
+    with starting_server("--log-requests") as server, Client(server.target, retry=ONCE) as client:
+        while not server.process.stdout.readline().startswith("ready"):
+            pass
+        for _ in range(700):  # a pipe holds some 400 lines
+            assert client.info()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "signals", "status"),
     [(("--drain-s", "1"), [signal.SIGTERM], 0), ((), [signal.SIGTERM, signal.SIGINT], 128 + signal.SIGINT)],

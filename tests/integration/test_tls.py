@@ -29,11 +29,6 @@ CLIENTS = pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EIT
 NOT_TRUSTED = "Expected a TLS connection"
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 @pytest.fixture
 def authority(tmp_path):
     return Authority(tmp_path)
@@ -147,6 +142,7 @@ def test_a_callers_certificate_names_it(authority, stranger, make_client):
             ("cn", "alice.example.org", {"common_name": "alice"}, "certificate:alice"),
             ("san", "bob.example.org", {}, "certificate:bob.example.org"),
             ("mail", "carol@example.org", {}, "certificate:carol@example.org"),
+            ("odd", "x.example.org", {"common_name": "dan\nINFO"}, r"certificate:'dan\nINFO'"),
         ):
             pair = authority.issue(name, identity, **options)
             assert caller(port, TLS(ca, pair.certificate, pair.key), make_client) == expected

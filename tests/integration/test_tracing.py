@@ -129,6 +129,14 @@ def test_a_header_that_is_none_does_no_harm(caller, header):
     assert answer.output.shape == [1, 2, 2, 1]
 
 
+def test_baggage_is_neither_kept_nor_told_in_the_log(caller, collector, traced):
+    parent = Parent()
+    baggage = [("baggage", "s3cret, =s3cret, " + "s3cret" * 1500)]
+    caller.stub.Convolve(convolve_request(), timeout=60, metadata=parent.metadata + baggage)
+    assert len(collector.waited_for(lambda spans: len(spans) == 3, parent.trace)) == 3
+    assert "s3cret" not in traced.log.read_text()
+
+
 def ran(code, traced, collector):
     """Runs a caller's program and returns the trace of its span."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_SERVICE_NAME": secrets.token_hex(8)}

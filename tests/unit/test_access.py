@@ -21,11 +21,6 @@ ELSEWHERE = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_token_in_the_environment(monkeypatch):
-    monkeypatch.delenv("CONVSERVE_TOKEN", raising=False)
-
-
 def access(target, token=None, tls=None):
     return Access(channel_target(target), token, tls)
 

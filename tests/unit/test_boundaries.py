@@ -130,7 +130,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.tokens": {f"convserve_server.{name}" for name in ("callers", "settings")},
     "convserve_server.credentials": {"grpc", "convserve_server.settings"},
     "convserve_server.authentication": {"grpc", "convserve"}
-    | {f"convserve_server.{name}" for name in ("callers", "interceptors", "tokens")},
+    | {f"convserve_server.{name}" for name in ("call_record", "callers", "interceptors", "tokens")},
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"}

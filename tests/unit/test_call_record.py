@@ -71,6 +71,21 @@ def test_observers_hear_everything_in_order():
     assert call.duration_us >= 0
 
 
+def test_an_observer_that_fails_harms_neither_the_call_nor_others(caplog):
+    class Failing(Observer):
+        def __getattribute__(self, name):
+            raise RuntimeError("no")
+
+    heard = Heard()
+    call = CallRecord("m", "m", (), (Failing(), heard))
+    call.begin()
+    call.computed(PASS)
+    call.refused(OverloadedError("busy"))
+    call.end("RESOURCE_EXHAUSTED", "ipv4:10.0.0.1")
+    assert heard.words == [("began", "m"), (1, PASS), (0, "OVERLOADED"), "RESOURCE_EXHAUSTED"]
+    assert [each.getMessage() for each in caplog.records] == ["Failing failed at a call of m"] * 4
+
+
 def test_an_item_that_is_refused_is_not_the_call():
     heard = Heard()
     call = CallRecord("m", "m", (), (heard,))

@@ -49,7 +49,9 @@ class Engine:
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         raise NotImplementedError
 
-    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int) -> Computed:
+    def convolve(
+        self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
+    ) -> Computed:
         self.calls.append((tuple(layers), [len(x) for x in inputs], device))
         assert self.go.wait(30)
         x = np.concatenate(inputs)
@@ -62,7 +64,7 @@ class Engine:
             Losses(activity=None if each.config.activity_regularizer is None else float(x.sum()) / len(x))
             for each in layers
         )
-        return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True)
+        return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
 
 
 def convolver(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Convolver:
@@ -109,7 +111,7 @@ def test_callers_of_one_layer_are_computed_together_and_each_gets_its_own_rows()
     assert held.computed() == [[2, 1], [1, 2]]
     found = [future.result() for future in futures]
     assert [each.computed.output.ravel().tolist() for each in found] == [[2, 4], [12], [10], [18, 21]]
-    assert [each.batch_size for each in found] == [3, 3, 3, 3]
+    assert [each.computed.batch_size for each in found] == [3, 3, 3, 3]
     assert all(each.timing.queue_us >= 0 and each.timing.compute_us >= 0 for each in found)
 
 
@@ -127,7 +129,7 @@ def test_only_calls_that_agree_in_everything_but_their_samples_go_together() -> 
         held.call([layer], batch(1), "float32"),  # what the first one gets without asking
     ]
     assert held.computed() == [[1, 1], [1], [1], [1], [1], [1], [1]]
-    assert [future.result().batch_size for future in futures] == [2, 1, 1, 1, 1, 1, 1, 2]
+    assert [future.result().computed.batch_size for future in futures] == [2, 1, 1, 1, 1, 1, 1, 2]
 
 
 def test_a_layer_with_an_activity_regularizer_is_computed_for_each_caller() -> None:
@@ -155,7 +157,7 @@ def test_a_batch_that_does_not_fit_the_device_costs_nobody_the_answer() -> None:
     held = Held(engine)
     futures = [held.call([layer], batch(*values)) for values in ((1,), (2, 3), (4, 5, 6))]
     assert held.computed() == [[1, 2, 3], [1], [2], [3]]
-    assert [future.result().batch_size for future in futures[:2]] == [1, 2]
+    assert [future.result().computed.batch_size for future in futures[:2]] == [1, 2]
     with pytest.raises(OutOfMemoryError):
         futures[2].result()
 

@@ -15,10 +15,10 @@ from tests.limited_engine import LimitedEngine
 from tests.numpy_engine import NumpyEngine
 from tests.unit.test_batcher import until
 
-from convserve import Conv2D, Layer, OutOfMemoryError
+from convserve import Conv2D, DeadlineExceededError, Layer, OutOfMemoryError
 from convserve.plan import plan
 from convserve_server import division
-from convserve_server.convolver import Batching, Convolver, Limits
+from convserve_server.convolver import Batching, Caller, Convolver, Limits
 from convserve_server.divided_engine import DividedEngine
 from convserve_server.memory_bounds import MemoryBounds
 from convserve_server.tiles import height_axis, obstacle
@@ -107,6 +107,26 @@ def test_an_image_larger_than_the_device_goes_row_by_row_if_it_must() -> None:
     found = convolve(DividedEngine(limited), [of], x)
     np.testing.assert_array_equal(found.output, convolve(NumpyEngine(), [of], x).output)
     assert sum(fitted for _, _, fitted in attempts(limited)) == 200
+
+
+@pytest.mark.parametrize("x", [image(1, 200, 4), image(50, 4, 4)], ids=["tiles", "samples"])
+def test_nobody_is_computed_for_who_has_left(x: Any) -> None:
+    limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4 * 2)
+    served = Convolver(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
+    caller = Caller(is_waiting=lambda: len(limited.attempts) < 20)
+    with pytest.raises(DeadlineExceededError, match="Expected a caller to wait until all parts are computed"):
+        served.convolve([layer()], x, None, caller)
+    assert len(attempts(limited)) == 20
+    assert served.load().admitted_bytes == 0
+    served.convolve([layer()], x, None)
+    assert len(attempts(limited)) > 20
+
+
+def test_the_samples_of_the_largest_part_are_told() -> None:
+    of, x = layer(), image(4)
+    sample = x[:1].nbytes * 2
+    for most_bytes, batch_size in ((4 * sample, 4), (3 * sample, 2), (sample, 1), (sample // 2, 1)):
+        assert convolve(DividedEngine(LimitedEngine(NumpyEngine(), most_bytes)), [of], x).batch_size == batch_size
 
 
 def test_tiles_share_the_layers_that_are_alike() -> None:

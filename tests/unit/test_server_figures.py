@@ -92,6 +92,15 @@ def test_since_the_start_is_since_the_process_started():
     assert server_figures.refusals(before, latest) == {"X": 2}
 
 
+def test_a_server_that_was_started_again_counts_from_nothing():
+    page = 'convserve_refused_total{{reason="X"}} {}\nprocess_start_time_seconds {}\n'
+    before, after, another = (server_figures.read(page.format(*each), 60.0) for each in ((9, 50), (12, 50), (2, 58)))
+    assert server_figures.counted_from(before, after) is before
+    since = server_figures.counted_from(before, another)
+    assert since.time == 58
+    assert server_figures.refusals(since, another) == {"X": 2}
+
+
 @pytest.mark.parametrize("text", ["", "<html>", "up 1\n", "{", "convserve_refused_total{"])
 def test_another_page_is_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 (the parser's own, whatever it says)

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+_START = "process_start_time_seconds"
+
 Labels = frozenset[tuple[str, str]]
 
 
@@ -77,7 +79,12 @@ def read(text: str, time: float) -> Scrape:
 
 def before_the_start(scrape: Scrape) -> Scrape:
     """Returns what the metrics were when the server's process started: nothing."""
-    return Scrape(scrape.value("process_start_time_seconds"))
+    return Scrape(scrape.value(_START))
+
+
+def counted_from(before: Scrape, after: Scrape) -> Scrape:
+    """Returns what the later metrics count from: the earlier ones, or nothing if the server was started in between."""
+    return before if before.value(_START) == after.value(_START) else before_the_start(after)
 
 
 def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:

@@ -76,7 +76,8 @@ def run(arguments: argparse.Namespace) -> int:
         while True:
             time.sleep(arguments.interval)
             before, latest = latest, _scraped(arguments.url)
-            live.update(_screen(arguments.url, before, latest), refresh=True)
+            since = server_figures.counted_from(before, latest)
+            live.update(_screen(arguments.url, since, latest), refresh=True)
 
 
 def _scraped(url: str) -> Scrape:

@@ -1,0 +1,17 @@
+"""The watch over silent calls goes on, whatever ending one of them comes to."""
+
+import threading
+
+from convserve_server.silence import SilenceWatch
+
+
+def test_a_call_that_cannot_be_ended_keeps_no_other_from_being_ended(caplog):
+    def fail():
+        raise RuntimeError("no")
+
+    watch, ended = SilenceWatch(0.1), threading.Event()
+    forget = watch.begin(fail)
+    watch.begin(ended.set)
+    assert ended.wait(30)
+    forget()
+    assert "a call that is silent cannot be ended" in caplog.text
