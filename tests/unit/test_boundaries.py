@@ -112,13 +112,19 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         *(f"convserve_server.{name}" for name in ("convolver", "layer_keeper", "settings")),
     },
-    "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
+    "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"}
+    | {"convserve_server.layer_names"},
     "convserve_server.layer_names": set(),
+    "convserve_server.layer_pins": set(),
+    "convserve_server.store_refusals": {"convserve"},
     "convserve_server.stored_layer": {"convserve"},
     "convserve_server.store": {"convserve"}
-    | {f"convserve_server.{name}" for name in ("layer_files", "layer_names", "stored_layer")},
+    | {
+        f"convserve_server.{name}"
+        for name in ("layer_files", "layer_names", "layer_pins", "store_refusals", "stored_layer")
+    },
     "convserve_server.layer_keeper": {"convserve"}
-    | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "store", "stored_layer")},
+    | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "layer_names", "store", "stored_layer")},
     "convserve_server.byte_budget": {"convserve"},
     "convserve_server.silence": set(),
     "convserve_server.caller": set(),
@@ -192,7 +198,7 @@ def modules(package: Path) -> dict[str, Path]:
     """Returns the hand-written modules of a package by dotted name."""
     found = {}
     for path in package.rglob("*.py"):
-        if "v1" not in path.parts:
+        if not {"v1", "v2"} & set(path.parts):
             parts = path.relative_to(package.parent).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
