@@ -16,13 +16,13 @@ SERVICE_NAME = "inference.GRPCInferenceService"
 _PRIVATE = inference_service_pb2.DESCRIPTOR.package
 
 
-def pool_of(services: Iterable[ServiceDescriptor]) -> descriptor_pool.DescriptorPool:
-    """Returns a pool of these services and this protocol's under its true names, for reflection.
+def pool_of(files: Iterable[FileDescriptor]) -> descriptor_pool.DescriptorPool:
+    """Returns a pool of these files and this protocol's under its true names, for reflection.
 
     It is a pool of its own: in protobuf's default one the true names may be tritonclient's.
     """
     pool, known = descriptor_pool.DescriptorPool(), set[str]()
-    for file in [*(each.file for each in services), inference_service_pb2.DESCRIPTOR]:
+    for file in (*files, inference_service_pb2.DESCRIPTOR):
         _add(file, pool, known)
     return pool
 
