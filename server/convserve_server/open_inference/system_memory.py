@@ -36,6 +36,7 @@ _KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,250}")
 _LONGEST_NAME = 1000
 _MOST_REGIONS = 1000
 _ESTABLISHED = "01"
+_IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 _NOBODY = -1
 
@@ -218,19 +219,22 @@ def user_of(peer: str) -> int:
     if peer.startswith("unix:"):
         return os.geteuid()
     host, _, port = peer.rpartition(":")
-    is_ipv4 = host.startswith("ipv4:")
-    address = socket.inet_aton(host.removeprefix("ipv4:"))[::-1].hex().upper() if is_ipv4 else _IPV6_LOOPBACK
-    wanted = f"{address}:{int(port):04X}"
+    if host.startswith("ipv4:"):
+        address = socket.inet_aton(host.removeprefix("ipv4:"))[::-1].hex().upper()
+        wanted = {f"{address}:{int(port):04X}", f"{_IPV4_IN_IPV6}{address}:{int(port):04X}"}
+    else:
+        wanted = {f"{_IPV6_LOOPBACK}:{int(port):04X}"}
     # Processes of two users may call two servers from one port.
-    users = {user for local, user in _connections("tcp" if is_ipv4 else "tcp6") if local == wanted}
+    users = {user for local, user in _connections() if local in wanted}
     return users.pop() if len(users) == 1 else _NOBODY
 
 
-def _connections(table: str) -> Iterator[tuple[str, int]]:
+def _connections() -> Iterator[tuple[str, int]]:
     """Yields each connection's own address, as the kernel writes it, and its user's id."""
-    for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:]):
-        if fields[3] == _ESTABLISHED:
-            yield fields[1], int(fields[7])
+    for table in ("tcp", "tcp6"):
+        for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:]):
+            if fields[3] == _ESTABLISHED:
+                yield fields[1], int(fields[7])
 
 
 def _opened(key: str, user: int) -> int:
