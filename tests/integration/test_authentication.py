@@ -35,8 +35,8 @@ both {BOTH} read,compute
 """
 ALLOWED = {
     READ: {"GetServerInfo", "Plan", "GetLayer", "ListLayers", "FindMissingLayers", "ReadWeights",
-           "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics",
-           "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"},
+           "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig",
+           "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"},
     COMPUTE: {"Convolve", "ConvolveStream", "Echo", "ModelInfer", "ModelStreamInfer", "SystemSharedMemoryRegister",
               "SystemSharedMemoryUnregister", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"},
     CHANGE: {"PutLayer", "UpdateWeights", "DeleteLayer", "RepositoryModelLoad", "RepositoryModelUnload"},

@@ -23,6 +23,7 @@ from tests.raw_inference import (
     output_of,
     raw_request,
 )
+from tests.scrapes import Meter
 
 import convserve
 from convserve import Client, Conv2D
@@ -503,3 +504,23 @@ def test_a_server_that_stops_is_not_ready(client):
                 break
         assert not caller.call("ServerReady").ready
         assert caller.call("ServerLive").live
+
+
+def test_metrics_count_its_calls():
+    infer, stream = (f"inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer"))
+    request = raw_request("conv2d", x=X, kernel=KERNEL)
+    wrong = raw_request("nowhere", x=X)
+    with running_server("--metrics", "127.0.0.1:0") as running, inference_caller(running.target) as caller:
+        meter = Meter(running.metrics)
+        answer = caller.infer(request)
+        assert [bool(each.error_message) for each in caller.stream([request, wrong])] == [False, True]
+        refused(lambda: caller.infer(wrong), NOT_FOUND, "LAYER_NOT_FOUND")
+        found = meter.after(3)
+        assert found["convserve_requests_total", "OK", infer] == 1
+        assert found["convserve_requests_total", "NOT_FOUND", infer] == 1
+        assert found["convserve_requests_total", "OK", stream] == 1
+        assert found["convserve_refused_total", "LAYER_NOT_FOUND"] == 2
+        assert found["convserve_compute_seconds_count", infer] == found["convserve_compute_seconds_count", stream] == 1
+        assert found["convserve_input_bytes_total", infer] == X.nbytes
+        assert found["convserve_received_bytes_total", infer] == request.ByteSize() + wrong.ByteSize()
+        assert found["convserve_sent_bytes_total", infer] == answer.ByteSize()
