@@ -53,8 +53,8 @@ def main() -> int:
         running_server(*(("--shared-memory",) if shared else ())) as server,
         convserve.Client(server.target, shared_memory=shared) as client,
     ):
-        result["photographs"] = _photographs(in_process, server, client, items, arguments.per_turn)
-        record.write(arguments, result)
+        for result["photographs"] in _photographs(in_process, server, client, items, arguments.per_turn):
+            record.write(arguments, result)
         result["small"] = _small(client, 500 if arguments.quick else 2000)
         record.write(arguments, result)
     print(_shown(result))
@@ -113,7 +113,8 @@ def _photographs(
     client: convserve.Client,
     items: int,
     per_turn: int,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
+    """Yields the result after each turn."""
     layer = client.put(_LAYER)
 
     def mapped(numbers: range) -> Iterator[Any]:
@@ -138,14 +139,14 @@ def _photographs(
                 "server_bytes": status(server.process.pid, "VmRSS"),
             }
         )
-    return {
-        "items": sum(each["items"] for each in turns),
-        "wrong": int(wrong),
-        "ratio": round(statistics.median(each["ratio"] for each in turns), 3),
-        "grown_bytes": _growth([each["bytes"] for each in turns]),
-        "server_grown_bytes": _growth([each["server_bytes"] for each in turns]),
-        "turns": turns,
-    }
+        yield {
+            "items": sum(each["items"] for each in turns),
+            "wrong": int(wrong),
+            "ratio": round(statistics.median(each["ratio"] for each in turns), 3),
+            "grown_bytes": _growth([each["bytes"] for each in turns]),
+            "server_grown_bytes": _growth([each["server_bytes"] for each in turns]),
+            "turns": turns,
+        }
 
 
 def _timed(outputs: Iterator[Any]) -> tuple[float, list[float]]:
