@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
@@ -18,10 +19,11 @@ def test_twice_what_the_server_can_do_is_answered_rightly_or_refused() -> None:
     assert found.grown_bytes < 200_000_000
 
 
-def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing() -> None:
-    found = kill_often(items=300, kills=3)
-    assert found.kills == 3
-    assert (found.right, found.lost, found.doubled, found.wrong) == (300, 0, 0, 0)
+@pytest.mark.parametrize("store", [True, False], ids=["durable", "layers lost"])
+def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing(store: bool) -> None:
+    found = kill_often(items=600, kills=2, store=store)
+    assert found.kills == 2
+    assert (found.right, found.lost, found.doubled, found.wrong) == (600, 0, 0, 0)
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
