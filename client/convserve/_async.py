@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Literal, Self, Unpack
 
 import grpc
 import grpc.aio
 
-from convserve import _channel, _rpc, layer_messages, stored
+from convserve import _async_map, _channel, _rpc, layer_messages, pipeline, stored
 from convserve._async_layer import AsyncStoredLayer
 from convserve._async_servers import LayerServers
 from convserve._async_tensors import TensorPath
@@ -135,12 +135,16 @@ class AsyncClient:
     ) -> Result:
         """Applies one or several layers, in order, in one call; see `Client.convolve`."""
         request = _rpc.convolve_request(layers, x, output_dtype, batching)
-        deadline = self._deadline(timeout)
+        return await self._convolve(request, self._deadline(timeout))
+
+    async def _convolve(
+        self, request: _rpc.ConvolveRequest, deadline: _rpc.Deadline, retry: _rpc.RetryRule | None = None
+    ) -> Result:
         known = [each for each in request.layers if isinstance(each, AsyncStoredLayer)]
         for is_given in (False, True):
             gifts = [each.gifts for each in known]
             try:
-                return await self._call(self._connected_tensors().convolve, request, deadline)  # type: ignore[no-any-return]
+                return await self._call(self._connected_tensors().convolve, request, deadline, retry)  # type: ignore[no-any-return]
             except LayerNotFoundError:
                 if not known:
                     raise
@@ -150,7 +154,28 @@ class AsyncClient:
                 break
         for each in known:
             await each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
-        return await self._call(self._connected_tensors().convolve, request.carrying_layers(), deadline)  # type: ignore[no-any-return]
+        whole = request.carrying_layers()
+        return await self._call(self._connected_tensors().convolve, whole, deadline, retry)  # type: ignore[no-any-return]
+
+    def map(
+        self,
+        layers: _rpc.Layers,
+        inputs: Iterable[Any] | AsyncIterable[Any],
+        *,
+        as_completed: bool = False,
+        errors: Literal["raise", "return"] = "raise",
+        max_bytes: int = pipeline.DEFAULT_MAX_BYTES,
+        output_dtype: Any = None,
+        timeout: float | None = None,
+    ) -> AsyncGenerator[Any, None]:
+        """Yields the output of each input, many of which are on their way at once; see `Client.map`.
+
+        Inputs are read in a task of their own. One who leaves in the middle closes the generator
+        (`contextlib.aclosing`), else what is under way ends when the event loop finds that nobody holds it.
+        """
+        self._deadline(timeout)
+        flow = pipeline.Pipeline(layers, output_dtype, as_completed=as_completed, errors=errors, max_bytes=max_bytes)
+        return _async_map.outputs(self, flow, _async_map.each_of(inputs), timeout)
 
     async def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         """Returns an uninitialized array to write an input into; see `Client.empty`."""

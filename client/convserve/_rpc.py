@@ -41,6 +41,7 @@ from convserve.tensor import (
 from convserve.v1 import convolution_service_pb2
 
 DEFAULT_TIMEOUT_S = 60.0
+_MOST_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _EARNED = 0.5  # retries that an answered call adds to the budget
 _LARGEST_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
 _LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
@@ -77,7 +78,8 @@ class RetryRule:
         """Returns how long to wait after the given attempt (from 1) failed, or None to give up."""
         if attempt >= self.attempts or not isinstance(error, UnavailableError | OverloadedError):
             return None
-        backoff = min(self.longest_s, self.initial_s * self.factor ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        growth = self.factor ** min(attempt - 1, _MOST_STEPS)
+        backoff = min(self.longest_s, self.initial_s * growth) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):  # those that were refused together are not to come back together
             return max(backoff, error.retry_after_s * random.uniform(1.0, 1.5))
         return backoff
@@ -282,7 +284,7 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
     """
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    wanted = _output_name(output_dtype)
+    wanted = output_name(output_dtype)
     found = planned_call(listed, array.shape, name_of(array), wanted)
     numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     _check_carried(listed, "put the layers, and call what `put` returns")
@@ -329,9 +331,14 @@ def plan_request(
         layers=[each.to_plan_reference() for each in listed],
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
-        output_dtype=dtype_number(_output_name(output_dtype)),
+        output_dtype=dtype_number(output_name(output_dtype)),
     )
 
 
-def _output_name(output_dtype: Any) -> str | None:
+def output_name(output_dtype: Any) -> str | None:
+    """Returns the name of the dtype that an output is asked for in; None for the last layer's compute dtype.
+
+    Raises:
+        InvalidTensorError: For another than a floating-point dtype.
+    """
     return None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)

@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Literal, Unpack
 
-import grpc
-
-from convserve import _channel, _rpc, layer_messages, stored
+from convserve import _rpc, _sync_map, layer_messages, pipeline, stored
+from convserve._sync_calls import Calls
+from convserve._sync_connection import Connection
 from convserve._sync_layer import StoredLayer
-from convserve._sync_servers import LayerServers
-from convserve._sync_tensors import TensorPath
-from convserve.access import TLS, Access
 from convserve.conv2d import Conv2D
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
+from convserve.errors import LayerNotFoundError
 from convserve.layer import Conv2DParameters, Layer
 from convserve.plan import Plan
 from convserve.result import Result, ServerInfo, plan_from_message
 from convserve.tensor import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
-from convserve.v1 import (
-    convolution_service_pb2,
-    convolution_service_pb2_grpc,
-    layer_service_pb2,
-)
-
-Response = TypeVar("Response")
+from convserve.v1 import convolution_service_pb2, layer_service_pb2
 
 
-class Client:
+class Client(Connection):
     """Calls a convserve server: numpy arrays in, numpy arrays out.
 
     It may be shared by threads, and used in a process that was forked after it was made.
@@ -39,81 +27,6 @@ class Client:
         >>> with Client("localhost:50051") as client:
         ...     y = client.conv2d(x, filters=64, kernel_size=3, activation="relu", seed=0)
     """
-
-    def __init__(
-        self,
-        target: str | Sequence[str] = _channel.DEFAULT_TARGET,
-        *,
-        timeout: float = _rpc.DEFAULT_TIMEOUT_S,
-        retry: _rpc.RetryRule | None = None,
-        shared_memory: bool = True,
-        token: str | None = None,
-        tls: TLS | bool | None = None,
-    ) -> None:
-        """Prepares a connection; it is made with the first call.
-
-        Args:
-            target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
-            timeout: Seconds that a call may take, retries included, unless it says otherwise.
-            retry: When to send a call again; by default up to 5 times within the timeout.
-            shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
-                Unix socket, allows it.
-            token: What the server knows this caller by; None for CONVSERVE_TOKEN of the environment, "" for none.
-            tls: How the connection is encrypted: True with gRPC's root certificates, or a `TLS`. None for not at all,
-                which sends no token to another machine; False for not at all, and sends it.
-
-        Raises:
-            InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
-                or files of `tls` that cannot be used.
-        """
-        self._target = _channel.channel_target(target)
-        self._access = Access(self._target, token, tls)
-        self._timeout = _rpc.checked_timeout(timeout, timeout)
-        self._retry = retry or _rpc.RetryRule()
-        self._budget = _rpc.RetryBudget(self._retry)
-        self._shares_memory = shared_memory
-        self._closed = False
-        self._open()
-
-    def _open(self) -> None:
-        self._channel = self._access.channel(self._target)
-        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-        self._servers = LayerServers(self._channel, self._target, self._access)
-        self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
-
-    def _connected(self) -> Any:
-        if self._closed:
-            text = "Expected an open client. Received a call after it was closed."
-            raise InvalidRequestError(FieldViolation("client", text))
-        if self._process != os.getpid():
-            self._open()  # a channel does not survive a fork
-        return self._stub
-
-    def _connected_tensors(self) -> TensorPath:
-        self._connected()
-        return self._tensors
-
-    def _connected_layers(self) -> LayerServers:
-        self._connected()
-        return self._servers
-
-    def _deadline(self, timeout: float | None) -> _rpc.Deadline:
-        return _rpc.Deadline.of(timeout, self._timeout)
-
-    def _call(
-        self, method: Callable[..., Response], request: Any, timeout: _rpc.Timeout, retry: _rpc.RetryRule | None = None
-    ) -> Response:
-        """Sends a request until it is answered."""
-        call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout), self._budget)
-        while True:
-            try:
-                answer = method(request, timeout=call.remaining_s())
-                call.answered()
-                return answer
-            except (grpc.RpcError, ConvserveError) as failure:
-                delay = call.delay_after(failure)
-            time.sleep(delay)
 
     def conv2d(
         self,
@@ -177,13 +90,25 @@ class Client:
             InvalidArgumentError: For wrong arguments, before anything is sent.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = _rpc.convolve_request(layers, x, output_dtype, batching)
-        deadline = self._deadline(timeout)
+        return self._convolve(_rpc.convolve_request(layers, x, output_dtype, batching), self._deadline(timeout))
+
+    def _convolve(
+        self,
+        request: _rpc.ConvolveRequest,
+        deadline: _rpc.Deadline,
+        retry: _rpc.RetryRule | None = None,
+        calls: Calls | None = None,
+    ) -> Result:
+        """Makes a forward pass' call, giving its layers to servers that lack them."""
+
+        def send(request: _rpc.ConvolveRequest, timeout: float) -> Result:
+            return self._connected_tensors().convolve(request, timeout, calls)
+
         known = [each for each in request.layers if isinstance(each, StoredLayer)]
         for is_given in (False, True):
             gifts = [each.gifts for each in known]
             try:
-                return self._call(self._connected_tensors().convolve, request, deadline)
+                return self._call(send, request, deadline, retry)
             except LayerNotFoundError:
                 if not known:
                     raise
@@ -191,7 +116,45 @@ class Client:
                 break
         for each in known:
             each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
-        return self._call(self._connected_tensors().convolve, request.carrying_layers(), deadline)
+        return self._call(send, request.carrying_layers(), deadline, retry)
+
+    def map(
+        self,
+        layers: _rpc.Layers,
+        inputs: Iterable[Any],
+        *,
+        as_completed: bool = False,
+        errors: Literal["raise", "return"] = "raise",
+        max_bytes: int = pipeline.DEFAULT_MAX_BYTES,
+        output_dtype: Any = None,
+        timeout: float | None = None,
+    ) -> Generator[Any, None, None]:
+        """Yields the output of each input, many of which are on their way at once.
+
+        Inputs are read as they fit in, in the caller's own thread. Small ones that wait go several in one call. A call
+        that nobody answers, or that a server is too busy for, is sent again until the item's timeout, so a server that
+        is started again is found by itself.
+
+        Args:
+            layers: As in `convolve`. Weights that the server is to draw are the same for all inputs.
+            inputs: Arrays as in `conv2d`, or of 3 dimensions for one sample, whose output has 3 too. None is to be
+                written to before its output has come.
+            as_completed: Whether to yield (index, output) as outputs come, instead of outputs in the inputs' order.
+            errors: What becomes of an input that fails: "raise" ends all with its error, "return" yields the error
+                in the output's place and goes on.
+            max_bytes: The most bytes of inputs that were read and outputs that were not taken yet, together; an item
+                that is larger goes alone.
+            output_dtype: As in `convolve`.
+            timeout: Seconds for each input, from when it is first sent.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is read.
+            ConvserveError: That of an input, in its place.
+            Exception: What reading `inputs` raises, after the outputs of those before.
+        """
+        self._deadline(timeout)
+        flow = pipeline.Pipeline(layers, output_dtype, as_completed=as_completed, errors=errors, max_bytes=max_bytes)
+        return _sync_map.outputs(self, flow, iter(inputs), timeout)
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
@@ -324,24 +287,3 @@ class Client:
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
         self._call(self._connected_layers().delete, request, timeout)
-
-    def close(self) -> None:
-        """Closes the connection."""
-        self._closed = True
-        self._tensors.close()
-        self._servers.close()
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        """Returns the client."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the connection."""
-        self.close()
-
-    def __repr__(self) -> str:
-        """Returns the client's target and timeout."""
-        return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from convserve import _rpc, _sharing, stream
 from convserve._sharing import Sharing
+from convserve._sync_calls import Calls
 from convserve.result import Result
 from convserve.tensor import Array, Shape
 from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
@@ -28,12 +29,18 @@ class TensorPath:
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(channel)  # type: ignore[no-untyped-call]
         self._sharing = Sharing(target, shares_memory)
 
-    def convolve(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
+    def convolve(self, request: _rpc.ConvolveRequest, timeout: float, calls: Calls | None = None) -> Result:
         """Makes a forward pass' call.
+
+        Args:
+            request: What is sent.
+            timeout: Seconds.
+            calls: Among which the call can be ended, if it is to be.
 
         Raises:
             grpc.RpcError: If it fails.
             ConvserveError: If an item of a stream did.
+            grpc.FutureCancelledError: If it was ended.
         """
         deadline = _rpc.Deadline(timeout)
         if _sharing.is_worth_sharing(request):
@@ -41,12 +48,12 @@ class TensorPath:
             shared = self._sharing.placed(request)
             if shared is not None:
                 with shared:
-                    return shared.result(self._convolve_shared(shared.message, timeout=deadline.remaining_s()))
+                    return shared.result(_answer(self._convolve_shared, shared.message, deadline, calls))
         if request.is_large:
-            return self._streamed(request, deadline.remaining_s())
-        return self._convolve(request, timeout=deadline.remaining_s())  # type: ignore[no-any-return]
+            return self._streamed(request, deadline.remaining_s(), calls or Calls())
+        return _answer(self._convolve, request, deadline, calls)  # type: ignore[no-any-return]
 
-    def _streamed(self, request: _rpc.ConvolveRequest, timeout: float) -> Result:
+    def _streamed(self, request: _rpc.ConvolveRequest, timeout: float, calls: Calls) -> Result:
         outgoing = stream.Outgoing(request)
         incoming = stream.Incoming(outgoing, request)
         accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
@@ -58,10 +65,11 @@ class TensorPath:
 
         call = self._convolve_stream(messages(), timeout=timeout)
         try:
-            accepted.set_result(stream.is_accepted(call.initial_metadata()))
-            for message in call:
-                incoming.take(message)
-            return incoming.result()
+            with calls.under_way(call):
+                accepted.set_result(stream.is_accepted(call.initial_metadata()))
+                for message in call:
+                    incoming.take(message)
+                return incoming.result()
         finally:
             accepted.cancel()
             call.cancel()  # for when an item failed; after the end it does nothing
@@ -94,3 +102,9 @@ class TensorPath:
     def close(self) -> None:
         """Ends the sharing of memory."""
         self._sharing.close()
+
+
+def _answer(method: Callable[..., Any], message: Any, deadline: _rpc.Deadline, calls: Calls | None) -> Any:
+    if calls is None:  # the quicker way, but nobody can end it
+        return method(message, timeout=deadline.remaining_s())
+    return calls.answer(method, message, deadline.remaining_s())

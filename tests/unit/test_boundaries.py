@@ -23,6 +23,8 @@ MODEL = {
 }  # fmt: skip
 """The layer model: configuration, validation, shapes, weights."""
 CODEC = {"tensor", "frame"}
+PARTS = ("calls", "connection", "layer", "map", "servers", "tensors")
+"""Of a client's shell."""
 
 
 def ours(*names: str) -> set[str]:
@@ -52,12 +54,23 @@ ALLOWED: dict[str, set[str]] = {
     **{
         f"convserve._{kind}": {"grpc"}
         | STUBS
-        | ours("_rpc", "_channel", "access", f"_{kind}_layer", f"_{kind}_servers", f"_{kind}_tensors")
-        | ours("layer_messages", "stored", "errors", "result", *CODEC, *MODEL)
+        | ours("_rpc", "_channel", "access", *(f"_{kind}_{part}" for part in PARTS))
+        | ours("layer_messages", "pipeline", "stored", "errors", "result", *CODEC, *MODEL)
+        for kind in ("sync", "async")
+    },
+    "convserve._sync_connection": {"grpc"}
+    | STUBS
+    | ours("_channel", "_rpc", "_sync_servers", "_sync_tensors", "access", "errors"),
+    "convserve._sync_calls": {"grpc"},
+    "convserve.pipeline": {"numpy"} | ours("_rpc", "errors", *CODEC, *MODEL),
+    **{
+        f"convserve._{kind}_map": ours("_rpc", f"_{kind}", f"_{kind}_calls", "pipeline", "errors", *CODEC)
         for kind in ("sync", "async")
     },
     **{
-        f"convserve._{kind}_tensors": {"grpc", "numpy"} | STUBS | ours("_rpc", "_sharing", "stream", "result", *CODEC)
+        f"convserve._{kind}_tensors": {"grpc", "numpy"}
+        | STUBS
+        | ours("_rpc", "_sharing", f"_{kind}_calls", "stream", "result", *CODEC)
         for kind in ("sync", "async")
     },
     **{

@@ -1,0 +1,297 @@
+"""What `map` sends next and yields next: reading ahead within a bound, small inputs in one call, the order of outputs.
+
+Nothing here does I/O, and nothing here waits: both clients drive it, the blocking one under a lock.
+
+    read -> Item -> held until it fits into max_bytes -> waiting -> Call of one item, or of several small ones
+                                                                      |
+    yielded <- finished, until it is its turn <- output, or error <---+
+                                                 (an error of what is in a call of several: each goes alone)
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from convserve import _rpc
+from convserve.errors import (
+    ConvserveError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    InvalidRequestError,
+    InvalidTensorError,
+    OutOfMemoryError,
+    shown,
+)
+from convserve.layer import Layer, planned_call
+from convserve.plan import Plan
+from convserve.tensor import INPUT_DTYPES, Array, Shape, name_of, standard_array
+
+DEFAULT_MAX_BYTES = 2**27
+"""Bytes of inputs and outputs that are in flight at most: forty photographs with the 64 feature maps of each."""
+MOST_CALLS = 4
+"""Calls under way at once: while one is computed, others are on their way there and back."""
+ONCE = _rpc.RetryRule(attempts=1)
+"""The rule of a call whose retries somebody else counts."""
+
+_TOGETHER_BYTES = 2**20  # of inputs or of outputs that are sent together: what goes in one message
+_MOST_TOGETHER = 1024
+_ITEM_BYTES = 2**10  # what an item takes beside its arrays, so that millions of tiny ones are bounded too
+
+
+class Item:
+    """One input on its way.
+
+    Attributes:
+        number: Its place among the inputs, from 0.
+        array: The input with a batch axis; None once there is an outcome.
+        is_sample: Whether it came, and its output goes, without a batch axis.
+        input_bytes: Bytes of the input.
+        output_bytes: Bytes of the output that it will have.
+        outcome: The output, or the error in its place.
+    """
+
+    __slots__ = ("array", "input_bytes", "is_sample", "number", "outcome", "output_bytes")
+
+    def __init__(self, number: int, array: Array | None, is_sample: bool, input_bytes: int, output_bytes: int) -> None:
+        self.number, self.array, self.is_sample = number, array, is_sample
+        self.input_bytes, self.output_bytes = input_bytes, output_bytes
+        self.outcome: Array | ConvserveError | None = None
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """What it counts for at this moment."""
+        return _ITEM_BYTES + self.input_bytes + self.output_bytes
+
+    def finish(self, outcome: Array | ConvserveError) -> None:
+        """Notes what came of it, and lets go of the input."""
+        if isinstance(outcome, ConvserveError):
+            self.output_bytes = 0
+        elif self.is_sample:
+            outcome = outcome[0]
+        self.array, self.input_bytes, self.outcome = None, 0, outcome
+
+
+@dataclass(frozen=True)
+class Call:
+    """Items that go in one call: one, or several small ones along the batch axis.
+
+    Attributes:
+        items: The items.
+        request: What is sent.
+    """
+
+    items: list[Item]
+    request: _rpc.ConvolveRequest
+
+    def outputs(self, output: Array) -> list[Array]:
+        """Returns each item's part of the call's output; as a copy, else one that is kept would keep all."""
+        if len(self.items) == 1:
+            return [output]
+        ends = np.cumsum([_samples(each) for each in self.items])[:-1]
+        return [part.copy() for part in np.split(output, ends)]
+
+
+class Pipeline:
+    """The state of one `map`."""
+
+    def __init__(
+        self, layers: _rpc.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
+    ) -> None:
+        """Checks the arguments of `Client.map`.
+
+        Raises:
+            InvalidArgumentError: If one is wrong.
+        """
+        if errors not in ("raise", "return"):
+            text = f"Expected 'raise' or 'return'. Received {shown(errors)}."
+            raise InvalidRequestError(FieldViolation("errors", text))
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer) or max_bytes < 1:
+            text = f"Expected a number of bytes, above 0. Received {shown(max_bytes)}."
+            raise InvalidRequestError(FieldViolation("max_bytes", text))
+        self._layers = _with_seeds(_rpc.layers_of(layers))
+        self._output_dtype, self._output_name = output_dtype, _rpc.output_name(output_dtype)
+        self._as_completed, self._raises, self._max_bytes = as_completed, errors == "raise", max_bytes
+        self._planned: tuple[Shape, str, Plan] | None = None  # of the latest input, whose like often comes again
+        self._read = 0
+        self._ended = False
+        self._end_error: Exception | None = None
+        self._broken: Exception | None = None
+        self._held: Item | None = None
+        # By what makes items fit into one call; the group that was served longest ago is the first.
+        self._waiting: dict[Hashable, deque[Item]] = {}
+        self._bytes = 0
+        self._finished: dict[int, Item] = {}
+        self._yielded = 0
+
+    def item(self, x: Any) -> Item:
+        """Returns the next input as an item; one that no call can be made with has its error already."""
+        number, self._read = self._read, self._read + 1
+        try:
+            array = standard_array(x, "input", INPUT_DTYPES)
+            if array.ndim not in (3, 4):
+                text = (
+                    "Expected 4 dimensions, the first being the batch, or the 3 of one sample. "
+                    f"Received {array.ndim}: shape {shown(array.shape)}."
+                )
+                raise InvalidTensorError(FieldViolation("input", text))
+            is_sample = array.ndim == 3
+            array = array[np.newaxis] if is_sample else array
+            return Item(number, array, is_sample, array.nbytes, self._plan(array).output_bytes)
+        except ConvserveError as error:
+            failed = Item(number, None, False, 0, 0)
+            failed.finish(error)
+            return failed
+
+    def _plan(self, array: Array) -> Plan:
+        shape, dtype = array.shape, name_of(array)
+        if self._planned is None or self._planned[:2] != (shape, dtype):
+            self._planned = shape, dtype, planned_call(self._layers, shape, dtype, self._output_name)
+        return self._planned[2]
+
+    def add(self, item: Item) -> None:
+        """Takes an item into the pipeline, where it waits until it fits in. Only while `wants_input`."""
+        self._held = item
+        self._admit()
+
+    def end(self, error: Exception | None = None) -> None:
+        """Notes that there are no more inputs, or why no more can be had."""
+        self._ended, self._end_error = True, error
+
+    @property
+    def wants_input(self) -> bool:
+        """Whether a further input may be read: there may be one, and all that were read have fitted in."""
+        return not self._ended and self._held is None
+
+    @property
+    def has_work(self) -> bool:
+        """Whether there is a further call to be made."""
+        return bool(self._waiting)
+
+    @property
+    def has_output(self) -> bool:
+        """Whether `take_output` has something to return or to raise."""
+        turn = self._finished if self._as_completed else self._yielded in self._finished
+        return bool(turn) or self._broken is not None or (self._is_over and self._end_error is not None)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all was read and yielded."""
+        return self._is_over and not self.has_output
+
+    @property
+    def _is_over(self) -> bool:
+        return self._ended and self._held is None and not self._bytes
+
+    def next_call(self) -> list[Item]:
+        """Returns the items of the next call, which `call` makes of them; none if there is nothing to do."""
+        if not self._waiting:
+            return []
+        group, items = next(iter(self._waiting.items()))
+        del self._waiting[group]
+        found = [items.popleft()]
+        input_bytes, output_bytes = found[0].input_bytes, found[0].output_bytes
+        while items and len(found) < _MOST_TOGETHER:
+            input_bytes += items[0].input_bytes
+            output_bytes += items[0].output_bytes
+            if max(input_bytes, output_bytes) > _TOGETHER_BYTES:
+                break
+            found.append(items.popleft())
+        if items:
+            self._waiting[group] = items  # behind the others
+        return found
+
+    def call(self, items: list[Item]) -> Call:
+        """Returns the call of some items."""
+        arrays = [_input(each) for each in items]
+        together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+        return Call(items, _rpc.convolve_request(self._layers, together, self._output_dtype))
+
+    def finish(self, items: list[Item], outputs: Sequence[Array]) -> None:
+        """Notes a call's outputs, one per item."""
+        for item, output in zip(items, outputs, strict=True):
+            self._finish(item, output)
+
+    def fail(self, items: list[Item], error: Exception) -> None:
+        """Notes that a call failed; where that may be one item's doing, each is to be tried alone."""
+        if not isinstance(error, ConvserveError):
+            self._broken = error
+        elif len(items) > 1 and isinstance(error, InvalidArgumentError | OutOfMemoryError | InternalError):
+            for item in items:
+                self._waiting[item.number] = deque([item])
+        else:
+            for item in items:
+                self._finish(item, error)
+
+    def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
+        self._bytes -= item.bytes_in_flight
+        item.finish(outcome)
+        self._bytes += item.bytes_in_flight
+        self._finished[item.number] = item
+        self._admit()
+
+    def take_output(self) -> Any:
+        """Returns what is to be yielded now. Only while `has_output`.
+
+        Raises:
+            ConvserveError: The error of an item whose turn it is, unless errors are returned.
+            Exception: What reading the inputs raised, once all before is yielded; or what a call raised that should
+                raise nothing but ConvserveError.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if not self._finished and self._end_error is not None:
+            error, self._end_error = self._end_error, None
+            raise error
+        item = self._finished.pop(next(iter(self._finished)) if self._as_completed else self._yielded)
+        self._yielded += 1
+        self._bytes -= item.bytes_in_flight
+        self._admit()
+        if self._raises and isinstance(item.outcome, ConvserveError):
+            raise item.outcome
+        return (item.number, item.outcome) if self._as_completed else item.outcome
+
+    def _admit(self) -> None:
+        """Lets the item that is held in, if it fits; one that never would goes alone."""
+        item = self._held
+        if item is None or (self._bytes and self._bytes + item.bytes_in_flight > self._max_bytes):
+            return
+        self._held = None
+        self._bytes += item.bytes_in_flight
+        if item.array is None:
+            self._finished[item.number] = item
+        else:
+            group = item.array.shape[1:], item.array.dtype
+            self._waiting.setdefault(group, deque()).append(item)
+
+
+def patient(rule: _rpc.RetryRule) -> _rpc.RetryRule:
+    """Returns a client's rule for items: what may be sent again is, as long as the item's timeout lasts."""
+    # A budget bounds what many callers send at once; of a pipeline's calls there are a few, which wait ever longer.
+    return rule if rule.attempts == 1 else replace(rule, attempts=sys.maxsize, budget=math.inf)
+
+
+def _with_seeds(layers: list[Any]) -> list[Any]:
+    """Returns the layers, those that a server draws with seeds: so that it draws the same for every call."""
+    drawn = [isinstance(each, Layer) and each.kernel is None for each in layers]
+    return [
+        Layer(each.config.with_seed(random.getrandbits(31))) if is_drawn else each
+        for each, is_drawn in zip(layers, drawn, strict=True)
+    ]
+
+
+def _input(item: Item) -> Array:
+    assert item.array is not None  # noqa: S101 (it has no outcome yet)
+    return item.array
+
+
+def _samples(item: Item) -> int:
+    return len(_input(item))
