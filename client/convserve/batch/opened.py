@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -94,15 +93,13 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
         MissingDependencyError: Without zarr, for what is Zarr's.
     """
     path, stem = inputs.path(name), output_stem(name, keep_suffix)
-    try:
-        stamp, size = stamp_of(path)
-    except OSError as error:
-        raise _unreadable(path, error.strerror or str(error)) from error
+    stamp, size = stamp_of(path), _file_bytes(path)
     if path.is_dir():
-        members = list(zarr_files.arrays_in(path))
         sources = [
-            Source(f"{name}/{each}" if each else name, member_stem(stem, each) if each else stem, path, each, stamp, 0)
-            for each in members
+            Source(f"{name}/{each}", member_stem(stem, each), path, each, stamp_of(path / each), 0)
+            if each
+            else Source(name, stem, path, each, stamp, 0)
+            for each in zarr_files.arrays_in(path)
         ]
     elif path.suffix.lower() == ".npz" and (chosen := split_member(name)[1]) is not None:
         return [Source(name, stem, path, chosen, stamp, size)]
@@ -119,17 +116,16 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
     return sources
 
 
-def stamp_of(path: Path) -> tuple[str, int]:
-    """Returns by what it is seen whether a file has changed, its size and the time of its last change, and its size.
-
-    Raises:
-        OSError: If it cannot be asked for.
-    """
+def stamp_of(path: Path) -> str:
+    """Returns by what it is seen whether a file has changed: its size and the time of its last change; "" of none."""
     asked = path
     if path.is_dir():
         asked = next((path / each for each in ZARR_METADATA if (path / each).exists()), path)
-    found = asked.stat()
-    return f"{found.st_size}:{found.st_mtime_ns}", found.st_size
+    try:
+        found = asked.stat()
+    except OSError:  # reading it says why
+        return ""
+    return f"{found.st_size}:{found.st_mtime_ns}"
 
 
 def open_array(source: Source, reading: Reading) -> InputArray:
@@ -164,6 +160,13 @@ def _loaded(source: Source, array: Array, reading: Reading) -> InputArray:
         return batch[start:stop]
 
     return InputArray(source, batch.shape, name_of(batch), array.ndim < 4, 1, rows)
+
+
+def _file_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # reading it says why
+        return 0
 
 
 def _unreadable(path: Path, why: str) -> InvalidTensorError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 import zipfile
@@ -53,17 +54,17 @@ class _Npy:
         with _durable(path) as file:
             np.save(file, array, allow_pickle=False)
 
-    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
+    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:  # noqa: ARG002
         described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with _durable(path) as file:
             np.lib.format.write_array_header_1_0(file, described)
-            file.truncate(file.tell() + int(np.prod(shape)) * dtype.itemsize)
+            file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
 
     def write_rows(self, path: Path, start: int, rows: Array) -> None:
         array = map_array(path, "output")
         # Not through the mapping: a full disk would then end the program instead of raising an error.
         with path.open("r+b") as file:
-            file.seek(array.offset + start * array.dtype.itemsize * int(np.prod(array.shape[1:])))
+            file.seek(array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:]))
             file.write(np.ascontiguousarray(rows, array.dtype).data.cast("B"))
             file.flush()
             os.fsync(file.fileno())
@@ -94,7 +95,7 @@ class _Zarr:
     suffix = parts_suffix = ".zarr"
 
     def save(self, path: Path, array: Array) -> None:
-        self.create(path, array.shape, array.dtype, len(array) if array.ndim == 4 else array.shape[0])
+        self.create(path, array.shape, array.dtype, len(array))
         zarr_files.write_rows(path, 0, array)
 
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:

@@ -93,6 +93,4 @@ def telling_what_is_broken(path: Path) -> Iterator[None]:
 
 def _refused(expected: str, path: Path, error: Exception) -> InvalidTensorError:
     reason = str(error) or type(error).__name__
-    return InvalidTensorError(
-        FieldViolation("input", f"Expected {expected}. Received {shown(str(path))}: {reason}.")
-    )
+    return InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {shown(str(path))}: {reason}."))
