@@ -55,16 +55,13 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     found: set[str] = set()
     for argument in arguments:
         base, paths = _meant(argument, os.path.abspath(output))
-        before = len(found)
-        found.update(paths)
+        meant = set(paths)
+        found |= meant
         bases.add(base)
-        if len(found) == before and not _is_there(argument):
+        if not meant:
             raise _refused(f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{shown(argument)}, with none")
     folder = os.path.commonpath(bases)
     names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
-    if not names:
-        received = ", ".join(map(shown, arguments))
-        raise _refused(f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{received}, with none")
     _check_outputs(names, keep_suffix)
     return Inputs(Path(folder), names)
 
@@ -109,10 +106,6 @@ def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
     if glob.has_magic(argument):
         return _fixed_part(path), _fitting(path, output)
     raise _refused("a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{shown(argument)}, which is not there")
-
-
-def _is_there(argument: str) -> bool:
-    return os.path.isfile(split_member(argument)[0]) or (os.path.isdir(argument) and is_zarr(argument))
 
 
 def _below(folder: str, output: str) -> Iterator[str]:
