@@ -43,7 +43,8 @@ class StandIn:
         self.answer = answer
         self.seen: list[float] = []
 
-    def map(self, layers: Any, inputs: Iterable[Array], **options: Any) -> Iterator[Any]:
+    def map(self, layers: list[Layer], inputs: Iterable[Array], **options: Any) -> Iterator[Any]:
+        assert layers == [DOUBLED]
         assert options == {"as_completed": True, "errors": "return", "output_dtype": None}
         for number, x in enumerate(inputs):
             self.seen.append(float(x.sum()))
@@ -183,9 +184,10 @@ def test_a_disk_that_is_full_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPa
             raise OSError(28, "No space left on device")
         return write(self, stem, array)
 
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+    with monkeypatch.context() as patched:
         patched.setattr(OutputFolder, "write", full)
-        run(StandIn())
+        with pytest.raises(OSError, match="No space left"):
+            run(StandIn())
     run(StandIn())
     assert run.noted == [f"{number}.npy" for number in range(10)]
 
