@@ -34,7 +34,7 @@ def test_the_text_around_the_options_fits_a_terminal() -> None:
     batch.add_arguments(parser)
     for text in (parser.description, parser.epilog):
         assert text is not None
-        assert max(map(len, text.splitlines())) <= 85
+        assert max(map(len, text.splitlines())) <= 82
 
 
 @pytest.mark.parametrize("words", [[], ["x.npy"], ["x.npy", "--layer", "a"], ["x.npy", "-o", "y"]])

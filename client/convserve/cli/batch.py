@@ -42,19 +42,19 @@ Applies a layer to every input, and writes each output to a file of its input's
 name in the folder --output, subfolders included: photos/a/1.jpg becomes
 DIR/a/1.npy. An output is there as a whole, or not at all. {NAME} in the
 folder notes what is done, so that a run that was cut short, by whatever, goes on
-with --resume: nothing is lost, nothing is done twice. An input that fails does not
-stop the others, and a server that is away for less than --timeout does not either.
+with --resume: nothing is lost, nothing is done twice. An input that fails does
+not stop the others, nor does a server that is away for less than --timeout.
 
 INPUT is any number of
-  a folder         every file in it and below that can be read, hidden ones excepted
+  a folder         every file in it and below that can be read; not hidden ones
   a pattern        such as 'photos/**/*.jpg', in quotes; ** means any folders
   a file           {", ".join(INPUT_SUFFIXES)}; archive.npz:name for one array
-  a Zarr folder    an array, or a group with all its arrays (needs convserve[zarr])
+  a Zarr folder    an array, or a group of arrays (needs convserve[zarr])
 
-A picture, and an array of three dimensions or two, is one sample, and its output has
-no batch axis. An array of four dimensions is a batch of samples along the first axis.
-It may be larger than the memory: a .npy file is mapped, Zarr is read in parts, and
-what is computed of it so far survives too."""
+A picture, and an array of three dimensions or two, is one sample, and its output
+has no batch axis. An array of four dimensions is a batch of samples along the
+first axis. It may be larger than the memory: a .npy file is mapped, Zarr is read
+in parts, and what is computed of it so far survives too."""
 
 _EPILOG = f"""\
 exit status:
