@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from convserve import _rpc
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 async def outputs(
-    client: AsyncClient, pipeline: Pipeline, inputs: AsyncIterator[Any], timeout: float | None
+    client: AsyncClient, pipeline: Pipeline, inputs: AsyncGenerator[Any, None], timeout: float | None
 ) -> AsyncGenerator[Any, None]:
     """Yields what comes out of a pipeline; its tasks end with the generator."""
     senders = _Senders(client, pipeline, timeout)
@@ -63,14 +64,15 @@ class _Senders:
             each.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
-    async def read(self, inputs: AsyncIterator[Any]) -> None:
+    async def read(self, inputs: AsyncGenerator[Any, None]) -> None:
         """Reads inputs while they fit in."""
         end: Exception | None = None
         try:
-            while True:
-                await self._until(lambda: self._pipeline.wants_input)
-                self._pipeline.add(self._pipeline.item(await anext(inputs)))
-                self._go_on()
+            async with contextlib.aclosing(inputs):
+                while True:
+                    await self._until(lambda: self._pipeline.wants_input)
+                    self._pipeline.add(self._pipeline.item(await anext(inputs)))
+                    self._go_on()
         except StopAsyncIteration:
             pass
         except Exception as error:  # raised when all before it has been yielded

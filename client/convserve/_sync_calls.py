@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import grpc
-
 
 class Calls:
     """Calls, and the pauses between their attempts, that can be ended all at once, by any thread."""
@@ -30,8 +28,8 @@ class Calls:
             return call.result()
 
     @contextmanager
-    def under_way(self, call: grpc.Future) -> Iterator[None]:
-        """Ends the call, if all are to be ended, as long as the block runs."""
+    def under_way(self, call: Any) -> Iterator[None]:
+        """Ends a call of gRPC's, if all are to be ended, as long as the block runs."""
         with self._lock:
             self._under_way.add(call)
         if self._ended.is_set():

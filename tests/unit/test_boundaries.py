@@ -61,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve._sync_connection": {"grpc"}
     | STUBS
     | ours("_channel", "_rpc", "_sync_servers", "_sync_tensors", "access", "errors"),
-    "convserve._sync_calls": {"grpc"},
+    "convserve._sync_calls": set(),
     "convserve.pipeline": {"numpy"} | ours("_rpc", "errors", *CODEC, *MODEL),
     **{
         f"convserve._{kind}_map": ours("_rpc", f"_{kind}", f"_{kind}_calls", "pipeline", "errors", *CODEC)
