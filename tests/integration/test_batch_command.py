@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -62,21 +61,12 @@ def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[.
 
 def started(folder: Path, target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
     """Starts the command in a process of its own, whose files may have at most `limit` bytes."""
-
-    def limited() -> None:
-        if limit is not None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     words = ("batch", str(folder / "in"), "-o", str(folder / "out"), "--layer", "batch", "--target", target, *options)
     command = [sys.executable, "-m", "convserve", *words]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=limited,  # noqa: PLW1509
-    )
+    if limit is not None:
+        limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def noted(folder: Path) -> Counter[str]:
