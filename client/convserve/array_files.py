@@ -77,12 +77,15 @@ def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int, field: str = 
     Raises:
         InvalidTensorError: If the file has become shorter.
     """
-    with _telling_what_is_broken(str(array.filename), field):
+    file: Any = array.filename  # numpy's types have it as None too, which it is for one that is in no file
+    with _telling_what_is_broken(str(file), field):
+        rows: Array
         if not array.flags.c_contiguous:  # Fortran's order, in which rows are strewn over the file
-            whole = np.memmap(array.filename, array.dtype, "r", array.offset, array.shape, order="F")  # type: ignore[arg-type]
-            return np.ascontiguousarray(whole[start:stop])
+            rows = np.memmap(file, array.dtype, "r", array.offset, array.shape, order="F")
+            return np.ascontiguousarray(rows[start:stop])
         offset = array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:])
-        return np.memmap(array.filename, array.dtype, "r", offset, (stop - start, *array.shape[1:]))  # type: ignore[arg-type]
+        rows = np.memmap(file, array.dtype, "r", offset, (stop - start, *array.shape[1:]))
+        return rows
 
 
 def read_array(path: str | Path, *, data_format: str = "channels_last") -> Array:

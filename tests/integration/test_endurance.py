@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.endurance.batch import batch_often_killed
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
@@ -22,6 +23,12 @@ def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing() -> 
     found = kill_often(items=300, kills=3)
     assert found.kills == 3
     assert (found.right, found.lost, found.doubled, found.wrong) == (300, 0, 0, 0)
+
+
+def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() -> None:
+    found = batch_often_killed(items=400, kills=1, side=96)
+    assert (found.client_kills, found.server_kills) == (1, 1)
+    assert (found.right, found.lost, found.doubled, found.wrong, found.strange_files) == (400, 0, 0, 0, 0)
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:

@@ -85,10 +85,15 @@ def test_a_tally_keeps_the_reasons_of_some_failures_and_the_number_of_all() -> N
 
 def test_a_line_for_a_log() -> None:
     counts = Counts(10_000, done=3_000, skipped=510, failed=2)
-    assert batch_progress.line_of(counts, None, None) == "3,512 of 10,000 items, 2 failed"
+    assert batch_progress.line_of(counts, None, None) == "3,512 of 10,000 items (35%), 2 failed"
     assert batch_progress.line_of(counts, 41.23e6, 130.2) == (
-        "3,512 of 10,000 items, 41.2 MB/s, 0:02:10 left, 2 failed"
+        "3,512 of 10,000 items (35%), 41.2 MB/s, 0:02:10 left, 2 failed"
     )
+
+
+def test_what_is_left_is_never_rounded_away() -> None:
+    assert batch_progress.percent_text(Counts(1, parts=0.999)) == "99%"
+    assert batch_progress.percent_text(Counts(3, done=1, skipped=1, failed=1)) == "100%"
 
 
 def test_the_bar_fits_a_terminal_and_shows_all() -> None:
@@ -99,7 +104,7 @@ def test_the_bar_fits_a_terminal_and_shows_all() -> None:
     (line,) = text.getvalue().splitlines()
     assert len(line) <= 80
     assert line.startswith("3,502 of 10,000  ━━━")
-    assert line.rstrip().endswith("41.2 MB/s  0:02:10 left  2 failed")
+    assert line.rstrip().endswith("35%  41.2 MB/s  0:02:10 left  2 failed")
 
 
 def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:

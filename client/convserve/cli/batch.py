@@ -19,7 +19,7 @@ from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.opened import Reading
 from convserve.batch.outputs import FORMATS, OutputFolder
 from convserve.batch.pipeline import Batch, is_so
-from convserve.cli.batch_progress import progress_of
+from convserve.cli.batch_progress import progress_of, speed_text
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.failures import told
 from convserve.cli.layer_reference import FILE, REFERENCE, find_or_read
@@ -261,7 +261,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     parts = [f"{report['done']:,} done"]
     parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
-    seconds = f"{report['seconds']:,.1f} s, {report['mb_per_s']:,.4g} MB/s in and out together"
+    seconds = f"{report['seconds']:,.1f} s, {speed_text(report['mb_per_s'] * 1e6)} in and out together"
     failures = [f"{each['input']}: {each['reason']}" for each in report["failures"][:_MOST_SHOWN]]
     if report["failed"] > len(failures):
         failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")

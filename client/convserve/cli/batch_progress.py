@@ -90,9 +90,14 @@ class _Lines(_Told):
 
 
 def line_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> str:
-    """Returns "3,512 of 10,000 items, 41.2 MB/s, 0:02:10 left, 2 failed"."""
-    parts = [f"{items_text(counts)} items", *speed_texts(bytes_per_s, left_s)]
+    """Returns "3,512 of 10,000 items (35%), 41.2 MB/s, 0:02:10 left, 2 failed"."""
+    parts = [f"{items_text(counts)} items ({percent_text(counts)})", *speed_texts(bytes_per_s, left_s)]
     return ", ".join([*parts, *([f"{counts.failed:,} failed"] if counts.failed else [])])
+
+
+def percent_text(counts: Counts) -> str:
+    """Returns "35%", of an array that comes in parts too; 100% is all of it."""
+    return f"{int(100 * (counts.items - counts.left + counts.parts) / max(counts.items, 1) + 1e-9)}%"
 
 
 def items_text(counts: Counts) -> str:
@@ -100,9 +105,15 @@ def items_text(counts: Counts) -> str:
     return f"{counts.items - counts.left:,} of {counts.items:,}"
 
 
+def speed_text(bytes_per_s: float) -> str:
+    """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
+    amount = bytes_per_s / 1e6
+    return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
+
+
 def speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
     """Returns "41.2 MB/s" and "0:02:10 left", as far as they are known."""
-    speed = [] if bytes_per_s is None else [f"{bytes_per_s / 1e6:.3g} MB/s"]
+    speed = [] if bytes_per_s is None else [speed_text(bytes_per_s)]
     if left_s is None:
         return speed
     minutes, seconds = divmod(round(left_s), 60)
@@ -154,9 +165,10 @@ def bar_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> A
 
     done = counts.items - counts.left + counts.parts
     table = Table.grid(padding=(0, 2), expand=True)
-    for ratio in (None, 1, None, None, None):
+    for ratio in (None, 1, None, None, None, None):
         table.add_column(ratio=ratio, no_wrap=True)
     speed, left = [*speed_texts(bytes_per_s, left_s), "", ""][:2]
     failed = f"[red]{counts.failed:,} failed[/]" if counts.failed else "0 failed"
-    table.add_row(items_text(counts), ProgressBar(max(counts.items, 1), done), speed, left, failed)
+    bar = ProgressBar(max(counts.items, 1), done, complete_style="cyan", finished_style="green")
+    table.add_row(items_text(counts), bar, percent_text(counts), speed, left, failed)
     return table
