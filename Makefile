@@ -38,14 +38,14 @@ bench: $(INSTALLED)
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@echo "== setting up .venv (once; a few minutes) =="
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,zarr,dev]'
 	@touch $@
 
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,dev]'
+	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,zarr,dev]'
 	.venv-constraints/bin/pip freeze --exclude convserve > .ci/constraints.txt
 	rm -rf .venv-constraints
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +31,61 @@ def load_array(path: str | Path, field: str = "input") -> Array:
     Raises:
         InvalidTensorError: If the file cannot be read, holds Python objects, or needs a name.
     """
-    file, chosen = _split_member(str(path))
-    try:
-        with Path(file).open("rb") as opened:  # numpy, given the path, leaks it where the archive is broken
-            loaded = np.load(opened, allow_pickle=False)
-            if isinstance(loaded, np.lib.npyio.NpzFile):
-                with loaded:
-                    return np.asarray(loaded[_member(loaded.files, chosen, file, field)])
+    file, chosen = split_member(str(path))
+    # numpy, given the path, leaks it where the archive is broken.
+    with _telling_what_is_broken(file, field), Path(file).open("rb") as opened:
+        loaded = np.load(opened, allow_pickle=False)
+        if isinstance(loaded, np.lib.npyio.NpzFile):
+            with loaded:
+                return np.asarray(loaded[_member(loaded.files, chosen, file, field)])
         if chosen is not None:
             raise _refused(field, "a .npz archive before ':'", f"{file!r}, which is a .npy file")
         return np.asarray(loaded)
-    except OSError as error:
-        raise _refused(field, "a file that can be read", f"{file!r}: {error.strerror or error}") from error
-    except InvalidTensorError:  # our own refusals, which are ValueErrors too
-        raise
-    except MemoryError as error:
-        raise _refused(field, "an array that fits into memory", f"{file!r}: {error}") from error
-    except (ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-        # numpy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
-        pickled = "Object arrays" in str(error)
-        found = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
-        raise _refused(field, "a .npy or .npz file of numbers", f"{file!r}: {found}") from error
+
+
+def names_in(path: str | Path, field: str = "input") -> list[str]:
+    """Returns the names of the arrays in a .npz file, without reading them.
+
+    Raises:
+        InvalidTensorError: If it cannot be read, or is something else.
+    """
+    file = str(path)
+    with _telling_what_is_broken(file, field), Path(file).open("rb") as opened:
+        loaded = np.load(opened, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise _refused(field, "a .npz archive", f"{file!r}, which is a .npy file")
+        with loaded:
+            return list(loaded.files)
+
+
+def map_array(path: str | Path, field: str = "input") -> np.memmap[Any, Any]:
+    """Returns the array in a .npy file, which is read as it is used.
+
+    Raises:
+        InvalidTensorError: As `load_array`.
+    """
+    with _telling_what_is_broken(str(path), field):
+        return np.lib.format.open_memmap(path, mode="r")
+
+
+def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int, field: str = "input") -> Array:
+    """Returns `array[start:stop]` of what `map_array` returned, in a mapping of its own.
+
+    The memory that reading it takes is given back with it, where a slice of the whole would hold on to every page that
+    was ever read.
+
+    Raises:
+        InvalidTensorError: If the file has become shorter.
+    """
+    file: Any = array.filename  # numpy's types have it as None too, which it is for one that is in no file
+    with _telling_what_is_broken(str(file), field):
+        rows: Array
+        if not array.flags.c_contiguous:  # Fortran's order, in which rows are strewn over the file
+            rows = np.memmap(file, array.dtype, "r", array.offset, array.shape, order="F")
+            return np.ascontiguousarray(rows[start:stop])
+        offset = array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:])
+        rows = np.memmap(file, array.dtype, "r", offset, (stop - start, *array.shape[1:]))
+        return rows
 
 
 def read_array(path: str | Path, *, data_format: str = "channels_last") -> Array:
@@ -66,7 +102,15 @@ def read_array(path: str | Path, *, data_format: str = "channels_last") -> Array
     Raises:
         InvalidTensorError: As `load_array`, and for an array of another rank than 2, 3 or 4.
     """
-    array = load_array(path)
+    return as_batch(load_array(path), path, data_format)
+
+
+def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
+    """Returns an array that was read from `path` with the axes that `read_array` adds.
+
+    Raises:
+        InvalidTensorError: For another rank than 2, 3 or 4.
+    """
     if array.ndim == 2:
         array = array[:, :, np.newaxis] if data_format == "channels_last" else array[np.newaxis]
     if array.ndim == 3:
@@ -86,13 +130,16 @@ def save_array(path: str | Path, array: Array) -> None:
     Raises:
         InvalidRequestError: If the file cannot be written.
     """
-    if array.dtype.name == "bfloat16":
-        array = array.astype(np.float32)
     try:
         with Path(path).open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            np.save(file, storable(array), allow_pickle=False)
     except OSError as error:
         raise unwritable("output", path, error) from error
+
+
+def storable(array: Array) -> Array:
+    """Returns an array as NumPy's formats can name it: bfloat16 as float32, without loss."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
@@ -123,7 +170,25 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
     )
 
 
-def _split_member(path: str) -> tuple[str, str | None]:
+@contextmanager
+def _telling_what_is_broken(file: str, field: str) -> Iterator[None]:
+    """Turns what numpy and the system raise in the block into an InvalidTensorError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(field, "a file that can be read", f"{file!r}: {error.strerror or error}") from error
+    except InvalidTensorError:  # our own refusals, which are ValueErrors too
+        raise
+    except MemoryError as error:
+        raise _refused(field, "an array that fits into memory", f"{file!r}: {error}") from error
+    except (ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
+        pickled = "Object arrays" in str(error) or "Python objects" in str(error)
+        found = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
+        raise _refused(field, "a .npy or .npz file of numbers", f"{file!r}: {found}") from error
+
+
+def split_member(path: str) -> tuple[str, str | None]:
     """Splits `file.npz:name`. Only a colon after .npz counts: others belong to the path, such as a drive's."""
     file, separator, name = path.rpartition(".npz:")
     return (f"{file}.npz", name) if separator else (path, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.endurance.batch import batch_often_killed
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
@@ -24,6 +25,12 @@ def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing(store
     found = kill_often(items=600, kills=2, store=store)
     assert found.kills == 2
     assert (found.right, found.lost, found.doubled, found.wrong) == (600, 0, 0, 0)
+
+
+def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() -> None:
+    found = batch_often_killed(items=400, kills=1, side=96)
+    assert (found.client_kills, found.server_kills) == (1, 1)
+    assert (found.right, found.lost, found.doubled, found.wrong, found.strange_files) == (400, 0, 0, 0, 0)
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:

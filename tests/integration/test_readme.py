@@ -33,6 +33,9 @@ def readme_server() -> Iterator[RunningServer]:
     arguments = shlex.split(command)[2:]
     assert arguments[0] == "--listen"
     with running_server("--listen", "127.0.0.1:0", *arguments[2:]) as running:
+        for put in (each for each in COMMANDS if each.startswith("convserve layers put")):  # which other commands name
+            words = [*shlex.split(put)[1:], "--target", running.target]
+            subprocess.run([sys.executable, "-m", "convserve", *words], check=True, stdout=subprocess.DEVNULL)
         yield running
 
 
@@ -75,6 +78,8 @@ def test_command_runs(command: str, readme_server: RunningServer, tmp_path: Path
     )  # fmt: skip
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
+    if command.startswith("convserve batch"):
+        assert (tmp_path / "blurred" / "photo.npy").stat().st_size > 0
     for written in re.findall(r"[\w-]+\.(?:png|npy)", command):
         assert (tmp_path / written).stat().st_size > 0
 

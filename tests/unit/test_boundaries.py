@@ -123,6 +123,18 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.bench.course": ours("bench", "_sync", "errors", "result", "tensor"),
     "convserve.bench.measurement": ours("bench", "_sync"),
     "convserve.bench.plot": {"matplotlib"} | ours("bench.course", "errors"),
+    "convserve.input_files": {"numpy"} | ours("array_files", "errors", "pictures"),
+    "convserve.batch": set(),
+    "convserve.batch.inputs": ours("array_files", "errors", "input_files"),
+    "convserve.batch.zarr_files": {"numpy"} | ours("errors", "tensor"),
+    "convserve.batch.opened": {"numpy"}
+    | ours("array_files", "batch.inputs", "batch.zarr_files", "errors", "input_files", "pictures", "tensor"),
+    "convserve.batch.read_ahead": set(),
+    "convserve.batch.outputs": {"numpy"} | ours("array_files", "batch.zarr_files", "tensor"),
+    "convserve.batch.journal": ours("errors", "tensor"),
+    "convserve.batch.tally": set(),
+    "convserve.batch.pipeline": ours("_sync", "_sync_layer", "batch", "errors", "layer", "tensor"),
+    "convserve.cli.batch_progress": {"rich"} | ours("batch.tally"),
     "convserve.cli.server_figures": {"prometheus_client"},
     "convserve.cli.top": {"rich"} | ours("cli.report", "cli.server_figures", "cli.values", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
@@ -324,6 +336,7 @@ def test_prometheus_and_opentelemetry_are_known_where_they_are_used_alone() -> N
         for module, path in (modules(CLIENT) | modules(SERVER)).items()
     }
     assert {module: names for module, names in knowing.items() if names} == {
+        "convserve.cli.batch_progress": {"rich"},
         "convserve.cli.server_figures": {"prometheus_client"},
         "convserve.cli.top": {"rich"},
         "convserve_server.metrics": {"prometheus_client"},
@@ -342,7 +355,7 @@ def test_all_names_what_is_importable() -> None:
 
 def test_import_loads_no_optional_package() -> None:
     heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures", "convserve.bench"]
-    heavy += ["prometheus_client", "opentelemetry", "rich"]
+    heavy += ["convserve.batch", "prometheus_client", "opentelemetry", "rich", "zarr"]
     code = f"import sys, convserve; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

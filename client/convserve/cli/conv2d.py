@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.arguments import standard_data_format
-from convserve.array_files import ARRAY_SUFFIXES, check_destination, read_array, save_array
+from convserve.array_files import check_destination, save_array
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.layer_options import add_layer_options, given_parameters
 from convserve.cli.layer_reference import REFERENCE, find
 from convserve.cli.report import bytes_text, duration_text, print_json, print_rows, shape_text
 from convserve.cli.values import value_range
 from convserve.cli.weights import add_weight_options, classic_kernel_list, layer_for
-from convserve.errors import FieldViolation, InvalidTensorError
 from convserve.feature_maps import MOST_MAPS, finite_range
-from convserve.pictures import PICTURE_SUFFIXES, Drawn, check_picture, read_image, write_picture
+from convserve.input_files import read_input
+from convserve.pictures import Drawn, check_picture, write_picture
 from convserve.tensor import FLOAT_DTYPES
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     with connect(arguments) as client:
         stored = None if arguments.layer is None else _stored_layer(arguments, client)
         data_format = standard_data_format(arguments.data_format) if stored is None else stored.config.data_format
-        x = _read_input(arguments.input, data_format)
+        x = read_input(arguments.input, data_format)
         if arguments.output is not None:
             check_destination(arguments.output, (".npy",), "output")
         if arguments.picture is not None:
@@ -156,17 +156,6 @@ def _stored_layer(arguments: argparse.Namespace, client: Client) -> StoredLayer:
         flag = "--no-bias" if name == "use_bias" else "--" + name.replace("_", "-")
         arguments.refuse(f"argument {flag}: not allowed with --layer: the stored layer has it already")
     return find(client, arguments.layer)
-
-
-def _read_input(name: str, data_format: str) -> Array:
-    lower = name.lower()
-    if lower.endswith(PICTURE_SUFFIXES):
-        picture: Array = read_image(name)
-        return picture if data_format == "channels_last" else np.ascontiguousarray(np.moveaxis(picture, -1, 1))
-    if lower.endswith(ARRAY_SUFFIXES) or ".npz:" in name:
-        return read_array(name, data_format=data_format)
-    expected = f"a file that ends in {', '.join((*ARRAY_SUFFIXES, *PICTURE_SUFFIXES))}"
-    raise InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {name!r}."))
 
 
 def _print_summary(

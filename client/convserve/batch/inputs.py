@@ -1,0 +1,174 @@
+"""Which inputs there are: files by folder, pattern or name, each with a name for its output."""
+
+from __future__ import annotations
+
+import glob
+import os
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from convserve.array_files import split_member
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.input_files import INPUT_SUFFIXES
+
+ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
+"""By which of these files in it a folder is known as a Zarr array or group, of version 3 or 2."""
+
+_CONTAINERS = (".npz", ".zarr")  # what may hold several arrays
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of a run.
+
+    Attributes:
+        folder: The folder that all of them share, to which names are relative.
+        names: Their names, sorted, with "/" between folders; `archive.npz:name` for one array of an archive.
+    """
+
+    folder: Path
+    names: list[str]
+
+    def path(self, name: str) -> Path:
+        """Returns an input's file, or its folder if it is Zarr's."""
+        return self.folder / split_member(name)[0]
+
+
+def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = False) -> Inputs:
+    """Returns the inputs that words of a command line mean.
+
+    A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
+    fits; a file itself. Hidden files are left out of folders, and so is what lies in the output folder.
+
+    Args:
+        arguments: The words.
+        output: The folder for outputs.
+        keep_suffix: Whether an output's name keeps the suffix of its input's.
+
+    Raises:
+        InvalidRequestError: If one does not exist or cannot be read, if there are none, or if two would be written to
+            the same file.
+    """
+    bases: set[str] = set()
+    found: set[str] = set()
+    for argument in arguments:
+        base, paths = _meant(argument, os.path.abspath(output))
+        meant = set(paths)
+        found |= meant
+        bases.add(base)
+        if not meant:
+            raise _refused(f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{shown(argument)}, with none")
+    folder = os.path.commonpath(bases)
+    names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
+    _check_outputs(names, keep_suffix)
+    return Inputs(Path(folder), names)
+
+
+def output_stem(name: str, keep_suffix: bool) -> str:
+    """Returns the name of an input's output, without suffix: "a/photo" for "a/photo.jpg"."""
+    file, member = split_member(name)
+    stem = file
+    if not keep_suffix and file.lower().endswith((*INPUT_SUFFIXES, ".zarr")):
+        stem = file[: file.rindex(".")]
+    return stem if member is None else member_stem(stem, member)
+
+
+def member_stem(stem: str, member: str) -> str:
+    """Returns the name of the output of one of several arrays in an archive or Zarr group.
+
+    Raises:
+        InvalidRequestError: If the array's name leads out of the folder.
+    """
+    if not all(part.strip(".") for part in member.split("/")) or "\\" in member or "\0" in member:
+        raise _refused("an array whose name can be a file's", shown(member))
+    return f"{stem}/{member}"
+
+
+def is_zarr(folder: str | Path) -> bool:
+    """Whether a folder is a Zarr array or group."""
+    return any((Path(folder) / each).is_file() for each in ZARR_METADATA)
+
+
+def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
+    """Returns the folder to which a word's names are relative, and the paths that it means, absolute."""
+    path = os.path.abspath(argument)
+    if os.path.isdir(path):
+        if is_zarr(path):
+            return os.path.dirname(path), iter([path])
+        return path, _below(path, output)
+    file, member = split_member(path)
+    if os.path.isfile(file):
+        if member is None and not file.lower().endswith(INPUT_SUFFIXES):
+            raise _refused(f"a file that ends in {', '.join(INPUT_SUFFIXES)}", shown(argument))
+        return os.path.dirname(file), iter([path])
+    if glob.has_magic(argument):
+        return _fixed_part(path), _fitting(path, output)
+    raise _refused("a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{shown(argument)}, which is not there")
+
+
+def _below(folder: str, output: str) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder):
+        if any(each in files for each in ZARR_METADATA):
+            folders.clear()
+            yield parent
+            continue
+        folders[:] = (each for each in folders if not _is_left_out(os.path.join(parent, each), output))
+        for file in files:
+            if file.lower().endswith(INPUT_SUFFIXES) and not file.startswith("."):
+                yield os.path.join(parent, file)
+
+
+def _fitting(pattern: str, output: str) -> Iterator[str]:
+    for path in glob.iglob(pattern, recursive=True):
+        if path == output or path.startswith(output + os.sep):
+            continue
+        if os.path.isdir(path):
+            if is_zarr(path):
+                yield path
+        elif path.lower().endswith(INPUT_SUFFIXES):
+            yield path
+
+
+def _is_left_out(folder: str, output: str) -> bool:
+    return folder == output or os.path.basename(folder).startswith(".")
+
+
+def _fixed_part(pattern: str) -> str:
+    """Returns "/photos" for "/photos/**/*.jpg"."""
+    parent = os.path.dirname(pattern)
+    while glob.has_magic(parent):
+        parent = os.path.dirname(parent)
+    return parent
+
+
+def _check_outputs(names: list[str], keep_suffix: bool) -> None:
+    """Checks that no two inputs have the same output."""
+    taken: dict[str, str] = {}
+    for name in names:
+        stem = output_stem(name, keep_suffix)
+        other = taken.setdefault(stem, name)
+        if other is not name:
+            advice = "give one of them, or --keep-suffix" if not keep_suffix else "give one of them"
+            raise _refused(
+                "inputs whose outputs have different names",
+                f"{shown(other)} and {shown(name)}, both for {shown(stem)}: {advice}",
+            )
+    stems = sorted(taken)
+    for name in names:
+        file, member = split_member(name)
+        if member is not None or not file.lower().endswith(_CONTAINERS):
+            continue
+        folder = output_stem(name, keep_suffix) + "/"  # where the arrays go if there are several
+        following = bisect_left(stems, folder)
+        if following < len(stems) and stems[following].startswith(folder):
+            other = taken[stems[following]]
+            raise _refused(
+                "inputs whose outputs go to different places",
+                f"{shown(other)} beside {shown(name)}, whose arrays go to {shown(folder)}: give them one by one",
+            )
+
+
+def _refused(expected: str, received: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation("input", f"Expected {expected}. Received {received}."))

@@ -1,0 +1,269 @@
+"""What is done, in a file of one JSON object per line to which lines are only added.
+
+A line is written after what it tells is on the disk, so what it tells is true whenever the run ends; what happened
+without a line is done again. The first line says what the run is, and a run with another layer or other options is
+refused.
+
+    {"format": 1, "folder": "/photos", "layers": ["3f1b..."], "options": {"format": "npy", ...}}
+    {"done": "a/1.jpg", "stamp": "48213:17...", "output": "a/1", "size": 1728128}
+    {"failed": "a/2.jpg", "stamp": "93:17...", "reason": "Expected a picture ..."}
+    {"begun": "big.npy", "output": "big", "stamp": ..., "shape": [...], "dtype": "float32", "rows": 16}
+    {"part": "big.npy", "start": 16}
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.tensor import Shape
+
+NAME = "journal.jsonl"
+"""The file's name in the folder for outputs."""
+_FORMAT = 1
+_SYNC_S = 1.0  # how much of the journal, and so of the work, a power failure may cost
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What must be the same for a run to go on.
+
+    Attributes:
+        folder: The folder of the inputs.
+        layers: The layers' digests, in hexadecimal.
+        options: The options on which outputs and their names depend.
+    """
+
+    folder: str
+    layers: list[str]
+    options: dict[str, Any]
+
+    def check_same(self, other: Identity) -> None:
+        """Checks that this run goes on with `other`, which is in the folder.
+
+        Raises:
+            InvalidRequestError: If it does not; all differences are named.
+        """
+        differences = []
+        if self.layers != other.layers:
+            received = f"{', '.join(self.layers)}: give another folder for outputs"
+            differences.append(FieldViolation("layer", _same(", ".join(other.layers), received)))
+        if self.folder != other.folder:
+            text = _same(f"inputs in {shown(other.folder)}", shown(self.folder))
+            differences.append(FieldViolation("input", text))
+        for name, value in self.options.items():
+            before = other.options.get(name)
+            if value != before:
+                differences.append(FieldViolation(name, _same(shown(before), shown(value))))
+        if differences:
+            raise InvalidRequestError(*differences)
+
+
+@dataclass
+class Begun:
+    """An output that comes in parts.
+
+    Attributes:
+        output: The output's name without suffix.
+        stamp: The input's stamp when it began.
+        shape: The output's shape.
+        dtype: The output's dtype.
+        rows: How many rows a part has.
+        starts: The first rows of the parts that are done.
+    """
+
+    output: str
+    stamp: str
+    shape: Shape
+    dtype: str
+    rows: int
+    starts: set[int] = field(default_factory=set)
+
+
+class Journal:
+    """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods.
+
+    Attributes:
+        done: The keys of the inputs of which a line says that they are done, and of which that is so.
+        failed: Reasons by the keys of inputs that failed lastingly.
+        begun: The outputs that come in parts and are not finished, by key.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._length = 0
+        self._synced = time.monotonic()
+        self.done: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self.begun: dict[str, Begun] = {}
+
+    @classmethod
+    def open(cls, folder: Path, identity: Identity, is_so: Callable[[dict[str, Any]], bool], *, resume: bool) -> Self:
+        """Opens the journal of a folder for outputs, which is made if need be.
+
+        Args:
+            folder: The folder.
+            identity: What the run is.
+            is_so: Whether a line about an input still holds: whether input and output are as it says.
+            resume: Whether the run may go on with one that is there.
+
+        Raises:
+            InvalidRequestError: If the folder has results and the run is not to go on with them, or has something else
+                in it, or results of another layer or other options; or if another process writes there.
+            OSError: If it cannot be read or written.
+        """
+        path = folder / NAME
+        if folder.is_dir() and not path.exists() and any(folder.iterdir()):
+            text = "a new or empty folder, or one with results of `convserve batch`"
+            raise _refused("output", text, f"{shown(str(folder))}, which has something else in it")
+        folder.mkdir(parents=True, exist_ok=True)
+        journal = cls(path)
+        try:
+            journal._lock_out_others(folder)
+            before = journal._read(is_so)
+            if before is not None and journal._has_results and not resume:
+                text = "a folder without results, or --resume to go on with them"
+                raise _refused("output", text, f"{shown(str(folder))}, which has some")
+            if before is not None and resume:
+                identity.check_same(before)
+            else:
+                journal._begin(identity)
+        except BaseException:
+            journal.close()
+            raise
+        return journal
+
+    def note_done(self, key: str, stamp: str, output: str, size: int) -> None:
+        """Notes that an output is there."""
+        self._add({"done": key, "stamp": stamp, "output": output, "size": size})
+        self.begun.pop(key, None)
+
+    def note_failed(self, key: str, stamp: str, reason: str) -> None:
+        """Notes that an input failed, and would fail again."""
+        self._add({"failed": key, "stamp": stamp, "reason": reason})
+
+    def note_begun(self, key: str, begun: Begun) -> None:
+        """Notes that an output has begun that comes in parts."""
+        described = asdict(begun)
+        del described["starts"]
+        self._add({"begun": key, **described})
+        self.begun[key] = begun
+
+    def note_part(self, key: str, start: int) -> None:
+        """Notes that a part of an output is done."""
+        self._add({"part": key, "start": start})
+
+    def close(self) -> None:
+        """Makes the lines durable, and lets others write."""
+        if self._file >= 0:
+            try:
+                os.fsync(self._file)
+            finally:
+                os.close(self._file)
+                self._file = -1
+
+    @property
+    def _has_results(self) -> bool:
+        return bool(self.done or self.failed or self.begun)
+
+    def _lock_out_others(self, folder: Path) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows has none; there nobody looks
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            received = f"{shown(str(folder))}, where one runs"
+            raise _refused("output", "a folder where no other `convserve batch` runs", received) from error
+
+    def _begin(self, identity: Identity) -> None:
+        os.ftruncate(self._file, 0)
+        self._length = 0
+        self.done, self.failed, self.begun = set(), {}, {}
+        self._add({"format": _FORMAT, **asdict(identity)})
+        os.fsync(self._file)
+
+    def _add(self, line: dict[str, Any]) -> None:
+        text = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        with self._lock:
+            try:
+                written = os.write(self._file, text)
+                if written < len(text):  # a disk with room for half a line
+                    written += os.write(self._file, text[written:])
+            except OSError:
+                os.ftruncate(self._file, self._length)  # what follows is not to be added to half a line
+                raise
+            self._length += written
+            now = time.monotonic()
+            if now - self._synced > _SYNC_S:
+                os.fsync(self._file)
+                self._synced = now
+
+    def _read(self, is_so: Callable[[dict[str, Any]], bool]) -> Identity | None:
+        """Reads what is there, and cuts off a last line that was not finished; returns whose it is."""
+        identity = None
+        with open(os.dup(self._file), "rb") as file:
+            for text in file:
+                if not text.endswith(b"\n"):
+                    break
+                self._length += len(text)
+                try:
+                    line = json.loads(text)
+                    if identity is None:
+                        identity = self._identity(line)
+                    else:
+                        self._take(line, is_so)
+                except (ValueError, KeyError, TypeError) as error:
+                    if identity is None:
+                        received = f"{shown(str(self._path))}: {error}"
+                        raise _refused("output", "a journal of `convserve batch`", received) from error
+                    # A line that a power failure spoilt: what it told is done again.
+        os.ftruncate(self._file, self._length)
+        return identity
+
+    def _identity(self, line: dict[str, Any]) -> Identity:
+        if line["format"] != _FORMAT:
+            raise ValueError(f"format {shown(line['format'])}, of another version of convserve")
+        return Identity(line["folder"], line["layers"], line["options"])
+
+    def _take(self, line: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> None:
+        """Takes over what a line says; of several about an input the last one counts."""
+        if "part" in line:
+            if line["part"] in self.begun:
+                self.begun[line["part"]].starts.add(line["start"])
+            return
+        key = line.get("done") or line.get("failed") or line["begun"]
+        holds = is_so(line)
+        if "begun" in line:
+            self.begun.pop(key, None)
+            if holds:
+                self.begun[key] = Begun(
+                    line["output"], line["stamp"], tuple(line["shape"]), line["dtype"], line["rows"]
+                )
+            return
+        self.done.discard(key)
+        self.failed.pop(key, None)
+        if "done" in line:
+            self.begun.pop(key, None)
+            if holds:
+                self.done.add(key)
+        elif holds:
+            self.failed[key] = line["reason"]
+
+
+def _same(expected: str, received: str) -> str:
+    return f"Expected what the results there were made with, {expected}. Received {received}."
+
+
+def _refused(field_name: str, expected: str, received: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(field_name, f"Expected {expected}. Received {received}."))

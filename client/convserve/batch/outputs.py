@@ -1,0 +1,256 @@
+"""Outputs on the disk: each is there as a whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+
+from convserve.array_files import map_array, storable
+from convserve.batch import zarr_files
+from convserve.tensor import Array, Shape, numpy_dtype
+
+UNFINISHED = ".unfinished"
+"""The folder, in that for outputs, of what is being written."""
+_MEMBER = "output"  # the array's name in a .npz file
+_COPIED_BYTES = 4 * 2**20
+
+
+class Format(Protocol):
+    """How an array is stored.
+
+    An array that comes in parts is written to an unfinished file of the format `parts_suffix`, and made into what it is
+    to be when all parts are there.
+    """
+
+    suffix: str
+    parts_suffix: str
+
+    def save(self, path: Path, array: Array) -> None:
+        """Writes an array, durably."""
+
+    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
+        """Makes an array to be written in parts of so many rows."""
+
+    def write_rows(self, path: Path, start: int, rows: Array) -> None:
+        """Writes a part, durably."""
+
+    def finish(self, parts: Path, path: Path) -> None:
+        """Makes the file that `save` would have written, of which all parts are there; `parts` may be moved."""
+
+
+class _Npy:
+    suffix = parts_suffix = ".npy"
+
+    def save(self, path: Path, array: Array) -> None:
+        ordered = np.ascontiguousarray(array)
+        with _durable(path) as file:
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
+            file.write(ordered.data.cast("B"))  # numpy.save does not say why a disk takes no more
+
+    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:  # noqa: ARG002
+        described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        with _durable(path) as file:
+            np.lib.format.write_array_header_1_0(file, described)
+            file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
+
+    def write_rows(self, path: Path, start: int, rows: Array) -> None:
+        array = map_array(path, "output")
+        # Not through the mapping: a full disk would then end the program instead of raising an error.
+        with path.open("r+b") as file:
+            file.seek(array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:]))
+            file.write(np.ascontiguousarray(rows, array.dtype).data.cast("B"))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, parts: Path, path: Path) -> None:
+        parts.rename(path)
+
+
+class _Npz(_Npy):
+    suffix = ".npz"
+
+    def save(self, path: Path, array: Array) -> None:
+        with _durable(path) as file:
+            np.savez_compressed(file, allow_pickle=False, **{_MEMBER: array})
+
+    def finish(self, parts: Path, path: Path) -> None:
+        with (
+            _durable(path) as file,
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+            archive.open(f"{_MEMBER}.npy", "w", force_zip64=True) as member,
+            parts.open("rb") as raw,
+        ):
+            shutil.copyfileobj(raw, member, _COPIED_BYTES)
+        parts.unlink()
+
+
+class _Zarr:
+    suffix = parts_suffix = ".zarr"
+
+    def save(self, path: Path, array: Array) -> None:
+        self.create(path, array.shape, array.dtype, len(array))
+        zarr_files.write_rows(path, 0, array)
+
+    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
+        zarr_files.create(path, shape, dtype, rows)
+        zarr_files.sync(path / "zarr.json")
+
+    def write_rows(self, path: Path, start: int, rows: Array) -> None:
+        zarr_files.write_rows(path, start, rows)
+
+    def finish(self, parts: Path, path: Path) -> None:
+        parts.rename(path)
+
+
+FORMATS: dict[str, Format] = {"npy": _Npy(), "npz": _Npz(), "zarr": _Zarr()}
+"""What `--format` may be."""
+
+
+class OutputFolder:
+    """The folder of a run's outputs.
+
+    Attributes:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Path, format_name: str) -> None:
+        """Takes a folder that exists; one of Zarr's makes the first import of the package.
+
+        Raises:
+            MissingDependencyError: Without zarr, for its format.
+        """
+        self.folder = folder
+        self._format = FORMATS[format_name]
+        self._unfinished = folder / UNFINISHED
+        if format_name == "zarr":
+            zarr_files.zarr_package()
+
+    def path(self, stem: str) -> Path:
+        """Returns the file, or Zarr's folder, of an output."""
+        return self.folder / f"{stem}{self._format.suffix}"
+
+    def size(self, stem: str) -> int | None:
+        """Returns the size of an output's file (of Zarr its metadata's), or None if there is none."""
+        path = self.path(stem)
+        try:
+            return (path / "zarr.json" if self._format.suffix == ".zarr" else path).stat().st_size
+        except OSError:
+            return None
+
+    def write(self, stem: str, array: Array) -> int:
+        """Writes an output as a whole, in the place of one that is there, and returns its size.
+
+        Raises:
+            OSError: If that fails; nothing is there then, or what was.
+        """
+        new = self._new(stem)
+        try:
+            self._format.save(new, storable(array))
+        except BaseException:
+            _remove(new)
+            raise
+        return self._put(new, stem)
+
+    def begin(self, stem: str, shape: Shape, dtype: str, rows: int) -> None:
+        """Makes an output that comes in parts of so many rows, the last perhaps of fewer.
+
+        Raises:
+            OSError: If that fails.
+        """
+        parts = self._parts(stem)
+        _remove(parts)
+        self._unfinished.mkdir(exist_ok=True)
+        self._format.create(parts, shape, _storable_dtype(dtype), rows)
+
+    def has_begun(self, stem: str, shape: Shape, dtype: str) -> bool:
+        """Whether there is such an output to be gone on with."""
+        try:
+            found = FORMATS["npy"] if self._format.parts_suffix == ".npy" else None
+            parts = self._parts(stem)
+            array = map_array(parts) if found else zarr_files.arrays_in(parts)[""]
+        except (ValueError, OSError):
+            return False
+        return tuple(array.shape) == tuple(shape) and array.dtype == _storable_dtype(dtype)
+
+    def write_rows(self, stem: str, start: int, rows: Array) -> None:
+        """Writes a part, durably.
+
+        Raises:
+            OSError: If that fails.
+        """
+        self._format.write_rows(self._parts(stem), start, storable(rows))
+
+    def finish(self, stem: str) -> int:
+        """Puts an output, of which all parts are there, in its place, and returns its size.
+
+        Raises:
+            OSError: If that fails.
+        """
+        new = self._new(stem)
+        try:
+            self._format.finish(self._parts(stem), new)
+        except BaseException:
+            _remove(new)
+            raise
+        return self._put(new, stem)
+
+    def clear(self, begun: set[str]) -> None:
+        """Removes what an earlier run left unfinished, except for the parts of these outputs."""
+        if not self._unfinished.is_dir():
+            return
+        kept = {self._parts(stem).name for stem in begun}
+        for each in self._unfinished.iterdir():
+            if each.name not in kept:
+                _remove(each)
+        if not kept:
+            self._unfinished.rmdir()
+
+    def _new(self, stem: str) -> Path:
+        self._unfinished.mkdir(exist_ok=True)
+        return self._unfinished / f"{_short(stem)}-{os.urandom(4).hex()}{self._format.suffix}"
+
+    def _parts(self, stem: str) -> Path:
+        return self._unfinished / f"{_short(stem)}{self._format.parts_suffix}"
+
+    def _put(self, new: Path, stem: str) -> int:
+        path = self.path(stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
+        new.rename(path)
+        size = self.size(stem)
+        assert size is not None  # noqa: S101 (it was just put there)
+        return size
+
+
+@contextmanager
+def _durable(path: Path) -> Iterator[BinaryIO]:
+    """Opens a new file, and sees to it that what was written survives a power failure before it gets its name."""
+    with path.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _short(stem: str) -> str:
+    return hashlib.sha256(stem.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def _storable_dtype(name: str) -> np.dtype[Any]:
+    return numpy_dtype("float32" if name == "bfloat16" else name)
