@@ -1,4 +1,4 @@
-"""Grafana's dashboard shows what the server exports, all of it and nothing else, and is provisioned where compose puts it."""
+"""Grafana's dashboard shows all that the server exports and nothing else, and is provisioned where compose puts it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ def test_everything_that_is_exported_is_on_the_dashboard() -> None:
 def test_a_query_asks_for_the_chosen_servers_and_for_rates_of_what_only_grows(title: str, expression: str) -> None:
     for name, rest in re.findall(r"\b((?:convserve|process)_\w+|up)(.*?\})", expression):
         assert rest == '{instance=~"$instance"}', title
-        grows = name != "up" and EXPORTED[name].type in ("counter", "histogram") and name != "process_start_time_seconds"
+        grows = (
+            name != "up" and EXPORTED[name].type in ("counter", "histogram") and name != "process_start_time_seconds"
+        )
         rate = f"rate({name}{rest}[$__rate_interval])" in expression
         assert rate == grows, title
 

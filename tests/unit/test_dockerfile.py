@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -121,7 +122,9 @@ def test_the_environment_sets_what_the_server_reads() -> None:
 def test_ports_are_those_that_are_listened_on() -> None:
     found = environment("server")
     ports = {int(each.rpartition(":")[2]) for each in found["CONVSERVE_LISTEN"].split(",") if "unix:" not in each}
-    assert set(map(int, last("server", "EXPOSE").split())) == ports | {int(found["CONVSERVE_METRICS"].partition(":")[2])}
+    assert set(map(int, last("server", "EXPOSE").split())) == ports | {
+        int(found["CONVSERVE_METRICS"].partition(":")[2])
+    }
 
 
 def test_nothing_is_built_on_something_that_changes() -> None:
@@ -134,10 +137,7 @@ def test_nothing_is_built_on_something_that_changes() -> None:
 def test_what_is_sent_to_the_builder_is_what_the_recipe_copies() -> None:
     kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {
-        word
-        for what, rest in INSTRUCTIONS
-        if what == "COPY" and "--from" not in rest
-        for word in rest.split()[:-1]
+        word for what, rest in INSTRUCTIONS if what == "COPY" and "--from" not in rest for word in rest.split()[:-1]
     }
     assert kept == copied
     assert all((ROOT / each).exists() for each in copied)
@@ -147,3 +147,13 @@ def test_hadolint_finds_nothing() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     done = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+def test_the_trial_of_the_images_says_that_there_is_no_engine(tmp_path: Path) -> None:
+    environment = os.environ | {"PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.containers"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"skipped: no engine runs, and to start one docker and dockerd is missing", done.stdout)

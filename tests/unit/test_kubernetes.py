@@ -118,9 +118,7 @@ def test_the_autoscaler_goes_by_a_metric_that_is_exported_and_that_the_pages_rul
 
 def blocks(key: str) -> Any:
     """Returns the YAML of the page that has a key at its top."""
-    (found,) = (
-        each for each in map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)) if key in each
-    )
+    (found,) = (each for each in map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)) if key in each)
     return found
 
 
