@@ -1,6 +1,6 @@
 """Builds the images, runs the compose stack, and shows what docs/containers.md says of it.
 
-    python -m tests.containers [--folder FOLDER] [--keep-images]
+    python -m tests.containers [--folder FOLDER] [--network host] [--keep-images]
 
 Without an engine it says so and ends with status 0, having tried nothing.
 """
@@ -30,6 +30,7 @@ def main() -> int:
     """Runs it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.containers", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--folder", type=Path, help="where an engine that is started here keeps everything")
+    parser.add_argument("--network", default="default", help="of builds: host, where the engine's own leads nowhere")
     parser.add_argument("--keep-images", action="store_true", help="do not remove the images at the end")
     arguments = parser.parse_args()
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="convserve-containers-"))
@@ -38,7 +39,7 @@ def main() -> int:
             say("engine", "started here" if found.is_ours else "the one that runs")
             try:
                 say(base_image.NAME, base_image.provide(found, folder))
-                build(found)
+                build(found, arguments.network)
                 alone(found)
                 with Stack(found) as stack:
                     stay_up(stack)
@@ -57,10 +58,9 @@ def main() -> int:
     return 0
 
 
-def build(found: Engine) -> None:
+def build(found: Engine, network: str) -> None:
     """Builds both images, and says how large they are."""
-    # An engine that was started here knows no name server but this machine's.
-    options = ["--network", "host"] if found.is_ours else []
+    options = ["--network", network]
     if "PIP_CERT" in os.environ:
         options += ["--build-arg", f"PIP_CERT={os.environ['PIP_CERT']}"]
     for image, target in ((CLIENT, "client"), (SERVER, "server")):
