@@ -108,7 +108,7 @@ def test_the_health_check_is_the_client_and_asks_where_the_server_listens_withou
 
 def test_what_is_written_lies_in_volumes() -> None:
     found, volumes = environment("server"), json.loads(last("server", "VOLUME"))
-    assert found["CONVSERVE_STORE"] in volumes
+    assert {found["CONVSERVE_STORE"], found["TMPDIR"]} == set(volumes)
     assert found["CONVSERVE_TARGET"].removeprefix("unix://").rpartition("/")[0] in volumes
     made = next(rest for what, rest in STAGES["runtime"] if what == "RUN")
     assert all(each in made for each in volumes), "a volume has the owner that its folder has in the image"

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from convserve_server.convolver import Engine
@@ -60,7 +60,7 @@ def held_stderr() -> Iterator[None]:
     """
     sys.stderr.flush()
     terminal = os.dup(2)
-    with _unnamed_file() as held:
+    with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -71,8 +71,3 @@ def held_stderr() -> Iterator[None]:
         finally:
             os.dup2(terminal, 2)
             os.close(terminal)
-
-
-def _unnamed_file() -> IO[bytes]:
-    # In memory where the system has such files: a container may have no folder that can be written to.
-    return os.fdopen(os.memfd_create("stderr"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
