@@ -15,6 +15,8 @@ from convserve.bench import machine
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "performance"
 """Where the results lie that the page about performance shows."""
+GPU_RESULTS = ROOT / "tests" / "bench" / "results"
+"""Where those of GPUs lie, each with its table, under the device's name and the date."""
 
 
 def parser(program: str, text: str | None) -> argparse.ArgumentParser:
