@@ -108,6 +108,7 @@ class Device:
         try:
             ready = self._check(row, job, stored, x, workload)
             row |= self._measured(ready, stored, x, pace)
+            row["shared"] = self._clients[SHARED]._tensors.shares_memory
         finally:
             self._clients[GRPC].delete(stored[GRPC])
         return row

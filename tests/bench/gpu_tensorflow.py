@@ -32,16 +32,17 @@ class Worker:
     """TensorFlow on one device."""
 
     def __init__(self, device: str, tf32: bool) -> None:
-        """Takes the device, "cpu" or "gpu:N"."""
+        """Takes the device, "cpu" or "gpu:0"."""
         os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "3", "KERAS_BACKEND": "tensorflow"}
         import tensorflow as tf
 
         self._tf = tf
-        gpus = tf.config.list_physical_devices("GPU")
-        number = int(device.partition(":")[2] or 0)
-        tf.config.set_visible_devices([] if device == "cpu" else gpus[number : number + 1], "GPU")
+        gpus = [] if device == "cpu" else tf.config.list_physical_devices("GPU")[:1]
+        tf.config.set_visible_devices(gpus, "GPU")
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)  # the server and PyTorch are there too
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        self._name = "cpu:0" if device == "cpu" else "gpu:0"
+        self._name = "gpu:0" if gpus else "cpu:0"
         self._x: Any = None
         self._whole: Callable[[Any], Any] = lambda x: x
         self._resident: Callable[[Any], Any] = self._whole

@@ -24,7 +24,7 @@ class Worker:
         import torch
 
         self._torch = torch
-        self._device = torch.device("cpu" if device == "cpu" else f"cuda:{device.partition(':')[2] or 0}")
+        self._device = torch.device("cpu" if device == "cpu" else "cuda:0")
         torch.zeros(1, device=self._device)  # fails here rather than at the first layer
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32

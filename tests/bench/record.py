@@ -48,7 +48,10 @@ def write(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # a machine without git
+            return ""
 
     changed = " with changes" if git("status", "--porcelain", "--untracked-files=no", "--", "client", "server") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

@@ -60,7 +60,7 @@ def test_it_computes_where_it_says(device: str, caller: convserve.Client) -> Non
 
 
 @given(call=calls())
-@examples(60)
+@examples(25)
 def test_outputs_are_keras(device: str, caller: convserve.Client, call: Call) -> None:
     truth = keras_truth.run(call.arguments, call.x, *call.weights)
     result = caller.convolve(convserve.Layer(call.config, *call.weights), call.x, output_dtype=call.output_dtype)

@@ -54,7 +54,7 @@ def row(layer: str = "W1", **changes: Any) -> dict[str, Any]:
         },
         "over": {"shared memory compute_ms": 0.5, "shared memory whole_ms": 1.5, "gRPC whole_ms": 4.0},
         "checks": {name: {"difference": 2e-6, "ok": True} for name in ("tensorflow", "shared memory", "gRPC")},
-        "failures": {},
+        "failures": {}, "shared": True,
     } | changes  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def test_what_is_wrong_or_failed_is_seen() -> None:
     assert lines(text)[2][-1] == "WRONG: gRPC"
     assert lines(text)[3][-1] == "not checked"
     assert "* W1, float32, torch: RuntimeError: no" in text
+    assert "* shared memory" not in text
+    assert "* shared memory: not to be had" in gpu_tables.tables(HEAD | {"rows": [row(shared=False)]})
 
 
 PASSED = {"command": "pytest", "status": 0, "tests": 5, "failures": 0, "errors": 0, "skipped": 0}
@@ -116,6 +118,30 @@ def test_the_tests_are_told_in_a_sentence() -> None:
     assert "left out" in gpu_tables.tests({})
     assert gpu_tables.tests({"tests": PASSED | {"skipped": 1}}).startswith("Tests of the device: 4 passed, 0 failed, 1")
     assert "ended with status 4" in gpu_tables.tests({"tests": {"command": "pytest", "status": 4}})
+
+
+MARKED = """
+import pytest
+
+def test_here():
+    pass
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_there(number):
+    if number == 3:
+        pytest.skip("no")
+    assert number == 1
+"""
+
+
+def test_the_tests_of_a_device_are_run_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "test_marked.py").write_text(MARKED)
+    monkeypatch.setattr(gpu, "_DEVICE_TESTS", str(tmp_path / "test_marked.py"))
+    found = [gpu._tests(device) for device in ("cpu", "gpu:0")]
+    assert found[0]["command"] == f"pytest -q {tmp_path}/test_marked.py -m 'not gpu'"
+    counted = [[each[name] for name in ("status", "tests", "failures", "errors", "skipped")] for each in found]
+    assert counted == [[0, 1, 0, 0, 0], [1, 3, 1, 0, 1]]
 
 
 ANSWERING = """
