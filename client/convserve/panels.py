@@ -28,6 +28,8 @@ except ImportError as error:
     ) from error
 
 Array = npt.NDArray[Any]
+Place = tuple[float, float, float, float]
+"""Left, bottom, width, height."""
 
 _DPI = 120
 # Inches.
@@ -59,7 +61,7 @@ class Panel:
     colours: str = "viridis"
 
 
-class ShownFigure(Figure):  # type: ignore[misc]
+class ShownFigure(Figure):
     """A figure that notebooks show also where nobody has imported pyplot, which would teach them."""
 
     def _repr_png_(self) -> bytes:
@@ -140,8 +142,8 @@ def _beside_size(panel: Panel, room: float) -> tuple[float, float]:
     return tall * aspect, tall
 
 
-def _draw_panel(figure: ShownFigure, panel: Panel, place: tuple[float, float, float, float]) -> None:
-    """Draws a panel into (left, bottom, width, height), in inches."""
+def _draw_panel(figure: ShownFigure, panel: Panel, place: Place) -> None:
+    """Draws a panel into a place in inches."""
     axes = figure.add_axes(_share(figure, place))
     axes.set_axis_off()
     width = place[2]
@@ -165,8 +167,8 @@ def _draw_scale(figure: ShownFigure, panel: Panel, bottom: float) -> None:
         axes.text(x, 0.4, f"{value:.3g}", transform=axes.transAxes, fontsize=7, va="center", ha=align)
 
 
-def _share(figure: ShownFigure, place: tuple[float, float, float, float]) -> tuple[float, ...]:
-    """Returns (left, bottom, width, height) in inches as shares of a figure."""
+def _share(figure: ShownFigure, place: Place) -> Place:
+    """Returns a place in inches as shares of a figure."""
     width, height = figure.get_size_inches()
     return place[0] / width, place[1] / height, place[2] / width, place[3] / height
 

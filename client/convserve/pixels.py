@@ -44,7 +44,7 @@ def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "ou
         text = f"Expected rank 4 and no axis of 0. Received shape {tensor.shape}."
         raise InvalidRequestError(FieldViolation(field, text))
     check_sample(sample, tensor.shape[0])
-    pixels = tensor[sample] if data_format == "channels_last" else np.moveaxis(tensor[sample], 0, -1)
+    pixels: Array = tensor[sample] if data_format == "channels_last" else np.moveaxis(tensor[sample], 0, -1)
     return pixels if pixels.dtype in (np.float32, np.float64) else pixels.astype(np.float32)
 
 

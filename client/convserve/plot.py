@@ -158,14 +158,15 @@ def _name(layer: Layer | KnownLayer | Array) -> str:
 
 def _kernel(layer: Any) -> Array:
     """Returns a layer's kernel in a dtype that can be drawn."""
-    kernel = layer
-    if isinstance(layer, KnownLayer):
-        if layer.local is None and inspect.iscoroutinefunction(layer.weights):
+    kernel, stored = layer, isinstance(layer, KnownLayer)
+    of_layer = layer.local if stored else layer
+    if stored and of_layer is None:
+        if inspect.iscoroutinefunction(layer.weights):
             text = "Expected a layer whose weights are known here. Received one that is awaited: pass its kernel, "
             raise InvalidRequestError(FieldViolation("layer", f"{text}(await layer.weights())[0]."))
-        kernel = layer.weights()[0] if layer.local is None else layer.local.kernel
-    elif isinstance(layer, Layer):
-        kernel = layer.kernel
+        kernel = layer.weights()[0]
+    elif isinstance(of_layer, Layer):
+        kernel = of_layer.kernel
     if kernel is None:
         text = f"Expected a layer with weights, such as `client.put` returns. Received {shown(layer)}."
         raise InvalidRequestError(FieldViolation("layer", text))

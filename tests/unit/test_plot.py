@@ -189,6 +189,7 @@ def test_stored_layers_and_bare_kernels() -> None:
 def test_what_has_no_kernel_is_refused() -> None:
     assert "with weights" in refused("layer", lambda: plot.kernels(Layer(Conv2D(4, 3))))
     assert "kernel of" in refused("layer", lambda: plot.kernels(np.zeros((3, 3))))
+    assert "with weights" in refused("layer", lambda: plot.kernels(None))  # type: ignore[arg-type]
     assert "0 to 3" in refused("filters", lambda: plot.kernels(layer(3, 3, 1, 4), filters=[4]))
     assert "0 to 0" in refused("channels", lambda: plot.kernels(layer(3, 3, 1, 4), channels=[1]))
 
