@@ -83,10 +83,11 @@ class Device:
     def about(self) -> dict[str, Any]:
         """What computes: the server's device and the frameworks' versions; and why one of them is absent."""
         (device,) = self._clients[GRPC].info().devices
-        versions = {name: worker.about for name, worker in self._workers.items()}
+        self._clients[SHARED].empty((1, 1, 1, 1))  # it connects
         return {
             "device": f"{device.name} {device.description}".strip(),
-            "versions": versions,
+            "shared_memory": self._clients[SHARED]._tensors.shares_memory,
+            "versions": {name: worker.about for name, worker in self._workers.items()},
             "absent": dict(self._absent),
         }
 
@@ -108,7 +109,6 @@ class Device:
         try:
             ready = self._check(row, job, stored, x, workload)
             row |= self._measured(ready, stored, x, pace)
-            row["shared"] = self._clients[SHARED]._tensors.shares_memory
         finally:
             self._clients[GRPC].delete(stored[GRPC])
         return row

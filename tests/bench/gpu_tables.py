@@ -37,7 +37,7 @@ def tables(result: Result) -> str:
         ", ".join(f"{name} {version}" for name, version in about.items()) for about in result["versions"].values()
     )
     absent = [f"* {name}: not measured: {why}" for name, why in result["absent"].items()]
-    if not all(row["shared"] for row in result["rows"]):
+    if not result["shared_memory"]:
         absent.append("* shared memory: not to be had here; those calls went over gRPC")
     failures = [
         f"* {row['layer']}, {row['mode']}, {name}: {why}"

@@ -40,6 +40,7 @@ def test_on_the_cpu_it_goes_the_whole_way(tmp_path: Path) -> None:
     assert result["command"].startswith("python -m tests.bench.gpu --device cpu --quick")
     assert result["device"] == "cpu:0"
     assert result["quick"] is True
+    assert result["shared_memory"] is True
     assert {(row["layer"], row["mode"]) for row in result["rows"]} == {
         (layer, mode) for layer in ("W3", "W5", f"{RESNET} conv1") for mode in MODES
     }

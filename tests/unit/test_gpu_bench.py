@@ -22,7 +22,7 @@ HEAD = {
     "time": "2026-01-02T03:04:05+00:00", "machine": "a machine", "convserve": "1.2.3", "python": "3.12",
     "commit": "abc", "command": "python -m tests.bench.gpu", "quick": False, "device": "gpu:0 NVIDIA H200",
     "gpu": "NVIDIA H200, 143771 MiB, 580.1", "versions": {"tensorflow": {"tensorflow": "2.21.0", "cudnn": "9"}},
-    "absent": {"torch": "No module named 'torch'"},
+    "absent": {"torch": "No module named 'torch'"}, "shared_memory": True,
 }  # fmt: skip
 
 
@@ -54,7 +54,7 @@ def row(layer: str = "W1", **changes: Any) -> dict[str, Any]:
         },
         "over": {"shared memory compute_ms": 0.5, "shared memory whole_ms": 1.5, "gRPC whole_ms": 4.0},
         "checks": {name: {"difference": 2e-6, "ok": True} for name in ("tensorflow", "shared memory", "gRPC")},
-        "failures": {}, "shared": True,
+        "failures": {},
     } | changes  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_what_is_wrong_or_failed_is_seen() -> None:
     assert lines(text)[3][-1] == "not checked"
     assert "* W1, float32, torch: RuntimeError: no" in text
     assert "* shared memory" not in text
-    assert "* shared memory: not to be had" in gpu_tables.tables(HEAD | {"rows": [row(shared=False)]})
+    assert "* shared memory: not to be had" in gpu_tables.tables(HEAD | {"rows": [row()], "shared_memory": False})
 
 
 PASSED = {"command": "pytest", "status": 0, "tests": 5, "failures": 0, "errors": 0, "skipped": 0}
