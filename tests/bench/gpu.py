@@ -112,7 +112,8 @@ def _tests(device: str) -> dict[str, Any]:
 
 
 def _place(result: dict[str, Any]) -> Path:
-    """Returns where a result lies that is worth keeping, by its device and date."""
+    """Returns where a result lies that is worth keeping, by its device and date; makes the folder."""
+    record.GPU_RESULTS.mkdir(exist_ok=True)
     device = re.sub(r"[^a-z0-9]+", "-", (result["gpu"].partition(",")[0] or "gpu").lower()).strip("-")
     return record.GPU_RESULTS / f"gpu-{device}-{result['time'][:10]}.json"
 

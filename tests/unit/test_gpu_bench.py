@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
+import json
 import math
 import os
 import re
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 from tests import gpu_at_hand
-from tests.bench import gpu, gpu_tables
+from tests.bench import gpu, gpu_tables, record
 from tests.bench.gpu_cases import MODES, cases, resnet
 from tests.bench.gpu_course import right
 from tests.bench.gpu_workers import Worker, WorkerError, environment_for_torch
@@ -250,5 +252,14 @@ def test_a_machine_that_lacks_something_is_told_in_one_line(
     assert f"This one lacks {lacks}." in captured.err
 
 
-def test_a_result_lies_under_its_device_and_date() -> None:
-    assert gpu._place(HEAD).name == "gpu-nvidia-h200-2026-01-02.json"
+def test_a_result_lies_under_its_device_and_date_with_its_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record, "GPU_RESULTS", tmp_path / "results")
+    result = HEAD | {"rows": [row()]}
+    arguments = argparse.Namespace(json=gpu._place(result))
+    gpu._write(arguments, result)
+    assert sorted(each.name for each in (tmp_path / "results").iterdir()) == [
+        "gpu-nvidia-h200-2026-01-02.json", "gpu-nvidia-h200-2026-01-02.md",
+    ]  # fmt: skip
+    assert json.loads(arguments.json.read_text()) == result
