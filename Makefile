@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test lint stubs breaking agreement bench constraints clean
+.PHONY: demo test lint stubs breaking agreement bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -34,6 +34,11 @@ agreement: $(INSTALLED)
 # The service beside other servers: make bench PEERS=path/to/the/kit [BENCH="--quick hand_raw"]. Up to an hour.
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.peers --kit "$(PEERS)" $(BENCH)
+
+# On an NVIDIA GPU, in the environment that TensorFlow needs there: its tests, then the service beside TensorFlow and
+# PyTorch. make gpu [PYTHON=python3] [GPU=--quick]
+gpu:
+	PYTHONPATH="client:server$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m tests.bench.gpu $(GPU)
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@echo "== setting up .venv (once; a few minutes) =="

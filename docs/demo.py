@@ -66,15 +66,15 @@ def main() -> None:
         result = client.convolve(bank.with_seed(0), photo)
         milliseconds = result.timing.compute_us / 1e3
         print(f"-- 64 filters: output shape {result.output.shape}, {milliseconds:.0f} ms on {result.device}")
-        write(OUTPUT / "filters.png", result.output)
+        write(OUTPUT / "filters.png", result.output, beside=photo)
 
     if "--readme" in sys.argv[1:]:
         draw_readme_picture(photo[0], edges[0], result.output[0])
 
 
-def write(path: Path, output: Array) -> None:
-    """Draws an output and names the file."""
-    write_picture(path, output)
+def write(path: Path, output: Array, beside: Array | None = None) -> None:
+    """Draws an output, its input beside it if given, and names the file."""
+    write_picture(path, output, beside=beside)
     print(f"   wrote {path}")
 
 

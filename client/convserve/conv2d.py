@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from convserve import arguments as standard
+from convserve import notebook
 from convserve.activations import Activation
 from convserve.arguments import Arguments, DataFormat, Padding, Pair
 from convserve.constraints import Constraint
@@ -273,13 +274,21 @@ class Conv2D:
                     found.refuse(f"{field}.{name}", text)
         found.finish()
 
+    def given(self) -> dict[str, Any]:
+        """Returns `filters`, `kernel_size`, and the parameters that are not the defaults."""
+        found: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
+        for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
+            if field not in found and getattr(self, field) != value:
+                found[field] = getattr(self, field)
+        return found
+
     def __repr__(self) -> str:
         """Returns the call that makes this configuration, without the defaults."""
-        given = [f"filters={self.filters}", f"kernel_size={self.kernel_size}"]
-        for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
-            if field not in ("filters", "kernel_size") and getattr(self, field) != value:
-                given.append(f"{field}={getattr(self, field)!r}")
-        return f"Conv2D({', '.join(given)})"
+        return f"Conv2D({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        return notebook.conv2d_table(self)
 
 
 def _initializer(value: object, field: str) -> Initializer:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
-from convserve import conv2d_message
+from convserve import conv2d_message, notebook
 from convserve.conv2d import Conv2D
 from convserve.digest import digest
 from convserve.errors import (
@@ -100,6 +100,10 @@ class Layer:
         """Returns configuration and shapes; the weights themselves would fill a screen."""
         weights = "" if self.kernel is None else f", kernel {self.kernel.shape}"
         return f"<Layer {self.config!r}{weights}{'' if self.bias is None else f', bias {self.bias.shape}'}>"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        return notebook.layer_table("Layer", [], self.config, self.kernel_shape)
 
     @property
     def digest(self) -> bytes:

@@ -7,8 +7,8 @@ Needs Pillow, and matplotlib for grids of feature maps; both are imported when t
 from __future__ import annotations
 
 import importlib
-import math
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,8 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.array_files import check_destination, unwritable
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, MissingDependencyError
-from convserve.feature_maps import MOST_MAPS, finite_range, write_feature_maps
+from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError
+from convserve.pixels import (
+    MOST_MAPS,
+    ValueRange,
+    brightness,
+    check_sample,
+    chosen,
+    finite_range,
+    is_picture,
+    sample_pixels,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,8 +47,8 @@ class Drawn:
 
     Attributes:
         kind: "picture" for the output itself, "feature maps" for a grid with one map per channel.
-        low: The value drawn darkest; of a grid whose maps are scaled each by itself, the least of all. NaN if no value
-            is finite.
+        low: The value drawn darkest; of a grid whose maps are scaled each by itself, the least of those shown. NaN if
+            no value is finite.
         high: The value drawn brightest, likewise.
         maps: How many channels the output has.
         maps_shown: How many of them the picture shows.
@@ -106,7 +115,7 @@ def check_picture(path: str | Path, sample: int, batch: int) -> None:
         MissingDependencyError: Without Pillow.
     """
     check_destination(path, PICTURE_SUFFIXES, "picture")
-    _check_sample(sample, batch)
+    check_sample(sample, batch)
     _pillow()
 
 
@@ -116,68 +125,62 @@ def write_picture(
     *,
     data_format: str = "channels_last",
     sample: int = 0,
-    value_range: tuple[float, float] | None = None,
+    channels: Sequence[int] | None = None,
+    value_range: ValueRange = None,
+    beside: Array | None = None,
     title: str | None = None,
 ) -> Drawn:
     """Draws one sample of a layer's output.
 
     One channel or three become the picture itself, pixel by pixel, scaled linearly so that the sample's least value is
-    black and its greatest white. Any other number becomes a labelled grid of feature maps, at most `MOST_MAPS`, each
-    scaled by itself. Values that are not finite are drawn black in a picture and grey in a map.
+    black and its greatest white. Any other number becomes a labelled grid of feature maps, each scaled by itself.
+    Values that are not finite are drawn black in a picture and grey in a map.
 
     Args:
         path: The file to write; its name ends in .png, .jpg or .jpeg.
         output: Rank 4, any floating-point or integer dtype.
         data_format: "channels_last" or "channels_first": where `output` has its channels.
         sample: Which sample of the batch.
+        channels: Which channels to draw, as a grid also if there are one or three. None: all, but of a grid the first
+            `MOST_MAPS`.
         value_range: The values to draw black and white; those beyond are drawn like them. For a grid it is the common
-            scale of all maps. None: the least and the greatest value, as above.
-        title: Text above a grid. None: the output's shape.
+            scale of all maps, and "shared" is the range of what is drawn. None: the least and the greatest value, as
+            above.
+        beside: The input, to be drawn beside the output: likewise of rank 4 and with as many samples. A picture is then
+            not drawn pixel by pixel.
+        title: Text above a grid, or above two pictures. None: the output's shape.
 
     Returns:
         What was drawn, with the range of its values.
 
     Raises:
-        InvalidRequestError: If there is no such sample, or the file cannot be written.
-        MissingDependencyError: Without Pillow, or matplotlib where a grid is needed.
+        InvalidRequestError: If there is no such sample or channel, or the file cannot be written.
+        MissingDependencyError: Without Pillow, or matplotlib where it is needed.
     """
-    if output.ndim != 4:
-        raise InvalidRequestError(FieldViolation("output", f"Expected rank 4. Received shape {output.shape}."))
-    _check_sample(sample, output.shape[0])
-    pixels = output[sample]
-    if data_format == "channels_first":
-        pixels = np.moveaxis(pixels, 0, -1)
-    if pixels.dtype not in (np.float32, np.float64):
-        pixels = pixels.astype(np.float32)  # neither library draws float16 or bfloat16
-    low, high = finite_range(pixels) if value_range is None else value_range
-    channels = pixels.shape[-1]
+    pixels = sample_pixels(output, sample, data_format)
+    count = pixels.shape[-1]
+    pictured = channels is None and is_picture(count)
+    shown = chosen(channels, count, MOST_MAPS, "channels")
+    drawn = pixels[..., : len(shown)] if channels is None else pixels[..., shown]
+    low, high = value_range if isinstance(value_range, tuple) else finite_range(drawn)
     try:
-        if channels in (1, 3):
+        if pictured and beside is None:
             _write_pixels(path, pixels, low, high)
-            return Drawn("picture", low, high, channels, channels)
-        text = f"output {tuple(output.shape)}, sample {sample}" if title is None else title
-        write_feature_maps(path, pixels, text, value_range)
-        return Drawn("feature maps", low, high, channels, min(channels, MOST_MAPS))
+        else:
+            from convserve.feature_maps import draw_output
+
+            text = f"output {tuple(output.shape)}, sample {sample}" if title is None else title
+            input_pixels = None if beside is None else sample_pixels(beside, sample, data_format, "beside")
+            figure = draw_output(pixels, text, channels=channels, value_range=value_range, beside=input_pixels)
+            figure.savefig(path)
     except OSError as error:
         raise unwritable("picture", path, error) from error
-
-
-def _check_sample(sample: int, batch: int) -> None:
-    if not 0 <= sample < batch:
-        expected = f"a sample from 0 to {batch - 1}"
-        raise InvalidRequestError(FieldViolation("sample", f"Expected {expected}. Received {sample}."))
+    return Drawn("picture" if pictured else "feature maps", low, high, count, len(shown))
 
 
 def _write_pixels(path: str | Path, pixels: Array, low: float, high: float) -> None:
-    image_module = _pillow()
-    if math.isnan(low) or low == high:
-        scaled = np.where(np.isfinite(pixels), 127.0, 0.0)  # flat: mid-grey rather than a black that looks like a fault
-    else:
-        # The halves keep the difference of two huge values from overflowing.
-        scaled = np.clip((pixels / 2 - low / 2) / (high / 2 - low / 2), 0.0, 1.0) * 255
-        scaled = np.where(np.isfinite(pixels), scaled, 0.0)
-    eight_bit = np.rint(scaled).astype(np.uint8)
-    image_module.fromarray(eight_bit[..., 0] if eight_bit.shape[-1] == 1 else eight_bit).save(path)
+    eight_bit = np.rint(brightness(pixels, low, high) * 255).astype(np.uint8)
+    _pillow().fromarray(eight_bit[..., 0] if eight_bit.shape[-1] == 1 else eight_bit).save(path)
 
 
 def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convserve import notebook
 from convserve.activations import GLU
 from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, shown
@@ -64,9 +64,7 @@ class Plan:
 
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
-        rows = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self) if field.name != "layers")
-        cells = (f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows if value is not None)
-        return f"<table>{''.join(cells)}</table>"
+        return notebook.plan_table(self)
 
 
 def plan(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve import conv2d_message
+from convserve import conv2d_message, notebook
 from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
 from convserve.layer import Layer, check_kernel_channels
@@ -72,6 +72,12 @@ class KnownLayer:
         """Returns name, digest and configuration."""
         name = f"{self.name!r} " if self.name else ""
         return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        names = self.names or ((self.name,) if self.name else ())
+        identity = [("name", ", ".join(names) or "none"), ("digest", self.digest.hex()[:12])]
+        return notebook.layer_table(type(self).__name__, identity, self.config, self.kernel_shape)
 
 
 def check_name(name: str, field: str = "name") -> None:

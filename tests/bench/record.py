@@ -15,6 +15,8 @@ from convserve.bench import machine
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ROOT / "docs" / "performance"
 """Where the results lie that the page about performance shows."""
+GPU_RESULTS = ROOT / "tests" / "bench" / "results"
+"""Where those of GPUs lie, each with its table, under the device's name and the date."""
 
 
 def parser(program: str, text: str | None) -> argparse.ArgumentParser:
@@ -46,7 +48,10 @@ def write(arguments: argparse.Namespace, result: dict[str, Any]) -> None:
 
 def _commit() -> str:
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        try:
+            return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+        except OSError:  # a machine without git
+            return ""
 
     changed = " with changes" if git("status", "--porcelain", "--untracked-files=no", "--", "client", "server") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed

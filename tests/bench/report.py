@@ -1,7 +1,7 @@
 """Writes the benchmarks' results into docs/performance.md, and draws its plot, so that figures and text cannot drift.
 
-The results lie in docs/performance/, under the names that `make bench` and the page's own commands give them. A part
-whose result is not there says so.
+The results lie in docs/performance/, under the names that `make bench` and the page's own commands give them; those of
+GPUs lie where `make gpu` puts them, and the newest is shown. A part whose result is not there says so.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import re
 import sys
 from typing import Any
 
-from tests.bench import break_even, tables
-from tests.bench.record import DATA, ROOT
+from tests.bench import break_even, gpu_tables, tables
+from tests.bench.record import DATA, GPU_RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
 PLOT = DATA / "break_even.svg"
@@ -23,7 +23,10 @@ Results = dict[str, dict[str, Any]]
 
 def results() -> Results:
     """Returns the results that there are, by their file's name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*.json"))}
+    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(DATA.glob("*.json"))}
+    on_gpus = [json.loads(path.read_text(encoding="utf-8")) for path in GPU_RESULTS.glob("gpu-*.json")]
+    newest = max(on_gpus, key=lambda result: str(result["time"]), default=None)
+    return found if newest is None else found | {"gpu": newest}
 
 
 def filled(page: str, found: Results) -> str:
@@ -53,6 +56,7 @@ def _part(name: str, found: Results) -> str:
         "server_kinds": (tables.server_kinds, "server_kinds"),
         "parts": (tables.parts, "parts"),
         "xla": (tables.xla, "xla"),
+        "gpu": (gpu_tables.tables, "gpu"),
     }[name]
     return renderer(found[source]) if source in found else _absent(name)
 

@@ -88,7 +88,7 @@ def headline(result: Result) -> str:
     for cell in (cell for cell in _CELLS if cell.endswith("c1")):
         ours, keras = (median_of(runs[name], cell, "ratio") for name in ("convserve_shm_peer", "inproc_keras"))
         if ours is not None and keras is not None:
-            text = f"{cell[:2].upper()} ({_short(ours)} against {_short(keras)})"
+            text = f"{cell[:2].upper()} ({short(ours)} against {short(keras)})"
             (won if ours < keras else lost).append(text)
     basis = "in multiples of a `tf.function` in process, callers and server sharing the same cores"
     if not won:
@@ -115,7 +115,7 @@ def targets(result: Result) -> str:
                 met = reached >= aim if cell.endswith("c8") else reached <= aim
                 row += [
                     f"{'>=' if cell.endswith('c8') else '<='} {aim:g}",
-                    f"{_short(reached)}{'' if met else ' (missed)'}",
+                    f"{short(reached)}{'' if met else ' (missed)'}",
                 ]
         rows.append(row)
     head = [
@@ -140,7 +140,7 @@ def memory(result: Result) -> str:
         parts.append(table([f"{result['path']}: resident size, MB", "side", "before", "after", "grown by"], rows))
     if "bytes" in result:
         keys = ("p50_ms", "compute_ms", "ns_per_byte", "ns_per_byte_moved")
-        rows = [[f"{each['bytes_each_way']:,}", *(_short(each[key]) for key in keys)] for each in result["bytes"]]
+        rows = [[f"{each['bytes_each_way']:,}", *(short(each[key]) for key in keys)] for each in result["bytes"]]
         head = ["p50, ms", "of it computing, ms", "ns a byte", "ns a byte, without computing"]
         parts.append(table([f"{result['path']}: bytes each way", *head], rows))
     if "peak" in result:
@@ -191,8 +191,8 @@ def _spread(runs: Sequence[Result], cell: str) -> str:
     values = [run[cell]["ratio"] for run in runs if "ratio" in run.get(cell, {})]
     if not values:
         return "-"
-    middle = f"**{_short(statistics.median(values))}**"
-    return middle if len(values) == 1 else f"{middle} {_short(min(values))}..{_short(max(values))}"
+    middle = f"**{short(statistics.median(values))}**"
+    return middle if len(values) == 1 else f"{middle} {short(min(values))}..{short(max(values))}"
 
 
 def _own(runs: Sequence[Result], cell: str) -> str:
@@ -205,7 +205,7 @@ def _reference(runs: Sequence[Result], cell: str) -> str:
 
 def _figure(runs: Sequence[Result], cell: str, key: str) -> str:
     value = median_of(runs, cell, key)
-    return "-" if value is None else _short(value)
+    return "-" if value is None else short(value)
 
 
 def _greatest_difference(runs: Sequence[Result]) -> str:
@@ -217,10 +217,11 @@ def _greatest_difference(runs: Sequence[Result]) -> str:
 
 def _start(runs: Sequence[Result]) -> str:
     starts = [run["start_s"] for run in runs if "start_s" in run]
-    return _short(statistics.median(starts)) if starts else "-"
+    return short(statistics.median(starts)) if starts else "-"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Returns a number with as many digits as are worth reading."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -1,6 +1,7 @@
 """The command line against a real server."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -90,6 +91,36 @@ def test_channels_first_gives_the_same_picture(run, photo, tmp_path):
     assert "output   (1, 3, 20, 30) float32" in out
     with Image.open(tmp_path / "last.png") as last, Image.open(tmp_path / "first.png") as first:
         np.testing.assert_allclose(np.array(first, int), np.array(last, int), atol=1)
+
+
+def width_of(path):
+    with Image.open(path) as image:
+        return image.width
+
+
+def test_a_grid_has_the_input_beside_it_and_a_picture_if_wanted(run, photo, tmp_path):
+    layer = ("conv2d", photo, "--filters", 6, "--kernel-size", 3, "--seed", 0, "--picture")
+    run(*layer, tmp_path / "both.png")
+    run(*layer, tmp_path / "alone.png", "--no-picture-input")
+    assert width_of(tmp_path / "both.png") > width_of(tmp_path / "alone.png") + 100
+    kernel = ("conv2d", photo, "--kernel", "box", "--picture")
+    run(*kernel, tmp_path / "picture.png")
+    assert width_of(tmp_path / "picture.png") == 30  # the output itself
+    status, out, _ = run(*kernel, tmp_path / "beside.png", "--picture-input")
+    assert status == 0
+    assert "beside.png (black is" in out
+    assert width_of(tmp_path / "beside.png") > 300
+
+
+def test_channels_are_chosen_and_share_a_scale(run, photo, tmp_path):
+    layer = ("conv2d", photo, "--filters", 100, "--kernel-size", 3, "--seed", 0, "--picture", tmp_path / "y.png")
+    _, out, _ = run(*layer)
+    assert "(the first 64 of 100 feature maps, each scaled by itself)" in out
+    _, out, _ = run(*layer, "--picture-channels", "3,90-99", "--picture-range", "shared")
+    assert re.search(r"\(11 of 100 feature maps, dark is -?[\d.]+, bright is [\d.]+\)", out)
+    status, _, err = run(*layer, "--picture-channels", "100")
+    assert status == 1
+    assert err.startswith("error: --picture-channels: Expected numbers from 0 to 99, one at least. Received [100].")
 
 
 def test_weights_from_files_are_those_of_the_call(run, server, tmp_path):

@@ -19,7 +19,7 @@ TENSORFLOW = {"tensorflow", "keras"}
 
 MODEL = {
     "keras_object", "initializers", "regularizers", "constraints", "activations", "arguments", "conv2d",
-    "conv2d_message", "digest", "plan", "layer",
+    "conv2d_message", "digest", "plan", "layer", "notebook",
 }  # fmt: skip
 """The layer model: configuration, validation, shapes, weights."""
 CODEC = {"tensor", "frame"}
@@ -112,6 +112,13 @@ ALLOWED: dict[str, set[str]] = {
         | ours("_rpc", f"_{kind}", "layer_messages", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
+    "convserve.amounts": set(),
+    "convserve.notebook": ours("amounts", *CODEC, *MODEL),
+    "convserve.pixels": {"numpy"} | ours("errors"),
+    "convserve.panels": {"numpy", "matplotlib"} | ours("errors"),
+    "convserve.feature_maps": {"numpy"} | ours("panels", "pixels"),
+    "convserve.pictures": {"numpy", "PIL"} | ours("array_files", "errors", "feature_maps", "pixels"),
+    "convserve.plot": {"numpy"} | ours("errors", "feature_maps", "panels", "pixels", "stored", *CODEC, *MODEL),
     "convserve.bench": set(),
     "convserve.bench.machine": ours("_version"),
     "convserve.bench.loops": set(),
@@ -136,7 +143,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.batch.pipeline": ours("_sync", "_sync_layer", "batch", "errors", "layer", "tensor"),
     "convserve.cli.batch_progress": {"rich"} | ours("batch.tally"),
     "convserve.cli.server_figures": {"prometheus_client"},
-    "convserve.cli.top": {"rich"} | ours("cli.report", "cli.server_figures", "cli.values", "errors"),
+    "convserve.cli.top": {"rich"} | ours("amounts", "cli.server_figures", "cli.values", "errors"),
     "convserve.keras": {"keras", "tensorflow", "numpy"}
     | ours("_channel", "_rpc", "access", "keras_remote", "errors", *CODEC, *MODEL),
     "convserve.keras_remote": {"numpy"} | ours("_sync", "_sync_layer", "access", "stored", "errors", *CODEC, *MODEL),
@@ -314,6 +321,11 @@ def test_only_a_process_of_its_own_meets_libhdf5() -> None:
     assert knowing == {"convserve.importing.hdf5_program"}
 
 
+def test_matplotlib_is_known_where_it_draws_alone() -> None:
+    knowing = {m for m, path in modules(CLIENT).items() if any(within(n, {"matplotlib"}) for n in imports(path))}
+    assert knowing == {"convserve.panels", "convserve.bench.plot"}
+
+
 def test_sync_and_async_never_import_each_other() -> None:
     assert "convserve._async" not in imports(CLIENT / "_sync.py")
     assert "convserve._sync" not in imports(CLIENT / "_async.py")
@@ -354,8 +366,17 @@ def test_all_names_what_is_importable() -> None:
 
 
 def test_import_loads_no_optional_package() -> None:
-    heavy = ["tensorflow", "keras", "matplotlib", "PIL", "convserve.cli", "convserve.pictures", "convserve.bench"]
-    heavy += ["convserve.batch", "prometheus_client", "opentelemetry", "rich", "zarr"]
+    heavy = [
+        "tensorflow",
+        "keras",
+        "matplotlib",
+        "PIL",
+        "convserve.cli",
+        "convserve.pictures",
+        "convserve.plot",
+        "convserve.bench",
+    ]
+    heavy += ["prometheus_client", "opentelemetry", "rich", "zarr", "IPython", "convserve.batch"]
     code = f"import sys, convserve; print([name for name in {heavy!r} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

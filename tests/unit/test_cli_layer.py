@@ -40,6 +40,12 @@ def test_shape():
 
 def test_value_range():
     assert values.value_range("-1,2.5") == (-1, 2.5)
+    assert values.value_range("shared") == "shared"
+
+
+def test_channels():
+    assert values.channels("0,5,64-66") == [0, 5, 64, 65, 66]
+    assert len(values.channels("0-99999999999999")) < 20_000  # no memory is filled before it is refused
 
 
 def test_named_object():
@@ -59,6 +65,11 @@ def test_named_object():
         (values.padding, "1,1"),
         (values.shape, "a,b"),
         (values.value_range, "0"),
+        (values.value_range, "Shared"),
+        (values.channels, ""),
+        (values.channels, "1,"),
+        (values.channels, "-1"),
+        (values.channels, "1-2-3"),
         (values.value_range, "5,5"),
         (values.value_range, "0,inf"),
         (values.named_object, '{"class_name": '),

@@ -32,6 +32,7 @@ def test_the_page_has_every_part():
         "server_kinds",
         "parts",
         "xla",
+        "gpu",
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from convserve import pictures
 from convserve.errors import InvalidRequestError, InvalidTensorError, MissingDependencyError
-from convserve.feature_maps import MOST_MAPS
+from convserve.pixels import MOST_MAPS
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -246,6 +246,60 @@ def test_no_global_state_of_matplotlib_is_touched(tmp_path):
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
+def test_named_channels_are_drawn_also_of_a_picture(tmp_path):
+    output = np.arange(12.0).reshape(1, 2, 2, 3)
+    drawn = pictures.write_picture(tmp_path / "y.png", output, channels=[2, 0])
+    assert (drawn.kind, drawn.low, drawn.high, drawn.maps, drawn.maps_shown) == ("feature maps", 0, 11, 3, 2)
+    many = np.zeros((1, 2, 2, 300))
+    many[..., 200] = 7
+    drawn = pictures.write_picture(tmp_path / "y.png", many, channels=range(200, 300))
+    assert (drawn.low, drawn.high, drawn.maps, drawn.maps_shown) == (0, 7, 300, 100)
+    for channels in ([3], [-1], [], [0.0]):
+        with pytest.raises(InvalidRequestError, match="from 0 to 2") as caught:
+            pictures.write_picture(tmp_path / "y.png", output, channels=channels)
+        assert caught.value.violations[0].field == "channels"
+
+
+def test_a_shared_scale_makes_maps_comparable(tmp_path):
+    output = np.zeros((1, 9, 9, 2), np.float32)
+    output[..., 1] = 1
+    output[0, :, 4:, 0] = 0.5
+    drawn = pictures.write_picture(tmp_path / "y.png", output, value_range="shared")
+    assert (drawn.low, drawn.high) == (0, 1)
+    pixels = pixels_of(tmp_path / "y.png")
+    row = pixels[2 * pixels.shape[0] // 3, :, :3].astype(int)
+    width = row.shape[0]
+    np.testing.assert_allclose(row[width // 8], (68, 1, 84), atol=2)  # viridis' darkest
+    np.testing.assert_allclose(row[3 * width // 8], (33, 145, 140), atol=2)  # its middle
+    np.testing.assert_allclose(row[3 * width // 4], (253, 231, 37), atol=2)  # and its brightest
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_the_input_is_drawn_beside(tmp_path, data_format):
+    x, y = np.zeros((2, 30, 20, 3), np.uint8), np.zeros((2, 15, 10, 5), np.float32)
+    x[1, :, :, 0] = 255  # red, and something to scale by
+    if data_format == "channels_first":
+        x, y = (np.moveaxis(each, -1, 1) for each in (x, y))
+    pictures.write_picture(tmp_path / "alone.png", y, data_format=data_format, sample=1)
+    pictures.write_picture(tmp_path / "both.png", y, data_format=data_format, sample=1, beside=x)
+    alone, both = pixels_of(tmp_path / "alone.png"), pixels_of(tmp_path / "both.png")
+    assert both.shape[1] > alone.shape[1] + 100
+    red = (both[..., 0] > 250) & (both[..., 1] < 5) & (both[..., 2] < 5)
+    rows, columns = np.nonzero(red)
+    assert columns.max() < both.shape[1] - alone.shape[1] * 0.9  # all of it at the left
+    assert np.ptp(rows) / np.ptp(columns) == pytest.approx(1.5, rel=0.02)
+
+
+def test_an_input_of_many_channels_is_drawn_as_their_mean(tmp_path):
+    x = np.zeros((1, 8, 8, 6), np.float32)
+    x[0, :, 4:, :] = np.arange(6)
+    pictures.write_picture(tmp_path / "y.png", np.zeros((1, 8, 8, 1)), beside=x)
+    pixels = pixels_of(tmp_path / "y.png")
+    middle = pixels[pixels.shape[0] // 2, :, :3].astype(int)
+    assert (np.abs(middle - (68, 1, 84)).max(axis=1) <= 2).any()  # viridis' ends: the mean's least
+    assert (np.abs(middle - (253, 231, 37)).max(axis=1) <= 2).any()  # and greatest
+
+
 @pytest.mark.parametrize("sample", [-1, 2])
 def test_a_sample_that_is_not_there_is_refused(tmp_path, sample):
     with pytest.raises(InvalidRequestError, match="from 0 to 1") as caught:
@@ -284,7 +338,11 @@ def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_only_grids_are_refused(tmp_path, monkeypatch):
+    for name in ("convserve.panels", "convserve.feature_maps"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    pictures.write_picture(tmp_path / "y.png", np.zeros((1, 2, 2, 3)))
-    with pytest.raises(MissingDependencyError, match=r"pip install 'convserve\[plot\]'"):
-        pictures.write_picture(tmp_path / "y.png", np.zeros((1, 2, 2, 4)))
+    three = np.zeros((1, 2, 2, 3))
+    pictures.write_picture(tmp_path / "y.png", three)
+    for output, options in ((np.zeros((1, 2, 2, 4)), {}), (three, {"beside": three}), (three, {"channels": [0]})):
+        with pytest.raises(MissingDependencyError, match=r"pip install 'convserve\[plot\]'"):
+            pictures.write_picture(tmp_path / "y.png", output, **options)

@@ -91,7 +91,3 @@ def test_inputs_that_the_layer_cannot_take(given: dict[str, object], shape: tupl
     conv2d = Conv2D(**{"filters": 4, "kernel_size": 3, "data_format": "channels_last", **given})  # type: ignore[arg-type]
     with pytest.raises(InvalidTensorError, match=words):
         conv2d.plan(shape)
-
-
-def test_notebook_shows_a_table() -> None:
-    assert "<th>output_shape</th><td>(1, 6, 6, 4)</td>" in Conv2D(4, 3).plan((1, 8, 8, 3))._repr_html_()

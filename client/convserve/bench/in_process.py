@@ -10,6 +10,7 @@ import importlib.util
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 from convserve.bench.workloads import Workload
 from convserve.tensor import Array
@@ -26,6 +27,18 @@ def function(workload: Workload) -> Callable[[Array], Array]:
     Raises:
         Exception: What Keras or TensorFlow say where they cannot compute such a layer here.
     """
+    compiled = of_tensors(workload)
+    import tensorflow as tf
+
+    return lambda x: compiled(tf.constant(x)).numpy()
+
+
+def of_tensors(workload: Workload) -> Callable[[Any], Any]:
+    """Returns the layer as a function of TensorFlow's tensors, which stay on the device where they are.
+
+    Raises:
+        Exception: As `function`.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
@@ -41,5 +54,4 @@ def function(workload: Workload) -> Callable[[Array], Array]:
     def forward(x):  # type: ignore[no-untyped-def]
         return tf.cast(layer(tf.cast(x, config.compute_dtype)), output_dtype)
 
-    compiled = forward.get_concrete_function()
-    return lambda x: compiled(tf.constant(x)).numpy()
+    return forward.get_concrete_function()  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convserve.amounts import bytes_text
 from convserve.array_files import unwritable
 from convserve.batch.inputs import Inputs, find_inputs
 from convserve.batch.journal import NAME, Identity, Journal
@@ -23,7 +24,7 @@ from convserve.cli.batch_progress import progress_of, speed_text
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.failures import told
 from convserve.cli.layer_reference import FILE, REFERENCE, find_or_read
-from convserve.cli.report import bytes_text, print_json, print_rows
+from convserve.cli.report import print_json, print_rows
 from convserve.cli.values import value_range
 from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.input_files import INPUT_SUFFIXES

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from convserve.cli.report import bytes_text, duration_text, flops_text, print_rows, shape_text
+from convserve.amounts import bytes_text, duration_text, flops_text
+from convserve.cli.report import print_rows, shape_text
 
 _COLUMNS = ("", "p50", "p90", "p99", "max", "calls/s", "MB/s sent", "MB/s back", "latency", "calls/s")
 _OVER = "convserve / it"

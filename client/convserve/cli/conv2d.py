@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from convserve.amounts import bytes_text, duration_text
 from convserve.arguments import standard_data_format
 from convserve.array_files import check_destination, save_array
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.layer_options import add_layer_options, given_parameters
 from convserve.cli.layer_reference import REFERENCE, find
-from convserve.cli.report import bytes_text, duration_text, print_json, print_rows, shape_text
-from convserve.cli.values import value_range
+from convserve.cli.report import print_json, print_rows, shape_text
+from convserve.cli.values import channels, value_range
 from convserve.cli.weights import add_weight_options, classic_kernel_list, layer_for
-from convserve.feature_maps import MOST_MAPS, finite_range
 from convserve.input_files import read_input
 from convserve.pictures import Drawn, check_picture, write_picture
+from convserve.pixels import MOST_MAPS, chosen, finite_range, is_picture
+from convserve.plan import channel_axis
 from convserve.tensor import FLOAT_DTYPES
 
 if TYPE_CHECKING:
@@ -95,14 +97,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture",
         metavar="FILE.png",
         help=f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
-        f"other numbers as a grid of up to {MOST_MAPS} feature maps (.png or .jpg)",
+        f"other numbers as a grid of up to {MOST_MAPS} feature maps beside the input (.png or .jpg)",
     )
     outputs.add_argument(
         "--picture-range",
         type=value_range,
-        metavar="LOW,HIGH",
-        help="draw LOW black and HIGH white, such as 0,255 or, with a minus, --picture-range=-1,1 "
-        "(default: the least and the greatest value)",
+        metavar="LOW,HIGH|shared",
+        help="draw LOW black and HIGH white, such as 0,255 or, with a minus, --picture-range=-1,1; shared: one scale "
+        "for all maps (default: the least and the greatest value, of each map by itself)",
+    )
+    outputs.add_argument(
+        "--picture-channels",
+        type=channels,
+        metavar="N[-N],...",
+        help=f"draw these channels, such as 64-127, as a grid (default: the first {MOST_MAPS})",
+    )
+    outputs.add_argument(
+        "--picture-input",
+        action=argparse.BooleanOptionalAction,
+        help="draw the input beside the output, or not (default: beside a grid)",
     )
     outputs.add_argument(
         "--sample", type=int, default=0, metavar="N", help="which sample of the batch to draw (default: %(default)s)"
@@ -125,6 +138,9 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.picture is not None:
             check_picture(arguments.picture, arguments.sample, x.shape[0])
         layer = stored or layer_for(arguments, x.shape[-1 if data_format == "channels_last" else 1])
+        if arguments.picture_channels is not None:
+            made = layer.config.output_shape(x.shape)[channel_axis(layer.config)]
+            chosen(arguments.picture_channels, made, MOST_MAPS, "picture_channels")
         start = time.perf_counter()
         result = client.convolve(layer, x, output_dtype=arguments.output_dtype)
         total_us = (time.perf_counter() - start) * 1e6
@@ -139,7 +155,9 @@ def run(arguments: argparse.Namespace) -> int:
             result.output,
             data_format=data_format,
             sample=arguments.sample,
+            channels=arguments.picture_channels,
             value_range=arguments.picture_range,
+            beside=x if _wants_input(arguments, result.output, data_format) else None,
             title=title,
         )
     if arguments.json:
@@ -156,6 +174,14 @@ def _stored_layer(arguments: argparse.Namespace, client: Client) -> StoredLayer:
         flag = "--no-bias" if name == "use_bias" else "--" + name.replace("_", "-")
         arguments.refuse(f"argument {flag}: not allowed with --layer: the stored layer has it already")
     return find(client, arguments.layer)
+
+
+def _wants_input(arguments: argparse.Namespace, output: Array, data_format: str) -> bool:
+    """Returns whether the input is drawn beside the output: a picture alone is one that can be used further."""
+    if arguments.picture_input is not None:
+        return bool(arguments.picture_input)
+    maps = output.shape[-1 if data_format == "channels_last" else 1]
+    return arguments.picture_channels is not None or not is_picture(maps)
 
 
 def _print_summary(
@@ -200,7 +226,8 @@ def _written(arguments: argparse.Namespace, output: Array, drawn: Drawn | None) 
         scale = "no finite value" if math.isnan(drawn.low) else f"black is {drawn.low:.6g}, white is {drawn.high:.6g}"
         lines.append(f"{arguments.picture} ({scale})")
     elif drawn is not None:
-        some = "all" if drawn.maps_shown == drawn.maps else f"the first {drawn.maps_shown} of"
+        first = "" if arguments.picture_channels else "the first "
+        some = "all" if drawn.maps_shown == drawn.maps else f"{first}{drawn.maps_shown} of"
         scale = "each scaled by itself"
         if arguments.picture_range is not None:
             scale = f"dark is {drawn.low:.6g}, bright is {drawn.high:.6g}"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from convserve.amounts import bytes_text
 from convserve.cli.connection import add_connection_options, connect
-from convserve.cli.report import bytes_text, print_json, print_rows
+from convserve.cli.report import print_json, print_rows
 
 HELP = "say what a server is: versions, devices, dtypes, limits"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf import json_format
 
 from convserve import conv2d_message
-from convserve.cli.report import bytes_text
+from convserve.amounts import bytes_text
 from convserve.tensor import Shape, itemsize
 
 if TYPE_CHECKING:

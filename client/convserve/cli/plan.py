@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from convserve.amounts import bytes_text, flops_text
 from convserve.cli.connection import add_connection_options, connect
 from convserve.cli.layer_options import add_layer_options, given_parameters, require
-from convserve.cli.report import bytes_text, flops_text, print_json, print_rows, shape_text
+from convserve.cli.report import print_json, print_rows, shape_text
 from convserve.cli.values import shape
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES
 

@@ -8,8 +8,8 @@ import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+from convserve.amounts import bytes_text
 from convserve.cli import server_figures
-from convserve.cli.report import bytes_text
 from convserve.cli.values import seconds
 from convserve.errors import MissingDependencyError, UnavailableError
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from typing import Any
+from typing import Any, Literal
 
 Pair = tuple[int, int]
+
+_MOST_CHANNELS = 10_000
+"""More than can be looked at: a range of more is refused later, as it has numbers that no output has."""
 
 
 def pair(text: str) -> int | Pair:
@@ -26,15 +29,28 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def value_range(text: str) -> tuple[float, float]:
-    """Returns (0.0, 255.0) for "0,255"."""
+def value_range(text: str) -> tuple[float, float] | Literal["shared"]:
+    """Returns (0.0, 255.0) for "0,255", and the word for "shared"."""
+    if text == "shared":
+        return "shared"
     try:
         low, high = (float(part) for part in text.split(","))
     except ValueError:
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise argparse.ArgumentTypeError(f"expected two numbers LOW,HIGH such as 0,255. Received {text!r}.")
+        raise argparse.ArgumentTypeError(f"expected two numbers LOW,HIGH such as 0,255, or shared. Received {text!r}.")
     return low, high
+
+
+def channels(text: str) -> list[int]:
+    """Returns [0, 5, 64, 65, 66] for "0,5,64-66"."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not (first.isdecimal() and (not dash or last.isdecimal())):
+            raise argparse.ArgumentTypeError(f"expected channels such as 0,5,64-127. Received {text!r}.")
+        found += range(int(first), min(int(last or first), int(first) + _MOST_CHANNELS) + 1)
+    return found
 
 
 def padding(text: str) -> str | tuple[Pair, Pair]:

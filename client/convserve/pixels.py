@@ -1,0 +1,93 @@
+"""A layer's output as numbers that can be drawn: a sample's pixels, the maps to show, and the range of their values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+
+Array = npt.NDArray[Any]
+
+MOST_MAPS = 64
+"""The most feature maps that one picture shows, unless more are named."""
+
+ValueRange = tuple[float, float] | Literal["shared"] | None
+"""The values at the ends of the colours: given; those of all maps that are drawn; None for each map's own."""
+
+
+def is_picture(maps: int) -> bool:
+    """Returns whether so many channels are drawn as a picture, in grey or colour."""
+    return maps in (1, 3)
+
+
+def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "output") -> Array:
+    """Returns one sample with its channels last, in a dtype that can be drawn.
+
+    Args:
+        tensor: Rank 4, any floating-point or integer dtype.
+        sample: Which sample of the batch.
+        data_format: "channels_last" or "channels_first".
+        field: What to call the tensor in an error.
+
+    Returns:
+        Shape (height, width, channels), float32 or float64.
+
+    Raises:
+        InvalidRequestError: For another rank, an axis without elements, or if there is no such sample.
+    """
+    if tensor.ndim != 4 or not tensor.size:
+        text = f"Expected rank 4 and no axis of 0. Received shape {tensor.shape}."
+        raise InvalidRequestError(FieldViolation(field, text))
+    check_sample(sample, tensor.shape[0])
+    pixels: Array = tensor[sample] if data_format == "channels_last" else np.moveaxis(tensor[sample], 0, -1)
+    return pixels if pixels.dtype in (np.float32, np.float64) else pixels.astype(np.float32)
+
+
+def check_sample(sample: int, batch: int) -> None:
+    """Checks that a batch has a sample of this number.
+
+    Raises:
+        InvalidRequestError: If it has not.
+    """
+    if not 0 <= sample < batch:
+        expected = f"a sample from 0 to {batch - 1}"
+        raise InvalidRequestError(FieldViolation("sample", f"Expected {expected}. Received {sample}."))
+
+
+def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str) -> list[int]:
+    """Returns which of some channels or filters to draw: those named, else the first ones.
+
+    Raises:
+        InvalidRequestError: If none is named, or one that there is not.
+    """
+    if numbers is None:
+        return list(range(min(available, most)))
+    listed = list(numbers)
+    if not listed or not all(isinstance(each, int | np.integer) and 0 <= each < available for each in listed):
+        text = f"Expected numbers from 0 to {available - 1}, one at least. Received {shown(listed)}."
+        raise InvalidRequestError(FieldViolation(field, text))
+    return listed
+
+
+def finite_range(values: Array) -> tuple[float, float]:
+    """Returns the least and the greatest finite value, or NaN twice if there is none."""
+    low, high = float(values.min()), float(values.max())
+    if math.isfinite(low) and math.isfinite(high):  # then all are, and no copy of what is finite is needed
+        return low, high
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+
+
+def brightness(pixels: Array, low: float, high: float) -> Array:
+    """Returns values as shares of white: 0 at `low` and below, 1 at `high` and above, 0 for what is not finite."""
+    finite = np.isfinite(pixels)
+    if math.isnan(low) or low == high:
+        return np.where(finite, 127 / 255, 0.0)  # flat: mid-grey rather than a black that looks like a fault
+    # The halves keep the difference of two huge values from overflowing.
+    shares = np.clip((pixels / 2 - low / 2) / (high / 2 - low / 2), 0.0, 1.0)
+    return np.where(finite, shares, 0.0)
