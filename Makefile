@@ -4,13 +4,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TRITONCLIENT := .venv-tritonclient/installed
 
 .PHONY: demo test lint stubs breaking agreement bench constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED) lint
+test: $(INSTALLED) $(TRITONCLIENT) lint
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
@@ -41,6 +42,14 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,dev]'
 	@touch $@
 
+# Triton's own client by itself, as its users have it: it bounds protobuf and ml_dtypes below those of .venv, and finds
+# nothing of ours.
+$(TRITONCLIENT): .ci/tritonclient-constraints.txt
+	@echo "== setting up .venv-tritonclient (once; some seconds) =="
+	$(PYTHON) -m venv .venv-tritonclient
+	.venv-tritonclient/bin/pip install --disable-pip-version-check -q -c $< 'tritonclient[grpc]'
+	@touch $@
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -48,6 +57,10 @@ constraints:
 	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,dev]'
 	.venv-constraints/bin/pip freeze --exclude convserve > .ci/constraints.txt
 	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/pip install --disable-pip-version-check -q 'tritonclient[grpc]'
+	.venv-constraints/bin/pip freeze > .ci/tritonclient-constraints.txt
+	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv demo-output dist
+	rm -rf .venv .venv-tritonclient demo-output dist
