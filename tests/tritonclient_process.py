@@ -34,9 +34,14 @@ class InferenceServerError(Exception):
 
 
 class TritonClient:
-    """An InferenceServerClient elsewhere. What is not defined here is its own method, under its own name."""
+    """An InferenceServerClient elsewhere. What is not defined here is its own method, under its own name.
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    Attributes:
+        kind: "blocking", or "awaited" for that of asyncio.
+    """
+
+    def __init__(self, kind: str, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.kind = kind
         self._process, self._log = process, log
 
     def __getattr__(self, name: str) -> Any:
@@ -102,7 +107,7 @@ def triton_client(kind: str, target: str) -> Iterator[TritonClient]:
         command = [PYTHON, "-I", Path(__file__).with_name("tritonclient_caller.py"), kind, target]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
         try:
-            yield TritonClient(process, Path(log.name))
+            yield TritonClient(kind, process, Path(log.name))
             assert process.stdin is not None
             process.stdin.close()
             assert process.wait(timeout=60) == 0, Path(log.name).read_text()
