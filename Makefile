@@ -5,8 +5,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
+KSERVE := .venv-kserve/installed
 
-.PHONY: demo test lint stubs breaking agreement bench constraints clean
+.PHONY: demo test lint stubs breaking agreement kserve bench constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -32,6 +33,10 @@ breaking: $(INSTALLED)
 agreement: $(INSTALLED)
 	$(BIN)/python tests/agreement.py
 
+# KServe's own client calls a server: half a gigabyte is installed, once.
+kserve: $(INSTALLED) $(KSERVE)
+	$(BIN)/python -m tests.kserve_client .venv-kserve/bin/python
+
 # The service beside other servers: make bench PEERS=path/to/the/kit [BENCH="--quick hand_raw"]. Up to an hour.
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.peers --kit "$(PEERS)" $(BENCH)
@@ -50,6 +55,12 @@ $(TRITONCLIENT): .ci/tritonclient-constraints.txt
 	.venv-tritonclient/bin/pip install --disable-pip-version-check -q -c $< 'tritonclient[grpc]'
 	@touch $@
 
+$(KSERVE):
+	@echo "== setting up .venv-kserve (once; some minutes) =="
+	$(PYTHON) -m venv .venv-kserve
+	.venv-kserve/bin/pip install --disable-pip-version-check -q kserve==0.21.0
+	@touch $@
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -63,4 +74,4 @@ constraints:
 	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient demo-output dist
+	rm -rf .venv .venv-tritonclient .venv-kserve demo-output dist
