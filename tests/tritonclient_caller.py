@@ -1,8 +1,8 @@
 """Calls a server through Triton's own client, in that client's environment, where nothing of ours is installed.
 
 `python tritonclient_caller.py KIND TARGET` makes a client, KIND being blocking or awaited. From its input it takes
-pickled orders, (whose, method, arguments, options), and writes a pickled answer to each: ("answer", value), or
-("error", status, text) where the client raised its InferenceServerException. Anything else that is raised ends it.
+pickled orders, (whose, method, arguments, options), and writes a pickled answer to each: ("answer", value), ("error",
+status, text) where the client raised its InferenceServerException, or ("defect", traceback).
 """
 
 import asyncio
@@ -11,11 +11,12 @@ import os
 import pickle
 import queue
 import sys
+import traceback
 
 import grpc
 import tritonclient.grpc
 import tritonclient.grpc.aio
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.message import Message
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype, shared_memory
@@ -58,6 +59,7 @@ class Blocking:
         self.client = tritonclient.grpc.InferenceServerClient(target)
 
     def call(self, method, *arguments, **options):
+        """Calls any method of the client."""
         return getattr(self.client, method)(*arguments, **options)
 
     def infer(self, *arguments, **options):
@@ -124,14 +126,32 @@ class Awaited:
 KINDS = {"blocking": Blocking, "awaited": Awaited}
 
 
-def typed_contents(target, field, model_name, datatype, shape, values):
-    """Returns the answer to a request whose values stand in a typed field, which none of the client's methods sends."""
-    tensor = service_pb2.ModelInferRequest.InferInputTensor(name="x", datatype=datatype, shape=shape)
-    getattr(tensor.contents, field).extend(values)
-    request = service_pb2.ModelInferRequest(model_name=model_name, inputs=[tensor])
-    with grpc.insecure_channel(target) as channel:
-        response = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=60)
-    return told(tritonclient.grpc.InferResult(response))
+class Stub:
+    """The service as the messages of tritonclient's stubs have it, for what none of its client's methods sends."""
+
+    def __init__(self, target):
+        self.channel = grpc.insecure_channel(target)
+        self.stub = service_pb2_grpc.GRPCInferenceServiceStub(self.channel)
+
+    def call(self, method, request):
+        """Returns the answer to a request; both as JSON."""
+        return getattr(self.stub, method)(self._message(method, request), timeout=60)
+
+    def infer(self, request):
+        return told(tritonclient.grpc.InferResult(self.call("ModelInfer", request)))
+
+    def stream(self, *requests):
+        messages = [self._message("ModelStreamInfer", each) for each in requests]
+        answers = self.stub.ModelStreamInfer(iter(messages), timeout=60)
+        return [each.error_message or told(tritonclient.grpc.InferResult(each.infer_response)) for each in answers]
+
+    @staticmethod
+    def _message(method, request):
+        called = service_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"].methods_by_name[method]
+        return ParseDict(request, getattr(service_pb2, called.input_type.name)())
+
+    def close(self):
+        self.channel.close()
 
 
 class Regions:
@@ -152,7 +172,7 @@ class Regions:
     def destroy(self, name):
         shared_memory.destroy_shared_memory_region(self.handles.pop(name))
 
-    def destroy_all(self):
+    def close(self):
         for name in list(self.handles):
             self.destroy(name)
 
@@ -162,16 +182,10 @@ def main():
     kind, target = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not be among the answers
-    caller, regions = KINDS[kind](target), Regions()
-    functions = {
-        "client": caller.call,  # any method of tritonclient's
-        "caller": lambda method, *arguments, **options: getattr(caller, method)(*arguments, **options),
-        "regions": lambda method, *arguments, **options: getattr(regions, method)(*arguments, **options),
-        "contents": lambda method, *arguments, **options: typed_contents(target, method, *arguments, **options),
-    }
+    parts = {"caller": KINDS[kind](target), "stub": Stub(target), "regions": Regions()}
     for whose, method, arguments, options in orders():
         try:
-            value = functions[whose](method, *arguments, **options)
+            value = getattr(parts[whose], method)(*arguments, **options)
             if isinstance(value, Message):
                 value = MessageToDict(value, preserving_proto_field_name=True)
             answer = ("answer", value)
@@ -179,10 +193,12 @@ def main():
             answer = ("error", error.status(), error.message())
         except grpc.RpcError as error:
             answer = ("error", str(error.code()), error.details())
+        except Exception:
+            answer = ("defect", traceback.format_exc())
         pickle.dump(answer, answers)
         answers.flush()
-    regions.destroy_all()
-    caller.close()
+    for each in parts.values():
+        each.close()
 
 
 def orders():

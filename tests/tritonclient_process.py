@@ -47,7 +47,7 @@ class TritonClient:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        return partial(self._ordered, "client", name)
+        return partial(self._ordered, "caller", "call", name)
 
     def infer(
         self, model_name: str, inputs: dict[str, Any], outputs: dict[str, Any] | None = None, **options: Any
@@ -76,9 +76,17 @@ class TritonClient:
         """Returns the answers to requests over a stream, in their order: as of `infer`, or an error's text."""
         return self._ordered("caller", "stream", *(((), request) for request in requests))
 
-    def infer_contents(self, field: str, *arguments: Any) -> Any:
-        """Returns the answer to (model, datatype, shape, values), the values in that field of InferTensorContents."""
-        return self._ordered("contents", field, *arguments)
+    def message(self, method: str, request: dict[str, Any]) -> Any:
+        """Returns the answer to a message that need not be one of the client's, both as JSON."""
+        return self._ordered("stub", "call", method, request)
+
+    def infer_message(self, request: dict[str, Any]) -> Any:
+        """As `infer`, for a message."""
+        return self._ordered("stub", "infer", request)
+
+    def stream_messages(self, *requests: dict[str, Any]) -> list[Any]:
+        """As `stream`, for messages."""
+        return self._ordered("stub", "stream", *requests)
 
     def region(self, method: str, name: str, *arguments: Any) -> Any:
         """Creates, writes to, reads or destroys system shared memory with `tritonclient.utils.shared_memory`."""
@@ -93,6 +101,8 @@ class TritonClient:
             kind, *answer = pickle.load(self._process.stdout)  # noqa: S301 (from tests/tritonclient_caller.py)
         except (BrokenPipeError, EOFError):
             raise AssertionError(f"tritonclient's process ended:\n{self._log.read_text()}") from None
+        if kind == "defect":
+            raise AssertionError(answer[0])
         if kind == "error":
             raise InferenceServerError(*answer)
         return answer[0]

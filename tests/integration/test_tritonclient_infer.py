@@ -13,7 +13,7 @@ import convserve
 from convserve import Conv2D, Layer
 
 LAST = {"data_format": "channels_last"}
-KERNEL = np.random.default_rng(0).integers(-2, 3, (3, 3, 2, 4))
+KERNEL = np.random.default_rng(0).integers(-2, 3, (3, 3, 2, 4)).astype("f4")
 BIAS = np.float32([1, -1, 2, 0])
 FLOATS = {"FP32": np.float32, "FP16": np.float16, "BF16": ml_dtypes.bfloat16, "FP64": np.float64}
 INTEGERS = {"UINT8": np.uint8, "INT8": np.int8}
@@ -77,7 +77,8 @@ def test_an_output_may_be_asked_for_in_another_dtype(triton, datatype):
 def test_typed_contents_are_taken(triton, datatype, field):
     dtype = (FLOATS | INTEGERS)[datatype]
     x = image(3, dtype, least=0 if datatype == "UINT8" else -3)
-    answer = triton.infer_contents(field, "infer-FP32", datatype, x.shape, x.reshape(-1).tolist())
+    tensor = {"name": "x", "datatype": datatype, "shape": x.shape, "contents": {field: x.reshape(-1).tolist()}}
+    answer = triton.infer_message({"model_name": "infer-FP32", "inputs": [tensor]})
     np.testing.assert_array_equal(answer["arrays"]["y"], expected(layer(), x))
 
 
@@ -105,14 +106,14 @@ def test_a_callback_is_given_what_a_call_returns(sharing_server):
 
 
 def test_conv2d_takes_its_weights_and_keras_parameters_with_the_call(triton):
-    x, kernel = image(7), KERNEL.astype(np.float32)
-    inputs = {"x": x, "kernel": kernel, "bias": BIAS}
+    x = image(7)
+    inputs = {"x": x, "kernel": KERNEL, "bias": BIAS}
     y = triton.infer("conv2d", inputs, parameters={"padding": "same", "strides": 2, "activation": "relu"})
     config = Conv2D(4, 3, 2, padding="same", activation="relu", **LAST)
-    np.testing.assert_array_equal(y["arrays"]["y"], expected(Layer(config, kernel, BIAS), x))
-    without = triton.infer("conv2d", {"x": x, "kernel": kernel})
+    np.testing.assert_array_equal(y["arrays"]["y"], expected(Layer(config, KERNEL, BIAS), x))
+    without = triton.infer("conv2d", {"x": x, "kernel": KERNEL})
     config = Conv2D(4, 3, use_bias=False, **LAST)
-    np.testing.assert_array_equal(without["arrays"]["y"], convolved(Layer(config, kernel), x).astype("f4"))
+    np.testing.assert_array_equal(without["arrays"]["y"], convolved(Layer(config, KERNEL), x).astype("f4"))
 
 
 # Streams
@@ -145,37 +146,35 @@ def test_a_stream_carries_several_models(triton):
 # Errors
 
 
-@pytest.mark.parametrize(
-    ("model", "inputs", "options", "status", "says"),
-    [
-        ("infer-nothing", {"x": image(0)}, {}, "NOT_FOUND", ["infer-nothing"]),
-        ("infer-FP32", {"x": image(0)}, {"model_version": "77"}, "NOT_FOUND", ["infer-FP32", "77"]),
-        ("infer-FP32", {"x": image(0)}, {"model_version": "new"}, "INVALID_ARGUMENT", ["version", "new"]),
-        ("infer-FP32", {"x": image(0, shape=(1, 7, 6, 3))}, {}, "INVALID_ARGUMENT", ["Expected", "Received", "3"]),
-        ("infer-FP32", {"x": image(0, shape=(7, 6, 2))}, {}, "INVALID_ARGUMENT", ["Expected", "Received"]),
-        ("infer-FP32", {"x": image(0, shape=(1, 2, 2, 2))}, {}, "INVALID_ARGUMENT", ["Expected", "Received"]),
-        ("infer-FP32", {"x": image(0, np.int32)}, {}, "INVALID_ARGUMENT", ["INT32", "FP32"]),
-        ("infer-FP32", {"z": image(0)}, {}, "INVALID_ARGUMENT", ["'x'", "'z'"]),
-        ("infer-FP32", {"x": image(0), "z": image(0)}, {}, "INVALID_ARGUMENT", ["'z'"]),
-        ("infer-FP32", {}, {}, "INVALID_ARGUMENT", ["'x'"]),
-        ("infer-FP32", {"x": image(0)}, {"outputs": {"z": None}}, "INVALID_ARGUMENT", ["'y'", "'z'"]),
-        ("conv2d", {"x": image(0)}, {}, "INVALID_ARGUMENT", ["kernel"]),
-        (
-            "conv2d",
-            {"x": image(0), "kernel": np.float32(KERNEL)},
-            {"parameters": {"padding": "some"}},
-            "INVALID_ARGUMENT",
-            ["padding", "some"],
-        ),
-        (
-            "conv2d",
-            {"x": image(0), "kernel": np.float32(KERNEL)},
-            {"parameters": {"stride": 2}},
-            "INVALID_ARGUMENT",
-            ["stride"],
-        ),
-    ],
-)
+def refusal(status, *says, model="infer-FP32", inputs=None, **options):
+    return model, {"x": image(0)} if inputs is None else inputs, options, status, says
+
+
+REFUSALS = {
+    "another model": refusal("NOT_FOUND", "infer-nothing", model="infer-nothing"),
+    "another version": refusal("NOT_FOUND", "infer-FP32", "77", model_version="77"),
+    "a version of letters": refusal("INVALID_ARGUMENT", "version", "new", model_version="new"),
+    "other channels": refusal("INVALID_ARGUMENT", "Received", "3", inputs={"x": image(0, shape=(1, 7, 6, 3))}),
+    "three dimensions": refusal("INVALID_ARGUMENT", "Received", inputs={"x": image(0, shape=(7, 6, 2))}),
+    "a small image": refusal("INVALID_ARGUMENT", "Received", inputs={"x": image(0, shape=(1, 2, 2, 2))}),
+    "another datatype": refusal("INVALID_ARGUMENT", "FP32", "INT32", inputs={"x": image(0, np.int32)}),
+    "another input": refusal("INVALID_ARGUMENT", "Expected x", "'z'", inputs={"z": image(0)}),
+    "one input more": refusal("INVALID_ARGUMENT", "'z'", inputs={"x": image(0), "z": image(0)}),
+    "no input": refusal("INVALID_ARGUMENT", "Expected x", inputs={}),
+    "another output": refusal("INVALID_ARGUMENT", "Expected y", "'z'", outputs={"z": None}),
+    "no kernel": refusal("INVALID_ARGUMENT", "kernel", model="conv2d"),
+    "a wrong parameter": refusal(
+        "INVALID_ARGUMENT", "padding", "some", model="conv2d",
+        inputs={"x": image(0), "kernel": KERNEL}, parameters={"padding": "some"},
+    ),
+    "an unknown parameter": refusal(
+        "INVALID_ARGUMENT", "stride", model="conv2d",
+        inputs={"x": image(0), "kernel": KERNEL}, parameters={"stride": 2},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "inputs", "options", "status", "says"), REFUSALS.values(), ids=REFUSALS)
 def test_an_error_says_what_was_expected(triton, model, inputs, options, status, says):
     with pytest.raises(InferenceServerError) as raised:
         triton.infer(model, inputs, **options)

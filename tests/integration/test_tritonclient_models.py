@@ -8,7 +8,7 @@ import convserve
 from convserve import Conv2D, Layer
 
 LAST = {"data_format": "channels_last"}
-KERNEL = np.random.default_rng(0).integers(-2, 3, (3, 3, 2, 4))
+KERNEL = np.random.default_rng(0).integers(-2, 3, (3, 3, 2, 4)).astype("f4")
 STEM = Layer(Conv2D(4, 3, use_bias=False, **LAST), KERNEL)
 HALF = Layer(Conv2D(4, 3, use_bias=False, dtype="float16", **LAST), KERNEL)
 X = np.random.default_rng(1).integers(-3, 4, (3, 8, 8, 2)).astype("f4")
@@ -159,7 +159,7 @@ def test_statistics_of_all_models(triton):
 def test_cuda_shared_memory_is_answered_sensibly(triton):
     assert triton.get_cuda_shared_memory_status(as_json=True) == {}
     triton.unregister_cuda_shared_memory()
-    assert refused(triton.register_cuda_shared_memory, "region", b"handle", 0, 64).status == "UNIMPLEMENTED"
+    assert refused(triton.register_cuda_shared_memory, "region", b"aGFuZGxl", 0, 64).status == "UNIMPLEMENTED"
 
 
 def test_what_is_not_there_says_so(triton):
