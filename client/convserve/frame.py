@@ -104,6 +104,53 @@ def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:
     return None if start is None else (data[: start[0]], view[start[1] :])
 
 
+def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
+    """Returns the pieces of a field of bytes: its tag and length, and what it consists of."""
+    return [_varint(number << 3 | _LENGTH) + _varint(sum(map(len, parts))), *parts]
+
+
+def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]] | None:
+    """Returns what stands before a message's fields of this number, and the contents of each, if they are the last.
+
+    The contents are on `data` itself. It returns None, whatever there is, for what only the stock parser is to read.
+
+    Args:
+        number: Of a field that is `repeated bytes`.
+        data: The message's bytes.
+    """
+    view, tag = memoryview(data), _varint(number << 3 | _LENGTH)
+    begin = _first_field(view, number)
+    if begin is None:
+        return None
+    position, end = begin, len(view)
+    contents: list[memoryview] = []
+    try:
+        while position < end:
+            length, content = _read_varint(view, position + len(tag))
+            if view[position:content] != tag + _varint(length) or len(contents) == _MOST_FIELDS:
+                return None
+            position = content + length
+            contents.append(view[content:position])
+    except IndexError:
+        return None
+    return (data[:begin], contents) if position == end else None
+
+
+def _first_field(view: memoryview, number: int) -> int | None:
+    """Returns where the first field of this number begins, or None; also if anything is not what a writer writes."""
+    position = 0
+    try:
+        for _ in range(_MOST_FIELDS):
+            start = position
+            tag, position = _read_varint(view, position)
+            if tag >> 3 == number:
+                return start
+            position = _after(view, position, tag & 7)
+    except IndexError:
+        pass  # the end, or what is no message
+    return None
+
+
 def _last_field(view: memoryview) -> tuple[int, int] | None:
     """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
 
@@ -116,22 +163,26 @@ def _last_field(view: memoryview) -> tuple[int, int] | None:
         for _ in range(_MOST_FIELDS):
             start = position
             tag, position = _read_varint(view, position)
-            kind = tag & 7
-            if kind == _LENGTH:
+            if tag == _PAYLOAD_FIELD << 3 | _LENGTH:
                 length, position = _read_varint(view, position)
-                if tag >> 3 == _PAYLOAD_FIELD:
-                    is_last = position + length == end and view[start:position] == _PAYLOAD_TAG + _varint(length)
-                    return (start, position) if is_last else None
-                position += length
-            elif kind == _VARINT:
-                _, position = _read_varint(view, position)
-            elif kind in (_FIXED32, _FIXED64):
-                position += 4 if kind == _FIXED32 else 8
-            else:
-                return None
+                is_last = position + length == end and view[start:position] == _PAYLOAD_TAG + _varint(length)
+                return (start, position) if is_last else None
+            position = _after(view, position, tag & 7)
     except IndexError:
         pass  # the end, or what is no message
     return None
+
+
+def _after(view: memoryview, position: int, kind: int) -> int:
+    """Returns where a field ends whose contents begin at a position."""
+    if kind == _LENGTH:
+        length, position = _read_varint(view, position)
+        return position + length
+    if kind == _VARINT:
+        return _read_varint(view, position)[1]
+    if kind in (_FIXED32, _FIXED64):
+        return position + (4 if kind == _FIXED32 else 8)
+    raise IndexError("a group, or what is no field")
 
 
 def _read_varint(view: memoryview, position: int) -> tuple[int, int]:

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
+from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from convserve import __version__
-from convserve.v1 import convolution_service_pb2, layer_service_pb2, layer_service_pb2_grpc
+from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import convolution_service, layer_service
 from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
@@ -33,6 +34,9 @@ from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.machine_memory import machine_memory_bytes
 from convserve_server.observability import Observability
+from convserve_server.open_inference import inference_service, wire_names
+from convserve_server.open_inference.inference_service import InferenceService
+from convserve_server.open_inference.system_memory import SystemMemory
 from convserve_server.server_options import server_options
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
@@ -47,12 +51,15 @@ T = TypeVar("T")
 # After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
 _SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
 
-SERVICES = (convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME)
+_FILES = [
+    each.DESCRIPTOR for each in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
+]
+# Of what errors have beside their status.
+_FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
-    service
-    for file in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
-    for service in file.DESCRIPTOR.services_by_name.values()
+    *(service for file in _FILES for service in file.services_by_name.values()),
+    wire_names.SERVICE,
 ]
 
 
@@ -89,7 +96,7 @@ def run(settings: Settings) -> int:
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, convolutions, layers, healths = _assembled(settings, observability, tokens, certificate)
+    server, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
     addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
     if settings.shared_memory:
@@ -123,14 +130,18 @@ def run(settings: Settings) -> int:
         warm_up(each, convolver, keeper)
     convolutions.open(convolver, keeper)
     layers.open(keeper)
+    if inferences is not None:
+        inferences.open(convolver, keeper)
     observability.open(convolver, keeper)
-    for name in ("", *SERVICES):
+    for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{each.name} {each.description}".strip() for each in engine.devices)
     tf32 = "on" if engine.tf32 else "off"
     _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
+    if inferences is not None:
+        inferences.leave()
     return _drain(settings, server, healths, convolutions.shared_memory, observability)
 
 
@@ -152,7 +163,7 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, ConvolutionService, LayerService, _Health]:
+) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, _Health]:
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     server = grpc.server(
@@ -168,17 +179,34 @@ def _assembled(
     convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
+    inferences = None
+    if settings.open_inference:
+        memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
+        inferences = InferenceService(silence, memory)
+        inference_service.add_to_server(inferences, server)
     healths = _Health()
-    for name in ("", *SERVICES):
+    for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    listed = [*SERVICES, health.SERVICE_NAME]
+    listed = [*_services(settings), health.SERVICE_NAME]
     if settings.channelz:
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server)
-    return server, convolutions, layers, healths
+        pool = wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
+        reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server, pool)
+    return server, convolutions, layers, inferences, healths
+
+
+def _services(settings: Settings) -> list[str]:
+    """Returns the names of those services that answer once the server is ready."""
+    inference = [wire_names.SERVICE_NAME] if settings.open_inference else []
+    return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
+
+
+def _checked(settings: Settings) -> list[str]:
+    """Returns whose health is told: the services', and the server's, which has no name."""
+    return ["", *_services(settings)]
 
 
 def _store(settings: Settings) -> LayerStore:

@@ -25,7 +25,20 @@ _OF_METHOD = {
     **dict.fromkeys(("Convolve", "ConvolveStream", "Echo"), COMPUTE),
     **dict.fromkeys(("PutLayer", "UpdateWeights", "DeleteLayer"), CHANGE),
 }
-_OUR_SERVICES = ("convserve.v1.ConvolutionService", "convserve.v1.LayerService")
+_OF_INFERENCE = {
+    **dict.fromkeys(("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata"), READ),
+    **dict.fromkeys(("ModelConfig", "ModelStatistics", "RepositoryIndex"), READ),
+    **dict.fromkeys(("SystemSharedMemoryStatus", "CudaSharedMemoryStatus"), READ),
+    **dict.fromkeys(("ModelInfer", "ModelStreamInfer"), COMPUTE),
+    **dict.fromkeys(("SystemSharedMemoryRegister", "SystemSharedMemoryUnregister"), COMPUTE),
+    **dict.fromkeys(("CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"), COMPUTE),
+    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), CHANGE),
+}
+_OF_METHODS = {
+    "convserve.v1.ConvolutionService": _OF_METHOD,
+    "convserve.v1.LayerService": _OF_METHOD,
+    "inference.GRPCInferenceService": _OF_INFERENCE,
+}
 _OF_SERVICE = {
     "grpc.channelz.v1.Channelz": READ,
     "grpc.reflection.v1.ServerReflection": READ,
@@ -97,7 +110,7 @@ def permissions_for(method: str) -> frozenset[str]:
     service, _, name = method.removeprefix("/").partition("/")
     if service == _OPEN_SERVICE:
         return frozenset()
-    needed = _OF_METHOD.get(name) if service in _OUR_SERVICES else _OF_SERVICE.get(service)
+    needed = _OF_METHODS[service].get(name) if service in _OF_METHODS else _OF_SERVICE.get(service)
     return frozenset(PERMISSIONS if needed is None else (needed,))
 
 

@@ -31,8 +31,9 @@ from convserve.stream import ACCEPTED
 from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc
-from convserve_server.call_record import Computation, current_call
+from convserve_server.call_record import current_call
 from convserve_server.callers import CHANGE, calling, is_local, may
+from convserve_server.computation import computation
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
 from convserve_server.interceptors import as_answer
@@ -159,7 +160,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             unbatched=request.message.unbatched,
             in_one_message=place is None,
         )
-        current_call().computed(_computation(began_ns, x, answer))
+        current_call().computed(computation(began_ns, x, answer))
         message, output = _response(answer), answer.computed.output
         if place is None:
             return ConvolveResponse(message, output)
@@ -202,7 +203,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         def convolve(x: Array, ticket: Ticket, waiting: Caller) -> Answer:
             began_ns = time.time_ns()
             answer = convolver.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
-            call.computed(_computation(began_ns, x, answer))
+            call.computed(computation(began_ns, x, answer))
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
             return message, answer.computed.output
@@ -254,23 +255,6 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-
-
-def _computation(began_ns: int, x: Array, answer: Convolved) -> Computation:
-    """Returns what is told of a forward pass."""
-    computed, timing = answer.computed, answer.timing
-    return Computation(
-        began_ns=began_ns,
-        queue_us=timing.queue_us,
-        compute_us=timing.compute_us,
-        batch_size=answer.batch_size,
-        device=computed.device,
-        warm=computed.warm,
-        input_shape=x.shape,
-        output_shape=computed.output.shape,
-        input_bytes=x.nbytes,
-        output_bytes=computed.output.nbytes,
-    )
 
 
 def _response(answer: Convolved) -> messages.ConvolveResponse:

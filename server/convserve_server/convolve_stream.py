@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from convserve.tensor import Array, Shape, checked_shape, dtype_name, numpy_dtyp
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.aligned import aligned_empty
 from convserve_server.caller import Caller
+from convserve_server.item_under_way import ItemUnderWay
 from convserve_server.waiting_room import Ticket
 
 _MOST_ITEMS_UNDER_WAY = 4
@@ -62,36 +63,6 @@ class Work:
     most_items: int
 
 
-class _Item:
-    """An item under way: until it is answered, or its stream ends, its caller waits."""
-
-    def __init__(self, stream: Caller) -> None:
-        self._stream = stream
-        self._lock = threading.Lock()
-        self._gone = False
-        self._calls: list[Callable[[], None]] = []
-
-    def caller(self) -> Caller:
-        """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return replace(self._stream, is_waiting=self._is_waiting, when_gone=self._when_gone)
-
-    def _is_waiting(self) -> bool:
-        return not self._gone and self._stream.is_waiting()
-
-    def _when_gone(self, call: Callable[[], None]) -> bool:
-        with self._lock:
-            if not self._gone:
-                self._calls.append(call)
-            return not self._gone
-
-    def leave(self) -> None:
-        with self._lock:
-            self._gone = True
-            calls, self._calls = self._calls, []
-        for call in calls:
-            call()
-
-
 class ConvolveStream:
     """One stream's items, read by a thread of its own and answered by the one that asks for answers."""
 
@@ -108,8 +79,10 @@ class ConvolveStream:
         self._piece_bytes = min(max(wished, _SMALLEST_PIECE_BYTES), _LARGEST_PIECE_BYTES)
         self._room = threading.Semaphore(_MOST_ITEMS_UNDER_WAY)
         # Items in the order in which they are answered; None after the last, or what ends the stream.
-        self._answers: queue.SimpleQueue[tuple[int, _Item, Future[Answer]] | Exception | None] = queue.SimpleQueue()
-        self._under_way: set[_Item] = set()
+        self._answers: queue.SimpleQueue[tuple[int, ItemUnderWay, Future[Answer]] | Exception | None] = (
+            queue.SimpleQueue()
+        )
+        self._under_way: set[ItemUnderWay] = set()
         self._answered = time.monotonic()
         self._lock = threading.Lock()
         self._ended = self._closed = False
@@ -140,7 +113,7 @@ class ConvolveStream:
                     self._answers.get()
             self._room.release()
 
-    def _put(self, answer: tuple[int, _Item, Future[Answer]] | Exception | None) -> None:
+    def _put(self, answer: tuple[int, ItemUnderWay, Future[Answer]] | Exception | None) -> None:
         with self._lock:
             if not self._closed:
                 self._answers.put(answer)
@@ -151,7 +124,7 @@ class ConvolveStream:
         for item in tuple(self._under_way):
             self._leave(item)
 
-    def _leave(self, item: _Item) -> None:
+    def _leave(self, item: ItemUnderWay) -> None:
         self._answered = time.monotonic()
         self._under_way.discard(item)
         item.leave()
@@ -206,7 +179,7 @@ class ConvolveStream:
 
     def _take(self, item: messages.StreamItem) -> bool:
         """Receives an item's pieces and has it computed, unless it is refused. Returns whether it was taken."""
-        under_way = _Item(self._caller)
+        under_way = ItemUnderWay(self._caller)
         self._under_way.add(under_way)
         if self._ended:  # before the one that ended it saw this item
             self._leave(under_way)

@@ -2,7 +2,8 @@
 
     FOLDER/layers/DIGEST.safetensors    weights; in the header's metadata the configuration, as the contract's JSON, and
                                         a checksum of it, for names and initializers are no part of the digest
-    FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ...}
+    FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ..., "before": [...], "first": ...}: where it leads, the
+                                        digests where it led before, and the version's number of the first of them all
     FOLDER/set-aside/                   what was torn, tampered with or not ours, kept for the operator to look at
     FOLDER/lock                         locked by the one server that has the folder open, however that server ends
 
@@ -37,11 +38,12 @@ from convserve.layer_files import FORMAT
 from convserve.safetensors_files import DTYPES
 from convserve.tensor import itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
+from convserve_server.layer_names import MOST_VERSIONS, NameVersions
 
 log = logging.getLogger("convserve")
 
 _LONGEST_HEAD = 2**20
-_LONGEST_NAME_FILE = 2**12
+_LONGEST_NAME_FILE = 2**12 + 2**7 * MOST_VERSIONS
 # What contents that nobody of ours wrote make a reader raise; deep nesting is a RecursionError.
 _READING_ERRORS = (
     json_format.ParseError, SafetensorError, ConvserveError, ValueError, KeyError, TypeError, AttributeError,
@@ -113,29 +115,35 @@ class LayerFiles:
             found[key] = path.stat().st_size
         return found
 
-    def write_name(self, name: str, key: bytes) -> None:
-        """Lets a name lead to a layer, synced to the disk when this returns."""
-        _write_whole(self._name_path(name), json.dumps({"name": name, "digest": key.hex()}).encode())
+    def write_name(self, name: str, versions: NameVersions) -> None:
+        """Lets a name lead to the last of its versions, synced to the disk when this returns."""
+        *before, digest = (each.hex() for each in versions.digests)
+        told = {"name": name, "digest": digest, "before": before, "first": versions.first}
+        _write_whole(self._name_path(name), json.dumps(told).encode())
 
     def delete_name(self, name: str) -> None:
         """Removes a name."""
         self._name_path(name).unlink(missing_ok=True)
         _sync_folder(self._names)
 
-    def names(self) -> Iterator[tuple[str, bytes]]:
-        """Yields every name with its layer's digest."""
+    def names(self) -> Iterator[tuple[str, NameVersions]]:
+        """Yields every name with its versions."""
         for path in sorted(self._names.iterdir()):
             try:
                 if not path.is_file() or path.stat().st_size > _LONGEST_NAME_FILE:
                     raise ValueError("it is no file of a name")
                 found = json.loads(path.read_text(encoding="utf-8"))
-                name, key = found["name"], bytes.fromhex(found["digest"])
-                if len(key) != 32 or path != self._name_path(name):
+                # What was written before names had versions has one.
+                name, first = found["name"], found.get("first", 1)
+                digests = tuple(bytes.fromhex(each) for each in (*found.get("before", ()), found["digest"]))
+                if any(len(each) != 32 for each in digests) or path != self._name_path(name):
                     raise ValueError("its contents don't fit its name")
+                if not isinstance(first, int) or isinstance(first, bool) or first < 1:
+                    raise ValueError("its versions have no number")
             except (OSError, *_READING_ERRORS) as error:
                 self._put_aside(path, TornLayerError(str(error)))
                 continue
-            yield name, key
+            yield name, NameVersions(digests, first)
 
     def _path(self, key: bytes) -> Path:
         return self._layers / f"{key.hex()}.safetensors"

@@ -24,12 +24,14 @@ from convserve.stored import check_name
 from convserve.tensor import Array, itemsize
 from convserve_server.byte_budget import ByteBudget
 from convserve_server.convolver import Engine
+from convserve_server.layer_names import NameVersions
 from convserve_server.store import LayerStore
 from convserve_server.stored_layer import StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 
-__all__ = ["LayerKeeper", "Reference", "StoredLayer"]  # services speak of StoredLayer, and do not know the store
+# Services speak of these, and do not know the store.
+__all__ = ["LayerKeeper", "NameVersions", "Reference", "StoredLayer"]
 
 Reference = bytes | str
 """A stored layer's digest, or a name that leads to it."""
@@ -198,6 +200,30 @@ class LayerKeeper:
     def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
         """Returns a page of stored layers; see `LayerStore.page`."""
         return self._store.page(prefix, after, size)
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the names of all layers, sorted, of lost ones too."""
+        return self._store.names()
+
+    def versions(self, name: str) -> NameVersions:
+        """Returns the layers that a name has led to, of which some may not be stored any more.
+
+        Raises:
+            LayerNotFoundError: If there is no such name.
+        """
+        return self._store.versions(name)
+
+    def holds(self, digest: bytes) -> bool:
+        """Returns whether a layer is stored."""
+        return digest in self._store
+
+    def pin(self, name: str) -> None:
+        """Keeps the layer that a name leads to in memory; as `LayerStore.pin`."""
+        self._store.pin(name)
+
+    def unpin(self, name: str) -> None:
+        """Ends what `pin` began."""
+        self._store.unpin(name)
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""

@@ -158,7 +158,9 @@ class Settings:
         most=2**63 - 1,
     )
     shared_memory: bool = _setting(
-        False, "let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map"
+        False,
+        "let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the "
+        "Open Inference Protocol in POSIX shared memory of their own user",
     )
     shared_memory_bytes: int = _setting(8 * 2**30, "most memory that callers may share", unit="bytes", most=2**63 - 1)
     pre_stop_s: int = _setting(
@@ -187,6 +189,11 @@ class Settings:
         metavar="FILE",
     )
     token: str = _setting("", "a further token, which allows everything", pattern=f"({TOKEN})?", secret=True)
+    open_inference: bool = _setting(
+        True,
+        "answer the Open Inference Protocol (inference.GRPCInferenceService) too, which clients of Triton and KServe "
+        "speak: stored layers are its models",
+    )
     reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
     channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
     metrics: str = _setting(

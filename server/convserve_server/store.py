@@ -1,32 +1,33 @@
 """The layer store: layers by digest, names that lead to them, a budget of memory, and a folder where there is one.
 
 Without a folder the memory is the store: what was used longest ago goes first when the budget is spent, and layers with
-a name stay. With a folder every layer stays on the disk, and the memory holds those used last. A layer whose file is
-missing or was set aside is not held, but its names are kept: they lead to it again once it is put again.
+a name stay. With a folder every layer stays on the disk, and the memory holds those used last, and those that are
+pinned. A layer whose file is missing or was set aside is not held, but its names are kept: they lead to it again once
+it is put again.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, TooLargeError
-from convserve.errors import FieldViolation, shown
+from convserve import Conv2D, Layer, LayerNotFoundError
 from convserve.stored import check_name
 from convserve.tensor import Shape
 from convserve_server.layer_files import LayerFiles
-from convserve_server.layer_names import LayerNames
+from convserve_server.layer_names import LayerNames, NameVersions
+from convserve_server.layer_pins import LayerPins
+from convserve_server.store_refusals import check_room, leads_nowhere, not_found, overloaded_where_the_disk_is_full
 from convserve_server.stored_layer import StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 
 # Beside the weights' own bytes, what a layer's objects take.
 _OVERHEAD_BYTES = 4096
+_MEMORY = "layer-memory-bytes"
 
 
 class LayerStore:
@@ -53,9 +54,9 @@ class LayerStore:
         self._disk_bytes = sum(self._on_disk.values())
         # Of layers on disk whose digest has been checked since the start, so that nobody is told what a file claims.
         self._heads: dict[bytes, tuple[Conv2D, Shape]] = {}
-        self._names = LayerNames()
-        for name, key in self._files.names() if self._files else ():
-            self._names.add(name, key)
+        self._names, self._pins = LayerNames(), LayerPins()
+        for name, versions in self._files.names() if self._files else ():
+            self._names.add(name, versions)
         for key in self._names.digests() - self._on_disk.keys():
             self._report_lost(key)
 
@@ -70,7 +71,7 @@ class LayerStore:
         if name:
             check_name(name)
         key = layer.digest
-        with self._disk_lock, _overloaded_where_the_disk_is_full():
+        with self._disk_lock, overloaded_where_the_disk_is_full():
             existed = (self._recalled(key) or self._fetched(key)) is not None
             if not existed:
                 self._add(key, layer, name)
@@ -89,7 +90,7 @@ class LayerStore:
             with self._disk_lock:
                 found = self._recalled(key) or self._fetched(key)
         if found is None:
-            raise _not_found(key)
+            raise not_found(key)
         return found
 
     def describe(self, key: bytes) -> StoredLayer:
@@ -105,7 +106,7 @@ class LayerStore:
             with self._disk_lock:
                 layer = self._read(key)
             if layer is None:
-                raise _not_found(key)
+                raise not_found(key)
             head = _head(layer)
         return StoredLayer(key, self._names.of(key), *head)
 
@@ -118,10 +119,50 @@ class LayerStore:
         with self._lock:
             key = self._names.digest_of(name)
         if key is None or key not in self:
-            lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
-            text = f"Expected the name of a stored layer. Received {shown(name)}, which leads nowhere{lost}."
-            raise LayerNotFoundError(text, layer=name, by_name=True)
+            raise leads_nowhere(name, key)
         return key
+
+    def names(self) -> tuple[str, ...]:
+        """Returns all names, sorted, of lost layers too."""
+        with self._lock:
+            return self._names.all()
+
+    def versions(self, name: str) -> NameVersions:
+        """Returns the layers that a name has led to, of which some may not be stored any more.
+
+        Raises:
+            LayerNotFoundError: If there is no such name.
+        """
+        with self._lock:
+            if (found := self._names.versions(name)) is None:
+                raise leads_nowhere(name)
+            return found
+
+    def pin(self, name: str) -> None:
+        """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
+
+        Raises:
+            LayerNotFoundError: If it leads nowhere.
+            OverloadedError: If there is no room beside what is pinned already.
+        """
+        key = self.digest_of(name)
+        with self._disk_lock:
+            if (layer := self._recalled(key) or self._read(key)) is None:
+                raise not_found(key)
+            with self._lock:
+                # Without a folder it has its room already, as it has a name.
+                if self._files and key not in self._pins:
+                    held = sum(_size(self._memory[each]) for each in self._pins.digests())
+                    check_room(_size(layer), held, self._memory_budget, _MEMORY, "the layers that are pinned")
+                self._pins.add(name, key)
+                self._remember(key, layer)
+
+    def unpin(self, name: str) -> None:
+        """Ends what `pin` began for a name, whichever layers it has led to since."""
+        with self._lock:
+            for key in self._pins.remove(name):
+                if not self._files and key not in self._names:
+                    self._pinned_bytes -= _size(self._memory[key])
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those digests that are not stored, in their order."""
@@ -158,7 +199,7 @@ class LayerStore:
         """
         with self._disk_lock:
             if key not in self:
-                raise _not_found(key)
+                raise not_found(key)
             self._forget(key)
 
     def delete_name(self, name: str) -> None:
@@ -175,6 +216,7 @@ class LayerStore:
             if self._files:
                 self._files.delete_name(name)
             with self._lock:
+                self.unpin(name)
                 self._unname(name)
 
     def usage(self) -> StoreUsage:
@@ -196,26 +238,14 @@ class LayerStore:
             OverloadedError: If there is no room and nothing may be evicted.
         """
         if self._files:
-            budget, held, setting, holder = self._disk_budget, self._disk_bytes, "store-bytes", "the layers on disk"
-        else:
-            budget, held, setting = self._memory_budget, self._pinned_bytes, "layer-memory-bytes"
-            holder = "the layers with a name"
-            with self._lock:
-                before = self._names.digest_of(name)
-                if before and self._names.of(before) == (name,):
-                    held -= _size(self._memory[before])
-        if size > budget:
-            text = (
-                f"Expected a layer of at most {budget} bytes, the server's --{setting}. Received one of {size} bytes: "
-                "ask the operator to raise it."
-            )
-            raise TooLargeError(FieldViolation("kernel", text))
-        if held + size > budget:
-            text = (
-                f"Expected room for {size} bytes under the server's --{setting} of {budget}. Received none, because "
-                f"{holder} take {held}: delete some, or ask the operator to raise it."
-            )
-            raise OverloadedError(text)
+            check_room(size, self._disk_bytes, self._disk_budget, "store-bytes", "the layers on disk")
+            return
+        held = self._pinned_bytes
+        with self._lock:
+            before = self._names.digest_of(name)
+            if before and self._names.of(before) == (name,) and before not in self._pins:
+                held -= _size(self._memory[before])
+        check_room(size, held, self._memory_budget, _MEMORY, "the layers with a name")
 
     def _add(self, key: bytes, layer: Layer, name: str) -> None:
         self.check_room(_size(layer), name)
@@ -232,13 +262,15 @@ class LayerStore:
             self._evict_for(key)
 
     def _name(self, key: bytes, name: str) -> None:
+        before = self._names.versions(name)
+        versions = NameVersions((key,)) if before is None else before.moved_to(key)
         if self._files:
-            self._files.write_name(name, key)
+            self._files.write_name(name, versions)
         with self._lock:
             self._unname(name)
-            if not self._files and key not in self._names:
+            if not self._files and key not in self._names and key not in self._pins:
                 self._pinned_bytes += _size(self._memory[key])
-            self._names.add(name, key)
+            self._names.add(name, versions)
 
     def _recalled(self, key: bytes) -> Layer | None:
         """Returns a layer that is in memory, and makes it the last used."""
@@ -251,11 +283,15 @@ class LayerStore:
         """Returns a layer from its file, and makes it the last used in memory."""
         found = self._read(key)
         if found is not None:
-            with self._lock:
-                self._memory[key] = found
-                self._memory_bytes += _size(found)
-                self._evict_for(key)
+            self._remember(key, found)
         return found
+
+    def _remember(self, key: bytes, layer: Layer) -> None:
+        with self._lock:
+            if key not in self._memory:
+                self._memory[key] = layer
+                self._memory_bytes += _size(layer)
+                self._evict_for(key)
 
     def _read(self, key: bytes) -> Layer | None:
         """Returns a layer from its file, checked against its digest; one that was set aside is not held any more."""
@@ -278,7 +314,7 @@ class LayerStore:
     def _evict_for(self, key: bytes) -> None:
         """Lets layers used longest ago leave the memory until the budget holds."""
         for oldest in list(self._memory) if self._memory_bytes > self._memory_budget else ():
-            if self._files or (oldest != key and oldest not in self._names):
+            if oldest not in self._pins and (self._files or (oldest != key and oldest not in self._names)):
                 self._memory_bytes -= _size(self._memory.pop(oldest))
                 self._evictions += 1
                 if self._memory_bytes <= self._memory_budget:
@@ -286,7 +322,7 @@ class LayerStore:
 
     def _unname(self, name: str) -> None:
         unnamed = self._names.remove(name)
-        if unnamed and not self._files:
+        if unnamed and not self._files and unnamed not in self._pins:
             self._pinned_bytes -= _size(self._memory[unnamed])
 
     def _forget(self, key: bytes) -> None:
@@ -298,32 +334,20 @@ class LayerStore:
                 self._files.delete(key)
         with self._lock:
             for name in names:
+                self.unpin(name)
                 self._unname(name)
             self._drop(key)
 
     def _drop(self, key: bytes) -> None:
         with self._lock:
             layer = self._memory.pop(key, None)
+            is_pinned = self._pins.forget(key)
             if layer is not None:
                 self._memory_bytes -= _size(layer)
+                if is_pinned and not self._files:  # by a name that has moved on
+                    self._pinned_bytes -= _size(layer)
             self._disk_bytes -= self._on_disk.pop(key, 0)
             self._heads.pop(key, None)
-
-
-@contextmanager
-def _overloaded_where_the_disk_is_full() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
-        raise OverloadedError(text) from error
-
-
-def _not_found(key: bytes) -> LayerNotFoundError:
-    text = f"Expected a stored layer. Received digest {key.hex()}, which this server does not hold: put it."
-    return LayerNotFoundError(text, layer=key.hex())
 
 
 def _head(layer: Layer) -> tuple[Conv2D, Shape]:

@@ -29,6 +29,33 @@ def ours(*names: str) -> set[str]:
     return {f"convserve.{name}" for name in names}
 
 
+def theirs(*names: str) -> set[str]:
+    return {f"convserve_server.open_inference.{name}" for name in names}
+
+
+# The modules of the Open Inference Protocol: only its service knows gRPC.
+OPEN_INFERENCE: dict[str, set[str]] = {
+    "wire_names": {"google.protobuf"} | theirs("v2"),
+    "wire": {"convserve"} | theirs("v2"),
+    "datatypes": {"convserve"},
+    "infer_tensors": {"numpy", "convserve"} | theirs("v2", "datatypes", "wire"),
+    "layer_models": {"convserve", "convserve_server.layer_keeper"},
+    "model_descriptions": {"google.protobuf", "convserve", "convserve_server.layer_keeper"}
+    | theirs("v2", "datatypes", "layer_models"),
+    "model_statistics": theirs("v2"),
+    "stateless_layer": {"convserve"} | theirs("v2"),
+    "system_memory": {"numpy", "convserve"} | theirs("infer_tensors"),
+    "inference": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("aligned", "call_record", "caller", "computation", "convolver")}
+    | theirs("v2", "datatypes", "infer_tensors", "layer_models", "model_descriptions", "model_statistics")
+    | theirs("stateless_layer", "system_memory", "wire"),
+    "inference_service": {"grpc", "convserve"}
+    | {f"convserve_server.{name}" for name in ("call_record", "caller", "callers", "convolver", "interceptors")}
+    | {f"convserve_server.{name}" for name in ("item_under_way", "layer_keeper", "silence")}
+    | theirs("v2", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory")
+    | theirs("wire", "wire_names"),
+}
+
 # What a module may import besides the standard library, itself and (in the client) the version.
 ALLOWED: dict[str, set[str]] = {
     "convserve.errors": {"grpc"} | STUBS,
@@ -112,13 +139,19 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         *(f"convserve_server.{name}" for name in ("convolver", "layer_keeper", "settings")),
     },
-    "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"},
+    "convserve_server.layer_files": {"numpy", "google.protobuf", "safetensors", "convserve"}
+    | {"convserve_server.layer_names"},
     "convserve_server.layer_names": set(),
+    "convserve_server.layer_pins": set(),
+    "convserve_server.store_refusals": {"convserve"},
     "convserve_server.stored_layer": {"convserve"},
     "convserve_server.store": {"convserve"}
-    | {f"convserve_server.{name}" for name in ("layer_files", "layer_names", "stored_layer")},
+    | {
+        f"convserve_server.{name}"
+        for name in ("layer_files", "layer_names", "layer_pins", "store_refusals", "stored_layer")
+    },
     "convserve_server.layer_keeper": {"convserve"}
-    | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "store", "stored_layer")},
+    | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "layer_names", "store", "stored_layer")},
     "convserve_server.byte_budget": {"convserve"},
     "convserve_server.silence": set(),
     "convserve_server.caller": set(),
@@ -134,7 +167,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"}
-    | {f"convserve_server.{name}" for name in ("aligned", "caller", "waiting_room")},
+    | {f"convserve_server.{name}" for name in ("aligned", "caller", "item_under_way", "waiting_room")},
     "convserve_server.convolution_service": {
         "grpc",
         "numpy",
@@ -144,6 +177,7 @@ ALLOWED: dict[str, set[str]] = {
             for name in (
                 "call_record",
                 "callers",
+                "computation",
                 "convolver",
                 "convolve_stream",
                 "interceptors",
@@ -160,6 +194,10 @@ ALLOWED: dict[str, set[str]] = {
         "convserve",
         "convserve_server.layer_keeper",
     },
+    "convserve_server.computation": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("call_record", "convolver")},
+    "convserve_server.item_under_way": {"convserve_server.caller"},
+    **{f"convserve_server.open_inference.{name}": allowed for name, allowed in OPEN_INFERENCE.items()},
     "convserve_server.interceptors": {
         "grpc",
         "google.protobuf",
@@ -192,7 +230,7 @@ def modules(package: Path) -> dict[str, Path]:
     """Returns the hand-written modules of a package by dotted name."""
     found = {}
     for path in package.rglob("*.py"):
-        if "v1" not in path.parts:
+        if not {"v1", "v2"} & set(path.parts):
             parts = path.relative_to(package.parent).with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found

@@ -23,9 +23,12 @@ def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BUF, *arguments], capture_output=True, text=True, check=False)
 
 
-def test_stubs_are_what_the_generator_makes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("root", "package"), [("client", "convserve/v1"), ("server", "convserve_server/open_inference/v2")]
+)
+def test_stubs_are_what_the_generator_makes(tmp_path: Path, root: str, package: str) -> None:
     subprocess.run([sys.executable, PROTO / "generate.py", tmp_path], check=True)
-    made, kept = tmp_path / "convserve" / "v1", ROOT / "client" / "convserve" / "v1"
+    made, kept = tmp_path / package, ROOT / root / package
     names = sorted(path.name for path in made.iterdir())
     assert names == sorted(path.name for path in kept.glob("*_pb2*"))
     assert filecmp.cmpfiles(made, kept, names, shallow=False) == (names, [], [])

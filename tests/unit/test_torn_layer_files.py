@@ -16,6 +16,7 @@ from tests.layer_folder import KEY, LAYER, OTHER, file_of, is_layer, opened, set
 
 from convserve import LayerNotFoundError
 from convserve_server.layer_files import LayerFiles
+from convserve_server.layer_names import NameVersions
 from convserve_server.store import LayerStore
 
 
@@ -210,8 +211,8 @@ def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> Non
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """Not even one that the store would refuse."""
     files = LayerFiles(tmp_path / "store")
-    files.write_name(name, KEY)
-    assert list(files.names()) == [(name, KEY)]
+    files.write_name(name, NameVersions((KEY,)))
+    assert list(files.names()) == [(name, NameVersions((KEY,)))]
     written = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
     assert written == {tmp_path / "store" / "names"}
     files.delete_name(name)

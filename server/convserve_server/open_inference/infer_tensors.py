@@ -1,0 +1,174 @@
+"""The tensors of a request: which there are, and where their elements are. All that comes is a stranger's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from convserve import InvalidRequestError, InvalidTensorError
+from convserve.errors import FieldViolation, shown
+from convserve.tensor import Array, Shape, checked_shape, itemsize, numpy_dtype
+from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
+from convserve_server.open_inference.wire import InferRequest
+
+_REGION, _SIZE, _OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
+_CONTENTS = {
+    "float32": "fp32_contents",
+    "float64": "fp64_contents",
+    "uint8": "uint_contents",
+    "int8": "int_contents",
+}
+_Parameters = Mapping[str, messages.InferParameter]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in shared memory a tensor is.
+
+    Attributes:
+        region: The region's name.
+        offset: Where it begins there, in bytes.
+        size: How many bytes the caller set aside for it.
+        field: What to call it in an error.
+    """
+
+    region: str
+    offset: int
+    size: int
+    field: str
+
+
+@dataclass(frozen=True)
+class Input:
+    """An input.
+
+    Attributes:
+        shape: Its dimensions.
+        dtype: Its dtype's name.
+        elements: Itself, or where it is.
+    """
+
+    shape: Shape
+    dtype: str
+    elements: Array | Place
+
+
+def read_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Input]:
+    """Returns the inputs by their names.
+
+    Raises:
+        InvalidRequestError: If one is missing, unknown or there twice, or elements are missing or left over.
+        InvalidTensorError: If one contradicts itself.
+    """
+    found: dict[str, Input] = {}
+    raw = iter(request.raw)
+    for tensor in request.message.inputs:
+        if tensor.name in found or tensor.name not in (*required, *optional):
+            raise _wrong_inputs(request, required, optional)
+        found[tensor.name] = _input(tensor, raw, f"inputs.{tensor.name}")
+    if any(name not in found for name in required):
+        raise _wrong_inputs(request, required, optional)
+    if next(raw, None) is not None:
+        raise _wrong_raw(len(request.raw))
+    return found
+
+
+def read_output_place(request: InferRequest, name: str) -> Place | None:
+    """Returns where the caller wants the only output, or None for the response.
+
+    Raises:
+        InvalidRequestError: If it asks for another, or for what there is not.
+    """
+    outputs = request.message.outputs
+    if not outputs:
+        return None
+    if len(outputs) != 1 or outputs[0].name != name:
+        received = ", ".join(shown(each.name) for each in outputs[:8])
+        raise InvalidRequestError(FieldViolation("outputs", f"Expected {name} alone. Received {received}."))
+    parameters = outputs[0].parameters
+    if "classification" in parameters:
+        text = "Expected none, as the output is no list of classes. Received one."
+        raise InvalidRequestError(FieldViolation(f"outputs.{name}.parameters.classification", text))
+    return _place(parameters, f"outputs.{name}")
+
+
+def _input(tensor: messages.ModelInferRequest.InferInputTensor, raw: Iterator[memoryview | bytes], field: str) -> Input:
+    dtype = dtype_of(tensor.datatype, f"{field}.datatype")
+    shape = checked_shape(tensor.shape, f"{field}.shape")
+    size = math.prod(shape) * itemsize(dtype)
+    place = _place(tensor.parameters, field)
+    if place is not None:
+        _check_size(place.size, size, shape, dtype, field)
+        return Input(shape, dtype, place)
+    if tensor.HasField("contents"):
+        return Input(shape, dtype, _typed(tensor.contents, shape, dtype, field))
+    data = next(raw, None)
+    if data is None:
+        raise _wrong_raw(None)
+    _check_size(len(data), size, shape, dtype, field)
+    return Input(shape, dtype, np.frombuffer(data, numpy_dtype(dtype)).reshape(shape))
+
+
+def _typed(contents: messages.InferTensorContents, shape: Shape, dtype: str, field: str) -> Array:
+    name = _CONTENTS.get(dtype)
+    if name is None:
+        text = (
+            f"Expected {DATATYPES[dtype]} in raw_input_contents, as contents have no field for it. Received contents."
+        )
+        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+    values = getattr(contents, name)
+    if len(values) != math.prod(shape):
+        text = f"Expected {math.prod(shape)} elements in {name}, as shape {shape} needs. Received {len(values)}."
+        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+    if dtype in ("float32", "float64"):
+        return np.fromiter(values, numpy_dtype(dtype), len(values)).reshape(shape)
+    integers, bounds = np.fromiter(values, np.int64, len(values)), np.iinfo(dtype)
+    if integers.min() < bounds.min or integers.max() > bounds.max:
+        text = f"Expected {DATATYPES[dtype]}, from {bounds.min} to {bounds.max}. Received other integers."
+        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+    return integers.astype(dtype).reshape(shape)
+
+
+def _place(parameters: _Parameters, field: str) -> Place | None:
+    if _REGION not in parameters:
+        return None
+    region = parameters[_REGION].string_param
+    size, offset = (_integer(parameters, name, field) for name in (_SIZE, _OFFSET))
+    return Place(region, offset, size, field)
+
+
+def _integer(parameters: _Parameters, name: str, field: str) -> int:
+    """Returns an integer, which is 0 if it is not there."""
+    if name not in parameters:
+        return 0
+    kind = parameters[name].WhichOneof("parameter_choice")
+    found = getattr(parameters[name], kind) if kind in ("int64_param", "uint64_param") else -1
+    if found < 0:
+        text = f"Expected an integer of at least 0. Received {'another' if kind == 'int64_param' else kind}."
+        raise InvalidRequestError(FieldViolation(f"{field}.parameters.{name}", text))
+    return int(found)
+
+
+def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: str) -> None:
+    if received != expected:
+        needs = f"as shape {list(shape)} and datatype {DATATYPES[dtype]} need"
+        text = f"Expected {expected} bytes, {needs}. Received {received} bytes."
+        raise InvalidTensorError(FieldViolation(field, text))
+
+
+def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidRequestError:
+    names = ", ".join((*required, *(f"{each} if need be" for each in optional)))
+    received = ", ".join(shown(each.name) for each in request.message.inputs[:8]) or "none"
+    return InvalidRequestError(FieldViolation("inputs", f"Expected {names}, each once. Received {received}."))
+
+
+def _wrong_raw(count: int | None) -> InvalidRequestError:
+    received = "too few" if count is None else f"{count}, which is too many"
+    text = (
+        f"Expected the elements of each input that is neither in shared memory nor has contents. Received {received}."
+    )
+    return InvalidRequestError(FieldViolation("raw_input_contents", text))

@@ -1,0 +1,232 @@
+"""The one path of an inference: which model, which tensors, and what comes of them. It knows no gRPC."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from convserve import InvalidArgumentError, Layer, Losses, TooLargeError
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError
+from convserve.tensor import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve_server.aligned import aligned_empty
+from convserve_server.call_record import Computation
+from convserve_server.caller import Caller
+from convserve_server.computation import computation
+from convserve_server.convolver import Convolved, Convolver, Ticket
+from convserve_server.open_inference import stateless_layer
+from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
+from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
+from convserve_server.open_inference.layer_models import STATELESS, LayerModels, check_stateless_version
+from convserve_server.open_inference.model_descriptions import input_shape
+from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
+from convserve_server.open_inference.system_memory import Region
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
+from convserve_server.open_inference.wire import InferRequest, InferResponse
+
+# Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
+_OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
+_FIELDS = {"input": "inputs.x", "input_dtype": "inputs.x.datatype", "output_dtype": "parameters.output_dtype"}
+_STATELESS_FIELDS = _FIELDS | {"kernel": "inputs.kernel", "bias": "inputs.bias"}
+
+FindRegion = Callable[[str, str], Region]
+"""Finds a region of shared memory by its name; the second argument is what to call it in an error."""
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is computed.
+
+    Attributes:
+        name: The model's name.
+        version: The version.
+        layers: The layers, in order.
+        x: The input.
+        field: Turns the request path's name of a field into the protocol's.
+    """
+
+    name: str
+    version: str
+    layers: list[Layer]
+    x: Input
+    field: Callable[[str], str]
+
+
+class Inferences:
+    """Computes requests. Its methods may be called from any thread."""
+
+    def __init__(self, convolver: Convolver, models: LayerModels, statistics: ModelStatistics) -> None:
+        """Joins the parts."""
+        self._convolver = convolver
+        self._models = models
+        self._statistics = statistics
+
+    def infer(
+        self, request: InferRequest, caller: Caller, region: FindRegion, tell: Callable[[Computation], None]
+    ) -> InferResponse:
+        """Returns a request's response.
+
+        Args:
+            request: The request.
+            caller: Who waits for the response.
+            region: Finds shared memory, or says that there is none for this caller.
+            tell: Is told of the forward pass.
+
+        Raises:
+            ConvserveError: Any of the server's.
+        """
+        began = time.monotonic_ns()
+        name = request.message.model_name
+        if name == STATELESS:
+            version = check_stateless_version(request.message.model_version, "model_version")
+            find = lambda: self._stateless(request, version, region)  # noqa: E731
+        else:
+            model = self._models.find(name, request.message.model_version, "model_version")
+            version = model.version
+            find = lambda: _stored(request, version, self._models.layers(model))  # noqa: E731
+        try:
+            return self._infer(request, find, caller, region, tell, began)
+        except Exception:
+            self._statistics.failed(name, version, time.monotonic_ns() - began)
+            raise
+
+    def _infer(
+        self,
+        request: InferRequest,
+        find: Callable[[], _Model],
+        caller: Caller,
+        region: FindRegion,
+        tell: Callable[[Computation], None],
+        began: int,
+    ) -> InferResponse:
+        model = find()
+        place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
+        input_ns = time.monotonic_ns() - began
+        began_ns = time.time_ns()
+        with _naming_fields(model.field):
+            ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
+            answer = self._convolver.convolve(model.layers, x, output_dtype, caller, ticket=ticket)
+        tell(computation(began_ns, x, answer))
+        computed = time.monotonic_ns()
+        if place is not None and output_region is not None:
+            output_region.write(place, answer.computed.output)
+        response = InferResponse(_message(request, model, place, answer), answer.computed.output if not place else None)
+        ended = time.monotonic_ns()
+        inference = Inference(
+            samples=len(x),
+            batch_size=answer.batch_size,
+            success=ended - began,
+            queue=answer.timing.queue_us * 1000,
+            compute_input=input_ns + read_ns,
+            compute_infer=answer.timing.compute_us * 1000,
+            compute_output=ended - computed,
+        )
+        self._statistics.succeeded(model.name, model.version, inference)
+        return response
+
+    def _received(
+        self, model: _Model, place: Place | None, output_dtype: str | None, caller: Caller, region: FindRegion
+    ) -> tuple[Ticket, Array, Region | None, int]:
+        """Returns a call's ticket, its input, where its output goes, and how long it took to read the input."""
+        x = model.x
+        in_one_message = place is None
+        ticket = self._convolver.admit(
+            model.layers, x.shape, x.dtype, output_dtype, caller, in_one_message=in_one_message
+        )
+        with ExitStack() as unless_received:
+            unless_received.callback(ticket.let_go)
+            output_region = None if place is None else _output_region(place, ticket.plan.output_bytes, region)
+            began = time.monotonic_ns()
+            array = _array(x, region)
+            unless_received.pop_all()
+        return ticket, array, output_region, time.monotonic_ns() - began
+
+    def _stateless(self, request: InferRequest, version: str, region: FindRegion) -> _Model:
+        """Returns the model whose kernel comes with the request."""
+        inputs = read_inputs(request, ("x", "kernel"), ("bias",))
+        weights = {name: self._weight(inputs[name], name, region) for name in ("kernel", "bias") if name in inputs}
+        with _naming_fields(_stateless_field):
+            layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
+        return _Model(STATELESS, version, [layer], inputs["x"], _stateless_field)
+
+    def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
+        """Returns a weight, which as one that travels with a call is no larger than a message."""
+        most = self._convolver.limits.max_message_bytes
+        if isinstance(given.elements, Place) and given.elements.size > most:
+            text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
+            raise TooLargeError(FieldViolation(f"inputs.{name}", text))
+        return _array(given, region)
+
+
+def _stored(request: InferRequest, version: str, layers: list[Layer]) -> _Model:
+    """Returns a model of stored layers."""
+    x = read_inputs(request, ("x",))["x"]
+    first = layers[0]
+    assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
+    _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
+    return _Model(request.message.model_name, version, layers, x, lambda field: _FIELDS.get(field, field))
+
+
+def _check_shape(shape: Shape, expected: list[int]) -> None:
+    if len(shape) != 4 or any(size not in (-1, found) for size, found in zip(expected, shape, strict=True)):
+        text = f"Expected shape {expected}, -1 for any size. Received shape {list(shape)}."
+        raise InvalidTensorError(FieldViolation("inputs.x.shape", text))
+
+
+def _output_dtype(request: InferRequest) -> str | None:
+    asked = stateless_layer.output_dtype(request.message.parameters)
+    return None if asked is None else dtype_of(asked, "parameters.output_dtype", FLOAT_DTYPES)
+
+
+def _output_region(place: Place, size: int, region: FindRegion) -> Region:
+    if place.size < size:
+        text = f"Expected shared_memory_byte_size of at least {size}, as the output needs. Received {place.size}."
+        raise InvalidRequestError(FieldViolation(place.field, text))
+    return region(place.region, place.field)
+
+
+def _array(given: Input, region: FindRegion) -> Array:
+    """Returns an input's elements, those in shared memory as a copy, at which their caller cannot get any more."""
+    if not isinstance(given.elements, Place):
+        return given.elements
+    found = region(given.elements.region, given.elements.field)
+    array = aligned_empty(given.shape, numpy_dtype(given.dtype))
+    found.read(given.elements, array)
+    return array
+
+
+def _message(
+    request: InferRequest, model: _Model, place: Place | None, answer: Convolved
+) -> messages.ModelInferResponse:
+    """Returns a response's message without its output's elements."""
+    output = answer.computed.output
+    message = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.message.id)
+    tensor = message.outputs.add(name="y", datatype=DATATYPES[name_of(output)], shape=output.shape)
+    if place is not None:
+        tensor.parameters["shared_memory_region"].string_param = place.region
+        tensor.parameters["shared_memory_byte_size"].int64_param = output.nbytes
+        tensor.parameters["shared_memory_offset"].int64_param = place.offset
+    for index, losses in enumerate(answer.computed.losses):
+        if losses != _NO_LOSSES:
+            for kind, loss in vars(losses).items():
+                if loss is not None:
+                    message.parameters[f"layers[{index}].losses.{kind}"].double_param = loss
+    return message
+
+
+_NO_LOSSES = Losses()
+
+
+def _stateless_field(field: str) -> str:
+    return _STATELESS_FIELDS.get(field) or (field if field.partition(".")[0] in _OWN_FIELDS else f"parameters.{field}")
+
+
+@contextmanager
+def _naming_fields(name: Callable[[str], str]) -> Iterator[None]:
+    """Calls the fields of what the block refuses as the protocol does."""
+    try:
+        yield
+    except InvalidArgumentError as error:
+        violations = (FieldViolation(name(each.field), each.description) for each in error.violations)
+        raise type(error)(*violations) from None

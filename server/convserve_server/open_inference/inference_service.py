@@ -1,0 +1,333 @@
+"""GRPCInferenceService: the Open Inference Protocol's messages to the request path's words, and back."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from convserve import (
+    InvalidRequestError,
+    LayerNotFoundError,
+    UnavailableError,
+    UnimplementedError,
+    __version__,
+)
+from convserve.errors import FieldViolation, shown
+from convserve_server.call_record import current_call
+from convserve_server.caller import Caller
+from convserve_server.callers import caller_of, calling, is_local
+from convserve_server.convolver import Convolver
+from convserve_server.interceptors import as_answer
+from convserve_server.item_under_way import ItemUnderWay
+from convserve_server.layer_keeper import LayerKeeper, StoredLayer
+from convserve_server.open_inference import model_descriptions
+from convserve_server.open_inference.inference import Inferences
+from convserve_server.open_inference.layer_models import SEPARATOR, STATELESS, LayerModels, check_stateless_version
+from convserve_server.open_inference.model_statistics import ModelStatistics
+from convserve_server.open_inference.system_memory import SystemMemory, user_of
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
+from convserve_server.open_inference.wire import InferRequest, InferResponse
+from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
+from convserve_server.silence import SilenceWatch
+
+_EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
+
+
+class InferenceService:
+    """Answers the protocol. Until it is opened it is not ready, and calls that need more are told to come back."""
+
+    def __init__(self, silence: SilenceWatch, memory: SystemMemory | None) -> None:
+        """Starts closed.
+
+        Args:
+            silence: Watches the streams' callers.
+            memory: Regions that callers on this machine register; None where they may not.
+        """
+        self._silence = silence
+        self._memory = memory
+        self._statistics = ModelStatistics()
+        self._opened: tuple[LayerModels, Inferences, LayerKeeper] | None = None
+        self._is_leaving = False
+
+    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+        """Serves with this request path from now on."""
+        models = LayerModels(keeper)
+        self._opened = models, Inferences(convolver, models, self._statistics), keeper
+
+    def leave(self) -> None:
+        """Says from now on that it is not ready, and answers all the same."""
+        self._is_leaving = True
+
+    def _parts(self) -> tuple[LayerModels, Inferences, LayerKeeper]:
+        if self._opened is None:
+            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
+        return self._opened
+
+    # What there is
+
+    def ServerLive(
+        self, request: messages.ServerLiveRequest, context: grpc.ServicerContext
+    ) -> messages.ServerLiveResponse:
+        return messages.ServerLiveResponse(live=True)
+
+    def ServerReady(
+        self, request: messages.ServerReadyRequest, context: grpc.ServicerContext
+    ) -> messages.ServerReadyResponse:
+        return messages.ServerReadyResponse(ready=self._opened is not None and not self._is_leaving)
+
+    def ServerMetadata(
+        self, request: messages.ServerMetadataRequest, context: grpc.ServicerContext
+    ) -> messages.ServerMetadataResponse:
+        shared = () if self._memory is None else ("system_shared_memory",)
+        return messages.ServerMetadataResponse(
+            name=model_descriptions.PLATFORM, version=__version__, extensions=(*_EXTENSIONS, *shared)
+        )
+
+    def ModelReady(
+        self, request: messages.ModelReadyRequest, context: grpc.ServicerContext
+    ) -> messages.ModelReadyResponse:
+        if self._opened is None or self._is_leaving:
+            return messages.ModelReadyResponse(ready=False)
+        try:
+            self._version(request.name, request.version)
+        except LayerNotFoundError:
+            return messages.ModelReadyResponse(ready=False)
+        return messages.ModelReadyResponse(ready=True)
+
+    def ModelMetadata(
+        self, request: messages.ModelMetadataRequest, context: grpc.ServicerContext
+    ) -> messages.ModelMetadataResponse:
+        version = self._version(request.name, request.version)
+        versions = self._parts()[0].versions(request.name)
+        if request.name == STATELESS:
+            return model_descriptions.stateless_metadata(versions)
+        return model_descriptions.metadata(request.name, versions, self._described(request.name, version))
+
+    def ModelConfig(
+        self, request: messages.ModelConfigRequest, context: grpc.ServicerContext
+    ) -> messages.ModelConfigResponse:
+        version = self._version(request.name, request.version)
+        if request.name == STATELESS:
+            return messages.ModelConfigResponse(config=model_descriptions.stateless_config())
+        found = model_descriptions.model_config(request.name, self._described(request.name, version))
+        return messages.ModelConfigResponse(config=found)
+
+    def ModelStatistics(
+        self, request: messages.ModelStatisticsRequest, context: grpc.ServicerContext
+    ) -> messages.ModelStatisticsResponse:
+        models = self._parts()[0]
+        if request.name:
+            version = self._version(request.name, request.version)
+            listed = [
+                (request.name, each) for each in ([version] if request.version else models.versions(request.name))
+            ]
+        else:
+            listed = [(each.name, each.version) for each in models.listed() if not each.reason]
+            for chain in (name for name in self._statistics.names() if SEPARATOR in name):
+                listed += [(chain, each) for each in _versions(models, chain)]
+        return messages.ModelStatisticsResponse(model_stats=[self._statistics.message(*each) for each in listed])
+
+    def _version(self, name: str, version: str) -> str:
+        """Returns the version of a model that a request means."""
+        models = self._parts()[0]
+        return check_stateless_version(version) if name == STATELESS else models.find(name, version).version
+
+    def _described(self, name: str, version: str) -> list[StoredLayer]:
+        models = self._parts()[0]
+        return models.described(models.find(name, version))
+
+    # The repository
+
+    def RepositoryIndex(
+        self, request: messages.RepositoryIndexRequest, context: grpc.ServicerContext
+    ) -> messages.RepositoryIndexResponse:
+        _check_repository(request.repository_name)
+        return messages.RepositoryIndexResponse(
+            models=[
+                messages.RepositoryIndexResponse.ModelIndex(
+                    name=each.name,
+                    version=each.version,
+                    state="UNAVAILABLE" if each.reason else "READY",
+                    reason=each.reason,
+                )
+                for each in self._parts()[0].listed()
+                if not (each.reason and request.ready)
+            ]
+        )
+
+    def RepositoryModelLoad(
+        self, request: messages.RepositoryModelLoadRequest, context: grpc.ServicerContext
+    ) -> messages.RepositoryModelLoadResponse:
+        _check_repository(request.repository_name)
+        _check_parameters(request.parameters, ())
+        keeper = self._parts()[2]
+        for name in _names(request.model_name):
+            keeper.pin(name)
+        return messages.RepositoryModelLoadResponse()
+
+    def RepositoryModelUnload(
+        self, request: messages.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+    ) -> messages.RepositoryModelUnloadResponse:
+        _check_repository(request.repository_name)
+        _check_parameters(request.parameters, ("unload_dependents",))
+        keeper = self._parts()[2]
+        for name in _names(request.model_name):
+            keeper.versions(name)  # which raises for one that is not known
+            keeper.unpin(name)
+        return messages.RepositoryModelUnloadResponse()
+
+    # Inference
+
+    def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
+        return self._infer(request, calling(context), context)
+
+    def ModelStreamInfer(
+        self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        self._parts()
+        caller, under_way = calling(context), set[ItemUnderWay]()
+
+        def leave_all() -> None:
+            for each in tuple(under_way):
+                each.leave()
+
+        caller.when_gone(leave_all)
+        while True:
+            with self._silence.waiting(context.cancel):
+                request = next(request_iterator, None)
+            if request is None:
+                return
+            item = ItemUnderWay(caller)
+            under_way.add(item)
+            answer = self._answer(request, item.caller(), context)
+            del request  # and with it the input, before the wait for the next one
+            yield answer
+            del answer
+            under_way.discard(item)
+            item.leave()
+
+    def _answer(self, request: InferRequest, caller: Caller, context: grpc.ServicerContext) -> bytes:
+        """Returns the message of a stream that answers a request."""
+        try:
+            response = self._infer(request, caller, context)
+        except Exception as error:
+            told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
+            current_call().refused_item(told)
+            failed = messages.ModelInferResponse(id=request.message.id)
+            return messages.ModelStreamInferResponse(error_message=str(told), infer_response=failed).SerializeToString()
+        response.message.parameters["triton_final_response"].bool_param = True
+        return response.serialize_in_stream()
+
+    def _infer(self, request: InferRequest, caller: Caller, context: grpc.ServicerContext) -> InferResponse:
+        return self._parts()[1].infer(
+            request,
+            caller,
+            lambda name, field: self._shared(context).region(_owner(context), name, field),
+            current_call().computed,
+        )
+
+    # Shared memory
+
+    def SystemSharedMemoryStatus(
+        self, request: messages.SystemSharedMemoryStatusRequest, context: grpc.ServicerContext
+    ) -> messages.SystemSharedMemoryStatusResponse:
+        if self._memory is None and not request.name:
+            return messages.SystemSharedMemoryStatusResponse()
+        status = messages.SystemSharedMemoryStatusResponse.RegionStatus
+        return messages.SystemSharedMemoryStatusResponse(
+            regions={
+                each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
+                for each in self._shared(context).regions(_owner(context), request.name)
+            }
+        )
+
+    def SystemSharedMemoryRegister(
+        self, request: messages.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
+    ) -> messages.SystemSharedMemoryRegisterResponse:
+        self._shared(context).register(
+            _owner(context), user_of(context.peer()), request.name, request.key, request.offset, request.byte_size
+        )
+        return messages.SystemSharedMemoryRegisterResponse()
+
+    def SystemSharedMemoryUnregister(
+        self, request: messages.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> messages.SystemSharedMemoryUnregisterResponse:
+        if self._memory is not None and is_local(context.peer()):
+            self._memory.unregister(_owner(context), request.name)
+        return messages.SystemSharedMemoryUnregisterResponse()
+
+    def CudaSharedMemoryStatus(
+        self, request: messages.CudaSharedMemoryStatusRequest, context: grpc.ServicerContext
+    ) -> messages.CudaSharedMemoryStatusResponse:
+        if request.name:
+            text = f"Expected no name, as no memory of a GPU is shared. Received {shown(request.name)}."
+            raise InvalidRequestError(FieldViolation("name", text))
+        return messages.CudaSharedMemoryStatusResponse()
+
+    def CudaSharedMemoryRegister(
+        self, request: messages.CudaSharedMemoryRegisterRequest, context: grpc.ServicerContext
+    ) -> messages.CudaSharedMemoryRegisterResponse:
+        raise UnimplementedError("Expected a region of system shared memory. Received one of a GPU's memory.")
+
+    def CudaSharedMemoryUnregister(
+        self, request: messages.CudaSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+    ) -> messages.CudaSharedMemoryUnregisterResponse:
+        return messages.CudaSharedMemoryUnregisterResponse()
+
+    def _shared(self, context: grpc.ServicerContext) -> SystemMemory:
+        """Returns the regions, for a caller on this machine."""
+        if self._memory is None or not is_local(context.peer()):
+            where = "none is shared (--shared-memory)" if self._memory is None else "you are not on its machine"
+            text = f"Expected tensors in the message. Received shared memory, of which this server takes none: {where}."
+            raise UnimplementedError(text)
+        return self._memory
+
+
+def add_to_server(service: InferenceService, server: grpc.Server) -> None:
+    """Registers the service under its true name; inference with a reading and writing that copies no tensor."""
+    serialize = operator.methodcaller("SerializeToString")
+    handlers: dict[str, Any] = {
+        "ModelInfer": grpc.unary_unary_rpc_method_handler(
+            service.ModelInfer, InferRequest.parse, InferResponse.serialize
+        ),
+        "ModelStreamInfer": grpc.stream_stream_rpc_method_handler(service.ModelStreamInfer, InferRequest.parse, None),
+    }
+    for method in SERVICE.methods:
+        if method.name not in handlers:
+            parse = getattr(messages, method.input_type.name).FromString
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _versions(models: LayerModels, name: str) -> list[str]:
+    try:
+        return models.versions(name)
+    except LayerNotFoundError:  # deleted since
+        return []
+
+
+def _owner(context: grpc.ServicerContext) -> str:
+    """Returns whose regions a call may use: its caller's where it showed who it is, else all strangers'."""
+    name = caller_of(context)
+    return name if name.startswith(("token:", "certificate:")) else ""
+
+
+def _names(model: str) -> list[str]:
+    """Returns the names of a model's layers."""
+    return [] if model == STATELESS else model.split(SEPARATOR)
+
+
+def _check_repository(name: str) -> None:
+    if name:
+        text = f"Expected no name, as there is one repository. Received {shown(name)}."
+        raise InvalidRequestError(FieldViolation("repository_name", text))
+
+
+def _check_parameters(parameters: Any, known: tuple[str, ...]) -> None:
+    strange = sorted(set(parameters) - set(known))
+    if strange:
+        text = f"Expected {' or '.join(known) or 'none'}. Received {shown(strange[0])}."
+        raise InvalidRequestError(FieldViolation("parameters", text))

@@ -1,0 +1,177 @@
+"""Stored layers and chains of them as models: which there are, and in which versions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from convserve import InvalidRequestError, Layer, LayerNotFoundError
+from convserve.errors import FieldViolation, shown
+from convserve_server.layer_keeper import LayerKeeper, NameVersions, StoredLayer
+
+STATELESS = "conv2d"
+"""The model whose kernel comes with the request. A layer stored under this name is none."""
+SEPARATOR = ","
+"""Between the names of a chain; no layer's name has one."""
+_ONLY = "1"  # the stateless model's version
+
+_NUMBER = re.compile(r"[0-9]{1,18}")
+
+
+@dataclass(frozen=True)
+class LayerModel:
+    """A version of a model.
+
+    Attributes:
+        name: The model's name.
+        version: The version's number, as the wire has it.
+        digests: The layers, in order.
+    """
+
+    name: str
+    version: str
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A version of a model in the repository's index.
+
+    Attributes:
+        name: The model's name.
+        version: The version's number.
+        reason: Why it cannot be called; empty if it can.
+    """
+
+    name: str
+    version: str
+    reason: str = ""
+
+
+class LayerModels:
+    """Finds models among the stored layers."""
+
+    def __init__(self, keeper: LayerKeeper) -> None:
+        """Looks into a keeper of layers."""
+        self._keeper = keeper
+
+    def find(self, name: str, version: str, field: str = "version") -> LayerModel:
+        """Returns a version of a model of stored layers.
+
+        Args:
+            name: A layer's name, or several with commas between them.
+            version: A decimal integer; empty for the newest.
+            field: What to call it in an error.
+
+        Raises:
+            InvalidRequestError: For a version that is no number.
+            LayerNotFoundError: If there is no such model, or its layers are not stored.
+        """
+        number = version_number(version, field)
+        known = [self._keeper.versions(each) for each in name.split(SEPARATOR)]
+        latest = _latest(known)
+        digests = tuple(each.digest for each in known)
+        if number is not None and number != latest:
+            older = known[0].of(number) if len(known) == 1 else None
+            if older is None:
+                raise self._no_version(name, known, number)
+            digests = (older,)
+        if not all(self._keeper.holds(each) for each in digests):
+            raise self._no_version(name, known, latest if number is None else number)
+        return LayerModel(name, str(latest if number is None else number), digests)
+
+    def layers(self, model: LayerModel) -> list[Layer]:
+        """Returns a model's layers with their weights.
+
+        Raises:
+            LayerNotFoundError: If one is not stored any more.
+        """
+        try:
+            return [self._keeper.layer(each) for each in model.digests]
+        except LayerNotFoundError:
+            raise self._gone(model) from None
+
+    def described(self, model: LayerModel) -> list[StoredLayer]:
+        """Returns what is known of a model's layers without their weights.
+
+        Raises:
+            LayerNotFoundError: If one is not stored any more.
+        """
+        try:
+            return [self._keeper.describe(each) for each in model.digests]
+        except LayerNotFoundError:
+            raise self._gone(model) from None
+
+    def versions(self, name: str) -> list[str]:
+        """Returns the versions of a model that can be called, oldest first.
+
+        Raises:
+            LayerNotFoundError: If there is no such model.
+        """
+        if name == STATELESS:
+            return [_ONLY]
+        return self._callable(name, [self._keeper.versions(each) for each in name.split(SEPARATOR)])
+
+    def listed(self) -> Iterator[ListedModel]:
+        """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
+        yield ListedModel(STATELESS, _ONLY)
+        for name in self._keeper.names():
+            if name == STATELESS:
+                continue
+            try:
+                known = self._keeper.versions(name)
+            except LayerNotFoundError:  # it was deleted just now
+                continue
+            found = self._callable(name, [known])
+            yield from (ListedModel(name, version) for version in found)
+            if str(known.latest) not in found:
+                reason = f"the layer {known.digest.hex()} was lost, until it is put again"
+                yield ListedModel(name, str(known.latest), reason)
+
+    def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
+        if SEPARATOR in name:
+            whole = all(self._keeper.holds(each.digest) for each in known)
+            return [str(_latest(known))] if whole else []
+        return [str(number) for number, digest in known[0].numbered() if self._keeper.holds(digest)]
+
+    def _no_version(self, name: str, known: list[NameVersions], number: int) -> LayerNotFoundError:
+        found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"
+        text = f"Expected a version of {shown(name)} that is stored: {found}. Received {number}."
+        return LayerNotFoundError(text, layer=name, by_name=True)
+
+    def _gone(self, model: LayerModel) -> LayerNotFoundError:
+        known = [self._keeper.versions(each) for each in model.name.split(SEPARATOR)]
+        return self._no_version(model.name, known, int(model.version))
+
+
+def version_number(version: str, field: str) -> int | None:
+    """Returns a version's number, or None for the newest.
+
+    Raises:
+        InvalidRequestError: If it is none.
+    """
+    if not version:
+        return None
+    if not _NUMBER.fullmatch(version):
+        text = f"Expected a decimal integer, or nothing for the newest version. Received {shown(version)}."
+        raise InvalidRequestError(FieldViolation(field, text))
+    return int(version)
+
+
+def check_stateless_version(version: str, field: str = "version") -> str:
+    """Returns the stateless model's version.
+
+    Raises:
+        InvalidRequestError: For a version that is no number.
+        LayerNotFoundError: For another number.
+    """
+    if version_number(version, field) not in (None, int(_ONLY)):
+        text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
+        raise LayerNotFoundError(text, layer=STATELESS, by_name=True)
+    return _ONLY
+
+
+def _latest(known: list[NameVersions]) -> int:
+    """Returns a name's newest version, or a chain's, which grows whenever one of its names moves."""
+    return 1 + sum(each.latest - 1 for each in known)

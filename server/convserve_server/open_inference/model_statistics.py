@@ -1,0 +1,141 @@
+"""What was computed with each model, so that all figures add up.
+
+Requests that were computed together each count the whole of their batch's time. Of a batch nobody else counts anything
+once, so each request counts its share of it, in whole samples: `samples` of a batch of as many are one execution.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
+
+_MOST_MODELS = 10_000
+_PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
+
+
+@dataclass(frozen=True)
+class Inference:
+    """A request that was answered; times in nanoseconds.
+
+    Attributes:
+        samples: Its samples.
+        batch_size: Those that were computed together.
+        success: From its arrival on.
+        queue: What it waited.
+        compute_input: What finding the inputs' elements took.
+        compute_infer: What the computation took.
+        compute_output: What putting the response together took.
+    """
+
+    samples: int
+    batch_size: int
+    success: int
+    queue: int
+    compute_input: int
+    compute_infer: int
+    compute_output: int
+
+
+@dataclass
+class _Batches:
+    """Batches of one size: their samples, and nanoseconds times samples."""
+
+    samples: int = 0
+    compute_infer: int = 0
+    # Of the requests in them, each for itself.
+    compute_input: int = 0
+    compute_output: int = 0
+
+
+@dataclass
+class _Figures:
+    last_ms: int = 0
+    samples: int = 0
+    count: int = 0
+    failed: int = 0
+    failed_ns: int = 0
+    success_ns: int = 0
+    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
+    batches: dict[int, _Batches] = field(default_factory=dict)
+
+
+class ModelStatistics:
+    """The figures of models by name and version; those used last are kept. Methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._lock = threading.Lock()
+        self._figures: OrderedDict[tuple[str, str], _Figures] = OrderedDict()
+
+    def succeeded(self, name: str, version: str, inference: Inference) -> None:
+        """Counts a request that is answered."""
+        with self._lock:
+            found = self._of(name, version)
+            found.samples += inference.samples
+            found.count += 1
+            found.success_ns += inference.success
+            for part in _PARTS:
+                found.parts[part] += getattr(inference, part)
+            batches = found.batches.setdefault(inference.batch_size, _Batches())
+            batches.samples += inference.samples
+            batches.compute_infer += inference.compute_infer * inference.samples
+            batches.compute_input += inference.compute_input
+            batches.compute_output += inference.compute_output
+
+    def failed(self, name: str, version: str, duration: int) -> None:
+        """Counts a request that is answered with an error, after so many nanoseconds."""
+        with self._lock:
+            found = self._of(name, version)
+            found.failed += 1
+            found.failed_ns += duration
+
+    def names(self) -> list[str]:
+        """Returns the names of models that have figures, sorted."""
+        with self._lock:
+            return sorted({name for name, _ in self._figures})
+
+    def message(self, name: str, version: str) -> messages.ModelStatistics:
+        """Returns the figures of a version, which are 0 if nothing was computed with it."""
+        with self._lock:
+            return _message(name, version, self._figures.get((name, version)) or _Figures())
+
+    def _of(self, name: str, version: str) -> _Figures:
+        found = self._figures.setdefault((name, version), _Figures())
+        self._figures.move_to_end((name, version))
+        if len(self._figures) > _MOST_MODELS:
+            self._figures.popitem(last=False)
+        found.last_ms = time.time_ns() // 10**6
+        return found
+
+
+def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatistics:
+    duration = messages.StatisticDuration
+    batch_stats = []
+    for size, found in sorted(figures.batches.items()):
+        # Rounded up: others than this model's callers may have been in a batch, such as those of the native service.
+        count = -(-found.samples // size)
+        batch_stats.append(
+            messages.InferBatchStatistics(
+                batch_size=size,
+                compute_input=duration(count=count, ns=found.compute_input),
+                compute_infer=duration(count=count, ns=found.compute_infer // size),
+                compute_output=duration(count=count, ns=found.compute_output),
+            )
+        )
+    return messages.ModelStatistics(
+        name=name,
+        version=version,
+        last_inference=figures.last_ms,
+        inference_count=figures.samples,
+        execution_count=sum(each.compute_infer.count for each in batch_stats),
+        inference_stats=messages.InferStatistics(
+            success=duration(count=figures.count, ns=figures.success_ns),
+            fail=duration(count=figures.failed, ns=figures.failed_ns),
+            **{part: duration(count=figures.count, ns=ns) for part, ns in figures.parts.items()},
+        ),
+        batch_stats=batch_stats,
+    )

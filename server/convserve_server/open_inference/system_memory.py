@@ -1,0 +1,256 @@
+"""Regions of POSIX shared memory that callers on this machine have registered.
+
+Unlike the memory of convserve's own clients (see shared_memory.py), it is known by a name that anybody could tell, and
+nobody can be kept from making it shorter. So:
+
+* A region must belong to the user whose process the caller is, which Linux tells of a TCP connection within the
+  machine, or, where it does not tell, as of a Unix socket, to the user that the server runs as.
+* The server never maps it, as memory that is taken away under a map ends the process: it reads and writes the file, and
+  finds out what is missing as an error.
+* Names are looked up among POSIX shared memory alone, and only a regular file there is opened.
+* Callers with tokens or certificates have regions of their own; what others register, others find.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import socket
+import stat
+import threading
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from convserve import InvalidRequestError, OverloadedError
+from convserve.errors import FieldViolation, shown
+from convserve.tensor import Array
+from convserve_server.open_inference.infer_tensors import Place
+
+_FOLDER = "/dev/shm"  # noqa: S108 (where Linux has POSIX shared memory)
+_KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,250}")
+_LONGEST_NAME = 1000
+_MOST_REGIONS = 1000
+_ESTABLISHED = "01"
+_IPV4_IN_IPV6 = "0000000000000000FFFF0000"
+_IPV6_LOOPBACK = "00000000000000000000000001000000"
+_NOBODY = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """A region. Its file is open for as long as anybody has this.
+
+    Attributes:
+        name: What its caller calls it.
+        key: Its POSIX name.
+        offset: Where it begins in the file, in bytes.
+        size: Its bytes.
+        descriptor: The file.
+    """
+
+    name: str
+    key: str
+    offset: int
+    size: int
+    descriptor: int
+
+    def __post_init__(self) -> None:
+        """Has the file closed with the last reference, so that no call reads from another one of the same number."""
+        weakref.finalize(self, os.close, self.descriptor)
+
+    def read(self, place: Place, into: Array) -> None:
+        """Fills an array, C-contiguous, with the bytes at a place.
+
+        Raises:
+            InvalidRequestError: If the file does not have them.
+        """
+        begin = self._begin(place, into.nbytes)
+        rest = into.reshape(-1).view(np.uint8).data
+        while rest:
+            count = os.preadv(self.descriptor, [rest], begin)
+            if not count:
+                raise self._short(place, begin + len(rest))
+            rest, begin = rest[count:], begin + count
+
+    def write(self, place: Place, array: Array) -> None:
+        """Writes an array, C-contiguous, to a place.
+
+        Raises:
+            InvalidRequestError: If there is no room for it, or it cannot be written to.
+        """
+        begin = self._begin(place, array.nbytes)
+        rest = array.reshape(-1).view(np.uint8).data
+        # Else the file would grow again, in memory of nobody's.
+        if os.fstat(self.descriptor).st_size < begin + len(rest):
+            raise self._short(place, begin + len(rest))
+        try:
+            while rest:
+                count = os.pwrite(self.descriptor, rest, begin)
+                rest, begin = rest[count:], begin + count
+        except OSError as error:  # sealed against it, or a machine without memory
+            text = f"Expected a region that can be written to. Received one that cannot: {error.strerror}."
+            raise InvalidRequestError(FieldViolation(place.field, text)) from None
+
+    def _begin(self, place: Place, size: int) -> int:
+        """Returns where so many bytes are in the file."""
+        if place.offset + max(size, place.size) > self.size:
+            text = (
+                f"Expected {max(size, place.size)} bytes from shared_memory_offset on, within the region {self.name!r} "
+                f"of {self.size}. Received shared_memory_offset={place.offset}."
+            )
+            raise InvalidRequestError(FieldViolation(place.field, text))
+        return self.offset + place.offset
+
+    def _short(self, place: Place, end: int) -> InvalidRequestError:
+        text = f"Expected shared memory {self.key!r} of at least {end} bytes. Received a shorter one: it was truncated."
+        return InvalidRequestError(FieldViolation(place.field, text))
+
+
+class SystemMemory:
+    """The regions that are registered. Its methods may be called from any thread."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """Starts without any.
+
+        Args:
+            most_bytes: The most bytes of all regions together.
+        """
+        self._most_bytes = most_bytes
+        # The other descriptors are for connections and the store's files.
+        self._most_regions = min(_MOST_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._lock = threading.Lock()
+        self._regions: dict[tuple[str, str], Region] = {}
+
+    def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
+        """Takes a region.
+
+        Args:
+            owner: Whose it is to be.
+            user: The id of the caller's user; as `user_of`.
+            name: What the owner calls it.
+            key: Its POSIX name.
+            offset: Where it begins in the file, in bytes.
+            size: Its bytes.
+
+        Raises:
+            InvalidRequestError: If name or key are wrong, the name is taken, or there is no such memory of the user's.
+            OverloadedError: If there is no room for it.
+        """
+        if not 0 < len(name) <= _LONGEST_NAME:
+            raise _refusal("name", f"1 to {_LONGEST_NAME} characters", f"{len(name)}")
+        if not _KEY.fullmatch(key):
+            raise _refusal("key", "a name of POSIX shared memory: '/' and up to 250 characters without it", shown(key))
+        if not size:
+            raise _refusal("byte_size", "a number above 0", "0")
+        region = Region(name, key, offset, size, _opened(key, user))
+        there = os.fstat(region.descriptor).st_size
+        if offset + size > there:
+            raise _refusal("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
+        with self._lock:
+            if (owner, name) in self._regions:
+                raise _refusal("name", "one that is not registered yet, or was unregistered", shown(name))
+            self._make_room(size)
+            self._regions[owner, name] = region
+
+    def unregister(self, owner: str, name: str) -> None:
+        """Forgets an owner's region, or all of them if the name is empty. One that is not known is passed over."""
+        with self._lock:
+            for key in [each for each in self._regions if each == (owner, name) or (each[0] == owner and not name)]:
+                del self._regions[key]
+
+    def regions(self, owner: str, name: str = "") -> list[Region]:
+        """Returns an owner's regions, or the one of this name.
+
+        Raises:
+            InvalidRequestError: If there is none of this name.
+        """
+        if name:
+            return [self.region(owner, name, "name")]
+        with self._lock:
+            return [region for (whose, _), region in self._regions.items() if whose == owner]
+
+    def region(self, owner: str, name: str, field: str) -> Region:
+        """Returns an owner's region.
+
+        Args:
+            owner: Whose it is.
+            name: What the owner calls it.
+            field: What to call the name in an error.
+
+        Raises:
+            InvalidRequestError: If there is none.
+        """
+        found = self._regions.get((owner, name))
+        if found is None:
+            raise _refusal(field, "the name of a registered region of system shared memory", shown(name))
+        return found
+
+    def _make_room(self, size: int) -> None:
+        if not self._has_room(size):
+            # Those whose name is gone were most likely left behind by a caller that ended.
+            for key, region in list(self._regions.items()):
+                if not os.fstat(region.descriptor).st_nlink:
+                    del self._regions[key]
+        if not self._has_room(size):
+            text = (
+                f"Expected at most {self._most_regions} regions of {self._most_bytes} bytes together, the server's "
+                f"--shared-memory-bytes. Received one of {size} more: unregister some, or ask the operator to raise it."
+            )
+            raise OverloadedError(text)
+
+    def _has_room(self, size: int) -> bool:
+        taken = sum(each.size for each in self._regions.values())
+        return len(self._regions) < self._most_regions and taken + size <= self._most_bytes
+
+
+def user_of(peer: str) -> int:
+    """Returns the id of the user whose process a peer on this machine is, or one that nobody has.
+
+    Of a Unix socket it is the server's own user: the socket's permissions say who else may be it.
+
+    Args:
+        peer: As gRPC names it, such as "ipv4:127.0.0.1:40000".
+    """
+    if peer.startswith("unix:"):
+        return os.geteuid()
+    host, _, port = peer.rpartition(":")
+    if host.startswith("ipv4:"):
+        address = socket.inet_aton(host.removeprefix("ipv4:"))[::-1].hex().upper()
+        wanted = {f"{address}:{int(port):04X}", f"{_IPV4_IN_IPV6}{address}:{int(port):04X}"}
+    else:
+        wanted = {f"{_IPV6_LOOPBACK}:{int(port):04X}"}
+    # Processes of two users may call two servers from one port.
+    users = {user for local, user in _connections() if local in wanted}
+    return users.pop() if len(users) == 1 else _NOBODY
+
+
+def _connections() -> Iterator[tuple[str, int]]:
+    """Yields each connection's own address, as the kernel writes it, and its user's id."""
+    for table in ("tcp", "tcp6"):
+        for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:]):
+            if fields[3] == _ESTABLISHED:
+                yield fields[1], int(fields[7])
+
+
+def _opened(key: str, user: int) -> int:
+    """Returns a descriptor of a user's shared memory."""
+    expected = "the name of POSIX shared memory that can be read and written to, and belongs to the caller's user"
+    try:
+        path = f"{_FOLDER}/{key.removeprefix('/')}"
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError):  # one text for all, so that nobody learns what others have
+        raise _refusal("key", expected, shown(key)) from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != user:
+        os.close(descriptor)
+        raise _refusal("key", expected, shown(key))
+    return descriptor
+
+
+def _refusal(field: str, expected: str, received: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {received}."))
