@@ -48,6 +48,7 @@ def _part(name: str, found: Results) -> str:
         "headline": (tables.headline, "peers"),
         "targets": (tables.targets, "peers"),
         "open_inference": (tables.open_inference, "open_inference"),
+        "perf_analyzer": (tables.perf_analyzer, "perf_analyzer"),
         "peers": (tables.peers, "peers"),
         "memory": (tables.memory, "memory"),
         "memory_shared": (tables.memory, "memory_shared"),

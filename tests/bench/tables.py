@@ -151,6 +151,18 @@ def beside_triton(result: Result) -> str:
     return table(["multiple of NVIDIA Triton", *head], rows)
 
 
+def perf_analyzer(result: Result) -> str:
+    """Returns the table of `perf_analyzer`."""
+    keys = ("network_us", "queue_us", "compute_input_us", "compute_infer_us", "compute_output_us")
+    rows = [
+        [f"{each['layer'].upper()}, {each['what']}", _short(each["samples_per_s"]), _short(each["p50_us"] / 1e3)]
+        + [f"{each[key]:,.0f}" for key in keys]
+        for each in result["runs"]
+    ]
+    head = ["samples/s", "p50, ms", "on the way, us", "queue, us", "input, us", "compute, us", "output, us"]
+    return f"{table(['perf_analyzer', *head], rows)}\n\n{provenance(result)}"
+
+
 def memory(result: Result) -> str:
     """Returns the tables of `memory`: growth, cost per byte, and peak."""
     parts = []

@@ -53,6 +53,13 @@ def test_what_tritons_client_measures_is_a_multiple_of_tritons_own_server():
     assert tables.beside_triton(HEAD | {"results": results}) in tables.open_inference(HEAD | {"results": results})
 
 
+def test_what_perf_analyzer_says_has_a_line_for_each_run():
+    figures = {"samples_per_s": 400.0, "p50_us": 2500.0, "network_us": 900.0, "queue_us": 60.0}
+    figures |= {"compute_input_us": 20.0, "compute_infer_us": 700.0, "compute_output_us": 30.0}
+    text = tables.perf_analyzer(HEAD | {"runs": [{"layer": "w1", "what": "8 at once"} | figures]})
+    assert ["W1, 8 at once", "400", "2.50", "900", "60", "20", "700", "30"] in rows(text)
+
+
 def test_memory_has_a_table_for_each_part_that_was_measured():
     growth = [
         {"what": "small", "calls": 100_000, "sides": [
