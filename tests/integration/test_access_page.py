@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from tests.conftest import ROOT, running_server
+from tests.raw_inference import INFERENCE_RPCS
 
 from convserve_server.authentication import permissions_for
 from convserve_server.tokens import parse
@@ -110,3 +111,8 @@ def test_the_table_of_permissions_is_the_servers():
     for permission, methods in rows.items():
         for method in methods.split(", "):
             assert permissions_for(f"/convserve.v1.LayerService/{method}") == {permission}
+    inference = dict(re.findall(r"^\| `(\w+)` \| .*; of Open Inference (.*) \|$", PAGE, re.MULTILINE))
+    listed = {method: permission for permission, methods in inference.items() for method in methods.split(", ")}
+    assert listed.keys() == {rpc.name for rpc in INFERENCE_RPCS}
+    for method, permission in listed.items():
+        assert permissions_for(f"/inference.GRPCInferenceService/{method}") == {permission}

@@ -5,6 +5,7 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from tests.raw_calls import RPCS
+from tests.raw_inference import INFERENCE_RPCS
 
 from convserve_server.authentication import permissions_for
 
@@ -23,6 +24,26 @@ OURS = {
     "UpdateWeights": CHANGE,
     "ReadWeights": READ,
 }
+OPEN_INFERENCE = {
+    "ServerLive": READ,
+    "ServerReady": READ,
+    "ServerMetadata": READ,
+    "ModelReady": READ,
+    "ModelMetadata": READ,
+    "ModelInfer": COMPUTE,
+    "ModelStreamInfer": COMPUTE,
+    "ModelConfig": READ,
+    "ModelStatistics": READ,
+    "RepositoryIndex": READ,
+    "RepositoryModelLoad": CHANGE,
+    "RepositoryModelUnload": CHANGE,
+    "SystemSharedMemoryStatus": READ,
+    "SystemSharedMemoryRegister": COMPUTE,
+    "SystemSharedMemoryUnregister": COMPUTE,
+    "CudaSharedMemoryStatus": READ,
+    "CudaSharedMemoryRegister": COMPUTE,
+    "CudaSharedMemoryUnregister": COMPUTE,
+}
 
 
 def paths(*files):
@@ -34,11 +55,13 @@ def paths(*files):
 def test_the_table_has_every_method_of_the_contract_and_no_other():
     assert set(OURS) == {rpc.name for rpc in RPCS}
     assert len(OURS) == len(RPCS)
+    assert set(OPEN_INFERENCE) == {rpc.name for rpc in INFERENCE_RPCS}
 
 
-@pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
-def test_every_method_of_the_contract_asks_for_one_permission(rpc):
-    assert permissions_for(f"/{rpc.containing_service.full_name}/{rpc.name}") == OURS[rpc.name]
+@pytest.mark.parametrize("rpc", [*RPCS, *INFERENCE_RPCS], ids=lambda rpc: rpc.name)
+def test_every_method_asks_for_one_permission(rpc):
+    needed = (OURS | OPEN_INFERENCE)[rpc.name]
+    assert permissions_for(f"/{rpc.containing_service.full_name}/{rpc.name}") == needed
 
 
 @pytest.mark.parametrize("path", paths(channelz_pb2, reflection_pb2))
@@ -54,6 +77,7 @@ def test_health_asks_for_nothing(path):
 @pytest.mark.parametrize(
     "path",
     ["", "/", "/convserve.v1.ConvolutionService/New", "/convserve.v2.ConvolutionService/Plan", "/x.Y/GetServerInfo",
+     "/inference.GRPCInferenceService/TraceSetting", "/inference.GRPCInferenceService/Convolve",
      "/grpc.health.v1.Health2/Check", "//grpc.health.v1.Health/Check", "/grpc.health.v2.Health/Check"],
 )  # fmt: skip
 def test_what_is_not_in_the_table_asks_for_all(path):

@@ -33,13 +33,15 @@ names = st.sampled_from(["a", "b", "net/a", "net/b", "net/c"])
 
 
 class StoreModel(RuleBasedStateMachine):
-    """A store, and a dictionary, a table of names and an order of use that it is held against."""
+    """A store, and a dictionary, tables of names and pins, and an order of use that it is held against."""
 
     def __init__(self) -> None:
         super().__init__()
         self.folder: tempfile.TemporaryDirectory[str] | None = None
         self.held: dict[bytes, Layer] = {}
         self.leads_to: dict[str, bytes] = {}
+        self.versions: dict[str, list[bytes]] = {}
+        self.pins: dict[str, set[bytes]] = {}
         self.in_memory: OrderedDict[bytes, None] = OrderedDict()
 
     @initialize(durable=st.booleans())
@@ -66,22 +68,35 @@ class StoreModel(RuleBasedStateMachine):
         for oldest in list(self.in_memory):
             if self.memory_bytes() <= MEMORY_BYTES:
                 return
+            if oldest in self.pinned():
+                continue
             if self.folder or (oldest != key and oldest not in self.leads_to.values()):
                 del self.in_memory[oldest]
                 if not self.folder:
                     del self.held[oldest]
 
+    def pinned(self) -> set[bytes]:
+        return {key for keys in self.pins.values() for key in keys}
+
     def gone(self, key: bytes) -> None:
         del self.held[key]
         self.in_memory.pop(key, None)
-        self.leads_to = {name: each for name, each in self.leads_to.items() if each != key}
+        for name in [name for name, each in self.leads_to.items() if each == key]:
+            self.name_gone(name)
+        for keys in self.pins.values():
+            keys.discard(key)
+
+    def name_gone(self, name: str) -> None:
+        del self.leads_to[name], self.versions[name]
+        self.pins.pop(name, None)
 
     def refusal(self, key: bytes, name: str) -> type[Exception] | None:
         if key in self.held or self.folder:
             return None
         if SIZES[key] > MEMORY_BYTES:
             return TooLargeError
-        pinned = sum(SIZES[each] for each in {key for other, key in self.leads_to.items() if other != name})
+        named = {key for other, key in self.leads_to.items() if other != name}
+        pinned = sum(SIZES[each] for each in named | self.pinned())
         return OverloadedError if pinned + SIZES[key] > MEMORY_BYTES else None
 
     # What is done to both
@@ -98,6 +113,8 @@ class StoreModel(RuleBasedStateMachine):
         assert existed == (key in self.held)
         self.held[key] = layer
         if name:
+            if self.leads_to.get(name) != key:
+                self.versions.setdefault(name, []).append(key)
             self.leads_to[name] = key
         self.used(key)
         assert described.digest == key
@@ -143,9 +160,33 @@ class StoreModel(RuleBasedStateMachine):
                 self.store.delete_name(name)
             return
         self.store.delete_name(name)
-        del self.leads_to[name]
+        self.name_gone(name)
         if key not in self.leads_to.values():
             self.gone(key)
+
+    @rule(name=names)
+    def pin(self, name: str) -> None:
+        key = self.leads_to.get(name)
+        if key is None:
+            with pytest.raises(LayerNotFoundError):
+                self.store.pin(name)
+            return
+        if self.folder and key not in self.pinned():
+            beside = sum(SIZES[each] for each in self.pinned())
+            if beside + SIZES[key] > MEMORY_BYTES:
+                with pytest.raises((OverloadedError, TooLargeError)):
+                    self.store.pin(name)
+                if key in self.in_memory:
+                    self.used(key)
+                return
+        self.store.pin(name)
+        self.pins.setdefault(name, set()).add(key)
+        self.used(key)
+
+    @rule(name=names)
+    def unpin(self, name: str) -> None:
+        self.store.unpin(name)
+        self.pins.pop(name, None)
 
     @rule(prefix=st.sampled_from(["", "a", "net/", "none"]), after=layers, size=st.integers(0, 12))
     def page(self, prefix: str, after: Layer, size: int) -> None:
@@ -160,6 +201,7 @@ class StoreModel(RuleBasedStateMachine):
     def reopen(self) -> None:
         self.store = self.opened()
         self.in_memory.clear()
+        self.pins.clear()
 
     @invariant()
     def books_are_right(self) -> None:
@@ -172,6 +214,8 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.missing(every) == [key for key in every if key not in self.held]
         for name, key in self.leads_to.items():
             assert self.store.digest_of(name) == key
+            assert list(self.store.versions(name).numbered()) == list(enumerate(self.versions[name], start=1))
+        assert self.store.names() == tuple(sorted(self.leads_to))
 
 
 StoreModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

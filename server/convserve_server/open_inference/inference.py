@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from convserve import InvalidArgumentError, Layer, Losses, TooLargeError
@@ -43,14 +42,12 @@ class _Model:
         version: The version.
         layers: The layers, in order.
         x: The input.
-        field: Turns the request path's name of a field into the protocol's.
     """
 
     name: str
     version: str
     layers: list[Layer]
     x: Input
-    field: Callable[[str], str]
 
 
 class Inferences:
@@ -87,9 +84,11 @@ class Inferences:
             find = lambda: _stored(request, version, self._models.layers(model))  # noqa: E731
         try:
             return self._infer(request, find, caller, region, tell, began)
-        except Exception:
+        except Exception as error:
             self._statistics.failed(name, version, time.monotonic_ns() - began)
-            raise
+            if not isinstance(error, InvalidArgumentError):
+                raise
+            raise _named(error, _stateless_field if name == STATELESS else _stored_field) from None
 
     def _infer(
         self,
@@ -104,9 +103,8 @@ class Inferences:
         place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
         input_ns = time.monotonic_ns() - began
         began_ns = time.time_ns()
-        with _naming_fields(model.field):
-            ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
-            answer = self._convolver.convolve(model.layers, x, output_dtype, caller, ticket=ticket)
+        ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
+        answer = self._convolver.convolve(model.layers, x, output_dtype, caller, ticket=ticket)
         tell(computation(began_ns, x, answer))
         computed = time.monotonic_ns()
         if place is not None and output_region is not None:
@@ -134,21 +132,21 @@ class Inferences:
         ticket = self._convolver.admit(
             model.layers, x.shape, x.dtype, output_dtype, caller, in_one_message=in_one_message
         )
-        with ExitStack() as unless_received:
-            unless_received.callback(ticket.let_go)
+        try:
             output_region = None if place is None else _output_region(place, ticket.plan.output_bytes, region)
             began = time.monotonic_ns()
             array = _array(x, region)
-            unless_received.pop_all()
+        except BaseException:
+            ticket.let_go()
+            raise
         return ticket, array, output_region, time.monotonic_ns() - began
 
     def _stateless(self, request: InferRequest, version: str, region: FindRegion) -> _Model:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
         weights = {name: self._weight(inputs[name], name, region) for name in ("kernel", "bias") if name in inputs}
-        with _naming_fields(_stateless_field):
-            layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
-        return _Model(STATELESS, version, [layer], inputs["x"], _stateless_field)
+        layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
+        return _Model(STATELESS, version, [layer], inputs["x"])
 
     def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
@@ -165,7 +163,7 @@ def _stored(request: InferRequest, version: str, layers: list[Layer]) -> _Model:
     first = layers[0]
     assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
     _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
-    return _Model(request.message.model_name, version, layers, x, lambda field: _FIELDS.get(field, field))
+    return _Model(request.message.model_name, version, layers, x)
 
 
 def _check_shape(shape: Shape, expected: list[int]) -> None:
@@ -218,15 +216,16 @@ def _message(
 _NO_LOSSES = Losses()
 
 
+def _stored_field(field: str) -> str:
+    """Returns what the protocol calls a field that the request path has named."""
+    return _FIELDS.get(field, field)
+
+
 def _stateless_field(field: str) -> str:
+    """Returns the same for the stateless model."""
     return _STATELESS_FIELDS.get(field) or (field if field.partition(".")[0] in _OWN_FIELDS else f"parameters.{field}")
 
 
-@contextmanager
-def _naming_fields(name: Callable[[str], str]) -> Iterator[None]:
-    """Calls the fields of what the block refuses as the protocol does."""
-    try:
-        yield
-    except InvalidArgumentError as error:
-        violations = (FieldViolation(name(each.field), each.description) for each in error.violations)
-        raise type(error)(*violations) from None
+def _named(error: InvalidArgumentError, name: Callable[[str], str]) -> InvalidArgumentError:
+    """Returns an error whose fields are called as the protocol does."""
+    return type(error)(*(FieldViolation(name(each.field), each.description) for each in error.violations))
