@@ -182,7 +182,7 @@ def _assembled(
     inferences = None
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
-        inferences = InferenceService(silence, memory)
+        inferences = InferenceService(threads, silence, memory)
         inference_service.add_to_server(inferences, server)
     healths = _Health()
     for name in _checked(settings):

@@ -49,10 +49,13 @@ OPEN_INFERENCE: dict[str, set[str]] = {
     | {f"convserve_server.{name}" for name in ("aligned", "call_record", "caller", "computation", "convolver")}
     | theirs("v2", "datatypes", "infer_tensors", "layer_models", "model_descriptions", "model_statistics")
     | theirs("stateless_layer", "system_memory", "wire"),
+    "infer_stream": {f"convserve_server.{name}" for name in ("caller", "item_under_way")} | theirs("wire"),
     "inference_service": {"grpc", "convserve"}
-    | {f"convserve_server.{name}" for name in ("call_record", "caller", "callers", "convolver", "interceptors")}
-    | {f"convserve_server.{name}" for name in ("item_under_way", "layer_keeper", "silence")}
-    | theirs("v2", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory")
+    | {f"convserve_server.{name}" for name in ("call_record", "callers", "convolver", "interceptors", "layer_keeper")}
+    | {"convserve_server.silence"}
+    | theirs(
+        "v2", "infer_stream", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory"
+    )
     | theirs("wire", "wire_names"),
 }
 

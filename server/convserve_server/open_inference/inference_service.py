@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -17,14 +18,13 @@ from convserve import (
 )
 from convserve.errors import FieldViolation, shown
 from convserve_server.call_record import current_call
-from convserve_server.caller import Caller
 from convserve_server.callers import caller_of, calling, is_local
 from convserve_server.convolver import Convolver
 from convserve_server.interceptors import as_answer
-from convserve_server.item_under_way import ItemUnderWay
 from convserve_server.layer_keeper import LayerKeeper, StoredLayer
 from convserve_server.open_inference import model_descriptions
-from convserve_server.open_inference.inference import Inferences
+from convserve_server.open_inference.infer_stream import InferStream, InferWork
+from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import SEPARATOR, STATELESS, LayerModels, check_stateless_version
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import SystemMemory, user_of
@@ -39,13 +39,15 @@ _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramet
 class InferenceService:
     """Answers the protocol. Until it is opened it is not ready, and calls that need more are told to come back."""
 
-    def __init__(self, silence: SilenceWatch, memory: SystemMemory | None) -> None:
+    def __init__(self, threads: int, silence: SilenceWatch, memory: SystemMemory | None) -> None:
         """Starts closed.
 
         Args:
+            threads: How many requests of streams may wait for their computation at once.
             silence: Watches the streams' callers.
             memory: Regions that callers on this machine register; None where they may not.
         """
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._silence = silence
         self._memory = memory
         self._statistics = ModelStatistics()
@@ -182,52 +184,27 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
-        return self._infer(request, calling(context), context)
+        region = self._region_finder(context)
+        return self._parts()[1].infer(request, calling(context), region, current_call().computed)
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        self._parts()
-        caller, under_way = calling(context), set[ItemUnderWay]()
-
-        def leave_all() -> None:
-            for each in tuple(under_way):
-                each.leave()
-
-        caller.when_gone(leave_all)
-        while True:
-            with self._silence.waiting(context.cancel):
-                request = next(request_iterator, None)
-            if request is None:
-                return
-            item = ItemUnderWay(caller)
-            under_way.add(item)
-            answer = self._answer(request, item.caller(), context)
-            del request  # and with it the input, before the wait for the next one
-            yield answer
-            del answer
-            under_way.discard(item)
-            item.leave()
-
-    def _answer(self, request: InferRequest, caller: Caller, context: grpc.ServicerContext) -> bytes:
-        """Returns the message of a stream that answers a request."""
-        try:
-            response = self._infer(request, caller, context)
-        except Exception as error:
-            told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
-            current_call().refused_item(told)
-            failed = messages.ModelInferResponse(id=request.message.id)
-            return messages.ModelStreamInferResponse(error_message=str(told), infer_response=failed).SerializeToString()
-        response.message.parameters["triton_final_response"].bool_param = True
-        return response.serialize_in_stream()
-
-    def _infer(self, request: InferRequest, caller: Caller, context: grpc.ServicerContext) -> InferResponse:
-        return self._parts()[1].infer(
-            request,
-            caller,
-            lambda name, field: self._shared(context).region(_owner(context), name, field),
-            current_call().computed,
+        inferences = self._parts()[1]
+        # Here, because requests are computed by other threads.
+        call, region = current_call(), self._region_finder(context)
+        work = InferWork(
+            infer=lambda request, caller: inferences.infer(request, caller, region, call.computed),
+            waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
+            idle_s=self._silence.limit_s,
         )
+        for request_id, response in InferStream(work, request_iterator, calling(context), self._pool).answers():
+            yield _stream_message(request_id, response)
+
+    def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
+        """Returns what finds a call's regions of shared memory."""
+        peer, owner = context.peer(), _owner(context)
+        return lambda name, field: self._shared(peer).region(owner, name, field)
 
     # Shared memory
 
@@ -240,14 +217,14 @@ class InferenceService:
         return messages.SystemSharedMemoryStatusResponse(
             regions={
                 each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
-                for each in self._shared(context).regions(_owner(context), request.name)
+                for each in self._shared(context.peer()).regions(_owner(context), request.name)
             }
         )
 
     def SystemSharedMemoryRegister(
         self, request: messages.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
     ) -> messages.SystemSharedMemoryRegisterResponse:
-        self._shared(context).register(
+        self._shared(context.peer()).register(
             _owner(context), user_of(context.peer()), request.name, request.key, request.offset, request.byte_size
         )
         return messages.SystemSharedMemoryRegisterResponse()
@@ -277,9 +254,9 @@ class InferenceService:
     ) -> messages.CudaSharedMemoryUnregisterResponse:
         return messages.CudaSharedMemoryUnregisterResponse()
 
-    def _shared(self, context: grpc.ServicerContext) -> SystemMemory:
+    def _shared(self, peer: str) -> SystemMemory:
         """Returns the regions, for a caller on this machine."""
-        if self._memory is None or not is_local(context.peer()):
+        if self._memory is None or not is_local(peer):
             where = "none is shared (--shared-memory)" if self._memory is None else "you are not on its machine"
             text = f"Expected tensors in the message. Received shared memory, of which this server takes none: {where}."
             raise UnimplementedError(text)
@@ -300,6 +277,20 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
             parse = getattr(messages, method.input_type.name).FromString
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
+    """Returns the message of a stream that answers a request."""
+    try:
+        answer = response.result()
+    except Exception as error:
+        del response  # which has the error, in whose traceback this frame is
+        told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
+        current_call().refused_item(told)
+        failed = messages.ModelInferResponse(id=request_id)
+        return messages.ModelStreamInferResponse(error_message=str(told), infer_response=failed).SerializeToString()
+    answer.message.parameters["triton_final_response"].bool_param = True
+    return answer.serialize_in_stream()
 
 
 def _versions(models: LayerModels, name: str) -> list[str]:
