@@ -4,13 +4,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+TRITONCLIENT := .venv-tritonclient/installed
+KSERVE := .venv-kserve/installed
 
-.PHONY: demo test lint stubs breaking agreement bench gpu constraints clean
+.PHONY: demo test lint stubs breaking agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED) lint
+test: $(INSTALLED) $(TRITONCLIENT) lint
 	$(BIN)/pytest -n 2
 
 lint: $(INSTALLED)
@@ -31,6 +33,10 @@ breaking: $(INSTALLED)
 agreement: $(INSTALLED)
 	$(BIN)/python tests/agreement.py
 
+# KServe's own client calls a server: half a gigabyte is installed, once.
+kserve: $(INSTALLED) $(KSERVE)
+	$(BIN)/python -m tests.kserve_client .venv-kserve/bin/python
+
 # The service beside other servers: make bench PEERS=path/to/the/kit [BENCH="--quick hand_raw"]. Up to an hour.
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.bench.peers --kit "$(PEERS)" $(BENCH)
@@ -46,6 +52,20 @@ $(INSTALLED): pyproject.toml .ci/constraints.txt
 	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,zarr,dev]'
 	@touch $@
 
+# Triton's own client by itself, as its users have it: it bounds protobuf and ml_dtypes below those of .venv, and finds
+# nothing of ours.
+$(TRITONCLIENT): .ci/tritonclient-constraints.txt
+	@echo "== setting up .venv-tritonclient (once; some seconds) =="
+	$(PYTHON) -m venv .venv-tritonclient
+	.venv-tritonclient/bin/pip install --disable-pip-version-check -q -c $< 'tritonclient[grpc]'
+	@touch $@
+
+$(KSERVE):
+	@echo "== setting up .venv-kserve (once; some minutes) =="
+	$(PYTHON) -m venv .venv-kserve
+	.venv-kserve/bin/pip install --disable-pip-version-check -q kserve==0.21.0
+	@touch $@
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -53,6 +73,10 @@ constraints:
 	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,zarr,dev]'
 	.venv-constraints/bin/pip freeze --exclude convserve > .ci/constraints.txt
 	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/pip install --disable-pip-version-check -q 'tritonclient[grpc]'
+	.venv-constraints/bin/pip freeze > .ci/tritonclient-constraints.txt
+	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv demo-output dist
+	rm -rf .venv .venv-tritonclient .venv-kserve demo-output dist

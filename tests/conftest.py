@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import convserve
+from tests.tritonclient_process import KINDS, TritonClient, triton_client
 
 # A developer's own token: clients would show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TOKEN", None)
@@ -100,3 +101,10 @@ def sharing_server() -> Iterator[RunningServer]:
         yield running
         assert running.process.poll() is None, f"the server died during the tests:\n{running.log.read_text()}"
         assert running.stop() == 0
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def triton(request: pytest.FixtureRequest, sharing_server: RunningServer) -> Iterator[TritonClient]:
+    """Triton's own client, blocking and awaited, of the server that shares memory."""
+    with triton_client(request.param, sharing_server.target) as connected:
+        yield connected

@@ -50,6 +50,8 @@ def _part(name: str, found: Results) -> str:
     renderer, source = {
         "headline": (tables.headline, "peers"),
         "targets": (tables.targets, "peers"),
+        "open_inference": (tables.open_inference, "open_inference"),
+        "perf_analyzer": (tables.perf_analyzer, "perf_analyzer"),
         "peers": (tables.peers, "peers"),
         "memory": (tables.memory, "memory"),
         "memory_shared": (tables.memory, "memory_shared"),

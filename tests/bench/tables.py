@@ -13,7 +13,10 @@ PEERS = {
     "convserve_peer": "**convserve, gRPC**",
     "inproc_tf": "the layer in process, again",
     "inproc_keras": "an eager Keras layer in process",
+    "open_inference_shm_peer": "**convserve, tritonclient with system shared memory**",
+    "open_inference_peer": "**convserve, tritonclient**",
     "triton_backend": "NVIDIA Triton, Python backend",
+    "triton_shm_peer": "NVIDIA Triton, Python backend, system shared memory",
     "triton_pytriton": "NVIDIA PyTriton",
     "hand_raw": "hand-written grpcio, bytes",
     "hand_float": "hand-written grpcio, repeated float",
@@ -34,6 +37,12 @@ TARGETS = {
 }  # fmt: skip
 """What is aimed at, as multiples of the layer in process: over gRPC and through shared memory."""
 _WAYS = ("convserve_peer", "convserve_shm_peer")
+BESIDE_TRITON = {
+    "w1c1": (1.0, None), "w1c8": (2.0, None), "w2c1": (1.0, 0.8), "w2c8": (1.0, None), "w3c1": (1.0, 0.8),
+    "w3c8": (1.0, None), "w4c1": (1.0, 0.8), "w5c1": (1.0, 0.8),
+}  # fmt: skip
+"""What is aimed at, as multiples of Triton's own server: over gRPC and through system shared memory."""
+_OPEN_INFERENCE_WAYS = (("open_inference_peer", "triton_backend"), ("open_inference_shm_peer", "triton_shm_peer"))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -109,14 +118,7 @@ def targets(result: Result) -> str:
         row = [_CELLS[cell]]
         for name, aim in zip(_WAYS, aims, strict=True):
             reached = median_of(runs[name], cell, "ratio")
-            if reached is None:
-                row += [f"{aim:g}", "-"]
-            else:
-                met = reached >= aim if cell.endswith("c8") else reached <= aim
-                row += [
-                    f"{'>=' if cell.endswith('c8') else '<='} {aim:g}",
-                    f"{short(reached)}{'' if met else ' (missed)'}",
-                ]
+            row += [_aim(cell, aim), "-" if reached is None else f"{short(reached)}{_missed(cell, reached, aim)}"]
         rows.append(row)
     head = [
         "multiple of the layer in process",
@@ -126,6 +128,39 @@ def targets(result: Result) -> str:
         "shared memory, reached",
     ]
     return table(head, rows)
+
+
+def open_inference(result: Result) -> str:
+    """Returns what Triton's client measures of convserve and of Triton's own server, after what was aimed at."""
+    return f"{beside_triton(result)}\n\n{peers(result)}"
+
+
+def beside_triton(result: Result) -> str:
+    """Returns what Triton's client measures of convserve as multiples of Triton's own server, and what was aimed at."""
+    rows = []
+    for cell, aims in BESIDE_TRITON.items():
+        row = [_CELLS[cell]]
+        for pair, aim in zip(_OPEN_INFERENCE_WAYS, aims, strict=True):
+            ours, theirs = (
+                median_of([each for each in result["results"] if each["peer"] == name], cell, "ratio") for name in pair
+            )
+            reached = None if ours is None or theirs is None else ours / theirs
+            row += [_aim(cell, aim), "-" if reached is None else f"{short(reached)}{_missed(cell, reached, aim)}"]
+        rows.append(row)
+    head = ["gRPC, aim", "gRPC, reached", "system shared memory, aim", "system shared memory, reached"]
+    return table(["multiple of NVIDIA Triton", *head], rows)
+
+
+def perf_analyzer(result: Result) -> str:
+    """Returns the table of `perf_analyzer`."""
+    keys = ("network_us", "queue_us", "compute_input_us", "compute_infer_us", "compute_output_us")
+    rows = [
+        [f"{each['layer'].upper()}, {each['what']}", short(each["samples_per_s"]), short(each["p50_us"] / 1e3)]
+        + [f"{each[key]:,.0f}" for key in keys]
+        for each in result["runs"]
+    ]
+    head = ["samples/s", "p50, ms", "on the way, us", "queue, us", "input, us", "compute, us", "output, us"]
+    return f"{table(['perf_analyzer', *head], rows)}\n\n{provenance(result)}"
 
 
 def memory(result: Result) -> str:
@@ -218,6 +253,15 @@ def _greatest_difference(runs: Sequence[Result]) -> str:
 def _start(runs: Sequence[Result]) -> str:
     starts = [run["start_s"] for run in runs if "start_s" in run]
     return short(statistics.median(starts)) if starts else "-"
+
+
+def _aim(cell: str, aim: float | None) -> str:
+    return "" if aim is None else f"{'>=' if cell.endswith('c8') else '<='} {aim:g}"
+
+
+def _missed(cell: str, reached: float, aim: float | None) -> str:
+    met = aim is None or (reached >= aim if cell.endswith("c8") else reached <= aim)
+    return "" if met else " (missed)"
 
 
 def short(value: float) -> str:

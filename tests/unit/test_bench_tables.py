@@ -38,6 +38,28 @@ def test_a_peer_that_answers_wrong_or_fails_is_seen():
     assert "* mosec (HTTP, msgpack): RuntimeError: no" in text
 
 
+def test_what_tritons_client_measures_is_a_multiple_of_tritons_own_server():
+    results = [
+        run("open_inference_peer", 2.0),
+        run("triton_backend", 4.0),
+        run("open_inference_shm_peer", 2.0),
+        run("triton_shm_peer", 2.0, w2c1={"ratio": 3.0}),
+    ]
+    results[2] |= {"w2c1": {"ratio": 2.7}}
+    found = rows(tables.beside_triton(HEAD | {"results": results}))
+    assert ["W1 latency", "<= 1", "0.50", "", "1.00"] in found
+    assert ["W1 rate of 8", ">= 2", "0.50 (missed)", "", "1.00"] in found
+    assert ["W2 latency", "<= 1", "-", "<= 0.8", "0.90 (missed)"] in found
+    assert tables.beside_triton(HEAD | {"results": results}) in tables.open_inference(HEAD | {"results": results})
+
+
+def test_what_perf_analyzer_says_has_a_line_for_each_run():
+    figures = {"samples_per_s": 400.0, "p50_us": 2500.0, "network_us": 900.0, "queue_us": 60.0}
+    figures |= {"compute_input_us": 20.0, "compute_infer_us": 700.0, "compute_output_us": 30.0}
+    text = tables.perf_analyzer(HEAD | {"runs": [{"layer": "w1", "what": "8 at once"} | figures]})
+    assert ["W1, 8 at once", "400", "2.50", "900", "60", "20", "700", "30"] in rows(text)
+
+
 def test_memory_has_a_table_for_each_part_that_was_measured():
     growth = [
         {"what": "small", "calls": 100_000, "sides": [
