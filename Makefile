@@ -21,7 +21,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
 
-# Writes client/convserve/v1 again after a change of the contract.
+# Writes the stubs again after a change of the contract, or of the other protocol's messages.
 stubs: $(INSTALLED)
 	$(BIN)/python proto/generate.py
 

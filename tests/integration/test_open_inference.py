@@ -406,6 +406,7 @@ WRONG = {
     "output twice": (raw_request("inference/first", [Output(name="y")] * 2, x=X), "INVALID_REQUEST", "outputs"),
     "output dtype": (raw_request("inference/first", parameters={"output_dtype": "INT8"}, x=X), "INVALID_TENSOR",
                      "parameters.output_dtype"),
+    "long chain": (raw_request("a," * 2000, x=X), "INVALID_REQUEST", "model_name"),
     "no kernel": (raw_request("conv2d", x=X), "INVALID_REQUEST", "inputs"),
     "kernel": (raw_request("conv2d", x=X, kernel=KERNEL[:, :, :2]), "INVALID_WEIGHTS", "inputs.kernel"),
     "bias": (raw_request("conv2d", x=X, kernel=KERNEL, bias=KERNEL[0, 0, 0, :2]), "INVALID_WEIGHTS", "inputs.bias"),

@@ -25,7 +25,13 @@ from convserve_server.layer_keeper import LayerKeeper, StoredLayer
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferStream, InferWork
 from convserve_server.open_inference.inference import FindRegion, Inferences
-from convserve_server.open_inference.layer_models import SEPARATOR, STATELESS, LayerModels, check_stateless_version
+from convserve_server.open_inference.layer_models import (
+    SEPARATOR,
+    STATELESS,
+    LayerModels,
+    check_stateless_version,
+    names_of,
+)
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import SystemMemory, user_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -308,7 +314,7 @@ def _owner(context: grpc.ServicerContext) -> str:
 
 def _names(model: str) -> list[str]:
     """Returns the names of a model's layers."""
-    return [] if model == STATELESS else model.split(SEPARATOR)
+    return [] if model == STATELESS else names_of(model)
 
 
 def _check_repository(name: str) -> None:

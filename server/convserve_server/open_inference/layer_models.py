@@ -14,6 +14,8 @@ STATELESS = "conv2d"
 """The model whose kernel comes with the request. A layer stored under this name is none."""
 SEPARATOR = ","
 """Between the names of a chain; no layer's name has one."""
+MOST_LAYERS = 1000
+"""In a chain, whatever the server's --max-layers-per-call."""
 _ONLY = "1"  # the stateless model's version
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
@@ -69,7 +71,7 @@ class LayerModels:
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
         number = version_number(version, field)
-        known = [self._keeper.versions(each) for each in name.split(SEPARATOR)]
+        known = [self._keeper.versions(each) for each in names_of(name)]
         latest = _latest(known)
         digests = tuple(each.digest for each in known)
         if number is not None and number != latest:
@@ -111,7 +113,7 @@ class LayerModels:
         """
         if name == STATELESS:
             return [_ONLY]
-        return self._callable(name, [self._keeper.versions(each) for each in name.split(SEPARATOR)])
+        return self._callable(name, [self._keeper.versions(each) for each in names_of(name)])
 
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
@@ -141,8 +143,21 @@ class LayerModels:
         return LayerNotFoundError(text, layer=name, by_name=True)
 
     def _gone(self, model: LayerModel) -> LayerNotFoundError:
-        known = [self._keeper.versions(each) for each in model.name.split(SEPARATOR)]
+        known = [self._keeper.versions(each) for each in names_of(model.name)]
         return self._no_version(model.name, known, int(model.version))
+
+
+def names_of(model: str) -> list[str]:
+    """Returns the names of a model's layers, in order.
+
+    Raises:
+        InvalidRequestError: If there are more than any call has, so that nobody keeps the server busy looking them up.
+    """
+    names = model.split(SEPARATOR, MOST_LAYERS)
+    if len(names) > MOST_LAYERS:
+        text = f"Expected a chain of at most {MOST_LAYERS} layers. Received a longer one."
+        raise InvalidRequestError(FieldViolation("model_name", text))
+    return names
 
 
 def version_number(version: str, field: str) -> int | None:
