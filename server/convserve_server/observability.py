@@ -45,7 +45,7 @@ class Observability:
             log_handler: Writes the log.
 
         Raises:
-            SettingsError: If the metrics' address cannot be listened on.
+            SettingsError: If the metrics' address cannot be listened on, or OpenTelemetry does not take its variables.
         """
         self.metrics_url = ""
         self._open: list[_Closable] = []
@@ -99,7 +99,11 @@ def _tracing() -> Tracing | None:
         return None
     try:
         from convserve_server.tracing import Tracing
+
+        return Tracing()
     except ModuleNotFoundError:
         log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", " or ".join(_ENDPOINTS))
         return None
-    return Tracing()
+    except Exception as error:
+        text = f"OTEL_*: Expected variables as OpenTelemetry takes them. Received one that it does not take: {error}."
+        raise SettingsError(text) from error

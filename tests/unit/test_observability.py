@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from convserve_server.observability import Observability, wants_spans
-from convserve_server.settings import Settings
+from convserve_server.settings import Settings, SettingsError
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4317"}
 
@@ -34,6 +34,14 @@ def test_spans_that_are_wanted_without_their_packages_are_warned_of(monkeypatch,
         Observability(Settings(), [], logging.NullHandler()).close()
     (record,) = caplog.records
     assert "pip install 'convserve[tracing]'" in record.getMessage()
+
+
+@pytest.mark.parametrize(("name", "value"), [("OTLP_TIMEOUT", "soon"), ("OTLP_COMPRESSION", "zip")])
+def test_a_variable_that_opentelemetry_does_not_take_is_told_in_one_line(monkeypatch, name, value):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:4317")
+    monkeypatch.setenv(f"OTEL_EXPORTER_{name}", value)
+    with pytest.raises(SettingsError, match=rf"^OTEL_\*: Expected .* Received .*{value}.*\.$"):
+        Observability(Settings(), [], logging.NullHandler())
 
 
 def test_nothing_is_loaded_that_is_not_asked_for(monkeypatch):
