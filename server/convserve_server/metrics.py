@@ -206,13 +206,11 @@ class _Server(ThreadingWSGIServer):
         if self._room.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
-            self.shutdown_request(request)
+            super().shutdown_request(request)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
+    def shutdown_request(self, request: Any) -> None:  # however it ended, also before it had a thread
+        self._room.release()
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
         log.debug("metrics were not fetched by %s", client_address[0], exc_info=True)

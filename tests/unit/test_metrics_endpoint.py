@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import threading
 from contextlib import ExitStack, closing
 
 import pytest
@@ -46,6 +47,18 @@ def test_who_says_nothing_is_sent_away_and_further_ones_at_once(endpoint):
         assert not is_served(endpoint)
         assert first.recv(1) == second.recv(1) == b""
         assert eventually(lambda: is_served(endpoint))
+
+
+def test_what_had_no_thread_takes_no_place(endpoint, monkeypatch):
+    def none(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", none)
+        for _ in range(3):
+            with connected(endpoint) as refused:
+                assert refused.recv(1) == b""
+    assert is_served(endpoint)
 
 
 def test_who_breaks_off_is_no_line_of_the_log(endpoint, capfd):
