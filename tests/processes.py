@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,12 @@ def status(pid: int, name: str) -> int:
     found = re.search(rf"^{name}:\s+(\d+)( kB)?$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert found, name
     return int(found[1]) * (1024 if found[2] else 1)
+
+
+def processor_s(pid: int) -> float:
+    """Returns how many seconds of a processor a process has had, in all its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def forget_peak(pid: int) -> None:

@@ -44,7 +44,7 @@ class TensorPath:
         """
         deadline = _rpc.Deadline(timeout)
         if _sharing.is_worth_sharing(request):
-            self.connect(None, timeout)
+            self.connect(None, timeout, calls)
             shared = self._sharing.placed(request)
             if shared is not None:
                 with shared:
@@ -74,7 +74,7 @@ class TensorPath:
             accepted.cancel()
             call.cancel()  # for when an item failed; after the end it does nothing
 
-    def connect(self, _: None, timeout: float) -> None:
+    def connect(self, _: None, timeout: float, calls: Calls | None = None) -> None:
         """Shares memory with the server, if that is to be tried now.
 
         Raises:
@@ -83,7 +83,7 @@ class TensorPath:
         if self._sharing.is_to_connect():
             request = convolution_service_pb2.GetServerInfoRequest()
             with self._sharing.asking():
-                answer = self._stub.GetServerInfo(request, timeout=timeout)
+                answer = _answer(self._stub.GetServerInfo, request, _rpc.Deadline(timeout), calls)
                 self._sharing.connect(answer.server_info)
 
     def empty(self, shape: Shape, dtype: Any) -> Array:

@@ -1,7 +1,8 @@
 """A pipeline: `client.map` beside the same work in a plain tf.data loop of this process, and what small items gain.
 
 Photographs: crops of 224x224x3, uint8, through ResNet's first layer, one at a time, shared memory allowed. Both sides
-take turns of some hundred items each, and the ratio is that of neighbouring turns. The resident memory of this process
+take turns of some hundred items each, and the ratio is that of neighbouring turns; on a machine that does other things
+too, the processor time that an item takes (of both processes together) says more. The resident memory of this process
 and of the server is read after each turn. Small items: the workload W1, sent together and each by itself.
 
 Linux: it reads /proc. The exit status is 1 if an output is wrong, or memory grew.
@@ -23,7 +24,7 @@ from convserve import pipeline
 from convserve.bench.workloads import with_weights
 from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
-from tests.processes import status
+from tests.processes import processor_s, status
 
 MOST_GROWTH_BYTES = 64_000_000
 _SIDE = 224
@@ -124,10 +125,17 @@ def _photographs(
     pairs = zip(mapped(first), in_process(first), strict=True)
     wrong = sum(not np.allclose(ours, theirs, rtol=1e-4, atol=1e-3) for ours, theirs in pairs)
     turns: list[dict[str, Any]] = []
+
+    def processors_s() -> float:
+        return processor_s(os.getpid()) + processor_s(server.process.pid)
+
     for begin in range(0, items, per_turn):
         numbers = range(begin, min(begin + per_turn, items))
+        before = processors_s()
         seconds, ours = _timed(mapped(numbers))
+        between = processors_s()
         theirs_seconds, theirs = _timed(in_process(numbers))
+        after = processors_s()
         wrong += sum(abs(a - b) > 1e-3 + 1e-4 * abs(b) for a, b in zip(ours, theirs, strict=True))
         turns.append(
             {
@@ -135,6 +143,8 @@ def _photographs(
                 "per_s": round(len(numbers) / seconds, 1),
                 "in_process_per_s": round(len(numbers) / theirs_seconds, 1),
                 "ratio": round(theirs_seconds / seconds, 3),
+                "processor_ms": round((between - before) * 1e3 / len(numbers), 2),
+                "in_process_processor_ms": round((after - between) * 1e3 / len(numbers), 2),
                 "bytes": status(os.getpid(), "VmRSS"),
                 "server_bytes": status(server.process.pid, "VmRSS"),
             }
@@ -197,10 +207,12 @@ def _shown(result: dict[str, Any]) -> str:
     photographs, small = result["photographs"], result["small"]
     rows = [
         [f"{each['items']}", f"{each['per_s']:.0f}", f"{each['in_process_per_s']:.0f}", f"{each['ratio']:.2f}",
+         f"{each['processor_ms']:.1f}", f"{each['in_process_processor_ms']:.1f}",
          f"{each['bytes'] / 1e6:.0f}", f"{each['server_bytes'] / 1e6:.0f}"]
         for each in photographs["turns"]
     ]  # fmt: skip
-    head = ["photographs", "map, items/s", "tf.data, items/s", "ratio", "this process, MB", "server, MB"]
+    head = ["photographs", "map, items/s", "tf.data, items/s", "ratio", "processor, ms", "tf.data, ms",
+            "this process, MB", "server, MB"]  # fmt: skip
     return "\n".join(
         [
             tables.table(head, rows),
