@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convserve.batch import outputs as outputs_module
 from convserve.batch.outputs import FORMATS, UNFINISHED, OutputFolder
 
 Y = np.random.default_rng(0).random((7, 5, 4, 3), dtype=np.float32)
@@ -107,20 +107,17 @@ def test_a_torn_unfinished_file_is_not_gone_on_with(tmp_path: Path) -> None:
     assert not outputs.has_begun("y", Y.shape, "float32")
 
 
-def test_a_disk_that_takes_no_more_leaves_what_was_there(
-    outputs: OutputFolder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_takes_no_more_leaves_what_was_there(outputs: OutputFolder) -> None:
     outputs.write("y", Y)
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(outputs_module.os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            outputs.write("y", np.zeros((9, 9, 1), np.float32))
-        with pytest.raises(OSError, match="No space left"):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            outputs.write("y", np.zeros((90, 90, 1), np.float64))
+        with pytest.raises(OSError, match="File too large"):
             outputs.write("z", Y)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     np.testing.assert_array_equal(read(outputs.path("y")), Y)
     assert outputs.size("z") is None
     assert files(outputs.folder / UNFINISHED) == []

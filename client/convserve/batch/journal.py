@@ -1,8 +1,8 @@
 """What is done, in a file of one JSON object per line to which lines are only added.
 
-A line is written after what it tells is on the disk, so what it tells is true whenever the run ends; what happened
-without a line is done again. The first line says what the run is, and a run with another layer or other options is
-refused.
+A line is written after what it tells has happened, so what it tells is true whenever the run is killed; what happened
+without a line is done again, and so is an output that has not the size that its line says. The first line says what the
+run is, and a run with another layer or other options is refused.
 
     {"format": 1, "folder": "/photos", "layers": ["3f1b..."], "options": {"format": "npy", ...}}
     {"done": "a/1.jpg", "stamp": "48213:17...", "output": "a/1", "size": 1728128}

@@ -1,4 +1,9 @@
-"""Outputs on the disk: each is there as a whole, or not at all."""
+"""Outputs on the disk: each is there as a whole, or not at all.
+
+A file that is written at once is not waited for until it is on the disk, which would cost more than the computation.
+It is complete when it gets its name, whoever is killed; after a power failure it may be shorter than the journal says,
+and is then written again. What is written in parts has its full size from the start, so each part is waited for.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +40,7 @@ class Format(Protocol):
     parts_suffix: str
 
     def save(self, path: Path, array: Array) -> None:
-        """Writes an array, durably."""
+        """Writes an array as a whole."""
 
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
         """Makes an array to be written in parts of so many rows."""
@@ -52,7 +57,7 @@ class _Npy:
 
     def save(self, path: Path, array: Array) -> None:
         ordered = np.ascontiguousarray(array)
-        with _durable(path) as file:
+        with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
             file.write(ordered.data.cast("B"))  # numpy.save does not say why a disk takes no more
 
@@ -79,7 +84,7 @@ class _Npz(_Npy):
     suffix = ".npz"
 
     def save(self, path: Path, array: Array) -> None:
-        with _durable(path) as file:
+        with path.open("wb") as file:
             np.savez_compressed(file, allow_pickle=False, **{_MEMBER: array})
 
     def finish(self, parts: Path, path: Path) -> None:
