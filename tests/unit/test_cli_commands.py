@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import convserve
-from convserve import cli
+from convserve import amounts, cli
 from convserve.cli import health, report
 from convserve.cli.failures import told
 
@@ -185,10 +185,10 @@ def test_fields_that_no_flag_gives_keep_their_name():
 
 
 def test_amounts_are_readable():
-    assert report.bytes_text(999) == "999 bytes"
-    assert report.bytes_text(368_640_000) == "368.6 MB"
-    assert report.flops_text(5_035_000_000) == "5.035 GFLOP"
-    assert [report.duration_text(each) for each in (7, 12_345, 2_310_000)] == ["7 us", "12.3 ms", "2.31 s"]
+    assert amounts.bytes_text(999) == "999 bytes"
+    assert amounts.bytes_text(368_640_000) == "368.6 MB"
+    assert amounts.flops_text(5_035_000_000) == "5.035 GFLOP"
+    assert [amounts.duration_text(each) for each in (7, 12_345, 2_310_000)] == ["7 us", "12.3 ms", "2.31 s"]
 
 
 def test_json_has_no_nan(capsys):
