@@ -241,15 +241,18 @@ def test_who_leaves_in_the_middle_leaves_no_thread(client: Client) -> None:
 
 def test_calls_under_way_end_with_the_generator() -> None:
     with running_server() as server, Client(server.target) as client:
-        outputs = client.map(LAYER, itertools.repeat(SMALL[0]), max_bytes=24_000)
-        next(outputs)
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            for _ in range(3):
-                next(outputs)  # what was there
+        assert len(list(client.map(LAYER, SMALL))) == len(SMALL)
+
+        def inputs() -> Iterator[Any]:
+            server.process.send_signal(signal.SIGSTOP)
+            yield from SMALL  # which nobody answers
             assert senders()
-            began = time.monotonic()
-            outputs.close()
+            raise KeyboardInterrupt
+
+        began = time.monotonic()
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                next(client.map(LAYER, inputs()))
             assert time.monotonic() - began < 30  # of the 60 seconds that a call may take
             assert not senders()
         finally:
