@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import running_server
+from tests.processes import status
 from tests.raw_calls import checked
 from tests.raw_inference import (
     DATATYPES,
@@ -24,6 +25,7 @@ from tests.raw_inference import (
     raw_request,
 )
 from tests.scrapes import Meter
+from tests.waiting import eventually
 
 import convserve
 from convserve import Client, Conv2D
@@ -525,3 +527,23 @@ def test_metrics_count_its_calls():
         assert found["convserve_input_bytes_total", infer] == X.nbytes
         assert found["convserve_received_bytes_total", infer] == request.ByteSize() + wrong.ByteSize()
         assert found["convserve_sent_bytes_total", infer] == answer.ByteSize()
+
+
+def test_a_stream_that_waits_keeps_no_tensor():
+    """Each of them, and each message that one travels in, is a tenth of a gigabyte."""
+    small, large = (raw_request("one", x=np.ones((1, size, size, 1), "f4")) for size in (1, 5000))
+    kept, asked = [], queue.SimpleQueue()
+    with (
+        running_server("--no-keep-memory") as running,
+        Client(running.target) as client,
+        inference_caller(running.target) as caller,
+    ):
+        client.put(CONV2D.replace(filters=1, kernel_size=1), kernel=np.ones((1, 1, 1, 1), "f4"), name="one")
+        stream = caller.stream(iter(asked.get, None))
+        for request in (large, large, small, large):
+            asked.put(request)
+            assert not next(stream).error_message
+            kept.append(status(running.process.pid, "VmRSS"))
+        eventually(lambda: status(running.process.pid, "VmRSS") < kept[2] + large.ByteSize(), seconds=10)
+        asked.put(None)
+        assert not list(stream)

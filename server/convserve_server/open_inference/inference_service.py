@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -204,8 +205,10 @@ class InferenceService:
             waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
             idle_s=self._silence.limit_s,
         )
-        for request_id, response in InferStream(work, request_iterator, calling(context), self._pool).answers():
-            yield _stream_message(request_id, response)
+        # No loop, which would keep the last response while it waits for the next.
+        return itertools.starmap(
+            _stream_message, InferStream(work, request_iterator, calling(context), self._pool).answers()
+        )
 
     def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
         """Returns what finds a call's regions of shared memory."""
