@@ -91,10 +91,13 @@ class CallInterceptor(grpc.ServerInterceptor):
                 fetched()
             return answer
 
+        def boxed(answer: Any) -> list[Any]:
+            # A list, which gRPC empties: it, and the loop below, would keep the last answer and wait for the next.
+            return [serialize(answer)]
+
         def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                # Each in a list that gRPC empties: it and this loop would keep the last one while they wait for the next.
-                for answer in map(lambda each: [serialize(each)], inner(request, context)):
+                for answer in map(boxed, inner(request, context)):
                     with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
                         yield answer
 

@@ -34,7 +34,7 @@ from convserve_server.open_inference.layer_models import (
     names_of,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import SystemMemory, user_of
+from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
@@ -57,6 +57,7 @@ class InferenceService:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._silence = silence
         self._memory = memory
+        self._users = PeerUsers()
         self._statistics = ModelStatistics()
         self._opened: tuple[LayerModels, Inferences, LayerKeeper] | None = None
         self._is_leaving = False
@@ -212,8 +213,13 @@ class InferenceService:
 
     def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
         """Returns what finds a call's regions of shared memory."""
-        peer, owner = context.peer(), _owner(context)
-        return lambda name, field: self._shared(peer).region(owner, name, field)
+        # Who showed a token is known to this thread alone.
+        peer, shown_name = context.peer(), _shown_name(context)
+        return lambda name, field: self._shared(peer).region(self._owner(peer, shown_name), name, field)
+
+    def _owner(self, peer: str, shown_name: str) -> str:
+        """Returns whose regions a call may use: its caller's where it showed who it is, else its user's."""
+        return shown_name or f"user:{self._users.of(peer)}"
 
     # Shared memory
 
@@ -222,27 +228,29 @@ class InferenceService:
     ) -> messages.SystemSharedMemoryStatusResponse:
         if self._memory is None and not request.name:
             return messages.SystemSharedMemoryStatusResponse()
-        status = messages.SystemSharedMemoryStatusResponse.RegionStatus
+        peer, status = context.peer(), messages.SystemSharedMemoryStatusResponse.RegionStatus
         return messages.SystemSharedMemoryStatusResponse(
             regions={
                 each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
-                for each in self._shared(context.peer()).regions(_owner(context), request.name)
+                for each in self._shared(peer).regions(self._owner(peer, _shown_name(context)), request.name)
             }
         )
 
     def SystemSharedMemoryRegister(
         self, request: messages.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
     ) -> messages.SystemSharedMemoryRegisterResponse:
-        self._shared(context.peer()).register(
-            _owner(context), user_of(context.peer()), request.name, request.key, request.offset, request.byte_size
-        )
+        peer = context.peer()
+        memory, user = self._shared(peer), self._users.of(peer)
+        owner = self._owner(peer, _shown_name(context))
+        memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(
         self, request: messages.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
     ) -> messages.SystemSharedMemoryUnregisterResponse:
-        if self._memory is not None and is_local(context.peer()):
-            self._memory.unregister(_owner(context), request.name)
+        peer = context.peer()
+        if self._memory is not None and is_local(peer):
+            self._memory.unregister(self._owner(peer, _shown_name(context)), request.name)
         return messages.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryStatus(
@@ -309,8 +317,8 @@ def _versions(models: LayerModels, name: str) -> list[str]:
         return []
 
 
-def _owner(context: grpc.ServicerContext) -> str:
-    """Returns whose regions a call may use: its caller's where it showed who it is, else all strangers'."""
+def _shown_name(context: grpc.ServicerContext) -> str:
+    """Returns the name of a caller that showed who it is, or nothing."""
     name = caller_of(context)
     return name if name.startswith(("token:", "certificate:")) else ""
 
