@@ -276,6 +276,11 @@ def test_loading_pins_and_unloading_unpins(tmp_path):
         caller.call("RepositoryModelLoad", model_name="conv2d")
         refused(lambda: caller.call("RepositoryModelLoad", model_name="b"), NOT_FOUND, "LAYER_NOT_FOUND")
         refused(lambda: caller.call("RepositoryModelUnload", model_name="b"), NOT_FOUND, "LAYER_NOT_FOUND")
+        # Of a chain all or nothing is pinned.
+        refused(lambda: caller.call("RepositoryModelLoad", model_name="a,b"), NOT_FOUND, "LAYER_NOT_FOUND")
+        for number in (1, 2):
+            client.put(config, kernel=kernels[number], name="a")
+        assert index(caller)["a"] == ["2", "3", "5", "6"]  # 4 was evicted
         refused(lambda: caller.call("RepositoryModelLoad", model_name="a", repository_name="other"))
         strange = {"config": messages.ModelRepositoryParameter(string_param="{}")}
         refused(lambda: caller.call("RepositoryModelLoad", model_name="a", parameters=strange))
@@ -418,6 +423,8 @@ WRONG = {
                         "parameters.strides"),
     "no JSON": (raw_request("conv2d", parameters={"strides": "[2,"}, x=X, kernel=KERNEL), "INVALID_REQUEST",
                 "parameters.strides"),
+    "long JSON": (raw_request("conv2d", parameters={"strides": f"[{'[],' * 10**5}1]"}, x=X, kernel=KERNEL),
+                  "INVALID_REQUEST", "parameters.strides"),
     "deep JSON": (raw_request("conv2d", parameters={"strides": "[" * 10**5}, x=X, kernel=KERNEL), "INVALID_REQUEST",
                   "parameters.strides"),
 }  # fmt: skip

@@ -173,8 +173,10 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        keeper = self._parts()[2]
-        for name in _names(request.model_name):
+        keeper, names = self._parts()[2], _names(request.model_name)
+        for name in names:
+            keeper.describe(name)  # which raises for one that is not stored, before any is pinned
+        for name in names:
             keeper.pin(name)
         return messages.RepositoryModelLoadResponse()
 
@@ -183,9 +185,10 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        keeper = self._parts()[2]
-        for name in _names(request.model_name):
-            keeper.versions(name)  # which raises for one that is not known
+        keeper, names = self._parts()[2], _names(request.model_name)
+        for name in names:
+            keeper.versions(name)  # which raises for one that is not known, before any is unpinned
+        for name in names:
             keeper.unpin(name)
         return messages.RepositoryModelUnloadResponse()
 
