@@ -101,6 +101,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                     with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
                         yield answer
 
+        behaviour: Any
         make, behaviour, fetch = {
             False: (grpc.stream_unary_rpc_method_handler, one_answer, None),
             True: (grpc.stream_stream_rpc_method_handler, many_answers, list.pop),

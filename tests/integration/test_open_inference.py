@@ -554,3 +554,12 @@ def test_a_stream_that_waits_keeps_no_tensor():
         eventually(lambda: status(running.process.pid, "VmRSS") < kept[2] + large.ByteSize(), seconds=10)
         asked.put(None)
         assert not list(stream)
+
+
+def test_an_error_in_a_stream_is_as_long_as_a_calls_own(caller):
+    request = raw_request("conv2d", parameters={"s" * 10**6: 2}, x=X, kernel=KERNEL)
+    (answer,) = caller.stream([request])
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.infer(request)
+    assert answer.error_message == caught.value.details()
+    assert 100 < len(answer.error_message) < 2000

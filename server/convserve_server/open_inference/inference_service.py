@@ -18,6 +18,7 @@ from convserve import (
     __version__,
 )
 from convserve.errors import FieldViolation, shown
+from convserve.status import to_status
 from convserve_server.call_record import current_call
 from convserve_server.callers import caller_of, calling, is_local
 from convserve_server.convolver import Convolver
@@ -308,7 +309,8 @@ def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
         told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
         current_call().refused_item(told)
         failed = messages.ModelInferResponse(id=request_id)
-        return messages.ModelStreamInferResponse(error_message=str(told), infer_response=failed).SerializeToString()
+        text = to_status(told).details  # which has a bound, as a call's own
+        return messages.ModelStreamInferResponse(error_message=text, infer_response=failed).SerializeToString()
     answer.message.parameters["triton_final_response"].bool_param = True
     return answer.serialize_in_stream()
 
