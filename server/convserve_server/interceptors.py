@@ -5,6 +5,7 @@ And callers that send as slowly as they like cannot keep the threads that all ot
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import uuid
@@ -90,22 +91,26 @@ class CallInterceptor(grpc.ServerInterceptor):
                 fetched()
             return answer
 
+        def boxed(answer: Any) -> list[Any]:
+            # A list, which gRPC empties: it, and the loop below, would keep the last answer and wait for the next.
+            return [serialize(answer)]
+
         def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                for answer in map(serialize, inner(request, context)):
+                for answer in map(boxed, inner(request, context)):
                     with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
                         yield answer
 
-        make = {
-            False: grpc.stream_unary_rpc_method_handler,
-            True: grpc.stream_stream_rpc_method_handler,
+        behaviour: Any
+        make, behaviour, fetch = {
+            False: (grpc.stream_unary_rpc_method_handler, one_answer, None),
+            True: (grpc.stream_stream_rpc_method_handler, many_answers, list.pop),
         }[handler.response_streaming]
-        behaviour: Any = many_answers if handler.response_streaming else one_answer
         if handler.request_streaming:
             if method not in self._pools:  # of two made at once one is not used
                 self._pools[method] = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
             behaviour.experimental_thread_pool = self._pools[method]
-        return make(behaviour, request_deserializer=None, response_serializer=None)
+        return make(behaviour, request_deserializer=None, response_serializer=fetch)
 
     @contextmanager
     def _request(
@@ -123,7 +128,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         with self._thread_of(method, context):
             # A stream that is answered as it goes knows by itself when it waits for its caller.
             messages = raw if handler.response_streaming else self._silence.watched(raw, end)
-            yield (_parsed(handler, each) for each in messages)
+            yield map(functools.partial(_parsed, handler), messages)  # which keeps none of them
 
     @contextmanager
     def _thread_of(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:

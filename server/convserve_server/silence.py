@@ -61,6 +61,7 @@ class SilenceWatch:
             if request is None:
                 return
             yield request
+            del request  # before the wait for the next one
 
     def _watch(self) -> None:
         while True:

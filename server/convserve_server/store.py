@@ -145,8 +145,8 @@ class LayerStore:
             LayerNotFoundError: If it leads nowhere.
             OverloadedError: If there is no room beside what is pinned already.
         """
-        key = self.digest_of(name)
         with self._disk_lock:
+            key = self.digest_of(name)
             if (layer := self._recalled(key) or self._read(key)) is None:
                 raise not_found(key)
             with self._lock:

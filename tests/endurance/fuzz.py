@@ -5,8 +5,8 @@
 Valid requests of every RPC, and what earlier runs found worth keeping (tests/data/fuzz_corpus.json), are changed at
 random: bits, bytes, lengths, pieces moved, repeated and left out, parts of one put into another; a stream gets several.
 A server of its own gets them over a few connections. After each round it has to be healthy, no larger than before, and
-right. The exit status is 1 if a call hung, a connection broke, the server died or grew, or an INTERNAL error has no id
-that is in the log. --keep adds to the corpus the inputs whose outcome (RPC, status, reason, field) was new.
+right. The exit status is 1 if a call hung, a connection broke, the server died or grew, or it failed by a defect of its
+own. --keep adds to the corpus the inputs whose outcome (RPC, status, reason, field) was new.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import re
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from convserve.v1 import convolution_service_pb2, layer_service_pb2
 from tests.conftest import ROOT, RunningServer, running_server
 from tests.processes import status
 from tests.raw_calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
+from tests.raw_inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
 from tests.raw_streams import image, item, start
 
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
@@ -40,6 +43,10 @@ _ROUND = 2_000
 _CALLERS = 4
 _MOST_GROWTH_BYTES = 300_000_000
 _LONGEST_BYTES = 20_000
+_ALL_RPCS = {rpc.name: rpc for rpc in (*RPCS, *INFERENCE_RPCS)}
+_MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
+_MEMORY_BYTES = 4096
+_FAILED = "Its log has the details under error id"  # what is told of a defect
 _NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
 
 Input = tuple[str, tuple[bytes, ...]]
@@ -87,7 +94,35 @@ def seeds() -> list[Input]:
         "DeleteLayer": [layer_service_pb2.DeleteLayerRequest(layer=stored)],
         "ReadWeights": [layer_service_pb2.ReadWeightsRequest(layer=stored)],
     }
-    return [(rpc.name, tuple(each.SerializeToString() for each in known.get(rpc.name, ())) or (b"",)) for rpc in RPCS]
+    known |= _inference_seeds()
+    return [(name, tuple(each.SerializeToString() for each in known.get(name, ())) or (b"",)) for name in _ALL_RPCS]
+
+
+def _inference_seeds() -> dict[str, list[Message]]:
+    """Returns valid calls of the Open Inference Protocol."""
+    x, kernel = np.arange(4, dtype="<f4").reshape(1, 2, 2, 1), np.ones((1, 1, 1, 1), "<f4")
+    given = {"strides": "[1, 1]", "activation": "relu", "output_dtype": "FP16"}
+    stateless = raw_request("conv2d", parameters=given, x=x, kernel=kernel)
+    typed, shared = raw_request("fuzz", x=x), raw_request("fuzz", [place(Output(name="y"), "fuzz", 16, 64)])
+    del typed.raw_input_contents[:]
+    typed.inputs[0].contents.fp32_contents.extend(range(4))
+    shared.inputs.append(place(Tensor(name="x", datatype="FP32", shape=x.shape), "fuzz", x.nbytes))
+    named = {"name": "fuzz", "version": "1"}
+    region = {"name": "fuzz", "key": f"/{_MEMORY.name}", "offset": 0, "byte_size": _MEMORY_BYTES}
+    return {
+        "ModelReady": [messages.ModelReadyRequest(**named)],
+        "ModelMetadata": [messages.ModelMetadataRequest(**named)],
+        "ModelConfig": [messages.ModelConfigRequest(**named)],
+        "ModelStatistics": [messages.ModelStatisticsRequest(**named)],
+        "RepositoryIndex": [messages.RepositoryIndexRequest(ready=True)],
+        "RepositoryModelLoad": [messages.RepositoryModelLoadRequest(model_name="fuzz")],
+        "RepositoryModelUnload": [messages.RepositoryModelUnloadRequest(model_name="fuzz")],
+        "ModelInfer": [stateless],
+        "ModelStreamInfer": [raw_request("fuzz", x=x), stateless, typed, shared],
+        "SystemSharedMemoryStatus": [messages.SystemSharedMemoryStatusRequest(name="fuzz")],
+        "SystemSharedMemoryRegister": [messages.SystemSharedMemoryRegisterRequest(**region)],
+        "SystemSharedMemoryUnregister": [messages.SystemSharedMemoryUnregisterRequest(name="fuzz")],
+    }
 
 
 def corpus() -> list[Input]:
@@ -151,10 +186,8 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
     found, known = Fuzz(), [*seeds(), *corpus()]
     source = random.Random(seed)
     began = time.monotonic()
-    with (
-        running_server("--max-call-bytes", str(2**26), "--layer-memory-bytes", str(2**26), "--idle-s", "5") as server,
-        ThreadPoolExecutor(_CALLERS) as pool,
-    ):
+    limits = ("--max-call-bytes", str(2**26), "--layer-memory-bytes", str(2**26), "--idle-s", "5")
+    with _memory(), running_server(*limits, "--shared-memory") as server, ThreadPoolExecutor(_CALLERS) as pool:
         size = 0
         while found.inputs < inputs and time.monotonic() < began + seconds and not found.defects:
             number = min(_ROUND, inputs - found.inputs)
@@ -178,14 +211,23 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
     return found
 
 
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Makes the shared memory that is registered."""
+    _MEMORY.write_bytes(bytes(_MEMORY_BYTES))
+    try:
+        yield
+    finally:
+        _MEMORY.unlink(missing_ok=True)
+
+
 def _round(target: str, known: list[Input], seed: int, number: int) -> Fuzz:
     found, source = Fuzz(), random.Random(seed)
-    rpcs: dict[str, MethodDescriptor] = {rpc.name: rpc for rpc in RPCS}
     with raw_caller(target) as caller:
         for _ in range(number):
             sent = changed(source, known)
             found.inputs += 1
-            outcome = _outcome(caller, rpcs[sent[0]], sent, found)
+            outcome = _outcome(caller, _ALL_RPCS[sent[0]], sent, found)
             found.outcomes[outcome] += 1
             found.new.setdefault(outcome, sent)
     return found
@@ -193,7 +235,7 @@ def _round(target: str, known: list[Input], seed: int, number: int) -> Fuzz:
 
 def _outcome(caller: RawCaller, rpc: MethodDescriptor, sent: Input, found: Fuzz) -> str:
     try:
-        caller.send(rpc, *sent[1])
+        answers = caller.send(rpc, *sent[1])
     except grpc.RpcError as failure:
         error = from_rpc_error(failure)  # type: ignore[arg-type]
         code, text = failure.code(), str(failure.details())  # type: ignore[attr-defined]
@@ -203,7 +245,16 @@ def _outcome(caller: RawCaller, rpc: MethodDescriptor, sent: Input, found: Fuzz)
             found.defects.append(f"{rpc.name} INTERNAL {getattr(error, 'error_id', '')}: {text[:300]}: {sent!r:.2000}")
         fields = [each.field for each in getattr(error, "violations", ())]
         return f"{rpc.name} {code.name} {type(error).__name__} {re.sub('[0-9]+', 'N', fields[0]) if fields else ''}"
-    return f"{rpc.name} OK"
+    told = _told_in_stream(answers) if rpc.name == "ModelStreamInfer" else []
+    found.defects += [f"{rpc.name}: {each[:300]}: {sent!r:.2000}" for each in told if _FAILED in each]
+    # Of a text only what it is about, so that outcomes are few.
+    return f"{rpc.name} OK {re.sub('[0-9]+', 'N', told[0].partition(':')[0])[:60] if told else ''}".rstrip()
+
+
+def _told_in_stream(answers: list[bytes]) -> list[str]:
+    """Returns the errors of a stream whose failures are told in its answers."""
+    found = [messages.ModelStreamInferResponse.FromString(each).error_message for each in answers]
+    return [each for each in found if each]
 
 
 def _unhealthy(server: RunningServer, found: Fuzz) -> list[str]:

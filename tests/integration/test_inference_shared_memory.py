@@ -11,7 +11,16 @@ import pytest
 from tests.conftest import running_server
 from tests.processes import descriptors
 from tests.raw_calls import checked
-from tests.raw_inference import Output, Tensor, inference_caller, messages, output_of, place, raw_request
+from tests.raw_inference import (
+    InferenceCaller,
+    Output,
+    Tensor,
+    inference_caller,
+    messages,
+    output_of,
+    place,
+    raw_request,
+)
 
 from convserve import Client, Conv2D
 from convserve_server.open_inference.system_memory import user_of
@@ -213,3 +222,24 @@ def test_another_users_connection_is_told_from_ones_own(caller, key):
     os.chown(FOLDER / key.removeprefix("/"), 65534, -1)
     _, found = refused(lambda: caller.call("SystemSharedMemoryRegister", name="a", key=key, byte_size=SIZE))
     assert list(found) == ["key"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may be somebody else")
+def test_another_user_finds_no_region(sharing_server, caller, key):
+    caller.call("SystemSharedMemoryRegister", name="a", key=key, byte_size=SIZE)
+    apart = [("grpc.use_local_subchannel_pool", 1)]  # else it would share the first caller's connection
+    with grpc.insecure_channel(sharing_server.target, apart) as channel:
+        other = InferenceCaller(channel)
+        os.seteuid(65534)
+        try:
+            grpc.channel_ready_future(channel).result(60)
+        finally:
+            os.seteuid(0)
+        assert not other.call("SystemSharedMemoryStatus").regions
+        _, found = refused(lambda: other.infer(shared_request("a")))
+        assert list(found) == ["inputs.x"]
+        outside = raw_request("shared", [place(Output(name="y"), "a", SIZE)], x=X)
+        _, found = refused(lambda: other.infer(outside))
+        assert list(found) == ["outputs.y"]
+        other.call("SystemSharedMemoryUnregister")
+    assert set(caller.call("SystemSharedMemoryStatus").regions) == {"a"}

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.conftest import running_server
+from tests.processes import status
 from tests.raw_calls import checked
 from tests.raw_inference import (
     DATATYPES,
@@ -24,6 +25,7 @@ from tests.raw_inference import (
     raw_request,
 )
 from tests.scrapes import Meter
+from tests.waiting import eventually
 
 import convserve
 from convserve import Client, Conv2D
@@ -274,6 +276,11 @@ def test_loading_pins_and_unloading_unpins(tmp_path):
         caller.call("RepositoryModelLoad", model_name="conv2d")
         refused(lambda: caller.call("RepositoryModelLoad", model_name="b"), NOT_FOUND, "LAYER_NOT_FOUND")
         refused(lambda: caller.call("RepositoryModelUnload", model_name="b"), NOT_FOUND, "LAYER_NOT_FOUND")
+        # Of a chain all or nothing is pinned.
+        refused(lambda: caller.call("RepositoryModelLoad", model_name="a,b"), NOT_FOUND, "LAYER_NOT_FOUND")
+        for number in (1, 2):
+            client.put(config, kernel=kernels[number], name="a")
+        assert index(caller)["a"] == ["2", "3", "5", "6"]  # 4 was evicted
         refused(lambda: caller.call("RepositoryModelLoad", model_name="a", repository_name="other"))
         strange = {"config": messages.ModelRepositoryParameter(string_param="{}")}
         refused(lambda: caller.call("RepositoryModelLoad", model_name="a", parameters=strange))
@@ -416,6 +423,8 @@ WRONG = {
                         "parameters.strides"),
     "no JSON": (raw_request("conv2d", parameters={"strides": "[2,"}, x=X, kernel=KERNEL), "INVALID_REQUEST",
                 "parameters.strides"),
+    "long JSON": (raw_request("conv2d", parameters={"strides": f"[{'[],' * 10**5}1]"}, x=X, kernel=KERNEL),
+                  "INVALID_REQUEST", "parameters.strides"),
     "deep JSON": (raw_request("conv2d", parameters={"strides": "[" * 10**5}, x=X, kernel=KERNEL), "INVALID_REQUEST",
                   "parameters.strides"),
 }  # fmt: skip
@@ -525,3 +534,32 @@ def test_metrics_count_its_calls():
         assert found["convserve_input_bytes_total", infer] == X.nbytes
         assert found["convserve_received_bytes_total", infer] == request.ByteSize() + wrong.ByteSize()
         assert found["convserve_sent_bytes_total", infer] == answer.ByteSize()
+
+
+def test_a_stream_that_waits_keeps_no_tensor():
+    """Each of them, and each message that one travels in, is a tenth of a gigabyte."""
+    small, large = (raw_request("one", x=np.ones((1, size, size, 1), "f4")) for size in (1, 5000))
+    kept, asked = [], queue.SimpleQueue()
+    with (
+        running_server("--no-keep-memory") as running,
+        Client(running.target) as client,
+        inference_caller(running.target) as caller,
+    ):
+        client.put(CONV2D.replace(filters=1, kernel_size=1), kernel=np.ones((1, 1, 1, 1), "f4"), name="one")
+        stream = caller.stream(iter(asked.get, None))
+        for request in (large, large, small, large):
+            asked.put(request)
+            assert not next(stream).error_message
+            kept.append(status(running.process.pid, "VmRSS"))
+        eventually(lambda: status(running.process.pid, "VmRSS") < kept[2] + large.ByteSize(), seconds=10)
+        asked.put(None)
+        assert not list(stream)
+
+
+def test_an_error_in_a_stream_is_as_long_as_a_calls_own(caller):
+    request = raw_request("conv2d", parameters={"s" * 10**6: 2}, x=X, kernel=KERNEL)
+    (answer,) = caller.stream([request])
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.infer(request)
+    assert answer.error_message == caught.value.details()
+    assert 100 < len(answer.error_message) < 2000

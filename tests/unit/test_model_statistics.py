@@ -61,3 +61,25 @@ def test_versions_and_names_have_their_own(monkeypatch):
     assert statistics.names() == ["a"]  # b was used longest ago
     assert [statistics.message("a", each).inference_count for each in "12"] == [2, 1]
     assert statistics.message("b", "1").inference_count == 0
+
+
+def test_sizes_of_batches_used_long_ago_count_as_executions_alone():
+    """A caller could send one of each, as many as it likes."""
+    statistics = ModelStatistics()
+    for size in (1, *range(2, 1001), 1):
+        statistics.succeeded("a", "1", dataclasses.replace(ONE, samples=size, batch_size=size))
+    found = statistics.message("a", "1")
+    assert [each.batch_size for each in found.batch_stats] == [1, *range(902, 1001)]
+    assert found.execution_count == 1001
+    assert found.inference_count == 1 + sum(range(1001))
+
+
+def test_long_names_are_forgotten_earlier(monkeypatch):
+    monkeypatch.setattr(model_statistics, "_MOST_CHARACTERS", 100)
+    statistics = ModelStatistics()
+    for name in ("a", "b" * 60, "c", "d" * 60):
+        statistics.failed(name, "1", 1)
+    assert statistics.names() == ["c", "d" * 60]
+    for name in ("e" * 200, "f"):
+        statistics.failed(name, "1", 1)
+    assert statistics.names() == ["f"]

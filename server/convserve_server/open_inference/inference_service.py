@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from convserve import (
     __version__,
 )
 from convserve.errors import FieldViolation, shown
+from convserve.status import to_status
 from convserve_server.call_record import current_call
 from convserve_server.callers import caller_of, calling, is_local
 from convserve_server.convolver import Convolver
@@ -33,7 +35,7 @@ from convserve_server.open_inference.layer_models import (
     names_of,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import SystemMemory, user_of
+from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
@@ -56,6 +58,7 @@ class InferenceService:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
         self._silence = silence
         self._memory = memory
+        self._users = PeerUsers()
         self._statistics = ModelStatistics()
         self._opened: tuple[LayerModels, Inferences, LayerKeeper] | None = None
         self._is_leaving = False
@@ -171,8 +174,10 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        keeper = self._parts()[2]
-        for name in _names(request.model_name):
+        keeper, names = self._parts()[2], _names(request.model_name)
+        for name in names:
+            keeper.describe(name)  # which raises for one that is not stored, before any is pinned
+        for name in names:
             keeper.pin(name)
         return messages.RepositoryModelLoadResponse()
 
@@ -181,9 +186,10 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        keeper = self._parts()[2]
-        for name in _names(request.model_name):
-            keeper.versions(name)  # which raises for one that is not known
+        keeper, names = self._parts()[2], _names(request.model_name)
+        for name in names:
+            keeper.versions(name)  # which raises for one that is not known, before any is unpinned
+        for name in names:
             keeper.unpin(name)
         return messages.RepositoryModelUnloadResponse()
 
@@ -204,13 +210,20 @@ class InferenceService:
             waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
             idle_s=self._silence.limit_s,
         )
-        for request_id, response in InferStream(work, request_iterator, calling(context), self._pool).answers():
-            yield _stream_message(request_id, response)
+        # No loop, which would keep the last response while it waits for the next.
+        return itertools.starmap(
+            _stream_message, InferStream(work, request_iterator, calling(context), self._pool).answers()
+        )
 
     def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
         """Returns what finds a call's regions of shared memory."""
-        peer, owner = context.peer(), _owner(context)
-        return lambda name, field: self._shared(peer).region(owner, name, field)
+        # Who showed a token is known to this thread alone.
+        peer, shown_name = context.peer(), _shown_name(context)
+        return lambda name, field: self._shared(peer).region(self._owner(peer, shown_name), name, field)
+
+    def _owner(self, peer: str, shown_name: str) -> str:
+        """Returns whose regions a call may use: its caller's where it showed who it is, else its user's."""
+        return shown_name or f"user:{self._users.of(peer)}"
 
     # Shared memory
 
@@ -219,27 +232,29 @@ class InferenceService:
     ) -> messages.SystemSharedMemoryStatusResponse:
         if self._memory is None and not request.name:
             return messages.SystemSharedMemoryStatusResponse()
-        status = messages.SystemSharedMemoryStatusResponse.RegionStatus
+        peer, status = context.peer(), messages.SystemSharedMemoryStatusResponse.RegionStatus
         return messages.SystemSharedMemoryStatusResponse(
             regions={
                 each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
-                for each in self._shared(context.peer()).regions(_owner(context), request.name)
+                for each in self._shared(peer).regions(self._owner(peer, _shown_name(context)), request.name)
             }
         )
 
     def SystemSharedMemoryRegister(
         self, request: messages.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
     ) -> messages.SystemSharedMemoryRegisterResponse:
-        self._shared(context.peer()).register(
-            _owner(context), user_of(context.peer()), request.name, request.key, request.offset, request.byte_size
-        )
+        peer = context.peer()
+        memory, user = self._shared(peer), self._users.of(peer)
+        owner = self._owner(peer, _shown_name(context))
+        memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(
         self, request: messages.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
     ) -> messages.SystemSharedMemoryUnregisterResponse:
-        if self._memory is not None and is_local(context.peer()):
-            self._memory.unregister(_owner(context), request.name)
+        peer = context.peer()
+        if self._memory is not None and is_local(peer):
+            self._memory.unregister(self._owner(peer, _shown_name(context)), request.name)
         return messages.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryStatus(
@@ -294,7 +309,8 @@ def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
         told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
         current_call().refused_item(told)
         failed = messages.ModelInferResponse(id=request_id)
-        return messages.ModelStreamInferResponse(error_message=str(told), infer_response=failed).SerializeToString()
+        text = to_status(told).details  # which has a bound, as a call's own
+        return messages.ModelStreamInferResponse(error_message=text, infer_response=failed).SerializeToString()
     answer.message.parameters["triton_final_response"].bool_param = True
     return answer.serialize_in_stream()
 
@@ -306,8 +322,8 @@ def _versions(models: LayerModels, name: str) -> list[str]:
         return []
 
 
-def _owner(context: grpc.ServicerContext) -> str:
-    """Returns whose regions a call may use: its caller's where it showed who it is, else all strangers'."""
+def _shown_name(context: grpc.ServicerContext) -> str:
+    """Returns the name of a caller that showed who it is, or nothing."""
     name = caller_of(context)
     return name if name.startswith(("token:", "certificate:")) else ""
 

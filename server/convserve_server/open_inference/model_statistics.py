@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 _MOST_MODELS = 10_000
+_MOST_CHARACTERS = 10**7  # of all their names: a chain's may be long
+_MOST_SIZES = 100
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -60,7 +62,8 @@ class _Figures:
     failed_ns: int = 0
     success_ns: int = 0
     parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
-    batches: dict[int, _Batches] = field(default_factory=dict)
+    batches: OrderedDict[int, _Batches] = field(default_factory=OrderedDict)
+    executions: int = 0  # those in batches of sizes that are not told apart any more
 
 
 class ModelStatistics:
@@ -70,6 +73,7 @@ class ModelStatistics:
         """Starts without any."""
         self._lock = threading.Lock()
         self._figures: OrderedDict[tuple[str, str], _Figures] = OrderedDict()
+        self._characters = 0
 
     def succeeded(self, name: str, version: str, inference: Inference) -> None:
         """Counts a request that is answered."""
@@ -80,7 +84,7 @@ class ModelStatistics:
             found.success_ns += inference.success
             for part in _PARTS:
                 found.parts[part] += getattr(inference, part)
-            batches = found.batches.setdefault(inference.batch_size, _Batches())
+            batches = _batches(found, inference.batch_size)
             batches.samples += inference.samples
             batches.compute_infer += inference.compute_infer * inference.samples
             batches.compute_input += inference.compute_input
@@ -104,20 +108,40 @@ class ModelStatistics:
             return _message(name, version, self._figures.get((name, version)) or _Figures())
 
     def _of(self, name: str, version: str) -> _Figures:
-        found = self._figures.setdefault((name, version), _Figures())
+        if (found := self._figures.get((name, version))) is None:
+            found = self._figures[name, version] = _Figures()
+            self._characters += len(name)
         self._figures.move_to_end((name, version))
-        if len(self._figures) > _MOST_MODELS:
-            self._figures.popitem(last=False)
+        while len(self._figures) > 1 and (len(self._figures) > _MOST_MODELS or self._characters > _MOST_CHARACTERS):
+            (oldest, _), _ = self._figures.popitem(last=False)
+            self._characters -= len(oldest)
         found.last_ms = time.time_ns() // 10**6
         return found
+
+
+def _batches(figures: _Figures, size: int) -> _Batches:
+    """Returns the batches of a size; those of the size that was used longest ago may have to go."""
+    found = figures.batches.setdefault(size, _Batches())
+    figures.batches.move_to_end(size)
+    if len(figures.batches) > _MOST_SIZES:
+        oldest, gone = figures.batches.popitem(last=False)
+        figures.executions += _executions(gone, oldest)
+    return found
+
+
+def _executions(batches: _Batches, size: int) -> int:
+    """Returns how many batches of a size there were.
+
+    Rounded up: others than this model's callers may have been in one, such as those of the native service.
+    """
+    return -(-batches.samples // size)
 
 
 def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatistics:
     duration = messages.StatisticDuration
     batch_stats = []
     for size, found in sorted(figures.batches.items()):
-        # Rounded up: others than this model's callers may have been in a batch, such as those of the native service.
-        count = -(-found.samples // size)
+        count = _executions(found, size)
         batch_stats.append(
             messages.InferBatchStatistics(
                 batch_size=size,
@@ -131,7 +155,7 @@ def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatis
         version=version,
         last_inference=figures.last_ms,
         inference_count=figures.samples,
-        execution_count=sum(each.compute_infer.count for each in batch_stats),
+        execution_count=figures.executions + sum(each.compute_infer.count for each in batch_stats),
         inference_stats=messages.InferStatistics(
             success=duration(count=figures.count, ns=figures.success_ns),
             fail=duration(count=figures.failed, ns=figures.failed_ns),

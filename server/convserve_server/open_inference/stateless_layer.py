@@ -17,6 +17,9 @@ _OTHERS = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end
 # Not what this server's user has in keras.json.
 _DEFAULTS = {"data_format": "channels_last", "dtype": "float32"}
 
+_LONGEST_JSON = 10_000
+"""Far above what a configuration needs: what is read takes many times the memory of its text."""
+
 Parameters = Mapping[str, messages.InferParameter]
 
 
@@ -53,7 +56,10 @@ def _value(name: str, parameter: messages.InferParameter) -> Any:
     if kind != "string_param" or not value.startswith(("[", "{")):
         return value
     try:
+        if len(value) > _LONGEST_JSON:
+            raise ValueError
         return json.loads(value)
     except (ValueError, RecursionError):
-        text = f"Expected JSON, as it begins with {value[0]}. Received {shown(value)}."
+        most = f"at most {_LONGEST_JSON} characters of JSON"
+        text = f"Expected {most}, as it begins with {value[0]}. Received {shown(value)}."
         raise InvalidRequestError(FieldViolation(f"parameters.{name}", text)) from None

@@ -8,7 +8,8 @@ nobody can be kept from making it shorter. So:
 * The server never maps it, as memory that is taken away under a map ends the process: it reads and writes the file, and
   finds out what is missing as an error.
 * Names are looked up among POSIX shared memory alone, and only a regular file there is opened.
-* Callers with tokens or certificates have regions of their own; what others register, others find.
+* Callers with tokens or certificates have regions of their own, and of the others each user has: else one user could
+  have the server read and write memory that is another's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import resource
 import socket
 import stat
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +41,8 @@ _ESTABLISHED = "01"
 _IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 _NOBODY = -1
+_KNOWN_S = 1.0
+_MOST_PEERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,6 +210,26 @@ class SystemMemory:
     def _has_room(self, size: int) -> bool:
         taken = sum(each.size for each in self._regions.values())
         return len(self._regions) < self._most_regions and taken + size <= self._most_bytes
+
+
+class PeerUsers:
+    """Users of peers, each asked for anew after a second. Its methods may be called from any thread."""
+
+    def __init__(self) -> None:
+        """Starts without any."""
+        self._known: dict[str, tuple[float, int]] = {}
+
+    def of(self, peer: str) -> int:
+        """Returns what `user_of` does, or has done just now, as that takes longer than a small call."""
+        now = time.monotonic()
+        until, user = self._known.get(peer, (now, _NOBODY))
+        if until <= now:
+            if len(self._known) >= _MOST_PEERS:
+                self._known.clear()
+            user = user_of(peer)
+            # A port may be another user's next.
+            self._known[peer] = now + _KNOWN_S, user
+        return user
 
 
 def user_of(peer: str) -> int:
