@@ -28,6 +28,9 @@ from convserve import (
     Layer,
     TooLargeError,
 )
+from convserve._sync_calls import Calls
+from convserve._sync_tensors import TensorPath
+from convserve.pipeline import MOST_CALLS
 
 RNG = np.random.default_rng(0)
 LAYER = Layer(
@@ -254,6 +257,30 @@ def test_calls_under_way_end_with_the_generator() -> None:
             assert not senders()
         finally:
             server.process.send_signal(signal.SIGCONT)
+
+
+def test_large_calls_are_not_sent_again_after_the_generator_ended(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes in pieces, by a stream, whose end looks like a server's that is gone."""
+    large = np.zeros((4, 256, 256, 3), np.float32)
+    ended = threading.Event()
+    begun_after: list[object] = []
+    streamed = TensorPath._streamed
+
+    def watched(self: TensorPath, *words: Any) -> Any:
+        if ended.is_set():
+            begun_after.append(words)
+        return streamed(self, *words)
+
+    monkeypatch.setattr(TensorPath, "_streamed", watched)
+    with Client(server.target, timeout=10, shared_memory=False) as client:
+        outputs = client.map(LAYER, itertools.repeat(large))
+        next(outputs)
+        monkeypatch.setattr(Calls, "end", lambda self, end=Calls.end: (ended.set(), end(self)))
+        outputs.close()
+        assert not senders()
+    assert len(begun_after) <= MOST_CALLS  # those that were just about to be made
 
 
 def test_tasks_end_with_the_asynchronous_generator(server: RunningServer) -> None:
