@@ -296,6 +296,23 @@ def test_tasks_end_with_the_asynchronous_generator(server: RunningServer) -> Non
     asyncio.run(run())
 
 
+def test_a_reader_that_waits_for_something_cancelled_ends_it(server: RunningServer) -> None:
+    async def inputs() -> AsyncIterator[Any]:
+        yield SMALL[0]
+        cancelled = asyncio.get_running_loop().create_future()
+        cancelled.cancel()
+        await cancelled
+
+    async def run() -> None:
+        async with AsyncClient(server.target) as client:
+            outputs = client.map(LAYER, inputs())
+            assert (await anext(outputs)).shape == (1, 6, 6, 4)
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(anext(outputs), 60)
+
+    asyncio.run(run())
+
+
 INTERRUPTED = """
 import itertools, sys, numpy as np, convserve
 with convserve.Client(sys.argv[1]) as client:
