@@ -125,4 +125,8 @@ class _Senders:
                 return call.outputs((await self._client._convolve(call.request, deadline, ONCE)).output)
             except ConvserveError as failure:
                 delay = attempts.delay_after(failure)
+            except asyncio.CancelledError:
+                if not self._stopped:
+                    self._client._connected()  # a client that is closed cancels its calls: this raises why
+                raise
             await asyncio.sleep(delay)

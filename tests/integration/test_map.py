@@ -22,6 +22,7 @@ from convserve import (
     AsyncClient,
     Client,
     Conv2D,
+    ConvserveError,
     DeadlineExceededError,
     InvalidRequestError,
     InvalidTensorError,
@@ -309,6 +310,20 @@ def test_a_reader_that_waits_for_something_cancelled_ends_it(server: RunningServ
             assert (await anext(outputs)).shape == (1, 6, 6, 4)
             with pytest.raises(asyncio.CancelledError):
                 await asyncio.wait_for(anext(outputs), 60)
+
+    asyncio.run(run())
+
+
+def test_an_asynchronous_client_that_is_closed_meanwhile_says_so(server: RunningServer) -> None:
+    async def run() -> None:
+        client = AsyncClient(server.target, timeout=30, shared_memory=False)
+        large = np.zeros((4, 256, 256, 3), np.float32)
+        outputs = client.map(LAYER, itertools.repeat(large))
+        await anext(outputs)
+        await client.close()
+        with pytest.raises(ConvserveError, match="Expected an open client"):
+            async for _ in outputs:
+                pass
 
     asyncio.run(run())
 
