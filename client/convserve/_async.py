@@ -105,6 +105,9 @@ class AsyncClient:
                 return answer
             except (grpc.aio.AioRpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
+            except grpc.aio.UsageError:  # the channel was closed between two steps of the call
+                self._connected()
+                raise
             await asyncio.sleep(delay)
 
     async def conv2d(

@@ -50,6 +50,7 @@ class _Senders:
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = 0
+        self._stopped = False
 
     def start(self, work: Any) -> None:
         """Begins a task, which `stop` ends."""
@@ -59,6 +60,7 @@ class _Senders:
 
     async def stop(self) -> None:
         """Ends all tasks."""
+        self._stopped = True
         ending = list(self._tasks)
         for each in ending:
             each.cancel()
@@ -66,7 +68,7 @@ class _Senders:
 
     async def read(self, inputs: AsyncGenerator[Any, None]) -> None:
         """Reads inputs while they fit in."""
-        end: Exception | None = None
+        end: BaseException | None = None
         try:
             async with contextlib.aclosing(inputs):
                 while True:
@@ -75,8 +77,10 @@ class _Senders:
                     self._go_on()
         except StopAsyncIteration:
             pass
-        except Exception as error:  # raised when all before it has been yielded
-            end = error
+        except (Exception, asyncio.CancelledError) as error:  # raised when all before it has been yielded
+            if self._stopped:
+                raise
+            end = error  # of CancelledError, what the reader waited for was cancelled, not this task
         self._pipeline.end(end)
         self._go_on()
 
@@ -121,4 +125,8 @@ class _Senders:
                 return call.outputs((await self._client._convolve(call.request, deadline, ONCE)).output)
             except ConvserveError as failure:
                 delay = attempts.delay_after(failure)
+            except asyncio.CancelledError:
+                if not self._stopped:
+                    self._client._connected()  # a client that is closed cancels its calls: this raises why
+                raise
             await asyncio.sleep(delay)

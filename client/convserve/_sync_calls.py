@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
+
 
 class Calls:
     """Calls, and the pauses between their attempts, that can be ended all at once, by any thread."""
@@ -41,8 +43,13 @@ class Calls:
                 self._under_way.discard(call)
 
     def pause(self, seconds: float) -> None:
-        """Waits so long, or until all is ended."""
-        self._ended.wait(seconds)
+        """Waits so long.
+
+        Raises:
+            grpc.FutureCancelledError: If all is ended, before or meanwhile.
+        """
+        if self._ended.wait(seconds):
+            raise grpc.FutureCancelledError
 
     def end(self) -> None:
         """Ends what is under way, and whatever begins after it."""

@@ -123,7 +123,7 @@ class Pipeline:
         self._planned: tuple[Shape, str, Plan] | None = None  # of the latest input, whose like often comes again
         self._read = 0
         self._ended = False
-        self._end_error: Exception | None = None
+        self._end_error: BaseException | None = None
         self._broken: Exception | None = None
         self._held: Item | None = None
         # By what makes items fit into one call; the group that was served longest ago is the first.
@@ -162,7 +162,7 @@ class Pipeline:
         self._held = item
         self._admit()
 
-    def end(self, error: Exception | None = None) -> None:
+    def end(self, error: BaseException | None = None) -> None:
         """Notes that there are no more inputs, or why no more can be had."""
         self._ended, self._end_error = True, error
 

@@ -247,6 +247,31 @@ def test_ctrl_c_and_sigterm_finish_what_is_on_its_way(
     check_all_once(tmp_path, pixels, layer)
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_drops_what_is_on_its_way(tmp_path: Path, number: int, status: int) -> None:
+    """Of a server that does not answer, which would else be waited for."""
+    save_pictures(tmp_path / "in", 400)
+    with running_server() as server:
+        with Client(server.target) as client:
+            client.put(CONFIG, kernel=KERNEL, name="batch")
+        process = started(tmp_path, server.target)
+        eventually(lambda: noted(tmp_path).total() >= 10 or process.poll() is not None, 120)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            process.send_signal(number)
+            assert process.stderr is not None
+            assert "once more to drop it" in process.stderr.readline()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=120)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["stopped"] == signal.Signals(number).name
+    assert f"{report['left']:,} not done" in out
+
+
 def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(
     server: RunningServer, layer: Any, tmp_path: Path
 ) -> None:

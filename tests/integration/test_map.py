@@ -22,12 +22,16 @@ from convserve import (
     AsyncClient,
     Client,
     Conv2D,
+    ConvserveError,
     DeadlineExceededError,
     InvalidRequestError,
     InvalidTensorError,
     Layer,
     TooLargeError,
 )
+from convserve._sync_calls import Calls
+from convserve._sync_tensors import TensorPath
+from convserve.pipeline import MOST_CALLS
 
 RNG = np.random.default_rng(0)
 LAYER = Layer(
@@ -259,6 +263,30 @@ def test_calls_under_way_end_with_the_generator() -> None:
             server.process.send_signal(signal.SIGCONT)
 
 
+def test_large_calls_are_not_sent_again_after_the_generator_ended(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each goes in pieces, by a stream, whose end looks like a server's that is gone."""
+    large = np.zeros((4, 256, 256, 3), np.float32)
+    ended = threading.Event()
+    begun_after: list[object] = []
+    streamed = TensorPath._streamed
+
+    def watched(self: TensorPath, *words: Any) -> Any:
+        if ended.is_set():
+            begun_after.append(words)
+        return streamed(self, *words)
+
+    monkeypatch.setattr(TensorPath, "_streamed", watched)
+    with Client(server.target, timeout=10, shared_memory=False) as client:
+        outputs = client.map(LAYER, itertools.repeat(large))
+        next(outputs)
+        monkeypatch.setattr(Calls, "end", lambda self, end=Calls.end: (ended.set(), end(self)))
+        outputs.close()
+        assert not senders()
+    assert len(begun_after) <= MOST_CALLS  # those that were just about to be made
+
+
 def test_tasks_end_with_the_asynchronous_generator(server: RunningServer) -> None:
     async def run() -> None:
         async with AsyncClient(server.target) as client:
@@ -268,6 +296,37 @@ def test_tasks_end_with_the_asynchronous_generator(server: RunningServer) -> Non
                     break
                 assert asyncio.all_tasks() - before
             assert asyncio.all_tasks() == before
+
+    asyncio.run(run())
+
+
+def test_a_reader_that_waits_for_something_cancelled_ends_it(server: RunningServer) -> None:
+    async def inputs() -> AsyncIterator[Any]:
+        yield SMALL[0]
+        cancelled = asyncio.get_running_loop().create_future()
+        cancelled.cancel()
+        await cancelled
+
+    async def run() -> None:
+        async with AsyncClient(server.target) as client:
+            outputs = client.map(LAYER, inputs())
+            assert (await anext(outputs)).shape == (1, 6, 6, 4)
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(anext(outputs), 60)
+
+    asyncio.run(run())
+
+
+def test_an_asynchronous_client_that_is_closed_meanwhile_says_so(server: RunningServer) -> None:
+    async def run() -> None:
+        client = AsyncClient(server.target, timeout=30, shared_memory=False)
+        large = np.zeros((4, 256, 256, 3), np.float32)
+        outputs = client.map(LAYER, itertools.repeat(large))
+        await anext(outputs)
+        await client.close()
+        with pytest.raises(ConvserveError, match="Expected an open client"):
+            async for _ in outputs:
+                pass
 
     asyncio.run(run())
 

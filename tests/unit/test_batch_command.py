@@ -107,6 +107,19 @@ def test_the_bar_fits_a_terminal_and_shows_all() -> None:
     assert line.rstrip().endswith("35%  41.2 MB/s  0:02:10 left  2 failed")
 
 
+def test_a_narrow_terminal_has_the_same_in_words() -> None:
+    rich = pytest.importorskip("rich.console")
+    live = pytest.importorskip("rich.live")
+    text = io.StringIO()
+    console = rich.Console(file=text, width=40, force_terminal=True, color_system=None)
+    with batch_progress._Bar(console, live.Live) as bar:
+        tally = Tally(10_000)
+        tally.add(done=3_500)
+        bar.watch(tally)
+    assert "3,500 of 10,000 items (35%)" in text.getvalue()
+    assert "…" not in text.getvalue()
+
+
 def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
     with batch_progress.progress_of(quiet=True) as progress:
         for number in range(1000):

@@ -45,6 +45,15 @@ def test_what_is_given_twice_is_found_once(folder: Path) -> None:
     assert names(folder, folder / "a", f"{folder}/*.jpg") == names(folder)
 
 
+def test_outputs_are_left_out_whichever_way_a_link_leads_to_them(folder: Path) -> None:
+    link = folder.parent / "link"
+    link.symlink_to(folder)
+    for given, output in ((link, folder / "out"), (folder, link / "out")):
+        expected = ["1.jpg", "2.PNG", "a/1.jpg", "a/b/x.npy"]
+        assert names(given, output=output) == expected
+        assert names(f"{given}/**/*", output=output) == expected
+
+
 def test_a_relative_folder_is_that_of_the_working_directory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     assert find_inputs(["."], Path("out")).folder == folder

@@ -129,6 +129,14 @@ def test_results_are_not_written_over(folder: Path) -> None:
         opened(folder, resume=False)
 
 
+def test_results_of_which_nothing_holds_any_more_are_not_written_over_either(folder: Path) -> None:
+    """So are those of another folder of inputs, whose names lead nowhere in this one."""
+    before = (folder / NAME).read_bytes()
+    with pytest.raises(InvalidRequestError, match="or --resume to go on"):
+        opened(folder, resume=False, lies={"a.npy", "b.npy", "big.npy"})
+    assert (folder / NAME).read_bytes() == before
+
+
 def test_a_run_that_did_nothing_is_no_hindrance(tmp_path: Path) -> None:
     opened(tmp_path / "out", resume=False).close()
     other = Identity("/others", IDENTITY.layers, IDENTITY.options)

@@ -50,6 +50,15 @@ def test_an_output_takes_the_place_of_another(outputs: OutputFolder) -> None:
     np.testing.assert_array_equal(read(outputs.path("y")), Y)
 
 
+def test_a_folder_of_other_outputs_is_not_what_a_file_takes_the_place_of(tmp_path: Path) -> None:
+    """The outputs of x.jpg and of x.npy/1.jpg: the run stops, and nothing is lost."""
+    outputs = OutputFolder(tmp_path, "npy")
+    outputs.write("x.npy/1", Y)
+    with pytest.raises(OSError, match="directory"):
+        outputs.write("x", Y)
+    np.testing.assert_array_equal(read(outputs.path("x.npy/1")), Y)
+
+
 def test_bfloat16_is_written_as_float32(outputs: OutputFolder) -> None:
     outputs.write("y", Y.astype(ml_dtypes.bfloat16))
     np.testing.assert_array_equal(read(outputs.path("y")), Y.astype(ml_dtypes.bfloat16).astype(np.float32))

@@ -277,6 +277,26 @@ class TestAnArrayOfManySamples:
         big(client := StandIn())
         assert len(client.seen) == 3
 
+    @pytest.mark.parametrize(("owner", "step"), [(OutputFolder, "begin"), (Journal, "note_begun")])
+    def test_a_run_that_is_killed_while_it_begins_anew_calls_nothing_written(
+        self, big: Run, monkeypatch: pytest.MonkeyPatch, owner: type, step: str
+    ) -> None:
+        def killed(*_: object) -> None:
+            raise OSError("killed")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Journal, "note_done", killed)  # the output is in its place, the file of its parts is gone
+            with pytest.raises(OSError, match="killed"):
+                big(StandIn())
+        with monkeypatch.context() as patched:
+            whole = getattr(owner, step)
+            patched.setattr(owner, step, lambda *words: (whole(*words), killed()))
+            with pytest.raises(OSError, match="killed"):
+                big(StandIn())
+        big(client := StandIn())
+        assert len(client.seen) == 3
+        np.testing.assert_array_equal(np.load(big.output / "big.npy"), 2 * self.x)
+
     def test_a_part_that_fails_fails_the_array_and_keeps_the_others(self, big: Run) -> None:
         big(StandIn(failing(8, InternalError("a defect"))))
         assert big.counts == (0, 0, 1, 0)
@@ -295,6 +315,16 @@ class TestAnArrayOfManySamples:
         batch = big(StandIn(cutting))
         assert big.counts == (0, 0, 1, 0)
         assert "broken" in batch.tally.failures[0][1]
+
+
+def test_an_array_without_samples_fails_and_stops_nothing(run: Run) -> None:
+    run.save("none.npy", 0, (0, 3, 4, 1))
+    run.save("flat.npy", 0, (2, 0, 4, 1))
+    batch = run(StandIn())
+    assert run.counts == (10, 0, 2, 0)
+    reasons = dict(batch.tally.failures)
+    assert set(reasons) == {"none.npy", "flat.npy"}
+    assert "(0, 3, 4, 1)" in reasons["none.npy"]
 
 
 def test_archives_and_zarr_have_an_output_for_each_array(tmp_path: Path) -> None:

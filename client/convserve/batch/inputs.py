@@ -54,7 +54,7 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     bases: set[str] = set()
     found: set[str] = set()
     for argument in arguments:
-        base, paths = _meant(argument, os.path.abspath(output))
+        base, paths = _meant(argument, os.path.realpath(output))
         meant = set(paths)
         found |= meant
         bases.add(base)
@@ -121,8 +121,12 @@ def _below(folder: str, output: str) -> Iterator[str]:
 
 
 def _fitting(pattern: str, output: str) -> Iterator[str]:
+    within: dict[str, bool] = {}  # by folder, of which there are few: whether it is in that for outputs
     for path in glob.iglob(pattern, recursive=True):
-        if path == output or path.startswith(output + os.sep):
+        parent = os.path.dirname(path)
+        if parent not in within:
+            within[parent] = f"{os.path.realpath(parent)}{os.sep}".startswith(f"{output}{os.sep}")
+        if within[parent] or os.path.realpath(path) == output:
             continue
         if os.path.isdir(path):
             if is_zarr(path):
@@ -132,7 +136,7 @@ def _fitting(pattern: str, output: str) -> Iterator[str]:
 
 
 def _is_left_out(folder: str, output: str) -> bool:
-    return folder == output or os.path.basename(folder).startswith(".")
+    return os.path.basename(folder).startswith(".") or os.path.realpath(folder) == output
 
 
 def _fixed_part(pattern: str) -> str:

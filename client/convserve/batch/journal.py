@@ -101,6 +101,7 @@ class Journal:
         self._lock = threading.Lock()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         self._length = 0
+        self._has_results = False  # whether it tells of any, though nothing of what it tells may hold any more
         self._synced = time.monotonic()
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
@@ -152,10 +153,11 @@ class Journal:
         self._add({"failed": key, "stamp": stamp, "reason": reason})
 
     def note_begun(self, key: str, begun: Begun) -> None:
-        """Notes that an output has begun that comes in parts."""
+        """Notes, durably, that an output begins that comes in parts: none of those noted before counts any more."""
         described = asdict(begun)
         del described["starts"]
         self._add({"begun": key, **described})
+        os.fsync(self._file)
         self.begun[key] = begun
 
     def note_part(self, key: str, start: int) -> None:
@@ -170,10 +172,6 @@ class Journal:
             finally:
                 os.close(self._file)
                 self._file = -1
-
-    @property
-    def _has_results(self) -> bool:
-        return bool(self.done or self.failed or self.begun)
 
     def _lock_out_others(self, folder: Path) -> None:
         try:
@@ -217,13 +215,14 @@ class Journal:
                 if not text.endswith(b"\n"):
                     break
                 self._length += len(text)
+                self._has_results = identity is not None
                 try:
                     line = json.loads(text)
                     if identity is None:
                         identity = self._identity(line)
                     else:
                         self._take(line, is_so)
-                except (ValueError, KeyError, TypeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if identity is None:
                         received = f"{shown(str(self._path))}: {error}"
                         raise _refused("output", "a journal of `convserve batch`", received) from error

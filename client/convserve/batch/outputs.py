@@ -229,7 +229,7 @@ class OutputFolder:
     def _put(self, new: Path, stem: str) -> int:
         path = self.path(stem)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
+        if self._format.suffix == ".zarr" and path.is_dir():
             _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
         new.rename(path)
         size = self.size(stem)

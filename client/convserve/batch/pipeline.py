@@ -223,8 +223,9 @@ class Batch:
         """Opens an array, in a thread, or notes why that fails."""
         try:
             array = open_array(source, self._reading)
-            one = planned_call(self._layers, (1, *array.shape[1:]), array.dtype, self._output_dtype)
             samples = array.shape[0]
+            # Of one sample; an array that has none is refused for it.
+            one = planned_call(self._layers, (min(1, samples), *array.shape[1:]), array.dtype, self._output_dtype)
             rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
             if rows > array.step:
                 rows -= rows % array.step  # whole chunks of Zarr's
@@ -245,13 +246,14 @@ class Batch:
         begun = self._journal.begun.get(source.key)
         if (
             begun is not None
-            and (begun.output, begun.shape, begun.dtype) == (source.stem, shape, dtype)
+            and (begun.output, begun.stamp, begun.shape, begun.dtype) == (source.stem, source.stamp, shape, dtype)
             and self._outputs.has_begun(source.stem, shape, dtype)
         ):
             return begun
         begun = Begun(source.stem, source.stamp, shape, dtype, rows)
-        self._outputs.begin(source.stem, shape, dtype, rows)
+        # First the line: else a run that is killed between the two leaves an empty file and lines that call it written.
         self._journal.note_begun(source.key, begun)
+        self._outputs.begin(source.stem, shape, dtype, rows)
         return begun
 
     def _write(self, work: _Work, start: int, output: Array) -> None:

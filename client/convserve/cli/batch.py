@@ -171,6 +171,8 @@ def run(arguments: argparse.Namespace) -> int:
                     batch.run(client)
                 except (ConvserveError, OSError) as error:
                     failure = error
+                except KeyboardInterrupt:  # of a second signal
+                    pass
                 finally:
                     journal.close()
     report = _report(batch, inputs, folder, signals, failure)

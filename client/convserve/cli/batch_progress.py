@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from convserve.batch.tally import Counts, Pace, Tally
 
 _LINE_S = 10.0
+_NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
 _MOST_TOLD = 20  # failures, so that a million of them don't bury everything else
 
 
@@ -148,7 +149,8 @@ class _Bar(_Told):
 
     def _draw(self) -> Any:
         counts = self._tally.counts
-        return bar_of(counts, *self._pace.see(time.monotonic(), counts))
+        show = line_of if self._console.width < _NARROW else bar_of
+        return show(counts, *self._pace.see(time.monotonic(), counts))
 
     def __enter__(self) -> _Bar:
         self._live.start(refresh=True)
