@@ -331,8 +331,10 @@ def test_an_asynchronous_client_that_is_closed_meanwhile_says_so(server: Running
     asyncio.run(run())
 
 
+# What a shell starts in the background ignores SIGINT, and so does what that starts.
 INTERRUPTED = """
-import itertools, sys, numpy as np, convserve
+import itertools, signal, sys, numpy as np, convserve
+signal.signal(signal.SIGINT, signal.default_int_handler)
 with convserve.Client(sys.argv[1]) as client:
     for y in client.map(convserve.Conv2D(4, 3), itertools.repeat(np.zeros((1, 8, 8, 3), "f4"))):
         print("running", flush=True)
