@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-
-import grpc
 
 
 class Calls:
@@ -46,10 +45,10 @@ class Calls:
         """Waits so long.
 
         Raises:
-            grpc.FutureCancelledError: If all is ended, before or meanwhile.
+            concurrent.futures.CancelledError: If all is ended, before or meanwhile.
         """
         if self._ended.wait(seconds):
-            raise grpc.FutureCancelledError
+            raise concurrent.futures.CancelledError
 
     def end(self) -> None:
         """Ends what is under way, and whatever begins after it."""
