@@ -267,7 +267,8 @@ class SharedMemory:
                 self._unused.append(self._returned[0])
             self._returned.popleft()
         while sum(each.size for each in self._unused) > self._most_unused_bytes:
-            del self._unused[0]
+            # So that one huge call now and then does not take the place of those that all others use.
+            self._unused.remove(max(self._unused, key=lambda each: each.size))
         self._tell_dropped()
 
     def _tell_dropped(self) -> None:

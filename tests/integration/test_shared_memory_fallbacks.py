@@ -227,6 +227,18 @@ def test_what_the_client_does_not_use_makes_room(everywhere: RunningServer, take
     assert taken.kept_outputs == [True, True]
 
 
+def test_a_huge_call_now_and_then_leaves_the_others_their_memory(everywhere: RunningServer) -> None:
+    with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
+        check(client)
+        memory = client._tensors._sharing.memory()
+        small = [memory.region(2**17) for _ in range(2)]
+        huge = memory.region(MIB)  # too large to be used for a small one
+        memory._most_unused_bytes = sum(each.size for each in (*small, huge)) - 1
+        for each in (*small, huge):
+            memory.give_back(each)
+        assert {memory.region(2**17).name for _ in small} == {each.name for each in small}
+
+
 def test_what_is_dropped_is_forgotten_by_the_server_too(everywhere: RunningServer) -> None:
     server = everywhere.process.pid
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
