@@ -37,6 +37,7 @@ from tests.processes import status
 from tests.raw_calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
 from tests.raw_inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
 from tests.raw_streams import image, item, start
+from tests.wire_fields import varint
 
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000
@@ -164,21 +165,13 @@ def _change(source: random.Random, parts: list[bytearray], known: list[Input]) -
     elif how == 5:
         part[at:at] = part[at : at + source.randrange(1, 60)]
     elif how == 6:
-        part[at : at + source.randrange(3)] = _varint(source.choice(_NUMBERS))
+        part[at : at + source.randrange(3)] = varint(source.choice(_NUMBERS))
     elif how == 7:
         other = source.choice(source.choice(known)[1] or (b"",))
         begin = source.randrange(len(other) + 1)
         part[at:at] = other[begin : begin + source.randrange(1, 200)]
     else:  # a field with a number and a form of its own
-        part[at:at] = _varint(source.randrange(1, 20) << 3 | source.randrange(6)) + _varint(source.choice(_NUMBERS))
-
-
-def _varint(value: int) -> bytes:
-    written = bytearray()
-    while value > 0x7F:
-        written.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes((*written, value))
+        part[at:at] = varint(source.randrange(1, 20) << 3 | source.randrange(6)) + varint(source.choice(_NUMBERS))
 
 
 def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:

@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.wire_fields import field, varint
 
 from convserve import InvalidTensorError, frame
 from convserve.tensor import decode, encode, numpy_dtype
@@ -14,20 +15,6 @@ from convserve.v1 import conv2d_pb2, layer_pb2, tensor_pb2
 from convserve.v1.convolution_service_pb2 import ConvolveRequest, EchoRequest
 
 DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8", "int8")
-
-
-def varint(value, length=1):
-    """Returns a varint, written with more bytes than it needs where `length` says so."""
-    groups = []
-    while value > 0x7F or len(groups) + 1 < length:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])
-
-
-def field(number, content, tag_bytes=1, length_bytes=1):
-    """Returns a length-delimited field."""
-    return varint(number << 3 | 2, tag_bytes) + varint(len(content), length_bytes) + content
 
 
 def group(number, content=b""):

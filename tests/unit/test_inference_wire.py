@@ -7,6 +7,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.wire_fields import field, varint
 
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
@@ -18,19 +19,6 @@ HEAD = messages.ModelInferRequest(
     inputs=[messages.ModelInferRequest.InferInputTensor(name="x", datatype="UINT8", shape=[1, 2, 3, 1])],
 ).SerializeToString()
 OUTPUT = np.arange(6, dtype="f4").reshape(1, 2, 3, 1)
-
-
-def varint(value, length=1):
-    """Returns a varint, written with more bytes than it needs where `length` says so."""
-    groups = []
-    while value > 0x7F or len(groups) + 1 < length:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*groups, value])
-
-
-def field(number, content, tag_bytes=1, length_bytes=1):
-    return varint(number << 3 | 2, tag_bytes) + varint(len(content), length_bytes) + content
 
 
 def stock(data):
