@@ -69,11 +69,12 @@ def cases(quick: bool, tiny: bool) -> list[Case]:
         quick: Only four of ResNet-50's layers.
         tiny: With small inputs.
     """
-    chosen = [*_five(), *(each for each in resnet() if not quick or each.name.removeprefix(f"{RESNET} ") in _QUICK)]
+    chosen = [*five(), *(each for each in resnet() if not quick or each.name.removeprefix(f"{RESNET} ") in _QUICK)]
     return [each.tiny() for each in chosen] if tiny else chosen
 
 
-def _five() -> list[Case]:
+def five() -> list[Case]:
+    """Returns the workloads of the peers."""
     return [
         Case("W1", 16, 3, 1, "same", "relu", (1, 32, 32, 3)),
         Case("W2", 64, 3, 1, "same", "relu", (1, 56, 56, 64)),

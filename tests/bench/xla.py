@@ -16,15 +16,8 @@ from typing import Any
 import numpy as np
 
 from tests.bench import record, tables
+from tests.bench.gpu_cases import Case, five
 
-LAYERS = {
-    "W1": ((1, 32, 32, 3), 16, 3, 1),
-    "W2": ((1, 56, 56, 64), 64, 3, 1),
-    "W3": ((1, 224, 224, 3), 64, 7, 2),
-    "W4": ((32, 56, 56, 64), 64, 3, 1),
-    "W5": ((4, 600, 600, 3), 64, 1, 1),
-}
-"""The workloads: input shape, filters, kernel size and stride."""
 _MOST_DIFFERENCE = 1e-3
 
 
@@ -36,25 +29,25 @@ def main() -> int:
     rounds, seconds = (1, 0.05) if arguments.quick else (9, 0.5)
     result = record.begun("xla", arguments, tensorflow=tf.__version__, rounds=rounds)
     result["layers"] = [
-        {"layer": name, **_measured(tf, *layer, rounds, seconds)}
-        for name, layer in LAYERS.items()
-        if not arguments.quick or name in ("W1", "W2")
+        {"layer": case.name, **_measured(tf, case, rounds, seconds)}
+        for case in five()
+        if not arguments.quick or case.name in ("W1", "W2")
     ]
     record.write(arguments, result)
     print(tables.xla(result))
     return 0
 
 
-def _measured(
-    tf: Any, shape: tuple[int, ...], filters: int, size: int, stride: int, rounds: int, seconds: float
-) -> dict[str, float]:
+def _measured(tf: Any, case: Case, rounds: int, seconds: float) -> dict[str, float]:
+    shape, size = case.input_shape, case.kernel_size
     rng = np.random.default_rng(0)
     x = rng.random(shape, dtype=np.float32)
-    kernel = tf.constant(rng.random((size, size, shape[3], filters), dtype=np.float32))
-    bias = tf.zeros([filters])
+    kernel = tf.constant(rng.random((size, size, shape[3], case.filters), dtype=np.float32))
+    bias = tf.zeros([case.filters])
 
     def layer(x: Any) -> Any:
-        return tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, stride, "SAME"), bias))
+        y = tf.nn.bias_add(tf.nn.conv2d(x, kernel, case.strides, case.padding.upper()), bias)
+        return y if case.activation is None else getattr(tf.nn, case.activation)(y)
 
     open_sizes = [tf.TensorSpec([None, None, None, shape[3]])]
     traced = tf.function(layer, input_signature=open_sizes, autograph=False)
