@@ -81,7 +81,7 @@ class _Senders:
                 self._pipeline.end(end)
             else:
                 self._pipeline.add(item)
-                self._set_to_work()
+            self._set_to_work()
 
     def take_output(self) -> Any:
         """Returns what is to be yielded, or raises what is to be raised."""

@@ -42,7 +42,7 @@ MOST_CALLS = 4
 ONCE = _rpc.RetryRule(attempts=1)
 """The rule of a call whose retries somebody else counts."""
 
-_TOGETHER_BYTES = 2**20  # of inputs or of outputs that are sent together: what goes in one message
+_TOGETHER_BYTES = 2**22  # of inputs or of outputs that are sent together: what a call costs beside them is little then
 _MOST_TOGETHER = 1024
 _ITEM_BYTES = 2**10  # what an item takes beside its arrays, so that millions of tiny ones are bounded too
 
@@ -52,6 +52,7 @@ class Item:
 
     Attributes:
         number: Its place among the inputs, from 0.
+        group: What it has in common with those that can go in one call with it.
         array: The input with a batch axis; None once there is an outcome.
         is_sample: Whether it came, and its output goes, without a batch axis.
         input_bytes: Bytes of the input.
@@ -59,11 +60,12 @@ class Item:
         outcome: The output, or the error in its place.
     """
 
-    __slots__ = ("array", "input_bytes", "is_sample", "number", "outcome", "output_bytes")
+    __slots__ = ("array", "group", "input_bytes", "is_sample", "number", "outcome", "output_bytes")
 
     def __init__(self, number: int, array: Array | None, is_sample: bool, input_bytes: int, output_bytes: int) -> None:
         self.number, self.array, self.is_sample = number, array, is_sample
         self.input_bytes, self.output_bytes = input_bytes, output_bytes
+        self.group: Hashable = None if array is None else (array.shape[1:], array.dtype)
         self.outcome: Array | ConvserveError | None = None
 
     @property
@@ -100,6 +102,49 @@ class Call:
         return [part.copy() for part in np.split(output, ends)]
 
 
+class _Group:
+    """Items of one shape and dtype.
+
+    Attributes:
+        waiting: Those that are not sent.
+        calls: How many calls with some of them are under way.
+    """
+
+    def __init__(self) -> None:
+        self.waiting: deque[Item] = deque()
+        self.calls = 0
+        self._input_bytes = self._output_bytes = 0  # of those that wait
+
+    def add(self, item: Item) -> None:
+        self.waiting.append(item)
+        self._count(item, 1)
+
+    def has_whole_call(self) -> bool:
+        """Whether so many wait that a further one like the last would not go in one call with all of them."""
+        last = self.waiting[-1]
+        most = max(self._input_bytes + last.input_bytes, self._output_bytes + last.output_bytes)
+        return most > _TOGETHER_BYTES or len(self.waiting) >= _MOST_TOGETHER
+
+    def take(self) -> list[Item]:
+        """Returns the items of its next call."""
+        found: list[Item] = []
+        input_bytes = output_bytes = 0
+        while self.waiting and len(found) < _MOST_TOGETHER:
+            first = self.waiting[0]
+            input_bytes += first.input_bytes
+            output_bytes += first.output_bytes
+            if found and max(input_bytes, output_bytes) > _TOGETHER_BYTES:
+                break
+            found.append(self.waiting.popleft())
+            self._count(first, -1)
+        self.calls += 1
+        return found
+
+    def _count(self, item: Item, sign: int) -> None:
+        self._input_bytes += sign * item.input_bytes
+        self._output_bytes += sign * item.output_bytes
+
+
 class Pipeline:
     """The state of one `map`."""
 
@@ -126,8 +171,8 @@ class Pipeline:
         self._end_error: BaseException | None = None
         self._broken: Exception | None = None
         self._held: Item | None = None
-        # By what makes items fit into one call; the group that was served longest ago is the first.
-        self._waiting: dict[Hashable, deque[Item]] = {}
+        # Those with items that wait or are under way; that which was served longest ago is the first.
+        self._groups: dict[Hashable, _Group] = {}
         self._bytes = 0
         self._finished: dict[int, Item] = {}
         self._yielded = 0
@@ -173,8 +218,8 @@ class Pipeline:
 
     @property
     def has_work(self) -> bool:
-        """Whether there is a further call to be made."""
-        return bool(self._waiting)
+        """Whether there is a further call to be made now."""
+        return self._next_group() is not None
 
     @property
     def has_output(self) -> bool:
@@ -192,22 +237,28 @@ class Pipeline:
         return self._ended and self._held is None and not self._bytes
 
     def next_call(self) -> list[Item]:
-        """Returns the items of the next call, which `call` makes of them; none if there is nothing to do."""
-        if not self._waiting:
+        """Returns the items of the next call, which `call` makes of them; none if there is nothing to do now.
+
+        What comes of it is noted by `finish` or `fail`.
+        """
+        name = self._next_group()
+        if name is None:
             return []
-        group, items = next(iter(self._waiting.items()))
-        del self._waiting[group]
-        found = [items.popleft()]
-        input_bytes, output_bytes = found[0].input_bytes, found[0].output_bytes
-        while items and len(found) < _MOST_TOGETHER:
-            input_bytes += items[0].input_bytes
-            output_bytes += items[0].output_bytes
-            if max(input_bytes, output_bytes) > _TOGETHER_BYTES:
-                break
-            found.append(items.popleft())
-        if items:
-            self._waiting[group] = items  # behind the others
-        return found
+        group = self._groups.pop(name)
+        self._groups[name] = group  # behind the others
+        return group.take()
+
+    def _next_group(self) -> Hashable:
+        """Returns the name of a group of which a call is to be made now.
+
+        What does not fill a call waits for more while another of its group is under way (as in Nagle's algorithm, RFC
+        896): so calls are made at once where inputs come slowly, and few and large ones where they come fast.
+        """
+        is_all = self._ended or self._held is not None  # no more will come, or not before there is room for it
+        for name, group in self._groups.items():
+            if group.waiting and (is_all or not group.calls or group.has_whole_call()):
+                return name
+        return None
 
     def call(self, items: list[Item]) -> Call:
         """Returns the call of some items."""
@@ -217,19 +268,32 @@ class Pipeline:
 
     def finish(self, items: list[Item], outputs: Sequence[Array]) -> None:
         """Notes a call's outputs, one per item."""
+        self._end_call(items)
         for item, output in zip(items, outputs, strict=True):
             self._finish(item, output)
 
     def fail(self, items: list[Item], error: Exception) -> None:
         """Notes that a call failed; where that may be one item's doing, each is to be tried alone."""
+        self._end_call(items)
         if not isinstance(error, ConvserveError):
             self._broken = error
         elif len(items) > 1 and isinstance(error, InvalidArgumentError | OutOfMemoryError | InternalError):
             for item in items:
-                self._waiting[item.number] = deque([item])
+                item.group = item.number
+                self._wait(item)
         else:
             for item in items:
                 self._finish(item, error)
+
+    def _end_call(self, items: list[Item]) -> None:
+        name = items[0].group
+        group = self._groups[name]
+        group.calls -= 1
+        if not (group.calls or group.waiting):
+            del self._groups[name]
+
+    def _wait(self, item: Item) -> None:
+        self._groups.setdefault(item.group, _Group()).add(item)
 
     def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
         self._bytes -= item.bytes_in_flight
@@ -269,8 +333,7 @@ class Pipeline:
         if item.array is None:
             self._finished[item.number] = item
         else:
-            group = item.array.shape[1:], item.array.dtype
-            self._waiting.setdefault(group, deque()).append(item)
+            self._wait(item)
 
 
 def patient(rule: _rpc.RetryRule) -> _rpc.RetryRule:

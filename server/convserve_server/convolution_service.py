@@ -34,9 +34,10 @@ from convserve.v1 import convolution_service_pb2_grpc
 from convserve_server.call_record import current_call
 from convserve_server.callers import CHANGE, calling, is_local, may
 from convserve_server.computation import computation
-from convserve_server.convolve_stream import Answer, ConvolveStream, Request, Work, parse
+from convserve_server.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
 from convserve_server.interceptors import as_answer
+from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_references import find_layers
 from convserve_server.shared_memory import SharedMemory
@@ -217,11 +218,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             admit=lambda shape, dtype, waiting: convolver.admit(layers, shape, dtype, output_dtype, waiting),
             convolve=convolve,
             as_error=as_error,
-            waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
-            idle_s=self._silence.limit_s,
             most_items=self._most_items,
         )
-        yield from ConvolveStream(work, request_iterator, start, caller, self._pool).answers()
+        items: StreamItems = ItemsUnderWay(request_iterator, caller, self._silence, context.cancel)
+        yield from ConvolveStream(work, items, start, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         most = self._convolver.limits.max_message_bytes - _ECHO_HEAD_BYTES

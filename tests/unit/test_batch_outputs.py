@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from convserve import InvalidRequestError
 from convserve.batch.outputs import FORMATS, UNFINISHED, OutputFolder
 
 Y = np.random.default_rng(0).random((7, 5, 4, 3), dtype=np.float32)
@@ -42,6 +43,19 @@ def test_an_output_is_what_was_written(outputs: OutputFolder) -> None:
     assert outputs.size("a/c") is None
     outputs.clear(set())
     assert files(outputs.folder) == ["a"]
+
+
+def test_an_output_that_has_lost_something_has_another_size(outputs: OutputFolder) -> None:
+    size = outputs.write("y", Y)
+    path = outputs.path("y")
+    (path.joinpath(*"c0000") if path.is_dir() else path).write_bytes(b"half")
+    assert outputs.size("y") != size
+
+
+def test_a_file_is_no_folder_for_outputs(tmp_path: Path) -> None:
+    (tmp_path / "y").write_bytes(b"mine")
+    with pytest.raises(InvalidRequestError, match="Expected a folder"):
+        OutputFolder(tmp_path / "y", "npy")
 
 
 def test_an_output_takes_the_place_of_another(outputs: OutputFolder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -115,6 +116,12 @@ def test_every_input_is_computed_once(run: Run) -> None:
     assert run.counts == (0, 10, 0, 0)
     assert again.seen == []
     assert len(run.noted) == 10
+
+
+def test_a_pipe_among_the_inputs_is_not_waited_for(run: Run) -> None:
+    os.mkfifo(run.inputs / "5a.npy")
+    run(StandIn())
+    assert run.counts == (10, 0, 1, 0)
 
 
 def test_what_was_not_noted_is_computed_again_and_what_is_gone_too(run: Run) -> None:

@@ -2,7 +2,6 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 
 import pytest
 from tests.waiting import eventually
@@ -10,11 +9,14 @@ from tests.waiting import eventually
 from convserve import InvalidRequestError
 from convserve.errors import FieldViolation
 from convserve_server.caller import Caller
-from convserve_server.open_inference.infer_stream import InferStream, InferWork
+from convserve_server.items_under_way import ItemsUnderWay
+from convserve_server.open_inference.infer_stream import infer_answers
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest
+from convserve_server.silence import SilenceWatch
 
 WAIT_S = 60
+SILENCE = SilenceWatch(WAIT_S)
 
 
 @pytest.fixture
@@ -42,13 +44,13 @@ def requests(count):
 
 
 def stream(pool, infer, given, caller=None):
-    """Returns a stream whose response to a request is what `infer` makes of its id."""
-    work = InferWork(lambda request, who: infer(request.message.id, who), lambda _: nullcontext(), WAIT_S)
-    return InferStream(work, iter(given), caller or Caller(), pool)
+    """Returns the answers of a stream whose response to a request is what `infer` makes of its id."""
+    items = ItemsUnderWay(iter(given), caller or Caller(), SILENCE, pytest.fail)
+    return infer_answers(lambda request, who: infer(request.message.id, who), items, pool)
 
 
 def threads():
-    return [each for each in threading.enumerate() if each.name == "inference-stream"]
+    return [each for each in threading.enumerate() if each.name == "stream"]
 
 
 def test_answers_keep_the_order_of_the_requests(pool):
@@ -61,7 +63,7 @@ def test_answers_keep_the_order_of_the_requests(pool):
             last.set()
         return number
 
-    found = [(name, response.result()) for name, response in stream(pool, infer, requests(6)).answers()]
+    found = [(name, response.result()) for name, response in stream(pool, infer, requests(6))]
     assert found == [(each, each) for each in "012345"]
 
 
@@ -78,7 +80,7 @@ def test_requests_are_computed_while_others_are_four_at_most(pool):
             count -= 1
         return number
 
-    answers = stream(pool, infer, requests(12)).answers()
+    answers = stream(pool, infer, requests(12))
     assert [response.result() for _, response in answers] == [str(number) for number in range(12)]
     assert most == 4
 
@@ -89,7 +91,7 @@ def test_a_failure_is_the_answer_of_its_request_alone(pool):
             raise ValueError(number)
         return number
 
-    responses = [response for _, response in stream(pool, infer, requests(3)).answers()]
+    responses = [response for _, response in stream(pool, infer, requests(3))]
     assert [responses[0].result(), responses[2].result()] == ["0", "2"]
     with pytest.raises(ValueError, match="1"):
         responses[1].result()
@@ -100,7 +102,7 @@ def test_what_is_no_request_ends_the_stream_after_the_answers_before_it(pool):
         yield from requests(2)
         raise InvalidRequestError(FieldViolation("request", "no message"))
 
-    answers = stream(pool, lambda number, _: number, given()).answers()
+    answers = stream(pool, lambda number, _: number, given())
     assert [next(answers)[1].result(), next(answers)[1].result()] == ["0", "1"]
     with pytest.raises(InvalidRequestError):
         next(answers)
@@ -118,7 +120,7 @@ def test_a_caller_that_leaves_is_not_waited_for(pool):
         assert not caller.is_waiting()
         return number
 
-    answers = stream(pool, infer, requests(9), leaver.caller()).answers()
+    answers = stream(pool, infer, requests(9), leaver.caller())
     _, first = next(answers)
     for _ in range(4):
         assert inside.acquire(timeout=WAIT_S)
@@ -135,7 +137,7 @@ def test_an_answer_that_was_fetched_is_not_waited_for_any_more(pool):
         assert caller.when_gone(lambda: left.append(number))
         return number
 
-    answers = stream(pool, infer, requests(2)).answers()
+    answers = stream(pool, infer, requests(2))
     assert next(answers)[1].result() == "0"
     next(answers)[1].result()
     assert left[:1] == ["0"]

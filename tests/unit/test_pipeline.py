@@ -88,7 +88,8 @@ def test_an_output_of_several_is_memory_of_its_own() -> None:
 
 def test_what_goes_together_is_bounded_in_bytes() -> None:
     flow = pipeline()
-    read(flow, *[image(shape=(1, 256, 256, 1))] * 9)  # 256 KiB each way
+    read(flow, *[image(shape=(1, 512, 512, 1))] * 9)  # 1 MiB each way
+    flow.end()
     sizes = []
     while items := flow.next_call():
         sizes.append(len(items))
@@ -97,10 +98,47 @@ def test_what_goes_together_is_bounded_in_bytes() -> None:
 
 def test_groups_take_turns() -> None:
     flow = pipeline()
-    a, b = image(shape=(1, 256, 256, 1)), image(shape=(1, 256, 256, 1), dtype="f2")
+    a, b = image(shape=(1, 512, 512, 1)), image(shape=(1, 512, 512, 1), dtype="f2")
     read(flow, *[a] * 8, *[b] * 2)
     found = [[item.number for item in flow.next_call()] for _ in range(3)]
     assert found == [[0, 1, 2, 3], [8, 9], [4, 5, 6, 7]]
+
+
+def test_what_fills_no_call_waits_while_others_like_it_are_under_way() -> None:
+    flow = pipeline(as_completed=True)
+    read(flow, image(0))
+    first = flow.next_call()
+    read(flow, image(1), image(2), image(3, (1, 3, 3, 1)))
+    assert [item.number for item in flow.next_call()] == [3]  # of another shape
+    assert not flow.has_work
+    answer(flow, first)
+    assert [item.number for item in flow.next_call()] == [1, 2]
+
+
+def test_what_fills_a_call_waits_for_nothing_and_neither_does_the_last() -> None:
+    flow = pipeline()
+    x = image(shape=(1, 512, 512, 1))
+    read(flow, x)
+    flow.next_call()
+    read(flow, x, x, x)
+    assert not flow.has_work
+    read(flow, x)  # a further one would not go in one call with these
+    assert len(flow.next_call()) == 4
+    read(flow, x)
+    assert not flow.has_work
+    flow.end()
+    assert len(flow.next_call()) == 1
+
+
+def test_an_input_for_which_there_is_no_room_lets_go_those_before_it() -> None:
+    flow = pipeline(max_bytes=5000)
+    read(flow, image(0))
+    flow.next_call()
+    read(flow, image(1), image(2))
+    assert not flow.has_work
+    read(flow, image(3, (1, 20, 20, 1)))
+    assert not flow.wants_input
+    assert [item.number for item in flow.next_call()] == [1, 2]
 
 
 def test_outputs_come_in_the_order_of_inputs_or_as_they_are_completed() -> None:

@@ -7,7 +7,6 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import grpc
@@ -19,7 +18,9 @@ from convserve import Conv2D, OutOfMemoryError
 from convserve.tensor import dtype_number, head_of
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.caller import Caller
-from convserve_server.convolve_stream import ConvolveStream, Work
+from convserve_server.convolve_stream import ConvolveStream, StreamItems, Work
+from convserve_server.items_under_way import ItemsUnderWay
+from convserve_server.silence import SilenceWatch
 from convserve_server.waiting_room import Ticket, WaitingRoom
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
@@ -27,11 +28,7 @@ SHAPE = (1, 30, 30, 1)
 PLAN = CONFIG.plan(SHAPE)
 SIZE = PLAN.memory_bytes - PLAN.weight_bytes
 ITEMS = 4
-
-
-@contextmanager
-def unwatched(_: Callable[[], bool]) -> Iterator[None]:
-    yield
+SILENCE = SilenceWatch(60)
 
 
 def root(array: Any) -> Any:
@@ -46,7 +43,7 @@ class Served:
     def __init__(self, room: WaitingRoom, fate: str) -> None:
         self.room, self.fate = room, fate
         self.tensors: list[weakref.ref[Any]] = []
-        self.work = Work(self._admit, self._convolve, lambda error: error, unwatched, 60, 1000)  # type: ignore[arg-type, return-value]
+        self.work = Work(self._admit, self._convolve, lambda error: error, 1000)  # type: ignore[arg-type, return-value]
 
     def _admit(self, shape: Any, _: str, caller: Caller) -> Ticket:
         if self.fate == "refused":
@@ -89,6 +86,10 @@ def opening(number: int) -> messages.ConvolveStreamRequest:
     return messages.ConvolveStreamRequest(item=messages.StreamItem(item_id=number, dtype=dtype, shape=SHAPE))
 
 
+def items(requests: Iterator[Any], leaving: Leaving) -> StreamItems:
+    return ItemsUnderWay(requests, leaving.caller, SILENCE, pytest.fail)
+
+
 def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.ref[Any]:
     """Lets a stream run until it ends, or its caller leaves after so many answers; returns a reference to it."""
     leaving = Leaving()
@@ -104,7 +105,7 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
 
     with ThreadPoolExecutor(ITEMS) as pool:
         start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
-        stream = ConvolveStream(served.work, requests(), start, leaving.caller, pool)
+        stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
         answers = stream.answers()
         for number, _ in enumerate(answers, 1):
             if number == leaves_after:
@@ -143,7 +144,7 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
         raise grpc.RpcError
 
     with ThreadPoolExecutor(2) as pool:
-        stream = ConvolveStream(served.work, requests(), messages.StreamStart(), leaving.caller, pool)
+        stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
         served_by = pool.submit(lambda: list(stream.answers()))
         until(lambda: served.room.load().waiting_calls == 2)
         leaving.leave()
@@ -161,10 +162,10 @@ def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> N
     def requests() -> Iterator[Any]:
         yield opening(1)
         yield memoryview(bytes(4 * 900))
-        until(lambda: not stream._under_way and bool(served.tensors))
+        until(lambda: not stream._items._under_way and bool(served.tensors))
         leaving.leave()  # before the reader comes to the end of what was sent
 
     with ThreadPoolExecutor(2) as pool:
-        stream = ConvolveStream(served.work, requests(), messages.StreamStart(), leaving.caller, pool)
+        stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
         answers = pool.submit(lambda: list(stream.answers()))
         assert len(answers.result(30)) == 2

@@ -93,6 +93,8 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
         MissingDependencyError: Without zarr, for what is Zarr's.
     """
     path, stem = inputs.path(name), output_stem(name, keep_suffix)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise _unreadable(path, "it is a pipe or a device")  # which would be waited for
     stamp, size = stamp_of(path), _file_bytes(path)
     if path.is_dir():
         sources = [

@@ -21,6 +21,7 @@ import numpy as np
 
 from convserve.array_files import map_array, storable
 from convserve.batch import zarr_files
+from convserve.errors import FieldViolation, InvalidRequestError, shown
 from convserve.tensor import Array, Shape, numpy_dtype
 
 UNFINISHED = ".unfinished"
@@ -128,11 +129,15 @@ class OutputFolder:
     """
 
     def __init__(self, folder: Path, format_name: str) -> None:
-        """Takes a folder that exists; one of Zarr's makes the first import of the package.
+        """Takes a folder that exists or can be made; one of Zarr's makes the first import of the package.
 
         Raises:
+            InvalidRequestError: If it is no folder.
             MissingDependencyError: Without zarr, for its format.
         """
+        if folder.exists() and not folder.is_dir():
+            text = f"Expected a folder, or a path where one can be made. Received {shown(str(folder))}, a file."
+            raise InvalidRequestError(FieldViolation("output", text))
         self.folder = folder
         self._format = FORMATS[format_name]
         self._unfinished = folder / UNFINISHED
@@ -144,10 +149,12 @@ class OutputFolder:
         return self.folder / f"{stem}{self._format.suffix}"
 
     def size(self, stem: str) -> int | None:
-        """Returns the size of an output's file (of Zarr its metadata's), or None if there is none."""
+        """Returns the size of an output's file, of Zarr that of all its files, or None if there is none."""
         path = self.path(stem)
         try:
-            return (path / "zarr.json" if self._format.suffix == ".zarr" else path).stat().st_size
+            if path.is_dir():
+                return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+            return path.stat().st_size
         except OSError:
             return None
 

@@ -20,12 +20,14 @@ from convserve import (
 from convserve.errors import FieldViolation, shown
 from convserve.status import to_status
 from convserve_server.call_record import current_call
+from convserve_server.caller import Caller
 from convserve_server.callers import caller_of, calling, is_local
 from convserve_server.convolver import Convolver
 from convserve_server.interceptors import as_answer
+from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.layer_keeper import LayerKeeper, StoredLayer
 from convserve_server.open_inference import model_descriptions
-from convserve_server.open_inference.infer_stream import InferStream, InferWork
+from convserve_server.open_inference.infer_stream import InferItems, infer_answers
 from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import (
     SEPARATOR,
@@ -205,15 +207,13 @@ class InferenceService:
         inferences = self._parts()[1]
         # Here, because requests are computed by other threads.
         call, region = current_call(), self._region_finder(context)
-        work = InferWork(
-            infer=lambda request, caller: inferences.infer(request, caller, region, call.computed),
-            waiting=lambda unless: self._silence.waiting(lambda: unless() or context.cancel()),
-            idle_s=self._silence.limit_s,
-        )
+
+        def infer(request: InferRequest, caller: Caller) -> InferResponse:
+            return inferences.infer(request, caller, region, call.computed)
+
+        items: InferItems = ItemsUnderWay(request_iterator, calling(context), self._silence, context.cancel)
         # No loop, which would keep the last response while it waits for the next.
-        return itertools.starmap(
-            _stream_message, InferStream(work, request_iterator, calling(context), self._pool).answers()
-        )
+        return itertools.starmap(_stream_message, infer_answers(infer, items, self._pool))
 
     def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
         """Returns what finds a call's regions of shared memory."""

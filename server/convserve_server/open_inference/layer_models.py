@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from convserve import InvalidRequestError, Layer, LayerNotFoundError
 from convserve.errors import FieldViolation, shown
@@ -17,6 +18,8 @@ SEPARATOR = ","
 MOST_LAYERS = 1000
 """In a chain, whatever the server's --max-layers-per-call."""
 _ONLY = "1"  # the stateless model's version
+
+T = TypeVar("T")
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
@@ -89,10 +92,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        try:
-            return [self._keeper.layer(each) for each in model.digests]
-        except LayerNotFoundError:
-            raise self._gone(model) from None
+        return self._found(model, self._keeper.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
         """Returns what is known of a model's layers without their weights.
@@ -100,10 +100,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        try:
-            return [self._keeper.describe(each) for each in model.digests]
-        except LayerNotFoundError:
-            raise self._gone(model) from None
+        return self._found(model, self._keeper.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first.
@@ -131,6 +128,13 @@ class LayerModels:
                 reason = f"the layer {known.digest.hex()} was lost, until it is put again"
                 yield ListedModel(name, str(known.latest), reason)
 
+    def _found(self, model: LayerModel, find: Callable[[bytes], T]) -> list[T]:
+        try:
+            return [find(each) for each in model.digests]
+        except LayerNotFoundError:
+            known = [self._keeper.versions(each) for each in names_of(model.name)]
+            raise self._no_version(model.name, known, int(model.version)) from None
+
     def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
         if SEPARATOR in name:
             whole = all(self._keeper.holds(each.digest) for each in known)
@@ -141,10 +145,6 @@ class LayerModels:
         found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"
         text = f"Expected a version of {shown(name)} that is stored: {found}. Received {number}."
         return LayerNotFoundError(text, layer=name, by_name=True)
-
-    def _gone(self, model: LayerModel) -> LayerNotFoundError:
-        known = [self._keeper.versions(each) for each in names_of(model.name)]
-        return self._no_version(model.name, known, int(model.version))
 
 
 def names_of(model: str) -> list[str]:
