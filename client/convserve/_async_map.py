@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from convserve import _rpc
 from convserve.errors import ConvserveError
-from convserve.pipeline import MOST_CALLS, ONCE, Item, Pipeline, patient
+from convserve.items import Item
+from convserve.pipeline import MOST_CALLS, ONCE, Pipeline, patient
 from convserve.tensor import Array
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from convserve import _rpc
 from convserve._sync_calls import Calls
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
-from convserve.pipeline import MOST_CALLS, ONCE, Item, Pipeline, patient
+from convserve.items import Item
+from convserve.pipeline import MOST_CALLS, ONCE, Pipeline, patient
 from convserve.tensor import Array
 
 if TYPE_CHECKING:

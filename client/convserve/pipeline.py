@@ -13,9 +13,8 @@ from __future__ import annotations
 import math
 import random
 import sys
-from collections import deque
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +30,7 @@ from convserve.errors import (
     OutOfMemoryError,
     shown,
 )
+from convserve.items import Call, Group, Item, input_of
 from convserve.layer import Layer, planned_call
 from convserve.plan import Plan
 from convserve.tensor import INPUT_DTYPES, Array, Shape, name_of, standard_array
@@ -41,108 +41,6 @@ MOST_CALLS = 4
 """Calls under way at once: while one is computed, others are on their way there and back."""
 ONCE = _rpc.RetryRule(attempts=1)
 """The rule of a call whose retries somebody else counts."""
-
-_TOGETHER_BYTES = 2**22  # of inputs or of outputs that are sent together: what a call costs beside them is little then
-_MOST_TOGETHER = 1024
-_ITEM_BYTES = 2**10  # what an item takes beside its arrays, so that millions of tiny ones are bounded too
-
-
-class Item:
-    """One input on its way.
-
-    Attributes:
-        number: Its place among the inputs, from 0.
-        group: What it has in common with those that can go in one call with it.
-        array: The input with a batch axis; None once there is an outcome.
-        is_sample: Whether it came, and its output goes, without a batch axis.
-        input_bytes: Bytes of the input.
-        output_bytes: Bytes of the output that it will have.
-        outcome: The output, or the error in its place.
-    """
-
-    __slots__ = ("array", "group", "input_bytes", "is_sample", "number", "outcome", "output_bytes")
-
-    def __init__(self, number: int, array: Array | None, is_sample: bool, input_bytes: int, output_bytes: int) -> None:
-        self.number, self.array, self.is_sample = number, array, is_sample
-        self.input_bytes, self.output_bytes = input_bytes, output_bytes
-        self.group: Hashable = None if array is None else (array.shape[1:], array.dtype)
-        self.outcome: Array | ConvserveError | None = None
-
-    @property
-    def bytes_in_flight(self) -> int:
-        """What it counts for at this moment."""
-        return _ITEM_BYTES + self.input_bytes + self.output_bytes
-
-    def finish(self, outcome: Array | ConvserveError) -> None:
-        """Notes what came of it, and lets go of the input."""
-        if isinstance(outcome, ConvserveError):
-            self.output_bytes = 0
-        elif self.is_sample:
-            outcome = outcome[0]
-        self.array, self.input_bytes, self.outcome = None, 0, outcome
-
-
-@dataclass(frozen=True)
-class Call:
-    """Items that go in one call: one, or several small ones along the batch axis.
-
-    Attributes:
-        items: The items.
-        request: What is sent.
-    """
-
-    items: list[Item]
-    request: _rpc.ConvolveRequest
-
-    def outputs(self, output: Array) -> list[Array]:
-        """Returns each item's part of the call's output; as a copy, else one that is kept would keep all."""
-        if len(self.items) == 1:
-            return [output]
-        ends = np.cumsum([_samples(each) for each in self.items])[:-1]
-        return [part.copy() for part in np.split(output, ends)]
-
-
-class _Group:
-    """Items of one shape and dtype.
-
-    Attributes:
-        waiting: Those that are not sent.
-        calls: How many calls with some of them are under way.
-    """
-
-    def __init__(self) -> None:
-        self.waiting: deque[Item] = deque()
-        self.calls = 0
-        self._input_bytes = self._output_bytes = 0  # of those that wait
-
-    def add(self, item: Item) -> None:
-        self.waiting.append(item)
-        self._count(item, 1)
-
-    def has_whole_call(self) -> bool:
-        """Whether so many wait that a further one like the last would not go in one call with all of them."""
-        last = self.waiting[-1]
-        most = max(self._input_bytes + last.input_bytes, self._output_bytes + last.output_bytes)
-        return most > _TOGETHER_BYTES or len(self.waiting) >= _MOST_TOGETHER
-
-    def take(self) -> list[Item]:
-        """Returns the items of its next call."""
-        found: list[Item] = []
-        input_bytes = output_bytes = 0
-        while self.waiting and len(found) < _MOST_TOGETHER:
-            first = self.waiting[0]
-            input_bytes += first.input_bytes
-            output_bytes += first.output_bytes
-            if found and max(input_bytes, output_bytes) > _TOGETHER_BYTES:
-                break
-            found.append(self.waiting.popleft())
-            self._count(first, -1)
-        self.calls += 1
-        return found
-
-    def _count(self, item: Item, sign: int) -> None:
-        self._input_bytes += sign * item.input_bytes
-        self._output_bytes += sign * item.output_bytes
 
 
 class Pipeline:
@@ -172,7 +70,7 @@ class Pipeline:
         self._broken: Exception | None = None
         self._held: Item | None = None
         # Those with items that wait or are under way; that which was served longest ago is the first.
-        self._groups: dict[Hashable, _Group] = {}
+        self._groups: dict[Hashable, Group] = {}
         self._bytes = 0
         self._finished: dict[int, Item] = {}
         self._yielded = 0
@@ -262,7 +160,7 @@ class Pipeline:
 
     def call(self, items: list[Item]) -> Call:
         """Returns the call of some items."""
-        arrays = [_input(each) for each in items]
+        arrays = [input_of(each) for each in items]
         together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return Call(items, _rpc.convolve_request(self._layers, together, self._output_dtype))
 
@@ -293,7 +191,7 @@ class Pipeline:
             del self._groups[name]
 
     def _wait(self, item: Item) -> None:
-        self._groups.setdefault(item.group, _Group()).add(item)
+        self._groups.setdefault(item.group, Group()).add(item)
 
     def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
         self._bytes -= item.bytes_in_flight
@@ -349,12 +247,3 @@ def _with_seeds(layers: list[Any]) -> list[Any]:
         Layer(each.config.with_seed(random.getrandbits(31))) if is_drawn else each
         for each, is_drawn in zip(layers, drawn, strict=True)
     ]
-
-
-def _input(item: Item) -> Array:
-    assert item.array is not None  # noqa: S101 (it has no outcome yet)
-    return item.array
-
-
-def _samples(item: Item) -> int:
-    return len(_input(item))

@@ -58,6 +58,7 @@ def _part(name: str, found: Results) -> str:
         "server_kinds": (tables.server_kinds, "server_kinds"),
         "parts": (tables.parts, "parts"),
         "xla": (tables.xla, "xla"),
+        "pipeline": (tables.pipeline, "pipeline"),
         "gpu": (gpu_tables.tables, "gpu"),
     }[name]
     return renderer(found[source]) if source in found else _absent(name)

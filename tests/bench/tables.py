@@ -216,6 +216,31 @@ def xla(result: Result) -> str:
     return f"{table(head, rows)}\n\n{provenance(result)}"
 
 
+def pipeline(result: Result) -> str:
+    """Returns the tables of `pipeline`: photographs beside a tf.data loop, and small items."""
+    photographs, small = result["photographs"], result["small"]
+
+    def middle(key: str) -> float:
+        return statistics.median(turn[key] for turn in photographs["turns"])
+
+    beside = [
+        ["a tf.data loop in process", short(middle("in_process_per_s")), "1", short(middle("in_process_processor_ms"))],
+        ["`client.map`", short(middle("per_s")), f"{photographs['ratio']:.2f}", short(middle("processor_ms"))],
+    ]
+    head = [f"{photographs['items']:,} photographs, {result['path']}", "items/s", "/ tf.data", "processor, ms each"]
+    ways = [
+        ["`client.map`, together as they fit", short(small["together_per_s"])],
+        ["`client.map`, each in a call of its own", short(small["alone_per_s"])],
+        ["a loop that waits for each", short(small["loop_per_s"])],
+    ]
+    grown = (
+        f"Resident memory grew by {_mb(photographs['grown_bytes'])} MB in the caller's process, and by "
+        f"{_mb(photographs['server_grown_bytes'])} MB in the server."
+    )
+    small_table = table([f"{small['items']:,} small items (W1)", "items/s"], ways)
+    return "\n\n".join([table(head, beside), grown, small_table, provenance(result)])
+
+
 def median_of(runs: Sequence[Result], cell: str, key: str) -> float | None:
     """Returns the median of a figure over a peer's runs, or None if it was never measured."""
     values = [run[cell][key] for run in runs if key in run.get(cell, {})]

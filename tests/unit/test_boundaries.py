@@ -51,10 +51,10 @@ OPEN_INFERENCE: dict[str, set[str]] = {
     | {f"convserve_server.{name}" for name in ("aligned", "call_record", "caller", "computation", "convolver")}
     | theirs("v2", "datatypes", "infer_tensors", "layer_models", "model_descriptions", "model_statistics")
     | theirs("stateless_layer", "system_memory", "wire"),
-    "infer_stream": {f"convserve_server.{name}" for name in ("caller", "item_under_way")} | theirs("wire"),
+    "infer_stream": {f"convserve_server.{name}" for name in ("caller", "items_under_way")} | theirs("wire"),
     "inference_service": {"grpc", "convserve"}
     | {f"convserve_server.{name}" for name in ("call_record", "callers", "convolver", "interceptors", "layer_keeper")}
-    | {"convserve_server.silence"}
+    | {f"convserve_server.{name}" for name in ("caller", "items_under_way", "silence")}
     | theirs(
         "v2", "infer_stream", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory"
     )
@@ -92,9 +92,10 @@ ALLOWED: dict[str, set[str]] = {
     | STUBS
     | ours("_channel", "_rpc", "_sync_servers", "_sync_tensors", "access", "errors"),
     "convserve._sync_calls": set(),
-    "convserve.pipeline": {"numpy"} | ours("_rpc", "errors", *CODEC, *MODEL),
+    "convserve.items": {"numpy"} | ours("_rpc", "errors", *CODEC),
+    "convserve.pipeline": {"numpy"} | ours("_rpc", "errors", "items", *CODEC, *MODEL),
     **{
-        f"convserve._{kind}_map": ours("_rpc", f"_{kind}", f"_{kind}_calls", "pipeline", "errors", *CODEC)
+        f"convserve._{kind}_map": ours("_rpc", f"_{kind}", f"_{kind}_calls", "items", "pipeline", "errors", *CODEC)
         for kind in ("sync", "async")
     },
     **{
@@ -137,7 +138,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.batch.opened": {"numpy"}
     | ours("array_files", "batch.inputs", "batch.zarr_files", "errors", "input_files", "pictures", "tensor"),
     "convserve.batch.read_ahead": set(),
-    "convserve.batch.outputs": {"numpy"} | ours("array_files", "batch.zarr_files", "tensor"),
+    "convserve.batch.outputs": {"numpy"} | ours("array_files", "batch.zarr_files", "errors", "tensor"),
     "convserve.batch.journal": ours("errors", "tensor"),
     "convserve.batch.tally": set(),
     "convserve.batch.pipeline": ours("_sync", "_sync_layer", "batch", "errors", "layer", "tensor"),
@@ -202,7 +203,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.layer_references": {"convserve", "convserve_server.layer_keeper"},
     "convserve_server.shared_memory": {"numpy", "convserve"},
     "convserve_server.convolve_stream": {"numpy", "convserve"}
-    | {f"convserve_server.{name}" for name in ("aligned", "caller", "item_under_way", "waiting_room")},
+    | {f"convserve_server.{name}" for name in ("aligned", "caller", "items_under_way", "waiting_room")},
     "convserve_server.convolution_service": {
         "grpc",
         "numpy",
@@ -216,6 +217,7 @@ ALLOWED: dict[str, set[str]] = {
                 "convolver",
                 "convolve_stream",
                 "interceptors",
+                "items_under_way",
                 "layer_keeper",
                 "layer_references",
                 "shared_memory",
@@ -231,7 +233,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "convserve_server.computation": {"convserve"}
     | {f"convserve_server.{name}" for name in ("call_record", "convolver")},
-    "convserve_server.item_under_way": {"convserve_server.caller"},
+    "convserve_server.items_under_way": {"convserve_server.caller", "convserve_server.silence"},
     **{f"convserve_server.open_inference.{name}": allowed for name, allowed in OPEN_INFERENCE.items()},
     "convserve_server.interceptors": {
         "grpc",
