@@ -31,6 +31,7 @@ def test_the_page_has_every_part():
         "server_kinds",
         "parts",
         "xla",
+        "pipeline",
         "gpu",
     }
 
