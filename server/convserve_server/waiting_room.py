@@ -31,7 +31,9 @@ from convserve_server.caller import Caller
 from convserve_server.fair_line import FairLine
 
 _OVERLOADED_S = 1.0
-_FEW_COMPUTATIONS = 1.5  # that may be before a call while the server is overloaded: the one under way, not a second
+# Computations that may be before a call while the server is overloaded: those under way, and one that waits, of two at
+# once. It is between two steps, as estimates are never exact.
+_FEW_COMPUTATIONS = 1.25
 _SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
 _MOST_ESTIMATES = 1000
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure

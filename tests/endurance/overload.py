@@ -30,7 +30,7 @@ from tests.processes import status
 _ONCE = RetryRule(attempts=1)
 _SENDERS = 256  # so many that a rate waits for nobody
 _MOST_GROWTH_BYTES = 200_000_000
-_SHAPES = {"deep": (1, 14, 14, 512), "large": (4, 100, 100, 16), "small": (1, 32, 32, 3)}
+_SHAPES = {"deep": (2, 14, 14, 512), "large": (4, 100, 100, 16), "small": (1, 32, 32, 3)}
 _LAYERS = {
     "deep": Conv2D(512, 5, padding="same", use_bias=False, data_format="channels_last"),
     "large": Conv2D(32, 7, padding="same", use_bias=False, data_format="channels_last"),
