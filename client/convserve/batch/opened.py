@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 
@@ -93,10 +95,12 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
         MissingDependencyError: Without zarr, for what is Zarr's.
     """
     path, stem = inputs.path(name), output_stem(name, keep_suffix)
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    status = _status(path)
+    is_folder = status is not None and S_ISDIR(status.st_mode)
+    if status is not None and not (is_folder or S_ISREG(status.st_mode)):
         raise _unreadable(path, "it is a pipe or a device")  # which would be waited for
-    stamp, size = stamp_of(path), _file_bytes(path)
-    if path.is_dir():
+    stamp, size = _stamp(path, status), 0 if status is None else status.st_size
+    if is_folder:
         sources = [
             Source(f"{name}/{each}", member_stem(stem, each), path, each, stamp_of(path / each), 0)
             if each
@@ -120,14 +124,14 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
 
 def stamp_of(path: Path) -> str:
     """Returns by what it is seen whether a file has changed: its size and the time of its last change; "" of none."""
-    asked = path
-    if path.is_dir():
-        asked = next((path / each for each in ZARR_METADATA if (path / each).exists()), path)
-    try:
-        found = asked.stat()
-    except OSError:  # reading it says why
-        return ""
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    return _stamp(path, _status(path))
+
+
+def _stamp(path: Path, status: os.stat_result | None) -> str:
+    if status is not None and S_ISDIR(status.st_mode):
+        described = (_status(path / each) for each in ZARR_METADATA)
+        status = next((each for each in described if each is not None), status)
+    return "" if status is None else f"{status.st_size}:{status.st_mtime_ns}"
 
 
 def open_array(source: Source, reading: Reading) -> InputArray:
@@ -164,11 +168,11 @@ def _loaded(source: Source, array: Array, reading: Reading) -> InputArray:
     return InputArray(source, batch.shape, name_of(batch), array.ndim < 4, 1, rows)
 
 
-def _file_bytes(path: Path) -> int:
+def _status(path: Path) -> os.stat_result | None:
     try:
-        return path.stat().st_size
+        return path.stat()
     except OSError:  # reading it says why
-        return 0
+        return None
 
 
 def _unreadable(path: Path, why: str) -> InvalidTensorError:

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
@@ -152,11 +153,12 @@ class OutputFolder:
         """Returns the size of an output's file, of Zarr that of all its files, or None if there is none."""
         path = self.path(stem)
         try:
-            if path.is_dir():
+            status = path.stat()
+            if S_ISDIR(status.st_mode):
                 return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
-            return path.stat().st_size
         except OSError:
             return None
+        return status.st_size
 
     def write(self, stem: str, array: Array) -> int:
         """Writes an output as a whole, in the place of one that is there, and returns its size.
@@ -235,10 +237,13 @@ class OutputFolder:
 
     def _put(self, new: Path, stem: str) -> int:
         path = self.path(stem)
-        path.parent.mkdir(parents=True, exist_ok=True)
         if self._format.suffix == ".zarr" and path.is_dir():
             _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
-        new.rename(path)
+        try:
+            new.rename(path)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.rename(path)
         size = self.size(stem)
         assert size is not None  # noqa: S101 (it was just put there)
         return size

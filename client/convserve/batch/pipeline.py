@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.inputs import Inputs
@@ -108,6 +108,8 @@ class Batch:
         """
         self._layers, self._inputs, self._outputs, self._journal = layers, inputs, outputs, journal
         self._reading, self._output_dtype = reading, output_dtype
+        # By shape and dtype, of which most inputs of a run share a few.
+        self._planned = lru_cache(lambda shape, dtype: planned_call(layers, shape, dtype, output_dtype))
         self._retry_failed, self._on_failure = retry_failed, on_failure
         self._stopping = False
         self._error: Exception | None = None
@@ -225,7 +227,7 @@ class Batch:
             array = open_array(source, self._reading)
             samples = array.shape[0]
             # Of one sample; an array that has none is refused for it.
-            one = planned_call(self._layers, (min(1, samples), *array.shape[1:]), array.dtype, self._output_dtype)
+            one = self._planned((min(1, samples), *array.shape[1:]), array.dtype)
             rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
             if rows > array.step:
                 rows -= rows % array.step  # whole chunks of Zarr's
