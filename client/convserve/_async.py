@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
@@ -15,6 +14,7 @@ from convserve import _async_map, _channel, _rpc, layer_messages, pipeline, stor
 from convserve._async_layer import AsyncStoredLayer
 from convserve._async_servers import LayerServers
 from convserve._async_tensors import TensorPath
+from convserve._forks import calls_under_way
 from convserve.access import TLS, Access
 from convserve.conv2d import Conv2D
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
@@ -47,7 +47,9 @@ class AsyncClient:
         token: str | None = None,
         tls: TLS | bool | None = None,
     ) -> None:
-        """Prepares a connection; it is made with the first call, in the event loop of that call.
+        """Prepares a connection; it is made with the first call in an event loop.
+
+        Several loops may use it one after the other, but no fork of the process while it is open.
 
         Args:
             target: As in `Client`.
@@ -67,16 +69,24 @@ class AsyncClient:
         self._budget = _rpc.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
-        self._process = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
 
     def _connected(self) -> Any:
         if self._closed:
             text = "Expected an open client. Received a call after it was closed."
             raise InvalidRequestError(FieldViolation("client", text))
-        if self._channel is None or self._process != os.getpid():
-            self._process = os.getpid()  # a channel does not survive a fork
-            self._channel = self._access.async_channel(self._target)
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # a channel is of one
+            calls_under_way.check_process()
+            if self._loop is not None and self._loop.is_running():
+                text = (
+                    "Expected one event loop at a time. "
+                    "Received a call in another loop than the one that uses it now: make a client for each."
+                )
+                raise InvalidRequestError(FieldViolation("client", text))
+            self._loop, self._channel = loop, self._access.async_channel(self._target)
+            calls_under_way.asyncio_clients.add(self)
             self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
             self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
             self._servers = LayerServers(self._channel, self._target, self._access)
@@ -256,6 +266,7 @@ class AsyncClient:
             await self._servers.close()
             await self._channel.close()
             self._channel = None
+            calls_under_way.asyncio_clients.discard(self)
 
     async def __aenter__(self) -> Self:
         """Returns the client."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from convserve import _rpc, layer_messages, stored
@@ -23,7 +22,7 @@ class AsyncStoredLayer(stored.KnownLayer):
     def __init__(self, client: AsyncClient, **known: Any) -> None:
         super().__init__(**known)
         self._client = client
-        self._giving, self._process = asyncio.Lock(), os.getpid()
+        self._giving, self._loop = asyncio.Lock(), asyncio.get_running_loop()
 
     async def _give(self, gifts_before: int, deadline: _rpc.Deadline) -> bool:
         """Gives the layer to every server that lacks it, unless another call has done so since `gifts_before`.
@@ -52,8 +51,9 @@ class AsyncStoredLayer(stored.KnownLayer):
             lock.release()
 
     def _lock(self) -> asyncio.Lock:
-        if self._process != os.getpid():  # another task may have held it when the process was forked
-            self._giving, self._process = asyncio.Lock(), os.getpid()
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:  # a task that held it may have ended with its loop, or stayed before a fork
+            self._giving, self._loop = asyncio.Lock(), loop
         return self._giving
 
     async def _fetch(self, deadline: _rpc.Deadline) -> Layer:

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from convserve import _channel, _rpc
+from convserve._forks import calls_under_way
 from convserve._sync_servers import LayerServers
 from convserve._sync_tensors import TensorPath
 from convserve.access import TLS, Access
@@ -59,6 +60,7 @@ class Connection:
         self._open()
 
     def _open(self) -> None:
+        calls_under_way.check_process()
         self._channel = self._access.channel(self._target)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
@@ -91,7 +93,8 @@ class Connection:
         call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout), self._budget)
         while True:
             try:
-                answer = method(request, timeout=call.remaining_s())
+                with calls_under_way:
+                    answer = method(request, timeout=call.remaining_s())
                 call.answered()
                 return answer
             except (grpc.RpcError, ConvserveError) as failure:

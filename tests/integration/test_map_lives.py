@@ -1,15 +1,13 @@
-"""`map` and the lives of processes: servers that die under it, and forks of the one that maps."""
+"""`map` and the lives of servers: they die under it, and it goes on."""
 
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from tests.conftest import RunningServer, running_server
+from tests.conftest import running_server
 
 from convserve import AsyncClient, Client, Conv2D, Layer, RetryRule
 
@@ -50,36 +48,3 @@ def test_of_several_servers_one_is_enough() -> None:
                 first.process.kill()
                 first.process.wait()
     assert found == [2.0 * number for number in range(200)]
-
-
-FORKED = """
-import itertools, os, sys
-import numpy as np
-from convserve import Client, Conv2D, InvalidRequestError
-
-def outputs(client, images):
-    return client.map(Conv2D(1, 3, kernel_initializer="ones"), images)
-
-image = np.ones((1, 5, 5, 1), "f4")
-client = Client(sys.argv[1])
-begun = outputs(client, itertools.repeat(image))
-next(begun)
-child = os.fork()
-if child == 0:
-    try:
-        next(begun)
-    except InvalidRequestError as error:
-        print(error, flush=True)
-        del begun
-        os._exit(0 if all((y == 9).all() for y in outputs(client, [image] * 20)) else 3)
-    os._exit(4)
-print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), bool((next(begun) == 9).all()))
-begun.close()
-"""
-
-
-def test_a_fork_has_pipelines_of_its_own(server: RunningServer) -> None:
-    command = [sys.executable, "-c", FORKED, server.target]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    text = "map: Expected the process that began with it. Received another one, forked from it: call map there.\n"
-    assert (done.stdout, done.returncode) == (text + "0 True\n", 0), done.stderr

@@ -1,8 +1,6 @@
 """What a client does when calls fail: it sends a tensor again, waits as it is told, and keeps within its timeout."""
 
 import asyncio
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -172,28 +170,3 @@ def test_a_delay_beyond_the_timeout_is_not_waited_for(scripted, conv2d):
 def test_where_nobody_listens_the_server_is_unavailable(conv2d):
     with pytest.raises(UnavailableError):
         conv2d("127.0.0.1:1", retry=RetryRule(attempts=2, initial_s=0.001))
-
-
-FORKED = """
-import os, sys
-import numpy as np
-from convserve import Client
-
-def computes(client):
-    return bool((client.conv2d(np.ones((1, 5, 5, 1), "f4"), 1, 3, kernel_initializer="ones") == 9).all())
-
-client = Client(sys.argv[1])
-if sys.argv[2] == "used":
-    assert computes(client)
-child = os.fork()
-if child == 0:
-    os._exit(0 if computes(client) else 3)
-print(computes(client), os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), computes(client))
-"""
-
-
-@pytest.mark.parametrize("before", ["used", "unused"])
-def test_a_client_works_on_both_sides_of_a_fork(server, before):
-    command = [sys.executable, "-c", FORKED, server.target, before]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == ("True 0 True\n", 0), done.stderr

@@ -84,13 +84,14 @@ ALLOWED: dict[str, set[str]] = {
     **{
         f"convserve._{kind}": {"grpc"}
         | STUBS
-        | ours("_rpc", "_channel", "access", *(f"_{kind}_{part}" for part in PARTS))
+        | ours("_rpc", "_channel", "_forks", "access", *(f"_{kind}_{part}" for part in PARTS))
         | ours("layer_messages", "pipeline", "stored", "errors", "result", *CODEC, *MODEL)
         for kind in ("sync", "async")
     },
     "convserve._sync_connection": {"grpc"}
     | STUBS
-    | ours("_channel", "_rpc", "_sync_servers", "_sync_tensors", "access", "errors"),
+    | ours("_channel", "_forks", "_rpc", "_sync_servers", "_sync_tensors", "access", "errors"),
+    "convserve._forks": ours("errors"),
     "convserve._sync_calls": set(),
     "convserve.items": {"numpy"} | ours("_rpc", "errors", *CODEC),
     "convserve.pipeline": {"numpy"} | ours("_rpc", "errors", "items", *CODEC, *MODEL),
