@@ -92,6 +92,17 @@ class Admission:
         self._check(layers, found, in_one_message)
         return self._room.enter(caller, found)
 
+    def admit_bytes(self, size: int, caller: Caller) -> Ticket:
+        """Returns the ticket of a call that computes nothing and answers with so many bytes, as few as would ever fit.
+
+        Raises:
+            OverloadedError: As for `admit`; DeadlineExceededError likewise.
+        """
+        found = Plan(
+            (), (), "", parameters=0, flops=0, input_bytes=0, weight_bytes=0, output_bytes=size, memory_bytes=size
+        )
+        return self._room.enter(caller, found)
+
     def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
         output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0

@@ -224,15 +224,21 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         yield from ConvolveStream(work, items, start, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
-        most = self._convolver.limits.max_message_bytes - _ECHO_HEAD_BYTES
+        limits = self._convolver.limits
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        if output_bytes > most:
-            text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {output_bytes}."
-            raise TooLargeError(FieldViolation("output_bytes", text))
-        # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
-        return b"".join((frame.opening(output_bytes), bytes(output_bytes)))
+        for setting, most in (
+            ("max-message-bytes", limits.max_message_bytes - _ECHO_HEAD_BYTES),
+            ("max-call-bytes", limits.max_call_bytes),
+            ("max-admitted-bytes", limits.max_admitted_bytes),
+        ):
+            if output_bytes > most:
+                text = f"Expected at most {most} bytes, the server's --{setting}. Received {output_bytes}."
+                raise TooLargeError(FieldViolation("output_bytes", text))
+        with self._convolver.admit_bytes(output_bytes, calling(context)):
+            # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
+            return b"".join((frame.opening(output_bytes), bytes(output_bytes)))
 
 
 def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:

@@ -191,6 +191,10 @@ class Convolver:
         """As `Admission.admit`, for a call whose input may still be on its way; whoever takes the ticket closes it."""
         return self._admission.admit(layers, shape, dtype, output_dtype, caller, in_one_message=in_one_message)
 
+    def admit_bytes(self, size: int, caller: Caller) -> Ticket:
+        """As `Admission.admit_bytes`."""
+        return self._admission.admit_bytes(size, caller)
+
     def convolve(
         self,
         layers: Sequence[Layer],

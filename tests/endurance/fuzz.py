@@ -4,9 +4,10 @@
 
 Valid requests of every RPC, and what earlier runs found worth keeping (tests/data/fuzz_corpus.json), are changed at
 random: bits, bytes, lengths, pieces moved, repeated and left out, parts of one put into another; a stream gets several.
-A server of its own gets them over a few connections. After each round it has to be healthy, no larger than before, and
-right. The exit status is 1 if a call hung, a connection broke, the server died or grew, or it failed by a defect of its
-own. --keep adds to the corpus the inputs whose outcome (RPC, status, reason, field) was new.
+A server of its own gets them over a few connections. After each round it has to be healthy, right, no larger than
+before, and never much larger in between. The exit status is 1 if a call hung, a connection broke, the server died or
+grew, or it failed by a defect of its own. --keep adds to the corpus the inputs whose outcome (RPC, status, reason,
+field) was new.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000
 _CALLERS = 4
 _MOST_GROWTH_BYTES = 300_000_000
+_MOST_AT_ONCE_BYTES = 1_000_000_000  # beside what it had: callers' calls, of 64 MiB by their plans
 _LONGEST_BYTES = 20_000
 _ALL_RPCS = {rpc.name: rpc for rpc in (*RPCS, *INFERENCE_RPCS)}
 _MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
@@ -201,6 +203,8 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
             size = size or now
             if now - size > _MOST_GROWTH_BYTES:
                 found.defects.append(f"the server grew from {size} to {now} bytes")
+            if (most := status(server.process.pid, "VmHWM")) - size > _MOST_AT_ONCE_BYTES:
+                found.defects.append(f"the server had {most} bytes at once")
     return found
 
 

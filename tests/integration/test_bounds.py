@@ -21,6 +21,7 @@ from tests.waiting import eventually
 
 from convserve import Client, Conv2D, DeadlineExceededError, OverloadedError, RetryRule
 from convserve.status import from_rpc_error
+from convserve.v1.convolution_service_pb2 import EchoRequest
 
 ONCE = RetryRule(attempts=1)
 SLOW = Conv2D(64, 15, padding="same", data_format="channels_last")
@@ -263,3 +264,27 @@ def test_who_floods_with_pings_is_sent_away(bounded: RunningServer, caller: RawC
         while data := flooding.recv(2**16):
             received += data
     assert b"too_many_pings" in received
+
+
+def test_echoes_take_turns_with_the_bytes_of_all_calls(bounded: RunningServer, caller: RawCaller) -> None:
+    # Alone they would have 1.6 GB and as much again on its way into the connections.
+    def echo(_: int) -> str:
+        try:
+            caller.stub.Echo(EchoRequest(output_bytes=390_000_000), timeout=60)
+        except grpc.RpcError as failure:
+            return type(from_rpc_error(failure)).__name__
+        return "answered"
+
+    before = status(bounded.process.pid, "VmRSS")
+    with ThreadPoolExecutor(4) as pool:
+        assert "answered" in (told := set(pool.map(echo, range(4))))
+    assert told <= {"answered", "OverloadedError"}
+    assert status(bounded.process.pid, "VmHWM") - before < 1_200_000_000
+
+
+def test_an_echo_that_would_never_have_its_bytes_is_refused(caller: RawCaller) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        caller.stub.Echo(EchoRequest(output_bytes=400_000_001), timeout=60)
+    text, found = checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "TOO_LARGE")
+    assert "--max-admitted-bytes" in text
+    assert set(found) == {"output_bytes"}
