@@ -241,11 +241,15 @@ def _outcome(caller: RawCaller, rpc: MethodDescriptor, sent: Input, found: Fuzz)
         if code is grpc.StatusCode.INTERNAL:
             found.defects.append(f"{rpc.name} INTERNAL {getattr(error, 'error_id', '')}: {text[:300]}: {sent!r:.2000}")
         fields = [each.field for each in getattr(error, "violations", ())]
-        return f"{rpc.name} {code.name} {type(error).__name__} {re.sub('[0-9]+', 'N', fields[0]) if fields else ''}"
+        return f"{rpc.name} {code.name} {type(error).__name__} {_kind(fields[0]) if fields else ''}".rstrip()
     told = _told_in_stream(answers) if rpc.name == "ModelStreamInfer" else []
     found.defects += [f"{rpc.name}: {each[:300]}: {sent!r:.2000}" for each in told if _FAILED in each]
-    # Of a text only what it is about, so that outcomes are few.
-    return f"{rpc.name} OK {re.sub('[0-9]+', 'N', told[0].partition(':')[0])[:60] if told else ''}".rstrip()
+    return f"{rpc.name} OK {_kind(told[0].partition(':')[0]) if told else ''}".rstrip()
+
+
+def _kind(text: str) -> str:
+    """Returns what a text is about, without what its caller wrote, so that outcomes are few."""
+    return re.sub("[0-9]+", "N", re.sub(r"(?s)(?<=parameters\.).*| Received .*", "", text))[:60]
 
 
 def _told_in_stream(answers: list[bytes]) -> list[str]:
