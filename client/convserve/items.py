@@ -12,10 +12,12 @@ from convserve import _rpc
 from convserve.errors import ConvserveError
 from convserve.tensor import Array
 
-TOGETHER_BYTES = 2**22
-"""The most bytes of inputs, or of outputs, in a call of several: what it costs beside them is little then."""
+MANY_BYTES = 2**22
+"""The most bytes of inputs, or of outputs, in a call of many: what it costs beside them is little then."""
 MOST_TOGETHER = 1024
 """The most items of a call."""
+FEW, FEW_BYTES = 8, 2**24
+"""So few items may have more bytes: their outputs need no copies, as one that is kept keeps few others."""
 _ITEM_BYTES = 2**10  # what an item takes beside its arrays, so that millions of tiny ones are bounded too
 
 
@@ -67,11 +69,10 @@ class Call:
     request: _rpc.ConvolveRequest
 
     def outputs(self, output: Array) -> list[Array]:
-        """Returns each item's part of the call's output; as a copy, else one that is kept would keep all."""
-        if len(self.items) == 1:
-            return [output]
+        """Returns each item's part of the call's output; of many as copies, else one that is kept would keep all."""
         ends = np.cumsum([len(input_of(each)) for each in self.items])[:-1]
-        return [part.copy() for part in np.split(output, ends)]
+        parts = np.split(output, ends)
+        return parts if len(parts) <= FEW else [each.copy() for each in parts]
 
 
 class Group:
@@ -95,18 +96,18 @@ class Group:
     def has_whole_call(self) -> bool:
         """Whether so many wait that a further one like the last would not go in one call with all of them."""
         last = self.waiting[-1]
-        most = max(self._input_bytes + last.input_bytes, self._output_bytes + last.output_bytes)
-        return most > TOGETHER_BYTES or len(self.waiting) >= MOST_TOGETHER
+        size = max(self._input_bytes + last.input_bytes, self._output_bytes + last.output_bytes)
+        return not _go_together(len(self.waiting) + 1, size)
 
     def take(self) -> list[Item]:
         """Returns the items of its next call, the first of those that wait."""
         found: list[Item] = []
         input_bytes = output_bytes = 0
-        while self.waiting and len(found) < MOST_TOGETHER:
+        while self.waiting:
             first = self.waiting[0]
             input_bytes += first.input_bytes
             output_bytes += first.output_bytes
-            if found and max(input_bytes, output_bytes) > TOGETHER_BYTES:
+            if found and not _go_together(len(found) + 1, max(input_bytes, output_bytes)):
                 break
             found.append(self.waiting.popleft())
             self._count(first, -1)
@@ -116,6 +117,10 @@ class Group:
     def _count(self, item: Item, sign: int) -> None:
         self._input_bytes += sign * item.input_bytes
         self._output_bytes += sign * item.output_bytes
+
+
+def _go_together(items: int, size: int) -> bool:
+    return items <= MOST_TOGETHER and size <= (FEW_BYTES if items <= FEW else MANY_BYTES)
 
 
 def input_of(item: Item) -> Array:

@@ -75,30 +75,42 @@ def test_small_inputs_of_one_shape_and_dtype_go_together_and_come_apart() -> Non
     assert [each.flat[0] for each in found] == list(range(7))
 
 
-def test_an_output_of_several_is_memory_of_its_own() -> None:
+@pytest.mark.parametrize(("together", "kept"), [(1, 1), (8, 8), (9, 1), (10, 1)])
+def test_an_output_that_is_kept_keeps_few_others(together: int, kept: int) -> None:
     flow = pipeline()
-    read(flow, *map(image, range(10)))
+    read(flow, *map(image, range(together)))
     answer(flow, flow.next_call())
-    for each in taken(flow):
+    for number, each in enumerate(taken(flow)):
+        assert each.flat[0] == number
         root = each
         while isinstance(root.base, np.ndarray):
             root = root.base
-        assert root.nbytes == each.nbytes == 16
+        assert (each.nbytes, root.nbytes) == (16, kept * 16)
 
 
-def test_what_goes_together_is_bounded_in_bytes() -> None:
+@pytest.mark.parametrize(
+    ("side", "number", "sizes"),
+    [
+        (2048, 3, [1, 1, 1]),  # 16 MiB each way
+        (1024, 9, [4, 4, 1]),
+        (512, 17, [8, 8, 1]),
+        (256, 33, [16, 16, 1]),
+        (16, 1030, [1024, 6]),
+    ],
+)
+def test_what_goes_together_is_bounded_in_bytes_and_items(side: int, number: int, sizes: list[int]) -> None:
     flow = pipeline()
-    read(flow, *[image(shape=(1, 512, 512, 1))] * 9)  # 1 MiB each way
+    read(flow, *[image(shape=(1, side, side, 1))] * number)
     flow.end()
-    sizes = []
+    found = []
     while items := flow.next_call():
-        sizes.append(len(items))
-    assert sizes == [4, 4, 1]
+        found.append(len(items))
+    assert found == sizes
 
 
 def test_groups_take_turns() -> None:
     flow = pipeline()
-    a, b = image(shape=(1, 512, 512, 1)), image(shape=(1, 512, 512, 1), dtype="f2")
+    a, b = image(shape=(1, 1024, 1024, 1)), image(shape=(1, 1024, 1024, 1), dtype="f2")
     read(flow, *[a] * 8, *[b] * 2)
     found = [[item.number for item in flow.next_call()] for _ in range(3)]
     assert found == [[0, 1, 2, 3], [8, 9], [4, 5, 6, 7]]
@@ -117,7 +129,7 @@ def test_what_fills_no_call_waits_while_others_like_it_are_under_way() -> None:
 
 def test_what_fills_a_call_waits_for_nothing_and_neither_does_the_last() -> None:
     flow = pipeline()
-    x = image(shape=(1, 512, 512, 1))
+    x = image(shape=(1, 1024, 1024, 1))
     read(flow, x)
     flow.next_call()
     read(flow, x, x, x)
