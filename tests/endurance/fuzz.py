@@ -31,6 +31,7 @@ import numpy as np
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
+from convserve.errors import SharedMemoryLostError
 from convserve.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
 from tests.conftest import ROOT, RunningServer, running_server
@@ -236,7 +237,9 @@ def _outcome(caller: RawCaller, rpc: MethodDescriptor, sent: Input, found: Fuzz)
     except grpc.RpcError as failure:
         error = from_rpc_error(failure)  # type: ignore[arg-type]
         code, text = failure.code(), str(failure.details())  # type: ignore[attr-defined]
-        if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        is_lost = isinstance(error, SharedMemoryLostError)  # it named a region that nobody handed over
+        broken = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+        if code in broken and not is_lost:
             found.defects.append(f"{rpc.name} {code.name}: {text[:300]}: {sent!r:.2000}")
         if code is grpc.StatusCode.INTERNAL:
             found.defects.append(f"{rpc.name} INTERNAL {getattr(error, 'error_id', '')}: {text[:300]}: {sent!r:.2000}")
