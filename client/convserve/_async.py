@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self, Unpack
@@ -49,7 +50,7 @@ class AsyncClient:
     ) -> None:
         """Prepares a connection; it is made with the first call in an event loop.
 
-        Several loops may use it one after the other, but no fork of the process while it is open.
+        Several loops may use it one after the other, but no fork of the process while it is connected.
 
         Args:
             target: As in `Client`.
@@ -69,6 +70,7 @@ class AsyncClient:
         self._budget = _rpc.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
+        self._connecting = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
 
@@ -77,20 +79,27 @@ class AsyncClient:
             text = "Expected an open client. Received a call after it was closed."
             raise InvalidRequestError(FieldViolation("client", text))
         loop = asyncio.get_running_loop()
-        if self._loop is not loop:  # a channel is of one
-            calls_under_way.check_process()
-            if self._loop is not None and self._loop.is_running():
-                text = (
-                    "Expected one event loop at a time. "
-                    "Received a call in another loop than the one that uses it now: make a client for each."
-                )
-                raise InvalidRequestError(FieldViolation("client", text))
-            self._loop, self._channel = loop, self._access.async_channel(self._target)
-            calls_under_way.asyncio_clients.add(self)
-            self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-            self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-            self._servers = LayerServers(self._channel, self._target, self._access)
+        if self._loop is not loop:
+            with self._connecting:
+                calls_under_way.check_process()
+                self._check_loop(loop)
+                self._connect(loop)
         return self._stub
+
+    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._loop not in (None, loop) and self._loop.is_running():
+            text = (
+                "Expected one event loop at a time. "
+                "Received a call in another loop than the one that uses it now: make a client for each."
+            )
+            raise InvalidRequestError(FieldViolation("client", text))
+
+    def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop, self._channel = loop, self._access.async_channel(self._target)  # which is of one loop
+        calls_under_way.asyncio_clients.add(self)
+        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
+        self._servers = LayerServers(self._channel, self._target, self._access)
 
     def _connected_tensors(self) -> TensorPath:
         self._connected()
@@ -259,7 +268,12 @@ class AsyncClient:
         await self._call(self._connected_layers().delete, request, timeout)
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection.
+
+        Raises:
+            InvalidRequestError: In another event loop than the one that uses it now.
+        """
+        self._check_loop(asyncio.get_running_loop())
         self._closed = True
         if self._channel is not None:
             self._tensors.close()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread  # noqa: F401 (hooks run last come, first served: its lock is taken after our wait)
 import os
 import threading
 import weakref
-from types import TracebackType
 
 from convserve.errors import FieldViolation, InvalidRequestError
 
@@ -13,73 +13,79 @@ LONGEST_WAIT_S = 10.0
 """How long a fork waits for calls that are under way in other threads."""
 
 
-class _Calls:
-    """The calls of this process that are under way: `with calls_under_way:` holds for a blocking one.
+class CallsUnderWay:
+    """The calls of this process, each between its `begin` and its `end`, and the forks between them.
 
     gRPC prepares for a fork only if no thread is calling into it. If one is, calls in the fork may wait for ever, and
     may take from the connections of the process that forked (https://github.com/grpc/grpc/blob/master/doc/fork_support.md).
 
     Attributes:
-        asyncio_clients: Those that are open, for as long as a thread of gRPC's waits for their calls.
+        asyncio_clients: Those that are connected, for as long as a thread of gRPC's waits for their calls.
     """
 
     def __init__(self) -> None:
+        """Starts without any."""
         self.asyncio_clients: weakref.WeakSet[object] = weakref.WeakSet()
         self._cut = False
-        self._begin()
+        self._start()
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
+        # A call takes no lock unless there is a fork: it notes itself, and then looks; a fork does it the other way.
+        self._threads: dict[object, int] = {}  # by call
+        self._forking: int | None = None  # the thread
         self._changed = threading.Condition()
-        self._threads: set[int] = set()
-        self._forking: int | None = None
 
-    def __enter__(self) -> None:
-        """Begins a call, after a fork if there is one just now."""
+    def begin(self, call: object, timeout: float) -> None:
+        """Notes that a call begins, if another thread forks just now after that, or when so many seconds are over."""
         me = threading.get_ident()
-        with self._changed:
-            while self._forking not in (None, me):
-                self._changed.wait()
-            self._threads.add(me)
+        self._threads[call] = me
+        if self._forking not in (None, me):
+            del self._threads[call]
+            with self._changed:
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._forking in (None, me), timeout)
+            self._threads[call] = me
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Ends it."""
-        with self._changed:
-            self._threads.discard(threading.get_ident())
-            if self._forking is not None:
+    def end(self, call: object) -> None:
+        """Notes that a call is over."""
+        self._threads.pop(call, None)
+        if self._forking is not None:
+            with self._changed:
                 self._changed.notify_all()
 
     def check_process(self) -> None:
         """Raises InvalidRequestError in a fork in which gRPC does not work."""
         if self._cut:
             text = (
-                "Expected a process that was forked while no call was under way and no AsyncClient open, as gRPC works "
-                'in no other: fork before that, or start processes with multiprocessing\'s "spawn" or "forkserver". '
-                f"Received one that was forked beside an open AsyncClient, or a call that did not end in "
-                f"{LONGEST_WAIT_S:g} s."
+                "Expected a process that was forked while no call was under way and no AsyncClient connected, as gRPC "
+                'works in no other: fork before that, or start processes with multiprocessing\'s "spawn" or '
+                '"forkserver". Received one that was forked beside a connected AsyncClient, or a call that did not end '
+                f"in {LONGEST_WAIT_S:g} s."
             )
             raise InvalidRequestError(FieldViolation("client", text))
 
     def before_fork(self) -> None:
+        """Waits until no other thread forks or calls, and lets none begin."""
         me = threading.get_ident()
         with self._changed:
-            while self._forking is not None:
-                self._changed.wait()
+            self._changed.wait_for(lambda: self._forking in (None, me), LONGEST_WAIT_S)
             self._forking = me
-            self._changed.wait_for(lambda: not self._threads - {me}, LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: set(self._threads.copy().values()) <= {me}, LONGEST_WAIT_S)
 
     def after_in_parent(self) -> None:
+        """Lets calls begin."""
         with self._changed:
-            self._forking = None
-            self._changed.notify_all()
+            if self._forking == threading.get_ident():
+                self._forking = None
+                self._changed.notify_all()
 
     def after_in_child(self) -> None:
-        self._cut = self._cut or bool(self._threads - {threading.get_ident()} or len(self.asyncio_clients))
-        self._begin()  # the lock may have been another thread's, which is not in this process
+        """Starts anew, and keeps in mind whether gRPC works here."""
+        self._cut = self._cut or bool(self._threads) or len(self.asyncio_clients) > 0
+        self._start()  # what other threads held or waited for, nobody would let go
 
 
-calls_under_way = _Calls()
+calls_under_way = CallsUnderWay()
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(

@@ -93,12 +93,14 @@ class Connection:
         call = _rpc.Call(retry or self._retry, _rpc.Deadline.of(timeout, self._timeout), self._budget)
         while True:
             try:
-                with calls_under_way:
-                    answer = method(request, timeout=call.remaining_s())
+                calls_under_way.begin(call, call.remaining_s())
+                answer = method(request, timeout=call.remaining_s())
                 call.answered()
                 return answer
             except (grpc.RpcError, ConvserveError) as failure:
                 delay = call.delay_after(failure)
+            finally:
+                calls_under_way.end(call)
             time.sleep(delay)
 
     def close(self) -> None:

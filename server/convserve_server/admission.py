@@ -93,17 +93,18 @@ class Admission:
         return self._room.enter(caller, found)
 
     def admit_bytes(self, size: int, caller: Caller) -> Ticket:
-        """Returns the ticket of a call that computes nothing and answers with so many bytes, as few as would ever fit.
+        """Returns the ticket of a call that computes nothing and answers with so many bytes.
 
         Raises:
-            OverloadedError: As for `admit`; DeadlineExceededError likewise.
+            TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
         """
         found = Plan(
             (), (), "", parameters=0, flops=0, input_bytes=0, weight_bytes=0, output_bytes=size, memory_bytes=size
         )
+        self._check([], found, in_one_message=True, field="output_bytes")
         return self._room.enter(caller, found)
 
-    def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool) -> None:
+    def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
         output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
         for what, size, setting in (
@@ -117,6 +118,6 @@ class Admission:
                 flag = setting.replace("_", "-")
                 text = (
                     f"Expected at most {limit} {what} in one call, the server's --{flag}. Received a call with {size}: "
-                    "split the batch, or ask the operator to raise it."
+                    f"{'split the batch' if layers else 'ask for fewer'}, or ask the operator to raise it."
                 )
-                raise TooLargeError(FieldViolation("input" if what != "layers" else "layers", text))
+                raise TooLargeError(FieldViolation(field if what != "layers" else "layers", text))

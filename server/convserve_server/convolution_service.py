@@ -44,7 +44,6 @@ from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
-_ECHO_HEAD_BYTES = 16  # tag and length before the answer's bytes
 _HEAD_BYTES = 2**16  # what is beside a tensor in a response
 
 
@@ -224,18 +223,9 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         yield from ConvolveStream(work, items, start, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
-        limits = self._convolver.limits
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        for setting, most in (
-            ("max-message-bytes", limits.max_message_bytes - _ECHO_HEAD_BYTES),
-            ("max-call-bytes", limits.max_call_bytes),
-            ("max-admitted-bytes", limits.max_admitted_bytes),
-        ):
-            if output_bytes > most:
-                text = f"Expected at most {most} bytes, the server's --{setting}. Received {output_bytes}."
-                raise TooLargeError(FieldViolation("output_bytes", text))
         with self._convolver.admit_bytes(output_bytes, calling(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((frame.opening(output_bytes), bytes(output_bytes)))

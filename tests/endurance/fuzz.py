@@ -35,7 +35,7 @@ from convserve.errors import SharedMemoryLostError
 from convserve.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
 from tests.conftest import ROOT, RunningServer, running_server
-from tests.processes import status
+from tests.processes import forget_peak, status
 from tests.raw_calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
 from tests.raw_inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
 from tests.raw_streams import image, item, start
@@ -201,7 +201,9 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
                         known.append(each)
             found.defects += _unhealthy(server, found)
             now = status(server.process.pid, "VmRSS")
-            size = size or now
+            if not size:
+                size = now
+                forget_peak(server.process.pid)
             if now - size > _MOST_GROWTH_BYTES:
                 found.defects.append(f"the server grew from {size} to {now} bytes")
             if (most := status(server.process.pid, "VmHWM")) - size > _MOST_AT_ONCE_BYTES:

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from tests.conftest import RunningServer, running_server
-from tests.processes import status
+from tests.processes import forget_peak, status
 from tests.raw_calls import RawCaller, checked, convolve_request, layer, raw_caller, tensor, weights
 from tests.raw_streams import Feed, answers, image, item, opening, start
 from tests.waiting import eventually
@@ -275,6 +275,7 @@ def test_echoes_take_turns_with_the_bytes_of_all_calls(bounded: RunningServer, c
             return type(from_rpc_error(failure)).__name__
         return "answered"
 
+    forget_peak(bounded.process.pid)
     before = status(bounded.process.pid, "VmRSS")
     with ThreadPoolExecutor(4) as pool:
         assert "answered" in (told := set(pool.map(echo, range(4))))

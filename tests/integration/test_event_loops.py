@@ -49,9 +49,13 @@ def test_two_event_loops_at_once_are_refused(server: RunningServer) -> None:
 
     thread = threading.Thread(target=asyncio.run, args=(call(),))
     thread.start()
-    calling.wait(60)
-    with pytest.raises(InvalidRequestError, match="client: Expected one event loop at a time"):
-        asyncio.run(computes(client))
-    stopped.set()
-    thread.join()
+    try:
+        assert calling.wait(60)
+        for use in (computes(client), client.close()):
+            with pytest.raises(InvalidRequestError, match="client: Expected one event loop at a time"):
+                asyncio.run(use)
+    finally:
+        stopped.set()
+        thread.join()
     assert asyncio.run(computes(client))
+    asyncio.run(client.close())

@@ -163,8 +163,7 @@ class ConvolutionServiceServicer(object):
         """Carries bytes both ways and computes nothing: what a connection can do, for measuring beside Convolve.
 
         Errors:
-        * INVALID_ARGUMENT, TOO_LARGE: more bytes asked for than Limits.max_message_bytes or Limits.max_call_bytes.
-        * RESOURCE_EXHAUSTED, OVERLOADED: as of Convolve. Retry after RetryInfo.retry_delay.
+        * INVALID_ARGUMENT, TOO_LARGE; RESOURCE_EXHAUSTED, OVERLOADED; DEADLINE_EXCEEDED: as of Convolve, for the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
