@@ -22,7 +22,8 @@ class AsyncStoredLayer(stored.KnownLayer):
     def __init__(self, client: AsyncClient, **known: Any) -> None:
         super().__init__(**known)
         self._client = client
-        self._giving, self._loop = asyncio.Lock(), asyncio.get_running_loop()
+        self._giving = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None  # of that lock
 
     async def _give(self, gifts_before: int, deadline: _rpc.Deadline) -> bool:
         """Gives the layer to every server that lacks it, unless another call has done so since `gifts_before`.
