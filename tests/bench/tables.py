@@ -233,10 +233,7 @@ def pipeline(result: Result) -> str:
         ["`client.map`, each in a call of its own", short(small["alone_per_s"])],
         ["a loop that waits for each", short(small["loop_per_s"])],
     ]
-    grown = (
-        f"Resident memory grew by {_mb(photographs['grown_bytes'])} MB in the caller's process, and by "
-        f"{_mb(photographs['server_grown_bytes'])} MB in the server."
-    )
+    grown = f"The server's resident memory grew by {_mb(photographs['server_grown_bytes'])} MB."
     small_table = table([f"{small['items']:,} small items (W1)", "items/s"], ways)
     return "\n\n".join([table(head, beside), grown, small_table, provenance(result)])
 

@@ -62,13 +62,13 @@ def test_what_perf_analyzer_says_has_a_line_for_each_run():
 
 def test_a_pipeline_is_shown_beside_the_loop_in_process():
     turn = {"per_s": 90.0, "in_process_per_s": 100.0, "processor_ms": 22.0, "in_process_processor_ms": 20.0}
-    photographs = {"items": 250, "ratio": 0.9, "grown_bytes": 1e6, "server_grown_bytes": 2e6, "turns": [turn] * 3}
+    photographs = {"items": 250, "ratio": 0.9, "server_grown_bytes": 2e6, "turns": [turn] * 3}
     small = {"items": 2000, "together_per_s": 3000, "alone_per_s": 1000, "loop_per_s": 500}
     result = HEAD | {"path": "shared memory", "photographs": photographs, "small": small}
     text = tables.pipeline(result)
     assert ["`client.map`", "90.0", "0.90", "22.0"] in rows(text)
     assert ["`client.map`, together as they fit", "3,000"] in rows(text)
-    assert "by 1.0 MB in the caller's process, and by 2.0 MB in the server" in text
+    assert "The server's resident memory grew by 2.0 MB" in text
 
 
 def test_memory_has_a_table_for_each_part_that_was_measured():
