@@ -10,13 +10,11 @@ import ctypes
 import gc
 import json
 import os
-import re
 import statistics
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +22,7 @@ import numpy as np
 import convserve
 from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
+from tests.processes import forget_peak, status
 
 MOST_GROWTH_BYTES = 32_000_000
 MOST_PEAK = 2.5
@@ -144,10 +143,10 @@ def _peak(quick: bool, shared: bool) -> list[dict[str, Any]]:
         with _service(shared) as (server, client):
             layer = client.put(config, input_channels=x.shape[3], seed=0)
             layer(x[:, :8, :8])  # traced and connected
-            Path(f"/proc/{server.process.pid}/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
-            before = _status(server.process.pid, "VmRSS")
+            forget_peak(server.process.pid)
+            before = status(server.process.pid, "VmRSS")
             y = layer(x)
-            peak = _status(server.process.pid, "VmHWM") - before
+            peak = status(server.process.pid, "VmHWM") - before
             found.append(
                 {"what": what, "bytes": x.nbytes + y.nbytes, "peak_bytes": peak, "ratio": peak / (x.nbytes + y.nbytes)}
             )
@@ -176,15 +175,9 @@ def _resident(server: RunningServer) -> tuple[int, int]:
     seen = []
     for _ in range(5):
         time.sleep(0.2)
-        seen.append((_status(os.getpid(), "VmRSS"), _status(server.process.pid, "VmRSS")))
+        seen.append((status(os.getpid(), "VmRSS"), status(server.process.pid, "VmRSS")))
     client, served = zip(*seen, strict=True)
     return min(client), min(served)
-
-
-def _status(pid: int, name: str) -> int:
-    found = re.search(rf"{name}:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(encoding="ascii"))
-    assert found is not None
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

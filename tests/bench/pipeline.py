@@ -134,10 +134,9 @@ def _photographs(
         numbers = range(begin, min(begin + per_turn, items))
         before = processors_s()
         seconds, ours = _timed(mapped(numbers))
-        ours_s = processors_s() - before
-        before = processors_s()
+        between = processors_s()
         theirs_seconds, theirs = _timed(in_process(numbers))
-        theirs_s = processors_s() - before
+        after = processors_s()
         wrong += sum(abs(a - b) > 1e-3 + 1e-4 * abs(b) for a, b in zip(ours, theirs, strict=True))
         turns.append(
             {
@@ -145,8 +144,8 @@ def _photographs(
                 "per_s": round(len(numbers) / seconds, 1),
                 "in_process_per_s": round(len(numbers) / theirs_seconds, 1),
                 "ratio": round(theirs_seconds / seconds, 3),
-                "processor_ms": round(ours_s * 1e3 / len(numbers), 2),
-                "in_process_processor_ms": round(theirs_s * 1e3 / len(numbers), 2),
+                "processor_ms": round((between - before) * 1e3 / len(numbers), 2),
+                "in_process_processor_ms": round((after - between) * 1e3 / len(numbers), 2),
                 "server_bytes": status(server.process.pid, "VmRSS"),
             }
         )

@@ -4,6 +4,7 @@ import re
 
 import grpc
 import pytest
+from tests.processes import forget_peak, status
 from tests.raw_calls import checked, conv2d, convolve_request, layer, plan_request, raw_caller, tensor
 
 from convserve.v1.conv2d_pb2 import ExplicitPadding, Padding, Size2D
@@ -45,16 +46,10 @@ def caller(server):
 @pytest.fixture(autouse=True)
 def resident(server, caller):
     """Asserts that a test made the server's resident memory grow neither for good nor for a moment."""
-
-    def kilobytes(name):
-        with open(f"/proc/{server.process.pid}/status", encoding="ascii") as status:
-            return int(re.search(rf"{name}:\s+(\d+) kB", status.read())[1])
-
-    with open(f"/proc/{server.process.pid}/clear_refs", "w", encoding="ascii") as peak:
-        peak.write("5")  # the peak starts again from what is resident now
-    before = kilobytes("VmRSS")
+    forget_peak(server.process.pid)
+    before = status(server.process.pid, "VmRSS")
     yield
-    assert kilobytes("VmHWM") - before < 100_000
+    assert status(server.process.pid, "VmHWM") - before < 100_000 * 1024
     caller.check_service()
 
 
