@@ -8,6 +8,7 @@ other order, which protobuf allows, is read by the stock parser.
 
 from __future__ import annotations
 
+import functools
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -115,10 +116,10 @@ def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]]
     The contents are on `data` itself. It returns None, whatever there is, for what only the stock parser is to read.
 
     Args:
-        number: Of a field that is `repeated bytes`.
+        number: Of a field that is `repeated bytes`, below 16.
         data: The message's bytes.
     """
-    view, tag = memoryview(data), _varint(number << 3 | _LENGTH)
+    view, tag = memoryview(data), number << 3 | _LENGTH
     begin = _first_field(view, number)
     if begin is None:
         return None
@@ -126,9 +127,9 @@ def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]]
     contents: list[memoryview] = []
     try:
         while position < end:
-            length, content = _read_varint(view, position + len(tag))
-            if view[position:content] != tag + _varint(length) or len(contents) == _MOST_FIELDS:
+            if view[position] != tag or len(contents) == _MOST_FIELDS:
                 return None
+            length, content = _read_varint(view, position + 1)
             position = content + length
             contents.append(view[content:position])
     except IndexError:
@@ -137,15 +138,37 @@ def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]]
 
 
 def _first_field(view: memoryview, number: int) -> int | None:
-    """Returns where the first field of this number begins, or None; also if anything is not what a writer writes."""
+    """Returns where the first field of a number below 16 begins.
+
+    It returns None if there is none, if anything is not what a writer writes (a tag or length in other than its
+    shortest form, which the stock parser may refuse), and if there are more fields before than a message of ours has,
+    so that nobody can keep a slow loop busy.
+    """
     position = 0
     try:
         for _ in range(_MOST_FIELDS):
             start = position
-            tag, position = _read_varint(view, position)
+            tag = view[position]  # nearly all tags and lengths are of one byte
+            if tag < 0x80:
+                position += 1
+            else:
+                tag, position = _read_varint(view, position)
             if tag >> 3 == number:
                 return start
-            position = _after(view, position, tag & 7)
+            kind = tag & 7
+            if kind == _LENGTH:
+                length = view[position]
+                if length < 0x80:
+                    position += 1 + length
+                else:
+                    length, position = _read_varint(view, position)
+                    position += length
+            elif kind == _VARINT:
+                position = _read_varint(view, position)[1]
+            elif kind in (_FIXED32, _FIXED64):
+                position += 4 if kind == _FIXED32 else 8
+            else:
+                return None  # a group, or what is no field
     except IndexError:
         pass  # the end, or what is no message
     return None
@@ -154,50 +177,35 @@ def _first_field(view: memoryview, number: int) -> int | None:
 def _last_field(view: memoryview) -> tuple[int, int] | None:
     """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
 
-    It returns None for what only looks so (a tag or length in other than its shortest form, which the stock parser may
-    refuse; the same field before, with which it is to be merged), and for more fields than a message of ours has, so
-    that nobody can keep a slow loop busy: the stock parser decides then.
+    It returns None for all that only looks so: the stock parser decides then.
     """
-    position, end = 0, len(view)
+    start = _first_field(view, _PAYLOAD_FIELD)
+    if start is None or view[start] != _PAYLOAD_TAG[0]:
+        return None
     try:
-        for _ in range(_MOST_FIELDS):
-            start = position
-            tag, position = _read_varint(view, position)
-            if tag == _PAYLOAD_FIELD << 3 | _LENGTH:
-                length, position = _read_varint(view, position)
-                is_last = position + length == end and view[start:position] == _PAYLOAD_TAG + _varint(length)
-                return (start, position) if is_last else None
-            position = _after(view, position, tag & 7)
+        length, position = _read_varint(view, start + 1)
     except IndexError:
-        pass  # the end, or what is no message
-    return None
-
-
-def _after(view: memoryview, position: int, kind: int) -> int:
-    """Returns where a field ends whose contents begin at a position."""
-    if kind == _LENGTH:
-        length, position = _read_varint(view, position)
-        return position + length
-    if kind == _VARINT:
-        return _read_varint(view, position)[1]
-    if kind in (_FIXED32, _FIXED64):
-        return position + (4 if kind == _FIXED32 else 8)
-    raise IndexError("a group, or what is no field")
+        return None
+    return (start, position) if position + length == len(view) else None
 
 
 def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    """Returns a number in its shortest form, and where it ends; IndexError for any other."""
     value = shift = 0
     while True:
         byte = view[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
+            if not byte and shift:
+                raise IndexError("a longer form of a number")
             return value, position
         shift += 7
         if shift > 63:
             raise IndexError("no varint")
 
 
+@functools.lru_cache(1024)  # callers send what is as long as what they sent before
 def _varint(value: int) -> bytes:
     written = bytearray()
     while value > 0x7F:

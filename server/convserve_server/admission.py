@@ -106,16 +106,15 @@ class Admission:
 
     def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
+        limits, own_bytes = self._limits, found.memory_bytes - found.weight_bytes
         output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
-        for what, size, setting in (
-            ("layers", len(layers), "max_layers_per_call"),
-            ("bytes of response", output_bytes, "max_message_bytes"),
-            ("bytes of memory", found.memory_bytes, "max_call_bytes"),
-            ("bytes of memory beside weights", found.memory_bytes - found.weight_bytes, "max_admitted_bytes"),
+        for what, size, limit, flag in (
+            ("layers", len(layers), limits.max_layers_per_call, "max-layers-per-call"),
+            ("bytes of response", output_bytes, limits.max_message_bytes, "max-message-bytes"),
+            ("bytes of memory", found.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
+            ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
         ):
-            limit = getattr(self._limits, setting)
             if size > limit:
-                flag = setting.replace("_", "-")
                 text = (
                     f"Expected at most {limit} {what} in one call, the server's --{flag}. Received a call with {size}: "
                     f"{'split the batch' if layers else 'ask for fewer'}, or ask the operator to raise it."

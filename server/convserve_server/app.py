@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.credentials import Certificate
 from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
+from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
@@ -38,7 +38,7 @@ from convserve_server.observability import Observability
 from convserve_server.open_inference import inference_service, wire_names
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.server_options import server_options
+from convserve_server.server_options import choose_polling, server_options
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
@@ -91,6 +91,7 @@ def run(settings: Settings) -> int:
         SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
             files of tokens and certificates are wrong.
     """
+    choose_polling()
     log_handler = log_to_stderr(settings.log_level, settings.log_format)
     stop = _asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
@@ -169,7 +170,7 @@ def _assembled(
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="handler"),
+        HandlerThreads(threads, "handler"),  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[
             observability.interceptor,
             *([Authentication(tokens)] if tokens else []),

@@ -6,7 +6,6 @@ import math
 import secrets
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +35,7 @@ from convserve_server.callers import CHANGE, calling, is_local, may
 from convserve_server.computation import computation
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
+from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import as_answer
 from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.layer_keeper import LayerKeeper
@@ -88,7 +88,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         """
         self._silence = silence
         self._most_items = most_items
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="item")
+        self._pool = HandlerThreads(threads, "item")
         self.shared_memory: SharedMemory | None = None
         self._opened: tuple[Convolver, LayerKeeper] | None = None
 
@@ -251,6 +251,8 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    # So that they are found by gRPC's core, and not by asking one service after the other.
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
 
 def _response(answer: Convolved) -> messages.ConvolveResponse:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from convserve import Conv2D, Device, Layer, Losses, Plan
 from convserve.result import Timing
@@ -20,8 +20,7 @@ from convserve_server.waiting_room import Load, Ticket
 __all__ = ["Batching", "Caller", "Computed", "Convolved", "Convolver", "Engine", "Limits", "Load", "Ticket"]
 
 
-@dataclass(frozen=True)
-class Computed:
+class Computed(NamedTuple):
     """What an engine returns.
 
     Attributes:
@@ -113,8 +112,7 @@ class Batching:
     max_batch_bytes: int
 
 
-@dataclass(frozen=True)
-class Convolved:
+class Convolved(NamedTuple):
     """A call's answer.
 
     Attributes:
@@ -128,7 +126,7 @@ class Convolved:
     timing: Timing
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Call:
     """A call that was admitted."""
 
@@ -266,7 +264,7 @@ class Convolver:
         found, begin = [], 0
         for call in calls:
             end = begin + len(call.x)
-            part = computed if len(calls) == 1 else replace(computed, output=computed.output[begin:end])
+            part = computed if len(calls) == 1 else computed._replace(output=computed.output[begin:end])
             found.append((part, layers, Timing(round((started - call.ticket.arrived) * 1e6), compute_us)))
             begin = end
         return found

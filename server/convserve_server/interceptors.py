@@ -12,7 +12,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NoReturn
 
 import grpc
@@ -36,6 +36,7 @@ log = logging.getLogger("convserve")
 
 _LONGEST_ANSWER = 10  # times as long as one piece may take
 _RETRY_S = 1.0
+_NOTHING = nullcontext()
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -62,7 +63,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         """
         self._threads = threads
         self._silence = silence
-        self._pools: dict[str, ThreadPoolExecutor] = {}
+        self._wrapped: dict[str, Handler] = {}  # by method
         self._lock = threading.Lock()
         self._streams: Counter[tuple[str, str]] = Counter()  # by method and caller
         self._taken: Counter[str] = Counter()  # threads, by method
@@ -77,29 +78,45 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:  # of two made at once one is not used
+            wrapped = self._wrapped[method] = self._wrap(handler, method)
+        return wrapped
+
+    def _wrap(self, handler: Handler, method: str) -> Handler:
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
             return handler  # the health service's Watch: wrapped, each watcher would keep a handler thread to itself
         inner = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
         serialize = handler.response_serializer or bytes  # here, since gRPC tells of what it raises without an id
 
         def one_answer(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                answer = serialize(inner(request, context))
-            # It is kept until the caller has fetched it, which may take longer than one piece of it would.
-            fetched = self._silence.begin(lambda: self._end(method, context), times=_LONGEST_ANSWER)
-            if not context.add_callback(fetched):
-                fetched()
-            return answer
+            try:
+                with self._place_of(handler, method, context):
+                    answer = serialize(inner(self._request(handler, method, raw, context), context))
+            except Exception as error:
+                status = _status_of(error, method, context)
+            else:
+                # It is kept until the caller has fetched it, which may take longer than one piece of it would.
+                wait = self._silence.waiting(lambda: self._end(method, context), times=_LONGEST_ANSWER)
+                if not context.add_callback(wait.forget):
+                    wait.forget()
+                return answer
+            _abort(status, context)
 
         def boxed(answer: Any) -> list[Any]:
             # A list, which gRPC empties: it, and the loop below, would keep the last answer and wait for the next.
             return [serialize(answer)]
 
         def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            with _answering_errors(method, context), self._request(handler, method, raw, context) as request:
-                for answer in map(boxed, inner(request, context)):
-                    with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
-                        yield answer
+            try:
+                with self._place_of(handler, method, context):
+                    for answer in map(boxed, inner(self._request(handler, method, raw, context), context)):
+                        with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
+                            yield answer
+                return
+            except Exception as error:
+                status = _status_of(error, method, context)
+            _abort(status, context)
 
         behaviour: Any
         make, behaviour, fetch = {
@@ -107,28 +124,25 @@ class CallInterceptor(grpc.ServerInterceptor):
             True: (grpc.stream_stream_rpc_method_handler, many_answers, list.pop),
         }[handler.response_streaming]
         if handler.request_streaming:
-            if method not in self._pools:  # of two made at once one is not used
-                self._pools[method] = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
-            behaviour.experimental_thread_pool = self._pools[method]
+            behaviour.experimental_thread_pool = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
         return make(behaviour, request_deserializer=None, response_serializer=fetch)
 
-    @contextmanager
-    def _request(
-        self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext
-    ) -> Iterator[Any]:
-        """Gives a method its request, or the iterator over its requests."""
+    def _request(self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
+        """Returns a method's request, or the iterator over its requests."""
         end = lambda: self._end(method, context)  # noqa: E731
-        if not handler.request_streaming:
-            with self._silence.waiting(end):
-                received = next(raw, None)
-            if received is None:
-                raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
-            yield _parsed(handler, received)
-            return
-        with self._thread_of(method, context):
+        if handler.request_streaming:
             # A stream that is answered as it goes knows by itself when it waits for its caller.
             messages = raw if handler.response_streaming else self._silence.watched(raw, end)
-            yield map(functools.partial(_parsed, handler), messages)  # which keeps none of them
+            return map(functools.partial(_parsed, handler), messages)  # which keeps none of them
+        with self._silence.waiting(end):
+            received = next(raw, None)
+        if received is None:
+            raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
+        return _parsed(handler, received)
+
+    def _place_of(self, handler: Handler, method: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
+        """Lets a call have its thread for the block; one that is no stream has what it needs."""
+        return self._thread_of(method, context) if handler.request_streaming else _NOTHING
 
     @contextmanager
     def _thread_of(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
@@ -166,17 +180,15 @@ def _parsed(handler: Handler, raw: bytes) -> Any:
         raise InvalidRequestError(FieldViolation("request", text)) from None
 
 
-@contextmanager
-def _answering_errors(method: str, context: grpc.ServicerContext) -> Iterator[None]:
-    try:
-        yield
-        return
-    except Exception as error:
-        if not isinstance(error, ConvserveError) and not context.is_active():
-            raise  # the caller left, and what failed is the answer to nobody
-        # No name for it outlives this block: it and its traceback, in which the tensors are, would keep each other.
-        status = _noted(as_answer(error, method))
-    _abort(status, context)
+def _status_of(error: Exception, method: str, context: grpc.ServicerContext) -> grpc.Status:
+    """Returns the status that answers what a method raised; raises that again if its caller left.
+
+    Callers abort with it once they have forgotten the error: it and its traceback, in which the tensors are, would keep
+    each other.
+    """
+    if not isinstance(error, ConvserveError) and not context.is_active():
+        raise error  # what failed is the answer to nobody
+    return _noted(as_answer(error, method))
 
 
 def refuse(error: ConvserveError, context: grpc.ServicerContext) -> NoReturn:

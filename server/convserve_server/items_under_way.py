@@ -6,7 +6,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 from convserve_server.caller import Caller
@@ -31,7 +30,7 @@ class ItemUnderWay:
 
     def caller(self) -> Caller:
         """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return replace(self._stream, is_waiting=self._is_waiting, when_gone=self._when_gone)
+        return self._stream._replace(is_waiting=self._is_waiting, when_gone=self._when_gone)
 
     def _is_waiting(self) -> bool:
         return not self._gone and self._stream.is_waiting()

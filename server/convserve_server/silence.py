@@ -6,12 +6,32 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
 
 log = logging.getLogger("convserve")
+
+
+class Wait:
+    """A wait for a caller, which ends with `forget`, or with the block whose context it is."""
+
+    __slots__ = ("_waiting", "end", "until")
+
+    def __init__(self, waiting: set[Wait], until: float, end: Callable[[], object]) -> None:
+        self._waiting, self.until, self.end = waiting, until, end
+        waiting.add(self)
+
+    def forget(self) -> None:
+        """Ends it."""
+        self._waiting.discard(self)
+
+    def __enter__(self) -> None:
+        """Does nothing; it has begun."""
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        self._waiting.discard(self)
 
 
 class SilenceWatch:
@@ -24,29 +44,17 @@ class SilenceWatch:
             limit_s: Seconds that may pass between two messages of a call.
         """
         self.limit_s = limit_s
-        self._lock = threading.Lock()
-        self._waiting: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._waiting: set[Wait] = set()  # one step of Python's adds, removes and copies, so it needs no lock
         threading.Thread(target=self._watch, name="silence", daemon=True).start()
 
-    @contextmanager
-    def waiting(self, end: Callable[[], object]) -> Iterator[None]:
-        """Calls `end`, from another thread, if the block, which waits for a caller, takes too long."""
-        forget = self.begin(end)
-        try:
-            yield
-        finally:
-            forget()
+    def waiting(self, end: Callable[[], object], times: int = 1) -> Wait:
+        """Begins a wait, and calls `end`, from another thread, if it takes too long.
 
-    def begin(self, end: Callable[[], object], times: int = 1) -> Callable[[], None]:
-        """Begins a wait, which may take so many times as long as others; returns what ends it."""
-        wait = object()
-        with self._lock:
-            self._waiting[wait] = time.monotonic() + times * self.limit_s, end
-        return lambda: self._forget(wait)
-
-    def _forget(self, wait: object) -> None:
-        with self._lock:
-            self._waiting.pop(wait, None)
+        Args:
+            end: Ends the call that is waited for.
+            times: How many times as long as others it may take.
+        """
+        return Wait(self._waiting, time.monotonic() + times * self.limit_s, end)
 
     def watched(self, requests: Iterator[T], end: Callable[[], object]) -> Iterator[T]:
         """Yields a call's messages, none of which may take too long.
@@ -67,10 +75,10 @@ class SilenceWatch:
         while True:
             time.sleep(self.limit_s / 4)
             now = time.monotonic()
-            with self._lock:
-                silent = [end for until, end in self._waiting.values() if until < now]
-            for end in silent:
+            for each in self._waiting.copy():
+                if each.until >= now:
+                    continue
                 try:
-                    end()
+                    each.end()
                 except Exception:  # the other calls' watch goes on
                     log.exception("a call that is silent cannot be ended")

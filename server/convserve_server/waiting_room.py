@@ -63,6 +63,20 @@ class Ticket:
     As a context it is held by whoever computes; the caller holds it too, until it has its answer or is gone.
     """
 
+    __slots__ = (
+        "_room",
+        "_waited_s",
+        "arrived",
+        "caller",
+        "estimate_s",
+        "has_bytes",
+        "holders",
+        "is_in_line",
+        "plan",
+        "size",
+        "turn",
+    )
+
     def __init__(self, room: WaitingRoom, caller: str, plan: Plan, estimate_s: float) -> None:
         self.plan = plan
         self.caller = caller
@@ -139,8 +153,8 @@ class WaitingRoom:
         # What they take, by estimate: of each caller's large ones, and of its others.
         self._ahead_s: dict[tuple[str, bool], float] = {}
         self._overloaded_until = 0.0
-        # By plan: seconds of a call's own share, and of a whole computation.
-        self._estimates: OrderedDict[Plan, tuple[float, float]] = OrderedDict()
+        # Of calls alike: seconds of a call's own share, and of a whole computation.
+        self._estimates: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
 
     def load(self) -> Load:
         """Returns what is in the server now."""
@@ -155,7 +169,7 @@ class WaitingRoom:
             DeadlineExceededError: If the caller's deadline can't be met, or it left while it waited.
         """
         with self._lock:
-            share_s, computation_s = self._estimates.get(plan, (0.0, 0.0))
+            share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
             ticket = Ticket(self, caller.name, plan, share_s)
             self._check_line(caller, computation_s)
             self._check_deadline(caller, ticket)
@@ -227,8 +241,9 @@ class WaitingRoom:
                 self._take_out_of_line(ticket)
             if share and warm:
                 found = (seconds * share, seconds)
-                before = self._estimates.pop(ticket.plan, found)
-                self._estimates[ticket.plan] = (
+                key = _alike(ticket.plan)
+                before = self._estimates.pop(key, found)
+                self._estimates[key] = (
                     before[0] + _SMOOTHING * (found[0] - before[0]),
                     before[1] + _SMOOTHING * (found[1] - before[1]),
                 )
@@ -294,3 +309,8 @@ class WaitingRoom:
                 f"before this one take {least_s:.2g} at least: raise the timeout, or retry later."
             )
             raise DeadlineExceededError(text)
+
+
+def _alike(plan: Plan) -> tuple[int, int]:
+    """Returns what calls have in common that take about as long: what they compute, and what they move."""
+    return plan.flops, plan.memory_bytes

@@ -54,7 +54,7 @@ OPEN_INFERENCE: dict[str, set[str]] = {
     "infer_stream": {f"convserve_server.{name}" for name in ("caller", "items_under_way")} | theirs("wire"),
     "inference_service": {"grpc", "convserve"}
     | {f"convserve_server.{name}" for name in ("call_record", "callers", "convolver", "interceptors", "layer_keeper")}
-    | {f"convserve_server.{name}" for name in ("caller", "items_under_way", "silence")}
+    | {f"convserve_server.{name}" for name in ("caller", "handler_threads", "items_under_way", "silence")}
     | theirs(
         "v2", "infer_stream", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory"
     )
@@ -191,6 +191,7 @@ ALLOWED: dict[str, set[str]] = {
     | {f"convserve_server.{name}" for name in ("byte_budget", "convolver", "layer_names", "store", "stored_layer")},
     "convserve_server.byte_budget": {"convserve"},
     "convserve_server.silence": set(),
+    "convserve_server.handler_threads": set(),
     "convserve_server.caller": set(),
     "convserve_server.fair_line": set(),
     "convserve_server.machine_memory": set(),
@@ -217,6 +218,7 @@ ALLOWED: dict[str, set[str]] = {
                 "computation",
                 "convolver",
                 "convolve_stream",
+                "handler_threads",
                 "interceptors",
                 "items_under_way",
                 "layer_keeper",

@@ -1,6 +1,5 @@
 """A model's figures, whatever was computed together."""
 
-import dataclasses
 
 from convserve_server.open_inference import model_statistics
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
@@ -11,7 +10,7 @@ ONE = Inference(samples=1, batch_size=4, success=100, queue=10, compute_input=5,
 def test_a_batch_counts_once_and_each_of_its_requests_wholly():
     statistics = ModelStatistics()
     for samples in (1, 1, 2):
-        statistics.succeeded("a", "1", dataclasses.replace(ONE, samples=samples))
+        statistics.succeeded("a", "1", ONE._replace(samples=samples))
     found = statistics.message("a", "1")
     assert (found.inference_count, found.execution_count) == (4, 1)
     stats = found.inference_stats
@@ -29,7 +28,7 @@ def test_a_batch_counts_once_and_each_of_its_requests_wholly():
 
 def test_sizes_of_batches_are_told_apart():
     statistics = ModelStatistics()
-    statistics.succeeded("a", "1", dataclasses.replace(ONE, samples=2, batch_size=2))
+    statistics.succeeded("a", "1", ONE._replace(samples=2, batch_size=2))
     for _ in range(8):
         statistics.succeeded("a", "1", ONE)
     found = statistics.message("a", "1")
@@ -67,7 +66,7 @@ def test_sizes_of_batches_used_long_ago_count_as_executions_alone():
     """A caller could send one of each, as many as it likes."""
     statistics = ModelStatistics()
     for size in (1, *range(2, 1001), 1):
-        statistics.succeeded("a", "1", dataclasses.replace(ONE, samples=size, batch_size=size))
+        statistics.succeeded("a", "1", ONE._replace(samples=size, batch_size=size))
     found = statistics.message("a", "1")
     assert [each.batch_size for each in found.batch_stats] == [1, *range(902, 1001)]
     assert found.execution_count == 1001

@@ -10,8 +10,8 @@ def test_a_call_that_cannot_be_ended_keeps_no_other_from_being_ended(caplog):
         raise RuntimeError("no")
 
     watch, ended = SilenceWatch(0.1), threading.Event()
-    forget = watch.begin(fail)
-    watch.begin(ended.set)
+    wait = watch.waiting(fail)
+    watch.waiting(ended.set)
     assert ended.wait(30)
-    forget()
+    wait.forget()
     assert "a call that is silent cannot be ended" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,8 +43,7 @@ class Place:
     field: str
 
 
-@dataclass(frozen=True)
-class Input:
+class Input(NamedTuple):
     """An input.
 
     Attributes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from convserve import InvalidArgumentError, Layer, Losses, TooLargeError
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError
@@ -33,8 +33,7 @@ FindRegion = Callable[[str, str], Region]
 """Finds a region of shared memory by its name; the second argument is what to call it in an error."""
 
 
-@dataclass(frozen=True)
-class _Model:
+class _Model(NamedTuple):
     """What is computed.
 
     Attributes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
@@ -23,6 +23,7 @@ from convserve_server.call_record import current_call
 from convserve_server.caller import Caller
 from convserve_server.callers import caller_of, calling, is_local
 from convserve_server.convolver import Convolver
+from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import as_answer
 from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.layer_keeper import LayerKeeper, StoredLayer
@@ -37,7 +38,7 @@ from convserve_server.open_inference.layer_models import (
     names_of,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
+from convserve_server.open_inference.system_memory import PeerUsers, Region, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
@@ -57,7 +58,7 @@ class InferenceService:
             silence: Watches the streams' callers.
             memory: Regions that callers on this machine register; None where they may not.
         """
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="inference")
+        self._pool = HandlerThreads(threads, "inference")
         self._silence = silence
         self._memory = memory
         self._users = PeerUsers()
@@ -198,7 +199,9 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
-        region = self._region_finder(context)
+        def region(name: str, field: str) -> Region:  # most calls have none
+            return self._region_finder(context)(name, field)
+
         return self._parts()[1].infer(request, calling(context), region, current_call().computed)
 
     def ModelStreamInfer(
@@ -298,6 +301,8 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
             parse = getattr(messages, method.input_type.name).FromString
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+    # So that they are found by gRPC's core, and not by asking one service after the other.
+    server.add_registered_method_handlers(SERVICE_NAME, handlers)
 
 
 def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from convserve import InvalidRequestError, Layer, LayerNotFoundError
 from convserve.errors import FieldViolation, shown
@@ -24,8 +24,7 @@ T = TypeVar("T")
 _NUMBER = re.compile(r"[0-9]{1,18}")
 
 
-@dataclass(frozen=True)
-class LayerModel:
+class LayerModel(NamedTuple):
     """A version of a model.
 
     Attributes:

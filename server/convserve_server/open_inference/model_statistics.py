@@ -10,6 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
@@ -19,8 +20,7 @@ _MOST_SIZES = 100
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
-@dataclass(frozen=True)
-class Inference:
+class Inference(NamedTuple):
     """A request that was answered; times in nanoseconds.
 
     Attributes:
@@ -61,7 +61,11 @@ class _Figures:
     failed: int = 0
     failed_ns: int = 0
     success_ns: int = 0
-    parts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_PARTS, 0))
+    # Of requests, each for itself, in nanoseconds.
+    queue: int = 0
+    compute_input: int = 0
+    compute_infer: int = 0
+    compute_output: int = 0
     batches: OrderedDict[int, _Batches] = field(default_factory=OrderedDict)
     executions: int = 0  # those in batches of sizes that are not told apart any more
 
@@ -82,8 +86,10 @@ class ModelStatistics:
             found.samples += inference.samples
             found.count += 1
             found.success_ns += inference.success
-            for part in _PARTS:
-                found.parts[part] += getattr(inference, part)
+            found.queue += inference.queue
+            found.compute_input += inference.compute_input
+            found.compute_infer += inference.compute_infer
+            found.compute_output += inference.compute_output
             batches = _batches(found, inference.batch_size)
             batches.samples += inference.samples
             batches.compute_infer += inference.compute_infer * inference.samples
@@ -121,7 +127,9 @@ class ModelStatistics:
 
 def _batches(figures: _Figures, size: int) -> _Batches:
     """Returns the batches of a size; those of the size that was used longest ago may have to go."""
-    found = figures.batches.setdefault(size, _Batches())
+    found = figures.batches.get(size)
+    if found is None:
+        found = figures.batches[size] = _Batches()
     figures.batches.move_to_end(size)
     if len(figures.batches) > _MOST_SIZES:
         oldest, gone = figures.batches.popitem(last=False)
@@ -159,7 +167,7 @@ def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatis
         inference_stats=messages.InferStatistics(
             success=duration(count=figures.count, ns=figures.success_ns),
             fail=duration(count=figures.failed, ns=figures.failed_ns),
-            **{part: duration(count=figures.count, ns=ns) for part, ns in figures.parts.items()},
+            **{part: duration(count=figures.count, ns=getattr(figures, part)) for part in _PARTS},
         ),
         batch_stats=batch_stats,
     )

@@ -7,7 +7,7 @@ which protobuf allows, is read by the stock parser.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from convserve import frame
 from convserve.tensor import Array
@@ -18,8 +18,7 @@ _RAW_OUTPUT_CONTENTS = messages.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUM
 _INFER_RESPONSE = messages.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A request of an inference.
 
     Attributes:
@@ -44,8 +43,7 @@ class InferRequest:
         return cls(message, message.raw_input_contents)
 
 
-@dataclass(frozen=True)
-class InferResponse:
+class InferResponse(NamedTuple):
     """A response with one output.
 
     Attributes:
