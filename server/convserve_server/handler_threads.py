@@ -13,11 +13,12 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
-Work = Callable[[], None]
-
 
 class HandlerThreads(Executor):
-    """Runs what is submitted; what all threads are too busy for waits. They end with the process, whatever they do."""
+    """Runs what is submitted; what all threads are too busy for waits.
+
+    It cannot be shut down: its threads end with the process, whatever they do.
+    """
 
     def __init__(self, most: int, name: str) -> None:
         """Starts with no thread.
@@ -30,34 +31,38 @@ class HandlerThreads(Executor):
         self._lock = threading.Lock()
         self._count = 0
         self._idle: list[_Worker] = []
-        self._waiting: deque[Work] = deque()
+        self._waiting: deque[_Work] = deque()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Returns the future of a call that a thread will make."""
-        future: Future[Any] = Future()
+        """Returns the future of a call that a thread will make.
 
-        def work() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    result = fn(*args, **kwargs)
-                except BaseException as error:
-                    future.set_exception(error)
-                else:
-                    future.set_result(result)
-
+        Raises:
+            RuntimeError: There is no thread, and the system starts none.
+        """
+        work = _Work(fn, args, kwargs)
+        future = work.future
         with self._lock:
-            if self._idle:
-                worker = self._idle.pop()
-            elif self._count < self._most:
-                self._count += 1
-                worker = _Worker(self._next, f"{self._name}_{self._count}")
-            else:
+            worker = self._idle.pop() if self._idle else self._another()
+            if worker is None:
                 self._waiting.append(work)
                 return future
         worker.wake(work)
         return future
 
-    def _next(self, worker: _Worker) -> Work | None:
+    def _another(self) -> _Worker | None:
+        """Starts a thread, if there may be one more and the system lets it start."""
+        if self._count == self._most:
+            return None
+        try:
+            worker = _Worker(self._next, f"{self._name}_{self._count + 1}")
+        except RuntimeError:
+            if not self._count:
+                raise
+            return None  # those that there are will do it
+        self._count += 1
+        return worker
+
+    def _next(self, worker: _Worker) -> _Work | None:
         """Returns what waits for a thread that has become idle; if nothing does, the thread is woken when it comes."""
         with self._lock:
             if self._waiting:
@@ -66,17 +71,41 @@ class HandlerThreads(Executor):
             return None
 
 
+class _Work:
+    """A call to make, and its future."""
+
+    __slots__ = ("_args", "_fn", "_kwargs", "future")
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._fn, self._args, self._kwargs = fn, args, kwargs
+        self.future: Future[Any] = Future()
+
+    def run(self) -> None:
+        """Makes the call, unless its future was cancelled."""
+        if not self.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = self._fn(*self._args, **self._kwargs)
+        except BaseException as error:
+            self.future.set_exception(error)
+            # The future has the error, in whose traceback this frame is: it would keep the tensors until Python looks
+            # for what keeps itself.
+            del self
+        else:
+            self.future.set_result(result)
+
+
 class _Worker:
     """A thread."""
 
-    def __init__(self, following: Callable[[_Worker], Work | None], name: str) -> None:
+    def __init__(self, following: Callable[[_Worker], _Work | None], name: str) -> None:
         self._following = following
-        self._work: Work | None = None
+        self._work: _Work | None = None
         self._asleep = threading.Lock()
         self._asleep.acquire()
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
-    def wake(self, work: Work) -> None:
+    def wake(self, work: _Work) -> None:
         """Gives work to a thread that is idle."""
         self._work = work
         self._asleep.release()
@@ -86,6 +115,6 @@ class _Worker:
             self._asleep.acquire()
             work, self._work = self._work, None
             while work is not None:
-                work()
+                work.run()
                 del work  # before the wait for the next: in it are tensors
                 work = self._following(self)

@@ -79,9 +79,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             return None
         method = handler_call_details.method
         wrapped = self._wrapped.get(method)
-        if wrapped is None:  # of two made at once one is not used
-            wrapped = self._wrapped[method] = self._wrap(handler, method)
-        return wrapped
+        return wrapped or self._wrapped.setdefault(method, self._wrap(handler, method))
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         if getattr(handler.unary_stream, "experimental_non_blocking", False):
@@ -95,6 +93,8 @@ class CallInterceptor(grpc.ServerInterceptor):
                     answer = serialize(inner(self._request(handler, method, raw, context), context))
             except Exception as error:
                 status = _status_of(error, method, context)
+                if status is None:
+                    raise
             else:
                 # It is kept until the caller has fetched it, which may take longer than one piece of it would.
                 wait = self._silence.waiting(lambda: self._end(method, context), times=_LONGEST_ANSWER)
@@ -116,6 +116,8 @@ class CallInterceptor(grpc.ServerInterceptor):
                 return
             except Exception as error:
                 status = _status_of(error, method, context)
+                if status is None:
+                    raise
             _abort(status, context)
 
         behaviour: Any
@@ -180,14 +182,14 @@ def _parsed(handler: Handler, raw: bytes) -> Any:
         raise InvalidRequestError(FieldViolation("request", text)) from None
 
 
-def _status_of(error: Exception, method: str, context: grpc.ServicerContext) -> grpc.Status:
-    """Returns the status that answers what a method raised; raises that again if its caller left.
+def _status_of(error: Exception, method: str, context: grpc.ServicerContext) -> grpc.Status | None:
+    """Returns the status that answers what a method raised, or None if its caller left: what failed is the answer.
 
     Callers abort with it once they have forgotten the error: it and its traceback, in which the tensors are, would keep
     each other.
     """
     if not isinstance(error, ConvserveError) and not context.is_active():
-        raise error  # what failed is the answer to nobody
+        return None
     return _noted(as_answer(error, method))
 
 

@@ -74,11 +74,14 @@ class SilenceWatch:
     def _watch(self) -> None:
         while True:
             time.sleep(self.limit_s / 4)
-            now = time.monotonic()
-            for each in self._waiting.copy():
-                if each.until >= now:
-                    continue
-                try:
-                    each.end()
-                except Exception:  # the other calls' watch goes on
-                    log.exception("a call that is silent cannot be ended")
+            self._end_silent()
+
+    def _end_silent(self) -> None:
+        now = time.monotonic()
+        for each in self._waiting.copy():
+            if each.until >= now:
+                continue
+            try:
+                each.end()
+            except Exception:  # the other calls' watch goes on
+                log.exception("a call that is silent cannot be ended")

@@ -68,6 +68,49 @@ def test_what_fails_tells_its_future_and_keeps_no_thread():
     assert pool.submit(divmod, 7, 2).result(WAIT_S) == (3, 1)
 
 
+def test_what_fails_keeps_nothing_of_what_it_was_given_once_its_future_is_gone():
+    class Tensor:
+        pass
+
+    def fail(_tensor):
+        raise ZeroDivisionError
+
+    pool, tensor = HandlerThreads(1, "one"), Tensor()
+    known = weakref.ref(tensor)
+    gc.collect()
+    gc.disable()  # what only the collector would find stays for as long as a server is idle
+    try:
+        future = pool.submit(fail, tensor)
+        del tensor
+        wait([future], WAIT_S)
+        assert isinstance(future.exception(WAIT_S), ZeroDivisionError)
+        del future
+        eventually(lambda: known() is None)
+    finally:
+        gc.enable()
+
+
+def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are(monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    pool, released = HandlerThreads(2, "pair"), threading.Event()
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pool.submit(int)
+    first = pool.submit(released.wait, WAIT_S)
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", refuse)
+        second = pool.submit(divmod, 7, 2)
+    released.set()
+    assert first.result(WAIT_S)
+    assert second.result(WAIT_S) == (3, 1)
+    both = threading.Barrier(2)
+    for each in [pool.submit(both.wait, WAIT_S) for _ in range(2)]:
+        each.result(WAIT_S)  # a second thread was started, now that it may be
+
+
 def test_what_is_cancelled_while_it_waits_is_not_run():
     pool, released, ran = HandlerThreads(1, "one"), threading.Event(), []
     pool.submit(released.wait, WAIT_S)

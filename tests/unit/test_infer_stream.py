@@ -1,7 +1,6 @@
 """A stream of inferences: requests overlap, answers keep their order, and nothing outlasts its caller."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tests.waiting import eventually
@@ -9,6 +8,7 @@ from tests.waiting import eventually
 from convserve import InvalidRequestError
 from convserve.errors import FieldViolation
 from convserve_server.caller import Caller
+from convserve_server.handler_threads import HandlerThreads
 from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.open_inference.infer_stream import infer_answers
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -21,8 +21,7 @@ SILENCE = SilenceWatch(WAIT_S)
 
 @pytest.fixture
 def pool():
-    with ThreadPoolExecutor(8) as made:
-        yield made
+    return HandlerThreads(8, "inference")
 
 
 class Leaver:

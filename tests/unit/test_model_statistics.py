@@ -1,6 +1,5 @@
 """A model's figures, whatever was computed together."""
 
-
 from convserve_server.open_inference import model_statistics
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
 

@@ -6,7 +6,6 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -19,6 +18,7 @@ from convserve.tensor import dtype_number, head_of
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.caller import Caller
 from convserve_server.convolve_stream import ConvolveStream, StreamItems, Work
+from convserve_server.handler_threads import HandlerThreads
 from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.silence import SilenceWatch
 from convserve_server.waiting_room import Ticket, WaitingRoom
@@ -103,15 +103,15 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
             leaving.gone.wait(30)
             raise grpc.RpcError
 
-    with ThreadPoolExecutor(ITEMS) as pool:
-        start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
-        stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
-        answers = stream.answers()
-        for number, _ in enumerate(answers, 1):
-            if number == leaves_after:
-                leaving.leave()
-                break
-        answers.close()  # type: ignore[attr-defined]
+    pool = HandlerThreads(ITEMS, "items")
+    start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
+    stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
+    answers = stream.answers()
+    for number, _ in enumerate(answers, 1):
+        if number == leaves_after:
+            leaving.leave()
+            break
+    answers.close()  # type: ignore[attr-defined]
     leaving.leave()
     return weakref.ref(stream)
 
@@ -129,8 +129,7 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
         until(lambda: stream() is None and not any(each() is not None for each in served.tensors))
     finally:
         gc.enable()
-    load = served.room.load()
-    assert (load.admitted_bytes, load.waiting_calls) == (0, 0)
+    until(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
@@ -143,16 +142,16 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
         leaving.gone.wait(30)
         raise grpc.RpcError
 
-    with ThreadPoolExecutor(2) as pool:
-        stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
-        served_by = pool.submit(lambda: list(stream.answers()))
-        until(lambda: served.room.load().waiting_calls == 2)
-        leaving.leave()
-        until(lambda: served.room.load().waiting_calls == 1)
-        with pytest.raises(grpc.RpcError):
-            list(served_by.result(30))
+    pool = HandlerThreads(2, "items")
+    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
+    served_by = pool.submit(lambda: list(stream.answers()))
+    until(lambda: served.room.load().waiting_calls == 2)
+    leaving.leave()
+    until(lambda: served.room.load().waiting_calls == 1)
+    with pytest.raises(grpc.RpcError):
+        list(served_by.result(30))
     other.let_go()
-    assert served.room.load().admitted_bytes == 0
+    until(lambda: served.room.load().admitted_bytes == 0)
 
 
 def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
@@ -165,7 +164,7 @@ def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> N
         until(lambda: not stream._items._under_way and bool(served.tensors))
         leaving.leave()  # before the reader comes to the end of what was sent
 
-    with ThreadPoolExecutor(2) as pool:
-        stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
-        answers = pool.submit(lambda: list(stream.answers()))
-        assert len(answers.result(30)) == 2
+    pool = HandlerThreads(2, "items")
+    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
+    answers = pool.submit(lambda: list(stream.answers()))
+    assert len(answers.result(30)) == 2

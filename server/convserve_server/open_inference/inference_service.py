@@ -315,6 +315,7 @@ def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
         current_call().refused_item(told)
         failed = messages.ModelInferResponse(id=request_id)
         text = to_status(told).details  # which has a bound, as a call's own
+        del told
         return messages.ModelStreamInferResponse(error_message=text, infer_response=failed).SerializeToString()
     answer.message.parameters["triton_final_response"].bool_param = True
     return answer.serialize_in_stream()
