@@ -63,7 +63,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         """
         self._threads = threads
         self._silence = silence
-        self._wrapped: dict[str, Handler] = {}  # by method
+        self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
         self._lock = threading.Lock()
         self._streams: Counter[tuple[str, str]] = Counter()  # by method and caller
         self._taken: Counter[str] = Counter()  # threads, by method
@@ -78,8 +78,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        return wrapped or self._wrapped.setdefault(method, self._wrap(handler, method))
+        known, wrapped = self._wrapped.get(method, (None, None))
+        if known is not handler:
+            wrapped = self._wrap(handler, method)
+            self._wrapped[method] = handler, wrapped
+        return wrapped
 
     def _wrap(self, handler: Handler, method: str) -> Handler:
         if getattr(handler.unary_stream, "experimental_non_blocking", False):

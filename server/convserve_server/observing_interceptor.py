@@ -14,6 +14,9 @@ from convserve_server.callers import caller_of
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
 _LONGEST_PATH = 200  # characters of a method's name that is none of ours
+# By how much a timeout that gRPC's core sends may be longer than its caller's, as a part of it, and what the message
+# that a call is cancelled may have taken less than its request.
+_ROUNDED_BY, _ON_THE_WAY_S = 0.01, 0.02
 _MAKE = {
     (False, False): grpc.unary_unary_rpc_method_handler,
     (False, True): grpc.unary_stream_rpc_method_handler,
@@ -114,6 +117,10 @@ def _code(call: CallRecord, context: grpc.ServicerContext) -> str:
     code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
     if code is not None and code is not grpc.StatusCode.OK:
         return code.name
-    if not context.time_remaining():
-        return grpc.StatusCode.DEADLINE_EXCEEDED.name
-    return (grpc.StatusCode.OK if call.answered else grpc.StatusCode.CANCELLED).name
+    remaining_s = context.time_remaining()
+    if call.answered:
+        return (grpc.StatusCode.OK if remaining_s else grpc.StatusCode.DEADLINE_EXCEEDED).name
+    # A caller whose time is up cancels. Here there may be some left: gRPC's core rounds what it sends.
+    timeout_s = time.time() - call.arrived_ns / 1e9 + remaining_s
+    up = remaining_s <= _ROUNDED_BY * timeout_s + _ON_THE_WAY_S
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if up else grpc.StatusCode.CANCELLED).name

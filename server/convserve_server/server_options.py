@@ -11,7 +11,7 @@ from convserve_server.settings import Settings
 
 # gRPC's own switches between its ways to wait for connections, as its variable GRPC_EXPERIMENTS takes them. In the
 # older way a thread that waits for calls waits for their connections too; in the newer one three others hand each call
-# over to it, which takes a tenth of a small call's time. A gRPC that has the newer one alone does without, having said on
+# over to it, which takes a tenth of a small call's time. A gRPC that has the newer one alone does without, and says on
 # stderr that it does not know the switch.
 _POLLING = "-event_engine_listener"
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip

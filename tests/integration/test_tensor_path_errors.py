@@ -77,7 +77,7 @@ def test_a_layer_that_nobody_has(every_way: EveryWay) -> None:
 
 def test_a_deadline(every_way: EveryWay) -> None:
     config = Conv2D(16, 4, use_bias=False, padding="same", **LAST)
-    wide = config.replace(padding=((100, 100), (100, 100)))
+    wide = config.replace(padding=((200, 200), (200, 200)))
     slow = [Layer(each, np.ones((4, 4, 16, 16), "f4")) for each in (wide, *[config] * 4, config.replace(strides=64))]
     x = np.ones((2, 8, 8, 16), "f4")
 

@@ -41,6 +41,10 @@ def load_engine(
         SettingsError: If there is no such device.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    # TensorFlow turns oneDNN's kernels on by itself where a CPU has AVX-512 VNNI or the like. They give wrong numbers
+    # for some geometries (one channel, strides, and a kernel as wide as the image), end the process at others and where
+    # memory does not suffice, and heed no limit of memory.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
     if memory_bytes:
         os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = str(max(1, memory_bytes // 2**20))
