@@ -27,6 +27,7 @@ from convserve_server.authentication import Authentication, CertificateNames
 from convserve_server.convolution_service import ConvolutionService
 from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.credentials import Certificate
+from convserve_server.direct_calls import DirectCalls
 from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.handler_threads import HandlerThreads
@@ -99,9 +100,11 @@ def run(settings: Settings) -> int:
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
+    server, direct, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
     addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
+    if direct is not None:
+        direct.start()
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
@@ -145,7 +148,7 @@ def run(settings: Settings) -> int:
     stop.wait()
     if inferences is not None:
         inferences.leave()
-    return _drain(settings, server, healths, convolutions.shared_memory, observability)
+    return _drain(settings, server, direct, healths, convolutions.shared_memory, observability)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
@@ -166,27 +169,27 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, _Health]:
+) -> tuple[grpc.Server, DirectCalls | None, ConvolutionService, LayerService, InferenceService | None, _Health]:
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
+    gates: list[Authentication | CertificateNames] = [
+        *([Authentication(tokens)] if tokens else []),
+        *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
+    ]
     server = grpc.server(
         HandlerThreads(threads, "handler"),  # type: ignore[arg-type] # gRPC does no more than submit to it
-        interceptors=[
-            observability.interceptor,
-            *([Authentication(tokens)] if tokens else []),
-            *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
-            CallInterceptor(threads, silence),
-        ],
+        interceptors=[observability.interceptor, *gates, CallInterceptor(threads, silence)],
         options=server_options(settings),
     )
+    direct = _direct_calls(server, observability, gates, silence, threads) if settings.direct_calls else None
     convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
-    convolution_service.add_to_server(convolutions, server)
+    convolution_service.add_to_server(convolutions, server, direct)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     inferences = None
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
         inferences = InferenceService(threads, silence, memory)
-        inference_service.add_to_server(inferences, server)
+        inference_service.add_to_server(inferences, server, direct)
     healths = _Health()
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -198,7 +201,21 @@ def _assembled(
     if settings.reflection:
         pool = wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server, pool)
-    return server, convolutions, layers, inferences, healths
+    return server, direct, convolutions, layers, inferences, healths
+
+
+def _direct_calls(
+    server: grpc.Server,
+    observability: Observability,
+    gates: Sequence[Authentication | CertificateNames],
+    silence: SilenceWatch,
+    threads: int,
+) -> DirectCalls | None:
+    try:
+        return DirectCalls(server, observability.interceptor, gates, silence, threads)
+    except AttributeError as error:
+        log.warning("small calls are slower than they could be with this version of gRPC: %s", error)
+        return None
 
 
 def _services(settings: Settings) -> list[str]:
@@ -256,6 +273,7 @@ def _is_taken_socket(address: str) -> bool:
 def _drain(
     settings: Settings,
     server: grpc.Server,
+    direct: DirectCalls | None,
     healths: _Health,
     shared_memory: SharedMemory | None,
     observability: Observability,
@@ -278,8 +296,9 @@ def _drain(
     closing = threading.Thread(target=observability.close, name="closing", daemon=True)
     closing.start()
     closing.join(_LONGEST_CLOSING_S)
+    all_over = direct is None or direct.stop(_LONGEST_CLOSING_S)
     _say("stopped")
-    if closing.is_alive() or time.monotonic() - began >= settings.drain_s:
+    if closing.is_alive() or not all_over or time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
     return 0
 

@@ -68,13 +68,18 @@ class Authentication(grpc.ServerInterceptor):
         """Returns the method's handler, or one that refuses."""
         method = handler_call_details.method
         try:
-            self._check(method, handler_call_details.invocation_metadata)
+            self.check(method, handler_call_details.invocation_metadata)
         except ConvserveError as error:
             log.debug("%s answered %s: %s", current_call().told_method, error.code.name, error)
             return _refusing(error)
         return continuation(handler_call_details)
 
-    def _check(self, method: str, metadata: Any) -> None:
+    def check(self, method: str, metadata: Any) -> None:
+        """Notes in this context whose token a call shows.
+
+        Raises:
+            UnauthenticatedError, PermissionDeniedError: If it shows none, or one that does not allow the method.
+        """
         needed = permissions_for(method)
         if not needed:
             return
@@ -98,8 +103,12 @@ class CertificateNames(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Returns the method's handler."""
-        name_by_certificate()
+        self.check(handler_call_details.method, handler_call_details.invocation_metadata)
         return continuation(handler_call_details)
+
+    def check(self, method: str, metadata: Any) -> None:  # noqa: ARG002 (as for tokens)
+        """Has this context's caller known by its certificate."""
+        name_by_certificate()
 
 
 @functools.lru_cache(maxsize=256)

@@ -12,6 +12,10 @@ takes along the calls of its group that wait too:
                   |
                   +--> its leader has computed it ------------------> answer
 
+A call may also be left here by a thread that does not wait for it. Then whoever computes it tells its answer, and where
+its turn comes, whoever hands the device on computes it: for small calls that saves the switch from thread to thread,
+which costs as much as they do.
+
 Calls that are too large to be computed together with others have turns of their own on every device, so that small
 ones never wait for them.
 """
@@ -26,11 +30,16 @@ from typing import Generic, TypeVar, cast
 from convserve.errors import DeadlineExceededError
 from convserve_server.caller import Caller
 from convserve_server.fair_line import FairLine
+from convserve_server.handler_threads import HandlerThreads
 
 _SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with others, and those that are too large
+# Bytes of what was computed, above which a device is not left idle while the answers are told.
+_SOON_TOLD = 2**20
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
+Then = Callable[[Callable[[], Answer]], None]
+"""Is told of an outcome: what returns a task's answer, or raises its error. It raises nothing itself."""
 
 
 class _Entry(Generic[Task, Answer]):
@@ -47,13 +56,23 @@ class _Entry(Generic[Task, Answer]):
         "samples",
         "size",
         "task",
+        "then",
         "turn",
     )
 
-    def __init__(self, task: Task, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
+    def __init__(
+        self,
+        task: Task,
+        group: Hashable | None,
+        samples: int,
+        size: int,
+        caller: Caller,
+        then: Then[Answer] | None,
+    ) -> None:
         self.task, self.group, self.samples, self.size, self.caller = task, group, samples, size, caller
         self.lane = _SMALL
-        self.turn: threading.Lock | None = None  # held until it leads, or is finished
+        self.turn: threading.Lock | None = None  # held until it leads, or is finished, by the thread that waits for it
+        self.then = then  # is told of the outcome, where no thread waits for it
         self.device: int | None = None  # what it leads on
         self.finished = False
         self.answer: Answer | None = None
@@ -61,6 +80,14 @@ class _Entry(Generic[Task, Answer]):
 
     def finish(self, answer: Answer | None, error: BaseException | None = None) -> None:
         self.answer, self.error, self.finished = answer, error, True
+
+    def tell(self) -> None:
+        """Wakes the thread that waits for its outcome, or for its turn, or tells who is to be told."""
+        if self.then is None:
+            assert self.turn is not None  # noqa: S101 (its thread waits)
+            self.turn.release()
+        else:
+            self.then(self.outcome)
 
     def outcome(self) -> Answer:
         error, self.error = self.error, None
@@ -101,6 +128,7 @@ class Batcher(Generic[Task, Answer]):
         # Those that wait, by lane; and those of each group, in the order of their arrival.
         self._lines: tuple[FairLine[_Entry[Task, Answer]], ...] = (FairLine(), FairLine())
         self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
+        self._leaders = HandlerThreads(2 * devices * concurrent, "leader")
 
     @property
     def waiting(self) -> int:
@@ -121,39 +149,88 @@ class Batcher(Generic[Task, Answer]):
             DeadlineExceededError: If it did not wait any more when it was its turn.
             Exception: Whatever `compute` raises for this task alone.
         """
-        entry = _Entry[Task, Answer](task, group, samples, size, caller)
-        if size > self._max_bytes:
+        entry = _Entry[Task, Answer](task, group, samples, size, caller, None)
+        device = self._enter(entry)
+        if device is None:
+            self._watch(entry)
+            assert entry.turn is not None  # noqa: S101 (it was just set)
+            entry.turn.acquire()
+            device = entry.device
+        if not entry.finished:
+            assert device is not None  # noqa: S101 (whoever woke it gave it one)
+            batch = [entry, *self._companions(entry)]
+            following = self._compute_and_hand_on(batch, device)
+            for each in batch[1:]:
+                each.tell()
+            if following is not None:
+                self._leaders.submit(self._lead, following)
+        return entry.outcome()
+
+    def leave(
+        self, task: Task, *, group: Hashable | None, samples: int, size: int, caller: Caller, then: Then[Answer]
+    ) -> None:
+        """Has a task computed, as for `run`, by whoever has a device: by this thread if one is free.
+
+        Args:
+            task: As for `run`.
+            group: As for `run`.
+            samples: As for `run`.
+            size: As for `run`.
+            caller: As for `run`.
+            then: Is told of the outcome, once, by whichever thread has it.
+        """
+        entry = _Entry[Task, Answer](task, group, samples, size, caller, then)
+        entry.device = self._enter(entry)
+        if entry.device is None:
+            self._watch(entry)
+        else:
+            self._lead(entry)
+
+    def _enter(self, entry: _Entry[Task, Answer]) -> int | None:
+        """Returns a device that is free, or lets an entry wait."""
+        if entry.size > self._max_bytes:
             entry.lane, entry.group = _LARGE, None
         with self._lock:
             device = self._take_device(entry.lane)
             if device is None:
-                entry.turn = threading.Lock()
-                entry.turn.acquire()
-                self._enqueue(entry)
-        if device is not None:
-            self._lead([entry], device)
-        else:
-            assert entry.turn is not None  # noqa: S101 (it was just set)
-            if not caller.when_gone(lambda: self._abandon(entry)) and not caller.is_waiting():
-                self._abandon(entry)  # it left before
-            entry.turn.acquire()
-            if not entry.finished:
-                assert entry.device is not None  # noqa: S101 (whoever woke it gave it one)
-                self._lead([entry, *self._companions(entry)], entry.device)
-        return entry.outcome()
+                if entry.then is None:
+                    entry.turn = threading.Lock()
+                    entry.turn.acquire()
+                self._lines[entry.lane].append(entry.caller.name, entry)
+                if entry.group is not None:
+                    self._groups.setdefault(entry.group, deque()).append(entry)
+        return device
 
-    def _lead(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
-        """Computes a batch, whose first entry is this thread's, and then hands the device on."""
+    def _watch(self, entry: _Entry[Task, Answer]) -> None:
+        """Takes an entry out of the line when its caller leaves."""
+        caller = entry.caller
+        if not caller.when_gone(lambda: self._abandon(entry)) and not caller.is_waiting():
+            self._abandon(entry)  # it left before
+
+    def _lead(self, entry: _Entry[Task, Answer]) -> None:
+        """Computes an entry that no thread waits for, on its device, and such as come next there."""
+        following: _Entry[Task, Answer] | None = entry
+        while following is not None:
+            leader = following
+            assert leader.device is not None  # noqa: S101 (whoever let it lead gave it one)
+            batch = [leader, *self._companions(leader)]
+            following = self._compute_and_hand_on(batch, leader.device)
+            if following is not None and sum(each.size for each in batch) > _SOON_TOLD:
+                self._leaders.submit(self._lead, following)
+                following = None
+            for each in batch:
+                each.tell()
+            del leader, each, batch  # before the next is computed: in them are tensors
+
+    def _compute_and_hand_on(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> _Entry[Task, Answer] | None:
+        """Computes a batch, and hands the device on. Returns whose turn it is if no thread waits for it."""
         try:
             self._compute_together(batch, device)
         except BaseException as error:
             for entry in batch:
                 if not entry.finished:
                     entry.finish(None, error)
-        finally:
-            self._hand_on(device, batch[0].lane)
-            for entry in batch[1:]:
-                _wake(entry)
+        return self._hand_on(device, batch[0].lane)
 
     def _compute_together(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
         entries = []
@@ -185,11 +262,6 @@ class Batcher(Generic[Task, Answer]):
         free[device] -= 1
         return device
 
-    def _enqueue(self, entry: _Entry[Task, Answer]) -> None:
-        self._lines[entry.lane].append(entry.caller.name, entry)
-        if entry.group is not None:
-            self._groups.setdefault(entry.group, deque()).append(entry)
-
     def _leave_group(self, entry: _Entry[Task, Answer]) -> None:
         if entry.group is not None:
             group = self._groups[entry.group]
@@ -204,7 +276,7 @@ class Batcher(Generic[Task, Answer]):
                 return
             self._leave_group(entry)
         entry.finish(None, _nobody_waits())
-        _wake(entry)
+        entry.tell()
 
     def _companions(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
         """Takes what waits in a leader's group, oldest first, as far as the bounds allow."""
@@ -221,22 +293,20 @@ class Batcher(Generic[Task, Answer]):
                 found.append(entry)
         return found
 
-    def _hand_on(self, device: int, lane: int) -> None:
-        """Gives a device to the entry whose turn it is, or sets it free."""
+    def _hand_on(self, device: int, lane: int) -> _Entry[Task, Answer] | None:
+        """Gives a device to the entry whose turn it is, or sets it free. Returns that one if no thread waits for it."""
         with self._lock:
             entry = self._lines[lane].take_first()
             if entry is None:
                 self._free[lane][device] += 1
-                return
+                return None
             self._leave_group(entry)
         entry.device = device
-        _wake(entry)
+        if entry.then is not None:
+            return entry
+        entry.tell()
+        return None
 
 
 def _nobody_waits() -> DeadlineExceededError:
     return DeadlineExceededError("Expected a caller to wait for the answer. Received none: not computed.")
-
-
-def _wake(entry: _Entry[Task, Answer]) -> None:
-    assert entry.turn is not None  # noqa: S101 (only those that wait are woken)
-    entry.turn.release()

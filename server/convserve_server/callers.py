@@ -5,14 +5,38 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-
-import grpc
+from typing import Protocol
 
 from convserve_server.caller import Caller
 
 READ, COMPUTE, CHANGE = "read", "compute", "change"
 PERMISSIONS = (READ, COMPUTE, CHANGE)
 """What a token may allow: to look at the server and its layers, to compute, to change which layers are stored."""
+
+
+class CallContext(Protocol):
+    """What services and interceptors ask a call: those methods of grpc.ServicerContext that each kind of call has."""
+
+    def peer(self) -> str:
+        """Returns where the caller is, as gRPC names it."""
+
+    def auth_context(self) -> Mapping[str, object]:
+        """Returns what the connection says of who the caller is."""
+
+    def is_active(self) -> bool:
+        """Returns whether the caller waits for the answer."""
+
+    def time_remaining(self) -> float:
+        """Returns the seconds until the deadline."""
+
+    def cancel(self) -> object:
+        """Ends the call."""
+
+    def add_callback(self, callback: Callable[[], None], /) -> bool:
+        """Has a function called once the call is over. Returns False if it is."""
+
+    def set_trailing_metadata(self, metadata: tuple[tuple[str, str], ...], /) -> None:
+        """Sets what goes with the answer."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +73,7 @@ def may(permission: str) -> bool:
     return caller is None or permission in caller.permissions
 
 
-def caller_of(context: grpc.ServicerContext) -> str:
+def caller_of(context: CallContext) -> str:
     """Returns what the calls of one caller have in common.
 
     That is "token:NAME" or "certificate:NAME" where it showed one, else its host, or on this machine its connection.
@@ -63,7 +87,7 @@ def caller_of(context: grpc.ServicerContext) -> str:
     return peer if is_local(peer) else peer.rpartition(":")[0]
 
 
-def calling(context: grpc.ServicerContext) -> Caller:
+def calling(context: CallContext) -> Caller:
     """Returns a call's caller, as the request path sees it."""
 
     def when_gone(call: Callable[[], None]) -> bool:

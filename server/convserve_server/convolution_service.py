@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -27,14 +27,25 @@ from convserve import (
 from convserve.errors import FieldViolation, SharedMemoryLostError
 from convserve.result import plan_to_message
 from convserve.stream import ACCEPTED
-from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, decode, dtype_name, head_of, itemsize
+from convserve.tensor import (
+    FLOAT_DTYPES,
+    INPUT_DTYPES,
+    Array,
+    checked_shape,
+    decode,
+    dtype_name,
+    head_of,
+    itemsize,
+    name_of,
+)
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve.v1 import convolution_service_pb2_grpc
-from convserve_server.call_record import current_call
-from convserve_server.callers import CHANGE, calling, is_local, may
+from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
+from convserve_server.call_record import Computation, current_call
+from convserve_server.callers import CHANGE, CallContext, calling, is_local, may
 from convserve_server.computation import computation
 from convserve_server.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
 from convserve_server.convolver import Caller, Convolved, Convolver, Ticket
+from convserve_server.direct_calls import DirectCalls, DirectMethod, Reply, add_methods
 from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import as_answer
 from convserve_server.items_under_way import ItemsUnderWay
@@ -73,6 +84,30 @@ class ConvolveResponse:
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
         return self.message.SerializeToString() if self.output is None else frame.write(self.message, self.output)
+
+
+class _Work(NamedTuple):
+    """A call of Convolve that is to be computed.
+
+    Attributes:
+        layers: The layers, in order.
+        x: The input.
+        caller: Who waits for the answer.
+        ticket: The call's leave to be in the server.
+        place: Where in shared memory the output goes; None for the response.
+        shared: That memory, if the caller is on this machine and it is shared.
+        tell: Is told of the forward pass.
+        began_ns: When all of it was there, in nanoseconds since 1970.
+    """
+
+    layers: Sequence[Layer]
+    x: Array
+    caller: Caller
+    ticket: Ticket
+    place: tensor_pb2.SharedMemory | None
+    shared: SharedMemory | None
+    tell: Callable[[Computation], None]
+    began_ns: int
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
@@ -144,49 +179,54 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        convolver = self._convolver
-        layers = find_layers(request.message.layers, self._keeper, may_store=may(CHANGE))
-        x = request.input if request.input is not None else self._shared_input(request.message, context)
-        place = request.message.output_memory if request.message.HasField("output_memory") else None
-        if place is not None:
-            self._shared(context).array(place, 0, "output_memory")
-        output_dtype = _output_dtype(request.message.output_dtype)
-        began_ns = time.time_ns()
-        answer = convolver.convolve(
-            layers,
-            x,
-            output_dtype,
-            calling(context),
-            unbatched=request.message.unbatched,
-            in_one_message=place is None,
+        work = self._admitted(request.message, request.input, context)
+        return self._answered(
+            work,
+            lambda: self._convolver.convolve(
+                work.layers, work.x, None, work.caller, ticket=work.ticket, unbatched=request.message.unbatched
+            ),
         )
-        current_call().computed(computation(began_ns, x, answer))
-        message, output = _response(answer), answer.computed.output
+
+    def convolve_directly(self, request: ConvolveRequest, context: CallContext, reply: Reply) -> None:
+        """Convolve, for calls that are answered directly."""
+        work = self._admitted(request.message, request.input, context)
+
+        def answer(outcome: Callable[[], Convolved]) -> None:
+            reply(lambda: self._answered(work, outcome).serialize())
+
+        self._convolver.leave(
+            work.layers, work.x, work.caller, answer, ticket=work.ticket, unbatched=request.message.unbatched
+        )
+
+    def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
+        """Returns what is to be computed, once there is room for it."""
+        convolver = self._convolver
+        layers = find_layers(message.layers, self._keeper, may_store=may(CHANGE))
+        shared = self.shared_memory if is_local(context.peer()) else None
+        x = given if given is not None else _shared_input(message, shared)
+        place = message.output_memory if message.HasField("output_memory") else None
+        if place is not None:
+            _existing(shared).array(place, 0, "output_memory")
+        caller, output_dtype = calling(context), _output_dtype(message.output_dtype)
+        began_ns = time.time_ns()
+        ticket = convolver.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
+        return _Work(layers, x, caller, ticket, place, shared, current_call().computed, began_ns)
+
+    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> ConvolveResponse:
+        """Returns the response to what was computed."""
+        answer = outcome()
+        work.tell(computation(work.began_ns, work.x, answer))
+        message, output, place = _response(answer), answer.computed.output, work.place
         if place is None:
             return ConvolveResponse(message, output)
-        if not self._shared(context).has_room(place, output.nbytes):
-            _check_response(output.nbytes, convolver.limits.max_message_bytes)
+        shared = _existing(work.shared)
+        if not shared.has_room(place, output.nbytes):
+            _check_response(output.nbytes, self._convolver.limits.max_message_bytes)
             return ConvolveResponse(message, output)
-        self._shared(context).array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        shared.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
         message.output.CopyFrom(head_of(output))
         message.output.shared_memory.CopyFrom(place)
         return ConvolveResponse(message, None)
-
-    def _shared(self, context: grpc.ServicerContext) -> SharedMemory:
-        """Returns the shared memory, for a caller on this machine."""
-        if self.shared_memory is None or not is_local(context.peer()):
-            raise SharedMemoryLostError("Expected a tensor. Received a place in memory; this server shares none.")
-        return self.shared_memory
-
-    def _shared_input(self, message: messages.ConvolveRequest, context: grpc.ServicerContext) -> Array:
-        if not message.HasField("input"):
-            raise InvalidRequestError(
-                FieldViolation("input", "Expected a tensor. Received none: the field is not set.")
-            )
-        head = message.input
-        size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
-        elements = self._shared(context).array(head.shared_memory, size, "input")
-        return decode(head, "input", elements=elements.data)
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
         convolver = self._convolver
@@ -222,7 +262,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         items: StreamItems = ItemsUnderWay(request_iterator, caller, self._silence, context.cancel)
         yield from ConvolveStream(work, items, start, self._pool).answers()
 
-    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
+    def Echo(self, output_bytes: int, context: CallContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
@@ -230,8 +270,12 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((frame.opening(output_bytes), bytes(output_bytes)))
 
+    def echo_directly(self, output_bytes: int, context: CallContext, reply: Reply) -> None:
+        """Echo, for calls that are answered directly."""
+        reply(lambda: self.Echo(output_bytes, context))
 
-def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
+
+def add_to_server(service: ConvolutionService, server: grpc.Server, direct: DirectCalls | None) -> None:
     """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
     handlers: dict[str, Any] = {
         "GetServerInfo": grpc.unary_unary_rpc_method_handler(
@@ -242,17 +286,33 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "Plan": grpc.unary_unary_rpc_method_handler(
             service.Plan, messages.PlanRequest.FromString, messages.PlanResponse.SerializeToString
         ),
-        "Echo": grpc.unary_unary_rpc_method_handler(
-            service.Echo, lambda data: frame.head(messages.EchoRequest, data).output_bytes, None
-        ),
+        "Echo": grpc.unary_unary_rpc_method_handler(service.Echo, _echoed_bytes, None),
         "Convolve": grpc.unary_unary_rpc_method_handler(
             service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize
         ),
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-    # So that they are found by gRPC's core, and not by asking one service after the other.
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+    directly: dict[str, DirectMethod] = {"Convolve": service.convolve_directly, "Echo": service.echo_directly}
+    add_methods(server, SERVICE_NAME, handlers, direct, directly)
+
+
+def _echoed_bytes(data: bytes) -> int:
+    return frame.head(messages.EchoRequest, data).output_bytes
+
+
+def _existing(shared: SharedMemory | None) -> SharedMemory:
+    """Returns the memory that a caller shares with the server."""
+    if shared is None:
+        raise SharedMemoryLostError("Expected a tensor. Received a place in memory; this server shares none.")
+    return shared
+
+
+def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None) -> Array:
+    if not message.HasField("input"):
+        raise InvalidRequestError(FieldViolation("input", "Expected a tensor. Received none: the field is not set."))
+    head = message.input
+    size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
+    return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
 def _response(answer: Convolved) -> messages.ConvolveResponse:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from convserve import Conv2D, Device, Layer, Losses, Plan
 from convserve.result import Timing
 from convserve.tensor import Array, Shape, name_of
 from convserve_server.admission import Admission, Limits
-from convserve_server.batcher import Batcher
+from convserve_server.batcher import Batcher, Then
 from convserve_server.caller import Caller
 from convserve_server.drawn_layers import DrawnLayers
 from convserve_server.waiting_room import Load, Ticket
 
 # Services do not know the parts.
-__all__ = ["Batching", "Caller", "Computed", "Convolved", "Convolver", "Engine", "Limits", "Load", "Ticket"]
+__all__ = ["Batching", "Caller", "Computed", "Convolved", "Convolver", "Engine", "Limits", "Load", "Then", "Ticket"]
 
 
 class Computed(NamedTuple):
@@ -221,33 +221,45 @@ class Convolver:
         if ticket is None:
             ticket = self.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=in_one_message)
         with ticket:
-            ticket.received()
-            return self._convolved(ticket, layers, x, caller, unbatched)
+            return _answer(layers, self._batcher.run(**self._task(ticket, layers, x, caller, unbatched)))
 
-    def _convolved(
+    def leave(
+        self,
+        layers: Sequence[Layer],
+        x: Array,
+        caller: Caller,
+        then: Then[Convolved],
+        *,
+        ticket: Ticket,
+        unbatched: bool = False,
+    ) -> None:
+        """Has a forward pass' answer told to `then`, by this thread or another; the rest as for `convolve`."""
+
+        def told(outcome: Callable[[], _Outcome]) -> None:
+            with ticket:
+                then(lambda: _answer(layers, outcome()))
+
+        self._batcher.leave(**self._task(ticket, layers, x, caller, unbatched), then=told)
+
+    def _task(
         self, ticket: Ticket, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool
-    ) -> Convolved:
+    ) -> dict[str, Any]:
+        """Returns what the batcher is given for a call all of which is there."""
+        ticket.received()
         plan = ticket.plan
         known = tuple(
             each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
             for index, each in enumerate(layers)
         )
-        computed, drawn, timing = self._batcher.run(
-            _Call(ticket, known, x, caller),
-            group=None if unbatched else _group(known, x, plan),
-            samples=x.shape[0],
-            size=ticket.size,
-            caller=caller,
-        )
-        return Convolved(
-            computed=computed,
-            layers=tuple(
-                after.config if before.kernel is None else None for before, after in zip(layers, drawn, strict=True)
-            ),
-            timing=timing,
-        )
+        return {
+            "task": _Call(ticket, known, x, caller),
+            "group": None if unbatched else _group(known, x, plan),
+            "samples": x.shape[0],
+            "size": ticket.size,
+            "caller": caller,
+        }
 
-    def _compute(self, device: int, calls: Sequence[_Call]) -> list[tuple[Computed, tuple[Layer, ...], Timing]]:
+    def _compute(self, device: int, calls: Sequence[_Call]) -> list[_Outcome]:
         """Returns for each call its part of what was computed, the layers with weights, and times."""
         started, whole = time.monotonic(), sum(len(call.x) for call in calls)
         for call in calls:
@@ -283,6 +295,21 @@ class Convolver:
             return any(call.caller.is_waiting() for call in calls)
 
         return layers, self._engine.convolve(layers, inputs, output_dtype, device, is_waiting)
+
+
+_Outcome = tuple[Computed, tuple[Layer, ...], Timing]
+"""What was computed for a call, its layers with weights, and times."""
+
+
+def _answer(layers: Sequence[Layer], outcome: _Outcome) -> Convolved:
+    computed, drawn, timing = outcome
+    return Convolved(
+        computed=computed,
+        layers=tuple(
+            after.config if before.kernel is None else None for before, after in zip(layers, drawn, strict=True)
+        ),
+        timing=timing,
+    )
 
 
 def _channels(layer: Layer, plan: Plan, index: int) -> int:

@@ -29,12 +29,13 @@ from convserve import (
 from convserve.errors import FieldViolation
 from convserve.status import to_status
 from convserve_server.call_record import current_call
-from convserve_server.callers import caller_of, is_one
+from convserve_server.callers import CallContext, caller_of, is_one
 from convserve_server.silence import SilenceWatch
 
 log = logging.getLogger("convserve")
 
-_LONGEST_ANSWER = 10  # times as long as one piece may take
+LONGEST_ANSWER = 10
+"""How many times as long as one piece may take."""
 _RETRY_S = 1.0
 _NOTHING = nullcontext()
 
@@ -95,12 +96,12 @@ class CallInterceptor(grpc.ServerInterceptor):
                 with self._place_of(handler, method, context):
                     answer = serialize(inner(self._request(handler, method, raw, context), context))
             except Exception as error:
-                status = _status_of(error, method, context)
+                status = status_of(error, method, context)
                 if status is None:
                     raise
             else:
                 # It is kept until the caller has fetched it, which may take longer than one piece of it would.
-                wait = self._silence.waiting(lambda: self._end(method, context), times=_LONGEST_ANSWER)
+                wait = self._silence.waiting(lambda: end_silent(method, context), times=LONGEST_ANSWER)
                 if not context.add_callback(wait.forget):
                     wait.forget()
                 return answer
@@ -114,11 +115,11 @@ class CallInterceptor(grpc.ServerInterceptor):
             try:
                 with self._place_of(handler, method, context):
                     for answer in map(boxed, inner(self._request(handler, method, raw, context), context)):
-                        with self._silence.waiting(lambda: self._end(method, context)):  # until it is sent
+                        with self._silence.waiting(lambda: end_silent(method, context)):  # until it is sent
                             yield answer
                 return
             except Exception as error:
-                status = _status_of(error, method, context)
+                status = status_of(error, method, context)
                 if status is None:
                     raise
             _abort(status, context)
@@ -134,16 +135,14 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _request(self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """Returns a method's request, or the iterator over its requests."""
-        end = lambda: self._end(method, context)  # noqa: E731
+        end = lambda: end_silent(method, context)  # noqa: E731
         if handler.request_streaming:
             # A stream that is answered as it goes knows by itself when it waits for its caller.
             messages = raw if handler.response_streaming else self._silence.watched(raw, end)
-            return map(functools.partial(_parsed, handler), messages)  # which keeps none of them
+            return map(functools.partial(parsed, handler.request_deserializer), messages)  # which keeps none of them
         with self._silence.waiting(end):
             received = next(raw, None)
-        if received is None:
-            raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
-        return _parsed(handler, received)
+        return parsed(handler.request_deserializer, received)
 
     def _place_of(self, handler: Handler, method: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
         """Lets a call have its thread for the block; one that is no stream has what it needs."""
@@ -172,20 +171,29 @@ class CallInterceptor(grpc.ServerInterceptor):
                 if not self._streams[key]:
                     del self._streams[key]
 
-    def _end(self, method: str, context: grpc.ServicerContext) -> None:
-        log.info("%s of %s is ended: it was silent for too long", method, context.peer())
-        context.cancel()
+
+def end_silent(method: str, context: CallContext) -> None:
+    """Ends a call whose caller says nothing."""
+    log.info("%s of %s is ended: it was silent for too long", method, context.peer())
+    context.cancel()
 
 
-def _parsed(handler: Handler, raw: bytes) -> Any:
+def parsed(parse: Callable[[bytes], Any], raw: bytes | None) -> Any:
+    """Returns a request.
+
+    Raises:
+        InvalidRequestError: If there is none, or its bytes are none.
+    """
+    if raw is None:
+        raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
     try:
-        return handler.request_deserializer(raw)
+        return parse(raw)
     except DecodeError as error:
         text = f"Expected a message of the contract. Received {len(raw)} bytes that are none: {error}."
         raise InvalidRequestError(FieldViolation("request", text)) from None
 
 
-def _status_of(error: Exception, method: str, context: grpc.ServicerContext) -> grpc.Status | None:
+def status_of(error: Exception, method: str, context: CallContext) -> grpc.Status | None:
     """Returns the status that answers what a method raised, or None if its caller left: what failed is the answer.
 
     Callers abort with it once they have forgotten the error: it and its traceback, in which the tensors are, would keep

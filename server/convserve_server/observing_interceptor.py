@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from convserve_server.call_record import REQUEST_ID, UNKNOWN_METHOD, CallRecord, Metadata, Observer, make_current
-from convserve_server.callers import caller_of
+from convserve_server.callers import CallContext, caller_of
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -50,20 +50,23 @@ class ObservingInterceptor(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
         """Returns the method's handler, wrapped."""
-        self.last_arrival = time.monotonic()
-        path: str = handler_call_details.method
-        metadata: Metadata = handler_call_details.invocation_metadata or ()
-        method = self._names.get(path)
-        # What is no method of ours may be long, or try to look like another line of the log.
-        told = method or ascii(path[:_LONGEST_PATH])
-        call = CallRecord(method or UNKNOWN_METHOD, told, metadata, self._observers)
-        make_current(call)
+        call = self.arrived(handler_call_details.method, handler_call_details.invocation_metadata or ())
         handler = continuation(handler_call_details)
         if handler is None:  # gRPC answers it, and nobody is asked any more
             call.begin()
             call.end(grpc.StatusCode.UNIMPLEMENTED.name, caller="")
             return None
         return _observed(handler, call)
+
+    def arrived(self, path: str, metadata: Metadata) -> CallRecord:
+        """Returns the record of a call that arrives, which is this context's from now on."""
+        self.last_arrival = time.monotonic()
+        method = self._names.get(path)
+        # What is no method of ours may be long, or try to look like another line of the log.
+        told = method or ascii(path[:_LONGEST_PATH])
+        call = CallRecord(method or UNKNOWN_METHOD, told, metadata, self._observers)
+        make_current(call)
+        return call
 
 
 def _observed(handler: Handler, call: CallRecord) -> Handler:
@@ -82,13 +85,13 @@ def _observed(handler: Handler, call: CallRecord) -> Handler:
         return data
 
     def one_answer(request: Any, context: grpc.ServicerContext) -> Any:
-        _begin(call, context)
+        begin(call, context)
         answer = inner(request, context)
         call.answered = True
         return answer
 
     def many_answers(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        _begin(call, context)
+        begin(call, context)
         yield from inner(request, context)
         call.answered = True
 
@@ -99,7 +102,8 @@ def _observed(handler: Handler, call: CallRecord) -> Handler:
     return make(behaviour, request_deserializer=received, response_serializer=sent)
 
 
-def _begin(call: CallRecord, context: grpc.ServicerContext) -> None:
+def begin(call: CallRecord, context: CallContext) -> None:
+    """Tells of a call that begins, and of its end when it comes."""
     call.begin()
     context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
 
@@ -112,7 +116,7 @@ def _begin(call: CallRecord, context: grpc.ServicerContext) -> None:
         end()
 
 
-def _code(call: CallRecord, context: grpc.ServicerContext) -> str:
+def _code(call: CallRecord, context: CallContext) -> str:
     """Returns the code that a call ended with, as its caller saw it."""
     code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
     if code is not None and code is not grpc.StatusCode.OK:

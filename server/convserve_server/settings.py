@@ -147,6 +147,11 @@ class Settings:
         "past --max-message-bytes",
     )
     handler_threads: int = _setting(64, "threads that receive and answer requests, beside those that wait")
+    direct_calls: bool = _setting(
+        True,
+        "answer Convolve, ModelInfer and Echo without the threads of gRPC's own Python server, in half the time where "
+        "they are small",
+    )
     store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
     store_bytes: int = _setting(
         64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1

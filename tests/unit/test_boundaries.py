@@ -54,7 +54,8 @@ OPEN_INFERENCE: dict[str, set[str]] = {
     "infer_stream": {f"convserve_server.{name}" for name in ("caller", "items_under_way")} | theirs("wire"),
     "inference_service": {"grpc", "convserve"}
     | {f"convserve_server.{name}" for name in ("call_record", "callers", "convolver", "interceptors", "layer_keeper")}
-    | {f"convserve_server.{name}" for name in ("caller", "handler_threads", "items_under_way", "silence")}
+    | {f"convserve_server.{name}" for name in ("caller", "direct_calls", "handler_threads", "items_under_way")}
+    | {"convserve_server.silence"}
     | theirs(
         "v2", "infer_stream", "inference", "layer_models", "model_descriptions", "model_statistics", "system_memory"
     )
@@ -154,7 +155,8 @@ ALLOWED: dict[str, set[str]] = {
     "convserve.importing.hdf5_program": {"h5py", "numpy"},
     "convserve_server.settings": set(),
     "convserve_server.aligned": {"numpy", "convserve"},
-    "convserve_server.batcher": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
+    "convserve_server.batcher": {"convserve"}
+    | {f"convserve_server.{name}" for name in ("caller", "fair_line", "handler_threads")},
     "convserve_server.admission": {"convserve", "convserve_server.caller", "convserve_server.waiting_room"},
     "convserve_server.drawn_layers": {"convserve"},
     "convserve_server.convolver": {
@@ -197,7 +199,11 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.machine_memory": set(),
     "convserve_server.server_options": {"convserve", "convserve_server.settings"},
     "convserve_server.waiting_room": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
-    "convserve_server.callers": {"grpc", "convserve_server.caller"},
+    "convserve_server.callers": {"convserve_server.caller"},
+    "convserve_server.direct_call": {"grpc", "convserve_server.call_record"},
+    "convserve_server.direct_calls": {"grpc", "convserve"}
+    | {f"convserve_server.{name}" for name in ("call_record", "callers", "direct_call", "interceptors")}
+    | {f"convserve_server.{name}" for name in ("observing_interceptor", "silence")},
     "convserve_server.tokens": {f"convserve_server.{name}" for name in ("callers", "settings")},
     "convserve_server.credentials": {"grpc", "convserve_server.settings"},
     "convserve_server.authentication": {"grpc", "convserve"}
@@ -218,6 +224,7 @@ ALLOWED: dict[str, set[str]] = {
                 "computation",
                 "convolver",
                 "convolve_stream",
+                "direct_calls",
                 "handler_threads",
                 "interceptors",
                 "items_under_way",

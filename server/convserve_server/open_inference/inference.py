@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from convserve import InvalidArgumentError, Layer, Losses, TooLargeError
@@ -13,11 +14,11 @@ from convserve_server.aligned import aligned_empty
 from convserve_server.call_record import Computation
 from convserve_server.caller import Caller
 from convserve_server.computation import computation
-from convserve_server.convolver import Convolved, Convolver, Ticket
+from convserve_server.convolver import Convolved, Convolver, Then, Ticket
 from convserve_server.open_inference import stateless_layer
 from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
 from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
-from convserve_server.open_inference.layer_models import STATELESS, LayerModels, check_stateless_version
+from convserve_server.open_inference.layer_models import STATELESS, LayerModel, LayerModels, check_stateless_version
 from convserve_server.open_inference.model_descriptions import input_shape
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
 from convserve_server.open_inference.system_memory import Region
@@ -49,6 +50,34 @@ class _Model(NamedTuple):
     x: Input
 
 
+class _Work(NamedTuple):
+    """A request that is to be computed.
+
+    Attributes:
+        request: The request.
+        model: What is computed.
+        place: Where in shared memory the output goes; None for the response.
+        output_region: The region of that place.
+        x: The input.
+        ticket: The request's leave to be in the server.
+        tell: Is told of the forward pass.
+        began: When the request came, by the monotonic clock in nanoseconds.
+        input_ns: What it took to read the input.
+        began_ns: When all of it was there, in nanoseconds since 1970.
+    """
+
+    request: InferRequest
+    model: _Model
+    place: Place | None
+    output_region: Region | None
+    x: Array
+    ticket: Ticket
+    tell: Callable[[Computation], None]
+    began: int
+    input_ns: int
+    began_ns: int
+
+
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
@@ -72,55 +101,88 @@ class Inferences:
         Raises:
             ConvserveError: Any of the server's.
         """
-        began = time.monotonic_ns()
-        name = request.message.model_name
-        if name == STATELESS:
-            version = check_stateless_version(request.message.model_version, "model_version")
-            find = lambda: self._stateless(request, version, region)  # noqa: E731
-        else:
-            model = self._models.find(name, request.message.model_version, "model_version")
-            version = model.version
-            find = lambda: _stored(request, version, self._models.layers(model))  # noqa: E731
-        try:
-            return self._infer(request, find, caller, region, tell, began)
-        except Exception as error:
-            self._statistics.failed(name, version, time.monotonic_ns() - began)
-            if not isinstance(error, InvalidArgumentError):
-                raise
-            raise _named(error, _stateless_field if name == STATELESS else _stored_field) from None
+        work = self._admitted(request, caller, region, tell)
+        return self._answered(
+            work, lambda: self._convolver.convolve(work.model.layers, work.x, None, caller, ticket=work.ticket)
+        )
 
-    def _infer(
+    def leave(
         self,
         request: InferRequest,
-        find: Callable[[], _Model],
         caller: Caller,
         region: FindRegion,
         tell: Callable[[Computation], None],
-        began: int,
-    ) -> InferResponse:
-        model = find()
-        place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
-        input_ns = time.monotonic_ns() - began
-        began_ns = time.time_ns()
-        ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
-        answer = self._convolver.convolve(model.layers, x, output_dtype, caller, ticket=ticket)
-        tell(computation(began_ns, x, answer))
-        computed = time.monotonic_ns()
-        if place is not None and output_region is not None:
-            output_region.write(place, answer.computed.output)
-        response = InferResponse(_message(request, model, place, answer), answer.computed.output if not place else None)
+        then: Then[InferResponse],
+    ) -> None:
+        """Has a request's response told to `then`, by this thread or another; the rest as for `infer`.
+
+        Raises:
+            ConvserveError: What is wrong before it is computed.
+        """
+        work = self._admitted(request, caller, region, tell)
+        self._convolver.leave(
+            work.model.layers,
+            work.x,
+            caller,
+            lambda outcome: then(lambda: self._answered(work, outcome)),
+            ticket=work.ticket,
+        )
+
+    def _admitted(
+        self, request: InferRequest, caller: Caller, region: FindRegion, tell: Callable[[Computation], None]
+    ) -> _Work:
+        """Returns what is to be computed, once there is room for it."""
+        began = time.monotonic_ns()
+        name = request.message.model_name
+        find: Callable[[], _Model]
+        if name == STATELESS:
+            version = check_stateless_version(request.message.model_version, "model_version")
+            find = partial(self._stateless, request, version, region)
+        else:
+            found = self._models.find(name, request.message.model_version, "model_version")
+            version = found.version
+            find = partial(self._stored, request, found)
+        try:
+            model = find()
+            place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
+            input_ns = time.monotonic_ns() - began
+            ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
+        except Exception as error:
+            raise self._failed(error, name, version, began)  # noqa: B904 (it may be the error itself, with its cause)
+        return _Work(request, model, place, output_region, x, ticket, tell, began, input_ns + read_ns, time.time_ns())
+
+    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> InferResponse:
+        """Returns the response to what was computed."""
+        model, place = work.model, work.place
+        try:
+            answer = outcome()
+            work.tell(computation(work.began_ns, work.x, answer))
+            computed = time.monotonic_ns()
+            output = answer.computed.output
+            if place is not None and work.output_region is not None:
+                work.output_region.write(place, output)
+            response = InferResponse(_message(work.request, model, place, answer), output if place is None else None)
+        except Exception as error:
+            raise self._failed(error, model.name, model.version, work.began)  # noqa: B904 (as above)
         ended = time.monotonic_ns()
         inference = Inference(
-            samples=len(x),
+            samples=len(work.x),
             batch_size=answer.computed.batch_size,
-            success=ended - began,
+            success=ended - work.began,
             queue=answer.timing.queue_us * 1000,
-            compute_input=input_ns + read_ns,
+            compute_input=work.input_ns,
             compute_infer=answer.timing.compute_us * 1000,
             compute_output=ended - computed,
         )
         self._statistics.succeeded(model.name, model.version, inference)
         return response
+
+    def _failed(self, error: Exception, name: str, version: str, began: int) -> Exception:
+        """Returns an error as the protocol has it, having counted it."""
+        self._statistics.failed(name, version, time.monotonic_ns() - began)
+        if not isinstance(error, InvalidArgumentError):
+            return error
+        return _named(error, _stateless_field if name == STATELESS else _stored_field)
 
     def _received(
         self, model: _Model, place: Place | None, output_dtype: str | None, caller: Caller, region: FindRegion
@@ -140,6 +202,14 @@ class Inferences:
             raise
         return ticket, array, output_region, time.monotonic_ns() - began
 
+    def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
+        """Returns a model of stored layers."""
+        layers, x = self._models.layers(model), read_inputs(request, ("x",))["x"]
+        first = layers[0]
+        assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
+        _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
+        return _Model(model.name, model.version, layers, x)
+
     def _stateless(self, request: InferRequest, version: str, region: FindRegion) -> _Model:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
@@ -154,15 +224,6 @@ class Inferences:
             text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
             raise TooLargeError(FieldViolation(f"inputs.{name}", text))
         return _array(given, region)
-
-
-def _stored(request: InferRequest, version: str, layers: list[Layer]) -> _Model:
-    """Returns a model of stored layers."""
-    x = read_inputs(request, ("x",))["x"]
-    first = layers[0]
-    assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
-    _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
-    return _Model(request.message.model_name, version, layers, x)
 
 
 def _check_shape(shape: Shape, expected: list[int]) -> None:

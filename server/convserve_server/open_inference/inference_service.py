@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -19,10 +19,11 @@ from convserve import (
 )
 from convserve.errors import FieldViolation, shown
 from convserve.status import to_status
-from convserve_server.call_record import current_call
+from convserve_server.call_record import Computation, current_call
 from convserve_server.caller import Caller
-from convserve_server.callers import caller_of, calling, is_local
+from convserve_server.callers import CallContext, caller_of, calling, is_local
 from convserve_server.convolver import Convolver
+from convserve_server.direct_calls import DirectCalls, Reply, add_methods
 from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import as_answer
 from convserve_server.items_under_way import ItemsUnderWay
@@ -35,7 +36,7 @@ from convserve_server.open_inference.layer_models import (
     STATELESS,
     LayerModels,
     check_stateless_version,
-    names_of,
+    stored_names,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import PeerUsers, Region, SystemMemory
@@ -177,7 +178,7 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        keeper, names = self._parts()[2], _names(request.model_name)
+        keeper, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
             keeper.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
@@ -189,7 +190,7 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        keeper, names = self._parts()[2], _names(request.model_name)
+        keeper, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
             keeper.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
@@ -199,10 +200,23 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
+        return self._parts()[1].infer(*self._asked(request, context))
+
+    def infer_directly(self, request: InferRequest, context: CallContext, reply: Reply) -> None:
+        """ModelInfer, for calls that are answered directly."""
+
+        def answer(outcome: Callable[[], InferResponse]) -> None:
+            reply(lambda: outcome().serialize())
+
+        self._parts()[1].leave(*self._asked(request, context), answer)
+
+    def _asked(
+        self, request: InferRequest, context: CallContext
+    ) -> tuple[InferRequest, Caller, FindRegion, Callable[[Computation], None]]:
         def region(name: str, field: str) -> Region:  # most calls have none
             return self._region_finder(context)(name, field)
 
-        return self._parts()[1].infer(request, calling(context), region, current_call().computed)
+        return request, calling(context), region, current_call().computed
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
@@ -218,7 +232,7 @@ class InferenceService:
         # No loop, which would keep the last response while it waits for the next.
         return itertools.starmap(_stream_message, infer_answers(infer, items, self._pool))
 
-    def _region_finder(self, context: grpc.ServicerContext) -> FindRegion:
+    def _region_finder(self, context: CallContext) -> FindRegion:
         """Returns what finds a call's regions of shared memory."""
         # Who showed a token is known to this thread alone.
         peer, shown_name = context.peer(), _shown_name(context)
@@ -287,7 +301,7 @@ class InferenceService:
         return self._memory
 
 
-def add_to_server(service: InferenceService, server: grpc.Server) -> None:
+def add_to_server(service: InferenceService, server: grpc.Server, direct: DirectCalls | None) -> None:
     """Registers the service under its true name; inference with a reading and writing that copies no tensor."""
     serialize = operator.methodcaller("SerializeToString")
     handlers: dict[str, Any] = {
@@ -300,9 +314,7 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
         if method.name not in handlers:
             parse = getattr(messages, method.input_type.name).FromString
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-    # So that they are found by gRPC's core, and not by asking one service after the other.
-    server.add_registered_method_handlers(SERVICE_NAME, handlers)
+    add_methods(server, SERVICE_NAME, handlers, direct, {"ModelInfer": service.infer_directly})
 
 
 def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
@@ -328,15 +340,10 @@ def _versions(models: LayerModels, name: str) -> list[str]:
         return []
 
 
-def _shown_name(context: grpc.ServicerContext) -> str:
+def _shown_name(context: CallContext) -> str:
     """Returns the name of a caller that showed who it is, or nothing."""
     name = caller_of(context)
     return name if name.startswith(("token:", "certificate:")) else ""
-
-
-def _names(model: str) -> list[str]:
-    """Returns the names of a model's layers."""
-    return [] if model == STATELESS else names_of(model)
 
 
 def _check_repository(name: str) -> None:

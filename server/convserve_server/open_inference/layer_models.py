@@ -159,6 +159,11 @@ def names_of(model: str) -> list[str]:
     return names
 
 
+def stored_names(model: str) -> list[str]:
+    """Returns the names of those of a model's layers that are stored: none of the stateless model's."""
+    return [] if model == STATELESS else names_of(model)
+
+
 def version_number(version: str, field: str) -> int | None:
     """Returns a version's number, or None for the newest.
 

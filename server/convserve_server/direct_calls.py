@@ -1,0 +1,271 @@
+"""Unary methods whose calls are answered on gRPC's core, without the threads between it and gRPC's own Python server.
+
+That server takes a call in one thread, hands it to another, and for each message back and forth again, which costs a
+small call more than all that is done for it. Here a thread that waits for events handles what the event brings:
+
+    gRPC's core --event--> a waiting thread --> arrived: who is it, and may it? --> parse --> method
+                                 ^                                                              |
+                                 +---------- waits again <--- leaves it to be computed <--------+
+                                                                           |
+                                         any thread: answer, or status <---+
+
+The core's Cython module is no public interface of gRPC, so that a version of it may lack what is used here: then, or
+where the setting says so, the methods are the ordinary server's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import grpc
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from convserve import ConvserveError
+from convserve_server.call_record import Metadata, current_call, make_current
+from convserve_server.callers import CallContext
+from convserve_server.direct_call import DirectCall
+from convserve_server.interceptors import LONGEST_ANSWER, end_silent, parsed, status_of
+from convserve_server.observing_interceptor import ObservingInterceptor, begin
+from convserve_server.silence import SilenceWatch
+
+log = logging.getLogger("convserve")
+
+_ARRIVALS = 4  # calls of a method that the core may have handed over and no thread has taken yet
+_MOST_WAITING = 4  # threads that wait for events; one more ends
+
+Reply = Callable[[Callable[[], bytes]], None]
+"""Answers a call with what a function returns, or the error that it raises. It is called once, by any thread."""
+DirectMethod = Callable[[Any, CallContext, Reply], None]
+"""A method: is given a request, its call, and how to reply, now or later. What it raises is replied."""
+
+
+class Gate(Protocol):
+    """Decides who may call."""
+
+    def check(self, method: str, metadata: Metadata) -> None:
+        """Notes in this context who calls.
+
+        Raises:
+            ConvserveError: If it may not.
+        """
+
+
+class _Method(NamedTuple):
+    path: str
+    parse: Callable[[bytes], Any]
+    answer: DirectMethod
+
+
+class DirectCalls:
+    """The methods, and the threads that answer their calls."""
+
+    def __init__(
+        self,
+        server: grpc.Server,
+        observing: ObservingInterceptor,
+        gates: Sequence[Gate],
+        silence: SilenceWatch,
+        most_threads: int,
+    ) -> None:
+        """Prepares to take calls of a server that is not started yet.
+
+        Args:
+            server: The server, which has all other methods.
+            observing: Makes the calls' records.
+            gates: Decide who may call, in this order.
+            silence: Watches callers that are waited for.
+            most_threads: How many threads there may be.
+
+        Raises:
+            AttributeError: If this version of gRPC has no such core.
+        """
+        self._core, self._queue = server._state.server, cygrpc.CompletionQueue()  # type: ignore[attr-defined]
+        self._core.register_completion_queue(self._queue)
+        self._observing, self._gates, self._silence, self._most = observing, gates, silence, most_threads
+        self._methods: list[_Method] = []
+        self._changed = threading.Condition()  # and the lock of what follows
+        self._threads = self._waiting = self._open = 0
+
+    def add(self, path: str, parse: Callable[[bytes], Any], answer: DirectMethod) -> None:
+        """Adds a method, "/package.Service/Method", which the server itself must not have registered."""
+        self._core.register_method(path)
+        self._methods.append(_Method(path, parse, answer))
+
+    def start(self) -> None:
+        """Takes calls from now on; to be called once the server is started."""
+        for method in self._methods:
+            for _ in range(_ARRIVALS):
+                self._request(method)
+        with self._changed:
+            self._threads = self._waiting = 1
+        self._start_thread()
+
+    def stop(self, timeout_s: float) -> bool:
+        """Ends the threads, once the server has stopped. Returns whether all calls were over within some seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: not self._open, timeout_s):
+                return False
+        self._queue.shutdown()
+        return True
+
+    # Threads
+
+    def _start_thread(self) -> None:
+        threading.Thread(target=self._wait, name=f"direct_{self._threads}", daemon=True).start()
+
+    def _wait(self) -> None:
+        while not self._is_one_too_many():
+            event = self._queue.poll()
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                return
+            try:
+                event.tag(event)
+            except Exception:
+                log.exception("an event of gRPC's core cannot be handled")
+            del event  # before the wait: in it may be a request, or the last of a call
+
+    def _is_one_too_many(self) -> bool:
+        if self._waiting <= _MOST_WAITING:
+            return False
+        with self._changed:
+            if self._waiting <= _MOST_WAITING:
+                return False
+            self._waiting -= 1
+            self._threads -= 1
+            return True
+
+    def _leave_waiting(self) -> None:
+        """Notes that this thread is busy for some time; there is always another one that waits, if there may be."""
+        with self._changed:
+            self._waiting -= 1
+            if self._waiting or self._threads == self._most:
+                return
+            self._threads += 1
+            self._waiting += 1
+        try:
+            self._start_thread()
+        except RuntimeError:  # the system starts none: those that there are will do it
+            with self._changed:
+                self._threads -= 1
+                self._waiting -= 1
+
+    def _join_waiting(self) -> None:
+        with self._changed:
+            self._waiting += 1
+
+    # Calls
+
+    def _request(self, method: _Method) -> None:
+        with suppress(ValueError):  # it is being shut down
+            self._core.request_registered_call(self._queue, self._queue, method.path, partial(self._arrived, method))
+
+    def _arrived(self, method: _Method, event: Any) -> None:
+        if not event.success:  # as none comes any more
+            return
+        self._request(method)
+        call = DirectCall(event)
+        del event
+        with self._changed:
+            self._open += 1
+        call.add_callback(self._ended)
+        if call.variables.run(self._begin, method, call):
+            self._receive(method, call)
+
+    def _ended(self) -> None:
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def _begin(self, method: _Method, call: DirectCall) -> bool:
+        """Notes a call. Returns whether it may be made; else it is answered."""
+        metadata = call.invocation_metadata()
+        call.record = self._observing.arrived(method.path, metadata)
+        refusal: ConvserveError | None = None
+        try:
+            for gate in self._gates:
+                gate.check(method.path, metadata)
+        except ConvserveError as error:
+            refusal = error.with_traceback(None)  # in which this frame is
+        begin(call.record, call)
+        if refusal is not None:
+            self._fail(refusal, method, call)
+            return False
+        return True
+
+    def _receive(self, method: _Method, call: DirectCall) -> None:
+        wait = self._silence.waiting(lambda: end_silent(method.path, call))
+        call.add_callback(wait.forget)
+
+        def received(data: bytes | None) -> None:
+            wait.forget()
+            self._leave_waiting()
+            try:
+                call.variables.run(self._handle, method, call, data)
+            finally:
+                self._join_waiting()
+
+        call.receive(received)
+
+    def _handle(self, method: _Method, call: DirectCall, data: bytes | None) -> None:
+        current_call().received_bytes += len(data or b"")
+        try:
+            request = parsed(method.parse, data)
+            del data
+            method.answer(request, call, lambda make: Context().run(self._reply, method, call, make))
+        except Exception as error:
+            self._fail(error, method, call)
+
+    def _reply(self, method: _Method, call: DirectCall, make: Callable[[], bytes]) -> None:
+        """Answers a call, in the context variables of no call."""
+        record = call.record
+        assert record is not None  # noqa: S101 (it has begun)
+        make_current(record)
+        try:
+            data = make()
+        except Exception as error:
+            self._fail(error, method, call)
+            return
+        record.sent_bytes += len(data)
+        record.answered = True
+        # It is kept until the caller has fetched it, which may take longer than one piece of it would.
+        wait = self._silence.waiting(lambda: end_silent(method.path, call), times=LONGEST_ANSWER)
+        if not call.add_callback(wait.forget):
+            wait.forget()
+        call.answer(data)
+
+    def _fail(self, error: Exception, method: _Method, call: DirectCall) -> None:
+        status = status_of(error, method.path, call)
+        if status is not None:
+            call.fail(status)
+
+
+def add_methods(
+    server: grpc.Server,
+    service: str,
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]],
+    direct: DirectCalls | None,
+    answers: Mapping[str, DirectMethod],
+) -> None:
+    """Adds a service's methods to a server.
+
+    Args:
+        server: The server.
+        service: The service's name.
+        handlers: All methods by their names.
+        direct: Where there are direct calls.
+        answers: How methods are answered there.
+    """
+    if direct is not None:
+        for name, answer in answers.items():
+            parse = handlers.pop(name).request_deserializer
+            assert parse is not None  # noqa: S101 (each has one)
+            direct.add(f"/{service}/{name}", parse, answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    # So that they are found by gRPC's core, and not by asking one service after the other.
+    server.add_registered_method_handlers(service, handlers)
