@@ -39,7 +39,7 @@ from convserve_server.observability import Observability
 from convserve_server.open_inference import inference_service, wire_names
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.server_options import choose_polling, server_options
+from convserve_server.server_options import server_options
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shared_memory import SharedMemory
 from convserve_server.silence import SilenceWatch
@@ -92,7 +92,6 @@ def run(settings: Settings) -> int:
         SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
             files of tokens and certificates are wrong.
     """
-    choose_polling()
     log_handler = log_to_stderr(settings.log_level, settings.log_format)
     stop = _asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]

@@ -37,7 +37,7 @@ from convserve_server.silence import SilenceWatch
 log = logging.getLogger("convserve")
 
 _ARRIVALS = 4  # calls of a method that the core may have handed over and no thread has taken yet
-_MOST_WAITING = 4  # threads that wait for events; one more ends
+_MOST_WAITING = 2  # threads that wait for events; one more ends
 
 Reply = Callable[[Callable[[], bytes]], None]
 """Answers a call with what a function returns, or the error that it raises. It is called once, by any thread."""

@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import MutableMapping
 from typing import Any
 
 from convserve._channel import LARGE_FRAMES
 from convserve_server.settings import Settings
 
-# gRPC's own switches between its ways to wait for connections, as its variable GRPC_EXPERIMENTS takes them. In the
-# older way a thread that waits for calls waits for their connections too; in the newer one three others hand each call
-# over to it, which takes a tenth of a small call's time. A gRPC that has the newer one alone does without, and says on
-# stderr that it does not know the switch.
-_POLLING = "-event_engine_listener"
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
 _MOST_METADATA_BYTES = 2**14
-
-
-def choose_polling(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Chooses how gRPC waits for connections, unless its variable says so. To be called before gRPC does anything."""
-    environment.setdefault("GRPC_EXPERIMENTS", _POLLING)
 
 
 def server_options(settings: Settings) -> list[tuple[str, Any]]:

@@ -1,23 +1,19 @@
-"""What observers hear of calls in all four forms, however they end, and the id that every answer has."""
+"""What observers hear of calls in all forms, however they end, and the id that every answer has."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from tests.integration.test_interceptors import EVERY_FORM, Methods, handler, raising, sent
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.integration.test_interceptors import EVERY_FORM, raising, sent
+from tests.served_methods import PATH, served_methods
 from tests.unit.test_call_record import Heard
 from tests.waiting import eventually
 
 from convserve import OverloadedError
 from convserve_server.call_record import current_call
-from convserve_server.interceptors import CallInterceptor
 from convserve_server.observing_interceptor import ObservingInterceptor
-from convserve_server.silence import SilenceWatch
-
-PATH = "/test.Service/Method"
 
 
 class Kept(Heard):
@@ -38,21 +34,9 @@ def kept():
 
 
 @pytest.fixture
-def channel(kept):
-    """A channel to a server whose only method can be set, as the attribute `method`; and the health."""
-    methods = Methods()
-    observing = ObservingInterceptor([PATH, "/grpc.health.v1.Health/Check"], [kept])
-    interceptors = [observing, CallInterceptor(2, SilenceWatch(60))]
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-    server.add_generic_rpc_handlers((methods,))
-    healths = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as connected:
-        connected.method = lambda form, answer: methods.methods.update({PATH: handler(form, answer)})
-        yield connected
-    server.stop(None).wait()
+def methods(kept):
+    with served_methods(ObservingInterceptor([PATH, "/grpc.health.v1.Health/Check"], [kept]), 2, 60.0) as found:
+        yield found
 
 
 def called(channel, *messages, path=PATH, **options):
@@ -72,8 +56,8 @@ def one(kept):
 
 
 @EVERY_FORM
-def test_a_call_that_is_answered(channel, kept, form):
-    channel.method(form, sum)
+def test_a_call_that_is_answered(methods, kept, form):
+    channel = methods.let(form, sum)
     messages = sent(3, 4) if form.startswith("stream") else sent(7)
     trailers, error = called(channel, *messages)
     assert error is None
@@ -88,9 +72,9 @@ def test_a_call_that_is_answered(channel, kept, form):
 
 
 @EVERY_FORM
-def test_the_callers_own_id_comes_back_with_an_answer_and_with_an_error(channel, kept, form):
+def test_the_callers_own_id_comes_back_with_an_answer_and_with_an_error(methods, kept, form):
     for answer in (sum, raising(OverloadedError("busy"))):
-        channel.method(form, answer)
+        channel = methods.let(form, answer)
         trailers, _ = called(channel, *sent(1), metadata=[("x-request-id", "mine-1")])
         assert trailers["x-request-id"] == "mine-1"
     eventually(lambda: len(kept.calls) == 2)
@@ -98,8 +82,8 @@ def test_the_callers_own_id_comes_back_with_an_answer_and_with_an_error(channel,
 
 
 @EVERY_FORM
-def test_a_refusal_has_its_reason_and_keeps_its_details(channel, kept, form):
-    channel.method(form, raising(OverloadedError("busy", retry_after_s=2)))
+def test_a_refusal_has_its_reason_and_keeps_its_details(methods, kept, form):
+    channel = methods.let(form, raising(OverloadedError("busy", retry_after_s=2)))
     trailers, error = called(channel, *sent(1))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert {"x-request-id", "grpc-status-details-bin"} <= set(trailers)
@@ -108,8 +92,8 @@ def test_a_refusal_has_its_reason_and_keeps_its_details(channel, kept, form):
 
 
 @EVERY_FORM
-def test_a_defect_has_its_error_id_beside_the_request_id_in_record_and_log(channel, kept, form, caplog):
-    channel.method(form, raising(RuntimeError("a defect")))
+def test_a_defect_has_its_error_id_beside_the_request_id_in_record_and_log(methods, kept, form, caplog):
+    channel = methods.let(form, raising(RuntimeError("a defect")))
     trailers, error = called(channel, *sent(1), metadata=[("x-request-id", "mine-2")])
     assert error.code() is grpc.StatusCode.INTERNAL
     call = one(kept)
@@ -122,21 +106,21 @@ def test_a_defect_has_its_error_id_beside_the_request_id_in_record_and_log(chann
 
 
 @EVERY_FORM
-def test_the_method_finds_its_record(channel, kept, form):
+def test_the_method_finds_its_record(methods, kept, form):
     found = []
 
     def answer(received):
         found.append(current_call())
         return sum(received)
 
-    channel.method(form, answer)
+    channel = methods.let(form, answer)
     called(channel, *sent(1))
     assert found == [one(kept)]
 
 
 @EVERY_FORM
 @pytest.mark.parametrize("code", ["CANCELLED", "DEADLINE_EXCEEDED"])
-def test_a_caller_that_leaves(channel, kept, form, code):
+def test_a_caller_that_leaves(methods, kept, form, code):
     waiting, released = threading.Event(), threading.Event()
 
     def answer(received):
@@ -144,7 +128,7 @@ def test_a_caller_that_leaves(channel, kept, form, code):
         released.wait(30)
         return sum(received)
 
-    channel.method(form, answer)
+    channel = methods.let(form, answer)
     call = channel.stream_stream(PATH)(iter(sent(1)), timeout=60 if code == "CANCELLED" else 1.001)  # sent as 1.01
     try:
         assert waiting.wait(30)
@@ -155,9 +139,9 @@ def test_a_caller_that_leaves(channel, kept, form, code):
         released.set()
 
 
-def test_a_method_that_is_not_there_is_told_in_a_bounded_form(channel, kept):
+def test_a_method_that_is_not_there_is_told_in_a_bounded_form(methods, kept):
     path = "/no/" + "x" * 1000
-    _, error = called(channel, *sent(1), path=path)
+    _, error = called(methods.channel, *sent(1), path=path)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     call = one(kept)
     assert (call.code, call.method, call.caller) == ("UNIMPLEMENTED", "unknown", "")
@@ -165,8 +149,8 @@ def test_a_method_that_is_not_there_is_told_in_a_bounded_form(channel, kept):
     assert len(call.told_method) < 300
 
 
-def test_a_method_that_is_not_listed_is_answered_and_not_told_apart(channel, kept):
-    stub = health_pb2_grpc.HealthStub(channel)
+def test_a_method_that_is_not_listed_is_answered_and_not_told_apart(methods, kept):
+    stub = health_pb2_grpc.HealthStub(methods.channel)
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
     watch = stub.Watch(health_pb2.HealthCheckRequest(), timeout=60)
     assert next(watch).status == 1
@@ -176,7 +160,7 @@ def test_a_method_that_is_not_listed_is_answered_and_not_told_apart(channel, kep
     assert {each.method for each in kept.calls} == {"grpc.health.v1.Health/Check"}
 
 
-def test_streams_keep_the_threads_of_their_own(channel, kept):
+def test_streams_keep_the_threads_of_their_own(methods, kept):
     names = []
 
     def answer(received):
@@ -184,7 +168,7 @@ def test_streams_keep_the_threads_of_their_own(channel, kept):
         return sum(received)
 
     for form in ("stream_unary", "unary_unary"):
-        channel.method(form, answer)
+        channel = methods.let(form, answer)
         called(channel, *sent(1))
     assert names[0].startswith(PATH)
     assert not names[1].startswith(PATH)
