@@ -32,6 +32,7 @@ from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.handler_threads import HandlerThreads
 from convserve_server.interceptors import CallInterceptor
+from convserve_server.kept_memory import keep_freed_memory
 from convserve_server.layer_keeper import LayerKeeper
 from convserve_server.layer_service import LayerService
 from convserve_server.machine_memory import machine_memory_bytes
@@ -52,6 +53,7 @@ T = TypeVar("T")
 
 # After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
 _SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
+_MOST_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 _LONGEST_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
 
 _FILES = [
@@ -114,6 +116,8 @@ def run(settings: Settings) -> int:
     if observability.metrics_url:
         _say(f"metrics on {observability.metrics_url}")
     started, memory_bytes = time.monotonic(), machine_memory_bytes()
+    if settings.keep_memory:
+        keep_freed_memory(min(_MOST_KEPT_BYTES, memory_bytes // 16))
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
         # It takes seconds, during which the health check already answers NOT_SERVING.

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -89,8 +90,9 @@ class DirectCalls:
         self._core.register_completion_queue(self._queue)
         self._observing, self._gates, self._silence, self._most = observing, gates, silence, most_threads
         self._methods: list[_Method] = []
-        self._changed = threading.Condition()  # and the lock of what follows
-        self._threads = self._waiting = self._open = 0
+        self._open: set[DirectCall] = set()  # one step of Python's adds and discards, so it needs no lock
+        self._lock = threading.Lock()  # of what follows
+        self._threads = self._waiting = 0
 
     def add(self, path: str, parse: Callable[[bytes], Any], answer: DirectMethod) -> None:
         """Adds a method, "/package.Service/Method", which the server itself must not have registered."""
@@ -102,15 +104,16 @@ class DirectCalls:
         for method in self._methods:
             for _ in range(_ARRIVALS):
                 self._request(method)
-        with self._changed:
-            self._threads = self._waiting = 1
+        self._threads = self._waiting = 1
         self._start_thread()
 
     def stop(self, timeout_s: float) -> bool:
         """Ends the threads, once the server has stopped. Returns whether all calls were over within some seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: not self._open, timeout_s):
+        until = time.monotonic() + timeout_s
+        while self._open:
+            if time.monotonic() >= until:
                 return False
+            time.sleep(0.01)
         self._queue.shutdown()
         return True
 
@@ -133,7 +136,7 @@ class DirectCalls:
     def _is_one_too_many(self) -> bool:
         if self._waiting <= _MOST_WAITING:
             return False
-        with self._changed:
+        with self._lock:
             if self._waiting <= _MOST_WAITING:
                 return False
             self._waiting -= 1
@@ -142,7 +145,7 @@ class DirectCalls:
 
     def _leave_waiting(self) -> None:
         """Notes that this thread is busy for some time; there is always another one that waits, if there may be."""
-        with self._changed:
+        with self._lock:
             self._waiting -= 1
             if self._waiting or self._threads == self._most:
                 return
@@ -151,12 +154,12 @@ class DirectCalls:
         try:
             self._start_thread()
         except RuntimeError:  # the system starts none: those that there are will do it
-            with self._changed:
+            with self._lock:
                 self._threads -= 1
                 self._waiting -= 1
 
     def _join_waiting(self) -> None:
-        with self._changed:
+        with self._lock:
             self._waiting += 1
 
     # Calls
@@ -171,16 +174,10 @@ class DirectCalls:
         self._request(method)
         call = DirectCall(event)
         del event
-        with self._changed:
-            self._open += 1
-        call.add_callback(self._ended)
+        self._open.add(call)
+        call.add_callback(lambda: self._open.discard(call))
         if call.variables.run(self._begin, method, call):
             self._receive(method, call)
-
-    def _ended(self) -> None:
-        with self._changed:
-            self._open -= 1
-            self._changed.notify_all()
 
     def _begin(self, method: _Method, call: DirectCall) -> bool:
         """Notes a call. Returns whether it may be made; else it is answered."""

@@ -73,7 +73,7 @@ class Settings:
     inter_op_threads: int = _setting(0, "operations that run at once on the CPU; 0 is TensorFlow's choice", least=0)
     keep_memory: bool = _setting(
         True,
-        "keep the CPU's memory of a result for the next ones: with large results several times as fast as to get it "
+        "keep the CPU's memory of tensors for the next ones: with large ones up to several times as fast as to get it "
         "from the system each time, but the server stays as large as it has been",
     )
     warm_up: tuple[str, ...] = _setting(

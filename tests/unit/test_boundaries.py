@@ -197,6 +197,7 @@ ALLOWED: dict[str, set[str]] = {
     "convserve_server.caller": set(),
     "convserve_server.fair_line": set(),
     "convserve_server.machine_memory": set(),
+    "convserve_server.kept_memory": set(),
     "convserve_server.server_options": {"convserve", "convserve_server.settings"},
     "convserve_server.waiting_room": {"convserve", "convserve_server.caller", "convserve_server.fair_line"},
     "convserve_server.callers": {"convserve_server.caller"},
