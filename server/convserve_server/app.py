@@ -294,12 +294,12 @@ def _drain(
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()
+    all_over = direct is None or direct.stop(_LONGEST_CLOSING_S)  # before what is told of them is closed
     if shared_memory is not None:
         shared_memory.close()
     closing = threading.Thread(target=observability.close, name="closing", daemon=True)
     closing.start()
     closing.join(_LONGEST_CLOSING_S)
-    all_over = direct is None or direct.stop(_LONGEST_CLOSING_S)
     _say("stopped")
     if closing.is_alive() or not all_over or time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it

@@ -22,6 +22,7 @@ ones never wait for them.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -32,9 +33,13 @@ from convserve_server.caller import Caller
 from convserve_server.fair_line import FairLine
 from convserve_server.handler_threads import HandlerThreads
 
+log = logging.getLogger("convserve")
+
 _SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with others, and those that are too large
 # Bytes of what was computed, above which a device is not left idle while the answers are told.
 _SOON_TOLD = 2**20
+# Batches that a thread computes for others before it goes back to its own call, whose tensors it keeps until then.
+_MOST_LED = 16
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -87,7 +92,10 @@ class _Entry(Generic[Task, Answer]):
             assert self.turn is not None  # noqa: S101 (its thread waits)
             self.turn.release()
         else:
-            self.then(self.outcome)
+            try:
+                self.then(self.outcome)
+            except Exception:  # the others of its batch are told all the same
+                log.exception("an answer cannot be told")
 
     def outcome(self) -> Answer:
         error, self.error = self.error, None
@@ -160,10 +168,12 @@ class Batcher(Generic[Task, Answer]):
             assert device is not None  # noqa: S101 (whoever woke it gave it one)
             batch = [entry, *self._companions(entry)]
             following = self._compute_and_hand_on(batch, device)
+            if following is not None:
+                following = self._handed_over(following)
             for each in batch[1:]:
                 each.tell()
             if following is not None:
-                self._leaders.submit(self._lead, following)
+                self._lead(following)
         return entry.outcome()
 
     def leave(
@@ -210,17 +220,25 @@ class Batcher(Generic[Task, Answer]):
     def _lead(self, entry: _Entry[Task, Answer]) -> None:
         """Computes an entry that no thread waits for, on its device, and such as come next there."""
         following: _Entry[Task, Answer] | None = entry
+        led = 0
         while following is not None:
-            leader = following
+            leader, led = following, led + 1
             assert leader.device is not None  # noqa: S101 (whoever let it lead gave it one)
             batch = [leader, *self._companions(leader)]
             following = self._compute_and_hand_on(batch, leader.device)
-            if following is not None and sum(each.size for each in batch) > _SOON_TOLD:
-                self._leaders.submit(self._lead, following)
-                following = None
+            if following is not None and (led % _MOST_LED == 0 or sum(each.size for each in batch) > _SOON_TOLD):
+                following = self._handed_over(following)
             for each in batch:
                 each.tell()
             del leader, each, batch  # before the next is computed: in them are tensors
+
+    def _handed_over(self, following: _Entry[Task, Answer]) -> _Entry[Task, Answer] | None:
+        """Has another thread lead from an entry on. Returns it if there is none, so that this thread has to."""
+        try:
+            self._leaders.submit(self._lead, following)
+        except RuntimeError:  # the system starts none
+            return following
+        return None
 
     def _compute_and_hand_on(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> _Entry[Task, Answer] | None:
         """Computes a batch, and hands the device on. Returns whose turn it is if no thread waits for it."""

@@ -198,7 +198,7 @@ _current: ContextVar[CallRecord | None] = ContextVar("call", default=None)
 
 
 def make_current(call: CallRecord) -> None:
-    """Makes a record that of this context's call; gRPC runs all of a call in a context of its own."""
+    """Makes a record that of this context's call; each call has one of its own."""
     _current.set(call)
 
 

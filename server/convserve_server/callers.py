@@ -52,7 +52,7 @@ class Identity:
     permissions: frozenset[str]
 
 
-# gRPC gives each call a context of its own, in which it runs the interceptors and then the method.
+# Each call has a context of its own, or copies of it, in which interceptors, gates and then the method run.
 _authenticated: ContextVar[Identity] = ContextVar("authenticated")
 _by_certificate: ContextVar[bool] = ContextVar("by_certificate", default=False)
 

@@ -97,7 +97,7 @@ class _Work(NamedTuple):
         place: Where in shared memory the output goes; None for the response.
         shared: That memory, if the caller is on this machine and it is shared.
         tell: Is told of the forward pass.
-        began_ns: When all of it was there, in nanoseconds since 1970.
+        began_ns: When it asked to be admitted, in nanoseconds since 1970.
     """
 
     layers: Sequence[Layer]

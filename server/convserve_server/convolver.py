@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypedDict
 
 from convserve import Conv2D, Device, Layer, Losses, Plan
 from convserve.result import Timing
@@ -136,6 +136,16 @@ class _Call:
     caller: Caller
 
 
+class _Task(TypedDict):
+    """What the batcher is given for a call."""
+
+    task: _Call
+    group: Hashable | None
+    samples: int
+    size: int
+    caller: Caller
+
+
 ANYBODY = Caller()
 
 
@@ -239,11 +249,14 @@ class Convolver:
             with ticket:
                 then(lambda: _answer(layers, outcome()))
 
-        self._batcher.leave(**self._task(ticket, layers, x, caller, unbatched), then=told)
+        try:
+            task = self._task(ticket, layers, x, caller, unbatched)
+        except BaseException:
+            ticket.let_go()
+            raise
+        self._batcher.leave(**task, then=told)
 
-    def _task(
-        self, ticket: Ticket, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool
-    ) -> dict[str, Any]:
+    def _task(self, ticket: Ticket, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool) -> _Task:
         """Returns what the batcher is given for a call all of which is there."""
         ticket.received()
         plan = ticket.plan

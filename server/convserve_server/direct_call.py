@@ -23,52 +23,73 @@ _OK = grpc.StatusCode.OK.value[0]
 class DirectCall:
     """One call with one request and one answer, which any thread may give.
 
+    It is over when the core has told the end of all that was asked of it, of which the first is its arrival.
+
     Attributes:
         record: What is known of it.
-        variables: The context variables of the thread that handles its request.
+        variables: The context variables of whoever handles its request; who answers it has a copy.
     """
 
-    def __init__(self, arrived: Any) -> None:
+    def __init__(self, arrived: Any, over: Callable[[DirectCall], None]) -> None:
         """Takes a call that has arrived.
 
         Args:
             arrived: The core's event.
+            over: Is called once the call is over, after all that `add_callback` was given.
         """
         self.record: CallRecord | None = None
         self.variables = Context()
         self._call, self._metadata = arrived.call, arrived.invocation_metadata
         self._deadline: float = arrived.call_details.deadline
+        self._over = over
         self._peer = ""
         self._trailing: Metadata = ()
         self._code: grpc.StatusCode | None = None
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] | None = []  # none any more once they are called
         self._is_over = False  # answered, or its caller is gone
-        self._due = 1  # operations that the core has not told the end of
-        self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+        self._due = 1  # what the core has not told the end of; and the arrival, until `begun`
+        self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
+
+    def begun(self) -> None:
+        """Ends its arrival: whatever happens to it from now on may end it."""
+        self._done()
 
     def receive(self, then: Callable[[bytes | None], None]) -> None:
-        """Has the request told to `then`, or None if there is none."""
+        """Has the request told to `then`, or None if there is none; nothing if the caller is gone."""
 
         def received(event: Any) -> None:
             data = event.batch_operations[0].message()
             del event
+            if data is None:  # also where the caller is gone, of which the core may be about to tell: that goes first
+                self._start((), nothing)
+            self._done()  # before what may take long, so that it hears of a caller that leaves meanwhile
+            if data is not None and self.is_active():
+                then(data)
+
+        def nothing(_: Any) -> None:
             self._done()
-            then(data)
+            if self.is_active():
+                then(None)
 
         with self._lock:
+            if self._is_over:
+                return
             self._due += 1
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
+        self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
+        self._done()
 
     def answer(self, data: bytes) -> None:
         """Sends the answer, unless the caller is gone."""
-        self._end(cygrpc.SendMessageOperation(data, _NO_FLAGS), code=_OK, details="")
+        message = cygrpc.SendMessageOperation(data, _NO_FLAGS)
+        status = cygrpc.SendStatusFromServerOperation(self._trailing, _OK, b"", _NO_FLAGS)
+        self._end(None, message, status)
 
     def fail(self, status: grpc.Status) -> None:
         """Sends an error, unless the caller is gone."""
-        self._code = status.code
-        self._trailing = (*self._trailing, *(status.trailing_metadata or ()))
-        self._end(code=status.code.value[0], details=status.details)
+        trailing = (*self._trailing, *(status.trailing_metadata or ()))
+        code, details = status.code.value[0], status.details.encode()
+        self._end(status.code, cygrpc.SendStatusFromServerOperation(trailing, code, details, _NO_FLAGS))
 
     def peer(self) -> str:
         """Returns where the caller is, as gRPC names it."""
@@ -112,36 +133,42 @@ class DirectCall:
         """Returns the code of the error that it was answered with."""
         return self._code
 
-    def _end(self, *message: Any, code: int, details: str) -> None:
+    def _end(self, code: grpc.StatusCode | None, *operations: Any) -> None:
         with self._lock:
             if self._is_over:
                 return
-            self._is_over = True
+            self._is_over, self._code = True, code
             self._due += 1
-        operations = (
-            cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),
-            *message,
-            cygrpc.SendStatusFromServerOperation(self._trailing, code, details.encode(), _NO_FLAGS),
-        )
-        self._call.start_server_batch(operations, self._sent)
+        self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), *operations), self._sent)
+        self._done()
+
+    def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
+        """Asks the core for something, whose end it tells `then`, which is to call `_done`."""
+        with self._lock:
+            self._due += 1
+        if self._call.start_server_batch(operations, then):
+            log.error("gRPC's core refuses operations of a call: %s", operations)
+            self._done()
 
     def _sent(self, _: Any) -> None:
         self._done()
 
     def _closed(self, event: Any) -> None:
         if event.batch_operations[0].cancelled():
-            self._is_over = True
+            with self._lock:
+                self._is_over = True
         self._done()
 
     def _done(self) -> None:
-        """Notes the end of one of the core's operations."""
-        callbacks: list[Callable[[], None]] = []
+        """Notes the end of something that the core was asked for."""
         with self._lock:
             self._due -= 1
-            if self._is_over and not self._due:
-                callbacks, self._callbacks = self._callbacks or [], None
+            if self._due or not self._is_over or self._callbacks is None:
+                return
+            callbacks, self._callbacks = self._callbacks, None
         for each in callbacks:
             try:
                 each()
             except Exception:  # the others are called all the same
                 log.exception("what is to be done after a call failed")
+        self._over(self)

@@ -9,6 +9,10 @@ small call more than all that is done for it. Here a thread that waits for event
                                                                            |
                                          any thread: answer, or status <---+
 
+One thread always waits for events, so that the end of a call is heard whatever the others do. As in gRPC's own server,
+only as many calls have their requests received at once as there may be threads: else whoever opens enough calls could
+fill the memory with what it sends.
+
 The core's Cython module is no public interface of gRPC, so that a version of it may lack what is used here: then, or
 where the setting says so, the methods are the ordinary server's.
 """
@@ -18,17 +22,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from convserve import ConvserveError
-from convserve_server.call_record import Metadata, current_call, make_current
+from convserve_server.call_record import Metadata, current_call
 from convserve_server.callers import CallContext
 from convserve_server.direct_call import DirectCall
 from convserve_server.interceptors import LONGEST_ANSWER, end_silent, parsed, status_of
@@ -87,16 +90,20 @@ class DirectCalls:
             AttributeError: If this version of gRPC has no such core.
         """
         self._core, self._queue = server._state.server, cygrpc.CompletionQueue()  # type: ignore[attr-defined]
+        self._register, self._request_call = self._core.register_method, self._core.request_registered_call
         self._core.register_completion_queue(self._queue)
         self._observing, self._gates, self._silence, self._most = observing, gates, silence, most_threads
         self._methods: list[_Method] = []
         self._open: set[DirectCall] = set()  # one step of Python's adds and discards, so it needs no lock
         self._lock = threading.Lock()  # of what follows
         self._threads = self._waiting = 0
+        self._work: deque[Callable[[], None]] = deque()  # that no thread could be had for
+        self._inside = 0
+        self._outside: deque[tuple[_Method, DirectCall]] = deque()  # whose requests are not received yet
 
     def add(self, path: str, parse: Callable[[bytes], Any], answer: DirectMethod) -> None:
         """Adds a method, "/package.Service/Method", which the server itself must not have registered."""
-        self._core.register_method(path)
+        self._register(path)
         self._methods.append(_Method(path, parse, answer))
 
     def start(self) -> None:
@@ -124,18 +131,16 @@ class DirectCalls:
 
     def _wait(self) -> None:
         while not self._is_one_too_many():
-            event = self._queue.poll()
-            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
-                return
             try:
+                event = self._queue.poll()
+                if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                    return
                 event.tag(event)
+                del event  # before the wait: it may be the last of a call
             except Exception:
                 log.exception("an event of gRPC's core cannot be handled")
-            del event  # before the wait: in it may be a request, or the last of a call
 
     def _is_one_too_many(self) -> bool:
-        if self._waiting <= _MOST_WAITING:
-            return False
         with self._lock:
             if self._waiting <= _MOST_WAITING:
                 return False
@@ -143,91 +148,129 @@ class DirectCalls:
             self._threads -= 1
             return True
 
-    def _leave_waiting(self) -> None:
-        """Notes that this thread is busy for some time; there is always another one that waits, if there may be."""
+    def _run_apart(self, work: Callable[[], None]) -> None:
+        """Runs what may take long, while another thread waits for events; or has another run it."""
+        following: Callable[[], None] | None = work if self._leaves_waiting(work) else None
+        while following is not None:
+            try:
+                following()
+            except Exception:  # the next is run all the same
+                log.exception("a direct call cannot be handled")
+            with self._lock:
+                following = self._work.popleft() if self._work else None
+                if following is None:
+                    self._waiting += 1
+
+    def _leaves_waiting(self, work: Callable[[], None], may_start: bool = True) -> bool:
+        """Returns whether this thread is to run something now, as another waits for events; else another will do it."""
         with self._lock:
-            self._waiting -= 1
-            if self._waiting or self._threads == self._most:
-                return
-            self._threads += 1
-            self._waiting += 1
+            may_start = may_start and self._threads < self._most
+            if self._waiting > 1 or (self._threads == 1 and not may_start):
+                self._waiting -= 1
+                return True
+            if not may_start:  # the others are busy, and look for work when they are not
+                self._work.append(work)
+                return False
+            self._threads += 1  # which waits in this one's place
         try:
             self._start_thread()
-        except RuntimeError:  # the system starts none: those that there are will do it
+        except RuntimeError:  # the system starts none
             with self._lock:
                 self._threads -= 1
-                self._waiting -= 1
-
-    def _join_waiting(self) -> None:
-        with self._lock:
-            self._waiting += 1
+            return self._leaves_waiting(work, may_start=False)
+        return True
 
     # Calls
 
     def _request(self, method: _Method) -> None:
         with suppress(ValueError):  # it is being shut down
-            self._core.request_registered_call(self._queue, self._queue, method.path, partial(self._arrived, method))
+            self._request_call(self._queue, self._queue, method.path, partial(self._arrived, method))
 
     def _arrived(self, method: _Method, event: Any) -> None:
         if not event.success:  # as none comes any more
             return
         self._request(method)
-        call = DirectCall(event)
-        del event
+        call = DirectCall(event, self._open.discard)
         self._open.add(call)
-        call.add_callback(lambda: self._open.discard(call))
-        if call.variables.run(self._begin, method, call):
-            self._receive(method, call)
+        try:
+            if call.variables.run(self._begin, method, call):
+                self._enter(method, call)
+        finally:
+            call.begun()
 
     def _begin(self, method: _Method, call: DirectCall) -> bool:
         """Notes a call. Returns whether it may be made; else it is answered."""
         metadata = call.invocation_metadata()
         call.record = self._observing.arrived(method.path, metadata)
-        refusal: ConvserveError | None = None
+        refusal: Exception | None = None
         try:
             for gate in self._gates:
                 gate.check(method.path, metadata)
-        except ConvserveError as error:
+        except Exception as error:
             refusal = error.with_traceback(None)  # in which this frame is
         begin(call.record, call)
         if refusal is not None:
             self._fail(refusal, method, call)
-            return False
-        return True
+        return refusal is None
 
-    def _receive(self, method: _Method, call: DirectCall) -> None:
+    def _enter(self, method: _Method, call: DirectCall) -> None:
+        """Receives a call's request, now or when others are over."""
+        with self._lock:
+            if self._inside == self._most:
+                self._outside.append((method, call))
+                return
+            self._inside += 1
+        self._receive(method, call)
+
+    def _leave(self) -> None:
+        """Lets the next call in."""
+        while True:
+            with self._lock:
+                if not self._outside:
+                    self._inside -= 1
+                    return
+                method, call = self._outside.popleft()
+            if self._receive(method, call):
+                return
+
+    def _receive(self, method: _Method, call: DirectCall) -> bool:
+        """Receives a call's request. Returns False if the call is over."""
         wait = self._silence.waiting(lambda: end_silent(method.path, call))
-        call.add_callback(wait.forget)
+
+        def over() -> None:
+            wait.forget()
+            self._leave()
+
+        if not call.add_callback(over):
+            wait.forget()
+            return False
 
         def received(data: bytes | None) -> None:
             wait.forget()
-            self._leave_waiting()
-            try:
-                call.variables.run(self._handle, method, call, data)
-            finally:
-                self._join_waiting()
+            self._run_apart(lambda: call.variables.run(self._handle, method, call, data))
 
         call.receive(received)
+        return True
 
     def _handle(self, method: _Method, call: DirectCall, data: bytes | None) -> None:
         current_call().received_bytes += len(data or b"")
+        variables = call.variables.copy()  # as these are in use where it is replied to at once
+
+        def reply(make: Callable[[], bytes]) -> None:
+            variables.run(self._reply, method, call, make)
+
         try:
-            request = parsed(method.parse, data)
-            del data
-            method.answer(request, call, lambda make: Context().run(self._reply, method, call, make))
+            method.answer(parsed(method.parse, data), call, reply)
         except Exception as error:
             self._fail(error, method, call)
 
     def _reply(self, method: _Method, call: DirectCall, make: Callable[[], bytes]) -> None:
-        """Answers a call, in the context variables of no call."""
-        record = call.record
-        assert record is not None  # noqa: S101 (it has begun)
-        make_current(record)
         try:
             data = make()
         except Exception as error:
             self._fail(error, method, call)
             return
+        record = current_call()
         record.sent_bytes += len(data)
         record.answered = True
         # It is kept until the caller has fetched it, which may take longer than one piece of it would.

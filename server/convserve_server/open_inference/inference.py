@@ -63,7 +63,7 @@ class _Work(NamedTuple):
         tell: Is told of the forward pass.
         began: When the request came, by the monotonic clock in nanoseconds.
         input_ns: What it took to read the input.
-        began_ns: When all of it was there, in nanoseconds since 1970.
+        began_ns: When it asked to be admitted, in nanoseconds since 1970.
     """
 
     request: InferRequest
@@ -145,11 +145,11 @@ class Inferences:
         try:
             model = find()
             place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
-            input_ns = time.monotonic_ns() - began
+            input_ns, began_ns = time.monotonic_ns() - began, time.time_ns()
             ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
         except Exception as error:
             raise self._failed(error, name, version, began)  # noqa: B904 (it may be the error itself, with its cause)
-        return _Work(request, model, place, output_region, x, ticket, tell, began, input_ns + read_ns, time.time_ns())
+        return _Work(request, model, place, output_region, x, ticket, tell, began, input_ns + read_ns, began_ns)
 
     def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> InferResponse:
         """Returns the response to what was computed."""
