@@ -1,7 +1,7 @@
-"""Compares gRPC servers in Python with threads and with asyncio, for handlers that do nothing: why ours has threads.
+"""Compares gRPC servers in Python with threads and with asyncio, and direct calls, for handlers that do nothing.
 
-A handler of ours waits for the device, so it cannot run on an event loop: asyncio would hand it to a thread. All three
-are measured, and asyncio with a handler on its loop, as 12 KB go there and 66 KB come back, as in the workload W1. The
+A handler of ours waits for the device, so it cannot run on an event loop: asyncio would hand it to a thread. All kinds
+are measured, asyncio with a handler on its loop too, as 12 KB go there and 66 KB come back, as in the workload W1. The
 servers take turns, each in a process of its own; callers are threads with a connection each.
 """
 
@@ -20,6 +20,9 @@ import grpc
 import grpc.aio
 
 from convserve.bench.loops import Subject, closed_loop
+from convserve_server.direct_calls import DirectCalls
+from convserve_server.observing_interceptor import ObservingInterceptor
+from convserve_server.silence import SilenceWatch
 from tests.bench import record, tables
 
 SENT, RECEIVED = 12_288, 65_536
@@ -28,7 +31,9 @@ KINDS = {
     "few_threads": "grpc.server with 8 threads",
     "asyncio": "grpc.aio.server, the handler on its loop",
     "asyncio_thread": "grpc.aio.server, the handler in a thread",
+    "direct": "direct calls, with convserve's records, watch of silence and admission of threads",
 }
+_PATH = "/bench.Echo/Echo"
 _ANSWER = bytes(RECEIVED)
 _OPTIONS = [("grpc.so_reuseport", 0)]
 
@@ -85,7 +90,7 @@ def _connections(stack: ExitStack, kind: str, number: int) -> Callable[[int], An
     channels = [grpc.insecure_channel(f"127.0.0.1:{port}", options=[("caller", each)]) for each in range(number)]
     for channel in channels:
         stack.enter_context(channel)
-    methods: list[Any] = [channel.unary_unary("/bench.Echo/Echo") for channel in channels]
+    methods: list[Any] = [channel.unary_unary(_PATH) for channel in channels]
     request = bytes(SENT)
     return lambda caller: methods[caller](request, timeout=60)
 
@@ -98,8 +103,21 @@ def _serve(kind: str) -> None:
         server.start()
         print(port, flush=True)
         server.wait_for_termination()
+    elif kind == "direct":
+        _serve_directly()
     else:
         asyncio.run(_serve_asyncio(kind == "asyncio_thread"))
+
+
+def _serve_directly() -> None:
+    server = grpc.server(ThreadPoolExecutor(1), options=_OPTIONS)
+    direct = DirectCalls(server, ObservingInterceptor([_PATH], []), [], SilenceWatch(60), 64)
+    direct.add(_PATH, bytes, lambda request, context, reply: reply(lambda: _echo(request, context)))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    direct.start()
+    print(port, flush=True)
+    server.wait_for_termination()
 
 
 async def _serve_asyncio(in_thread: bool) -> None:

@@ -532,3 +532,34 @@ def test_who_leaves_a_line_in_which_nobody_waits_for_it_is_told_at_once() -> Non
         d.release(0)
         assert answers(first) == [("first", 1)]
         assert d.tasks == [["first"]]
+
+
+def test_who_cannot_be_told_keeps_the_answer_of_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(outcome: Callable[[], Any]) -> None:
+        raise OSError("gone")
+
+    with desk() as d:
+        first = d.submit("first")
+        d.batcher.leave("lost", group="g", samples=1, size=1, caller=ANYBODY, then=fails)
+        last = d.submit("last")
+        for number in range(2):
+            d.release(number)
+        assert answers(first, last) == [("first", 1), ("last", 2)]
+    assert "cannot be told" in caplog.text
+
+
+def test_a_thread_computes_for_others_no_longer_than_it_may() -> None:
+    with desk(held=False) as d:
+        d.held = True
+        told: list[Any] = []
+        leading = threading.Thread(target=_left, args=(d, 0, told))
+        leading.start()
+        until(lambda: bool(d.started))
+        for task in range(1, 20):
+            _left(d, task, told)
+        for number in range(20):
+            d.release(number)
+        until(lambda: len(told) == 20)
+        leading.join(30)
+        assert [answer[0] for answer, _ in told] == list(range(20))
+        assert sum(thread == leading.ident for _, thread in told) == 16
