@@ -17,6 +17,7 @@ from convserve_server.call_record import CallRecord, Metadata
 log = logging.getLogger("convserve")
 
 _NO_FLAGS = 0
+_TOLD_S = 0.2  # after which the core will have told that a caller is gone
 _OK = grpc.StatusCode.OK.value[0]
 
 
@@ -61,13 +62,15 @@ class DirectCall:
         def received(event: Any) -> None:
             data = event.batch_operations[0].message()
             del event
-            if data is None:  # also where the caller is gone, of which the core may be about to tell: that goes first
-                self._start((), nothing)
+            if data is None:
+                # So it is also where the caller is gone, of which another thread may be about to hear: that is awaited.
+                threading.Timer(_TOLD_S, nothing).start()
+                return
             self._done()  # before what may take long, so that it hears of a caller that leaves meanwhile
-            if data is not None and self.is_active():
+            if self.is_active():
                 then(data)
 
-        def nothing(_: Any) -> None:
+        def nothing() -> None:
             self._done()
             if self.is_active():
                 then(None)

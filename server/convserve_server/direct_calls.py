@@ -247,7 +247,10 @@ class DirectCalls:
 
         def received(data: bytes | None) -> None:
             wait.forget()
-            self._run_apart(lambda: call.variables.run(self._handle, method, call, data))
+            if data is None:  # told by a thread that is none of these
+                call.variables.run(self._handle, method, call, data)
+            else:
+                self._run_apart(lambda: call.variables.run(self._handle, method, call, data))
 
         call.receive(received)
         return True

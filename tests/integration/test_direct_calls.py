@@ -138,15 +138,19 @@ def test_one_thread_alone_handles_calls_one_after_the_other() -> None:
 
 
 def test_only_so_many_requests_are_received_at_once() -> None:
-    received, replies = [], []
+    received: list[bytes] = []
+    replies: list[Callable[[], None]] = []
 
     def method(request: bytes, _: Any, reply: Any) -> None:
         received.append(request)
         replies.append(lambda: reply(lambda: request))
 
     with served(method, most_threads=2) as (channel, direct):
-        calls = [channel.unary_unary(PATH).future(bytes([number]), timeout=60) for number in range(5)]
-        eventually(lambda: len(received) == 2 and len(direct._outside) == 3)
+        calls: list[Any] = []
+        for number in range(5):
+            calls.append(channel.unary_unary(PATH).future(bytes([number]), timeout=60))
+            eventually(lambda: len(received) + len(direct._outside) == len(calls))
+        assert len(received) == 2
         calls[2].cancel()
         for number in range(4):
             eventually(lambda number=number: len(replies) > number)
