@@ -22,7 +22,8 @@ X = np.random.default_rng(0).integers(-3, 4, (1, 3, 3, 64)).astype("f4")
 
 @pytest.fixture(scope="module")
 def small_server() -> Iterator[RunningServer]:
-    with running_server("--layer-memory-bytes", str(BUDGET)) as running:
+    # What is kept for the next tensors is no layer's.
+    with running_server("--layer-memory-bytes", str(BUDGET), "--no-keep-memory") as running:
         yield running
 
 
