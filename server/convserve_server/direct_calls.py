@@ -13,8 +13,8 @@ One thread always waits for events, so that the end of a call is heard whatever 
 only as many calls have their requests received at once as there may be threads: else whoever opens enough calls could
 fill the memory with what it sends.
 
-The core's Cython module is no public interface of gRPC, so that a version of it may lack what is used here: then, or
-where the setting says so, the methods are the ordinary server's.
+The core's Cython module is no public interface of gRPC, so that a version of it may lack what is used here: then, and
+unless the setting asks for them, the methods are the ordinary server's.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from tests.conftest import running_server
+from tests.conftest import RunningServer, running_server
 from tests.integration.test_observing_interceptor import Kept
 from tests.raw_calls import checked, raw_caller
 from tests.raw_inference import inference_caller, output_of, raw_request
@@ -168,16 +168,19 @@ def test_a_version_of_grpc_without_such_a_core_leaves_the_methods_to_the_ordinar
     assert "this version of gRPC" in caplog.text
 
 
-def test_a_server_without_direct_calls_answers_the_same() -> None:
+def test_a_server_with_direct_calls_answers_as_others_do(server: RunningServer) -> None:
     x = np.random.default_rng(0).random((2, 6, 6, 3), np.float32)
-    with running_server("--no-direct-calls") as server:
-        with convserve.Client(server.target, shared_memory=False) as client:
+    with running_server("--direct-calls") as direct:
+        with convserve.Client(direct.target, shared_memory=False) as client:
             layer = client.put(convserve.Conv2D(4, 3, data_format="channels_last"), input_channels=3, seed=0, name="it")
             expected = layer(x)
+            kernel, bias = layer.weights()
+            with convserve.Client(server.target, shared_memory=False) as other:
+                np.testing.assert_array_equal(other.put(layer.config, kernel=kernel, bias=bias)(x), expected)
             with pytest.raises(convserve.InvalidArgumentError):
                 layer(x[..., :2])
-        with inference_caller(server.target) as caller:
+        with inference_caller(direct.target) as caller:
             np.testing.assert_array_equal(output_of(caller.infer(raw_request("it", x=x))), expected)
-        with raw_caller(server.target) as raw:
+        with raw_caller(direct.target) as raw:
             assert len(raw.stub.Echo(EchoRequest(output_bytes=7), timeout=60).payload) == 7
-        assert server.stop() == 0
+        assert direct.stop() == 0
