@@ -34,7 +34,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 from convserve_server.call_record import Metadata, current_call
 from convserve_server.callers import CallContext
 from convserve_server.direct_call import DirectCall
-from convserve_server.interceptors import LONGEST_ANSWER, end_silent, parsed, status_of
+from convserve_server.interceptors import end_silent, parsed, status_of, watch_fetching
 from convserve_server.observing_interceptor import ObservingInterceptor, begin
 from convserve_server.silence import SilenceWatch
 
@@ -276,10 +276,7 @@ class DirectCalls:
         record = current_call()
         record.sent_bytes += len(data)
         record.answered = True
-        # It is kept until the caller has fetched it, which may take longer than one piece of it would.
-        wait = self._silence.waiting(lambda: end_silent(method.path, call), times=LONGEST_ANSWER)
-        if not call.add_callback(wait.forget):
-            wait.forget()
+        watch_fetching(self._silence, method.path, call)
         call.answer(data)
 
     def _fail(self, error: Exception, method: _Method, call: DirectCall) -> None:

@@ -34,8 +34,7 @@ from convserve_server.silence import SilenceWatch
 
 log = logging.getLogger("convserve")
 
-LONGEST_ANSWER = 10
-"""How many times as long as one piece may take."""
+_LONGEST_ANSWER = 10  # times as long as one piece may take
 _RETRY_S = 1.0
 _NOTHING = nullcontext()
 
@@ -100,10 +99,7 @@ class CallInterceptor(grpc.ServerInterceptor):
                 if status is None:
                     raise
             else:
-                # It is kept until the caller has fetched it, which may take longer than one piece of it would.
-                wait = self._silence.waiting(lambda: end_silent(method, context), times=LONGEST_ANSWER)
-                if not context.add_callback(wait.forget):
-                    wait.forget()
+                watch_fetching(self._silence, method, context)
                 return answer
             _abort(status, context)
 
@@ -176,6 +172,13 @@ def end_silent(method: str, context: CallContext) -> None:
     """Ends a call whose caller says nothing."""
     log.info("%s of %s is ended: it was silent for too long", method, context.peer())
     context.cancel()
+
+
+def watch_fetching(silence: SilenceWatch, method: str, context: CallContext) -> None:
+    """Watches a caller to whom an answer goes: it is kept until it is fetched, which may take longer than a piece."""
+    wait = silence.waiting(lambda: end_silent(method, context), times=_LONGEST_ANSWER)
+    if not context.add_callback(wait.forget):
+        wait.forget()
 
 
 def parsed(parse: Callable[[bytes], Any], raw: bytes | None) -> Any:
