@@ -145,13 +145,15 @@ def test_only_so_many_requests_are_received_at_once() -> None:
         received.append(request)
         replies.append(lambda: reply(lambda: request))
 
-    with served(method, most_threads=2) as (channel, direct):
+    kept = Kept()
+    with served(method, most_threads=2, kept=kept) as (channel, direct):
         calls: list[Any] = []
         for number in range(5):
             calls.append(channel.unary_unary(PATH).future(bytes([number]), timeout=60))
             eventually(lambda: len(received) + len(direct._outside) == len(calls))
         assert len(received) == 2
         calls[2].cancel()
+        eventually(lambda: len(kept.calls) == 1)  # the server knows: else it would be let in, and replied to
         for number in range(4):
             eventually(lambda number=number: len(replies) > number)
             replies[number]()
