@@ -12,7 +12,7 @@ import grpc
 from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2_grpc
 
-from convserve_server.direct_calls import DirectCalls
+from convserve_server.direct_calls import DirectCalls, Gate
 from convserve_server.interceptors import CallInterceptor
 from convserve_server.observing_interceptor import ObservingInterceptor
 from convserve_server.silence import SilenceWatch
@@ -72,20 +72,44 @@ def served_methods(
     """Yields the methods of two servers, which it stops."""
     found, silence = ServedMethods(), SilenceWatch(silence_s)
     interceptors = [*([observing] if observing else []), CallInterceptor(threads, silence)]
-    server, other = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors), grpc.server(ThreadPoolExecutor(1))
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
     server.add_generic_rpc_handlers((found,))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
-    direct = DirectCalls(other, observing or ObservingInterceptor([], []), [], silence, threads)
-    direct.add(PATH, Int64Value.FromString, found.answer_directly)
-    ports = [each.add_insecure_port("127.0.0.1:0") for each in (server, other)]
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    other.start()
-    direct.start()
-    channels = [grpc.insecure_channel(f"127.0.0.1:{port}") for port in ports]
-    with channels[0] as found.channel, channels[1] as found._direct_channel:
+    with (
+        grpc.insecure_channel(f"127.0.0.1:{port}") as found.channel,
+        served_directly(
+            Int64Value.FromString,
+            found.answer_directly,
+            observing=observing or ObservingInterceptor([], []),
+            silence=silence,
+            most_threads=threads,
+        ) as (found._direct_channel, _),
+    ):
         yield found
     server.stop(None).wait()
-    other.stop(None).wait()
+
+
+@contextmanager
+def served_directly(
+    parse: Callable[[bytes], Any],
+    method: Callable[[Any, Any, Any], None],
+    *gates: Gate,
+    observing: ObservingInterceptor,
+    silence: SilenceWatch,
+    most_threads: int,
+) -> Iterator[tuple[grpc.Channel, DirectCalls]]:
+    """Serves one method with direct calls, and stops; all its calls have to be over soon after."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    direct = DirectCalls(server, observing, gates, silence, most_threads)
+    direct.add(PATH, parse, method)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    direct.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel, direct
+    server.stop(None).wait()
     assert direct.stop(30)
 
 

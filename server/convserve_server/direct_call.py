@@ -49,7 +49,7 @@ class DirectCall:
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[], None]] | None = []  # none any more once they are called
         self._is_over = False  # answered, or its caller is gone
-        self._due = 1  # what the core has not told the end of; and the arrival, until `begun`
+        self._due = 2  # what the core has not told the end of; and the arrival, until `begun`
         self._start((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
 
     def begun(self) -> None:
@@ -80,7 +80,6 @@ class DirectCall:
                 return
             self._due += 1
         self._start((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), received)
-        self._done()
 
     def answer(self, data: bytes) -> None:
         """Sends the answer, unless the caller is gone."""
@@ -143,12 +142,9 @@ class DirectCall:
             self._is_over, self._code = True, code
             self._due += 1
         self._start((cygrpc.SendInitialMetadataOperation((), _NO_FLAGS), *operations), self._sent)
-        self._done()
 
     def _start(self, operations: tuple[Any, ...], then: Callable[[Any], None]) -> None:
-        """Asks the core for something, whose end it tells `then`, which is to call `_done`."""
-        with self._lock:
-            self._due += 1
+        """Asks the core for something that is counted already. It tells the end to `then`, which is to call `_done`."""
         if self._call.start_server_batch(operations, then):
             log.error("gRPC's core refuses operations of a call: %s", operations)
             self._done()

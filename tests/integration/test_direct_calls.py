@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import grpc
@@ -15,7 +14,7 @@ from tests.conftest import RunningServer, running_server
 from tests.integration.test_observing_interceptor import Kept
 from tests.raw_calls import checked, raw_caller
 from tests.raw_inference import inference_caller, output_of, raw_request
-from tests.served_methods import PATH
+from tests.served_methods import PATH, served_directly
 from tests.waiting import eventually
 
 import convserve
@@ -41,22 +40,14 @@ class Alice:
         authenticate(Identity("alice", frozenset({READ})))
 
 
-@contextmanager
 def served(
     method: Method, *gates: Any, most_threads: int = 8, kept: Kept | None = None
-) -> Iterator[tuple[grpc.Channel, DirectCalls]]:
-    """Serves one method, and stops; all its calls have to be over soon after."""
-    server = grpc.server(ThreadPoolExecutor(1))
+) -> AbstractContextManager[tuple[grpc.Channel, DirectCalls]]:
+    """Serves a method that is given its request's bytes."""
     observing = ObservingInterceptor([PATH], [] if kept is None else [kept])
-    direct = DirectCalls(server, observing, gates, SilenceWatch(60), most_threads)
-    direct.add(PATH, bytes, method)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    direct.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel, direct
-    server.stop(None).wait()
-    assert direct.stop(30)
+    return served_directly(
+        bytes, method, *gates, observing=observing, silence=SilenceWatch(60), most_threads=most_threads
+    )
 
 
 @pytest.mark.parametrize("later", [False, True])
