@@ -70,8 +70,8 @@ def test_a_thousand_layers_take_turns_in_the_memory_and_share_one_trace(
     grown = resident_after - resident_before
     record_property("resident_bytes", {"before": resident_before, "most": resident_after, "budget": BUDGET})
     print(f"\nresident: {resident_before / 1e6:.0f} MB before, at most {resident_after / 1e6:.0f} MB; {after}")
-    # Far less than the layers came to, of which each was sent twice; what the C library keeps for each thread varies.
-    assert grown < BUDGET + LAYERS * KERNEL_BYTES // 2
+    # Far less than the layers came to, of which each was sent twice.
+    assert grown < BUDGET + LAYERS * KERNEL_BYTES // 4
 
 
 def test_what_is_larger_than_the_store_is_computed_with_but_not_kept(small_server: RunningServer) -> None:
