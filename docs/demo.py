@@ -14,9 +14,9 @@ from matplotlib import cbook, rc_context
 from matplotlib.figure import Figure
 
 import convserve
-from convserve.kernels import classic_kernel
-from convserve.pictures import read_image, write_picture
-from convserve.tensor import Array
+from convserve.files.images import read_image, write_picture
+from convserve.layers.classic_kernels import classic_kernel
+from convserve.tensors.codec import Array
 
 OUTPUT = Path("demo-output")
 README_PICTURE = Path(__file__).with_name("demo.svg")

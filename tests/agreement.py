@@ -25,7 +25,7 @@ import numpy as np
 
 import convserve
 from tests.conftest import running_server
-from tests.keras_truth import disagreement, keras
+from tests.support.keras.truth import disagreement, keras
 
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121")
 TOLERANCE = 1e-5

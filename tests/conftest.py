@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import convserve
-from tests.tritonclient_process import KINDS, TritonClient, triton_client
+from tests.support.tritonclient.process import KINDS, TritonClient, triton_client
 
 # A developer's own token: clients would show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TOKEN", None)

@@ -12,6 +12,7 @@ import numpy as np
 
 import convserve
 from tests.conftest import running_server
+from tests.support.repository import ROOT
 
 
 def main(python: str) -> int:
@@ -24,7 +25,7 @@ def main(python: str) -> int:
             y = client.put(config, kernel=kernel, name="stem")(x)
         np.save(Path(folder) / "x.npy", x)
         np.save(Path(folder) / "y.npy", y)
-        program = Path(__file__).with_name("kserve_caller.py")
+        program = ROOT / "tests/support/kserve/caller.py"
         return subprocess.run([python, "-I", program, server.target, folder], check=False).returncode
 
 

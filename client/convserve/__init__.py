@@ -5,15 +5,13 @@
 ...     y = client.conv2d(x, filters=64, kernel_size=3, strides=2, padding="same", activation="relu", seed=0)
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from convserve import activations, constraints, errors, initializers, regularizers
-from convserve._async import AsyncClient
-from convserve._async_layer import AsyncStoredLayer
-from convserve._rpc import RetryRule
-from convserve._sync import Client
-from convserve._sync_layer import StoredLayer
 from convserve._version import __version__
-from convserve.access import TLS
-from convserve.conv2d import Conv2D
 from convserve.errors import (
     ConvserveError,
     DeadlineExceededError,
@@ -35,9 +33,18 @@ from convserve.errors import (
     UnavailableError,
     UnimplementedError,
 )
-from convserve.layer import Layer
-from convserve.plan import LayerPlan, Plan
-from convserve.result import Device, Losses, Result, ServerInfo, Timing, Usage
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.layers.plan import LayerPlan, Plan
+from convserve.protocol.results import Device, Losses, Result, ServerInfo, Timing, Usage
+
+if TYPE_CHECKING:
+    from convserve._async.client import AsyncClient
+    from convserve._async.stored_layer import AsyncStoredLayer
+    from convserve._rpc.credentials import TLS
+    from convserve._rpc.retries import RetryRule
+    from convserve._sync.client import Client
+    from convserve._sync.stored_layer import StoredLayer
 
 __all__ = [  # noqa: RUF022 (as sorted() has it; TLS is a class)
     "AsyncClient",
@@ -82,3 +89,30 @@ __all__ = [  # noqa: RUF022 (as sorted() has it; TLS is a class)
     "initializers",
     "regularizers",
 ]
+
+# Loaded when they are asked for (PEP 562): they bring gRPC, which whoever only needs layers and tensors does without.
+_LAZY = {
+    "AsyncClient": "convserve._async.client",
+    "AsyncStoredLayer": "convserve._async.stored_layer",
+    "Client": "convserve._sync.client",
+    "RetryRule": "convserve._rpc.retries",
+    "StoredLayer": "convserve._sync.stored_layer",
+    "TLS": "convserve._rpc.credentials",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
+    value.__module__ = __name__
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "importing", "keras", "plot"})
+
+
+# What pickles, tracebacks and help() show is the public name, wherever the class is defined.
+for _value in (Conv2D, Device, Layer, LayerPlan, Losses, Plan, Result, ServerInfo, Timing, Usage):
+    _value.__module__ = __name__

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from convserve._keras_object import KerasObject, flag, number, output_axis
 from convserve.errors import FieldViolation, InvalidConfigurationError, shown
-from convserve.keras_object import KerasObject, flag, number, output_axis
 from convserve.v1 import activation_pb2
 
 # keras.layers that stand for an activation function: the function's name, and what the layer calls its parameters.

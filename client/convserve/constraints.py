@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convserve.keras_object import KerasObject, axes, number
+from convserve._keras_object import KerasObject, axes, number
 from convserve.v1 import constraint_pb2
 
 

@@ -28,11 +28,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import grpc
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from convserve.v1 import error_pb2
+
+if TYPE_CHECKING:
+    import grpc
 
 _LONGEST_VALUE = 160  # characters of a value that a text shows
 
@@ -63,10 +64,22 @@ class FieldViolation:
 
 
 class ConvserveError(Exception):
-    """The root of everything that convserve raises on purpose."""
+    """The root of everything that convserve raises on purpose.
 
-    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+    Attributes:
+        code_name: The name of the gRPC status code.
+        reason: The `ErrorReason`.
+    """
+
+    code_name: str = "UNKNOWN"
     reason: ClassVar[int] = error_pb2.ERROR_REASON_UNSPECIFIED
+
+    @property
+    def code(self) -> grpc.StatusCode:
+        """The gRPC status code."""
+        import grpc  # late: what schedules and computes raises these errors, and needs no gRPC
+
+        return grpc.StatusCode[self.code_name]
 
 
 class InvalidArgumentError(ConvserveError, ValueError):
@@ -76,7 +89,7 @@ class InvalidArgumentError(ConvserveError, ValueError):
         violations: Every wrong field that was found, in the order of Keras' parameters.
     """
 
-    code = grpc.StatusCode.INVALID_ARGUMENT
+    code_name = "INVALID_ARGUMENT"
     reason = error_pb2.ERROR_REASON_INVALID_REQUEST
 
     def __init__(self, *violations: FieldViolation) -> None:
@@ -136,14 +149,14 @@ class LayerNotFoundError(ConvserveError, LookupError):
         layer: The digest in hexadecimal, or the name.
     """
 
-    code = grpc.StatusCode.FAILED_PRECONDITION
+    code_name = "FAILED_PRECONDITION"
     reason = error_pb2.ERROR_REASON_LAYER_NOT_FOUND
 
     def __init__(self, message: str, *, layer: str = "", by_name: bool = False) -> None:
         super().__init__(message)
         self.layer = layer
         if by_name:
-            self.code = grpc.StatusCode.NOT_FOUND
+            self.code_name = "NOT_FOUND"
 
 
 class OverloadedError(ConvserveError):
@@ -153,7 +166,7 @@ class OverloadedError(ConvserveError):
         retry_after_s: Seconds after which a retry may succeed.
     """
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code_name = "RESOURCE_EXHAUSTED"
     reason = error_pb2.ERROR_REASON_OVERLOADED
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -164,34 +177,34 @@ class OverloadedError(ConvserveError):
 class OutOfMemoryError(ConvserveError):
     """The device's memory did not suffice; send smaller batches."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code_name = "RESOURCE_EXHAUSTED"
     reason = error_pb2.ERROR_REASON_OUT_OF_MEMORY
 
 
 class DeadlineExceededError(ConvserveError, TimeoutError):
     """The answer did not come within the call's timeout."""
 
-    code = grpc.StatusCode.DEADLINE_EXCEEDED
+    code_name = "DEADLINE_EXCEEDED"
 
 
 class UnauthenticatedError(ConvserveError):
     """The call has no credentials, or unknown ones."""
 
-    code = grpc.StatusCode.UNAUTHENTICATED
+    code_name = "UNAUTHENTICATED"
     reason = error_pb2.ERROR_REASON_UNAUTHENTICATED
 
 
 class PermissionDeniedError(ConvserveError):
     """The credentials don't allow this call."""
 
-    code = grpc.StatusCode.PERMISSION_DENIED
+    code_name = "PERMISSION_DENIED"
     reason = error_pb2.ERROR_REASON_PERMISSION_DENIED
 
 
 class UnavailableError(ConvserveError, ConnectionError):
     """Nobody answered, the connection broke, or the server is starting or stopping."""
 
-    code = grpc.StatusCode.UNAVAILABLE
+    code_name = "UNAVAILABLE"
     reason = error_pb2.ERROR_REASON_UNAVAILABLE
 
 
@@ -204,7 +217,7 @@ class SharedMemoryLostError(UnavailableError):
 class UnimplementedError(ConvserveError):
     """This server does not have the call."""
 
-    code = grpc.StatusCode.UNIMPLEMENTED
+    code_name = "UNIMPLEMENTED"
     reason = error_pb2.ERROR_REASON_UNIMPLEMENTED
 
 
@@ -215,7 +228,7 @@ class InternalError(ConvserveError):
         error_id: Under this id the server's log has the details. Empty if the failure came from elsewhere.
     """
 
-    code = grpc.StatusCode.INTERNAL
+    code_name = "INTERNAL"
     reason = error_pb2.ERROR_REASON_INTERNAL
 
     def __init__(self, message: str, *, error_id: str = "") -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from convserve.keras_object import KerasObject, axes, flag, number, seed, word
+from convserve._keras_object import KerasObject, axes, flag, number, seed, word
 from convserve.v1 import initializer_pb2
 
 

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve.arguments import standard_data_format
+from convserve.display.feature_maps import draw_output
+from convserve.display.panels import Panel, ShownFigure, draw
+from convserve.display.pixels import MOST_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
 from convserve.errors import FieldViolation, InvalidRequestError, shown
-from convserve.feature_maps import draw_output
-from convserve.layer import Layer
-from convserve.panels import Panel, ShownFigure, draw
-from convserve.pixels import MOST_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
-from convserve.stored import KnownLayer
-from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Array, standard_array
+from convserve.layers.arguments import standard_data_format
+from convserve.layers.layer import Layer
+from convserve.protocol.stored_layers import KnownLayer
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, standard_array
 
 __all__ = ["feature_maps", "kernels"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from convserve.keras_object import KerasObject, number, word
+from convserve._keras_object import KerasObject, number, word
 from convserve.v1 import regularizer_pb2
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
@@ -20,41 +16,40 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from convserve import __version__
+from convserve._version import __version__
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
-from convserve_server import convolution_service, layer_service
-from convserve_server.authentication import Authentication, CertificateNames
-from convserve_server.convolution_service import ConvolutionService
-from convserve_server.convolver import Batching, Convolver, Limits
-from convserve_server.credentials import Certificate
+from convserve_server.auth.certificates import Certificate
+from convserve_server.auth.tokens import Tokens
 from convserve_server.direct_calls import DirectCalls
-from convserve_server.divided_engine import DividedEngine
 from convserve_server.engine.startup import held_stderr, load_engine
-from convserve_server.handler_threads import HandlerThreads
-from convserve_server.interceptors import CallInterceptor
-from convserve_server.kept_memory import keep_freed_memory
-from convserve_server.layer_keeper import LayerKeeper
-from convserve_server.layer_service import LayerService
-from convserve_server.machine_memory import machine_memory_bytes
-from convserve_server.observability import Observability
+from convserve_server.health import Health
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.memory.machine import machine_memory_bytes
+from convserve_server.memory.malloc import keep_freed_memory
+from convserve_server.observability.logs import log, log_to_stderr, say
+from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire_names
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.server_options import server_options
+from convserve_server.scheduling.scheduler import Batching, Convolver, Limits
+from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.services import convolution_service, layer_service
+from convserve_server.services.convolution_service import ConvolutionService
+from convserve_server.services.layer_service import LayerService
+from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings, SettingsError, is_loopback
-from convserve_server.shared_memory import SharedMemory
-from convserve_server.silence import SilenceWatch
-from convserve_server.stderr_log import log, log_to_stderr
-from convserve_server.store import LayerStore
-from convserve_server.tokens import Tokens
+from convserve_server.shutdown import asked_to_stop, drain
+from convserve_server.tiling.tiled_engine import DividedEngine
+from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
+from convserve_server.transport.call_interceptor import CallInterceptor
+from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.options import server_options
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
 
-# After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
-_SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
 _MOST_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
-_LONGEST_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
 
 _FILES = [
     each.DESCRIPTOR for each in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
@@ -68,25 +63,6 @@ _DESCRIPTORS = [
 ]
 
 
-class _Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
-    """grpc.health.v1, whose watches can be ended: one that is open would hold up the server's stop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._watches: set[Any] = set()
-
-    def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
-        """Answers with every change of the health."""
-        self._watches.add(send_response_callback)
-        context.add_callback(lambda: self._watches.discard(send_response_callback))
-        return super().Watch(request, context, send_response_callback)
-
-    def end_watches(self) -> None:
-        """Ends the watches that are open."""
-        for answer in tuple(self._watches):
-            answer(None)
-
-
 def run(settings: Settings) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
 
@@ -95,7 +71,7 @@ def run(settings: Settings) -> int:
             files of tokens and certificates are wrong.
     """
     log_handler = log_to_stderr(settings.log_level, settings.log_format)
-    stop = _asked_to_stop()
+    stop = asked_to_stop()
     warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
     tokens = Tokens(settings.tokens_file, settings.token)
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
@@ -109,12 +85,12 @@ def run(settings: Settings) -> int:
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
-        _say(f"listening on {address}")
+        say(f"listening on {address}")
         exposed = _exposure(certificate, tokens)
         if exposed and not is_loopback(address):
             log.warning("%s is open to the network: %s", address, exposed)
     if observability.metrics_url:
-        _say(f"metrics on {observability.metrics_url}")
+        say(f"metrics on {observability.metrics_url}")
     started, memory_bytes = time.monotonic(), machine_memory_bytes()
     if settings.keep_memory:
         keep_freed_memory(min(_MOST_KEPT_BYTES, memory_bytes // 16))
@@ -147,11 +123,11 @@ def run(settings: Settings) -> int:
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{each.name} {each.description}".strip() for each in engine.devices)
     tf32 = "on" if engine.tf32 else "off"
-    _say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
+    say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     if inferences is not None:
         inferences.leave()
-    return _drain(settings, server, direct, healths, convolutions.shared_memory, observability)
+    return drain(settings, server, direct, healths, convolutions.shared_memory, observability)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
@@ -172,7 +148,7 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, DirectCalls | None, ConvolutionService, LayerService, InferenceService | None, _Health]:
+) -> tuple[grpc.Server, DirectCalls | None, ConvolutionService, LayerService, InferenceService | None, Health]:
     silence = SilenceWatch(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     gates: list[Authentication | CertificateNames] = [
@@ -193,7 +169,7 @@ def _assembled(
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
         inferences = InferenceService(threads, silence, memory)
         inference_service.add_to_server(inferences, server, direct)
-    healths = _Health()
+    healths = Health()
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(healths, server)
@@ -271,67 +247,3 @@ def _is_taken_socket(address: str) -> bool:
         probe.connect(address.removeprefix("unix:").removeprefix("//"))
         return True
     return False
-
-
-def _drain(
-    settings: Settings,
-    server: grpc.Server,
-    direct: DirectCalls | None,
-    healths: _Health,
-    shared_memory: SharedMemory | None,
-    observability: Observability,
-) -> int:
-    """Stops in the order that loses no call: first the health check, then new calls, then the process."""
-    healths.enter_graceful_shutdown()
-    if settings.pre_stop_s:
-        _say(f"stopping: serving for {settings.pre_stop_s} s more")
-        time.sleep(settings.pre_stop_s)
-    _say("stopping: finishing the calls under way")
-    began = time.monotonic()
-    # gRPC cancels the calls that have come and were given to nobody yet, of which a busy server has many.
-    while time.monotonic() < min(observability.interceptor.last_arrival + _SETTLED_S, began + _LONGEST_SETTLING_S):
-        time.sleep(_SETTLED_S / 10)
-    drained = server.stop(settings.drain_s)
-    healths.end_watches()
-    drained.wait()
-    all_over = direct is None or direct.stop(_LONGEST_CLOSING_S)  # before what is told of them is closed
-    if shared_memory is not None:
-        shared_memory.close()
-    closing = threading.Thread(target=observability.close, name="closing", daemon=True)
-    closing.start()
-    closing.join(_LONGEST_CLOSING_S)
-    _say("stopped")
-    if closing.is_alive() or not all_over or time.monotonic() - began >= settings.drain_s:
-        os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
-    return 0
-
-
-def _asked_to_stop() -> threading.Event:
-    """Returns an event that SIGTERM or SIGINT will set. A second signal ends the process at once.
-
-    A thread waits for them, because the system may hand a signal to any thread, but Python runs handlers in the main
-    one only, which would not notice while it waits for a lock.
-    """
-    stop = threading.Event()
-    signals, written = os.pipe()
-    os.set_blocking(written, False)
-    signal.set_wakeup_fd(written)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: None)
-
-    def wait() -> None:
-        os.read(signals, 1)
-        stop.set()
-        # An ordinary exit would wait for the calls under way.
-        os._exit(128 + os.read(signals, 1)[0])
-
-    threading.Thread(target=wait, name="signals", daemon=True).start()
-    return stop
-
-
-def _say(text: str) -> None:
-    """Prints a line of progress at once, for people and for programs that wait for it, as long as somebody reads."""
-    try:
-        print(text, flush=True)
-    except OSError:  # a pipe that was closed, or a full disk, is no reason to lose calls
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

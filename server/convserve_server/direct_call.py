@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from convserve_server.call_record import CallRecord, Metadata
+from convserve_server.observability.call_record import CallRecord, Metadata
 
 log = logging.getLogger("convserve")
 

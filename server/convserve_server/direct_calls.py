@@ -31,12 +31,12 @@ from typing import Any, NamedTuple, Protocol
 import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-from convserve_server.call_record import Metadata, current_call
-from convserve_server.callers import CallContext
+from convserve_server.auth.identity import CallContext
 from convserve_server.direct_call import DirectCall
-from convserve_server.interceptors import end_silent, parsed, status_of, watch_fetching
-from convserve_server.observing_interceptor import ObservingInterceptor, begin
-from convserve_server.silence import SilenceWatch
+from convserve_server.observability.call_record import Metadata, current_call
+from convserve_server.observability.interceptor import ObservingInterceptor, begin
+from convserve_server.transport.call_interceptor import end_silent, parsed, status_of, watch_fetching
+from convserve_server.transport.idle_timeouts import SilenceWatch
 
 log = logging.getLogger("convserve")
 

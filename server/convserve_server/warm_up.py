@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from convserve import Conv2D, InvalidArgumentError, Layer, LayerNotFoundError
-from convserve.tensor import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
-from convserve_server.convolver import Convolver, Engine
-from convserve_server.layer_keeper import LayerKeeper
+from convserve.errors import InvalidArgumentError, LayerNotFoundError
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
+from convserve_server.engine_api import Engine
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.scheduling.scheduler import Convolver
 from convserve_server.settings import SettingsError
 
 log = logging.getLogger("convserve")

@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from tests import gpu_at_hand
 from tests.bench import gpu_tables, record
 from tests.bench.gpu_cases import cases
 from tests.bench.gpu_course import Device, Pace, right
+from tests.support import gpu_available
 
 LACKING = 3
 """The exit status where there is no GPU, or something else is missing."""
-_DEVICE_TESTS = "tests/integration/test_devices.py"
+_DEVICE_TESTS = "tests/integration/engine/test_devices.py"
 
 
 def main() -> int:
@@ -83,8 +83,8 @@ def _arguments() -> argparse.Namespace:
 def _lacks(device: str) -> str | None:
     """Returns what this machine lacks, or None."""
     if device != "cpu":
-        return gpu_at_hand.lacking()
-    packages = gpu_at_hand.missing_packages()
+        return gpu_available.lacking()
+    packages = gpu_available.missing_packages()
     return f"Python packages ({', '.join(packages)})" if packages else None
 
 

@@ -19,7 +19,7 @@ import convserve
 from convserve.bench import correctness
 from convserve.bench.loops import Subject, closed_loop
 from convserve.bench.workloads import Workload
-from convserve.tensor import Array, numpy_dtype
+from convserve.tensors.codec import Array, numpy_dtype
 from tests.bench.gpu_cases import MODES, Case
 from tests.bench.gpu_workers import Worker, WorkerError, environment_for_torch
 from tests.conftest import running_server

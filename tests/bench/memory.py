@@ -22,7 +22,7 @@ import numpy as np
 import convserve
 from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
-from tests.processes import forget_peak, status
+from tests.support.processes import forget_peak, status
 
 MOST_GROWTH_BYTES = 32_000_000
 MOST_PEAK = 2.5

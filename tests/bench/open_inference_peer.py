@@ -26,7 +26,7 @@ def _store_layers(folder):
     from peerkit import layers
 
     import convserve
-    from convserve_server.store import LayerStore
+    from convserve_server.layer_store.store import LayerStore
 
     store = LayerStore(memory_bytes=2**30, disk_bytes=2**30, folder=folder)
     for name, layer in layers.LAYERS.items():

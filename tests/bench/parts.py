@@ -17,14 +17,16 @@ import grpc
 import numpy as np
 
 import convserve
-from convserve import Layer, _rpc, frame
+from convserve import Layer
+from convserve._rpc import requests
 from convserve.bench.echo import Echo
-from convserve.result import Result
+from convserve.protocol.results import Result
+from convserve.tensors import framing
 from convserve.v1 import convolution_service_pb2, layer_pb2
-from convserve_server.convolution_service import ConvolutionService, ConvolveRequest
-from convserve_server.convolver import Batching, Convolver, Limits
 from convserve_server.engine.startup import load_engine
-from convserve_server.silence import SilenceWatch
+from convserve_server.scheduling.scheduler import Batching, Convolver, Limits
+from convserve_server.services.convolution_service import ConvolutionService, ConvolveRequest
+from convserve_server.transport.idle_timeouts import SilenceWatch
 from tests.bench import record, tables
 from tests.conftest import running_server
 
@@ -95,16 +97,16 @@ def _in_one_process(times: int) -> list[tuple[str, float]]:
     service, context = ConvolutionService(1, SilenceWatch(60), 1), _Context()
     service.open(Convolver(engine, _LIMITS, Batching(1, 64, 2**22)), _Keeper(layer))  # type: ignore[arg-type]
     stored: Any = layer
-    request = _rpc.convolve_request(stored, x, None)
+    request = requests.convolve_request(stored, x, None)
     by_digest = convolution_service_pb2.ConvolveRequest(layers=[layer_pb2.LayerReference(digest=bytes(32))])
-    data = frame.write(by_digest, x)
+    data = framing.write(by_digest, x)
     received = ConvolveRequest.parse(data)
     answer = service.Convolve(received, context)  # type: ignore[arg-type]
     answered = answer.serialize()
     parts: dict[str, Callable[[], object]] = {
         "the layer in process (tf.function, numpy in and out)": lambda: function(tf.constant(x)).numpy(),
-        "client: the request is checked and planned": lambda: _rpc.convolve_request(_CONFIG, x, None),
-        "client: it is written": lambda: frame.write(by_digest, request.input),
+        "client: the request is checked and planned": lambda: requests.convolve_request(_CONFIG, x, None),
+        "client: it is written": lambda: framing.write(by_digest, request.input),
         "server: it is read": lambda: ConvolveRequest.parse(data),
         "server: the layer is found, the call admitted and computed": lambda: service.Convolve(received, context),  # type: ignore[arg-type]
         "of that: TensorFlow, in and out": lambda: engine.convolve([layer], [received.input], "float32", 0),  # type: ignore[list-item]

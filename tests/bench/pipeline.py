@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 import convserve
-import convserve.items
+import convserve._rpc.map_items
 from convserve.bench.workloads import with_weights
 from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
-from tests.processes import processor_s, status
+from tests.support.processes import processor_s, status
 
 MOST_GROWTH_BYTES = 64_000_000
 _SIDE = 224
@@ -176,10 +176,10 @@ def _small(client: convserve.Client, items: int, rounds: int = 5) -> dict[str, A
     layer = client.put(_SMALL)
     images = [np.random.default_rng(seed).random(_SMALL_SHAPE, dtype=np.float32) for seed in range(16)]
     inputs = [images[number % len(images)] for number in range(items)]
-    together = convserve.items.MOST_TOGETHER
+    together = convserve._rpc.map_items.MOST_TOGETHER
 
     def mapped(most: int) -> Iterator[Any]:
-        convserve.items.MOST_TOGETHER = most
+        convserve._rpc.map_items.MOST_TOGETHER = most
         return client.map(layer, inputs)
 
     ways: dict[str, Callable[[], Iterator[Any]]] = {
@@ -193,7 +193,7 @@ def _small(client: convserve.Client, items: int, rounds: int = 5) -> dict[str, A
             began = time.perf_counter()
             assert sum(1 for _ in outputs()) == items
             found[name].append(items / (time.perf_counter() - began))
-    convserve.items.MOST_TOGETHER = together
+    convserve._rpc.map_items.MOST_TOGETHER = together
     pairs = zip(found["together_per_s"], found["alone_per_s"], strict=True)
     return {
         "items": items,

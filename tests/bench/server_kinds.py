@@ -21,8 +21,8 @@ import grpc.aio
 
 from convserve.bench.loops import Subject, closed_loop
 from convserve_server.direct_calls import DirectCalls
-from convserve_server.observing_interceptor import ObservingInterceptor
-from convserve_server.silence import SilenceWatch
+from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.transport.idle_timeouts import SilenceWatch
 from tests.bench import record, tables
 
 SENT, RECEIVED = 12_288, 65_536

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.waiting import eventually
+from tests.support.waiting import eventually
 
 _START_S = 60
 

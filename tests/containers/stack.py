@@ -12,7 +12,7 @@ from typing import Self
 
 from tests.conftest import ROOT
 from tests.containers.engine import Engine
-from tests.scrapes import Values, values
+from tests.support.scrapes import Values, values
 
 _CLIENT = "convserve/client:0.1.0"
 _LONGEST_S = 300

@@ -31,9 +31,9 @@ from matplotlib import cbook
 from PIL import Image
 
 from convserve import Client, Conv2D
-from convserve.pictures import read_image
-from tests import processes
+from convserve.files.images import read_image
 from tests.conftest import RunningServer, running_server
+from tests.support import processes
 
 KERNEL = np.random.default_rng(0).integers(-3, 4, (3, 3, 3, 4)).astype("f4")
 LAYER = Conv2D(4, 3, strides=2, padding="same", use_bias=False, data_format="channels_last")

@@ -32,14 +32,14 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 
 from convserve.errors import SharedMemoryLostError
-from convserve.status import from_rpc_error
+from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
 from tests.conftest import ROOT, RunningServer, running_server
-from tests.processes import forget_peak, status
-from tests.raw_calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
-from tests.raw_inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
-from tests.raw_streams import image, item, start
-from tests.wire_fields import varint
+from tests.support.processes import forget_peak, status
+from tests.support.raw.calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
+from tests.support.raw.inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
+from tests.support.raw.streams import image, item, start
+from tests.support.raw.wire_fields import varint
 
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000

@@ -27,7 +27,7 @@ import numpy as np
 
 from convserve import AsyncClient, Client, Conv2D, ConvserveError, RetryRule
 from tests.conftest import running_server
-from tests.counting_proxy import CountingProxy
+from tests.support.counting_proxy import CountingProxy
 
 _TIMEOUT_S = 3.0
 _LATE_S = 2.0  # that an error may come after its deadline on a machine that is busy

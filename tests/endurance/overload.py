@@ -25,7 +25,7 @@ import numpy as np
 
 from convserve import Client, Conv2D, DeadlineExceededError, OverloadedError, RetryRule
 from tests.conftest import running_server
-from tests.processes import status
+from tests.support.processes import status
 
 _ONCE = RetryRule(attempts=1)
 _SENDERS = 256  # so many that a rate waits for nobody

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convserve.array_files import split_member
 from convserve.errors import FieldViolation, InvalidRequestError, shown
-from convserve.input_files import INPUT_SUFFIXES
+from convserve.files.arrays import split_member
+from convserve.files.inputs import INPUT_SUFFIXES
 
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
 """By which of these files in it a folder is known as a Zarr array or group, of version 3 or 2."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from convserve.errors import FieldViolation, InvalidRequestError, shown
-from convserve.tensor import Shape
+from convserve.tensors.codec import Shape
 
 NAME = "journal.jsonl"
 """The file's name in the folder for outputs."""

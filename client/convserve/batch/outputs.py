@@ -20,10 +20,10 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from convserve.array_files import map_array, storable
 from convserve.batch import zarr_files
 from convserve.errors import FieldViolation, InvalidRequestError, shown
-from convserve.tensor import Array, Shape, numpy_dtype
+from convserve.files.arrays import map_array, storable
+from convserve.tensors.codec import Array, Shape, numpy_dtype
 
 UNFINISHED = ".unfinished"
 """The folder, in that for outputs, of what is being written."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, shown
-from convserve.tensor import Array, Shape
+from convserve.tensors.codec import Array, Shape
 
 
 def zarr_package() -> Any:

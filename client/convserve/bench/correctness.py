@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.activations import ReLU
-from convserve.conv2d import Conv2D
-from convserve.layer import Layer
-from convserve.plan import Plan
-from convserve.tensor import Array
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.layers.plan import Plan
+from convserve.tensors.codec import Array
 
 LIMITS = {"float32": 1e-4, "float64": 1e-10, "float16": 1e-2, "bfloat16": 5e-2}
 """By compute dtype: the largest difference that is rounding, as a share of the output's largest value."""

@@ -7,8 +7,8 @@ from typing import Any, Self
 
 import grpc
 
-from convserve import frame
-from convserve.status import from_rpc_error
+from convserve.protocol.status import from_rpc_error
+from convserve.tensors import framing
 from convserve.v1.convolution_service_pb2 import EchoRequest
 
 _METHOD = "/convserve.v1.ConvolutionService/Echo"
@@ -32,7 +32,7 @@ class Echo:
     def request(sent: int, received: int) -> bytes:
         """Returns a request that sends and asks for so many bytes."""
         head = EchoRequest(output_bytes=received).SerializeToString()
-        return b"".join((head, frame.opening(sent), bytes(sent)))
+        return b"".join((head, framing.opening(sent), bytes(sent)))
 
     def __call__(self, request: bytes) -> bytes:
         """Returns the answer's bytes.

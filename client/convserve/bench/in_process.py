@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 from convserve.bench.workloads import Workload
-from convserve.tensor import Array
+from convserve.tensors.codec import Array
 
 
 def is_possible() -> bool:

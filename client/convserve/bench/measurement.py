@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from convserve._sync import Client
+from convserve._sync.client import Client
 from convserve.bench import machine, summary
-from convserve.bench.course import SERVER, Course
+from convserve.bench.cases import SERVER, Course
 from convserve.bench.echo import Echo
 from convserve.bench.loops import Block, Subject, closed_loop, open_loop
 from convserve.bench.workloads import Workload

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from convserve.conv2d import Conv2D
-from convserve.layer import Layer, planned
-from convserve.plan import Plan, kernel_shape
-from convserve.tensor import Array, Shape, numpy_dtype
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer, planned
+from convserve.layers.plan import Plan, kernel_shape
+from convserve.tensors.codec import Array, Shape, numpy_dtype
 
 _MOST_INPUT_BYTES = 64_000_000
 _MOST_INPUTS = 4

@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_MISSING_SERVER, file=sys.stderr)
         return 1
     except Exception as error:
-        from convserve.cli.failures import told
+        from convserve.cli.output.failures import told
 
         text = told(error, arguments)
         if text is None:  # a defect: its traceback is what a report of it needs
@@ -112,7 +112,7 @@ class _MissingServerError(Exception):
 def _command(name: str) -> Command | None:
     """Returns the command's module, or None for a name that means nothing."""
     if name in _COMMANDS and name not in _OF_THE_SERVER:
-        return cast(Command, importlib.import_module(f"convserve.cli.{name}"))
+        return cast(Command, importlib.import_module(f"convserve.cli.commands.{name}"))
     found = tuple(metadata.entry_points(group=ENTRY_POINTS, name=name))
     if not found:
         if name in _OF_THE_SERVER:

@@ -24,10 +24,10 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from convserve.bfloat16 import float32_of_bits
 from convserve.errors import MissingDependencyError, shown
 from convserve.importing.untrusted import Budget, refusal
-from convserve.tensor import Array
+from convserve.tensors.bfloat16 import float32_of_bits
+from convserve.tensors.codec import Array
 
 # Deflate, shuffle, Fletcher-32: those that are part of every libhdf5, so that no plugin is looked for.
 _BUILT_IN_FILTERS = {1, 2, 3}

@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from convserve.layer import Layer
-from convserve.stored import LONGEST_NAME, check_name
+from convserve.layers.layer import Layer
+from convserve.protocol.stored_layers import LONGEST_NAME, check_name
 
 
 class Skipped(NamedTuple):

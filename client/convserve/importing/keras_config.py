@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidConfigurationError, shown
 from convserve.importing.imported import Skipped
 from convserve.importing.untrusted import refusal
+from convserve.layers.conv2d import Conv2D
 
 _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})

@@ -20,8 +20,8 @@ from convserve.importing.imported import Contents, Skipped
 from convserve.importing.keras_config import Conv2DEntry
 from convserve.importing.untrusted import Budget, refusal
 from convserve.importing.zip_members import read_member
-from convserve.layer import Layer
-from convserve.tensor import Array
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import Array
 
 _Weights = tuple[Array | None, Array | None]
 

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.conv2d import Conv2D
 from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, shown
 from convserve.importing.imported import Contents
+from convserve.importing.torch_conv2d import keras_kernel, keras_parameters
 from convserve.importing.untrusted import refusal
-from convserve.layer import Layer
-from convserve.tensor import FLOAT_DTYPES, Array, Shape
-from convserve.torch_conv2d import keras_kernel, keras_parameters
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape
 
 _KINDS = ("kernel", "weight", "bias")
 _FROM_WEIGHTS = ("filters", "kernel_size", "use_bias")

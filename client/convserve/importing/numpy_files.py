@@ -13,7 +13,7 @@ from convserve.errors import shown
 from convserve.importing.named_arrays import NamedArray
 from convserve.importing.untrusted import Budget, refusal
 from convserve.importing.zip_members import read_member
-from convserve.tensor import Array
+from convserve.tensors.codec import Array
 
 # Version (3, 0) is only for names of fields that are not Latin-1.
 _READ_HEAD = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

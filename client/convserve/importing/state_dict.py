@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 
 from convserve.errors import shown
+from convserve.files.layers import configuration_in
+from convserve.files.safetensors import SafetensorsFile
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import Geometry, NamedArray, contents
 from convserve.importing.untrusted import Budget, refusal
-from convserve.layer import Layer
-from convserve.layer_files import configuration_in
-from convserve.safetensors_files import SafetensorsFile
-from convserve.tensor import Array
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import Array
 
 
 def read(file: Path, budget: Budget, geometry: Geometry) -> Contents:

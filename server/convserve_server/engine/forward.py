@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from convserve import Conv2D
+from convserve.layers.conv2d import Conv2D
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
 from convserve_server.engine.tensors import carrier
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from convserve_server.convolver import Engine
+    from convserve_server.engine_api import Engine
 
 
 def load_engine(

@@ -12,15 +12,18 @@ from weakref import WeakKeyDictionary
 import keras
 import tensorflow as tf
 
-from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
-from convserve.plan import kernel_shape
-from convserve.tensor import Array, name_of
-from convserve_server.aligned import aligned, joined
-from convserve_server.convolver import Computed
+from convserve.errors import OutOfMemoryError
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.layers.plan import kernel_shape
+from convserve.protocol.results import Device, Losses
+from convserve.tensors.codec import Array, name_of
 from convserve_server.engine.devices import claim
 from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
 from convserve_server.engine.tensors import to_array, to_tensor, weight_to_tensor
 from convserve_server.engine.traces import Traces
+from convserve_server.engine_api import Computed
+from convserve_server.memory.aligned import aligned, joined
 
 
 class TensorFlowEngine:

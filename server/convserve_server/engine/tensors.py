@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from convserve.tensor import Array, name_of, numpy_dtype
-from convserve_server.aligned import aligned
+from convserve.tensors.codec import Array, name_of, numpy_dtype
+from convserve_server.memory.aligned import aligned
 
 
 def carrier(dtype: str) -> str:

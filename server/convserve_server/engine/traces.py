@@ -9,9 +9,10 @@ from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from weakref import WeakKeyDictionary
 
-from convserve import Conv2D, Layer
-from convserve.plan import channel_axis
-from convserve.tensor import Shape
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.layers.plan import channel_axis
+from convserve.tensors.codec import Shape
 from convserve_server.engine.forward import Forward
 
 _MOST_TRACES = 1000

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convserve import InvalidTensorError
-from convserve.errors import FieldViolation, shown
-from convserve.tensor import INPUT_DTYPES
+from convserve.errors import FieldViolation, InvalidTensorError, shown
+from convserve.tensors.codec import INPUT_DTYPES
 
 DATATYPES = {
     "float32": "FP32",

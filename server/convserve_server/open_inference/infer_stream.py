@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 
-from convserve_server.caller import Caller
-from convserve_server.items_under_way import ItemsUnderWay
 from convserve_server.open_inference.wire import InferRequest, InferResponse
+from convserve_server.scheduling.caller import Caller
+from convserve_server.transport.in_flight_items import ItemsUnderWay
 
 Answer = tuple[str, Future[InferResponse]]
 """A request's id, and its response."""

@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convserve import InvalidRequestError, InvalidTensorError
-from convserve.errors import FieldViolation, shown
-from convserve.tensor import Array, Shape, checked_shape, itemsize, numpy_dtype
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, shown
+from convserve.tensors.codec import Array, Shape, checked_shape, itemsize, numpy_dtype
 from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest

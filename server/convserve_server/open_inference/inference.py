@@ -7,14 +7,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-from convserve import InvalidArgumentError, Layer, Losses, TooLargeError
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError
-from convserve.tensor import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
-from convserve_server.aligned import aligned_empty
-from convserve_server.call_record import Computation
-from convserve_server.caller import Caller
-from convserve_server.computation import computation
-from convserve_server.convolver import Convolved, Convolver, Then, Ticket
+from convserve.errors import (
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidRequestError,
+    InvalidTensorError,
+    TooLargeError,
+)
+from convserve.layers.layer import Layer
+from convserve.protocol.results import Losses
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve_server.memory.aligned import aligned_empty
+from convserve_server.observability.call_record import Computation
+from convserve_server.observability.computation import computation
 from convserve_server.open_inference import stateless_layer
 from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
 from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
@@ -24,6 +29,8 @@ from convserve_server.open_inference.model_statistics import Inference, ModelSta
 from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
+from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.scheduler import Convolved, Convolver, Then, Ticket
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}

@@ -10,24 +10,20 @@ from typing import Any
 
 import grpc
 
-from convserve import (
+from convserve._version import __version__
+from convserve.errors import (
+    FieldViolation,
     InvalidRequestError,
     LayerNotFoundError,
     UnavailableError,
     UnimplementedError,
-    __version__,
+    shown,
 )
-from convserve.errors import FieldViolation, shown
-from convserve.status import to_status
-from convserve_server.call_record import Computation, current_call
-from convserve_server.caller import Caller
-from convserve_server.callers import CallContext, caller_of, calling, is_local
-from convserve_server.convolver import Convolver
+from convserve.protocol.status import to_status
+from convserve_server.auth.identity import CallContext, caller_of, calling, is_local
 from convserve_server.direct_calls import DirectCalls, Reply, add_methods
-from convserve_server.handler_threads import HandlerThreads
-from convserve_server.interceptors import as_answer
-from convserve_server.items_under_way import ItemsUnderWay
-from convserve_server.layer_keeper import LayerKeeper, StoredLayer
+from convserve_server.layer_store.registry import LayerKeeper, StoredLayer
+from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_answers
 from convserve_server.open_inference.inference import FindRegion, Inferences
@@ -43,7 +39,12 @@ from convserve_server.open_inference.system_memory import PeerUsers, Region, Sys
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
-from convserve_server.silence import SilenceWatch
+from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.scheduler import Convolver
+from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.transport.call_interceptor import as_answer
+from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.in_flight_items import ItemsUnderWay
 
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 

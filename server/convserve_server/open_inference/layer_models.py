@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from convserve import InvalidRequestError, Layer, LayerNotFoundError
-from convserve.errors import FieldViolation, shown
-from convserve_server.layer_keeper import LayerKeeper, NameVersions, StoredLayer
+from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, shown
+from convserve.layers.layer import Layer
+from convserve_server.layer_store.registry import LayerKeeper, NameVersions, StoredLayer
 
 STATELESS = "conv2d"
 """The model whose kernel comes with the request. A layer stored under this name is none."""

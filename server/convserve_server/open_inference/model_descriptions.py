@@ -7,10 +7,11 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from convserve import Conv2D, conv2d_message
 from convserve.activations import GLU
-from convserve.tensor import Shape
-from convserve_server.layer_keeper import StoredLayer
+from convserve.layers import messages as conv2d_message
+from convserve.layers.conv2d import Conv2D
+from convserve.tensors.codec import Shape
+from convserve_server.layer_store.registry import StoredLayer
 from convserve_server.open_inference.datatypes import DATATYPES
 from convserve_server.open_inference.layer_models import STATELESS
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from convserve import InvalidRequestError, Layer
-from convserve.errors import FieldViolation, shown
-from convserve.tensor import Array
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import Array
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 OUTPUT_DTYPE = "output_dtype"

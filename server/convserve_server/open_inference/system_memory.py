@@ -28,9 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve import InvalidRequestError, OverloadedError
-from convserve.errors import FieldViolation, shown
-from convserve.tensor import Array
+from convserve.errors import FieldViolation, InvalidRequestError, OverloadedError, shown
+from convserve.tensors.codec import Array
 from convserve_server.open_inference.infer_tensors import Place
 
 _FOLDER = "/dev/shm"  # noqa: S108 (where Linux has POSIX shared memory)

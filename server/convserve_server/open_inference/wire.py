@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from convserve import frame
-from convserve.tensor import Array
+from convserve.tensors import framing
+from convserve.tensors.codec import Array
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 _RAW_INPUT_CONTENTS = messages.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
@@ -36,7 +36,7 @@ class InferRequest(NamedTuple):
         Raises:
             DecodeError: If they are none.
         """
-        found = frame.read_last_fields(_RAW_INPUT_CONTENTS, data)
+        found = framing.read_last_fields(_RAW_INPUT_CONTENTS, data)
         if found is not None:
             return cls(messages.ModelInferRequest.FromString(found[0]), found[1])
         message = messages.ModelInferRequest.FromString(data)
@@ -56,7 +56,7 @@ class InferResponse(NamedTuple):
 
     def _parts(self) -> list[bytes | memoryview]:
         elements = b"" if self.output is None else self.output.reshape(-1).view("u1").data
-        return [self.message.SerializeToString(), *frame.write_field(_RAW_OUTPUT_CONTENTS, elements)]
+        return [self.message.SerializeToString(), *framing.write_field(_RAW_OUTPUT_CONTENTS, elements)]
 
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
@@ -64,4 +64,4 @@ class InferResponse(NamedTuple):
 
     def serialize_in_stream(self) -> bytes:
         """Returns the bytes of a stream's message that has this one in it."""
-        return b"".join(frame.write_field(_INFER_RESPONSE, *self._parts()))
+        return b"".join(framing.write_field(_INFER_RESPONSE, *self._parts()))

@@ -1,0 +1,1 @@
+"""The awaited client."""

@@ -1,0 +1,133 @@
+"""`AsyncClient.map`: one task reads inputs, a few others make the calls, the caller's takes outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from convserve._rpc import retries
+from convserve._rpc.map_items import Item
+from convserve._rpc.map_schedule import MOST_CALLS, ONCE, Pipeline, patient
+from convserve.errors import ConvserveError
+from convserve.tensors.codec import Array
+
+if TYPE_CHECKING:
+    from convserve._async.client import AsyncClient
+
+
+async def outputs(
+    client: AsyncClient, pipeline: Pipeline, inputs: AsyncGenerator[Any, None], timeout: float | None
+) -> AsyncGenerator[Any, None]:
+    """Yields what comes out of a pipeline; its tasks end with the generator."""
+    senders = _Senders(client, pipeline, timeout)
+    try:
+        senders.start(senders.read(inputs))
+        while await senders.has_output():
+            # No name here holds what is yielded, so that it lasts no longer than its receiver wants.
+            yield senders.take_output()
+    finally:
+        await senders.stop()
+
+
+async def each_of(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    """Yields inputs of either kind; after one that came without waiting, others of the event loop have their turn."""
+    if isinstance(inputs, AsyncIterable):
+        async for x in inputs:
+            yield x
+    else:
+        for x in inputs:
+            yield x
+            await asyncio.sleep(0)
+
+
+class _Senders:
+    """The tasks of one pipeline."""
+
+    def __init__(self, client: AsyncClient, pipeline: Pipeline, timeout: float | None) -> None:
+        self._client, self._pipeline, self._timeout = client, pipeline, timeout
+        self._retry = patient(client._retry)
+        self._changed = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._calls = 0
+        self._stopped = False
+
+    def start(self, work: Any) -> None:
+        """Begins a task, which `stop` ends."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        """Ends all tasks."""
+        self._stopped = True
+        ending = list(self._tasks)
+        for each in ending:
+            each.cancel()
+        await asyncio.gather(*ending, return_exceptions=True)
+
+    async def read(self, inputs: AsyncGenerator[Any, None]) -> None:
+        """Reads inputs while they fit in."""
+        end: BaseException | None = None
+        try:
+            async with contextlib.aclosing(inputs):
+                while True:
+                    await self._until(lambda: self._pipeline.wants_input)
+                    self._pipeline.add(self._pipeline.item(await anext(inputs)))
+                    self._go_on()
+        except StopAsyncIteration:
+            pass
+        except (Exception, asyncio.CancelledError) as error:  # raised when all before it has been yielded
+            if self._stopped:
+                raise
+            end = error  # of CancelledError, what the reader waited for was cancelled, not this task
+        self._pipeline.end(end)
+        self._go_on()
+
+    async def has_output(self) -> bool:
+        """Waits until there is an output to be taken; returns False at the end."""
+        await self._until(lambda: self._pipeline.has_output or self._pipeline.is_over)
+        return self._pipeline.has_output
+
+    def take_output(self) -> Any:
+        """Returns what is to be yielded, or raises what is to be raised."""
+        try:
+            return self._pipeline.take_output()
+        finally:
+            self._go_on()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed.clear()
+            await self._changed.wait()
+
+    def _go_on(self) -> None:
+        """Begins further calls, and lets those that wait look again."""
+        while self._calls < MOST_CALLS and (items := self._pipeline.next_call()):
+            self._calls += 1
+            self.start(self._send(items))
+        self._changed.set()
+
+    async def _send(self, items: list[Item]) -> None:
+        try:
+            self._pipeline.finish(items, await self._outputs(items))
+        except Exception as error:
+            self._pipeline.fail(items, error)
+        self._calls -= 1
+        self._go_on()
+
+    async def _outputs(self, items: list[Item]) -> list[Array]:
+        call = self._pipeline.call(items)
+        deadline = self._client._deadline(self._timeout)
+        attempts = retries.Call(self._retry, deadline)
+        while True:
+            try:
+                return call.outputs((await self._client._convolve(call.request, deadline, ONCE)).output)
+            except ConvserveError as failure:
+                delay = attempts.delay_after(failure)
+            except asyncio.CancelledError:
+                if not self._stopped:
+                    self._client._connected()  # a client that is closed cancels its calls: this raises why
+                raise
+            await asyncio.sleep(delay)

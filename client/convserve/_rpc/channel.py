@@ -1,0 +1,125 @@
+"""Which channel both clients open: gRPC's name of the target, and the channel's options. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from convserve._version import __version__
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.protocol.http2_options import LARGE_FRAMES
+
+DEFAULT_TARGET = "localhost:50051"
+_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
+
+
+def channel_target(target: str | Sequence[str]) -> str:
+    """Returns gRPC's name of one or several addresses.
+
+    Args:
+        target: "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
+            separated by commas.
+
+    Raises:
+        InvalidRequestError: For an empty target, or several of which one is not an IP address.
+    """
+    addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
+    if not addresses or not all(isinstance(each, str) and each for each in addresses):
+        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {shown(target)}."
+        raise InvalidRequestError(FieldViolation("target", text))
+    if len(addresses) == 1:
+        # With dns:/// every address of a name is used, not only the first that answers.
+        return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
+    versions = {_ip_version(each.replace("localhost:", "127.0.0.1:")) for each in addresses}
+    if len(versions) != 1 or 0 in versions:
+        text = (
+            "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
+            f"name that resolves to all of them. Received {shown(target)}."
+        )
+        raise InvalidRequestError(FieldViolation("target", text))
+    return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
+
+
+def addresses(target: str) -> tuple[str, ...]:
+    """Returns gRPC's name of each server that a target lists, or of the target itself if it is one.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, listed = target.partition(":")
+    if scheme not in ("ipv4", "ipv6"):
+        return (target,)
+    return tuple(f"{scheme}:{each}" for each in listed.split(","))
+
+
+def name_to_resolve(target: str) -> tuple[str, str] | None:
+    """Returns host and port of a target that may lead to several servers, or None.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, address = target.partition(":")
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if scheme != "dns" or not host or host == "localhost" or _ip_version(f"{host}:{port}"):
+        return None
+    return host, port
+
+
+def resolved(found: Iterable[tuple[Any, ...]]) -> tuple[str, ...]:
+    """Returns gRPC's names of what `socket.getaddrinfo` found, in an order that is the same for everybody."""
+    return tuple(
+        sorted(
+            {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in found},
+        )
+    )
+
+
+def is_local(target: str) -> bool:
+    """Returns whether a target is one server on this machine.
+
+    Args:
+        target: What `channel_target` returned.
+    """
+    scheme, _, address = target.partition(":")
+    host = address.removeprefix("///").rpartition(":")[0].strip("[]")
+    if scheme == "unix" or host == "localhost":
+        return True
+    try:
+        return "," not in address and ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _ip_version(address: str) -> int:
+    host = address.rpartition(":")[0]
+    try:
+        return ipaddress.ip_address(host.strip("[]")).version
+    except ValueError:
+        return 0
+
+
+def channel_options() -> list[tuple[str, Any]]:
+    """Returns the options of a channel."""
+    return [
+        # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        *LARGE_FRAMES,
+        # Replicas are interchangeable, so calls are spread over all addresses.
+        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+        # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
+        ("grpc.enable_retries", 0),
+        # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2000),
+        # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
+        ("grpc.min_reconnect_backoff_ms", 5000),
+        # With a keepalive gRPC bounds how long what was written may stay unread (TCP_USER_TIMEOUT): without, calls wait
+        # beyond their deadline on a connection whose other end has half closed it and reads no more. A ping in five
+        # minutes is what every server allows.
+        ("grpc.keepalive_time_ms", 300_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.primary_user_agent", f"convserve/{__version__}"),
+    ]

@@ -1,0 +1,207 @@
+"""Who a client says it is, and how its connections are protected: tokens, certificates, and the channels that use them.
+
+>>> convserve.Client("gpu-host:50051", tls=convserve.TLS(ca="ca.pem"), token=token)
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from convserve._rpc import channel as _channel
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+
+TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
+"""The environment variable that holds the token where none is given."""
+
+Pem = str | os.PathLike[str] | bytes
+"""The path of a PEM file, or its content."""
+
+
+@dataclass(frozen=True, repr=False)
+class TLS:
+    """How a connection is encrypted, and what both sides prove with.
+
+    Attributes:
+        ca: Of the CA that signed the server's certificate; None for gRPC's roots.
+        certificate: Of this caller, where the server asks for one (mutual TLS).
+        key: The private key of that certificate, not encrypted.
+        server_name: The name that the server's certificate has, where it is not that of the target.
+    """
+
+    ca: Pem | None = None
+    certificate: Pem | None = None
+    key: Pem | None = None
+    server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what is given.
+
+        Raises:
+            InvalidRequestError: For something that is no path, PEM or name, or a certificate without its key.
+        """
+        for name in ("ca", "certificate", "key"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str | os.PathLike | bytes):
+                raise _wrong(f"tls.{name}", f"a path or bytes. Received a {type(value).__name__}")
+        if (self.certificate is None) != (self.key is None):
+            lacking = "key" if self.key is None else "certificate"
+            raise _wrong(f"tls.{lacking}", "a certificate together with its key. Received one of them")
+        if self.server_name is not None and not (isinstance(self.server_name, str) and self.server_name):
+            raise _wrong("tls.server_name", f"a name. Received {shown(self.server_name)}")
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Returns gRPC's form of it. The files are read now.
+
+        Raises:
+            InvalidRequestError: If one cannot be read, or is no PEM.
+        """
+        return grpc.ssl_channel_credentials(*(_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate")))
+
+    def __repr__(self) -> str:
+        """Returns the paths; of what is given as bytes no more than that it is."""
+        given = {each.name: getattr(self, each.name) for each in fields(self)}
+        parts = (f"{name}={'...' if isinstance(each, bytes) else repr(each)}" for name, each in given.items() if each)
+        return f"TLS({', '.join(parts)})"
+
+
+class Access:
+    """What the channels to a target are made with."""
+
+    def __init__(self, target: str, token: str | None, tls: TLS | bool | None) -> None:
+        """Checks that the token goes to nobody but the server.
+
+        Args:
+            target: What `_channel.channel_target` returned.
+            token: The token; "" for none; None for that of the environment, if it has one.
+            tls: How connections are encrypted: True with gRPC's roots, None not at all, and False not at all either,
+                even if there is a token.
+
+        Raises:
+            InvalidRequestError: For what is no token or no TLS, or a token that others could read on its way.
+        """
+        given = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        if not isinstance(given, str) or not re.fullmatch(r"[!-~]*", given):
+            source = f"{TOKEN_VARIABLE}" if token is None else "token"
+            raise _wrong(
+                source, "a word of ASCII characters without blanks. Received something else, which is not shown"
+            )
+        if not isinstance(tls, TLS | bool | None):
+            raise _wrong("tls", f"None, a bool or a convserve.TLS. Received a {type(tls).__name__}")
+        if given and tls is None and not _stays_here(target):
+            source = "token=" if token else TOKEN_VARIABLE
+            raise _wrong(
+                "tls",
+                f"an encrypted connection, for a token ({source}) is sent to {target}, where others could read it. "
+                "Received none: give tls=True or tls=convserve.TLS(...). Where something else encrypts it, tls=False "
+                "sends it as it is; token='' sends none",
+            )
+        self._target = target
+        self._metadata = (("authorization", f"Bearer {given}"),) if given else ()
+        self._tls = (TLS() if tls is True else tls) or None
+        self._credentials = self._tls.credentials() if self._tls else None
+
+    def channel(self, address: str) -> Any:
+        """Returns a channel to the target, or to one of the servers that it leads to."""
+        if self._credentials is None:
+            return self._with_token(grpc.insecure_channel(address, options=self._options(address)))
+        return self._with_token(grpc.secure_channel(address, self._credentials, options=self._options(address)))
+
+    def async_channel(self, address: str) -> Any:
+        """Returns the same for asyncio."""
+        if self._credentials is None:
+            return self._with_token(grpc.aio.insecure_channel(address, options=self._options(address)))
+        return self._with_token(grpc.aio.secure_channel(address, self._credentials, options=self._options(address)))
+
+    def _options(self, address: str) -> list[tuple[str, Any]]:
+        options = _channel.channel_options()
+        if _stays_here(self._target):  # gRPC would ask $http_proxy for localhost too, and show it the token
+            options.append(("grpc.enable_http_proxy", 0))
+        if self._tls is None:
+            return options
+        name = self._tls.server_name
+        if name is None and address != self._target:
+            # One address of a name: the certificate is that of the name.
+            resolved = _channel.name_to_resolve(self._target)
+            name = resolved[0] if resolved else None
+        return options if name is None else [*options, ("grpc.ssl_target_name_override", name)]
+
+    def _with_token(self, channel: Any) -> Any:
+        return TokenChannel(channel, self._metadata) if self._metadata else channel
+
+
+class TokenChannel:
+    """A channel, of either kind, whose calls all carry a token.
+
+    gRPC's own ways cost more than a small call takes: its interceptors make every call a future, and its call
+    credentials ask a thread of Python's for the token each time.
+    """
+
+    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._channel = channel
+        self._metadata = metadata
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> TokenMethod:
+        """Returns a method of gRPC's channel; as do the others."""
+        return TokenMethod(self._channel.unary_unary(*arguments, **options), self._metadata)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> TokenMethod:
+        return TokenMethod(self._channel.unary_stream(*arguments, **options), self._metadata)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> TokenMethod:
+        return TokenMethod(self._channel.stream_unary(*arguments, **options), self._metadata)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> TokenMethod:
+        return TokenMethod(self._channel.stream_stream(*arguments, **options), self._metadata)
+
+    def close(self) -> Any:
+        """Closes the channel; of asyncio's, returns what is to be awaited."""
+        return self._channel.close()
+
+
+class TokenMethod:
+    """A method whose calls carry a token."""
+
+    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, *arguments: Any, metadata: Any = (), **options: Any) -> Any:
+        """Makes a call."""
+        return self._method(*arguments, metadata=(*self._metadata, *metadata), **options)
+
+    def future(self, *arguments: Any, metadata: Any = (), **options: Any) -> Any:
+        """Makes a call whose answer is waited for later."""
+        return self._method.future(*arguments, metadata=(*self._metadata, *metadata), **options)
+
+
+def _stays_here(target: str) -> bool:
+    """Returns whether nothing that is sent to a target leaves this machine."""
+    if target.startswith("unix"):
+        return True
+    here = (_channel.is_local(each) for each in _channel.addresses(target))
+    return target.startswith(("dns:", "ipv4:", "ipv6:")) and all(here)  # others lead where their resolver says
+
+
+def _pem(name: str, given: Pem | None) -> bytes | None:
+    if given is None:
+        return None
+    source = "bytes" if isinstance(given, bytes) else shown(os.fspath(given))  # bytes may be a key
+    try:
+        content = given if isinstance(given, bytes) else Path(given).read_bytes()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or "no path"
+        raise _wrong(f"tls.{name}", f"a PEM file. Received {source}: {why}") from None
+    if b"-----BEGIN " not in content:
+        raise _wrong(f"tls.{name}", f"a PEM file. Received {source} without a line '-----BEGIN ...'")
+    return content
+
+
+def _wrong(field: str, text: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(field, f"Expected {text}."))

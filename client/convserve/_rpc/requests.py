@@ -1,0 +1,160 @@
+"""What both clients share and neither does: deadlines, retries, requests. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    TooLargeError,
+    shown,
+)
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer, planned, planned_call
+from convserve.layers.plan import Plan
+from convserve.protocol.results import Result
+from convserve.protocol.stored_layers import KnownLayer
+from convserve.tensors import framing
+from convserve.tensors.codec import (
+    FLOAT_DTYPES,
+    INPUT_DTYPES,
+    Array,
+    dtype_number,
+    name_of,
+    numpy_dtype,
+    standard_array,
+    standard_dtype,
+)
+from convserve.v1 import convolution_service_pb2
+
+_LARGEST_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
+_LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
+
+OneLayer = Layer | Conv2D | KnownLayer
+Layers = OneLayer | Sequence[OneLayer]
+"""What `convolve` takes: one layer or several, each stored, with weights, or as a configuration alone."""
+
+
+def layers_of(layers: Layers) -> list[Layer | KnownLayer]:
+    """Returns the layers of a call as a list.
+
+    Raises:
+        InvalidRequestError: If there are none, or something else is among them.
+    """
+    listed = list(layers) if isinstance(layers, Sequence) else [layers]
+    if not listed or not all(isinstance(each, OneLayer) for each in listed):
+        text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {shown(layers)}."
+        raise InvalidRequestError(FieldViolation("layers", text))
+    return [Layer(each) if isinstance(each, Conv2D) else each for each in listed]
+
+
+@dataclass(frozen=True)
+class ConvolveRequest:
+    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory.
+
+    Attributes:
+        layers: The layers.
+        message: The message.
+        input: The tensor.
+        plan: What the call does.
+    """
+
+    layers: list[Layer | KnownLayer]
+    message: convolution_service_pb2.ConvolveRequest
+    input: Array
+    plan: Plan
+
+    def serialize(self) -> bytes:
+        """Returns the message's bytes."""
+        return framing.write(self.message, self.input)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the tensors are to go in pieces."""
+        return max(self.input.nbytes, self.plan.output_bytes) > _LARGEST_WHOLE_BYTES
+
+    def carrying_layers(self) -> ConvolveRequest:
+        """Returns the same request with the stored layers' weights in it, for servers that cannot keep them.
+
+        Raises:
+            TooLargeError: For weights above protobuf's 2 GiB.
+        """
+        locals_ = [each.local if isinstance(each, KnownLayer) else each for each in self.layers]
+        _check_carried(locals_, "make room for them on the server")
+        message = convolution_service_pb2.ConvolveRequest()
+        message.CopyFrom(self.message)
+        message.ClearField("layers")
+        message.layers.extend(each.to_carried_reference() for each in self.layers)
+        return ConvolveRequest(self.layers, message, self.input, self.plan)
+
+
+def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:
+    """Returns the request of a forward pass.
+
+    Raises:
+        InvalidArgumentError: If anything is wrong with layers or input.
+        TooLargeError: For weights above protobuf's 2 GiB.
+    """
+    listed = layers_of(layers)
+    array = standard_array(x, "input", INPUT_DTYPES)
+    wanted = output_name(output_dtype)
+    found = planned_call(listed, array.shape, name_of(array), wanted)
+    numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
+    _check_carried(listed, "put the layers, and call what `put` returns")
+    message = convolution_service_pb2.ConvolveRequest(
+        layers=[each.to_reference() for each in listed],
+        output_dtype=dtype_number(wanted),
+        unbatched=not batching,
+    )
+    return ConvolveRequest(listed, message, array, found)
+
+
+def _check_carried(layers: Sequence[Layer | KnownLayer | None], remedy: str) -> None:
+    carried = sum(each.kernel.nbytes for each in layers if isinstance(each, Layer) and each.kernel is not None)
+    if carried >= _LARGEST_MESSAGE_BYTES:
+        text = (
+            "Expected weights below 2 GiB, protobuf's bound for what a call carries. "
+            f"Received {carried} bytes: {remedy}."
+        )
+        raise TooLargeError(FieldViolation("layers", text))
+
+
+CONVOLVE: dict[str, Any] = {
+    "method": "/convserve.v1.ConvolutionService/Convolve",
+    "request_serializer": ConvolveRequest.serialize,
+    "response_deserializer": Result.parse,
+}
+"""The arguments with which a channel makes Convolve's call without copying tensors through messages."""
+
+CONVOLVE_STREAM: dict[str, Any] = {"method": "/convserve.v1.ConvolutionService/ConvolveStream"}
+"""The same for ConvolveStream, in messages that `stream` writes and reads."""
+
+
+def plan_request(
+    layers: Layers, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any
+) -> convolution_service_pb2.PlanRequest:
+    """Returns the request of a plan.
+
+    Raises:
+        InvalidArgumentError: If anything is wrong with layers or shape.
+    """
+    listed = layers_of(layers)
+    planned(listed, input_shape, input_dtype, output_dtype)
+    return convolution_service_pb2.PlanRequest(
+        layers=[each.to_plan_reference() for each in listed],
+        input_shape=() if input_shape is None else tuple(input_shape),
+        input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
+        output_dtype=dtype_number(output_name(output_dtype)),
+    )
+
+
+def output_name(output_dtype: Any) -> str | None:
+    """Returns the name of the dtype that an output is asked for in; None for the last layer's compute dtype.
+
+    Raises:
+        InvalidTensorError: For another than a floating-point dtype.
+    """
+    return None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)

@@ -1,0 +1,194 @@
+"""Whether a client shares memory with its server, and a forward pass whose tensors are there."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+
+from convserve._rpc import channel
+from convserve._rpc.requests import ConvolveRequest
+from convserve.protocol.results import Result, reading_answers
+from convserve.tensors.codec import Array, dtype_number, head_of, numpy_dtype
+from convserve.tensors.shared_memory import SUFFIX, Region, SharedMemory
+from convserve.v1 import convolution_service_pb2 as messages
+from convserve.v1 import server_info_pb2
+
+log = logging.getLogger("convserve")
+
+CONVOLVE: dict[str, Any] = {
+    "method": "/convserve.v1.ConvolutionService/Convolve",
+    "request_serializer": messages.ConvolveRequest.SerializeToString,
+}
+"""The arguments with which a channel makes Convolve's call for tensors in shared memory."""
+
+_SMALLEST_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
+_SMALLEST_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
+_RETRY_S = 60.0  # to the next attempt after one that failed
+
+
+class Sharing:
+    """A client's shared memory, made at the first call that is worth it."""
+
+    def __init__(self, target: str, wanted: bool) -> None:
+        """Prepares for a target of gRPC's."""
+        self._target = target
+        self._memory: SharedMemory | None = None
+        self._lock = threading.Lock()
+        self._ask_at = 0.0 if wanted and channel.is_local(target) else float("inf")
+
+    def memory(self) -> SharedMemory | None:
+        """Returns the shared memory if there is one now."""
+        memory = self._memory
+        if memory is not None and memory.lost:
+            memory.close()
+            if memory.used:
+                self._ask_at = 0.0  # the server may have started again
+            if self._memory is memory:
+                self._memory = None
+            return None
+        return memory
+
+    def is_to_connect(self) -> bool:
+        """Returns whether the one that asks is to ask the server for its socket, and then to `connect`."""
+        with self._lock:
+            if self.memory() is not None or time.monotonic() < self._ask_at:
+                return False
+            self._ask_at = time.monotonic() + _RETRY_S
+            return True
+
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Lets the next call ask again if the block, which asks, fails; a caller who may not ask shares no memory."""
+        try:
+            yield
+        except BaseException as error:
+            if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                self.refused("the token does not allow to ask for it")
+                return
+            self._ask_at = 0.0
+            raise
+
+    def connect(self, server: server_info_pb2.ServerInfo) -> None:
+        """Shares memory over the socket that a server names."""
+        if not server.shared_memory_address:
+            self.refused("the server shares no memory")
+            return
+        addresses = ["\0" + server.shared_memory_address]
+        if self._target.startswith("unix:"):
+            addresses.insert(0, self._target.removeprefix("unix:").removeprefix("//") + SUFFIX)
+        try:
+            self._memory = SharedMemory(addresses, server.shared_memory_ticket)
+        except OSError as error:
+            self.refused(str(error))
+
+    def refused(self, why: str) -> None:
+        """Notes why there is no shared memory."""
+        log.debug("tensors go through the connection, not through shared memory: %s", why)
+
+    def placed(self, request: ConvolveRequest) -> SharedRequest | None:
+        """Returns a request with its tensors in shared memory; None where that is not to be had."""
+        memory = self.memory()
+        try:
+            return None if memory is None else SharedRequest(memory, request)
+        except OSError as error:
+            self.refused(str(error))
+            return None
+
+    def close(self) -> None:
+        """Ends the sharing."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+
+def is_worth_sharing(request: ConvolveRequest) -> bool:
+    """Returns whether a request moves enough bytes."""
+    return request.input.nbytes + request.plan.output_bytes >= _SMALLEST_SHARED_BYTES
+
+
+class SharedRequest:
+    """A request whose input lies in shared memory, and whose output will; a context in which its call is made."""
+
+    def __init__(self, memory: SharedMemory, request: ConvolveRequest) -> None:
+        """Puts the input there, unless it is there already.
+
+        Raises:
+            OSError: If there is no memory for it, or the server does not take it.
+        """
+        self._memory = memory
+        self._plan = request.plan
+        self._regions: list[Region] = []
+        self._answered = False
+        try:
+            place = memory.place_of(request.input)
+            if place is None:
+                place = self._copied(request.input).place()
+            self._output = memory.region(request.plan.output_bytes)
+        except OSError:
+            self.give_back()
+            raise
+        self.message = messages.ConvolveRequest()
+        self.message.CopyFrom(request.message)
+        self.message.input.CopyFrom(head_of(request.input))
+        self.message.input.shared_memory.CopyFrom(place)
+        self.message.output_memory.CopyFrom(self._output.place())
+
+    def _copied(self, array: Array) -> Region:
+        region = self._memory.region(array.nbytes)
+        self._regions.append(region)
+        region.shared()[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        return region
+
+    @reading_answers()
+    def result(self, data: bytes) -> Result:
+        """Returns what the answer's bytes say.
+
+        Raises:
+            InternalError: If they are none.
+        """
+        message = messages.ConvolveResponse.FromString(data)
+        if not message.output.HasField("shared_memory"):
+            found = Result.parse(data)
+            self._answered = True
+            self._regions.append(self._output)
+            self.give_back()
+            return found
+        plan, head = self._plan, message.output
+        shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
+        is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
+        if head.shared_memory != self._output.place() or not is_planned:
+            raise DecodeError("another output, or in another place, than was asked for")
+        self._answered = True
+        if plan.output_bytes < _SMALLEST_KEPT_BYTES:
+            output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
+            self._regions.append(self._output)
+        else:
+            output = self._memory.result(self._output, shape, dtype)
+        self.give_back()
+        return Result.from_message(message, output)
+
+    def give_back(self) -> None:
+        """Lets further calls use the regions that hold nothing any more."""
+        for region in self._regions:
+            self._memory.give_back(region)
+        self._regions.clear()
+
+    def __enter__(self) -> Self:
+        """Returns the request."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Without an answer, lets go of all regions: the server may still be at work on them, or not know them."""
+        if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
+            self._memory.close()
+        elif not self._answered:
+            for region in (*self._regions, self._output):
+                self._memory.discard(region)

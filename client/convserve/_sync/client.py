@@ -1,0 +1,294 @@
+"""Client: the blocking client."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from typing import Any, Literal, Unpack
+
+from convserve._rpc import map_schedule, retries
+from convserve._rpc import requests as _rpc
+from convserve._sync import map as _sync_map
+from convserve._sync.cancellation import Calls
+from convserve._sync.connection import Connection
+from convserve._sync.stored_layer import StoredLayer
+from convserve.errors import LayerNotFoundError
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Conv2DParameters, Layer
+from convserve.layers.plan import Plan
+from convserve.protocol import layer_messages, stored_layers
+from convserve.protocol.results import Result, ServerInfo, plan_from_message
+from convserve.tensors.codec import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
+from convserve.v1 import convolution_service_pb2, layer_service_pb2
+
+
+class Client(Connection):
+    """Calls a convserve server: numpy arrays in, numpy arrays out.
+
+    It may be shared by threads, and used in a process that was forked after it was made.
+
+    Example:
+        >>> with Client("localhost:50051") as client:
+        ...     y = client.conv2d(x, filters=64, kernel_size=3, activation="relu", seed=0)
+    """
+
+    def conv2d(
+        self,
+        x: Any,
+        filters: int | None = None,
+        kernel_size: int | Sequence[int] | None = None,
+        *,
+        kernel: Any = None,
+        bias: Any = None,
+        seed: int | None = None,
+        output_dtype: Any = None,
+        timeout: float | None = None,
+        **parameters: Unpack[Conv2DParameters],
+    ) -> Array:
+        """Returns `activation(conv2d(x, kernel) + bias)`, with the arguments of `keras.layers.Conv2D`.
+
+        Args:
+            x: (batch, height, width, channels), or (batch, channels, height, width) with
+                `data_format="channels_first"`; float32, float16, bfloat16, float64, uint8 or int8.
+            filters: The number of filters. It may be left out where a kernel is given.
+            kernel_size: The window. It may be left out where a kernel is given.
+            kernel: (kernel height, kernel width, channels / groups, filters). None: drawn with `kernel_initializer`.
+            bias: (filters,), together with a kernel. With a kernel and no bias, none is added.
+            seed: For every random initializer of this call that has none of its own.
+            output_dtype: A floating-point dtype; None for the policy's compute dtype.
+            timeout: Seconds for this call.
+            **parameters: The other parameters of `Conv2D`.
+
+        Returns:
+            The output, (batch, new_height, new_width, filters) or (batch, filters, new_height, new_width).
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
+        return self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout).output
+
+    def convolve(
+        self,
+        layers: _rpc.Layers,
+        x: Any,
+        *,
+        output_dtype: Any = None,
+        batching: bool = True,
+        timeout: float | None = None,
+    ) -> Result:
+        """Applies one or several layers, in order, in one call.
+
+        Args:
+            layers: A Layer or Conv2D, or a list of them.
+            x: As in `conv2d`.
+            output_dtype: A floating-point dtype; None for the last layer's compute dtype.
+            batching: Whether the server may compute this call together with others that wait for the same layers.
+            timeout: Seconds for this call.
+
+        Returns:
+            The output with losses, times, device and the seeds that the server chose.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        return self._convolve(_rpc.convolve_request(layers, x, output_dtype, batching), self._deadline(timeout))
+
+    def _convolve(
+        self,
+        request: _rpc.ConvolveRequest,
+        deadline: retries.Deadline,
+        retry: retries.RetryRule | None = None,
+        calls: Calls | None = None,
+    ) -> Result:
+        """Makes a forward pass' call, giving its layers to servers that lack them."""
+
+        def send(request: _rpc.ConvolveRequest, timeout: float) -> Result:
+            return self._connected_tensors().convolve(request, timeout, calls)
+
+        known = [each for each in request.layers if isinstance(each, StoredLayer)]
+        for is_given in (False, True):
+            gifts = [each.gifts for each in known]
+            try:
+                return self._call(send, request, deadline, retry)
+            except LayerNotFoundError:
+                if not known:
+                    raise
+            if is_given or not all(each._give(before, deadline) for each, before in zip(known, gifts, strict=True)):
+                break
+        for each in known:
+            each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
+        return self._call(send, request.carrying_layers(), deadline, retry)
+
+    def map(
+        self,
+        layers: _rpc.Layers,
+        inputs: Iterable[Any],
+        *,
+        as_completed: bool = False,
+        errors: Literal["raise", "return"] = "raise",
+        max_bytes: int = map_schedule.DEFAULT_MAX_BYTES,
+        output_dtype: Any = None,
+        timeout: float | None = None,
+    ) -> Generator[Any, None, None]:
+        """Yields the output of each input, many of which are on their way at once.
+
+        Inputs are read as they fit in, in the caller's own thread. Small ones that wait go several in one call. A call
+        that nobody answers, or that a server is too busy for, is sent again until the item's timeout, so a server that
+        is started again is found by itself.
+
+        Args:
+            layers: As in `convolve`. Weights that the server is to draw are the same for all inputs.
+            inputs: Arrays as in `conv2d`, or of 3 dimensions for one sample, whose output has 3 too. None is to be
+                written to before its output has come.
+            as_completed: Whether to yield (index, output) as outputs come, instead of outputs in the inputs' order.
+            errors: What becomes of an input that fails: "raise" ends all with its error, "return" yields the error
+                in the output's place and goes on.
+            max_bytes: The most bytes of inputs that were read and outputs that were not taken yet, together; an item
+                that is larger goes alone.
+            output_dtype: As in `convolve`.
+            timeout: Seconds for each input, from when it is first sent.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is read.
+            ConvserveError: That of an input, in its place.
+            Exception: What reading `inputs` raises, after the outputs of those before.
+        """
+        self._deadline(timeout)
+        flow = map_schedule.Pipeline(
+            layers, output_dtype, as_completed=as_completed, errors=errors, max_bytes=max_bytes
+        )
+        return _sync_map.outputs(self, flow, iter(inputs), timeout)
+
+    def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
+        """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
+
+        With a server that shares memory it lies there, else it is an array like any other. While a call is under way
+        with it, it is not to be written to.
+
+        Raises:
+            InvalidTensorError: For a dtype or shape that no input has.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        kind, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
+        self._call(self._connected_tensors().connect, None, None)
+        return self._tensors.empty(dimensions, kind)
+
+    def plan(
+        self,
+        layers: _rpc.Layers,
+        input_shape: Sequence[int] | None = None,
+        *,
+        input_dtype: Any = "float32",
+        output_dtype: Any = None,
+        timeout: float | None = None,
+    ) -> Plan:
+        """Asks the server what a call would do, and whether it would take it. `Conv2D.plan` asks nobody.
+
+        Args:
+            layers: A Layer or Conv2D, or a list of them.
+            input_shape: Four dimensions with the batch axis; None for one sample of the layer's own `input_shape`.
+            input_dtype: The input's dtype.
+            output_dtype: The dtype that would be asked for.
+            timeout: Seconds for this call.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = _rpc.plan_request(layers, input_shape, input_dtype, output_dtype)
+        return plan_from_message(self._call(self._connected().Plan, request, timeout))
+
+    def info(self, *, timeout: float | None = None) -> ServerInfo:
+        """Returns what the server is: versions, devices, dtypes, numeric mode, limits.
+
+        Raises:
+            ConvserveError: One of the tree in `convserve.errors`.
+        """
+        request = convolution_service_pb2.GetServerInfoRequest()
+        return ServerInfo.from_message(self._call(self._connected().GetServerInfo, request, timeout).server_info)
+
+    def put(
+        self,
+        layer: Conv2D | Layer,
+        kernel: Any = None,
+        bias: Any = None,
+        *,
+        name: str | None = None,
+        input_channels: int | None = None,
+        seed: int | None = None,
+        timeout: float | None = None,
+    ) -> StoredLayer:
+        """Stores a layer on the server, so that its weights cross the wire once.
+
+        Args:
+            layer: A Conv2D, or a Layer with its weights.
+            kernel: With a Conv2D: the kernel. None: the server draws the weights.
+            bias: With a Conv2D: the bias.
+            name: An alias; putting another layer under it moves it.
+            input_channels: For which the server draws weights; None for those of the Conv2D's `input_shape`.
+            seed: For every random initializer that has none of its own.
+            timeout: Seconds for this call.
+
+        Returns:
+            The layer, to be called with inputs. It goes by its digest, so a name that moves does not change it. Of
+            several servers the first that answers has it, and the name; calls give it to the others.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments.
+            OverloadedError: If the store is full.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        given = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
+        if given.kernel is None:
+            sent = layer_messages.sent_draw(given.config, name, input_channels)
+        else:
+            sent = layer_messages.sent_put(given, name)
+        answer = self._call(self._connected_layers().put, sent, timeout)
+        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, sent.layer))
+
+    def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
+        """Returns the stored layer that a name leads to, to be called with inputs.
+
+        Raises:
+            LayerNotFoundError: If it leads nowhere.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
+        answer = self._call(self._connected_layers().get, request, timeout)
+        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, None))
+
+    def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
+        """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.
+
+        Each one's `name` is its first that begins so; `names` has all.
+
+        Raises:
+            ConvserveError: One of the tree in `convserve.errors`.
+        """
+        request = layer_messages.list_request(name_prefix)
+        found = self._call(self._connected_layers().all_layers, request, timeout)
+        return [StoredLayer(self, **parts) for parts in stored_layers.listed_parts(found, name_prefix)]
+
+    def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
+        """Returns those layers that no server holds, asked in one call, or a few where they are very many.
+
+        Raises:
+            InvalidRequestError: If there is anything but layers.
+            InvalidWeightsError: For a layer without weights, which has no digest.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        requests = layer_messages.missing_requests(layers)
+        absent = self._call(self._connected_layers().find_missing, requests, timeout)
+        return [each for each in layers if each.digest in absent]
+
+    def delete(self, layer: StoredLayer | str, *, timeout: float | None = None) -> None:
+        """Deletes a stored layer with its names, or a name, and its layer with the last one, from every server.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
+        self._call(self._connected_layers().delete, request, timeout)

@@ -1,0 +1,157 @@
+"""`Client.map`: the caller's thread reads inputs and takes outputs, a few others make the calls between."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
+
+from convserve._rpc import retries
+from convserve._rpc.map_items import Item
+from convserve._rpc.map_schedule import MOST_CALLS, ONCE, Pipeline, patient
+from convserve._sync.cancellation import Calls
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
+from convserve.tensors.codec import Array
+
+if TYPE_CHECKING:
+    from convserve._sync.client import Client
+
+
+def outputs(
+    client: Client, pipeline: Pipeline, inputs: Iterator[Any], timeout: float | None
+) -> Generator[Any, None, None]:
+    """Yields what comes out of a pipeline; its threads end with the generator."""
+    senders = _Senders(client, pipeline, timeout)
+    try:
+        while senders.read_until_output(inputs):
+            # No name here holds what is yielded, so that it lasts no longer than its receiver wants.
+            yield senders.take_output()
+    finally:
+        senders.stop()
+
+
+class _Senders:
+    """The threads of one pipeline, started as there is work for them."""
+
+    def __init__(self, client: Client, pipeline: Pipeline, timeout: float | None) -> None:
+        self._client, self._pipeline, self._timeout = client, pipeline, timeout
+        self._retry = patient(client._retry)
+        self._calls = Calls()
+        # One that its holder may take again: the garbage collector may close a generator in any thread, at any time.
+        self._lock = threading.RLock()
+        self._work, self._came = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._threads: list[threading.Thread] = []
+        self._idle = 0
+        self._stopped = False
+        self._process = os.getpid()
+
+    def read_until_output(self, inputs: Iterator[Any]) -> bool:
+        """Reads inputs while they fit in; returns True if there is an output to be taken, False at the end.
+
+        One is read for each output that is taken: so the servers are kept at work, and an output that is there waits
+        for one further input at most.
+        """
+        if self._process != os.getpid():
+            text = "Expected the process that began with it. Received another one, forked from it: call map there."
+            raise InvalidRequestError(FieldViolation("map", text))
+        has_read = False
+        pipeline = self._pipeline
+        while True:
+            with self._lock:
+                while not (pipeline.wants_input or pipeline.has_output or pipeline.is_over):
+                    self._came.wait()
+                if pipeline.has_output and (has_read or not pipeline.wants_input):
+                    return True
+                if pipeline.is_over:
+                    return False
+            self._read(inputs)
+            has_read = True
+
+    def _read(self, inputs: Iterator[Any]) -> None:
+        # In the thread that takes outputs: another one could not be ended while it waits for an input.
+        end: Exception | None = None
+        try:
+            item = self._pipeline.item(next(inputs))
+        except StopIteration:
+            item = None
+        except Exception as error:  # raised when all before it has been yielded
+            item, end = None, error
+        with self._lock:
+            if item is None:
+                self._pipeline.end(end)
+            else:
+                self._pipeline.add(item)
+            self._set_to_work()
+
+    def take_output(self) -> Any:
+        """Returns what is to be yielded, or raises what is to be raised."""
+        with self._lock:
+            try:
+                return self._pipeline.take_output()
+            finally:
+                self._set_to_work()
+
+    def stop(self) -> None:
+        """Ends all calls and threads."""
+        if self._process != os.getpid():
+            return  # they are the parent's
+        with self._lock:
+            self._stopped = True
+            self._work.notify_all()
+        self._calls.end()
+        if threading.current_thread() not in self._threads:
+            for each in self._threads:
+                each.join()
+
+    def _set_to_work(self) -> None:
+        """Lets one more thread take a call, if there is one; under the lock."""
+        if not self._pipeline.has_work or self._stopped:
+            return
+        if self._idle:
+            self._work.notify()
+        elif len(self._threads) < MOST_CALLS:
+            # A daemon, so that a program may end in the middle.
+            thread = threading.Thread(target=self._send, name=f"convserve-map-{len(self._threads)}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _send(self) -> None:
+        while self._send_one():
+            pass  # nothing of the call before is held here
+
+    def _send_one(self) -> bool:
+        """Makes the next call, waiting for it if need be; returns False at the end."""
+        with self._lock:
+            while not (items := self._pipeline.next_call()):
+                if self._stopped:
+                    return False
+                self._idle += 1
+                self._work.wait()
+                self._idle -= 1
+            self._set_to_work()  # there may be more than this
+        outcome: list[Array] | Exception
+        try:
+            outcome = self._outputs(items)
+        except Exception as error:
+            outcome = error
+        with self._lock:
+            if self._stopped:
+                return False
+            if isinstance(outcome, Exception):
+                self._pipeline.fail(items, outcome)
+            else:
+                self._pipeline.finish(items, outcome)
+            self._came.notify()
+        return True
+
+    def _outputs(self, items: list[Item]) -> list[Array]:
+        call = self._pipeline.call(items)
+        deadline = self._client._deadline(self._timeout)
+        attempts = retries.Call(self._retry, deadline)
+        while True:
+            try:
+                return call.outputs(self._client._convolve(call.request, deadline, ONCE, self._calls).output)
+            except ConvserveError as failure:
+                delay = attempts.delay_after(failure)
+            self._calls.pause(delay)

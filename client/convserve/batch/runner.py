@@ -1,0 +1,329 @@
+"""A run: inputs are read, computed, written, and noted in the journal as done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+from convserve.batch.counters import Tally
+from convserve.batch.inputs import Inputs
+from convserve.batch.journal import Begun, Journal
+from convserve.batch.outputs import OutputFolder
+from convserve.batch.prefetch import read_ahead
+from convserve.batch.sources import InputArray, Reading, Source, open_array, sources_in, stamp_of
+from convserve.errors import (
+    ConvserveError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    LayerNotFoundError,
+    MissingDependencyError,
+    OverloadedError,
+    PermissionDeniedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from convserve.layers.layer import Layer, planned_call
+from convserve.tensors.codec import Array, Shape
+
+if TYPE_CHECKING:
+    from convserve._sync.client import Client
+    from convserve._sync.stored_layer import StoredLayer
+
+PART_BYTES = 4 * 2**20
+"""The size, of input or output, up to which samples of one array are sent and written together."""
+_WRITERS = 4
+_HELD = 2 * _WRITERS  # outputs that wait to be written, at most
+
+_ENDING = (LayerNotFoundError, PermissionDeniedError, UnauthenticatedError, UnavailableError, UnimplementedError)
+"""With these every other item would fail likewise: the run ends, and can go on later."""
+_PASSING = (DeadlineExceededError, OverloadedError)
+"""These say nothing about the item: a run that goes on tries it again without being asked."""
+
+
+@dataclass
+class _Work:
+    """An array on its way.
+
+    Attributes:
+        array: The array.
+        rows: How many rows a part has.
+        parts: How many parts it has; 1 for what is written as a whole.
+        written: The first rows of the parts that an earlier run wrote.
+        left: How many parts are not written.
+        under_way: How many parts are sent and not yet written, or failed.
+        is_all_sent: Whether no further part will be sent.
+        is_over: Whether it is finished, or has failed.
+        failure: Why it will not be finished.
+        is_lasting: Whether it would fail again.
+    """
+
+    array: InputArray
+    rows: int
+    parts: int
+    written: frozenset[int]
+    left: int
+    under_way: int = 0
+    is_all_sent: bool = False
+    is_over: bool = False
+    failure: str = ""
+    is_lasting: bool = False
+
+
+class Batch:
+    """One run over many inputs.
+
+    Attributes:
+        tally: How much is done.
+    """
+
+    def __init__(
+        self,
+        layers: list[Layer | StoredLayer],
+        inputs: Inputs,
+        outputs: OutputFolder,
+        journal: Journal,
+        *,
+        reading: Reading,
+        output_dtype: str | None = None,
+        retry_failed: bool = False,
+        on_failure: Callable[[str, str], None] = lambda *_: None,
+    ) -> None:
+        """Prepares a run.
+
+        Args:
+            layers: The layers, applied in order.
+            inputs: The inputs.
+            outputs: Where outputs go.
+            journal: The journal of that folder, open.
+            reading: How inputs are read.
+            output_dtype: The outputs' dtype; None for that of the computation.
+            retry_failed: Whether items that failed before are tried again.
+            on_failure: Called with key and reason of each item that fails.
+        """
+        self._layers, self._inputs, self._outputs, self._journal = layers, inputs, outputs, journal
+        self._reading, self._output_dtype = reading, output_dtype
+        # By shape and dtype, of which most inputs of a run share a few.
+        self._planned = lru_cache(lambda shape, dtype: planned_call(layers, shape, dtype, output_dtype))
+        self._retry_failed, self._on_failure = retry_failed, on_failure
+        self._stopping = False
+        self._error: Exception | None = None
+        self._lock = threading.Lock()  # of works, which several writers may finish
+        self._room = threading.BoundedSemaphore(_HELD)
+        self._sent: dict[int, tuple[_Work, int, int]] = {}  # by number: work, first row, bytes of the input
+        self.tally = Tally(len(inputs.names))
+
+    def stop(self) -> None:
+        """Lets `run` end when what is on its way is done. A signal's handler may call it."""
+        self._stopping = True
+
+    def run(self, client: Client) -> bool:
+        """Computes what is to be computed.
+
+        Returns:
+            False if it was stopped before all was done or failed.
+
+        Raises:
+            ConvserveError: If the server cannot be used; what is done is noted.
+            OSError: If outputs cannot be written; likewise.
+        """
+        self._clear()
+        with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:
+            answers = client.map(
+                self._layers, self._tensors(), as_completed=True, errors="return", output_dtype=self._output_dtype
+            )
+            with closing(answers):
+                for number, answer in answers:
+                    self._take(number, answer, writers)
+                    if self._error is not None:
+                        break
+        if self._error is not None:
+            raise self._error
+        self._clear()
+        return self.tally.counts.left == 0
+
+    def _take(self, number: int, answer: Array | ConvserveError, writers: ThreadPoolExecutor) -> None:
+        """Takes what came back for one part."""
+        work, start, input_bytes = self._sent.pop(number)
+        if isinstance(answer, _ENDING):
+            self._end(answer)
+        elif isinstance(answer, ConvserveError):
+            self._fail(work, answer)
+        else:
+            self.tally.add(input_bytes=input_bytes, output_bytes=answer.nbytes)
+            self._room.acquire()  # so that outputs do not gather where the disk is slower than the server
+            writers.submit(self._write, work, start, answer).add_done_callback(lambda _: self._room.release())
+
+    def _end(self, error: Exception) -> None:
+        self._error = self._error or error
+        self.stop()
+
+    def _tensors(self) -> Iterator[Array]:
+        """Yields the parts of inputs, as they are sent."""
+        number = 0
+        for opened in read_ahead(self._to_be_opened()):
+            work = opened.result()
+            if work is None:
+                continue
+            for start in range(0, work.array.shape[0], work.rows):
+                # What the server refuses for one part it refuses for all.
+                if self._stopping or work.is_lasting:
+                    break
+                if start in work.written:
+                    continue
+                with self._lock:
+                    work.under_way += 1
+                try:
+                    x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
+                except ConvserveError as error:
+                    self._fail(work, error)
+                    break
+                self._sent[number] = (work, start, x.nbytes)
+                number += 1
+                yield x
+                del x  # it is on its way, and nothing here holds it longer than that
+            with self._lock:
+                work.is_all_sent = True
+            self._finish_if_over(work)
+
+    def _to_be_opened(self) -> Iterator[tuple[int, Callable[[], _Work | None]]]:
+        """Yields, for each array that is not done, the size of its file and what opens it."""
+        for name in self._inputs.names:
+            if self._stopping:
+                return
+            if self._is_known(name):
+                continue
+            try:
+                sources = sources_in(self._inputs, name, self._reading.keep_suffix)
+            except MissingDependencyError as error:
+                self._end(error)
+                return
+            except ConvserveError as error:
+                self._note_failure(name, stamp_of(self._inputs.path(name)), _reason(error), is_lasting=True)
+                continue
+            self.tally.add(items=len(sources) - 1)
+            for source in sources:
+                if source.key == name or not self._is_known(source.key):
+                    yield source.file_bytes, partial(self._open, source)
+
+    def _is_known(self, key: str) -> bool:
+        """Counts an item that an earlier run has finished, or that failed there and is not to be tried again."""
+        if key in self._journal.done:
+            self.tally.add(skipped=1)
+            return True
+        if key in self._journal.failed and not self._retry_failed:
+            self._tell_failure(key, self._journal.failed[key])
+            return True
+        return False
+
+    def _open(self, source: Source) -> _Work | None:
+        """Opens an array, in a thread, or notes why that fails."""
+        try:
+            array = open_array(source, self._reading)
+            samples = array.shape[0]
+            # Of one sample; an array that has none is refused for it.
+            one = self._planned((min(1, samples), *array.shape[1:]), array.dtype)
+            rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
+            if rows > array.step:
+                rows -= rows % array.step  # whole chunks of Zarr's
+            if rows >= samples:
+                return _Work(array, samples, 1, frozenset(), 1)
+            begun = self._begun(source, (samples, *one.output_shape[1:]), one.output_dtype, rows)
+            parts = -(-samples // begun.rows)
+            self.tally.add(parts=len(begun.starts) / parts)
+            return _Work(array, begun.rows, parts, frozenset(begun.starts), parts - len(begun.starts))
+        except (MissingDependencyError, OSError) as error:  # OSError: of the output; the input's comes as the other
+            self._end(error)
+        except ConvserveError as error:
+            self._note_failure(source.key, source.stamp, _reason(error), is_lasting=True)
+        return None
+
+    def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> Begun:
+        """Returns the output of an array that is written in parts: one that was begun, or a new one."""
+        begun = self._journal.begun.get(source.key)
+        if (
+            begun is not None
+            and (begun.output, begun.stamp, begun.shape, begun.dtype) == (source.stem, source.stamp, shape, dtype)
+            and self._outputs.has_begun(source.stem, shape, dtype)
+        ):
+            return begun
+        begun = Begun(source.stem, source.stamp, shape, dtype, rows)
+        # First the line: else a run that is killed between the two leaves an empty file and lines that call it written.
+        self._journal.note_begun(source.key, begun)
+        self._outputs.begin(source.stem, shape, dtype, rows)
+        return begun
+
+    def _write(self, work: _Work, start: int, output: Array) -> None:
+        """Writes a part, in a thread."""
+        source = work.array.source
+        samples = 1 if work.array.is_sample else len(output)
+        try:
+            if work.parts == 1:
+                self._note_done(source, self._outputs.write(source.stem, output))
+                self.tally.add(samples=samples, done=1)
+            else:
+                self._outputs.write_rows(source.stem, start, output)
+                self._journal.note_part(source.key, start)
+                self.tally.add(samples=samples, parts=1 / work.parts)
+            with self._lock:
+                work.left -= 1
+                work.under_way -= 1
+            self._finish_if_over(work)
+        except Exception as error:  # whatever it is, the run's own thread raises it
+            self._end(error)
+
+    def _fail(self, work: _Work, error: ConvserveError) -> None:
+        """Notes that a part failed."""
+        with self._lock:
+            work.under_way -= 1
+            work.failure = work.failure or _reason(error)
+            work.is_lasting |= not isinstance(error, _PASSING)
+        self._finish_if_over(work)
+
+    def _finish_if_over(self, work: _Work) -> None:
+        """Finishes an array when its last part is done."""
+        with self._lock:
+            if work.under_way or not work.is_all_sent or work.is_over or (work.left and not work.failure):
+                return
+            work.is_over = True
+        source = work.array.source
+        if work.failure:
+            self._note_failure(source.key, source.stamp, work.failure, is_lasting=work.is_lasting)
+            self.tally.add(parts=(work.left - work.parts) / work.parts)
+        elif work.parts > 1:
+            self._note_done(source, self._outputs.finish(source.stem))
+            self.tally.add(done=1, parts=-1)
+
+    def _note_done(self, source: Source, size: int) -> None:
+        self._journal.note_done(source.key, source.stamp, source.stem, size)
+
+    def _note_failure(self, key: str, stamp: str, reason: str, *, is_lasting: bool) -> None:
+        if is_lasting:
+            self._journal.note_failed(key, stamp, reason)
+        self._tell_failure(key, reason)
+
+    def _tell_failure(self, key: str, reason: str) -> None:
+        self.tally.add_failure(key, reason)
+        self._on_failure(key, reason)
+
+    def _clear(self) -> None:
+        self._outputs.clear({each.output for each in self._journal.begun.values()})
+
+
+def is_so(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
+    """Whether a line of the journal still holds: the input is what it was, and the output is there."""
+    key = line.get("done") or line.get("failed") or line["begun"]
+    if stamp_of(inputs.path(key)) != line["stamp"]:
+        return False
+    return "done" not in line or outputs.size(line["output"]) == line["size"]
+
+
+def _reason(error: ConvserveError) -> str:
+    if isinstance(error, InvalidArgumentError):
+        return " ".join(each.description for each in error.violations) or str(error)
+    return str(error) or type(error).__name__

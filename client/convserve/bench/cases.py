@@ -1,0 +1,142 @@
+"""One workload, ready to be measured: everything that can be called for it, and what the answers should be."""
+
+from __future__ import annotations
+
+import math
+from contextlib import suppress
+from typing import Any
+
+from convserve._sync.client import Client
+from convserve.bench import correctness, in_process
+from convserve.bench.echo import Echo
+from convserve.bench.loops import Subject
+from convserve.bench.workloads import Workload
+from convserve.errors import ConvserveError
+from convserve.protocol.results import Result
+from convserve.tensors.codec import Array
+
+SERVER, IN_PROCESS, ECHO = "convserve", "in process", "raw echo"
+_MOST_MESSAGE_BYTES = 2**31 - 2**16
+
+
+class Course:
+    """A workload, its layer stored on the server, its first calls made.
+
+    Attributes:
+        workload: The workload.
+        plan: What a call comes to.
+        subjects: What can be called, by name: the server, and the layer in process and the raw echo where possible.
+        absent: Why one of them is not there, by name.
+    """
+
+    def __init__(self, workload: Workload, client: Client, echo: Echo, *, tf32: bool, with_layer: bool) -> None:
+        """Stores the layer, makes the first call of everything, and checks the first answers.
+
+        Args:
+            workload: The workload.
+            client: For the calls to the server.
+            echo: For the raw ones.
+            tf32: Whether the server may use TensorFloat-32.
+            with_layer: Whether to compute the layer in this process too, where that is possible.
+
+        Raises:
+            ConvserveError: If the server does not take the call.
+        """
+        self.workload, self.plan = workload, workload.plan()
+        self.subjects: dict[str, Subject] = {}
+        self.absent: dict[str, str] = {}
+        self._client = client
+        self._inputs = workload.inputs()
+        self._limit = correctness.limit(workload.layer.config, tf32)
+        self._difference = 0.0
+        self._expected: list[correctness.Expectation] = []
+        self._against = ""
+        self._was_there = not client.missing([workload.layer])
+        self._stored = client.put(workload.layer)
+        try:
+            self._add_in_process(with_layer)
+            self._add_server()
+            self._add_echo(echo)
+        except BaseException:
+            self.close()
+            raise
+
+    def _input(self, caller: int) -> Array:
+        return self._inputs[caller % len(self._inputs)]
+
+    def _add_server(self) -> None:
+        dtype = self.workload.output_dtype
+
+        def call(caller: int) -> Result:
+            return self._client.convolve(self._stored, self._input(caller), output_dtype=dtype)
+
+        self.check({caller: call(caller) for caller in range(len(self._inputs))})
+        self.subjects[SERVER] = Subject(
+            call, lambda result: (result.timing.queue_us, result.timing.compute_us, result.batch_size)
+        )
+
+    def _add_in_process(self, wanted: bool) -> None:
+        if not wanted:
+            self.absent[IN_PROCESS] = "not asked for"
+        elif not in_process.is_possible():
+            self.absent[IN_PROCESS] = "TensorFlow and Keras are not installed here"
+        else:
+            try:
+                function = in_process.function(self.workload)
+                self._expected = [correctness.whole(function(x), self.plan) for x in self._inputs]
+            except Exception as error:  # whatever TensorFlow says, the server can be measured all the same
+                self.absent[IN_PROCESS] = str(error).partition("\n")[0][:200]
+            else:
+                self._against = "the same layer in process"
+                self.subjects[IN_PROCESS] = Subject(lambda caller: function(self._input(caller)))
+                return
+        found = (correctness.by_definition(self.workload.layer, x, self.plan) for x in self._inputs)
+        self._expected = [each for each in found if each is not None]
+        self._against = "the definition of convolution, at some places" if self._expected else ""
+
+    def _add_echo(self, echo: Echo) -> None:
+        if max(self.plan.input_bytes, self.plan.output_bytes) > _MOST_MESSAGE_BYTES:
+            self.absent[ECHO] = "no message can have as many bytes"
+            return
+        request = echo.request(self.plan.input_bytes, self.plan.output_bytes)
+        try:
+            echo(request)
+        except ConvserveError as error:
+            self.absent[ECHO] = str(error).partition("\n")[0]
+        else:
+            self.subjects[ECHO] = Subject(lambda _: echo(request))
+
+    def check(self, answers: dict[int, Result]) -> None:
+        """Compares the server's answers with what they should be.
+
+        Args:
+            answers: By the number of the caller.
+        """
+        if self._expected:
+            for caller, answer in answers.items():
+                expected = self._expected[caller % len(self._expected)]
+                self._difference = max(self._difference, expected.difference(answer.output))
+
+    def document(self) -> dict[str, Any]:
+        """Returns what the workload is, and whether its answers were right."""
+        workload, plan = self.workload, self.plan
+        return {
+            "name": workload.name,
+            "layer": repr(workload.layer.config),
+            "input": {"shape": list(workload.input_shape), "dtype": workload.input_dtype, "bytes": plan.input_bytes},
+            "output": {"shape": list(plan.output_shape), "dtype": plan.output_dtype, "bytes": plan.output_bytes},
+            "flops": plan.flops,
+            "check": {
+                "against": self._against,
+                "difference": self._difference if math.isfinite(self._difference) else None,
+                "limit": self._limit,
+                "ok": self._difference <= self._limit if self._expected else None,
+            },
+            "absent": self.absent,
+        }
+
+    def close(self) -> None:
+        """Deletes the layer, unless it was stored before."""
+        if not self._was_there:
+            with suppress(ConvserveError):  # it went by itself, or the server did
+                self._client.delete(self._stored)

@@ -1,0 +1,56 @@
+"""`convserve info`: what a server is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from convserve.cli.options.connection import add_connection_options, connect
+from convserve.cli.output.report import print_json, print_rows
+from convserve.display.units import bytes_text
+
+HELP = "say what a server is: versions, devices, dtypes, limits"
+
+_DESCRIPTION = """\
+Says what the server is: its versions, the devices that compute, the types that it
+takes and gives, whether float32 convolutions may use TensorFloat-32, the limits of
+one call, and the layers that it stores."""
+
+_EPILOG = """\
+examples:
+  convserve info
+  convserve info --target gpu-host:50051 --json"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's options."""
+    parser.description = _DESCRIPTION
+    parser.epilog = _EPILOG
+    parser.add_argument("--json", action="store_true", help="print it as JSON")
+    add_connection_options(parser, timeout=10.0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs the command; returns the exit status."""
+    with connect(arguments) as client:
+        info = client.info()
+    if arguments.json:
+        print_json(dataclasses.asdict(info))
+        return 0
+    devices = [f"{each.name} ({each.description})" if each.description else each.name for each in info.devices]
+    usage = info.usage
+    tf32 = "on: float32 convolutions on a GPU round factors to 10 bits" if info.tf32 else "off"
+    print_rows(
+        [
+            ("server", f"convserve {info.version}, TensorFlow {info.tensorflow_version}, Keras {info.keras_version}"),
+            ("devices", "\n".join(devices)),
+            ("inputs", ", ".join(info.input_dtypes)),
+            ("outputs", ", ".join(info.output_dtypes)),
+            ("TF32", tf32),
+            ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
+            ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
+            ("layers", f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory"),
+            ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
+        ]
+    )
+    return 0

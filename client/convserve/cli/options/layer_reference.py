@@ -1,0 +1,92 @@
+"""How a layer is named on the command line: a stored one by a name or its digest, any other by its file."""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, PermissionDeniedError, shown
+
+if TYPE_CHECKING:
+    from convserve import Client, Layer, StoredLayer
+
+REFERENCE = "a name, or a digest in hexadecimal, of which the first 8 characters suffice where they are unique"
+"""The help text of an option that `find` reads."""
+
+FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (FILE:NAME picks one of its layers)"
+"""The help text of an option that `find_or_read` reads, beside `REFERENCE`."""
+
+_DIGEST = re.compile(r"[0-9a-f]{8,64}")
+_FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors))(:(?P<name>.+))?", re.IGNORECASE)
+_MOST_LISTED = 20  # layers of a file that an error names
+
+
+def find(client: Client, reference: str) -> StoredLayer:
+    """Returns the stored layer that a name or a digest means.
+
+    Raises:
+        LayerNotFoundError: If there is none.
+        InvalidRequestError: If several digests begin so, or the text is neither.
+    """
+    try:
+        return client.layer(reference)
+    except LayerNotFoundError:
+        if not _DIGEST.fullmatch(reference):
+            raise
+    found = [each for each in client.layers() if each.digest.hex().startswith(reference)]
+    if len(found) > 1:
+        text = f"Expected more of the digest. Received {shown(reference)}, with which {len(found)} digests begin."
+        raise InvalidRequestError(FieldViolation("layer", text))
+    if not found:
+        text = f"Expected a stored layer. Received {shown(reference)}: no name, and no digest begins so."
+        raise LayerNotFoundError(text, layer=reference)
+    return found[0]
+
+
+def find_or_read(client: Client, reference: str) -> StoredLayer:
+    """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
+
+    A server that is started again without its layers can then be given it again.
+
+    Raises:
+        LayerNotFoundError: If the server has none of that name or digest.
+        InvalidRequestError: If several digests begin so; or if the file cannot be read, or does not say which layer.
+    """
+    found = _FILE.fullmatch(reference)
+    if found is not None and Path(found["file"]).exists():
+        return client.put(_read(found["file"], found["name"]))
+    stored = find(client, reference)
+    with suppress(PermissionDeniedError):  # who may only compute cannot give it again either
+        stored.weights()
+    return stored
+
+
+def _read(file: str, name: str | None) -> Layer:
+    from convserve import importing
+
+    if file.lower().endswith(".safetensors") and not _has_configuration(file):
+        text = "Expected a file that says the layer's configuration. Received "
+        text += f"{shown(file)}, which has weights alone: `convserve layers import` stores them with their strides "
+        text += "and padding, and --layer takes the name."
+        raise InvalidRequestError(FieldViolation("layer", text))
+    layers = importing.read(file, prefix="").layers
+    if name is None and len(layers) == 1:
+        return next(iter(layers.values()))
+    if name not in layers:
+        listed = ", ".join(list(layers)[:_MOST_LISTED]) + (", ..." if len(layers) > _MOST_LISTED else "")
+        received = shown(file if name is None else f"{file}:{name}")
+        text = f"Expected one layer of the file, as {shown(f'{file}:NAME')} ({listed or 'none'}). Received {received}."
+        raise InvalidRequestError(FieldViolation("layer", text))
+    return layers[name]
+
+
+def _has_configuration(file: str) -> bool:
+    from convserve.files.layers import configuration_in
+    from convserve.files.safetensors import SafetensorsFile
+
+    try:
+        return configuration_in(SafetensorsFile(Path(file)).metadata) is not None
+    except (ValueError, OSError):
+        return True  # reading it says what is wrong

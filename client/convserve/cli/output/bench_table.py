@@ -1,0 +1,108 @@
+"""What `convserve bench` prints: a table per workload and load."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convserve.cli.output.report import print_rows, shape_text
+from convserve.display.units import bytes_text, duration_text, flops_text
+
+_COLUMNS = ("", "p50", "p90", "p99", "max", "calls/s", "MB/s sent", "MB/s back", "latency", "calls/s")
+_OVER = "convserve / it"
+
+
+def print_document(document: dict[str, Any]) -> None:
+    """Prints what a measurement found."""
+    server = document["server"]
+    print_rows(
+        [
+            ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
+            ("here", document["machine"]),
+            ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
+            ("time", f"{document['time']}, measured for {document['seconds']:.1f} s" + _interruption(document)),
+        ]
+    )
+    for workload in document["workloads"]:
+        print()
+        _print_workload(workload)
+
+
+def _interruption(document: dict[str, Any]) -> str:
+    return " until it was interrupted" if document["interrupted"] else ""
+
+
+def _print_workload(workload: dict[str, Any]) -> None:
+    sent, received = workload["input"], workload["output"]
+    print(
+        f"{workload['name']}: {shape_text(sent['shape'], sent['dtype'])} to "
+        f"{shape_text(received['shape'], received['dtype'])}, {bytes_text(sent['bytes'])} there and "
+        f"{bytes_text(received['bytes'])} back, {flops_text(workload['flops'])}"
+    )
+    print(f"  {_answers(workload['check'])}")
+    for name, reason in workload["absent"].items():
+        print(f"  not measured, {name}: {reason}")
+    for load in workload["loads"]:
+        _print_load(load)
+
+
+def _answers(check: dict[str, Any]) -> str:
+    if check["ok"] is None:
+        return "answers not checked: that needs TensorFlow, or a layer whose activation is none or relu"
+    apart = "of another shape or dtype, or NaN" if check["difference"] is None else f"{check['difference']:.1g}"
+    if check["ok"]:
+        return f"answers right: as {check['against']}, within {apart} of the largest value"
+    return f"WRONG ANSWERS: compared with {check['against']}: {apart} of the largest value, limit {check['limit']:.1g}"
+
+
+def _print_load(load: dict[str, Any]) -> None:
+    rows: list[tuple[str, ...]] = [_COLUMNS]
+    notes = []
+    for name, figures in load["subjects"].items():
+        if "p50_ms" not in figures:
+            rows.append((name, "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
+        else:
+            rows.append((name, *_figures(figures), *_ratios(load["over"].get(name, {}))))
+        if figures["failures"]:
+            counts = ", ".join(f"{number} {kind}" for kind, number in figures["failures"].items())
+            notes.append(f"{name}: failed calls: {counts}: {figures['failure'].partition(chr(10))[0]}")
+        if figures["not_begun"]:
+            notes.append(
+                f"{name}: too slow for this rate: {figures['not_begun']} calls were not begun in time, "
+                "and latencies only grow with the time"
+            )
+        if "compute_ms" in figures:
+            notes.append(_where(name, figures))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+    head = " " * (sum(widths[:8]) + 2 * 8) + _OVER
+    print(f"  {load['load']}{head[len(load['load']) :] if load['over'] else ''}")
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
+        print(f"    {'  '.join(cells)}".rstrip())
+    for note in notes:
+        print(f"    {note}")
+
+
+def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
+    latencies = (duration_text(figures[name] * 1e3) for name in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
+    rates = (figures["calls_per_s"], figures["sent_mb_per_s"], figures["received_mb_per_s"])
+    return (*latencies, *(_short(each) for each in rates))
+
+
+def _ratios(ratios: dict[str, Any]) -> tuple[str, str]:
+    return (f"{ratios['latency']:.2f}", f"{ratios['rate']:.2f}") if ratios else ("", "")
+
+
+def _where(name: str, figures: dict[str, Any]) -> str:
+    total = figures["queue_ms"] + figures["compute_ms"] + figures["way_ms"]
+    shares = ", ".join(
+        f"{what} {figures[key] / total:.0%}"
+        for what, key in (("waiting", "queue_ms"), ("computing", "compute_ms"), ("on the way", "way_ms"))
+    )
+    mean = figures["mean_batch_size"]
+    batch = f"{mean:.3g} sample{'s' if mean != 1 else ''} at once"
+    most = figures["largest_batch_size"]
+    return f"{name}'s time: {shares}; {batch}" + (f", {most} at most" if most > mean else "")
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

@@ -1,0 +1,121 @@
+"""How stored layers are shown: a table for many, lines for one, a document for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from google.protobuf import json_format
+
+from convserve.display.units import bytes_text
+from convserve.layers import messages
+from convserve.tensors.codec import Shape, itemsize
+
+if TYPE_CHECKING:
+    from convserve import Conv2D, Layer, StoredLayer
+
+_HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A layer with its weights, as far as it is shown.
+
+    Attributes:
+        name: A name that leads to it, or None.
+        names: All of them.
+        digest: Its digest in hexadecimal.
+        config: Its configuration.
+        kernel_shape: Its kernel's shape.
+    """
+
+    name: str | None
+    names: tuple[str, ...]
+    digest: str
+    config: Conv2D
+    kernel_shape: Shape
+
+    @classmethod
+    def of_stored(cls, layer: StoredLayer) -> Row:
+        """Returns a stored layer's row."""
+        return cls(layer.name, layer.names, layer.digest.hex(), layer.config, layer.kernel_shape)
+
+    @classmethod
+    def of_layer(cls, name: str, layer: Layer) -> Row:
+        """Returns the row of a layer that has its weights."""
+        assert layer.kernel is not None  # noqa: S101 (an import finds no other)
+        return cls(name, (name,), layer.digest.hex(), layer.config, layer.kernel.shape)
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has."""
+        return math.prod(self.kernel_shape) + (self.config.filters if self.config.use_bias else 0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """How many bytes they take."""
+        return self.parameters * itemsize(self.config.variable_dtype)
+
+
+def print_table(rows: Sequence[Row]) -> None:
+    """Prints a line for each layer, and the sum."""
+    cells = [_HEADINGS, *map(_cells, rows)]
+    if rows:
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for line in cells:
+            print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+    print(total_text(rows))
+
+
+def total_text(rows: Sequence[Row]) -> str:
+    """Returns "2 layers, 18.4 kB of weights"; a layer that several names lead to is counted once."""
+    distinct = {row.digest: row.weight_bytes for row in rows}
+    return f"{len(distinct)} layer{'' if len(distinct) == 1 else 's'}, {bytes_text(sum(distinct.values()))} of weights"
+
+
+def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
+    """Returns labels and texts that describe one layer."""
+    return [
+        ("name", ", ".join(row.names)),
+        ("digest", row.digest),
+        ("layer", repr(row.config)),
+        ("kernel", f"{row.kernel_shape} {row.config.variable_dtype}"),
+        ("parameters", f"{row.parameters:,}, {bytes_text(row.weight_bytes)}"),
+    ]
+
+
+def document(row: Row) -> dict[str, Any]:
+    """Returns a layer as JSON; its configuration in the contract's form."""
+    return {
+        "name": row.name,
+        "names": row.names,
+        "digest": row.digest,
+        "kernel_shape": row.kernel_shape,
+        "parameters": row.parameters,
+        "weight_bytes": row.weight_bytes,
+        "config": json_format.MessageToDict(messages.to_message(row.config), preserving_proto_field_name=True),
+    }
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    config = row.config
+    padding = (
+        config.padding if isinstance(config.padding, str) else ",".join(str(n) for side in config.padding for n in side)
+    )
+    groups = f" in {config.groups} groups" if config.groups > 1 else ""
+    dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
+    return (
+        ", ".join(row.names) or "-",
+        row.digest[:12],
+        f"{row.kernel_shape}{groups}{dilated}",
+        _pair(config.strides),
+        padding,
+        config.activation.keras_name,
+        bytes_text(row.weight_bytes),
+    )
+
+
+def _pair(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]},{pair[1]}"

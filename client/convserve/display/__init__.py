@@ -1,0 +1,1 @@
+"""How values show themselves: pictures of feature maps, tables in notebooks, units."""

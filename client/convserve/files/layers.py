@@ -1,0 +1,65 @@
+"""A single layer in a file: safetensors with its configuration, or a `.npz` archive of its weights alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.files import safetensors
+from convserve.files.arrays import unwritable
+from convserve.layers import messages
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.v1 import conv2d_pb2
+
+LAYER_SUFFIXES = (".safetensors", ".npz")
+"""How the names of the files that `save_layer` writes end."""
+
+FORMAT = {"format": "convserve.v1.layer"}
+"""The metadata by which such a safetensors file is known; a server's durable store writes the same."""
+
+
+def save_layer(path: str | Path, layer: Layer) -> None:
+    """Writes a layer with its weights, as `convserve.importing.read` reads it.
+
+    A `.safetensors` file has the configuration too. A `.npz` file has it not, and bfloat16, which NumPy's format cannot
+    name, as float32, without loss.
+
+    Raises:
+        InvalidRequestError: If the name ends otherwise, or the file cannot be written.
+    """
+    file = Path(path)
+    arrays = {name: each for name, each in (("kernel", layer.kernel), ("bias", layer.bias)) if each is not None}
+    try:
+        if file.suffix.lower() == ".safetensors":
+            config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
+            safetensors.write(file, arrays, FORMAT | {"conv2d": config})
+        elif file.suffix.lower() == ".npz":
+            wide = {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.name == "bfloat16"}
+            with file.open("wb") as opened:
+                named: dict[str, Any] = arrays | wide
+                np.savez(opened, **named)
+        else:
+            text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {shown(str(path))}."
+            raise InvalidRequestError(FieldViolation("output", text))
+    except OSError as error:
+        raise unwritable("output", path, error) from error
+
+
+def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
+    """Returns the configuration that a safetensors file's metadata has, or None where it has none.
+
+    Raises:
+        ValueError: If it is not the JSON form of the contract's Conv2D.
+        InvalidConfigurationError: If a parameter is wrong.
+    """
+    if not FORMAT.items() <= metadata.items():
+        return None
+    try:
+        return messages.from_message(json_format.Parse(metadata.get("conv2d", ""), conv2d_pb2.Conv2D()))
+    except json_format.ParseError as error:
+        raise ValueError(str(error)) from error

@@ -1,0 +1,175 @@
+"""RemoteConv2D: `keras.layers.Conv2D` in a Keras model, computed by a server."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from convserve._rpc.channel import DEFAULT_TARGET, channel_target
+from convserve._rpc.credentials import TLS
+from convserve._rpc.retries import DEFAULT_TIMEOUT_S, checked_timeout
+from convserve.activations import Activation
+from convserve.errors import FieldViolation, InvalidRequestError, MissingDependencyError
+from convserve.keras.remote_calls import Remote, grant, in_layer
+from convserve.layers.conv2d import Conv2D
+from convserve.tensors.codec import Array
+
+try:
+    import keras
+    import tensorflow as tf
+except ImportError as error:
+    raise MissingDependencyError(
+        f"convserve.keras needs Keras on TensorFlow ({error}): pip install 'convserve[server]' brings both, and "
+        "KERAS_BACKEND=tensorflow chooses it."
+    ) from error
+
+_MIXED = {("float16", "float32"): "mixed_float16", ("bfloat16", "float32"): "mixed_bfloat16"}
+# These two leave their input on their output, where Keras' losses look for it.
+_WITH_LOGITS = {"sigmoid", "softmax"}
+_HOW_TO_TRAIN = (
+    "train the model that convserve.keras.to_local returns, or set trainable=False on the layers that stay as they are"
+)
+
+
+@keras.saving.register_keras_serializable(package="convserve")
+class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
+    """`keras.layers.Conv2D` whose forward pass a server computes.
+
+    It is a Conv2D, so building, saving, loading, weights, regularizers' losses and the refusal of wrong arguments are
+    Keras' own. The weights live in its variables. The server gets them with the first call, and again after they
+    changed; in between, calls name them by their digest. An activation that is no plain function of
+    `keras.activations` is applied here, to what the server returns.
+
+    It does not train: `training=True` is refused unless the layer is frozen (`trainable=False`), and so is a gradient
+    through it. Weights files (`save_weights`) go by the names of classes: load one before `to_remote`, write one after
+    `to_local`. `Model.export` writes a graph, which holds no connection: export what `to_local` returns.
+
+    In a graph (`predict`, `tf.function`, `tf.data`) TensorFlow turns what a call raises into an error of its own, with
+    the name of the class and the text in it; outside of one it is one of `convserve.errors`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32, 32, 3)), RemoteConv2D(64, 3, server="localhost:50051")])
+        >>> y = model.predict(x)
+    """
+
+    __module__ = "convserve.keras"  # Keras writes it into saved models
+
+    def __init__(
+        self,
+        *args: Any,
+        server: str | Sequence[str] = DEFAULT_TARGET,
+        timeout: float | None = None,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Makes the layer. The connection is made with the first call.
+
+        Args:
+            *args: The arguments of `keras.layers.Conv2D`.
+            server: The target of a `convserve.Client`, which all layers of this server share.
+            timeout: Seconds that a call may take; None for the client's default.
+            token: As of `convserve.Client`. It and `tls` hold for all layers of this server in this process, from now
+                on. They are neither in the layer's configuration nor in a file of the model.
+            tls: As of `convserve.Client`.
+            **kwargs: The arguments of `keras.layers.Conv2D`.
+
+        Raises:
+            InvalidRequestError: For a server or timeout that makes no sense, or if Keras does not run on TensorFlow.
+            ValueError: For wrong arguments, by Keras.
+        """
+        if keras.backend.backend() != "tensorflow":
+            text = f"Expected Keras on TensorFlow. Received a Keras on {keras.backend.backend()}: "
+            hint = "set KERAS_BACKEND=tensorflow before Keras is imported."
+            raise InvalidRequestError(FieldViolation("backend", text + hint))
+        target = server if isinstance(server, str) else tuple(server)
+        channel_target(target)
+        checked_timeout(timeout, DEFAULT_TIMEOUT_S)
+        grant(target, token, tls)
+        super().__init__(*args, **kwargs)
+        self.supports_jit = False  # XLA computes on the device alone
+        self._remote = Remote(target, timeout)
+
+    @property
+    def server(self) -> str | tuple[str, ...]:
+        """The server's target. `to_remote` makes the same layer for another one."""
+        return self._remote.server
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that a call may take; None for the client's default."""
+        return self._remote.timeout
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns what `from_config` takes: the arguments of Conv2D, and where the server is."""
+        server = self.server if isinstance(self.server, str) else list(self.server)
+        return {**super().get_config(), "server": server, "timeout": self.timeout}
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Makes a variable that is read in its own dtype: the server casts, and the digest is that of the weights."""
+        return super().add_weight(*args, **{"autocast": False, **kwargs})
+
+    def call(self, inputs: Any, training: Any = None) -> Any:
+        """Returns `activation(conv2d(inputs, kernel) + bias)`.
+
+        Args:
+            inputs: As `keras.layers.Conv2D` takes them.
+            training: Not True, unless the layer is frozen.
+
+        Raises:
+            ConvserveError: Outside of a graph; one of the tree in `convserve.errors`.
+        """
+        with in_layer(repr(self.name)):
+            if self.trainable and not isinstance(training, tf.Tensor) and training:
+                text = "Expected inference, for the server returns no gradients. Received training=True: "
+                raise InvalidRequestError(FieldViolation("training", f"{text}{_HOW_TO_TRAIN}."))
+            served = self._served_activation()
+            config = Conv2D(
+                self.filters,
+                self.kernel_size,
+                strides=self.strides,
+                padding=self.padding,
+                data_format=self.data_format,
+                dilation_rate=self.dilation_rate,
+                groups=self.groups,
+                activation=served,
+                use_bias=self.use_bias,
+                dtype=_MIXED.get((self.compute_dtype, self.variable_dtype), self.compute_dtype),
+            )
+            weights = [self.kernel, self.bias] if self.use_bias else [self.kernel]
+            weights = [tf.cast(tf.convert_to_tensor(each), config.variable_dtype) for each in weights]
+            if not self.trainable:
+                weights = [tf.stop_gradient(each) for each in weights]
+            # Bound to the connection rather than to the layer, which a graph would keep alive.
+            convolve = functools.partial(self._remote.convolve, self.name, config)
+            outputs = _applied(convolve, config.compute_dtype, tf.convert_to_tensor(inputs), *weights)
+        outputs.set_shape(self.compute_output_shape(tuple(inputs.shape)))  # which a graph cannot know
+        return outputs if served or self.activation is None else self.activation(outputs)
+
+    def _served_activation(self) -> str | None:
+        """Returns the activation's name if the server is to apply it, or None."""
+        name = getattr(self.activation, "__name__", "")
+        if getattr(Activation.members.get(name), "changes_shape", True) or name in _WITH_LOGITS:
+            return None  # of what changes the shape, TensorFlow infers the shape by itself
+        # A function of the same name from elsewhere may have other defaults, as keras.ops.gelu has.
+        return name if self.activation is keras.activations.get(name) else None
+
+
+def _applied(function: Callable[..., Array], dtype: str, *tensors: Any) -> Any:
+    """Returns a function of arrays, applied to tensors now or in the graph. A gradient through it is refused."""
+
+    def gradient(*_: Any) -> Any:
+        text = "Expected no gradient through a layer that a server computes. Received one to compute: "
+        raise InvalidRequestError(FieldViolation("gradient", f"{text}{_HOW_TO_TRAIN}."))
+
+    @tf.custom_gradient  # type: ignore[untyped-decorator]
+    def applied(*given: Any) -> Any:
+        if tf.executing_eagerly():
+            return tf.convert_to_tensor(function(*map(np.asarray, given))), gradient
+        # A convolution is pure. That said, TensorFlow computes branches of a model side by side.
+        return tf.numpy_function(function, given, dtype, stateful=False), gradient
+
+    return applied(*tensors)

@@ -1,0 +1,131 @@
+"""Whole models: every Conv2D in them made a RemoteConv2D, and back."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from convserve._rpc.channel import DEFAULT_TARGET
+from convserve._rpc.credentials import TLS
+from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.keras.remote_calls import grant
+from convserve.keras.remote_conv2d import RemoteConv2D
+
+# What get_config gives in a form that loses functions of the user's own.
+_OBJECTS = (
+    "kernel_initializer", "bias_initializer", "kernel_regularizer", "bias_regularizer", "activity_regularizer",
+    "kernel_constraint", "bias_constraint",
+)  # fmt: skip
+
+
+def to_remote(
+    model: Any,
+    server: str | Sequence[str] = DEFAULT_TARGET,
+    timeout: float | None = None,
+    *,
+    token: str | None = None,
+    tls: TLS | bool | None = None,
+) -> Any:
+    """Returns a copy of a model in which every Conv2D is a RemoteConv2D with the same weights and name.
+
+    Nested models and wrappers such as TimeDistributed are gone through. Subclasses of Conv2D stay as they are, except
+    RemoteConv2D, which moves to the server. The optimizer's state is not copied.
+
+    Args:
+        model: A Sequential or Functional model.
+        server: The target of a `convserve.Client`.
+        timeout: Seconds that one layer's call may take; None for the client's default.
+        token: As for RemoteConv2D.
+        tls: As for RemoteConv2D.
+
+    Raises:
+        InvalidRequestError: If the model is of another kind, or as for RemoteConv2D.
+    """
+    grant(server if isinstance(server, str) else tuple(server), token, tls)
+    where = {"server": server, "timeout": timeout}
+    return _swapped(model, dict.fromkeys((keras.layers.Conv2D, RemoteConv2D), (RemoteConv2D, where)))
+
+
+def to_local(model: Any) -> Any:
+    """Returns a copy of a model in which every RemoteConv2D is a `keras.layers.Conv2D` with the same weights and name.
+
+    Args:
+        model: A Sequential or Functional model.
+
+    Raises:
+        InvalidRequestError: If the model is of another kind.
+    """
+    return _swapped(model, {RemoteConv2D: (keras.layers.Conv2D, {})})
+
+
+def _swapped(model: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
+    """Returns a copy of a model with the layers of some kinds made as others, with further arguments."""
+    if not isinstance(model, keras.Sequential | keras.Function):
+        text = "Expected a Sequential or Functional model, whose layers are known; in a model of your own class, make "
+        raise InvalidRequestError(FieldViolation("model", f"{text}RemoteConv2D itself. Received {shown(model)}."))
+    pairs: list[tuple[Any, Any]] = []
+
+    def copy(layer: Any) -> Any:
+        made = _made(layer, kinds)
+        if isinstance(layer, keras.Layer):  # a function of keras.ops is no layer, and has no state
+            pairs.append((layer, made))
+        return made
+
+    with warnings.catch_warnings():
+        # A model that was compiled on a GPU asks for XLA, which Keras then leaves out.
+        warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`", UserWarning)
+        # Functions are handed on as they are; what get_config made of them is not used.
+        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
+        swapped = keras.models.clone_model(model, clone_function=copy, recursive=True)
+    for layer, made in pairs:
+        _copy_state(layer, made)
+    _name_inputs(model, swapped)
+    return swapped
+
+
+def _made(layer: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
+    """Returns a layer made anew, without its weights, with its kind and what it wraps swapped."""
+    config = layer.get_config()
+    if type(layer) in kinds:
+        kind, further = kinds[type(layer)]
+        config = {name: value for name, value in config.items() if name not in ("server", "timeout")}
+        config |= {name: getattr(layer, name) for name in _OBJECTS}
+        if not isinstance(layer.activation, keras.Layer):  # one that is a layer may have weights: it is made anew
+            config["activation"] = layer.activation
+        return kind.from_config(config | further)
+    if isinstance(layer, keras.layers.Wrapper):
+        inner = layer.layer
+        if isinstance(inner, keras.Sequential | keras.Function):
+            config["layer"] = keras.saving.serialize_keras_object(_swapped(inner, kinds))
+        elif type(inner) in kinds or isinstance(inner, keras.layers.Wrapper):
+            config["layer"] = keras.saving.serialize_keras_object(_made(inner, kinds))
+    return layer.__class__.from_config(config)
+
+
+def _copy_state(layer: Any, made: Any) -> None:
+    """Gives a layer that was made anew all that another one has learnt."""
+    if layer.built and not made.built:
+        made.build_from_config(layer.get_build_config() or {})
+    if hasattr(layer, "save_assets"):  # vocabularies
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            made.load_assets(folder)
+    # As from a file, so that layers such as Normalization see that they have new weights ...
+    store: dict[str, Any] = {}
+    layer.save_own_variables(store)
+    made.load_own_variables(store)
+    # ... and each by itself, for a file has those of LoRA added up.
+    made.set_weights(layer.get_weights())
+
+
+def _name_inputs(model: Any, made: Any) -> None:
+    """Gives input layers the names that they had; those that were not chosen, clone_model makes anew."""
+    for layer, new in zip(model.layers, made.layers, strict=True):
+        if isinstance(layer, keras.layers.InputLayer):
+            new.name = layer.name
+        elif isinstance(layer, keras.Sequential | keras.Function):
+            _name_inputs(layer, new)

@@ -1,0 +1,1 @@
+"""The layer model: configuration, validation, shapes, weights, digest."""

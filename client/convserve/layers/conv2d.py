@@ -1,0 +1,306 @@
+"""Conv2D: the configuration of a layer, validated and immutable. It takes what `keras.layers.Conv2D` takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from convserve.activations import Activation
+from convserve.constraints import Constraint
+from convserve.display import html_tables
+from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.initializers import Initializer, Orthogonal
+from convserve.layers import arguments as standard
+from convserve.layers.arguments import Arguments, DataFormat, Padding, Pair
+from convserve.regularizers import Regularizer
+
+if TYPE_CHECKING:
+    from convserve.layers.plan import Plan
+
+_DEFAULT_ACTIVATION = Activation.members["linear"]()
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Conv2D:
+    """The configuration of a 2-D convolution layer: `keras.layers.Conv2D`'s parameters, order, defaults and refusals.
+
+    Input shape:
+        (batch, height, width, channels) with `data_format="channels_last"`, (batch, channels, height, width) with
+        "channels_first".
+
+    Output shape:
+        (batch, new_height, new_width, filters), or (batch, filters, new_height, new_width).
+
+    Example:
+        >>> Conv2D(filters=64, kernel_size=3, strides=2, padding="same").output_shape((4, 600, 600, 3))
+        (4, 300, 300, 64)
+
+    Attributes:
+        filters: The number of output channels.
+        kernel_size: (height, width) of the window.
+        strides: (height, width) of a step.
+        padding: "valid", "same" or ((top, bottom), (left, right)).
+        data_format: "channels_last" or "channels_first".
+        dilation_rate: (height, width) between the window's taps.
+        groups: The number of groups that the channels are split into.
+        activation: The function applied last; `linear` for none.
+        use_bias: Whether a bias is added.
+        kernel_initializer: How the kernel is drawn where none is given.
+        bias_initializer: How the bias is drawn where none is given.
+        kernel_regularizer: The penalty on the kernel, or None.
+        bias_regularizer: The penalty on the bias, or None.
+        activity_regularizer: The penalty on the output, or None.
+        kernel_constraint: Applied to the kernel when weights are updated, or None.
+        bias_constraint: Applied to the bias when weights are updated, or None.
+        name: The layer's Keras name, a label, or None.
+        dtype: The dtype policy's name.
+        trainable: A layer that is not trainable has no kernel or bias loss; nothing else changes.
+        input_shape: The expected input without its batch axis, or None. Only `plan` reads it.
+    """
+
+    filters: int
+    kernel_size: Pair
+    strides: Pair
+    padding: Padding
+    data_format: DataFormat
+    dilation_rate: Pair
+    groups: int
+    activation: Activation
+    use_bias: bool
+    kernel_initializer: Initializer
+    bias_initializer: Initializer
+    kernel_regularizer: Regularizer | None
+    bias_regularizer: Regularizer | None
+    activity_regularizer: Regularizer | None
+    kernel_constraint: Constraint | None
+    bias_constraint: Constraint | None
+    name: str | None
+    dtype: str
+    trainable: bool
+    input_shape: tuple[int | None, ...] | None
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int | Sequence[int],
+        strides: int | Sequence[int] = (1, 1),
+        padding: str | Sequence[Sequence[int]] = "valid",
+        data_format: str | None = None,
+        dilation_rate: int | Sequence[int] = (1, 1),
+        groups: int = 1,
+        activation: Any = None,
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        bias_constraint: Any = None,
+        *,
+        name: str | None = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        input_shape: Sequence[int | None] | None = None,
+    ) -> None:
+        """Validates Keras' arguments and brings them to one form.
+
+        Args:
+            filters: Integer greater than 0, divisible by `groups`.
+            kernel_size: Integer greater than 0, or two of them (height, width).
+            strides: Likewise. Not above 1 together with a `dilation_rate` above 1.
+            padding: "valid", "same" (any case), or ((top, bottom), (left, right)) rows and columns of zeros.
+            data_format: "channels_last", "channels_first", or None for `image_data_format` of the caller's keras.json.
+            dilation_rate: Integer greater than 0, or two of them.
+            groups: Integer greater than 0 that divides `filters` and the input's channels.
+            activation: None, a Keras name, one of `convserve.activations`, or a function of `keras.activations`.
+            use_bias: Whether a bias is added.
+            kernel_initializer: A Keras name, one of `convserve.initializers`, Keras' own object, or a dictionary
+                with `class_name` and `config`. None is "glorot_uniform", as in Keras.
+            bias_initializer: Likewise; None is "glorot_uniform" too, as in Keras.
+            kernel_regularizer: None, or likewise of `convserve.regularizers`.
+            bias_regularizer: Likewise.
+            activity_regularizer: Likewise.
+            kernel_constraint: None, or likewise of `convserve.constraints`.
+            bias_constraint: Likewise.
+            name: A label without "/".
+            dtype: A dtype policy: "float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"; or
+                None for `floatx` of the caller's keras.json.
+            trainable: Whether the weights' regularizers count.
+            input_shape: The expected input without its batch axis.
+
+        Raises:
+            InvalidConfigurationError: Names every parameter that is wrong, not only the first.
+        """
+        found = Arguments()
+        values: dict[str, Any] = {
+            "filters": found.take(standard.positive_integer, filters, "filters"),
+            "kernel_size": found.take(standard.positive_pair, kernel_size, "kernel_size"),
+            "strides": found.take(standard.positive_pair, strides, "strides"),
+            "padding": found.take(standard.standard_padding, padding),
+            "data_format": found.take(standard.standard_data_format, data_format),
+            "dilation_rate": found.take(standard.positive_pair, dilation_rate, "dilation_rate"),
+            "groups": found.take(standard.positive_integer, groups, "groups"),
+            "activation": found.take(Activation.get, activation, "activation") or _DEFAULT_ACTIVATION,
+            "use_bias": found.take(standard.truth, use_bias, "use_bias"),
+            "kernel_initializer": found.take(_initializer, kernel_initializer, "kernel_initializer"),
+            "bias_initializer": found.take(_initializer, bias_initializer, "bias_initializer"),
+            "kernel_regularizer": found.take(_regularizer, kernel_regularizer, "kernel_regularizer"),
+            "bias_regularizer": found.take(_regularizer, bias_regularizer, "bias_regularizer"),
+            "activity_regularizer": found.take(_regularizer, activity_regularizer, "activity_regularizer"),
+            "kernel_constraint": found.take(Constraint.get, kernel_constraint, "kernel_constraint"),
+            "bias_constraint": found.take(Constraint.get, bias_constraint, "bias_constraint"),
+            "name": found.take(standard.standard_name, name),
+            "dtype": found.take(standard.standard_dtype_policy, dtype),
+            "trainable": found.take(standard.standard_trainable, trainable),
+            "input_shape": found.take(standard.standard_input_shape, input_shape),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+        wrong = {violation.field.partition(".")[0] for violation in found.violations}
+        if not wrong & {"filters", "groups"} and self.filters % self.groups:
+            text = f"Expected a number that is divisible by groups={self.groups}. Received filters={self.filters}."
+            found.refuse("filters", text)
+        if not wrong & {"strides", "dilation_rate"} and max(self.strides) > 1 and max(self.dilation_rate) > 1:
+            text = "Expected strides of 1 together with dilation_rate > 1, as in Keras. "
+            found.refuse("strides", f"{text}Received strides={self.strides} and dilation_rate={self.dilation_rate}.")
+        found.finish()
+
+    @property
+    def compute_dtype(self) -> str:
+        """The name of the dtype in which is computed, and that the output has."""
+        return standard.DTYPE_POLICIES[self.dtype][0]
+
+    @property
+    def variable_dtype(self) -> str:
+        """The name of the dtype in which weights are kept."""
+        return standard.DTYPE_POLICIES[self.dtype][1]
+
+    @classmethod
+    def from_keras(cls, layer: Any) -> Conv2D:
+        """Returns the configuration of a `keras.layers.Conv2D`, or of the dictionary that its `get_config` gives.
+
+        Keras is not imported for it. Weights are not part of a configuration: see `Layer.from_keras`.
+
+        Raises:
+            InvalidConfigurationError: If the layer has something that has no counterpart, such as a function of the
+                user's own as activation.
+        """
+        config = dict(layer if isinstance(layer, dict) else layer.get_config())
+        if not isinstance(layer, dict):
+            # An activation with parameters survives only in the layer's attribute.
+            config["activation"] = getattr(layer, "activation", config.get("activation"))
+        known = {field.name for field in dataclasses.fields(cls)}
+        # LoRA's matrices are part of the effective kernel, and autocast is always on here.
+        strange = set(config) - known - {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
+        if strange:
+            text = f"Expected the configuration of a keras.layers.Conv2D. Received {', '.join(sorted(strange))} too."
+            raise InvalidConfigurationError(FieldViolation("config", text))
+        return cls(**{key: value for key, value in config.items() if key in known})
+
+    def to_keras_config(self) -> dict[str, Any]:
+        """Returns what `keras.layers.Conv2D.from_config` takes.
+
+        Raises:
+            InvalidConfigurationError: For explicit padding or an activation that Keras has no serializable form of.
+        """
+        if not isinstance(self.padding, str):
+            text = f"Expected 'valid' or 'same', which is all that Keras has. Received padding={self.padding}."
+            raise InvalidConfigurationError(FieldViolation("padding", text))
+        config: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            config[field.name] = value.to_keras_config() if hasattr(value, "to_keras_config") else value
+        for absent in ("name", "input_shape"):
+            if config[absent] is None:
+                del config[absent]
+        return config
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape of the output for an input of this shape, both with the batch axis.
+
+        Raises:
+            InvalidTensorError: If the layer cannot take such an input.
+        """
+        return self.plan(input_shape).output_shape
+
+    def plan(
+        self, input_shape: Sequence[int] | None = None, *, input_dtype: Any = "float32", output_dtype: Any = None
+    ) -> Plan:
+        """Returns what a call would do; see `layers.plan.plan`. Nothing is computed, and no server is asked."""
+        from convserve.layers.plan import plan
+
+        return plan([self], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+
+    def with_seed(self, seed: int) -> Conv2D:
+        """Returns the same configuration with this seed in every random initializer that has none of its own."""
+        return self.replace(
+            kernel_initializer=self.kernel_initializer.with_seed(seed),
+            bias_initializer=self.bias_initializer.with_seed(seed),
+        )
+
+    def replace(self, **changes: Any) -> Conv2D:
+        """Returns the same configuration with some parameters changed, validated again."""
+        return Conv2D(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes)
+
+    def check_initializers(self) -> None:
+        """Checks that weights can be drawn.
+
+        Raises:
+            InvalidConfigurationError: For an initializer that cannot make this weight, as Keras finds when it builds.
+        """
+        found = Arguments()
+        kernel, bias = self.kernel_initializer, self.bias_initializer
+        if kernel.refusal:
+            found.refuse(
+                "kernel_initializer", f"Expected one that suits a kernel. Received {shown(kernel)}: {kernel.refusal}."
+            )
+        if isinstance(kernel, Orthogonal) and self.variable_dtype == "bfloat16":
+            found.refuse(
+                "kernel_initializer", "Expected another one for bfloat16. Received orthogonal, which has no bfloat16."
+            )
+        if self.use_bias and (bias.refusal or isinstance(bias, Orthogonal)):
+            why = bias.refusal or "orthogonal makes matrices; a bias has rank 1"
+            found.refuse("bias_initializer", f"Expected one that suits a bias. Received {shown(bias)}: {why}.")
+        for field, rank, initializer in (("kernel_initializer", 4, kernel), ("bias_initializer", 1, bias)):
+            if field == "bias_initializer" and not self.use_bias:
+                continue
+            lists = [(name, initializer.parameters.get(name)) for name in ("input_axes", "output_axes")]
+            for name, axes in lists:
+                # As in Keras, both lists are read or none.
+                if axes and all(each for _, each in lists) and any(not -rank <= axis < rank for axis in axes):
+                    text = f"Expected axes of a weight of rank {rank}. Received {name}={axes}."
+                    found.refuse(f"{field}.{name}", text)
+        found.finish()
+
+    def given(self) -> dict[str, Any]:
+        """Returns `filters`, `kernel_size`, and the parameters that are not the defaults."""
+        found: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
+        for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
+            if field not in found and getattr(self, field) != value:
+                found[field] = getattr(self, field)
+        return found
+
+    def __repr__(self) -> str:
+        """Returns the call that makes this configuration, without the defaults."""
+        return f"Conv2D({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        return html_tables.conv2d_table(self)
+
+
+def _initializer(value: object, field: str) -> Initializer:
+    if hasattr(value, "__array__"):
+        text = "Expected the name of an initializer. Received an array: pass given weights as kernel= and bias=."
+        raise InvalidConfigurationError(FieldViolation(field, text))
+    return Initializer.get(value, field) or Initializer.members["glorot_uniform"]()  # type: ignore[return-value]
+
+
+def _regularizer(value: object, field: str) -> Regularizer | None:
+    regularizer = Regularizer.get(value, field)
+    if regularizer is not None and regularizer.refusal:
+        text = f"Expected one that suits a Conv2D. Received {shown(regularizer)}: {regularizer.refusal}."
+        raise InvalidConfigurationError(FieldViolation(field, text))
+    return regularizer

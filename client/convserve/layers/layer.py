@@ -1,0 +1,358 @@
+"""Layer: a Conv2D with its weights, or without, in which case a server draws them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, Protocol, TypedDict
+
+import numpy as np
+
+from convserve.display import html_tables
+from convserve.errors import (
+    FieldViolation,
+    InvalidConfigurationError,
+    InvalidTensorError,
+    InvalidWeightsError,
+    naming_layer,
+    shown,
+)
+from convserve.layers import messages
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.digest import digest
+from convserve.layers.plan import Plan, kernel_shape, plan
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
+from convserve.v1 import layer_pb2
+
+
+class Conv2DParameters(TypedDict, total=False):
+    """The parameters of Conv2D that a call takes by keyword, for type checkers and editors."""
+
+    strides: int | Sequence[int]
+    padding: str | Sequence[Sequence[int]]
+    data_format: str | None
+    dilation_rate: int | Sequence[int]
+    groups: int
+    activation: Any
+    use_bias: bool
+    kernel_initializer: Any
+    bias_initializer: Any
+    kernel_regularizer: Any
+    bias_regularizer: Any
+    activity_regularizer: Any
+    kernel_constraint: Any
+    bias_constraint: Any
+    name: str | None
+    dtype: Any
+    trainable: bool
+    input_shape: Sequence[int | None] | None
+
+
+@dataclass(frozen=True, eq=False, init=False, repr=False)
+class Layer:
+    """A Conv2D with given weights, or with weights that the server draws with the configuration's initializers.
+
+    Attributes:
+        config: The configuration.
+        kernel: (kernel height, kernel width, input channels / groups, filters) in the policy's weight dtype, or None.
+        bias: (filters,), likewise, or None.
+    """
+
+    config: Conv2D
+    kernel: Array | None
+    bias: Array | None
+
+    def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
+        """Checks the weights against the configuration and casts them to its policy's weight dtype.
+
+        Args:
+            config: The configuration.
+            kernel: Array of shape (kernel height, kernel width, input channels / groups, filters), floating-point.
+            bias: Array of shape (filters,); given with the kernel if and only if `config.use_bias`.
+
+        Raises:
+            InvalidWeightsError: If weights are missing or don't fit.
+        """
+        object.__setattr__(self, "config", config)
+        if kernel is None and bias is not None:
+            text = "Expected a kernel together with the bias. Received a bias alone."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        text = "" if kernel is None else _bias_presence_text(config, bias is not None)
+        if text:
+            raise InvalidWeightsError(FieldViolation("bias", text))
+        object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", _kernel_text))
+        object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", _bias_text))
+
+    def _weight(self, value: Any, field: str, mismatch: Any) -> Array:
+        try:
+            array = standard_array(value, field, FLOAT_DTYPES)
+        except InvalidTensorError as error:
+            raise InvalidWeightsError(*error.violations) from None
+        text = mismatch(self.config, array.shape)
+        if text:
+            raise InvalidWeightsError(FieldViolation(field, text))
+        with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
+            return array.astype(numpy_dtype(self.config.variable_dtype), copy=False)
+
+    def __repr__(self) -> str:
+        """Returns configuration and shapes; the weights themselves would fill a screen."""
+        weights = "" if self.kernel is None else f", kernel {self.kernel.shape}"
+        return f"<Layer {self.config!r}{weights}{'' if self.bias is None else f', bias {self.bias.shape}'}>"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        return html_tables.layer_table("Layer", [], self.config, self.kernel_shape)
+
+    @property
+    def digest(self) -> bytes:
+        """The 32 bytes that identify configuration and weights on every server.
+
+        It is computed anew each time unless the weights are read-only, as a caller may change its array.
+
+        Raises:
+            InvalidWeightsError: If the weights are still to be drawn.
+        """
+        if self.kernel is None:
+            text = "Expected weights, over which a digest is computed. Received a layer whose weights a server draws."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        if self.kernel.flags.writeable or (self.bias is not None and self.bias.flags.writeable):
+            return digest(self.config, self.kernel, self.bias)
+        return self._lasting_digest
+
+    @cached_property
+    def _lasting_digest(self) -> bytes:
+        assert self.kernel is not None  # noqa: S101 (`digest` saw it)
+        return digest(self.config, self.kernel, self.bias)
+
+    @property
+    def kernel_shape(self) -> Shape | None:
+        """The kernel's shape; None without one."""
+        return None if self.kernel is None else self.kernel.shape
+
+    @property
+    def input_channels(self) -> int | None:
+        """The channels that the kernel is made for; None without one."""
+        return None if self.kernel is None else int(self.kernel.shape[2]) * self.config.groups
+
+    def check_input_channels(self, channels: int) -> None:
+        """Checks that the layer has, or can be given, weights for an input of so many channels.
+
+        Raises:
+            InvalidWeightsError: If the kernel is made for another number.
+            InvalidConfigurationError: If weights must be drawn and an initializer cannot.
+        """
+        _check_channels(self.config, self.kernel_shape, channels)
+
+    @classmethod
+    def from_keras(cls, layer: Any) -> Layer:
+        """Returns a `keras.layers.Conv2D` as a Layer: with its weights if it is built, without if it is not.
+
+        Raises:
+            InvalidConfigurationError: As `Conv2D.from_keras`.
+        """
+        config = Conv2D.from_keras(layer)
+        if not getattr(layer, "built", False):
+            return cls(config)
+        # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
+        return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
+
+    @classmethod
+    def from_arguments(
+        cls,
+        filters: int | None,
+        kernel_size: Any,
+        kernel: Any,
+        bias: Any,
+        seed: int | None,
+        parameters: Conv2DParameters,
+    ) -> Layer:
+        """Returns the layer that the arguments of `Client.conv2d` describe.
+
+        With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias.
+
+        Raises:
+            InvalidConfigurationError: For wrong or unknown parameters.
+            InvalidWeightsError: For weights that don't fit.
+        """
+        known = list(inspect.signature(Conv2D).parameters)
+        for name in parameters:
+            if name not in known:
+                near = difflib.get_close_matches(
+                    name, [*known, "kernel", "bias", "seed", "output_dtype", "timeout"], n=1
+                )
+                hint = f" Did you mean {near[0]}?" if near else f" They are {', '.join(known)}."
+                text = f"Expected a parameter of keras.layers.Conv2D. Received {shown(name)}.{hint}"
+                raise InvalidConfigurationError(FieldViolation(name, text))
+        if kernel is not None:
+            shape = np.shape(kernel)
+            if len(shape) == 4:
+                filters = int(shape[3]) if filters is None else filters
+                kernel_size = shape[:2] if kernel_size is None else kernel_size
+            parameters = {"use_bias": bias is not None, **parameters}
+        for name, value in (("filters", filters), ("kernel_size", kernel_size)):
+            if value is None:
+                text = f"Expected {name}, or a kernel of shape kernel_size + (input channels / groups, filters)."
+                received = "neither" if kernel is None else f"a kernel of shape {np.shape(kernel)}"
+                raise InvalidConfigurationError(FieldViolation(name, f"{text} Received {received}."))
+        config = Conv2D(filters, kernel_size, **parameters)  # type: ignore[arg-type]
+        return cls(config if seed is None else config.with_seed(seed), kernel, bias)
+
+    def to_keras(self) -> Any:
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_export.to_keras`."""
+        from convserve.layers.keras_export import to_keras
+
+        return to_keras(self)
+
+    def to_message(self) -> layer_pb2.InlineLayer:
+        """Returns the message of a layer that travels with a call."""
+        message = layer_pb2.InlineLayer(conv2d=messages.to_message(self.config))
+        if self.kernel is not None:
+            message.weights.kernel.CopyFrom(encode(self.kernel))
+        if self.bias is not None:
+            message.weights.bias.CopyFrom(encode(self.bias))
+        return message
+
+    def to_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message that a call names its layer with."""
+        return layer_pb2.LayerReference(inline=self.to_message())
+
+    def to_plan_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message with which a plan can be asked for, which needs no weights."""
+        return Layer(self.config).to_reference()
+
+    def to_carried_reference(self) -> layer_pb2.LayerReference:
+        """Returns `to_reference()`: a layer that is not stored travels with every call."""
+        return self.to_reference()
+
+    @classmethod
+    def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
+        """Returns the layer that a message means.
+
+        Raises:
+            InvalidConfigurationError: As `messages.from_message`.
+            InvalidWeightsError: If weights contradict themselves, are missing, or don't fit.
+        """
+        config = messages.from_message(message.conv2d)
+        if not message.HasField("weights"):
+            return cls(config)
+        given: dict[str, Array] = {}
+        for field in ("kernel", "bias"):
+            if message.weights.HasField(field):
+                try:
+                    given[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
+                except InvalidTensorError as error:
+                    raise InvalidWeightsError(*error.violations) from None
+        if "kernel" not in given:
+            text = "Expected a kernel where weights are given. Received none."
+            raise InvalidWeightsError(FieldViolation("kernel", text))
+        return cls(config, **given)
+
+
+class Planned(Protocol):
+    """What a plan needs of a layer: an inline one or a stored one."""
+
+    @property
+    def config(self) -> Conv2D:
+        """The configuration."""
+
+    @property
+    def kernel_shape(self) -> Shape | None:
+        """Its kernel's shape; None if a server is to draw the weights."""
+
+
+def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+    """Returns the plan of a call, having checked all that can be checked without computing.
+
+    Client and server both call it, so both refuse in the same words.
+
+    Raises:
+        InvalidArgumentError: With several layers, fields begin with "layers[i].".
+    """
+    return _planned(_geometry(layers), input_shape, input_dtype, output_dtype)
+
+
+def planned_call(layers: Sequence[Planned], shape: Shape, input_dtype: str, output_dtype: str | None) -> Plan:
+    """Returns what `planned` does, for an input that there is: worked out once for calls that come again."""
+    return _planned_once(_geometry(layers), shape, input_dtype, output_dtype)
+
+
+_Geometry = tuple[tuple[Conv2D, Shape | None], ...]
+"""All that a plan depends on of a chain of layers."""
+
+
+def _geometry(layers: Sequence[Planned]) -> _Geometry:
+    return tuple((each.config, each.kernel_shape) for each in layers)
+
+
+def _planned(geometry: _Geometry, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+    found = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, ((config, shape), step) in enumerate(zip(geometry, found.layers, strict=True)):
+        with naming_layer(index, len(geometry)):
+            _check_channels(config, shape, step.kernel_shape[2] * config.groups)
+    return found
+
+
+_planned_once = lru_cache(maxsize=1000)(_planned)
+
+
+def _check_channels(config: Conv2D, kernel_shape: Shape | None, channels: int) -> None:
+    if kernel_shape is None:
+        config.check_initializers()
+    else:
+        check_kernel_channels(config, kernel_shape, channels)
+
+
+def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
+    """Checks that a kernel of this shape is made for an input of so many channels.
+
+    Raises:
+        InvalidWeightsError: If it is not.
+    """
+    expected = kernel_shape(config, channels)
+    if shape != expected:
+        text = (
+            f"Expected shape {expected} = kernel_size + (input channels / groups, filters) for an input of {channels} "
+            f"channels and groups={config.groups}. Received shape {shape}."
+        )
+        raise InvalidWeightsError(FieldViolation("kernel", text))
+
+
+def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> None:
+    """Checks weights that are announced, before they are there.
+
+    Raises:
+        InvalidWeightsError: If the kernel's shape, or the presence of a bias, doesn't fit the configuration.
+    """
+    text = _kernel_text(config, kernel_shape) or _bias_presence_text(config, has_bias)
+    if text:
+        raise InvalidWeightsError(FieldViolation("kernel" if _kernel_text(config, kernel_shape) else "bias", text))
+
+
+def _bias_presence_text(config: Conv2D, has_bias: bool) -> str:
+    if has_bias == config.use_bias:
+        return ""
+    if has_bias:
+        return "Expected no bias, as use_bias=False says. Received one."
+    return (
+        "Expected a bias together with the kernel, as use_bias=True says. Received none: pass bias=, or use_bias=False."
+    )
+
+
+def _kernel_text(config: Conv2D, shape: Shape) -> str:
+    """Returns what is wrong with a kernel's shape, or nothing."""
+    height, width = config.kernel_size
+    if len(shape) == 4 and shape[:2] == (height, width) and shape[3] == config.filters:
+        return ""
+    expected = f"shape ({height}, {width}, input channels / groups, {config.filters}), as kernel_size and filters say"
+    hint = ""
+    if len(shape) == 4 and shape[2:] == (height, width) and shape[0] == config.filters:
+        hint = " It looks like PyTorch's order (out, in, height, width): pass kernel.transpose(2, 3, 1, 0)."
+    return f"Expected {expected}. Received shape {shown(shape)}.{hint}"
+
+
+def _bias_text(config: Conv2D, shape: Shape) -> str:
+    """Returns what is wrong with a bias' shape, or nothing."""
+    return "" if shape == (config.filters,) else f"Expected shape ({config.filters},). Received shape {shown(shape)}."

@@ -1,0 +1,135 @@
+"""Conv2D to the contract's message and back."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from convserve._keras_object import KerasObject
+from convserve.activations import Activation
+from convserve.constraints import Constraint
+from convserve.errors import FieldViolation, InvalidConfigurationError
+from convserve.initializers import Initializer
+from convserve.layers.arguments import DTYPE_POLICIES, Arguments
+from convserve.layers.conv2d import Conv2D
+from convserve.regularizers import Regularizer
+from convserve.v1 import conv2d_pb2
+
+_FAMILIES: dict[str, type[KerasObject]] = {
+    "activation": Activation,
+    "kernel_initializer": Initializer,
+    "bias_initializer": Initializer,
+    "kernel_regularizer": Regularizer,
+    "bias_regularizer": Regularizer,
+    "activity_regularizer": Regularizer,
+    "kernel_constraint": Constraint,
+    "bias_constraint": Constraint,
+}
+_LONGEST_REMEMBERED_BYTES = 4096
+_DATA_FORMATS = {
+    conv2d_pb2.DATA_FORMAT_CHANNELS_LAST: "channels_last",
+    conv2d_pb2.DATA_FORMAT_CHANNELS_FIRST: "channels_first",
+}
+_PADDING_MODES = {conv2d_pb2.PADDING_MODE_VALID: "valid", conv2d_pb2.PADDING_MODE_SAME: "same"}
+_DTYPE_POLICIES: dict[Any, str] = {
+    conv2d_pb2.DTYPE_POLICY_UNSPECIFIED: "float32",
+    **{conv2d_pb2.DtypePolicy.Value(f"DTYPE_POLICY_{name.upper()}"): name for name in DTYPE_POLICIES},
+}
+
+
+def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
+    """Returns the message of a configuration, every default explicit."""
+    message = conv2d_pb2.Conv2D(
+        filters=conv2d.filters,
+        kernel_size=_size(conv2d.kernel_size),
+        strides=_size(conv2d.strides),
+        data_format=next(number for number, name in _DATA_FORMATS.items() if name == conv2d.data_format),
+        dilation_rate=_size(conv2d.dilation_rate),
+        groups=conv2d.groups,
+        use_bias=conv2d.use_bias,
+        name=conv2d.name or "",
+        dtype=next(number for number, name in _DTYPE_POLICIES.items() if number and name == conv2d.dtype),
+        trainable=conv2d.trainable,
+        input_shape=[-1 if size is None else size for size in conv2d.input_shape or ()],
+    )
+    if isinstance(conv2d.padding, str):
+        message.padding.mode = next(number for number, name in _PADDING_MODES.items() if name == conv2d.padding)
+    else:
+        (top, bottom), (left, right) = conv2d.padding
+        message.padding.explicit.CopyFrom(conv2d_pb2.ExplicitPadding(top=top, bottom=bottom, left=left, right=right))
+    for field in _FAMILIES:
+        value = getattr(conv2d, field)
+        if value is not None:
+            getattr(message, field).CopyFrom(value.to_message())
+    return message
+
+
+def from_message(message: conv2d_pb2.Conv2D) -> Conv2D:
+    """Returns the configuration that a message means; what is not set has Keras' default.
+
+    Raises:
+        InvalidConfigurationError: Names every field that is wrong, in the words that Conv2D itself uses.
+    """
+    # A configuration is a value, and most of them come again: with every call that carries its layer.
+    data = message.SerializeToString(deterministic=True)
+    return _remembered(data) if len(data) <= _LONGEST_REMEMBERED_BYTES else _read(message)
+
+
+@functools.lru_cache(maxsize=1000)
+def _remembered(data: bytes) -> Conv2D:
+    return _read(conv2d_pb2.Conv2D.FromString(data))
+
+
+def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
+    found = Arguments()
+    values: dict[str, Any] = {
+        "data_format": found.take(_word, _DATA_FORMATS, message.data_format, "data_format"),
+        "padding": found.take(_padding, message),
+        "dtype": found.take(_word, _DTYPE_POLICIES, message.dtype, "dtype"),
+        "use_bias": message.use_bias if message.HasField("use_bias") else True,
+        "trainable": message.trainable if message.HasField("trainable") else True,
+        "groups": message.groups if message.HasField("groups") else 1,
+        "name": message.name or None,
+        "input_shape": tuple(None if size == -1 else size for size in message.input_shape) or None,
+    }
+    for field in ("kernel_size", "strides", "dilation_rate"):
+        if message.HasField(field):
+            size = getattr(message, field)
+            values[field] = (size.height, size.width)
+    for field, family in _FAMILIES.items():
+        if message.HasField(field):
+            values[field] = found.take(family.from_message, getattr(message, field), field)
+    refused = {violation.field.partition(".")[0] for violation in found.violations}
+    # Stand-ins for what was refused, so that the constructor reports the rest.
+    stand_ins = {"data_format": "channels_last", "dtype": "float32"}
+    values |= {field: stand_ins.get(field) for field in refused & set(values)}
+    if "padding" in refused:
+        del values["padding"]
+    try:
+        conv2d = Conv2D(message.filters, values.pop("kernel_size", 0), **values)
+    except InvalidConfigurationError as error:
+        raise InvalidConfigurationError(*found.violations, *error.violations) from None
+    found.finish()
+    return conv2d
+
+
+def _size(pair: tuple[int, int]) -> conv2d_pb2.Size2D:
+    return conv2d_pb2.Size2D(height=pair[0], width=pair[1])
+
+
+def _word(words: dict[Any, str], number: int, field: str) -> str:
+    if number in words:
+        return words[number]
+    expected = ", ".join(dict.fromkeys(words.values()))
+    received = "none: the field is not set" if number == 0 else f"the unknown number {number}"
+    raise InvalidConfigurationError(FieldViolation(field, f"Expected one of {expected}. Received {received}."))
+
+
+def _padding(message: conv2d_pb2.Conv2D) -> Any:
+    if not message.HasField("padding"):
+        return "valid"
+    kind = message.padding.WhichOneof("kind")
+    if kind == "explicit":
+        amounts = message.padding.explicit
+        return (amounts.top, amounts.bottom), (amounts.left, amounts.right)
+    return _word(_PADDING_MODES, message.padding.mode if kind else 0, "padding")

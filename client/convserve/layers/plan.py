@@ -1,0 +1,206 @@
+"""What a call would do, from shapes and configuration alone. Pure arithmetic on Python's integers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.activations import GLU
+from convserve.display import html_tables
+from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, shown
+from convserve.layers.conv2d import Conv2D
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer of a plan.
+
+    Attributes:
+        output_shape: The shape of this layer's output.
+        kernel_shape: (kernel height, kernel width, input channels / groups, filters).
+        parameters: The number of weights, kernel and bias.
+        flops: 2 per kernel weight and place of the output, taps on padding included; 1 per bias added.
+    """
+
+    output_shape: Shape
+    kernel_shape: Shape
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call would do.
+
+    Attributes:
+        layers: One plan per layer, in order.
+        output_shape: The shape of the output.
+        output_dtype: The name of the output's dtype.
+        parameters: The number of weights of all layers.
+        flops: Floating-point operations of all layers; activations are not counted.
+        input_bytes: Bytes of the input's elements.
+        weight_bytes: Bytes of all weights in their policy's weight type.
+        output_bytes: Bytes of the output's elements.
+        memory_bytes: An estimate of the most that the server holds at once for the call, without the convolution
+            algorithm's own working memory.
+        admitted: Whether the server would take the call; None if no server was asked.
+        refusal: Where it would not: the error text that the call would get.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    output_shape: Shape
+    output_dtype: str
+    parameters: int
+    flops: int
+    input_bytes: int
+    weight_bytes: int
+    output_bytes: int
+    memory_bytes: int
+    admitted: bool | None = None
+    refusal: str | None = None
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        return html_tables.plan_table(self)
+
+
+def plan(
+    layers: Sequence[Conv2D],
+    input_shape: Sequence[int] | None = None,
+    *,
+    input_dtype: Any = "float32",
+    output_dtype: Any = None,
+) -> Plan:
+    """Returns what a call with these layers, in order, would do.
+
+    Args:
+        layers: At least one configuration.
+        input_shape: Four dimensions with the batch axis. None: one sample of the first layer's own `input_shape`.
+        input_dtype: The input's dtype.
+        output_dtype: The dtype asked for; None for the last layer's compute dtype.
+
+    Raises:
+        InvalidTensorError: If a layer cannot take its input. With several layers, fields begin with "layers[i].".
+    """
+    shape = _first_shape(layers[0], input_shape)
+    input_elements = math.prod(shape)
+    input_bytes = input_elements * itemsize(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES))
+    last = layers[-1].compute_dtype
+    output_name = last if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)
+    planned, largest_step, weight_bytes = [], 0, 0
+    for index, conv2d in enumerate(layers):
+        with naming_layer(index, len(layers)):
+            step, held_elements = _plan_layer(conv2d, shape)
+        planned.append(step)
+        largest_step = max(largest_step, held_elements * itemsize(conv2d.compute_dtype))
+        weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)
+        shape = step.output_shape
+    output_bytes = math.prod(shape) * itemsize(output_name)
+    found = Plan(
+        layers=tuple(planned),
+        output_shape=shape,
+        output_dtype=output_name,
+        parameters=sum(step.parameters for step in planned),
+        flops=sum(step.flops for step in planned),
+        input_bytes=input_bytes,
+        weight_bytes=weight_bytes,
+        output_bytes=output_bytes,
+        memory_bytes=input_bytes + weight_bytes + largest_step + output_bytes,
+    )
+    if max(found.flops, found.memory_bytes) >= 2**63:
+        received = f"{found.memory_bytes} bytes and {found.flops} operations"
+        text = f"Expected a call of fewer than 2**63 bytes and operations. Received {received}."
+        raise InvalidTensorError(FieldViolation("input", text))
+    return found
+
+
+def checked_input_shape(shape: Sequence[int]) -> Shape:
+    """Returns an input's shape.
+
+    Raises:
+        InvalidTensorError: If it has not four dimensions of at least 1.
+    """
+    if len(shape) != 4:
+        text = f"Expected 4 dimensions, the first being the batch. Received {len(shape)}: shape {shown(tuple(shape))}."
+        raise InvalidTensorError(FieldViolation("input", text))
+    return checked_shape(shape, "input")
+
+
+def channel_axis(conv2d: Conv2D) -> int:
+    """Returns the axis of the channels in a layer's input and output."""
+    return 3 if conv2d.data_format == "channels_last" else 1
+
+
+def kernel_shape(conv2d: Conv2D, input_channels: int) -> Shape:
+    """Returns (kernel height, kernel width, input channels / groups, filters), in both data formats."""
+    return (*conv2d.kernel_size, input_channels // conv2d.groups, conv2d.filters)
+
+
+def _first_shape(conv2d: Conv2D, input_shape: Sequence[int] | None) -> Shape:
+    if input_shape is not None:
+        return checked_input_shape(input_shape)
+    if conv2d.input_shape is None or None in conv2d.input_shape:
+        text = "Expected an input shape, or a Conv2D whose input_shape leaves no dimension open. Received neither."
+        raise InvalidTensorError(FieldViolation("input_shape", text))
+    return checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
+
+
+def _plan_layer(conv2d: Conv2D, input_shape: Shape) -> tuple[LayerPlan, int]:
+    """Returns one layer's plan, and how many elements of input, weights and output exist at once."""
+    axis = channel_axis(conv2d)
+    channels = input_shape[axis]
+    if channels % conv2d.groups:
+        text = (
+            f"Expected a number that divides the input's channels. Received groups={conv2d.groups}, but the input has "
+            f"{channels} channels (input shape {input_shape}, data_format='{conv2d.data_format}')."
+        )
+        raise InvalidTensorError(FieldViolation("groups", text))
+    first = 1 if conv2d.data_format == "channels_last" else 2
+    height, width = (_positions(conv2d, input_shape, first + direction, direction) for direction in (0, 1))
+    places = input_shape[0] * height * width
+    batch = input_shape[0]
+    if conv2d.data_format == "channels_last":
+        convolved: Shape = (batch, height, width, conv2d.filters)
+    else:
+        convolved = (batch, conv2d.filters, height, width)
+    kernel = kernel_shape(conv2d, channels)
+    weights = math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0)
+    flops = places * (2 * math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0))
+    found = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
+    return found, math.prod(input_shape) + weights + math.prod(convolved)
+
+
+def _positions(conv2d: Conv2D, input_shape: Shape, axis: int, direction: int) -> int:
+    """Returns the output's size along the height (direction 0) or the width (direction 1)."""
+    size = input_shape[axis]
+    stride = conv2d.strides[direction]
+    if conv2d.padding == "same":
+        return -(-size // stride)
+    before, after = (0, 0) if isinstance(conv2d.padding, str) else conv2d.padding[direction]
+    window = (conv2d.kernel_size[direction] - 1) * conv2d.dilation_rate[direction] + 1
+    if size + before + after < window:
+        side, letter = (("height", "rows"), ("width", "columns"))[direction]
+        padded = f" and {before + after} {letter} of padding" if before + after else ""
+        text = (
+            f"Expected a {side} of at least {window - before - after}, as kernel_size={conv2d.kernel_size} with "
+            f"dilation_rate={conv2d.dilation_rate}{padded} needs. Received {side} {size} (input shape {input_shape}, "
+            f"data_format='{conv2d.data_format}'). padding='same' would take it."
+        )
+        raise InvalidTensorError(FieldViolation("input", text))
+    return (size + before + after - window) // stride + 1
+
+
+def _activated_shape(conv2d: Conv2D, shape: Shape) -> Shape:
+    if not isinstance(conv2d.activation, GLU):
+        return shape
+    axis = conv2d.activation.axis % 4
+    if shape[axis] % 2:
+        text = (
+            f"Expected an even axis {conv2d.activation.axis}, which glu halves. Received {shape[axis]} "
+            f"(shape {shape} before the activation, data_format='{conv2d.data_format}')."
+        )
+        raise InvalidTensorError(FieldViolation("activation", text))
+    return (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])

@@ -1,0 +1,1 @@
+"""The messages of the contract and the values that they carry. No network."""

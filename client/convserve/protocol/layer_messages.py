@@ -1,0 +1,189 @@
+"""The messages of LayerService as both clients send and read them. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
+from convserve.layers import messages
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.protocol.stored_layers import KnownLayer, check_channels, check_name
+from convserve.tensors.codec import FLOAT_DTYPES, Array, dtype_name, dtype_number, numpy_dtype
+from convserve.v1 import layer_service_pb2
+
+WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
+"""The initial metadata in which a server says, before it is sent weights, whether it wants them."""
+
+MOST_DIGESTS = 10_000
+"""Of which a server says in one call whether it holds them."""
+
+_PIECE_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A put or an update as it is sent: a start, and after it a layer's weights where the server wants them.
+
+    Attributes:
+        start: The first message.
+        layer: The layer; None where the server draws the weights.
+    """
+
+    start: layer_service_pb2.PutLayerRequest | layer_service_pb2.UpdateWeightsRequest
+    layer: Layer | None = None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether there are weights to send."""
+        return self.layer is not None
+
+    def pieces(self) -> Iterator[Any]:
+        """Yields the messages with the weights."""
+        if self.layer is not None:
+            for piece in weight_pieces(self.layer):
+                yield type(self.start)(piece=piece)
+
+
+def sent_put(layer: Layer, name: str | None) -> Sent:
+    """Returns what puts a layer with its weights.
+
+    Raises:
+        InvalidRequestError: For a name with other characters than allowed.
+    """
+    start = layer_service_pb2.PutLayerStart(
+        conv2d=messages.to_message(layer.config),
+        name=_name_or_none(name),
+        weights=weights_header(layer),
+        expected_digest=layer.digest,
+    )
+    return Sent(layer_service_pb2.PutLayerRequest(start=start), layer)
+
+
+def sent_draw(
+    config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes | None = None
+) -> Sent:
+    """Returns what lets the server draw a layer's weights.
+
+    Raises:
+        InvalidWeightsError: If nothing says how many channels the input has, or what does is no number.
+        InvalidRequestError: For a name with other characters than allowed.
+    """
+    channels = input_channels
+    if channels is None and config.input_shape is not None:
+        channels = config.input_shape[2 if config.data_format == "channels_last" else 0]
+    if channels is None:
+        text = "Expected a kernel, or input_channels= for which the server draws one. Received neither."
+        raise InvalidWeightsError(FieldViolation("kernel", text))
+    check_channels(channels)
+    start = layer_service_pb2.PutLayerStart(
+        conv2d=messages.to_message(config),
+        name=_name_or_none(name),
+        input_channels=channels,
+        expected_digest=expected_digest or b"",
+    )
+    return Sent(layer_service_pb2.PutLayerRequest(start=start))
+
+
+def sent_redraw(known: KnownLayer) -> Sent:
+    """Returns what draws a layer's weights again, and is refused with INVALID_ARGUMENT if they come out as others."""
+    return sent_draw(known.config, None, known.kernel_shape[2] * known.config.groups, known.digest)
+
+
+def sent_update(known: KnownLayer, layer: Layer) -> Sent:
+    """Returns what gives a stored layer's configuration new weights, and its name to the result."""
+    start = layer_service_pb2.UpdateWeightsStart(
+        layer=stored_reference(known), weights=weights_header(layer), name=known.name or ""
+    )
+    return Sent(layer_service_pb2.UpdateWeightsRequest(start=start), layer)
+
+
+def _name_or_none(name: str | None) -> str:
+    if name is None:
+        return ""
+    check_name(name)
+    return name
+
+
+def stored_reference(layer: KnownLayer | str) -> layer_service_pb2.StoredLayerReference:
+    """Returns the message that says which stored layer is meant: by its digest, or by a name alone.
+
+    Raises:
+        InvalidRequestError: If it is neither a stored layer nor a name.
+    """
+    if isinstance(layer, str):
+        return layer_service_pb2.StoredLayerReference(name=layer)
+    if isinstance(layer, KnownLayer):
+        return layer_service_pb2.StoredLayerReference(digest=layer.digest)
+    raise InvalidRequestError(FieldViolation("layer", f"Expected a stored layer or a name. Received {shown(layer)}."))
+
+
+def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
+    """Returns the message that asks for the first page of layers.
+
+    Raises:
+        InvalidRequestError: If the prefix is no text.
+    """
+    if not isinstance(name_prefix, str):
+        text = f"Expected the beginning of names. Received {shown(name_prefix)}."
+        raise InvalidRequestError(FieldViolation("name_prefix", text))
+    return layer_service_pb2.ListLayersRequest(name_prefix=name_prefix, page_size=1000)
+
+
+def missing_requests(layers: Sequence[Layer | KnownLayer]) -> list[layer_service_pb2.FindMissingLayersRequest]:
+    """Returns the messages that ask for what is missing, each for as many layers as it may.
+
+    Raises:
+        InvalidRequestError: If there is anything but layers.
+        InvalidWeightsError: For a layer without weights, which has no digest.
+    """
+    for each in layers:
+        if not isinstance(each, Layer | KnownLayer):
+            text = f"Expected layers with their weights. Received {shown(each)} among them."
+            raise InvalidRequestError(FieldViolation("layers", text))
+    digests = [each.digest for each in layers]
+    return [
+        layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MOST_DIGESTS])
+        for begin in range(0, len(digests), MOST_DIGESTS)
+    ]
+
+
+def said_of_weights(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
+    """Returns what a server's initial metadata says of the weights that a caller has; None with a refusal."""
+    return next((value for key, value in metadata or () if key == WEIGHTS), None)
+
+
+def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:
+    """Returns the head of a layer's weights."""
+    assert layer.kernel is not None  # noqa: S101
+    return layer_service_pb2.WeightsHeader(
+        dtype=dtype_number(layer.kernel.dtype.name), kernel_shape=layer.kernel.shape, has_bias=layer.bias is not None
+    )
+
+
+def weight_pieces(layer: Layer) -> Iterator[bytes]:
+    """Yields a layer's weights in pieces."""
+    for weight in (layer.kernel, layer.bias):
+        if weight is not None:
+            elements = weight.reshape(-1).view("u1")
+            for begin in range(0, elements.size, _PIECE_BYTES):
+                yield elements[begin : begin + _PIECE_BYTES].tobytes()
+
+
+def weights_of(responses: Iterable[layer_service_pb2.ReadWeightsResponse]) -> tuple[Array, Array | None]:
+    """Returns kernel and bias from the messages of ReadWeights."""
+    header, pieces = layer_service_pb2.WeightsHeader(), bytearray()
+    for response in responses:
+        if response.WhichOneof("message") == "start":
+            header = response.start
+        else:
+            pieces += response.piece
+    dtype = numpy_dtype(dtype_name(header.dtype, "kernel", FLOAT_DTYPES))
+    elements = np.frombuffer(bytes(pieces), dtype)
+    shape = tuple(header.kernel_shape)
+    kernel, bias = np.split(elements, [int(np.prod(shape))])
+    return kernel.reshape(shape), bias if header.has_bias else None

@@ -1,0 +1,226 @@
+"""The wire form of the exceptions: a gRPC status with `google.rpc` details in the `grpc-status-details-bin` trailer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import grpc
+from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError, Message
+from google.rpc import error_details_pb2 as details_pb2
+from google.rpc import status_pb2
+from grpc_status import rpc_status
+
+from convserve.errors import (
+    ConvserveError,
+    DeadlineExceededError,
+    FieldViolation,
+    InternalError,
+    InvalidArgumentError,
+    LayerNotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    TooLargeError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnimplementedError,
+)
+from convserve.v1 import convolution_service_pb2, error_pb2
+
+DOMAIN = "convserve.v1"
+"""ErrorInfo.domain of every error."""
+
+# gRPC refuses trailers above 8 KiB by default. A status' text crosses the wire twice: percent-encoded, and in the
+# details, which cross it in base64. These bounds, in bytes of the percent-encoded form, keep it all below 7.5 KiB.
+_LONGEST_TEXT = 1500
+_LONGEST_FIELD = 100
+_LONGEST_DESCRIPTION = 1000
+_MOST_OF_VIOLATIONS = 2400
+_LONGEST_NAME = 800
+
+
+def _family(parent: type[ConvserveError]) -> list[type[ConvserveError]]:
+    return [parent, *(member for child in parent.__subclasses__() for member in _family(child))]
+
+
+CLASS_OF_REASON = {
+    error_pb2.ErrorReason.Name(each.reason).removeprefix("ERROR_REASON_"): each
+    for each in _family(ConvserveError)
+    if each.reason and each is not InvalidArgumentError
+}
+"""The class of each ErrorInfo.reason."""
+
+# For what gRPC itself or a proxy answers, without an ErrorInfo of ours.
+_CLASS_OF_CODE: dict[grpc.StatusCode, type[ConvserveError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
+    grpc.StatusCode.NOT_FOUND: LayerNotFoundError,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
+    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
+    grpc.StatusCode.UNAVAILABLE: UnavailableError,
+    grpc.StatusCode.CANCELLED: UnavailableError,
+    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
+    grpc.StatusCode.INTERNAL: InternalError,
+}
+# What gRPC's asyncio stack puts, with INTERNAL, in the place of the reason for which a call ended while it was sending.
+_BROKEN_OFF = "Internal error from Core"
+# gRPC refuses a message by its size before any code of ours sees it.
+_MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+_MESSAGE_TOO_LARGE_TEXT = (
+    "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
+    "batch, or ask the operator to raise it."
+)
+
+# What gRPC says, among other words, of a connection that was made and could not be encrypted.
+_TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
+# What it says of a server that took the connection and ended it, which one with TLS does to a caller without.
+_HUNG_UP = re.compile(r"Socket closed|Connection reset")
+_TLS_FAILED_TEXT = (
+    "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: "
+    "is it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
+)
+
+
+def to_status(error: ConvserveError) -> grpc.Status:
+    """Returns an error as a status with details, for `ServicerContext.abort_with_status`."""
+    return rpc_status.to_status(_status_message(error))
+
+
+def to_item_error(error: ConvserveError) -> convolution_service_pb2.StreamItemError:
+    """Returns an error as the answer to one item of a stream."""
+    status = _status_message(error)
+    return convolution_service_pb2.StreamItemError(code=status.code, message=status.message, details=status.details)
+
+
+def from_item_error(message: convolution_service_pb2.StreamItemError) -> ConvserveError:
+    """Returns the exception that the server raised over one item of a stream."""
+    code = next((each for each in grpc.StatusCode if each.value[0] == message.code), grpc.StatusCode.UNKNOWN)
+    return _from_status(code, message.message, message.details)
+
+
+def _status_message(error: ConvserveError) -> status_pb2.Status:
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _LONGEST_TEXT))
+    for message in (_info(error), *_beside_info(error)):
+        packed = any_pb2.Any()
+        packed.Pack(message)
+        status.details.append(packed)
+    return status
+
+
+class RpcFailure(Protocol):
+    """What `grpc.Call` of a failed call and `grpc.aio.AioRpcError` have in common."""
+
+    def code(self) -> grpc.StatusCode:
+        """Returns the status code."""
+
+    def details(self) -> str | None:
+        """Returns the status' text."""
+
+
+def from_rpc_error(failure: RpcFailure) -> ConvserveError:
+    """Returns the exception that the server raised, or the one that fits gRPC's own status.
+
+    Args:
+        failure: A failed call: `grpc.RpcError` as stubs raise it, or `grpc.aio.AioRpcError`.
+    """
+    code, text = failure.code(), failure.details() or "no details"
+    call: Any = failure  # grpc_status asks for a grpc.Call, of which it uses what both kinds of failure have
+    try:
+        status = rpc_status.from_call(call)
+        packed = status.details if status is not None else ()
+    except (ValueError, DecodeError):  # a trailer that is not ours, or contradicts the status
+        packed = ()
+    return _from_status(code, text, packed)
+
+
+def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
+    try:
+        details = _Details(packed)
+    except DecodeError:  # details that are not what they say
+        details = _Details([])
+    if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:
+        return _rebuilt(CLASS_OF_REASON[details.info.reason], code, text, details)
+    sizes = _MESSAGE_TOO_LARGE.search(text)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
+        return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
+    if text == _BROKEN_OFF:
+        return UnavailableError("Expected to send the whole request. The call ended in the middle of it.")
+    if code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
+        text = f"{_TLS_FAILED_TEXT} ({text})"
+    elif code is grpc.StatusCode.UNAVAILABLE:
+        tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
+        text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"
+    error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
+    error.code_name = code.name
+    return error
+
+
+class _Details:
+    """The details of a status, unpacked; a message that is not there is empty."""
+
+    def __init__(self, packed: Iterable[any_pb2.Any]) -> None:
+        self.info = details_pb2.ErrorInfo()
+        self.bad_request = details_pb2.BadRequest()
+        self.retry = details_pb2.RetryInfo()
+        self.resource = details_pb2.ResourceInfo()
+        for each in packed:
+            for message in (self.info, self.bad_request, self.retry, self.resource):
+                if each.Is(message.DESCRIPTOR):
+                    each.Unpack(message)
+
+
+def _info(error: ConvserveError) -> details_pb2.ErrorInfo:
+    reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+    metadata = {"error_id": error.error_id} if isinstance(error, InternalError) else {}
+    return details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+
+
+def _beside_info(error: ConvserveError) -> list[Message]:
+    """Returns the `google.rpc` messages that travel beside ErrorInfo."""
+    if isinstance(error, InvalidArgumentError):
+        listed = details_pb2.BadRequest()
+        for each in error.violations:
+            listed.field_violations.add(
+                field=_cut(each.field, _LONGEST_FIELD), description=_cut(each.description, _LONGEST_DESCRIPTION)
+            )
+            if listed.ByteSize() > _MOST_OF_VIOLATIONS:
+                del listed.field_violations[-1]
+                break
+        return [listed]
+    if isinstance(error, LayerNotFoundError):
+        name = _cut(error.layer, _LONGEST_NAME)
+        return [details_pb2.ResourceInfo(resource_type="convserve.v1.Layer", resource_name=name)]
+    if isinstance(error, OverloadedError):
+        retry = details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_after_s * 1e9))
+        return [retry]
+    return []
+
+
+def _rebuilt(kind: type[ConvserveError], code: grpc.StatusCode, text: str, details: _Details) -> ConvserveError:
+    """Makes an exception again from what crossed the wire."""
+    if issubclass(kind, InvalidArgumentError):
+        violations = [FieldViolation(each.field, each.description) for each in details.bad_request.field_violations]
+        return kind(*(violations or [FieldViolation("request", text)]))
+    if issubclass(kind, LayerNotFoundError):
+        return kind(text, layer=details.resource.resource_name, by_name=code is grpc.StatusCode.NOT_FOUND)
+    if issubclass(kind, OverloadedError):
+        return kind(text, retry_after_s=details.retry.retry_delay.ToNanoseconds() / 1e9)
+    if issubclass(kind, InternalError):
+        return kind(text, error_id=details.info.metadata.get("error_id", ""))
+    return kind(text)
+
+
+def _cut(text: str, most: int) -> str:
+    """Returns a text as UTF-8 can carry it, shortened if percent-encoding makes it longer than `most` bytes."""
+    text = text.encode(errors="replace").decode()
+    length = 0
+    for position, character in enumerate(text):
+        length += 1 if " " <= character <= "~" and character != "%" else 3 * len(character.encode())
+        if length > most:
+            return f"{text[:position]}... (cut)"
+    return text

@@ -1,0 +1,182 @@
+"""What a client knows of a layer that a server stores, and the messages of LayerService. Nothing here does I/O."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from convserve.display import html_tables
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
+from convserve.layers import messages
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer, check_kernel_channels
+from convserve.tensors.codec import Array, Shape
+from convserve.v1 import layer_pb2
+
+LONGEST_NAME = 200
+"""Characters that a layer's name may have."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
+
+
+class KnownLayer:
+    """A stored layer, by its digest, with its weights where this process has them.
+
+    Attributes:
+        digest: The 32 bytes that identify it on every server.
+        name: The name under which it was put or found, or None.
+        names: All names that led to it when it was put or found.
+        config: Its configuration, every seed filled in.
+        kernel_shape: Its kernel's shape.
+        local: The layer with its weights, if they came from this process or have been read; else None.
+        gifts: How many times it was given to a server that lacked it.
+    """
+
+    def __init__(
+        self,
+        digest: bytes,
+        name: str | None,
+        names: tuple[str, ...],
+        config: Conv2D,
+        kernel_shape: Shape,
+        local: Layer | None,
+    ) -> None:
+        self.digest = digest
+        self.name = name
+        self.names = names
+        self.config = config
+        self.kernel_shape = kernel_shape
+        self.local = local
+        self.gifts = 0
+
+    def to_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message that names the layer."""
+        return layer_pb2.LayerReference(digest=self.digest)
+
+    def to_plan_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message with which a plan can be asked for, which needs no weights."""
+        return Layer(self.config).to_reference()
+
+    def to_carried_reference(self) -> layer_pb2.LayerReference:
+        """Returns the message that brings the layer to a server that does not hold it."""
+        if self.local is None:
+            return self.to_reference()
+        reference = self.local.to_reference()
+        reference.inline.store = True
+        return reference
+
+    def __repr__(self) -> str:
+        """Returns name, digest and configuration."""
+        name = f"{self.name!r} " if self.name else ""
+        return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks."""
+        names = self.names or ((self.name,) if self.name else ())
+        identity = [("name", ", ".join(names) or "none"), ("digest", self.digest.hex()[:12])]
+        return html_tables.layer_table(type(self).__name__, identity, self.config, self.kernel_shape)
+
+
+def check_name(name: str, field: str = "name") -> None:
+    """Checks the name that a layer is to have; client and server both call it.
+
+    Raises:
+        InvalidRequestError: For the field, if it has other characters than allowed.
+    """
+    if not isinstance(name, str) or len(name) > LONGEST_NAME or not _NAME.fullmatch(name) or ".." in name:
+        text = (
+            f"Expected 1 to {LONGEST_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, "
+            f"without '..'. Received {shown(name)}."
+        )
+        raise InvalidRequestError(FieldViolation(field, text))
+
+
+def check_channels(channels: Any) -> None:
+    """Checks what is given as the number of an input's channels.
+
+    Raises:
+        InvalidWeightsError: If it is not one.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int | np.integer) or not 0 < channels < 2**31:
+        text = f"Expected the number of the input's channels, above 0. Received {shown(channels)}."
+        raise InvalidWeightsError(FieldViolation("input_channels", text))
+
+
+def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None, input_channels: int | None) -> Layer:
+    """Returns the layer that the arguments of `Client.put` describe, with weights of its own.
+
+    What is stored is a value: it must not change where the caller later writes to the array that was given.
+
+    Raises:
+        InvalidArgumentError: If they contradict each other.
+    """
+    if isinstance(layer, Conv2D):
+        given = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
+    elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
+        text = "Expected a Conv2D with or without kernel= and bias=, or a Layer, which has them."
+        raise InvalidRequestError(FieldViolation("layer", f"{text} Received {shown(layer)}."))
+    else:
+        given = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
+    if given.kernel is None:
+        given.config.check_initializers()
+        return given
+    if seed is not None:
+        text = f"Expected no seed beside weights, which need not be drawn. Received seed={shown(seed)}."
+        raise InvalidRequestError(FieldViolation("seed", text))
+    if input_channels is not None:
+        check_channels(input_channels)
+        check_kernel_channels(given.config, given.kernel.shape, input_channels)
+    return Layer(given.config, *(None if each is None else _frozen(each) for each in (given.kernel, given.bias)))
+
+
+def _frozen(array: Array) -> Array:
+    own = array.copy()
+    own.flags.writeable = False
+    return own
+
+
+def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix: str) -> list[dict[str, Any]]:
+    """Returns the arguments of a KnownLayer for each layer that any server lists, in the order of digests.
+
+    Its name is the first that begins with the prefix; its names are those that it has on any server.
+    """
+    found: dict[bytes, layer_pb2.StoredLayer] = {}
+    names: dict[bytes, set[str]] = {}
+    for each in itertools.chain.from_iterable(servers):
+        found[each.digest] = each
+        names.setdefault(each.digest, set()).update(each.names)
+    parts = []
+    for digest, message in sorted(found.items()):
+        ordered = sorted(names[digest])
+        name = next((each for each in ordered if each.startswith(name_prefix)), None)
+        parts.append(known_parts(message, name, None) | {"names": tuple(ordered)})
+    return parts
+
+
+def put_parts(layer: Layer) -> dict[str, Any]:
+    """Returns the arguments of a KnownLayer for a layer with its weights that no server need hold yet."""
+    assert layer.kernel is not None  # noqa: S101
+    return {
+        "digest": layer.digest,
+        "name": None,
+        "names": (),
+        "config": layer.config,
+        "kernel_shape": layer.kernel.shape,
+        "local": layer,
+    }
+
+
+def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer | None) -> dict[str, Any]:
+    """Returns the arguments of KnownLayer that a message gives."""
+    return {
+        "digest": message.digest,
+        "name": name,
+        "names": tuple(message.names),
+        "config": messages.from_message(message.conv2d),
+        "kernel_shape": tuple(message.kernel_shape),
+        "local": local,
+    }

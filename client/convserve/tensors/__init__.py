@@ -1,0 +1,1 @@
+"""Tensors as bytes: dtypes, framing, shared memory. No network."""

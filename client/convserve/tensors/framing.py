@@ -1,0 +1,215 @@
+"""Messages with a tensor as their last field, written and read without copying the tensor through a protobuf object.
+
+The bytes are ordinary protobuf, which any other language writes and reads as usual. What saves the copies is the
+order: the contract gives the tensor, and in it the elements, the highest field number, so a writer can join a small
+head, a tag and a length with the caller's own memory, and a reader finds the elements at the end. A message in any
+other order, which protobuf allows, is read by the stock parser.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from convserve.tensors.codec import Array, decode, head_of
+from convserve.v1 import tensor_pb2
+
+_PAYLOAD_FIELD = 15  # of a tensor in its message, and of the elements in a Tensor
+_PAYLOAD_TAG = bytes([_PAYLOAD_FIELD << 3 | 2])
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_MOST_FIELDS = 10_000
+
+M = TypeVar("M", bound=Message)
+
+
+def write(message: Message, array: Array) -> bytes:
+    """Returns the bytes of a message whose tensor (field 15), not set in it, is `array`.
+
+    Args:
+        message: The rest of the message.
+        array: C-contiguous and little-endian.
+    """
+    head = head_of(array).SerializeToString()
+    elements = array.reshape(-1).view("u1").data
+    elements_length = _varint(len(elements))
+    tensor_length = _varint(len(head) + len(_PAYLOAD_TAG) + len(elements_length) + len(elements))
+    return b"".join(
+        (message.SerializeToString(), _PAYLOAD_TAG, tensor_length, head, _PAYLOAD_TAG, elements_length, elements)
+    )
+
+
+def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
+    """Returns a message without its tensor, and the tensor as a read-only array on `data` itself.
+
+    Args:
+        kind: The message's class.
+        name: The name of its tensor, which is field 15.
+        data: The message's bytes.
+
+    Returns:
+        The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in
+        the message.
+
+    Raises:
+        DecodeError: If the bytes are no such message.
+        InvalidTensorError: If the tensor contradicts itself.
+    """
+    view = memoryview(data)
+    start = _last_field(view)
+    if start is not None:
+        tensor_view = view[start[1] :]
+        inner = _last_field(tensor_view)
+        if inner is not None:
+            message = kind.FromString(data[: start[0]])
+            tensor = tensor_pb2.Tensor.FromString(bytes(tensor_view[: inner[0]]))
+            if not tensor.HasField("shared_memory"):
+                return message, decode(tensor, name, elements=tensor_view[inner[1] :])
+    message = kind.FromString(data)
+    if not message.HasField(name) or getattr(message, name).HasField("shared_memory"):
+        return message, None
+    array = decode(getattr(message, name), name)
+    message.ClearField(name)
+    return message, array
+
+
+def head(kind: type[M], data: bytes) -> M:
+    """Returns a message without its field 15, at whose contents nobody looks.
+
+    Args:
+        kind: The message's class.
+        data: The message's bytes.
+
+    Raises:
+        DecodeError: If the bytes are no such message.
+    """
+    start = _last_field(memoryview(data))
+    return kind.FromString(data if start is None else data[: start[0]])
+
+
+def opening(length: int) -> bytes:
+    """Returns what stands before a field 15 of `length` bytes: its tag and the length."""
+    return _PAYLOAD_TAG + _varint(length)
+
+
+def write_piece(head: bytes, elements: memoryview) -> bytes:
+    """Returns the bytes of a stream's message: fields before 15, and in that one a piece of a tensor's elements."""
+    return b"".join((head, _PAYLOAD_TAG, _varint(len(elements)), elements))
+
+
+def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:
+    """Returns what `write_piece` was given; None for what it did not write, which the stock parser is to read."""
+    view = memoryview(data)
+    start = _last_field(view)
+    return None if start is None else (data[: start[0]], view[start[1] :])
+
+
+def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
+    """Returns the pieces of a field of bytes: its tag and length, and what it consists of."""
+    return [_varint(number << 3 | _LENGTH) + _varint(sum(map(len, parts))), *parts]
+
+
+def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]] | None:
+    """Returns what stands before a message's fields of this number, and the contents of each, if they are the last.
+
+    The contents are on `data` itself. It returns None, whatever there is, for what only the stock parser is to read.
+
+    Args:
+        number: Of a field that is `repeated bytes`, below 16.
+        data: The message's bytes.
+    """
+    view, tag = memoryview(data), number << 3 | _LENGTH
+    begin = _first_field(view, number)
+    if begin is None:
+        return None
+    position, end = begin, len(view)
+    contents: list[memoryview] = []
+    try:
+        while position < end:
+            if view[position] != tag or len(contents) == _MOST_FIELDS:
+                return None
+            length, content = _read_varint(view, position + 1)
+            position = content + length
+            contents.append(view[content:position])
+    except IndexError:
+        return None
+    return (data[:begin], contents) if position == end else None
+
+
+def _first_field(view: memoryview, number: int) -> int | None:
+    """Returns where the first field of a number below 16 begins.
+
+    It returns None if there is none, if anything is not what a writer writes (a tag or length in other than its
+    shortest form, which the stock parser may refuse), and if there are more fields before than a message of ours has,
+    so that nobody can keep a slow loop busy.
+    """
+    position = 0
+    try:
+        for _ in range(_MOST_FIELDS):
+            start = position
+            tag = view[position]  # nearly all tags and lengths are of one byte
+            if tag < 0x80:
+                position += 1
+            else:
+                tag, position = _read_varint(view, position)
+            if tag >> 3 == number:
+                return start
+            kind = tag & 7
+            if kind == _LENGTH:
+                length = view[position]
+                if length < 0x80:
+                    position += 1 + length
+                else:
+                    length, position = _read_varint(view, position)
+                    position += length
+            elif kind == _VARINT:
+                position = _read_varint(view, position)[1]
+            elif kind in (_FIXED32, _FIXED64):
+                position += 4 if kind == _FIXED32 else 8
+            else:
+                return None  # a group, or what is no field
+    except IndexError:
+        pass  # the end, or what is no message
+    return None
+
+
+def _last_field(view: memoryview) -> tuple[int, int] | None:
+    """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
+
+    It returns None for all that only looks so: the stock parser decides then.
+    """
+    start = _first_field(view, _PAYLOAD_FIELD)
+    if start is None or view[start] != _PAYLOAD_TAG[0]:
+        return None
+    try:
+        length, position = _read_varint(view, start + 1)
+    except IndexError:
+        return None
+    return (start, position) if position + length == len(view) else None
+
+
+def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
+    """Returns a number in its shortest form, and where it ends; IndexError for any other."""
+    value = shift = 0
+    while True:
+        byte = view[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            if not byte and shift:
+                raise IndexError("a longer form of a number")
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise IndexError("no varint")
+
+
+@functools.lru_cache(1024)  # callers send what is as long as what they sent before
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 0x7F:
+        written.append(value & 0x7F | 0x80)
+        value >>= 7
+    written.append(value)
+    return bytes(written)

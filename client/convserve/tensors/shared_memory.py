@@ -1,0 +1,321 @@
+"""Memory that this process shares with a server on the same machine, so that tensors don't cross a connection.
+
+How regions are made and handed over is written at SharedMemory in proto/convserve/v1/tensor.proto. Regions are kept for
+further calls, because new pages cost more than what is written to them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import mmap
+import os
+import secrets
+import socket
+import threading
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, ClassVar
+
+import numpy as np
+
+from convserve.tensors.codec import Array
+from convserve.v1 import tensor_pb2
+
+SUFFIX = ".shared-memory"
+"""What a Unix socket's path is followed by in the path of the socket that takes regions."""
+NAME_BYTES = 16
+TICKET_BYTES = 32
+ALIGNMENT = 64
+"""What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
+
+_SMALLEST_REGION = 2**16
+_LARGEST_REGION = 2**46  # what a process can map, and less than what a descriptor's size can be
+_LONGEST_ANSWER_S = 5.0
+
+
+class _Forks:
+    """How often this process has forked, and what a fork is not to keep open."""
+
+    count = 0
+    connections: ClassVar[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
+
+    @classmethod
+    def add(cls) -> None:
+        cls.count += 1
+
+    @classmethod
+    def close_connections(cls) -> None:
+        # A server lets go of what is shared when the connection ends, and that is when nobody has it open any more.
+        for each in list(cls.connections):
+            each.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.close_connections)
+
+
+class Map:
+    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
+
+    Attributes:
+        size: Its length in bytes.
+    """
+
+    def __init__(self, descriptor: int, size: int, flags: int) -> None:
+        """Maps a file's beginning to be read and written; raises OSError where that is not possible."""
+        self.size = size
+        self._c = _c_library()
+        address = self._c.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+        if address == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._address: int = address
+        weakref.finalize(self, self._c.munmap, address, size).atexit = False
+        # With this numpy makes arrays of it, which keep it.
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
+
+    def array(self) -> Array:
+        """Returns the bytes, as an array that is new each time."""
+        return np.asarray(self)
+
+    def forget_changes(self) -> None:
+        """Makes a private map show the file again."""
+        self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
+
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+@functools.cache
+def _c_library() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
+    library.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return library
+
+
+class Region:
+    """A piece of memory that a server maps too.
+
+    Attributes:
+        name: By which the server knows it.
+        size: Its length in bytes.
+        forks: How often this process had forked when the region was taken into use.
+    """
+
+    def __init__(self, size: int) -> None:
+        """Makes a region; raises OSError where there is no memory for it."""
+        import fcntl  # not on every system, as little as memfd_create
+
+        if size > _LARGEST_REGION:
+            raise OSError(f"no memory has {size} bytes")
+        self.name = secrets.token_bytes(NAME_BYTES)
+        self.size = size
+        self.descriptor = os.memfd_create("convserve", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self.descriptor, size)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
+            self._shared = Map(self.descriptor, size, mmap.MAP_SHARED)
+            # For results. What their holder writes there stays in this process, as in any array.
+            self._private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
+        except BaseException:
+            os.close(self.descriptor)
+            raise
+        self.forks = _Forks.count
+
+    def handed_over(self) -> None:
+        """Lets go of the descriptor; the maps stay."""
+        os.close(self.descriptor)
+
+    def place(self, offset: int = 0) -> tensor_pb2.SharedMemory:
+        """Returns the contract's message of a place in this region."""
+        return tensor_pb2.SharedMemory(region=self.name, offset_bytes=offset)
+
+    def shared(self) -> Array:
+        """Returns the bytes; what is written there, the server sees."""
+        return self._shared.array()
+
+    def written(self) -> Array:
+        """Returns the bytes that the server wrote, without what the holder of an earlier result wrote over them."""
+        self._private.forget_changes()
+        return self._private.array()
+
+
+class SharedMemory:
+    """The regions that this process shares with one server. It may be shared by threads."""
+
+    def __init__(self, addresses: Sequence[str], ticket: bytes, most_unused_bytes: int = 2**30) -> None:
+        """Connects to the first socket that answers.
+
+        Args:
+            addresses: Paths of Unix sockets; names in the abstract namespace begin with a zero byte.
+            ticket: What the server wants to see first.
+            most_unused_bytes: How much memory is kept for further calls.
+
+        Raises:
+            OSError: If none answers, or this system has no such memory.
+        """
+        if not hasattr(os, "memfd_create"):
+            raise OSError("this system has no memfd_create")
+        self._socket = _connected(addresses)
+        weakref.finalize(self, self._socket.close)
+        self._socket.send(ticket)
+        self._is_admitted = False  # as far as is known: the answer is waited for with that to the first region
+        self._most_unused_bytes = most_unused_bytes
+        self._lock = threading.Lock()
+        self._unused: list[Region] = []
+        # A finalizer may run anywhere, even inside the lock, so it does no more than an append.
+        self._returned: deque[Region] = deque()
+        self._dropped: deque[bytes] = deque()
+        self._lent: dict[int, Region] = {}
+        self._process = os.getpid()
+        self.used = False
+        self.lost = False
+
+    def region(self, size: int) -> Region:
+        """Returns a region of at least so many bytes that nobody else uses; it is to be given back.
+
+        Raises:
+            OSError: If there is no memory for it, or the server does not take it.
+        """
+        with self._lock:
+            self._sort_returned()
+            fitting = [each for each in self._unused if size <= each.size <= 4 * max(size, _SMALLEST_REGION)]
+            if fitting:
+                found = min(fitting, key=lambda each: each.size)
+                self._unused.remove(found)
+                found.forks = _Forks.count
+                return found
+            made = Region(_rounded(size))
+            try:
+                if not self._told(made.name, made.descriptor):
+                    self._unused.clear()  # which may make room for it
+                    self._tell_dropped()
+                    if not self._told(made.name, made.descriptor):
+                        raise OSError("the server does not take the region")
+            finally:
+                made.handed_over()
+            self.used = True
+            # Whoever drops a region, the server is told with the next one that is asked for.
+            weakref.finalize(made, self._dropped.append, made.name).atexit = False
+            return made
+
+    def give_back(self, region: Region) -> None:
+        """Keeps a region for further calls."""
+        self._returned.append(region)
+
+    def discard(self, region: Region) -> None:
+        """Lets go of a region that the server may still write to."""
+        self._dropped.append(region.name)
+        with self._lock, suppress(OSError):  # the server is gone, and with it what it knew
+            self._tell_dropped()
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+        """Returns an uninitialized array, shape and dtype as given, which is sent without being copied.
+
+        Raises:
+            OSError: As `region`.
+        """
+        region = self.region(max(1, math.prod(shape) * dtype.itemsize))
+        root = region.shared()
+        key = id(root)
+        self._lent[key] = region
+        # The region returns when the last array on it is gone.
+        weakref.finalize(root, self._ended, key, region).atexit = False
+        return _as_array(root, shape, dtype)
+
+    def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
+        """Returns what a server has written at a region's beginning; the region returns with the array's end."""
+        root = region.written()
+        weakref.finalize(root, self._returned.append, region).atexit = False
+        return _as_array(root, shape, dtype)
+
+    def place_of(self, array: Array) -> tensor_pb2.SharedMemory | None:
+        """Returns where an array is that `empty` made, or that is a part of one; None for any other."""
+        root: Any = array
+        while isinstance(root.base, np.ndarray):
+            root = root.base
+        region = self._lent.get(id(root))
+        offset = 0 if region is None else array.ctypes.data - root.ctypes.data
+        return region.place(offset) if region is not None and offset % ALIGNMENT == 0 else None
+
+    def close(self) -> None:
+        """Ends the sharing. Arrays that are still held stay what they are."""
+        self.lost = True
+        if self._process != os.getpid():
+            return  # the connection is the parent's
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # which ends a wait for an answer in another thread
+        with self._lock:
+            self._socket.close()
+            self._unused.clear()
+
+    def _ended(self, key: int, region: Region) -> None:
+        del self._lent[key]
+        self._returned.append(region)
+
+    def _sort_returned(self) -> None:
+        while self._returned:
+            # What was held at a fork, the other process may hold still: it is dropped.
+            if self._returned[0].forks == _Forks.count:
+                self._unused.append(self._returned[0])
+            self._returned.popleft()
+        while sum(each.size for each in self._unused) > self._most_unused_bytes:
+            # So that one huge call now and then does not take the place of those that all others use.
+            self._unused.remove(max(self._unused, key=lambda each: each.size))
+        self._tell_dropped()
+
+    def _tell_dropped(self) -> None:
+        while self._dropped and not self.lost:
+            self._told(self._dropped.popleft(), None)
+
+    def _told(self, name: bytes, descriptor: int | None) -> bool:
+        try:
+            if not self._is_admitted and self._socket.recv(1) != b"\1":
+                raise OSError("the server does not take the ticket")
+            self._is_admitted = True
+            if descriptor is None:
+                self._socket.send(name)
+            else:
+                socket.send_fds(self._socket, [name], [descriptor])
+            answer = self._socket.recv(1)
+        except OSError:
+            self.lost = True
+            raise
+        if not answer:
+            self.lost = True
+        return answer == b"\1"
+
+
+def _connected(addresses: Sequence[str]) -> socket.socket:
+    failure = OSError("no address")
+    for address in addresses:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            connection.settimeout(_LONGEST_ANSWER_S)
+            connection.connect(address)
+        except OSError as error:
+            connection.close()
+            failure = error
+        else:
+            _Forks.connections.add(connection)
+            return connection
+    raise failure
+
+
+def _rounded(size: int) -> int:
+    """Returns a size up to an eighth above, so that a region serves calls of almost the same size."""
+    step = max(mmap.PAGESIZE, 1 << max(0, size.bit_length() - 4))
+    return max(_SMALLEST_REGION, -(-size // step) * step)
+
+
+def _as_array(root: Array, shape: Sequence[int], dtype: Any) -> Array:
+    size = math.prod(shape) * dtype.itemsize
+    array: Array = root[:size].view(dtype).reshape(shape)
+    return array

@@ -1,0 +1,140 @@
+"""The tokens that callers show: which there are, whose they are, and what each allows.
+
+A file of tokens has a line per token: NAME TOKEN PERMISSIONS. It is looked at with every call, so that a token that is
+taken out of it is refused from then on. Of tokens only digests are kept, and texts never have one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from convserve_server.auth.identity import PERMISSIONS, Identity
+from convserve_server.settings import TOKEN, WHAT_A_TOKEN_IS, SettingsError
+
+log = logging.getLogger("convserve")
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}"
+_OF_THE_ENVIRONMENT = "token"  # the name of the token that is a setting
+_LINE = f"NAME TOKEN PERMISSIONS, the permissions out of {', '.join(PERMISSIONS)} with commas between them"
+
+_SHORTEST_TOKEN = 16
+
+Digests = dict[bytes, Identity]
+
+
+class Tokens:
+    """All tokens of a server."""
+
+    def __init__(self, path: str = "", token: str = "") -> None:
+        """Reads the file.
+
+        Args:
+            path: The file; empty for none.
+            token: A further token, which allows everything; empty for none.
+
+        Raises:
+            SettingsError: If the file cannot be read, or is wrong.
+        """
+        self._path = path
+        self._given = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
+        self._state = _state(path)
+        try:
+            self._digests = self._given | (_read(path) if path else {})
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"--tokens-file: {_why(path, error)}") from None
+
+    def __bool__(self) -> bool:
+        """Returns whether there are any, without which everybody may call."""
+        return bool(self._digests)
+
+    def caller(self, token: str) -> Identity | None:
+        """Returns whose token it is, or None. It takes as long for each that is wrong."""
+        if self._path:
+            self._read_again()
+        digest, found = _digest(token), None
+        for each, caller in self._digests.items():
+            if hmac.compare_digest(each, digest):
+                found = caller
+        return found
+
+    def _read_again(self) -> None:
+        """Reads the file if it has changed; if it is wrong now, what it was stays in force."""
+        state = _state(self._path)
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            self._digests = self._given | _read(self._path)
+        except (OSError, ValueError) as error:
+            log.error("--tokens-file: %s The tokens of before stay in force.", _why(self._path, error))
+        else:
+            log.info("--tokens-file: read %s again: %d tokens", self._path, len(self._digests) - len(self._given))
+
+
+def parse(text: str) -> Digests:
+    """Returns the tokens of a file's text.
+
+    Raises:
+        ValueError: Says which line is wrong, and shows no word of it that may be a token in the wrong place.
+    """
+    found: Digests = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if words and not words[0].startswith("#"):
+            digest, caller = _parse_line(number, words)
+            if digest in found:
+                raise _wrong(number, "a token that no line before has", "the same again")
+            found[digest] = caller
+    if not found:
+        raise ValueError(f"Expected at least one line: {_LINE}. Received none, with which nobody could call.")
+    return found
+
+
+def _parse_line(number: int, words: Sequence[str]) -> tuple[bytes, Identity]:
+    if len(words) != 3:
+        raise _wrong(number, _LINE, f"{len(words)} word{'s' if len(words) > 1 else ''}")
+    name, token, permissions = words
+    if not re.fullmatch(_NAME, name):
+        raise _wrong(number, "a name of up to 100 letters, digits, '.', '_', '-' and '@' first", "another word")
+    if not re.fullmatch(TOKEN, token):
+        raise _wrong(number, f"a token of {WHAT_A_TOKEN_IS} as the second word", "another word")
+    allowed = frozenset(permissions.split(","))
+    if strange := sorted(allowed - set(PERMISSIONS)):
+        received = repr(strange[0]) if len(strange[0]) < _SHORTEST_TOKEN else "a longer word"
+        raise _wrong(number, f"permissions out of {', '.join(PERMISSIONS)} as the third word", received)
+    return _digest(token), Identity(name, allowed)
+
+
+def _wrong(number: int, expected: str, received: str) -> ValueError:
+    return ValueError(f"line {number}: Expected {expected}. Received {received}.")
+
+
+def _read(path: str) -> Digests:
+    return parse(Path(path).read_text(encoding="ascii"))
+
+
+def _why(path: str, error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f"Expected a file that can be read. Received {path}: {error.strerror}."
+    if isinstance(error, UnicodeDecodeError):  # whose text shows what is in the file
+        return f"Expected a file of ASCII text. Received {path}, which has other bytes."
+    return f"{path}: {error}"
+
+
+def _state(path: str) -> tuple[int, ...] | None:
+    """Returns what changes when a file does; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode(errors="replace")).digest()

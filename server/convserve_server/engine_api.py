@@ -1,0 +1,88 @@
+"""What the request path needs of an engine, and what an engine returns. No framework."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.protocol.results import Device, Losses
+from convserve.tensors.codec import Array
+
+
+class Computed(NamedTuple):
+    """What an engine returns.
+
+    Attributes:
+        output: The output in the dtype asked for.
+        losses: One per layer.
+        device: The device's name.
+        warm: Whether this geometry and shape had been computed before.
+        batch_size: Samples that were computed together; of what was computed in parts, those of the largest.
+    """
+
+    output: Array
+    losses: tuple[Losses, ...]
+    device: str
+    warm: bool
+    batch_size: int
+
+
+class Engine(Protocol):
+    """What the request path needs of a framework."""
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """The devices that compute."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of the framework, by package name."""
+
+    @property
+    def tf32(self) -> bool:
+        """Whether TensorFloat-32 is on."""
+
+    @property
+    def traces(self) -> int:
+        """How many functions are compiled."""
+
+    @property
+    def warm_shapes(self) -> int:
+        """How many shapes of inputs were computed before, of all functions together."""
+
+    def device_memory(self) -> dict[str, int]:
+        """Returns the bytes in use on each device that has memory of its own, by the device's name."""
+
+    def initialize(self, config: Conv2D, input_channels: int) -> Layer:
+        """Returns the layer with weights drawn and every seed filled in."""
+
+    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
+        """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
+
+    def convolve(
+        self,
+        layers: Sequence[Layer],
+        inputs: Sequence[Array],
+        output_dtype: str,
+        device: int,
+        is_waiting: Callable[[], bool] = lambda: True,
+    ) -> Computed:
+        """Applies layers that all have weights to inputs that are computed together.
+
+        Args:
+            layers: The layers, in order.
+            inputs: At least one; they differ in their numbers of samples at most. They are not read any more when
+                this returns, and the output is in none of them.
+            output_dtype: A floating-point dtype's name.
+            device: Its index in `devices`.
+            is_waiting: Whether anybody still waits for the output, for an engine that computes in steps.
+
+        Returns:
+            The output of all inputs' samples, in their order.
+
+        Raises:
+            OutOfMemoryError: If the device's memory did not suffice.
+            DeadlineExceededError: If nobody waits any more.
+        """

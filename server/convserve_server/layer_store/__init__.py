@@ -1,0 +1,1 @@
+"""Stored layers: in memory, in a folder, under names."""

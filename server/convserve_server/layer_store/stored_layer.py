@@ -1,0 +1,51 @@
+"""What is told of stored layers: of one without its weights, and of all together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convserve.layers.conv2d import Conv2D
+from convserve.tensors.codec import Shape, itemsize
+
+
+@dataclass(frozen=True)
+class StoredLayer:
+    """What is known of a stored layer without its weights.
+
+    Attributes:
+        digest: Its identity.
+        names: The names that lead to it, sorted.
+        config: Its configuration, every seed filled in.
+        kernel_shape: The kernel's shape.
+    """
+
+    digest: bytes
+    names: tuple[str, ...]
+    config: Conv2D
+    kernel_shape: Shape
+
+    @property
+    def parameter_count(self) -> int:
+        """The number of weights."""
+        height, width, inputs, filters = self.kernel_shape
+        return height * width * inputs * filters + (filters if self.config.use_bias else 0)
+
+    @property
+    def weight_bytes(self) -> int:
+        """The bytes that the weights take."""
+        return self.parameter_count * itemsize(self.config.variable_dtype)
+
+
+@dataclass(frozen=True)
+class StoreUsage:
+    """What the store holds, and has done since the start.
+
+    Attributes:
+        layers: Layers, in memory or on disk.
+        memory_bytes: What the layers in memory take.
+        evictions: Layers that left the memory for want of room.
+    """
+
+    layers: int
+    memory_bytes: int
+    evictions: int

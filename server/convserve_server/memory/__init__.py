@@ -1,0 +1,1 @@
+"""The memory of this machine, and buffers in it."""

@@ -1,0 +1,232 @@
+"""What Prometheus reads: counts and times of calls, and what the server holds. docs/observability.md lists them all."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import ThreadingWSGIServer
+from prometheus_client.registry import Collector
+
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.observability.call_record import REASONS, CallRecord, Computation, Observer
+from convserve_server.scheduling.scheduler import Convolver
+
+# From a small call on this machine to a batch of gigabytes over a network.
+_SECONDS = (
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+_MOST_SCRAPES = 16  # at once, each of which has a thread
+_SLOWEST_SCRAPE_S = 10.0  # that may pass without a byte
+
+log = logging.getLogger("convserve")
+
+_SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class _Method:
+    """The metrics of one method, whose labels are looked up once."""
+
+    def __init__(self, of: CallMetrics, name: str) -> None:
+        self.in_flight = of.in_flight.labels(name)
+        self.duration = of.duration.labels(name)
+        self.received, self.sent = of.received.labels(name), of.sent.labels(name)
+        self.by_code: dict[str, Counter] = {}
+
+
+class _Computing:
+    """What only methods have that compute."""
+
+    def __init__(self, of: CallMetrics, name: str) -> None:
+        self.queue, self.compute = of.queue.labels(name), of.compute.labels(name)
+        self.batch = of.batch.labels(name)
+        self.input, self.output = of.input.labels(name), of.output.labels(name)
+
+
+class CallMetrics(Observer):
+    """Counts calls, and what was computed for them."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Registers the metrics."""
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"convserve_{name}", text, labels, registry=registry)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(f"convserve_{name}_seconds", text, ("method",), buckets=_SECONDS, registry=registry)
+
+        self.requests = counter("requests_total", "Calls that ended.", "method", "code")
+        self.in_flight = Gauge(
+            "convserve_requests_in_flight", "Calls that have not ended.", ("method",), registry=registry
+        )
+        self.duration = seconds("request_duration", "Calls, from their arrival until all was sent.")
+        self.received = counter("received_bytes_total", "Bytes of messages that arrived.", "method")
+        self.sent = counter("sent_bytes_total", "Bytes of messages that were sent.", "method")
+        self.queue = seconds("queue", "What a call, or an item of a stream, waited for memory and a device.")
+        self.compute = seconds("compute", "What a device took for the batch of a call or an item.")
+        self.batch = Histogram(
+            "convserve_batch_samples",
+            "Samples that were computed together, for each call and item.",
+            ("method",),
+            buckets=_SAMPLES,
+            registry=registry,
+        )
+        self.input = counter("input_bytes_total", "Bytes of tensors that were computed with.", "method")
+        self.output = counter("output_bytes_total", "Bytes of tensors that were computed.", "method")
+        refused = counter("refused_total", "Calls, and items of streams, that were answered with an error.", "reason")
+        self._refused = {reason: refused.labels(reason) for reason in REASONS.values()}
+        self._methods: dict[str, _Method] = {}
+        self._computing: dict[str, _Computing] = {}
+
+    def began(self, call: CallRecord) -> None:
+        """Counts a call that is under way."""
+        self._method(call.method).in_flight.inc()
+
+    def computed(self, call: CallRecord, computation: Computation) -> None:
+        """Counts a forward pass."""
+        found = self._computing.get(call.method)
+        if found is None:  # of two made at once either will do: their labels are the same
+            found = self._computing[call.method] = _Computing(self, call.method)
+        found.queue.observe(computation.queue_us / 1e6)
+        found.compute.observe(computation.compute_us / 1e6)
+        found.batch.observe(computation.batch_size)
+        found.input.inc(computation.input_bytes)
+        found.output.inc(computation.output_bytes)
+
+    def refused(self, call: CallRecord, reason: str) -> None:  # noqa: ARG002 (whose it is does not matter)
+        """Counts a reason."""
+        self._refused[reason].inc()
+
+    def ended(self, call: CallRecord) -> None:
+        """Counts a call that is over."""
+        found = self._method(call.method)
+        found.in_flight.dec()
+        found.duration.observe(call.duration_us / 1e6)
+        found.received.inc(call.received_bytes)
+        found.sent.inc(call.sent_bytes)
+        requests = found.by_code.get(call.code)
+        if requests is None:
+            requests = found.by_code[call.code] = self.requests.labels(call.method, call.code)
+        requests.inc()
+
+    def _method(self, name: str) -> _Method:
+        found = self._methods.get(name)
+        if found is None:
+            found = self._methods[name] = _Method(self, name)
+        return found
+
+
+class Holdings(Collector):
+    """What the server holds and does at the moment, read when somebody asks."""
+
+    def __init__(self) -> None:
+        """Starts with nothing to tell, until the server is ready."""
+        self._opened: tuple[Convolver, LayerKeeper] | None = None
+
+    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+        """Tells of these from now on."""
+        self._opened = convolver, keeper
+
+    def collect(self) -> Iterator[Metric]:
+        """Yields the metrics."""
+        if self._opened is None:
+            return
+        convolver, keeper = self._opened
+        engine, load, stored = convolver.engine, convolver.load(), keeper.usage()
+        yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
+        yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
+        yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
+        yield _gauge("running_calls", "Calls and items that a device computes.", load.running_calls)
+        yield _gauge("stored_layers", "Layers in memory or on disk.", stored.layers)
+        yield _gauge("stored_memory_bytes", "What the layers in memory take.", stored.memory_bytes)
+        text = "Layers that left the memory for want of room."
+        yield CounterMetricFamily("convserve_evictions", text, value=stored.evictions)
+        yield _gauge("traces", "Compiled functions that are kept.", engine.traces)
+        yield _gauge("warm_shapes", "Shapes of inputs that were computed before.", engine.warm_shapes)
+        memory = _gauge("device_memory_bytes", "What TensorFlow has in use on a GPU.", labels=["device"])
+        for device, size in engine.device_memory().items():
+            memory.add_metric([device], size)
+        yield memory
+
+
+def _gauge(name: str, text: str, value: float | None = None, labels: list[str] | None = None) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"convserve_{name}", text, value=value, labels=labels)
+
+
+class MetricsEndpoint:
+    """Serves a registry over HTTP.
+
+    Attributes:
+        url: Where.
+    """
+
+    def __init__(self, address: str, registry: CollectorRegistry) -> None:
+        """Starts to serve.
+
+        Args:
+            address: "HOST:PORT"; port 0 picks a free one.
+            registry: What is served.
+
+        Raises:
+            OSError: If it cannot be listened on.
+        """
+        host, _, port = address.rpartition(":")
+        bare = host.strip("[]")
+
+        class Server(_Server):
+            address_family = socket.getaddrinfo(bare, int(port), type=socket.SOCK_STREAM)[0][0]
+
+        self._server = make_server(bare, int(port), prometheus_client.make_wsgi_app(registry), Server, _Scrape)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+        self.url = f"http://{host}:{self._server.server_port}/metrics"
+
+    def close(self) -> None:
+        """Stops."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers so many at once at most, and says nothing of those that leave."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._room = threading.Semaphore(_MOST_SCRAPES)
+        super().__init__(*arguments, **options)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._room.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            super().shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:  # however it ended, also before it had a thread
+        self._room.release()
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.debug("metrics were not fetched by %s", client_address[0], exc_info=True)
+
+
+class _Scrape(WSGIRequestHandler):
+    timeout = _SLOWEST_SCRAPE_S
+
+    def log_message(self, *_: Any) -> None:
+        """Says nothing."""
+
+
+def new_registry() -> CollectorRegistry:
+    """Returns a registry that knows this process' memory, time and files."""
+    # The time of each label's first use, which would be a third of the page.
+    prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    return registry

@@ -1,0 +1,110 @@
+"""A line of log for every request: who called what, how it ended, and where the time went."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any
+
+from convserve_server.observability.call_record import CallRecord, Observer
+
+# Of lines that nobody has written yet. Where the log is not read, further ones are left out rather than kept.
+_MOST_WAITING = 10_000
+_HEALTH = "grpc.health."
+
+
+class RequestLog(Observer):
+    """Writes a line per request, at the level info; of health checks at the level debug.
+
+    It is written by a thread of its own, so that no call waits for a disk or for who reads the log.
+    """
+
+    def __init__(self, handler: logging.Handler, *, as_fields: bool) -> None:
+        """Starts to write.
+
+        Args:
+            handler: Writes the lines.
+            as_fields: Whether the handler writes a record's fields, as JSON; else they are told in words.
+        """
+        self._as_fields = as_fields
+        self._log = logging.getLogger("convserve.requests")
+        self._log.propagate = False
+        self._waiting: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        self._handler = _Waiting(self._waiting)
+        self._log.addHandler(self._handler)
+        self._listener = QueueListener(self._waiting, handler)
+        self._listener.start()
+
+    def ended(self, call: CallRecord) -> None:
+        """Writes the line."""
+        level = logging.DEBUG if call.method.startswith(_HEALTH) else logging.INFO
+        if self._log.isEnabledFor(level):
+            fields = fields_of(call)
+            self._log.log(level, "request" if self._as_fields else _Words(fields), extra=fields)
+
+    def close(self) -> None:
+        """Writes what waits, and ends."""
+        self._log.removeHandler(self._handler)
+        self._listener.stop()
+
+
+class _Waiting(QueueHandler):
+    """Leaves the work to the thread that writes."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        if self.queue.qsize() < _MOST_WAITING:  # type: ignore[attr-defined]
+            self.queue.put_nowait(record)
+
+
+def fields_of(call: CallRecord) -> dict[str, Any]:
+    """Returns what a line says; a field that means nothing for a call is None."""
+    first = call.first
+    return {
+        "request_id": call.request_id,
+        "trace_id": call.trace_id or None,
+        "caller": call.caller,
+        "method": call.told_method,
+        "code": call.code,
+        "reason": call.reason or None,
+        "error_id": call.error_id or None,
+        "duration_us": call.duration_us,
+        "queue_us": call.queue_us if first else None,
+        "compute_us": call.compute_us if first else None,
+        "batch_size": call.batch_size if first else None,
+        "device": first.device if first else None,
+        "input_shape": first.input_shape if first else None,
+        "output_shape": first.output_shape if first else None,
+        "items": call.items,
+        "items_refused": call.items_refused,
+        "received_bytes": call.received_bytes,
+        "sent_bytes": call.sent_bytes,
+    }
+
+
+class _Words:
+    """A line's fields in words, which are put together only when they are written."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        self._fields = fields
+
+    def __str__(self) -> str:
+        told = self._fields
+        words = [f"{told['method']} {told['code']}"]
+        if told["reason"]:
+            words[0] += f" ({told['reason']})"
+        words.append(f"from {told['caller'] or 'somebody'}")
+        if told["input_shape"]:
+            words.append(f"{told['input_shape']} to {told['output_shape']}")
+            words.append(f"batch of {told['batch_size']} on {told['device']}")
+            words.append(f"queue {told['queue_us'] / 1e3:.3f} ms")
+            words.append(f"compute {told['compute_us'] / 1e3:.3f} ms")
+        words.append(f"duration {told['duration_us'] / 1e3:.3f} ms")
+        if told["items"] > 1 or told["items_refused"]:
+            words.append(f"{told['items']} items, {told['items_refused']} refused")
+        words.append(f"{told['received_bytes']} bytes in, {told['sent_bytes']} out")
+        words += [f"{name} {told[name]}" for name in ("request_id", "error_id", "trace_id") if told[name]]
+        return ", ".join(words)

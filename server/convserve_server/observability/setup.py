@@ -1,0 +1,109 @@
+"""What the server shows of itself: metrics, a line per request, spans; each where it is asked for."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from google.protobuf.descriptor import ServiceDescriptor
+
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.observability.call_record import Observer
+from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.observability.request_log import RequestLog
+from convserve_server.scheduling.scheduler import Convolver
+from convserve_server.settings import Settings, SettingsError
+
+if TYPE_CHECKING:
+    from convserve_server.observability.tracing import Tracing
+
+log = logging.getLogger("convserve")
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+class Observability:
+    """The observers of all calls, and what they need.
+
+    Attributes:
+        interceptor: Tells them; the server's first.
+        metrics_url: Where the metrics are; empty for none.
+    """
+
+    def __init__(self, settings: Settings, services: Iterable[ServiceDescriptor], log_handler: logging.Handler) -> None:
+        """Starts what the settings and OpenTelemetry's variables ask for.
+
+        Args:
+            settings: The server's.
+            services: All that the server may have.
+            log_handler: Writes the log.
+
+        Raises:
+            SettingsError: If the metrics' address cannot be listened on, or OpenTelemetry does not take its variables.
+        """
+        self.metrics_url = ""
+        self._open: list[_Closable] = []
+        self._holdings = None
+        observers: list[Observer] = []
+        if settings.metrics:
+            from convserve_server.observability.metrics import CallMetrics, Holdings, MetricsEndpoint, new_registry
+
+            registry, self._holdings = new_registry(), Holdings()
+            registry.register(self._holdings)
+            observers.append(CallMetrics(registry))
+            try:
+                endpoint = MetricsEndpoint(settings.metrics, registry)
+            except OSError as error:
+                expected = "Expected an address that is free and may be used"
+                raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}.") from error
+            self.metrics_url = endpoint.url
+            self._open.append(endpoint)
+        tracing = _tracing()
+        if tracing is not None:  # before the log, whose lines have the spans' ids
+            observers.append(tracing)
+            self._open.append(tracing)
+        if settings.log_requests:
+            request_log = RequestLog(log_handler, as_fields=settings.log_format == "json")
+            observers.append(request_log)
+            self._open.append(request_log)
+        paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
+        self.interceptor = ObservingInterceptor(paths, observers)
+
+    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+        """Shows what these hold from now on."""
+        if self._holdings is not None:
+            self._holdings.open(convolver, keeper)
+
+    def close(self) -> None:
+        """Writes and sends what is left, and stops."""
+        for each in self._open:
+            each.close()
+
+
+def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
+    """Returns whether OpenTelemetry's own variables say where spans are to go, and do not turn them off."""
+    off = (
+        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
+    )
+    return not off and any(environment.get(each) for each in _ENDPOINTS)
+
+
+def _tracing() -> Tracing | None:
+    if not wants_spans():
+        return None
+    try:
+        from convserve_server.observability.tracing import Tracing
+
+        return Tracing()
+    except ModuleNotFoundError:
+        log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", " or ".join(_ENDPOINTS))
+        return None
+    except Exception as error:
+        text = f"OTEL_*: Expected variables as OpenTelemetry takes them. Received one that it does not take: {error}."
+        raise SettingsError(text) from error

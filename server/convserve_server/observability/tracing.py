@@ -1,0 +1,107 @@
+"""Spans for OpenTelemetry: one per call, below the caller's own, and below it what it waited and computed.
+
+opentelemetry-instrumentation-grpc, which callers use, has no part in the server: it drops what our handlers say of the
+threads that they are to run in, and does not see the status of `ServicerContext.abort_with_status`.
+"""
+
+from __future__ import annotations
+
+import grpc
+from opentelemetry import propagate, trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.util.types import AttributeValue
+
+from convserve._version import __version__
+from convserve_server.observability.call_record import CallRecord, Computation, Observer
+
+# Statuses that are the server's fault, as OpenTelemetry's conventions for gRPC have it.
+_FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
+
+
+class Tracing(Observer):
+    """Makes spans of calls. Where they go is said by OpenTelemetry's own variables, OTEL_*."""
+
+    def __init__(self) -> None:
+        """Starts to send spans."""
+        resource = Resource.create({SERVICE_VERSION: __version__})
+        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # nobody has named it
+            resource = resource.merge(Resource({SERVICE_NAME: "convserve"}))
+        self._provider = TracerProvider(resource=resource)
+        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer("convserve", __version__)
+        self._spans: dict[CallRecord, Span] = {}
+
+    def began(self, call: CallRecord) -> None:
+        """Begins the call's span, below the caller's if it tells of one; none for checks of the health."""
+        if call.method.startswith("grpc.health."):
+            return
+        # Not what OpenTelemetry calls baggage: it goes nowhere from here, and a wrong one would be told in the log.
+        given = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
+        span = self._tracer.start_span(
+            call.method,
+            propagate.extract(given),
+            SpanKind.SERVER,
+            _attributes(call),
+            start_time=call.arrived_ns,
+        )
+        call.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
+        if span.is_recording():
+            self._spans[call] = span
+
+    def computed(self, call: CallRecord, computation: Computation) -> None:
+        """Adds the two spans of a forward pass."""
+        span = self._spans.get(call)
+        if span is None:
+            return
+        below = trace.set_span_in_context(span)
+        began = computation.began_ns
+        started = began + computation.queue_us * 1000
+        self._tracer.start_span("queue", below, start_time=began).end(started)
+        attributes: dict[str, AttributeValue] = {
+            "convserve.batch_size": computation.batch_size,
+            "convserve.device": computation.device,
+            "convserve.warm": computation.warm,
+            "convserve.input_shape": computation.input_shape,
+            "convserve.output_shape": computation.output_shape,
+        }
+        compute = self._tracer.start_span("compute", below, attributes=attributes, start_time=started)
+        compute.end(started + computation.compute_us * 1000)
+
+    def refused(self, call: CallRecord, reason: str) -> None:
+        """Adds the reason as an event."""
+        span = self._spans.get(call)
+        if span is not None:
+            span.add_event("refused", {"convserve.reason": reason})
+
+    def ended(self, call: CallRecord) -> None:
+        """Ends the call's span."""
+        span = self._spans.pop(call, None)
+        if span is None:
+            return
+        span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[call.code].value[0])
+        span.set_attribute("convserve.caller", call.caller)
+        if call.reason:
+            span.set_attribute("error.type", call.reason)
+        if call.error_id:
+            span.set_attribute("convserve.error_id", call.error_id)
+        if call.code in _FAULTS:
+            span.set_status(Status(StatusCode.ERROR, call.code))
+        span.end(call.arrived_ns + call.duration_us * 1000)
+
+    def close(self) -> None:
+        """Sends what is left."""
+        self._provider.shutdown()
+
+
+def _attributes(call: CallRecord) -> dict[str, str]:
+    service, _, method = call.method.rpartition("/")
+    return {
+        "rpc.system": "grpc",
+        "rpc.service": service,
+        "rpc.method": method,
+        "convserve.request_id": call.request_id,
+    }

@@ -1,0 +1,349 @@
+"""ConvolutionService: messages to the request path's words, and its answers back to messages."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import grpc
+import numpy as np
+
+from convserve._version import __version__
+from convserve.errors import (
+    ConvserveError,
+    FieldViolation,
+    InvalidRequestError,
+    SharedMemoryLostError,
+    TooLargeError,
+    UnavailableError,
+)
+from convserve.layers import messages as conv2d_message
+from convserve.layers.layer import Layer
+from convserve.protocol.pieces import ACCEPTED
+from convserve.protocol.results import ServerInfo, Usage, plan_to_message
+from convserve.tensors import framing
+from convserve.tensors.codec import (
+    FLOAT_DTYPES,
+    INPUT_DTYPES,
+    Array,
+    checked_shape,
+    decode,
+    dtype_name,
+    head_of,
+    itemsize,
+    name_of,
+)
+from convserve.v1 import convolution_service_pb2 as messages
+from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
+from convserve_server.auth.identity import CHANGE, CallContext, calling, is_local, may
+from convserve_server.direct_calls import DirectCalls, DirectMethod, Reply, add_methods
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.observability.call_record import Computation, current_call
+from convserve_server.observability.computation import computation
+from convserve_server.scheduling.scheduler import Caller, Convolved, Convolver, Ticket
+from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.services.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
+from convserve_server.services.layer_references import find_layers
+from convserve_server.services.shared_memory import SharedMemory
+from convserve_server.transport.call_interceptor import as_answer
+from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.in_flight_items import ItemsUnderWay
+
+SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
+_HEAD_BYTES = 2**16  # what is beside a tensor in a response
+
+
+@dataclass(frozen=True)
+class ConvolveRequest:
+    """A request of Convolve: the message without its tensor, and the tensor on the received bytes."""
+
+    message: messages.ConvolveRequest
+    input: Array | None
+
+    @classmethod
+    def parse(cls, data: bytes) -> ConvolveRequest:
+        """Reads a request's bytes."""
+        return cls(*framing.read(messages.ConvolveRequest, "input", data))
+
+
+@dataclass(frozen=True)
+class ConvolveResponse:
+    """A response of Convolve: the message without its tensor, and the tensor in the engine's memory.
+
+    Without a tensor, the message says where in shared memory it is.
+    """
+
+    message: messages.ConvolveResponse
+    output: Array | None
+
+    def serialize(self) -> bytes:
+        """Returns the message's bytes."""
+        return self.message.SerializeToString() if self.output is None else framing.write(self.message, self.output)
+
+
+class _Work(NamedTuple):
+    """A call of Convolve that is to be computed.
+
+    Attributes:
+        layers: The layers, in order.
+        x: The input.
+        caller: Who waits for the answer.
+        ticket: The call's leave to be in the server.
+        place: Where in shared memory the output goes; None for the response.
+        shared: That memory, if the caller is on this machine and it is shared.
+        tell: Is told of the forward pass.
+        began_ns: When it asked to be admitted, in nanoseconds since 1970.
+    """
+
+    layers: Sequence[Layer]
+    x: Array
+    caller: Caller
+    ticket: Ticket
+    place: tensor_pb2.SharedMemory | None
+    shared: SharedMemory | None
+    tell: Callable[[Computation], None]
+    began_ns: int
+
+
+class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
+    """Answers ConvolutionService. Until it is opened, every call is told to come back."""
+
+    def __init__(self, threads: int, silence: SilenceWatch, most_items: int) -> None:
+        """Starts closed.
+
+        Args:
+            threads: How many items of streams may wait for their computation at once.
+            silence: Watches the streams' callers.
+            most_items: How many items a stream may have.
+        """
+        self._silence = silence
+        self._most_items = most_items
+        self._pool = HandlerThreads(threads, "item")
+        self.shared_memory: SharedMemory | None = None
+        self._opened: tuple[Convolver, LayerKeeper] | None = None
+
+    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+        """Serves with this request path from now on."""
+        self._opened = convolver, keeper
+
+    @property
+    def _convolver(self) -> Convolver:
+        if self._opened is None:
+            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
+        return self._opened[0]
+
+    @property
+    def _keeper(self) -> LayerKeeper:
+        assert self._opened is not None  # noqa: S101 (_convolver is asked first)
+        return self._opened[1]
+
+    def GetServerInfo(
+        self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> messages.GetServerInfoResponse:
+        engine, limits = self._convolver.engine, self._convolver.limits
+        stored = self._keeper.usage()
+        shared = self.shared_memory if is_local(context.peer()) else None
+        info = ServerInfo(
+            version=__version__,
+            tensorflow_version=engine.versions["tensorflow"],
+            keras_version=engine.versions["keras"],
+            devices=engine.devices,
+            input_dtypes=INPUT_DTYPES,
+            output_dtypes=FLOAT_DTYPES,
+            tf32=engine.tf32,
+            max_message_bytes=limits.max_message_bytes,
+            max_call_bytes=limits.max_call_bytes,
+            max_layers_per_call=limits.max_layers_per_call,
+            usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
+            shared_memory_address=shared.address if shared else "",
+        )
+        message = info.to_message()
+        message.shared_memory_ticket = shared.ticket if shared else b""
+        return messages.GetServerInfoResponse(server_info=message)
+
+    def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
+        convolver = self._convolver
+        input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
+        found = convolver.plan(
+            find_layers(request.layers, self._keeper, may_store=may(CHANGE)),
+            request.input_shape or None,
+            input_dtype,
+            _output_dtype(request.output_dtype),
+        )
+        admission = messages.Admission(admitted=bool(found.admitted), refusal=found.refusal or "")
+        return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
+
+    def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
+        work = self._admitted(request.message, request.input, context)
+        return self._answered(
+            work,
+            lambda: self._convolver.convolve(
+                work.layers, work.x, None, work.caller, ticket=work.ticket, unbatched=request.message.unbatched
+            ),
+        )
+
+    def convolve_directly(self, request: ConvolveRequest, context: CallContext, reply: Reply) -> None:
+        """Convolve, for calls that are answered directly."""
+        work = self._admitted(request.message, request.input, context)
+
+        def answer(outcome: Callable[[], Convolved]) -> None:
+            reply(lambda: self._answered(work, outcome).serialize())
+
+        self._convolver.leave(
+            work.layers, work.x, work.caller, answer, ticket=work.ticket, unbatched=request.message.unbatched
+        )
+
+    def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
+        """Returns what is to be computed, once there is room for it."""
+        convolver = self._convolver
+        layers = find_layers(message.layers, self._keeper, may_store=may(CHANGE))
+        shared = self.shared_memory if is_local(context.peer()) else None
+        x = given if given is not None else _shared_input(message, shared)
+        place = message.output_memory if message.HasField("output_memory") else None
+        if place is not None:
+            _existing(shared).array(place, 0, "output_memory")
+        caller, output_dtype = calling(context), _output_dtype(message.output_dtype)
+        began_ns = time.time_ns()
+        ticket = convolver.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
+        return _Work(layers, x, caller, ticket, place, shared, current_call().computed, began_ns)
+
+    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> ConvolveResponse:
+        """Returns the response to what was computed."""
+        answer = outcome()
+        work.tell(computation(work.began_ns, work.x, answer))
+        message, output, place = _response(answer), answer.computed.output, work.place
+        if place is None:
+            return ConvolveResponse(message, output)
+        shared = _existing(work.shared)
+        if not shared.has_room(place, output.nbytes):
+            _check_response(output.nbytes, self._convolver.limits.max_message_bytes)
+            return ConvolveResponse(message, output)
+        shared.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        message.output.CopyFrom(head_of(output))
+        message.output.shared_memory.CopyFrom(place)
+        return ConvolveResponse(message, None)
+
+    def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
+        convolver = self._convolver
+        first = next(request_iterator, None)
+        if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
+            text = "Expected a start as the first message. Received none."
+            raise InvalidRequestError(FieldViolation("start", text))
+        start = first.start
+        layers = [_seeded(each) for each in find_layers(start.layers, self._keeper, may_store=may(CHANGE))]
+        output_dtype, caller = _output_dtype(start.output_dtype), calling(context)
+        call = current_call()  # here, because items are computed by other threads
+        context.send_initial_metadata((ACCEPTED,))
+
+        def convolve(x: Array, ticket: Ticket, waiting: Caller) -> Answer:
+            began_ns = time.time_ns()
+            answer = convolver.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
+            call.computed(computation(began_ns, x, answer))
+            message = _response(answer)
+            message.output.CopyFrom(head_of(answer.computed.output))
+            return message, answer.computed.output
+
+        def as_error(error: Exception) -> ConvserveError:
+            told = as_answer(error, f"/{SERVICE_NAME}/ConvolveStream")
+            call.refused_item(told)
+            return told
+
+        work = Work(
+            admit=lambda shape, dtype, waiting: convolver.admit(layers, shape, dtype, output_dtype, waiting),
+            convolve=convolve,
+            as_error=as_error,
+            most_items=self._most_items,
+        )
+        items: StreamItems = ItemsUnderWay(request_iterator, caller, self._silence, context.cancel)
+        yield from ConvolveStream(work, items, start, self._pool).answers()
+
+    def Echo(self, output_bytes: int, context: CallContext) -> bytes:
+        if output_bytes < 0:
+            text = f"Expected a number of at least 0. Received {output_bytes}."
+            raise InvalidRequestError(FieldViolation("output_bytes", text))
+        with self._convolver.admit_bytes(output_bytes, calling(context)):
+            # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
+            return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
+
+    def echo_directly(self, output_bytes: int, context: CallContext, reply: Reply) -> None:
+        """Echo, for calls that are answered directly."""
+        reply(lambda: self.Echo(output_bytes, context))
+
+
+def add_to_server(service: ConvolutionService, server: grpc.Server, direct: DirectCalls | None) -> None:
+    """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
+    handlers: dict[str, Any] = {
+        "GetServerInfo": grpc.unary_unary_rpc_method_handler(
+            service.GetServerInfo,
+            messages.GetServerInfoRequest.FromString,
+            messages.GetServerInfoResponse.SerializeToString,
+        ),
+        "Plan": grpc.unary_unary_rpc_method_handler(
+            service.Plan, messages.PlanRequest.FromString, messages.PlanResponse.SerializeToString
+        ),
+        "Echo": grpc.unary_unary_rpc_method_handler(service.Echo, _echoed_bytes, None),
+        "Convolve": grpc.unary_unary_rpc_method_handler(
+            service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize
+        ),
+        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
+    }
+    directly: dict[str, DirectMethod] = {"Convolve": service.convolve_directly, "Echo": service.echo_directly}
+    add_methods(server, SERVICE_NAME, handlers, direct, directly)
+
+
+def _echoed_bytes(data: bytes) -> int:
+    return framing.head(messages.EchoRequest, data).output_bytes
+
+
+def _existing(shared: SharedMemory | None) -> SharedMemory:
+    """Returns the memory that a caller shares with the server."""
+    if shared is None:
+        raise SharedMemoryLostError("Expected a tensor. Received a place in memory; this server shares none.")
+    return shared
+
+
+def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None) -> Array:
+    if not message.HasField("input"):
+        raise InvalidRequestError(FieldViolation("input", "Expected a tensor. Received none: the field is not set."))
+    head = message.input
+    size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
+    return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
+
+
+def _response(answer: Convolved) -> messages.ConvolveResponse:
+    """Returns an answer's message without its output."""
+    return messages.ConvolveResponse(
+        layers=[
+            messages.LayerOutcome(
+                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
+            )
+            for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
+        ],
+        timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
+        batch_size=answer.computed.batch_size,
+        device=answer.computed.device,
+        warm=answer.computed.warm,
+    )
+
+
+def _check_response(output_bytes: int, most: int) -> None:
+    """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
+    if output_bytes + _HEAD_BYTES > most:
+        text = (
+            f"Expected output_memory with room for the output, or at most {most} bytes of response, the server's "
+            f"--max-message-bytes. Received a call with {output_bytes}."
+        )
+        raise TooLargeError(FieldViolation("output_memory", text))
+
+
+def _seeded(layer: Layer) -> Layer:
+    """Returns a layer whose weights, if they are to be drawn, are the same for every item of a stream."""
+    return layer if layer.kernel is not None else Layer(layer.config.with_seed(secrets.randbelow(2**31)))
+
+
+def _output_dtype(number: int) -> str | None:
+    return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None

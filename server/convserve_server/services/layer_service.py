@@ -1,0 +1,253 @@
+"""LayerService: messages to the layer keeper's words, and its answers back to messages."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import numpy as np
+
+from convserve.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    InvalidTensorError,
+    InvalidWeightsError,
+    UnavailableError,
+    shown,
+)
+from convserve.layers import messages as conv2d_message
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer, check_weight_shapes
+from convserve.protocol.layer_messages import HELD, MOST_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
+from convserve.v1 import layer_pb2, layer_service_pb2_grpc
+from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.layer_store.registry import LayerKeeper, Reference, StoredLayer
+
+SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
+
+_MOST_LAYERS_A_PAGE = 1000
+
+
+class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
+    """Answers LayerService. Until it is opened, every call is told to come back."""
+
+    def __init__(self) -> None:
+        self._opened: LayerKeeper | None = None
+
+    def open(self, keeper: LayerKeeper) -> None:
+        """Serves with this keeper from now on."""
+        self._opened = keeper
+
+    @property
+    def _keeper(self) -> LayerKeeper:
+        if self._opened is None:
+            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
+        return self._opened
+
+    def PutLayer(
+        self, request_iterator: Iterator[messages.PutLayerRequest], context: grpc.ServicerContext
+    ) -> messages.PutLayerResponse:
+        keeper = self._keeper
+        start = _start(request_iterator)
+        source = start.WhichOneof("source")
+        if source is None:
+            if not start.expected_digest:
+                raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
+            _no_more(request_iterator)
+            stored, existed = keeper.name(_checked_digest(start.expected_digest), start.name), True
+        elif source == "weights":
+            stored, existed = _put_weights(keeper, start, request_iterator, context)
+        else:
+            config = conv2d_message.from_message(start.conv2d)
+            keeper.check_put(start.name, config, start.input_channels, _expected_digest(start))
+            _no_more(request_iterator)
+            stored, existed = keeper.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
+        return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
+
+    def GetLayer(self, request: messages.GetLayerRequest, context: grpc.ServicerContext) -> messages.GetLayerResponse:
+        return messages.GetLayerResponse(layer=_stored_message(self._keeper.describe(_reference(request.layer))))
+
+    def ListLayers(
+        self, request: messages.ListLayersRequest, context: grpc.ServicerContext
+    ) -> messages.ListLayersResponse:
+        if request.page_size < 0:
+            raise _refusal("page_size", "a number of at least 0", str(request.page_size))
+        try:
+            after = bytes.fromhex(request.page_token)
+        except ValueError:
+            after = b""
+        if after.hex() != request.page_token or len(after) not in (0, 32):
+            raise _refusal("page_token", "a token that this server gave", shown(request.page_token))
+        size = min(request.page_size or 100, _MOST_LAYERS_A_PAGE)
+        found = self._keeper.page(request.name_prefix, after, size + 1)
+        token = found[size - 1].digest.hex() if len(found) > size else ""
+        return messages.ListLayersResponse(layers=map(_stored_message, found[:size]), next_page_token=token)
+
+    def FindMissingLayers(
+        self, request: messages.FindMissingLayersRequest, context: grpc.ServicerContext
+    ) -> messages.FindMissingLayersResponse:
+        if len(request.digests) > MOST_DIGESTS:
+            raise _refusal("digests", f"at most {MOST_DIGESTS} digests", str(len(request.digests)))
+        for digest in request.digests:
+            _checked_digest(digest)
+        return messages.FindMissingLayersResponse(missing_digests=self._keeper.missing(request.digests))
+
+    def DeleteLayer(
+        self, request: messages.DeleteLayerRequest, context: grpc.ServicerContext
+    ) -> messages.DeleteLayerResponse:
+        self._keeper.delete(_reference(request.layer))
+        return messages.DeleteLayerResponse()
+
+    def UpdateWeights(
+        self, request_iterator: Iterator[messages.UpdateWeightsRequest], context: grpc.ServicerContext
+    ) -> messages.UpdateWeightsResponse:
+        keeper = self._keeper
+        start = _start(request_iterator)
+        config = keeper.describe(_reference(start.layer)).config
+        coming = _Coming.announced(start.weights, config)
+        keeper.check_put(start.name, config, coming.channels, b"")
+        keeper.check_computable(config, coming.channels)
+        with keeper.receiving(config, coming.channels, coming.dtype):
+            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            stored, losses = keeper.update(config, *_received(coming, request_iterator), start.name)
+        return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
+
+    def ReadWeights(
+        self, request: messages.ReadWeightsRequest, context: grpc.ServicerContext
+    ) -> Iterator[messages.ReadWeightsResponse]:
+        layer = self._keeper.layer(_reference(request.layer))
+        yield messages.ReadWeightsResponse(start=weights_header(layer))
+        for piece in weight_pieces(layer):
+            yield messages.ReadWeightsResponse(piece=piece)
+
+
+def _put_weights(
+    keeper: LayerKeeper, start: Any, requests: Iterator[Any], context: grpc.ServicerContext
+) -> tuple[StoredLayer, bool]:
+    """Stores a layer whose weights the caller has; returns it and whether it was there before."""
+    config = conv2d_message.from_message(start.conv2d)
+    coming = _Coming.announced(start.weights, config)
+    digest = _expected_digest(start)
+    keeper.check_put(start.name, config, coming.channels, digest)
+    held = keeper.held(digest)
+    if held:
+        context.send_initial_metadata(((WEIGHTS, HELD),))
+        first = next(requests, None)
+        if first is None:
+            return keeper.put(held, start.name, digest)
+        requests = itertools.chain((first,), requests)
+    with keeper.receiving(config, coming.channels, coming.dtype):
+        if not held:
+            context.send_initial_metadata(((WEIGHTS, WANTED),))
+        return keeper.put(Layer(config, *_received(coming, requests)), start.name, digest)
+
+
+def _start(requests: Iterator[Any]) -> Any:
+    """Returns the start of a stream, which must come first."""
+    first = next(requests, None)
+    if first is None or first.WhichOneof("message") != "start":
+        received = "none" if first is None else f"a {first.WhichOneof('message') or 'message without content'}"
+        raise _refusal("start", "a start as the first message", received)
+    return first.start
+
+
+def _no_more(requests: Iterator[Any]) -> None:
+    if next(requests, None) is not None:
+        raise _refusal("piece", "no pieces, as the start announces no weights", "one")
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """Weights that a start announces.
+
+    Attributes:
+        dtype: In which they arrive.
+        kernel_shape: The kernel's shape.
+        bias_size: The number of the bias' elements, or 0.
+        channels: The input channels that they are for.
+    """
+
+    dtype: str
+    kernel_shape: Shape
+    bias_size: int
+    channels: int
+
+    @classmethod
+    def announced(cls, header: messages.WeightsHeader, config: Conv2D) -> _Coming:
+        """Checks a header against the layer's configuration.
+
+        Raises:
+            InvalidWeightsError: If such weights don't fit.
+        """
+        shape = tuple(header.kernel_shape)
+        check_weight_shapes(config, shape, header.has_bias)
+        try:
+            dtype = dtype_name(header.dtype, "kernel", FLOAT_DTYPES)
+        except InvalidTensorError as error:
+            raise InvalidWeightsError(*error.violations) from None
+        return cls(dtype, shape, config.filters if header.has_bias else 0, shape[2] * config.groups)
+
+
+def _received(coming: _Coming, requests: Iterator[Any]) -> tuple[Array, Array | None]:
+    """Returns kernel and bias, put together from the pieces of a stream into memory of the size that was announced."""
+    kernel_bytes = math.prod(coming.kernel_shape) * itemsize(coming.dtype)
+    total = kernel_bytes + coming.bias_size * itemsize(coming.dtype)
+    buffer = np.empty(total, np.uint8)
+    position = 0
+    try:
+        for request in requests:
+            if request.WhichOneof("message") != "piece":
+                raise _refusal("piece", "a piece after the start", "another message")
+            end = position + len(request.piece)
+            if end > total:
+                raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"at least {end} bytes")
+            buffer[position:end] = np.frombuffer(request.piece, np.uint8)
+            position = end
+        if position != total:
+            raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"{position} bytes")
+    except BaseException:
+        # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
+        del buffer
+        raise
+    buffer.flags.writeable = False  # so that the digest needs to be computed only once
+    kernel = buffer[:kernel_bytes].view(numpy_dtype(coming.dtype)).reshape(coming.kernel_shape)
+    return kernel, buffer[kernel_bytes:].view(numpy_dtype(coming.dtype)) if coming.bias_size else None
+
+
+def _reference(message: messages.StoredLayerReference) -> Reference:
+    kind = message.WhichOneof("layer")
+    if kind == "digest":
+        return _checked_digest(message.digest)
+    if kind == "name":
+        return message.name
+    raise _refusal("layer", "a digest or a name", "neither")
+
+
+def _expected_digest(start: Any) -> bytes:
+    return _checked_digest(start.expected_digest) if start.expected_digest else b""
+
+
+def _checked_digest(digest: bytes) -> bytes:
+    if len(digest) != 32:
+        raise _refusal("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
+    return digest
+
+
+def _stored_message(stored: StoredLayer) -> layer_pb2.StoredLayer:
+    return layer_pb2.StoredLayer(
+        digest=stored.digest,
+        names=stored.names,
+        conv2d=conv2d_message.to_message(stored.config),
+        kernel_shape=stored.kernel_shape,
+        parameter_count=stored.parameter_count,
+        weight_bytes=stored.weight_bytes,
+    )
+
+
+def _refusal(field: str, expected: str, received: str) -> InvalidRequestError:
+    return InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {received}."))

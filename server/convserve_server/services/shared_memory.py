@@ -1,0 +1,212 @@
+"""Regions of memory that callers on this machine share with the server.
+
+The protocol is written at SharedMemory in proto/convserve/v1/tensor.proto. A region is its caller's: possession of the
+descriptor lets it in, sealed sizes keep it mapped, and it is unmapped when the caller's connection ends. The server
+makes none, so it leaves none behind.
+
+All processes of a machine see the socket. So a connection begins with a ticket that only GetServerInfo gives, and
+whoever may not ask that can take neither room nor places from those who may.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hmac
+import logging
+import mmap
+import os
+import resource
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from convserve.errors import FieldViolation, InvalidTensorError, SharedMemoryLostError
+from convserve.tensors.codec import Array
+from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES, Map
+from convserve.v1 import tensor_pb2
+
+log = logging.getLogger("convserve")
+
+_MOST_CONNECTIONS = 1000
+_PAUSE_S = 0.1
+_MOST_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+class SharedMemory:
+    """Takes regions in a thread of its own, and gives out arrays on them."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """Opens a socket in the abstract namespace.
+
+        Args:
+            most_bytes: The most bytes of all regions together.
+        """
+        self.address = f"convserve-{secrets.token_hex(16)}"
+        self.ticket = secrets.token_bytes(TICKET_BYTES)
+        self._most_bytes = most_bytes
+        # The other descriptors are for gRPC's connections and the store's files.
+        self._most_connections = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._regions: dict[bytes, Map] = {}
+        self._names: dict[socket.socket, set[bytes]] = {}
+        self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._paths: list[str] = []
+        self._listen("\0" + self.address)
+        self._woken, self._wake = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ, "stop")
+        self._thread = threading.Thread(target=self._serve, name="shared-memory", daemon=True)
+        self._thread.start()
+
+    def listen_beside(self, unix_path: str) -> None:
+        """Takes regions beside a Unix socket too, for callers with a network namespace of their own."""
+        path = unix_path + SUFFIX
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+                if probe.connect_ex(path) != 0:  # what a killed server left behind
+                    Path(path).unlink(missing_ok=True)
+            self._listen(path)
+        except OSError as error:  # such as a path that is too long
+            log.warning("%s: no memory is shared beside this socket: %s", path, error)
+        else:
+            self._paths.append(path)
+
+    def array(self, place: tensor_pb2.SharedMemory, size: int, field: str) -> Array:
+        """Returns so many bytes of a region, as an array that may be written to.
+
+        Args:
+            place: Where they begin.
+            size: How many.
+            field: What to call it in an error.
+
+        Raises:
+            SharedMemoryLostError: If no such region is known.
+            InvalidTensorError: If the bytes are not within the region, or not aligned.
+        """
+        region = self._regions.get(place.region)
+        if region is None:
+            raise SharedMemoryLostError("Expected a region of shared memory that was handed over. Received another.")
+        begin = place.offset_bytes
+        if begin % ALIGNMENT or not 0 <= begin <= region.size - size:
+            text = (
+                f"Expected {size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}. "
+                f"Received offset_bytes={begin}."
+            )
+            raise InvalidTensorError(FieldViolation(field, text))
+        return region.array()[begin : begin + size]
+
+    def has_room(self, place: tensor_pb2.SharedMemory, size: int) -> bool:
+        """Returns whether so many bytes fit into a region from a place on."""
+        region = self._regions.get(place.region)
+        return region is not None and place.offset_bytes + size <= region.size
+
+    def close(self) -> None:
+        """Takes no more regions, and forgets those that it has."""
+        self._wake.send(b"\0")
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()  # type: ignore[union-attr]
+        self._selector.close()
+        self._wake.close()
+        self._regions.clear()
+        for path in self._paths:
+            Path(path).unlink(missing_ok=True)
+
+    def _listen(self, address: str) -> None:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        listener.bind(address)
+        listener.listen()
+        listener.setblocking(False)
+        self._selector.register(listener, selectors.EVENT_READ, "listen")
+
+    def _serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                source = key.fileobj
+                assert isinstance(source, socket.socket)  # noqa: S101 (nothing else is registered)
+                if key.data == "stop":
+                    return
+                try:
+                    self._accept(source) if key.data == "listen" else self._answer(source)
+                except OSError as error:
+                    log.debug("shared memory: %s", error)
+                    if key.data == "listen":
+                        time.sleep(_PAUSE_S)  # without a free descriptor it would be told of the same caller at once
+                    else:
+                        self._end(source)
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        if len(self._names) >= self._most_connections:
+            stranger = next(iter(self._without_ticket), None)
+            if stranger is None:
+                connection.close()
+                return
+            self._end(stranger)
+        connection.setblocking(False)
+        self._selector.register(connection, selectors.EVENT_READ, "answer")
+        self._names[connection] = set()
+        self._without_ticket[connection] = None
+
+    def _answer(self, connection: socket.socket) -> None:
+        if connection not in self._names:
+            return  # it was ended to make room, after the selector had told of it
+        name, descriptors, flags, _ = socket.recv_fds(connection, TICKET_BYTES + 1, 1)
+        try:
+            if not name:
+                self._end(connection)
+            elif connection in self._without_ticket:
+                if not hmac.compare_digest(name, self.ticket):
+                    raise OSError("not the ticket")
+                del self._without_ticket[connection]
+                connection.send(b"\1")
+            elif len(name) != NAME_BYTES or flags & socket.MSG_CTRUNC:
+                raise OSError("not a region's name and at most one descriptor")
+            elif descriptors:
+                connection.send(b"\1" if self._take(connection, name, descriptors[0]) else b"\0")
+            else:
+                if name in self._names[connection]:
+                    self._forget(connection, [name])
+                connection.send(b"\1")
+        finally:
+            for each in descriptors:
+                os.close(each)
+
+    def _take(self, connection: socket.socket, name: bytes, descriptor: int) -> bool:
+        try:
+            sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+            # Huge pages may be missing when they are touched, which would end this process.
+            sealed = sealed and os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
+        except OSError:  # not of this kind
+            return False
+        size = os.fstat(descriptor).st_size
+        with self._lock:
+            taken = sum(each.size for each in self._regions.values())
+            fits = size <= self._most_bytes - taken and len(self._regions) < _MOST_REGIONS
+            if not sealed or not size or not fits or name in self._regions:
+                return False
+            with suppress(OSError):  # sealed against writing, too large for an address space
+                self._regions[name] = Map(descriptor, size, mmap.MAP_SHARED)
+                self._names[connection].add(name)
+                return True
+        return False
+
+    def _end(self, connection: socket.socket) -> None:
+        self._selector.unregister(connection)
+        self._forget(connection, list(self._names[connection]))
+        del self._names[connection]
+        self._without_ticket.pop(connection, None)
+        connection.close()
+
+    def _forget(self, connection: socket.socket, names: Sequence[bytes]) -> None:
+        # A call under way keeps its map by the arrays on it.
+        with self._lock:
+            for name in names:
+                del self._regions[name]
+                self._names[connection].discard(name)

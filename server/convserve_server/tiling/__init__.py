@@ -1,0 +1,1 @@
+"""Computing in parts what does not fit into memory at once."""

@@ -1,0 +1,138 @@
+"""Tiles of a chain of layers: the rows of the input that some rows of the output need, and the padding of each layer.
+
+A tile is padded only where it touches the true edge of what a layer reads. Inside it has the neighbouring rows instead,
+the halo; what a layer computes of them is exactly what it would compute of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.plan import channel_axis
+from convserve.tensors.codec import Shape
+
+Rows = tuple[int, int]
+"""The first row, and the one after the last."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A part of a forward pass.
+
+    Attributes:
+        chain: The layers' configurations, whose padding is what is left of it in this tile.
+        input_rows: What they read of the chain's input.
+        output_rows: What they give of the chain's output: what was asked for, or more, where that is padding alone.
+    """
+
+    chain: tuple[Conv2D, ...]
+    input_rows: Rows
+    output_rows: Rows
+
+
+def height_axis(config: Conv2D) -> int:
+    """Returns the axis of the height in a layer's input and output."""
+    return 1 if channel_axis(config) == 3 else 2
+
+
+def mixes_rows(config: Conv2D) -> bool:
+    """Returns whether a row of the output depends on rows that the window does not cover, as softmax's may."""
+    axis = getattr(config.activation, "axis", None)
+    return axis is not None and axis % 4 == height_axis(config)
+
+
+def obstacle(chain: Sequence[Conv2D]) -> str:
+    """Returns what does not let a run of layers be computed by tiles; nothing if they can be."""
+    if mixes_rows(chain[-1]):
+        return f"{chain[-1].activation.keras_name} along the height"
+    padded = any(max(each.padding[0]) >= _window(each) for each in chain if not isinstance(each.padding, str))
+    if padded and chain[-1].activity_regularizer is not None:
+        return "activity_regularizer with rows of padding alone"  # whose tiles overlap, and would count rows twice
+    return ""
+
+
+def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
+    """Yields, as (first, end), the shortest row of runs of a chain that can each be computed by tiles, or not at all.
+
+    A run ends where the next layer's height is another axis; before and after a layer that mixes rows, which is one of
+    its own; and after a layer whose output has a loss, as the halos of the tiles would count several times.
+    """
+    first = 0
+    for end in range(1, len(chain) + 1):
+        last = chain[end - 1]
+        if (
+            end == len(chain)
+            or last.activity_regularizer is not None
+            or last.data_format != chain[end].data_format
+            or mixes_rows(last)
+            or mixes_rows(chain[end])
+        ):
+            yield first, end
+            first = end
+
+
+def tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile:
+    """Returns the tile that gives some rows of a chain's output.
+
+    Args:
+        chain: Layers of one data format, none of which mixes rows.
+        shapes: The input's shape, and then each layer's output's.
+        rows: At least one row of the output.
+    """
+    (first, end), height = rows, shapes[-1][height_axis(chain[-1])]
+    while True:
+        found = _tile(chain, shapes, (first, end))
+        if found is not None:
+            return found
+        # These rows come of padding alone, and no tensor is without rows. All rows together are always a tile.
+        first, end = max(0, 2 * first - end), min(2 * end - first, height)
+
+
+def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile | None:
+    """Returns a tile; None if one of its layers would read padding alone."""
+    wanted, configs = rows, []
+    for config, before, after in zip(reversed(chain), reversed(shapes[:-1]), reversed(shapes[1:]), strict=True):
+        axis = height_axis(config)
+        height = before[axis]
+        if wanted == (0, after[axis]):
+            wanted = (0, height)
+        else:
+            (top, _), sides = _amounts(config, before)
+            stride, window = config.strides[0], _window(config)
+            first, end = wanted[0] * stride - top, (wanted[1] - 1) * stride - top + window
+            wanted = max(first, 0), min(end, height)
+            if wanted[0] >= wanted[1]:
+                return None
+            config = _padded(config, ((wanted[0] - first, end - wanted[1]), sides))  # noqa: PLW2901
+        configs.append(config)
+    return Tile(tuple(reversed(configs)), wanted, rows)
+
+
+def _window(config: Conv2D, direction: int = 0) -> int:
+    """Returns how many rows (direction 0) or columns (direction 1) a kernel spans."""
+    return (config.kernel_size[direction] - 1) * config.dilation_rate[direction] + 1
+
+
+def _amounts(config: Conv2D, shape: Shape) -> tuple[Rows, Rows]:
+    """Returns ((top, bottom), (left, right)) of an input's padding, by TensorFlow's rule for "same"."""
+    if not isinstance(config.padding, str):
+        return config.padding
+    if config.padding == "valid":
+        return (0, 0), (0, 0)
+    found = []
+    for direction in (0, 1):
+        size, stride = shape[height_axis(config) + direction], config.strides[direction]
+        window = _window(config, direction)
+        total = max((-(-size // stride) - 1) * stride + window - size, 0)
+        found.append((total // 2, total - total // 2))
+    return found[0], found[1]
+
+
+@lru_cache(maxsize=1000)
+def _padded(config: Conv2D, amounts: tuple[Rows, Rows]) -> Conv2D:
+    """Returns a configuration with this padding: the same one if it has it, so that it shares traces and weights."""
+    padding = amounts if amounts == config.padding or any(map(any, amounts)) else "valid"
+    return config if padding == config.padding else config.replace(padding=padding)

@@ -1,0 +1,1 @@
+"""What every RPC passes through: authentication, limits, idle timeouts, errors to statuses."""

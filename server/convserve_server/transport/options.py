@@ -1,0 +1,42 @@
+"""What gRPC's own server is told: how large its messages are, and what it bounds before any code of ours is asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from convserve.protocol.http2_options import LARGE_FRAMES
+from convserve_server.settings import Settings
+
+_NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
+_MOST_METADATA_BYTES = 2**14
+
+
+def server_options(settings: Settings) -> list[tuple[str, Any]]:
+    """Returns the options with which a `grpc.server` is made."""
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        *LARGE_FRAMES,
+        # Otherwise a second server on the same port would silently get a share of the connections.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        ("grpc.compression_enabled_algorithms_bitset", _ANY_COMPRESSION if settings.compression else _NO_COMPRESSION),
+        ("grpc.server_handshake_timeout_ms", 10_000),
+        # A peer that is gone without a word is noticed, and with it what its calls hold.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        # gRPC's own bounds, named here as SECURITY.md promises them: bytes of a call's metadata, and pings.
+        ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 2),
+        *(
+            [
+                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
+                ("grpc.max_connection_age_grace_ms", settings.drain_s * 1000),
+            ]
+            if settings.max_connection_age_s
+            else []
+        ),
+    ]

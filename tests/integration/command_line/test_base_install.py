@@ -1,0 +1,71 @@
+"""The base install, from a wheel in an environment of its own: no TensorFlow, and still the model, plans and help."""
+
+from __future__ import annotations
+
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with convserve's base dependencies and nothing else."""
+    folder = tmp_path_factory.mktemp("base")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT)]
+    subprocess.run([*install, "-c", str(ROOT / ".ci/constraints.txt")], check=True)
+    return python
+
+
+def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([python, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_only_the_promised_packages_are_installed(python: Path) -> None:
+    listed = run(python, "-m", "pip", "list", "--format=freeze").stdout.lower()
+    assert {line.split("==")[0] for line in listed.split()} - {"pip", "setuptools"} == {
+        "convserve", "googleapis-common-protos", "grpcio", "grpcio-status", "numpy", "protobuf",
+        "typing_extensions",
+    }  # fmt: skip
+
+
+def test_imports_and_plans_without_tensorflow(python: Path) -> None:
+    code = (
+        "import sys, convserve\n"
+        "print(convserve.Conv2D(64, 3, strides=2, padding='same').plan((4, 600, 600, 3)).output_shape)\n"
+        "print([name for name in ('tensorflow', 'keras', 'ml_dtypes', 'matplotlib') if name in sys.modules])\n"
+    )
+    answer = run(python, "-c", code)
+    assert answer.stdout.splitlines() == ["(4, 300, 300, 64)", "[]"], answer.stderr
+
+
+def test_bfloat16_names_the_extra(python: Path) -> None:
+    code = (
+        "import numpy as np, convserve\n"
+        "try: convserve.Layer(convserve.Conv2D(1, 1, use_bias=False, dtype='bfloat16'), np.ones((1, 1, 1, 1)))\n"
+        "except convserve.MissingDependencyError as error: print(error)"
+    )
+    assert "pip install 'convserve[bfloat16]'" in run(python, "-c", code).stdout
+
+
+def test_serve_says_in_one_line_what_is_missing(python: Path) -> None:
+    answer = run(python, "-m", "convserve", "serve")
+    assert answer.returncode == 1
+    assert answer.stderr == "convserve serve needs the server extra: pip install 'convserve[server]'\n"
+
+
+def test_help_and_plan_work_without_extras(python: Path) -> None:
+    assert "conv2d" in run(python, "-m", "convserve", "--help").stdout
+    planned = run(python, "-m", "convserve", "plan", "--local", "--filters", "64", "--kernel-size", "3",
+                  "--input-shape", "4,600,600,3")  # fmt: skip
+    assert "598" in planned.stdout
+
+
+def test_package_says_that_it_is_typed(python: Path) -> None:
+    code = "import convserve, pathlib; print((pathlib.Path(convserve.__file__).parent / 'py.typed').exists())"
+    assert run(python, "-c", code).stdout.strip() == "True"

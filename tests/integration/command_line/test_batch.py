@@ -1,0 +1,313 @@
+"""`convserve batch` against a real server: what it writes, and what interrupts it."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convserve import Client, Conv2D, Layer, cli
+from convserve.batch.journal import NAME
+from convserve.files.layers import save_layer
+from tests.conftest import RunningServer, running_server
+from tests.support import processes
+from tests.support.waiting import eventually
+
+Image = pytest.importorskip("PIL.Image")
+
+KERNEL = np.random.default_rng(0).integers(-3, 4, (3, 3, 3, 4)).astype("f4")
+CONFIG = Conv2D(4, 3, use_bias=False, data_format="channels_last", dtype="float32")
+RNG = np.random.default_rng(1)
+
+
+@pytest.fixture
+def layer(client: Client) -> Any:
+    """A stored layer of small integers, so that results are exact."""
+    return client.put(CONFIG, kernel=KERNEL, name="batch")
+
+
+def save_pictures(folder: Path, number: int, side: int = 40) -> dict[str, Any]:
+    """Writes pictures, and returns their pixels by name without suffix."""
+    pixels = {}
+    for each in range(number):
+        name = f"{'odd' if each % 2 else 'even'}/{each:04}"
+        pixels[name] = RNG.integers(0, 256, (side, side + each % 5, 3), dtype=np.uint8)
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[name]).save(folder / f"{name}.png")
+    return pixels
+
+
+@pytest.fixture
+def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command with the stored layer, and returns its exit status, stdout and stderr."""
+
+    def call(*words: object, layer: object = "batch") -> tuple[int, str, str]:
+        status = cli.main(["batch", *map(str, words), "--layer", str(layer), "--target", server.target])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def started(folder: Path, target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
+    """Starts the command in a process of its own, whose files may have at most `limit` bytes."""
+    words = ("batch", str(folder / "in"), "-o", str(folder / "out"), "--layer", "batch", "--target", target, *options)
+    command = [sys.executable, "-m", "convserve", *words]
+    if limit is not None:
+        limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+        command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def noted(folder: Path) -> Counter[str]:
+    """Returns how often the journal has each input as done."""
+    path = folder / "out" / NAME
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = (json.loads(line) for line in lines if line.endswith("\n"))
+    return Counter(line["done"] for line in whole if "done" in line)
+
+
+def check_all_once(folder: Path, pixels: dict[str, Any], layer: Any) -> None:
+    """Checks that every output is there, is what the layer gives, and was noted once."""
+    assert noted(folder) == Counter({f"{name}.png": 1 for name in pixels})
+    for name, each in pixels.items():
+        np.testing.assert_array_equal(np.load(folder / "out" / f"{name}.npy"), layer(each[np.newaxis])[0])
+    files = {str(each.relative_to(folder / "out")) for each in (folder / "out").rglob("*") if each.is_file()}
+    assert files == {f"{name}.npy" for name in pixels} | {NAME, "report.json"}
+
+
+def test_a_folder_becomes_a_folder(run: Any, layer: Any, tmp_path: Path) -> None:
+    pixels = save_pictures(tmp_path / "in", 12)
+    status, out, err = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert (status, err) == (0, "")
+    assert "12: 12 done" in out
+    check_all_once(tmp_path, pixels, layer)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["items"], report["done"], report["failed"], report["left"]) == (12, 12, 0, 0)
+    assert report["input_bytes"] == sum(each.nbytes for each in pixels.values())
+    assert report["stopped"] is None
+    status, out, _ = run(tmp_path / "in", "-o", tmp_path / "out", "--resume", "--json")
+    assert status == 0
+    assert json.loads(out)["skipped"] == 12
+
+
+def test_a_large_array_is_read_and_written_in_parts(run: Any, layer: Any, tmp_path: Path) -> None:
+    x = RNG.integers(0, 256, (300, 64, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "big.npy", x)
+    status, out, _ = run(tmp_path / "big.npy", "-o", tmp_path / "out")
+    assert status == 0
+    assert "1: 1 done, of 300 samples" in out
+    assert (tmp_path / "out" / NAME).read_text().count('{"part"') > 3
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "big.npy", mmap_mode="r"), layer(x))
+
+
+def test_zarr_becomes_zarr(run: Any, layer: Any, tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    x = RNG.integers(0, 256, (90, 64, 64, 3), dtype=np.uint8)
+    group = zarr.create_group(str(tmp_path / "in.zarr"))
+    group.create_array("a/x", shape=x.shape, dtype=x.dtype, chunks=(7, 64, 32, 3))[:] = x
+    status, _, _ = run(tmp_path / "in.zarr", "-o", tmp_path / "out", "--format", "zarr")
+    assert status == 0
+    found = zarr.open_array(str(tmp_path / "out" / "in" / "a" / "x.zarr"), mode="r")
+    np.testing.assert_array_equal(found[...], layer(x))
+    assert found.chunks[0] % 7 == 0
+
+
+def test_a_missing_zarr_is_told_in_one_line(
+    run: Any, layer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pictures(tmp_path / "in", 1)
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", "--format", "zarr")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "pip install 'convserve[zarr]'" in err
+
+
+def test_options_are_those_of_the_call(run: Any, client: Client, layer: Any, tmp_path: Path) -> None:
+    (pixels,) = save_pictures(tmp_path / "in", 1).values()
+    options = ("--input-range=-1,1", "--output-dtype", "float64", "--format", "npz", "--keep-suffix")
+    status, _, _ = run(tmp_path / "in", "-o", tmp_path / "out", *options)
+    assert status == 0
+    found = np.load(tmp_path / "out" / "even" / "0000.png.npz")["output"]
+    assert found.dtype == np.float64
+    x = pixels.astype(np.float32) * np.float32(2 / 255) - 1
+    np.testing.assert_allclose(found, layer(x[np.newaxis])[0], atol=1e-4)
+
+
+def test_layers_come_from_files_and_in_chains(run: Any, client: Client, layer: Any, tmp_path: Path) -> None:
+    (pixels,) = save_pictures(tmp_path / "in", 1).values()
+    head = Layer(Conv2D(1, 1, data_format="channels_last"), np.ones((1, 1, 4, 1), "f4"), np.ones(1, "f4"))
+    save_layer(tmp_path / "head.safetensors", head)
+    status, _, _ = run(tmp_path / "in", "-o", tmp_path / "out", "--layer", "batch", layer=tmp_path / "head.safetensors")
+    assert status == 0
+    expected = client.convolve([layer, head], pixels[np.newaxis]).output[0]
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / "even" / "0000.npy"), expected)
+
+
+def test_a_file_that_does_not_say_which_layer_is_refused(run: Any, tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    save_pictures(tmp_path / "in", 1)
+    save_file({"conv.weight": np.ones((4, 3, 3, 3), "f4")}, tmp_path / "weights.safetensors")
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer=tmp_path / "weights.safetensors")
+    assert status == 1
+    assert "error: --layer: Expected a file that says the layer's configuration" in err
+
+
+def test_failures_are_listed_and_retried(run: Any, layer: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"nothing")
+    np.save(tmp_path / "in" / "grey.npy", np.zeros((9, 9), np.float32))
+    status, out, err = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert status == 1
+    assert "4 done, 2 failed" in out
+    assert "failed: bad.jpg: Expected a PNG or JPEG picture" in err
+    assert "grey.npy: Expected" in out
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "in" / "bad.jpg")
+    np.save(tmp_path / "in" / "grey.npy", np.zeros((9, 9, 3), np.float32))
+    status, out, _ = run(tmp_path / "in", "-o", tmp_path / "out", "--retry-failed")
+    assert status == 0
+    assert "2 done, 4 done before" in out
+
+
+def test_what_cannot_be_carried_out_has_status_2(run: Any, client: Client, layer: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 1)
+    assert run(tmp_path / "in", "-o", tmp_path / "out")[0] == 0
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out")
+    assert (status, err.startswith("error: --output: Expected a folder without results")) == (2, True)
+    client.put(CONFIG, kernel=KERNEL + 1, name="other")
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", "--resume", layer="other")
+    assert (status, err.startswith("error: --layer: Expected what the results there were made with")) == (2, True)
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", "--resume", "--format", "npz")
+    assert (status, err.startswith("error: --format: ")) == (2, True)
+    status, _, err = run(tmp_path / "nowhere", "-o", tmp_path / "out")
+    assert (status, err.startswith("error: INPUT: Expected a file, a folder")) == (2, True)
+
+
+def test_a_client_that_is_killed_again_and_again_loses_and_doubles_nothing(
+    server: RunningServer, layer: Any, tmp_path: Path
+) -> None:
+    pixels = save_pictures(tmp_path / "in", 300)
+    for moment in sorted(random.Random(0).sample(range(1, 250), 4)):
+        process = started(tmp_path, server.target, "--resume")
+        eventually(lambda: noted(tmp_path).total() >= moment or process.poll() is not None, 120)  # noqa: B023
+        process.kill()
+        process.communicate()
+    process = started(tmp_path, server.target, "--resume")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    check_all_once(tmp_path, pixels, layer)
+
+
+def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(tmp_path: Path) -> None:
+    """It keeps its layers in memory only."""
+    pixels = save_pictures(tmp_path / "in", 300)
+    address = f"unix://{tmp_path}/socket"
+    with running_server("--listen", address) as server, Client(address) as client:
+        client.put(CONFIG, kernel=KERNEL, name="batch")
+        process = started(tmp_path, address)
+        eventually(lambda: noted(tmp_path).total() >= 30 or process.poll() is not None, 120)
+        server.process.kill()
+        server.process.wait()
+    with running_server("--listen", address), Client(address) as client:
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert "300: 300 done" in out
+        check_all_once(tmp_path, pixels, client.put(CONFIG, kernel=KERNEL))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_and_sigterm_finish_what_is_on_its_way(
+    server: RunningServer, layer: Any, tmp_path: Path, number: int, status: int
+) -> None:
+    pixels = save_pictures(tmp_path / "in", 400)
+    process = started(tmp_path, server.target)
+    eventually(lambda: noted(tmp_path).total() >= 10 or process.poll() is not None, 120)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == status, err
+    assert "stopping when what is on its way is done" in err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["stopped"] == signal.Signals(number).name
+    assert report["done"] == noted(tmp_path).total() == 400 - report["left"]
+    assert f"{report['left']:,} not done" in out
+    process = started(tmp_path, server.target, "--resume")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    check_all_once(tmp_path, pixels, layer)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_drops_what_is_on_its_way(tmp_path: Path, number: int, status: int) -> None:
+    """Of a server that does not answer, which would else be waited for."""
+    save_pictures(tmp_path / "in", 400)
+    with running_server() as server:
+        with Client(server.target) as client:
+            client.put(CONFIG, kernel=KERNEL, name="batch")
+        process = started(tmp_path, server.target)
+        eventually(lambda: noted(tmp_path).total() >= 10 or process.poll() is not None, 120)
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            process.send_signal(number)
+            assert process.stderr is not None
+            assert "once more to drop it" in process.stderr.readline()
+            process.send_signal(number)
+            out, err = process.communicate(timeout=120)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+    assert process.returncode == status, err
+    assert "Traceback" not in err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["stopped"] == signal.Signals(number).name
+    assert f"{report['left']:,} not done" in out
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(
+    server: RunningServer, layer: Any, tmp_path: Path
+) -> None:
+    pixels = save_pictures(tmp_path / "in", 20)
+    pixels["even/0010"] = RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # its output is the largest
+    Image.fromarray(pixels["even/0010"]).save(tmp_path / "in" / "even" / "0010.png")
+    process = started(tmp_path, server.target, limit=100_000)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert err.endswith("File too large.\n")
+    assert err.splitlines()[-1].startswith("error: --output: Expected a file that can be written.")
+    assert not (tmp_path / "out" / "even" / "0010.npy").exists()
+    process = started(tmp_path, server.target, "--resume")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    check_all_once(tmp_path, pixels, layer)
+
+
+def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, tmp_path: Path) -> None:
+    """A quarter of a gigabyte, of which the client never holds much."""
+    (tmp_path / "in").mkdir()
+    shape = (5_000, 128, 128, 3)
+    array = np.lib.format.open_memmap(tmp_path / "in" / "big.npy", "w+", np.uint8, shape)
+    array[::100] = 1
+    array.flush()
+    del array
+    process = started(tmp_path, server.target, "--output-dtype", "float16")
+    parts, memory = 0, []
+    while process.poll() is None:
+        seen = (tmp_path / "out" / NAME).read_text().count('{"part"') if (tmp_path / "out" / NAME).exists() else 0
+        if seen > parts:
+            parts = seen
+            memory.append(processes.status(process.pid, "VmRSS"))
+        os.sched_yield()
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert len(memory) > 20
+    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]) < 50_000_000
+    assert max(memory) < 500_000_000

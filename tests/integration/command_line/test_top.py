@@ -1,0 +1,137 @@
+"""`convserve top` with a real server, and with what is none."""
+
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import grpc
+import numpy as np
+import pytest
+
+from convserve import Client, cli
+from tests.conftest import running_server
+from tests.support.raw.calls import convolve_request, raw_caller
+from tests.support.scrapes import page
+
+
+@pytest.fixture(scope="module")
+def metered():
+    """A server with metrics that has answered three calls and refused two."""
+    with running_server("--metrics", "127.0.0.1:0") as running:
+        with Client(running.target) as client:
+            for _ in range(3):
+                client.conv2d(np.ones((4, 8, 8, 3), "f4"), filters=8, kernel_size=3, seed=0)
+        with raw_caller(running.target) as caller:
+            for _ in range(2):
+                with pytest.raises(grpc.RpcError):
+                    caller.stub.Convolve(convolve_request(output_dtype=99), timeout=60)
+        yield running
+
+
+def told(capsys, *arguments):
+    """Returns exit status, stdout and stderr."""
+    status = cli.main(["top", *arguments])
+    return status, *capsys.readouterr()
+
+
+def test_once(metered, capsys):
+    status, out, error = told(capsys, metered.metrics, "--once")
+    assert (status, error) == (0, "")
+    title, head, units, *rows = out.splitlines()
+    assert re.fullmatch(rf"{re.escape(metered.metrics)}, since its start, [\d.]+ s\s*", title)
+    assert head.split() == ["calls", "p50", "p90", "p99", "queue", "compute", "in", "out"]
+    assert units.split() == ["method", "/s", "now", *["ms"] * 5, "batch", "MB/s", "MB/s"]
+    (convolve,) = (row.split() for row in rows if row.startswith("Convolve "))
+    assert convolve[2] == "0"
+    assert convolve[8] == "4"
+    state = {row.split()[0]: row for row in rows if row.strip()}
+    assert "0 waiting" in state["calls"]
+    assert re.search(r"admitted of .*, [\d.]+ [MG]B resident", state["memory"])
+    assert "0 stored" in state["layers"]
+    assert state["refused"].split() == ["refused", "2", "INVALID_TENSOR"]
+
+
+def test_an_address_is_enough(metered, capsys):
+    address = metered.metrics.removeprefix("http://").removesuffix("/metrics")
+    assert told(capsys, address, "--once")[0] == 0
+
+
+def test_it_goes_on_until_the_server_ends(metered):
+    with running_server("--metrics", "127.0.0.1:0") as running:
+        command = [sys.executable, "-m", "convserve", "top", running.metrics, "--interval", "0.1"]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            before = page(running.metrics)
+            assert before
+            with Client(running.target) as client:
+                client.info()
+            assert running.stop() == 0
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 1
+    assert error.startswith(f"error: Expected a server's metrics at {running.metrics}. Received none (")
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers with something else."""
+
+    def do_GET(self):
+        self.send_response(404 if self.path == "/404" else 200)
+        self.end_headers()
+        self.wfile.write(b"up 1\n")
+
+    def log_message(self, *_):
+        """Says nothing."""
+
+
+@pytest.fixture
+def other():
+    """The URL of a server that has no metrics of ours."""
+    server = HTTPServer(("127.0.0.1", 0), Page)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.parametrize(("path", "reason"), [("/", "no metrics of a convserve server"), ("/404", "Not Found")])
+def test_another_server_is_told_in_one_line(other, capsys, path, reason):
+    status, out, error = told(capsys, other + path, "--once")
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    assert f"Received none ({reason}): start it with --metrics HOST:PORT" in error
+
+
+def test_nobody_is_told_in_one_line(capsys):
+    status, out, error = told(capsys, "http://127.0.0.1:1/metrics", "--once")
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    assert "refused" in error
+
+
+@pytest.mark.parametrize("missing", ["rich.live", "prometheus_client.parser"])
+def test_a_missing_extra_is_told_in_one_line(metered, capsys, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, out, error = told(capsys, metered.metrics, "--once")
+    assert (status, out, error.count("\n")) == (1, "", 1)
+    assert error.endswith("pip install 'convserve[top]'.\n")
+
+
+@pytest.mark.parametrize("url", ["", "host", ":1", "ftp://host/metrics", "file:///etc/passwd", "host:port"])
+def test_what_is_no_address_is_wrong_usage(capsys, url):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["top", url, "--once"])
+    assert caught.value.code == 2
+    assert "expected http://HOST:PORT/metrics or HOST:PORT" in capsys.readouterr().err
+
+
+def test_the_help_teaches_by_example(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["top", "--help"])
+    out = capsys.readouterr().out
+    assert "examples:" in out
+    assert "convserve top http://gpu-host:9464/metrics --once" in out

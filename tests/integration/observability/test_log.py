@@ -1,0 +1,103 @@
+"""The log of a real server: a line per request with --log-requests, every line an object with --log-format json."""
+
+import json
+
+import grpc
+import numpy as np
+import pytest
+
+from convserve import Client
+from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
+from tests.conftest import running_server
+from tests.support.raw.calls import convolve_request, raw_caller
+from tests.support.raw.streams import answers, image, item, opening, start
+
+CONVOLVE, STREAM, INFO = (
+    f"convserve.v1.ConvolutionService/{name}" for name in ("Convolve", "ConvolveStream", "GetServerInfo")
+)
+
+
+def lines_of(calls, *arguments):
+    """Returns what a server logs while it is called, once it has ended."""
+    with running_server(*arguments) as running:
+        with raw_caller(running.target) as caller:
+            calls(caller)
+        assert running.stop() == 0
+        return running.log.read_text().splitlines()
+
+
+def make_calls(caller):
+    caller.stub.Convolve(
+        convolve_request(), timeout=60, metadata=[("x-request-id", "first"), ("authorization", "s3cr3t")]
+    )
+    with pytest.raises(grpc.RpcError):
+        caller.stub.Convolve(convolve_request(output_dtype=99), timeout=60)
+    messages = [start(), *item(0, image(0)), *item(1, image(1, 2, 3, 4, 1)), opening(2, 1, 2, 2, 5)]
+    assert len(answers(caller.stub.ConvolveStream(iter(messages), timeout=60))) == 3
+    caller.check_service()  # of its two calls the health check is not logged
+
+
+def test_json():
+    found = [json.loads(line) for line in lines_of(make_calls, "--log-requests", "--log-format", "json")]
+    assert [(each["message"], each["level"]) for each in found] == [("request", "INFO")] * 4
+    by_code = {(each["method"], each["code"], each["items"]): each for each in found}
+    assert sorted(by_code) == [(CONVOLVE, "INVALID_ARGUMENT", 0), (CONVOLVE, "OK", 1), (STREAM, "OK", 2)]
+    assert len({frozenset(each) for each in found}) == 1
+    assert len({each["request_id"] for each in found}) == 4
+    (first,) = (each for each in found if each["request_id"] == "first")
+    assert first["caller"].startswith("ipv4:127.0.0.1")
+    assert (first["input_shape"], first["output_shape"]) == ([1, 2, 2, 1], [1, 2, 2, 1])
+    assert (first["batch_size"], first["device"], first["reason"], first["error_id"]) == (1, "cpu:0", None, None)
+    assert first["duration_us"] >= first["queue_us"] + first["compute_us"] > 0
+    assert first["received_bytes"] == convolve_request().ByteSize()
+    assert by_code[CONVOLVE, "INVALID_ARGUMENT", 0]["reason"] == "INVALID_TENSOR"
+    stream = by_code[STREAM, "OK", 2]
+    assert (stream["items_refused"], stream["batch_size"], stream["reason"]) == (1, 2, None)
+    assert "s3cr3t" not in json.dumps(found)
+
+
+def test_words():
+    lines = lines_of(make_calls, "--log-requests")
+    assert len(lines) == 4
+    (first,) = (line for line in lines if "request_id first" in line)
+    assert f" INFO {CONVOLVE} OK, from ipv4:127.0.0.1" in first
+    assert "(1, 2, 2, 1) to (1, 2, 2, 1), batch of 1 on cpu:0, queue " in first
+
+
+def test_by_itself_nothing_is_logged_of_requests_and_answers_have_ids():
+    def calls(caller):
+        make_calls(caller)
+        request, call = GetServerInfoRequest(), caller.stub.GetServerInfo
+        ids = [dict(call.with_call(request, timeout=60)[1].trailing_metadata())["x-request-id"] for _ in range(2)]
+        assert len(set(ids)) == 2
+
+    assert lines_of(calls) == []
+
+
+def test_health_checks_are_logged_when_debugging():
+    def calls(caller):
+        caller.check_service()
+
+    lines = lines_of(calls, "--log-requests", "--log-level", "debug", "--log-format", "json")
+    requests = [each for each in map(read, lines) if each.get("message") == "request"]
+    assert [(each["method"], each["level"]) for each in requests] == [
+        ("grpc.health.v1.Health/Check", "DEBUG"), (CONVOLVE, "INFO"),
+    ]  # fmt: skip
+
+
+def read(line):
+    """Returns a line's object; TensorFlow's C++ side writes lines of its own when debugging."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return {}
+
+
+def test_what_else_is_logged_is_json_too():
+    with running_server("--listen", "0.0.0.0:0", "--log-format", "json") as running:
+        with Client(running.target.replace("0.0.0.0", "127.0.0.1")) as client:  # noqa: S104
+            assert client.conv2d(np.ones((1, 2, 2, 1)), 1, 1, seed=0).shape == (1, 2, 2, 1)
+        assert running.stop() == 0
+        (found,) = map(json.loads, running.log.read_text().splitlines())
+    assert set(found) == {"time", "level", "message"}
+    assert (found["level"], "is open to the network" in found["message"]) == ("WARNING", True)

@@ -1,0 +1,55 @@
+"""Trials of tests/endurance in their short forms."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.endurance.batch import batch_often_killed
+from tests.endurance.fuzz import corpus, fuzz
+from tests.endurance.kills import kill_often
+from tests.endurance.network import bad_network
+from tests.endurance.overload import overload
+from tests.endurance.stops import stop_often
+
+
+def test_more_than_the_server_can_do_is_answered_rightly_or_refused() -> None:
+    # So much more that the line is full within seconds on a machine that has other things to do.
+    found = overload(seconds=8, times=6)
+    assert found.alive
+    assert not found.wrong
+    assert found.answered
+    assert found.refused["OverloadedError"]
+    assert found.grown_bytes < 200_000_000
+
+
+@pytest.mark.parametrize("store", [True, False], ids=["durable", "layers lost"])
+def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing(store: bool) -> None:
+    found = kill_often(items=600, kills=2, store=store)
+    assert found.kills == 2
+    assert (found.right, found.lost, found.doubled, found.wrong) == (600, 0, 0, 0)
+
+
+def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() -> None:
+    found = batch_often_killed(items=400, kills=1, side=96)
+    assert (found.client_kills, found.server_kills) == (1, 1)
+    assert (found.right, found.lost, found.doubled, found.wrong, found.strange_files) == (400, 0, 0, 0, 0)
+
+
+def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
+    found = stop_often(times=2)
+    assert (found.answered, found.statuses) == (found.calls, ())
+
+
+def test_calls_over_a_network_that_delays_swallows_and_cuts_end_in_time() -> None:
+    found = bad_network(calls=60)
+    assert not found.defects
+    assert found.calls == 60
+    assert found.answered
+
+
+def test_messages_that_nobody_means_are_answered() -> None:
+    assert corpus()
+    found = fuzz(inputs=6_000, seed=1)
+    assert not found.defects
+    assert found.inputs == 6_000
+    assert len(found.outcomes) > 50

@@ -1,0 +1,168 @@
+"""What the server's interceptor makes of a method's exceptions and of bytes that are no message, in all forms."""
+
+import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import Int64Value
+
+from convserve import InternalError, OverloadedError
+from convserve.protocol.status import from_rpc_error
+from tests.support.in_process_servers import DIRECT, FORMS, PATH, served_methods
+from tests.support.raw.calls import checked
+from tests.support.waiting import eventually
+
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
+PRIVATE = "/home/operator/.ssh/id_rsa"
+
+
+@pytest.fixture
+def call():
+    """Gives a function that calls a method of a form and an answer with raw messages."""
+    with served_methods() as methods:
+
+        def calls(form, answer, *messages, path=PATH, **options):
+            channel = methods.let(form, answer, path, **options)
+            stalling = isinstance(messages[0], Stalling)
+            answers = channel.stream_stream(path)(messages[0] if stalling else iter(messages), timeout=30)
+            return [Int64Value.FromString(each).value for each in answers]
+
+        yield calls
+
+
+def sent(*values):
+    return [Int64Value(value=each).SerializeToString() for each in values]
+
+
+def raising(error):
+    def answer(received):
+        raise error
+
+    return answer
+
+
+@EVERY_FORM
+def test_a_method_that_answers_is_left_alone(call, form):
+    values = [3, 4] if form.startswith("stream") else [7]
+    assert call(form, sum, *sent(*values))[-1] == 7
+
+
+@EVERY_FORM
+def test_an_error_of_ours_travels_with_its_details(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(OverloadedError("busy", retry_after_s=2.5)), *sent(1))
+    checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+    assert from_rpc_error(caught.value).retry_after_s == 2.5
+
+
+@EVERY_FORM
+@pytest.mark.parametrize(
+    "defect", [RuntimeError(PRIVATE), KeyError(PRIVATE), AssertionError(PRIVATE), OSError(2, PRIVATE)]
+)
+def test_a_defect_is_told_by_an_id_under_which_the_log_has_it(call, form, defect, caplog):
+    with caplog.at_level(logging.ERROR, logger="convserve"), pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(defect), *sent(1))
+    checked(caught.value, grpc.StatusCode.INTERNAL, "INTERNAL")
+    error = from_rpc_error(caught.value)
+    assert type(error) is InternalError
+    assert PRIVATE not in str(error)
+    (record,) = [each for each in caplog.records if each.name == "convserve"]
+    assert error.error_id
+    assert error.error_id in record.getMessage()
+    assert error.error_id in str(error)
+    assert record.exc_info[1] is defect
+
+
+@EVERY_FORM
+def test_a_method_that_is_not_there_yet_is_unimplemented(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(NotImplementedError()), *sent(1))
+    text, _ = checked(caught.value, grpc.StatusCode.UNIMPLEMENTED, "UNIMPLEMENTED")
+    assert "/test.Service/Method" in text
+
+
+@EVERY_FORM
+def test_too_little_memory_is_told_as_that(call, form):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, raising(MemoryError("Unable to allocate 7. TiB")), *sent(1))
+    text, _ = checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    assert "7. TiB" in text
+
+
+@EVERY_FORM
+def test_an_answer_that_cannot_be_written_is_told_as_what_else_fails(call, form, caplog):
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *sent(1), serialize=raising(MemoryError()))
+    checked(caught.value, grpc.StatusCode.RESOURCE_EXHAUSTED, "OUT_OF_MEMORY")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *sent(1), serialize=raising(ValueError(PRIVATE)))
+    assert PRIVATE not in caught.value.details()
+    assert from_rpc_error(caught.value).error_id in caplog.text
+
+
+class Stalling:
+    """The messages of a caller that sends one, and no more until it is released."""
+
+    def __init__(self):
+        self.released = threading.Event()
+        self.messages = sent(1)
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if not self.messages:
+            self.released.wait(30)
+            raise StopIteration
+        return self.messages.pop()
+
+
+@pytest.mark.parametrize("form", ["stream_unary", "stream_stream"])
+def test_a_caller_that_stalls_keeps_half_of_the_threads_of_one_method_and_nothing_else(call, form):
+    callers = [Stalling() for _ in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        stalled = [threads.submit(call, form, sum, each, path="/test.Service/Stalled") for each in callers]
+        refused = eventually(lambda: len(done := {each for each in stalled if each.done()}) == 4 and done)
+        for other in FORMS[:4]:
+            assert call(other, sum, *sent(7))[-1] == 7
+        for each in callers:
+            each.released.set()
+    for each in refused:
+        text, _ = checked(each.exception(), grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert "while 2 of 4 are open, 2 of them yours" in text
+    if form == "stream_stream":  # between whose messages any time may pass
+        assert [each.result() for each in stalled if each not in refused] == [[-1, 1]] * 2
+
+
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", "stream_unary", DIRECT])
+def test_who_stalls_while_only_it_is_waited_for_is_sent_away(call, form):
+    caller = Stalling()
+    if not form.startswith("stream"):
+        caller.messages.clear()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, caller)
+    caller.released.set()
+    assert caught.value.code() is grpc.StatusCode.CANCELLED
+    assert call(form, sum, *sent(7))[-1] == 7
+
+
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", DIRECT])
+def test_a_call_without_its_one_message_is_an_invalid_request(call, form):
+    caller = Stalling()
+    caller.messages.clear()
+    caller.released.set()
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, caller)
+    checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+
+
+@EVERY_FORM
+def test_bytes_that_are_no_message_are_an_invalid_request(call, form):
+    good = sent(1) if form.startswith("stream") else []
+    with pytest.raises(grpc.RpcError) as caught:
+        call(form, sum, *good, b"\xff")
+    text, fields = checked(caught.value, grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+    assert list(fields) == ["request"]
+    assert "Received 1 bytes" in text

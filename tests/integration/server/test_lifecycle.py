@@ -1,0 +1,213 @@
+"""A server's life in real processes: start, readiness, stop with calls under way, and coming back."""
+
+import itertools
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import grpc
+import numpy as np
+import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from convserve import Client, Conv2D, Layer, RetryRule, UnavailableError
+from tests.conftest import running_server
+
+ONCE = RetryRule(attempts=1)
+NOT_SERVING, SERVING = 2, 1
+# 4 * 4 * 16 equal weights of 2**-8: a layer of them, and a chain of such layers, gives a constant image back, exactly.
+MEAN = Layer(Conv2D(16, 4, use_bias=False, data_format="channels_last"), np.full((4, 4, 16, 16), 2.0**-8, "f4"))
+
+
+def work(client, value, layers=6, size=256):
+    """Calls the server with what takes it some tenths of a second; returns whether the answer is right."""
+    output = client.convolve([MEAN] * layers, np.full((1, size, size, 16), value, "f4")).output
+    return np.array_equal(output, np.full_like(output, value)) and output.shape[1] == size - 3 * layers
+
+
+@contextmanager
+def starting_server(*arguments):
+    """Starts a server, and does not wait until it is ready; gives the process and its target."""
+    command = [sys.executable, "-m", "convserve", "serve", "--device", "cpu", "--listen", "127.0.0.1:0", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        first = process.stdout.readline()
+        yield SimpleNamespace(process=process, first=first, target=first.removeprefix("listening on ").strip())
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+# One life from beginning to end
+
+
+@pytest.fixture(scope="module")
+def life():
+    """What can be seen of a server that starts, computes, is asked to stop, and stops."""
+    seen = SimpleNamespace(health=[])
+    with (
+        starting_server("--pre-stop-s", "1") as server,
+        Client(server.target, retry=ONCE) as client,
+        grpc.insecure_channel(server.target) as channel,
+    ):
+        changes = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
+        seen.health.append(next(changes).status)
+        with pytest.raises(UnavailableError) as caught:
+            client.info()
+        seen.refusal = str(caught.value)
+        seen.health.append(next(changes).status)
+        seen.computed = [client.conv2d(np.ones((1, 5, 5, 1), "f4"), 1, 3, kernel_initializer="ones")]
+        asked = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        seen.health.append(next(changes).status)
+        seen.computed.append(client.conv2d(np.ones((1, 6, 6, 1), "f4"), 1, 3, kernel_initializer="ones"))
+        seen.health.extend(each.status for each in changes)
+        seen.watch_ended = changes.code()
+        out, seen.err = server.process.communicate(timeout=60)
+        seen.out = server.first + out
+        seen.stop_s, seen.status = time.monotonic() - asked, server.process.returncode
+    return seen
+
+
+def test_health_is_serving_from_ready_until_the_stop(life):
+    assert life.health == [NOT_SERVING, SERVING, NOT_SERVING]
+
+
+def test_a_call_before_that_is_told_to_come_back(life):
+    assert life.refusal == "Expected a server that is ready. This one is still starting; retry."
+
+
+def test_calls_before_the_stop_and_during_its_delay_are_answered(life):
+    assert [output.shape for output in life.computed] == [(1, 3, 3, 1), (1, 4, 4, 1)]
+    assert all((output == 9).all() for output in life.computed)
+
+
+def test_a_watch_of_the_health_ends_with_the_server_and_does_not_hold_it_up(life):
+    assert life.watch_ended is grpc.StatusCode.OK
+    assert 1 <= life.stop_s < 15  # the drain would end after 30
+
+
+def test_the_process_ends_with_status_0(life):
+    assert life.status == 0
+
+
+def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
+    expected = [
+        r"listening on 127\.0\.0\.1:[1-9]\d*",
+        r"ready after \d+\.\d s: convserve \d+\.\d+\.\d+, tensorflow \d\S*, keras \d\S*, cpu:0, TF32 off",
+        r"stopping: serving for 1 s more",
+        r"stopping: finishing the calls under way",
+        r"stopped",
+    ]
+    lines = life.out.splitlines()
+    assert len(lines) == len(expected), life.out
+    for line, pattern in zip(lines, expected, strict=True):
+        assert re.fullmatch(pattern, line)
+    assert life.err == ""
+
+
+# Calls under way
+
+
+@contextmanager
+def calls_under_way(target, number, **amount):
+    """Sends calls, and waits until the server has taken all of them; gives their futures."""
+    with (
+        grpc.insecure_channel(target) as channel,
+        Client(target, retry=ONCE, shared_memory=False) as client,  # which would first ask whether there is any
+        ThreadPoolExecutor(number) as senders,
+    ):
+        servers = channelz_pb2_grpc.ChannelzStub(channel).GetServers
+
+        def taken():
+            answer = servers(channelz_pb2.GetServersRequest(), timeout=60)
+            return sum(each.data.calls_started for each in answer.server)
+
+        before = taken()
+        calls = [senders.submit(work, client, value, **amount) for value in range(number)]
+        asked = 1
+        while taken() - before - asked < number:
+            asked += 1
+        taken()  # what arrived before this call was given to a handler before it
+        yield calls
+
+
+def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
+    with running_server() as server, calls_under_way(server.target, 6) as calls:
+        server.process.send_signal(signal.SIGTERM)
+        assert not all(call.done() for call in calls)
+        with Client(server.target, retry=ONCE) as late, pytest.raises(UnavailableError):
+            all(late.info() for _ in itertools.count())
+        assert all(call.result(timeout=60) for call in calls)
+        assert server.process.wait(timeout=60) == 0
+        assert server.process.stdout.read().splitlines() == ["stopping: finishing the calls under way", "stopped"]
+        assert server.log.read_text() == ""
+        host, _, port = server.target.rpartition(":")
+        with socket.socket() as again:
+            again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            again.bind((host, int(port)))
+            again.listen()
+
+
+def test_a_stop_that_nobody_reads_of_loses_no_call():
+    with running_server() as server, calls_under_way(server.target, 6) as calls:
+        server.process.stdout.close()
+        server.process.send_signal(signal.SIGTERM)
+        assert all(call.result(timeout=60) for call in calls)
+        assert server.process.wait(timeout=60) == 0
+        assert server.log.read_text() == ""
+
+
+def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
+    with starting_server("--log-requests") as server, Client(server.target, retry=ONCE) as client:
+        while not server.process.stdout.readline().startswith("ready"):
+            pass
+        for _ in range(700):  # a pipe holds some 400 lines
+            assert client.info()
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=60) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "signals", "status"),
+    [(("--drain-s", "1"), [signal.SIGTERM], 0), ((), [signal.SIGTERM, signal.SIGINT], 128 + signal.SIGINT)],
+    ids=["after the drain", "at a second signal"],
+)
+def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
+    with running_server(*arguments) as server, calls_under_way(server.target, 1, layers=60, size=1024) as (call,):
+        asked = time.monotonic()
+        for number in signals:
+            server.process.send_signal(number)
+            if number is signal.SIGTERM:
+                assert server.process.stdout.readline() == "stopping: finishing the calls under way\n"
+        assert server.process.wait(timeout=60) == status
+        assert time.monotonic() - asked < 5
+        with pytest.raises(UnavailableError):
+            call.result(timeout=60)
+
+
+# Coming back
+
+
+def test_a_client_outlives_a_server_that_was_killed():
+    with running_server() as first, Client(first.target, retry=ONCE) as client:
+        assert work(client, 1, layers=1)
+        first.process.kill()
+        first.process.wait()
+        with pytest.raises(UnavailableError):
+            client.info()
+        with Client(first.target, retry=RetryRule(attempts=50)) as patient, ThreadPoolExecutor(1) as sender:
+            call = sender.submit(work, patient, 2, layers=1)
+            with running_server("--listen", first.target):
+                assert call.result(timeout=60)
+                assert work(patient, 3, layers=1)
+                assert work(client, 4, layers=1)

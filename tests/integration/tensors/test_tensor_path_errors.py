@@ -1,0 +1,104 @@
+"""Errors by every way that tensors travel: the same class, whichever way it was."""
+
+from __future__ import annotations
+
+import functools
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convserve
+from convserve import Conv2D, Layer
+from tests.conftest import RunningServer
+from tests.support.either_client import EITHER_CLIENT
+from tests.support.tensor_paths import WAYS, by_every_way
+
+LAST = {"data_format": "channels_last"}
+KERNEL = np.ones((3, 3, 2, 4), "f4")
+LAYER = Layer(Conv2D(4, 3, use_bias=False, **LAST), KERNEL)
+X = np.ones((2, 5, 5, 2), "f4")
+EveryWay = Callable[[Callable[[Any], Any]], dict[str, Any]]
+
+
+@pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def every_way(request: pytest.FixtureRequest, sharing_server: RunningServer) -> EveryWay:
+    return functools.partial(by_every_way, request.param, sharing_server.target)
+
+
+def refusal(call: Callable[[], Any]) -> convserve.ConvserveError:
+    with pytest.raises(convserve.ConvserveError) as caught:
+        call()
+    return caught.value
+
+
+def test_weights_that_the_server_refuses(every_way: EveryWay) -> None:
+    def call(client: Any) -> Any:
+        client.convolve(LAYER, X)
+        stored = client.put(LAYER, name=f"paths/{id(client)}")
+        (stored._wrapped if hasattr(stored, "_wrapped") else stored).kernel_shape = (
+            3,
+            3,
+            3,
+            4,
+        )  # the client believes it
+        return refusal(lambda: stored(np.ones((2, 5, 5, 3), "f4")))
+
+    for error in every_way(call).values():
+        assert type(error) is convserve.InvalidWeightsError
+        assert [each.field for each in error.violations] == ["kernel"]
+
+
+def test_a_call_that_is_too_large_for_the_server(every_way: EveryWay) -> None:
+    """By far: neither end has memory for it, and neither tries."""
+    x = np.ones((2, 64, 64, 1), "f4")
+
+    def call(client: Any) -> Any:
+        client.conv2d(x, 1, 1, **LAST)
+        return refusal(lambda: client.convolve(Conv2D(2**22, 1, **LAST), x))
+
+    for way, error in every_way(call).items():
+        assert type(error) is convserve.TooLargeError, way
+        assert ("--max-call-bytes" if way.startswith("pieces") else "--max-message-bytes") in str(error)
+        assert [each.field for each in error.violations] == ["input"]
+
+
+def test_a_layer_that_nobody_has(every_way: EveryWay) -> None:
+    def call(client: Any) -> Any:
+        client.put(Layer(LAYER.config, np.random.default_rng().normal(size=KERNEL.shape)), name=f"paths/{id(client)}")
+        found = client.layer(f"paths/{id(client)}")
+        client.delete(found)
+        return refusal(lambda: found(X))
+
+    assert {type(error) for error in every_way(call).values()} == {convserve.LayerNotFoundError}
+
+
+def test_a_deadline(every_way: EveryWay) -> None:
+    config = Conv2D(16, 4, use_bias=False, padding="same", **LAST)
+    wide = config.replace(padding=((200, 200), (200, 200)))
+    slow = [Layer(each, np.ones((4, 4, 16, 16), "f4")) for each in (wide, *[config] * 4, config.replace(strides=64))]
+    x = np.ones((2, 8, 8, 16), "f4")
+
+    def call(client: Any) -> Any:
+        answered = client.convolve(slow, x)  # and so everything is connected and traced
+        error = refusal(lambda: client.convolve(slow, x, timeout=0.01))
+        np.testing.assert_array_equal(client.convolve(slow, x).output, answered.output)
+        return error
+
+    for error in every_way(call).values():
+        assert type(error) is convserve.DeadlineExceededError
+        assert str(error).startswith("Expected an answer within timeout=0.01 seconds. Received none")
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_server_that_is_not_there(make_client: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # and nobody listens
+        for way in WAYS.values():
+            target = f"127.0.0.1:{taken.getsockname()[1]}"
+            once = convserve.RetryRule(attempts=1)
+            with way.forced(), make_client(target, shared_memory=way.shares, retry=once) as client:
+                error = refusal(lambda client=client: client.convolve(LAYER, X))
+            assert type(error) is convserve.UnavailableError

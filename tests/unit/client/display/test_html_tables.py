@@ -1,0 +1,136 @@
+"""Layers, plans and figures in a notebook: what IPython's own formatters make of them."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+import convserve
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
+from convserve.protocol.stored_layers import KnownLayer
+
+formatters = pytest.importorskip("IPython.core.formatters")
+
+KERNEL = np.zeros((3, 3, 3, 8), np.float32)
+CONFIG = Conv2D(8, 3, activation="relu", data_format="channels_last", dtype="float32")
+
+
+class Tables(HTMLParser):
+    """The cells of each row of each table, and the tags that were opened."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.tags: set[str] = set()
+        self.open: list[str] = []
+        self.caption = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        assert not attrs
+        self.tags.add(tag)
+        self.open.append(tag)
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("th", "td"):
+            self.tables[-1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1] == "caption":
+            self.caption += data
+        else:
+            self.tables[-1][-1][-1] += data
+
+
+def shown(value: object) -> Tables:
+    """Returns what a notebook shows of a value."""
+    data, _ = formatters.DisplayFormatter().format(value)
+    assert data["text/plain"] == repr(value)
+    found = Tables(data["text/html"])
+    assert found.tags <= {"table", "caption", "tr", "th", "td"}
+    return found
+
+
+def known(**changes: Any) -> KnownLayer:
+    parts = {"digest": bytes(range(32)), "name": "edges", "names": ("edges", "old/edges"), "config": CONFIG}
+    return KnownLayer(**{**parts, "kernel_shape": KERNEL.shape, "local": None, **changes})
+
+
+def test_a_configuration_shows_what_is_not_a_default() -> None:
+    found = shown(CONFIG)
+    assert found.caption == "Conv2D"
+    assert found.tables == [[["filters", "8"], ["kernel_size", "(3, 3)"], ["activation", str(CONFIG.activation)]]]
+
+
+def test_a_layer_shows_its_weights_size() -> None:
+    (rows,) = shown(Layer(CONFIG, KERNEL, np.zeros(8, np.float32))).tables
+    assert ["kernel", "(3, 3, 3, 8) float32"] in rows
+    assert ["parameters", "224, 896 bytes"] in rows
+    (rows,) = shown(Layer(CONFIG)).tables
+    assert rows[-1] == ["weights", "drawn by the server"]
+
+
+def test_a_stored_layer_shows_its_names_and_digest() -> None:
+    found = shown(known())
+    assert found.caption == "KnownLayer"
+    assert found.tables[0][:2] == [["name", "edges, old/edges"], ["digest", "000102030405"]]
+    assert ["activation", str(CONFIG.activation)] in found.tables[0]
+    assert ["kernel", "(3, 3, 3, 8) float32"] in found.tables[0]
+    assert shown(known(name="new", names=())).tables[0][0] == ["name", "new"]
+    assert shown(known(name=None, names=())).tables[0][0] == ["name", "none"]
+
+
+def test_both_clients_stored_layers_are_shown() -> None:
+    for kind in (convserve.StoredLayer, convserve.AsyncStoredLayer):
+        assert issubclass(kind, KnownLayer)
+
+
+def test_a_plan_shows_what_a_call_comes_to() -> None:
+    (rows,) = shown(CONFIG.plan((4, 600, 600, 3))).tables
+    assert rows == [
+        ["output", "(4, 598, 598, 8) float32, 45.77 MB"],
+        ["input", "17.28 MB"],
+        ["kernel", "(3, 3, 3, 8)"],
+        ["parameters", "224, 896 bytes"],
+        ["work", "629.4 MFLOP"],
+        ["memory", "126.1 MB at once on the server, at least"],
+    ]
+
+
+def test_a_plan_of_a_chain_shows_each_layer() -> None:
+    from convserve.layers.plan import plan
+
+    summary, layers = shown(plan([CONFIG, Conv2D(2, 1, data_format="channels_last")], (1, 10, 10, 3))).tables
+    assert ["layers", "2"] in summary
+    assert layers[0] == ["layer", "kernel", "output", "parameters", "work"]
+    assert layers[1][:4] == ["0", "(3, 3, 3, 8)", "(1, 8, 8, 8)", "224"]
+    assert layers[2][:4] == ["1", "(1, 1, 8, 2)", "(1, 8, 8, 2)", "18"]
+
+
+def test_a_plan_shows_the_servers_word() -> None:
+    import dataclasses
+
+    plan = CONFIG.plan((1, 9, 9, 3))
+    assert shown(dataclasses.replace(plan, admitted=True)).tables[0][-1] == ["admitted", "yes"]
+    refused = dataclasses.replace(plan, admitted=False, refusal="Expected <b>less</b>.")
+    assert shown(refused).tables[0][-1] == ["admitted", "no: Expected <b>less</b>."]
+
+
+@pytest.mark.parametrize("name", ["<script>alert(1)", "<img src=x onerror=y>", '"&amp;<td>'])
+def test_names_are_text(name: str) -> None:
+    config = Conv2D(8, 3, name=name, data_format="channels_last", dtype="float32")
+    for value in (config, Layer(config)):
+        assert ["name", name] in shown(value).tables[0]
+    hostile = f"{name}</td></tr></table>"  # which no server of ours would let anybody have
+    assert ["name", hostile] in shown(known(name=hostile, names=(hostile,))).tables[0]

@@ -1,0 +1,171 @@
+"""What both clients share: targets, deadlines, retries, and requests that are refused before anything is sent."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convserve import (
+    AsyncClient,
+    AsyncStoredLayer,
+    Client,
+    Conv2D,
+    InvalidArgumentError,
+    InvalidRequestError,
+    InvalidTensorError,
+    Layer,
+    OverloadedError,
+    RetryRule,
+    StoredLayer,
+    TooLargeError,
+    UnavailableError,
+)
+from convserve._rpc import channel, requests, retries
+
+X = np.zeros((1, 8, 8, 3), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("localhost:50051", "dns:///localhost:50051"),
+        ("convserve.svc:50051", "dns:///convserve.svc:50051"),
+        ("unix:///run/convserve.sock", "unix:///run/convserve.sock"),
+        ("dns:///a:1", "dns:///a:1"),
+        (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("10.0.0.1:1, localhost:2", "ipv4:10.0.0.1:1,127.0.0.1:2"),
+        ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2"),
+    ],
+)
+def test_targets(target: Any, expected: str) -> None:
+    assert channel.channel_target(target) == expected
+
+
+@pytest.mark.parametrize("target", ["", [], [""], "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]])
+def test_targets_that_make_no_sense(target: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="target: Expected"):
+        channel.channel_target(target)
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "60", True])
+def test_timeouts_that_make_no_sense(timeout: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="timeout: Expected"):
+        Client(timeout=timeout)
+
+
+def test_delays_grow_are_jittered_and_end() -> None:
+    rule = RetryRule(attempts=4, initial_s=1, factor=2, longest_s=3)
+    error = UnavailableError("gone")
+    for attempt, longest in ((1, 1), (2, 2), (3, 3)):
+        delays = {rule.delay_s(attempt, error) for _ in range(50)}
+        assert len(delays) > 1
+        assert all(longest / 2 <= delay <= longest for delay in delays if delay is not None)
+    assert rule.delay_s(4, error) is None
+
+
+def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> None:
+    rule = RetryRule(attempts=1000, budget=3)
+    budget = retries.RetryBudget(rule)
+    refusal = OverloadedError("busy")
+
+    def retried() -> int:
+        call = retries.Call(rule, retries.Deadline(60), budget)
+        for number in itertools.count():
+            try:
+                call.delay_after(refusal)
+            except OverloadedError:
+                return number
+        raise AssertionError
+
+    assert (retried(), retried()) == (3, 0)
+    for _ in range(4):
+        retries.Call(rule, retries.Deadline(60), budget).answered()
+    assert retried() == 2
+    for _ in range(100):
+        retries.Call(rule, retries.Deadline(60), budget).answered()
+    assert retried() == 3
+    call = retries.Call(rule, retries.Deadline(60), budget)  # nobody answered: that is no overload
+    assert all(call.delay_after(UnavailableError("gone")) >= 0 for _ in range(10))
+
+
+def test_overloaded_server_names_its_own_delay() -> None:
+    delays = {RetryRule().delay_s(1, OverloadedError("busy", retry_after_s=9.0)) for _ in range(50)}
+    assert 9.0 <= min(delays) < max(delays) <= 13.5  # those that were refused together do not come back together
+
+
+def test_wrong_calls_are_not_retried() -> None:
+    assert RetryRule().delay_s(1, InvalidArgumentError()) is None
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "words"),
+    [
+        ([], X, "layers: Expected"),
+        ("conv", X, "layers: Expected"),
+        ([Conv2D(4, 3), 3], X, "layers: Expected"),
+        (Conv2D(4, 3), X[0], "Expected 4 dimensions"),
+        (Conv2D(4, 3), X.astype(np.int64), "int64"),
+        (Conv2D(4, 3), [["a"]], "input: Expected an array"),
+        (Conv2D(4, 9), X, "at least 9"),
+        (Conv2D(4, 3, kernel_initializer="identity"), X, "kernel_initializer: .*2-D"),
+        (Conv2D(4, 3, groups=2), X, "groups: "),
+        (Layer(Conv2D(4, 3, use_bias=False), np.zeros((3, 3, 2, 4))), X, r"\(3, 3, 3, 4\)"),
+    ],
+)
+def test_wrong_requests_are_refused_before_anything_is_sent(layers: Any, x: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        requests.convolve_request(layers, x, None)
+
+
+def test_field_names_its_layer_in_a_chain() -> None:
+    with pytest.raises(InvalidTensorError, match=r"layers\[1\]\.input: .*height of at least 7"):
+        requests.convolve_request([Conv2D(4, 3), Conv2D(4, 7)], X, None)
+
+
+def test_wrong_output_dtype_is_refused() -> None:
+    with pytest.raises(InvalidTensorError, match=r"output_dtype: .*uint8"):
+        requests.convolve_request(Conv2D(4, 3), X, "uint8")
+
+
+def test_weights_above_2_gib_are_to_be_put_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_LARGEST_MESSAGE_BYTES", 1000)
+    layer = Layer(Conv2D(84, 1, use_bias=False), np.zeros((1, 1, 3, 84)))
+    with pytest.raises(
+        TooLargeError, match=r"^layers: Expected weights below 2 GiB.*Received 1008 bytes: put the layers"
+    ):
+        requests.convolve_request(layer, np.zeros((1, 2, 2, 3), "f4"), None)
+
+
+def test_tensors_of_any_size_make_a_request() -> None:
+    assert requests.convolve_request(Conv2D(2**23, 1), X, None).is_large
+
+
+def public(kind: type) -> dict[str, inspect.Signature]:
+    return {
+        name: inspect.signature(member)
+        for name, member in inspect.getmembers(kind, inspect.isfunction)
+        if not name.startswith("_") or name == "__init__"
+    }
+
+
+def test_both_clients_have_the_same_names_and_arguments() -> None:
+    blocking, awaited = public(Client), public(AsyncClient)
+    assert list(blocking) == list(awaited)
+    for name, signature in blocking.items():
+        assert shape(signature) == shape(awaited[name]), name
+
+
+def test_stored_layers_of_both_clients_have_the_same_names_and_arguments() -> None:
+    blocking, awaited = public(StoredLayer), public(AsyncStoredLayer)
+    assert list(blocking) == list(awaited)
+    for name, signature in blocking.items():
+        assert shape(signature) == shape(awaited[name]), name
+
+
+def shape(signature: inspect.Signature) -> list[tuple[str, Any, Any]]:
+    """Returns all of a signature but the types, which differ where one client's layers are meant."""
+    return [(each.name, each.kind, each.default) for each in signature.parameters.values()]

@@ -1,0 +1,151 @@
+"""A forward pass as a stream, without a server: how a batch is divided, and what an answer must not be."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convserve import Conv2D, InternalError, Layer, TooLargeError
+from convserve._rpc import streaming
+from convserve._rpc.requests import ConvolveRequest, convolve_request
+from convserve.errors import FieldViolation
+from convserve.protocol import pieces
+from convserve.protocol.results import Result
+from convserve.protocol.status import to_item_error
+from convserve.tensors import framing
+from convserve.tensors.codec import head_of
+from convserve.v1.convolution_service_pb2 import ConvolveResponse, ConvolveStreamRequest, ConvolveStreamResponse
+
+DOUBLE = Layer(Conv2D(2, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 2), 2.0))
+
+
+def request(samples: int = 5, layer: Any = DOUBLE) -> ConvolveRequest:
+    return convolve_request(layer, np.arange(samples * 12, dtype="f4").reshape(samples, 3, 4, 1), None)
+
+
+@pytest.fixture
+def outgoing(monkeypatch: pytest.MonkeyPatch) -> streaming.Outgoing:
+    """Five samples in three items of up to 200 bytes of output, in pieces of 64."""
+    monkeypatch.setattr(streaming, "_ITEM_BYTES", 200)
+    monkeypatch.setattr(streaming, "PIECE_BYTES", 64)
+    return streaming.Outgoing(request())
+
+
+def answer(number: int, x: np.ndarray, piece_bytes: int = 70) -> list[bytes]:
+    """Returns the messages with which a server answers an item."""
+    output = np.repeat(2 * x, 2, axis=-1)
+    result = ConvolveResponse(output=head_of(output), batch_size=len(x), device="cpu:0")
+    head = ConvolveStreamResponse(item_id=number).SerializeToString()
+    return [
+        ConvolveStreamResponse(item_id=number, result=result).SerializeToString(),
+        *(framing.write_piece(head, each) for each in pieces.cut(output, piece_bytes)),
+    ]
+
+
+ITEMS = [slice(0, 2), slice(2, 4), slice(4, 5)]
+ANSWERS = [answer(number, request().input[rows]) for number, rows in enumerate(ITEMS)]
+
+
+def received(outgoing: streaming.Outgoing, messages: list[bytes]) -> Result:
+    """Returns what messages come to."""
+    incoming = streaming.Incoming(outgoing, request())
+    for each in messages:
+        incoming.take(each)
+    return incoming.result()
+
+
+def test_what_is_sent_is_the_batch_in_order(outgoing: streaming.Outgoing) -> None:
+    assert outgoing.items == ITEMS
+    assert ConvolveStreamRequest.FromString(outgoing.start()).start.piece_bytes == 64
+    shapes, data = [], b""
+    for each in outgoing.pieces():
+        message = ConvolveStreamRequest.FromString(each)
+        if message.WhichOneof("message") == "item":
+            assert message.item.item_id == len(shapes)
+            shapes.append(tuple(message.item.shape))
+        else:
+            assert 0 < len(message.piece) <= 64
+            data += message.piece
+    assert shapes == [(2, 3, 4, 1), (2, 3, 4, 1), (1, 3, 4, 1)]
+    assert data == request().input.tobytes()
+
+
+@given(samples=st.integers(1, 40), item_bytes=st.integers(1, 5000))
+def test_items_are_as_large_as_they_may_be(samples: int, item_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(streaming, "_ITEM_BYTES", item_bytes)
+        items = streaming.Outgoing(request(samples)).items
+    together = max(1, item_bytes // 96)
+    assert [row for rows in items for row in range(samples)[rows]] == list(range(samples))
+    assert len(items) == math.ceil(samples / together)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_batch_with_a_penalty_of_its_own_is_not_divided(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
+    monkeypatch.setattr(streaming, "_ITEM_BYTES", 1)
+    plain, active = Conv2D(1, 1), Conv2D(1, 1, activity_regularizer="l2")
+    assert streaming.Outgoing(request(layer=[plain, active][-layers:])).items == [slice(0, 5)]
+    assert len(streaming.Outgoing(request(layer=plain)).items) == 5
+
+
+def test_what_comes_back_is_put_together(outgoing: streaming.Outgoing) -> None:
+    result = received(outgoing, [each for messages in ANSWERS for each in messages])
+    np.testing.assert_array_equal(result.output, np.repeat(2 * request().input, 2, axis=-1))
+    assert result.batch_size == 2
+
+
+def test_pieces_may_be_of_any_length_and_written_in_any_way(outgoing: streaming.Outgoing) -> None:
+    incoming = streaming.Incoming(outgoing, request())
+    for number, rows in enumerate(ITEMS):
+        head, *pieces = answer(number, request().input[rows], 7)
+        incoming.take(head)
+        for each in pieces:
+            message = ConvolveStreamResponse.FromString(each)
+            incoming.take(b"\x7a" + bytes([len(message.piece)]) + message.piece + b"\x08" + bytes([number]))
+        incoming.take(ConvolveStreamResponse(item_id=number, piece=b"").SerializeToString())
+    np.testing.assert_array_equal(incoming.result().output, np.repeat(2 * request().input, 2, axis=-1))
+
+
+def test_no_memory_is_taken_before_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that no server takes may be one for which this process has no memory either."""
+    huge = convolve_request(Conv2D(2**31 - 1, 1), np.zeros((1, 2**10, 2**10, 1), "f4"), None)
+    outgoing = streaming.Outgoing(huge)
+    refusal = to_item_error(TooLargeError(FieldViolation("input", "Expected less. Received more.")))
+    with pytest.raises(TooLargeError):
+        streaming.Incoming(outgoing, huge).take(ConvolveStreamResponse(error=refusal).SerializeToString())
+
+
+FIRST, SECOND, THIRD = ANSWERS
+OTHER_SHAPE = ConvolveResponse(output=head_of(np.zeros((2, 3, 4, 1), "f4")))
+OTHER_TYPE = ConvolveResponse(output=head_of(np.zeros((2, 3, 4, 2), "f8")))
+WRONG = {
+    "nothing": [],
+    "too little": [*FIRST, *SECOND, *THIRD[:-1]],
+    "an item less": [*FIRST, *SECOND],
+    "a piece more": [*FIRST, *SECOND, *THIRD, THIRD[-1]],
+    "a longer piece": [FIRST[0], framing.write_piece(b"", memoryview(bytes(193)))],
+    "a piece before any item": [FIRST[1], *FIRST],
+    "another item first": [*SECOND, *FIRST, *THIRD],
+    "an item twice": [*FIRST, *FIRST],
+    "an item more": [*FIRST, *SECOND, *THIRD, *answer(3, request().input[:1])],
+    "a negative item": answer(-1, request().input[4:]),
+    "the next one early": [*FIRST[:-1], *SECOND],
+    "a piece of another item": [FIRST[0], SECOND[1]],
+    "a piece of another item, written in another order": [FIRST[0], b"\x7a\x01a\x08\x01"],
+    "another shape": [ConvolveStreamResponse(result=OTHER_SHAPE).SerializeToString()],
+    "another type": [ConvolveStreamResponse(result=OTHER_TYPE).SerializeToString()],
+    "nothing set": [b""],
+    "no message": [b"\xff"],
+    "no message before a piece": [FIRST[0], b"\x08\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x7a\x01a"],
+}
+
+
+@pytest.mark.parametrize("messages", WRONG.values(), ids=WRONG)
+def test_an_answer_that_is_none(outgoing: streaming.Outgoing, messages: list[bytes]) -> None:
+    with pytest.raises(InternalError, match=r"^Expected an answer as the contract has it\. Received another: "):
+        received(outgoing, messages)

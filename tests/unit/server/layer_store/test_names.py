@@ -1,0 +1,143 @@
+"""Names and the layers that they led to before: numbered versions, in memory and with a folder; pins."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError
+from convserve_server.layer_store.names import MOST_VERSIONS, NameVersions
+from convserve_server.layer_store.store import LayerStore
+
+PLENTY = 2**30
+CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
+
+
+def layer(number: int) -> Layer:
+    """Returns a layer of 4 KiB that differs from that of every other number; the store counts 8 KiB."""
+    return Layer(CONFIG, np.full((1, 1, 1024, 1), number, "f4"))
+
+
+def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
+    return LayerStore(memory_bytes, PLENTY, folder)
+
+
+@pytest.fixture(params=["memory", "folder"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
+    return tmp_path if request.param == "folder" else None
+
+
+def numbers(store: LayerStore, name: str) -> list[tuple[int, int]]:
+    """Returns the versions of a name and the numbers of their layers."""
+    known = {layer(number).digest: number for number in range(10)}
+    return [(version, known[key]) for version, key in store.versions(name).numbered()]
+
+
+def test_a_version_begins_with_each_move(folder: Path | None) -> None:
+    store = opened(folder)
+    for number in (5, 5, 3, 5, 4, 4):
+        store.put(layer(number), "a")
+    assert numbers(store, "a") == [(1, 5), (2, 3), (3, 5), (4, 4)]
+    assert store.versions("a").latest == 4
+    assert [store.versions("a").of(number) for number in (0, 5, -1)] == [None] * 3
+    assert store.digest_of("a") == layer(4).digest
+    assert store.names() == ("a",)
+
+
+def test_a_name_that_was_deleted_begins_anew(folder: Path | None) -> None:
+    store = opened(folder)
+    store.put(layer(1), "a")
+    store.put(layer(2), "a")
+    store.delete_name("a")
+    with pytest.raises(LayerNotFoundError):
+        store.versions("a")
+    store.put(layer(3), "a")
+    assert numbers(store, "a") == [(1, 3)]
+    store.delete(layer(3).digest)
+    assert store.names() == ()
+
+
+def test_versions_are_durable(tmp_path: Path) -> None:
+    for number in (1, 2, 1):
+        opened(tmp_path).put(layer(number), "a")
+    assert numbers(opened(tmp_path), "a") == [(1, 1), (2, 2), (3, 1)]
+
+
+def test_a_name_of_before_there_were_versions_has_one(tmp_path: Path) -> None:
+    opened(tmp_path).put(layer(1), "a")
+    (file,) = (tmp_path / "names").iterdir()
+    file.write_text(json.dumps({"name": "a", "digest": layer(1).digest.hex()}))
+    store = opened(tmp_path)
+    store.put(layer(2), "a")
+    assert numbers(opened(tmp_path), "a") == [(1, 1), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"first": 0}, {"first": "1"}, {"first": True}, {"before": ["00"]}, {"before": 5}, {"before": [7]}],
+)
+def test_a_name_whose_versions_make_no_sense_is_set_aside(tmp_path: Path, changed: dict[str, object]) -> None:
+    opened(tmp_path).put(layer(1), "a")
+    (file,) = (tmp_path / "names").iterdir()
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    assert opened(tmp_path).names() == ()
+
+
+def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: Path) -> None:
+    keys = [number.to_bytes(32, "big") for number in range(MOST_VERSIONS + 5)]
+    versions = NameVersions(keys[:1])
+    for key in keys[1:]:
+        versions = versions.moved_to(key)
+    assert (versions.first, versions.latest, len(versions.digests)) == (6, MOST_VERSIONS + 5, MOST_VERSIONS)
+    assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
+    store = opened(tmp_path)
+    store.put(layer(1), "a")
+    assert store._files is not None
+    store._files.write_name("a", versions)
+    assert opened(tmp_path).versions("a") == versions
+
+
+def test_a_pinned_layer_stays_in_memory(folder: Path | None) -> None:
+    store = opened(folder, 20_000)  # room for two
+    store.put(layer(1), "a")
+    store.pin("a")
+    for number in (2, 3, 4):
+        store.put(layer(number), "a")
+        assert store._recalled(layer(1).digest) is not None
+    store.unpin("a")
+    store.put(layer(5), "a")
+    store.put(layer(6), "a")
+    assert store._recalled(layer(1).digest) is None
+
+
+def put_and_pin(store: LayerStore, number: int) -> None:
+    store.put(layer(number), "a")
+    store.pin("a")
+
+
+def test_what_is_pinned_takes_room(tmp_path: Path) -> None:
+    for folder in (None, tmp_path):
+        store = opened(folder, 20_000)
+        put_and_pin(store, 1)
+        put_and_pin(store, 2)
+        with pytest.raises(OverloadedError, match="layer-memory-bytes"):
+            put_and_pin(store, 3)
+        store.unpin("a")
+        put_and_pin(store, 3)
+
+
+def test_pins_end_with_the_name_and_with_the_layer(folder: Path | None) -> None:
+    store = opened(folder, 20_000)
+    for end in (lambda: store.delete_name("a"), lambda: store.delete(layer(2).digest)):
+        store.put(layer(1), "a")
+        store.pin("a")
+        store.put(layer(2), "a")
+        end()
+        for number in (3, 4, 5):
+            store.put(layer(number))
+        assert store._recalled(layer(1).digest) is None
+    with pytest.raises(LayerNotFoundError):
+        store.pin("a")

@@ -1,0 +1,178 @@
+"""What the path of stored layers sets aside, refuses and survives; the engine is a fake."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convserve import Conv2D, Layer, LayerNotFoundError, Losses, OverloadedError, TooLargeError
+from convserve.protocol.layer_messages import sent_put
+from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.upload_budget import ByteBudget
+from convserve_server.services import layer_service
+from convserve_server.services.layer_service import LayerService
+
+PLENTY = 2**30
+CONFIG = Conv2D(256, 1, use_bias=False, data_format="channels_last", dtype="float32")
+
+
+class FakeEngine:
+    """Draws zeros; counts how many threads draw at once."""
+
+    def __init__(self) -> None:
+        self.most = self.now = 0
+        self._lock = threading.Lock()
+
+    def initialize(self, _: Conv2D, input_channels: int) -> Layer:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        threading.Event().wait(0.01)
+        with self._lock:
+            self.now -= 1
+        return layer(0, input_channels)
+
+    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
+        return layer, Losses()
+
+
+def layer(number: int, channels: int = 4) -> Layer:
+    return Layer(CONFIG, np.full((1, 1, channels, 256), number, "f4"))
+
+
+def keeper(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> LayerKeeper:
+    engine: Any = FakeEngine()
+    return LayerKeeper(engine, store or LayerStore(PLENTY), max_call_bytes)
+
+
+def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
+    first = sent_put(given, None).start
+    assert isinstance(first, messages.PutLayerRequest)
+    first.start.expected_digest = digest
+    return first
+
+
+class Context(SimpleNamespace):
+    """A call's context that keeps the initial metadata."""
+
+    said: Any = None
+
+    def send_initial_metadata(self, metadata: Any) -> None:
+        self.said = metadata
+
+
+def served(kept: LayerKeeper) -> LayerService:
+    service = LayerService()
+    service.open(kept)
+    return service
+
+
+def test_a_held_layer_that_goes_before_the_caller_ends_its_stream_is_put_again() -> None:
+    store, given = LayerStore(PLENTY), layer(1)
+    store.put(given)
+    context: Any = Context()
+
+    def requests() -> Iterator[Any]:
+        yield start(given, given.digest)
+        assert context.said == (("convserve-weights", "held"),)
+        store.delete(given.digest)
+
+    answer = served(keeper(store)).PutLayer(requests(), context)
+    assert answer.layer.digest == given.digest
+    np.testing.assert_array_equal(store.layer(given.digest).kernel, given.kernel)
+
+
+def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, though gRPC keeps the error: not when Python looks for cycles."""
+    buffers: list[weakref.ref[Any]] = []
+    empty = np.empty
+
+    def seen_empty(*arguments: Any) -> Any:
+        buffers.append(weakref.ref(made := empty(*arguments)))
+        return made
+
+    def requests() -> Iterator[Any]:
+        yield start(layer(1))
+        yield messages.PutLayerRequest(piece=bytes(100))
+        raise ConnectionError
+
+    monkeypatch.setattr(layer_service.np, "empty", seen_empty)
+    gc.disable()
+    try:
+        with pytest.raises(ConnectionError) as kept_error:
+            served(keeper()).PutLayer(requests(), Context())
+        assert [each() for each in buffers] == [None]
+        assert kept_error.value.__traceback__
+    finally:
+        gc.enable()
+
+
+def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
+    budget = ByteBudget(100)
+    with budget.reserved(60), budget.reserved(40):
+        refused = pytest.raises(OverloadedError, match=r"Received none.*take 100 of 100 bytes")
+        with refused as error, budget.reserved(1):
+            pass
+        assert error.value.retry_after_s > 0
+    with budget.reserved(1000), pytest.raises(OverloadedError), budget.reserved(1):
+        pass
+    with pytest.raises(KeyError), budget.reserved(100):
+        raise KeyError
+    with budget.reserved(100):
+        pass
+
+
+def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
+    kept = keeper(max_call_bytes=20_000)
+    service, context = served(kept), Context()
+
+    def requests() -> Iterator[Any]:
+        yield start(layer(1))
+        with pytest.raises(OverloadedError, match="layers that others put"):
+            service.PutLayer(iter([start(layer(2))]), Context())
+        yield messages.PutLayerRequest(piece=layer(1).kernel.tobytes())
+
+    service.PutLayer(requests(), context)
+    assert context.said == (("convserve-weights", "wanted"),)
+    assert kept.usage().layers == 1
+
+
+def test_weights_that_no_call_may_have_are_neither_drawn_nor_updated() -> None:
+    kept = keeper(max_call_bytes=5000)
+    kept.put(layer(1), "large", b"")
+    with pytest.raises(TooLargeError, match=r"at most 5000 bytes, the server's --max-call-bytes. Received 8192"):
+        kept.draw_and_put(CONFIG, 8, "", b"")
+    header = messages.WeightsHeader(dtype=1, kernel_shape=(1, 1, 8, 256))
+    begin = messages.UpdateWeightsStart(layer={"digest": layer(1).digest}, weights=header)  # type: ignore[arg-type]
+    context = Context()
+    with pytest.raises(TooLargeError, match="max-call-bytes"):
+        served(kept).UpdateWeights(iter([messages.UpdateWeightsRequest(start=begin)]), context)
+    assert context.said is None
+
+
+def test_one_draw_computes_at_a_time() -> None:
+    kept = keeper()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda channels: kept.draw_and_put(CONFIG, channels, "", b""), range(1, 9)))
+    assert kept._engine.most == 1  # type: ignore[attr-defined]
+    assert kept.usage().layers == 8
+
+
+def test_held_is_what_can_be_read() -> None:
+    kept = keeper()
+    assert kept.held(layer(1).digest) is None
+    kept.put(layer(1), "", b"")
+    assert kept.held(layer(1).digest) is not None
+    kept.delete(layer(1).digest)
+    with pytest.raises(LayerNotFoundError):
+        kept.name(layer(1).digest, "n")

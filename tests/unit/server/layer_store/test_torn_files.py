@@ -1,0 +1,219 @@
+"""Files in a store's folder that are not what they should be: never served, never fatal, set aside and reported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from convserve import LayerNotFoundError
+from convserve_server.layer_store.files import LayerFiles
+from convserve_server.layer_store.names import NameVersions
+from convserve_server.layer_store.store import LayerStore
+from tests.support.layer_folder import KEY, LAYER, OTHER, file_of, is_layer, opened, set_aside
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with one layer under one name."""
+    opened(tmp_path).put(LAYER, "net/stem")
+    return tmp_path
+
+
+def test_a_file_cut_at_any_length_is_set_aside(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files, path = LayerFiles(folder), file_of(folder)
+    data = path.read_bytes()
+    for length in range(len(data)):
+        path.write_bytes(data[:length])
+        assert files.read(KEY) is None
+        assert not path.exists()
+    assert len(set_aside(folder)) == len(caplog.records) == len(data)
+    assert all("is set aside as" in record.message for record in caplog.records)
+    path.write_bytes(data)
+    assert is_layer(files.read(KEY))
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x20, 0xFF])
+def test_no_changed_byte_is_ever_served(folder: Path, mask: int) -> None:
+    files, path = LayerFiles(folder), file_of(folder)
+    data = path.read_bytes()
+    for position in range(len(data)):
+        changed = bytearray(data)
+        changed[position] ^= mask
+        path.write_bytes(changed)
+        assert files.read(KEY) is None
+        assert not path.exists()
+
+
+HEAD = json.dumps({"__metadata__": {"format": "convserve.v1.layer"}, "kernel": {"dtype": "F32"}}).encode()
+FOREIGN = {
+    "empty": b"",
+    "zeros": bytes(1000),
+    "a head of 2**63 bytes": b"\xff" * 7 + b"\x7f" + b"{}",
+    "a head of 1 MiB, cut": (2**20).to_bytes(8, "little") + b"{" * 100,
+    "deep nesting": (2**19).to_bytes(8, "little") + b"[" * 2**19,
+    "a list": (2).to_bytes(8, "little") + b"[]",
+    "a number": (1).to_bytes(8, "little") + b"1",
+    "not UTF-8": (2).to_bytes(8, "little") + b"\xff\xfe",
+    "half a head": len(HEAD).to_bytes(8, "little") + HEAD,
+    "safetensors of somebody else": save({"kernel": np.ones((1, 1, 2, 2), "f4")}),
+    "safetensors with strange metadata": save({"kernel": np.ones(1, "f4")}, {"format": "convserve.v1.layer"}),
+    "pickle": pickle.dumps({"kernel": [1]}),
+    "zip": b"PK\x03\x04" + bytes(100),
+}
+
+
+@pytest.mark.parametrize("contents", FOREIGN.values(), ids=FOREIGN)
+def test_a_foreign_file_in_a_layers_place_is_set_aside(
+    folder: Path, contents: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = file_of(folder)
+    for ask in (LayerStore.layer, LayerStore.describe):
+        path.write_bytes(contents)
+        store = opened(folder)
+        with pytest.raises(LayerNotFoundError):
+            ask(store, KEY)
+        assert (store.usage().layers, store.page("", b"", 10)) == (0, [])
+        assert store.missing([KEY]) == [KEY]
+    assert [each.message for each in caplog.records if "set aside" not in each.message] == [
+        f"the layer {KEY.hex()} is lost, until it is put again; so lead nowhere: net/stem"
+    ] * 2
+    assert len(caplog.records) == 4
+    assert set_aside(folder) == [path.name] * 2
+    store.put(LAYER)
+    assert is_layer(opened(folder).layer(KEY))
+
+
+def test_a_huge_file_is_not_read(folder: Path) -> None:
+    os.truncate(file_of(folder), 2**40)  # without blocks on the disk
+    with pytest.raises(LayerNotFoundError):
+        opened(folder).layer(KEY)
+
+
+def test_a_layer_under_the_digest_of_another_is_not_served(folder: Path) -> None:
+    file_of(folder).rename(file_of(folder, OTHER))
+    store = opened(folder)
+    with pytest.raises(LayerNotFoundError):
+        store.layer(OTHER.digest)
+    assert store.page("", b"", 10) == []
+
+
+def test_putting_a_layer_whose_file_is_torn_writes_it_anew(folder: Path) -> None:
+    file_of(folder).write_bytes(file_of(folder).read_bytes()[:-1])
+    described, existed = opened(folder).put(LAYER, "net/stem")
+    assert not existed
+    assert described.names == ("net/stem",)
+    assert is_layer(opened(folder).layer(KEY))
+
+
+def test_strange_entries_among_the_layers_are_set_aside_at_the_start(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    layers, key = folder / "layers", "0" * 64
+    (layers / "README").write_text("mine")
+    (layers / "x.safetensors").write_bytes(b"")
+    (layers / f"{KEY.hex().upper()}x.safetensors").write_bytes(b"")
+    (layers / f"{key}.safetensors").mkdir()
+    (layers / f"{key[:-1]}1.safetensors").symlink_to("/nowhere")
+    os.mkfifo(layers / f"{key[:-1]}2.safetensors")
+    (layers / ("n" * 255)).write_bytes(b"")
+    (layers / ("ä" * 127)).write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(layers) + b"/\xff\xfe")).write_bytes(b"")
+    (layers / "folder.partial").mkdir()
+    (layers / f"{key}.safetensors.abc.partial").write_bytes(b"torn")
+    store = opened(folder)
+    assert [each.names for each in store.page("", b"", 10)] == [("net/stem",)]
+    assert len(caplog.records) == len(set_aside(folder)) == 10
+    assert sorted(path.name for path in layers.iterdir()) == [file_of(folder).name]
+    caplog.clear()
+    assert is_layer(opened(folder).layer(KEY))
+    assert not caplog.records
+
+
+def test_strange_entries_among_the_names_are_set_aside_at_the_start(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    names = folder / "names"
+    (right,) = names.iterdir()
+    content: dict[str, Any] = json.loads(right.read_text())
+    (names / "torn.json").write_bytes(right.read_bytes()[:-5])
+    (names / "moved.json").write_bytes(right.read_bytes())
+    (names / "list.json").write_text("[]")
+    (names / "numbers.json").write_text(json.dumps({"name": 1, "digest": 2}))
+    (names / "short.json").write_text(json.dumps({**content, "digest": "00"}))
+    (names / "deep.json").write_text("[" * 4000)
+    (names / "long.json").write_text(" " * 10**6)
+    (names / "surrogate.json").write_text('{"name": "\\ud800", "digest": "00"}')
+    (names / "folder.json").mkdir()
+    os.mkfifo(names / "pipe.json")
+    (names / f"{right.name}.abc.partial").write_bytes(b"torn")
+    assert opened(folder).digest_of("net/stem") == KEY
+    assert len(caplog.records) == len(set_aside(folder)) == 10
+    assert list(names.iterdir()) == [right]
+
+
+def checksum(config: str) -> str:
+    return hashlib.sha256(config.encode()).hexdigest()
+
+
+def test_a_configuration_that_was_tampered_with_is_not_even_described(folder: Path) -> None:
+    data = file_of(folder).read_bytes()
+    config = json.loads(data[8 : data.rindex(b"}") + 1])["__metadata__"]["conv2d"]
+    other = config.replace("0.01", "0.02")
+    changed = data
+    for text, instead in ((json.dumps(config), json.dumps(other)), (checksum(config), checksum(other))):
+        assert changed.count(text.encode()) == 1
+        changed = changed.replace(text.encode(), instead.encode())
+    for ask in (lambda store: store.describe(KEY), lambda store: store.page("", b"", 10)[0]):
+        file_of(folder).write_bytes(changed)
+        with pytest.raises((LayerNotFoundError, IndexError)):
+            ask(opened(folder))
+    assert len(set_aside(folder)) == 2
+
+
+def test_the_names_of_a_layer_that_is_gone_lead_nowhere_until_it_is_put_again(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file_of(folder).unlink()
+    store = opened(folder)
+    assert "so lead nowhere: net/stem" in caplog.text
+    with pytest.raises(LayerNotFoundError, match=rf"leads nowhere, until the layer {KEY.hex()}, which was lost"):
+        store.digest_of("net/stem")
+    assert store.put(LAYER)[0].names == ("net/stem",)
+    file_of(folder).write_bytes(b"torn")
+    store = opened(folder)
+    with pytest.raises(LayerNotFoundError):
+        store.layer(KEY)
+    with pytest.raises(LayerNotFoundError):
+        store.digest_of("net/stem")
+    assert opened(folder).put(LAYER)[0].names == ("net/stem",)
+    assert opened(folder).digest_of("net/stem") == KEY
+
+
+def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> None:
+    opened(folder).put(LAYER, "other")
+    file_of(folder).unlink()
+    store = opened(folder)
+    store.delete_name("other")
+    assert store.put(OTHER, "net/stem")[0].names == ("net/stem",)
+    assert store.put(LAYER)[0].names == ()
+    assert opened(folder).describe(OTHER.digest).names == ("net/stem",)
+
+
+@pytest.mark.parametrize("name", ["../../escape", "/escape", "a/b", "..", "x" * 2000, "\0"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    """Not even one that the store would refuse."""
+    files = LayerFiles(tmp_path / "store")
+    files.write_name(name, NameVersions((KEY,)))
+    assert list(files.names()) == [(name, NameVersions((KEY,)))]
+    written = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
+    assert written == {tmp_path / "store" / "names"}
+    files.delete_name(name)
+    assert list(files.names()) == []

@@ -1,0 +1,105 @@
+"""Stored layers and chains as models: which versions there are, and which can be called."""
+
+import numpy as np
+import pytest
+
+from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
+from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.open_inference.layer_models import MOST_LAYERS, LayerModels, ListedModel
+
+CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
+
+
+def layer(number):
+    return Layer(CONFIG, np.full((1, 1, 1, 1), number, "f4"))
+
+
+@pytest.fixture
+def keeper():
+    return LayerKeeper(None, LayerStore(2**30), 2**30)  # no engine: nothing is drawn
+
+
+@pytest.fixture
+def models(keeper):
+    """Names a, at its third version, and b, at its first."""
+    for number in range(3):
+        keeper.put(layer(number), "a", b"")
+    keeper.put(layer(7), "b", b"")
+    return LayerModels(keeper)
+
+
+def numbers(models, name, version=""):
+    """Returns a model's version, and the numbers of its layers."""
+    found = models.find(name, version)
+    return found.version, [int(each.kernel.flat[0]) for each in models.layers(found)]
+
+
+def test_without_a_version_the_newest_is_meant(models):
+    assert numbers(models, "a") == numbers(models, "a", "3") == ("3", [2])
+    assert numbers(models, "a", "1") == numbers(models, "a", "01") == ("1", [0])
+    assert models.versions("a") == ["1", "2", "3"]
+
+
+def test_a_chains_version_grows_with_each_of_its_names(keeper, models):
+    assert numbers(models, "a,b,a") == ("5", [2, 7, 2])
+    assert models.versions("a,b,a") == ["5"]
+    keeper.put(layer(8), "b", b"")
+    assert numbers(models, "a,b,a", "6") == ("6", [2, 8, 2])
+    with pytest.raises(LayerNotFoundError, match="'a,b,a' that is stored: 6"):
+        models.find("a,b,a", "5")
+
+
+@pytest.mark.parametrize("name", ["c", "a,c", "a,", ",", "", "a,,b", "a:1", "a, b"])
+def test_what_is_no_name_is_not_found(models, name):
+    with pytest.raises(LayerNotFoundError):
+        models.find(name, "")
+    with pytest.raises(LayerNotFoundError):
+        models.versions(name)
+
+
+@pytest.mark.parametrize("version", ["0", "4", "999999999999999999"])
+def test_a_number_that_is_no_version_is_not_found(models, version):
+    with pytest.raises(LayerNotFoundError, match="'a' that is stored: 1, 2, 3"):
+        models.find("a", version)
+
+
+@pytest.mark.parametrize("version", ["-1", "one", "1.0", " 1", "٣", "9" * 19, "latest"])
+def test_what_is_no_number_is_refused(models, version):
+    with pytest.raises(InvalidRequestError, match="field: Expected a decimal integer"):
+        models.find("a", version, "field")
+
+
+def test_a_version_goes_with_its_layer(keeper, models):
+    found = models.find("a", "2")
+    keeper.delete(layer(1).digest)
+    assert models.versions("a") == ["1", "3"]
+    for do in (models.layers, models.described):
+        with pytest.raises(LayerNotFoundError, match="'a' that is stored: 1, 3"):
+            do(found)
+
+
+def test_all_that_can_be_called_is_listed(keeper, models):
+    keeper.put(layer(9), "conv2d", b"")  # which the stateless model hides
+    keeper.delete(layer(0).digest)
+    assert list(models.listed()) == [
+        ListedModel("conv2d", "1"), ListedModel("a", "2"), ListedModel("a", "3"), ListedModel("b", "1"),
+    ]  # fmt: skip
+
+
+def test_a_lost_layers_name_is_listed_as_such(tmp_path):
+    LayerStore(0, 2**30, tmp_path).put(layer(1), "a")
+    (file,) = (tmp_path / "layers").iterdir()
+    file.unlink()
+    models = LayerModels(LayerKeeper(None, LayerStore(0, 2**30, tmp_path), 2**30))
+    (_, found) = models.listed()
+    assert (found.name, found.version) == ("a", "1")
+    assert "was lost" in found.reason
+    with pytest.raises(LayerNotFoundError, match="there is none now"):
+        models.find("a", "")
+
+
+def test_a_long_chain_is_refused_before_it_is_looked_up(models):
+    assert len(models.find(",".join(["a"] * MOST_LAYERS), "").digests) == MOST_LAYERS
+    with pytest.raises(InvalidRequestError, match="model_name: Expected a chain of at most 1000 layers"):
+        models.find("a," * 10**6, "")

@@ -1,0 +1,565 @@
+"""The batcher: what waits goes together, each caller gets its own, and nobody waits for a device that is free."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from convserve.errors import DeadlineExceededError, OutOfMemoryError
+from convserve_server.scheduling.batcher import Batcher
+from convserve_server.scheduling.caller import Caller
+
+ANYBODY = Caller()
+
+
+def always() -> bool:
+    return True
+
+
+@dataclass
+class Desk:
+    """A batcher whose computations each wait until the test lets them go on.
+
+    Attributes:
+        leaves: Whether the next task is left to whoever computes it, instead of being waited for.
+        started: (device, tasks, thread) of each computation, in the order in which they began.
+        fail: Called with the tasks of a computation before it is answered.
+    """
+
+    devices: int = 1
+    concurrent: int = 1
+    max_samples: int = 1000
+    max_bytes: int = 1000
+    leaves: ClassVar[Iterator[bool]] = itertools.repeat(False)
+    fail: Callable[[Sequence[Any]], None] = lambda _: None
+    held: bool = True
+    started: list[tuple[int, list[Any], int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._gates: list[threading.Event] = []
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(32)
+        self.batcher: Batcher[Any, Any] = Batcher(
+            self._compute,
+            devices=self.devices,
+            concurrent=self.concurrent,
+            max_samples=self.max_samples,
+            max_bytes=self.max_bytes,
+        )
+
+    def _compute(self, device: int, tasks: Sequence[Any]) -> list[Any]:
+        gate = threading.Event()
+        with self._lock:
+            self.started.append((device, list(tasks), threading.get_ident()))
+            self._gates.append(gate)
+        if self.held:
+            assert gate.wait(30)
+        self.fail(tasks)
+        return [(task, len(tasks)) for task in tasks]
+
+    def submit(
+        self,
+        task: Any,
+        group: Hashable | None = "g",
+        samples: int = 1,
+        size: int = 1,
+        wanted: Callable[[], bool] = always,
+        caller: str = "",
+    ) -> Future[Any]:
+        """Lets a thread of its own run or leave a task, and returns once it is computed or waits."""
+        before = len(self.started) + self.batcher.waiting
+        arguments = {
+            "group": group,
+            "samples": samples,
+            "size": size,
+            "caller": Caller(caller, is_waiting=wanted),
+        }
+        if next(self.leaves):
+            future: Future[Any] = Future()
+            self._pool.submit(self.batcher.leave, task, **arguments, then=partial(_settle, future))
+        else:
+            future = self._pool.submit(self.batcher.run, task, **arguments)
+        until(lambda: len(self.started) + self.batcher.waiting > before)
+        return future
+
+    def release(self, number: int) -> None:
+        """Lets the computation that began as this number go on, which it has to have begun."""
+        until(lambda: len(self._gates) > number)
+        self._gates[number].set()
+
+    def close(self) -> None:
+        self.held = False
+        for gate in self._gates:
+            gate.set()
+        self._pool.shutdown()
+
+    @property
+    def tasks(self) -> list[list[Any]]:
+        return [tasks for _, tasks, _ in self.started]
+
+
+def _settle(future: Future[Any], outcome: Callable[[], Any]) -> None:
+    try:
+        future.set_result(outcome())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+@pytest.fixture(autouse=True, params=["waited for", "left", "some of both"])
+def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has each test try both ways to bring a task."""
+    kinds = {"waited for": (False,), "left": (True,), "some of both": (True, False)}[request.param]
+    monkeypatch.setattr(Desk, "leaves", itertools.cycle(kinds))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0)
+
+
+@contextmanager
+def desk(**options: Any) -> Iterator[Desk]:
+    made = Desk(**options)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def answers(*futures: Future[Any]) -> list[Any]:
+    return [future.result(30) for future in futures]
+
+
+def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
+    with desk(held=False) as d:
+        for task in range(3):
+            assert d.batcher.run(task, group="g", samples=1, size=1, caller=ANYBODY) == (task, 1)
+        assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
+        assert {thread for _, _, thread in d.started} == {threading.get_ident()}
+
+
+def test_what_waits_goes_together_by_group_the_oldest_first() -> None:
+    with desk() as d:
+        first = d.submit("first", "other")
+        futures = [d.submit(f"{group}{n}", group) for group, n in ("b0", "a1", "b2", "a3", "b4")]
+        assert d.batcher.waiting == 5
+        for number in range(3):
+            d.release(number)
+        assert answers(first, *futures) == [("first", 1), ("b0", 3), ("a1", 2), ("b2", 3), ("a3", 2), ("b4", 3)]
+        assert d.tasks == [["first"], ["b0", "b2", "b4"], ["a1", "a3"]]
+        assert d.batcher.waiting == 0
+
+
+def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
+    with desk(max_samples=2) as d:
+        futures = [d.submit(name, name[0]) for name in ("x", "a0", "a1", "a2", "b0", "a3")]
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a0", "a1"], ["a2", "a3"], ["b0"]]  # a2 waited longer than b0
+
+
+@pytest.mark.parametrize(
+    ("bounds", "amounts", "expected"),
+    [
+        ({"max_samples": 5}, [(2, 1), (3, 1), (1, 1)], [[0, 1], [2]]),
+        ({"max_samples": 5}, [(2, 1), (4, 1), (1, 1)], [[0], [1, 2]]),
+        ({"max_bytes": 10}, [(1, 6), (1, 4), (1, 1)], [[0, 1], [2]]),
+        ({"max_samples": 5}, [(9, 1), (1, 1)], [[0], [1]]),  # what is larger goes alone
+        ({"max_samples": 1}, [(1, 1), (1, 1)], [[0], [1]]),
+    ],
+)
+def test_batches_are_bounded_and_stay_in_order(
+    bounds: dict[str, int], amounts: list[tuple[int, int]], expected: list[list[int]]
+) -> None:
+    with desk(**bounds) as d:
+        futures = [d.submit("first", "other")]
+        futures += [d.submit(number, "g", *amount) for number, amount in enumerate(amounts)]
+        for number in range(1 + len(expected)):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["first"], *expected]
+
+
+def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> None:
+    with desk(max_bytes=10) as d:
+        large = [d.submit(f"large{number}", size=11) for number in range(3)]
+        assert d.tasks == [["large0"]]
+        small = [d.submit(f"small{number}", size=5) for number in range(3)]
+        assert d.tasks == [["large0"], ["small0"]]
+        assert d.batcher.waiting == 4
+        d.release(1)
+        until(lambda: len(d.started) == 3)
+        d.release(0)
+        until(lambda: len(d.started) == 4)
+        for number in (3, 4, 2):
+            d.release(number)
+        assert answers(*large, *small) == [
+            *((f"large{number}", 1) for number in range(3)),
+            ("small0", 1), ("small1", 2), ("small2", 2),
+        ]  # fmt: skip
+
+
+def test_a_device_that_is_busy_with_a_large_task_is_the_last_to_get_a_small_one() -> None:
+    with desk(devices=2, max_bytes=10) as d:
+        futures = [d.submit(number, size=size) for number, size in enumerate((11, 1, 1, 11))]
+        assert [device for device, _, _ in d.started] == [0, 1, 0, 1]
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
+
+
+def test_what_is_in_no_group_goes_alone() -> None:
+    with desk() as d:
+        futures = [d.submit(task, group) for task, group in (("x", None), ("y", None), ("z", None), ("a", "g"))]
+        for number in range(4):
+            d.release(number)
+        assert answers(*futures) == [("x", 1), ("y", 1), ("z", 1), ("a", 1)]
+
+
+def test_what_nobody_waits_for_is_not_computed() -> None:
+    gone: set[str] = set()
+    with desk() as d:
+        futures = {name: d.submit(name, wanted=lambda name=name: name not in gone) for name in "xabcd"}
+        alone = d.submit("e", None, wanted=lambda: "e" not in gone)
+        gone |= set("ace")  # the leader of the next batch, a member, and one in no group
+        d.release(0)
+        d.release(1)
+        assert answers(futures["x"], futures["b"], futures["d"]) == [("x", 1), ("b", 2), ("d", 2)]
+        for future in (futures["a"], futures["c"], alone):
+            with pytest.raises(DeadlineExceededError, match="not computed"):
+                future.result(30)
+        assert d.tasks == [["x"], ["b", "d"]]
+        gone.clear()
+        d.held = False
+        assert d.submit("after").result(30) == ("after", 1)  # the device is free again
+
+
+def test_callers_take_turns_however_many_tasks_one_brings() -> None:
+    with desk() as d:
+        futures = [d.submit(task, None, caller=task[0]) for task in ("x", "a1", "a2", "a3", "b1", "b2", "c1")]
+        for number in range(7):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a1"], ["b1"], ["c1"], ["a2"], ["b2"], ["a3"]]
+
+
+def test_who_leads_takes_along_its_group_in_the_order_of_arrival() -> None:
+    with desk(max_samples=2) as d:
+        futures = [d.submit(task, group, caller=task[0]) for task, group in (
+            ("x", "h"), ("a1", "h"), ("a2", "g"), ("b1", "g"), ("a3", "g"), ("b2", "h"))]  # fmt: skip
+        for number in range(4):
+            d.release(number)
+        answers(*futures)
+        assert d.tasks == [["x"], ["a1", "b2"], ["b1", "a2"], ["a3"]]
+
+
+def test_who_leaves_the_line_is_answered_at_once() -> None:
+    with desk() as d:
+        first, calls = d.submit("x"), []
+        leaving = Caller(is_waiting=lambda: not calls, when_gone=lambda call: calls.append(call) or True)
+        pool = ThreadPoolExecutor(1)
+        gone = pool.submit(d.batcher.run, "gone", group="g", samples=1, size=1, caller=leaving)
+        until(lambda: d.batcher.waiting == 1 and bool(calls))
+        stays = d.submit("stays")
+        calls[0]()
+        with pytest.raises(DeadlineExceededError, match="not computed"):
+            gone.result(30)
+        assert d.batcher.waiting == 1
+        d.release(0)
+        d.release(1)
+        assert answers(first, stays) == [("x", 1), ("stays", 1)]
+        calls[0]()  # which no longer concerns anybody
+        pool.shutdown()
+
+
+def test_what_fails_together_is_computed_alone_and_only_the_guilty_fail() -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if "bad" in tasks:
+            raise ValueError(f"bad of {len(tasks)}")
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in ("x", "a", "bad", "b")]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert answers(futures[0], futures[1], futures[3]) == [("x", 1), ("a", 1), ("b", 1)]
+        with pytest.raises(ValueError, match="bad of 1"):
+            futures[2].result(30)
+        assert d.tasks == [["x"], ["a", "bad", "b"], ["a"], ["bad"], ["b"]]
+
+
+def test_a_batch_that_is_too_large_for_the_device_is_computed_one_by_one() -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if len(tasks) > 1:
+            raise OutOfMemoryError("too many")
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in range(4)]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert answers(*futures) == [(task, 1) for task in range(4)]
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_a_leader_that_is_interrupted_leaves_nobody_waiting(kind: type[BaseException]) -> None:
+    def fail(tasks: Sequence[Any]) -> None:
+        if len(tasks) > 1:
+            raise kind
+
+    with desk(fail=fail) as d:
+        futures = [d.submit(task) for task in range(3)]
+        d.held = False
+        d.release(0)
+        d.release(1)
+        assert futures[0].result(30) == (0, 1)
+        for future in futures[1:]:
+            with pytest.raises(kind):
+                future.result(30)
+        assert d.submit("after").result(30) == ("after", 1)
+
+
+def test_a_failure_keeps_no_tensor_alive() -> None:
+    """An exception that its own traceback keeps alive would hold the input until the garbage collector comes by."""
+    import gc
+    import weakref
+
+    class Task:
+        pass
+
+    def fail(tasks: Sequence[Any]) -> None:
+        raise ValueError
+
+    gc.disable()
+    try:
+        with desk(fail=fail, held=False) as d:
+            task = Task()
+            alive = weakref.ref(task)
+            with pytest.raises(ValueError, match=r"^$"):
+                d.batcher.run(task, group=None, samples=1, size=1, caller=ANYBODY)
+            d.started.clear()
+            del task
+            assert alive() is None
+    finally:
+        gc.enable()
+
+
+def test_the_device_with_the_least_to_do_is_next() -> None:
+    with desk(devices=3, concurrent=2) as d:
+        futures = [d.submit(task, None) for task in range(6)]
+        assert [device for device, _, _ in d.started] == [0, 1, 2, 0, 1, 2]
+        waiting = [d.submit(task, None) for task in (6, 7)]
+        assert d.batcher.waiting == 2
+        d.release(4)  # on device 1
+        until(lambda: len(d.started) == 7)
+        d.release(2)  # on device 2
+        until(lambda: len(d.started) == 8)
+        assert [device for device, _, _ in d.started[6:]] == [1, 2]
+        for number in range(8):
+            d.release(number)
+        answers(*futures, *waiting)
+
+
+def test_a_slow_device_leaves_the_work_to_the_other() -> None:
+    with desk(devices=2) as d:
+        slow = d.submit("slow", None)
+        for number in range(1, 5):
+            future = d.submit(number, None)
+            d.release(number)
+            answers(future)
+        assert [device for device, _, _ in d.started] == [0, 1, 1, 1, 1]
+        d.release(0)
+        answers(slow)
+
+
+class Engine:
+    """Computes sums of what each task brings, and notices if it is asked for more than it may be."""
+
+    def __init__(self, devices: int, concurrent: int, max_samples: int) -> None:
+        self.concurrent, self.max_samples = concurrent, max_samples
+        self.running = [[0] * devices, [0] * devices]
+        self.lock = threading.Lock()
+
+    def compute(self, device: int, tasks: Sequence[tuple[str, list[int]]]) -> list[tuple[int, int]]:
+        samples = sum(len(rows) for _, rows in tasks)
+        lane = self.running[len(tasks) == 1 and samples == LARGE]
+        with self.lock:
+            lane[device] += 1
+            assert lane[device] <= self.concurrent
+        assert len({group for group, _ in tasks}) == 1
+        assert len(tasks) == 1 or samples <= self.max_samples
+        assert len(tasks) == 1 or LARGE not in {len(rows) for _, rows in tasks}
+        time.sleep(0)
+        with self.lock:
+            lane[device] -= 1
+        if any(-1 in rows for _, rows in tasks):
+            raise ValueError("-1")
+        return [(sum(rows), samples) for _, rows in tasks]
+
+
+LARGE = 5
+CALLS = st.tuples(
+    st.sampled_from(["a", "b", None]),
+    st.lists(st.integers(-1, 5), min_size=1, max_size=LARGE),
+    st.sampled_from([True, True, True, False]),
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    callers=st.lists(st.lists(CALLS, min_size=1, max_size=6), min_size=1, max_size=12),
+    devices=st.integers(1, 3),
+    concurrent=st.integers(1, 2),
+    max_samples=st.integers(1, 12),
+)
+def test_whatever_the_callers_do_each_gets_its_own(
+    callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
+) -> None:
+    engine = Engine(devices, concurrent, max_samples)
+    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=100)
+    start = threading.Barrier(len(callers))
+    numbers = itertools.count()
+
+    def call(calls: list[tuple[str | None, list[int], bool]]) -> list[tuple[Any, Any, Any]]:
+        start.wait(30)
+        found = []
+        for group, rows, wanted in calls:
+            name = group or f"alone {next(numbers)}"
+            try:
+                answer: Any = batcher.run(
+                    (name, rows),
+                    group=group,
+                    samples=len(rows),
+                    size=101 if len(rows) == LARGE else 1,
+                    caller=Caller(is_waiting=lambda wanted=wanted: wanted),
+                )
+            except (ValueError, DeadlineExceededError) as error:
+                answer = type(error)
+            found.append((rows, wanted, answer))
+        return found
+
+    with ThreadPoolExecutor(len(callers)) as pool:
+        for rows, wanted, answer in itertools.chain.from_iterable(pool.map(call, callers)):
+            if not wanted:
+                assert answer is DeadlineExceededError
+            elif -1 in rows:
+                assert answer is ValueError
+            else:
+                total, samples = answer
+                assert total == sum(rows)
+                assert len(rows) <= samples <= max(len(rows), max_samples)
+                assert len(rows) < LARGE or samples == LARGE
+    assert batcher.waiting == 0
+    assert engine.running == [[0] * devices] * 2
+
+
+def _left(d: Desk, task: str, told: list[Any], caller: Caller = ANYBODY, size: int = 1) -> None:
+    """Leaves a task, of whose outcome and the thread that tells it is noted."""
+
+    def then(outcome: Callable[[], Any]) -> None:
+        try:
+            told.append((outcome(), threading.get_ident()))
+        except DeadlineExceededError as error:
+            told.append((type(error), threading.get_ident()))
+
+    d.batcher.leave(task, group=None, samples=1, size=size, caller=caller, then=then)
+
+
+def test_what_is_left_while_a_device_is_busy_is_computed_and_told_by_the_thread_that_has_it() -> None:
+    with desk() as d:
+        told: list[Any] = []
+        leading = threading.Thread(target=_left, args=(d, "a", told))
+        leading.start()
+        until(lambda: bool(d.started))
+        for task in ("b", "c"):
+            _left(d, task, told)  # which does not wait
+        assert (told, d.batcher.waiting) == ([], 2)
+        for number in range(3):
+            d.release(number)
+        leading.join(30)
+        assert [answer for answer, _ in told] == [("a", 1), ("b", 1), ("c", 1)]
+        assert {thread for _, thread in told} == {thread for _, _, thread in d.started} == {leading.ident}
+
+
+def test_a_device_is_not_idle_while_large_answers_are_told() -> None:
+    with desk(max_bytes=2**30) as d:
+        telling, told, release = threading.Event(), threading.Event(), threading.Event()
+
+        def then(outcome: Callable[[], Any]) -> None:
+            telling.set()
+            assert release.wait(30)
+            told.set()
+
+        leading = threading.Thread(
+            target=d.batcher.leave,
+            args=("large",),
+            kwargs={"group": None, "samples": 1, "size": 2**21, "caller": ANYBODY, "then": then},
+        )
+        leading.start()
+        until(lambda: bool(d.started))
+        others: list[Any] = []
+        _left(d, "next", others)
+        d.release(0)
+        assert telling.wait(30)
+        d.release(1)
+        until(lambda: bool(others))
+        assert not told.is_set()
+        release.set()
+        leading.join(30)
+        assert told.is_set()
+
+
+def test_who_leaves_a_line_in_which_nobody_waits_for_it_is_told_at_once() -> None:
+    with desk() as d:
+        first, told, gone = d.submit("first"), [], []
+        _left(d, "left", told, Caller(when_gone=lambda call: bool(gone.append(call)) or True))
+        gone[0]()
+        assert told == [(DeadlineExceededError, threading.get_ident())]
+        d.release(0)
+        assert answers(first) == [("first", 1)]
+        assert d.tasks == [["first"]]
+
+
+def test_who_cannot_be_told_keeps_the_answer_of_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    def fails(outcome: Callable[[], Any]) -> None:
+        raise OSError("gone")
+
+    with desk() as d:
+        first = d.submit("first")
+        d.batcher.leave("lost", group="g", samples=1, size=1, caller=ANYBODY, then=fails)
+        last = d.submit("last")
+        for number in range(2):
+            d.release(number)
+        assert answers(first, last) == [("first", 1), ("last", 2)]
+    assert "cannot be told" in caplog.text
+
+
+def test_a_thread_computes_for_others_no_longer_than_it_may() -> None:
+    with desk(held=False) as d:
+        d.held = True
+        told: list[Any] = []
+        leading = threading.Thread(target=_left, args=(d, 0, told))
+        leading.start()
+        until(lambda: bool(d.started))
+        for task in range(1, 20):
+            _left(d, task, told)
+        for number in range(20):
+            d.release(number)
+        until(lambda: len(told) == 20)
+        leading.join(30)
+        assert [answer[0] for answer, _ in told] == list(range(20))
+        assert sum(thread == leading.ident for _, thread in told) == 16

@@ -1,0 +1,237 @@
+"""The request path with an engine of a few lines: what is batched, what is drawn, and whose answer is whose."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from convserve import Conv2D, Device, InvalidArgumentError, Layer, Losses, OutOfMemoryError, TooLargeError
+from convserve.errors import DeadlineExceededError
+from convserve_server.engine_api import Computed
+from convserve_server.scheduling.scheduler import Batching, Caller, Convolver, Limits
+from tests.unit.server.scheduling.test_batcher import until
+
+CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
+LIMITS = Limits(
+    max_message_bytes=2**20,
+    max_call_bytes=2**20,
+    max_admitted_bytes=2**22,
+    max_waiting_calls=100,
+    max_layers_per_call=4,
+)
+
+
+class Engine:
+    """Multiplies by each layer's only weight. It waits while it is held."""
+
+    versions: dict[str, str] = {}  # noqa: RUF012 (a protocol's)
+    tf32 = False
+    traces = 0
+
+    def __init__(self, devices: int = 1) -> None:
+        self.devices = tuple(Device(f"cpu:{number}", "cpu", "") for number in range(devices))
+        self.calls: list[tuple[tuple[Layer, ...], list[int], int]] = []
+        self.drawn: list[Conv2D] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.most_samples = 10**6
+
+    def initialize(self, config: Conv2D, input_channels: int) -> Layer:
+        self.drawn.append(config)
+        kernel = np.full((*config.kernel_size, input_channels, config.filters), len(self.drawn), "f4")
+        return Layer(config.with_seed(len(self.drawn)), kernel)
+
+    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
+        raise NotImplementedError
+
+    def convolve(
+        self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
+    ) -> Computed:
+        self.calls.append((tuple(layers), [len(x) for x in inputs], device))
+        assert self.go.wait(30)
+        x = np.concatenate(inputs)
+        if len(x) > self.most_samples:
+            raise OutOfMemoryError("too many")
+        for layer in layers:
+            assert layer.kernel is not None
+            x = x * layer.kernel.flat[0]
+        losses = tuple(
+            Losses(activity=None if each.config.activity_regularizer is None else float(x.sum()) / len(x))
+            for each in layers
+        )
+        return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
+
+
+def convolver(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Convolver:
+    return Convolver(engine, limits, Batching(1, samples, size))
+
+
+def weighing(weight: float, **changes: Any) -> Layer:
+    return Layer(CONFIG.replace(**changes), np.full((1, 1, 1, 1), weight, "f4"))
+
+
+def batch(*values: float, dtype: str = "f4", shape: tuple[int, int] = (1, 1)) -> Any:
+    return np.repeat(np.array(values, dtype), shape[0] * shape[1]).reshape(len(values), *shape, 1)
+
+
+class Held:
+    """Callers of a convolver whose engine is held by a first call, so that the others wait."""
+
+    def __init__(self, engine: Engine, served: Convolver | None = None, **options: Any) -> None:
+        self.engine, self.convolver = engine, served or convolver(engine, **options)
+        self.pool = ThreadPoolExecutor(16)
+        engine.go.clear()
+        for _ in engine.devices:
+            self.call([weighing(0)], batch(0))
+
+    def call(self, layers: Sequence[Layer], x: Any, output_dtype: str | None = None, **options: Any) -> Future[Any]:
+        batcher = self.convolver._batcher
+        before = len(self.engine.calls) + batcher.waiting
+        future = self.pool.submit(self.convolver.convolve, layers, x, output_dtype, **options)
+        until(lambda: len(self.engine.calls) + batcher.waiting > before)
+        return future
+
+    def computed(self) -> list[list[int]]:
+        """Lets all go, and returns the samples of each call's part of what was computed since."""
+        self.engine.go.set()
+        self.pool.shutdown()
+        return [samples for _, samples, _ in self.engine.calls[len(self.engine.devices) :]]
+
+
+def test_callers_of_one_layer_are_computed_together_and_each_gets_its_own_rows() -> None:
+    double, triple = weighing(2), weighing(3)
+    held = Held(Engine())
+    futures = [held.call([layer], batch(*values)) for layer, values in
+               ((double, (1, 2)), (triple, (4,)), (double, (5,)), (triple, (6, 7)))]  # fmt: skip
+    assert held.computed() == [[2, 1], [1, 2]]
+    found = [future.result() for future in futures]
+    assert [each.computed.output.ravel().tolist() for each in found] == [[2, 4], [12], [10], [18, 21]]
+    assert [each.computed.batch_size for each in found] == [3, 3, 3, 3]
+    assert all(each.timing.queue_us >= 0 and each.timing.compute_us >= 0 for each in found)
+
+
+def test_only_calls_that_agree_in_everything_but_their_samples_go_together() -> None:
+    layer, other = weighing(2), weighing(2)
+    held = Held(Engine())
+    futures = [
+        held.call([layer], batch(1)),
+        held.call([other], batch(1)),
+        held.call([layer, other], batch(1)),
+        held.call([layer], batch(1, dtype="u1")),
+        held.call([layer], batch(1), "float64"),
+        held.call([layer], batch(1, shape=(2, 1))),
+        held.call([layer], batch(1), unbatched=True),
+        held.call([layer], batch(1), "float32"),  # what the first one gets without asking
+    ]
+    assert held.computed() == [[1, 1], [1], [1], [1], [1], [1], [1]]
+    assert [future.result().computed.batch_size for future in futures] == [2, 1, 1, 1, 1, 1, 1, 2]
+
+
+def test_a_layer_with_an_activity_regularizer_is_computed_for_each_caller() -> None:
+    layer = weighing(1, activity_regularizer="l2")
+    held = Held(Engine())
+    futures = [held.call([layer], batch(*values)) for values in ((1, 3), (10,))]
+    assert held.computed() == [[2], [1]]
+    assert [future.result().computed.losses[0].activity for future in futures] == [2, 10]
+
+
+@pytest.mark.parametrize("options", [{"samples": 2}, {"size": 40}, {"limits": replace(LIMITS, max_call_bytes=40)}])
+def test_a_batch_is_bounded_by_samples_and_bytes(options: dict[str, Any]) -> None:
+    layer = weighing(2)
+    plan = convolver(Engine()).plan([layer], (1, 1, 1, 1), "float32", None)
+    assert plan.memory_bytes - plan.weight_bytes == 20
+    held = Held(Engine(), **options)
+    for value in range(3):
+        held.call([layer], batch(value))
+    assert held.computed() == [[1, 1], [1]]
+
+
+def test_a_batch_that_does_not_fit_the_device_costs_nobody_the_answer() -> None:
+    engine, layer = Engine(), weighing(2)
+    engine.most_samples = 2
+    held = Held(engine)
+    futures = [held.call([layer], batch(*values)) for values in ((1,), (2, 3), (4, 5, 6))]
+    assert held.computed() == [[1, 2, 3], [1], [2], [3]]
+    assert [future.result().computed.batch_size for future in futures[:2]] == [1, 2]
+    with pytest.raises(OutOfMemoryError):
+        futures[2].result()
+
+
+def test_devices_get_work_by_who_is_free() -> None:
+    engine = Engine(devices=2)
+    held = Held(engine)
+    assert [device for _, _, device in engine.calls] == [0, 1]
+    future = held.call([weighing(2)], batch(1))
+    held.computed()
+    assert future.result().computed.device in {"cpu:0", "cpu:1"}
+
+
+def test_a_caller_that_went_away_is_not_computed() -> None:
+    engine = Engine()
+    with pytest.raises(DeadlineExceededError, match="not computed"):
+        convolver(engine).convolve([weighing(2)], batch(1), None, Caller(is_waiting=lambda: False))
+    assert engine.calls == []
+
+
+# Drawn weights
+
+
+def test_seeded_weights_are_drawn_once_and_others_each_time() -> None:
+    engine = Engine()
+    served = convolver(engine)
+    for seeded, expected in ((CONFIG.with_seed(7), [1, 1, 1]), (CONFIG, [2, 3, 4])):
+        outputs = [served.convolve([Layer(seeded)], batch(1), None) for _ in range(3)]
+        assert [each.computed.output.item() for each in outputs] == expected
+        assert all(each.layers[0] is not None for each in outputs)
+
+
+def test_the_same_weights_for_another_name_or_number_of_channels_are_drawn_anew() -> None:
+    engine = Engine()
+    served, seeded = convolver(engine), CONFIG.with_seed(7)
+    for config, x in ((seeded, batch(1)), (seeded.replace(name="a"), batch(1)), (seeded, np.ones((1, 1, 1, 2), "f4"))):
+        (found,) = served.convolve([Layer(config)], x, None).layers
+        assert found == config
+    assert len(engine.drawn) == 3
+
+
+def test_callers_of_one_seeded_configuration_are_computed_together() -> None:
+    engine = Engine()
+    seeded = CONFIG.with_seed(7)
+    served = convolver(engine)
+    served.convolve([Layer(seeded)], batch(1), None)
+    engine.calls.clear()
+    held = Held(engine, served=served)
+    futures = [held.call([Layer(seeded)], batch(value)) for value in (1, 2)]
+    assert held.computed() == [[1, 1]]
+    assert [future.result().layers for future in futures] == [(seeded,), (seeded,)]
+    assert len(engine.drawn) == 1
+
+
+# What is refused
+
+
+def test_a_wrong_call_is_refused_every_time() -> None:
+    served = convolver(Engine())
+    for _ in range(2):
+        with pytest.raises(InvalidArgumentError):
+            served.convolve([weighing(1)], np.ones((1, 1, 1, 2), "f4"), None)
+
+
+def test_a_plan_that_is_remembered_does_not_let_a_larger_call_pass() -> None:
+    served = convolver(Engine(), limits=replace(LIMITS, max_message_bytes=2**17))
+    layer = weighing(1)
+    large = np.ones((1, 200, 200, 1), "f4")
+    for _ in range(2):
+        served.admit([layer], large.shape, "float32", None).let_go()  # in pieces
+        with pytest.raises(TooLargeError, match="--max-message-bytes"):
+            served.convolve([layer], large, None)
+        served.convolve([layer], large, None, in_one_message=False)
+        with pytest.raises(TooLargeError, match="--max-layers-per-call"):
+            served.convolve([layer] * 5, batch(1), None)
+        served.convolve([layer], batch(1), None)

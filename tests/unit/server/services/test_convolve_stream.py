@@ -1,0 +1,170 @@
+"""How streams end: whoever leaves frees what it held at once, and nothing of a stream outlives it."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from convserve import Conv2D, OutOfMemoryError
+from convserve.tensors.codec import dtype_number, head_of
+from convserve.v1 import convolution_service_pb2 as messages
+from convserve_server.scheduling.admission_queue import Ticket, WaitingRoom
+from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.services.convolve_stream import ConvolveStream, StreamItems, Work
+from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.in_flight_items import ItemsUnderWay
+from tests.unit.server.scheduling.test_batcher import until
+
+CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
+SHAPE = (1, 30, 30, 1)
+PLAN = CONFIG.plan(SHAPE)
+SIZE = PLAN.memory_bytes - PLAN.weight_bytes
+ITEMS = 4
+SILENCE = SilenceWatch(60)
+
+
+def root(array: Any) -> Any:
+    while array.base is not None:
+        array = array.base
+    return array
+
+
+class Served:
+    """A stream's work, and weak references to all tensors that it saw."""
+
+    def __init__(self, room: WaitingRoom, fate: str) -> None:
+        self.room, self.fate = room, fate
+        self.tensors: list[weakref.ref[Any]] = []
+        self.work = Work(self._admit, self._convolve, lambda error: error, 1000)  # type: ignore[arg-type, return-value]
+
+    def _admit(self, shape: Any, _: str, caller: Caller) -> Ticket:
+        if self.fate == "refused":
+            raise OutOfMemoryError("no")
+        return self.room.enter(caller, CONFIG.plan(shape))
+
+    def _convolve(self, x: Any, ticket: Ticket, _: Caller) -> Any:
+        with ticket:
+            self.tensors.append(weakref.ref(root(x)))
+            if self.fate == "fails":
+                raise OutOfMemoryError("too large")
+            output = np.ones(x.shape, "f4")
+            self.tensors.append(weakref.ref(output))
+            message = messages.ConvolveResponse()
+            message.output.CopyFrom(head_of(output))
+            return message, output
+
+
+class Leaving:
+    """A caller of a stream, which the test lets leave."""
+
+    def __init__(self) -> None:
+        self.gone = threading.Event()
+        self.calls: list[Callable[[], None]] = []
+        self.caller = Caller("a", True, lambda: not self.gone.is_set(), lambda: None, self._when_gone)
+
+    def _when_gone(self, call: Callable[[], None]) -> bool:
+        self.calls.append(call)
+        return True
+
+    def leave(self) -> None:
+        self.gone.set()
+        calls, self.calls = self.calls, []
+        for call in calls:
+            call()
+
+
+def opening(number: int) -> messages.ConvolveStreamRequest:
+    dtype = dtype_number("float32")
+    return messages.ConvolveStreamRequest(item=messages.StreamItem(item_id=number, dtype=dtype, shape=SHAPE))
+
+
+def items(requests: Iterator[Any], leaving: Leaving) -> StreamItems:
+    return ItemsUnderWay(requests, leaving.caller, SILENCE, lambda: None)
+
+
+def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.ref[Any]:
+    """Lets a stream run until it ends, or its caller leaves after so many answers; returns a reference to it."""
+    leaving = Leaving()
+
+    def requests() -> Iterator[Any]:
+        for number in range(ITEMS):
+            yield opening(number)
+            if served.fate != "refused":
+                yield memoryview(bytes(4 * 900))
+        if leaves_after is not None:
+            leaving.gone.wait(30)
+            raise grpc.RpcError
+
+    pool = HandlerThreads(ITEMS, "items")
+    start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
+    stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
+    answers = stream.answers()
+    for number, _ in enumerate(answers, 1):
+        if number == leaves_after:
+            leaving.leave()
+            break
+    answers.close()  # type: ignore[attr-defined]
+    leaving.leave()
+    return weakref.ref(stream)
+
+
+@pytest.mark.parametrize("order", [0, messages.RESULT_ORDER_AS_COMPLETED])
+@pytest.mark.parametrize(
+    ("fate", "leaves_after"), [("computed", None), ("fails", None), ("refused", None), ("computed", 2), ("fails", 1)]
+)
+def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: int | None) -> None:
+    served = Served(WaitingRoom(2**20, 100, 1, 1, 2**20), fate)
+    gc.collect()
+    gc.disable()  # what only the collector would find stays for as long as a server is idle
+    try:
+        stream = streamed(served, order, leaves_after)
+        until(lambda: stream() is None and not any(each() is not None for each in served.tensors))
+    finally:
+        gc.enable()
+    until(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
+
+
+def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
+    served = Served(WaitingRoom(SIZE, 100, 1, 1, 2**20), "computed")
+    other = served.room.enter(Caller("other"), PLAN)
+    leaving = Leaving()
+
+    def requests() -> Iterator[Any]:
+        yield opening(1)
+        leaving.gone.wait(30)
+        raise grpc.RpcError
+
+    pool = HandlerThreads(2, "items")
+    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
+    served_by = pool.submit(lambda: list(stream.answers()))
+    until(lambda: served.room.load().waiting_calls == 2)
+    leaving.leave()
+    until(lambda: served.room.load().waiting_calls == 1)
+    with pytest.raises(grpc.RpcError):
+        list(served_by.result(30))
+    other.let_go()
+    until(lambda: served.room.load().admitted_bytes == 0)
+
+
+def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
+    served = Served(WaitingRoom(2**20, 100, 1, 1, 2**20), "computed")
+    leaving = Leaving()
+
+    def requests() -> Iterator[Any]:
+        yield opening(1)
+        yield memoryview(bytes(4 * 900))
+        until(lambda: not stream._items._under_way and bool(served.tensors))
+        leaving.leave()  # before the reader comes to the end of what was sent
+
+    pool = HandlerThreads(2, "items")
+    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
+    answers = pool.submit(lambda: list(stream.answers()))
+    assert len(answers.result(30)) == 2

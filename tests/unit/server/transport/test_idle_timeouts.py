@@ -1,0 +1,17 @@
+"""The watch over silent calls goes on, whatever ending one of them comes to."""
+
+import threading
+
+from convserve_server.transport.idle_timeouts import SilenceWatch
+
+
+def test_a_call_that_cannot_be_ended_keeps_no_other_from_being_ended(caplog):
+    def fail():
+        raise RuntimeError("no")
+
+    watch, ended = SilenceWatch(0.1), threading.Event()
+    wait = watch.waiting(fail)
+    watch.waiting(ended.set)
+    assert ended.wait(30)
+    wait.forget()
+    assert "a call that is silent cannot be ended" in caplog.text
