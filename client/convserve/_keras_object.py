@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Self, cast
 
 from google.protobuf.message import Message
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 
-_LARGEST_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
+_MAX_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
 
 
 def number(
@@ -35,7 +35,7 @@ def number(
         except OverflowError:  # an integer beyond every float
             found = math.nan
         within = (at_least is None or found >= at_least) and (above is None or found > above)
-        if within and abs(found) <= _LARGEST_FLOAT32:  # NaN compares false
+        if within and abs(found) <= _MAX_FLOAT32:  # NaN compares false
             return found
         bound = (
             f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
@@ -159,7 +159,7 @@ class KerasObject:
             try:
                 object.__setattr__(self, field.name, field.metadata["check"](value))
             except ValueError as error:
-                text = f"Expected {error}. Received {self.keras_name} with {field.name}={shown(value)}."
+                text = f"Expected {error}. Received {self.keras_name} with {field.name}={short_repr(value)}."
                 violations.append(FieldViolation(field.name, text))
         if violations:
             raise InvalidConfigurationError(*violations)
@@ -194,7 +194,7 @@ class KerasObject:
         strange = [key for key in config if key not in names]
         if strange:
             known = f"the parameters {', '.join(names)}" if names else "no parameters"
-            text = f"Expected {known} of {member.keras_name}. Received {', '.join(map(shown, strange))}."
+            text = f"Expected {known} of {member.keras_name}. Received {', '.join(map(short_repr, strange))}."
             raise InvalidConfigurationError(FieldViolation(field, text))
         try:
             return cast(Self, member(**config))
@@ -211,7 +211,7 @@ class KerasObject:
             if not isinstance(name, str) or not isinstance(config, Mapping):
                 raise ValueError(
                     "Expected a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}. "
-                    f"Received {shown(identifier)}."
+                    f"Received {short_repr(identifier)}."
                 )
             return name, config
         kind = identifier if inspect.isclass(identifier) else type(identifier)
@@ -219,7 +219,7 @@ class KerasObject:
             return kind.__name__, {} if inspect.isclass(identifier) else cls._keras_config(identifier)
         raise ValueError(
             f"Expected a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s. "
-            f"Received {shown(identifier)}."
+            f"Received {short_repr(identifier)}."
         )
 
     @classmethod
@@ -232,7 +232,7 @@ class KerasObject:
         near = near or difflib.get_close_matches(name, cls.members)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
-        return f"Expected one of Keras' {cls.family}s: {known}. Received {shown(name)}.{hint}"
+        return f"Expected one of Keras' {cls.family}s: {known}. Received {short_repr(name)}.{hint}"
 
     def to_keras_config(self) -> dict[str, Any] | str:
         """Returns the dictionary that `keras.*.deserialize` takes."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from convserve._keras_object import KerasObject, flag, number, output_axis
-from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 from convserve.v1 import activation_pb2
 
 # keras.layers that stand for an activation function: the function's name, and what the layer calls its parameters.
@@ -63,7 +63,9 @@ class Activation(KerasObject):
             if function == self.keras_name:
                 config = {key: getattr(self, key) for key in parameters}
                 return {"module": "keras.layers", "class_name": layer, "config": config, "registered_name": None}
-        text = f"Expected an activation that Keras can serialize. Received {shown(self)}: Keras has no layer for it."
+        text = (
+            f"Expected an activation that Keras can serialize. Received {short_repr(self)}: Keras has no layer for it."
+        )
         raise InvalidConfigurationError(FieldViolation("activation", text))
 
 

@@ -35,19 +35,19 @@ from convserve.v1 import error_pb2
 if TYPE_CHECKING:
     import grpc
 
-_LONGEST_VALUE = 160  # characters of a value that a text shows
+_MAX_VALUE = 160  # characters of a value that a text shows
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     """Returns `repr(value)`, shortened so that a hostile or huge value cannot fill an error message."""
     length = len(value) if isinstance(value, str | bytes | list | tuple) else 0
     try:
-        text = repr(value[:_LONGEST_VALUE] if length > _LONGEST_VALUE else value)  # type: ignore[index]
+        text = repr(value[:_MAX_VALUE] if length > _MAX_VALUE else value)  # type: ignore[index]
     except Exception:  # such as an integer of more digits than Python prints
         text = f"a {type(value).__name__} that cannot be shown"
-    if max(length, len(text)) <= _LONGEST_VALUE:
+    if max(length, len(text)) <= _MAX_VALUE:
         return text
-    return f"{text[:_LONGEST_VALUE]}... ({max(length, len(text))} characters)"
+    return f"{text[:_MAX_VALUE]}... ({max(length, len(text))} characters)"
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ import numpy as np
 
 from convserve.display.feature_maps import draw_output
 from convserve.display.panels import Panel, ShownFigure, draw
-from convserve.display.pixels import MOST_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import KnownLayer
+from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, standard_array
 
 __all__ = ["feature_maps", "kernels"]
 
-_MOST_ON_A_SIDE = 8
-_LONGEST_KERNEL = 1.4  # inches; it has but a few pixels
+_MAX_ON_A_SIDE = 8
+_MAX_KERNEL = 1.4  # inches; it has but a few pixels
 
 
 def feature_maps(
@@ -70,7 +70,7 @@ def feature_maps(
         )
         raise InvalidRequestError(FieldViolation("x", text))
     if not (value_range is None or value_range == "shared" or _is_range(value_range)):
-        text = f"Expected (low, high) with low < high, 'shared' or None. Received {shown(value_range)}."
+        text = f"Expected (low, high) with low < high, 'shared' or None. Received {short_repr(value_range)}."
         raise InvalidRequestError(FieldViolation("value_range", text))
     if title is None:
         title = f"{tuple(output.shape)} {output.dtype.name}"
@@ -85,7 +85,7 @@ def feature_maps(
 
 
 def kernels(
-    layer: Layer | KnownLayer | Array,
+    layer: Layer | StoredLayerBase | Array,
     *,
     filters: Sequence[int] | None = None,
     channels: Sequence[int] | None = None,
@@ -114,8 +114,8 @@ def kernels(
     depth, count = kernel.shape[2:]
     coloured = depth == 3 and channels is None
     in_rows = depth > 1 and not coloured
-    numbers = chosen(filters, count, _MOST_ON_A_SIDE if in_rows else MOST_MAPS, "filters")
-    shown_channels = chosen(channels, depth, _MOST_ON_A_SIDE, "channels")
+    numbers = chosen(filters, count, _MAX_ON_A_SIDE if in_rows else MAX_MAPS, "filters")
+    shown_channels = chosen(channels, depth, _MAX_ON_A_SIDE, "channels")
     if title is None:
         title = f"{_name(layer)}kernel {kernel.shape}"
     for drawn, there, what in ((len(numbers), count, "filters"), (len(shown_channels), depth, "input channels")):
@@ -124,7 +124,7 @@ def kernels(
     most = most if most > 0 else 1.0  # NaN as well
     if coloured:
         panels = [Panel(f"filter {each}", brightness(kernel[..., each], -most, most), -most, most) for each in numbers]
-        return draw(panels, f"{title}\ngrey is 0, full colour {most:.3g}", longest=_LONGEST_KERNEL)
+        return draw(panels, f"{title}\ngrey is 0, full colour {most:.3g}", longest=_MAX_KERNEL)
     panels = [
         Panel(
             f"filter {each}" + (f", channel {channel}" if in_rows else ""),
@@ -137,7 +137,7 @@ def kernels(
         for channel in shown_channels
     ]
     columns = len(shown_channels) if in_rows else None
-    return draw(panels, title, columns=columns, longest=_LONGEST_KERNEL, scale=panels[0])
+    return draw(panels, title, columns=columns, longest=_MAX_KERNEL, scale=panels[0])
 
 
 def _batch(value: Any, field: str) -> Array:
@@ -150,15 +150,15 @@ def _is_range(value: Any) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and bool(value[0] < value[1])
 
 
-def _name(layer: Layer | KnownLayer | Array) -> str:
+def _name(layer: Layer | StoredLayerBase | Array) -> str:
     """Returns "edges: " for a layer of that name, and nothing for one without."""
-    name = layer.name if isinstance(layer, KnownLayer) else layer.config.name if isinstance(layer, Layer) else None
+    name = layer.name if isinstance(layer, StoredLayerBase) else layer.config.name if isinstance(layer, Layer) else None
     return f"{name}: " if name else ""
 
 
 def _kernel(layer: Any) -> Array:
     """Returns a layer's kernel in a dtype that can be drawn."""
-    kernel, stored = layer, isinstance(layer, KnownLayer)
+    kernel, stored = layer, isinstance(layer, StoredLayerBase)
     of_layer = layer.local if stored else layer
     if stored and of_layer is None:
         if inspect.iscoroutinefunction(layer.weights):
@@ -168,7 +168,7 @@ def _kernel(layer: Any) -> Array:
     elif isinstance(of_layer, Layer):
         kernel = of_layer.kernel
     if kernel is None:
-        text = f"Expected a layer with weights, such as `client.put` returns. Received {shown(layer)}."
+        text = f"Expected a layer with weights, such as `client.put` returns. Received {short_repr(layer)}."
         raise InvalidRequestError(FieldViolation("layer", text))
     array = standard_array(kernel, "layer", FLOAT_DTYPES)
     if array.ndim != 4:

@@ -23,17 +23,17 @@ from convserve_server.auth.tokens import Tokens
 from convserve_server.direct_calls import DirectCalls
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.health import Health
-from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.memory.machine import machine_memory_bytes
-from convserve_server.memory.malloc import keep_freed_memory
+from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import log, log_to_stderr, say
 from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire_names
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.scheduling.scheduler import Batching, Convolver, Limits
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
@@ -43,13 +43,13 @@ from convserve_server.shutdown import asked_to_stop, drain
 from convserve_server.tiling.tiled_engine import DividedEngine
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.options import server_options
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
 
-_MOST_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
+_MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
 _FILES = [
     each.DESCRIPTOR for each in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
@@ -93,7 +93,7 @@ def run(settings: Settings) -> int:
         say(f"metrics on {observability.metrics_url}")
     started, memory_bytes = time.monotonic(), machine_memory_bytes()
     if settings.keep_memory:
-        keep_freed_memory(min(_MOST_KEPT_BYTES, memory_bytes // 16))
+        configure_malloc(min(_MAX_KEPT_BYTES, memory_bytes // 16))
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr():
         # It takes seconds, during which the health check already answers NOT_SERVING.
@@ -107,17 +107,17 @@ def run(settings: Settings) -> int:
             verbose=verbose,
         )
         check_devices(engine)
-    keeper = LayerKeeper(engine, store, settings.max_call_bytes)
+    registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    convolver = Convolver(DividedEngine(engine), limits, _named(Batching, settings))
+    scheduler = Scheduler(DividedEngine(engine), limits, _named(Batching, settings))
     for each in warm_ups:
-        warm_up(each, convolver, keeper)
-    convolutions.open(convolver, keeper)
-    layers.open(keeper)
+        warm_up(each, scheduler, registry)
+    convolutions.open(scheduler, registry)
+    layers.open(registry)
     if inferences is not None:
-        inferences.open(convolver, keeper)
-    observability.open(convolver, keeper)
+        inferences.open(scheduler, registry)
+    observability.open(scheduler, registry)
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
@@ -149,14 +149,14 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
 ) -> tuple[grpc.Server, DirectCalls | None, ConvolutionService, LayerService, InferenceService | None, Health]:
-    silence = SilenceWatch(settings.idle_s)
+    silence = IdleTimeouts(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     gates: list[Authentication | CertificateNames] = [
         *([Authentication(tokens)] if tokens else []),
         *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
     ]
     server = grpc.server(
-        HandlerThreads(threads, "handler"),  # type: ignore[arg-type] # gRPC does no more than submit to it
+        ThreadPool(threads, "handler"),  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[observability.interceptor, *gates, CallInterceptor(threads, silence)],
         options=server_options(settings),
     )
@@ -187,7 +187,7 @@ def _direct_calls(
     server: grpc.Server,
     observability: Observability,
     gates: Sequence[Authentication | CertificateNames],
-    silence: SilenceWatch,
+    silence: IdleTimeouts,
     threads: int,
 ) -> DirectCalls | None:
     try:

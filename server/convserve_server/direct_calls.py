@@ -35,13 +35,13 @@ from convserve_server.auth.identity import CallContext
 from convserve_server.direct_call import DirectCall
 from convserve_server.observability.call_record import Metadata, current_call
 from convserve_server.observability.interceptor import ObservingInterceptor, begin
-from convserve_server.transport.call_interceptor import end_silent, parsed, status_of, watch_fetching
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.call_interceptor import abort_idle, parsed, status_of, watch_fetching
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 
 log = logging.getLogger("convserve")
 
 _ARRIVALS = 4  # calls of a method that the core may have handed over and no thread has taken yet
-_MOST_WAITING = 2  # threads that wait for events; one more ends
+_MAX_WAITING = 2  # threads that wait for events; one more ends
 
 Reply = Callable[[Callable[[], bytes]], None]
 """Answers a call with what a function returns, or the error that it raises. It is called once, by any thread."""
@@ -74,7 +74,7 @@ class DirectCalls:
         server: grpc.Server,
         observing: ObservingInterceptor,
         gates: Sequence[Gate],
-        silence: SilenceWatch,
+        silence: IdleTimeouts,
         most_threads: int,
     ) -> None:
         """Prepares to take calls of a server that is not started yet.
@@ -142,7 +142,7 @@ class DirectCalls:
 
     def _is_one_too_many(self) -> bool:
         with self._lock:
-            if self._waiting <= _MOST_WAITING:
+            if self._waiting <= _MAX_WAITING:
                 return False
             self._waiting -= 1
             self._threads -= 1
@@ -235,7 +235,7 @@ class DirectCalls:
 
     def _receive(self, method: _Method, call: DirectCall) -> bool:
         """Receives a call's request. Returns False if the call is over."""
-        wait = self._silence.waiting(lambda: end_silent(method.path, call))
+        wait = self._silence.waiting(lambda: abort_idle(method.path, call))
 
         def over() -> None:
             wait.forget()

@@ -67,7 +67,7 @@ class Engine(Protocol):
         inputs: Sequence[Array],
         output_dtype: str,
         device: int,
-        is_waiting: Callable[[], bool] = lambda: True,
+        is_active: Callable[[], bool] = lambda: True,
     ) -> Computed:
         """Applies layers that all have weights to inputs that are computed together.
 
@@ -77,7 +77,7 @@ class Engine(Protocol):
                 this returns, and the output is in none of them.
             output_dtype: A floating-point dtype's name.
             device: Its index in `devices`.
-            is_waiting: Whether anybody still waits for the output, for an engine that computes in steps.
+            is_active: Whether anybody still waits for the output, for an engine that computes in steps.
 
         Returns:
             The output of all inputs' samples, in their order.

@@ -17,8 +17,8 @@ from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings
 
 # After SIGTERM calls are taken until none has come for the first of these seconds, or for the second.
-_SETTLED_S, _LONGEST_SETTLING_S = 0.25, 3.0
-_LONGEST_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
+_SETTLED_S, _MAX_SETTLING_S = 0.25, 3.0
+_MAX_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
 
 
 def drain(
@@ -37,17 +37,17 @@ def drain(
     say("stopping: finishing the calls under way")
     began = time.monotonic()
     # gRPC cancels the calls that have come and were given to nobody yet, of which a busy server has many.
-    while time.monotonic() < min(observability.interceptor.last_arrival + _SETTLED_S, began + _LONGEST_SETTLING_S):
+    while time.monotonic() < min(observability.interceptor.last_arrival + _SETTLED_S, began + _MAX_SETTLING_S):
         time.sleep(_SETTLED_S / 10)
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()
-    all_over = direct is None or direct.stop(_LONGEST_CLOSING_S)  # before what is told of them is closed
+    all_over = direct is None or direct.stop(_MAX_CLOSING_S)  # before what is told of them is closed
     if shared_memory is not None:
         shared_memory.close()
     closing = threading.Thread(target=observability.close, name="closing", daemon=True)
     closing.start()
-    closing.join(_LONGEST_CLOSING_S)
+    closing.join(_MAX_CLOSING_S)
     say("stopped")
     if closing.is_alive() or not all_over or time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it

@@ -15,8 +15,8 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
 from convserve_server.engine_api import Engine
-from convserve_server.layer_store.registry import LayerKeeper
-from convserve_server.scheduling.scheduler import Convolver
+from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.settings import SettingsError
 
 log = logging.getLogger("convserve")
@@ -75,22 +75,22 @@ class WarmUp:
         return cls(config, shape, input_dtype, output_dtype)
 
 
-def warm_up(each: WarmUp, convolver: Convolver, keeper: LayerKeeper) -> None:
+def warm_up(each: WarmUp, scheduler: Scheduler, registry: LayerRegistry) -> None:
     """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
 
     Raises:
         SettingsError: If the layer cannot take such an input, or the server takes no such call.
     """
-    engine = convolver.engine
+    engine = scheduler.engine
     try:
-        layer = keeper.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
-        convolver.admit([layer], each.shape, each.input_dtype, each.output_dtype).let_go()
+        layer = registry.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
+        scheduler.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)
         return
     except InvalidArgumentError as error:
         raise SettingsError(f"{_FLAG}: {error}") from error
-    plan = convolver.plan([layer], each.shape, each.input_dtype, each.output_dtype)
+    plan = scheduler.plan([layer], each.shape, each.input_dtype, each.output_dtype)
     if layer.kernel is None:
         layer = engine.initialize(layer.config, plan.layers[0].kernel_shape[2] * layer.config.groups)
     x = np.zeros(each.shape, numpy_dtype(each.input_dtype))

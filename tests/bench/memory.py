@@ -24,8 +24,8 @@ from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
 from tests.support.processes import forget_peak, status
 
-MOST_GROWTH_BYTES = 32_000_000
-MOST_PEAK = 2.5
+MAX_GROWTH_BYTES = 32_000_000
+MAX_PEAK = 2.5
 """Of the server for one request, as a multiple of its input and output."""
 _SMALL = (1, 32, 32, 3), convserve.Conv2D(16, 3, padding="same", activation="relu", data_format="channels_last")
 _LARGE = (4, 600, 600, 3), convserve.Conv2D(64, 1, data_format="channels_last")
@@ -52,8 +52,8 @@ def main() -> int:
             result[name] = find(arguments.quick, shared)
             record.write(arguments, result)
     print(tables.memory(result))
-    grown = any(each["grown_bytes"] > MOST_GROWTH_BYTES for case in result.get("growth", []) for each in case["sides"])
-    high = any(each["ratio"] > MOST_PEAK for each in result.get("peak", []))
+    grown = any(each["grown_bytes"] > MAX_GROWTH_BYTES for case in result.get("growth", []) for each in case["sides"])
+    high = any(each["ratio"] > MAX_PEAK for each in result.get("peak", []))
     return 1 if grown or high else 0
 
 

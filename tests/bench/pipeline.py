@@ -27,7 +27,7 @@ from tests.bench import record, tables
 from tests.conftest import RunningServer, running_server
 from tests.support.processes import processor_s, status
 
-MOST_GROWTH_BYTES = 64_000_000
+MAX_GROWTH_BYTES = 64_000_000
 _SIDE = 224
 _LAYER = with_weights(
     convserve.Conv2D(64, 7, strides=2, padding="same", activation="relu", data_format="channels_last", dtype="float32"),
@@ -61,7 +61,7 @@ def main() -> int:
         record.write(arguments, result)
     print(_shown(result))
     photographs = result["photographs"]
-    grown = photographs["server_grown_bytes"] > MOST_GROWTH_BYTES
+    grown = photographs["server_grown_bytes"] > MAX_GROWTH_BYTES
     return 1 if grown or photographs["wrong"] else 0
 
 
@@ -176,10 +176,10 @@ def _small(client: convserve.Client, items: int, rounds: int = 5) -> dict[str, A
     layer = client.put(_SMALL)
     images = [np.random.default_rng(seed).random(_SMALL_SHAPE, dtype=np.float32) for seed in range(16)]
     inputs = [images[number % len(images)] for number in range(items)]
-    together = convserve._rpc.map_items.MOST_TOGETHER
+    together = convserve._rpc.map_items.MAX_TOGETHER
 
     def mapped(most: int) -> Iterator[Any]:
-        convserve._rpc.map_items.MOST_TOGETHER = most
+        convserve._rpc.map_items.MAX_TOGETHER = most
         return client.map(layer, inputs)
 
     ways: dict[str, Callable[[], Iterator[Any]]] = {
@@ -193,7 +193,7 @@ def _small(client: convserve.Client, items: int, rounds: int = 5) -> dict[str, A
             began = time.perf_counter()
             assert sum(1 for _ in outputs()) == items
             found[name].append(items / (time.perf_counter() - began))
-    convserve._rpc.map_items.MOST_TOGETHER = together
+    convserve._rpc.map_items.MAX_TOGETHER = together
     pairs = zip(found["together_per_s"], found["alone_per_s"], strict=True)
     return {
         "items": items,

@@ -22,7 +22,7 @@ import grpc.aio
 from convserve.bench.loops import Subject, closed_loop
 from convserve_server.direct_calls import DirectCalls
 from convserve_server.observability.interceptor import ObservingInterceptor
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 from tests.bench import record, tables
 
 SENT, RECEIVED = 12_288, 65_536
@@ -111,7 +111,7 @@ def _serve(kind: str) -> None:
 
 def _serve_directly() -> None:
     server = grpc.server(ThreadPoolExecutor(1), options=_OPTIONS)
-    direct = DirectCalls(server, ObservingInterceptor([_PATH], []), [], SilenceWatch(60), 64)
+    direct = DirectCalls(server, ObservingInterceptor([_PATH], []), [], IdleTimeouts(60), 64)
     direct.add(_PATH, bytes, lambda request, context, reply: reply(lambda: _echo(request, context)))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

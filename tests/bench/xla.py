@@ -18,7 +18,7 @@ import numpy as np
 from tests.bench import record, tables
 from tests.bench.gpu_cases import Case, five
 
-_MOST_DIFFERENCE = 1e-3
+_MAX_DIFFERENCE = 1e-3
 
 
 def main() -> int:
@@ -56,7 +56,7 @@ def _measured(tf: Any, case: Case, rounds: int, seconds: float) -> dict[str, flo
     y = compiled(tf.constant(x)).numpy()
     first_s = time.perf_counter() - began
     difference = float(np.abs(y - expected).max() / np.abs(expected).max())
-    if difference > _MOST_DIFFERENCE:
+    if difference > _MAX_DIFFERENCE:
         raise AssertionError(f"XLA's answer differs by {difference:g} of the largest value")
     times: list[tuple[float, float]] = [
         (

@@ -15,7 +15,7 @@ from tests.containers.engine import Engine
 from tests.support.scrapes import Values, values
 
 _CLIENT = "convserve/client:0.1.0"
-_LONGEST_S = 300
+_MAX_S = 300
 
 
 class Stack:
@@ -49,7 +49,7 @@ class Stack:
 
     def up(self) -> None:
         """Starts the server, unless it runs, and waits until its image's own check says that it is healthy."""
-        self.run("up", "--no-build", "--detach", "--wait", "--wait-timeout", str(_LONGEST_S), "server")
+        self.run("up", "--no-build", "--detach", "--wait", "--wait-timeout", str(_MAX_S), "server")
 
     def kill(self, service: str) -> None:
         """Ends a service as a crash would."""
@@ -88,7 +88,7 @@ class Stack:
 
     def wait_for(self, name: str, number: int) -> None:
         """Waits until a caller is so far."""
-        deadline = time.monotonic() + _LONGEST_S
+        deadline = time.monotonic() + _MAX_S
         while self.count(name) < number:
             if time.monotonic() > deadline:
                 raise SystemExit(f"a caller has made {self.count(name)} calls. Expected {number}.")

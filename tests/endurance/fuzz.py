@@ -44,9 +44,9 @@ from tests.support.raw.wire_fields import varint
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000
 _CALLERS = 4
-_MOST_GROWTH_BYTES = 300_000_000
-_MOST_AT_ONCE_BYTES = 1_000_000_000  # beside what it had: callers' calls, of 64 MiB by their plans
-_LONGEST_BYTES = 20_000
+_MAX_GROWTH_BYTES = 300_000_000
+_MAX_AT_ONCE_BYTES = 1_000_000_000  # beside what it had: callers' calls, of 64 MiB by their plans
+_MAX_BYTES = 20_000
 _ALL_RPCS = {rpc.name: rpc for rpc in (*RPCS, *INFERENCE_RPCS)}
 _MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
 _MEMORY_BYTES = 4096
@@ -142,7 +142,7 @@ def changed(source: random.Random, known: list[Input]) -> Input:
     parts = [bytearray(each) for each in messages]
     for _ in range(source.choice((1, 1, 1, 2, 3, 8))):
         _change(source, parts, known)
-    return rpc, tuple(bytes(each[:_LONGEST_BYTES]) for each in parts)
+    return rpc, tuple(bytes(each[:_MAX_BYTES]) for each in parts)
 
 
 def _change(source: random.Random, parts: list[bytearray], known: list[Input]) -> None:
@@ -204,9 +204,9 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
             if not size:
                 size = now
                 forget_peak(server.process.pid)
-            if now - size > _MOST_GROWTH_BYTES:
+            if now - size > _MAX_GROWTH_BYTES:
                 found.defects.append(f"the server grew from {size} to {now} bytes")
-            if (most := status(server.process.pid, "VmHWM")) - size > _MOST_AT_ONCE_BYTES:
+            if (most := status(server.process.pid, "VmHWM")) - size > _MAX_AT_ONCE_BYTES:
                 found.defects.append(f"the server had {most} bytes at once")
     return found
 

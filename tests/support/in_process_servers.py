@@ -15,7 +15,7 @@ from grpc_health.v1 import health, health_pb2_grpc
 from convserve_server.direct_calls import DirectCalls, Gate
 from convserve_server.observability.interceptor import ObservingInterceptor
 from convserve_server.transport.call_interceptor import CallInterceptor
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 
 PATH = "/test.Service/Method"
 DIRECT = "direct"
@@ -70,7 +70,7 @@ def served_methods(
     observing: ObservingInterceptor | None = None, threads: int = 4, silence_s: float = 1.0
 ) -> Iterator[ServedMethods]:
     """Yields the methods of two servers, which it stops."""
-    found, silence = ServedMethods(), SilenceWatch(silence_s)
+    found, silence = ServedMethods(), IdleTimeouts(silence_s)
     interceptors = [*([observing] if observing else []), CallInterceptor(threads, silence)]
     server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
     server.add_generic_rpc_handlers((found,))
@@ -97,7 +97,7 @@ def served_directly(
     method: Callable[[Any, Any, Any], None],
     *gates: Gate,
     observing: ObservingInterceptor,
-    silence: SilenceWatch,
+    silence: IdleTimeouts,
     most_threads: int,
 ) -> Iterator[tuple[grpc.Channel, DirectCalls]]:
     """Serves one method with direct calls, and stops; all its calls have to be over soon after."""

@@ -84,11 +84,11 @@ class Way:
     def forced(self) -> Iterator[None]:
         """Sets the sizes."""
         sizes = {
-            (requests, "_LARGEST_WHOLE_BYTES"): self.whole,
+            (requests, "_MAX_WHOLE_BYTES"): self.whole,
             (streaming, "_ITEM_BYTES"): self.item,
             (streaming, "PIECE_BYTES"): self.piece,
-            (shared_memory, "_SMALLEST_SHARED_BYTES"): NEVER if self.shared is None else self.shared,
-            (shared_memory, "_SMALLEST_KEPT_BYTES"): self.kept,
+            (shared_memory, "_MIN_SHARED_BYTES"): NEVER if self.shared is None else self.shared,
+            (shared_memory, "_MIN_KEPT_BYTES"): self.kept,
         }
         with ExitStack() as patches:
             for (module, name), size in sizes.items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
-from convserve._rpc.map_schedule import MOST_CALLS, ONCE, Pipeline, patient
+from convserve._rpc.map_schedule import MAX_CALLS, ONCE, Pipeline, patient
 from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
@@ -104,7 +104,7 @@ class _Senders:
 
     def _go_on(self) -> None:
         """Begins further calls, and lets those that wait look again."""
-        while self._calls < MOST_CALLS and (items := self._pipeline.next_call()):
+        while self._calls < MAX_CALLS and (items := self._pipeline.next_call()):
             self._calls += 1
             self.start(self._send(items))
         self._changed.set()

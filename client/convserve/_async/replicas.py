@@ -121,7 +121,7 @@ class LayerServers:
             try:
                 answers.append(await ask(stub, deadline))
             except (grpc.aio.AioRpcError, ConvserveError) as failure:
-                why_not = retries.passed_over(failure, why_not)
+                why_not = retries.skip_replica(failure, why_not)
                 continue
             if not every:
                 break
@@ -157,7 +157,7 @@ async def _send(method: Any, given: layer_messages.Sent, deadline: retries.Deadl
         # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
         with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
             await call.write(given.start)
-            said = layer_messages.said_of_weights(await call.initial_metadata()) if given.has_weights else None
+            said = layer_messages.negotiated(await call.initial_metadata()) if given.has_weights else None
             if said == layer_messages.WANTED:
                 for piece in given.pieces():
                     await call.write(piece)

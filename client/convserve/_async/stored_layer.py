@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from convserve._async.client import AsyncClient
 
 
-class AsyncStoredLayer(stored_layers.KnownLayer):
+class AsyncStoredLayer(stored_layers.StoredLayerBase):
     """A layer that the server stores; as `StoredLayer`, awaited."""
 
     def __init__(self, client: AsyncClient, **known: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convserve._version import __version__
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.protocol.http2_options import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
@@ -27,7 +27,7 @@ def channel_target(target: str | Sequence[str]) -> str:
     """
     addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
     if not addresses or not all(isinstance(each, str) and each for each in addresses):
-        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {shown(target)}."
+        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {short_repr(target)}."
         raise InvalidRequestError(FieldViolation("target", text))
     if len(addresses) == 1:
         # With dns:/// every address of a name is used, not only the first that answers.
@@ -36,7 +36,7 @@ def channel_target(target: str | Sequence[str]) -> str:
     if len(versions) != 1 or 0 in versions:
         text = (
             "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
-            f"name that resolves to all of them. Received {shown(target)}."
+            f"name that resolves to all of them. Received {short_repr(target)}."
         )
         raise InvalidRequestError(FieldViolation("target", text))
     return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)

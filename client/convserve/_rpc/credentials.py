@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 
 from convserve._rpc import channel as _channel
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 
 TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
 """The environment variable that holds the token where none is given."""
@@ -54,7 +54,7 @@ class TLS:
             lacking = "key" if self.key is None else "certificate"
             raise _wrong(f"tls.{lacking}", "a certificate together with its key. Received one of them")
         if self.server_name is not None and not (isinstance(self.server_name, str) and self.server_name):
-            raise _wrong("tls.server_name", f"a name. Received {shown(self.server_name)}")
+            raise _wrong("tls.server_name", f"a name. Received {short_repr(self.server_name)}")
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Returns gRPC's form of it. The files are read now.
@@ -192,7 +192,7 @@ def _stays_here(target: str) -> bool:
 def _pem(name: str, given: Pem | None) -> bytes | None:
     if given is None:
         return None
-    source = "bytes" if isinstance(given, bytes) else shown(os.fspath(given))  # bytes may be a key
+    source = "bytes" if isinstance(given, bytes) else short_repr(os.fspath(given))  # bytes may be a key
     try:
         content = given if isinstance(given, bytes) else Path(given).read_bytes()
     except (OSError, ValueError) as error:

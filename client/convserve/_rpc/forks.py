@@ -9,7 +9,7 @@ import weakref
 
 from convserve.errors import FieldViolation, InvalidRequestError
 
-LONGEST_WAIT_S = 10.0
+MAX_WAIT_S = 10.0
 """How long a fork waits for calls that are under way in other threads."""
 
 
@@ -60,7 +60,7 @@ class CallsUnderWay:
                 "Expected a process that was forked while no call was under way and no AsyncClient connected, as gRPC "
                 'works in no other: fork before that, or start processes with multiprocessing\'s "spawn" or '
                 '"forkserver". Received one that was forked beside a connected AsyncClient, or a call that did not end '
-                f"in {LONGEST_WAIT_S:g} s."
+                f"in {MAX_WAIT_S:g} s."
             )
             raise InvalidRequestError(FieldViolation("client", text))
 
@@ -68,9 +68,9 @@ class CallsUnderWay:
         """Waits until no other thread forks or calls, and lets none begin."""
         me = threading.get_ident()
         with self._changed:
-            self._changed.wait_for(lambda: self._forking in (None, me), LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: self._forking in (None, me), MAX_WAIT_S)
             self._forking = me
-            self._changed.wait_for(lambda: set(self._threads.copy().values()) <= {me}, LONGEST_WAIT_S)
+            self._changed.wait_for(lambda: set(self._threads.copy().values()) <= {me}, MAX_WAIT_S)
 
     def after_in_parent(self) -> None:
         """Lets calls begin."""

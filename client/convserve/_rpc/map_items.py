@@ -14,7 +14,7 @@ from convserve.tensors.codec import Array
 
 MANY_BYTES = 2**22
 """The most bytes of inputs, or of outputs, in a call of many: what it costs beside them is little then."""
-MOST_TOGETHER = 1024
+MAX_TOGETHER = 1024
 """The most items of a call."""
 FEW, FEW_BYTES = 8, 2**24
 """So few items may have more bytes: their outputs need no copies, as one that is kept keeps few others."""
@@ -120,7 +120,7 @@ class Group:
 
 
 def _go_together(items: int, size: int) -> bool:
-    return items <= MOST_TOGETHER and size <= (FEW_BYTES if items <= FEW else MANY_BYTES)
+    return items <= MAX_TOGETHER and size <= (FEW_BYTES if items <= FEW else MANY_BYTES)
 
 
 def input_of(item: Item) -> Array:

@@ -29,7 +29,7 @@ from convserve.errors import (
     InvalidRequestError,
     InvalidTensorError,
     OutOfMemoryError,
-    shown,
+    short_repr,
 )
 from convserve.layers.layer import Layer, planned_call
 from convserve.layers.plan import Plan
@@ -37,7 +37,7 @@ from convserve.tensors.codec import INPUT_DTYPES, Array, Shape, name_of, standar
 
 DEFAULT_MAX_BYTES = 2**27
 """Bytes of inputs and outputs that are in flight at most: forty photographs with the 64 feature maps of each."""
-MOST_CALLS = 4
+MAX_CALLS = 4
 """Calls under way at once: while one is computed, others are on their way there and back."""
 ONCE = retries.RetryRule(attempts=1)
 """The rule of a call whose retries somebody else counts."""
@@ -55,10 +55,10 @@ class Pipeline:
             InvalidArgumentError: If one is wrong.
         """
         if errors not in ("raise", "return"):
-            text = f"Expected 'raise' or 'return'. Received {shown(errors)}."
+            text = f"Expected 'raise' or 'return'. Received {short_repr(errors)}."
             raise InvalidRequestError(FieldViolation("errors", text))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer) or max_bytes < 1:
-            text = f"Expected a number of bytes, above 0. Received {shown(max_bytes)}."
+            text = f"Expected a number of bytes, above 0. Received {short_repr(max_bytes)}."
             raise InvalidRequestError(FieldViolation("max_bytes", text))
         self._layers = _with_seeds(requests.layers_of(layers))
         self._output_dtype, self._output_name = output_dtype, requests.output_name(output_dtype)
@@ -83,7 +83,7 @@ class Pipeline:
             if array.ndim not in (3, 4):
                 text = (
                     "Expected 4 dimensions, the first being the batch, or the 3 of one sample. "
-                    f"Received {array.ndim}: shape {shown(array.shape)}."
+                    f"Received {array.ndim}: shape {short_repr(array.shape)}."
                 )
                 raise InvalidTensorError(FieldViolation("input", text))
             is_sample = array.ndim == 3

@@ -10,13 +10,13 @@ from convserve.errors import (
     FieldViolation,
     InvalidRequestError,
     TooLargeError,
-    shown,
+    short_repr,
 )
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.protocol.results import Result
-from convserve.protocol.stored_layers import KnownLayer
+from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors import framing
 from convserve.tensors.codec import (
     FLOAT_DTYPES,
@@ -30,15 +30,15 @@ from convserve.tensors.codec import (
 )
 from convserve.v1 import convolution_service_pb2
 
-_LARGEST_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
-_LARGEST_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
+_MAX_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
+_MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
-OneLayer = Layer | Conv2D | KnownLayer
+OneLayer = Layer | Conv2D | StoredLayerBase
 Layers = OneLayer | Sequence[OneLayer]
 """What `convolve` takes: one layer or several, each stored, with weights, or as a configuration alone."""
 
 
-def layers_of(layers: Layers) -> list[Layer | KnownLayer]:
+def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
     """Returns the layers of a call as a list.
 
     Raises:
@@ -46,7 +46,7 @@ def layers_of(layers: Layers) -> list[Layer | KnownLayer]:
     """
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
     if not listed or not all(isinstance(each, OneLayer) for each in listed):
-        text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {shown(layers)}."
+        text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {short_repr(layers)}."
         raise InvalidRequestError(FieldViolation("layers", text))
     return [Layer(each) if isinstance(each, Conv2D) else each for each in listed]
 
@@ -62,7 +62,7 @@ class ConvolveRequest:
         plan: What the call does.
     """
 
-    layers: list[Layer | KnownLayer]
+    layers: list[Layer | StoredLayerBase]
     message: convolution_service_pb2.ConvolveRequest
     input: Array
     plan: Plan
@@ -74,7 +74,7 @@ class ConvolveRequest:
     @property
     def is_large(self) -> bool:
         """Whether the tensors are to go in pieces."""
-        return max(self.input.nbytes, self.plan.output_bytes) > _LARGEST_WHOLE_BYTES
+        return max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
 
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights in it, for servers that cannot keep them.
@@ -82,7 +82,7 @@ class ConvolveRequest:
         Raises:
             TooLargeError: For weights above protobuf's 2 GiB.
         """
-        locals_ = [each.local if isinstance(each, KnownLayer) else each for each in self.layers]
+        locals_ = [each.local if isinstance(each, StoredLayerBase) else each for each in self.layers]
         _check_carried(locals_, "make room for them on the server")
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
@@ -112,9 +112,9 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
     return ConvolveRequest(listed, message, array, found)
 
 
-def _check_carried(layers: Sequence[Layer | KnownLayer | None], remedy: str) -> None:
+def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str) -> None:
     carried = sum(each.kernel.nbytes for each in layers if isinstance(each, Layer) and each.kernel is not None)
-    if carried >= _LARGEST_MESSAGE_BYTES:
+    if carried >= _MAX_MESSAGE_BYTES:
         text = (
             "Expected weights below 2 GiB, protobuf's bound for what a call carries. "
             f"Received {carried} bytes: {remedy}."

@@ -17,12 +17,12 @@ from convserve.errors import (
     PermissionDeniedError,
     TooLargeError,
     UnavailableError,
-    shown,
+    short_repr,
 )
 from convserve.protocol.status import RpcFailure, from_rpc_error
 
 DEFAULT_TIMEOUT_S = 60.0
-_MOST_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
+_MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _EARNED = 0.5  # retries that an answered call adds to the budget
 
 
@@ -53,7 +53,7 @@ class RetryRule:
         """Returns how long to wait after the given attempt (from 1) failed, or None to give up."""
         if attempt >= self.attempts or not isinstance(error, UnavailableError | OverloadedError):
             return None
-        growth = self.factor ** min(attempt - 1, _MOST_STEPS)
+        growth = self.factor ** min(attempt - 1, _MAX_STEPS)
         backoff = min(self.longest_s, self.initial_s * growth) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):  # those that were refused together are not to come back together
             return max(backoff, error.retry_after_s * random.uniform(1.0, 1.5))
@@ -157,7 +157,7 @@ class Call:
         self._budget.earn()
 
 
-def passed_over(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:
+def skip_replica(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:
     """Returns what to raise if no other server has an answer, where one of several does not have it.
 
     Args:
@@ -192,6 +192,6 @@ def checked_timeout(timeout: float | None, default: float) -> float:
     """
     found = default if timeout is None else timeout
     if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < float("inf"):
-        text = f"Expected a number of seconds above 0. Received timeout={shown(found)}."
+        text = f"Expected a number of seconds above 0. Received timeout={short_repr(found)}."
         raise InvalidRequestError(FieldViolation("timeout", text))
     return float(found)

@@ -29,8 +29,8 @@ CONVOLVE: dict[str, Any] = {
 }
 """The arguments with which a channel makes Convolve's call for tensors in shared memory."""
 
-_SMALLEST_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
-_SMALLEST_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
+_MIN_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
+_MIN_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
 _RETRY_S = 60.0  # to the next attempt after one that failed
 
 
@@ -111,7 +111,7 @@ class Sharing:
 
 def is_worth_sharing(request: ConvolveRequest) -> bool:
     """Returns whether a request moves enough bytes."""
-    return request.input.nbytes + request.plan.output_bytes >= _SMALLEST_SHARED_BYTES
+    return request.input.nbytes + request.plan.output_bytes >= _MIN_SHARED_BYTES
 
 
 class SharedRequest:
@@ -167,7 +167,7 @@ class SharedRequest:
         if head.shared_memory != self._output.place() or not is_planned:
             raise DecodeError("another output, or in another place, than was asked for")
         self._answered = True
-        if plan.output_bytes < _SMALLEST_KEPT_BYTES:
+        if plan.output_bytes < _MIN_KEPT_BYTES:
             output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
             self._regions.append(self._output)
         else:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
-from convserve._rpc.map_schedule import MOST_CALLS, ONCE, Pipeline, patient
+from convserve._rpc.map_schedule import MAX_CALLS, ONCE, Pipeline, patient
 from convserve._sync.cancellation import Calls
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
 from convserve.tensors.codec import Array
@@ -110,7 +110,7 @@ class _Senders:
             return
         if self._idle:
             self._work.notify()
-        elif len(self._threads) < MOST_CALLS:
+        elif len(self._threads) < MAX_CALLS:
             # A daemon, so that a program may end in the middle.
             thread = threading.Thread(target=self._send, name=f"convserve-map-{len(self._threads)}", daemon=True)
             self._threads.append(thread)

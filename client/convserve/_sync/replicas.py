@@ -122,7 +122,7 @@ class LayerServers:
             try:
                 answers.append(ask(stub, deadline))
             except (grpc.RpcError, ConvserveError) as failure:
-                why_not = retries.passed_over(failure, why_not)
+                why_not = retries.skip_replica(failure, why_not)
                 continue
             if not every:
                 break
@@ -167,7 +167,7 @@ def _send(method: Any, given: layer_messages.Sent, deadline: retries.Deadline) -
     try:
         call = method.future(messages(), timeout=deadline.remaining_s())
         if given.has_weights:
-            said.set_result(layer_messages.said_of_weights(call.initial_metadata()))
+            said.set_result(layer_messages.negotiated(call.initial_metadata()))
         return call.result()
     finally:
         said.cancel()  # if it came to no answer, so that nothing waits for one

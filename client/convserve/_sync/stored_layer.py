@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from convserve._sync.client import Client
 
 
-class StoredLayer(stored_layers.KnownLayer):
+class StoredLayer(stored_layers.StoredLayerBase):
     """A layer that the server stores: callable, put once and called often. `Client.put` and `Client.layer` make it.
 
     Attributes:

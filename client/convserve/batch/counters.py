@@ -7,7 +7,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, replace
 
-MOST_FAILURES = 1000
+MAX_FAILURES = 1000
 """The most failures whose reasons are kept in memory; the journal has all."""
 _RECENT_S = 30.0
 
@@ -46,7 +46,7 @@ class Tally:
     """Counts. Any thread may call its methods.
 
     Attributes:
-        failures: Keys and reasons, at most `MOST_FAILURES`.
+        failures: Keys and reasons, at most `MAX_FAILURES`.
     """
 
     def __init__(self, items: int) -> None:
@@ -78,7 +78,7 @@ class Tally:
         """Counts an item that failed."""
         with self._lock:
             self._counts = replace(self._counts, failed=self._counts.failed + 1)
-            if len(self.failures) < MOST_FAILURES:
+            if len(self.failures) < MAX_FAILURES:
                 self.failures.append((key, reason))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.files.arrays import split_member
 from convserve.files.inputs import INPUT_SUFFIXES
 
@@ -59,7 +59,9 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
         found |= meant
         bases.add(base)
         if not meant:
-            raise _refused(f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{shown(argument)}, with none")
+            raise _refused(
+                f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{short_repr(argument)}, with none"
+            )
     folder = os.path.commonpath(bases)
     names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
     _check_outputs(names, keep_suffix)
@@ -82,7 +84,7 @@ def member_stem(stem: str, member: str) -> str:
         InvalidRequestError: If the array's name leads out of the folder.
     """
     if not all(part.strip(".") for part in member.split("/")) or "\\" in member or "\0" in member:
-        raise _refused("an array whose name can be a file's", shown(member))
+        raise _refused("an array whose name can be a file's", short_repr(member))
     return f"{stem}/{member}"
 
 
@@ -101,11 +103,13 @@ def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
     file, member = split_member(path)
     if os.path.isfile(file):
         if member is None and not file.lower().endswith(INPUT_SUFFIXES):
-            raise _refused(f"a file that ends in {', '.join(INPUT_SUFFIXES)}", shown(argument))
+            raise _refused(f"a file that ends in {', '.join(INPUT_SUFFIXES)}", short_repr(argument))
         return os.path.dirname(file), iter([path])
     if glob.has_magic(argument):
         return _fixed_part(path), _fitting(path, output)
-    raise _refused("a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{shown(argument)}, which is not there")
+    raise _refused(
+        "a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{short_repr(argument)}, which is not there"
+    )
 
 
 def _below(folder: str, output: str) -> Iterator[str]:
@@ -157,7 +161,7 @@ def _check_outputs(names: list[str], keep_suffix: bool) -> None:
             advice = "give one of them, or --keep-suffix" if not keep_suffix else "give one of them"
             raise _refused(
                 "inputs whose outputs have different names",
-                f"{shown(other)} and {shown(name)}, both for {shown(stem)}: {advice}",
+                f"{short_repr(other)} and {short_repr(name)}, both for {short_repr(stem)}: {advice}",
             )
     stems = sorted(taken)
     for name in names:
@@ -170,7 +174,8 @@ def _check_outputs(names: list[str], keep_suffix: bool) -> None:
             other = taken[stems[following]]
             raise _refused(
                 "inputs whose outputs go to different places",
-                f"{shown(other)} beside {shown(name)}, whose arrays go to {shown(folder)}: give them one by one",
+                f"{short_repr(other)} beside {short_repr(name)}, whose arrays go to {short_repr(folder)}: "
+                "give them one by one",
             )
 
 

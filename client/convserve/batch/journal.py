@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.tensors.codec import Shape
 
 NAME = "journal.jsonl"
@@ -56,18 +56,18 @@ class Identity:
             received = f"{', '.join(self.layers)}: give another folder for outputs"
             differences.append(FieldViolation("layer", _same(", ".join(other.layers), received)))
         if self.folder != other.folder:
-            text = _same(f"inputs in {shown(other.folder)}", shown(self.folder))
+            text = _same(f"inputs in {short_repr(other.folder)}", short_repr(self.folder))
             differences.append(FieldViolation("input", text))
         for name, value in self.options.items():
             before = other.options.get(name)
             if value != before:
-                differences.append(FieldViolation(name, _same(shown(before), shown(value))))
+                differences.append(FieldViolation(name, _same(short_repr(before), short_repr(value))))
         if differences:
             raise InvalidRequestError(*differences)
 
 
 @dataclass
-class Begun:
+class JobStarted:
     """An output that comes in parts.
 
     Attributes:
@@ -105,7 +105,7 @@ class Journal:
         self._synced = time.monotonic()
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
-        self.begun: dict[str, Begun] = {}
+        self.begun: dict[str, JobStarted] = {}
 
     @classmethod
     def open(cls, folder: Path, identity: Identity, is_so: Callable[[dict[str, Any]], bool], *, resume: bool) -> Self:
@@ -125,7 +125,7 @@ class Journal:
         path = folder / NAME
         if folder.is_dir() and not path.exists() and any(folder.iterdir()):
             text = "a new or empty folder, or one with results of `convserve batch`"
-            raise _refused("output", text, f"{shown(str(folder))}, which has something else in it")
+            raise _refused("output", text, f"{short_repr(str(folder))}, which has something else in it")
         folder.mkdir(parents=True, exist_ok=True)
         journal = cls(path)
         try:
@@ -133,7 +133,7 @@ class Journal:
             before = journal._read(is_so)
             if before is not None and journal._has_results and not resume:
                 text = "a folder without results, or --resume to go on with them"
-                raise _refused("output", text, f"{shown(str(folder))}, which has some")
+                raise _refused("output", text, f"{short_repr(str(folder))}, which has some")
             if before is not None and resume:
                 identity.check_same(before)
             else:
@@ -152,7 +152,7 @@ class Journal:
         """Notes that an input failed, and would fail again."""
         self._add({"failed": key, "stamp": stamp, "reason": reason})
 
-    def note_begun(self, key: str, begun: Begun) -> None:
+    def note_begun(self, key: str, begun: JobStarted) -> None:
         """Notes, durably, that an output begins that comes in parts: none of those noted before counts any more."""
         described = asdict(begun)
         del described["starts"]
@@ -181,7 +181,7 @@ class Journal:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            received = f"{shown(str(folder))}, where one runs"
+            received = f"{short_repr(str(folder))}, where one runs"
             raise _refused("output", "a folder where no other `convserve batch` runs", received) from error
 
     def _begin(self, identity: Identity) -> None:
@@ -224,7 +224,7 @@ class Journal:
                         self._take(line, is_so)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if identity is None:
-                        received = f"{shown(str(self._path))}: {error}"
+                        received = f"{short_repr(str(self._path))}: {error}"
                         raise _refused("output", "a journal of `convserve batch`", received) from error
                     # A line that a power failure spoilt: what it told is done again.
         os.ftruncate(self._file, self._length)
@@ -232,7 +232,7 @@ class Journal:
 
     def _identity(self, line: dict[str, Any]) -> Identity:
         if line["format"] != _FORMAT:
-            raise ValueError(f"format {shown(line['format'])}, of another version of convserve")
+            raise ValueError(f"format {short_repr(line['format'])}, of another version of convserve")
         return Identity(line["folder"], line["layers"], line["options"])
 
     def _take(self, line: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> None:
@@ -246,7 +246,7 @@ class Journal:
         if "begun" in line:
             self.begun.pop(key, None)
             if holds:
-                self.begun[key] = Begun(
+                self.begun[key] = JobStarted(
                     line["output"], line["stamp"], tuple(line["shape"]), line["dtype"], line["rows"]
                 )
             return

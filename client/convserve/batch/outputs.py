@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from convserve.batch import zarr_files
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.files.arrays import map_array, storable
 from convserve.tensors.codec import Array, Shape, numpy_dtype
 
@@ -137,7 +137,7 @@ class OutputFolder:
             MissingDependencyError: Without zarr, for its format.
         """
         if folder.exists() and not folder.is_dir():
-            text = f"Expected a folder, or a path where one can be made. Received {shown(str(folder))}, a file."
+            text = f"Expected a folder, or a path where one can be made. Received {short_repr(str(folder))}, a file."
             raise InvalidRequestError(FieldViolation("output", text))
         self.folder = folder
         self._format = FORMATS[format_name]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Tally
 from convserve.batch.inputs import Inputs
-from convserve.batch.journal import Begun, Journal
+from convserve.batch.journal import JobStarted, Journal
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.prefetch import read_ahead
 from convserve.batch.sources import InputArray, Reading, Source, open_array, sources_in, stamp_of
@@ -243,7 +243,7 @@ class Batch:
             self._note_failure(source.key, source.stamp, _reason(error), is_lasting=True)
         return None
 
-    def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> Begun:
+    def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
         """Returns the output of an array that is written in parts: one that was begun, or a new one."""
         begun = self._journal.begun.get(source.key)
         if (
@@ -252,7 +252,7 @@ class Batch:
             and self._outputs.has_begun(source.stem, shape, dtype)
         ):
             return begun
-        begun = Begun(source.stem, source.stamp, shape, dtype, rows)
+        begun = JobStarted(source.stem, source.stamp, shape, dtype, rows)
         # First the line: else a run that is killed between the two leaves an empty file and lines that call it written.
         self._journal.note_begun(source.key, begun)
         self._outputs.begin(source.stem, shape, dtype, rows)

@@ -147,7 +147,7 @@ def open_array(source: Source, reading: Reading) -> InputArray:
     if path.is_dir():
         stored = zarr_files.arrays_in(path)[source.member]
         if stored.ndim != 4:
-            with zarr_files.telling_what_is_broken(path):
+            with zarr_files.wrap_read_errors(path):
                 return _loaded(source, np.asarray(stored[...]), reading)
         rows = partial(zarr_files.read_rows, stored, path)
         return InputArray(source, tuple(stored.shape), stored.dtype.name, False, stored.chunks[0], rows)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, shown
+from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, short_repr
 from convserve.tensors.codec import Array, Shape
 
 
@@ -36,7 +36,7 @@ def arrays_in(path: Path) -> dict[str, Any]:
         MissingDependencyError: Without zarr.
     """
     zarr = zarr_package()
-    with telling_what_is_broken(path):
+    with wrap_read_errors(path):
         found = zarr.open(str(path), mode="r")
         if isinstance(found, zarr.Array):
             return {"": found}
@@ -50,7 +50,7 @@ def read_rows(array: Any, path: Path, start: int, stop: int) -> Array:
     Raises:
         InvalidTensorError: If it cannot be read.
     """
-    with telling_what_is_broken(path):
+    with wrap_read_errors(path):
         return np.asarray(array[start:stop])
 
 
@@ -81,7 +81,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def telling_what_is_broken(path: Path) -> Iterator[None]:
+def wrap_read_errors(path: Path) -> Iterator[None]:
     """Turns what zarr raises in the block for what it cannot read into an InvalidTensorError."""
     try:
         yield
@@ -93,4 +93,6 @@ def telling_what_is_broken(path: Path) -> Iterator[None]:
 
 def _refused(expected: str, path: Path, error: Exception) -> InvalidTensorError:
     reason = str(error) or type(error).__name__
-    return InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {shown(str(path))}: {reason}."))
+    return InvalidTensorError(
+        FieldViolation("input", f"Expected {expected}. Received {short_repr(str(path))}: {reason}.")
+    )

@@ -16,10 +16,10 @@ from convserve.protocol.results import Result
 from convserve.tensors.codec import Array
 
 SERVER, IN_PROCESS, ECHO = "convserve", "in process", "raw echo"
-_MOST_MESSAGE_BYTES = 2**31 - 2**16
+_MAX_MESSAGE_BYTES = 2**31 - 2**16
 
 
-class Course:
+class BenchmarkCase:
     """A workload, its layer stored on the server, its first calls made.
 
     Attributes:
@@ -95,7 +95,7 @@ class Course:
         self._against = "the definition of convolution, at some places" if self._expected else ""
 
     def _add_echo(self, echo: Echo) -> None:
-        if max(self.plan.input_bytes, self.plan.output_bytes) > _MOST_MESSAGE_BYTES:
+        if max(self.plan.input_bytes, self.plan.output_bytes) > _MAX_MESSAGE_BYTES:
             self.absent[ECHO] = "no message can have as many bytes"
             return
         request = echo.request(self.plan.input_bytes, self.plan.output_bytes)

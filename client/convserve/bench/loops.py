@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-_MOST_FAILURES_IN_A_ROW = 3
-_MOST_WAITING = 64
+_MAX_FAILURES_IN_A_ROW = 3
+_MAX_WAITING = 64
 _LEAD_S = 0.02  # in which the threads of an open loop start before the first call is due
 _GRACE_S = 0.25  # after which what an open loop has not begun by its end is left
 
@@ -71,7 +71,7 @@ def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
 
     def work(caller: int, stop: threading.Event) -> None:
         failed = 0
-        while failed < _MOST_FAILURES_IN_A_ROW:
+        while failed < _MAX_FAILURES_IN_A_ROW:
             start = time.perf_counter()
             try:
                 answer = subject.call(caller)
@@ -110,7 +110,7 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
     block, number, numbers = Block(), max(1, round(rate * seconds)), itertools.count()
     begin = time.perf_counter() + _LEAD_S
     end = begin + seconds + _GRACE_S
-    begun = [0] * _MOST_WAITING
+    begun = [0] * _MAX_WAITING
 
     def work(caller: int, stop: threading.Event) -> None:
         while (index := next(numbers)) < number:
@@ -129,7 +129,7 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
             block.last[caller] = answer
             del answer
 
-    _in_threads(work, min(_MOST_WAITING, number))
+    _in_threads(work, min(_MAX_WAITING, number))
     now = time.perf_counter()
     block.seconds = now - begin
     block.not_begun = number - sum(begun)

@@ -16,13 +16,13 @@ from typing import Any, Self
 
 from convserve._sync.client import Client
 from convserve.bench import machine, summary
-from convserve.bench.cases import SERVER, Course
+from convserve.bench.cases import SERVER, BenchmarkCase
 from convserve.bench.echo import Echo
 from convserve.bench.loops import Block, Subject, closed_loop, open_loop
 from convserve.bench.workloads import Workload
 
-_LEAST_ROUNDS = 3
-_LONGEST_BLOCK_S = 2.0
+_MIN_ROUNDS = 3
+_MAX_BLOCK_S = 2.0
 
 Progress = Callable[[str], None]
 
@@ -70,8 +70,8 @@ class Measurement:
         """
         self._client, self._target, self._loads = client, target, list(loads)
         self._info = client.info()
-        self._courses: list[Course] = []
-        self._blocks: dict[tuple[Course, Load, str], list[Block]] = {}
+        self._courses: list[BenchmarkCase] = []
+        self._blocks: dict[tuple[BenchmarkCase, Load, str], list[Block]] = {}
         self._seconds = 0.0
         self._opened = ExitStack()
         # gRPC joins channels of one target and the same options, so the echo takes the client's own connection.
@@ -87,7 +87,9 @@ class Measurement:
         Raises:
             ConvserveError: If the server does not take the call.
         """
-        course = Course(workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process)
+        course = BenchmarkCase(
+            workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process
+        )
         self._opened.enter_context(closing(course))
         self._courses.append(course)
 
@@ -102,7 +104,7 @@ class Measurement:
             KeyboardInterrupt: On Ctrl-C; what was measured until then is kept.
         """
         turns = [(course, load, name) for course in self._courses for load in self._loads for name in course.subjects]
-        rounds = max(_LEAST_ROUNDS, math.ceil(seconds / len(turns) / _LONGEST_BLOCK_S))
+        rounds = max(_MIN_ROUNDS, math.ceil(seconds / len(turns) / _MAX_BLOCK_S))
         begin = time.perf_counter()
         try:
             for number in range(rounds):
@@ -116,7 +118,7 @@ class Measurement:
         finally:
             self._seconds = time.perf_counter() - begin
 
-    def _take(self, course: Course, load: Load, name: str, *, seconds: float) -> None:
+    def _take(self, course: BenchmarkCase, load: Load, name: str, *, seconds: float) -> None:
         block = load.put_on(course.subjects[name], seconds)
         if name == SERVER:
             course.check(block.last)
@@ -142,7 +144,7 @@ class Measurement:
             ],
         }
 
-    def _of_load(self, course: Course, load: Load) -> dict[str, Any]:
+    def _of_load(self, course: BenchmarkCase, load: Load) -> dict[str, Any]:
         plan = course.plan
         blocks = {name: self._blocks.get((course, load, name), []) for name in course.subjects}
         found: dict[str, Any] = {

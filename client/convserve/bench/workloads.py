@@ -13,8 +13,8 @@ from convserve.layers.layer import Layer, planned
 from convserve.layers.plan import Plan, kernel_shape
 from convserve.tensors.codec import Array, Shape, numpy_dtype
 
-_MOST_INPUT_BYTES = 64_000_000
-_MOST_INPUTS = 4
+_MAX_INPUT_BYTES = 64_000_000
+_MAX_INPUTS = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Workload:
 
         They differ, so that an answer which belongs to another caller is noticed, unless they would be large together.
         """
-        number = max(1, min(_MOST_INPUTS, _MOST_INPUT_BYTES // self.plan().input_bytes))
+        number = max(1, min(_MAX_INPUTS, _MAX_INPUT_BYTES // self.plan().input_bytes))
         return [_random(self.input_shape, self.input_dtype, seed) for seed in range(number)]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.display.panels import Panel, ShownFigure, draw
-from convserve.display.pixels import MOST_MAPS, ValueRange, brightness, chosen, finite_range, is_picture
+from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, is_picture
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +28,7 @@ def draw_output(
     Args:
         pixels: Shape (height, width, channels), float32 or float64.
         title: Text above it.
-        channels: Which channels to draw, each as a map also if there are 1 or 3. None: the first `MOST_MAPS`.
+        channels: Which channels to draw, each as a map also if there are 1 or 3. None: the first `MAX_MAPS`.
         value_range: The values at the ends of the colours.
         beside: The input, likewise, of any size; of other channels than a picture their mean is drawn.
 
@@ -40,7 +40,7 @@ def draw_output(
     if channels is None and is_picture(count):
         low, high = value_range if isinstance(value_range, tuple) else finite_range(pixels)
         return draw([_picture_panel("output", pixels, low, high)], title, beside=stands_beside)
-    numbers = chosen(channels, count, MOST_MAPS, "channels")
+    numbers = chosen(channels, count, MAX_MAPS, "channels")
     if len(numbers) < count:
         first = numbers == list(range(len(numbers)))
         title += f"\n{'the first ' if first else ''}{len(numbers)} of {count} filters"

@@ -36,7 +36,7 @@ _DPI = 120
 _LABEL = 0.2
 _GAP = 0.08
 _LARGEST = 4.0
-_LEAST_WIDTH = 3.6  # in which a title has room
+_MIN_WIDTH = 3.6  # in which a title has room
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def draw(
     left = _GAP if beside is None else beside_width + 3 * _GAP
     head = 0.34 + 0.18 * title.count("\n") + (0.0 if scale is None else 0.2)
     size = (
-        max(left + columns * (cell_width + _GAP), _LEAST_WIDTH),
+        max(left + columns * (cell_width + _GAP), _MIN_WIDTH),
         head + max(grid_height, _LABEL + beside_height) + _GAP,
     )
     figure = ShownFigure(figsize=size, dpi=_DPI)

@@ -9,11 +9,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 
 Array = npt.NDArray[Any]
 
-MOST_MAPS = 64
+MAX_MAPS = 64
 """The most feature maps that one picture shows, unless more are named."""
 
 ValueRange = tuple[float, float] | Literal["shared"] | None
@@ -69,7 +69,7 @@ def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str)
         return list(range(min(available, most)))
     listed = list(numbers)
     if not listed or not all(isinstance(each, int | np.integer) and 0 <= each < available for each in listed):
-        text = f"Expected numbers from 0 to {available - 1}, one at least. Received {shown(listed)}."
+        text = f"Expected numbers from 0 to {available - 1}, one at least. Received {short_repr(listed)}."
         raise InvalidRequestError(FieldViolation(field, text))
     return listed
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, short_repr
 
 Array = npt.NDArray[Any]
 
@@ -156,17 +156,17 @@ def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> 
     file = Path(path)
     if file.suffix.lower() not in suffixes:
         expected = f"a file name that ends in {' or '.join(suffixes)}"
-        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {shown(str(path))}."))
+        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {short_repr(str(path))}."))
     if file.is_dir() or not file.parent.is_dir():
         expected = "a file in a folder that exists"
-        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {shown(str(path))}."))
+        raise InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {short_repr(str(path))}."))
 
 
 def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestError:
     """Returns the error that says why a file could not be written."""
     reason = error.strerror or str(error)
     return InvalidRequestError(
-        FieldViolation(field, f"Expected a file that can be written. Received {shown(str(path))}: {reason}.")
+        FieldViolation(field, f"Expected a file that can be written. Received {short_repr(str(path))}: {reason}.")
     )
 
 
@@ -201,7 +201,7 @@ def _member(names: Sequence[str], chosen: str | None, file: str, field: str) -> 
         return names[0]
     listed = ", ".join(names) or "none"
     if chosen is not None:
-        raise _refused(field, f"one of the arrays in {file!r} ({listed})", shown(chosen))
+        raise _refused(field, f"one of the arrays in {file!r} ({listed})", short_repr(chosen))
     raise _refused(
         field,
         f"an archive of one array, or a choice such as {file + ':' + (names[0] if names else 'name')!r}",

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from convserve.display.pixels import (
-    MOST_MAPS,
+    MAX_MAPS,
     ValueRange,
     brightness,
     check_sample,
@@ -142,7 +142,7 @@ def write_picture(
         data_format: "channels_last" or "channels_first": where `output` has its channels.
         sample: Which sample of the batch.
         channels: Which channels to draw, as a grid also if there are one or three. None: all, but of a grid the first
-            `MOST_MAPS`.
+            `MAX_MAPS`.
         value_range: The values to draw black and white; those beyond are drawn like them. For a grid it is the common
             scale of all maps, and "shared" is the range of what is drawn. None: the least and the greatest value, as
             above.
@@ -160,7 +160,7 @@ def write_picture(
     pixels = sample_pixels(output, sample, data_format)
     count = pixels.shape[-1]
     pictured = channels is None and is_picture(count)
-    shown = chosen(channels, count, MOST_MAPS, "channels")
+    shown = chosen(channels, count, MAX_MAPS, "channels")
     drawn = pixels[..., : len(shown)] if channels is None else pixels[..., shown]
     low, high = value_range if isinstance(value_range, tuple) else finite_range(drawn)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.files import safetensors
 from convserve.files.arrays import unwritable
 from convserve.layers import messages
@@ -44,7 +44,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
                 named: dict[str, Any] = arrays | wide
                 np.savez(opened, **named)
         else:
-            text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {shown(str(path))}."
+            text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {short_repr(str(path))}."
             raise InvalidRequestError(FieldViolation("output", text))
     except OSError as error:
         raise unwritable("output", path, error) from error

@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import shown
+from convserve.errors import short_repr
 from convserve.importing import keras_files, named_arrays, numpy_files, state_dict
 from convserve.importing.imported import Contents, Imported, Skipped
 from convserve.importing.named_arrays import Geometry
-from convserve.importing.untrusted import Budget, checked_file, refusal, telling_what_is_broken
+from convserve.importing.untrusted import Budget, checked_file, refusal, wrap_read_errors
 
 __all__ = ["Imported", "Skipped", "read"]
 
@@ -69,18 +69,19 @@ def read(
         MissingDependencyError: Without h5py or safetensors, for the files that need it.
     """
     if not isinstance(path, str | Path):
-        raise refusal("the path of a file", shown(path))
+        raise refusal("the path of a file", short_repr(path))
     file, geometry = Path(path), Geometry(parameters, config or {})
     kind = file.suffix.lower()
     if kind in _PICKLES:
         advice = "from Python: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
         raise refusal(
-            "a file that runs no code when it is read", f"{shown(str(path))}, which may be a pickle. Save it {advice}"
+            "a file that runs no code when it is read",
+            f"{short_repr(str(path))}, which may be a pickle. Save it {advice}",
         )
     if kind not in _EXPECTED:
-        raise refusal(f"a file that ends in {', '.join(_EXPECTED)}", shown(str(path)))
+        raise refusal(f"a file that ends in {', '.join(_EXPECTED)}", short_repr(str(path)))
     file = checked_file(path)
-    with telling_what_is_broken(file, _EXPECTED[kind]):
+    with wrap_read_errors(file, _EXPECTED[kind]):
         return _contents(kind, file, Budget(file), geometry).named(prefix)
 
 

@@ -24,7 +24,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from convserve.errors import MissingDependencyError, shown
+from convserve.errors import MissingDependencyError, short_repr
 from convserve.importing.untrusted import Budget, refusal
 from convserve.tensors.bfloat16 import float32_of_bits
 from convserve.tensors.codec import Array
@@ -82,16 +82,16 @@ class Hdf5File:
         if found["kind"] == "nothing":
             return None
         if found["kind"] != "array":
-            raise refusal("an array", f"{shown(path)}, which is none")
+            raise refusal("an array", f"{short_repr(path)}, which is none")
         if found["is_elsewhere"]:
-            raise refusal("arrays that are in the file itself", f"{shown(path)}, which is in others")
+            raise refusal("arrays that are in the file itself", f"{short_repr(path)}, which is in others")
         if not set(found["filters"]) <= _BUILT_IN_FILTERS:
-            raise refusal("arrays without filters of others' making", f"{shown(path)}, which has one")
+            raise refusal("arrays without filters of others' making", f"{short_repr(path)}, which has one")
         shape, dtype = tuple(found["shape"]), np.dtype(found["dtype"])
         if dtype.kind != "f" and not found["is_bfloat16"]:
-            raise refusal("floating-point numbers", f"{shown(path)} of dtype {dtype}")
+            raise refusal("floating-point numbers", f"{short_repr(path)} of dtype {dtype}")
         size = math.prod(shape) * dtype.itemsize
-        self._budget.spend(size, f"the array {shown(path)}")
+        self._budget.spend(size, f"the array {short_repr(path)}")
         self._ask("elements", path)
         elements = np.ndarray(shape, dtype, self._read(size))
         return float32_of_bits(elements.view("<u2")) if dtype == np.dtype("V2") else elements
@@ -116,7 +116,7 @@ class Hdf5File:
     def _described(self, path: str) -> dict[str, Any]:
         found: dict[str, Any] = self._ask("describe", path)
         if found["kind"] == "link":
-            raise refusal("an HDF5 file without links", f"{shown(path)}, which is one")
+            raise refusal("an HDF5 file without links", f"{short_repr(path)}, which is one")
         return found
 
     def _ask(self, *question: str) -> Any:

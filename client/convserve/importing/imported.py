@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import LONGEST_NAME, check_name
+from convserve.protocol.stored_layers import MAX_NAME, check_name
 
 
 class Skipped(NamedTuple):
@@ -75,7 +75,7 @@ class Contents:
             while free in layers:  # another layer's name became the same one
                 numbers[wanted] = numbers.get(wanted, 1) + 1
                 ending = f"_{numbers[wanted]}"
-                free = wanted[: LONGEST_NAME - len(ending)] + ending
+                free = wanted[: MAX_NAME - len(ending)] + ending
             layers[free] = layer
         skipped = [each._replace(name="/".join(filter(None, (before, each.name)))) for each in self.skipped]
         return Imported(layers, skipped)
@@ -90,10 +90,10 @@ def fitting_name(text: str) -> str:
     name = re.sub(r"[^A-Za-z0-9._/-]", "_", text)
     name = re.sub(r"\.{2,}", ".", name)
     name = re.sub(r"^[^A-Za-z0-9]+", "", name) or "layer"
-    if len(name) <= LONGEST_NAME:
+    if len(name) <= MAX_NAME:
         return name
     ending = "-" + hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
-    return name[: LONGEST_NAME - len(ending)] + ending
+    return name[: MAX_NAME - len(ending)] + ending
 
 
 def _checked_prefix(prefix: str) -> str:

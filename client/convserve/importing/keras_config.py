@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 from convserve.importing.imported import Skipped
 from convserve.importing.untrusted import refusal
 from convserve.layers.conv2d import Conv2D
@@ -71,7 +71,7 @@ def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipp
         InvalidRequestError: If it is no model's configuration.
     """
     if not isinstance(model.get("class_name"), str) or "config" not in model:
-        raise refusal("the configuration of a Keras model", f"an object with the keys {shown(list(model))}")
+        raise refusal("the configuration of a Keras model", f"an object with the keys {short_repr(list(model))}")
     layers = _layers(model)
     if layers is None:
         yield Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")
@@ -91,13 +91,15 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
             raise InvalidConfigurationError(FieldViolation(field, f"Expected {field}. Received a layer without it."))
     policy = config.get("dtype")
     if isinstance(policy, dict) and not isinstance(policy.get("config"), dict):
-        raise InvalidConfigurationError(FieldViolation("dtype", f"Expected a dtype policy. Received {shown(policy)}."))
+        raise InvalidConfigurationError(
+            FieldViolation("dtype", f"Expected a dtype policy. Received {short_repr(policy)}.")
+        )
     if "/" in str(config.get("name")):  # Keras 2 allowed it
         del config["name"]
     for field, value in config.items():
         why = _custom(value) if isinstance(value, dict) and field not in _INITIALIZERS else ""
         if why:
-            text = f"Expected one of Keras' own. Received a {why} class: {shown(value.get('class_name'))}."
+            text = f"Expected one of Keras' own. Received a {why} class: {short_repr(value.get('class_name'))}."
             raise InvalidConfigurationError(FieldViolation(field, text))
     config["activation"] = _activation(config.get("activation"))
     try:
@@ -117,7 +119,7 @@ def _walk(
     numbers: Counter[str] = Counter()
     for position, entry in enumerate(layers):
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
-            raise refusal("a layer with its class_name", shown(entry))
+            raise refusal("a layer with its class_name", short_repr(entry))
         kind, own = entry["class_name"], (*names, _name(entry) or entry["class_name"])
         path = "/".join(own[1:])
         if _is_operation(entry):
@@ -131,7 +133,7 @@ def _walk(
         inner, config = _layers(entry), entry.get("config")
         known_as = tuple(f"{each}/{position}" for each in identities)
         if entry.get("shared_object_id") is not None:
-            known_as += (shown(entry["shared_object_id"]),)
+            known_as += (short_repr(entry["shared_object_id"]),)
         if inner is not None:
             yield from _walk(inner, own, f"{place}/layers", known_as)
         elif kind != "Conv2D":
@@ -139,7 +141,7 @@ def _walk(
         elif _custom(entry):
             yield Skipped(path, kind, f"{_custom(entry)} class that calls itself Conv2D")
         elif not isinstance(config, dict):
-            raise refusal(f"a configuration of {shown(path)}", shown(config))
+            raise refusal(f"a configuration of {short_repr(path)}", short_repr(config))
         else:
             yield Conv2DEntry(own, place, config, known_as)
 
@@ -158,7 +160,9 @@ def _why_skipped(entry: Mapping[str, Any]) -> str:
     config = entry.get("config")
     inner = config.get("layer") if isinstance(config, dict) else None
     if entry["class_name"] in _WRAPPERS and isinstance(inner, dict):
-        return f"a wrapper, here around {shown(inner.get('class_name'))}, computes something else than what it wraps"
+        return (
+            f"a wrapper, here around {short_repr(inner.get('class_name'))}, computes something else than what it wraps"
+        )
     if _custom(entry):
         return f"{_custom(entry)} class"
     return "not a Conv2D"
@@ -168,9 +172,9 @@ def _custom(entry: Mapping[str, Any]) -> str:
     """Returns "custom, of MODULE" if a class is not one of Keras' own, else nothing. Old files don't say."""
     module, registered = entry.get("module"), entry.get("registered_name")
     if module is not None and str(module).partition(".")[0] not in _PACKAGES:
-        return f"custom ({shown(module)})"
+        return f"custom ({short_repr(module)})"
     if registered is not None and registered != entry.get("class_name"):
-        return f"custom ({shown(registered)})"
+        return f"custom ({short_repr(registered)})"
     return ""
 
 

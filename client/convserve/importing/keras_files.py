@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import InvalidArgumentError, InvalidConfigurationError, shown
+from convserve.errors import InvalidArgumentError, InvalidConfigurationError, short_repr
 from convserve.importing import hdf5, keras_config
 from convserve.importing.hdf5 import Hdf5File
 from convserve.importing.imported import Contents, Skipped
@@ -97,7 +97,7 @@ def _archived_weights(opened: Hdf5File, entry: Conv2DEntry) -> _Weights:
         raise _NoWeightsError(f"the file has no weights for it at {place}{why}")
     name = opened.text(place, "name")
     if name is not None and name != entry.names[-1]:
-        raise _NoWeightsError(f"the weights at {place} are those of {shown(name)}")
+        raise _NoWeightsError(f"the weights at {place} are those of {short_repr(name)}")
     return kernel, opened.array(f"{place}/1")
 
 
@@ -121,7 +121,7 @@ class _NamedWeights:
             raise _NoWeightsError("its LoRA is apart from its kernel in an .h5 file: save the model as .keras")
         place = self._place(entry)
         if place is None:
-            raise _NoWeightsError(f"the file has no weights for it in the group {shown(entry.names[1])}")
+            raise _NoWeightsError(f"the file has no weights for it in the group {short_repr(entry.names[1])}")
         if self._claims[place] > 1:
             raise _NoWeightsError("the file does not tell its weights from another's: save the model as .keras")
         group, owner = place
@@ -129,7 +129,7 @@ class _NamedWeights:
         kernel = self._opened.array(f"model_weights/{group}/{named['kernel']}")
         bias = self._opened.array(f"model_weights/{group}/{named['bias']}") if "bias" in named else None
         if kernel is None:
-            raise refusal("an array for every name in weight_names", f"none for {shown(named['kernel'])}")
+            raise refusal("an array for every name in weight_names", f"none for {short_repr(named['kernel'])}")
         return kernel, bias
 
     def _place(self, entry: Conv2DEntry) -> tuple[str, str] | None:

@@ -13,7 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, shown
+from convserve.errors import (
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidConfigurationError,
+    InvalidRequestError,
+    short_repr,
+)
 from convserve.importing.imported import Contents
 from convserve.importing.torch_conv2d import keras_kernel, keras_parameters
 from convserve.importing.untrusted import refusal
@@ -84,9 +90,8 @@ class Geometry:
         for pattern in self.by_layer:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                text = (
-                    f"Expected the name of a layer, or a pattern, out of {listed or 'none'}. Received {shown(pattern)}."
-                )
+                expected = f"Expected the name of a layer, or a pattern, out of {listed or 'none'}."
+                text = f"{expected} Received {short_repr(pattern)}."
                 raise InvalidConfigurationError(FieldViolation("config", text))
 
 
@@ -124,7 +129,7 @@ def _by_layer(arrays: Sequence[NamedArray]) -> dict[str, dict[str, NamedArray]]:
             name, kind = (layer, kind) if kind in ("kernel", "weight") else (each.name, "kernel")
             parts = found.setdefault(name, {})
             if parts:
-                raise refusal("one kernel for each layer", f"a kernel and a weight for {shown(name)}")
+                raise refusal("one kernel for each layer", f"a kernel and a weight for {short_repr(name)}")
             parts[kind] = each
     for each in arrays:
         layer, kind = _split(each.name)
@@ -164,11 +169,11 @@ def _split(name: str) -> tuple[str, str]:
 def _known(parameters: Any, where: str) -> Mapping[str, Any]:
     """Returns parameters whose names are known."""
     if not isinstance(parameters, Mapping):
-        text = f"Expected parameters by name, or null. Received {shown(parameters)}."
+        text = f"Expected parameters by name, or null. Received {short_repr(parameters)}."
         raise InvalidConfigurationError(FieldViolation(where.rstrip(".") or "config", text))
     words = (*_PARAMETERS, "stride", "dilation", "padding_mode")
     for name in parameters:
         if name not in words:
-            text = f"Expected one of {', '.join(words)}. Received {shown(name)}."
+            text = f"Expected one of {', '.join(words)}. Received {short_repr(name)}."
             raise InvalidConfigurationError(FieldViolation(f"{where}{name}", text))
     return parameters

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import shown
+from convserve.errors import short_repr
 from convserve.importing.named_arrays import NamedArray
 from convserve.importing.untrusted import Budget, refusal
 from convserve.importing.zip_members import read_member
@@ -42,14 +42,15 @@ def _array(name: str, data: bytes) -> NamedArray:
     version = np.lib.format.read_magic(opened)
     if version not in _READ_HEAD:
         raise refusal(
-            f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format", f"{shown(name)} in {version}"
+            f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format",
+            f"{short_repr(name)} in {version}",
         )
     shape, fortran_order, dtype = _READ_HEAD[version](opened)
     if dtype.hasobject:
-        raise refusal("arrays of numbers", f"{shown(name)} of Python objects: a pickle, of which nothing was run")
+        raise refusal("arrays of numbers", f"{short_repr(name)} of Python objects: a pickle, of which nothing was run")
     elements = memoryview(data)[opened.tell() :]
     if math.prod(shape) * dtype.itemsize != elements.nbytes:
-        raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{shown(name)} of {elements.nbytes} bytes")
+        raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{short_repr(name)} of {elements.nbytes} bytes")
 
     def read() -> Array:
         return np.frombuffer(elements, dtype).reshape(shape, order="F" if fortran_order else "C")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from convserve.errors import shown
+from convserve.errors import short_repr
 from convserve.files.layers import configuration_in
 from convserve.files.safetensors import SafetensorsFile
 from convserve.importing.imported import Contents
@@ -20,14 +20,14 @@ def read(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     opened = SafetensorsFile(file)
 
     def tensor(name: str) -> Array:
-        budget.spend(opened.tensors[name].nbytes, f"the tensor {shown(name)}")
+        budget.spend(opened.tensors[name].nbytes, f"the tensor {short_repr(name)}")
         return opened.read(name)
 
     config = configuration_in(opened.metadata)
     if config is not None:
         geometry.check_none()
         if "kernel" not in opened.tensors:
-            raise refusal("a layer with its kernel", f"the tensors {shown(list(opened.tensors))}")
+            raise refusal("a layer with its kernel", f"the tensors {short_repr(list(opened.tensors))}")
         weights = {name: tensor(name) for name in ("kernel", "bias") if name in opened.tensors}
         return Contents(file.stem, [("", Layer(config, **weights))])
     arrays = [NamedArray(name, each.shape, each.dtype, partial(tensor, name)) for name, each in opened.tensors.items()]

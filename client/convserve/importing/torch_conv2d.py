@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, InvalidWeightsError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, InvalidWeightsError, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, Array
@@ -36,7 +36,7 @@ def keras_parameters(words: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in words.items():
         if name == "padding_mode":
             if value != "zeros":
-                text = f"Expected 'zeros', which is what a Conv2D pads with. Received padding_mode={shown(value)}."
+                text = f"Expected 'zeros', which is what a Conv2D pads with. Received padding_mode={short_repr(value)}."
                 raise InvalidConfigurationError(FieldViolation(name, text))
             continue
         keras_name = _KERAS_NAMES.get(name, name)

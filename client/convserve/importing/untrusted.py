@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, shown
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, short_repr
 
 _ALWAYS_BYTES = 64 * 2**20
-_MOST_EXPANSION = 16
-_LONGEST_REASON = 200
+_MAX_EXPANSION = 16
+_MAX_REASON = 200
 # What readers of Python's, NumPy's and ours raise for bytes that make no sense.
 _STUMBLES = (
     OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, ArithmeticError, SyntaxError, struct.error,
@@ -33,8 +33,8 @@ class Budget:
 
     def __init__(self, file: Path) -> None:
         size = file.stat().st_size
-        self._most = self._left = _ALWAYS_BYTES + _MOST_EXPANSION * size
-        self._why = f"{_ALWAYS_BYTES} and {_MOST_EXPANSION} times the {size} of the file"
+        self._most = self._left = _ALWAYS_BYTES + _MAX_EXPANSION * size
+        self._why = f"{_ALWAYS_BYTES} and {_MAX_EXPANSION} times the {size} of the file"
 
     def spend(self, amount: int, what: str) -> None:
         """Counts bytes that are about to be read.
@@ -64,31 +64,31 @@ def checked_file(path: str | Path) -> Path:
         regular = stat.S_ISREG(file.stat().st_mode)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise refusal("a file that can be read", f"{shown(str(path))}: {reason}") from error
+        raise refusal("a file that can be read", f"{short_repr(str(path))}: {reason}") from error
     if not regular:
-        raise refusal("a file", f"{shown(str(path))}, which is none")
+        raise refusal("a file", f"{short_repr(str(path))}, which is none")
     return file
 
 
 @contextmanager
-def telling_what_is_broken(file: Path, expected: str) -> Iterator[None]:
+def wrap_read_errors(file: Path, expected: str) -> Iterator[None]:
     """Turns what a reader stumbles over in a broken file into an error that says which file was expected."""
     try:
         yield
     except ConvserveError:
         raise
     except MemoryError as error:
-        raise refusal(f"{expected} that fits into memory", shown(str(file))) from error
+        raise refusal(f"{expected} that fits into memory", short_repr(str(file))) from error
     except _STUMBLES as error:
         raise _broken(file, expected, error) from error
 
 
 def _broken(file: Path, expected: str, error: Exception) -> InvalidRequestError:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = " ".join(str(reason).split())[:_LONGEST_REASON]
+    text = " ".join(str(reason).split())[:_MAX_REASON]
     pickled = " It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
     return InvalidRequestError(
-        FieldViolation("file", f"Expected {expected}. Received {shown(str(file))}: {text}.{pickled}")
+        FieldViolation("file", f"Expected {expected}. Received {short_repr(str(file))}: {text}.{pickled}")
     )
 
 

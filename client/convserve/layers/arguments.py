@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, short_repr
 
 T = TypeVar("T")
 Pair = tuple[int, int]
@@ -56,7 +56,9 @@ class Arguments:
 
 
 def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationError:
-    return InvalidConfigurationError(FieldViolation(field, f"Expected {expected}. Received {field}={shown(value)}."))
+    return InvalidConfigurationError(
+        FieldViolation(field, f"Expected {expected}. Received {field}={short_repr(value)}.")
+    )
 
 
 def positive_integer(value: object, field: str) -> int:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
         nearest = difflib.get_close_matches(str(name), CLASSIC_KERNELS, n=1)
         hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
         raise InvalidConfigurationError(
-            FieldViolation("kernel", f"Expected one of {', '.join(CLASSIC_KERNELS)}. Received {shown(name)}.{hint}")
+            FieldViolation(
+                "kernel", f"Expected one of {', '.join(CLASSIC_KERNELS)}. Received {short_repr(name)}.{hint}"
+            )
         )
     if channels < 1:
         raise InvalidConfigurationError(

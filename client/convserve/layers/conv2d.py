@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from convserve.activations import Activation
 from convserve.constraints import Constraint
 from convserve.display import html_tables
-from convserve.errors import FieldViolation, InvalidConfigurationError, shown
+from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers import arguments as standard
 from convserve.layers.arguments import Arguments, DataFormat, Padding, Pair
@@ -254,7 +254,8 @@ class Conv2D:
         kernel, bias = self.kernel_initializer, self.bias_initializer
         if kernel.refusal:
             found.refuse(
-                "kernel_initializer", f"Expected one that suits a kernel. Received {shown(kernel)}: {kernel.refusal}."
+                "kernel_initializer",
+                f"Expected one that suits a kernel. Received {short_repr(kernel)}: {kernel.refusal}.",
             )
         if isinstance(kernel, Orthogonal) and self.variable_dtype == "bfloat16":
             found.refuse(
@@ -262,7 +263,7 @@ class Conv2D:
             )
         if self.use_bias and (bias.refusal or isinstance(bias, Orthogonal)):
             why = bias.refusal or "orthogonal makes matrices; a bias has rank 1"
-            found.refuse("bias_initializer", f"Expected one that suits a bias. Received {shown(bias)}: {why}.")
+            found.refuse("bias_initializer", f"Expected one that suits a bias. Received {short_repr(bias)}: {why}.")
         for field, rank, initializer in (("kernel_initializer", 4, kernel), ("bias_initializer", 1, bias)):
             if field == "bias_initializer" and not self.use_bias:
                 continue
@@ -301,6 +302,6 @@ def _initializer(value: object, field: str) -> Initializer:
 def _regularizer(value: object, field: str) -> Regularizer | None:
     regularizer = Regularizer.get(value, field)
     if regularizer is not None and regularizer.refusal:
-        text = f"Expected one that suits a Conv2D. Received {shown(regularizer)}: {regularizer.refusal}."
+        text = f"Expected one that suits a Conv2D. Received {short_repr(regularizer)}: {regularizer.refusal}."
         raise InvalidConfigurationError(FieldViolation(field, text))
     return regularizer

@@ -18,7 +18,7 @@ from convserve.errors import (
     InvalidTensorError,
     InvalidWeightsError,
     naming_layer,
-    shown,
+    short_repr,
 )
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
@@ -184,7 +184,7 @@ class Layer:
                     name, [*known, "kernel", "bias", "seed", "output_dtype", "timeout"], n=1
                 )
                 hint = f" Did you mean {near[0]}?" if near else f" They are {', '.join(known)}."
-                text = f"Expected a parameter of keras.layers.Conv2D. Received {shown(name)}.{hint}"
+                text = f"Expected a parameter of keras.layers.Conv2D. Received {short_repr(name)}.{hint}"
                 raise InvalidConfigurationError(FieldViolation(name, text))
         if kernel is not None:
             shape = np.shape(kernel)
@@ -350,9 +350,11 @@ def _kernel_text(config: Conv2D, shape: Shape) -> str:
     hint = ""
     if len(shape) == 4 and shape[2:] == (height, width) and shape[0] == config.filters:
         hint = " It looks like PyTorch's order (out, in, height, width): pass kernel.transpose(2, 3, 1, 0)."
-    return f"Expected {expected}. Received shape {shown(shape)}.{hint}"
+    return f"Expected {expected}. Received shape {short_repr(shape)}.{hint}"
 
 
 def _bias_text(config: Conv2D, shape: Shape) -> str:
     """Returns what is wrong with a bias' shape, or nothing."""
-    return "" if shape == (config.filters,) else f"Expected shape ({config.filters},). Received shape {shown(shape)}."
+    return (
+        "" if shape == (config.filters,) else f"Expected shape ({config.filters},). Received shape {short_repr(shape)}."
+    )

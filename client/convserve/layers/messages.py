@@ -25,7 +25,7 @@ _FAMILIES: dict[str, type[KerasObject]] = {
     "kernel_constraint": Constraint,
     "bias_constraint": Constraint,
 }
-_LONGEST_REMEMBERED_BYTES = 4096
+_MAX_REMEMBERED_BYTES = 4096
 _DATA_FORMATS = {
     conv2d_pb2.DATA_FORMAT_CHANNELS_LAST: "channels_last",
     conv2d_pb2.DATA_FORMAT_CHANNELS_FIRST: "channels_first",
@@ -72,7 +72,7 @@ def from_message(message: conv2d_pb2.Conv2D) -> Conv2D:
     """
     # A configuration is a value, and most of them come again: with every call that carries its layer.
     data = message.SerializeToString(deterministic=True)
-    return _remembered(data) if len(data) <= _LONGEST_REMEMBERED_BYTES else _read(message)
+    return _remembered(data) if len(data) <= _MAX_REMEMBERED_BYTES else _read(message)
 
 
 @functools.lru_cache(maxsize=1000)

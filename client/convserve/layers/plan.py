@@ -9,7 +9,7 @@ from typing import Any
 
 from convserve.activations import GLU
 from convserve.display import html_tables
-from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, shown
+from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
 
@@ -124,7 +124,8 @@ def checked_input_shape(shape: Sequence[int]) -> Shape:
         InvalidTensorError: If it has not four dimensions of at least 1.
     """
     if len(shape) != 4:
-        text = f"Expected 4 dimensions, the first being the batch. Received {len(shape)}: shape {shown(tuple(shape))}."
+        received = f"Received {len(shape)}: shape {short_repr(tuple(shape))}."
+        text = f"Expected 4 dimensions, the first being the batch. {received}"
         raise InvalidTensorError(FieldViolation("input", text))
     return checked_shape(shape, "input")
 

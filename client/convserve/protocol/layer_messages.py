@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import KnownLayer, check_channels, check_name
+from convserve.protocol.stored_layers import StoredLayerBase, check_channels, check_name
 from convserve.tensors.codec import FLOAT_DTYPES, Array, dtype_name, dtype_number, numpy_dtype
 from convserve.v1 import layer_service_pb2
 
 WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
 """The initial metadata in which a server says, before it is sent weights, whether it wants them."""
 
-MOST_DIGESTS = 10_000
+MAX_DIGESTS = 10_000
 """Of which a server says in one call whether it holds them."""
 
 _PIECE_BYTES = 2**20
@@ -89,12 +89,12 @@ def sent_draw(
     return Sent(layer_service_pb2.PutLayerRequest(start=start))
 
 
-def sent_redraw(known: KnownLayer) -> Sent:
+def sent_redraw(known: StoredLayerBase) -> Sent:
     """Returns what draws a layer's weights again, and is refused with INVALID_ARGUMENT if they come out as others."""
     return sent_draw(known.config, None, known.kernel_shape[2] * known.config.groups, known.digest)
 
 
-def sent_update(known: KnownLayer, layer: Layer) -> Sent:
+def sent_update(known: StoredLayerBase, layer: Layer) -> Sent:
     """Returns what gives a stored layer's configuration new weights, and its name to the result."""
     start = layer_service_pb2.UpdateWeightsStart(
         layer=stored_reference(known), weights=weights_header(layer), name=known.name or ""
@@ -109,7 +109,7 @@ def _name_or_none(name: str | None) -> str:
     return name
 
 
-def stored_reference(layer: KnownLayer | str) -> layer_service_pb2.StoredLayerReference:
+def stored_reference(layer: StoredLayerBase | str) -> layer_service_pb2.StoredLayerReference:
     """Returns the message that says which stored layer is meant: by its digest, or by a name alone.
 
     Raises:
@@ -117,9 +117,11 @@ def stored_reference(layer: KnownLayer | str) -> layer_service_pb2.StoredLayerRe
     """
     if isinstance(layer, str):
         return layer_service_pb2.StoredLayerReference(name=layer)
-    if isinstance(layer, KnownLayer):
+    if isinstance(layer, StoredLayerBase):
         return layer_service_pb2.StoredLayerReference(digest=layer.digest)
-    raise InvalidRequestError(FieldViolation("layer", f"Expected a stored layer or a name. Received {shown(layer)}."))
+    raise InvalidRequestError(
+        FieldViolation("layer", f"Expected a stored layer or a name. Received {short_repr(layer)}.")
+    )
 
 
 def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
@@ -129,12 +131,12 @@ def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
         InvalidRequestError: If the prefix is no text.
     """
     if not isinstance(name_prefix, str):
-        text = f"Expected the beginning of names. Received {shown(name_prefix)}."
+        text = f"Expected the beginning of names. Received {short_repr(name_prefix)}."
         raise InvalidRequestError(FieldViolation("name_prefix", text))
     return layer_service_pb2.ListLayersRequest(name_prefix=name_prefix, page_size=1000)
 
 
-def missing_requests(layers: Sequence[Layer | KnownLayer]) -> list[layer_service_pb2.FindMissingLayersRequest]:
+def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_service_pb2.FindMissingLayersRequest]:
     """Returns the messages that ask for what is missing, each for as many layers as it may.
 
     Raises:
@@ -142,17 +144,17 @@ def missing_requests(layers: Sequence[Layer | KnownLayer]) -> list[layer_service
         InvalidWeightsError: For a layer without weights, which has no digest.
     """
     for each in layers:
-        if not isinstance(each, Layer | KnownLayer):
-            text = f"Expected layers with their weights. Received {shown(each)} among them."
+        if not isinstance(each, Layer | StoredLayerBase):
+            text = f"Expected layers with their weights. Received {short_repr(each)} among them."
             raise InvalidRequestError(FieldViolation("layers", text))
     digests = [each.digest for each in layers]
     return [
-        layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MOST_DIGESTS])
-        for begin in range(0, len(digests), MOST_DIGESTS)
+        layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MAX_DIGESTS])
+        for begin in range(0, len(digests), MAX_DIGESTS)
     ]
 
 
-def said_of_weights(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
+def negotiated(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
     """Returns what a server's initial metadata says of the weights that a caller has; None with a refusal."""
     return next((value for key, value in metadata or () if key == WEIGHTS), None)
 

@@ -34,11 +34,11 @@ DOMAIN = "convserve.v1"
 
 # gRPC refuses trailers above 8 KiB by default. A status' text crosses the wire twice: percent-encoded, and in the
 # details, which cross it in base64. These bounds, in bytes of the percent-encoded form, keep it all below 7.5 KiB.
-_LONGEST_TEXT = 1500
-_LONGEST_FIELD = 100
-_LONGEST_DESCRIPTION = 1000
-_MOST_OF_VIOLATIONS = 2400
-_LONGEST_NAME = 800
+_MAX_TEXT = 1500
+_MAX_FIELD = 100
+_MAX_DESCRIPTION = 1000
+_MAX_OF_VIOLATIONS = 2400
+_MAX_NAME = 800
 
 
 def _family(parent: type[ConvserveError]) -> list[type[ConvserveError]]:
@@ -103,7 +103,7 @@ def from_item_error(message: convolution_service_pb2.StreamItemError) -> Convser
 
 
 def _status_message(error: ConvserveError) -> status_pb2.Status:
-    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _LONGEST_TEXT))
+    status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _MAX_TEXT))
     for message in (_info(error), *_beside_info(error)):
         packed = any_pb2.Any()
         packed.Pack(message)
@@ -185,14 +185,14 @@ def _beside_info(error: ConvserveError) -> list[Message]:
         listed = details_pb2.BadRequest()
         for each in error.violations:
             listed.field_violations.add(
-                field=_cut(each.field, _LONGEST_FIELD), description=_cut(each.description, _LONGEST_DESCRIPTION)
+                field=_cut(each.field, _MAX_FIELD), description=_cut(each.description, _MAX_DESCRIPTION)
             )
-            if listed.ByteSize() > _MOST_OF_VIOLATIONS:
+            if listed.ByteSize() > _MAX_OF_VIOLATIONS:
                 del listed.field_violations[-1]
                 break
         return [listed]
     if isinstance(error, LayerNotFoundError):
-        name = _cut(error.layer, _LONGEST_NAME)
+        name = _cut(error.layer, _MAX_NAME)
         return [details_pb2.ResourceInfo(resource_type="convserve.v1.Layer", resource_name=name)]
     if isinstance(error, OverloadedError):
         retry = details_pb2.RetryInfo()

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 
 from convserve.display import html_tables
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, check_kernel_channels
 from convserve.tensors.codec import Array, Shape
 from convserve.v1 import layer_pb2
 
-LONGEST_NAME = 200
+MAX_NAME = 200
 """Characters that a layer's name may have."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
-class KnownLayer:
+class StoredLayerBase:
     """A stored layer, by its digest, with its weights where this process has them.
 
     Attributes:
@@ -87,10 +87,10 @@ def check_name(name: str, field: str = "name") -> None:
     Raises:
         InvalidRequestError: For the field, if it has other characters than allowed.
     """
-    if not isinstance(name, str) or len(name) > LONGEST_NAME or not _NAME.fullmatch(name) or ".." in name:
+    if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name) or ".." in name:
         text = (
-            f"Expected 1 to {LONGEST_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, "
-            f"without '..'. Received {shown(name)}."
+            f"Expected 1 to {MAX_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, "
+            f"without '..'. Received {short_repr(name)}."
         )
         raise InvalidRequestError(FieldViolation(field, text))
 
@@ -102,7 +102,7 @@ def check_channels(channels: Any) -> None:
         InvalidWeightsError: If it is not one.
     """
     if isinstance(channels, bool) or not isinstance(channels, int | np.integer) or not 0 < channels < 2**31:
-        text = f"Expected the number of the input's channels, above 0. Received {shown(channels)}."
+        text = f"Expected the number of the input's channels, above 0. Received {short_repr(channels)}."
         raise InvalidWeightsError(FieldViolation("input_channels", text))
 
 
@@ -118,14 +118,14 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
         given = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
     elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
         text = "Expected a Conv2D with or without kernel= and bias=, or a Layer, which has them."
-        raise InvalidRequestError(FieldViolation("layer", f"{text} Received {shown(layer)}."))
+        raise InvalidRequestError(FieldViolation("layer", f"{text} Received {short_repr(layer)}."))
     else:
         given = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
     if given.kernel is None:
         given.config.check_initializers()
         return given
     if seed is not None:
-        text = f"Expected no seed beside weights, which need not be drawn. Received seed={shown(seed)}."
+        text = f"Expected no seed beside weights, which need not be drawn. Received seed={short_repr(seed)}."
         raise InvalidRequestError(FieldViolation("seed", text))
     if input_channels is not None:
         check_channels(input_channels)
@@ -140,7 +140,7 @@ def _frozen(array: Array) -> Array:
 
 
 def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix: str) -> list[dict[str, Any]]:
-    """Returns the arguments of a KnownLayer for each layer that any server lists, in the order of digests.
+    """Returns the arguments of a StoredLayerBase for each layer that any server lists, in the order of digests.
 
     Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
@@ -158,7 +158,7 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
 
 
 def put_parts(layer: Layer) -> dict[str, Any]:
-    """Returns the arguments of a KnownLayer for a layer with its weights that no server need hold yet."""
+    """Returns the arguments of a StoredLayerBase for a layer with its weights that no server need hold yet."""
     assert layer.kernel is not None  # noqa: S101
     return {
         "digest": layer.digest,
@@ -171,7 +171,7 @@ def put_parts(layer: Layer) -> dict[str, Any]:
 
 
 def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer | None) -> dict[str, Any]:
-    """Returns the arguments of KnownLayer that a message gives."""
+    """Returns the arguments of StoredLayerBase that a message gives."""
     return {
         "digest": message.digest,
         "name": name,

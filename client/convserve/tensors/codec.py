@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, shown
+from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, short_repr
 from convserve.v1 import tensor_pb2
 
 try:
@@ -93,7 +93,7 @@ def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
             name = None
     if name not in allowed:
         raise InvalidTensorError(
-            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {shown(dtype)}.")
+            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {short_repr(dtype)}.")
         )
     return str(name)
 
@@ -135,7 +135,7 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
         InvalidTensorError: If a dimension is below 1 or the shape has more than 2**63 - 1 elements.
     """
     if len(shape) > 8:
-        received = f"{len(shape)}: shape {shown(tuple(shape[:9]))} and so on"
+        received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
         raise InvalidTensorError(FieldViolation(field, f"Expected at most 8 dimensions. Received {received}."))
     expected = ""
     if shape and min(shape) < 1:
@@ -143,7 +143,9 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
     elif math.prod(shape) >= 2**63:
         expected = "at most 2**63 - 1 elements"
     if expected:
-        raise InvalidTensorError(FieldViolation(field, f"Expected {expected}. Received shape {shown(tuple(shape))}."))
+        raise InvalidTensorError(
+            FieldViolation(field, f"Expected {expected}. Received shape {short_repr(tuple(shape))}.")
+        )
     return tuple(int(size) for size in shape)
 
 

@@ -19,7 +19,7 @@ from convserve.v1 import tensor_pb2
 _PAYLOAD_FIELD = 15  # of a tensor in its message, and of the elements in a Tensor
 _PAYLOAD_TAG = bytes([_PAYLOAD_FIELD << 3 | 2])
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_MOST_FIELDS = 10_000
+_MAX_FIELDS = 10_000
 
 M = TypeVar("M", bound=Message)
 
@@ -127,7 +127,7 @@ def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]]
     contents: list[memoryview] = []
     try:
         while position < end:
-            if view[position] != tag or len(contents) == _MOST_FIELDS:
+            if view[position] != tag or len(contents) == _MAX_FIELDS:
                 return None
             length, content = _read_varint(view, position + 1)
             position = content + length
@@ -146,7 +146,7 @@ def _first_field(view: memoryview, number: int) -> int | None:
     """
     position = 0
     try:
-        for _ in range(_MOST_FIELDS):
+        for _ in range(_MAX_FIELDS):
             start = position
             tag = view[position]  # nearly all tags and lengths are of one byte
             if tag < 0x80:

@@ -32,9 +32,9 @@ TICKET_BYTES = 32
 ALIGNMENT = 64
 """What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
 
-_SMALLEST_REGION = 2**16
-_LARGEST_REGION = 2**46  # what a process can map, and less than what a descriptor's size can be
-_LONGEST_ANSWER_S = 5.0
+_MIN_REGION = 2**16
+_MAX_REGION = 2**46  # what a process can map, and less than what a descriptor's size can be
+_MAX_ANSWER_S = 5.0
 
 
 class _Forks:
@@ -112,7 +112,7 @@ class Region:
         """Makes a region; raises OSError where there is no memory for it."""
         import fcntl  # not on every system, as little as memfd_create
 
-        if size > _LARGEST_REGION:
+        if size > _MAX_REGION:
             raise OSError(f"no memory has {size} bytes")
         self.name = secrets.token_bytes(NAME_BYTES)
         self.size = size
@@ -186,7 +186,7 @@ class SharedMemory:
         """
         with self._lock:
             self._sort_returned()
-            fitting = [each for each in self._unused if size <= each.size <= 4 * max(size, _SMALLEST_REGION)]
+            fitting = [each for each in self._unused if size <= each.size <= 4 * max(size, _MIN_REGION)]
             if fitting:
                 found = min(fitting, key=lambda each: each.size)
                 self._unused.remove(found)
@@ -298,7 +298,7 @@ def _connected(addresses: Sequence[str]) -> socket.socket:
     for address in addresses:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            connection.settimeout(_LONGEST_ANSWER_S)
+            connection.settimeout(_MAX_ANSWER_S)
             connection.connect(address)
         except OSError as error:
             connection.close()
@@ -312,7 +312,7 @@ def _connected(addresses: Sequence[str]) -> socket.socket:
 def _rounded(size: int) -> int:
     """Returns a size up to an eighth above, so that a region serves calls of almost the same size."""
     step = max(mmap.PAGESIZE, 1 << max(0, size.bit_length() - 4))
-    return max(_SMALLEST_REGION, -(-size // step) * step)
+    return max(_MIN_REGION, -(-size // step) * step)
 
 
 def _as_array(root: Array, shape: Sequence[int], dtype: Any) -> Array:

@@ -87,17 +87,17 @@ def caller_of(context: CallContext) -> str:
     return peer if is_local(peer) else peer.rpartition(":")[0]
 
 
-def calling(context: CallContext) -> Caller:
+def caller_from_context(context: CallContext) -> Caller:
     """Returns a call's caller, as the request path sees it."""
 
-    def when_gone(call: Callable[[], None]) -> bool:
+    def add_done_callback(call: Callable[[], None]) -> bool:
         return bool(context.add_callback(call))
 
     name = caller_of(context)
-    return Caller(name, is_one(name), context.is_active, context.time_remaining, when_gone)
+    return Caller(name, is_identified(name), context.is_active, context.time_remaining, add_done_callback)
 
 
-def is_one(name: str) -> bool:
+def is_identified(name: str) -> bool:
     """Returns whether a caller's name is one caller's: all of a Unix socket have the same, unless they show tokens."""
     return not name.startswith("unix:")
 

@@ -123,7 +123,7 @@ class TensorFlowEngine:
         inputs: Sequence[Array],
         output_dtype: str,
         device: int,
-        is_waiting: Callable[[], bool] = lambda: True,
+        is_active: Callable[[], bool] = lambda: True,
     ) -> Computed:
         """Applies layers that all have weights, in order, to inputs that are computed together.
 
@@ -135,7 +135,7 @@ class TensorFlowEngine:
         try:
             return self._convolve(layers, inputs, output_dtype, device)
         except OutOfMemoryError:
-            if not (self._on_gpu and is_waiting()):  # elsewhere weights take no memory of their own
+            if not (self._on_gpu and is_active()):  # elsewhere weights take no memory of their own
                 raise
         with self._lock:
             self._weights.clear()  # other layers' may have taken the room

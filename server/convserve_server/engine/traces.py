@@ -15,8 +15,8 @@ from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
 from convserve_server.engine.forward import Forward
 
-_MOST_TRACES = 1000
-_MOST_SHAPES = 100_000
+_MAX_TRACES = 1000
+_MAX_SHAPES = 100_000
 # What a trace depends on. Initializers and constraints act elsewhere, and the rest are labels.
 _TRACED_FIELDS = tuple(
     field.name
@@ -67,9 +67,9 @@ class Traces:
             self._traces.move_to_end(key)
             warm = (trace.number, shape) in self._shapes
             self._shapes[trace.number, shape] = None
-            if len(self._traces) > _MOST_TRACES:
+            if len(self._traces) > _MAX_TRACES:
                 self._traces.popitem(last=False)
-            if len(self._shapes) > _MOST_SHAPES:
+            if len(self._shapes) > _MAX_SHAPES:
                 self._shapes.popitem(last=False)
         return trace.forward or self._traced(trace, layers, channels, input_dtype, output_dtype), warm
 

@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convserve.errors import FieldViolation, LayerNotFoundError, OverloadedError, TooLargeError, shown
+from convserve.errors import FieldViolation, LayerNotFoundError, OverloadedError, TooLargeError, short_repr
 
 
 def not_found(key: bytes) -> LayerNotFoundError:
@@ -15,10 +15,10 @@ def not_found(key: bytes) -> LayerNotFoundError:
     return LayerNotFoundError(text, layer=key.hex())
 
 
-def leads_nowhere(name: str, key: bytes | None = None) -> LayerNotFoundError:
+def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
     """Returns the error of a name that is not known, or of one whose layer was lost."""
     lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
-    text = f"Expected the name of a stored layer. Received {shown(name)}, which leads nowhere{lost}."
+    text = f"Expected the name of a stored layer. Received {short_repr(name)}, which leads nowhere{lost}."
     return LayerNotFoundError(text, layer=name, by_name=True)
 
 

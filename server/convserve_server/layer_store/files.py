@@ -40,12 +40,12 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, check_weight_shapes
 from convserve.tensors.codec import itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
-from convserve_server.layer_store.names import MOST_VERSIONS, NameVersions
+from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
 
 log = logging.getLogger("convserve")
 
-_LONGEST_HEAD = 2**20
-_LONGEST_NAME_FILE = 2**12 + 2**7 * MOST_VERSIONS
+_MAX_HEAD = 2**20
+_MAX_NAME_FILE = 2**12 + 2**7 * MAX_VERSIONS
 # What contents that nobody of ours wrote make a reader raise; deep nesting is a RecursionError.
 _READING_ERRORS = (
     json_format.ParseError, SafetensorError, ConvserveError, ValueError, KeyError, TypeError, AttributeError,
@@ -132,7 +132,7 @@ class LayerFiles:
         """Yields every name with its versions."""
         for path in sorted(self._names.iterdir()):
             try:
-                if not path.is_file() or path.stat().st_size > _LONGEST_NAME_FILE:
+                if not path.is_file() or path.stat().st_size > _MAX_NAME_FILE:
                     raise ValueError("it is no file of a name")
                 found = json.loads(path.read_text(encoding="utf-8"))
                 # What was written before names had versions has one.
@@ -182,7 +182,7 @@ def _layer(file: BinaryIO, key: bytes) -> Layer:
 def _config(file: BinaryIO) -> Conv2D:
     """Returns the configuration at the beginning of a file, whose size it checks before anybody reads all of it."""
     length = int.from_bytes(file.read(8), "little")
-    if length > _LONGEST_HEAD:
+    if length > _MAX_HEAD:
         raise TornLayerError(f"its head says that it has {length} bytes")
     try:
         tensors = json.loads(file.read(length))

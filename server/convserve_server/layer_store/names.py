@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MOST_VERSIONS = 1000
+MAX_VERSIONS = 1000
 """How many of the layers that a name has led to are remembered."""
 
 
@@ -41,7 +41,7 @@ class NameVersions:
 
     def moved_to(self, key: bytes) -> NameVersions:
         """Returns the versions of the name after it has moved to another layer."""
-        kept = (*self.digests, key)[-MOST_VERSIONS:]
+        kept = (*self.digests, key)[-MAX_VERSIONS:]
         return NameVersions(kept, self.latest + 2 - len(kept))
 
 

@@ -26,18 +26,18 @@ from convserve_server.engine_api import Engine
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer, StoreUsage
-from convserve_server.layer_store.upload_budget import ByteBudget
+from convserve_server.layer_store.upload_budget import UploadBudget
 
 log = logging.getLogger("convserve")
 
 # Services speak of these, and do not know the store.
-__all__ = ["LayerKeeper", "NameVersions", "Reference", "StoredLayer"]
+__all__ = ["LayerRegistry", "NameVersions", "Reference", "StoredLayer"]
 
 Reference = bytes | str
 """A stored layer's digest, or a name that leads to it."""
 
 
-class LayerKeeper:
+class LayerRegistry:
     """Keeps layers in a store, with an engine for what needs computing."""
 
     def __init__(self, engine: Engine, store: LayerStore, max_call_bytes: int) -> None:
@@ -52,7 +52,7 @@ class LayerKeeper:
         self._engine = engine
         self._store = store
         self._max_call_bytes = max_call_bytes
-        self._budget = ByteBudget(max_call_bytes)
+        self._budget = UploadBudget(max_call_bytes)
         self._computing = threading.Lock()
 
     def layer(self, reference: Reference) -> Layer:

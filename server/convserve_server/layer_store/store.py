@@ -19,7 +19,7 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve.tensors.codec import Shape
-from convserve_server.layer_store.errors import check_room, leads_nowhere, not_found, overloaded_where_the_disk_is_full
+from convserve_server.layer_store.errors import check_room, name_not_found, not_found, overloaded_where_the_disk_is_full
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, NameVersions
 from convserve_server.layer_store.pins import LayerPins
@@ -121,7 +121,7 @@ class LayerStore:
         with self._lock:
             key = self._names.digest_of(name)
         if key is None or key not in self:
-            raise leads_nowhere(name, key)
+            raise name_not_found(name, key)
         return key
 
     def names(self) -> tuple[str, ...]:
@@ -137,7 +137,7 @@ class LayerStore:
         """
         with self._lock:
             if (found := self._names.versions(name)) is None:
-                raise leads_nowhere(name)
+                raise name_not_found(name)
             return found
 
     def pin(self, name: str) -> None:

@@ -11,7 +11,7 @@ from convserve.errors import OverloadedError
 _RETRY_AFTER_S = 1.0
 
 
-class ByteBudget:
+class UploadBudget:
     """A number of bytes that calls share. Its methods may be called from any thread."""
 
     def __init__(self, total: int) -> None:

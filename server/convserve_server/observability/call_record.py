@@ -87,7 +87,7 @@ class CallRecord:
 
     Attributes:
         method: "package.Service/Method", or UNKNOWN_METHOD: a name out of a bounded number.
-        told_method: The same, but an unknown one as the caller named it.
+        method_label: The same, but an unknown one as the caller named it.
         metadata: What the caller sent beside the request. It may have secrets.
         request_id: The caller's, or one that was made.
         trace_id: In hexadecimal, where the call is traced; else empty.
@@ -125,21 +125,21 @@ class CallRecord:
         "items_refused",
         "metadata",
         "method",
+        "method_label",
         "queue_us",
         "reason",
         "received_bytes",
         "request_id",
         "sent_bytes",
-        "told_method",
         "trace_id",
     )
 
     def __init__(
-        self, method: str, told_method: str, metadata: Metadata = (), observers: Iterable[Observer] = ()
+        self, method: str, method_label: str, metadata: Metadata = (), observers: Iterable[Observer] = ()
     ) -> None:
         """Starts the record of a call that arrives now."""
         self.arrived_ns, self._began = time.time_ns(), time.monotonic_ns()
-        self.method, self.told_method, self.metadata = method, told_method, metadata
+        self.method, self.method_label, self.metadata = method, method_label, metadata
         self.request_id = _request_id(metadata)
         self._observers = observers
         self._lock = threading.Lock()  # items of a stream are computed by several threads
@@ -191,7 +191,7 @@ class CallRecord:
             try:
                 tell(each)
             except Exception:
-                log.exception("%s failed at a call of %s", type(each).__name__, self.told_method)
+                log.exception("%s failed at a call of %s", type(each).__name__, self.method_label)
 
 
 _current: ContextVar[CallRecord | None] = ContextVar("call", default=None)

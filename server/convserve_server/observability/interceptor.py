@@ -20,7 +20,7 @@ from convserve_server.observability.call_record import (
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
-_LONGEST_PATH = 200  # characters of a method's name that is none of ours
+_MAX_PATH = 200  # characters of a method's name that is none of ours
 # By how much a timeout that gRPC's core sends may be longer than its caller's, as a part of it, and what the message
 # that a call is cancelled may have taken less than its request.
 _ROUNDED_BY, _ON_THE_WAY_S = 0.01, 0.02
@@ -70,7 +70,7 @@ class ObservingInterceptor(grpc.ServerInterceptor):
         self.last_arrival = time.monotonic()
         method = self._names.get(path)
         # What is no method of ours may be long, or try to look like another line of the log.
-        told = method or ascii(path[:_LONGEST_PATH])
+        told = method or ascii(path[:_MAX_PATH])
         call = CallRecord(method or UNKNOWN_METHOD, told, metadata, self._observers)
         make_current(call)
         return call

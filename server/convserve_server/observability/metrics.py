@@ -15,15 +15,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.observability.call_record import REASONS, CallRecord, Computation, Observer
-from convserve_server.scheduling.scheduler import Convolver
+from convserve_server.scheduling.scheduler import Scheduler
 
 # From a small call on this machine to a batch of gigabytes over a network.
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
-_MOST_SCRAPES = 16  # at once, each of which has a thread
+_MAX_SCRAPES = 16  # at once, each of which has a thread
 _SLOWEST_SCRAPE_S = 10.0  # that may pass without a byte
 
 log = logging.getLogger("convserve")
@@ -128,18 +128,18 @@ class Holdings(Collector):
 
     def __init__(self) -> None:
         """Starts with nothing to tell, until the server is ready."""
-        self._opened: tuple[Convolver, LayerKeeper] | None = None
+        self._opened: tuple[Scheduler, LayerRegistry] | None = None
 
-    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
         """Tells of these from now on."""
-        self._opened = convolver, keeper
+        self._opened = scheduler, registry
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics."""
         if self._opened is None:
             return
-        convolver, keeper = self._opened
-        engine, load, stored = convolver.engine, convolver.load(), keeper.usage()
+        scheduler, registry = self._opened
+        engine, load, stored = scheduler.engine, scheduler.load(), registry.usage()
         yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
@@ -199,7 +199,7 @@ class _Server(ThreadingWSGIServer):
     """Answers so many at once at most, and says nothing of those that leave."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._room = threading.Semaphore(_MOST_SCRAPES)
+        self._room = threading.Semaphore(_MAX_SCRAPES)
         super().__init__(*arguments, **options)
 
     def process_request(self, request: Any, client_address: Any) -> None:

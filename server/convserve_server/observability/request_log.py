@@ -10,7 +10,7 @@ from typing import Any
 from convserve_server.observability.call_record import CallRecord, Observer
 
 # Of lines that nobody has written yet. Where the log is not read, further ones are left out rather than kept.
-_MOST_WAITING = 10_000
+_MAX_WAITING = 10_000
 _HEALTH = "grpc.health."
 
 
@@ -56,7 +56,7 @@ class _Waiting(QueueHandler):
         return record
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        if self.queue.qsize() < _MOST_WAITING:  # type: ignore[attr-defined]
+        if self.queue.qsize() < _MAX_WAITING:  # type: ignore[attr-defined]
             self.queue.put_nowait(record)
 
 
@@ -67,7 +67,7 @@ def fields_of(call: CallRecord) -> dict[str, Any]:
         "request_id": call.request_id,
         "trace_id": call.trace_id or None,
         "caller": call.caller,
-        "method": call.told_method,
+        "method": call.method_label,
         "code": call.code,
         "reason": call.reason or None,
         "error_id": call.error_id or None,

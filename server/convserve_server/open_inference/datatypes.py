@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from convserve.errors import FieldViolation, InvalidTensorError, shown
+from convserve.errors import FieldViolation, InvalidTensorError, short_repr
 from convserve.tensors.codec import INPUT_DTYPES
 
 DATATYPES = {
@@ -29,5 +29,5 @@ def dtype_of(datatype: str, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
     found = _DTYPES.get(datatype)
     if found is None or found not in allowed:
         names = ", ".join(DATATYPES[each] for each in allowed)
-        raise InvalidTensorError(FieldViolation(field, f"Expected one of {names}. Received {shown(datatype)}."))
+        raise InvalidTensorError(FieldViolation(field, f"Expected one of {names}. Received {short_repr(datatype)}."))
     return found

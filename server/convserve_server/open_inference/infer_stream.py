@@ -7,11 +7,11 @@ from concurrent.futures import Executor, Future
 
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.in_flight_items import ItemsUnderWay
+from convserve_server.transport.in_flight_items import InFlightItems
 
 Answer = tuple[str, Future[InferResponse]]
 """A request's id, and its response."""
-InferItems = ItemsUnderWay[InferRequest, Answer]
+InferItems = InFlightItems[InferRequest, Answer]
 """A stream's requests."""
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, short_repr
 from convserve.tensors.codec import Array, Shape, checked_shape, itemsize, numpy_dtype
 from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -86,7 +86,7 @@ def read_output_place(request: InferRequest, name: str) -> Place | None:
     if not outputs:
         return None
     if len(outputs) != 1 or outputs[0].name != name:
-        received = ", ".join(shown(each.name) for each in outputs[:8])
+        received = ", ".join(short_repr(each.name) for each in outputs[:8])
         raise InvalidRequestError(FieldViolation("outputs", f"Expected {name} alone. Received {received}."))
     parameters = outputs[0].parameters
     if "classification" in parameters:
@@ -161,7 +161,7 @@ def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: s
 
 def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidRequestError:
     names = ", ".join((*required, *(f"{each} if need be" for each in optional)))
-    received = ", ".join(shown(each.name) for each in request.message.inputs[:8]) or "none"
+    received = ", ".join(short_repr(each.name) for each in request.message.inputs[:8]) or "none"
     return InvalidRequestError(FieldViolation("inputs", f"Expected {names}, each once. Received {received}."))
 
 

@@ -30,7 +30,7 @@ from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolved, Convolver, Then, Ticket
+from convserve_server.scheduling.scheduler import Convolved, Permit, Scheduler, Then
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
@@ -78,7 +78,7 @@ class _Work(NamedTuple):
     place: Place | None
     output_region: Region | None
     x: Array
-    ticket: Ticket
+    ticket: Permit
     tell: Callable[[Computation], None]
     began: int
     input_ns: int
@@ -88,9 +88,9 @@ class _Work(NamedTuple):
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
-    def __init__(self, convolver: Convolver, models: LayerModels, statistics: ModelStatistics) -> None:
+    def __init__(self, scheduler: Scheduler, models: LayerModels, statistics: ModelStatistics) -> None:
         """Joins the parts."""
-        self._convolver = convolver
+        self._scheduler = scheduler
         self._models = models
         self._statistics = statistics
 
@@ -110,7 +110,7 @@ class Inferences:
         """
         work = self._admitted(request, caller, region, tell)
         return self._answered(
-            work, lambda: self._convolver.convolve(work.model.layers, work.x, None, caller, ticket=work.ticket)
+            work, lambda: self._scheduler.convolve(work.model.layers, work.x, None, caller, ticket=work.ticket)
         )
 
     def leave(
@@ -127,7 +127,7 @@ class Inferences:
             ConvserveError: What is wrong before it is computed.
         """
         work = self._admitted(request, caller, region, tell)
-        self._convolver.leave(
+        self._scheduler.leave(
             work.model.layers,
             work.x,
             caller,
@@ -193,11 +193,11 @@ class Inferences:
 
     def _received(
         self, model: _Model, place: Place | None, output_dtype: str | None, caller: Caller, region: FindRegion
-    ) -> tuple[Ticket, Array, Region | None, int]:
+    ) -> tuple[Permit, Array, Region | None, int]:
         """Returns a call's ticket, its input, where its output goes, and how long it took to read the input."""
         x = model.x
         in_one_message = place is None
-        ticket = self._convolver.admit(
+        ticket = self._scheduler.admit(
             model.layers, x.shape, x.dtype, output_dtype, caller, in_one_message=in_one_message
         )
         try:
@@ -205,7 +205,7 @@ class Inferences:
             began = time.monotonic_ns()
             array = _array(x, region)
         except BaseException:
-            ticket.let_go()
+            ticket.release()
             raise
         return ticket, array, output_region, time.monotonic_ns() - began
 
@@ -226,7 +226,7 @@ class Inferences:
 
     def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
-        most = self._convolver.limits.max_message_bytes
+        most = self._scheduler.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
             text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
             raise TooLargeError(FieldViolation(f"inputs.{name}", text))

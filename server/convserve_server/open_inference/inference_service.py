@@ -17,12 +17,12 @@ from convserve.errors import (
     LayerNotFoundError,
     UnavailableError,
     UnimplementedError,
-    shown,
+    short_repr,
 )
 from convserve.protocol.status import to_status
-from convserve_server.auth.identity import CallContext, caller_of, calling, is_local
+from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
 from convserve_server.direct_calls import DirectCalls, Reply, add_methods
-from convserve_server.layer_store.registry import LayerKeeper, StoredLayer
+from convserve_server.layer_store.registry import LayerRegistry, StoredLayer
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_answers
@@ -40,11 +40,11 @@ from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolver
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.call_interceptor import as_answer
-from convserve_server.transport.idle_timeouts import SilenceWatch
-from convserve_server.transport.in_flight_items import ItemsUnderWay
+from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.in_flight_items import InFlightItems
 
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
@@ -52,7 +52,7 @@ _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramet
 class InferenceService:
     """Answers the protocol. Until it is opened it is not ready, and calls that need more are told to come back."""
 
-    def __init__(self, threads: int, silence: SilenceWatch, memory: SystemMemory | None) -> None:
+    def __init__(self, threads: int, silence: IdleTimeouts, memory: SystemMemory | None) -> None:
         """Starts closed.
 
         Args:
@@ -60,24 +60,24 @@ class InferenceService:
             silence: Watches the streams' callers.
             memory: Regions that callers on this machine register; None where they may not.
         """
-        self._pool = HandlerThreads(threads, "inference")
+        self._pool = ThreadPool(threads, "inference")
         self._silence = silence
         self._memory = memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
-        self._opened: tuple[LayerModels, Inferences, LayerKeeper] | None = None
+        self._opened: tuple[LayerModels, Inferences, LayerRegistry] | None = None
         self._is_leaving = False
 
-    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
         """Serves with this request path from now on."""
-        models = LayerModels(keeper)
-        self._opened = models, Inferences(convolver, models, self._statistics), keeper
+        models = LayerModels(registry)
+        self._opened = models, Inferences(scheduler, models, self._statistics), registry
 
     def leave(self) -> None:
         """Says from now on that it is not ready, and answers all the same."""
         self._is_leaving = True
 
-    def _parts(self) -> tuple[LayerModels, Inferences, LayerKeeper]:
+    def _parts(self) -> tuple[LayerModels, Inferences, LayerRegistry]:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened
@@ -179,11 +179,11 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        keeper, names = self._parts()[2], stored_names(request.model_name)
+        registry, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            keeper.describe(name)  # which raises for one that is not stored, before any is pinned
+            registry.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
-            keeper.pin(name)
+            registry.pin(name)
         return messages.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
@@ -191,11 +191,11 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        keeper, names = self._parts()[2], stored_names(request.model_name)
+        registry, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            keeper.versions(name)  # which raises for one that is not known, before any is unpinned
+            registry.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
-            keeper.unpin(name)
+            registry.unpin(name)
         return messages.RepositoryModelUnloadResponse()
 
     # Inference
@@ -217,7 +217,7 @@ class InferenceService:
         def region(name: str, field: str) -> Region:  # most calls have none
             return self._region_finder(context)(name, field)
 
-        return request, calling(context), region, current_call().computed
+        return request, caller_from_context(context), region, current_call().computed
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
@@ -229,7 +229,7 @@ class InferenceService:
         def infer(request: InferRequest, caller: Caller) -> InferResponse:
             return inferences.infer(request, caller, region, call.computed)
 
-        items: InferItems = ItemsUnderWay(request_iterator, calling(context), self._silence, context.cancel)
+        items: InferItems = InFlightItems(request_iterator, caller_from_context(context), self._silence, context.cancel)
         # No loop, which would keep the last response while it waits for the next.
         return itertools.starmap(_stream_message, infer_answers(infer, items, self._pool))
 
@@ -279,7 +279,7 @@ class InferenceService:
         self, request: messages.CudaSharedMemoryStatusRequest, context: grpc.ServicerContext
     ) -> messages.CudaSharedMemoryStatusResponse:
         if request.name:
-            text = f"Expected no name, as no memory of a GPU is shared. Received {shown(request.name)}."
+            text = f"Expected no name, as no memory of a GPU is shared. Received {short_repr(request.name)}."
             raise InvalidRequestError(FieldViolation("name", text))
         return messages.CudaSharedMemoryStatusResponse()
 
@@ -349,12 +349,12 @@ def _shown_name(context: CallContext) -> str:
 
 def _check_repository(name: str) -> None:
     if name:
-        text = f"Expected no name, as there is one repository. Received {shown(name)}."
+        text = f"Expected no name, as there is one repository. Received {short_repr(name)}."
         raise InvalidRequestError(FieldViolation("repository_name", text))
 
 
 def _check_parameters(parameters: Any, known: tuple[str, ...]) -> None:
     strange = sorted(set(parameters) - set(known))
     if strange:
-        text = f"Expected {' or '.join(known) or 'none'}. Received {shown(strange[0])}."
+        text = f"Expected {' or '.join(known) or 'none'}. Received {short_repr(strange[0])}."
         raise InvalidRequestError(FieldViolation("parameters", text))

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
-from convserve_server.layer_store.registry import LayerKeeper, NameVersions, StoredLayer
+from convserve_server.layer_store.registry import LayerRegistry, NameVersions, StoredLayer
 
 STATELESS = "conv2d"
 """The model whose kernel comes with the request. A layer stored under this name is none."""
 SEPARATOR = ","
 """Between the names of a chain; no layer's name has one."""
-MOST_LAYERS = 1000
+MAX_LAYERS = 1000
 """In a chain, whatever the server's --max-layers-per-call."""
 _ONLY = "1"  # the stateless model's version
 
@@ -56,9 +56,9 @@ class ListedModel:
 class LayerModels:
     """Finds models among the stored layers."""
 
-    def __init__(self, keeper: LayerKeeper) -> None:
-        """Looks into a keeper of layers."""
-        self._keeper = keeper
+    def __init__(self, registry: LayerRegistry) -> None:
+        """Looks into a registry of layers."""
+        self._registry = registry
 
     def find(self, name: str, version: str, field: str = "version") -> LayerModel:
         """Returns a version of a model of stored layers.
@@ -73,7 +73,7 @@ class LayerModels:
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
         number = version_number(version, field)
-        known = [self._keeper.versions(each) for each in names_of(name)]
+        known = [self._registry.versions(each) for each in names_of(name)]
         latest = _latest(known)
         digests = tuple(each.digest for each in known)
         if number is not None and number != latest:
@@ -81,7 +81,7 @@ class LayerModels:
             if older is None:
                 raise self._no_version(name, known, number)
             digests = (older,)
-        if not all(self._keeper.holds(each) for each in digests):
+        if not all(self._registry.holds(each) for each in digests):
             raise self._no_version(name, known, latest if number is None else number)
         return LayerModel(name, str(latest if number is None else number), digests)
 
@@ -91,7 +91,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._keeper.layer)
+        return self._found(model, self._registry.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
         """Returns what is known of a model's layers without their weights.
@@ -99,7 +99,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._keeper.describe)
+        return self._found(model, self._registry.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first.
@@ -109,16 +109,16 @@ class LayerModels:
         """
         if name == STATELESS:
             return [_ONLY]
-        return self._callable(name, [self._keeper.versions(each) for each in names_of(name)])
+        return self._callable(name, [self._registry.versions(each) for each in names_of(name)])
 
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
         yield ListedModel(STATELESS, _ONLY)
-        for name in self._keeper.names():
+        for name in self._registry.names():
             if name == STATELESS:
                 continue
             try:
-                known = self._keeper.versions(name)
+                known = self._registry.versions(name)
             except LayerNotFoundError:  # it was deleted just now
                 continue
             found = self._callable(name, [known])
@@ -131,18 +131,18 @@ class LayerModels:
         try:
             return [find(each) for each in model.digests]
         except LayerNotFoundError:
-            known = [self._keeper.versions(each) for each in names_of(model.name)]
+            known = [self._registry.versions(each) for each in names_of(model.name)]
             raise self._no_version(model.name, known, int(model.version)) from None
 
     def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
         if SEPARATOR in name:
-            whole = all(self._keeper.holds(each.digest) for each in known)
+            whole = all(self._registry.holds(each.digest) for each in known)
             return [str(_latest(known))] if whole else []
-        return [str(number) for number, digest in known[0].numbered() if self._keeper.holds(digest)]
+        return [str(number) for number, digest in known[0].numbered() if self._registry.holds(digest)]
 
     def _no_version(self, name: str, known: list[NameVersions], number: int) -> LayerNotFoundError:
         found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"
-        text = f"Expected a version of {shown(name)} that is stored: {found}. Received {number}."
+        text = f"Expected a version of {short_repr(name)} that is stored: {found}. Received {number}."
         return LayerNotFoundError(text, layer=name, by_name=True)
 
 
@@ -152,9 +152,9 @@ def names_of(model: str) -> list[str]:
     Raises:
         InvalidRequestError: If there are more than any call has, so that nobody keeps the server busy looking them up.
     """
-    names = model.split(SEPARATOR, MOST_LAYERS)
-    if len(names) > MOST_LAYERS:
-        text = f"Expected a chain of at most {MOST_LAYERS} layers. Received a longer one."
+    names = model.split(SEPARATOR, MAX_LAYERS)
+    if len(names) > MAX_LAYERS:
+        text = f"Expected a chain of at most {MAX_LAYERS} layers. Received a longer one."
         raise InvalidRequestError(FieldViolation("model_name", text))
     return names
 
@@ -173,7 +173,7 @@ def version_number(version: str, field: str) -> int | None:
     if not version:
         return None
     if not _NUMBER.fullmatch(version):
-        text = f"Expected a decimal integer, or nothing for the newest version. Received {shown(version)}."
+        text = f"Expected a decimal integer, or nothing for the newest version. Received {short_repr(version)}."
         raise InvalidRequestError(FieldViolation(field, text))
     return int(version)
 

@@ -20,7 +20,7 @@ from convserve_server.open_inference.v2 import model_config_pb2 as config
 PLATFORM = "convserve"
 _ANY_SIZE = -1
 # No number of samples is too many by itself: a call's bytes are bounded.
-_MOST_SAMPLES = 2**31 - 1
+_MAX_SAMPLES = 2**31 - 1
 _CHANNEL_AXIS = {"channels_last": 3, "channels_first": 1}
 _FORMATS: dict[str, Any] = {
     "channels_last": config.ModelInput.FORMAT_NHWC,
@@ -84,7 +84,7 @@ def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig
         platform=PLATFORM,
         backend=PLATFORM,
         version_policy=config.ModelVersionPolicy(all=config.ModelVersionPolicy.All()),
-        max_batch_size=_MOST_SAMPLES,
+        max_batch_size=_MAX_SAMPLES,
         input=[
             config.ModelInput(
                 name="x",

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
-_MOST_MODELS = 10_000
-_MOST_CHARACTERS = 10**7  # of all their names: a chain's may be long
-_MOST_SIZES = 100
+_MAX_MODELS = 10_000
+_MAX_CHARACTERS = 10**7  # of all their names: a chain's may be long
+_MAX_SIZES = 100
 _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -118,7 +118,7 @@ class ModelStatistics:
             found = self._figures[name, version] = _Figures()
             self._characters += len(name)
         self._figures.move_to_end((name, version))
-        while len(self._figures) > 1 and (len(self._figures) > _MOST_MODELS or self._characters > _MOST_CHARACTERS):
+        while len(self._figures) > 1 and (len(self._figures) > _MAX_MODELS or self._characters > _MAX_CHARACTERS):
             (oldest, _), _ = self._figures.popitem(last=False)
             self._characters -= len(oldest)
         found.last_ms = time.time_ns() // 10**6
@@ -131,7 +131,7 @@ def _batches(figures: _Figures, size: int) -> _Batches:
     if found is None:
         found = figures.batches[size] = _Batches()
     figures.batches.move_to_end(size)
-    if len(figures.batches) > _MOST_SIZES:
+    if len(figures.batches) > _MAX_SIZES:
         oldest, gone = figures.batches.popitem(last=False)
         figures.executions += _executions(gone, oldest)
     return found

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidRequestError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -17,7 +17,7 @@ _OTHERS = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end
 # Not what this server's user has in keras.json.
 _DEFAULTS = {"data_format": "channels_last", "dtype": "float32"}
 
-_LONGEST_JSON = 10_000
+_MAX_JSON = 10_000
 """Far above what a configuration needs: what is read takes many times the memory of its text."""
 
 Parameters = Mapping[str, messages.InferParameter]
@@ -56,10 +56,10 @@ def _value(name: str, parameter: messages.InferParameter) -> Any:
     if kind != "string_param" or not value.startswith(("[", "{")):
         return value
     try:
-        if len(value) > _LONGEST_JSON:
+        if len(value) > _MAX_JSON:
             raise ValueError
         return json.loads(value)
     except (ValueError, RecursionError):
-        most = f"at most {_LONGEST_JSON} characters of JSON"
-        text = f"Expected {most}, as it begins with {value[0]}. Received {shown(value)}."
+        most = f"at most {_MAX_JSON} characters of JSON"
+        text = f"Expected {most}, as it begins with {value[0]}. Received {short_repr(value)}."
         raise InvalidRequestError(FieldViolation(f"parameters.{name}", text)) from None

@@ -28,20 +28,20 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, OverloadedError, shown
+from convserve.errors import FieldViolation, InvalidRequestError, OverloadedError, short_repr
 from convserve.tensors.codec import Array
 from convserve_server.open_inference.infer_tensors import Place
 
 _FOLDER = "/dev/shm"  # noqa: S108 (where Linux has POSIX shared memory)
 _KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,250}")
-_LONGEST_NAME = 1000
-_MOST_REGIONS = 1000
+_MAX_NAME = 1000
+_MAX_REGIONS = 1000
 _ESTABLISHED = "01"
 _IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 _NOBODY = -1
 _KNOWN_S = 1.0
-_MOST_PEERS = 10_000
+_MAX_PEERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +125,7 @@ class SystemMemory:
         """
         self._most_bytes = most_bytes
         # The other descriptors are for connections and the store's files.
-        self._most_regions = min(_MOST_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._most_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._lock = threading.Lock()
         self._regions: dict[tuple[str, str], Region] = {}
 
@@ -144,10 +144,12 @@ class SystemMemory:
             InvalidRequestError: If name or key are wrong, the name is taken, or there is no such memory of the user's.
             OverloadedError: If there is no room for it.
         """
-        if not 0 < len(name) <= _LONGEST_NAME:
-            raise _refusal("name", f"1 to {_LONGEST_NAME} characters", f"{len(name)}")
+        if not 0 < len(name) <= _MAX_NAME:
+            raise _refusal("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
         if not _KEY.fullmatch(key):
-            raise _refusal("key", "a name of POSIX shared memory: '/' and up to 250 characters without it", shown(key))
+            raise _refusal(
+                "key", "a name of POSIX shared memory: '/' and up to 250 characters without it", short_repr(key)
+            )
         if not size:
             raise _refusal("byte_size", "a number above 0", "0")
         region = Region(name, key, offset, size, _opened(key, user))
@@ -156,7 +158,7 @@ class SystemMemory:
             raise _refusal("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
         with self._lock:
             if (owner, name) in self._regions:
-                raise _refusal("name", "one that is not registered yet, or was unregistered", shown(name))
+                raise _refusal("name", "one that is not registered yet, or was unregistered", short_repr(name))
             self._make_room(size)
             self._regions[owner, name] = region
 
@@ -190,7 +192,7 @@ class SystemMemory:
         """
         found = self._regions.get((owner, name))
         if found is None:
-            raise _refusal(field, "the name of a registered region of system shared memory", shown(name))
+            raise _refusal(field, "the name of a registered region of system shared memory", short_repr(name))
         return found
 
     def _make_room(self, size: int) -> None:
@@ -223,7 +225,7 @@ class PeerUsers:
         now = time.monotonic()
         until, user = self._known.get(peer, (now, _NOBODY))
         if until <= now:
-            if len(self._known) >= _MOST_PEERS:
+            if len(self._known) >= _MAX_PEERS:
                 self._known.clear()
             user = user_of(peer)
             # A port may be another user's next.
@@ -267,11 +269,11 @@ def _opened(key: str, user: int) -> int:
         path = f"{_FOLDER}/{key.removeprefix('/')}"
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # one text for all, so that nobody learns what others have
-        raise _refusal("key", expected, shown(key)) from None
+        raise _refusal("key", expected, short_repr(key)) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != user:
         os.close(descriptor)
-        raise _refusal("key", expected, shown(key))
+        raise _refusal("key", expected, short_repr(key))
     return descriptor
 
 

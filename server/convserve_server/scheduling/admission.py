@@ -10,7 +10,7 @@ from convserve.errors import FieldViolation, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.tensors.codec import Shape
-from convserve_server.scheduling.admission_queue import Load, Ticket, WaitingRoom
+from convserve_server.scheduling.admission_queue import AdmissionQueue, Load, Permit
 from convserve_server.scheduling.caller import Caller
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
@@ -40,9 +40,11 @@ class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
     def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
-        """Prepares to admit calls to so many devices under limits; as `WaitingRoom`."""
+        """Prepares to admit calls to so many devices under limits; as `AdmissionQueue`."""
         self._limits = limits
-        self._room = WaitingRoom(limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes)
+        self._room = AdmissionQueue(
+            limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes
+        )
 
     def load(self) -> Load:
         """Returns what is in the server now."""
@@ -72,7 +74,7 @@ class Admission:
         caller: Caller,
         *,
         in_one_message: bool,
-    ) -> Ticket:
+    ) -> Permit:
         """Returns the ticket of a call that is taken, once there is room for it.
 
         Args:
@@ -92,7 +94,7 @@ class Admission:
         self._check(layers, found, in_one_message)
         return self._room.enter(caller, found)
 
-    def admit_bytes(self, size: int, caller: Caller) -> Ticket:
+    def admit_bytes(self, size: int, caller: Caller) -> Permit:
         """Returns the ticket of a call that computes nothing and answers with so many bytes.
 
         Raises:

@@ -8,7 +8,7 @@
                                   |
                                  yes
                                   v
-              has a Ticket: received, computed, answered, and its bytes are free again
+              has a Permit: received, computed, answered, and its bytes are free again
 
 Callers share the places: one may have as many calls in the server as there are places left, so that however much it
 sends, half of what is left is always for others. When somebody is sent away the server is overloaded, and stays so
@@ -28,14 +28,14 @@ from typing import Self
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.fair_queue import FairLine
+from convserve_server.scheduling.fair_queue import FairQueue
 
 _OVERLOADED_S = 1.0
 # Computations that may be before a call while the server is overloaded: those under way, and one that waits, of two at
 # once. It is between two steps, as estimates are never exact.
 _FEW_COMPUTATIONS = 1.25
-_SHORTEST_RETRY_S, _LONGEST_RETRY_S = 0.05, 5.0
-_MOST_ESTIMATES = 1000
+_SHORTEST_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
+_MAX_ESTIMATES = 1000
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure
 _CERTAIN = 0.5  # of an estimated time: what it takes at least, for all we know
 
@@ -57,7 +57,7 @@ class Load:
     running_calls: int
 
 
-class Ticket:
+class Permit:
     """A call's leave to be in the server, and the bytes that it may take: free again when everybody has let go of it.
 
     As a context it is held by whoever computes; the caller holds it too, until it has its answer or is gone.
@@ -77,7 +77,7 @@ class Ticket:
         "turn",
     )
 
-    def __init__(self, room: WaitingRoom, caller: str, plan: Plan, estimate_s: float) -> None:
+    def __init__(self, room: AdmissionQueue, caller: str, plan: Plan, estimate_s: float) -> None:
         self.plan = plan
         self.caller = caller
         self.size = plan.memory_bytes - plan.weight_bytes
@@ -98,11 +98,11 @@ class Ticket:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Lets go of it."""
-        self.let_go()
+        self.release()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Takes one holder away."""
-        self._room.let_go(self)
+        self._room.release(self)
 
     def admitted(self) -> None:
         """Notes that it has its bytes, and may be sent."""
@@ -127,7 +127,7 @@ class Ticket:
         self._room.computed(self, seconds, share, warm)
 
 
-class WaitingRoom:
+class AdmissionQueue:
     """Gives tickets. Its methods may be called from any thread."""
 
     def __init__(
@@ -147,7 +147,7 @@ class WaitingRoom:
         self._places = max_waiting_calls + devices * concurrent
         self._lock = threading.Lock()
         self._taken_bytes = 0
-        self._line: FairLine[Ticket] = FairLine()  # of those that wait for bytes
+        self._line: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
         self._calls: Counter[str] = Counter()  # by caller: those that are not computed yet, or are right now
         self._in_line = self._running = 0
         # What they take, by estimate: of each caller's large ones, and of its others.
@@ -161,7 +161,7 @@ class WaitingRoom:
         with self._lock:
             return Load(self._taken_bytes, self._bytes, self._in_line - self._running, self._running)
 
-    def enter(self, caller: Caller, plan: Plan) -> Ticket:
+    def enter(self, caller: Caller, plan: Plan) -> Permit:
         """Returns a ticket for a call that would fit an empty server, once there is room for it.
 
         Raises:
@@ -170,7 +170,7 @@ class WaitingRoom:
         """
         with self._lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
-            ticket = Ticket(self, caller.name, plan, share_s)
+            ticket = Permit(self, caller.name, plan, share_s)
             self._check_line(caller, computation_s)
             self._check_deadline(caller, ticket)
             self._calls[caller.name] += 1
@@ -188,18 +188,18 @@ class WaitingRoom:
         ticket.admitted()
         with self._lock:
             ticket.holders += 1
-        if not caller.when_gone(ticket.let_go):
-            ticket.let_go()
+        if not caller.add_done_callback(ticket.release):
+            ticket.release()
         return ticket
 
-    def _wait(self, caller: Caller, ticket: Ticket, turn: threading.Lock) -> None:
+    def _wait(self, caller: Caller, ticket: Permit, turn: threading.Lock) -> None:
         """Waits for a ticket's bytes."""
-        if caller.when_gone(lambda: self._leave(ticket)) or caller.is_waiting():
+        if caller.add_done_callback(lambda: self._leave(ticket)) or caller.is_active():
             remaining_s = caller.remaining_s()
             turn.acquire(timeout=-1 if remaining_s is None else min(max(0.0, remaining_s), threading.TIMEOUT_MAX))
         self._leave(ticket)
-        if not ticket.has_bytes or not caller.is_waiting():
-            ticket.let_go()
+        if not ticket.has_bytes or not caller.is_active():
+            ticket.release()
             text = (
                 f"Expected {ticket.size} bytes of memory, out of the {self._bytes} of the server's "
                 "--max-admitted-bytes, before the deadline. Received none: other calls had them. Raise the timeout, or "
@@ -207,7 +207,7 @@ class WaitingRoom:
             )
             raise DeadlineExceededError(text)
 
-    def _leave(self, ticket: Ticket) -> None:
+    def _leave(self, ticket: Permit) -> None:
         """Takes a ticket out of the line, if it is there, and wakes who waits with it."""
         with self._lock:
             was_there = self._line.discard(ticket.caller, ticket)
@@ -216,7 +216,7 @@ class WaitingRoom:
         if was_there and ticket.turn is not None:
             ticket.turn.release()
 
-    def let_go(self, ticket: Ticket) -> None:
+    def release(self, ticket: Permit) -> None:
         """Takes one of a ticket's holders away, and with the last one its bytes."""
         with self._lock:
             ticket.holders -= 1
@@ -233,8 +233,8 @@ class WaitingRoom:
         with self._lock:
             self._running += 1
 
-    def computed(self, ticket: Ticket, seconds: float, share: float, warm: bool) -> None:
-        """Notes that a call was computed; as `Ticket.computed`."""
+    def computed(self, ticket: Permit, seconds: float, share: float, warm: bool) -> None:
+        """Notes that a call was computed; as `Permit.computed`."""
         with self._lock:
             self._running -= 1
             if share:
@@ -247,7 +247,7 @@ class WaitingRoom:
                     before[0] + _SMOOTHING * (found[0] - before[0]),
                     before[1] + _SMOOTHING * (found[1] - before[1]),
                 )
-                if len(self._estimates) > _MOST_ESTIMATES:
+                if len(self._estimates) > _MAX_ESTIMATES:
                     self._estimates.popitem(last=False)
 
     def _admit_next(self) -> None:
@@ -258,14 +258,14 @@ class WaitingRoom:
             assert ticket.turn is not None  # noqa: S101 (it waits)
             ticket.turn.release()
 
-    def _give_bytes(self, ticket: Ticket) -> None:
+    def _give_bytes(self, ticket: Permit) -> None:
         ticket.has_bytes = True
         self._taken_bytes += ticket.size
 
-    def _lane(self, ticket: Ticket) -> tuple[str, bool]:
+    def _lane(self, ticket: Permit) -> tuple[str, bool]:
         return ticket.caller, ticket.size > self._large_bytes
 
-    def _take_out_of_line(self, ticket: Ticket) -> None:
+    def _take_out_of_line(self, ticket: Permit) -> None:
         if ticket.is_in_line:
             ticket.is_in_line = False
             self._in_line -= 1
@@ -278,7 +278,7 @@ class WaitingRoom:
 
     def _check_line(self, caller: Caller, computation_s: float) -> None:
         now, mine, left = time.monotonic(), self._calls[caller.name], self._places - self._in_line
-        refused = mine >= left if caller.is_one else not left
+        refused = mine >= left if caller.is_identified else not left
         if not refused and now >= self._overloaded_until:
             return
         wait_s = sum(self._ahead_s.values()) / self._at_once
@@ -286,7 +286,7 @@ class WaitingRoom:
         if not refused and (mine <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S
-        retry_s = min(max(wait_s, _SHORTEST_RETRY_S), _LONGEST_RETRY_S)
+        retry_s = min(max(wait_s, _SHORTEST_RETRY_S), _MAX_RETRY_S)
         text = (
             f"Expected a server with room for one more call. Received the call while {self._in_line} are in it, {mine} "
             f"of them yours, out of the {self._places} that --max-waiting-calls allows for all: retry in {retry_s:.2g} "
@@ -294,7 +294,7 @@ class WaitingRoom:
         )
         raise OverloadedError(text, retry_after_s=retry_s)
 
-    def _check_deadline(self, caller: Caller, ticket: Ticket) -> None:
+    def _check_deadline(self, caller: Caller, ticket: Permit) -> None:
         """Refuses a call before which so many of its own caller come that its turn cannot come in time.
 
         Others' are not counted: they take turns with this caller, and so come before it once each at most.

@@ -30,8 +30,8 @@ from typing import Generic, TypeVar, cast
 
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.fair_queue import FairLine
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.fair_queue import FairQueue
+from convserve_server.scheduling.thread_pool import ThreadPool
 
 log = logging.getLogger("convserve")
 
@@ -39,7 +39,7 @@ _SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with oth
 # Bytes of what was computed, above which a device is not left idle while the answers are told.
 _SOON_TOLD = 2**20
 # Batches that a thread computes for others before it goes back to its own call, whose tensors it keeps until then.
-_MOST_LED = 16
+_MAX_LED = 16
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
@@ -134,9 +134,9 @@ class Batcher(Generic[Task, Answer]):
         # For each lane: how many more computations each device may have.
         self._free = ([concurrent] * devices, [concurrent] * devices)
         # Those that wait, by lane; and those of each group, in the order of their arrival.
-        self._lines: tuple[FairLine[_Entry[Task, Answer]], ...] = (FairLine(), FairLine())
+        self._lines: tuple[FairQueue[_Entry[Task, Answer]], ...] = (FairQueue(), FairQueue())
         self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
-        self._leaders = HandlerThreads(2 * devices * concurrent, "leader")
+        self._leaders = ThreadPool(2 * devices * concurrent, "leader")
 
     @property
     def waiting(self) -> int:
@@ -166,7 +166,7 @@ class Batcher(Generic[Task, Answer]):
             device = entry.device
         if not entry.finished:
             assert device is not None  # noqa: S101 (whoever woke it gave it one)
-            batch = [entry, *self._companions(entry)]
+            batch = [entry, *self._take_group(entry)]
             following = self._compute_and_hand_on(batch, device)
             if following is not None:
                 following = self._handed_over(following)
@@ -214,7 +214,7 @@ class Batcher(Generic[Task, Answer]):
     def _watch(self, entry: _Entry[Task, Answer]) -> None:
         """Takes an entry out of the line when its caller leaves."""
         caller = entry.caller
-        if not caller.when_gone(lambda: self._abandon(entry)) and not caller.is_waiting():
+        if not caller.add_done_callback(lambda: self._abandon(entry)) and not caller.is_active():
             self._abandon(entry)  # it left before
 
     def _lead(self, entry: _Entry[Task, Answer]) -> None:
@@ -224,9 +224,9 @@ class Batcher(Generic[Task, Answer]):
         while following is not None:
             leader, led = following, led + 1
             assert leader.device is not None  # noqa: S101 (whoever let it lead gave it one)
-            batch = [leader, *self._companions(leader)]
+            batch = [leader, *self._take_group(leader)]
             following = self._compute_and_hand_on(batch, leader.device)
-            if following is not None and (led % _MOST_LED == 0 or sum(each.size for each in batch) > _SOON_TOLD):
+            if following is not None and (led % _MAX_LED == 0 or sum(each.size for each in batch) > _SOON_TOLD):
                 following = self._handed_over(following)
             for each in batch:
                 each.tell()
@@ -253,7 +253,7 @@ class Batcher(Generic[Task, Answer]):
     def _compute_together(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
         entries = []
         for entry in batch:
-            if entry.caller.is_waiting():
+            if entry.caller.is_active():
                 entries.append(entry)
             else:
                 entry.finish(None, _nobody_waits())
@@ -296,7 +296,7 @@ class Batcher(Generic[Task, Answer]):
         entry.finish(None, _nobody_waits())
         entry.tell()
 
-    def _companions(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
+    def _take_group(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
         """Takes what waits in a leader's group, oldest first, as far as the bounds allow."""
         found = []
         samples, size = leader.samples, leader.size

@@ -11,15 +11,15 @@ class Caller(NamedTuple):
 
     Attributes:
         name: What the calls of one caller have in common, between which and others' the server is fair.
-        is_one: Whether the name is one caller's; False where several cannot be told apart.
-        is_waiting: Whether it still waits for the answer.
+        is_identified: Whether the name is one caller's; False where several cannot be told apart.
+        is_active: Whether it still waits for the answer.
         remaining_s: Seconds until it will not wait any more; None if it says nothing of that.
-        when_gone: Has a function called once the caller has its whole answer or does not wait for one any more. It
-            returns False, and calls nothing, where that is so already, or nobody would notice.
+        add_done_callback: Has a function called once the caller has its whole answer or does not wait for one any
+            more. It returns False, and calls nothing, where that is so already, or nobody would notice.
     """
 
     name: str = ""
-    is_one: bool = True
-    is_waiting: Callable[[], bool] = lambda: True
+    is_identified: bool = True
+    is_active: Callable[[], bool] = lambda: True
     remaining_s: Callable[[], float | None] = lambda: None
-    when_gone: Callable[[Callable[[], None]], bool] = lambda _: False
+    add_done_callback: Callable[[Callable[[], None]], bool] = lambda _: False

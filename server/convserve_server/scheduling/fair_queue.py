@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class FairLine(Generic[T]):
+class FairQueue(Generic[T]):
     """Entries that wait. Whoever uses it from several threads holds a lock around it."""
 
     def __init__(self) -> None:

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 
-MOST_BYTES = 2**28
+MAX_BYTES = 2**28
 
 
-class DrawnLayers:
+class InitializedLayerCache:
     """Draws layers; those used last are kept up to a number of bytes. Its methods may be called from any thread."""
 
-    def __init__(self, draw: Callable[[Conv2D, int], Layer], most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, draw: Callable[[Conv2D, int], Layer], most_bytes: int = MAX_BYTES) -> None:
         """Starts empty.
 
         Args:

@@ -14,13 +14,13 @@ from convserve.protocol.results import Timing
 from convserve.tensors.codec import Array, Shape, name_of
 from convserve_server.engine_api import Computed, Engine
 from convserve_server.scheduling.admission import Admission, Limits
-from convserve_server.scheduling.admission_queue import Load, Ticket
+from convserve_server.scheduling.admission_queue import Load, Permit
 from convserve_server.scheduling.batcher import Batcher, Then
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.initialized_layers import DrawnLayers
+from convserve_server.scheduling.initialized_layers import InitializedLayerCache
 
 # Services do not know the parts.
-__all__ = ["Batching", "Caller", "Computed", "Convolved", "Convolver", "Engine", "Limits", "Load", "Then", "Ticket"]
+__all__ = ["Batching", "Caller", "Computed", "Convolved", "Engine", "Limits", "Load", "Permit", "Scheduler", "Then"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Convolved(NamedTuple):
 class _Call:
     """A call that was admitted."""
 
-    ticket: Ticket
+    ticket: Permit
     layers: tuple[Layer, ...]
     x: Array
     caller: Caller
@@ -75,7 +75,7 @@ class _Task(TypedDict):
 ANYBODY = Caller()
 
 
-class Convolver:
+class Scheduler:
     """Takes calls, refuses what cannot or may not be, and computes the rest."""
 
     def __init__(self, engine: Engine, limits: Limits, batching: Batching) -> None:
@@ -84,7 +84,7 @@ class Convolver:
         self.limits = limits
         devices, large_bytes = len(engine.devices), min(batching.max_batch_bytes, limits.max_call_bytes)
         self._admission = Admission(limits, devices, batching.concurrent_calls, large_bytes)
-        self._drawn = DrawnLayers(engine.initialize)
+        self._drawn = InitializedLayerCache(engine.initialize)
         self._batcher = Batcher(
             self._compute,
             devices=devices,
@@ -121,11 +121,11 @@ class Convolver:
         caller: Caller = ANYBODY,
         *,
         in_one_message: bool = False,
-    ) -> Ticket:
+    ) -> Permit:
         """As `Admission.admit`, for a call whose input may still be on its way; whoever takes the ticket closes it."""
         return self._admission.admit(layers, shape, dtype, output_dtype, caller, in_one_message=in_one_message)
 
-    def admit_bytes(self, size: int, caller: Caller) -> Ticket:
+    def admit_bytes(self, size: int, caller: Caller) -> Permit:
         """As `Admission.admit_bytes`."""
         return self._admission.admit_bytes(size, caller)
 
@@ -136,7 +136,7 @@ class Convolver:
         output_dtype: str | None,
         caller: Caller = ANYBODY,
         *,
-        ticket: Ticket | None = None,
+        ticket: Permit | None = None,
         unbatched: bool = False,
         in_one_message: bool = True,
     ) -> Convolved:
@@ -166,7 +166,7 @@ class Convolver:
         caller: Caller,
         then: Then[Convolved],
         *,
-        ticket: Ticket,
+        ticket: Permit,
         unbatched: bool = False,
     ) -> None:
         """Has a forward pass' answer told to `then`, by this thread or another; the rest as for `convolve`."""
@@ -178,11 +178,11 @@ class Convolver:
         try:
             task = self._task(ticket, layers, x, caller, unbatched)
         except BaseException:
-            ticket.let_go()
+            ticket.release()
             raise
         self._batcher.leave(**task, then=told)
 
-    def _task(self, ticket: Ticket, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool) -> _Task:
+    def _task(self, ticket: Permit, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool) -> _Task:
         """Returns what the batcher is given for a call all of which is there."""
         ticket.received()
         plan = ticket.plan
@@ -230,10 +230,10 @@ class Convolver:
         )
         inputs, output_dtype = [call.x for call in calls], first.ticket.plan.output_dtype
 
-        def is_waiting() -> bool:
-            return any(call.caller.is_waiting() for call in calls)
+        def is_active() -> bool:
+            return any(call.caller.is_active() for call in calls)
 
-        return layers, self._engine.convolve(layers, inputs, output_dtype, device, is_waiting)
+        return layers, self._engine.convolve(layers, inputs, output_dtype, device, is_active)
 
 
 _Outcome = tuple[Computed, tuple[Layer, ...], Timing]

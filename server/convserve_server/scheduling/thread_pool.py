@@ -14,7 +14,7 @@ from concurrent.futures import Executor, Future
 from typing import Any
 
 
-class HandlerThreads(Executor):
+class ThreadPool(Executor):
     """Runs what is submitted; what all threads are too busy for waits.
 
     It cannot be shut down: its threads end with the process, whatever they do.

@@ -39,19 +39,19 @@ from convserve.tensors.codec import (
 )
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
-from convserve_server.auth.identity import CHANGE, CallContext, calling, is_local, may
+from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
 from convserve_server.direct_calls import DirectCalls, DirectMethod, Reply, add_methods
-from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.observability.computation import computation
-from convserve_server.scheduling.scheduler import Caller, Convolved, Convolver, Ticket
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.scheduler import Caller, Convolved, Permit, Scheduler
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.call_interceptor import as_answer
-from convserve_server.transport.idle_timeouts import SilenceWatch
-from convserve_server.transport.in_flight_items import ItemsUnderWay
+from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.in_flight_items import InFlightItems
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _HEAD_BYTES = 2**16  # what is beside a tensor in a response
@@ -102,7 +102,7 @@ class _Work(NamedTuple):
     layers: Sequence[Layer]
     x: Array
     caller: Caller
-    ticket: Ticket
+    ticket: Permit
     place: tensor_pb2.SharedMemory | None
     shared: SharedMemory | None
     tell: Callable[[Computation], None]
@@ -112,7 +112,7 @@ class _Work(NamedTuple):
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
-    def __init__(self, threads: int, silence: SilenceWatch, most_items: int) -> None:
+    def __init__(self, threads: int, silence: IdleTimeouts, most_items: int) -> None:
         """Starts closed.
 
         Args:
@@ -122,30 +122,30 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         """
         self._silence = silence
         self._most_items = most_items
-        self._pool = HandlerThreads(threads, "item")
+        self._pool = ThreadPool(threads, "item")
         self.shared_memory: SharedMemory | None = None
-        self._opened: tuple[Convolver, LayerKeeper] | None = None
+        self._opened: tuple[Scheduler, LayerRegistry] | None = None
 
-    def open(self, convolver: Convolver, keeper: LayerKeeper) -> None:
+    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
         """Serves with this request path from now on."""
-        self._opened = convolver, keeper
+        self._opened = scheduler, registry
 
     @property
-    def _convolver(self) -> Convolver:
+    def _scheduler(self) -> Scheduler:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened[0]
 
     @property
-    def _keeper(self) -> LayerKeeper:
-        assert self._opened is not None  # noqa: S101 (_convolver is asked first)
+    def _registry(self) -> LayerRegistry:
+        assert self._opened is not None  # noqa: S101 (_scheduler is asked first)
         return self._opened[1]
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
-        engine, limits = self._convolver.engine, self._convolver.limits
-        stored = self._keeper.usage()
+        engine, limits = self._scheduler.engine, self._scheduler.limits
+        stored = self._registry.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -166,10 +166,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        convolver = self._convolver
+        scheduler = self._scheduler
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        found = convolver.plan(
-            find_layers(request.layers, self._keeper, may_store=may(CHANGE)),
+        found = scheduler.plan(
+            find_layers(request.layers, self._registry, may_store=may(CHANGE)),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -181,7 +181,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         work = self._admitted(request.message, request.input, context)
         return self._answered(
             work,
-            lambda: self._convolver.convolve(
+            lambda: self._scheduler.convolve(
                 work.layers, work.x, None, work.caller, ticket=work.ticket, unbatched=request.message.unbatched
             ),
         )
@@ -193,22 +193,22 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         def answer(outcome: Callable[[], Convolved]) -> None:
             reply(lambda: self._answered(work, outcome).serialize())
 
-        self._convolver.leave(
+        self._scheduler.leave(
             work.layers, work.x, work.caller, answer, ticket=work.ticket, unbatched=request.message.unbatched
         )
 
     def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
         """Returns what is to be computed, once there is room for it."""
-        convolver = self._convolver
-        layers = find_layers(message.layers, self._keeper, may_store=may(CHANGE))
+        scheduler = self._scheduler
+        layers = find_layers(message.layers, self._registry, may_store=may(CHANGE))
         shared = self.shared_memory if is_local(context.peer()) else None
         x = given if given is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
         if place is not None:
             _existing(shared).array(place, 0, "output_memory")
-        caller, output_dtype = calling(context), _output_dtype(message.output_dtype)
+        caller, output_dtype = caller_from_context(context), _output_dtype(message.output_dtype)
         began_ns = time.time_ns()
-        ticket = convolver.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
+        ticket = scheduler.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
         return _Work(layers, x, caller, ticket, place, shared, current_call().computed, began_ns)
 
     def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> ConvolveResponse:
@@ -220,7 +220,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             return ConvolveResponse(message, output)
         shared = _existing(work.shared)
         if not shared.has_room(place, output.nbytes):
-            _check_response(output.nbytes, self._convolver.limits.max_message_bytes)
+            _check_response(output.nbytes, self._scheduler.limits.max_message_bytes)
             return ConvolveResponse(message, output)
         shared.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
         message.output.CopyFrom(head_of(output))
@@ -228,20 +228,20 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return ConvolveResponse(message, None)
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
-        convolver = self._convolver
+        scheduler = self._scheduler
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, self._keeper, may_store=may(CHANGE))]
-        output_dtype, caller = _output_dtype(start.output_dtype), calling(context)
+        layers = [_seeded(each) for each in find_layers(start.layers, self._registry, may_store=may(CHANGE))]
+        output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
         call = current_call()  # here, because items are computed by other threads
         context.send_initial_metadata((ACCEPTED,))
 
-        def convolve(x: Array, ticket: Ticket, waiting: Caller) -> Answer:
+        def convolve(x: Array, ticket: Permit, waiting: Caller) -> Answer:
             began_ns = time.time_ns()
-            answer = convolver.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
+            answer = scheduler.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
             call.computed(computation(began_ns, x, answer))
             message = _response(answer)
             message.output.CopyFrom(head_of(answer.computed.output))
@@ -253,19 +253,19 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             return told
 
         work = Work(
-            admit=lambda shape, dtype, waiting: convolver.admit(layers, shape, dtype, output_dtype, waiting),
+            admit=lambda shape, dtype, waiting: scheduler.admit(layers, shape, dtype, output_dtype, waiting),
             convolve=convolve,
             as_error=as_error,
             most_items=self._most_items,
         )
-        items: StreamItems = ItemsUnderWay(request_iterator, caller, self._silence, context.cancel)
+        items: StreamItems = InFlightItems(request_iterator, caller, self._silence, context.cancel)
         yield from ConvolveStream(work, items, start, self._pool).answers()
 
     def Echo(self, output_bytes: int, context: CallContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._convolver.admit_bytes(output_bytes, calling(context)):
+        with self._scheduler.admit_bytes(output_bytes, caller_from_context(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 

@@ -16,17 +16,17 @@ from convserve.tensors import framing
 from convserve.tensors.codec import Array, Shape, checked_shape, dtype_name, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.memory.aligned import aligned_empty
-from convserve_server.scheduling.admission_queue import Ticket
+from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.in_flight_items import ItemsUnderWay, ItemUnderWay
+from convserve_server.transport.in_flight_items import InFlightItems, ItemUnderWay
 
-_SMALLEST_PIECE_BYTES, _LARGEST_PIECE_BYTES = 2**14, 2**24
+_MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2**14, 2**24
 
 Request = messages.ConvolveStreamRequest | memoryview
 """A message of a stream: one of the contract's, or a piece's bytes."""
 Answer = tuple[messages.ConvolveResponse, Array]
 """An item's response without its output, and the output."""
-StreamItems = ItemsUnderWay[Request, tuple[int, Future[Answer]]]
+StreamItems = InFlightItems[Request, tuple[int, Future[Answer]]]
 """The items that come after a stream's start, with their ids and answers."""
 
 
@@ -50,8 +50,8 @@ class Work:
         most_items: How many items a stream may have.
     """
 
-    admit: Callable[[Shape, str, Caller], Ticket]
-    convolve: Callable[[Array, Ticket, Caller], Answer]
+    admit: Callable[[Shape, str, Caller], Permit]
+    convolve: Callable[[Array, Permit, Caller], Answer]
     as_error: Callable[[Exception], ConvserveError]
     most_items: int
 
@@ -66,7 +66,7 @@ class ConvolveStream:
         self._items = items
         self._in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
         wished = start.piece_bytes or PIECE_BYTES
-        self._piece_bytes = min(max(wished, _SMALLEST_PIECE_BYTES), _LARGEST_PIECE_BYTES)
+        self._piece_bytes = min(max(wished, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
         """Yields the messages of the answer.
@@ -124,7 +124,7 @@ class ConvolveStream:
             taken = False
         else:
             with ExitStack() as unless_submitted:
-                unless_submitted.callback(ticket.let_go)
+                unless_submitted.callback(ticket.release)
                 self._receive(x.reshape(-1).view(np.uint8))
                 answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller())
                 unless_submitted.pop_all()
@@ -136,13 +136,13 @@ class ConvolveStream:
         del answer  # else a refusal's traceback, in which this frame is, and it would keep each other
         return taken
 
-    def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Ticket, Array]:
+    def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
         """Returns an item's ticket and memory for its elements, if this server takes it."""
         dtype = dtype_name(item.dtype, "input")
         shape = checked_shape(item.shape, "input")
         ticket = self._work.admit(shape, dtype, caller)
         with ExitStack() as unless_made:
-            unless_made.callback(ticket.let_go)
+            unless_made.callback(ticket.release)
             memory = aligned_empty(shape, numpy_dtype(dtype))
             unless_made.pop_all()
         return ticket, memory

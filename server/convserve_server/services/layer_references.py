@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from convserve.errors import FieldViolation, InvalidRequestError, naming_layer
 from convserve.layers.layer import Layer
 from convserve.v1 import layer_pb2
-from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.registry import LayerRegistry
 
 
 def find_layers(
-    references: Sequence[layer_pb2.LayerReference], keeper: LayerKeeper, *, may_store: bool = True
+    references: Sequence[layer_pb2.LayerReference], registry: LayerRegistry, *, may_store: bool = True
 ) -> list[Layer]:
     """Returns the layers of a call; without weights where they are to be drawn.
 
     Args:
         references: Which.
-        keeper: Of stored layers.
+        registry: Of stored layers.
         may_store: Whether the caller may have layers stored that travel with the call.
 
     Raises:
@@ -29,23 +29,23 @@ def find_layers(
     found = []
     for index, reference in enumerate(references):
         with naming_layer(index, len(references)):
-            found.append(_layer(reference, keeper, may_store))
+            found.append(_layer(reference, registry, may_store))
     return found
 
 
-def _layer(reference: layer_pb2.LayerReference, keeper: LayerKeeper, may_store: bool) -> Layer:
+def _layer(reference: layer_pb2.LayerReference, registry: LayerRegistry, may_store: bool) -> Layer:
     kind = reference.WhichOneof("layer")
     if kind == "inline":
         layer = Layer.from_message(reference.inline)
         if reference.inline.store and may_store and layer.kernel is not None:
-            keeper.keep(layer)
+            registry.keep(layer)
         return layer
     if kind == "digest":
         if len(reference.digest) != 32:
             text = f"Expected a digest of 32 bytes. Received {len(reference.digest)} bytes."
             raise InvalidRequestError(FieldViolation("digest", text))
-        return keeper.layer(reference.digest)
+        return registry.layer(reference.digest)
     if kind == "name":
-        return keeper.layer(reference.name)
+        return registry.layer(reference.name)
     text = "Expected a digest, a name or an inline layer. Received none of them."
     raise InvalidRequestError(FieldViolation("layers", text))

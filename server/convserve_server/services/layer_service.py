@@ -1,4 +1,4 @@
-"""LayerService: messages to the layer keeper's words, and its answers back to messages."""
+"""LayerService: messages to the layer registry's words, and its answers back to messages."""
 
 from __future__ import annotations
 
@@ -17,34 +17,34 @@ from convserve.errors import (
     InvalidTensorError,
     InvalidWeightsError,
     UnavailableError,
-    shown,
+    short_repr,
 )
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, check_weight_shapes
-from convserve.protocol.layer_messages import HELD, MOST_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.protocol.layer_messages import HELD, MAX_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.layer_store.registry import LayerKeeper, Reference, StoredLayer
+from convserve_server.layer_store.registry import LayerRegistry, Reference, StoredLayer
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
-_MOST_LAYERS_A_PAGE = 1000
+_MAX_LAYERS_A_PAGE = 1000
 
 
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     """Answers LayerService. Until it is opened, every call is told to come back."""
 
     def __init__(self) -> None:
-        self._opened: LayerKeeper | None = None
+        self._opened: LayerRegistry | None = None
 
-    def open(self, keeper: LayerKeeper) -> None:
-        """Serves with this keeper from now on."""
-        self._opened = keeper
+    def open(self, registry: LayerRegistry) -> None:
+        """Serves with this registry from now on."""
+        self._opened = registry
 
     @property
-    def _keeper(self) -> LayerKeeper:
+    def _registry(self) -> LayerRegistry:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened
@@ -52,25 +52,25 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     def PutLayer(
         self, request_iterator: Iterator[messages.PutLayerRequest], context: grpc.ServicerContext
     ) -> messages.PutLayerResponse:
-        keeper = self._keeper
+        registry = self._registry
         start = _start(request_iterator)
         source = start.WhichOneof("source")
         if source is None:
             if not start.expected_digest:
                 raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
             _no_more(request_iterator)
-            stored, existed = keeper.name(_checked_digest(start.expected_digest), start.name), True
+            stored, existed = registry.name(_checked_digest(start.expected_digest), start.name), True
         elif source == "weights":
-            stored, existed = _put_weights(keeper, start, request_iterator, context)
+            stored, existed = _put_weights(registry, start, request_iterator, context)
         else:
             config = conv2d_message.from_message(start.conv2d)
-            keeper.check_put(start.name, config, start.input_channels, _expected_digest(start))
+            registry.check_put(start.name, config, start.input_channels, _expected_digest(start))
             _no_more(request_iterator)
-            stored, existed = keeper.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
+            stored, existed = registry.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
 
     def GetLayer(self, request: messages.GetLayerRequest, context: grpc.ServicerContext) -> messages.GetLayerResponse:
-        return messages.GetLayerResponse(layer=_stored_message(self._keeper.describe(_reference(request.layer))))
+        return messages.GetLayerResponse(layer=_stored_message(self._registry.describe(_reference(request.layer))))
 
     def ListLayers(
         self, request: messages.ListLayersRequest, context: grpc.ServicerContext
@@ -82,69 +82,69 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         except ValueError:
             after = b""
         if after.hex() != request.page_token or len(after) not in (0, 32):
-            raise _refusal("page_token", "a token that this server gave", shown(request.page_token))
-        size = min(request.page_size or 100, _MOST_LAYERS_A_PAGE)
-        found = self._keeper.page(request.name_prefix, after, size + 1)
+            raise _refusal("page_token", "a token that this server gave", short_repr(request.page_token))
+        size = min(request.page_size or 100, _MAX_LAYERS_A_PAGE)
+        found = self._registry.page(request.name_prefix, after, size + 1)
         token = found[size - 1].digest.hex() if len(found) > size else ""
         return messages.ListLayersResponse(layers=map(_stored_message, found[:size]), next_page_token=token)
 
     def FindMissingLayers(
         self, request: messages.FindMissingLayersRequest, context: grpc.ServicerContext
     ) -> messages.FindMissingLayersResponse:
-        if len(request.digests) > MOST_DIGESTS:
-            raise _refusal("digests", f"at most {MOST_DIGESTS} digests", str(len(request.digests)))
+        if len(request.digests) > MAX_DIGESTS:
+            raise _refusal("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
             _checked_digest(digest)
-        return messages.FindMissingLayersResponse(missing_digests=self._keeper.missing(request.digests))
+        return messages.FindMissingLayersResponse(missing_digests=self._registry.missing(request.digests))
 
     def DeleteLayer(
         self, request: messages.DeleteLayerRequest, context: grpc.ServicerContext
     ) -> messages.DeleteLayerResponse:
-        self._keeper.delete(_reference(request.layer))
+        self._registry.delete(_reference(request.layer))
         return messages.DeleteLayerResponse()
 
     def UpdateWeights(
         self, request_iterator: Iterator[messages.UpdateWeightsRequest], context: grpc.ServicerContext
     ) -> messages.UpdateWeightsResponse:
-        keeper = self._keeper
+        registry = self._registry
         start = _start(request_iterator)
-        config = keeper.describe(_reference(start.layer)).config
+        config = registry.describe(_reference(start.layer)).config
         coming = _Coming.announced(start.weights, config)
-        keeper.check_put(start.name, config, coming.channels, b"")
-        keeper.check_computable(config, coming.channels)
-        with keeper.receiving(config, coming.channels, coming.dtype):
+        registry.check_put(start.name, config, coming.channels, b"")
+        registry.check_computable(config, coming.channels)
+        with registry.receiving(config, coming.channels, coming.dtype):
             context.send_initial_metadata(((WEIGHTS, WANTED),))
-            stored, losses = keeper.update(config, *_received(coming, request_iterator), start.name)
+            stored, losses = registry.update(config, *_received(coming, request_iterator), start.name)
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
     def ReadWeights(
         self, request: messages.ReadWeightsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.ReadWeightsResponse]:
-        layer = self._keeper.layer(_reference(request.layer))
+        layer = self._registry.layer(_reference(request.layer))
         yield messages.ReadWeightsResponse(start=weights_header(layer))
         for piece in weight_pieces(layer):
             yield messages.ReadWeightsResponse(piece=piece)
 
 
 def _put_weights(
-    keeper: LayerKeeper, start: Any, requests: Iterator[Any], context: grpc.ServicerContext
+    registry: LayerRegistry, start: Any, requests: Iterator[Any], context: grpc.ServicerContext
 ) -> tuple[StoredLayer, bool]:
     """Stores a layer whose weights the caller has; returns it and whether it was there before."""
     config = conv2d_message.from_message(start.conv2d)
     coming = _Coming.announced(start.weights, config)
     digest = _expected_digest(start)
-    keeper.check_put(start.name, config, coming.channels, digest)
-    held = keeper.held(digest)
+    registry.check_put(start.name, config, coming.channels, digest)
+    held = registry.held(digest)
     if held:
         context.send_initial_metadata(((WEIGHTS, HELD),))
         first = next(requests, None)
         if first is None:
-            return keeper.put(held, start.name, digest)
+            return registry.put(held, start.name, digest)
         requests = itertools.chain((first,), requests)
-    with keeper.receiving(config, coming.channels, coming.dtype):
+    with registry.receiving(config, coming.channels, coming.dtype):
         if not held:
             context.send_initial_metadata(((WEIGHTS, WANTED),))
-        return keeper.put(Layer(config, *_received(coming, requests)), start.name, digest)
+        return registry.put(Layer(config, *_received(coming, requests)), start.name, digest)
 
 
 def _start(requests: Iterator[Any]) -> Any:

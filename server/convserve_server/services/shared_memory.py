@@ -32,9 +32,9 @@ from convserve.v1 import tensor_pb2
 
 log = logging.getLogger("convserve")
 
-_MOST_CONNECTIONS = 1000
+_MAX_CONNECTIONS = 1000
 _PAUSE_S = 0.1
-_MOST_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
+_MAX_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
@@ -51,7 +51,7 @@ class SharedMemory:
         self.ticket = secrets.token_bytes(TICKET_BYTES)
         self._most_bytes = most_bytes
         # The other descriptors are for gRPC's connections and the store's files.
-        self._most_connections = min(_MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._most_connections = min(_MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._regions: dict[bytes, Map] = {}
         self._names: dict[socket.socket, set[bytes]] = {}
         self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
@@ -188,7 +188,7 @@ class SharedMemory:
         size = os.fstat(descriptor).st_size
         with self._lock:
             taken = sum(each.size for each in self._regions.values())
-            fits = size <= self._most_bytes - taken and len(self._regions) < _MOST_REGIONS
+            fits = size <= self._most_bytes - taken and len(self._regions) < _MAX_REGIONS
             if not sealed or not size or not fits or name in self._regions:
                 return False
             with suppress(OSError):  # sealed against writing, too large for an address space

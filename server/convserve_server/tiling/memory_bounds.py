@@ -6,7 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Hashable
 
-_MOST_BOUNDS = 1000
+_MAX_BOUNDS = 1000
 _GROWTH = 64  # of what TensorFlow allocates, it waits ten seconds before it says no: a try must be rare
 
 
@@ -37,7 +37,7 @@ class MemoryBounds:
         with self._lock:
             self._bounds[key] = min(self._bounds.get(key, bound), bound)
             self._bounds.move_to_end(key)
-            if len(self._bounds) > _MOST_BOUNDS:
+            if len(self._bounds) > _MAX_BOUNDS:
                 self._bounds.popitem(last=False)
 
     def widen(self, key: Hashable) -> None:

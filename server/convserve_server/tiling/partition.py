@@ -34,7 +34,7 @@ class Division:
         layers: Sequence[Layer],
         output_dtype: str,
         device: int,
-        is_waiting: Callable[[], bool],
+        is_active: Callable[[], bool],
     ) -> None:
         """Prepares; nothing is computed.
 
@@ -44,11 +44,11 @@ class Division:
             layers: The layers, with weights.
             output_dtype: The output's dtype's name.
             device: The device's index.
-            is_waiting: Whether anybody still waits for the output.
+            is_active: Whether anybody still waits for the output.
         """
         self._engine, self._bounds = engine, bounds
         self._layers, self._output_dtype, self._device = layers, output_dtype, device
-        self._is_waiting = is_waiting
+        self._is_waiting = is_active
         self._tried: list[str] = []  # what did not fit
         self._warm, self._batch_size = True, 0
 

@@ -69,7 +69,7 @@ class DividedEngine:
         inputs: Sequence[Array],
         output_dtype: str,
         device: int,
-        is_waiting: Callable[[], bool] = lambda: True,
+        is_active: Callable[[], bool] = lambda: True,
     ) -> Computed:
         """Applies layers to inputs as the engine does, in parts if need be.
 
@@ -80,7 +80,7 @@ class DividedEngine:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
             DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
         """
-        division = Division(self._engine, self._bounds, layers, output_dtype, device, is_waiting)
+        division = Division(self._engine, self._bounds, layers, output_dtype, device, is_active)
         found = division.whole(inputs)
         if found is not None:
             return found

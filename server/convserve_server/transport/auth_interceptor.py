@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from convserve.errors import ConvserveError, PermissionDeniedError, UnauthenticatedError, shown
+from convserve.errors import ConvserveError, PermissionDeniedError, UnauthenticatedError, short_repr
 from convserve_server.auth.identity import CHANGE, COMPUTE, PERMISSIONS, READ, authenticate, name_by_certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.call_record import current_call
@@ -69,7 +69,7 @@ class Authentication(grpc.ServerInterceptor):
         try:
             self.check(method, handler_call_details.invocation_metadata)
         except ConvserveError as error:
-            log.debug("%s answered %s: %s", current_call().told_method, error.code.name, error)
+            log.debug("%s answered %s: %s", current_call().method_label, error.code.name, error)
             return _refusing(error)
         return continuation(handler_call_details)
 
@@ -87,7 +87,7 @@ class Authentication(grpc.ServerInterceptor):
             raise UnauthenticatedError("Expected a token that this server knows. Received another.")
         if not needed <= caller.permissions:
             raise PermissionDeniedError(
-                f"Expected a token with the permission {' and '.join(sorted(needed))} for {shown(method)}. "
+                f"Expected a token with the permission {' and '.join(sorted(needed))} for {short_repr(method)}. "
                 f"Received that of {caller.name}, which has {', '.join(sorted(caller.permissions))}."
             )
         authenticate(caller)

@@ -28,13 +28,13 @@ from convserve.errors import (
     UnimplementedError,
 )
 from convserve.protocol.status import to_status
-from convserve_server.auth.identity import CallContext, caller_of, is_one
+from convserve_server.auth.identity import CallContext, caller_of, is_identified
 from convserve_server.observability.call_record import current_call
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 
 log = logging.getLogger("convserve")
 
-_LONGEST_ANSWER = 10  # times as long as one piece may take
+_MAX_ANSWER = 10  # times as long as one piece may take
 _RETRY_S = 1.0
 _NOTHING = nullcontext()
 
@@ -54,7 +54,7 @@ class CallInterceptor(grpc.ServerInterceptor):
     a stream of one, which on the wire it is: gRPC's own way to receive it would keep a thread for as long as it takes.
     """
 
-    def __init__(self, threads: int, silence: SilenceWatch) -> None:
+    def __init__(self, threads: int, silence: IdleTimeouts) -> None:
         """Prepares to wrap methods.
 
         Args:
@@ -111,7 +111,7 @@ class CallInterceptor(grpc.ServerInterceptor):
             try:
                 with self._place_of(handler, method, context):
                     for answer in map(boxed, inner(self._request(handler, method, raw, context), context)):
-                        with self._silence.waiting(lambda: end_silent(method, context)):  # until it is sent
+                        with self._silence.waiting(lambda: abort_idle(method, context)):  # until it is sent
                             yield answer
                 return
             except Exception as error:
@@ -131,7 +131,7 @@ class CallInterceptor(grpc.ServerInterceptor):
 
     def _request(self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
         """Returns a method's request, or the iterator over its requests."""
-        end = lambda: end_silent(method, context)  # noqa: E731
+        end = lambda: abort_idle(method, context)  # noqa: E731
         if handler.request_streaming:
             # A stream that is answered as it goes knows by itself when it waits for its caller.
             messages = raw if handler.response_streaming else self._silence.watched(raw, end)
@@ -150,7 +150,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         key = method, caller_of(context)
         with self._lock:
             mine, left = self._streams[key], self._threads - self._taken[method]
-            if mine >= left if is_one(key[1]) else not left:
+            if mine >= left if is_identified(key[1]) else not left:
                 text = (
                     f"Expected a server with room for one more stream. Received one while {self._taken[method]} of "
                     f"{self._threads} are open, {mine} of them yours: put more items into one, or retry."
@@ -168,15 +168,15 @@ class CallInterceptor(grpc.ServerInterceptor):
                     del self._streams[key]
 
 
-def end_silent(method: str, context: CallContext) -> None:
+def abort_idle(method: str, context: CallContext) -> None:
     """Ends a call whose caller says nothing."""
     log.info("%s of %s is ended: it was silent for too long", method, context.peer())
     context.cancel()
 
 
-def watch_fetching(silence: SilenceWatch, method: str, context: CallContext) -> None:
+def watch_fetching(silence: IdleTimeouts, method: str, context: CallContext) -> None:
     """Watches a caller to whom an answer goes: it is kept until it is fetched, which may take longer than a piece."""
-    wait = silence.waiting(lambda: end_silent(method, context), times=_LONGEST_ANSWER)
+    wait = silence.waiting(lambda: abort_idle(method, context), times=_MAX_ANSWER)
     if not context.add_callback(wait.forget):
         wait.forget()
 

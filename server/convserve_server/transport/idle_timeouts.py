@@ -34,7 +34,7 @@ class Wait:
         self._waiting.discard(self)
 
 
-class SilenceWatch:
+class IdleTimeouts:
     """Ends calls of which nothing has come for some time though more is waited for."""
 
     def __init__(self, limit_s: float) -> None:

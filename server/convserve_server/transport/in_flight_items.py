@@ -9,9 +9,9 @@ from collections.abc import Callable, Generator, Iterator
 from typing import Generic, TypeVar
 
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 
-MOST_UNDER_WAY = 4
+MAX_UNDER_WAY = 4
 """Items of one stream that are read and not yet answered."""
 
 Message = TypeVar("Message")
@@ -30,10 +30,10 @@ class ItemUnderWay:
 
     def caller(self) -> Caller:
         """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return self._stream._replace(is_waiting=self._is_waiting, when_gone=self._when_gone)
+        return self._stream._replace(is_active=self._is_waiting, add_done_callback=self._when_gone)
 
     def _is_waiting(self) -> bool:
-        return not self._gone and self._stream.is_waiting()
+        return not self._gone and self._stream.is_active()
 
     def _when_gone(self, call: Callable[[], None]) -> bool:
         with self._lock:
@@ -50,18 +50,18 @@ class ItemUnderWay:
             call()
 
 
-class ItemsUnderWay(Generic[Message, Answer]):
+class InFlightItems(Generic[Message, Answer]):
     """The items of one stream that are under way. A thread begins and puts them; another yields their answers."""
 
     def __init__(
-        self, messages: Iterator[Message], caller: Caller, silence: SilenceWatch, cancel: Callable[[], object]
+        self, messages: Iterator[Message], caller: Caller, silence: IdleTimeouts, cancel: Callable[[], object]
     ) -> None:
         """Prepares to read a caller's messages; a caller that is silent for too long has its stream cancelled."""
         self._messages = messages
         self._caller = caller
         self._silence = silence
         self._cancel = cancel
-        self._room = threading.Semaphore(MOST_UNDER_WAY)
+        self._room = threading.Semaphore(MAX_UNDER_WAY)
         # In the order in which they are answered; None after the last, or what ends the stream.
         self._answers: queue.SimpleQueue[tuple[ItemUnderWay, Answer] | Exception | None] = queue.SimpleQueue()
         self._under_way: set[ItemUnderWay] = set()
@@ -77,7 +77,7 @@ class ItemsUnderWay(Generic[Message, Answer]):
         Raises:
             Exception: What `read` raises.
         """
-        self._caller.when_gone(self._end)  # at once, whatever this thread waits for
+        self._caller.add_done_callback(self._end)  # at once, whatever this thread waits for
         threading.Thread(target=self._read, args=(read,), name="stream", daemon=True).start()
         try:
             while (found := self._answers.get()) is not None:
@@ -136,7 +136,7 @@ class ItemsUnderWay(Generic[Message, Answer]):
     def _read(self, read: Callable[[], None]) -> None:
         try:
             read()
-            for _ in range(MOST_UNDER_WAY):
+            for _ in range(MAX_UNDER_WAY):
                 if self._ended:
                     break
                 self._room.acquire()  # until all are answered

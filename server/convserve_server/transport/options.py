@@ -8,7 +8,7 @@ from convserve.protocol.http2_options import LARGE_FRAMES
 from convserve_server.settings import Settings
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
-_MOST_METADATA_BYTES = 2**14
+_MAX_METADATA_BYTES = 2**14
 
 
 def server_options(settings: Settings) -> list[tuple[str, Any]]:
@@ -27,8 +27,8 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         # gRPC's own bounds, named here as SECURITY.md promises them: bytes of a call's metadata, and pings.
-        ("grpc.max_metadata_size", _MOST_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", _MOST_METADATA_BYTES),
+        ("grpc.max_metadata_size", _MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
         *(

@@ -27,7 +27,7 @@ from convserve import (
     Layer,
     TooLargeError,
 )
-from convserve._rpc.map_schedule import MOST_CALLS
+from convserve._rpc.map_schedule import MAX_CALLS
 from convserve._sync.cancellation import Calls
 from convserve._sync.transfer import TensorPath
 from tests.conftest import RunningServer, running_server
@@ -286,7 +286,7 @@ def test_large_calls_are_not_sent_again_after_the_generator_ended(
         monkeypatch.setattr(Calls, "end", lambda self, end=Calls.end: (ended.set(), end(self)))
         outputs.close()
         assert not senders()
-    assert len(begun_after) <= MOST_CALLS  # those that were just about to be made
+    assert len(begun_after) <= MAX_CALLS  # those that were just about to be made
 
 
 def test_tasks_end_with_the_asynchronous_generator(server: RunningServer) -> None:

@@ -96,7 +96,7 @@ def test_weights_of_2_gib_cannot_go_with_a_call_though_they_were_put(
 ) -> None:
     with convserve.Client(server.target) as client:
         request = _rpc.convolve_request(client.put(CONFIG, KERNEL, BIAS), X, None)
-        monkeypatch.setattr(_rpc, "_LARGEST_MESSAGE_BYTES", KERNEL.nbytes)
+        monkeypatch.setattr(_rpc, "_MAX_MESSAGE_BYTES", KERNEL.nbytes)
         with pytest.raises(TooLargeError, match=rf"2 GiB.*Received {KERNEL.nbytes} bytes: make room for them"):
             request.carrying_layers()
 

@@ -63,7 +63,7 @@ def test_a_call_that_is_answered(methods, kept, form):
     assert error is None
     call = one(kept)
     assert kept.words == [("began", "test.Service/Method"), "OK"]
-    assert (call.code, call.method, call.told_method) == ("OK", "test.Service/Method", "test.Service/Method")
+    assert (call.code, call.method, call.method_label) == ("OK", "test.Service/Method", "test.Service/Method")
     assert call.received_bytes == sum(map(len, messages))
     answers = [Int64Value(value=-1)] if form.endswith("stream") else []
     assert call.sent_bytes == sum(each.ByteSize() for each in [*answers, Int64Value(value=7)])
@@ -145,8 +145,8 @@ def test_a_method_that_is_not_there_is_told_in_a_bounded_form(methods, kept):
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     call = one(kept)
     assert (call.code, call.method, call.caller) == ("UNIMPLEMENTED", "unknown", "")
-    assert call.told_method.startswith("'/no/xxx")
-    assert len(call.told_method) < 300
+    assert call.method_label.startswith("'/no/xxx")
+    assert len(call.method_label) < 300
 
 
 def test_a_method_that_is_not_listed_is_answered_and_not_told_apart(methods, kept):

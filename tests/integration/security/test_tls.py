@@ -18,7 +18,7 @@ from convserve_server.auth.tokens import Tokens
 from convserve_server.settings import SettingsError
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 from tests.conftest import running_server
 from tests.support.certificates import Authority
 from tests.support.either_client import EITHER_CLIENT
@@ -52,7 +52,7 @@ def serving(certificate=None, tokens=None):
     )
     first = [Authentication(tokens)] if tokens else []
     names = [CertificateNames()] if certificate and certificate.is_mutual else []
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[*first, *names, CallInterceptor(2, SilenceWatch(60))])
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[*first, *names, CallInterceptor(2, IdleTimeouts(60))])
     handlers = {"GetServerInfo": handler}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("convserve.v1.ConvolutionService", handlers),)

@@ -17,7 +17,7 @@ from convserve_server.app import _direct_calls
 from convserve_server.auth.identity import READ, Identity, authenticate, caller_of, may
 from convserve_server.direct_calls import DirectCalls
 from convserve_server.observability.interceptor import ObservingInterceptor
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 from tests.conftest import RunningServer, running_server
 from tests.integration.observability.test_interceptor import Kept
 from tests.support.in_process_servers import PATH, served_directly
@@ -46,7 +46,7 @@ def served(
     """Serves a method that is given its request's bytes."""
     observing = ObservingInterceptor([PATH], [] if kept is None else [kept])
     return served_directly(
-        bytes, method, *gates, observing=observing, silence=SilenceWatch(60), most_threads=most_threads
+        bytes, method, *gates, observing=observing, silence=IdleTimeouts(60), most_threads=most_threads
     )
 
 
@@ -157,7 +157,7 @@ def test_a_version_of_grpc_without_such_a_core_leaves_the_methods_to_the_ordinar
     class Observability:
         interceptor = ObservingInterceptor([], [])
 
-    assert _direct_calls(object(), Observability(), [], SilenceWatch(60), 2) is None  # type: ignore[arg-type]
+    assert _direct_calls(object(), Observability(), [], IdleTimeouts(60), 2) is None  # type: ignore[arg-type]
     assert "this version of gRPC" in caplog.text
 
 

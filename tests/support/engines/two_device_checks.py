@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from convserve import Conv2D, Layer, OutOfMemoryError
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
-from convserve_server.scheduling.scheduler import Batching, Convolver, Limits
+from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
 from convserve_server.tiling.tiled_engine import DividedEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import convolved as expected
@@ -250,7 +250,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
         layer(2, 3, seed=3, activity_regularizer="l1"),
     ]
     sizes: set[int] = set()
-    served = Convolver(engine(), Limits(2**30, 2**30, 2**32, 100, 64), Batching(1, 16, 2**30))
+    served = Scheduler(engine(), Limits(2**30, 2**30, 2**32, 100, 64), Batching(1, 16, 2**30))
     call = st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from([5, 6]), st.booleans())
 
     @settings(deadline=None, max_examples=40, database=None)

@@ -34,7 +34,7 @@ RPCS: list[MethodDescriptor] = [
     for method in service.methods
 ]
 # gRPC's bound of all trailers together, less what the status itself and its names take.
-MOST_METADATA_BYTES = 8192 - 256
+MAX_METADATA_BYTES = 8192 - 256
 _PLAIN = bytes(range(0x20, 0x7F)).replace(b"%", b"")  # what gRPC's percent-encoding leaves as it is
 
 
@@ -127,7 +127,7 @@ def checked(failure: Any, code: grpc.StatusCode, reason: str) -> tuple[str, dict
             assert re.fullmatch(r"Expected .*Received .*", description, re.DOTALL), description
     assert "Traceback" not in text
     trailer = len(base64.b64encode(status.SerializeToString()))
-    assert len(urllib.parse.quote(text, safe=_PLAIN)) + trailer < MOST_METADATA_BYTES
+    assert len(urllib.parse.quote(text, safe=_PLAIN)) + trailer < MAX_METADATA_BYTES
     return text, found
 
 

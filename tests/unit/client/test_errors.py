@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import convserve
 from convserve import errors
-from convserve.errors import FieldViolation, shown
+from convserve.errors import FieldViolation, short_repr
 from convserve.protocol.status import from_rpc_error, to_status
 from convserve.v1 import error_pb2
 
@@ -313,9 +313,9 @@ HUGE = [b"x" * 10**6, (1,) * 10**6, [0] * 10**6, 10**5000, {"a": "x" * 10**6}]
 
 @pytest.mark.parametrize("value", [*HOSTILE, *HUGE], ids=[*KINDS, "bytes", "tuple", "list", "integer", "dictionary"])
 def test_a_value_in_a_text_is_short(value):
-    assert 0 < len(shown(value)) < 250
+    assert 0 < len(short_repr(value)) < 250
 
 
 @pytest.mark.parametrize("value", ["text", b"bytes", (1, -2), None, 1.5, "x" * 150])
 def test_a_short_value_in_a_text_is_whole(value):
-    assert shown(value) == repr(value)
+    assert short_repr(value) == repr(value)

@@ -47,18 +47,18 @@ def exported() -> dict[str, Metric]:
 EXPORTED = exported()
 
 
-def shown() -> set[str]:
+def short_repr() -> set[str]:
     """Returns the names in the dashboard's queries."""
     return {name for _, expression in EXPRESSIONS for name in re.findall(r"\b(?:convserve|process)_\w+", expression)}
 
 
 def test_every_name_on_the_dashboard_is_exported() -> None:
-    assert shown() <= set(EXPORTED)
+    assert short_repr() <= set(EXPORTED)
     assert set(re.findall(r"convserve_\w+", VARIABLE["definition"])) <= set(EXPORTED)
 
 
 def test_everything_that_is_exported_is_on_the_dashboard() -> None:
-    assert {EXPORTED[name].name for name in shown()} == {each.name for each in EXPORTED.values()}
+    assert {EXPORTED[name].name for name in short_repr()} == {each.name for each in EXPORTED.values()}
 
 
 @pytest.mark.parametrize(("title", "expression"), sorted(EXPRESSIONS))

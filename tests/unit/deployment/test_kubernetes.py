@@ -109,7 +109,10 @@ def test_probes_speak_grpc(probe: str) -> None:
 def test_the_autoscaler_goes_by_a_metric_that_is_exported_and_that_the_pages_rule_passes_on() -> None:
     (metric,) = MANIFESTS["autoscaler"]["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
-    assert f'"{name.removeprefix("convserve_")}"' in (ROOT / "server/convserve_server/observability/metrics.py").read_text()
+    assert (
+        f'"{name.removeprefix("convserve_")}"'
+        in (ROOT / "server/convserve_server/observability/metrics.py").read_text()
+    )
     assert Holdings.__module__ == "convserve_server.observability.metrics"
     (rule,) = blocks("rules")["rules"]
     assert rule["seriesQuery"].startswith(f"{name}{{")

@@ -69,7 +69,7 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.command": set(),
 }
 ENGINE_LOADERS = {"convserve_server.app"}
-MOST_MODULES_IN_A_FOLDER = 10
+MAX_MODULES_IN_A_FOLDER = 10
 
 
 @cache
@@ -182,5 +182,5 @@ def test_folders_and_files_are_small_enough_to_read() -> None:
     for path in modules().values():
         if path.name != "__init__.py":
             folders[path.parent] = folders.get(path.parent, 0) + 1
-    assert max(folders.values()) <= MOST_MODULES_IN_A_FOLDER, folders
+    assert max(folders.values()) <= MAX_MODULES_IN_A_FOLDER, folders
     assert not {m: n for m, path in modules().items() if (n := path.read_text().count("\n")) > 360}

@@ -9,7 +9,7 @@ import pytest
 from convserve import Conv2D, Layer, LayerNotFoundError
 from convserve_server.settings import SettingsError
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
-from tests.unit.server.scheduling.test_scheduler import Engine, convolver, weighing
+from tests.unit.server.scheduling.test_scheduler import Engine, scheduler, weighing
 
 
 def conv2d(*arguments: Any, **parameters: Any) -> Conv2D:
@@ -77,7 +77,7 @@ class Keeper:
 
 
 def warmed(engine: Engine, text: str) -> None:
-    warm_up(WarmUp.parse(text), convolver(engine), Keeper())  # type: ignore[arg-type]
+    warm_up(WarmUp.parse(text), scheduler(engine), Keeper())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", ["layer=stored", "filters=1 kernel_size=1 use_bias=false"])

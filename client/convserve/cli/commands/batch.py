@@ -88,7 +88,7 @@ examples:
     convserve batch photos --layer edges -o edges --retry-failed"""
 
 _WAIT_S = 300.0
-_MOST_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -265,7 +265,7 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
     seconds = f"{report['seconds']:,.1f} s, {speed_text(report['mb_per_s'] * 1e6)} in and out together"
-    failures = [f"{each['input']}: {each['reason']}" for each in report["failures"][:_MOST_SHOWN]]
+    failures = [f"{each['input']}: {each['reason']}" for each in report["failures"][:_MAX_SHOWN]]
     if report["failed"] > len(failures):
         failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
     advice = "--resume does the rest" if report["left"] else ""

@@ -16,7 +16,7 @@ from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.options.values import channels, value_range
 from convserve.cli.options.weights import add_weight_options, classic_kernel_list, layer_for
 from convserve.cli.output.report import print_json, print_rows, shape_text
-from convserve.display.pixels import MOST_MAPS, chosen, finite_range, is_picture
+from convserve.display.pixels import MAX_MAPS, chosen, finite_range, is_picture
 from convserve.display.units import bytes_text, duration_text
 from convserve.files.arrays import check_destination, save_array
 from convserve.files.images import Drawn, check_picture, write_picture
@@ -97,7 +97,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture",
         metavar="FILE.png",
         help=f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
-        f"other numbers as a grid of up to {MOST_MAPS} feature maps beside the input (.png or .jpg)",
+        f"other numbers as a grid of up to {MAX_MAPS} feature maps beside the input (.png or .jpg)",
     )
     outputs.add_argument(
         "--picture-range",
@@ -110,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--picture-channels",
         type=channels,
         metavar="N[-N],...",
-        help=f"draw these channels, such as 64-127, as a grid (default: the first {MOST_MAPS})",
+        help=f"draw these channels, such as 64-127, as a grid (default: the first {MAX_MAPS})",
     )
     outputs.add_argument(
         "--picture-input",
@@ -140,7 +140,7 @@ def run(arguments: argparse.Namespace) -> int:
         layer = stored or layer_for(arguments, x.shape[-1 if data_format == "channels_last" else 1])
         if arguments.picture_channels is not None:
             made = layer.config.output_shape(x.shape)[channel_axis(layer.config)]
-            chosen(arguments.picture_channels, made, MOST_MAPS, "picture_channels")
+            chosen(arguments.picture_channels, made, MAX_MAPS, "picture_channels")
         start = time.perf_counter()
         result = client.convolve(layer, x, output_dtype=arguments.output_dtype)
         total_us = (time.perf_counter() - start) * 1e6

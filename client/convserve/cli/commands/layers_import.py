@@ -12,7 +12,7 @@ from convserve.cli.options import values
 from convserve.cli.options.connection import connect
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
 from convserve.cli.output.report import print_json, print_rows
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, shown
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, short_repr
 
 if TYPE_CHECKING:
     from convserve import Client, Layer
@@ -45,7 +45,7 @@ examples:
   convserve layers import resnet18.safetensors --config geometry.json
   convserve layers import filters.npz --padding same --activation relu"""
 
-_MOST_LINES = 20
+_MAX_LINES = 20
 _PARAMETERS = ("strides", "padding", "dilation_rate", "groups", "activation", "data_format", "dtype")
 
 
@@ -95,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         _print(arguments, imported, sent)
     if not imported.layers:
-        text = f"Expected a file with a Conv2D. Received {shown(arguments.path)}, which has none."
+        text = f"Expected a file with a Conv2D. Received {short_repr(arguments.path)}, which has none."
         raise InvalidRequestError(FieldViolation("file", text))
     return 0
 
@@ -127,8 +127,8 @@ def _print(arguments: argparse.Namespace, imported: Imported, sent: set[bytes]) 
     plain = Counter(each.kind for each in imported.skipped if _is_plain(each))
     others = [each for each in imported.skipped if not _is_plain(each)]
     lines = [", ".join(f"{count} {kind}" for kind, count in plain.most_common())] if plain else []
-    lines += [f"{each.name} ({each.kind}): {each.reason}" for each in others[:_MOST_LINES]]
-    lines += [f"and {len(others) - _MOST_LINES} more; --json lists all"] if len(others) > _MOST_LINES else []
+    lines += [f"{each.name} ({each.kind}): {each.reason}" for each in others[:_MAX_LINES]]
+    lines += [f"and {len(others) - _MAX_LINES} more; --json lists all"] if len(others) > _MAX_LINES else []
     print_rows([("sent", done if rows else ""), ("skipped", "\n".join(lines))])
 
 
@@ -162,12 +162,12 @@ def _read_config(path: str) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
     except OSError as error:
-        text = f"Expected a file that can be read. Received {shown(path)}: {error.strerror or error}."
+        text = f"Expected a file that can be read. Received {short_repr(path)}: {error.strerror or error}."
         raise InvalidRequestError(FieldViolation("config", text)) from error
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(
-            FieldViolation("config", f"Expected {expected}. Received {shown(path)}: {error}.")
+            FieldViolation("config", f"Expected {expected}. Received {short_repr(path)}: {error}.")
         ) from error
     if not isinstance(found, dict):
-        raise InvalidRequestError(FieldViolation("config", f"Expected {expected}. Received {shown(found)}."))
+        raise InvalidRequestError(FieldViolation("config", f"Expected {expected}. Received {short_repr(found)}."))
     return found

@@ -7,7 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, PermissionDeniedError, shown
+from convserve.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    LayerNotFoundError,
+    PermissionDeniedError,
+    short_repr,
+)
 
 if TYPE_CHECKING:
     from convserve import Client, Layer, StoredLayer
@@ -20,7 +26,7 @@ FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors))(:(?P<name>.+))?", re.IGNORECASE)
-_MOST_LISTED = 20  # layers of a file that an error names
+_MAX_LISTED = 20  # layers of a file that an error names
 
 
 def find(client: Client, reference: str) -> StoredLayer:
@@ -37,10 +43,10 @@ def find(client: Client, reference: str) -> StoredLayer:
             raise
     found = [each for each in client.layers() if each.digest.hex().startswith(reference)]
     if len(found) > 1:
-        text = f"Expected more of the digest. Received {shown(reference)}, with which {len(found)} digests begin."
+        text = f"Expected more of the digest. Received {short_repr(reference)}, with which {len(found)} digests begin."
         raise InvalidRequestError(FieldViolation("layer", text))
     if not found:
-        text = f"Expected a stored layer. Received {shown(reference)}: no name, and no digest begins so."
+        text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
     return found[0]
 
@@ -68,16 +74,19 @@ def _read(file: str, name: str | None) -> Layer:
 
     if file.lower().endswith(".safetensors") and not _has_configuration(file):
         text = "Expected a file that says the layer's configuration. Received "
-        text += f"{shown(file)}, which has weights alone: `convserve layers import` stores them with their strides "
+        text += (
+            f"{short_repr(file)}, which has weights alone: `convserve layers import` stores them with their strides "
+        )
         text += "and padding, and --layer takes the name."
         raise InvalidRequestError(FieldViolation("layer", text))
     layers = importing.read(file, prefix="").layers
     if name is None and len(layers) == 1:
         return next(iter(layers.values()))
     if name not in layers:
-        listed = ", ".join(list(layers)[:_MOST_LISTED]) + (", ..." if len(layers) > _MOST_LISTED else "")
-        received = shown(file if name is None else f"{file}:{name}")
-        text = f"Expected one layer of the file, as {shown(f'{file}:NAME')} ({listed or 'none'}). Received {received}."
+        listed = ", ".join(list(layers)[:_MAX_LISTED]) + (", ..." if len(layers) > _MAX_LISTED else "")
+        received = short_repr(file if name is None else f"{file}:{name}")
+        expected = f"Expected one layer of the file, as {short_repr(f'{file}:NAME')} ({listed or 'none'})."
+        text = f"{expected} Received {received}."
         raise InvalidRequestError(FieldViolation("layer", text))
     return layers[name]
 

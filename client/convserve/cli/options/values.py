@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 Pair = tuple[int, int]
 
-_MOST_CHANNELS = 10_000
+_MAX_CHANNELS = 10_000
 """More than can be looked at: a range of more is refused later, as it has numbers that no output has."""
 
 
@@ -49,7 +49,7 @@ def channels(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (not dash or last.isdecimal())):
             raise argparse.ArgumentTypeError(f"expected channels such as 0,5,64-127. Received {text!r}.")
-        found += range(int(first), min(int(last or first), int(first) + _MOST_CHANNELS) + 1)
+        found += range(int(first), min(int(last or first), int(first) + _MAX_CHANNELS) + 1)
     return found
 
 

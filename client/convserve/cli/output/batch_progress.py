@@ -13,7 +13,7 @@ from convserve.batch.counters import Counts, Pace, Tally
 
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
-_MOST_TOLD = 20  # failures, so that a million of them don't bury everything else
+_MAX_TOLD = 20  # failures, so that a million of them don't bury everything else
 
 
 class Progress(Protocol):
@@ -57,9 +57,9 @@ class _Told:
         with self._lock:
             self._failures += 1
             number = self._failures
-        if number <= _MOST_TOLD:
+        if number <= _MAX_TOLD:
             self.tell(f"failed: {key}: {reason}")
-        elif number == _MOST_TOLD + 1:
+        elif number == _MAX_TOLD + 1:
             self.tell("failed: further ones are in the report")
 
 

@@ -65,7 +65,7 @@ def test_a_rate_of_less_than_one_call_still_makes_one():
 
 
 def test_a_latency_of_an_open_loop_counts_from_when_the_call_was_due(monkeypatch):
-    monkeypatch.setattr(loops, "_MOST_WAITING", 1)
+    monkeypatch.setattr(loops, "_MAX_WAITING", 1)
     first = iter([0.2])
     block = open_loop(Subject(lambda _: time.sleep(next(first, 0.0))), rate=100.0, seconds=0.1)
     # The calls were due every 10 ms, and waited for the first one's 200 ms: what a closed loop would not show.
@@ -75,7 +75,7 @@ def test_a_latency_of_an_open_loop_counts_from_when_the_call_was_due(monkeypatch
 
 
 def test_what_an_open_loop_could_not_begin_is_counted_with_the_time_it_waited(monkeypatch):
-    monkeypatch.setattr(loops, "_MOST_WAITING", 1)
+    monkeypatch.setattr(loops, "_MAX_WAITING", 1)
     monkeypatch.setattr(loops, "_GRACE_S", 0.0)
     block = open_loop(Subject(lambda _: time.sleep(0.2)), rate=100.0, seconds=0.1)
     assert (block.answers, block.not_begun) == (1, 9)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from convserve import cli
-from convserve.batch.counters import MOST_FAILURES, Counts, Pace, Tally
+from convserve.batch.counters import MAX_FAILURES, Counts, Pace, Tally
 from convserve.cli.options.layer_reference import FILE
 from convserve.cli.output import batch_progress
 from convserve.files.inputs import INPUT_SUFFIXES
@@ -80,7 +80,7 @@ def test_a_tally_keeps_the_reasons_of_some_failures_and_the_number_of_all() -> N
     tally = Tally(5000)
     for number in range(2000):
         tally.add_failure(str(number), "why")
-    assert (tally.counts.failed, tally.counts.left, len(tally.failures)) == (2000, 3000, MOST_FAILURES)
+    assert (tally.counts.failed, tally.counts.left, len(tally.failures)) == (2000, 3000, MAX_FAILURES)
 
 
 def test_a_line_for_a_log() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from convserve import Conv2D, Layer
 from convserve.errors import InvalidArgumentError
-from convserve.protocol.stored_layers import KnownLayer
+from convserve.protocol.stored_layers import StoredLayerBase
 
 pytest.importorskip("matplotlib")
 
@@ -161,21 +161,21 @@ def test_other_filters_are_rows() -> None:
     assert labels(figure)[1:] == ["filter 3, channel 1", "filter 3, channel 2"]
 
 
-class Stored(KnownLayer):
+class Stored(StoredLayerBase):
     """A layer whose weights a server has."""
 
     def weights(self) -> tuple[np.ndarray, None]:
         return output(3, 3, 1, 4), None
 
 
-class Awaited(KnownLayer):
+class Awaited(StoredLayerBase):
     """One whose weights are awaited."""
 
     async def weights(self) -> tuple[np.ndarray, None]:
         raise AssertionError("nobody awaits it")
 
 
-def known(kind: type[KnownLayer], local: Layer | None = None) -> KnownLayer:
+def known(kind: type[StoredLayerBase], local: Layer | None = None) -> StoredLayerBase:
     return kind(bytes(32), "edges", (), Conv2D(4, 3, use_bias=False), (3, 3, 1, 4), local)
 
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from convserve.display.pixels import MOST_MAPS
+from convserve.display.pixels import MAX_MAPS
 from convserve.errors import InvalidRequestError, InvalidTensorError, MissingDependencyError
 from convserve.files import images
 
@@ -214,8 +214,8 @@ def test_other_channels_become_a_grid_of_a_sensible_size(tmp_path, size, channel
 
 
 def test_a_grid_shows_at_most_so_many_maps(tmp_path):
-    drawn = images.write_picture(tmp_path / "y.png", np.zeros((1, 2, 2, MOST_MAPS + 36)))
-    assert (drawn.maps, drawn.maps_shown) == (100, MOST_MAPS)
+    drawn = images.write_picture(tmp_path / "y.png", np.zeros((1, 2, 2, MAX_MAPS + 36)))
+    assert (drawn.maps, drawn.maps_shown) == (100, MAX_MAPS)
 
 
 def test_maps_without_a_range_are_drawn(tmp_path):

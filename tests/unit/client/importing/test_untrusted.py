@@ -19,7 +19,7 @@ from convserve import importing
 from convserve.importing import hdf5
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive, write_h5
 
-MOST_MEMORY = 200 * 2**20
+MAX_MEMORY = 200 * 2**20
 ONE_CONV2D = model("m", conv2d("c"))
 
 
@@ -30,7 +30,7 @@ def little_memory():
     yield
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < MOST_MEMORY
+    assert peak < MAX_MEMORY
 
 
 class Trap:

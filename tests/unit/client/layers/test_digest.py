@@ -1,7 +1,8 @@
 """The digest: what proto/convserve/v1/layer.proto says of it suffices to compute it, and it identifies what computes.
 
 The first half is a second implementation, written from that comment and from the defaults in the contract's comments;
-it shares nothing with convserve. `python tests/unit/client/layers/test_digest.py` fills in text and digest of vectors that are added
+it shares nothing with convserve. `python tests/unit/client/layers/test_digest.py` fills in text and digest of
+vectors that are added
 to proto/convserve/v1/digest_test_vectors.json.
 """
 

@@ -129,7 +129,7 @@ def test_lists_of_several_servers_are_one() -> None:
 
 
 def test_many_digests_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(messages, "MOST_DIGESTS", 2)
+    monkeypatch.setattr(messages, "MAX_DIGESTS", 2)
     layers = [Layer(CONFIG, KERNEL * number) for number in range(5)]
     requests = messages.missing_requests(layers)
     assert [len(each.digests) for each in requests] == [2, 2, 1]

@@ -71,7 +71,7 @@ def test_a_call_waits_for_a_fork_no_longer_than_its_timeout() -> None:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forks, "LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(forks, "MAX_WAIT_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -132,7 +132,7 @@ def test_wrong_output_dtype_is_refused() -> None:
 
 
 def test_weights_above_2_gib_are_to_be_put_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "_LARGEST_MESSAGE_BYTES", 1000)
+    monkeypatch.setattr(requests, "_MAX_MESSAGE_BYTES", 1000)
     layer = Layer(Conv2D(84, 1, use_bias=False), np.zeros((1, 1, 3, 84)))
     with pytest.raises(
         TooLargeError, match=r"^layers: Expected weights below 2 GiB.*Received 1008 bytes: put the layers"

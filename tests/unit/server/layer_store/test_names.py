@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError
-from convserve_server.layer_store.names import MOST_VERSIONS, NameVersions
+from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -87,11 +87,11 @@ def test_a_name_whose_versions_make_no_sense_is_set_aside(tmp_path: Path, change
 
 
 def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: Path) -> None:
-    keys = [number.to_bytes(32, "big") for number in range(MOST_VERSIONS + 5)]
+    keys = [number.to_bytes(32, "big") for number in range(MAX_VERSIONS + 5)]
     versions = NameVersions(keys[:1])
     for key in keys[1:]:
         versions = versions.moved_to(key)
-    assert (versions.first, versions.latest, len(versions.digests)) == (6, MOST_VERSIONS + 5, MOST_VERSIONS)
+    assert (versions.first, versions.latest, len(versions.digests)) == (6, MAX_VERSIONS + 5, MAX_VERSIONS)
     assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
     store = opened(tmp_path)
     store.put(layer(1), "a")

@@ -16,9 +16,9 @@ import pytest
 from convserve import Conv2D, Layer, LayerNotFoundError, Losses, OverloadedError, TooLargeError
 from convserve.protocol.layer_messages import sent_put
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.layer_store.registry import LayerKeeper
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.layer_store.upload_budget import ByteBudget
+from convserve_server.layer_store.upload_budget import UploadBudget
 from convserve_server.services import layer_service
 from convserve_server.services.layer_service import LayerService
 
@@ -50,9 +50,9 @@ def layer(number: int, channels: int = 4) -> Layer:
     return Layer(CONFIG, np.full((1, 1, channels, 256), number, "f4"))
 
 
-def keeper(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> LayerKeeper:
+def registry(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> LayerRegistry:
     engine: Any = FakeEngine()
-    return LayerKeeper(engine, store or LayerStore(PLENTY), max_call_bytes)
+    return LayerRegistry(engine, store or LayerStore(PLENTY), max_call_bytes)
 
 
 def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
@@ -71,7 +71,7 @@ class Context(SimpleNamespace):
         self.said = metadata
 
 
-def served(kept: LayerKeeper) -> LayerService:
+def served(kept: LayerRegistry) -> LayerService:
     service = LayerService()
     service.open(kept)
     return service
@@ -87,7 +87,7 @@ def test_a_held_layer_that_goes_before_the_caller_ends_its_stream_is_put_again()
         assert context.said == (("convserve-weights", "held"),)
         store.delete(given.digest)
 
-    answer = served(keeper(store)).PutLayer(requests(), context)
+    answer = served(registry(store)).PutLayer(requests(), context)
     assert answer.layer.digest == given.digest
     np.testing.assert_array_equal(store.layer(given.digest).kernel, given.kernel)
 
@@ -110,7 +110,7 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
     gc.disable()
     try:
         with pytest.raises(ConnectionError) as kept_error:
-            served(keeper()).PutLayer(requests(), Context())
+            served(registry()).PutLayer(requests(), Context())
         assert [each() for each in buffers] == [None]
         assert kept_error.value.__traceback__
     finally:
@@ -118,7 +118,7 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
-    budget = ByteBudget(100)
+    budget = UploadBudget(100)
     with budget.reserved(60), budget.reserved(40):
         refused = pytest.raises(OverloadedError, match=r"Received none.*take 100 of 100 bytes")
         with refused as error, budget.reserved(1):
@@ -133,7 +133,7 @@ def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
 
 
 def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
-    kept = keeper(max_call_bytes=20_000)
+    kept = registry(max_call_bytes=20_000)
     service, context = served(kept), Context()
 
     def requests() -> Iterator[Any]:
@@ -148,7 +148,7 @@ def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
 
 
 def test_weights_that_no_call_may_have_are_neither_drawn_nor_updated() -> None:
-    kept = keeper(max_call_bytes=5000)
+    kept = registry(max_call_bytes=5000)
     kept.put(layer(1), "large", b"")
     with pytest.raises(TooLargeError, match=r"at most 5000 bytes, the server's --max-call-bytes. Received 8192"):
         kept.draw_and_put(CONFIG, 8, "", b"")
@@ -161,7 +161,7 @@ def test_weights_that_no_call_may_have_are_neither_drawn_nor_updated() -> None:
 
 
 def test_one_draw_computes_at_a_time() -> None:
-    kept = keeper()
+    kept = registry()
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda channels: kept.draw_and_put(CONFIG, channels, "", b""), range(1, 9)))
     assert kept._engine.most == 1  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ def test_one_draw_computes_at_a_time() -> None:
 
 
 def test_held_is_what_can_be_read() -> None:
-    kept = keeper()
+    kept = registry()
     assert kept.held(layer(1).digest) is None
     kept.put(layer(1), "", b"")
     assert kept.held(layer(1).digest) is not None

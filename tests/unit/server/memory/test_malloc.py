@@ -10,10 +10,10 @@ import pytest
 
 PROGRAM = """
 import resource, sys
-from convserve_server.memory.malloc import keep_freed_memory
+from convserve_server.memory.malloc import configure_malloc
 
 if sys.argv[1] == "kept":
-    assert keep_freed_memory(2**28)
+    assert configure_malloc(2**28)
 
 def pieces():
     return [b"x" * size for size in (20_000_000, 19_000_000, 21_000_000, 18_000_000)]

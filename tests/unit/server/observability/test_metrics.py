@@ -23,8 +23,8 @@ def test_what_is_held():
     assert read(registry) == {}
     memory = {"gpu:0": 1000, "gpu:3": 2000}
     engine = SimpleNamespace(traces=7, warm_shapes=9, device_memory=lambda: memory)
-    convolver = SimpleNamespace(engine=engine, load=lambda: Load(100, 4000, 3, 2))
-    holdings.open(convolver, SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4)))
+    scheduler = SimpleNamespace(engine=engine, load=lambda: Load(100, 4000, 3, 2))
+    holdings.open(scheduler, SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4)))
     assert read(registry) == {
         ("convserve_admitted_bytes",): 100,
         ("convserve_max_admitted_bytes",): 4000,

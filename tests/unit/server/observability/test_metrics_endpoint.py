@@ -16,7 +16,7 @@ from tests.support.waiting import eventually
 @pytest.fixture
 def endpoint(monkeypatch):
     """An endpoint that answers two at once, and waits a short while for each."""
-    monkeypatch.setattr(metrics, "_MOST_SCRAPES", 2)
+    monkeypatch.setattr(metrics, "_MAX_SCRAPES", 2)
     monkeypatch.setattr(metrics._Scrape, "timeout", 1.0)
     with closing(MetricsEndpoint("127.0.0.1:0", new_registry())) as opened:
         yield opened

@@ -138,7 +138,7 @@ def test_a_line_is_one_line(form, level):
 
 
 def test_lines_that_nobody_reads_are_left_out(form, level, monkeypatch):
-    monkeypatch.setattr(request_log, "_MOST_WAITING", 5)
+    monkeypatch.setattr(request_log, "_MAX_WAITING", 5)
     level("INFO")
     handler = Lines(form)
     handler.go.clear()

@@ -10,18 +10,18 @@ from convserve_server.open_inference.infer_stream import infer_answers
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.thread_pool import HandlerThreads
-from convserve_server.transport.idle_timeouts import SilenceWatch
-from convserve_server.transport.in_flight_items import ItemsUnderWay
+from convserve_server.scheduling.thread_pool import ThreadPool
+from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.in_flight_items import InFlightItems
 from tests.support.waiting import eventually
 
 WAIT_S = 60
-SILENCE = SilenceWatch(WAIT_S)
+SILENCE = IdleTimeouts(WAIT_S)
 
 
 @pytest.fixture
 def pool():
-    return HandlerThreads(8, "inference")
+    return ThreadPool(8, "inference")
 
 
 class Leaver:
@@ -31,7 +31,7 @@ class Leaver:
         self.calls = []
 
     def caller(self):
-        return Caller(when_gone=lambda call: self.calls.append(call) or True)
+        return Caller(add_done_callback=lambda call: self.calls.append(call) or True)
 
     def leave(self):
         for call in self.calls:
@@ -44,7 +44,7 @@ def requests(count):
 
 def stream(pool, infer, given, caller=None):
     """Returns the answers of a stream whose response to a request is what `infer` makes of its id."""
-    items = ItemsUnderWay(iter(given), caller or Caller(), SILENCE, lambda: None)
+    items = InFlightItems(iter(given), caller or Caller(), SILENCE, lambda: None)
     return infer_answers(lambda request, who: infer(request.message.id, who), items, pool)
 
 
@@ -112,11 +112,11 @@ def test_a_caller_that_leaves_is_not_waited_for(pool):
     leaver, gone, inside = Leaver(), threading.Event(), threading.Semaphore(0)
 
     def infer(number, caller):
-        assert caller.when_gone(gone.set)
-        assert caller.is_waiting()
+        assert caller.add_done_callback(gone.set)
+        assert caller.is_active()
         inside.release()
         assert gone.wait(WAIT_S)
-        assert not caller.is_waiting()
+        assert not caller.is_active()
         return number
 
     answers = stream(pool, infer, requests(9), leaver.caller())
@@ -133,7 +133,7 @@ def test_an_answer_that_was_fetched_is_not_waited_for_any_more(pool):
     left = []
 
     def infer(number, caller):
-        assert caller.when_gone(lambda: left.append(number))
+        assert caller.add_done_callback(lambda: left.append(number))
         return number
 
     answers = stream(pool, infer, requests(2))

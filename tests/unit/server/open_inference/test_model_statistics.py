@@ -52,7 +52,7 @@ def test_failures_count_beside():
 
 
 def test_versions_and_names_have_their_own(monkeypatch):
-    monkeypatch.setattr(model_statistics, "_MOST_MODELS", 2)
+    monkeypatch.setattr(model_statistics, "_MAX_MODELS", 2)
     statistics = ModelStatistics()
     for name, version in (("a", "1"), ("b", "1"), ("a", "1"), ("a", "2")):
         statistics.succeeded(name, version, ONE)
@@ -73,7 +73,7 @@ def test_sizes_of_batches_used_long_ago_count_as_executions_alone():
 
 
 def test_long_names_are_forgotten_earlier(monkeypatch):
-    monkeypatch.setattr(model_statistics, "_MOST_CHARACTERS", 100)
+    monkeypatch.setattr(model_statistics, "_MAX_CHARACTERS", 100)
     statistics = ModelStatistics()
     for name in ("a", "b" * 60, "c", "d" * 60):
         statistics.failed(name, "1", 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
-from convserve_server.scheduling.admission_queue import Ticket, WaitingRoom
+from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from tests.unit.server.scheduling.test_batcher import until
 
@@ -27,11 +27,11 @@ def plan(samples: int) -> Plan:
     return replace(found, memory_bytes=20 * samples + found.weight_bytes)
 
 
-def room(total: int = 100, places: int = 100, devices: int = 1) -> WaitingRoom:
-    return WaitingRoom(total * 20, places, devices, 1, 100)
+def room(total: int = 100, places: int = 100, devices: int = 1) -> AdmissionQueue:
+    return AdmissionQueue(total * 20, places, devices, 1, 100)
 
 
-def compute(ticket: Ticket, seconds: float = 1.0, warm: bool = True) -> None:
+def compute(ticket: Permit, seconds: float = 1.0, warm: bool = True) -> None:
     with ticket:
         ticket.started()
         ticket.computed(seconds, 1, warm)
@@ -59,11 +59,11 @@ class Leaving:
 class Callers:
     """Threads that enter a room."""
 
-    def __init__(self, entered: WaitingRoom) -> None:
+    def __init__(self, entered: AdmissionQueue) -> None:
         self.room = entered
         self.pool = ThreadPoolExecutor(64)
 
-    def enter(self, caller: Caller, samples: int) -> Future[Ticket]:
+    def enter(self, caller: Caller, samples: int) -> Future[Permit]:
         before = self.room.load().waiting_calls
         future = self.pool.submit(self.room.enter, caller, plan(samples))
         until(lambda: future.done() or self.room.load().waiting_calls > before)
@@ -88,7 +88,7 @@ def test_a_caller_that_leaves_early_frees_the_bytes_when_the_computation_has_end
     caller.leave()
     assert (entered.load().admitted_bytes, entered.load().running_calls) == (60, 1)
     ticket.computed(1, 0, False)
-    ticket.let_go()
+    ticket.release()
     assert (entered.load().admitted_bytes, entered.load().running_calls, entered.load().waiting_calls) == (0, 0, 0)
 
 
@@ -150,7 +150,7 @@ def test_a_caller_may_have_half_of_the_places_that_are_left_and_others_still_com
     assert entered.load().waiting_calls == 15
 
 
-def known(entered: WaitingRoom, seconds: float) -> None:
+def known(entered: AdmissionQueue, seconds: float) -> None:
     compute(entered.enter(Caller("x"), plan(1)), seconds)
 
 
@@ -205,7 +205,7 @@ def test_what_was_slow_because_it_was_the_first_is_no_measure() -> None:
 
 def test_callers_that_cannot_be_told_apart_may_have_all_places() -> None:
     entered = room(places=15)
-    many = Caller("unix:", is_one=False)
+    many = Caller("unix:", is_identified=False)
     for _ in range(16):
         entered.enter(many, plan(1))
     with pytest.raises(OverloadedError):

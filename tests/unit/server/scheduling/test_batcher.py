@@ -83,7 +83,7 @@ class Desk:
             "group": group,
             "samples": samples,
             "size": size,
-            "caller": Caller(caller, is_waiting=wanted),
+            "caller": Caller(caller, is_active=wanted),
         }
         if next(self.leaves):
             future: Future[Any] = Future()
@@ -270,7 +270,7 @@ def test_who_leads_takes_along_its_group_in_the_order_of_arrival() -> None:
 def test_who_leaves_the_line_is_answered_at_once() -> None:
     with desk() as d:
         first, calls = d.submit("x"), []
-        leaving = Caller(is_waiting=lambda: not calls, when_gone=lambda call: calls.append(call) or True)
+        leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
         gone = pool.submit(d.batcher.run, "gone", group="g", samples=1, size=1, caller=leaving)
         until(lambda: d.batcher.waiting == 1 and bool(calls))
@@ -445,7 +445,7 @@ def test_whatever_the_callers_do_each_gets_its_own(
                     group=group,
                     samples=len(rows),
                     size=101 if len(rows) == LARGE else 1,
-                    caller=Caller(is_waiting=lambda wanted=wanted: wanted),
+                    caller=Caller(is_active=lambda wanted=wanted: wanted),
                 )
             except (ValueError, DeadlineExceededError) as error:
                 answer = type(error)
@@ -526,7 +526,7 @@ def test_a_device_is_not_idle_while_large_answers_are_told() -> None:
 def test_who_leaves_a_line_in_which_nobody_waits_for_it_is_told_at_once() -> None:
     with desk() as d:
         first, told, gone = d.submit("first"), [], []
-        _left(d, "left", told, Caller(when_gone=lambda call: bool(gone.append(call)) or True))
+        _left(d, "left", told, Caller(add_done_callback=lambda call: bool(gone.append(call)) or True))
         gone[0]()
         assert told == [(DeadlineExceededError, threading.get_ident())]
         d.release(0)

@@ -7,17 +7,17 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convserve_server.scheduling.fair_queue import FairLine
+from convserve_server.scheduling.fair_queue import FairQueue
 
 
-def line_of(*entries: tuple[str, int]) -> FairLine[int]:
-    line: FairLine[int] = FairLine()
+def line_of(*entries: tuple[str, int]) -> FairQueue[int]:
+    line: FairQueue[int] = FairQueue()
     for caller, entry in entries:
         line.append(caller, entry)
     return line
 
 
-def drained(line: FairLine[int]) -> list[int]:
+def drained(line: FairQueue[int]) -> list[int]:
     return list(iter(line.take_first, None))
 
 
@@ -47,7 +47,7 @@ def test_an_entry_that_leaves_changes_nobodys_turn() -> None:
 def test_everything_comes_out_once_and_no_caller_waits_for_more_than_one_of_each_other(
     steps: list[tuple[str, bool]],
 ) -> None:
-    line: FairLine[tuple[str, int]] = FairLine()
+    line: FairQueue[tuple[str, int]] = FairQueue()
     numbers, waiting = itertools.count(), []
     since: dict[str, list[str]] = {}  # who was taken while a caller waited and was not
     for caller, takes in steps:

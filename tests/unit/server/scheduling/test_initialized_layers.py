@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 
 from convserve import Conv2D, Layer
-from convserve_server.scheduling.initialized_layers import DrawnLayers
+from convserve_server.scheduling.initialized_layers import InitializedLayerCache
 
 CONFIG = Conv2D(16, 8, data_format="channels_last", dtype="float32", use_bias=False, kernel_initializer="zeros")
 BYTES = 8 * 8 * 16 * 4 + 4096
@@ -19,7 +19,7 @@ class Drawing:
 
     def __init__(self, kept: int) -> None:
         self.count = 0
-        self.layers = DrawnLayers(self.draw, kept * BYTES)
+        self.layers = InitializedLayerCache(self.draw, kept * BYTES)
 
     def draw(self, config: Conv2D, input_channels: int) -> Layer:
         self.count += 1
@@ -80,5 +80,5 @@ def test_two_that_draw_at_once_share_one_layer() -> None:
             layers.append(drawn.draw(config, input_channels))  # another one, faster
         return layer
 
-    drawn = DrawnLayers(draw)
+    drawn = InitializedLayerCache(draw)
     assert drawn.draw(CONFIG, 1) is layers[1] is not layers[0]

@@ -14,7 +14,7 @@ import pytest
 from convserve import Conv2D, Device, InvalidArgumentError, Layer, Losses, OutOfMemoryError, TooLargeError
 from convserve.errors import DeadlineExceededError
 from convserve_server.engine_api import Computed
-from convserve_server.scheduling.scheduler import Batching, Caller, Convolver, Limits
+from convserve_server.scheduling.scheduler import Batching, Caller, Limits, Scheduler
 from tests.unit.server.scheduling.test_batcher import until
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
@@ -68,8 +68,8 @@ class Engine:
         return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
 
 
-def convolver(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Convolver:
-    return Convolver(engine, limits, Batching(1, samples, size))
+def scheduler(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Scheduler:
+    return Scheduler(engine, limits, Batching(1, samples, size))
 
 
 def weighing(weight: float, **changes: Any) -> Layer:
@@ -81,19 +81,19 @@ def batch(*values: float, dtype: str = "f4", shape: tuple[int, int] = (1, 1)) ->
 
 
 class Held:
-    """Callers of a convolver whose engine is held by a first call, so that the others wait."""
+    """Callers of a scheduler whose engine is held by a first call, so that the others wait."""
 
-    def __init__(self, engine: Engine, served: Convolver | None = None, **options: Any) -> None:
-        self.engine, self.convolver = engine, served or convolver(engine, **options)
+    def __init__(self, engine: Engine, served: Scheduler | None = None, **options: Any) -> None:
+        self.engine, self.scheduler = engine, served or scheduler(engine, **options)
         self.pool = ThreadPoolExecutor(16)
         engine.go.clear()
         for _ in engine.devices:
             self.call([weighing(0)], batch(0))
 
     def call(self, layers: Sequence[Layer], x: Any, output_dtype: str | None = None, **options: Any) -> Future[Any]:
-        batcher = self.convolver._batcher
+        batcher = self.scheduler._batcher
         before = len(self.engine.calls) + batcher.waiting
-        future = self.pool.submit(self.convolver.convolve, layers, x, output_dtype, **options)
+        future = self.pool.submit(self.scheduler.convolve, layers, x, output_dtype, **options)
         until(lambda: len(self.engine.calls) + batcher.waiting > before)
         return future
 
@@ -144,7 +144,7 @@ def test_a_layer_with_an_activity_regularizer_is_computed_for_each_caller() -> N
 @pytest.mark.parametrize("options", [{"samples": 2}, {"size": 40}, {"limits": replace(LIMITS, max_call_bytes=40)}])
 def test_a_batch_is_bounded_by_samples_and_bytes(options: dict[str, Any]) -> None:
     layer = weighing(2)
-    plan = convolver(Engine()).plan([layer], (1, 1, 1, 1), "float32", None)
+    plan = scheduler(Engine()).plan([layer], (1, 1, 1, 1), "float32", None)
     assert plan.memory_bytes - plan.weight_bytes == 20
     held = Held(Engine(), **options)
     for value in range(3):
@@ -175,7 +175,7 @@ def test_devices_get_work_by_who_is_free() -> None:
 def test_a_caller_that_went_away_is_not_computed() -> None:
     engine = Engine()
     with pytest.raises(DeadlineExceededError, match="not computed"):
-        convolver(engine).convolve([weighing(2)], batch(1), None, Caller(is_waiting=lambda: False))
+        scheduler(engine).convolve([weighing(2)], batch(1), None, Caller(is_active=lambda: False))
     assert engine.calls == []
 
 
@@ -184,7 +184,7 @@ def test_a_caller_that_went_away_is_not_computed() -> None:
 
 def test_seeded_weights_are_drawn_once_and_others_each_time() -> None:
     engine = Engine()
-    served = convolver(engine)
+    served = scheduler(engine)
     for seeded, expected in ((CONFIG.with_seed(7), [1, 1, 1]), (CONFIG, [2, 3, 4])):
         outputs = [served.convolve([Layer(seeded)], batch(1), None) for _ in range(3)]
         assert [each.computed.output.item() for each in outputs] == expected
@@ -193,7 +193,7 @@ def test_seeded_weights_are_drawn_once_and_others_each_time() -> None:
 
 def test_the_same_weights_for_another_name_or_number_of_channels_are_drawn_anew() -> None:
     engine = Engine()
-    served, seeded = convolver(engine), CONFIG.with_seed(7)
+    served, seeded = scheduler(engine), CONFIG.with_seed(7)
     for config, x in ((seeded, batch(1)), (seeded.replace(name="a"), batch(1)), (seeded, np.ones((1, 1, 1, 2), "f4"))):
         (found,) = served.convolve([Layer(config)], x, None).layers
         assert found == config
@@ -203,7 +203,7 @@ def test_the_same_weights_for_another_name_or_number_of_channels_are_drawn_anew(
 def test_callers_of_one_seeded_configuration_are_computed_together() -> None:
     engine = Engine()
     seeded = CONFIG.with_seed(7)
-    served = convolver(engine)
+    served = scheduler(engine)
     served.convolve([Layer(seeded)], batch(1), None)
     engine.calls.clear()
     held = Held(engine, served=served)
@@ -217,18 +217,18 @@ def test_callers_of_one_seeded_configuration_are_computed_together() -> None:
 
 
 def test_a_wrong_call_is_refused_every_time() -> None:
-    served = convolver(Engine())
+    served = scheduler(Engine())
     for _ in range(2):
         with pytest.raises(InvalidArgumentError):
             served.convolve([weighing(1)], np.ones((1, 1, 1, 2), "f4"), None)
 
 
 def test_a_plan_that_is_remembered_does_not_let_a_larger_call_pass() -> None:
-    served = convolver(Engine(), limits=replace(LIMITS, max_message_bytes=2**17))
+    served = scheduler(Engine(), limits=replace(LIMITS, max_message_bytes=2**17))
     layer = weighing(1)
     large = np.ones((1, 200, 200, 1), "f4")
     for _ in range(2):
-        served.admit([layer], large.shape, "float32", None).let_go()  # in pieces
+        served.admit([layer], large.shape, "float32", None).release()  # in pieces
         with pytest.raises(TooLargeError, match="--max-message-bytes"):
             served.convolve([layer], large, None)
         served.convolve([layer], large, None, in_one_message=False)

@@ -7,14 +7,14 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.thread_pool import ThreadPool
 from tests.support.waiting import eventually
 
 WAIT_S = 60
 
 
 def test_a_thread_that_is_idle_is_used_again():
-    pool = HandlerThreads(8, "busy")
+    pool = ThreadPool(8, "busy")
     names = set()
     for _ in range(10):
         names.add(pool.submit(lambda: threading.current_thread().name).result(WAIT_S))
@@ -23,7 +23,7 @@ def test_a_thread_that_is_idle_is_used_again():
 
 
 def test_the_one_that_was_busy_last_is_the_first_to_get_work():
-    pool, both = HandlerThreads(2, "pair"), threading.Barrier(2)
+    pool, both = ThreadPool(2, "pair"), threading.Barrier(2)
     wait([pool.submit(both.wait, WAIT_S) for _ in range(2)], WAIT_S)
     eventually(lambda: len(pool._idle) == 2)
     last = pool._idle[-1]
@@ -33,7 +33,7 @@ def test_the_one_that_was_busy_last_is_the_first_to_get_work():
 
 
 def test_what_all_are_too_busy_for_waits_and_comes_in_its_order():
-    pool, released, order = HandlerThreads(1, "one"), threading.Event(), []
+    pool, released, order = ThreadPool(1, "one"), threading.Event(), []
     first = pool.submit(released.wait, WAIT_S)
     rest = [pool.submit(order.append, each) for each in range(20)]
     assert not any(each.done() for each in rest)
@@ -44,7 +44,7 @@ def test_what_all_are_too_busy_for_waits_and_comes_in_its_order():
 
 
 def test_many_that_submit_at_once_lose_nothing():
-    pool, done = HandlerThreads(5, "many"), []
+    pool, done = ThreadPool(5, "many"), []
 
     def submit():
         for each in range(500):
@@ -62,7 +62,7 @@ def test_many_that_submit_at_once_lose_nothing():
 
 
 def test_what_fails_tells_its_future_and_keeps_no_thread():
-    pool = HandlerThreads(1, "one")
+    pool = ThreadPool(1, "one")
     with pytest.raises(ZeroDivisionError):
         pool.submit(divmod, 1, 0).result(WAIT_S)
     assert pool.submit(divmod, 7, 2).result(WAIT_S) == (3, 1)
@@ -75,7 +75,7 @@ def test_what_fails_keeps_nothing_of_what_it_was_given_once_its_future_is_gone()
     def fail(_tensor):
         raise ZeroDivisionError
 
-    pool, tensor = HandlerThreads(1, "one"), Tensor()
+    pool, tensor = ThreadPool(1, "one"), Tensor()
     known = weakref.ref(tensor)
     gc.collect()
     gc.disable()  # what only the collector would find stays for as long as a server is idle
@@ -94,7 +94,7 @@ def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are
     def refuse(_thread):
         raise RuntimeError("can't start new thread")
 
-    pool, released = HandlerThreads(2, "pair"), threading.Event()
+    pool, released = ThreadPool(2, "pair"), threading.Event()
     with monkeypatch.context() as system:
         system.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="new thread"):
@@ -112,7 +112,7 @@ def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are
 
 
 def test_what_is_cancelled_while_it_waits_is_not_run():
-    pool, released, ran = HandlerThreads(1, "one"), threading.Event(), []
+    pool, released, ran = ThreadPool(1, "one"), threading.Event(), []
     pool.submit(released.wait, WAIT_S)
     waiting = pool.submit(ran.append, 1)
     assert waiting.cancel()
@@ -127,7 +127,7 @@ def test_a_thread_that_waits_keeps_nothing_of_what_it_did():
     class Tensor:
         pass
 
-    pool, tensor = HandlerThreads(1, "one"), Tensor()
+    pool, tensor = ThreadPool(1, "one"), Tensor()
     known = weakref.ref(tensor)
     pool.submit(id, tensor).result(WAIT_S)
     del tensor

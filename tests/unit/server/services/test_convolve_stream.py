@@ -15,12 +15,12 @@ import pytest
 from convserve import Conv2D, OutOfMemoryError
 from convserve.tensors.codec import dtype_number, head_of
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve_server.scheduling.admission_queue import Ticket, WaitingRoom
+from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.thread_pool import HandlerThreads
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems, Work
-from convserve_server.transport.idle_timeouts import SilenceWatch
-from convserve_server.transport.in_flight_items import ItemsUnderWay
+from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.in_flight_items import InFlightItems
 from tests.unit.server.scheduling.test_batcher import until
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
@@ -28,7 +28,7 @@ SHAPE = (1, 30, 30, 1)
 PLAN = CONFIG.plan(SHAPE)
 SIZE = PLAN.memory_bytes - PLAN.weight_bytes
 ITEMS = 4
-SILENCE = SilenceWatch(60)
+SILENCE = IdleTimeouts(60)
 
 
 def root(array: Any) -> Any:
@@ -40,17 +40,17 @@ def root(array: Any) -> Any:
 class Served:
     """A stream's work, and weak references to all tensors that it saw."""
 
-    def __init__(self, room: WaitingRoom, fate: str) -> None:
+    def __init__(self, room: AdmissionQueue, fate: str) -> None:
         self.room, self.fate = room, fate
         self.tensors: list[weakref.ref[Any]] = []
         self.work = Work(self._admit, self._convolve, lambda error: error, 1000)  # type: ignore[arg-type, return-value]
 
-    def _admit(self, shape: Any, _: str, caller: Caller) -> Ticket:
+    def _admit(self, shape: Any, _: str, caller: Caller) -> Permit:
         if self.fate == "refused":
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
 
-    def _convolve(self, x: Any, ticket: Ticket, _: Caller) -> Any:
+    def _convolve(self, x: Any, ticket: Permit, _: Caller) -> Any:
         with ticket:
             self.tensors.append(weakref.ref(root(x)))
             if self.fate == "fails":
@@ -87,7 +87,7 @@ def opening(number: int) -> messages.ConvolveStreamRequest:
 
 
 def items(requests: Iterator[Any], leaving: Leaving) -> StreamItems:
-    return ItemsUnderWay(requests, leaving.caller, SILENCE, lambda: None)
+    return InFlightItems(requests, leaving.caller, SILENCE, lambda: None)
 
 
 def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.ref[Any]:
@@ -103,7 +103,7 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
             leaving.gone.wait(30)
             raise grpc.RpcError
 
-    pool = HandlerThreads(ITEMS, "items")
+    pool = ThreadPool(ITEMS, "items")
     start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
     stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
     answers = stream.answers()
@@ -121,7 +121,7 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
     ("fate", "leaves_after"), [("computed", None), ("fails", None), ("refused", None), ("computed", 2), ("fails", 1)]
 )
 def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: int | None) -> None:
-    served = Served(WaitingRoom(2**20, 100, 1, 1, 2**20), fate)
+    served = Served(AdmissionQueue(2**20, 100, 1, 1, 2**20), fate)
     gc.collect()
     gc.disable()  # what only the collector would find stays for as long as a server is idle
     try:
@@ -133,7 +133,7 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
-    served = Served(WaitingRoom(SIZE, 100, 1, 1, 2**20), "computed")
+    served = Served(AdmissionQueue(SIZE, 100, 1, 1, 2**20), "computed")
     other = served.room.enter(Caller("other"), PLAN)
     leaving = Leaving()
 
@@ -142,7 +142,7 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
         leaving.gone.wait(30)
         raise grpc.RpcError
 
-    pool = HandlerThreads(2, "items")
+    pool = ThreadPool(2, "items")
     stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
     served_by = pool.submit(lambda: list(stream.answers()))
     until(lambda: served.room.load().waiting_calls == 2)
@@ -150,12 +150,12 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
     until(lambda: served.room.load().waiting_calls == 1)
     with pytest.raises(grpc.RpcError):
         list(served_by.result(30))
-    other.let_go()
+    other.release()
     until(lambda: served.room.load().admitted_bytes == 0)
 
 
 def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
-    served = Served(WaitingRoom(2**20, 100, 1, 1, 2**20), "computed")
+    served = Served(AdmissionQueue(2**20, 100, 1, 1, 2**20), "computed")
     leaving = Leaving()
 
     def requests() -> Iterator[Any]:
@@ -164,7 +164,7 @@ def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> N
         until(lambda: not stream._items._under_way and bool(served.tensors))
         leaving.leave()  # before the reader comes to the end of what was sent
 
-    pool = HandlerThreads(2, "items")
+    pool = ThreadPool(2, "items")
     stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
     answers = pool.submit(lambda: list(stream.answers()))
     assert len(answers.result(30)) == 2

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, DeadlineExceededError, Layer, OutOfMemoryError
 from convserve.layers.plan import plan
-from convserve_server.scheduling.scheduler import Batching, Caller, Convolver, Limits
+from convserve_server.scheduling.scheduler import Batching, Caller, Limits, Scheduler
 from convserve_server.tiling import partition
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiled_engine import DividedEngine
@@ -112,8 +112,8 @@ def test_an_image_larger_than_the_device_goes_row_by_row_if_it_must() -> None:
 @pytest.mark.parametrize("x", [image(1, 200, 4), image(50, 4, 4)], ids=["tiles", "samples"])
 def test_nobody_is_computed_for_who_has_left(x: Any) -> None:
     limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4 * 2)
-    served = Convolver(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
-    caller = Caller(is_waiting=lambda: len(limited.attempts) < 20)
+    served = Scheduler(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
+    caller = Caller(is_active=lambda: len(limited.attempts) < 20)
     with pytest.raises(DeadlineExceededError, match="Expected a caller to wait until all parts are computed"):
         served.convolve([layer()], x, None, caller)
     assert len(attempts(limited)) == 20
@@ -240,7 +240,7 @@ def test_of_several_callers_nothing_is_computed_twice() -> None:
         return real(*arguments)
 
     limited.convolve = held  # type: ignore[method-assign]
-    served = Convolver(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
+    served = Scheduler(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(served.convolve, [layer()], image(), None)
         until(lambda: not served._batcher._free[0][0])

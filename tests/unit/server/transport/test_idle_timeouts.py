@@ -2,14 +2,14 @@
 
 import threading
 
-from convserve_server.transport.idle_timeouts import SilenceWatch
+from convserve_server.transport.idle_timeouts import IdleTimeouts
 
 
 def test_a_call_that_cannot_be_ended_keeps_no_other_from_being_ended(caplog):
     def fail():
         raise RuntimeError("no")
 
-    watch, ended = SilenceWatch(0.1), threading.Event()
+    watch, ended = IdleTimeouts(0.1), threading.Event()
     wait = watch.waiting(fail)
     watch.waiting(ended.set)
     assert ended.wait(30)
