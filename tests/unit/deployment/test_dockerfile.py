@@ -115,7 +115,7 @@ def test_what_is_written_lies_in_volumes() -> None:
 
 
 def test_the_environment_sets_what_the_server_reads() -> None:
-    rows = {settings.variable(name) for name in settings.Settings.__dataclass_fields__} | {"CONVSERVE_TARGET"}
+    rows = {settings.variable(name) for name in settings.Settings.model_fields} | {"CONVSERVE_TARGET"}
     assert {name for name in environment("server") if name.startswith("CONVSERVE_")} <= rows
 
 
