@@ -20,6 +20,7 @@ from convserve._version import __version__
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
+from convserve_server.backend import Backend
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.health import Health
 from convserve_server.layer_store.registry import LayerRegistry
@@ -31,7 +32,8 @@ from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire_names
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.scheduler import Batching, Scheduler
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
@@ -39,7 +41,6 @@ from convserve_server.services.layer_service import LayerService
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings, SettingsError, is_loopback
 from convserve_server.shutdown import asked_to_stop, drain
-from convserve_server.tiling.tiled_engine import DividedEngine
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -107,14 +108,17 @@ def run(settings: Settings) -> int:
     registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    scheduler = Scheduler(DividedEngine(engine), limits, _named(Batching, settings))
+    batching = _named(Batching, settings)
+    batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
+    admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
+    backend = Backend(engine, admission, Scheduler(engine, batching), registry)
     for each in warm_ups:
-        warm_up(each, scheduler, registry)
-    convolutions.open(scheduler, registry)
+        warm_up(each, backend)
+    convolutions.open(backend)
     layers.open(registry)
     if inferences is not None:
-        inferences.open(scheduler, registry)
-    observability.open(scheduler, registry)
+        inferences.open(backend)
+    observability.open(backend)
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())

@@ -23,8 +23,10 @@ from convserve.bench.echo import Echo
 from convserve.protocol.results import Result
 from convserve.tensors import framing
 from convserve.v1 import convolution_service_pb2, layer_pb2
+from convserve_server.backend import Backend
 from convserve_server.engine.startup import load_engine
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.scheduler import Batching, Scheduler
 from convserve_server.services.convolution_service import ConvolutionService, ConvolveRequest
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from tests.bench import record, tables
@@ -95,7 +97,8 @@ def _in_one_process(times: int) -> list[tuple[str, float]]:
     kernel, bias = tf.constant(layer.kernel), tf.constant(layer.bias)
     function = tf.function(lambda x: tf.nn.relu(tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias)))
     service, context = ConvolutionService(1, IdleTimeouts(60), 1), _Context()
-    service.open(Scheduler(engine, _LIMITS, Batching(1, 64, 2**22)), _Keeper(layer))  # type: ignore[arg-type]
+    admission = Admission(_LIMITS, 1, 1, 2**22)
+    service.open(Backend(engine, admission, Scheduler(engine, Batching(1, 64, 2**22)), _Keeper(layer)))  # type: ignore[arg-type]
     stored: Any = layer
     request = requests.convolve_request(stored, x, None)
     by_digest = convolution_service_pb2.ConvolveRequest(layers=[layer_pb2.LayerReference(digest=bytes(32))])

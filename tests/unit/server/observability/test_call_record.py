@@ -12,11 +12,11 @@ from convserve_server.observability.call_record import (
     REASONS,
     UNKNOWN_METHOD,
     CallRecord,
-    Computation,
     Observer,
     current_call,
     make_current,
 )
+from convserve_server.scheduling.scheduler import Computation
 
 PASS = Computation(
     began_ns=1, queue_us=10, compute_us=200, batch_size=4, device="cpu:0", warm=True, input_shape=(1, 2, 2, 1),
