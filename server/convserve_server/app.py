@@ -28,7 +28,7 @@ from convserve_server.memory.machine import machine_memory_bytes
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import log, log_to_stderr, say
 from convserve_server.observability.setup import Observability
-from convserve_server.open_inference import inference_service, wire_names
+from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
 from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
@@ -58,7 +58,7 @@ _FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
     *(service for file in _FILES for service in file.services_by_name.values()),
-    wire_names.SERVICE,
+    wire.SERVICE,
 ]
 
 
@@ -174,14 +174,14 @@ def _assembled(
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        pool = wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
+        pool = wire.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server, pool)
     return server, convolutions, layers, inferences, healths
 
 
 def _services(settings: Settings) -> list[str]:
     """Returns the names of those services that answer once the server is ready."""
-    inference = [wire_names.SERVICE_NAME] if settings.open_inference else []
+    inference = [wire.SERVICE_NAME] if settings.open_inference else []
     return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
 
 

@@ -36,8 +36,7 @@ from convserve_server.open_inference.layer_models import (
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import PeerUsers, Region, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
-from convserve_server.open_inference.wire import InferRequest, InferResponse
-from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
+from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.scheduling.thread_pool import ThreadPool

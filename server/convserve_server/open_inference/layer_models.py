@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
+from convserve.tensors.codec import Array
 from convserve_server.layer_store.registry import LayerRegistry, NameVersions, StoredLayer
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 STATELESS = "conv2d"
 """The model whose kernel comes with the request. A layer stored under this name is none."""
@@ -19,9 +22,16 @@ MAX_LAYERS = 1000
 """In a chain, whatever the server's --max-layers-per-call."""
 _ONLY = "1"  # the stateless model's version
 
-T = TypeVar("T")
-
+OUTPUT_DTYPE = "output_dtype"
+"""The parameter that asks for the output's datatype."""
+# What Triton's clients send beside a model's own parameters; none of it is about a convolution.
+_IGNORED = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", OUTPUT_DTYPE}
+# Not what this server's user has in keras.json.
+_DEFAULTS = {"data_format": "channels_last", "dtype": "float32"}
+_MAX_JSON = 10_000  # far above what a configuration needs: what is read takes many times the memory of its text
 _NUMBER = re.compile(r"[0-9]{1,18}")
+
+T = TypeVar("T")
 
 
 class LayerModel(NamedTuple):
@@ -194,3 +204,40 @@ def check_stateless_version(version: str, field: str = "version") -> str:
 def _latest(known: list[NameVersions]) -> int:
     """Returns a name's newest version, or a chain's, which grows whenever one of its names moves."""
     return 1 + sum(each.latest - 1 for each in known)
+
+
+def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: Array, bias: Array | None) -> Layer:
+    """Returns the layer that a request describes.
+
+    Args:
+        parameters: The request's. Texts that begin with "[" or "{" are JSON, as in strides="[2, 1]".
+        kernel: Array of shape (kernel height, kernel width, input channels / groups, filters).
+        bias: Array of shape (filters,), or None.
+
+    Raises:
+        InvalidArgumentError: For wrong or unknown parameters, or weights that don't fit.
+    """
+    given = {
+        name: _value(name, value)
+        for name, value in parameters.items()
+        if name not in _IGNORED and not name.startswith("triton_")
+    }
+    filters, kernel_size = given.pop("filters", None), given.pop("kernel_size", None)
+    return Layer.from_arguments(filters, kernel_size, kernel, bias, None, _DEFAULTS | given)  # type: ignore[arg-type]
+
+
+def _value(name: str, parameter: messages.InferParameter) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind is None:
+        raise InvalidRequestError(FieldViolation(f"parameters.{name}", "Expected a value. Received none."))
+    value = getattr(parameter, kind)
+    if kind != "string_param" or not value.startswith(("[", "{")):
+        return value
+    try:
+        if len(value) > _MAX_JSON:
+            raise ValueError
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        most = f"at most {_MAX_JSON} characters of JSON"
+        text = f"Expected {most}, as it begins with {value[0]}. Received {short_repr(value)}."
+        raise InvalidRequestError(FieldViolation(f"parameters.{name}", text)) from None
