@@ -104,17 +104,16 @@ def run(settings: Settings) -> int:
             verbose=verbose,
         )
         check_devices(engine)
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
     scheduler = Scheduler(DividedEngine(engine), limits, _named(Batching, settings))
     for each in warm_ups:
-        warm_up(each, scheduler, registry)
-    convolutions.open(scheduler, registry)
-    layers.open(registry)
+        warm_up(each, scheduler, store)
+    convolutions.open(scheduler, store)
+    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
-        inferences.open(scheduler, registry)
-    observability.open(scheduler, registry)
+        inferences.open(scheduler, store)
+    observability.open(scheduler, store)
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.SERVING)
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())

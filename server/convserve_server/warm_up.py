@@ -15,7 +15,7 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
 from convserve_server.engine_api import Engine
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.settings import SettingsError
 
@@ -75,7 +75,7 @@ class WarmUp:
         return cls(config, shape, input_dtype, output_dtype)
 
 
-def warm_up(each: WarmUp, scheduler: Scheduler, registry: LayerRegistry) -> None:
+def warm_up(each: WarmUp, scheduler: Scheduler, store: LayerStore) -> None:
     """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
 
     Raises:
@@ -83,7 +83,7 @@ def warm_up(each: WarmUp, scheduler: Scheduler, registry: LayerRegistry) -> None
     """
     engine = scheduler.engine
     try:
-        layer = registry.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
+        layer = store.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
         scheduler.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)

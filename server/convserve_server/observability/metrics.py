@@ -15,7 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.observability.call_record import REASONS, CallRecord, Computation, Observer
 from convserve_server.scheduling.scheduler import Scheduler
 
@@ -128,18 +128,18 @@ class Holdings(Collector):
 
     def __init__(self) -> None:
         """Starts with nothing to tell, until the server is ready."""
-        self._opened: tuple[Scheduler, LayerRegistry] | None = None
+        self._opened: tuple[Scheduler, LayerStore] | None = None
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
+    def open(self, scheduler: Scheduler, store: LayerStore) -> None:
         """Tells of these from now on."""
-        self._opened = scheduler, registry
+        self._opened = scheduler, store
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics."""
         if self._opened is None:
             return
-        scheduler, registry = self._opened
-        engine, load, stored = scheduler.engine, scheduler.load(), registry.usage()
+        scheduler, store = self._opened
+        engine, load, stored = scheduler.engine, scheduler.load(), store.usage()
         yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.observability.call_record import Observer
 from convserve_server.observability.interceptor import ObservingInterceptor
 from convserve_server.observability.request_log import RequestLog
@@ -75,10 +75,10 @@ class Observability:
         paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
         self.interceptor = ObservingInterceptor(paths, observers)
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
+    def open(self, scheduler: Scheduler, store: LayerStore) -> None:
         """Shows what these hold from now on."""
         if self._holdings is not None:
-            self._holdings.open(scheduler, registry)
+            self._holdings.open(scheduler, store)
 
     def close(self) -> None:
         """Writes and sends what is left, and stops."""

@@ -21,7 +21,8 @@ from convserve.errors import (
 )
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
-from convserve_server.layer_store.registry import LayerRegistry, StoredLayer
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_answers
@@ -63,19 +64,19 @@ class InferenceService:
         self._memory = memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
-        self._opened: tuple[LayerModels, Inferences, LayerRegistry] | None = None
+        self._opened: tuple[LayerModels, Inferences, LayerStore] | None = None
         self._is_leaving = False
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
+    def open(self, scheduler: Scheduler, store: LayerStore) -> None:
         """Serves with this request path from now on."""
-        models = LayerModels(registry)
-        self._opened = models, Inferences(scheduler, models, self._statistics), registry
+        models = LayerModels(store)
+        self._opened = models, Inferences(scheduler, models, self._statistics), store
 
     def leave(self) -> None:
         """Says from now on that it is not ready, and answers all the same."""
         self._is_leaving = True
 
-    def _parts(self) -> tuple[LayerModels, Inferences, LayerRegistry]:
+    def _parts(self) -> tuple[LayerModels, Inferences, LayerStore]:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened
@@ -177,11 +178,11 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        registry, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            registry.describe(name)  # which raises for one that is not stored, before any is pinned
+            store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
-            registry.pin(name)
+            store.pin(name)
         return messages.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
@@ -189,11 +190,11 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        registry, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            registry.versions(name)  # which raises for one that is not known, before any is unpinned
+            store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
-            registry.unpin(name)
+            store.unpin(name)
         return messages.RepositoryModelUnloadResponse()
 
     # Inference

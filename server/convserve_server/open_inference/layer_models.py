@@ -11,7 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
-from convserve_server.layer_store.registry import LayerRegistry, NameVersions, StoredLayer
+from convserve_server.layer_store.names import NameVersions
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 STATELESS = "conv2d"
@@ -66,9 +68,9 @@ class ListedModel:
 class LayerModels:
     """Finds models among the stored layers."""
 
-    def __init__(self, registry: LayerRegistry) -> None:
-        """Looks into a registry of layers."""
-        self._registry = registry
+    def __init__(self, store: LayerStore) -> None:
+        """Looks into a store."""
+        self._store = store
 
     def find(self, name: str, version: str, field: str = "version") -> LayerModel:
         """Returns a version of a model of stored layers.
@@ -83,7 +85,7 @@ class LayerModels:
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
         number = version_number(version, field)
-        known = [self._registry.versions(each) for each in names_of(name)]
+        known = [self._store.versions(each) for each in names_of(name)]
         latest = _latest(known)
         digests = tuple(each.digest for each in known)
         if number is not None and number != latest:
@@ -91,7 +93,7 @@ class LayerModels:
             if older is None:
                 raise self._no_version(name, known, number)
             digests = (older,)
-        if not all(self._registry.holds(each) for each in digests):
+        if not all(each in self._store for each in digests):
             raise self._no_version(name, known, latest if number is None else number)
         return LayerModel(name, str(latest if number is None else number), digests)
 
@@ -101,7 +103,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._registry.layer)
+        return self._found(model, self._store.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
         """Returns what is known of a model's layers without their weights.
@@ -109,7 +111,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._registry.describe)
+        return self._found(model, self._store.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first.
@@ -119,16 +121,16 @@ class LayerModels:
         """
         if name == STATELESS:
             return [_ONLY]
-        return self._callable(name, [self._registry.versions(each) for each in names_of(name)])
+        return self._callable(name, [self._store.versions(each) for each in names_of(name)])
 
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
         yield ListedModel(STATELESS, _ONLY)
-        for name in self._registry.names():
+        for name in self._store.names():
             if name == STATELESS:
                 continue
             try:
-                known = self._registry.versions(name)
+                known = self._store.versions(name)
             except LayerNotFoundError:  # it was deleted just now
                 continue
             found = self._callable(name, [known])
@@ -141,14 +143,14 @@ class LayerModels:
         try:
             return [find(each) for each in model.digests]
         except LayerNotFoundError:
-            known = [self._registry.versions(each) for each in names_of(model.name)]
+            known = [self._store.versions(each) for each in names_of(model.name)]
             raise self._no_version(model.name, known, int(model.version)) from None
 
     def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
         if SEPARATOR in name:
-            whole = all(self._registry.holds(each.digest) for each in known)
+            whole = all(each.digest in self._store for each in known)
             return [str(_latest(known))] if whole else []
-        return [str(number) for number, digest in known[0].numbered() if self._registry.holds(digest)]
+        return [str(number) for number, digest in known[0].numbered() if digest in self._store]
 
     def _no_version(self, name: str, known: list[NameVersions], number: int) -> LayerNotFoundError:
         found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"

@@ -40,7 +40,7 @@ from convserve.tensors.codec import (
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
 from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.observability.computation import computation
 from convserve_server.scheduling.scheduler import Caller, Convolved, Permit, Scheduler
@@ -123,11 +123,11 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self._most_items = most_items
         self._pool = ThreadPool(threads, "item")
         self.shared_memory: SharedMemory | None = None
-        self._opened: tuple[Scheduler, LayerRegistry] | None = None
+        self._opened: tuple[Scheduler, LayerStore] | None = None
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
+    def open(self, scheduler: Scheduler, store: LayerStore) -> None:
         """Serves with this request path from now on."""
-        self._opened = scheduler, registry
+        self._opened = scheduler, store
 
     @property
     def _scheduler(self) -> Scheduler:
@@ -136,7 +136,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return self._opened[0]
 
     @property
-    def _registry(self) -> LayerRegistry:
+    def _store(self) -> LayerStore:
         assert self._opened is not None  # noqa: S101 (_scheduler is asked first)
         return self._opened[1]
 
@@ -144,7 +144,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
         engine, limits = self._scheduler.engine, self._scheduler.limits
-        stored = self._registry.usage()
+        stored = self._store.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -168,7 +168,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         scheduler = self._scheduler
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = scheduler.plan(
-            find_layers(request.layers, self._registry, may_store=may(CHANGE)),
+            find_layers(request.layers, self._store, may_store=may(CHANGE)),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -188,7 +188,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
         """Returns what is to be computed, once there is room for it."""
         scheduler = self._scheduler
-        layers = find_layers(message.layers, self._registry, may_store=may(CHANGE))
+        layers = find_layers(message.layers, self._store, may_store=may(CHANGE))
         shared = self.shared_memory if is_local(context.peer()) else None
         x = given if given is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
@@ -222,7 +222,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, self._registry, may_store=may(CHANGE))]
+        layers = [_seeded(each) for each in find_layers(start.layers, self._store, may_store=may(CHANGE))]
         output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
         call = current_call()  # here, because items are computed by other threads
         context.send_initial_metadata((ACCEPTED,))
