@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from convserve.tensors.codec import Array, name_of, numpy_dtype
+from convserve_server.engine.unpromised import array_on, tensor_on
 from convserve_server.memory.aligned import aligned
 
 
@@ -22,8 +23,8 @@ def carrier(dtype: str) -> str:
 def to_tensor(array: Array, on_gpu: bool) -> Any:
     """Returns an array as a tensor of its carrier dtype.
 
-    On a CPU the tensor is the array's own memory if that is aligned and may be written to (nobody does): it must not
-    change, nor be handed to others, as long as the tensor lives.
+    On a CPU the tensor is the array's own memory if that is aligned: it must not change, nor be handed to others, as
+    long as the tensor lives.
 
     Args:
         array: C-contiguous and little-endian.
@@ -31,7 +32,7 @@ def to_tensor(array: Array, on_gpu: bool) -> Any:
     """
     if name_of(array) == "bfloat16":
         array = array.view(np.uint16)
-    return tf.constant(array) if on_gpu else tf.experimental.dlpack.from_dlpack(aligned(array).__dlpack__())
+    return tf.constant(array) if on_gpu else tensor_on(aligned(array))
 
 
 def weight_to_tensor(array: Array, on_gpu: bool) -> Any:
@@ -42,5 +43,5 @@ def weight_to_tensor(array: Array, on_gpu: bool) -> Any:
 
 def to_array(tensor: Any, dtype: str, on_gpu: bool) -> Array:
     """Returns a tensor of a carrier dtype as an array of the named dtype, on a CPU as read-only one on its memory."""
-    array = tensor.numpy() if on_gpu else np.asarray(memoryview(tensor))
+    array = tensor.numpy() if on_gpu else array_on(tensor)
     return array.view(numpy_dtype(dtype)) if carrier(dtype) != dtype else array
