@@ -13,8 +13,7 @@ import tensorflow as tf
 
 from convserve.layers.conv2d import Conv2D
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
-from convserve_server.engine.tensors import carrier
-from convserve_server.engine.unpromised import DirectCall
+from convserve_server.engine.tensors import DirectCall, carrier
 
 
 class Forward:

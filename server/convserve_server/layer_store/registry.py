@@ -39,7 +39,8 @@ class LayerRegistry:
         self.store = store
         self._engine = engine
         self._max_call_bytes = max_call_bytes
-        self._budget = UploadBudget(max_call_bytes)
+        self._reserved = 0
+        self._lock = threading.Lock()  # of what is reserved
         self._computing = threading.Lock()
 
     def check_put(self, name: str, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
@@ -79,12 +80,25 @@ class LayerRegistry:
     def receiving(self, config: Conv2D, input_channels: int, dtype: str) -> Iterator[None]:
         """Reserves memory for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
 
+        It admits what is larger than all of it if nobody else has any.
+
         Raises:
             OverloadedError: If other calls have it for the time being.
         """
         size = _elements(config, input_channels) * (itemsize(dtype) + 2 * itemsize(config.variable_dtype))
-        with self._budget.reserved(size):
+        with self._lock:
+            if self._reserved and self._reserved + size > self._max_call_bytes:
+                text = (
+                    f"Expected {size} bytes of memory for a layer on its way. Received none: layers that others put, "
+                    f"initialize or update take {self._reserved} of {self._max_call_bytes} bytes. Retry."
+                )
+                raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
+            self._reserved += size
+        try:
             yield
+        finally:
+            with self._lock:
+                self._reserved -= size
 
     def initialize_and_put(
         self, config: Conv2D, input_channels: int, name: str, expected_digest: bytes
@@ -113,37 +127,6 @@ class LayerRegistry:
         with self._computing:
             updated, losses = self._engine.constrain(given)
         return self.store.put(updated, name)[0], losses
-
-
-class UploadBudget:
-    """A number of bytes that calls share. Its methods may be called from any thread."""
-
-    def __init__(self, total: int) -> None:
-        """Starts with all bytes free."""
-        self._total = total
-        self._lock = threading.Lock()
-        self._taken = 0
-
-    @contextmanager
-    def reserved(self, size: int) -> Iterator[None]:
-        """Reserves bytes for the block. It admits what is larger than all of them if nobody else has any.
-
-        Raises:
-            OverloadedError: If others have them for the time being.
-        """
-        with self._lock:
-            if self._taken and self._taken + size > self._total:
-                text = (
-                    f"Expected {size} bytes of memory for a layer on its way. Received none: layers that others put, "
-                    f"draw or update take {self._taken} of {self._total} bytes. Retry."
-                )
-                raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
-            self._taken += size
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._taken -= size
 
 
 def _elements(config: Conv2D, input_channels: int) -> int:

@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 from convserve import Conv2D, Layer, Losses, OverloadedError, TooLargeError
 from convserve.protocol.layer_messages import sent_put
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.layer_store.registry import LayerRegistry, UploadBudget
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.services import layer_service
 from convserve_server.services.layer_service import LayerService
@@ -117,17 +118,20 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
-    budget = UploadBudget(100)
-    with budget.reserved(60), budget.reserved(40):
-        refused = pytest.raises(OverloadedError, match=r"Received none.*take 100 of 100 bytes")
-        with refused as error, budget.reserved(1):
+    def receiving(kibibytes: int) -> AbstractContextManager[None]:
+        return kept.receiving(CONFIG.replace(filters=256 * kibibytes), 1, "float64")  # each filter is counted as 16
+
+    kept = registry(max_call_bytes=400 * 1024)
+    with receiving(60), receiving(40):
+        refused = pytest.raises(OverloadedError, match=r"Received none.*take 409600 of 409600 bytes")
+        with refused as error, receiving(1):
             pass
         assert error.value.retry_after_s > 0
-    with budget.reserved(1000), pytest.raises(OverloadedError), budget.reserved(1):
+    with receiving(1000), pytest.raises(OverloadedError), receiving(1):
         pass
-    with pytest.raises(KeyError), budget.reserved(100):
+    with pytest.raises(KeyError), receiving(100):
         raise KeyError
-    with budget.reserved(100):
+    with receiving(100):
         pass
 
 
