@@ -30,7 +30,7 @@ from convserve_server.memory.machine import machine_memory_bytes
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
-from convserve_server.open_inference import inference_service, wire_names
+from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
 from convserve_server.scheduling.admission import Admission, Limits
@@ -59,7 +59,7 @@ _FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
     *(service for file in _FILES for service in file.services_by_name.values()),
-    wire_names.SERVICE,
+    wire.SERVICE,
     *reflection.SERVICES,
 ]
 
@@ -110,17 +110,16 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
             verbose=verbose,
         )
         check_devices(engine)
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
     batching = _named(Batching, settings)
     batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
     admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
-    backend = Backend(engine, admission, Scheduler(engine, batching), registry)
+    backend = Backend(engine, admission, Scheduler(engine, batching), store)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
     convolutions.open(backend)
-    layers.open(registry)
+    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
         inferences.open(backend)
     observability.open(backend)
@@ -178,13 +177,13 @@ def _assembled(
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        reflection.add_to_server(listed, wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
+        reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
     return server, convolutions, layers, inferences, health
 
 
 def _services(settings: Settings) -> list[str]:
     """Returns the names of those services that answer once the server is ready."""
-    inference = [wire_names.SERVICE_NAME] if settings.open_inference else []
+    inference = [wire.SERVICE_NAME] if settings.open_inference else []
     return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from convserve_server.engine_api import Engine
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.scheduling.admission import Admission
 from convserve_server.scheduling.scheduler import Scheduler
 
@@ -17,10 +17,10 @@ class Backend(NamedTuple):
         engine: Computes.
         admission: Lets calls in.
         scheduler: Computes what was let in.
-        registry: Holds the layers.
+        store: Holds the layers.
     """
 
     engine: Engine
     admission: Admission
     scheduler: Scheduler
-    registry: LayerRegistry
+    store: LayerStore

@@ -82,7 +82,7 @@ def warm_up(each: WarmUp, backend: Backend) -> None:
     """
     engine, admission = backend.engine, backend.admission
     try:
-        layer = backend.registry.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
+        layer = backend.store.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
         admission.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)

@@ -138,7 +138,7 @@ class Holdings(Collector):
         """Yields the metrics."""
         if self._backend is None:
             return
-        engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.registry.usage()
+        engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.store.usage()
         yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)

@@ -19,10 +19,22 @@ from convserve.protocol.results import Losses
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
 from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
-from convserve_server.open_inference import stateless_layer
-from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
-from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
-from convserve_server.open_inference.layer_models import STATELESS, LayerModel, LayerModels, check_stateless_version
+from convserve_server.open_inference.infer_tensors import (
+    DATATYPES,
+    Input,
+    Place,
+    dtype_of,
+    read_inputs,
+    read_output_place,
+)
+from convserve_server.open_inference.layer_models import (
+    OUTPUT_DTYPE,
+    STATELESS,
+    LayerModel,
+    LayerModels,
+    check_stateless_version,
+    stateless_layer,
+)
 from convserve_server.open_inference.model_descriptions import input_shape
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
 from convserve_server.open_inference.system_memory import Region
@@ -195,7 +207,7 @@ class Inferences:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
         weights = {name: self._weight(inputs[name], name, region) for name in ("kernel", "bias") if name in inputs}
-        layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
+        layer = stateless_layer(request.message.parameters, weights["kernel"], weights.get("bias"))
         return _Model(STATELESS, version, [layer], inputs["x"])
 
     def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
@@ -214,8 +226,10 @@ def _check_shape(shape: Shape, expected: list[int]) -> None:
 
 
 def _output_dtype(request: InferRequest) -> str | None:
-    asked = stateless_layer.output_dtype(request.message.parameters)
-    return None if asked is None else dtype_of(asked, "parameters.output_dtype", FLOAT_DTYPES)
+    parameters = request.message.parameters
+    if OUTPUT_DTYPE not in parameters:
+        return None
+    return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
 def _output_region(place: Place, size: int, region: FindRegion) -> Region:

@@ -115,7 +115,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
         engine, limits = self._backend.engine, self._backend.admission.limits
-        stored = self._backend.registry.usage()
+        stored = self._backend.store.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -139,7 +139,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         backend = self._backend
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         found = backend.admission.plan(
-            find_layers(request.layers, backend.registry, may_store=may(CHANGE)),
+            find_layers(request.layers, backend.store, may_store=may(CHANGE)),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -149,7 +149,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
         backend, message = self._backend, request.message
-        layers = find_layers(message.layers, backend.registry, may_store=may(CHANGE))
+        layers = find_layers(message.layers, backend.store, may_store=may(CHANGE))
         shared = self.shared_memory if is_local(context.peer()) else None
         x = request.input if request.input is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
@@ -180,7 +180,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, backend.registry, may_store=may(CHANGE))]
+        layers = [_seeded(each) for each in find_layers(start.layers, backend.store, may_store=may(CHANGE))]
         output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
         call = current_call()  # here, because items are computed by other threads
         context.send_initial_metadata((ACCEPTED,))
