@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.direct_calls import DirectCalls
 from convserve_server.engine.startup import held_stderr, load_engine
+from convserve_server.engine_api import Engine
 from convserve_server.health import Health
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
@@ -63,8 +64,12 @@ _DESCRIPTORS = [
 ]
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
+
+    Args:
+        settings: The server's.
+        load_engine: Makes the engine; it is called with the arguments of `convserve_server.engine.startup.load_engine`.
 
     Raises:
         SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the

@@ -19,8 +19,9 @@ import pytest
 from convserve import Client, Conv2D, Layer, cli
 from convserve.batch.journal import NAME
 from convserve.files.layers import save_layer
-from tests.conftest import RunningServer, running_server
+from tests.conftest import RunningServer
 from tests.support import processes
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 Image = pytest.importorskip("PIL.Image")
@@ -213,13 +214,13 @@ def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(tmp_
     """It keeps its layers in memory only."""
     pixels = save_pictures(tmp_path / "in", 300)
     address = f"unix://{tmp_path}/socket"
-    with running_server("--listen", address) as server, Client(address) as client:
+    with numpy_server("--listen", address) as server, Client(address) as client:
         client.put(CONFIG, kernel=KERNEL, name="batch")
         process = started(tmp_path, address)
         eventually(lambda: noted(tmp_path).total() >= 30 or process.poll() is not None, 120)
         server.process.kill()
         server.process.wait()
-    with running_server("--listen", address), Client(address) as client:
+    with numpy_server("--listen", address), Client(address) as client:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert "300: 300 done" in out
@@ -251,7 +252,7 @@ def test_ctrl_c_and_sigterm_finish_what_is_on_its_way(
 def test_a_second_signal_drops_what_is_on_its_way(tmp_path: Path, number: int, status: int) -> None:
     """Of a server that does not answer, which would else be waited for."""
     save_pictures(tmp_path / "in", 400)
-    with running_server() as server:
+    with numpy_server() as server:
         with Client(server.target) as client:
             client.put(CONFIG, kernel=KERNEL, name="batch")
         process = started(tmp_path, server.target)
