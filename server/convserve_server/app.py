@@ -20,7 +20,6 @@ from convserve._version import __version__
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
-from convserve_server.direct_calls import DirectCalls
 from convserve_server.engine.startup import held_stderr, load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import Health
@@ -82,11 +81,9 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, direct, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
+    server, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
     addresses = [_listen(server, address, certificate) for address in settings.listen]
     server.start()
-    if direct is not None:
-        direct.start()
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
@@ -132,7 +129,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     stop.wait()
     if inferences is not None:
         inferences.leave()
-    return drain(settings, server, direct, healths, convolutions.shared_memory, observability)
+    return drain(settings, server, healths, convolutions.shared_memory, observability)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
@@ -153,7 +150,7 @@ def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
 
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, DirectCalls | None, ConvolutionService, LayerService, InferenceService | None, Health]:
+) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, Health]:
     silence = IdleTimeouts(settings.idle_s)
     threads = settings.handler_threads + settings.max_waiting_calls
     gates: list[Authentication | CertificateNames] = [
@@ -165,15 +162,14 @@ def _assembled(
         interceptors=[observability.interceptor, *gates, CallInterceptor(threads, silence)],
         options=server_options(settings),
     )
-    direct = _direct_calls(server, observability, gates, silence, threads) if settings.direct_calls else None
     convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
-    convolution_service.add_to_server(convolutions, server, direct)
+    convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     inferences = None
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
         inferences = InferenceService(threads, silence, memory)
-        inference_service.add_to_server(inferences, server, direct)
+        inference_service.add_to_server(inferences, server)
     healths = Health()
     for name in _checked(settings):
         healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
@@ -185,21 +181,7 @@ def _assembled(
     if settings.reflection:
         pool = wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
         reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server, pool)
-    return server, direct, convolutions, layers, inferences, healths
-
-
-def _direct_calls(
-    server: grpc.Server,
-    observability: Observability,
-    gates: Sequence[Authentication | CertificateNames],
-    silence: IdleTimeouts,
-    threads: int,
-) -> DirectCalls | None:
-    try:
-        return DirectCalls(server, observability.interceptor, gates, silence, threads)
-    except AttributeError as error:
-        log.warning("small calls are slower than they could be with this version of gRPC: %s", error)
-        return None
+    return server, convolutions, layers, inferences, healths
 
 
 def _services(settings: Settings) -> list[str]:

@@ -147,11 +147,6 @@ class Settings:
         "past --max-message-bytes",
     )
     handler_threads: int = _setting(64, "threads that receive and answer requests, beside those that wait")
-    direct_calls: bool = _setting(
-        False,
-        "answer Convolve, ModelInfer and Echo on gRPC's core, without the threads of its own Python server: small ones "
-        "take less of the processor, but what is used of gRPC is no public interface",
-    )
     store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
     store_bytes: int = _setting(
         64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1

@@ -9,7 +9,6 @@ import time
 
 import grpc
 
-from convserve_server.direct_calls import DirectCalls
 from convserve_server.health import Health
 from convserve_server.observability.logs import say
 from convserve_server.observability.setup import Observability
@@ -24,7 +23,6 @@ _MAX_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers 
 def drain(
     settings: Settings,
     server: grpc.Server,
-    direct: DirectCalls | None,
     healths: Health,
     shared_memory: SharedMemory | None,
     observability: Observability,
@@ -42,14 +40,13 @@ def drain(
     drained = server.stop(settings.drain_s)
     healths.end_watches()
     drained.wait()
-    all_over = direct is None or direct.stop(_MAX_CLOSING_S)  # before what is told of them is closed
     if shared_memory is not None:
         shared_memory.close()
     closing = threading.Thread(target=observability.close, name="closing", daemon=True)
     closing.start()
     closing.join(_MAX_CLOSING_S)
     say("stopped")
-    if closing.is_alive() or not all_over or time.monotonic() - began >= settings.drain_s:
+    if closing.is_alive() or time.monotonic() - began >= settings.drain_s:
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
     return 0
 

@@ -1,4 +1,4 @@
-"""Compares gRPC servers in Python with threads and with asyncio, and direct calls, for handlers that do nothing.
+"""Compares gRPC servers in Python with threads and with asyncio, for handlers that do nothing.
 
 A handler of ours waits for the device, so it cannot run on an event loop: asyncio would hand it to a thread. All kinds
 are measured, asyncio with a handler on its loop too, as 12 KB go there and 66 KB come back, as in the workload W1. The
@@ -20,9 +20,6 @@ import grpc
 import grpc.aio
 
 from convserve.bench.loops import Subject, closed_loop
-from convserve_server.direct_calls import DirectCalls
-from convserve_server.observability.interceptor import ObservingInterceptor
-from convserve_server.transport.idle_timeouts import IdleTimeouts
 from tests.bench import record, tables
 
 SENT, RECEIVED = 12_288, 65_536
@@ -31,7 +28,6 @@ KINDS = {
     "few_threads": "grpc.server with 8 threads",
     "asyncio": "grpc.aio.server, the handler on its loop",
     "asyncio_thread": "grpc.aio.server, the handler in a thread",
-    "direct": "direct calls, with convserve's records, watch of silence and admission of threads",
 }
 _PATH = "/bench.Echo/Echo"
 _ANSWER = bytes(RECEIVED)
@@ -103,21 +99,8 @@ def _serve(kind: str) -> None:
         server.start()
         print(port, flush=True)
         server.wait_for_termination()
-    elif kind == "direct":
-        _serve_directly()
     else:
         asyncio.run(_serve_asyncio(kind == "asyncio_thread"))
-
-
-def _serve_directly() -> None:
-    server = grpc.server(ThreadPoolExecutor(1), options=_OPTIONS)
-    direct = DirectCalls(server, ObservingInterceptor([_PATH], []), [], IdleTimeouts(60), 64)
-    direct.add(_PATH, bytes, lambda request, context, reply: reply(lambda: _echo(request, context)))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    direct.start()
-    print(port, flush=True)
-    server.wait_for_termination()
 
 
 async def _serve_asyncio(in_thread: bool) -> None:

@@ -30,7 +30,7 @@ from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolved, Permit, Scheduler, Then
+from convserve_server.scheduling.scheduler import Convolved, Permit, Scheduler
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
@@ -111,28 +111,6 @@ class Inferences:
         work = self._admitted(request, caller, region, tell)
         return self._answered(
             work, lambda: self._scheduler.convolve(work.model.layers, work.x, None, caller, ticket=work.ticket)
-        )
-
-    def leave(
-        self,
-        request: InferRequest,
-        caller: Caller,
-        region: FindRegion,
-        tell: Callable[[Computation], None],
-        then: Then[InferResponse],
-    ) -> None:
-        """Has a request's response told to `then`, by this thread or another; the rest as for `infer`.
-
-        Raises:
-            ConvserveError: What is wrong before it is computed.
-        """
-        work = self._admitted(request, caller, region, tell)
-        self._scheduler.leave(
-            work.model.layers,
-            work.x,
-            caller,
-            lambda outcome: then(lambda: self._answered(work, outcome)),
-            ticket=work.ticket,
         )
 
     def _admitted(

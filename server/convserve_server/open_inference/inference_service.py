@@ -21,7 +21,6 @@ from convserve.errors import (
 )
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
-from convserve_server.direct_calls import DirectCalls, Reply, add_methods
 from convserve_server.layer_store.registry import LayerRegistry, StoredLayer
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.open_inference import model_descriptions
@@ -203,14 +202,6 @@ class InferenceService:
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
         return self._parts()[1].infer(*self._asked(request, context))
 
-    def infer_directly(self, request: InferRequest, context: CallContext, reply: Reply) -> None:
-        """ModelInfer, for calls that are answered directly."""
-
-        def answer(outcome: Callable[[], InferResponse]) -> None:
-            reply(lambda: outcome().serialize())
-
-        self._parts()[1].leave(*self._asked(request, context), answer)
-
     def _asked(
         self, request: InferRequest, context: CallContext
     ) -> tuple[InferRequest, Caller, FindRegion, Callable[[Computation], None]]:
@@ -302,7 +293,7 @@ class InferenceService:
         return self._memory
 
 
-def add_to_server(service: InferenceService, server: grpc.Server, direct: DirectCalls | None) -> None:
+def add_to_server(service: InferenceService, server: grpc.Server) -> None:
     """Registers the service under its true name; inference with a reading and writing that copies no tensor."""
     serialize = operator.methodcaller("SerializeToString")
     handlers: dict[str, Any] = {
@@ -315,7 +306,7 @@ def add_to_server(service: InferenceService, server: grpc.Server, direct: Direct
         if method.name not in handlers:
             parse = getattr(messages, method.input_type.name).FromString
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
-    add_methods(server, SERVICE_NAME, handlers, direct, {"ModelInfer": service.infer_directly})
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
 
 def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:

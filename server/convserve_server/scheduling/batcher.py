@@ -12,17 +12,12 @@ takes along the calls of its group that wait too:
                   |
                   +--> its leader has computed it ------------------> answer
 
-A call may also be left here by a thread that does not wait for it. Then whoever computes it tells its answer, and where
-its turn comes, whoever hands the device on computes it: for small calls that saves the switch from thread to thread,
-which costs as much as they do.
-
 Calls that are too large to be computed together with others have turns of their own on every device, so that small
 ones never wait for them.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
@@ -31,20 +26,11 @@ from typing import Generic, TypeVar, cast
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
-from convserve_server.scheduling.thread_pool import ThreadPool
-
-log = logging.getLogger("convserve")
 
 _SMALL, _LARGE = range(2)  # lanes: calls that may be computed together with others, and those that are too large
-# Bytes of what was computed, above which a device is not left idle while the answers are told.
-_SOON_TOLD = 2**20
-# Batches that a thread computes for others before it goes back to its own call, whose tensors it keeps until then.
-_MAX_LED = 16
 
 Task = TypeVar("Task")
 Answer = TypeVar("Answer")
-Then = Callable[[Callable[[], Answer]], None]
-"""Is told of an outcome: what returns a task's answer, or raises its error. It raises nothing itself."""
 
 
 class _Entry(Generic[Task, Answer]):
@@ -61,7 +47,6 @@ class _Entry(Generic[Task, Answer]):
         "samples",
         "size",
         "task",
-        "then",
         "turn",
     )
 
@@ -72,12 +57,10 @@ class _Entry(Generic[Task, Answer]):
         samples: int,
         size: int,
         caller: Caller,
-        then: Then[Answer] | None,
     ) -> None:
         self.task, self.group, self.samples, self.size, self.caller = task, group, samples, size, caller
         self.lane = _SMALL
         self.turn: threading.Lock | None = None  # held until it leads, or is finished, by the thread that waits for it
-        self.then = then  # is told of the outcome, where no thread waits for it
         self.device: int | None = None  # what it leads on
         self.finished = False
         self.answer: Answer | None = None
@@ -86,16 +69,10 @@ class _Entry(Generic[Task, Answer]):
     def finish(self, answer: Answer | None, error: BaseException | None = None) -> None:
         self.answer, self.error, self.finished = answer, error, True
 
-    def tell(self) -> None:
-        """Wakes the thread that waits for its outcome, or for its turn, or tells who is to be told."""
-        if self.then is None:
-            assert self.turn is not None  # noqa: S101 (its thread waits)
-            self.turn.release()
-        else:
-            try:
-                self.then(self.outcome)
-            except Exception:  # the others of its batch are told all the same
-                log.exception("an answer cannot be told")
+    def wake(self) -> None:
+        """Wakes the thread that waits for its outcome, or for its turn."""
+        assert self.turn is not None  # noqa: S101 (its thread waits)
+        self.turn.release()
 
     def outcome(self) -> Answer:
         error, self.error = self.error, None
@@ -136,7 +113,6 @@ class Batcher(Generic[Task, Answer]):
         # Those that wait, by lane; and those of each group, in the order of their arrival.
         self._lines: tuple[FairQueue[_Entry[Task, Answer]], ...] = (FairQueue(), FairQueue())
         self._groups: dict[Hashable, deque[_Entry[Task, Answer]]] = {}
-        self._leaders = ThreadPool(2 * devices * concurrent, "leader")
 
     @property
     def waiting(self) -> int:
@@ -157,7 +133,7 @@ class Batcher(Generic[Task, Answer]):
             DeadlineExceededError: If it did not wait any more when it was its turn.
             Exception: Whatever `compute` raises for this task alone.
         """
-        entry = _Entry[Task, Answer](task, group, samples, size, caller, None)
+        entry = _Entry[Task, Answer](task, group, samples, size, caller)
         device = self._enter(entry)
         if device is None:
             self._watch(entry)
@@ -167,34 +143,10 @@ class Batcher(Generic[Task, Answer]):
         if not entry.finished:
             assert device is not None  # noqa: S101 (whoever woke it gave it one)
             batch = [entry, *self._take_group(entry)]
-            following = self._compute_and_hand_on(batch, device)
-            if following is not None:
-                following = self._handed_over(following)
-            for each in batch[1:]:
-                each.tell()
-            if following is not None:
-                self._lead(following)
+            self._compute_batch(batch, device)
+            for other in batch[1:]:
+                other.wake()
         return entry.outcome()
-
-    def leave(
-        self, task: Task, *, group: Hashable | None, samples: int, size: int, caller: Caller, then: Then[Answer]
-    ) -> None:
-        """Has a task computed, as for `run`, by whoever has a device: by this thread if one is free.
-
-        Args:
-            task: As for `run`.
-            group: As for `run`.
-            samples: As for `run`.
-            size: As for `run`.
-            caller: As for `run`.
-            then: Is told of the outcome, once, by whichever thread has it.
-        """
-        entry = _Entry[Task, Answer](task, group, samples, size, caller, then)
-        entry.device = self._enter(entry)
-        if entry.device is None:
-            self._watch(entry)
-        else:
-            self._lead(entry)
 
     def _enter(self, entry: _Entry[Task, Answer]) -> int | None:
         """Returns a device that is free, or lets an entry wait."""
@@ -203,9 +155,8 @@ class Batcher(Generic[Task, Answer]):
         with self._lock:
             device = self._take_device(entry.lane)
             if device is None:
-                if entry.then is None:
-                    entry.turn = threading.Lock()
-                    entry.turn.acquire()
+                entry.turn = threading.Lock()
+                entry.turn.acquire()
                 self._lines[entry.lane].append(entry.caller.name, entry)
                 if entry.group is not None:
                     self._groups.setdefault(entry.group, deque()).append(entry)
@@ -217,38 +168,15 @@ class Batcher(Generic[Task, Answer]):
         if not caller.add_done_callback(lambda: self._abandon(entry)) and not caller.is_active():
             self._abandon(entry)  # it left before
 
-    def _lead(self, entry: _Entry[Task, Answer]) -> None:
-        """Computes an entry that no thread waits for, on its device, and such as come next there."""
-        following: _Entry[Task, Answer] | None = entry
-        led = 0
-        while following is not None:
-            leader, led = following, led + 1
-            assert leader.device is not None  # noqa: S101 (whoever let it lead gave it one)
-            batch = [leader, *self._take_group(leader)]
-            following = self._compute_and_hand_on(batch, leader.device)
-            if following is not None and (led % _MAX_LED == 0 or sum(each.size for each in batch) > _SOON_TOLD):
-                following = self._handed_over(following)
-            for each in batch:
-                each.tell()
-            del leader, each, batch  # before the next is computed: in them are tensors
-
-    def _handed_over(self, following: _Entry[Task, Answer]) -> _Entry[Task, Answer] | None:
-        """Has another thread lead from an entry on. Returns it if there is none, so that this thread has to."""
-        try:
-            self._leaders.submit(self._lead, following)
-        except RuntimeError:  # the system starts none
-            return following
-        return None
-
-    def _compute_and_hand_on(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> _Entry[Task, Answer] | None:
-        """Computes a batch, and hands the device on. Returns whose turn it is if no thread waits for it."""
+    def _compute_batch(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
+        """Computes a batch, and releases its device."""
         try:
             self._compute_together(batch, device)
         except BaseException as error:
             for entry in batch:
                 if not entry.finished:
                     entry.finish(None, error)
-        return self._hand_on(device, batch[0].lane)
+        self._release_device(device, batch[0].lane)
 
     def _compute_together(self, batch: Sequence[_Entry[Task, Answer]], device: int) -> None:
         entries = []
@@ -294,7 +222,7 @@ class Batcher(Generic[Task, Answer]):
                 return
             self._leave_group(entry)
         entry.finish(None, _nobody_waits())
-        entry.tell()
+        entry.wake()
 
     def _take_group(self, leader: _Entry[Task, Answer]) -> list[_Entry[Task, Answer]]:
         """Takes what waits in a leader's group, oldest first, as far as the bounds allow."""
@@ -311,19 +239,16 @@ class Batcher(Generic[Task, Answer]):
                 found.append(entry)
         return found
 
-    def _hand_on(self, device: int, lane: int) -> _Entry[Task, Answer] | None:
-        """Gives a device to the entry whose turn it is, or sets it free. Returns that one if no thread waits for it."""
+    def _release_device(self, device: int, lane: int) -> None:
+        """Gives a device to the entry whose turn it is, or sets it free."""
         with self._lock:
             entry = self._lines[lane].take_first()
             if entry is None:
                 self._free[lane][device] += 1
-                return None
+                return
             self._leave_group(entry)
         entry.device = device
-        if entry.then is not None:
-            return entry
-        entry.tell()
-        return None
+        entry.wake()
 
 
 def _nobody_waits() -> DeadlineExceededError:

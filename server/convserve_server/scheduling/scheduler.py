@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
@@ -15,12 +15,12 @@ from convserve.tensors.codec import Array, Shape, name_of
 from convserve_server.engine_api import Computed, Engine
 from convserve_server.scheduling.admission import Admission, Limits
 from convserve_server.scheduling.admission_queue import Load, Permit
-from convserve_server.scheduling.batcher import Batcher, Then
+from convserve_server.scheduling.batcher import Batcher
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.initialized_layers import InitializedLayerCache
 
 # Services do not know the parts.
-__all__ = ["Batching", "Caller", "Computed", "Convolved", "Engine", "Limits", "Load", "Permit", "Scheduler", "Then"]
+__all__ = ["Batching", "Caller", "Computed", "Convolved", "Engine", "Limits", "Load", "Permit", "Scheduler"]
 
 
 @dataclass(frozen=True)
@@ -158,29 +158,6 @@ class Scheduler:
             ticket = self.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=in_one_message)
         with ticket:
             return _answer(layers, self._batcher.run(**self._task(ticket, layers, x, caller, unbatched)))
-
-    def leave(
-        self,
-        layers: Sequence[Layer],
-        x: Array,
-        caller: Caller,
-        then: Then[Convolved],
-        *,
-        ticket: Permit,
-        unbatched: bool = False,
-    ) -> None:
-        """Has a forward pass' answer told to `then`, by this thread or another; the rest as for `convolve`."""
-
-        def told(outcome: Callable[[], _Outcome]) -> None:
-            with ticket:
-                then(lambda: _answer(layers, outcome()))
-
-        try:
-            task = self._task(ticket, layers, x, caller, unbatched)
-        except BaseException:
-            ticket.release()
-            raise
-        self._batcher.leave(**task, then=told)
 
     def _task(self, ticket: Permit, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool) -> _Task:
         """Returns what the batcher is given for a call all of which is there."""

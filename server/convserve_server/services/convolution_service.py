@@ -40,7 +40,6 @@ from convserve.tensors.codec import (
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
 from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
-from convserve_server.direct_calls import DirectCalls, DirectMethod, Reply, add_methods
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.observability.call_record import Computation, current_call
 from convserve_server.observability.computation import computation
@@ -186,17 +185,6 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             ),
         )
 
-    def convolve_directly(self, request: ConvolveRequest, context: CallContext, reply: Reply) -> None:
-        """Convolve, for calls that are answered directly."""
-        work = self._admitted(request.message, request.input, context)
-
-        def answer(outcome: Callable[[], Convolved]) -> None:
-            reply(lambda: self._answered(work, outcome).serialize())
-
-        self._scheduler.leave(
-            work.layers, work.x, work.caller, answer, ticket=work.ticket, unbatched=request.message.unbatched
-        )
-
     def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
         """Returns what is to be computed, once there is room for it."""
         scheduler = self._scheduler
@@ -269,12 +257,8 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
-    def echo_directly(self, output_bytes: int, context: CallContext, reply: Reply) -> None:
-        """Echo, for calls that are answered directly."""
-        reply(lambda: self.Echo(output_bytes, context))
 
-
-def add_to_server(service: ConvolutionService, server: grpc.Server, direct: DirectCalls | None) -> None:
+def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
     """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
     handlers: dict[str, Any] = {
         "GetServerInfo": grpc.unary_unary_rpc_method_handler(
@@ -291,8 +275,7 @@ def add_to_server(service: ConvolutionService, server: grpc.Server, direct: Dire
         ),
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
-    directly: dict[str, DirectMethod] = {"Convolve": service.convolve_directly, "Echo": service.echo_directly}
-    add_methods(server, SERVICE_NAME, handlers, direct, directly)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
 
 def _echoed_bytes(data: bytes) -> int:

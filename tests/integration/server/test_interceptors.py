@@ -10,7 +10,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 
 from convserve import InternalError, OverloadedError
 from convserve.protocol.status import from_rpc_error
-from tests.support.in_process_servers import DIRECT, FORMS, PATH, served_methods
+from tests.support.in_process_servers import FORMS, PATH, served_methods
 from tests.support.raw.calls import checked
 from tests.support.waiting import eventually
 
@@ -136,7 +136,7 @@ def test_a_caller_that_stalls_keeps_half_of_the_threads_of_one_method_and_nothin
         assert [each.result() for each in stalled if each not in refused] == [[-1, 1]] * 2
 
 
-@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", "stream_unary", DIRECT])
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", "stream_unary"])
 def test_who_stalls_while_only_it_is_waited_for_is_sent_away(call, form):
     caller = Stalling()
     if not form.startswith("stream"):
@@ -148,7 +148,7 @@ def test_who_stalls_while_only_it_is_waited_for_is_sent_away(call, form):
     assert call(form, sum, *sent(7))[-1] == 7
 
 
-@pytest.mark.parametrize("form", ["unary_unary", "unary_stream", DIRECT])
+@pytest.mark.parametrize("form", ["unary_unary", "unary_stream"])
 def test_a_call_without_its_one_message_is_an_invalid_request(call, form):
     caller = Stalling()
     caller.messages.clear()

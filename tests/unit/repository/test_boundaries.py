@@ -147,7 +147,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
     # Layer.to_keras imports the export when it is called.
     assert {m for m in knowing(*TENSORFLOW) if m.startswith("convserve.")} == {
         *("convserve.bench.in_process", "convserve.layers.keras_export"),
-        *("convserve.keras.remote_calls", "convserve.keras.remote_conv2d", "convserve.keras.swap"),
+        *("convserve.keras.remote_conv2d", "convserve.keras.swap"),
     }
 
 

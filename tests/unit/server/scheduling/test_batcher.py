@@ -9,8 +9,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -32,7 +31,6 @@ class Desk:
     """A batcher whose computations each wait until the test lets them go on.
 
     Attributes:
-        leaves: Whether the next task is left to whoever computes it, instead of being waited for.
         started: (device, tasks, thread) of each computation, in the order in which they began.
         fail: Called with the tasks of a computation before it is answered.
     """
@@ -41,7 +39,6 @@ class Desk:
     concurrent: int = 1
     max_samples: int = 1000
     max_bytes: int = 1000
-    leaves: ClassVar[Iterator[bool]] = itertools.repeat(False)
     fail: Callable[[Sequence[Any]], None] = lambda _: None
     held: bool = True
     started: list[tuple[int, list[Any], int]] = field(default_factory=list)
@@ -85,11 +82,7 @@ class Desk:
             "size": size,
             "caller": Caller(caller, is_active=wanted),
         }
-        if next(self.leaves):
-            future: Future[Any] = Future()
-            self._pool.submit(self.batcher.leave, task, **arguments, then=partial(_settle, future))
-        else:
-            future = self._pool.submit(self.batcher.run, task, **arguments)
+        future = self._pool.submit(self.batcher.run, task, **arguments)
         until(lambda: len(self.started) + self.batcher.waiting > before)
         return future
 
@@ -107,20 +100,6 @@ class Desk:
     @property
     def tasks(self) -> list[list[Any]]:
         return [tasks for _, tasks, _ in self.started]
-
-
-def _settle(future: Future[Any], outcome: Callable[[], Any]) -> None:
-    try:
-        future.set_result(outcome())
-    except BaseException as error:
-        future.set_exception(error)
-
-
-@pytest.fixture(autouse=True, params=["waited for", "left", "some of both"])
-def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has each test try both ways to bring a task."""
-    kinds = {"waited for": (False,), "left": (True,), "some of both": (True, False)}[request.param]
-    monkeypatch.setattr(Desk, "leaves", itertools.cycle(kinds))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -465,101 +444,3 @@ def test_whatever_the_callers_do_each_gets_its_own(
                 assert len(rows) < LARGE or samples == LARGE
     assert batcher.waiting == 0
     assert engine.running == [[0] * devices] * 2
-
-
-def _left(d: Desk, task: str, told: list[Any], caller: Caller = ANYBODY, size: int = 1) -> None:
-    """Leaves a task, of whose outcome and the thread that tells it is noted."""
-
-    def then(outcome: Callable[[], Any]) -> None:
-        try:
-            told.append((outcome(), threading.get_ident()))
-        except DeadlineExceededError as error:
-            told.append((type(error), threading.get_ident()))
-
-    d.batcher.leave(task, group=None, samples=1, size=size, caller=caller, then=then)
-
-
-def test_what_is_left_while_a_device_is_busy_is_computed_and_told_by_the_thread_that_has_it() -> None:
-    with desk() as d:
-        told: list[Any] = []
-        leading = threading.Thread(target=_left, args=(d, "a", told))
-        leading.start()
-        until(lambda: bool(d.started))
-        for task in ("b", "c"):
-            _left(d, task, told)  # which does not wait
-        assert (told, d.batcher.waiting) == ([], 2)
-        for number in range(3):
-            d.release(number)
-        leading.join(30)
-        assert [answer for answer, _ in told] == [("a", 1), ("b", 1), ("c", 1)]
-        assert {thread for _, thread in told} == {thread for _, _, thread in d.started} == {leading.ident}
-
-
-def test_a_device_is_not_idle_while_large_answers_are_told() -> None:
-    with desk(max_bytes=2**30) as d:
-        telling, told, release = threading.Event(), threading.Event(), threading.Event()
-
-        def then(outcome: Callable[[], Any]) -> None:
-            telling.set()
-            assert release.wait(30)
-            told.set()
-
-        leading = threading.Thread(
-            target=d.batcher.leave,
-            args=("large",),
-            kwargs={"group": None, "samples": 1, "size": 2**21, "caller": ANYBODY, "then": then},
-        )
-        leading.start()
-        until(lambda: bool(d.started))
-        others: list[Any] = []
-        _left(d, "next", others)
-        d.release(0)
-        assert telling.wait(30)
-        d.release(1)
-        until(lambda: bool(others))
-        assert not told.is_set()
-        release.set()
-        leading.join(30)
-        assert told.is_set()
-
-
-def test_who_leaves_a_line_in_which_nobody_waits_for_it_is_told_at_once() -> None:
-    with desk() as d:
-        first, told, gone = d.submit("first"), [], []
-        _left(d, "left", told, Caller(add_done_callback=lambda call: bool(gone.append(call)) or True))
-        gone[0]()
-        assert told == [(DeadlineExceededError, threading.get_ident())]
-        d.release(0)
-        assert answers(first) == [("first", 1)]
-        assert d.tasks == [["first"]]
-
-
-def test_who_cannot_be_told_keeps_the_answer_of_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(outcome: Callable[[], Any]) -> None:
-        raise OSError("gone")
-
-    with desk() as d:
-        first = d.submit("first")
-        d.batcher.leave("lost", group="g", samples=1, size=1, caller=ANYBODY, then=fails)
-        last = d.submit("last")
-        for number in range(2):
-            d.release(number)
-        assert answers(first, last) == [("first", 1), ("last", 2)]
-    assert "cannot be told" in caplog.text
-
-
-def test_a_thread_computes_for_others_no_longer_than_it_may() -> None:
-    with desk(held=False) as d:
-        d.held = True
-        told: list[Any] = []
-        leading = threading.Thread(target=_left, args=(d, 0, told))
-        leading.start()
-        until(lambda: bool(d.started))
-        for task in range(1, 20):
-            _left(d, task, told)
-        for number in range(20):
-            d.release(number)
-        until(lambda: len(told) == 20)
-        leading.join(30)
-        assert [answer[0] for answer, _ in told] == list(range(20))
-        assert sum(thread == leading.ident for _, thread in told) == 16
