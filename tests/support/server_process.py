@@ -71,3 +71,10 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
         if line.startswith("ready"):
             return said
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
+
+
+def ended(*arguments: str) -> tuple[int, str, str]:
+    """Runs a server that cannot start; returns its exit status, what it printed, and its error."""
+    command = [sys.executable, "-m", "convserve", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr

@@ -12,8 +12,7 @@ import pytest
 
 import convserve
 from tests.conftest import RunningServer
-from tests.integration.server.test_options import ended
-from tests.support.server_process import numpy_server
+from tests.support.server_process import ended, numpy_server
 
 WARM = "filters=5 kernel_size=3 activation=relu input_shape=1x16x16x3"
 

@@ -9,7 +9,7 @@ import pytest
 from convserve import Conv2D, Layer, LayerNotFoundError
 from convserve_server.settings import SettingsError
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
-from tests.unit.server.scheduling.test_scheduler import Engine, scheduler, weighing
+from tests.support.engines.multiplying_engine import Engine, scheduler, weighing
 
 
 def conv2d(*arguments: Any, **parameters: Any) -> Conv2D:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -11,69 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convserve import Conv2D, Device, InvalidArgumentError, Layer, Losses, OutOfMemoryError, TooLargeError
+from convserve import InvalidArgumentError, Layer, OutOfMemoryError, TooLargeError
 from convserve.errors import DeadlineExceededError
-from convserve_server.engine_api import Computed
-from convserve_server.scheduling.scheduler import Batching, Caller, Limits, Scheduler
-from tests.unit.server.scheduling.test_batcher import until
-
-CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
-LIMITS = Limits(
-    max_message_bytes=2**20,
-    max_call_bytes=2**20,
-    max_admitted_bytes=2**22,
-    max_waiting_calls=100,
-    max_layers_per_call=4,
-)
-
-
-class Engine:
-    """Multiplies by each layer's only weight. It waits while it is held."""
-
-    versions: dict[str, str] = {}  # noqa: RUF012 (a protocol's)
-    tf32 = False
-    traces = 0
-
-    def __init__(self, devices: int = 1) -> None:
-        self.devices = tuple(Device(f"cpu:{number}", "cpu", "") for number in range(devices))
-        self.calls: list[tuple[tuple[Layer, ...], list[int], int]] = []
-        self.drawn: list[Conv2D] = []
-        self.go = threading.Event()
-        self.go.set()
-        self.most_samples = 10**6
-
-    def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        self.drawn.append(config)
-        kernel = np.full((*config.kernel_size, input_channels, config.filters), len(self.drawn), "f4")
-        return Layer(config.with_seed(len(self.drawn)), kernel)
-
-    def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
-        raise NotImplementedError
-
-    def convolve(
-        self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
-    ) -> Computed:
-        self.calls.append((tuple(layers), [len(x) for x in inputs], device))
-        assert self.go.wait(30)
-        x = np.concatenate(inputs)
-        if len(x) > self.most_samples:
-            raise OutOfMemoryError("too many")
-        for layer in layers:
-            assert layer.kernel is not None
-            x = x * layer.kernel.flat[0]
-        losses = tuple(
-            Losses(activity=None if each.config.activity_regularizer is None else float(x.sum()) / len(x))
-            for each in layers
-        )
-        return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
-
-
-def scheduler(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Scheduler:
-    return Scheduler(engine, limits, Batching(1, samples, size))
-
-
-def weighing(weight: float, **changes: Any) -> Layer:
-    return Layer(CONFIG.replace(**changes), np.full((1, 1, 1, 1), weight, "f4"))
+from convserve_server.scheduling.scheduler import Caller, Scheduler
+from tests.support.engines.multiplying_engine import CONFIG, LIMITS, Engine, scheduler, weighing
+from tests.support.waiting import eventually as until
 
 
 def batch(*values: float, dtype: str = "f4", shape: tuple[int, int] = (1, 1)) -> Any:
