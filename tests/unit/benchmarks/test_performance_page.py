@@ -6,11 +6,9 @@ from tests.bench import report
 from tests.bench.record import ROOT
 
 
-def test_the_page_and_its_plot_are_written_from_the_results():
+def test_the_page_is_written_from_the_results():
     page, found = report.PAGE.read_text(encoding="utf-8"), report.results()
     assert report.filled(page, found) == page, "python -m tests.bench.report writes it again"
-    drawn = report.plot(found)
-    assert (report.PLOT.read_text(encoding="utf-8") if report.PLOT.exists() else None) == drawn
 
 
 def test_no_result_that_is_shown_is_of_a_quick_pass():
