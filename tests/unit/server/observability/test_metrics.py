@@ -9,8 +9,9 @@ from convserve_server.layer_store.stored_layer import StoreUsage
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.metrics import CallMetrics, Holdings
 from convserve_server.scheduling.admission_queue import Load
+from convserve_server.scheduling.scheduler import Load
+from tests.support.observers import PASS
 from tests.support.scrapes import values
-from tests.unit.server.observability.test_call_record import PASS
 
 
 def read(registry):
@@ -24,8 +25,8 @@ def test_what_is_held():
     memory = {"gpu:0": 1000, "gpu:3": 2000}
     engine = SimpleNamespace(traces=7, warm_shapes=9, device_memory=lambda: memory)
     admission = SimpleNamespace(load=lambda: Load(100, 4000, 3, 2))
-    registry_of_layers = SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4))
-    holdings.open(SimpleNamespace(engine=engine, admission=admission, registry=registry_of_layers))
+    store = SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4))
+    holdings.open(SimpleNamespace(engine=engine, admission=admission, store=store))
     assert read(registry) == {
         ("convserve_admitted_bytes",): 100,
         ("convserve_max_admitted_bytes",): 4000,

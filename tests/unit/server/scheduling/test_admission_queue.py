@@ -16,7 +16,7 @@ from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
-from tests.unit.server.scheduling.test_batcher import until
+from tests.support.waiting import eventually as until
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 

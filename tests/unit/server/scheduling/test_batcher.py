@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
 from convserve_server.scheduling.batcher import Batcher, Job
 from convserve_server.scheduling.caller import Caller
+from tests.support.waiting import eventually as until
 
 ANYBODY = Caller()
 
@@ -123,13 +124,6 @@ class Desk:
     @property
     def tasks(self) -> list[list[Any]]:
         return [tasks for _, tasks, _ in self.started]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0)
 
 
 @contextmanager

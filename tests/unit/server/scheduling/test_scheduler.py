@@ -14,7 +14,7 @@ from convserve import InvalidArgumentError, Layer, TooLargeError
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
 from tests.support.engines.served import CONFIG, LIMITS, Engine, Served, batch, weighing
-from tests.unit.server.scheduling.test_batcher import until
+from tests.support.waiting import eventually as until
 
 
 class Held:

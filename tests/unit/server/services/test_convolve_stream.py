@@ -21,7 +21,7 @@ from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems, Work
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from tests.unit.server.scheduling.test_batcher import until
+from tests.support.waiting import eventually as until
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 SHAPE = (1, 30, 30, 1)

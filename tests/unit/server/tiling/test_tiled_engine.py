@@ -22,7 +22,7 @@ from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
 from tests.support.layer_chains import assert_same, chains
-from tests.unit.server.scheduling.test_batcher import until
+from tests.support.waiting import eventually as until
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 SOFTMAX = {"class_name": "softmax", "config": {"axis": 1}}
