@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, 
 from convserve_server import reflection
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
+from convserve_server.backend import Backend
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
@@ -29,10 +31,11 @@ from convserve_server.memory.machine import machine_memory_bytes
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
-from convserve_server.open_inference import inference_service, wire_names
+from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.scheduler import Batching, Scheduler
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
@@ -40,7 +43,6 @@ from convserve_server.services.layer_service import LayerService
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings, SettingsError, unknown_variables
 from convserve_server.shutdown import StopSignals, drain
-from convserve_server.tiling.tiled_engine import DividedEngine
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -58,7 +60,7 @@ _FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
     *(service for file in _FILES for service in file.services_by_name.values()),
-    wire_names.SERVICE,
+    wire.SERVICE,
     *reflection.SERVICES,
 ]
 
@@ -109,17 +111,22 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
             verbose=verbose,
         )
         check_devices(engine)
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    scheduler = Scheduler(DividedEngine(engine), limits, _named(Batching, settings))
+    batching = _named(Batching, settings)
+    batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
+    admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
+    backend = Backend(engine, admission, Scheduler(engine, batching), store)
     for forward_pass in warm_ups:
-        warm_up(forward_pass, scheduler, registry)
-    convolutions.open(scheduler, registry)
-    layers.open(registry)
+        warm_up(forward_pass, backend)
+    convolutions.open(backend)
+    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
-        inferences.open(scheduler, registry)
-    observability.open(scheduler, registry)
+        inferences.open(backend)
+    observability.open(backend)
+    # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
+    gc.collect()
+    gc.freeze()
     health.set_serving()
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
@@ -174,13 +181,13 @@ def _assembled(
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        reflection.add_to_server(listed, wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
+        reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
     return server, convolutions, layers, inferences, health
 
 
 def _services(settings: Settings) -> list[str]:
     """Returns the names of those services that answer once the server is ready."""
-    inference = [wire_names.SERVICE_NAME] if settings.open_inference else []
+    inference = [wire.SERVICE_NAME] if settings.open_inference else []
     return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
 
 
