@@ -60,7 +60,7 @@ class Remote:
         fraction of the time that hashing them would.
         """
         client = _client(self.server)
-        put = self._put if self._put and self._put._client is client else None  # else it has the token of before
+        put = self._put if self._put and self._put._connection is client else None  # else it has the token of before
         last = put and put.local
         if put and last and last.config == config and _same_bits(last.kernel, kernel) and _same_bits(last.bias, bias):
             return put

@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve._rpc.channel import DEFAULT_TARGET, channel_target
 from convserve._rpc.credentials import TLS
-from convserve._rpc.retries import DEFAULT_TIMEOUT_S, checked_timeout
+from convserve._rpc.retries import checked_timeout
 from convserve.activations import Activation
 from convserve.errors import FieldViolation, InvalidRequestError, MissingDependencyError
 from convserve.keras.remote_calls import Remote, grant, in_layer
@@ -87,7 +87,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
             raise InvalidRequestError(FieldViolation("backend", text + hint))
         target = server if isinstance(server, str) else tuple(server)
         channel_target(target)
-        checked_timeout(timeout, DEFAULT_TIMEOUT_S)
+        if timeout is not None:
+            checked_timeout(timeout)
         grant(target, token, tls)
         super().__init__(*args, **kwargs)
         self.supports_jit = False  # XLA computes on the device alone

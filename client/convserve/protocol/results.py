@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from convserve.errors import InternalError
+from convserve.errors import InternalError, InvalidTensorError
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.plan import LayerPlan, Plan
@@ -16,14 +16,16 @@ from convserve.tensors import framing
 from convserve.tensors.codec import Array, dtype_name, dtype_number
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
 
+_NO_ANSWER = "Expected an answer as the contract has it. Received another"
+
 
 @contextmanager
 def reading_answers() -> Iterator[None]:
-    """Turns an answer that is none into an error of the tree; where gRPC itself reads answers it does likewise."""
+    """Raises InternalError for an answer that is none."""
     try:
         yield
     except DecodeError as error:
-        raise InternalError(f"Expected an answer as the contract has it. Received another: {error}.") from error
+        raise InternalError(f"{_NO_ANSWER}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,23 @@ class Result:
     warm: bool
 
     @classmethod
-    def parse(cls, data: bytes) -> Result:
+    def parse(cls, data: bytes, frame: framing.Frame | None = None) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
+        Args:
+            data: The bytes.
+            frame: That of the output, if it is known.
+
         Raises:
-            DecodeError: If the bytes are no response.
+            InternalError: If the bytes are no response.
         """
-        message, output = framing.read(convolution_service_pb2.ConvolveResponse, "output", data)
+        try:
+            read = framing.read if frame is None else frame.read
+            message, output = read(convolution_service_pb2.ConvolveResponse, "output", data)
+        except (DecodeError, InvalidTensorError) as error:
+            raise InternalError(f"{_NO_ANSWER}: {error}.") from error
         if output is None:
-            raise DecodeError("a response without an output")
+            raise InternalError(f"{_NO_ANSWER}: a response without an output.")
         return cls.from_message(message, output.copy())
 
     @classmethod

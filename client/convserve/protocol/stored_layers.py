@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,8 @@ class StoredLayerBase:
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
         local: The layer with its weights, if they came from this process or have been read; else None.
-        gifts: How many times it was given to a server that lacked it.
+        uploads: How many times it was uploaded to servers that lacked it.
+        forms: What its calls have in common, by shape and dtype of the input; `_rpc.requests` fills it.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class StoredLayerBase:
         self.config = config
         self.kernel_shape = kernel_shape
         self.local = local
-        self.gifts = 0
+        self.uploads = 0
+        self.forms: dict[Hashable, Any] = {}
 
     def to_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that names the layer."""

@@ -22,7 +22,14 @@ from convserve.errors import (
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, check_weight_shapes
-from convserve.protocol.layer_messages import HELD, MAX_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.protocol.layer_messages import (
+    ALREADY_STORED,
+    MAX_DIGESTS,
+    SEND_WEIGHTS,
+    WEIGHTS,
+    weight_pieces,
+    weights_header,
+)
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
@@ -113,7 +120,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         registry.check_put(start.name, config, coming.channels, b"")
         registry.check_computable(config, coming.channels)
         with registry.receiving(config, coming.channels, coming.dtype):
-            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
             stored, losses = registry.update(config, *_received(coming, request_iterator), start.name)
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
@@ -136,14 +143,14 @@ def _put_weights(
     registry.check_put(start.name, config, coming.channels, digest)
     held = registry.held(digest)
     if held:
-        context.send_initial_metadata(((WEIGHTS, HELD),))
+        context.send_initial_metadata(((WEIGHTS, ALREADY_STORED),))
         first = next(requests, None)
         if first is None:
             return registry.put(held, start.name, digest)
         requests = itertools.chain((first,), requests)
     with registry.receiving(config, coming.channels, coming.dtype):
         if not held:
-            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
         return registry.put(Layer(config, *_received(coming, requests)), start.name, digest)
 
 
