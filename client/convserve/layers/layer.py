@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,6 +13,7 @@ from typing import Any, Protocol, TypedDict
 import numpy as np
 
 from convserve.display import html_tables
+from convserve.display.units import bytes_text
 from convserve.errors import (
     FieldViolation,
     InvalidConfigurationError,
@@ -23,8 +25,9 @@ from convserve.errors import (
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
+from convserve.layers.keras_export import to_keras
 from convserve.layers.plan import Plan, kernel_shape, plan
-from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, itemsize, numpy_dtype, standard_array
 from convserve.v1 import layer_pb2
 
 
@@ -104,7 +107,7 @@ class Layer:
 
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
-        return html_tables.layer_table("Layer", [], self.config, self.kernel_shape)
+        return layer_table("Layer", [], self.config, self.kernel_shape)
 
     @property
     def digest(self) -> bytes:
@@ -202,9 +205,7 @@ class Layer:
 
     def to_keras(self) -> Any:
         """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_export.to_keras`."""
-        from convserve.layers.keras_export import to_keras
-
-        return to_keras(self)
+        return to_keras(self.config, self.kernel, self.bias, self.input_channels)
 
     def to_message(self) -> layer_pb2.InlineLayer:
         """Returns the message of a layer that travels with a call."""
@@ -249,6 +250,23 @@ class Layer:
             text = "Expected a kernel where weights are given. Received none."
             raise InvalidWeightsError(FieldViolation("kernel", text))
         return cls(config, **given)
+
+
+def layer_table(caption: str, identity: list[tuple[str, object]], config: Conv2D, kernel_shape: Shape | None) -> str:
+    """Returns an HTML table of a layer, with its configuration and the size of its weights.
+
+    Args:
+        caption: What the layer is called.
+        identity: Rows that say which one it is.
+        config: Its configuration.
+        kernel_shape: Its kernel's shape; None if a server is to initialize the weights.
+    """
+    weights: list[tuple[str, object]] = [("weights", "drawn by the server")]
+    if kernel_shape is not None:
+        number = math.prod(kernel_shape) + (config.filters if config.use_bias else 0)
+        amount = bytes_text(number * itemsize(config.variable_dtype))
+        weights = [("kernel", f"{kernel_shape} {config.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
+    return html_tables.table(caption, [*identity, *config.given().items(), *weights])
 
 
 class Planned(Protocol):

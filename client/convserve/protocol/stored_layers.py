@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from convserve.display import html_tables
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_kernel_channels
+from convserve.layers.layer import Layer, check_kernel_channels, layer_table
 from convserve.tensors.codec import Array, Shape
 from convserve.v1 import layer_pb2
 
@@ -79,8 +78,11 @@ class StoredLayerBase:
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
         names = self.names or ((self.name,) if self.name else ())
-        identity = [("name", ", ".join(names) or "none"), ("digest", self.digest.hex()[:12])]
-        return html_tables.layer_table(type(self).__name__, identity, self.config, self.kernel_shape)
+        identity: list[tuple[str, object]] = [
+            ("name", ", ".join(names) or "none"),
+            ("digest", self.digest.hex()[:12]),
+        ]
+        return layer_table(type(self).__name__, identity, self.config, self.kernel_shape)
 
 
 def check_name(name: str, field: str = "name") -> None:
