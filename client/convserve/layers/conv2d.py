@@ -249,7 +249,7 @@ class Conv2D(Geometry):
         return f"Conv2D({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
 
     def _repr_html_(self) -> str:
-        """Returns a table for notebooks."""
+        """Returns a table for notebooks: the parameters, without the defaults."""
         return html_tables.table("Conv2D", self.given().items())
 
 

@@ -21,7 +21,8 @@ from convserve.errors import (
 )
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_weight_shapes
+from convserve.layers.layer import Layer
+from convserve.layers.weight_shapes import check_weight_shapes
 from convserve.protocol.layer_messages import (
     ALREADY_STORED,
     MAX_DIGESTS,
