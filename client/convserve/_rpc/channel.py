@@ -34,6 +34,10 @@ def channel_target(target: str | Sequence[str]) -> str:
         text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {short_repr(target)}."
         raise InvalidRequestError(FieldViolation("target", text))
     if len(addresses) == 1:
+        host, _, port = addresses[0].rpartition(":")
+        if not host or not port or "]" in port:
+            text = f"Expected 'host:port'. Received {short_repr(target)}."
+            raise InvalidRequestError(FieldViolation("target", text))
         # With dns:/// every address of a name is used, not only the first that answers.
         return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
     versions = {_ip_version(address.replace("localhost:", "127.0.0.1:")) for address in addresses}

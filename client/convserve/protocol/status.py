@@ -70,7 +70,7 @@ _CLASS_OF_CODE: dict[grpc.StatusCode, type[ConvserveError]] = {
 _BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # with RESOURCE_EXHAUSTED
 # With UNAVAILABLE: no connection was made, so that no server has received the call ...
-_NOT_SENT = re.compile(r"failed to connect to all addresses|DNS resolution failed")
+_NOT_SENT = re.compile(r"failed to connect to all addresses|connections to all backends failing|DNS resolution failed")
 # ... one was made and could not be encrypted, or the server ended it, as one with TLS does to a caller without.
 _TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
 _HUNG_UP = re.compile(r"Socket closed|Connection reset")

@@ -82,3 +82,17 @@ def test_a_token_that_others_could_read_is_refused_when_the_layer_is_made():
     with pytest.raises(InvalidRequestError, match="encrypted connection") as caught:
         RemoteConv2D(1, 1, server="gpu-host.invalid:1", token=ADMIN)
     assert ADMIN not in str(caught.value)
+
+
+def test_keras_leaves_an_exception_with_its_mark_as_it_is():
+    """If this fails, Keras has changed what it marks the exceptions of layers with: see KERAS_MARK."""
+
+    class Failing(keras.layers.Layer):
+        def call(self, _):
+            error = convserve.InternalError("a text", error_id="7")
+            setattr(error, KERAS_MARK, True)
+            raise error
+
+    with pytest.raises(convserve.InternalError, match="^a text$") as caught:
+        Failing()(np.zeros((1, 2), "f4"))
+    assert caught.value.error_id == "7"

@@ -45,7 +45,9 @@ def test_targets(target: Any, expected: str) -> None:
     assert channel.channel_target(target) == expected
 
 
-@pytest.mark.parametrize("target", ["", [], [""], "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]])
+@pytest.mark.parametrize(
+    "target", ["", [], [""], "gpu-host", "[::1]", "gpu-host:", "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]]
+)
 def test_targets_that_make_no_sense(target: Any) -> None:
     with pytest.raises(InvalidRequestError, match="target: Expected"):
         channel.channel_target(target)
