@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from convserve.errors import (
     FieldViolation,
     InvalidRequestError,
@@ -44,8 +46,6 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
     Raises:
         InvalidRequestError: If there are none, or something else is among them.
     """
-    if isinstance(layers, StoredLayerBase):  # by far most calls
-        return [layers]
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
     if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
         text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {short_repr(layers)}."
@@ -124,19 +124,20 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
         InvalidArgumentError: If anything is wrong with layers or input.
         TooLargeError: For weights above protobuf's 2 GiB.
     """
+    wanted = output_name(output_dtype)
+    is_plain = type(x) is np.ndarray and x.flags.c_contiguous
+    if is_plain and isinstance(layers, StoredLayerBase):  # by far most calls
+        form = layers.forms.get((x.shape, x.dtype, wanted, batching))
+        if form is not None:
+            return ConvolveRequest([layers], x, form)
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    wanted = output_name(output_dtype)
-    stored = listed[0] if len(listed) == 1 and isinstance(listed[0], StoredLayerBase) else None
-    if stored is None:
-        return ConvolveRequest(listed, array, _form(listed, array, wanted, batching))
-    key = array.shape, array.dtype, wanted, batching
-    form = stored.forms.get(key)
-    if form is None:
-        form = _form(listed, array, wanted, batching)
-        if len(stored.forms) >= _MAX_FORMS:
-            stored.forms.clear()
-        stored.forms[key] = form
+    form = _form(listed, array, wanted, batching)
+    if len(listed) == 1 and isinstance(listed[0], StoredLayerBase):
+        forms = listed[0].forms
+        if len(forms) >= _MAX_FORMS:
+            forms.clear()
+        forms[array.shape, array.dtype, wanted, batching] = form
     return ConvolveRequest(listed, array, form)
 
 

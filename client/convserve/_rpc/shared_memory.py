@@ -102,10 +102,13 @@ class Sharing:
     def allocate(self, request: ConvolveRequest, deadline: Deadline) -> SharedRequest | None:
         """Returns a request with its tensors in shared memory; None if there is none for them."""
         memory = self.memory()
+        if memory is None:
+            return None
         try:
-            return None if memory is None else SharedRequest(memory, request, _wait_s(deadline))
+            return SharedRequest(memory, request, _wait_s(deadline))
         except OSError as error:
-            self.refused(str(error))
+            if memory.lost or not isinstance(error, TimeoutError):  # else this call has little time
+                self.refused(str(error))
             return None
 
     def empty(self, shape: Shape, dtype: Any, deadline: Deadline) -> Array:

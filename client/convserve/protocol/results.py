@@ -56,6 +56,9 @@ class Losses:
         )
 
 
+_NO_LOSSES = Losses()
+
+
 @dataclass(frozen=True)
 class Timing:
     """Where a call's time went on the server, in microseconds.
@@ -116,9 +119,12 @@ class Result:
         """Returns what a response says whose output came by another way."""
         return cls(
             output=output,
-            losses=tuple(Losses.from_message(each.losses) for each in message.layers),
+            losses=tuple(
+                Losses.from_message(layer.losses) if layer.HasField("losses") else _NO_LOSSES
+                for layer in message.layers
+            ),
             layers=tuple(
-                messages.from_message(each.conv2d) if each.HasField("conv2d") else None for each in message.layers
+                messages.from_message(layer.conv2d) if layer.HasField("conv2d") else None for layer in message.layers
             ),
             timing=Timing(message.timing.queue_us, message.timing.compute_us),
             batch_size=message.batch_size,

@@ -6,8 +6,6 @@ further calls, because new pages cost more than what is written to them.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import mmap
 import os
@@ -24,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from convserve.tensors.codec import Array
+from convserve.tensors.mapped_memory import Map
 from convserve.v1 import tensor_pb2
 
 SUFFIX = ".shared-memory"
@@ -60,47 +59,6 @@ class _Forks:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.close_connections)
-
-
-class Map:
-    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
-
-    Attributes:
-        size: Its length in bytes.
-    """
-
-    def __init__(self, descriptor: int, size: int, flags: int) -> None:
-        """Maps a file's beginning to be read and written; raises OSError where that is not possible."""
-        self.size = size
-        self._c = _c_library()
-        address = self._c.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-        if address == _MAP_FAILED:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._address: int = address
-        weakref.finalize(self, self._c.munmap, address, size).atexit = False
-        # With this numpy makes arrays of it, which keep it.
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
-
-    def array(self) -> Array:
-        """Returns the bytes, as an array that is new each time."""
-        return np.asarray(self)
-
-    def forget_changes(self) -> None:
-        """Makes a private map show the file again."""
-        self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
-
-
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-@functools.cache
-def _c_library() -> Any:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
-    library.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
-    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return library
 
 
 class Region:
@@ -318,10 +276,10 @@ class SharedMemory:
             while self._unread_answers:
                 is_taken = self._read_answer()
             return is_taken
-        except (BlockingIOError, TimeoutError):  # of this call's time
+        except (BlockingIOError, TimeoutError) as error:  # of this call's time
             self._dropped.append(region.name)
             self.lost = self.lost or time.monotonic() >= self._answer_due
-            raise
+            raise TimeoutError("the server has not answered in time") from error
         except OSError:
             self.lost = True
             raise

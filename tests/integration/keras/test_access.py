@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convserve import TLS, InvalidRequestError, UnauthenticatedError
+from convserve import TLS, InternalError, InvalidRequestError, UnauthenticatedError
 from convserve.keras import RemoteConv2D, to_remote
+from convserve.keras.remote_calls import KERAS_MARK
 from tests.conftest import running_server
 from tests.support.certificates import Authority
 
@@ -89,10 +90,10 @@ def test_keras_leaves_an_exception_with_its_mark_as_it_is():
 
     class Failing(keras.layers.Layer):
         def call(self, _):
-            error = convserve.InternalError("a text", error_id="7")
+            error = InternalError("a text", error_id="7")
             setattr(error, KERAS_MARK, True)
             raise error
 
-    with pytest.raises(convserve.InternalError, match="^a text$") as caught:
+    with pytest.raises(InternalError, match=r"^a text$") as caught:
         Failing()(np.zeros((1, 2), "f4"))
     assert caught.value.error_id == "7"
