@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from convserve.errors import InternalError, InvalidTensorError
 from convserve.layers import messages
@@ -49,11 +50,7 @@ class Losses:
     @classmethod
     def from_message(cls, message: layer_pb2.Losses) -> Losses:
         """Returns what a message says."""
-        return cls(
-            kernel=message.kernel if message.HasField("kernel") else None,
-            bias=message.bias if message.HasField("bias") else None,
-            activity=message.activity if message.HasField("activity") else None,
-        )
+        return cls(**{field.name: value for field, value in message.ListFields()})
 
 
 _NO_LOSSES = Losses()
@@ -203,15 +200,11 @@ class ServerInfo:
             version=self.version,
             tensorflow_version=self.tensorflow_version,
             keras_version=self.keras_version,
-            devices=[server_info_pb2.Device(name=d.name, kind=d.kind, description=d.description) for d in self.devices],
+            devices=[server_info_pb2.Device(**vars(device)) for device in self.devices],
             input_dtypes=map(dtype_number, self.input_dtypes),
             output_dtypes=map(dtype_number, self.output_dtypes),
             numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32),
-            limits=server_info_pb2.Limits(
-                max_message_bytes=self.max_message_bytes,
-                max_call_bytes=self.max_call_bytes,
-                max_layers_per_call=self.max_layers_per_call,
-            ),
+            limits=server_info_pb2.Limits(**{name: getattr(self, name) for name in _LIMITS}),
             usage=server_info_pb2.Usage(**vars(self.usage)),
             shared_memory_address=self.shared_memory_address,
         )
@@ -223,43 +216,31 @@ class ServerInfo:
             version=message.version,
             tensorflow_version=message.tensorflow_version,
             keras_version=message.keras_version,
-            devices=tuple(Device(each.name, each.kind, each.description) for each in message.devices),
-            input_dtypes=tuple(dtype_name(each, "input_dtypes") for each in message.input_dtypes),
-            output_dtypes=tuple(dtype_name(each, "output_dtypes") for each in message.output_dtypes),
+            devices=tuple(Device(**_values(device, Device)) for device in message.devices),
+            input_dtypes=tuple(dtype_name(number, "input_dtypes") for number in message.input_dtypes),
+            output_dtypes=tuple(dtype_name(number, "output_dtypes") for number in message.output_dtypes),
             tf32=message.numeric_mode.tf32,
-            max_message_bytes=message.limits.max_message_bytes,
-            max_call_bytes=message.limits.max_call_bytes,
-            max_layers_per_call=message.limits.max_layers_per_call,
-            usage=Usage(
-                stored_layers=message.usage.stored_layers,
-                stored_memory_bytes=message.usage.stored_memory_bytes,
-                evictions=message.usage.evictions,
-                traces=message.usage.traces,
-            ),
+            **{name: getattr(message.limits, name) for name in _LIMITS},
+            usage=Usage(**_values(message.usage, Usage)),
             shared_memory_address=message.shared_memory_address,
         )
+
+
+_LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
+_AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
+
+
+def _values(message: Message, kind: type[Device | Usage]) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in fields(kind)}
 
 
 def plan_to_message(plan: Plan) -> plan_pb2.Plan:
     """Returns the contract's message of a plan."""
     return plan_pb2.Plan(
-        layers=[
-            plan_pb2.LayerPlan(
-                output_shape=each.output_shape,
-                kernel_shape=each.kernel_shape,
-                parameters=each.parameters,
-                flops=each.flops,
-            )
-            for each in plan.layers
-        ],
+        layers=[plan_pb2.LayerPlan(**vars(layer)) for layer in plan.layers],
         output_shape=plan.output_shape,
         output_dtype=dtype_number(plan.output_dtype),
-        parameters=plan.parameters,
-        flops=plan.flops,
-        input_bytes=plan.input_bytes,
-        weight_bytes=plan.weight_bytes,
-        output_bytes=plan.output_bytes,
-        memory_bytes=plan.memory_bytes,
+        **{name: getattr(plan, name) for name in _AMOUNTS},
     )
 
 
@@ -268,17 +249,12 @@ def plan_from_message(message: convolution_service_pb2.PlanResponse) -> Plan:
     plan = message.plan
     return Plan(
         layers=tuple(
-            LayerPlan(tuple(each.output_shape), tuple(each.kernel_shape), each.parameters, each.flops)
-            for each in plan.layers
+            LayerPlan(tuple(layer.output_shape), tuple(layer.kernel_shape), layer.parameters, layer.flops)
+            for layer in plan.layers
         ),
         output_shape=tuple(plan.output_shape),
         output_dtype=dtype_name(plan.output_dtype, "output_dtype"),
-        parameters=plan.parameters,
-        flops=plan.flops,
-        input_bytes=plan.input_bytes,
-        weight_bytes=plan.weight_bytes,
-        output_bytes=plan.output_bytes,
-        memory_bytes=plan.memory_bytes,
+        **{name: getattr(plan, name) for name in _AMOUNTS},
         admitted=message.admission.admitted,
         refusal=message.admission.refusal or None,
     )
