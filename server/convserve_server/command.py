@@ -1,13 +1,13 @@
-"""`convserve serve`, found by the command line through the entry-point group `convserve.commands`."""
+"""`convserve serve`, which the command line loads by the name of this module."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from convserve_server import settings
+import click
 
-HELP = "start a server"
+from convserve_server import settings
 
 _DESCRIPTION = """\
 Starts a server and runs until SIGTERM or Ctrl-C. It prints "listening on ADDRESS"
@@ -31,18 +31,20 @@ examples:
 """
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds description, examples and a flag per setting."""
-    parser.description = _DESCRIPTION
-    parser.epilog = _EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    settings.add_arguments(parser)
-
-
-def run(arguments: argparse.Namespace) -> int:
+@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False, short_help="start a server")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def command(words: tuple[str, ...]) -> int:
     """Serves; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="convserve serve",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    settings.add_arguments(parser)
     try:
-        found = settings.read(arguments)
+        found = settings.read(parser.parse_args(words))
         from convserve_server import app  # late: it needs the server extra
 
         return app.run(found)

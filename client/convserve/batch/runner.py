@@ -315,7 +315,7 @@ class Batch:
         self._outputs.clear({each.output for each in self._journal.begun.values()})
 
 
-def is_so(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
+def is_done(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
     """Whether a line of the journal still holds: the input is what it was, and the output is there."""
     key = line.get("done") or line.get("failed") or line["begun"]
     if stamp_of(inputs.path(key)) != line["stamp"]:

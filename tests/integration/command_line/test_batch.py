@@ -297,7 +297,7 @@ def test_a_second_signal_drops_what_is_in_flight(
     assert "Traceback" not in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == signal.Signals(number).name
-    assert report["done"] == noted(tmp_path).total()
+    assert report["done"] <= noted(tmp_path).total()  # which are still written while the report is
     assert f"{report['left']:,} not done" in out
 
 

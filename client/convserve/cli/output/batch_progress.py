@@ -7,9 +7,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from convserve.batch.counters import Counts, Pace, Tally
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
@@ -31,12 +34,11 @@ class Progress(Protocol):
 
 @contextmanager
 def progress_of(*, quiet: bool) -> Iterator[Progress]:
-    """Yields what shows the progress on stderr: a bar where that is a terminal and rich is installed."""
+    """Yields what shows the progress on stderr: a bar where that is a terminal, else lines."""
     if quiet:
         yield _Told()
         return
-    bar = _bar() if sys.stderr.isatty() else None
-    with bar or _Lines() as shown:
+    with _Bar() if sys.stderr.isatty() else _Lines() as shown:
         yield shown
 
 
@@ -121,25 +123,18 @@ def speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
     return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
 
 
-def _bar() -> Any:
-    """Returns a bar, or None without rich."""
-    try:
-        from rich.console import Console
-        from rich.live import Live
-    except ModuleNotFoundError:
-        return None
-    return _Bar(Console(stderr=True), Live)
-
-
 class _Bar(_Told):
     """A bar that is drawn again four times a second, below what is told."""
 
-    def __init__(self, console: Any, live: Any) -> None:
+    def __init__(self, console: Console | None = None) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
         super().__init__()
-        self._console = console
+        self._console = console or Console(stderr=True)
         self._tally = Tally(0)
         self._pace = Pace()
-        self._live = live(get_renderable=self._draw, console=console, refresh_per_second=4)
+        self._live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
 
     def watch(self, tally: Tally) -> None:
         self._tally, self._pace = tally, Pace()
