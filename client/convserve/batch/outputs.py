@@ -155,7 +155,7 @@ class OutputFolder:
         try:
             status = path.stat()
             if S_ISDIR(status.st_mode):
-                return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+                return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except OSError:
             return None
         return status.st_size
@@ -188,9 +188,9 @@ class OutputFolder:
     def has_begun(self, stem: str, shape: Shape, dtype: str) -> bool:
         """Whether there is such an output to be gone on with."""
         try:
-            found = FORMATS["npy"] if self._format.parts_suffix == ".npy" else None
+            is_npy = FORMATS["npy"] if self._format.parts_suffix == ".npy" else None
             parts = self._parts(stem)
-            array = map_array(parts) if found else zarr_files.arrays_in(parts)[""]
+            array = map_array(parts) if is_npy else zarr_files.arrays_in(parts)[""]
         except (ValueError, OSError):
             return False
         return tuple(array.shape) == tuple(shape) and array.dtype == _storable_dtype(dtype)
@@ -222,9 +222,9 @@ class OutputFolder:
         if not self._unfinished.is_dir():
             return
         kept = {self._parts(stem).name for stem in begun}
-        for each in self._unfinished.iterdir():
-            if each.name not in kept:
-                _remove(each)
+        for path in self._unfinished.iterdir():
+            if path.name not in kept:
+                _remove(path)
         if not kept:
             self._unfinished.rmdir()
 
