@@ -22,9 +22,20 @@ class Section(NamedTuple):
     title: str
     note: str = ""
 
-    def option(self, *names: str, **attributes: Any) -> Callable[[Any], Any]:
-        """Returns a decorator that adds an option to a command, listed in this section."""
-        return click.option(*names, cls=_Option, section=self, **attributes)
+    def option(self, form: str, text: str, *, dest: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
+        """Returns a decorator that adds an option to a command, listed in this section.
+
+        Args:
+            form: Flags and what stands for the value, such as "-o --output FILE".
+            text: Its help.
+            dest: The command's argument for it, if not the flag's name.
+            attributes: What else click.Option takes.
+        """
+        words = form.split(" ")
+        flags = [word for word in words if word.startswith("-")]
+        metavar = words[-1] if len(words) > len(flags) else None
+        names = flags if dest is None else [*flags, dest]
+        return click.option(*names, cls=_Option, section=self, metavar=metavar, help=text, **attributes)
 
 
 ARGUMENTS, OPTIONS, OUTPUT = Section("arguments"), Section("options"), Section("output")
@@ -116,18 +127,19 @@ class Group(Command, click.Group):
         self.format_commands(context, formatter)
 
 
-def new_command(short_help: str, **attributes: Any) -> Callable[[Function], Command]:
+def new_command(short_help: str, text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
     """Returns a decorator that makes a command of a function, which returns the exit status or None.
 
     Args:
         short_help: The line about it in the list of commands.
-        attributes: Those of `Command`.
+        text: What it does, below the usage in its help.
+        examples: What is below the options.
+        usages: Ways to call it: what follows its name; () for what click makes of its parameters.
     """
-    attributes.setdefault("help", f"{short_help[0].upper()}{short_help[1:]}.")
-    return click.command(cls=Command, short_help=short_help, **attributes)
+    return click.command(cls=Command, short_help=short_help, help=text, epilog=examples, usages=usages)
 
 
-JSON = OPTIONS.option("--json", "as_json", is_flag=True, help="print it as JSON")
+JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)
 """The option of commands that print a document for programs."""
 
 

@@ -85,39 +85,37 @@ _RESUME = Section("going on")
 
 @new_command(
     "apply a layer to many files: folders of pictures, arrays, Zarr; can be resumed",
-    usages=["INPUT... --layer NAME|DIGEST|FILE --output DIR [OPTIONS]"],
-    help=_HELP,
-    epilog=_EPILOG,
+    _HELP,
+    _EPILOG,
+    "INPUT... --layer NAME|DIGEST|FILE --output DIR [OPTIONS]",
 )
 @click.argument("input", metavar="INPUT", nargs=-1, required=True, help="what to compute, as above")
 @OPTIONS.option(
-    "--layer",
-    "references",
-    metavar="NAME|DIGEST|FILE",
+    "--layer NAME|DIGEST|FILE",
+    f"the layer: {REFERENCE}; or {FILE}. Repeat it for several, applied in order",
+    dest="references",
     multiple=True,
     required=True,
-    help=f"the layer: {REFERENCE}; or {FILE}. Repeat it for several, applied in order",
 )
 @OPTIONS.option(
-    "--input-range",
-    type=value_range,
-    metavar="LOW,HIGH",
-    help="read pictures as float32, black as LOW and white as HIGH, such as 0,1 or -1,1 (default: uint8 as they are, 0 "
+    "--input-range LOW,HIGH",
+    "read pictures as float32, black as LOW and white as HIGH, such as 0,1 or -1,1 (default: uint8 as they are, 0 "
     "to 255, which is a quarter of the bytes)",
+    type=value_range,
 )
-@OUTPUT.option("-o", "--output", metavar="DIR", required=True, help="the folder to write to")
+@OUTPUT.option("-o --output DIR", "the folder to write to", required=True)
 @OUTPUT.option(
     "--format",
+    "npy: numpy.load maps it; npz: compressed, under the name 'output'; zarr: compressed in chunks (default: npy)",
     type=click.Choice(tuple(FORMATS)),
     default="npy",
-    help="npy: numpy.load maps it; npz: compressed, under the name 'output'; zarr: compressed in chunks (default: npy)",
 )
 @output_dtype_option(OUTPUT)
-@OUTPUT.option("--keep-suffix", is_flag=True, help="write 1.jpg to 1.jpg.npy, where there is a 1.png too")
-@OUTPUT.option("--json", "as_json", is_flag=True, help="print the report as JSON")
-@OUTPUT.option("--quiet", is_flag=True, help="show no progress")
-@_RESUME.option("--resume", is_flag=True, help="go on in a folder with results of the same run")
-@_RESUME.option("--retry-failed", is_flag=True, help="--resume, and try the items again that failed before")
+@OUTPUT.option("--keep-suffix", "write 1.jpg to 1.jpg.npy, where there is a 1.png too", is_flag=True)
+@OUTPUT.option("--json", "print the report as JSON", dest="as_json", is_flag=True)
+@OUTPUT.option("--quiet", "show no progress", is_flag=True)
+@_RESUME.option("--resume", "go on in a folder with results of the same run", is_flag=True)
+@_RESUME.option("--retry-failed", "--resume, and try the items again that failed before", is_flag=True)
 @connection_options(timeout=_WAIT_S)
 def command(
     input: tuple[str, ...],  # noqa: A002 (the name of the field in errors)

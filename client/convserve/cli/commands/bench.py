@@ -16,6 +16,7 @@ from convserve.cli.options.layer import CALL, Parameters, call_options, layer_op
 from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.options.values import numbers, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
+from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
 from convserve.tensors.codec import Shape
 
@@ -73,39 +74,31 @@ def _rates(text: str) -> list[float]:
 
 @new_command(
     "measure a server: latency, throughput, and where the time goes",
-    usages=[
-        "[OPTIONS]",
-        "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
-        "--input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]",
-    ],
-    help=_HELP,
-    epilog=_EPILOG,
+    _HELP,
+    _EPILOG,
+    "[OPTIONS]",
+    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
+    "--input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]",
 )
 @_LOAD.option(
-    "--concurrency",
-    type=_counts,
-    metavar="N[,N...]",
-    help="callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "
+    "--concurrency N[,N...]",
+    "callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "
     "with --rate)",
+    type=_counts,
 )
 @_LOAD.option(
-    "--rate",
-    "rates",
+    "--rate N[,N...]",
+    "calls per second that wait for no answer; latencies then count from when a call was due",
+    dest="rates",
     type=_rates,
-    metavar="N[,N...]",
-    help="calls per second that wait for no answer; latencies then count from when a call was due",
 )
-@_LOAD.option(
-    "--seconds", "duration_s", type=seconds, default=20.0, metavar="N", help="how long to measure in all (default: 20)"
-)
-@_LOAD.option("--no-shared-memory", is_flag=True, help="send tensors over the connection, also to a server here")
-@_LOAD.option("--no-in-process", is_flag=True, help="leave out the layer in this process")
+@_LOAD.option("--seconds N", "how long to measure in all (default: 20)", dest="duration_s", type=seconds, default=20.0)
+@_LOAD.option("--no-shared-memory", "send tensors over the connection, also to a server here", is_flag=True)
+@_LOAD.option("--no-in-process", "leave out the layer in this process", is_flag=True)
 @call_options(required=False)
-@CALL.option("--layer", "reference", metavar="NAME|DIGEST", help=f"a layer that the server stores: {REFERENCE}")
-@OUTPUT.option(
-    "--json", "json_path", metavar="FILE", help="write everything that was found; - for stdout, and no table"
-)
-@OUTPUT.option("--plot", metavar="FILE.png", help="draw it (.png, .svg or .pdf); needs convserve[plot]")
+@CALL.option("--layer NAME|DIGEST", f"a layer that the server stores: {REFERENCE}", dest="reference")
+@OUTPUT.option("--json FILE", "write everything that was found; - for stdout, and no table", dest="json_path")
+@OUTPUT.option("--plot FILE.png", "draw it (.png, .svg or .pdf); needs convserve[plot]")
 @layer_options()
 @weight_options
 @connection_options(timeout=60.0)
@@ -140,14 +133,14 @@ def command(
     ):
         try:
             for workload in _workloads(client, **call):
-                _progress(f"preparing {workload.name}")
+                show_progress(f"preparing {workload.name}")
                 measurement.add(workload, with_layer_in_process=not no_in_process)
-            measurement.run(duration_s, _progress)
+            measurement.run(duration_s, show_progress)
         except KeyboardInterrupt:
             interrupted = True
         document = measurement.document()
         document |= {"command": shlex.join(["convserve", *sys.argv[1:]]), "interrupted": interrupted}
-    _progress("")
+    show_progress("")
     text = json.dumps(document, indent=1, allow_nan=False) + "\n"
     if json_path == "-":
         print(text, end="")
@@ -196,9 +189,3 @@ def _refuse_contradictions(
         raise click.UsageError("a layer needs an input: give --input-shape")
     if described and reference is not None:
         raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")
-
-
-def _progress(text: str) -> None:
-    """Shows on a terminal what is being done, in one line that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -83,13 +83,11 @@ class _Files(NamedTuple):
 
 @new_command(
     "apply a Conv2D layer to an array or a picture",
-    usages=[
-        "INPUT --filters N --kernel-size N [OPTIONS]",
-        "INPUT --kernel NAME|FILE [OPTIONS]",
-        "INPUT --layer NAME|DIGEST [OPTIONS]",
-    ],
-    help=_HELP,
-    epilog=_EPILOG,
+    _HELP,
+    _EPILOG,
+    "INPUT --filters N --kernel-size N [OPTIONS]",
+    "INPUT --kernel NAME|FILE [OPTIONS]",
+    "INPUT --layer NAME|DIGEST [OPTIONS]",
 )
 @click.argument(
     "input",
@@ -98,10 +96,7 @@ class _Files(NamedTuple):
     "may leave out its batch axis",
 )
 @OPTIONS.option(
-    "--layer",
-    "reference",
-    metavar="NAME|DIGEST",
-    help=f"a layer that the server stores (see `convserve layers`): {REFERENCE}",
+    "--layer NAME|DIGEST", f"a layer that the server stores (see `convserve layers`): {REFERENCE}", dest="reference"
 )
 @layer_options()
 @weight_options
@@ -109,35 +104,32 @@ class _Files(NamedTuple):
     "files",
     _Files._fields,
     _Files,
-    OUTPUT.option("-o", "--output", metavar="FILE.npy", help="write the output as an array"),
+    OUTPUT.option("-o --output FILE.npy", "write the output as an array"),
     OUTPUT.option(
-        "--picture",
-        metavar="FILE.png",
-        help=f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
+        "--picture FILE.png",
+        f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
         f"other numbers as a grid of up to {MAX_MAPS} feature maps beside the input (.png or .jpg)",
     ),
     OUTPUT.option(
-        "--picture-range",
-        type=value_range,
-        metavar="LOW,HIGH|shared",
-        help="draw LOW black and HIGH white, such as 0,255 or -1,1; shared: one scale for all maps (default: the least "
+        "--picture-range LOW,HIGH|shared",
+        "draw LOW black and HIGH white, such as 0,255 or -1,1; shared: one scale for all maps (default: the least "
         "and the greatest value, of each map by itself)",
+        type=value_range,
     ),
     OUTPUT.option(
-        "--picture-channels",
+        "--picture-channels N[-N],...",
+        f"draw these channels, such as 64-127, as a grid (default: the first {MAX_MAPS})",
         type=channels,
-        metavar="N[-N],...",
-        help=f"draw these channels, such as 64-127, as a grid (default: the first {MAX_MAPS})",
     ),
     OUTPUT.option(
         "--picture-input/--no-picture-input",
+        "draw the input beside the output, or not (default: beside a grid)",
         default=None,
-        help="draw the input beside the output, or not (default: beside a grid)",
     ),
-    OUTPUT.option("--sample", type=int, default=0, metavar="N", help="which sample of the batch to draw (default: 0)"),
+    OUTPUT.option("--sample N", "which sample of the batch to draw (default: 0)", type=int, default=0),
 )
 @output_dtype_option(OUTPUT)
-@OUTPUT.option("--json", "as_json", is_flag=True, help="print the summary as JSON")
+@OUTPUT.option("--json", "print the summary as JSON", dest="as_json", is_flag=True)
 @connection_options(timeout=60.0)
 def command(
     input: str,  # noqa: A002 (the name of the field in errors)

@@ -20,7 +20,7 @@ examples:
   convserve info --target gpu-host:50051 --json"""
 
 
-@new_command("say what a server is: versions, devices, dtypes, limits", help=_HELP, epilog=_EPILOG)
+@new_command("say what a server is: versions, devices, dtypes, limits", _HELP, _EPILOG)
 @JSON
 @connection_options(timeout=10.0)
 def command(as_json: bool, connection: Connection) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from convserve.cli.command import JSON, OPTIONS, Group
+from convserve.cli.command import JSON, OPTIONS, Group, new_command
 from convserve.cli.commands import layers_import, layers_put
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer_reference import REFERENCE, find
@@ -36,8 +36,6 @@ examples:
   convserve layers list
   convserve layers list --prefix resnet50/ --json"""
 
-_GET_HELP = "Shows a stored layer, or writes it to a file."
-
 _GET_EPILOG = """\
 examples:
   convserve layers get resnet50/conv1_conv
@@ -56,13 +54,8 @@ examples:
   convserve layers delete 3f1b2c4d"""
 
 
-command = Group("layers", help=_HELP, epilog=_EPILOG)
-command.add_command(layers_put.command, "put")
-command.add_command(layers_import.command, "import")
-
-
-@command.command("list", short_help="list stored layers", help="Lists stored layers.", epilog=_LIST_EPILOG)
-@OPTIONS.option("--prefix", metavar="TEXT", default="", help="only layers with a name that begins so")
+@new_command("list stored layers", "Lists stored layers.", _LIST_EPILOG)
+@OPTIONS.option("--prefix TEXT", "only layers with a name that begins so", default="")
 @JSON
 @connection_options(timeout=10.0)
 def _list(prefix: str, as_json: bool, connection: Connection) -> None:
@@ -74,13 +67,11 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
         print_table(rows)
 
 
-@command.command("get", short_help="show a stored layer, or write it to a file", help=_GET_HELP, epilog=_GET_EPILOG)
+@new_command("show a stored layer, or write it to a file", "Shows a stored layer, or writes it to a file.", _GET_EPILOG)
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @OPTIONS.option(
-    "-o",
-    "--output",
-    metavar="FILE",
-    help="write the layer: .safetensors with its configuration, or .npz with arrays named kernel and bias",
+    "-o --output FILE",
+    "write the layer: .safetensors with its configuration, or .npz with arrays named kernel and bias",
 )
 @JSON
 @connection_options(timeout=60.0)
@@ -100,7 +91,7 @@ def _get(reference: str, output: str | None, as_json: bool, connection: Connecti
         print_rows([*layer_rows(row), ("written", output or "")])
 
 
-@command.command("delete", short_help="delete a name or a stored layer", help=_DELETE_HELP, epilog=_DELETE_EPILOG)
+@new_command("delete a name or a stored layer", _DELETE_HELP, _DELETE_EPILOG)
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @JSON
 @connection_options(timeout=10.0)
@@ -114,3 +105,13 @@ def _delete(reference: str, as_json: bool, connection: Connection) -> None:
     else:
         what = f"the name {layer.name}, which led to" if by_name else "the layer"
         print(f"deleted {what} {layer.digest.hex()[:12]}")
+
+
+_COMMANDS = {
+    "list": _list,
+    "put": layers_put.command,
+    "get": _get,
+    "delete": _delete,
+    "import": layers_import.command,
+}
+command = Group("layers", help=_HELP, epilog=_EPILOG, commands=_COMMANDS)

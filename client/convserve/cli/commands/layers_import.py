@@ -14,7 +14,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import torch_padding
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_json, print_rows, show_progress
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, short_repr
 
 if TYPE_CHECKING:
@@ -52,24 +52,17 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
 
 
 @new_command(
-    "store every Conv2D of a Keras model, a state dictionary or an archive of arrays",
-    usages=["FILE [OPTIONS]"],
-    help=_HELP,
-    epilog=_EPILOG,
+    "store every Conv2D of a Keras model, a state dictionary or an archive of arrays", _HELP, _EPILOG, "FILE [OPTIONS]"
 )
 @click.argument("path", metavar="FILE", help="the file; the end of its name says what it is")
-@OPTIONS.option(
-    "--prefix", metavar="TEXT", help="what stands before every name (default: the model's name, or the file's)"
-)
-@OPTIONS.option("--dry-run", is_flag=True, help="say what would be imported, without asking a server")
+@OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
+@OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)
 @JSON
-@_GEOMETRY.option("--config", "config_path", metavar="FILE.json", help="parameters by layer, as below")
+@_GEOMETRY.option("--config FILE.json", "parameters by layer, as below", dest="config_path")
 @_GEOMETRY.option(
-    "--padding",
+    "--padding PADDING",
+    "valid, same, PyTorch's amount N or H,W, or rows and columns of zeros as top,bottom,left,right (default: valid)",
     type=torch_padding,
-    metavar="PADDING",
-    help="valid, same, PyTorch's amount N or H,W, or rows and columns of zeros as top,bottom,left,right "
-    "(default: valid)",
 )
 @layer_options(_SHARED_PARAMETERS, _GEOMETRY)
 @connection_options(timeout=60.0)
@@ -104,18 +97,15 @@ def command(
 
 def _put(client: Client, layers: dict[str, Layer]) -> None:
     """Stores the layers under their names; a layer that is held already is only named."""
-    shows = sys.stderr.isatty()
     for number, (name, layer) in enumerate(layers.items()):
-        if shows:
-            print(f"\r\033[K{number + 1}/{len(layers)} {name[:60]}", end="", file=sys.stderr, flush=True)
+        show_progress(f"{number + 1}/{len(layers)} {name[:60]}")
         try:
             client.put(layer, name=name)
         except ConvserveError:
-            end = "\r\033[K" if shows else ""
-            print(f"{end}stored {number} of {len(layers)} layers; a new attempt sends only the others", file=sys.stderr)
+            show_progress("")
+            print(f"stored {number} of {len(layers)} layers; a new attempt sends only the others", file=sys.stderr)
             raise
-    if shows:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+    show_progress("")
 
 
 def _print(imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:

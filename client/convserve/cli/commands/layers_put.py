@@ -35,24 +35,19 @@ examples:
 
 @new_command(
     "store a layer",
-    usages=[
-        "[--name NAME] --kernel NAME|FILE [OPTIONS]",
-        "[--name NAME] --filters N --kernel-size N --input-channels N [OPTIONS]",
-    ],
-    help=_HELP,
-    epilog=_EPILOG,
+    _HELP,
+    _EPILOG,
+    "[--name NAME] --kernel NAME|FILE [OPTIONS]",
+    "[--name NAME] --filters N --kernel-size N --input-channels N [OPTIONS]",
 )
 @OPTIONS.option(
-    "--name",
-    metavar="NAME",
-    help="the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)",
+    "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
 )
 @OPTIONS.option(
-    "--input-channels",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
+    "--input-channels N",
+    "the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
     "(default: 1)",
+    type=click.IntRange(min=1),
 )
 @JSON
 # Without the label, which is no part of what is stored under a name.

@@ -36,12 +36,12 @@ two operations. The exit status is 0 whether or not the call would be admitted."
 
 @new_command(
     "say what a call would cost, without computing it",
-    usages=["--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]"],
-    help=_HELP,
-    epilog=_EPILOG,
+    _HELP,
+    _EPILOG,
+    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
 )
 @call_options(required=True)
-@CALL.option("--local", is_flag=True, help="compute the plan here, without a server")
+@CALL.option("--local", "compute the plan here, without a server", is_flag=True)
 @JSON
 @layer_options()
 @connection_options(timeout=10.0)

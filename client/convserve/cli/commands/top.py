@@ -52,10 +52,7 @@ def _url(text: str) -> str:
 
 
 @new_command(
-    "watch a server: calls, latencies, batches, memory (needs convserve[top])",
-    usages=["[URL] [OPTIONS]"],
-    help=_HELP,
-    epilog=_EPILOG,
+    "watch a server: calls, latencies, batches, memory (needs convserve[top])", _HELP, _EPILOG, "[URL] [OPTIONS]"
 )
 @click.argument(
     "url",
@@ -64,8 +61,8 @@ def _url(text: str) -> str:
     metavar="URL",
     help=f"the server's metrics: a URL, or the HOST:PORT of its --metrics (default: {_DEFAULT_URL})",
 )
-@OPTIONS.option("--interval", type=seconds, default=2.0, metavar="SECONDS", help="how often to ask (default: 2)")
-@OPTIONS.option("--once", is_flag=True, help="print the figures since the server's start, and end")
+@OPTIONS.option("--interval SECONDS", "how often to ask (default: 2)", type=seconds, default=2.0)
+@OPTIONS.option("--once", "print the figures since the server's start, and end", is_flag=True)
 def command(url: str, interval: float, once: bool) -> None:
     from rich.live import Live
 

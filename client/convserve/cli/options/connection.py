@@ -89,34 +89,24 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
         (field.name for field in fields(Connection)),
         _connection,
         _SERVER.option(
-            "--target",
-            metavar="HOST:PORT",
-            help=f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
+            "--target HOST:PORT", f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})"
         ),
         _SERVER.option(
-            "--timeout",
-            metavar="SECONDS",
-            type=seconds,
-            default=timeout,
-            help=f"how long to wait for an answer (default: {timeout:g})",
+            "--timeout SECONDS", f"how long to wait for an answer (default: {timeout:g})", type=seconds, default=timeout
         ),
         # A token itself is no option: the command lines of a machine's processes can be read by all its users.
         _SERVER.option(
-            "--token-file",
-            metavar="FILE",
-            help="a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)",
+            "--token-file FILE", "a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)"
         ),
         _SERVER.option(
             "--tls/--no-tls",
+            "encrypt the connection; the options below do so too. --no-tls sends a token without encryption",
             default=None,
-            help="encrypt the connection; the options below do so too. --no-tls sends a token without encryption",
         ),
-        _SERVER.option("--tls-ca", metavar="FILE", help="PEM file of the server's CA (default: gRPC's roots)"),
-        _SERVER.option("--tls-certificate", metavar="FILE", help="PEM file of your certificate, for mutual TLS"),
-        _SERVER.option("--tls-key", metavar="FILE", help="PEM file of its private key"),
-        _SERVER.option(
-            "--tls-server-name", metavar="NAME", help="the name in the server's certificate, if not the target's"
-        ),
+        _SERVER.option("--tls-ca FILE", "PEM file of the server's CA (default: gRPC's roots)"),
+        _SERVER.option("--tls-certificate FILE", "PEM file of your certificate, for mutual TLS"),
+        _SERVER.option("--tls-key FILE", "PEM file of its private key"),
+        _SERVER.option("--tls-server-name NAME", "the name in the server's certificate, if not the target's"),
     )
 
 

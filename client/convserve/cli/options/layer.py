@@ -23,36 +23,35 @@ _NAMED = Section(
 
 
 _FORMATS = click.Choice(("channels_last", "channels_first"))
-_OBJECT = {"type": named_object, "metavar": "NAME|JSON"}
-_INTEGER = {"type": int, "metavar": "N"}
-_PAIR = {"type": pair, "metavar": "N|H,W"}
+_OBJECT: Any = ("NAME|JSON", {"type": named_object})
+_INTEGER: Any = ("N", {"type": int})
+_PAIR: Any = ("N|H,W", {"type": pair})
+_NO_BIAS = {"is_flag": True, "flag_value": False, "default": None}
 _PADDING = "valid, same, or rows and columns of zeros as top,bottom,left,right (default: valid; same for a kernel that "
 _PADDING += "filters each channel by itself)"
 _DATA_FORMAT = "where the channels are, in input and output (default: that of keras.json, else channels_last)"
 
-# By the names of Conv2D's parameters: section, help, and what click is told.
-_OPTIONS: dict[str, tuple[Section, str, dict[str, Any]]] = {
-    "filters": (_SHAPE, "number of output channels", _INTEGER),
-    "kernel_size": (_SHAPE, "size of the window, such as 3 or 3,5", _PAIR),
-    "strides": (_SHAPE, "steps of the window (default: 1)", _PAIR),
-    "padding": (_SHAPE, _PADDING, {"type": padding, "metavar": "PADDING"}),
-    "data_format": (_SHAPE, _DATA_FORMAT, {"type": _FORMATS}),
-    "dilation_rate": (_SHAPE, "steps between the window's taps (default: 1)", _PAIR),
-    "groups": (_SHAPE, "number of groups of channels (default: 1)", _INTEGER),
-    "activation": (_SHAPE, "function applied last (default: none)", _OBJECT),
-    "use_bias": (_SHAPE, "add no bias", {"is_flag": True, "flag_value": False, "default": None}),
-    "dtype": (_SHAPE, "float32, mixed_float16, ... (default: float32)", {"metavar": "POLICY"}),
-    "name": (_SHAPE, "label of the layer (default: none)", {"metavar": "TEXT"}),
-    "kernel_initializer": (_NAMED, "how the kernel is drawn (default: glorot_uniform)", _OBJECT),
-    "bias_initializer": (_NAMED, "how the bias is drawn (default: zeros)", _OBJECT),
-    "kernel_regularizer": (_NAMED, "penalty on the kernel, returned as a loss (default: none)", _OBJECT),
-    "bias_regularizer": (_NAMED, "penalty on the bias (default: none)", _OBJECT),
-    "activity_regularizer": (_NAMED, "penalty on the output (default: none)", _OBJECT),
-    "kernel_constraint": (_NAMED, "recorded; acts when weights are updated (default: none)", _OBJECT),
-    "bias_constraint": (_NAMED, "likewise (default: none)", _OBJECT),
+# By the names of Conv2D's parameters: section, help, what stands for a value, and what click is told.
+_OPTIONS: dict[str, tuple[Section, str, str, dict[str, Any]]] = {
+    "filters": (_SHAPE, "number of output channels", *_INTEGER),
+    "kernel_size": (_SHAPE, "size of the window, such as 3 or 3,5", *_PAIR),
+    "strides": (_SHAPE, "steps of the window (default: 1)", *_PAIR),
+    "padding": (_SHAPE, _PADDING, "PADDING", {"type": padding}),
+    "data_format": (_SHAPE, _DATA_FORMAT, "", {"type": _FORMATS}),
+    "dilation_rate": (_SHAPE, "steps between the window's taps (default: 1)", *_PAIR),
+    "groups": (_SHAPE, "number of groups of channels (default: 1)", *_INTEGER),
+    "activation": (_SHAPE, "function applied last (default: none)", *_OBJECT),
+    "use_bias": (_SHAPE, "add no bias", "", _NO_BIAS),
+    "dtype": (_SHAPE, "float32, mixed_float16, ... (default: float32)", "POLICY", {}),
+    "name": (_SHAPE, "label of the layer (default: none)", "TEXT", {}),
+    "kernel_initializer": (_NAMED, "how the kernel is drawn (default: glorot_uniform)", *_OBJECT),
+    "bias_initializer": (_NAMED, "how the bias is drawn (default: zeros)", *_OBJECT),
+    "kernel_regularizer": (_NAMED, "penalty on the kernel, returned as a loss (default: none)", *_OBJECT),
+    "bias_regularizer": (_NAMED, "penalty on the bias (default: none)", *_OBJECT),
+    "activity_regularizer": (_NAMED, "penalty on the output (default: none)", *_OBJECT),
+    "kernel_constraint": (_NAMED, "recorded; acts when weights are updated (default: none)", *_OBJECT),
+    "bias_constraint": (_NAMED, "likewise (default: none)", *_OBJECT),
 }
-
-
 PARAMETERS = tuple(_OPTIONS)
 """The parameters' names."""
 
@@ -69,8 +68,8 @@ def layer_options(only: Iterable[str] = PARAMETERS, section: Section | None = No
     """
     rows = {name: _OPTIONS[name] for name in only}
     options = (
-        (section or own).option(flag_of(name), name, help=text, **attributes)
-        for name, (own, text, attributes) in rows.items()
+        (section or own).option(f"{flag_of(name)} {value}".rstrip(), text, dest=name, **attributes)
+        for name, (own, text, value, attributes) in rows.items()
     )
     return options_as_one("parameters", rows, _given, *options)
 
@@ -82,7 +81,7 @@ def _given(**values: Any) -> Parameters:
 def output_dtype_option(section: Section) -> Callable[[Any], Any]:
     """Returns a decorator that adds `--output-dtype`."""
     text = "the output's type (default: that of the computation)"
-    return section.option("--output-dtype", type=click.Choice(FLOAT_DTYPES), help=text)
+    return section.option("--output-dtype", text, type=click.Choice(FLOAT_DTYPES))
 
 
 def call_options(*, required: bool) -> Callable[[Any], Any]:
@@ -90,8 +89,8 @@ def call_options(*, required: bool) -> Callable[[Any], Any]:
     text = "the input's shape with its batch axis, such as 4,600,600,3 or 4x600x600x3"
     dtypes, default = click.Choice(INPUT_DTYPES), "the input's type (default: float32)"
     return in_order(
-        CALL.option("--input-shape", type=shape, required=required, metavar="N,H,W,C", help=text),
-        CALL.option("--input-dtype", type=dtypes, default="float32", help=default),
+        CALL.option("--input-shape N,H,W,C", text, type=shape, required=required),
+        CALL.option("--input-dtype", default, type=dtypes, default="float32"),
         output_dtype_option(CALL),
     )
 

@@ -34,15 +34,12 @@ weight_options = options_as_one(
     Weights._fields,
     Weights,
     _WEIGHTS.option(
-        "--kernel",
-        metavar="NAME|FILE",
-        help="a classic kernel, listed below, that filters each channel by itself; or a .npy file with a kernel of "
+        "--kernel NAME|FILE",
+        "a classic kernel, listed below, that filters each channel by itself; or a .npy file with a kernel of "
         "shape (height, width, channels / groups, filters); or one of shape (height, width), used like a classic one",
     ),
-    _WEIGHTS.option("--bias", metavar="FILE", help="a .npy file with a bias of shape (filters,); needs --kernel"),
-    _WEIGHTS.option(
-        "--seed", type=int, metavar="N", help="draw the same weights each time (default: the server picks)"
-    ),
+    _WEIGHTS.option("--bias FILE", "a .npy file with a bias of shape (filters,); needs --kernel"),
+    _WEIGHTS.option("--seed N", "draw the same weights each time (default: the server picks)", type=int),
 )
 """Adds the options, of which a command gets the `Weights` as its argument `weights`."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,12 @@ def print_json(document: dict[str, Any]) -> None:
 def shape_text(shape: Iterable[int], dtype: str) -> str:
     """Returns "(4, 600, 600, 3) float32"."""
     return f"{tuple(shape)} {dtype}"
+
+
+def show_progress(text: str) -> None:
+    """Shows on a terminal what is being done, in a line of stderr that the next text replaces; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def short_text(value: float) -> str:

@@ -14,7 +14,7 @@ from convserve.cli.options.layer import layer_options
 from convserve.cli.options.weights import layer_for, weight_options
 
 
-@new_command("describe a layer")
+@new_command("describe a layer", "", "")
 @layer_options()
 @weight_options
 def described(parameters, weights):
