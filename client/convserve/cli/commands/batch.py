@@ -22,7 +22,7 @@ from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import FILE, REFERENCE, find_or_read
 from convserve.cli.options.values import value_range
 from convserve.cli.output import batch_report
-from convserve.cli.output.batch_progress import progress_of
+from convserve.cli.output.batch_progress import Progress
 from convserve.cli.output.batch_report import REPORT
 from convserve.cli.output.failures import format_error
 from convserve.cli.signals import graceful_stop
@@ -143,7 +143,7 @@ def command(
                 )
         except OSError as error:
             raise unwritable("output", folder, error) from error
-        with progress_of(quiet=quiet) as progress:
+        with Progress(quiet=quiet) as progress:
             batch = Batch(
                 list(layers),
                 inputs,
