@@ -1,21 +1,22 @@
-"""`convserve serve`, which the command line loads by the name of this module."""
+"""`convserve serve`: a click command with a flag for each setting."""
 
 from __future__ import annotations
 
-import argparse
 import sys
+from typing import Any
 
 import click
 
 from convserve_server import settings
+from convserve_server.settings import Settings, default_text, flag, help_text, is_secret, metavar, variable
 
 _DESCRIPTION = """\
-Starts a server and runs until SIGTERM or Ctrl-C. It prints "listening on ADDRESS"
-for each address and then, once the device has computed a known result, "ready";
-the gRPC health check says SERVING from then on.
+Start a server and run until SIGTERM or Ctrl-C. It prints "listening on ADDRESS" for each address and then, once the
+device has computed a known result, "ready"; the gRPC health check says SERVING from then on.
 """
 
 _EXAMPLES = """\
+\b
 examples:
   convserve serve
       on 127.0.0.1:50051, on the first GPU if there is one
@@ -23,31 +24,57 @@ examples:
       on the CPU, on a free port, which is printed
   convserve serve --listen unix:///tmp/convserve.sock --listen 0.0.0.0:50051
       on a Unix socket, and open to the network
-  convserve serve --listen 0.0.0.0:50051 --tls-certificate server.pem \
+  convserve serve --listen 0.0.0.0:50051 --tls-certificate server.pem \\
       --tls-key server.key --tokens-file tokens.txt
       encrypted, and for those who show a token of the file
-  CONVSERVE_MAX_CALL_BYTES=2000000000 convserve serve
+  CONVSERVE_MAX_CALL_BYTES=2GB convserve serve --drain-s 5m
       every setting has an environment variable; a flag wins over it
 """
 
 
-@click.command(context_settings={"ignore_unknown_options": True}, add_help_option=False, short_help="start a server")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED)
-def command(words: tuple[str, ...]) -> int:
-    """Serves; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="convserve serve",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    settings.add_arguments(parser)
+class _GroupedCommand(click.Command):
+    """A command that lists its options in the groups of the settings' table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        title, groups = "", dict[str, list[tuple[str, str]]]()
+        for option in self.get_params(ctx):
+            title = "Help" if option.name == "help" else settings.GROUPS.get(str(option.name), title)
+            record = option.get_help_record(ctx)
+            groups.setdefault(title, []).extend([record] if record else [])
+        secrets = [(variable(name), help_text(name)) for name in Settings.model_fields if is_secret(name)]
+        for name, rows in (groups | {"From the environment alone": secrets}).items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+def _option(name: str) -> click.Option:
+    """Returns a setting's flag. Its value stays text, so that flags and variables are read and refused alike."""
+    text = f"{help_text(name)} [{variable(name)}, default {default_text(name) or 'none'}]"
+    value = settings.default(name)
+    if isinstance(value, bool):
+        return click.Option([f"{flag(name)}/{flag(f'no_{name}')}"], default=None, help=text)
+    return click.Option([flag(name)], metavar=metavar(name), multiple=isinstance(value, tuple), help=text)
+
+
+def _serve(**flags: Any) -> None:
     try:
-        found = settings.read(parser.parse_args(words))
+        given = {name: value for name, value in flags.items() if value not in (None, ())}
+        effective = settings.read(given)
         from convserve_server import app  # late: it needs the server extra
 
-        return app.run(found)
+        status = app.run(effective)
     except settings.SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        status = 2
+    sys.exit(status)
+
+
+command = _GroupedCommand(
+    "serve",
+    callback=_serve,
+    params=[_option(name) for name in Settings.model_fields if not is_secret(name)],
+    help=_DESCRIPTION,
+    short_help="start a server",
+    epilog=_EXAMPLES,
+)

@@ -20,9 +20,10 @@ import pytest
 from convserve import Client, Conv2D, Layer, cli
 from convserve.batch.journal import NAME
 from convserve.files.layers import save_layer
-from tests.conftest import RunningServer, running_server
+from tests.conftest import RunningServer
 from tests.support import processes
 from tests.support.holding_proxy import holding_proxy
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 Image = pytest.importorskip("PIL.Image")
@@ -241,13 +242,13 @@ def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(star
     """It keeps its layers in memory only."""
     pixels = save_pictures(tmp_path / "in", 300)
     address = f"unix://{tmp_path}/socket"
-    with running_server("--listen", address) as server, Client(address) as client:
+    with numpy_server("--listen", address) as server, Client(address) as client:
         client.put(CONFIG, kernel=KERNEL, name="batch")
         process = started(address)
         eventually(lambda: noted(tmp_path).total() >= 30 or process.poll() is not None, 120)
         server.process.kill()
         server.process.wait()
-    with running_server("--listen", address), Client(address) as client:
+    with numpy_server("--listen", address), Client(address) as client:
         out, err = process.communicate(timeout=300)
         assert process.returncode == 0, err
         assert "300: 300 done" in out
