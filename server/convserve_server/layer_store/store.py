@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError
+from convserve.errors import LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
-from convserve_server.layer_store.errors import check_room, name_not_found, not_found
+from convserve_server.layer_store.errors import check_digest, check_room, name_not_found, not_found
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
@@ -87,13 +87,13 @@ class LayerStore:
         key = self._digest(reference)
         with self._lock:
             layer = self._memory.peek(key)
-        head = _head(layer) if layer else self._files.head(key) if self._files else None
+        head = LayerHead.of(layer) if layer else self._files.head(key) if self._files else None
         if head is None:
             with self._locked(key):  # a damaged file is quarantined
                 layer = self._memory.peek(key) or self._read(key)
             if layer is None:
                 raise not_found(key)
-            head = _head(layer)
+            head = LayerHead.of(layer)
         return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
@@ -193,12 +193,7 @@ class LayerStore:
             check_name(name)
         layer = at_rest(layer)
         key = layer.digest
-        if expected_digest and key != expected_digest:
-            text = (
-                f"Expected what arrives to have the digest {expected_digest.hex()}. "
-                f"Received a layer with digest {key.hex()}."
-            )
-            raise InvalidRequestError(FieldViolation("expected_digest", text))
+        check_digest(key, expected_digest)
         with self._locked(key):
             existed = self.find(key) is not None
             if not existed:
@@ -331,8 +326,3 @@ class LayerStore:
     def _report_lost(self, key: bytes, *names: str) -> None:
         if names:
             log.error("the layer %s is lost, until it is put again; so lead nowhere: %s", key.hex(), ", ".join(names))
-
-
-def _head(layer: Layer) -> LayerHead:
-    assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-    return LayerHead(layer.config, layer.kernel.shape)

@@ -226,11 +226,11 @@ class _Weights:
 
 
 def _reference(message: messages.StoredLayerReference) -> Reference:
-    kind = message.WhichOneof("layer")
-    if kind == "digest":
-        return _checked_digest(message.digest)
-    if kind == "name":
-        return message.name
+    match message.WhichOneof("layer"):
+        case "digest":
+            return _checked_digest(message.digest)
+        case "name":
+            return message.name
     raise _refusal("layer", "a digest or a name", "neither")
 
 
