@@ -21,9 +21,10 @@ from convserve.errors import (
 )
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
+from convserve_server.backend import Backend
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
-from convserve_server.observability.call_record import Computation, current_call
+from convserve_server.observability.call_record import current_call
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_answers
 from convserve_server.open_inference.inference import FindRegion, Inferences
@@ -39,7 +40,7 @@ from convserve_server.open_inference.system_memory import PeerUsers, Region, Sys
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.scheduling.scheduler import Computation
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.call_interceptor import as_answer
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -67,10 +68,10 @@ class InferenceService:
         self._opened: tuple[LayerModels, Inferences, LayerStore] | None = None
         self._is_leaving = False
 
-    def open(self, scheduler: Scheduler, store: LayerStore) -> None:
-        """Serves with this request path from now on."""
-        models = LayerModels(store)
-        self._opened = models, Inferences(scheduler, models, self._statistics), store
+    def open(self, backend: Backend) -> None:
+        """Serves with these parts from now on."""
+        models = LayerModels(backend.store)
+        self._opened = models, Inferences(backend, models, self._statistics), backend.store
 
     def leave(self) -> None:
         """Says from now on that it is not ready, and answers all the same."""

@@ -19,7 +19,7 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer, LayerNotFoundError, UnavailableError
 from convserve_server.layer_store.store import LayerStore
-from tests.conftest import running_server
+from tests.support.server_process import numpy_server
 
 KILLS = int(os.environ.get("CONVSERVE_TEST_KILLS", "3"))
 ONCE = convserve.RetryRule(attempts=1)
@@ -75,7 +75,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
     starts = []
     for _ in range(KILLS + 1):
         began = time.monotonic()
-        with running_server("--store", str(tmp_path)) as server:
+        with numpy_server("--store", str(tmp_path)) as server:
             starts.append(time.monotonic() - began)
             with convserve.Client(server.target, retry=ONCE) as client:
                 held = {each.digest: each for each in client.layers()}
@@ -134,7 +134,7 @@ def flip(path: Path) -> None:
 
 
 def test_what_was_tampered_with_is_quarantined_and_comes_back_from_the_client(folder: Path) -> None:
-    with running_server("--store", str(folder), "--layer-memory-bytes", "1") as server:
+    with numpy_server("--store", str(folder), "--layer-memory-bytes", "1") as server:
         quarantined = folder / "quarantine"
         assert len(list(quarantined.iterdir())) == 2
         with convserve.Client(server.target) as client:
