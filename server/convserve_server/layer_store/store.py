@@ -5,8 +5,8 @@ a name stay. With a folder every layer stays on the disk, and the memory holds t
 pinned. A layer whose file is missing or quarantined is not held, but its names are kept: they lead to it again once it
 is put again.
 
-The tables have a lock that no thread holds while the disk works. Each layer's file, and each name's, has one that is
-held while the disk works: who waits for a slow disk waits for what it asked for.
+No thread holds the tables' lock while the disk works. Each layer's file and each name's has a lock for that, so a call
+waits for a slow disk only if it asks for a layer or name that the disk works at.
 """
 
 from __future__ import annotations
@@ -195,12 +195,12 @@ class LayerStore:
         key = layer.digest
         check_digest(key, expected_digest)
         with self._locked(key):
-            existed = self.find(key) is not None
-            if not existed:
+            existing = self.find(key)
+            if existing is None:
                 self._add(key, layer, name)
             if name:
                 self._move_name(name, key)
-            return self.describe(key), existed
+            return StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer)), existing is not None
 
     def delete(self, reference: Reference) -> None:
         """Removes a layer and its names; or a name, and its layer if no other name leads to it.
@@ -236,6 +236,8 @@ class LayerStore:
             if (layer := self._recall(key) or self._read(key)) is None:
                 raise not_found(key)
             with self._lock:
+                if self._names.versions(name) is None:  # it was deleted meanwhile
+                    raise name_not_found(name)
                 if not self._names.keeps(key):
                     kept = self._names.kept_bytes
                     check_room(size_of(layer), kept, self._memory.budget, _MEMORY, "the layers that are pinned")
