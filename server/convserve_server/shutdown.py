@@ -35,7 +35,7 @@ def drain(
     say("stopping: finishing the calls under way")
     began = time.monotonic()
     # gRPC cancels the calls that have come and were given to nobody yet, of which a busy server has many.
-    while time.monotonic() < min(observability.interceptor.last_arrival + _SETTLED_S, began + _MAX_SETTLING_S):
+    while time.monotonic() < min(observability.recorder.last_arrival + _SETTLED_S, began + _MAX_SETTLING_S):
         time.sleep(_SETTLED_S / 10)
     drained = server.stop(settings.drain_s)
     healths.end_watches()

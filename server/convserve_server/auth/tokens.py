@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import re
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ class Tokens:
             SettingsError: If the file cannot be read, or is wrong.
         """
         self._path = path
+        self._lock = threading.Lock()  # calls are authenticated by several threads
         self._given = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
         self._state = _state(path)
         try:
@@ -56,7 +58,8 @@ class Tokens:
     def caller(self, token: str) -> Identity | None:
         """Returns whose token it is, or None. It takes as long for each that is wrong."""
         if self._path:
-            self._read_again()
+            with self._lock:
+                self._read_again()
         digest, found = _digest(token), None
         for each, caller in self._digests.items():
             if hmac.compare_digest(each, digest):

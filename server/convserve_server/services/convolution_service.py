@@ -5,23 +5,21 @@ from __future__ import annotations
 import math
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
 
 from convserve._version import __version__
 from convserve.errors import (
-    ConvserveError,
     FieldViolation,
     InvalidRequestError,
     SharedMemoryLostError,
     TooLargeError,
     UnavailableError,
 )
-from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
@@ -38,19 +36,20 @@ from convserve.tensors.codec import (
     name_of,
 )
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
-from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
+from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
+from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.layer_store.registry import LayerRegistry
-from convserve_server.observability.call_record import Computation, current_call
+from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.observability.computation import computation
-from convserve_server.scheduling.scheduler import Caller, Convolved, Permit, Scheduler
-from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.services.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
+from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
 from convserve_server.services.layer_references import find_layers
+from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.services.shared_memory import SharedMemory
-from convserve_server.transport.call_interceptor import as_answer
+from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
+from convserve_server.transport.thread_pool import ThreadPool
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _HEAD_BYTES = 2**16  # what is beside a tensor in a response
@@ -84,44 +83,18 @@ class ConvolveResponse:
         return self.message.SerializeToString() if self.output is None else framing.write(self.message, self.output)
 
 
-class _Work(NamedTuple):
-    """A call of Convolve that is to be computed.
-
-    Attributes:
-        layers: The layers, in order.
-        x: The input.
-        caller: Who waits for the answer.
-        ticket: The call's leave to be in the server.
-        place: Where in shared memory the output goes; None for the response.
-        shared: That memory, if the caller is on this machine and it is shared.
-        tell: Is told of the forward pass.
-        began_ns: When it asked to be admitted, in nanoseconds since 1970.
-    """
-
-    layers: Sequence[Layer]
-    x: Array
-    caller: Caller
-    ticket: Permit
-    place: tensor_pb2.SharedMemory | None
-    shared: SharedMemory | None
-    tell: Callable[[Computation], None]
-    began_ns: int
-
-
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
-    def __init__(self, threads: int, silence: IdleTimeouts, most_items: int) -> None:
+    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
         """Starts closed.
 
         Args:
-            threads: How many items of streams may wait for their computation at once.
-            silence: Watches the streams' callers.
-            most_items: How many items a stream may have.
+            stream_pool: Reads streams and computes their items.
+            idle: For how long a stream's caller may send nothing.
+            max_items: How many items a stream may have.
         """
-        self._silence = silence
-        self._most_items = most_items
-        self._pool = ThreadPool(threads, "item")
+        self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
         self.shared_memory: SharedMemory | None = None
         self._opened: tuple[Scheduler, LayerRegistry] | None = None
 
@@ -167,53 +140,37 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
         scheduler = self._scheduler
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        found = scheduler.plan(
-            find_layers(request.layers, self._registry, may_store=may(CHANGE)),
-            request.input_shape or None,
-            input_dtype,
-            _output_dtype(request.output_dtype),
+        plan = scheduler.plan(
+            self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
         )
-        admission = messages.Admission(admitted=bool(found.admitted), refusal=found.refusal or "")
-        return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
+        admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
+        return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        work = self._admitted(request.message, request.input, context)
-        return self._answered(
-            work,
-            lambda: self._scheduler.convolve(
-                work.layers, work.x, None, work.caller, ticket=work.ticket, unbatched=request.message.unbatched
-            ),
-        )
-
-    def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
-        """Returns what is to be computed, once there is room for it."""
-        scheduler = self._scheduler
-        layers = find_layers(message.layers, self._registry, may_store=may(CHANGE))
-        shared = self.shared_memory if is_local(context.peer()) else None
-        x = given if given is not None else _shared_input(message, shared)
+        scheduler, message, call = self._scheduler, request.message, current_call()
+        layers = self._layers(message.layers)
+        shared = self.shared_memory
+        if shared is not None and not is_local(context.peer()):
+            shared = None
+        x = request.input if request.input is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
         if place is not None:
             _existing(shared).array(place, 0, "output_memory")
-        caller, output_dtype = caller_from_context(context), _output_dtype(message.output_dtype)
+        caller, dtype = current_caller(context), output_dtype(message.output_dtype)
         began_ns = time.time_ns()
-        ticket = scheduler.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
-        return _Work(layers, x, caller, ticket, place, shared, current_call().computed, began_ns)
-
-    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> ConvolveResponse:
-        """Returns the response to what was computed."""
-        answer = outcome()
-        work.tell(computation(work.began_ns, work.x, answer))
-        message, output, place = _response(answer), answer.computed.output, work.place
+        permit = scheduler.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
+        convolved = scheduler.convolve(layers, x, None, caller, ticket=permit, unbatched=message.unbatched)
+        call.computed(computation(began_ns, x, convolved))
+        response, output = response_without_output(convolved), convolved.computed.output
         if place is None:
-            return ConvolveResponse(message, output)
-        shared = _existing(work.shared)
-        if not shared.has_room(place, output.nbytes):
-            _check_response(output.nbytes, self._scheduler.limits.max_message_bytes)
-            return ConvolveResponse(message, output)
-        shared.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
-        message.output.CopyFrom(head_of(output))
-        message.output.shared_memory.CopyFrom(place)
-        return ConvolveResponse(message, None)
+            return ConvolveResponse(response, output)
+        if not _existing(shared).has_room(place, output.nbytes):
+            _check_response(output.nbytes, scheduler.limits.max_message_bytes)
+            return ConvolveResponse(response, output)
+        _existing(shared).array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        response.output.CopyFrom(head_of(output))
+        response.output.shared_memory.CopyFrom(place)
+        return ConvolveResponse(response, None)
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
         scheduler = self._scheduler
@@ -221,39 +178,25 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
-        start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, self._registry, may_store=may(CHANGE))]
-        output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
-        call = current_call()  # here, because items are computed by other threads
-        context.send_initial_metadata((ACCEPTED,))
-
-        def convolve(x: Array, ticket: Permit, waiting: Caller) -> Answer:
-            began_ns = time.time_ns()
-            answer = scheduler.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
-            call.computed(computation(began_ns, x, answer))
-            message = _response(answer)
-            message.output.CopyFrom(head_of(answer.computed.output))
-            return message, answer.computed.output
-
-        def as_error(error: Exception) -> ConvserveError:
-            told = as_answer(error, f"/{SERVICE_NAME}/ConvolveStream")
-            call.refused_item(told)
-            return told
-
-        work = Work(
-            admit=lambda shape, dtype, waiting: scheduler.admit(layers, shape, dtype, output_dtype, waiting),
-            convolve=convolve,
-            as_error=as_error,
-            most_items=self._most_items,
+        start, caller = first.start, current_caller(context)
+        layers = [_seeded(layer) for layer in self._layers(start.layers)]
+        in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
+        items: StreamItems = InFlightItems(
+            request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
         )
-        items: StreamItems = InFlightItems(request_iterator, caller, self._silence, context.cancel)
-        yield from ConvolveStream(work, items, start, self._pool).answers()
+        stream = ConvolveStream(scheduler, layers, start, items, current_call(), self._max_items)
+        context.send_initial_metadata((ACCEPTED,))
+        yield from stream.answers()
 
-    def Echo(self, output_bytes: int, context: CallContext) -> bytes:
+    def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
+        """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
+        return find_layers(references, self._registry, may_store=CHANGE in current_identity().permissions)
+
+    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._scheduler.admit_bytes(output_bytes, caller_from_context(context)):
+        with self._scheduler.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
@@ -297,22 +240,6 @@ def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None
     return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
-def _response(answer: Convolved) -> messages.ConvolveResponse:
-    """Returns an answer's message without its output."""
-    return messages.ConvolveResponse(
-        layers=[
-            messages.LayerOutcome(
-                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
-            )
-            for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
-        ],
-        timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
-        batch_size=answer.computed.batch_size,
-        device=answer.computed.device,
-        warm=answer.computed.warm,
-    )
-
-
 def _check_response(output_bytes: int, most: int) -> None:
     """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
     if output_bytes + _HEAD_BYTES > most:
@@ -326,7 +253,3 @@ def _check_response(output_bytes: int, most: int) -> None:
 def _seeded(layer: Layer) -> Layer:
     """Returns a layer whose weights, if they are to be drawn, are the same for every item of a stream."""
     return layer if layer.kernel is not None else Layer(layer.config.with_seed(secrets.randbelow(2**31)))
-
-
-def _output_dtype(number: int) -> str | None:
-    return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None
