@@ -110,7 +110,7 @@ class _Method:
             status = call.status_of(error)
             if status is None:
                 raise
-        abort(status, context)
+        return abort(status, context)
 
     def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
         call = _Call(self._path, context, self._interceptor)

@@ -116,6 +116,7 @@ class InFlightItems(Generic[Message, Key, Result]):
         item = Item(key, self, self._caller)
         with self._lock:
             if self._ended:
+                self._room.release()  # for whoever asks again
                 raise CancelledError
             self._in_flight.add(item)
             self._begun += 1

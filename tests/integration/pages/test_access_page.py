@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from convserve_server.transport.auth_interceptor import permissions_for
 
 from convserve_server.auth.tokens import parse
-from convserve_server.transport.auth_interceptor import permissions_for
 from tests.conftest import ROOT, running_server
 from tests.support.raw.inference import INFERENCE_RPCS
 
