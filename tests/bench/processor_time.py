@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -28,7 +29,6 @@ import convserve
 from convserve.bench import workloads
 from convserve.bench.echo import Echo
 from tests.bench import record, tables
-from tests.bench.server_kinds import RECEIVED, SENT
 from tests.conftest import running_server
 
 CALLS = {
@@ -38,7 +38,7 @@ CALLS = {
     "in_process": "TensorFlow in the caller's process: the same layer",
 }
 _WHO = ("server", "client", "wall")
-_BARE_METHOD = "/bench.Echo/Echo"  # of server_kinds
+SENT, RECEIVED = 12_288, 65_536
 _TIMEOUT_S = 60.0
 _WARM_UP_CALLS = 300
 _WORKLOAD = workloads.standard()[0]
@@ -47,11 +47,15 @@ _WORKLOAD = workloads.standard()[0]
 def main() -> int:
     """Runs the benchmark, or with --call one of its callers; returns the exit status."""
     parser = record.parser("processor_time", __doc__)
+    parser.add_argument("--serve", action="store_true", help="be the bare echo's server, and print its port")
     parser.add_argument("--call", choices=CALLS, help="be one of the callers: warm up, then make --calls per line read")
     parser.add_argument("--target", default="", help="the address of the server that --call calls")
     parser.add_argument("--calls", type=int, metavar="N", help="calls of each kind in a round")
     arguments = parser.parse_args()
     calls = arguments.calls or (100 if arguments.quick else 1000)
+    if arguments.serve:
+        _serve()
+        return 0
     if arguments.call:
         _be_called_upon(_prepared(arguments.call, arguments.target), calls)
         return 0
@@ -105,11 +109,23 @@ def _processor_ms(pid: int) -> float:
 
 def _bare_server(stack: ExitStack) -> tuple[int, str]:
     """Starts grpcio's server with a handler that does nothing; returns its process id and its address."""
-    command = [sys.executable, "-m", "tests.bench.server_kinds", "--serve", "few_threads"]
+    command = [sys.executable, "-m", "tests.bench.processor_time", "--serve"]
     process = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
     stack.callback(process.kill)
     assert process.stdout is not None
     return process.pid, f"127.0.0.1:{int(process.stdout.readline())}"
+
+
+def _serve() -> None:
+    """Answers a request with the same bytes each time, with grpcio alone."""
+    answer = bytes(RECEIVED)
+    server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+    method: Any = grpc.unary_unary_rpc_method_handler(lambda _, __: answer)
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Echo", {"Echo": method}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    print(port, flush=True)
+    server.wait_for_termination()
 
 
 def _caller(stack: ExitStack, kind: str, target: str, calls: int) -> subprocess.Popen[str]:
@@ -156,7 +172,7 @@ def _prepared(kind: str, target: str) -> Callable[[], object]:
     layer, (x, *_) = _WORKLOAD.layer, _WORKLOAD.inputs()
     call: Callable[[], Any]
     if kind == "bare_echo":
-        method: Any = grpc.insecure_channel(target).unary_unary(_BARE_METHOD)
+        method: Any = grpc.insecure_channel(target).unary_unary("/bench.Echo/Echo")
         call = partial(method, bytes(SENT), timeout=_TIMEOUT_S)
     elif kind == "echo":
         call = partial(Echo(grpc.insecure_channel(target), _TIMEOUT_S), Echo.request(SENT, RECEIVED))

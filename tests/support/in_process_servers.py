@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import grpc
+import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2_grpc
 
@@ -19,6 +20,7 @@ from convserve_server.transport.thread_pool import ThreadPool
 
 PATH = "/test.Service/Method"
 FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
+EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 
 Answer = Callable[[list[int]], int]
 Serialize = Callable[[Int64Value], bytes]
@@ -76,3 +78,17 @@ def _handler(form: str, answer: Answer, serialize: Serialize) -> Any:
 
     make = getattr(grpc, f"{form}_rpc_method_handler")
     return make(many if form.endswith("stream") else one, Int64Value.FromString, serialize)
+
+
+def sent(*values: int) -> list[bytes]:
+    """Returns the messages of a method's requests."""
+    return [Int64Value(value=value).SerializeToString() for value in values]
+
+
+def raising(error: Exception) -> Answer:
+    """Returns an answer that raises."""
+
+    def answer(received: list[int]) -> int:
+        raise error
+
+    return answer

@@ -288,8 +288,8 @@ class Conv2D:
         return f"Conv2D({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
 
     def _repr_html_(self) -> str:
-        """Returns a table for notebooks."""
-        return html_tables.conv2d_table(self)
+        """Returns a table for notebooks: the parameters, without the defaults."""
+        return html_tables.table("Conv2D", self.given().items())
 
 
 def _initializer(value: object, field: str) -> Initializer:

@@ -23,7 +23,7 @@ from convserve.errors import (
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
-from convserve.layers.plan import Plan, kernel_shape, plan
+from convserve.layers.plan import Plan, kernel_shape, plan, weight_rows
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
 from convserve.v1 import layer_pb2
 
@@ -104,7 +104,7 @@ class Layer:
 
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
-        return html_tables.layer_table("Layer", [], self.config, self.kernel_shape)
+        return html_tables.table("Layer", [*self.config.given().items(), *weight_rows(self.config, self.kernel_shape)])
 
     @property
     def digest(self) -> bytes:

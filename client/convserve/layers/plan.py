@@ -9,6 +9,7 @@ from typing import Any
 
 from convserve.activations import GLU
 from convserve.display import html_tables
+from convserve.display.units import bytes_text, flops_text
 from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
@@ -63,8 +64,27 @@ class Plan:
     refusal: str | None = None
 
     def _repr_html_(self) -> str:
-        """Returns a table for notebooks."""
-        return html_tables.plan_table(self)
+        """Returns a table for notebooks, and for a chain a second one of its layers."""
+        one = len(self.layers) == 1
+        rows: list[html_tables.Row] = [
+            ("output", f"{self.output_shape} {self.output_dtype}, {bytes_text(self.output_bytes)}"),
+            ("input", bytes_text(self.input_bytes)),
+            ("kernel", self.layers[0].kernel_shape) if one else ("layers", len(self.layers)),
+            ("parameters", f"{self.parameters:,}, {bytes_text(self.weight_bytes)}"),
+            ("work", flops_text(self.flops)),
+            ("memory", f"{bytes_text(self.memory_bytes)} at once on the server, at least"),
+        ]
+        if self.admitted is not None:
+            rows.append(("admitted", "yes" if self.admitted else f"no: {self.refusal}"))
+        text = html_tables.table("Plan", rows)
+        if one:
+            return text
+        columns = ("layer", "kernel", "output", "parameters", "work")
+        steps = (
+            (index, step.kernel_shape, step.output_shape, f"{step.parameters:,}", flops_text(step.flops))
+            for index, step in enumerate(self.layers)
+        )
+        return text + html_tables.grid(columns, steps)
 
 
 def plan(
@@ -138,6 +158,15 @@ def channel_axis(conv2d: Conv2D) -> int:
 def kernel_shape(conv2d: Conv2D, input_channels: int) -> Shape:
     """Returns (kernel height, kernel width, input channels / groups, filters), in both data formats."""
     return (*conv2d.kernel_size, input_channels // conv2d.groups, conv2d.filters)
+
+
+def weight_rows(conv2d: Conv2D, shape: Shape | None) -> list[html_tables.Row]:
+    """Returns the rows of a notebook's table for a layer's weights; the shape is None before they are drawn."""
+    if shape is None:
+        return [("weights", "drawn by the server")]
+    number = math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
+    amount = bytes_text(number * itemsize(conv2d.variable_dtype))
+    return [("kernel", f"{shape} {conv2d.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
 
 
 def _first_shape(conv2d: Conv2D, input_shape: Sequence[int] | None) -> Shape:

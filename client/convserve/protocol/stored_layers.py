@@ -14,6 +14,7 @@ from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeights
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, check_kernel_channels
+from convserve.layers.plan import weight_rows
 from convserve.tensors.codec import Array, Shape
 from convserve.v1 import layer_pb2
 
@@ -77,8 +78,13 @@ class StoredLayerBase:
     def _repr_html_(self) -> str:
         """Returns a table for notebooks."""
         names = self.names or ((self.name,) if self.name else ())
-        identity = [("name", ", ".join(names) or "none"), ("digest", self.digest.hex()[:12])]
-        return html_tables.layer_table(type(self).__name__, identity, self.config, self.kernel_shape)
+        rows = [
+            ("name", ", ".join(names) or "none"),
+            ("digest", self.digest.hex()[:12]),
+            *self.config.given().items(),
+            *weight_rows(self.config, self.kernel_shape),
+        ]
+        return html_tables.table(type(self).__name__, rows)
 
 
 def check_name(name: str, field: str = "name") -> None:

@@ -10,12 +10,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
 
 from convserve.errors import ConvserveError, InternalError, PermissionDeniedError
-from convserve.tensors.codec import Shape
 from convserve.v1 import error_pb2
 from convserve_server.auth.identity import Identity
+from convserve_server.scheduling.scheduler import Computation
 
 REQUEST_ID = "x-request-id"
 """The metadata's key of a request's id, on its way in and back."""
@@ -35,34 +34,6 @@ _SANE_ID = re.compile(r"[!-~]{1,128}")
 # Random for each process and numbered within it, since random ids for each call would cost more.
 _PROCESS_ID, _NUMBERS = uuid.uuid4().hex[:16], itertools.count(1)
 _MAX_PATH = 200  # characters of a method's name that is none of ours
-
-
-class Computation(NamedTuple):
-    """One forward pass: of a call, or of an item of a stream.
-
-    Attributes:
-        began_ns: When the request path took it, in nanoseconds since 1970.
-        queue_us: Microseconds that it waited.
-        compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch, or of its largest part.
-        device: The device's name.
-        warm: Whether the device had computed this geometry and shape before.
-        input_shape: The input's.
-        output_shape: The output's.
-        input_bytes: Of the input's elements, whichever way they came.
-        output_bytes: Of the output's elements, whichever way they go.
-    """
-
-    began_ns: int
-    queue_us: int
-    compute_us: int
-    batch_size: int
-    device: str
-    warm: bool
-    input_shape: Shape
-    output_shape: Shape
-    input_bytes: int
-    output_bytes: int
 
 
 class Observer:
@@ -213,7 +184,7 @@ class CallRecorder:
     the health, which last as long as their connection and keep no thread, are not recorded.
 
     Attributes:
-        last_arrival: When the newest call came, by the monotonic clock.
+        arrivals: How many calls have come, watches too; gRPC's one thread counts them.
     """
 
     def __init__(self, methods: Iterable[str] = (), observers: Sequence[Observer] = ()) -> None:
@@ -225,11 +196,10 @@ class CallRecorder:
         """
         self._names = {path: path.removeprefix("/") for path in methods}
         self._observers = tuple(observers)
-        self.last_arrival = 0.0
+        self.arrivals = 0
 
     def arrived(self, path: str, metadata: Metadata) -> CallRecord:
         """Returns the record of a call that arrives, which is this context's from now on."""
-        self.last_arrival = time.monotonic()
         name = self._names.get(path)
         # What is no method of ours may be long, or try to look like another line of the log.
         call = CallRecord(name or UNKNOWN_METHOD, name or ascii(path[:_MAX_PATH]), metadata, self._observers)

@@ -16,20 +16,32 @@ from convserve.errors import (
 from convserve.layers.layer import Layer
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
-from convserve_server.observability.computation import computation
-from convserve_server.open_inference import stateless_layer
-from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
-from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
-from convserve_server.open_inference.layer_models import STATELESS, LayerModel, LayerModels, check_stateless_version
+from convserve_server.open_inference.infer_tensors import (
+    DATATYPES,
+    Input,
+    Place,
+    dtype_of,
+    read_inputs,
+    read_output_place,
+)
+from convserve_server.open_inference.layer_models import (
+    OUTPUT_DTYPE,
+    STATELESS,
+    LayerModel,
+    LayerModels,
+    check_stateless_version,
+    stateless_layer,
+)
 from convserve_server.open_inference.model_descriptions import input_shape
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
 from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolved, Scheduler
+from convserve_server.scheduling.scheduler import Result
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
@@ -59,9 +71,9 @@ class _Model(NamedTuple):
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
-    def __init__(self, scheduler: Scheduler, models: LayerModels, statistics: ModelStatistics) -> None:
+    def __init__(self, backend: Backend, models: LayerModels, statistics: ModelStatistics) -> None:
         """Joins the parts."""
-        self._scheduler = scheduler
+        self._backend = backend
         self._models = models
         self._statistics = statistics
 
@@ -107,8 +119,8 @@ class Inferences:
     ) -> tuple[InferResponse, Inference]:
         """Returns a request's response and the times that it took."""
         place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
-        admitted_at_ns, asked_ns = time.time_ns(), time.monotonic_ns()
-        permit = self._scheduler.admit(
+        asked_ns = time.monotonic_ns()
+        permit = self._backend.admission.admit(
             model.layers, model.x.shape, model.x.dtype, output_dtype, caller, in_one_message=place is None
         )
         try:
@@ -119,20 +131,20 @@ class Inferences:
             permit.release()
             raise
         input_ns = asked_ns - began_ns + time.monotonic_ns() - reading_ns  # without the wait for admission
-        convolved = self._scheduler.convolve(model.layers, x, None, caller, ticket=permit)
-        call.computed(computation(admitted_at_ns, x, convolved))
-        computed_ns, output = time.monotonic_ns(), convolved.computed.output
+        result = self._backend.scheduler.convolve(permit, model.layers, x, caller)
+        call.computed(result.computation)
+        computed_ns, output = time.monotonic_ns(), result.output
         if place is not None and region is not None:
             region.write(place, output)
-        response = InferResponse(_message(request, model, place, convolved), output if place is None else None)
+        response = InferResponse(_message(request, model, place, result), output if place is None else None)
         ended_ns = time.monotonic_ns()
         return response, Inference(
             samples=len(x),
-            batch_size=convolved.computed.batch_size,
+            batch_size=result.computation.batch_size,
             success=ended_ns - began_ns,
-            queue=convolved.timing.queue_us * 1000,
+            queue=result.computation.queue_us * 1000,
             compute_input=input_ns,
-            compute_infer=convolved.timing.compute_us * 1000,
+            compute_infer=result.computation.compute_us * 1000,
             compute_output=ended_ns - computed_ns,
         )
 
@@ -148,12 +160,12 @@ class Inferences:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
         weights = {name: self._weight(inputs[name], name, find_region) for name in ("kernel", "bias") if name in inputs}
-        layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
+        layer = stateless_layer(request.message.parameters, weights["kernel"], weights.get("bias"))
         return _Model(STATELESS, version, [layer], inputs["x"])
 
     def _weight(self, given: Input, name: str, find_region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
-        most = self._scheduler.limits.max_message_bytes
+        most = self._backend.admission.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
             text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
             raise TooLargeError(FieldViolation(f"inputs.{name}", text))
@@ -167,8 +179,10 @@ def _check_shape(shape: Shape, expected: list[int]) -> None:
 
 
 def _output_dtype(request: InferRequest) -> str | None:
-    asked = stateless_layer.output_dtype(request.message.parameters)
-    return None if asked is None else dtype_of(asked, "parameters.output_dtype", FLOAT_DTYPES)
+    parameters = request.message.parameters
+    if OUTPUT_DTYPE not in parameters:
+        return None
+    return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
 def _output_region(place: Place, size: int, find_region: FindRegion) -> Region:
@@ -188,18 +202,16 @@ def _array(given: Input, find_region: FindRegion) -> Array:
     return array
 
 
-def _message(
-    request: InferRequest, model: _Model, place: Place | None, convolved: Convolved
-) -> messages.ModelInferResponse:
+def _message(request: InferRequest, model: _Model, place: Place | None, result: Result) -> messages.ModelInferResponse:
     """Returns a response's message without its output's elements."""
-    output = convolved.computed.output
+    output = result.output
     message = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.message.id)
     tensor = message.outputs.add(name="y", datatype=DATATYPES[name_of(output)], shape=output.shape)
     if place is not None:
         tensor.parameters["shared_memory_region"].string_param = place.region
         tensor.parameters["shared_memory_byte_size"].int64_param = output.nbytes
         tensor.parameters["shared_memory_offset"].int64_param = place.offset
-    for index, losses in enumerate(convolved.computed.losses):
+    for index, losses in enumerate(result.losses):
         if losses != _NO_LOSSES:
             for kind, loss in vars(losses).items():
                 if loss is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -38,10 +37,8 @@ from convserve.tensors.codec import (
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.backend import Backend
 from convserve_server.observability.call_record import current_call, current_identity
-from convserve_server.observability.computation import computation
-from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.responses import output_dtype, response_without_output
@@ -96,28 +93,23 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         """
         self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
         self.shared_memory: SharedMemory | None = None
-        self._opened: tuple[Scheduler, LayerRegistry] | None = None
+        self._opened: Backend | None = None
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
-        """Serves with this request path from now on."""
-        self._opened = scheduler, registry
+    def open(self, backend: Backend) -> None:
+        """Serves with these parts from now on."""
+        self._opened = backend
 
     @property
-    def _scheduler(self) -> Scheduler:
+    def _backend(self) -> Backend:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened[0]
-
-    @property
-    def _registry(self) -> LayerRegistry:
-        assert self._opened is not None  # noqa: S101 (_scheduler is asked first)
-        return self._opened[1]
+        return self._opened
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
-        engine, limits = self._scheduler.engine, self._scheduler.limits
-        stored = self._registry.usage()
+        engine, limits = self._backend.engine, self._backend.admission.limits
+        stored = self._backend.store.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -138,16 +130,16 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        scheduler = self._scheduler
+        backend = self._backend
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        plan = scheduler.plan(
+        plan = backend.admission.plan(
             self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
         )
         admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        scheduler, message, call = self._scheduler, request.message, current_call()
+        backend, message = self._backend, request.message
         layers = self._layers(message.layers)
         shared = self.shared_memory
         if shared is not None and not is_local(context.peer()):
@@ -157,23 +149,23 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if place is not None:
             _existing(shared).array(place, 0, "output_memory")
         caller, dtype = current_caller(context), output_dtype(message.output_dtype)
-        began_ns = time.time_ns()
-        permit = scheduler.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
-        convolved = scheduler.convolve(layers, x, None, caller, ticket=permit, unbatched=message.unbatched)
-        call.computed(computation(began_ns, x, convolved))
-        response, output = response_without_output(convolved), convolved.computed.output
+        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
+        result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
+        current_call().computed(result.computation)
+        response, output = response_without_output(result), result.output
         if place is None:
             return ConvolveResponse(response, output)
-        if not _existing(shared).has_room(place, output.nbytes):
-            _check_response(output.nbytes, scheduler.limits.max_message_bytes)
+        memory = _existing(shared)
+        if not memory.has_room(place, output.nbytes):
+            _check_response(output.nbytes, backend.admission.limits.max_message_bytes)
             return ConvolveResponse(response, output)
-        _existing(shared).array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        memory.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
         response.output.CopyFrom(head_of(output))
         response.output.shared_memory.CopyFrom(place)
         return ConvolveResponse(response, None)
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
-        scheduler = self._scheduler
+        backend = self._backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
@@ -184,19 +176,19 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         items: StreamItems = InFlightItems(
             request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
         )
-        stream = ConvolveStream(scheduler, layers, start, items, current_call(), self._max_items)
+        stream = ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
         context.send_initial_metadata((ACCEPTED,))
         yield from stream.answers()
 
     def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
-        return find_layers(references, self._registry, may_store=CHANGE in current_identity().permissions)
+        return find_layers(references, self._backend.store, may_store=CHANGE in current_identity().permissions)
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._scheduler.admit_bytes(output_bytes, current_caller(context)):
+        with self._backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 

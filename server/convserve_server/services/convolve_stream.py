@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
@@ -16,10 +15,12 @@ from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
 from convserve.tensors.codec import Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
+from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
-from convserve_server.observability.computation import computation
-from convserve_server.scheduling.scheduler import Caller, Convolved, Permit, Scheduler
+from convserve_server.scheduling.admission_queue import Permit
+from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.scheduler import Result
 from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems, Item
@@ -29,7 +30,7 @@ _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2**14, 2**24
 
 Request = messages.ConvolveStreamRequest | memoryview
 """A message of a stream: one of the contract's, or a piece's bytes."""
-StreamItems = InFlightItems[Request, int, Convolved]
+StreamItems = InFlightItems[Request, int, Result]
 """The items that come after a stream's start, by their ids."""
 
 
@@ -47,7 +48,7 @@ class ConvolveStream:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        backend: Backend,
         layers: Sequence[Layer],
         start: messages.StreamStart,
         items: StreamItems,
@@ -57,14 +58,14 @@ class ConvolveStream:
         """Prepares to answer what comes after the start.
 
         Args:
-            scheduler: Computes the items.
+            backend: Computes the items.
             layers: The stream's.
             start: Its first message.
             items: Those that come after it.
             call: The stream's record, which other threads cannot find by themselves.
             max_items: How many items a stream may have.
         """
-        self._scheduler, self._layers, self._items, self._call = scheduler, layers, items, call
+        self._backend, self._layers, self._items, self._call = backend, layers, items, call
         self._output_dtype, self._unbatched = output_dtype(start.output_dtype), start.unbatched
         self._max_items = max_items
         self._piece_bytes = min(max(start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
@@ -80,9 +81,9 @@ class ConvolveStream:
                 yield from self._messages(item_id, result)
                 del result  # and with it the output, before the wait for the next one
 
-    def _messages(self, item_id: int, result: Future[Convolved]) -> Iterator[bytes]:
+    def _messages(self, item_id: int, result: Future[Result]) -> Iterator[bytes]:
         try:
-            convolved = result.result()
+            computed = result.result()
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
             answer = to_convserve_error(error, METHOD, self._call.request_id)
@@ -91,7 +92,7 @@ class ConvolveStream:
             del answer
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()
             return
-        response, output = response_without_output(convolved), convolved.computed.output
+        response, output = response_without_output(computed), computed.output
         response.output.CopyFrom(head_of(output))
         head = messages.ConvolveStreamResponse(item_id=item_id).SerializeToString()
         yield messages.ConvolveStreamResponse(item_id=item_id, result=response).SerializeToString()
@@ -117,7 +118,7 @@ class ConvolveStream:
             ids.add(head.item_id)
             taken = self._take(head, self._items.begin(head.item_id))
 
-    def _take(self, head: messages.StreamItem, item: Item[int, Convolved]) -> bool:
+    def _take(self, head: messages.StreamItem, item: Item[int, Result]) -> bool:
         """Receives an item's pieces and submits it, unless it is refused. Returns whether it was taken."""
         try:
             permit, x = self._admit(head, item.caller())
@@ -135,7 +136,7 @@ class ConvolveStream:
         """Returns an item's permit and memory for its elements, if this server takes it."""
         dtype = dtype_name(head.dtype, "input")
         shape = checked_shape(head.shape, "input")
-        permit = self._scheduler.admit(self._layers, shape, dtype, self._output_dtype, caller)
+        permit = self._backend.admission.admit(self._layers, shape, dtype, self._output_dtype, caller)
         with ExitStack() as unless_made:
             unless_made.callback(permit.release)
             memory = aligned_empty(shape, numpy_dtype(dtype))
@@ -151,13 +152,10 @@ class ConvolveStream:
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
             buffer = buffer[len(piece) :]
 
-    def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Convolved:
-        began_ns = time.time_ns()
-        convolved = self._scheduler.convolve(
-            self._layers, x, self._output_dtype, caller, ticket=permit, unbatched=self._unbatched
-        )
-        self._call.computed(computation(began_ns, x, convolved))
-        return convolved
+    def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
+        result = self._backend.scheduler.convolve(permit, self._layers, x, caller, unbatched=self._unbatched)
+        self._call.computed(result.computation)
+        return result
 
 
 def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:

@@ -61,6 +61,7 @@ class CallInterceptor(grpc.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler:
         """Returns the method's handler, wrapped."""
+        self.recorder.arrivals += 1
         path = handler_call_details.method
         handler = continuation(handler_call_details)
         if handler is None:

@@ -10,11 +10,10 @@ from google.protobuf.wrappers_pb2 import Int64Value
 
 from convserve import InternalError, OverloadedError
 from convserve.protocol.status import from_rpc_error
-from tests.support.in_process_servers import FORMS, PATH, served_methods
+from tests.support.in_process_servers import EVERY_FORM, FORMS, PATH, raising, sent, served_methods
 from tests.support.raw.calls import checked
 from tests.support.waiting import eventually
 
-EVERY_FORM = pytest.mark.parametrize("form", FORMS)
 PRIVATE = "/home/operator/.ssh/id_rsa"
 
 
@@ -30,17 +29,6 @@ def call():
             return [Int64Value.FromString(each).value for each in answers]
 
         yield calls
-
-
-def sent(*values):
-    return [Int64Value(value=each).SerializeToString() for each in values]
-
-
-def raising(error):
-    def answer(received):
-        raise error
-
-    return answer
 
 
 @EVERY_FORM

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,18 +14,17 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, OutOfMemoryError
-from convserve.protocol.results import Timing
 from convserve.tensors.codec import dtype_number
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve_server.engine_api import Computed
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolved
+from convserve_server.scheduling.scheduler import Result
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool
+from tests.support.observers import PASS
 from tests.support.waiting import eventually
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
@@ -53,16 +53,14 @@ class Served:
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
 
-    def convolve(self, _layers: Any, x: Any, *_: Any, ticket: Permit, unbatched: bool) -> Any:  # noqa: ARG002
-        with ticket:
+    def convolve(self, permit: Permit, _layers: Any, x: Any, *_: Any, unbatched: bool) -> Any:  # noqa: ARG002
+        with permit:
             self.tensors.append(weakref.ref(root(x)))
             if self.fate == "fails":
                 raise OutOfMemoryError("too large")
             output = np.ones(x.shape, "f4")
             self.tensors.append(weakref.ref(output))
-            return Convolved(
-                Computed(output=output, losses=(), batch_size=1, device="cpu:0", warm=True), (), Timing(1, 1)
-            )
+            return Result(output, (), (), PASS)
 
 
 class Leaving:
@@ -97,7 +95,8 @@ def stream_of(
     items: StreamItems = InFlightItems(
         requests, leaving.caller, ThreadPool(ITEMS + 1, "stream"), IDLE, lambda: None, in_order=in_order
     )
-    return ConvolveStream(served, (), start, items, CallRecord("m", "m"), 1000)  # type: ignore[arg-type]
+    backend = SimpleNamespace(admission=served, scheduler=served)
+    return ConvolveStream(backend, (), start, items, CallRecord("m", "m"), 1000)  # type: ignore[arg-type]
 
 
 def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.ref[Any]:
