@@ -21,10 +21,10 @@ from convserve_server.engine_api import Computed, Engine
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.tiling.loss_sums import LossSums
 from convserve_server.tiling.memory_bounds import MemoryBounds
-from convserve_server.tiling.tiles import height_axis, obstacle, runs, tile
+from convserve_server.tiling.tiles import chunks, height_axis, tile, tiling_blocker
 
 
-class Division:
+class Partition:
     """The parts of one call, and what became of them."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Division:
         """The bytes that a computation should not exceed; None if it may have any number."""
         return self._bounds.find((self._device, self._chain)) if self._bounds else None
 
-    def whole(self, inputs: Sequence[Array]) -> Computed | None:
+    def untiled(self, inputs: Sequence[Array]) -> Computed | None:
         """Returns what all inputs together give; None if they do not fit, or are not likely to."""
         samples, size = sum(len(each) for each in inputs), self._size_of(inputs[0])
         bound = self._bound
@@ -76,7 +76,7 @@ class Division:
             self._halve(samples, size)
         return found
 
-    def divided(self, x: Array) -> Computed:
+    def tiled(self, x: Array) -> Computed:
         """Returns what parts of one input give.
 
         Raises:
@@ -108,38 +108,38 @@ class Division:
             else:
                 most = self._halve(count, size)
         for each in range(first, len(x)):
-            self._by_runs(x[each : each + 1], output[each : each + 1], tried=not most)
+            self._by_chunks(x[each : each + 1], output[each : each + 1], tried=not most)
 
-    def _by_runs(self, x: Array, output: Array, tried: bool) -> None:
-        """Computes one sample, one run of layers after the other, each by tiles."""
-        for first, end in runs(self._chain):
-            run = self._layers[first:end]
+    def _by_chunks(self, x: Array, output: Array, tried: bool) -> None:
+        """Computes one sample, one chunk of layers after the other, each by tiles."""
+        for first, end in chunks(self._chain):
+            chunk = self._layers[first:end]
             if end == len(self._layers):
                 target, dtype = output, self._output_dtype
             else:
-                dtype = run[-1].config.compute_dtype
+                dtype = chunk[-1].config.compute_dtype
                 target = aligned_empty(plan(self._chain[first:end], x.shape).output_shape, numpy_dtype(dtype))
-            self._by_tiles(first, run, x, target, dtype, tried and len(run) == len(self._layers))
+            self._by_tiles(first, chunk, x, target, dtype, tried and len(chunk) == len(self._layers))
             x = target
 
     def _by_tiles(
-        self, index: int, run: Sequence[Layer], x: Array, output: Array, output_dtype: str, tried: bool
+        self, index: int, chunk: Sequence[Layer], x: Array, output: Array, output_dtype: str, tried: bool
     ) -> None:
-        """Computes one sample of a run of layers, of which the first has this index, by as many rows as fit.
+        """Computes one sample of a chunk of layers, of which the first has this index, by as many rows as fit.
 
         Args:
             index: The first layer's.
-            run: The layers.
+            chunk: The layers.
             x: One sample.
             output: What is to have the result.
             output_dtype: Its dtype's name.
             tried: Whether all rows together are known not to fit.
         """
-        chain = [each.config for each in run]
+        chain = [each.config for each in chunk]
         shapes = [x.shape, *(each.output_shape for each in plan(chain, x.shape).layers)]
         axis = height_axis(chain[0])
         height = output.shape[axis]
-        why_whole = obstacle(chain)
+        why_whole = tiling_blocker(chain)
         least = height if why_whole else 1
 
         def size(rows: int) -> int:
@@ -158,11 +158,11 @@ class Division:
         if tried and height == least:
             raise refusal()
         first, most = 0, height // 2 if tried else height
-        layers = tuple(run)
+        layers = tuple(chunk)
         while first < height:
             count = least if why_whole else max(1, self._fitting(min(most, height - first), size))
             found = tile(chain, shapes, (first, first + count))
-            layers = _with_configs(run, found.chain, layers)
+            layers = _with_configs(chunk, found.chain, layers)
             read, begin = x[_rows(axis, *found.input_rows)], first - found.output_rows[0]
             kept, target = _rows(axis, begin, begin + count), output[_rows(axis, first, first + count)]
             if self._part(layers, index, read, kept, output_dtype, target, _counted(count, "row")):
@@ -185,7 +185,7 @@ class Division:
         """Computes a part into `output`, and returns whether there was memory for it. Nothing of it is held after.
 
         Args:
-            layers: A run of layers.
+            layers: A chunk of layers.
             index: The first one's.
             x: Their input.
             kept: The slices of the result that are wanted.
@@ -256,8 +256,8 @@ def _rows(axis: int, first: int, end: int) -> tuple[slice, ...]:
     return (*(slice(None) for _ in range(axis)), slice(first, end))
 
 
-def _with_configs(run: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Returns a run's layers with a tile's configurations; those of the tile before if they are alike.
+def _with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Returns a chunk's layers with a tile's configurations; those of the tile before if they are alike.
 
     An engine keeps a layer's weights on the device as long as the layer lives.
     """
@@ -265,5 +265,5 @@ def _with_configs(run: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[L
         return before
     return tuple(
         layer if layer.config == config else Layer(config, layer.kernel, layer.bias)
-        for layer, config in zip(run, chain, strict=True)
+        for layer, config in zip(chunk, chain, strict=True)
     )

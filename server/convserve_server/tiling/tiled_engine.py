@@ -9,7 +9,7 @@ from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
 from convserve_server.engine_api import Computed, Engine
 from convserve_server.tiling.memory_bounds import MemoryBounds
-from convserve_server.tiling.partition import Division
+from convserve_server.tiling.partition import Partition
 
 
 class TiledEngine:
@@ -41,11 +41,11 @@ class TiledEngine:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
             DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
         """
-        division = Division(self._engine, self._bounds, layers, output_dtype, device, is_active)
-        found = division.whole(inputs)
+        partition = Partition(self._engine, self._bounds, layers, output_dtype, device, is_active)
+        found = partition.untiled(inputs)
         if found is not None:
             return found
         if len(inputs) > 1:
             text = "Expected calls that fit the device's memory together. Received some that do not."
             raise OutOfMemoryError(text)
-        return division.divided(inputs[0])
+        return partition.tiled(inputs[0])

@@ -38,15 +38,15 @@ def height_axis(config: Conv2D) -> int:
     return 1 if channel_axis(config) == 3 else 2
 
 
-def mixes_rows(config: Conv2D) -> bool:
+def needs_all_rows(config: Conv2D) -> bool:
     """Returns whether a row of the output depends on rows that the window does not cover, as softmax's may."""
     axis = getattr(config.activation, "axis", None)
     return axis is not None and axis % 4 == height_axis(config)
 
 
-def obstacle(chain: Sequence[Conv2D]) -> str:
-    """Returns what does not let a run of layers be computed by tiles; nothing if they can be."""
-    if mixes_rows(chain[-1]):
+def tiling_blocker(chain: Sequence[Conv2D]) -> str:
+    """Returns what does not let a chunk of layers be computed by tiles; nothing if they can be."""
+    if needs_all_rows(chain[-1]):
         return f"{chain[-1].activation.keras_name} along the height"
     padded = any(max(each.padding[0]) >= _window(each) for each in chain if not isinstance(each.padding, str))
     if padded and chain[-1].activity_regularizer is not None:
@@ -54,11 +54,11 @@ def obstacle(chain: Sequence[Conv2D]) -> str:
     return ""
 
 
-def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
-    """Yields, as (first, end), the shortest row of runs of a chain that can each be computed by tiles, or not at all.
+def chunks(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
+    """Yields, as (first, end), the fewest chunks of a chain that can each be computed by tiles, or not at all.
 
-    A run ends where the next layer's height is another axis; before and after a layer that mixes rows, which is one of
-    its own; and after a layer whose output has a loss, as the halos of the tiles would count several times.
+    A chunk ends where the next layer's height is another axis; before and after a layer that needs all rows, which is a
+    chunk of its own; and after a layer whose output has a loss, as the halos of the tiles would count several times.
     """
     first = 0
     for end in range(1, len(chain) + 1):
@@ -67,8 +67,8 @@ def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
             end == len(chain)
             or last.activity_regularizer is not None
             or last.data_format != chain[end].data_format
-            or mixes_rows(last)
-            or mixes_rows(chain[end])
+            or needs_all_rows(last)
+            or needs_all_rows(chain[end])
         ):
             yield first, end
             first = end

@@ -17,7 +17,7 @@ from convserve_server.scheduling.caller import Caller
 from convserve_server.tiling import partition
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiled_engine import TiledEngine
-from convserve_server.tiling.tiles import height_axis, obstacle
+from convserve_server.tiling.tiles import height_axis, tiling_blocker
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
@@ -66,7 +66,7 @@ def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error:
             assert not last.fitted
             assert last.shape[0] == 1
             alone = any(max(map(max, each.padding)) > 0 for each in chain if not isinstance(each.padding, str))
-            assert rows == 1 or obstacle(chain) or alone  # rows of padding alone go with their neighbours
+            assert rows == 1 or tiling_blocker(chain) or alone  # rows of padding alone go with their neighbours
             return
         assert_same(found.output, whole.output, layers)
         assert found.output.dtype == whole.output.dtype
