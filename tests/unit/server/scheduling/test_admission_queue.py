@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
-from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
+from convserve_server.scheduling.admission_queue import ADMITTED, AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually as until
 
@@ -99,8 +99,8 @@ def test_what_does_not_fit_waits_until_it_does_and_smaller_ones_do_not_overtake_
     assert not large.done()
     assert not small.done()
     compute(first)
-    assert large.result(30).has_bytes
-    assert small.result(30).has_bytes
+    assert large.result(30).state == ADMITTED
+    assert small.result(30).state == ADMITTED
     assert callers.room.load().admitted_bytes == 180
 
 
@@ -124,7 +124,7 @@ def test_who_leaves_the_line_lets_the_next_one_in_at_once() -> None:
     leaving = Leaving("b")
     large, small = callers.enter(leaving.caller, 8), callers.enter(Caller("c"), 1)
     leaving.leave()
-    assert small.result(30).has_bytes
+    assert small.result(30).state == ADMITTED
     with pytest.raises(DeadlineExceededError, match="--max-admitted-bytes"):
         large.result(30)
     assert callers.room.load().admitted_bytes == 140
@@ -250,4 +250,4 @@ def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, str]]) -> 
     load = callers.room.load()
     assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
     assert most[0] <= 160
-    assert not callers.room._ahead_s
+    assert not callers.room._callers
