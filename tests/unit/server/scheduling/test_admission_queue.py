@@ -225,6 +225,25 @@ def test_calls_that_are_computed_again_are_still_in_line() -> None:
     assert (entered.load().waiting_calls, entered.load().admitted_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["add_done_callback", "is_active"])
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_a_call_whose_caller_raises_takes_nothing(step: str, kind: type[BaseException], is_queued: bool) -> None:
+    def fail(*_: Any) -> Any:
+        raise kind(step)
+
+    queue = room(total=1)
+    before = queue.enter(Caller("a"), plan(1)) if is_queued else None
+    if step == "add_done_callback" or is_queued:
+        with pytest.raises(kind, match=step):
+            queue.enter(Caller("b")._replace(**{step: fail}), plan(1))
+    if before is not None:
+        compute(before)
+    load = queue.load()
+    assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
+    compute(queue.enter(Caller("c"), plan(1)))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.sampled_from(["stay", "leave", "fail"]))))
 def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, str]]) -> None:
