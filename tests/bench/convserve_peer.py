@@ -6,8 +6,7 @@ VENV = CLIENT_VENV = None  # the environment that runs the benchmark: convserve 
 def server(launch):
     """Returns the command line that serves on `launch.address`."""
     # The reference computes on the CPU, also where there is a GPU.
-    command = [launch.python, "-m", "convserve", "serve", "--listen", launch.address, "--device", "cpu"]
-    return [*command, "--direct-calls"]  # as whoever wants it fast would
+    return [launch.python, "-m", "convserve", "serve", "--listen", launch.address, "--device", "cpu"]
 
 
 def connect(address, shared_memory=False):

@@ -1,4 +1,4 @@
-"""Writes the benchmarks' results into docs/performance.md, and draws its plot, so that figures and text cannot drift.
+"""Writes the benchmarks' results into docs/performance.md, so that figures and text cannot drift.
 
 The results lie in docs/performance/, under the names that `make bench` and the page's own commands give them; those of
 GPUs lie where `make gpu` puts them, and the newest is shown. A part whose result is not there says so.
@@ -11,11 +11,10 @@ import re
 import sys
 from typing import Any
 
-from tests.bench import break_even, gpu_tables, tables
+from tests.bench import gpu_tables, tables
 from tests.bench.record import DATA, GPU_RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
-PLOT = DATA / "break_even.svg"
 _PART = re.compile(r"(<!-- (\w+): written by python -m tests.bench.report -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Results = dict[str, dict[str, Any]]
@@ -34,19 +33,7 @@ def filled(page: str, found: Results) -> str:
     return _PART.sub(lambda match: f"{match[1]}\n{_part(match[2], found)}\n\n{match[3]}", page)
 
 
-def plot(found: Results) -> str | None:
-    """Returns the plot, or None if a result that it needs is not there."""
-    constants = _constants(found)
-    return None if constants is None else break_even.draw(constants)
-
-
 def _part(name: str, found: Results) -> str:
-    if name == "break_even":
-        constants = _constants(found)
-        if constants is None:
-            return _absent(name)
-        picture = f"![From how many GFLOP per MB on remote is quicker]({PLOT.relative_to(PAGE.parent)})"
-        return "\n\n".join([picture, break_even.table(constants), break_even.stated(constants)])
     renderer, source = {
         "headline": (tables.headline, "peers"),
         "targets": (tables.targets, "peers"),
@@ -55,33 +42,16 @@ def _part(name: str, found: Results) -> str:
         "peers": (tables.peers, "peers"),
         "memory": (tables.memory, "memory"),
         "memory_shared": (tables.memory, "memory_shared"),
-        "server_kinds": (tables.server_kinds, "server_kinds"),
-        "parts": (tables.parts, "parts"),
-        "xla": (tables.xla, "xla"),
         "pipeline": (tables.pipeline, "pipeline"),
         "gpu": (gpu_tables.tables, "gpu"),
     }[name]
-    return renderer(found[source]) if source in found else _absent(name)
-
-
-def _constants(found: Results) -> break_even.Constants | None:
-    try:
-        return break_even.constants(found["peers"], found["memory"], found["memory_shared"])
-    except KeyError:
-        return None
-
-
-def _absent(name: str) -> str:
-    return f"Not measured yet ({name})."
+    return renderer(found[source]) if source in found else f"Not measured yet ({name})."
 
 
 def main() -> int:
-    """Writes page and plot; returns the exit status."""
+    """Writes the page; returns the exit status."""
     found = results()
     PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
-    drawn = plot(found)
-    if drawn is not None:
-        PLOT.write_text(drawn, encoding="utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)} from {', '.join(found) or 'nothing'}")
     return 0
 

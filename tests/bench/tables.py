@@ -188,34 +188,6 @@ def memory(result: Result) -> str:
     return "\n\n".join([*parts, provenance(result)])
 
 
-def server_kinds(result: Result) -> str:
-    """Returns the table of `server_kinds`."""
-    rows = [
-        [each["what"], f"{each['p50_ms']:.2f}", f"{each['latency_ratio']:.2f}", f"{each['calls_per_s_of_8']:.0f}",
-         f"{each['rate_ratio']:.2f}"]
-        for each in result["kinds"].values()
-    ]  # fmt: skip
-    head = ["server", "latency of one caller, ms", "/ threads", "calls/s of 8 callers", "/ threads"]
-    return f"{table(head, rows)}\n\n{provenance(result)}"
-
-
-def parts(result: Result) -> str:
-    """Returns the table of `parts`."""
-    rows = [[each["part"], f"{each['us']:.0f}"] for each in result["parts"]]
-    return f"{table(['part of a W1 call', 'median, us'], rows)}\n\n{provenance(result)}"
-
-
-def xla(result: Result) -> str:
-    """Returns the table of `xla`."""
-    rows = [
-        [each["layer"], f"{each['traced_ms']:.2f}", f"{each['compiled_ms']:.2f}", f"{each['ratio']:.2f}",
-         f"{each['first_ms']:.0f}"]
-        for each in result["layers"]
-    ]  # fmt: skip
-    head = ["layer", "traced, ms", "compiled by XLA, ms", "/ traced", "first call of a shape with XLA, ms"]
-    return f"{table(head, rows)}\n\n{provenance(result)}"
-
-
 def pipeline(result: Result) -> str:
     """Returns the tables of `pipeline`: photographs beside a tf.data loop, and small items."""
     photographs, small = result["photographs"], result["small"]

@@ -1,10 +1,31 @@
-"""What Linux says of a process: its memory, its threads, its maps."""
+"""Processes that tests start, and what Linux says of one: its memory, its threads, its maps."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def ended_afterwards(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen[Any]]:
+    """Starts a process, with Popen's options; kills it and those that it started when the block ends."""
+    process = subprocess.Popen(command, process_group=0, **options)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):  # all of the group have ended
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # what was not written yet goes nowhere
+                    pipe.close()
 
 
 def status(pid: int, name: str) -> int:

@@ -9,8 +9,9 @@ from typing import Any
 
 def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
     """Returns what a condition returns as soon as that is true; fails if it never is."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.0002
     while not (found := condition()):
         assert time.monotonic() < deadline, "what was waited for did not happen"
-        time.sleep(0.01)
+        time.sleep(pause)
+        pause = min(2 * pause, 0.01)
     return found

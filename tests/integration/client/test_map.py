@@ -30,7 +30,8 @@ from convserve import (
 from convserve._rpc.map_schedule import MAX_CALLS
 from convserve._sync.cancellation import Calls
 from convserve._sync.transfer import TensorPath
-from tests.conftest import RunningServer, running_server
+from tests.conftest import RunningServer
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 RNG = np.random.default_rng(0)
@@ -137,7 +138,7 @@ def test_what_fails_is_returned_in_its_place(mapped: Any, server: RunningServer)
 def test_a_call_that_is_refused_for_its_size_goes_item_by_item(mapped: Any) -> None:
     # A call of one such image needs about 14 KB with the weights, one of several too much, a large image always.
     inputs = [*SMALL[:30], np.zeros((1, 64, 64, 3), "f4"), *SMALL[30:]]
-    with running_server("--max-call-bytes", "20000") as server:
+    with numpy_server("--max-call-bytes", "20000") as server:
         found = mapped(server.target, LAYER, inputs, errors="return")
         assert [index for index, each in enumerate(found) if isinstance(each, Exception)] == [30]
         assert isinstance(found[30], TooLargeError)
@@ -246,7 +247,7 @@ def test_who_leaves_in_the_middle_leaves_no_thread(client: Client) -> None:
 
 
 def test_calls_under_way_end_with_the_generator() -> None:
-    with running_server() as server, Client(server.target) as client:
+    with numpy_server() as server, Client(server.target) as client:
         assert len(list(client.map(LAYER, SMALL))) == len(SMALL)
 
         def inputs() -> Iterator[Any]:

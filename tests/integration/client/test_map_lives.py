@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import AsyncClient, Client, Conv2D, Layer, RetryRule
-from tests.conftest import running_server
+from tests.support.server_process import numpy_server
 
 LAYER = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2, "f4"))
 IMAGES = [np.full((40, 40, 1), number, "f4") for number in range(200)]
@@ -22,7 +22,7 @@ def test_an_asynchronous_pipeline_outlives_a_server_too(tmp_path: Path) -> None:
 
     async def run() -> list[float]:
         with ExitStack() as servers:
-            server = servers.enter_context(running_server("--listen", address))
+            server = servers.enter_context(numpy_server("--listen", address))
             async with AsyncClient(address, timeout=120, retry=QUICK, shared_memory=False) as client:
                 layer = await client.put(LAYER)
                 found = []
@@ -31,7 +31,7 @@ def test_an_asynchronous_pipeline_outlives_a_server_too(tmp_path: Path) -> None:
                     if len(found) == 50:
                         server.process.kill()
                         server.process.wait()
-                        again = running_server("--listen", address)
+                        again = numpy_server("--listen", address)
                         starting = asyncio.create_task(asyncio.to_thread(servers.enter_context, again))
                 await starting
                 return found
@@ -40,7 +40,7 @@ def test_an_asynchronous_pipeline_outlives_a_server_too(tmp_path: Path) -> None:
 
 
 def test_of_several_servers_one_is_enough() -> None:
-    with running_server() as first, running_server() as second, Client([first.target, second.target]) as client:
+    with numpy_server() as first, numpy_server() as second, Client([first.target, second.target]) as client:
         found = []
         for y in client.map(client.put(LAYER), IMAGES, max_bytes=IN_FLIGHT_BYTES):
             found.append(float(y[0, 0, 0]))

@@ -7,14 +7,14 @@ import pytest
 
 import convserve
 from convserve import cli
-from tests.conftest import running_server
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive
+from tests.support.server_process import numpy_server
 
 
 @pytest.fixture(scope="module")
 def own_server():
     """A server of this file's own, whose layers nobody else lists."""
-    with running_server() as running:
+    with numpy_server() as running:
         yield running
 
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 
 from convserve import Client, cli
-from tests.conftest import running_server
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.scrapes import page
+from tests.support.server_process import numpy_server
 
 
 @pytest.fixture(scope="module")
 def metered():
     """A server with metrics that has answered three calls and refused two."""
-    with running_server("--metrics", "127.0.0.1:0") as running:
+    with numpy_server("--metrics", "127.0.0.1:0") as running:
         with Client(running.target) as client:
             for _ in range(3):
                 client.conv2d(np.ones((4, 8, 8, 3), "f4"), filters=8, kernel_size=3, seed=0)
@@ -59,7 +59,7 @@ def test_an_address_is_enough(metered, capsys):
 
 
 def test_it_goes_on_until_the_server_ends(metered):
-    with running_server("--metrics", "127.0.0.1:0") as running:
+    with numpy_server("--metrics", "127.0.0.1:0") as running:
         command = [sys.executable, "-m", "convserve", "top", running.metrics, "--interval", "0.1"]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:

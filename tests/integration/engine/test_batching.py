@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import convserve
-from tests.conftest import RunningServer, running_server
-from tests.integration.server.test_options import ended
+from tests.conftest import RunningServer
+from tests.support.server_process import ended, numpy_server
 
 WARM = "filters=5 kernel_size=3 activation=relu input_shape=1x16x16x3"
 
@@ -21,7 +21,7 @@ WARM = "filters=5 kernel_size=3 activation=relu input_shape=1x16x16x3"
 def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server with one computation at a time, and with layers to compute before it is ready."""
     store = str(tmp_path_factory.mktemp("store"))
-    with running_server("--store", store) as first, convserve.Client(first.target) as client:
+    with numpy_server("--store", store) as first, convserve.Client(first.target) as client:
         client.put(convserve.Conv2D(2, 1), input_channels=1, name="stem", seed=0)
     options = (
         "--warm-up",
@@ -31,7 +31,7 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         "--warm-up",
         "layer=no input_shape=1x1x1x1",
     )
-    with running_server("--store", store, "--concurrent-calls", "1", *options) as running:
+    with numpy_server("--store", store, "--concurrent-calls", "1", *options) as running:
         yield running
 
 

@@ -26,8 +26,9 @@ from convserve import (
 from convserve._rpc import requests as _rpc
 from convserve._rpc import retries
 from convserve.protocol.status import to_status
-from tests.conftest import RunningServer, running_server
+from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.server_process import numpy_server
 
 CONFIG = Conv2D(6, 3, data_format="channels_last", dtype="float32", kernel_initializer="he_normal")
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype("f4")
@@ -78,7 +79,7 @@ def test_a_server_without_room_computes_all_the_same() -> None:
     """In RemoteConv2D too, which puts its weights by itself."""
     from convserve.keras.remote_calls import Remote
 
-    with running_server("--layer-memory-bytes", "20000") as small, convserve.Client(small.target) as client:
+    with numpy_server("--layer-memory-bytes", "20000") as small, convserve.Client(small.target) as client:
         client.put(Conv2D(1, 1), input_channels=3000, name="fills/it")
         for filters, refusal in ((600, OverloadedError), (6000, TooLargeError)):
             config = Conv2D(filters, 1, use_bias=False, data_format="channels_last", dtype="float32")
@@ -190,7 +191,7 @@ def test_a_call_does_not_wait_longer_than_it_may_for_another_ones_put(server: Ru
 
 def test_many_threads_and_few_layers_in_memory_never_fail(tmp_path: Any) -> None:
     kernels = [np.full((3, 3, 4, 6), number, "f4") for number in range(6)]
-    with running_server("--layer-memory-bytes", "12000") as small, convserve.Client(small.target) as client:
+    with numpy_server("--layer-memory-bytes", "12000") as small, convserve.Client(small.target) as client:
         layers = [Layer(CONFIG.replace(use_bias=False), each) for each in kernels]
         failures: list[BaseException] = []
 

@@ -10,10 +10,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from convserve import OverloadedError
 from convserve_server.observability.call_record import current_call
 from convserve_server.observability.interceptor import ObservingInterceptor
-from tests.integration.server.test_interceptors import EVERY_FORM, raising, sent
-from tests.support.in_process_servers import PATH, served_methods
+from tests.support.in_process_servers import EVERY_FORM, PATH, raising, sent, served_methods
+from tests.support.observers import Heard
 from tests.support.waiting import eventually
-from tests.unit.server.observability.test_call_record import Heard
 
 
 class Kept(Heard):

@@ -8,9 +8,9 @@ import pytest
 
 from convserve import Client
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
-from tests.conftest import running_server
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
+from tests.support.server_process import numpy_server
 
 CONVOLVE, STREAM, INFO = (
     f"convserve.v1.ConvolutionService/{name}" for name in ("Convolve", "ConvolveStream", "GetServerInfo")
@@ -19,7 +19,7 @@ CONVOLVE, STREAM, INFO = (
 
 def lines_of(calls, *arguments):
     """Returns what a server logs while it is called, once it has ended."""
-    with running_server(*arguments) as running:
+    with numpy_server(*arguments) as running:
         with raw_caller(running.target) as caller:
             calls(caller)
         assert running.stop() == 0
@@ -94,7 +94,7 @@ def read(line):
 
 
 def test_what_else_is_logged_is_json_too():
-    with running_server("--listen", "0.0.0.0:0", "--log-format", "json") as running:
+    with numpy_server("--listen", "0.0.0.0:0", "--log-format", "json") as running:
         with Client(running.target.replace("0.0.0.0", "127.0.0.1")) as client:  # noqa: S104
             assert client.conv2d(np.ones((1, 2, 2, 1)), 1, 1, seed=0).shape == (1, 2, 2, 1)
         assert running.stop() == 0

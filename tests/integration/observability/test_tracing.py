@@ -10,9 +10,10 @@ import sys
 import grpc
 import pytest
 
-from tests.conftest import ROOT, running_server
+from tests.conftest import ROOT
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
+from tests.support.server_process import numpy_server
 from tests.support.span_collector import span_collector
 
 SERVER = 2  # SpanKind in the wire format
@@ -34,7 +35,7 @@ def collector():
 def traced(collector):
     """A server that sends its spans to the collector, and logs requests."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "20"}
-    with running_server("--log-requests", "--log-format=json", "--shared-memory", environment=environment) as running:
+    with numpy_server("--log-requests", "--log-format=json", "--shared-memory", environment=environment) as running:
         yield running
         assert running.stop() == 0
 
@@ -221,7 +222,7 @@ def test_the_span_is_passed_on_by_every_way_that_tensors_take(traced, collector,
 
 def test_a_collector_that_is_not_there_holds_nobody_up():
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_TIMEOUT": "1"}
-    with running_server(environment=environment) as running:
+    with numpy_server(environment=environment) as running:
         with raw_caller(running.target) as caller:
             caller.check_service()
         assert running.stop() == 0

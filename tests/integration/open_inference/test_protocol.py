@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 import convserve
 from convserve import Client, Conv2D
 from convserve.tensors.codec import numpy_dtype
-from tests.conftest import running_server
 from tests.support.processes import status
 from tests.support.raw.calls import checked
 from tests.support.raw.inference import (
@@ -29,6 +28,7 @@ from tests.support.raw.inference import (
     raw_request,
 )
 from tests.support.scrapes import Meter
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 CONV2D = Conv2D(8, 3, use_bias=False, data_format="channels_last")
@@ -245,7 +245,7 @@ def test_versions_outlast_a_restart_of_a_durable_store(tmp_path):
     config = CONV2D.replace(filters=1, kernel_size=1)
     for restart in range(2):
         with (
-            running_server("--store", str(tmp_path)) as running,
+            numpy_server("--store", str(tmp_path)) as running,
             Client(running.target) as client,
             inference_caller(running.target) as caller,
         ):
@@ -261,7 +261,7 @@ def test_loading_pins_and_unloading_unpins(tmp_path):
     kernels = [np.full((1, 1, 25_000, 1), number, "f4") for number in range(4)]
     config = CONV2D.replace(filters=1, kernel_size=1)
     with (
-        running_server("--layer-memory-bytes", "250000") as running,
+        numpy_server("--layer-memory-bytes", "250000") as running,
         Client(running.target) as client,
         inference_caller(running.target) as caller,
     ):
@@ -498,7 +498,7 @@ def test_reflection_and_health_have_the_true_names(server):
 
 
 def test_a_setting_turns_it_off():
-    with running_server("--no-open-inference") as running, grpc.insecure_channel(running.target) as channel:
+    with numpy_server("--no-open-inference") as running, grpc.insecure_channel(running.target) as channel:
         with pytest.raises(grpc.RpcError) as caught:
             InferenceCaller(channel).call("ServerLive")
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
@@ -506,7 +506,7 @@ def test_a_setting_turns_it_off():
 
 
 def test_a_server_that_stops_is_not_ready(client):
-    with running_server("--pre-stop-s", "3600") as running, inference_caller(running.target) as caller:
+    with numpy_server("--pre-stop-s", "3600") as running, inference_caller(running.target) as caller:
         assert caller.call("ServerReady").ready
         running.process.terminate()
         for line in running.process.stdout:
@@ -520,7 +520,7 @@ def test_metrics_count_its_calls():
     infer, stream = (f"inference.GRPCInferenceService/{name}" for name in ("ModelInfer", "ModelStreamInfer"))
     request = raw_request("conv2d", x=X, kernel=KERNEL)
     wrong = raw_request("nowhere", x=X)
-    with running_server("--metrics", "127.0.0.1:0") as running, inference_caller(running.target) as caller:
+    with numpy_server("--metrics", "127.0.0.1:0") as running, inference_caller(running.target) as caller:
         meter = Meter(running.metrics)
         answer = caller.infer(request)
         assert [bool(each.error_message) for each in caller.stream([request, wrong])] == [False, True]
@@ -541,7 +541,7 @@ def test_a_stream_that_waits_keeps_no_tensor():
     small, large = (raw_request("one", x=np.ones((1, size, size, 1), "f4")) for size in (1, 5000))
     kept, asked = [], queue.SimpleQueue()
     with (
-        running_server("--no-keep-memory") as running,
+        numpy_server("--no-keep-memory") as running,
         Client(running.target) as client,
         inference_caller(running.target) as caller,
     ):

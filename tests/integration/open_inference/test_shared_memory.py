@@ -11,7 +11,6 @@ import pytest
 
 from convserve import Client, Conv2D
 from convserve_server.open_inference.system_memory import user_of
-from tests.conftest import running_server
 from tests.support.processes import descriptors
 from tests.support.raw.calls import checked
 from tests.support.raw.inference import (
@@ -24,6 +23,7 @@ from tests.support.raw.inference import (
     place,
     raw_request,
 )
+from tests.support.server_process import numpy_server
 
 FOLDER = Path("/dev/shm")  # noqa: S108
 SIZE = 2**16
@@ -183,7 +183,7 @@ def test_callers_with_tokens_have_regions_of_their_own(tmp_path, key):
     first, second = (f"{name}-0123456789abcdef" for name in ("first", "second"))
     (tmp_path / "tokens").write_text(f"first {first} read,compute\nsecond {second} read,compute\n")
     arguments = ("--shared-memory", "--tokens-file", f"{tmp_path}/tokens", "--listen", f"unix://{tmp_path}/s")
-    with running_server(*arguments) as running:
+    with numpy_server(*arguments) as running:
         bearers = [(("authorization", f"Bearer {token}"),) for token in (first, second)]
         with inference_caller(running.target, bearers[0]) as one, inference_caller(running.target, bearers[1]) as two:
             one.call("SystemSharedMemoryRegister", name="a", key=key, byte_size=SIZE)

@@ -7,7 +7,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import running_server
+from tests.support.server_process import numpy_server
 from tests.support.tritonclient.process import InferenceServerError, triton_client
 
 DOUBLE = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2.0))
@@ -147,7 +147,7 @@ def test_what_does_not_fit_its_region_is_refused(triton, regions):
 
 
 def test_without_the_setting_nothing_is_shared():
-    with running_server() as server, triton_client("blocking", server.target) as triton:
+    with numpy_server() as server, triton_client("blocking", server.target) as triton:
         name = f"convserve-test-{uuid.uuid4().hex}"
         triton.region("create", name, f"/{name}", 4096)
         error = refused(triton.register_system_shared_memory, name, f"/{name}", 4096)

@@ -10,8 +10,9 @@ import pytest
 
 from convserve_server.auth.tokens import parse
 from convserve_server.transport.auth_interceptor import permissions_for
-from tests.conftest import ROOT, running_server
+from tests.conftest import ROOT
 from tests.support.raw.inference import INFERENCE_RPCS
+from tests.support.server_process import numpy_server
 
 PAGE = (ROOT / "docs/access.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
@@ -46,7 +47,7 @@ def encrypted(folder):
     """The server that the page starts with TLS and tokens."""
     (command,) = (each for each in COMMANDS if "serve" in each and "--tls-key" in each and "--tokens-file" in each)
     words = shlex.split(command)[4:]
-    with running_server(*(f"{folder}/{each}" if "." in each else each for each in words)) as running:
+    with numpy_server(*(f"{folder}/{each}" if "." in each else each for each in words)) as running:
         yield running
 
 
@@ -58,7 +59,7 @@ def test_the_token_that_it_makes_is_one():
 
 def test_the_tokens_are_what_a_server_takes():
     assert [each.name for each in parse(TOKENS).values()] == ["alice", "deploy", "grafana"]
-    with running_server(environment={"CONVSERVE_TOKEN": ALICE}) as running:
+    with numpy_server(environment={"CONVSERVE_TOKEN": ALICE}) as running:
         command = next(each for each in COMMANDS if each.startswith("CONVSERVE_TOKEN="))
         assignment, *words = shlex.split(command)
         assert words == ["convserve", "info"]

@@ -13,7 +13,6 @@ from convserve import AsyncClient, Client, RetryRule, TooLargeError
 from convserve.v1 import activation_pb2, conv2d_pb2, initializer_pb2, regularizer_pb2
 from convserve.v1 import convolution_service_pb2 as convolution
 from convserve.v1 import layer_service_pb2 as stored
-from tests.conftest import running_server
 from tests.support.raw.calls import (
     RPCS,
     checked,
@@ -25,6 +24,7 @@ from tests.support.raw.calls import (
     refused_as,
     weights,
 )
+from tests.support.server_process import numpy_server
 
 LIMIT = 2**22
 POINT = np.zeros((1, 1, 1, 1024), "f4")
@@ -76,7 +76,7 @@ EVERY_RPC = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)
 @pytest.fixture(scope="module")
 def limited():
     """A server that takes little, so that no damaged number keeps it busy."""
-    with running_server("--max-message-bytes", str(LIMIT), "--max-call-bytes", "30000000") as running:
+    with numpy_server("--max-message-bytes", str(LIMIT), "--max-call-bytes", "30000000") as running:
         yield running
         assert running.process.poll() is None, running.log.read_text()
         assert "Traceback" not in running.log.read_text()

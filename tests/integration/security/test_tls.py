@@ -19,9 +19,9 @@ from convserve_server.settings import SettingsError
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from tests.conftest import running_server
 from tests.support.certificates import Authority
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.server_process import numpy_server
 
 ONCE = RetryRule(attempts=1)
 TOKEN = "s3cret-0123456789"  # noqa: S105
@@ -201,7 +201,7 @@ def test_new_files_that_are_wrong_leave_the_certificate_of_before(authority, cap
             (record,) = caplog.records
             assert record.levelno == logging.ERROR
             assert record.getMessage().startswith("--tls-certificate, --tls-key: Expected PEM files")
-            assert record.getMessage().endswith("The certificate of before stays in use.")
+            assert record.getMessage().endswith("What it held before stays in use.")
             assert "BEGIN" not in caplog.text
             caplog.clear()
         authority.issue("server")
@@ -264,7 +264,7 @@ def encrypted(tmp_path_factory):
         "--listen", "0.0.0.0:0", "--listen", f"unix://{folder}/s", "--shared-memory", "--tls-certificate",
         str(pair.certificate), "--tls-key", str(pair.key), "--tls-client-ca", str(authority.ca),
     )  # fmt: skip
-    with running_server(*arguments, environment={"CONVSERVE_TOKEN": TOKEN}) as running:
+    with numpy_server(*arguments, environment={"CONVSERVE_TOKEN": TOKEN}) as running:
         port = running.target.rpartition(":")[2]
         yield f"127.0.0.1:{port}", f"unix://{folder}/s", TLS(authority.ca, client.certificate, client.key)
         assert running.stop() == 0

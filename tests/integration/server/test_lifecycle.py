@@ -18,7 +18,7 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import Client, Conv2D, Layer, RetryRule, UnavailableError
-from tests.conftest import running_server
+from tests.support.server_process import numpy_server
 
 ONCE = RetryRule(attempts=1)
 NOT_SERVING, SERVING = 2, 1
@@ -142,7 +142,7 @@ def calls_under_way(target, number, **amount):
 
 
 def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
-    with running_server() as server, calls_under_way(server.target, 6) as calls:
+    with numpy_server() as server, calls_under_way(server.target, 6) as calls:
         server.process.send_signal(signal.SIGTERM)
         assert not all(call.done() for call in calls)
         with Client(server.target, retry=ONCE) as late, pytest.raises(UnavailableError):
@@ -159,7 +159,7 @@ def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
 
 
 def test_a_stop_that_nobody_reads_of_loses_no_call():
-    with running_server() as server, calls_under_way(server.target, 6) as calls:
+    with numpy_server() as server, calls_under_way(server.target, 6) as calls:
         server.process.stdout.close()
         server.process.send_signal(signal.SIGTERM)
         assert all(call.result(timeout=60) for call in calls)
@@ -183,7 +183,7 @@ def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
     ids=["after the drain", "at a second signal"],
 )
 def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
-    with running_server(*arguments) as server, calls_under_way(server.target, 1, layers=60, size=1024) as (call,):
+    with numpy_server(*arguments) as server, calls_under_way(server.target, 1, layers=60, size=1024) as (call,):
         asked = time.monotonic()
         for number in signals:
             server.process.send_signal(number)
@@ -199,7 +199,7 @@ def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
 
 
 def test_a_client_outlives_a_server_that_was_killed():
-    with running_server() as first, Client(first.target, retry=ONCE) as client:
+    with numpy_server() as first, Client(first.target, retry=ONCE) as client:
         assert work(client, 1, layers=1)
         first.process.kill()
         first.process.wait()
@@ -207,7 +207,7 @@ def test_a_client_outlives_a_server_that_was_killed():
             client.info()
         with Client(first.target, retry=RetryRule(attempts=50)) as patient, ThreadPoolExecutor(1) as sender:
             call = sender.submit(work, patient, 2, layers=1)
-            with running_server("--listen", first.target):
+            with numpy_server("--listen", first.target):
                 assert call.result(timeout=60)
                 assert work(patient, 3, layers=1)
                 assert work(client, 4, layers=1)

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from convserve import Client
 from convserve_server.settings import Settings
+from tests.support.server_process import ended
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
 
@@ -30,13 +31,6 @@ def reflected(channel):
 def channelz_servers(channel):
     request = channelz_pb2.GetServersRequest()
     return channelz_pb2_grpc.ChannelzStub(channel).GetServers(request, timeout=60).server
-
-
-def ended(*arguments):
-    """Runs a server that cannot start; returns its exit status, what it printed, and its error."""
-    command = [sys.executable, "-m", "convserve", "serve", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stdout, done.stderr
 
 
 # Refusals to start

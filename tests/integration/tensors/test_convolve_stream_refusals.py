@@ -11,10 +11,10 @@ from convserve.protocol.status import from_item_error
 from convserve.v1.conv2d_pb2 import Padding, Size2D
 from convserve.v1.convolution_service_pb2 import ConvolveStreamRequest
 from convserve.v1.layer_pb2 import LayerReference
-from tests.conftest import running_server
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import checked, conv2d, layer, raw_caller, weights
 from tests.support.raw.streams import Feed, answers, expected, image, item, opening, piece, start
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 PATH = "/convserve.v1.ConvolutionService/ConvolveStream"
@@ -26,7 +26,7 @@ DATA = X.tobytes()
 @pytest.fixture(scope="module")
 def limited():
     """A server that takes calls up to a size."""
-    with running_server("--max-call-bytes", str(200 * MIB)) as running:
+    with numpy_server("--max-call-bytes", str(200 * MIB)) as running:
         yield running
         assert running.stop() == 0
         assert running.log.read_text() == ""
@@ -273,7 +273,7 @@ def test_who_reads_no_answers_is_not_listened_to_for_long(limited, caller):
 
 
 def test_no_stream_holds_up_a_stop():
-    with running_server("--drain-s", "1") as stopped, raw_caller(stopped.target) as caller:
+    with numpy_server("--drain-s", "1") as stopped, raw_caller(stopped.target) as caller:
         feeds = [Feed(*messages) for messages in SILENT.values()]
         feeds.append(
             Feed(start(), *itertools.chain.from_iterable(item(n, image(0, 1, 1024, 1024, 1)) for n in range(30)))

@@ -27,11 +27,12 @@ from convserve._rpc import requests
 from convserve.tensors.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
 from convserve.v1.server_info_pb2 import ServerInfo
-from tests.conftest import RunningServer, running_server
+from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.processes import shared_maps
 from tests.support.raw.calls import raw_caller, tensor
 from tests.support.raw.shared_memory import Sharer, check_sharing, refused, shared_request
+from tests.support.server_process import numpy_server
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
 
@@ -52,7 +53,7 @@ def everywhere(folder: Path) -> Iterator[RunningServer]:
         left_behind.bind(f"{folder}/s{SUFFIX}")  # by a server that was killed
     long = f"{folder}/" + "s" * (105 - len(f"{folder}/"))
     listen = ("--listen", "0.0.0.0:0", "--listen", f"unix://{folder}/s", "--listen", f"unix://{long}")
-    with running_server(*listen, "--shared-memory", "--shared-memory-bytes", str(8 * MIB)) as running:
+    with numpy_server(*listen, "--shared-memory", "--shared-memory-bytes", str(8 * MIB)) as running:
         yield running
         assert running.stop() == 0
         said = running.log.read_text()

@@ -16,10 +16,10 @@ import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
-from tests.conftest import running_server
 from tests.support.processes import descriptors, maps_of_memory
 from tests.support.raw.calls import conv2d, layer, raw_caller, weights
 from tests.support.raw.shared_memory import SEALS, Sharer, X, check_sharing, memory, place, refused, shared_request
+from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
 LIMIT = 2**24
@@ -32,7 +32,7 @@ INVALID = (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_TENSOR")
 def limited():
     """A server that shares little memory."""
     arguments = ("--shared-memory", "--shared-memory-bytes", str(LIMIT), "--max-message-bytes", str(2**22))
-    with running_server(*arguments) as running:
+    with numpy_server(*arguments) as running:
         yield running
         assert running.stop() == 0
         assert running.log.read_text() == ""

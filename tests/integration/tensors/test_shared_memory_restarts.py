@@ -12,8 +12,9 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import ROOT, RunningServer, running_server
+from tests.conftest import ROOT, RunningServer
 from tests.support.processes import descriptors, shared_maps
+from tests.support.server_process import numpy_server
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
 
@@ -126,7 +127,7 @@ def files() -> set[str]:
 
 def test_a_client_goes_on_with_a_server_that_was_killed_and_came_back(taken: Taken) -> None:
     before = files()
-    with running_server("--shared-memory") as first, convserve.Client(first.target) as client:
+    with numpy_server("--shared-memory") as first, convserve.Client(first.target) as client:
         x = client.empty(SHAPE)
         x[:] = IMAGE
         held = client.convolve(DOUBLE, x).output
@@ -136,7 +137,7 @@ def test_a_client_goes_on_with_a_server_that_was_killed_and_came_back(taken: Tak
         with pytest.raises((convserve.UnavailableError, convserve.DeadlineExceededError)):
             client.convolve(DOUBLE, x, timeout=1)
         np.testing.assert_array_equal(held, 2 * IMAGE)
-        with running_server("--shared-memory", "--listen", first.target):
+        with numpy_server("--shared-memory", "--listen", first.target):
             np.testing.assert_array_equal(client.convolve(DOUBLE, x).output, 2 * IMAGE)
             y = client.empty(SHAPE)
             y[:] = x

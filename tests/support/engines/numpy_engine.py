@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import random
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from convserve import Conv2D, Device, Layer, Losses
+from convserve.layers.plan import kernel_shape
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.engine_api import Computed
 
@@ -53,14 +55,17 @@ def padding(config: Conv2D, size: tuple[int, int]) -> list[tuple[int, int]]:
 def activated(config: Conv2D, x: Any) -> Any:
     """Returns the activation's result, for those that tests of this engine use."""
     activation = config.activation
-    if activation.keras_name == "linear":
+    name = activation.keras_name
+    if name == "linear":
         return x
-    if activation.keras_name == "relu":
+    if name == "relu":
         return np.maximum(x, 0)
-    if activation.keras_name == "glu":
+    if name == "glu":
         gated, gate = np.split(x, 2, axis=activation.axis)
         return gated * (gate > 0)  # a gate that keeps integers integers
-    assert activation.keras_name == "softmax"
+    if name == "tanh":
+        return np.tanh(x)
+    assert name == "softmax", f"{name}: this test needs TensorFlow"
     power = np.exp(x - x.max(axis=activation.axis, keepdims=True))
     return power / power.sum(axis=activation.axis, keepdims=True)
 
@@ -72,34 +77,81 @@ def penalty(regularizer: Any, x: Any) -> float | None:
     return float(sum(factor * (np.abs(x) ** int(name[1])).sum() for name, factor in vars(regularizer).items()))
 
 
+def weight(initializer: Any, shape: tuple[int, ...], dtype: str) -> Any:
+    """Returns weights that an initializer's parameters decide: Keras' for constants, other random numbers else."""
+    constants = {"zeros": 0, "ones": 1, "constant": initializer.parameters.get("value")}
+    if initializer.keras_name in constants:
+        return np.full(shape, constants[initializer.keras_name], numpy_dtype(dtype))
+    drawn = np.random.default_rng([initializer.seed, len(shape)]).normal(size=shape)
+    return (drawn * 0.1).astype(numpy_dtype(dtype))
+
+
+_GEOMETRY = (
+    *("filters", "kernel_size", "strides", "padding", "data_format", "dilation_rate", "groups", "activation"),
+    *("use_bias", "kernel_regularizer", "bias_regularizer", "activity_regularizer", "dtype", "trainable"),
+)
+"""What layers of one trace have in common."""
+
+
 class NumpyEngine:
     """An Engine; gates of glu are steps."""
 
-    versions: dict[str, str] = {}  # noqa: RUF012 (a protocol's)
+    versions = {"tensorflow": "none", "keras": "none"}  # noqa: RUF012 (a protocol's)
     tf32 = False
-    traces = 0
     devices = (Device("cpu:0", "cpu", ""),)
 
+    def __init__(self) -> None:
+        self._shapes: dict[Hashable, set[Hashable]] = {}
+
+    @property
+    def traces(self) -> int:
+        return len(self._shapes)
+
+    @property
+    def warm_shapes(self) -> int:
+        return sum(map(len, self._shapes.values()))
+
+    def device_memory(self) -> dict[str, int]:
+        return {}
+
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        raise NotImplementedError
+        seeded = config.with_seed(random.SystemRandom().randrange(2**31))
+        kernel = weight(seeded.kernel_initializer, kernel_shape(seeded, input_channels), seeded.variable_dtype)
+        if not seeded.use_bias:
+            return Layer(seeded, kernel)
+        return Layer(seeded, kernel, weight(seeded.bias_initializer, (seeded.filters,), seeded.variable_dtype))
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
-        raise NotImplementedError
+        config, weights, losses = layer.config, {"kernel": layer.kernel, "bias": layer.bias}, {}
+        for name, value in weights.items():
+            constraint = getattr(config, f"{name}_constraint")
+            if value is None:
+                continue
+            if constraint is not None:
+                assert constraint.keras_name == "non_neg", f"{constraint}: this test needs TensorFlow"
+                weights[name] = np.maximum(value, 0)
+            losses[name] = penalty(getattr(config, f"{name}_regularizer"), weights[name])
+        return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses if config.trainable else {})
 
     def convolve(
         self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
     ) -> Computed:
         x, losses = np.concatenate(inputs), []
+        geometry = tuple(getattr(each.config, name) for each in layers for name in _GEOMETRY)
+        seen = self._shapes.setdefault((geometry, x.dtype.str, output_dtype), set())
+        warm = x.shape in seen
+        seen.add(x.shape)
         for each in layers:
             config = each.config
             x = activated(config, convolved(each, x)).astype(numpy_dtype(config.compute_dtype))
             activity = penalty(config.activity_regularizer, np.asarray(x, "f8"))
+            kept = config.trainable
             losses.append(
                 Losses(
-                    kernel=penalty(config.kernel_regularizer, each.kernel),
-                    bias=None if each.bias is None else penalty(config.bias_regularizer, each.bias),
+                    kernel=penalty(config.kernel_regularizer, each.kernel) if kept else None,
+                    bias=penalty(config.bias_regularizer, each.bias) if kept and each.bias is not None else None,
                     activity=None if activity is None else activity / len(x),
                 )
             )
         output = x.astype(numpy_dtype(output_dtype))
-        return Computed(output, tuple(losses), self.devices[device].name, warm=True, batch_size=len(x))
+        return Computed(output, tuple(losses), self.devices[device].name, warm=warm, batch_size=len(x))

@@ -1,11 +1,10 @@
-"""What the benchmark of GPUs is made of: its layers, its tables, the other processes, and what it says is missing."""
+"""What the benchmark of GPUs is made of: the other processes, and what it says is missing or wrong."""
 
 from __future__ import annotations
 
 import argparse
 import ctypes
 import json
-import math
 import os
 import re
 import subprocess
@@ -15,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.bench import gpu, gpu_tables, record
-from tests.bench.gpu_cases import MODES, cases, resnet
+from tests.bench import gpu, record
 from tests.bench.gpu_course import right
 from tests.bench.gpu_workers import Worker, WorkerError, environment_for_torch
 from tests.support import gpu_available
@@ -27,25 +25,6 @@ HEAD = {
     "gpu": "NVIDIA H200, 143771 MiB, 580.1", "versions": {"tensorflow": {"tensorflow": "2.21.0", "cudnn": "9"}},
     "absent": {"torch": "No module named 'torch'"}, "shared_memory": True,
 }  # fmt: skip
-
-
-def test_resnet_has_its_layers_and_its_work() -> None:
-    found = resnet()
-    assert sum(each.count for each in found) == 53
-    assert len({each.name for each in found}) == len(found)
-    multiplications = sum(each.workload("float32").plan().flops // 2 * each.count for each in found)
-    assert 3.8e9 < multiplications / 32 < 4.1e9  # what is said of ResNet-50 with its stride in the 1x1 layers
-
-
-def test_a_quick_pass_has_few_layers_and_a_tiny_one_small_inputs() -> None:
-    everything, quick, tiny = cases(False, False), cases(True, False), cases(True, True)
-    assert [each.name for each in everything[:5]] == ["W1", "W2", "W3", "W4", "W5"]
-    assert {each.name for each in quick} < {each.name for each in everything}
-    assert [each.name for each in tiny] == [each.name for each in quick]
-    assert max(math.prod(each.input_shape) for each in tiny) < 10_000
-    for case in tiny:
-        for dtype, _ in MODES.values():
-            assert case.workload(dtype).plan().output_dtype == dtype
 
 
 def row(layer: str = "W1", **changes: Any) -> dict[str, Any]:
@@ -59,42 +38,6 @@ def row(layer: str = "W1", **changes: Any) -> dict[str, Any]:
         "checks": {name: {"difference": 2e-6, "ok": True} for name in ("tensorflow", "shared memory", "gRPC")},
         "failures": {},
     } | changes  # fmt: skip
-
-
-def lines(text: str) -> list[list[str]]:
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-
-
-def test_tables_show_times_and_multiples_for_each_mode() -> None:
-    text = gpu_tables.tables(HEAD | {"rows": [row(), row(mode="float16", limit=0.01)]})
-    found = lines(text)
-    assert found[0][0] == "float32, p50 in ms (multiple of TensorFlow here)"
-    assert found[0][-1] == "differs by (at most 0.0001)"
-    assert found[2] == [
-        "W1: 1x32x32x3", "2", "1 (**0.50**)", "3 (**1.50**)", "8 (**4.00**)", "-", "0.5", "-", "2e-06",
-    ]  # fmt: skip
-    assert found[3][0].startswith("float16")
-    assert "Computed on gpu:0 NVIDIA H200 (NVIDIA H200, 143771 MiB, 580.1); tensorflow 2.21.0, cudnn 9." in text
-    assert "* torch: not measured: No module named 'torch'" in text
-    assert "`python -m tests.bench.gpu`, 2026-01-02" in text
-
-
-def test_a_whole_model_is_the_sum_of_its_layers() -> None:
-    model = [row(f"ResNet-50 {name}", count=count) for name, count in (("a", 50), ("b", 3))]
-    (summed,) = (line for line in lines(gpu_tables.tables(HEAD | {"rows": model})) if "53" in line[0])
-    assert summed[1:5] == ["106", "53 (**0.50**)", "159 (**1.50**)", "424 (**4.00**)"]
-    few = gpu_tables.tables(HEAD | {"rows": model[:1]})
-    assert "53 layers" not in few
-
-
-def test_what_is_wrong_or_failed_is_seen() -> None:
-    wrong = row(checks={"gRPC": {"difference": 1.0, "ok": False}}, failures={"torch": "RuntimeError: no"})
-    text = gpu_tables.tables(HEAD | {"rows": [wrong, row("W2", checks={})]})
-    assert lines(text)[2][-1] == "WRONG: gRPC"
-    assert lines(text)[3][-1] == "not checked"
-    assert "* W1, float32, torch: RuntimeError: no" in text
-    assert "* shared memory" not in text
-    assert "* shared memory: not to be had" in gpu_tables.tables(HEAD | {"rows": [row()], "shared_memory": False})
 
 
 PASSED = {"command": "pytest", "status": 0, "tests": 5, "failures": 0, "errors": 0, "skipped": 0}
@@ -115,12 +58,6 @@ PASSED = {"command": "pytest", "status": 0, "tests": 5, "failures": 0, "errors":
 )
 def test_all_is_right_if_every_answer_of_the_server_is_there_and_right(result: Any, expected: bool) -> None:
     assert right(result) is expected
-
-
-def test_the_tests_are_told_in_a_sentence() -> None:
-    assert "left out" in gpu_tables.tests({})
-    assert gpu_tables.tests({"tests": PASSED | {"skipped": 1}}).startswith("Tests of the device: 4 passed, 0 failed, 1")
-    assert "ended with status 4" in gpu_tables.tests({"tests": {"command": "pytest", "status": 4}})
 
 
 MARKED = """

@@ -1,4 +1,4 @@
-"""The manifests: what Kubernetes' own schemas say of them, and that they fit each other and the server."""
+"""The manifests: what Kubernetes' own schemas say of them, and that they fit the server."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from convserve_server import settings
 from convserve_server.observability.metrics import Holdings
 from tests.support.repository import ROOT
 
-DOCKERFILE = (ROOT / "server/Dockerfile").read_text()
 PAGE = (ROOT / "docs/containers.md").read_text()
 MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "server/kubernetes").glob("*.yaml")}
 DEPLOYMENT = MANIFESTS["deployment"]
@@ -42,37 +41,6 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         valid(wrong, VERSIONS[-1])
 
 
-def test_kinds() -> None:
-    assert {each["kind"] for each in MANIFESTS.values()} == {
-        "Deployment", "Service", "PodDisruptionBudget", "HorizontalPodAutoscaler", "NetworkPolicy",
-    }  # fmt: skip
-
-
-def test_everything_selects_the_pods() -> None:
-    labels = POD["metadata"]["labels"]
-    service, budget, policy = (MANIFESTS[name]["spec"] for name in ("service", "disruption-budget", "network-policy"))
-    for selector in (
-        DEPLOYMENT["spec"]["selector"]["matchLabels"],
-        service["selector"],
-        budget["selector"]["matchLabels"],
-        policy["podSelector"]["matchLabels"],
-    ):
-        assert selector == labels
-    target = MANIFESTS["autoscaler"]["spec"]["scaleTargetRef"]
-    assert (target["kind"], target["name"]) == (DEPLOYMENT["kind"], DEPLOYMENT["metadata"]["name"])
-    assert "replicas" not in DEPLOYMENT["spec"], "applying it again would undo the autoscaler's number"
-
-
-def test_the_service_is_headless_and_its_ports_are_the_images() -> None:
-    service = MANIFESTS["service"]["spec"]
-    assert service["clusterIP"] == "None"
-    ports = {each["name"]: each["containerPort"] for each in CONTAINER["ports"]}
-    assert {each["targetPort"]: each["port"] for each in service["ports"]} == ports
-    assert set(map(str, ports.values())) == set(re.search(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE)[1].split())  # type: ignore[index]
-    allowed = {port["port"] for rule in MANIFESTS["network-policy"]["spec"]["ingress"] for port in rule["ports"]}
-    assert allowed == set(ports)
-
-
 def test_a_pod_is_given_the_time_that_its_server_takes_to_stop() -> None:
     pre_stop, drain = (int(ENVIRONMENT[f"CONVSERVE_{name}_S"]["value"]) for name in ("PRE_STOP", "DRAIN"))
     assert POD["spec"]["terminationGracePeriodSeconds"] >= pre_stop + 3 + drain + 5
@@ -84,26 +52,6 @@ def test_the_environment_sets_what_the_server_reads() -> None:
     given = {rows[name]: int(each["value"]) for name, each in ENVIRONMENT.items() if "value" in each}
     settings.Settings(**given)
     assert {rows[name] for name, each in ENVIRONMENT.items() if "valueFrom" in each} == {"intra_op_threads"}
-
-
-def test_a_pod_is_nobody_special_and_writes_to_volumes_alone() -> None:
-    assert (
-        POD["spec"]["securityContext"].items()
-        >= {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001, "fsGroup": 10001}.items()
-    )
-    assert "USER 10001:10001" in DOCKERFILE
-    assert CONTAINER["securityContext"] == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    volumes = yaml.safe_load(re.search(r"^VOLUME (.*)$", DOCKERFILE, re.MULTILINE)[1])  # type: ignore[index]
-    assert sorted(each["mountPath"] for each in CONTAINER["volumeMounts"]) == sorted(volumes)
-
-
-@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
-def test_probes_speak_grpc(probe: str) -> None:
-    assert CONTAINER[probe]["grpc"] == {"port": 50051}
 
 
 def test_the_autoscaler_goes_by_a_metric_that_is_exported_and_that_the_pages_rule_passes_on() -> None:

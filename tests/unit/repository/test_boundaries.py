@@ -56,8 +56,9 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.health": GRPC | {"grpc_health"},
     "convserve_server.engine": NUMPY | TENSORFLOW,
     "convserve_server.layer_store": NUMPY | PROTOBUF | {"safetensors"},
-    "convserve_server.scheduling": set(),
     "convserve_server.tiling": NUMPY,
+    "convserve_server.scheduling": set(),
+    "convserve_server.backend": set(),
     "convserve_server.warm_up": NUMPY,
     "convserve_server.auth": {"grpc"},
     "convserve_server.observability": GRPC | {"opentelemetry", "prometheus_client", "pythonjsonlogger"},
@@ -147,7 +148,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
     # Layer.to_keras imports the export when it is called.
     assert {m for m in knowing(*TENSORFLOW) if m.startswith("convserve.")} == {
         *("convserve.bench.in_process", "convserve.layers.keras_export"),
-        *("convserve.keras.remote_calls", "convserve.keras.remote_conv2d", "convserve.keras.swap"),
+        *("convserve.keras.remote_conv2d", "convserve.keras.swap"),
     }
 
 

@@ -11,7 +11,7 @@ from convserve_server.observability import request_log
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.logs import formatter
 from convserve_server.observability.request_log import RequestLog
-from tests.unit.server.observability.test_call_record import PASS
+from tests.support.observers import PASS
 
 CONVOLVE = "convserve.v1.ConvolutionService/Convolve"
 PRIVATE = "Bearer s3cr3t"

@@ -9,16 +9,16 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
-from convserve_server.scheduling.batcher import Batcher
+from convserve_server.scheduling.batcher import Batcher, Job
 from convserve_server.scheduling.caller import Caller
+from tests.support.waiting import eventually as until
 
 ANYBODY = Caller()
 
@@ -27,12 +27,33 @@ def always() -> bool:
     return True
 
 
+class Task(Job):
+    """A job that says what it is."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: Any, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
+        super().__init__(group, samples, size, caller)
+        self.task = task
+
+
+def run(
+    batcher: Batcher[Task],
+    task: Any,
+    *,
+    group: Hashable | None = None,
+    samples: int = 1,
+    size: int = 1,
+    caller: Caller = ANYBODY,
+) -> Any:
+    return batcher.run(Task(task, group, samples, size, caller))
+
+
 @dataclass
 class Desk:
     """A batcher whose computations each wait until the test lets them go on.
 
     Attributes:
-        leaves: Whether the next task is left to whoever computes it, instead of being waited for.
         started: (device, tasks, thread) of each computation, in the order in which they began.
         fail: Called with the tasks of a computation before it is answered.
     """
@@ -41,7 +62,6 @@ class Desk:
     concurrent: int = 1
     max_samples: int = 1000
     max_bytes: int = 1000
-    leaves: ClassVar[Iterator[bool]] = itertools.repeat(False)
     fail: Callable[[Sequence[Any]], None] = lambda _: None
     held: bool = True
     started: list[tuple[int, list[Any], int]] = field(default_factory=list)
@@ -50,7 +70,7 @@ class Desk:
         self._gates: list[threading.Event] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(32)
-        self.batcher: Batcher[Any, Any] = Batcher(
+        self.batcher: Batcher[Task] = Batcher(
             self._compute,
             devices=self.devices,
             concurrent=self.concurrent,
@@ -58,10 +78,11 @@ class Desk:
             max_bytes=self.max_bytes,
         )
 
-    def _compute(self, device: int, tasks: Sequence[Any]) -> list[Any]:
+    def _compute(self, device: int, jobs: Sequence[Task]) -> list[Any]:
+        tasks = [job.task for job in jobs]
         gate = threading.Event()
         with self._lock:
-            self.started.append((device, list(tasks), threading.get_ident()))
+            self.started.append((device, tasks, threading.get_ident()))
             self._gates.append(gate)
         if self.held:
             assert gate.wait(30)
@@ -85,11 +106,7 @@ class Desk:
             "size": size,
             "caller": Caller(caller, is_active=wanted),
         }
-        if next(self.leaves):
-            future: Future[Any] = Future()
-            self._pool.submit(self.batcher.leave, task, **arguments, then=partial(_settle, future))
-        else:
-            future = self._pool.submit(self.batcher.run, task, **arguments)
+        future = self._pool.submit(run, self.batcher, task, **arguments)
         until(lambda: len(self.started) + self.batcher.waiting > before)
         return future
 
@@ -109,27 +126,6 @@ class Desk:
         return [tasks for _, tasks, _ in self.started]
 
 
-def _settle(future: Future[Any], outcome: Callable[[], Any]) -> None:
-    try:
-        future.set_result(outcome())
-    except BaseException as error:
-        future.set_exception(error)
-
-
-@pytest.fixture(autouse=True, params=["waited for", "left", "some of both"])
-def ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Has each test try both ways to bring a task."""
-    kinds = {"waited for": (False,), "left": (True,), "some of both": (True, False)}[request.param]
-    monkeypatch.setattr(Desk, "leaves", itertools.cycle(kinds))
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0)
-
-
 @contextmanager
 def desk(**options: Any) -> Iterator[Desk]:
     made = Desk(**options)
@@ -146,7 +142,7 @@ def answers(*futures: Future[Any]) -> list[Any]:
 def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
     with desk(held=False) as d:
         for task in range(3):
-            assert d.batcher.run(task, group="g", samples=1, size=1, caller=ANYBODY) == (task, 1)
+            assert run(d.batcher, task, group="g") == (task, 1)
         assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
         assert {thread for _, _, thread in d.started} == {threading.get_ident()}
 
@@ -272,7 +268,7 @@ def test_who_leaves_the_line_is_answered_at_once() -> None:
         first, calls = d.submit("x"), []
         leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
-        gone = pool.submit(d.batcher.run, "gone", group="g", samples=1, size=1, caller=leaving)
+        gone = pool.submit(run, d.batcher, "gone", group="g", caller=leaving)
         until(lambda: d.batcher.waiting == 1 and bool(calls))
         stays = d.submit("stays")
         calls[0]()
@@ -350,7 +346,7 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
             task = Task()
             alive = weakref.ref(task)
             with pytest.raises(ValueError, match=r"^$"):
-                d.batcher.run(task, group=None, samples=1, size=1, caller=ANYBODY)
+                run(d.batcher, task)
             d.started.clear()
             del task
             assert alive() is None
@@ -394,7 +390,8 @@ class Engine:
         self.running = [[0] * devices, [0] * devices]
         self.lock = threading.Lock()
 
-    def compute(self, device: int, tasks: Sequence[tuple[str, list[int]]]) -> list[tuple[int, int]]:
+    def compute(self, device: int, jobs: Sequence[Task]) -> list[tuple[int, int]]:
+        tasks = [job.task for job in jobs]
         samples = sum(len(rows) for _, rows in tasks)
         lane = self.running[len(tasks) == 1 and samples == LARGE]
         with self.lock:
@@ -440,7 +437,8 @@ def test_whatever_the_callers_do_each_gets_its_own(
         for group, rows, wanted in calls:
             name = group or f"alone {next(numbers)}"
             try:
-                answer: Any = batcher.run(
+                answer: Any = run(
+                    batcher,
                     (name, rows),
                     group=group,
                     samples=len(rows),
@@ -465,101 +463,3 @@ def test_whatever_the_callers_do_each_gets_its_own(
                 assert len(rows) < LARGE or samples == LARGE
     assert batcher.waiting == 0
     assert engine.running == [[0] * devices] * 2
-
-
-def _left(d: Desk, task: str, told: list[Any], caller: Caller = ANYBODY, size: int = 1) -> None:
-    """Leaves a task, of whose outcome and the thread that tells it is noted."""
-
-    def then(outcome: Callable[[], Any]) -> None:
-        try:
-            told.append((outcome(), threading.get_ident()))
-        except DeadlineExceededError as error:
-            told.append((type(error), threading.get_ident()))
-
-    d.batcher.leave(task, group=None, samples=1, size=size, caller=caller, then=then)
-
-
-def test_what_is_left_while_a_device_is_busy_is_computed_and_told_by_the_thread_that_has_it() -> None:
-    with desk() as d:
-        told: list[Any] = []
-        leading = threading.Thread(target=_left, args=(d, "a", told))
-        leading.start()
-        until(lambda: bool(d.started))
-        for task in ("b", "c"):
-            _left(d, task, told)  # which does not wait
-        assert (told, d.batcher.waiting) == ([], 2)
-        for number in range(3):
-            d.release(number)
-        leading.join(30)
-        assert [answer for answer, _ in told] == [("a", 1), ("b", 1), ("c", 1)]
-        assert {thread for _, thread in told} == {thread for _, _, thread in d.started} == {leading.ident}
-
-
-def test_a_device_is_not_idle_while_large_answers_are_told() -> None:
-    with desk(max_bytes=2**30) as d:
-        telling, told, release = threading.Event(), threading.Event(), threading.Event()
-
-        def then(outcome: Callable[[], Any]) -> None:
-            telling.set()
-            assert release.wait(30)
-            told.set()
-
-        leading = threading.Thread(
-            target=d.batcher.leave,
-            args=("large",),
-            kwargs={"group": None, "samples": 1, "size": 2**21, "caller": ANYBODY, "then": then},
-        )
-        leading.start()
-        until(lambda: bool(d.started))
-        others: list[Any] = []
-        _left(d, "next", others)
-        d.release(0)
-        assert telling.wait(30)
-        d.release(1)
-        until(lambda: bool(others))
-        assert not told.is_set()
-        release.set()
-        leading.join(30)
-        assert told.is_set()
-
-
-def test_who_leaves_a_line_in_which_nobody_waits_for_it_is_told_at_once() -> None:
-    with desk() as d:
-        first, told, gone = d.submit("first"), [], []
-        _left(d, "left", told, Caller(add_done_callback=lambda call: bool(gone.append(call)) or True))
-        gone[0]()
-        assert told == [(DeadlineExceededError, threading.get_ident())]
-        d.release(0)
-        assert answers(first) == [("first", 1)]
-        assert d.tasks == [["first"]]
-
-
-def test_who_cannot_be_told_keeps_the_answer_of_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(outcome: Callable[[], Any]) -> None:
-        raise OSError("gone")
-
-    with desk() as d:
-        first = d.submit("first")
-        d.batcher.leave("lost", group="g", samples=1, size=1, caller=ANYBODY, then=fails)
-        last = d.submit("last")
-        for number in range(2):
-            d.release(number)
-        assert answers(first, last) == [("first", 1), ("last", 2)]
-    assert "cannot be told" in caplog.text
-
-
-def test_a_thread_computes_for_others_no_longer_than_it_may() -> None:
-    with desk(held=False) as d:
-        d.held = True
-        told: list[Any] = []
-        leading = threading.Thread(target=_left, args=(d, 0, told))
-        leading.start()
-        until(lambda: bool(d.started))
-        for task in range(1, 20):
-            _left(d, task, told)
-        for number in range(20):
-            d.release(number)
-        until(lambda: len(told) == 20)
-        leading.join(30)
-        assert [answer[0] for answer, _ in told] == list(range(20))
-        assert sum(thread == leading.ident for _, thread in told) == 16

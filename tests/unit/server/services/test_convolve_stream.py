@@ -21,7 +21,7 @@ from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems, Work
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from tests.unit.server.scheduling.test_batcher import until
+from tests.support.waiting import eventually as until
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 SHAPE = (1, 30, 30, 1)
@@ -50,8 +50,8 @@ class Served:
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
 
-    def _convolve(self, x: Any, ticket: Permit, _: Caller) -> Any:
-        with ticket:
+    def _convolve(self, x: Any, permit: Permit, _: Caller) -> Any:
+        with permit:
             self.tensors.append(weakref.ref(root(x)))
             if self.fate == "fails":
                 raise OutOfMemoryError("too large")

@@ -1,0 +1,80 @@
+"""A server in a process of its own, on a free port, stopped by its process id."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.processes import ended_afterwards
+from tests.support.repository import ROOT
+
+
+@dataclass(frozen=True)
+class RunningServer:
+    """A server of its own process.
+
+    Attributes:
+        target: The address of its first listener.
+        process: The process.
+        log: The file with what it wrote to stderr.
+        metrics: The URL of its metrics; empty without.
+    """
+
+    target: str
+    process: subprocess.Popen[str]
+    log: Path
+    metrics: str = ""
+
+    def stop(self) -> int:
+        """Asks it to stop, waits until it has, and returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+@contextmanager
+def running_server(
+    *arguments: str, environment: dict[str, str] | None = None, program: tuple[str, ...] = ("convserve", "serve")
+) -> Iterator[RunningServer]:
+    """Starts a server on a free port, waits until it is ready, and kills it afterwards if it still runs."""
+    listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
+    command = [sys.executable, "-m", *program, "--device", "cpu", *listen, *arguments]
+    path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    variables = {**os.environ, "PYTHONPATH": path.rstrip(":"), **(environment or {})}
+    with (
+        tempfile.NamedTemporaryFile("w+", suffix=".log") as log,
+        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables) as process,
+    ):
+        said = _ready(process, Path(log.name))
+        yield RunningServer(said["listening on"], process, Path(log.name), said.get("metrics on", ""))
+
+
+def numpy_server(*arguments: str, environment: dict[str, str] | None = None) -> AbstractContextManager[RunningServer]:
+    """Starts a server as `running_server` does, with numpy's engine: within a second, where TensorFlow takes some."""
+    return running_server(*arguments, environment=environment, program=("tests.support.engines.numpy_server",))
+
+
+def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
+    """Returns what a server says until it is ready: the first address of each kind."""
+    assert process.stdout is not None
+    said: dict[str, str] = {}
+    for line in process.stdout:
+        what, _, address = line.strip().rpartition(" ")
+        said.setdefault(what, address)
+        if line.startswith("ready"):
+            return said
+    raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
+
+
+def ended(*arguments: str) -> tuple[int, str, str]:
+    """Runs a server that cannot start; returns its exit status, what it printed, and its error."""
+    command = [sys.executable, "-m", "convserve", "serve", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return done.returncode, done.stdout, done.stderr
