@@ -40,7 +40,7 @@ _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "Y
 
 
 @dataclass(frozen=True)
-class Drawn:
+class Rendered:
     """What a picture shows."""
 
     kind: str
@@ -124,7 +124,7 @@ def write_picture(
     value_range: ValueRange = None,
     beside: Array | None = None,
     title: str | None = None,
-) -> Drawn:
+) -> Rendered:
     """Draws one sample of a layer's output, of rank 4 and any dtype, into a PNG or JPEG file.
 
     One channel or three become the picture itself, pixel by pixel, scaled linearly so that the sample's least value is
@@ -164,7 +164,7 @@ def write_picture(
             draw_output(pixels, title, channels, value_range, left).savefig(path)
     except OSError as error:
         raise unwritable("picture", path, error) from error
-    return Drawn("picture" if as_picture else "feature maps", low, high, count, len(numbers))
+    return Rendered("picture" if as_picture else "feature maps", low, high, count, len(numbers))
 
 
 def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:

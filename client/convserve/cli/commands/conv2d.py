@@ -19,7 +19,7 @@ from convserve.cli.output.report import print_json, print_rows, shape_text
 from convserve.display.pixels import MAX_MAPS, chosen, finite_range, is_picture
 from convserve.display.units import bytes_text, duration_text
 from convserve.files.arrays import check_destination, save_array
-from convserve.files.images import Drawn, check_picture, write_picture
+from convserve.files.images import Rendered, check_picture, write_picture
 from convserve.files.inputs import read_input
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.plan import channel_axis
@@ -190,7 +190,7 @@ def _print_summary(
     layer: Layer | StoredLayer,
     result: Result,
     total_us: float,
-    drawn: Drawn | None,
+    drawn: Rendered | None,
 ) -> None:
     output = result.output
     low, high = _range(output)
@@ -216,7 +216,7 @@ def _print_summary(
     )
 
 
-def _written(arguments: argparse.Namespace, output: Array, drawn: Drawn | None) -> list[str]:
+def _written(arguments: argparse.Namespace, output: Array, drawn: Rendered | None) -> list[str]:
     """Returns a line for each file, with what one should know of it."""
     lines = []
     if arguments.output is not None:
