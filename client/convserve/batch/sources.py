@@ -15,8 +15,7 @@ from convserve.batch import zarr_files
 from convserve.batch.inputs import ZARR_METADATA, Inputs, member_stem, output_stem
 from convserve.errors import FieldViolation, InvalidTensorError
 from convserve.files.arrays import as_batch, load_array, map_array, mapped_rows, names_in, split_member
-from convserve.files.images import PICTURE_SUFFIXES
-from convserve.files.inputs import read_picture
+from convserve.files.images import PICTURE_SUFFIXES, read_image
 from convserve.tensors.codec import Array, Shape, name_of
 
 
@@ -145,7 +144,7 @@ def open_array(source: Source, reading: Reading) -> InputArray:
     """
     path, suffix = source.path, source.path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:
-        return _loaded(source, read_picture(path, reading.data_format, reading.input_range)[0], reading)
+        return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
     if path.is_dir():
         stored = zarr_files.arrays_in(path)[source.member]
         if stored.ndim != 4:

@@ -19,7 +19,7 @@ from convserve.cli.output import conv2d_summary
 from convserve.cli.output.report import print_json
 from convserve.display.pixels import MAX_MAPS, chosen, is_picture
 from convserve.files.arrays import check_destination, save_array
-from convserve.files.images import Drawn, check_picture, write_picture
+from convserve.files.images import Rendered, check_picture, write_picture
 from convserve.files.inputs import read_input
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.plan import channel_axis
@@ -184,7 +184,7 @@ def command(
         conv2d_summary.print_summary(x, layer.config, result, total_us, lines)
 
 
-def _written(files: _Files, output: Array, drawn: Drawn | None) -> list[str]:
+def _written(files: _Files, output: Array, drawn: Rendered | None) -> list[str]:
     """Returns a line for each file, with what one should know of it."""
     lines = []
     if files.output is not None:
