@@ -67,7 +67,7 @@ def started(folder: Path, target: str, *options: str, limit: int | None = None) 
     if limit is not None:
         limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
         command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return processes.ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def noted(folder: Path) -> Counter[str]:

@@ -21,7 +21,7 @@ from tests.conftest import RunningServer
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import RawCaller, checked, convolve_request, layer, raw_caller, tensor, weights
 from tests.support.raw.streams import Feed, answers, image, item, opening, start
-from tests.support.server_process import numpy_server
+from tests.support.server_process import running_server
 from tests.support.waiting import eventually
 
 ONCE = RetryRule(attempts=1)
@@ -40,7 +40,7 @@ def bounded() -> Iterator[RunningServer]:
         "max-items-per-stream": 12,
         "max-streams-per-connection": 20,
     }
-    with numpy_server(*(word for name, value in bounds.items() for word in (f"--{name}", str(value)))) as running:
+    with running_server(*(word for name, value in bounds.items() for word in (f"--{name}", str(value)))) as running:
         yield running
         assert running.process.poll() is None, running.log.read_text()
         assert running.stop() == 0
@@ -135,7 +135,7 @@ def test_items_of_a_stream_are_bounded(caller: RawCaller) -> None:
 
 
 def test_further_connections_are_closed() -> None:
-    with numpy_server("--max-connections", "2") as server, grpc.insecure_channel(server.target) as first:
+    with running_server("--max-connections", "2") as server, grpc.insecure_channel(server.target) as first:
         RawCaller(first).check_service()
         with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as second:
             RawCaller(second).check_service()

@@ -9,6 +9,7 @@ import pytest
 
 import convserve
 from convserve import cli
+from tests.support.processes import ended_afterwards
 
 
 def ended(argv):
@@ -179,7 +180,7 @@ def test_a_closed_pipe_is_141(entry_point):
 def test_a_reader_that_went_away_leaves_no_traceback():
     plan = ["plan", "--local", "--input-shape", "1,4,4,3", "--filters", "1", "--kernel-size", "1"]
     command = [sys.executable, "-m", "convserve", *plan]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with ended_afterwards(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        error = process.stderr.read()
-    assert (process.returncode, error) == (141, b"")
+        error, status = process.stderr.read(), process.wait(timeout=60)
+    assert (status, error) == (141, b"")
