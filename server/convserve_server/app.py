@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -13,37 +13,39 @@ from typing import TypeVar
 import grpc
 from google.rpc import error_details_pb2
 from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve._version import __version__
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
+from convserve_server import reflection
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
-from convserve_server.engine.startup import held_stderr, load_engine
+from convserve_server.backend import Backend
+from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
-from convserve_server.health import Health
+from convserve_server.health import SERVICE_NAME, Health
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.memory.machine import machine_memory_bytes
 from convserve_server.memory.malloc import configure_malloc
-from convserve_server.observability.logs import log, log_to_stderr, say
+from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
-from convserve_server.open_inference import inference_service, wire_names
+from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.scheduler import Batching, Scheduler
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
 from convserve_server.services.shared_memory import SharedMemory
-from convserve_server.settings import Settings, SettingsError, is_loopback
-from convserve_server.shutdown import asked_to_stop, drain
-from convserve_server.tiling.tiled_engine import DividedEngine
+from convserve_server.settings import Settings, SettingsError, unknown_variables
+from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.listening import exposure, listen, unix_path
 from convserve_server.transport.options import server_options
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
@@ -51,15 +53,14 @@ T = TypeVar("T")
 
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
-_FILES = [
-    each.DESCRIPTOR for each in (convolution_service_pb2, layer_service_pb2, health_pb2, reflection_pb2, channelz_pb2)
-]
+_FILES = [module.DESCRIPTOR for module in (convolution_service_pb2, layer_service_pb2, health_pb2, channelz_pb2)]
 # Of what errors have beside their status.
 _FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
     *(service for file in _FILES for service in file.services_by_name.values()),
-    wire_names.SERVICE,
+    wire.SERVICE,
+    *reflection.SERVICES,
 ]
 
 
@@ -68,28 +69,28 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
 
     Args:
         settings: The server's.
-        load_engine: Makes the engine; it is called with the arguments of `convserve_server.engine.startup.load_engine`.
+        load_engine: Returns what computes; it is called as `engine.startup.load_engine`.
 
     Raises:
         SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
             files of tokens and certificates are wrong.
     """
-    log_handler = log_to_stderr(settings.log_level, settings.log_format)
-    stop = asked_to_stop()
-    warm_ups = [WarmUp.parse(each) for each in settings.warm_up]
-    tokens = Tokens(settings.tokens_file, settings.token)
+    log_handler = start_logging(settings.log_level, settings.log_format)
+    stop = StopSignals()
+    _log_settings(settings)
+    warm_ups = [WarmUp.parse(text) for text in settings.warm_up]
+    tokens = Tokens(settings.tokens_file, settings.token.get_secret_value())
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, convolutions, layers, inferences, healths = _assembled(settings, observability, tokens, certificate)
-    addresses = [_listen(server, address, certificate) for address in settings.listen]
+    server, convolutions, layers, inferences, health = _assembled(settings, observability, tokens, certificate)
+    addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
         say(f"listening on {address}")
-        exposed = _exposure(certificate, tokens)
-        if exposed and not is_loopback(address):
+        if exposed := exposure(address, certificate, tokens):
             log.warning("%s is open to the network: %s", address, exposed)
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
@@ -109,43 +110,42 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
             verbose=verbose,
         )
         check_devices(engine)
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
     limits = _named(Limits, settings)
     limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    scheduler = Scheduler(DividedEngine(engine), limits, _named(Batching, settings))
-    for each in warm_ups:
-        warm_up(each, scheduler, registry)
-    convolutions.open(scheduler, registry)
-    layers.open(registry)
+    batching = _named(Batching, settings)
+    batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
+    admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
+    backend = Backend(engine, admission, Scheduler(engine, batching), store)
+    for forward_pass in warm_ups:
+        warm_up(forward_pass, backend)
+    convolutions.open(backend)
+    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
-        inferences.open(scheduler, registry)
-    observability.open(scheduler, registry)
-    for name in _checked(settings):
-        healths.set(name, health_pb2.HealthCheckResponse.SERVING)
+        inferences.open(backend)
+    observability.open(backend)
+    health.set_serving()
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
-    devices = ", ".join(f"{each.name} {each.description}".strip() for each in engine.devices)
+    devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
     tf32 = "on" if engine.tf32 else "off"
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     if inferences is not None:
         inferences.leave()
-    return drain(settings, server, healths, convolutions.shared_memory, observability)
+    return drain(settings, server, health, convolutions.shared_memory, observability)
+
+
+def _log_settings(settings: Settings) -> None:
+    shown = settings.shown()
+    as_fields = settings.log_format == "json"
+    words = ", ".join(f"{name}={value}" for name, value in shown.items())
+    log.info("settings" if as_fields else f"settings: {words}", extra={"settings": shown})
+    for warning in unknown_variables(os.environ):
+        log.warning("%s", warning)
 
 
 def _named(kind: type[T], settings: Settings) -> T:
     """Returns a dataclass whose fields are settings of the same names."""
     return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
-
-
-def _exposure(certificate: Certificate | None, tokens: Tokens) -> str:
-    """Returns what whoever is on the way to a server on the network can do; nothing if it is closed to them."""
-    if certificate is None:
-        if not tokens:
-            return "calls to it are neither encrypted nor authenticated (--tls-certificate, --tokens-file)"
-        return "calls to it are not encrypted, so tensors and tokens can be read on their way (--tls-certificate)"
-    if tokens or certificate.is_mutual:
-        return ""
-    return "calls to it are encrypted but not authenticated: everybody may call (--tokens-file, --tls-client-ca)"
 
 
 def _assembled(
@@ -170,29 +170,21 @@ def _assembled(
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
         inferences = InferenceService(threads, silence, memory)
         inference_service.add_to_server(inferences, server)
-    healths = Health()
-    for name in _checked(settings):
-        healths.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(healths, server)
-    listed = [*_services(settings), health.SERVICE_NAME]
+    health = Health(_services(settings))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    listed = [*_services(settings), SERVICE_NAME]
     if settings.channelz:
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        pool = wire_names.pool_of([*_FILES, *_FILES_OF_DETAILS]) if settings.open_inference else None
-        reflection.enable_server_reflection([*listed, reflection.SERVICE_NAME], server, pool)
-    return server, convolutions, layers, inferences, healths
+        reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
+    return server, convolutions, layers, inferences, health
 
 
 def _services(settings: Settings) -> list[str]:
     """Returns the names of those services that answer once the server is ready."""
-    inference = [wire_names.SERVICE_NAME] if settings.open_inference else []
+    inference = [wire.SERVICE_NAME] if settings.open_inference else []
     return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
-
-
-def _checked(settings: Settings) -> list[str]:
-    """Returns whose health is told: the services', and the server's, which has no name."""
-    return ["", *_services(settings)]
 
 
 def _store(settings: Settings) -> LayerStore:
@@ -208,29 +200,6 @@ def _store(settings: Settings) -> LayerStore:
 def _shared_memory(settings: Settings, addresses: Sequence[str]) -> SharedMemory:
     shared = SharedMemory(settings.shared_memory_bytes)
     for address in addresses:
-        if address.startswith("unix:"):
-            shared.listen_beside(address.removeprefix("unix:").removeprefix("//"))
+        if path := unix_path(address):
+            shared.listen_beside(path)
     return shared
-
-
-def _listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
-    port = 0
-    if not _is_taken_socket(address):
-        with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
-            if certificate is None or address.startswith("unix:"):  # of a Unix socket nothing leaves the machine
-                port = server.add_insecure_port(address)
-            else:
-                port = server.add_secure_port(address, certificate.credentials())
-    if not port:
-        raise SettingsError(f"--listen: Expected an address that is free and may be used. Received {address}.")
-    return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
-
-
-def _is_taken_socket(address: str) -> bool:
-    """Returns whether somebody listens on a Unix socket, which gRPC would take away from them."""
-    if not address.startswith("unix:"):
-        return False
-    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-        probe.connect(address.removeprefix("unix:").removeprefix("//"))
-        return True
-    return False

@@ -1,21 +1,25 @@
-"""`convserve serve`, found by the command line through the entry-point group `convserve.commands`."""
+"""`convserve serve`: a click command with a flag for each setting."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
+
+import click
 
 from convserve_server import settings
+from convserve_server.settings import Settings, default_text, flag, help_text, is_secret, metavar, variable
 
 HELP = "start a server"
 
 _DESCRIPTION = """\
-Starts a server and runs until SIGTERM or Ctrl-C. It prints "listening on ADDRESS"
-for each address and then, once the device has computed a known result, "ready";
-the gRPC health check says SERVING from then on.
+Start a server and run until SIGTERM or Ctrl-C. It prints "listening on ADDRESS" for each address and then, once the
+device has computed a known result, "ready"; the gRPC health check says SERVING from then on.
 """
 
 _EXAMPLES = """\
+\b
 examples:
   convserve serve
       on 127.0.0.1:50051, on the first GPU if there is one
@@ -23,29 +27,68 @@ examples:
       on the CPU, on a free port, which is printed
   convserve serve --listen unix:///tmp/convserve.sock --listen 0.0.0.0:50051
       on a Unix socket, and open to the network
-  convserve serve --listen 0.0.0.0:50051 --tls-certificate server.pem \
+  convserve serve --listen 0.0.0.0:50051 --tls-certificate server.pem \\
       --tls-key server.key --tokens-file tokens.txt
       encrypted, and for those who show a token of the file
-  CONVSERVE_MAX_CALL_BYTES=2000000000 convserve serve
+  CONVSERVE_MAX_CALL_BYTES=2GB convserve serve --drain-s 5m
       every setting has an environment variable; a flag wins over it
 """
 
 
+class _GroupedCommand(click.Command):
+    """A command that lists its options in the groups of the settings' table."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        title, groups = "", dict[str, list[tuple[str, str]]]()
+        for option in self.get_params(ctx):
+            title = "Help" if option.name == "help" else settings.GROUPS.get(str(option.name), title)
+            record = option.get_help_record(ctx)
+            groups.setdefault(title, []).extend([record] if record else [])
+        secrets = [(variable(name), help_text(name)) for name in Settings.model_fields if is_secret(name)]
+        for name, rows in (groups | {"From the environment alone": secrets}).items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
+
+
+def _option(name: str) -> click.Option:
+    """Returns a setting's flag. Its value stays text, so that flags and variables are read and refused alike."""
+    text = f"{help_text(name)} [{variable(name)}, default {default_text(name) or 'none'}]"
+    value = settings.default(name)
+    if isinstance(value, bool):
+        return click.Option([f"{flag(name)}/{flag(f'no_{name}')}"], default=None, help=text)
+    return click.Option([flag(name)], metavar=metavar(name), multiple=isinstance(value, tuple), help=text)
+
+
+def _serve(**flags: Any) -> None:
+    try:
+        given = {name: value for name, value in flags.items() if value not in (None, ())}
+        effective = settings.read(given)
+        from convserve_server import app  # late: it needs the server extra
+
+        status = app.run(effective)
+    except settings.SettingsError as error:
+        for line in str(error).splitlines():
+            click.echo(f"error: {line}", err=True)
+        status = 2
+    sys.exit(status)
+
+
+command = _GroupedCommand(
+    "serve",
+    callback=_serve,
+    params=[_option(name) for name in Settings.model_fields if not is_secret(name)],
+    help=_DESCRIPTION,
+    short_help=HELP,
+    epilog=_EXAMPLES,
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds description, examples and a flag per setting."""
-    parser.description = _DESCRIPTION
-    parser.epilog = _EXAMPLES
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    settings.add_arguments(parser)
+    """Leaves the words after `serve` to `run`."""
+    parser.parse_known_args = lambda words, _: (argparse.Namespace(words=words), [])  # type: ignore
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Serves; returns the exit status."""
-    try:
-        found = settings.read(arguments)
-        from convserve_server import app  # late: it needs the server extra
-
-        return app.run(found)
-    except settings.SettingsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    """Runs the command with those words."""
+    command.main(arguments.words, prog_name="convserve serve")
+    return 0

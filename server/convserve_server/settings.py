@@ -1,4 +1,4 @@
-"""Every setting of the server: one table that gives the flag, the environment variable, the default and the help text.
+"""Every setting of the server: one table, of which flags, environment variables, checks and help are made.
 
 A flag wins over its variable, and a variable over the default. The variable of `--max-call-bytes` is
 `CONVSERVE_MAX_CALL_BYTES`.
@@ -6,251 +6,244 @@ A flag wins over its variable, and a variable over the default. The variable of 
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
+import difflib
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from fractions import Fraction
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
 """What a token is: characters that RFC 6750 allows, and too many to be guessed."""
 WHAT_A_TOKEN_IS = "at least 16 letters, digits and '.', '_', '~', '+', '/', '-'"  # noqa: S105
+
+_PREFIX = "CONVSERVE_"
+# Variables that are not the server's: the client's, and those that Kubernetes makes of a Service named convserve.
+_OTHER_VARIABLES = rf"{_PREFIX}(TARGET|(.*_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?)"
+_MIB, _GIB = 2**20, 2**30
+_BYTES: dict[str, int | Fraction] = {
+    "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": _MIB, "gi": _GIB, "ti": 2**40,
+}  # fmt: skip
+_SECONDS: dict[str, int | Fraction] = {"": 1, "ms": Fraction(1, 1000), "s": 1, "m": 60, "h": 3600}
 
 
 class SettingsError(ValueError):
     """A setting has a value that it cannot have; the text names flag and variable."""
 
 
-def _setting(
-    default: Any,
-    help_text: str,
-    *,
-    unit: str = "",
-    choices: tuple[str, ...] = (),
-    pattern: str = "",
-    least: int = 1,
-    most: int = 2**31 - 1,
-    metavar: str = "",
-    secret: bool = False,
-) -> Any:
-    metadata: dict[str, Any] = {
-        "help": help_text,
-        "unit": unit,
-        "choices": choices,
-        "pattern": pattern,
-        "metavar": metavar,
-        "secret": secret,
-    }
-    metadata |= {"least": least, "most": most}
-    return dataclasses.field(default=default, metadata=metadata)
+def _in_units(text: str, scales: Mapping[str, int | Fraction]) -> Fraction | None:
+    """Returns a number that may be followed by a unit; None for anything else.
+
+    pydantic's ByteSize is not strict enough: it reads "1.5" as 1 byte, "8 GB x" as 8 GB, and knows bits.
+    """
+    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([a-z]*)", text)
+    return Fraction(match[1]) * scales[match[2]] if match and match[2] in scales else None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings, checked. Each field's metadata is its row of the table."""
+def _bytes(given: Any) -> int:
+    size = _in_units(re.sub("b$", "", str(given).lower()), _BYTES)
+    if size is None or size.denominator != 1:
+        raise ValueError("a size such as 8GB, 512MiB or 4096")
+    return int(size)
 
-    listen: tuple[str, ...] = _setting(
-        ("127.0.0.1:50051",),
-        "address to listen on: HOST:PORT or unix:///PATH; port 0 picks a free one and prints it; repeatable (in the "
-        "variable: separated by commas). Another host than loopback is open to the network: see --tls-certificate and "
-        "--tokens-file",
-        metavar="ADDRESS",
-    )
-    device: str = _setting(
-        "auto",
-        "what computes: auto (the first GPU if there is one), cpu, gpu:N, or several GPUs as gpu:0,gpu:1",
-        pattern=r"auto|cpu|gpu:\d{1,3}(,gpu:\d{1,3})*",
-    )
-    tf32: bool = _setting(
-        False, "let float32 convolutions on a GPU use TensorFloat-32: faster, factors rounded to 10 bits of mantissa"
-    )
-    intra_op_threads: int = _setting(
-        0, "threads that work at one operation on the CPU; 0 is TensorFlow's choice, one per core", least=0
-    )
-    inter_op_threads: int = _setting(0, "operations that run at once on the CPU; 0 is TensorFlow's choice", least=0)
-    keep_memory: bool = _setting(
-        True,
-        "keep the CPU's memory of tensors for the next ones: with large ones up to several times as fast as to get it "
-        "from the system each time, but the server stays as large as it has been",
-    )
-    warm_up: tuple[str, ...] = _setting(
-        (),
-        "layer and input to compute before the server is ready, as 'layer=NAME input_shape=1x224x224x3' of a stored "
-        "layer or 'filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3' with Conv2D's parameters; input_dtype= "
-        "and output_dtype= too; repeatable (in the variable: separated by commas)",
-        metavar="WORDS",
-    )
-    max_message_bytes: int = _setting(
-        2**31 - 1,
-        "largest request and response message, at least 4194304 so that a piece of a tensor is one",
-        unit="bytes",
-        least=2**22,
-    )
-    max_call_bytes: int = _setting(
-        8 * 2**30,
-        "largest memory that one call may need by its plan (see `convserve plan`), and that layers on their way to the "
-        "store may take together",
-        unit="bytes",
-        most=2**63 - 1,
-    )
-    max_admitted_bytes: int = _setting(
-        0,
-        "most memory that the calls under way may need together by their plans, beside weights; a call that does not "
-        "fit waits. 0: half of what the machine, or the container, has",
-        unit="bytes",
-        least=0,
-        most=2**63 - 1,
-    )
-    max_waiting_calls: int = _setting(
-        128,
-        "most calls that wait to be computed; one caller may have half of the places that are left. Further ones are "
-        "told to come again",
-    )
-    max_layers_per_call: int = _setting(64, "most layers in one call")
-    concurrent_calls: int = _setting(
-        1,
-        "most computations at once on each device: of calls up to --max-batch-bytes, and as many of larger ones; "
-        "further calls wait for their turn",
-    )
-    max_batch_samples: int = _setting(
-        64, "most samples of several waiting calls for one layer that are computed together; 1 for no batching"
-    )
-    max_batch_bytes: int = _setting(
-        4 * 2**20,
-        "most memory of several waiting calls that are computed together: inputs, outputs and what is between. A GPU "
-        "may gain from more",
-        unit="bytes",
-        most=2**63 - 1,
-    )
-    max_items_per_stream: int = _setting(100_000, "most items in one ConvolveStream")
-    max_connections: int = _setting(1000, "most connections at once; further ones are closed")
-    max_streams_per_connection: int = _setting(256, "most calls at once on one connection; further ones wait there")
-    max_connection_age_s: int = _setting(
-        0,
-        "after which a connection is renewed, so that callers come to know new replicas; what is under way on it may "
-        "take --drain-s more. 0: never",
-        unit="seconds",
-        least=0,
-    )
-    idle_s: int = _setting(
-        60,
-        "how long a call may send or fetch nothing while nothing but its caller is waited for",
-        unit="seconds",
-        least=1,
-    )
-    compression: bool = _setting(
-        False,
-        "take compressed messages. Tensors hardly shrink, and a small message that swells to a large one would come "
-        "past --max-message-bytes",
-    )
-    handler_threads: int = _setting(64, "threads that receive and answer requests, beside those that wait")
-    store: str = _setting("", "folder in which stored layers are durable; without one they live in memory")
-    store_bytes: int = _setting(
-        64 * 2**30, "most that the layers in that folder may take", unit="bytes", most=2**63 - 1
-    )
-    layer_memory_bytes: int = _setting(
-        4 * 2**30,
-        "most that stored layers may take in memory; those that a GPU computes with take as much there",
-        unit="bytes",
-        most=2**63 - 1,
-    )
-    shared_memory: bool = _setting(
-        False,
-        "let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the "
-        "Open Inference Protocol in POSIX shared memory of their own user",
-    )
-    shared_memory_bytes: int = _setting(8 * 2**30, "most memory that callers may share", unit="bytes", most=2**63 - 1)
-    pre_stop_s: int = _setting(
-        0,
-        "after SIGTERM: how long to go on serving while the health check already says NOT_SERVING",
-        unit="seconds",
-        least=0,
-    )
-    drain_s: int = _setting(30, "after that: how long calls under way may take to finish", unit="seconds", least=0)
-    tls_certificate: str = _setting(
-        "",
-        "PEM file of the server's certificate, followed by those between it and its CA: every HOST:PORT is then "
-        "encrypted. It is read again when it changes",
-        metavar="FILE",
-    )
-    tls_key: str = _setting("", "PEM file of that certificate's private key, not encrypted", metavar="FILE")
-    tls_client_ca: str = _setting(
-        "",
-        "PEM file of the CA that must have signed a caller's certificate (mutual TLS); without one none is asked for",
-        metavar="FILE",
-    )
-    tokens_file: str = _setting(
-        "",
-        "file of the tokens that callers must show, a line for each: NAME TOKEN PERMISSIONS, the permissions out of "
-        "read, compute, change with commas between them. It is read again when it changes",
-        metavar="FILE",
-    )
-    token: str = _setting("", "a further token, which allows everything", pattern=f"({TOKEN})?", secret=True)
-    open_inference: bool = _setting(
-        True,
-        "answer the Open Inference Protocol (inference.GRPCInferenceService) too, which clients of Triton and KServe "
-        "speak: stored layers are its models",
-    )
-    reflection: bool = _setting(True, "answer gRPC server reflection, which grpcurl and its like use")
-    channelz: bool = _setting(True, "answer gRPC channelz, which shows connections and their traffic")
-    metrics: str = _setting(
-        "",
-        "address to serve metrics for Prometheus on over HTTP, as HOST:PORT; port 0 picks a free one and prints it; "
-        "none if empty",
-    )
-    log_requests: bool = _setting(
-        False,
-        "log a line per request, with its caller; at a thousand calls a second that is a gigabyte an hour, which is "
-        "for those who collect it",
-    )
-    log_format: str = _setting(
-        "text", "what a line of the log is: text for people, or a JSON object", choices=("text", "json")
-    )
-    log_level: str = _setting("info", "least important message to log", choices=("debug", "info", "warning", "error"))
 
-    def __post_init__(self) -> None:
-        """Checks every value.
+def _seconds(given: Any) -> float:
+    time = _in_units(str(given).lower(), _SECONDS)
+    if time is None:
+        raise ValueError("a time such as 30s, 5m, 250ms or 1.5")
+    return float(time)
 
-        Raises:
-            SettingsError: Names flag, variable, what was expected and what was received.
-        """
-        for field in dataclasses.fields(self):
-            value, row = getattr(self, field.name), field.metadata
-            if isinstance(field.default, bool):
-                self._require(field.name, isinstance(value, bool), "true or false", value)
-            elif isinstance(field.default, int):
-                least, most = row["least"], row["most"]
-                within = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
-                self._require(field.name, within, f"an integer from {least} to {most}", value)
-            elif row["choices"]:
-                self._require(field.name, value in row["choices"], f"one of {', '.join(row['choices'])}", value)
-            elif row["pattern"]:
-                matches = isinstance(value, str) and re.fullmatch(row["pattern"], value)
-                expected = WHAT_A_TOKEN_IS if row["secret"] else "auto, cpu or gpu:N"
-                self._require(field.name, bool(matches), expected, value)
-        addresses = bool(self.listen) and all(_is_address(each) for each in self.listen)
-        self._require("listen", addresses, "HOST:PORT or unix:///PATH", ", ".join(self.listen))
-        by_http = not self.metrics or (_is_address(self.metrics) and not self.metrics.startswith("unix:"))
-        self._require("metrics", by_http, "HOST:PORT, or nothing", self.metrics)
 
-    @staticmethod
-    def _require(name: str, holds: bool, expected: str, value: object) -> None:
-        if not holds:
-            is_secret = Settings.__dataclass_fields__[name].metadata["secret"]
-            named = variable(name) if is_secret else f"{flag(name)} ({variable(name)})"
-            received = "something else, which is not shown" if is_secret else repr(value)
-            raise SettingsError(f"{named}: Expected {expected}. Received {received}.")
+def _split(given: Any) -> tuple[str, ...]:
+    return tuple(word.strip() for word in (given.split(",") if isinstance(given, str) else given))
 
-    def __repr__(self) -> str:
-        """Returns all settings, but of a secret no more than whether it is set."""
-        listed = []
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            listed.append(f"{field.name}={'***' if field.metadata['secret'] and value else repr(value)}")
-        return f"Settings({', '.join(listed)})"
+
+def _is_address(address: str, *, by_http: bool = False) -> bool:
+    if address.startswith("unix:"):
+        return len(address) > len("unix:") and not by_http
+    host, _, port = address.rpartition(":")
+    return bool(host) and bool(re.fullmatch(r"[0-9]{1,5}", port)) and int(port) < 2**16
+
+
+def _check(holds: Callable[[Any], object], expected: str) -> AfterValidator:
+    def checked(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(expected)
+        return value
+
+    return AfterValidator(checked)
+
+
+# Kinds of values. The text among the metadata is the value's placeholder in the help.
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), "N"]
+CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1), "N"]
+Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=2**63 - 1), "SIZE"]
+BytesOrZero = Annotated[int, BeforeValidator(_bytes), Field(ge=0, le=2**63 - 1), "SIZE"]
+Seconds = Annotated[float, BeforeValidator(_seconds), Field(le=2**31 - 1), "TIME"]
+File = Annotated[str, "FILE"]
+Folder = Annotated[str, "DIR"]
+Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+Addresses = Annotated[
+    Words, _check(lambda given: given and all(map(_is_address, given)), "HOST:PORT or unix:///PATH"), "ADDRESS"
+]
+Device = Annotated[
+    str, _check(re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*").fullmatch, "auto, cpu or gpu:N"), "DEVICE"
+]
+HttpAddress = Annotated[
+    str, _check(lambda given: not given or _is_address(given, by_http=True), "HOST:PORT, or nothing"), "ADDRESS"
+]
+Token = Annotated[SecretStr, _check(lambda t: re.fullmatch(f"({TOKEN})?", t.get_secret_value()), WHAT_A_TOKEN_IS)]
+
+
+GROUPS = {
+    "listen": "Listening",
+    "device": "Computing",
+    "max_message_bytes": "Limits",
+    "store": "Stored layers and shared memory",
+    "pre_stop_s": "Stopping",
+    "tls_certificate": "Access",
+    "open_inference": "Protocols beside convserve's own",
+    "metrics": "Metrics and log",
+}
+"""The title of each part of the table, by the first setting of it."""
+
+
+class Settings(BaseSettings):
+    """The settings, checked: the given ones, else those of the environment, else the defaults."""
+
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, frozen=True, use_attribute_docstrings=True)
+
+    listen: Addresses = ("127.0.0.1:50051",)
+    """Address to listen on: HOST:PORT or unix:///PATH; port 0 picks a free one and prints it; repeatable (in the
+    variable: separated by commas). Another host than loopback is open to the network: see --tls-certificate and
+    --tokens-file."""
+    device: Device = "auto"
+    """What computes: auto (the first GPU if there is one), cpu, gpu:N, or several GPUs as gpu:0,gpu:1."""
+    tf32: bool = False
+    """Let float32 convolutions on a GPU use TensorFloat-32: faster, factors rounded to 10 bits of mantissa."""
+    intra_op_threads: CountOrZero = 0
+    """Threads that work at one operation on the CPU; 0 is TensorFlow's choice, one per core."""
+    inter_op_threads: CountOrZero = 0
+    """Operations that run at once on the CPU; 0 is TensorFlow's choice."""
+    keep_memory: bool = True
+    """Keep the CPU's memory of tensors for the next ones: with large ones up to several times as fast as to get it from
+    the system each time, but the server stays as large as it has been."""
+    warm_up: Annotated[Words, AfterValidator(lambda words: tuple(filter(None, words))), "WORDS"] = ()
+    """Layer and input to compute before the server is ready, as 'layer=NAME input_shape=1x224x224x3' of a stored layer
+    or 'filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3' with Conv2D's parameters; input_dtype= and
+    output_dtype= too; repeatable (in the variable: separated by commas)."""
+    max_message_bytes: Annotated[Bytes, Field(ge=4 * _MIB, le=2**31 - 1)] = 2**31 - 1
+    """Largest request and response message, at least 4MiB so that a piece of a tensor is one."""
+    max_call_bytes: Bytes = 8 * _GIB
+    """Largest memory that one call may need by its plan (see `convserve plan`), and that layers being uploaded may take
+    together."""
+    max_admitted_bytes: BytesOrZero = 0
+    """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
+    waits. 0: half of what the machine, or the container, has."""
+    max_waiting_calls: Count = 128
+    """Most calls that wait to be computed; one caller may have half of the places that are left. Further ones are
+    refused, with a time to retry after."""
+    max_layers_per_call: Count = 64
+    """Most layers in one call."""
+    concurrent_calls: Count = 1
+    """Most computations at once on each device: of calls up to --max-batch-bytes, and as many of larger ones; further
+    calls wait for their turn."""
+    max_batch_samples: Count = 64
+    """Most samples of several waiting calls for one layer that are computed together; 1 for no batching."""
+    max_batch_bytes: Bytes = 4 * _MIB
+    """Most memory of several waiting calls that are computed together: inputs, outputs and what is between. A GPU may
+    gain from more."""
+    max_items_per_stream: Count = 100_000
+    """Most items in one ConvolveStream."""
+    max_connections: Count = 1000
+    """Most connections at once; further ones are closed."""
+    max_streams_per_connection: Count = 256
+    """Most calls at once on one connection; further ones wait there."""
+    max_connection_age_s: Seconds = 0
+    """After which a connection is renewed, so that callers come to know new replicas; calls in flight on it may take
+    --drain-s more. 0: never."""
+    idle_s: Annotated[Seconds, Field(ge=1)] = 60
+    """How long a call may send or fetch nothing while only its caller is waited for."""
+    compression: bool = False
+    """Take compressed messages. Tensors hardly shrink, and a small message that swells to a large one would come past
+    --max-message-bytes."""
+    handler_threads: Count = 64
+    """Threads that receive and answer requests, beside those that wait."""
+    store: Folder = ""
+    """Folder in which stored layers are durable; without one they live in memory."""
+    store_bytes: Bytes = 64 * _GIB
+    """Most that the layers in that folder may take."""
+    layer_memory_bytes: Bytes = 4 * _GIB
+    """Most that stored layers may take in memory; those that a GPU computes with take as much there."""
+    shared_memory: bool = False
+    """Let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the
+    Open Inference Protocol in POSIX shared memory of their own user."""
+    shared_memory_bytes: Bytes = 8 * _GIB
+    """Most memory that callers may share."""
+    pre_stop_s: Seconds = 0
+    """After SIGTERM: how long to go on serving while the health check already says NOT_SERVING."""
+    drain_s: Seconds = 30
+    """After that: how long calls in flight may take to finish."""
+    tls_certificate: File = ""
+    """PEM file of the server's certificate, followed by those between it and its CA: every HOST:PORT is then encrypted.
+    The server reads it again when it changes."""
+    tls_key: File = ""
+    """PEM file of that certificate's private key, not encrypted."""
+    tls_client_ca: File = ""
+    """PEM file of the CA that must have signed a caller's certificate (mutual TLS); without one none is asked for."""
+    tokens_file: File = ""
+    """File of the tokens that callers must show, a line for each: NAME TOKEN PERMISSIONS, the permissions out of read,
+    compute, change with commas between them. The server reads it again when it changes."""
+    token: Token = SecretStr("")
+    """A further token, which allows everything."""
+    open_inference: bool = True
+    """Answer the Open Inference Protocol (inference.GRPCInferenceService) too, which clients of Triton and KServe
+    speak: stored layers are its models."""
+    reflection: bool = True
+    """Answer gRPC server reflection, which grpcurl and its like use."""
+    channelz: bool = True
+    """Answer gRPC channelz, which shows connections and their traffic."""
+    metrics: HttpAddress = ""
+    """Address to serve metrics for Prometheus on over HTTP, as HOST:PORT; port 0 picks a free one and prints it; none
+    if empty."""
+    log_requests: bool = False
+    """Log a line per request, with its caller; at a thousand calls a second that is a gigabyte an hour, which is for
+    those who collect it."""
+    log_format: Literal["text", "json"] = "text"
+    """What each line on stdout and in the log is: text for people, or a JSON object."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least important message to log."""
+
+    def shown(self) -> dict[str, Any]:
+        """Returns the settings as the log shows them: numbers plain, of a secret whether it is set."""
+        return {name: str(value) if is_secret(name) else value for name, value in self}
+
+
+def read(flags: Mapping[str, Any]) -> Settings:
+    """Returns the settings of the given flags, as text by the setting's name, and of the environment.
+
+    Raises:
+        SettingsError: If any has a value that it cannot have: a line for each, with flag and variable, what was
+            expected and what was received.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_refusal(problem, flags) for problem in error.errors())) from None
+
+
+def _refusal(problem: ErrorDetails, flags: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0])
+    expected = re.sub("^(Input should be|Value error,) ", "Expected ", problem["msg"])
+    if is_secret(name):
+        return f"{variable(name)}: {expected}. Received something else, which is not shown."
+    received = flags.get(name, os.environ.get(variable(name)))
+    return f"{flag(name)} ({variable(name)}): {expected}. Received {received!r}."
 
 
 def flag(name: str) -> str:
@@ -260,66 +253,51 @@ def flag(name: str) -> str:
 
 def variable(name: str) -> str:
     """Returns a setting's environment variable."""
-    return f"CONVSERVE_{name.upper()}"
+    return _PREFIX + name.upper()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds a flag per setting; what is not given stays out of the namespace.
-
-    A secret has none: the command lines of a machine's processes can be read by all its users.
-    """
-    secrets = [field for field in dataclasses.fields(Settings) if field.metadata["secret"]]
-    described = (f"{variable(each.name)}: {each.metadata['help']}" for each in secrets)
-    parser.add_argument_group("from the environment alone", "; ".join(described))
-    for field in dataclasses.fields(Settings):
-        if field.metadata["secret"]:
-            continue
-        default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default)
-        unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
-        options: dict[str, Any] = {
-            "dest": f"setting_{field.name}",
-            "default": argparse.SUPPRESS,
-            "help": f"{field.metadata['help']} [{variable(field.name)}, default {default.lower()}{unit}]",
-        }
-        if isinstance(field.default, bool):
-            options["action"] = argparse.BooleanOptionalAction
-        elif isinstance(field.default, tuple):
-            options |= {"action": "append", "metavar": field.metadata["metavar"]}
-        elif field.metadata["choices"]:
-            options["metavar"] = "{" + ",".join(field.metadata["choices"]) + "}"
-        else:
-            options["metavar"] = (
-                field.metadata["metavar"]
-                or field.metadata["unit"].upper()
-                or ("N" if isinstance(field.default, int) else field.name.upper())
-            )
-        parser.add_argument(flag(field.name), **options)
+def default(name: str) -> Any:
+    """Returns a setting's default."""
+    return Settings.model_fields[name].default
 
 
-def read(arguments: argparse.Namespace, environment: Mapping[str, str] = os.environ) -> Settings:
-    """Returns the settings of a command line and an environment.
-
-    Raises:
-        SettingsError: If one has a value that it cannot have.
-    """
-    found: dict[str, Any] = {}
-    for field in dataclasses.fields(Settings):
-        given = getattr(arguments, f"setting_{field.name}", environment.get(variable(field.name)))
-        if given is not None:
-            found[field.name] = _parsed(field.default, given)
-    return Settings(**found)
+def default_text(name: str) -> str:
+    """Returns a setting's default as people write it, such as 8GiB, 30s or true."""
+    value = default(name)
+    if name.endswith("_s"):
+        return f"{value:g}s"
+    if name.endswith("_bytes"):
+        scale = next((scale for scale in ("gi", "mi") if value and value % _BYTES[scale] == 0), "")
+        return f"{value // _BYTES[scale]}{scale.title()}B" if scale else f"{value} bytes"
+    return ", ".join(value) if isinstance(value, tuple) else str(value).lower()
 
 
-def _parsed(default: Any, given: Any) -> Any:
-    """Returns a value of the default's type; what cannot be one is left for the check to refuse."""
-    if isinstance(default, tuple):
-        words = (each.strip() for each in (given.split(",") if isinstance(given, str) else given))
-        return tuple(each for each in words if each or default)  # where nothing is a value, an empty word is nothing
-    if isinstance(given, str) and isinstance(default, bool):
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}.get(given.lower(), given)
-    if isinstance(given, str) and isinstance(default, int):
-        return int(given) if re.fullmatch(r"-?[0-9]{1,19}", given) else given
-    return given
+def help_text(name: str) -> str:
+    """Returns what a setting means, in one line."""
+    return " ".join(str(Settings.model_fields[name].description).split())
+
+
+def metavar(name: str) -> str:
+    """Returns the placeholder of a setting's value in the help."""
+    field = Settings.model_fields[name]
+    choices = "{" + ",".join(map(str, get_args(field.annotation))) + "}"
+    return next((text for text in field.metadata if isinstance(text, str)), choices)
+
+
+def is_secret(name: str) -> bool:
+    """Returns whether a setting is a secret, which has no flag: all users can read the command lines of a machine."""
+    return isinstance(default(name), SecretStr)
+
+
+def unknown_variables(environment: Iterable[str]) -> list[str]:
+    """Returns a warning for each variable that looks like a setting and is none."""
+    known = [variable(name) for name in Settings.model_fields]
+    warnings = []
+    for name in sorted(environment):
+        if name.startswith(_PREFIX) and name not in known and not re.fullmatch(_OTHER_VARIABLES, name):
+            similar = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            warnings.append(f"{name} is no setting, and is ignored." + "".join(f" Did you mean {s}?" for s in similar))
+    return warnings
 
 
 def is_loopback(address: str) -> bool:
@@ -331,10 +309,3 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:  # a name, which may lead anywhere
         return False
-
-
-def _is_address(address: str) -> bool:
-    if address.startswith("unix:"):
-        return len(address) > len("unix:")
-    host, _, port = address.rpartition(":")
-    return bool(host) and bool(re.fullmatch(r"[0-9]{1,5}", port)) and int(port) < 2**16

@@ -14,9 +14,8 @@ from convserve.errors import InvalidArgumentError, LayerNotFoundError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
+from convserve_server.backend import Backend
 from convserve_server.engine_api import Engine
-from convserve_server.layer_store.registry import LayerRegistry
-from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.settings import SettingsError
 
 log = logging.getLogger("convserve")
@@ -75,22 +74,22 @@ class WarmUp:
         return cls(config, shape, input_dtype, output_dtype)
 
 
-def warm_up(each: WarmUp, scheduler: Scheduler, registry: LayerRegistry) -> None:
+def warm_up(each: WarmUp, backend: Backend) -> None:
     """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
 
     Raises:
         SettingsError: If the layer cannot take such an input, or the server takes no such call.
     """
-    engine = scheduler.engine
+    engine, admission = backend.engine, backend.admission
     try:
-        layer = registry.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
-        scheduler.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
+        layer = backend.store.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
+        admission.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)
         return
     except InvalidArgumentError as error:
         raise SettingsError(f"{_FLAG}: {error}") from error
-    plan = scheduler.plan([layer], each.shape, each.input_dtype, each.output_dtype)
+    plan = admission.plan([layer], each.shape, each.input_dtype, each.output_dtype)
     if layer.kernel is None:
         layer = engine.initialize(layer.config, plan.layers[0].kernel_shape[2] * layer.config.groups)
     x = np.zeros(each.shape, numpy_dtype(each.input_dtype))

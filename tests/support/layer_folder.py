@@ -25,8 +25,8 @@ def file_of(folder: Path, layer: Layer = LAYER) -> Path:
     return folder / "layers" / f"{layer.digest.hex()}.safetensors"
 
 
-def set_aside(folder: Path) -> list[str]:
-    return sorted(path.name.partition("-")[2] for path in (folder / "set-aside").iterdir())
+def quarantined(folder: Path) -> list[str]:
+    return sorted(path.name.partition("-")[2] for path in (folder / "quarantine").iterdir())
 
 
 def is_layer(found: Layer | None) -> bool:

@@ -1,6 +1,7 @@
 """What observers of calls hear, kept for tests; and a forward pass to tell them of."""
 
-from convserve_server.observability.call_record import Computation, Observer
+from convserve_server.observability.call_record import Observer
+from convserve_server.scheduling.scheduler import Computation
 
 PASS = Computation(
     began_ns=1, queue_us=10, compute_us=200, batch_size=4, device="cpu:0", warm=True, input_shape=(1, 2, 2, 1),

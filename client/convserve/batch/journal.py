@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -163,6 +164,11 @@ class Journal:
     def note_part(self, key: str, start: int) -> None:
         """Notes that a part of an output is done."""
         self._add({"part": key, "start": start})
+
+    def sync(self) -> None:
+        """Makes the lines durable."""
+        with suppress(OSError):  # it was closed meanwhile
+            os.fsync(self._file)
 
     def close(self) -> None:
         """Makes the lines durable, and lets others write."""

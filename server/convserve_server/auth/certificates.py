@@ -1,4 +1,4 @@
-"""The server's certificate: TLS for those who call, and with a CA of the callers' own mutual TLS.
+"""The server's certificate: TLS for callers, and with a CA of the callers' own mutual TLS.
 
 The files are looked at with every connection that is made. So a certificate that was renewed is used from the next one
 on, and connections that are open stay.
@@ -6,18 +6,14 @@ on, and connections that are open stay.
 
 from __future__ import annotations
 
-import logging
-import os
 import ssl
-import threading
 from pathlib import Path
 from typing import Any
 
 import grpc
 
+from convserve_server.auth.reloaded_files import ReloadedFiles
 from convserve_server.settings import SettingsError
-
-log = logging.getLogger("convserve")
 
 
 class Certificate:
@@ -35,12 +31,7 @@ class Certificate:
             SettingsError: If a file cannot be read or is wrong, or the key is not the certificate's.
         """
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        self._lock = threading.Lock()
-        self._state = self._files_state()
-        try:
-            self._configuration = self._read()
-        except _WrongFilesError as error:
-            raise SettingsError(str(error)) from None
+        self._files = ReloadedFiles([certificate, key, client_ca], self._read, "--tls-certificate")
 
     @classmethod
     def of(cls, certificate: str, key: str, client_ca: str) -> Certificate | None:
@@ -50,8 +41,8 @@ class Certificate:
             SettingsError: If they contradict each other, and as above.
         """
         if bool(certificate) != bool(key):
-            given, lacking = ("certificate", "key") if certificate else ("key", "certificate")
-            raise SettingsError(f"--tls-{lacking}: Expected a file, for --tls-{given} is given. Received none.")
+            present, lacking = ("certificate", "key") if certificate else ("key", "certificate")
+            raise SettingsError(f"--tls-{lacking}: Expected a file, for --tls-{present} is given. Received none.")
         if client_ca and not certificate:
             raise SettingsError("--tls-certificate: Expected a file, for --tls-client-ca is given. Received none.")
         return cls(certificate, key, client_ca) if certificate else None
@@ -63,31 +54,17 @@ class Certificate:
 
     def credentials(self) -> grpc.ServerCredentials:
         """Returns the credentials of one listener."""
-        told = self._current()
+        in_use = self._files.content()
 
         def changed() -> Any:
-            nonlocal told
-            current = self._current()
-            if current is told:
+            nonlocal in_use
+            newest = self._files.content()
+            if newest is in_use:
                 return None
-            told = current
-            return current
+            in_use = newest
+            return newest
 
-        return grpc.dynamic_ssl_server_credentials(told, changed, require_client_authentication=self.is_mutual)
-
-    def _current(self) -> Any:
-        """Returns what the files hold; if they are wrong now, what they held before."""
-        with self._lock:
-            state = self._files_state()
-            if state != self._state:
-                self._state = state
-                try:
-                    self._configuration = self._read()
-                except _WrongFilesError as error:
-                    log.error("%s The certificate of before stays in use.", error)
-                else:
-                    log.info("--tls-certificate: read %s again", self._certificate)
-            return self._configuration
+        return grpc.dynamic_ssl_server_credentials(in_use, changed, require_client_authentication=self.is_mutual)
 
     def _read(self) -> Any:
         # OpenSSL says what is wrong with the files, and gRPC does not.
@@ -98,35 +75,19 @@ class Certificate:
             files = f"{self._certificate} and {self._key}"
             expected = "PEM files of a certificate and of its private key, not encrypted"
             text = f"--tls-certificate, --tls-key: Expected {expected}. Received {files}: {_why(error)}."
-            raise _WrongFilesError(text) from None
+            raise SettingsError(text) from None
         try:
             if self._client_ca:
                 context.load_verify_locations(self._client_ca)
         except (OSError, ValueError) as error:
             text = f"Expected a PEM file of certificates. Received {self._client_ca}: {_why(error)}."
-            raise _WrongFilesError(f"--tls-client-ca: {text}") from None
+            raise SettingsError(f"--tls-client-ca: {text}") from None
         try:
             chain, key = Path(self._certificate).read_bytes(), Path(self._key).read_bytes()
             root = Path(self._client_ca).read_bytes() if self._client_ca else None
         except OSError as error:  # taken away since
-            raise _WrongFilesError(f"--tls-certificate: Expected files that can be read: {_why(error)}.") from None
+            raise SettingsError(f"--tls-certificate: Expected files that can be read: {_why(error)}.") from None
         return grpc.ssl_server_certificate_configuration([(key, chain)], root)
-
-    def _files_state(self) -> list[tuple[int, ...]]:
-        """Returns what changes when one of the files does."""
-        found: list[tuple[int, ...]] = []
-        for path in (self._certificate, self._key, self._client_ca):
-            try:
-                status = os.stat(path)
-            except OSError:
-                found.append((0,))
-            else:
-                found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        return found
-
-
-class _WrongFilesError(Exception):
-    """The files are not what they should be; the text says which, and shows nothing of them."""
 
 
 def _why(error: Exception) -> str:

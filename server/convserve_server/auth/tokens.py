@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from convserve_server.auth.identity import PERMISSIONS, Identity
+from convserve_server.auth.reloaded_files import ReloadedFiles
 from convserve_server.settings import TOKEN, WHAT_A_TOKEN_IS, SettingsError
-
-log = logging.getLogger("convserve")
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}"
 _OF_THE_ENVIRONMENT = "token"  # the name of the token that is a setting
@@ -41,40 +38,20 @@ class Tokens:
         Raises:
             SettingsError: If the file cannot be read, or is wrong.
         """
-        self._path = path
-        self._given = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
-        self._state = _state(path)
-        try:
-            self._digests = self._given | (_read(path) if path else {})
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"--tokens-file: {_why(path, error)}") from None
+        self._by_variable = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
+        self._file = ReloadedFiles([path], lambda: _read(path), "--tokens-file") if path else None
 
     def __bool__(self) -> bool:
         """Returns whether there are any, without which everybody may call."""
-        return bool(self._digests)
+        return bool(self._by_variable) or self._file is not None
 
     def caller(self, token: str) -> Identity | None:
-        """Returns whose token it is, or None. It takes as long for each that is wrong."""
-        if self._path:
-            self._read_again()
-        digest, found = _digest(token), None
-        for each, caller in self._digests.items():
-            if hmac.compare_digest(each, digest):
-                found = caller
-        return found
-
-    def _read_again(self) -> None:
-        """Reads the file if it has changed; if it is wrong now, what it was stays in force."""
-        state = _state(self._path)
-        if state == self._state:
-            return
-        self._state = state
-        try:
-            self._digests = self._given | _read(self._path)
-        except (OSError, ValueError) as error:
-            log.error("--tokens-file: %s The tokens of before stay in force.", _why(self._path, error))
-        else:
-            log.info("--tokens-file: read %s again: %d tokens", self._path, len(self._digests) - len(self._given))
+        """Returns whose token it is, or None. It takes as long for each wrong one."""
+        digest, caller = _digest(token), None
+        for known, identity in (self._by_variable | (self._file.content() if self._file else {})).items():
+            if hmac.compare_digest(known, digest):
+                caller = identity
+        return caller
 
 
 def parse(text: str) -> Digests:
@@ -83,17 +60,17 @@ def parse(text: str) -> Digests:
     Raises:
         ValueError: Says which line is wrong, and shows no word of it that may be a token in the wrong place.
     """
-    found: Digests = {}
+    digests: Digests = {}
     for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if words and not words[0].startswith("#"):
             digest, caller = _parse_line(number, words)
-            if digest in found:
+            if digest in digests:
                 raise _wrong(number, "a token that no line before has", "the same again")
-            found[digest] = caller
-    if not found:
+            digests[digest] = caller
+    if not digests:
         raise ValueError(f"Expected at least one line: {_LINE}. Received none, with which nobody could call.")
-    return found
+    return digests
 
 
 def _parse_line(number: int, words: Sequence[str]) -> tuple[bytes, Identity]:
@@ -116,24 +93,15 @@ def _wrong(number: int, expected: str, received: str) -> ValueError:
 
 
 def _read(path: str) -> Digests:
-    return parse(Path(path).read_text(encoding="ascii"))
-
-
-def _why(path: str, error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"Expected a file that can be read. Received {path}: {error.strerror}."
-    if isinstance(error, UnicodeDecodeError):  # whose text shows what is in the file
-        return f"Expected a file of ASCII text. Received {path}, which has other bytes."
-    return f"{path}: {error}"
-
-
-def _state(path: str) -> tuple[int, ...] | None:
-    """Returns what changes when a file does; None if there is none."""
     try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+        return parse(Path(path).read_text(encoding="ascii"))
+    except OSError as error:
+        why = f"Expected a file that can be read. Received {path}: {error.strerror}."
+    except UnicodeDecodeError:  # whose text shows what is in the file
+        why = f"Expected a file of ASCII text. Received {path}, which has other bytes."
+    except ValueError as error:
+        why = f"{path}: {error}"
+    raise SettingsError(f"--tokens-file: {why}")
 
 
 def _digest(token: str) -> bytes:

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from convserve.layers.conv2d import Conv2D
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
-from convserve_server.engine.tensors import carrier
+from convserve_server.engine.tensors import DirectCall, carrier
 
 
 class Forward:
@@ -31,9 +31,9 @@ class Forward:
             losses: list[Any] = []
             for config in chain:
                 given, rest = rest[: 1 + config.use_bias], rest[1 + config.use_bias :]
-                x, found = _step(config, on_gpu)(x, *given)
-                names.append(tuple(found))
-                losses += found.values()
+                x, layer_losses = _step(config, on_gpu)(x, *given)
+                names.append(tuple(layer_losses))
+                losses += layer_losses.values()
             x = tf.cast(x, output_dtype)
             return [_as(x, carrier(output_dtype)), *losses]
 
@@ -45,9 +45,7 @@ class Forward:
             if config.use_bias:
                 signature.append(tf.TensorSpec([config.filters], config.variable_dtype))
         function = tf.function(forward, input_signature=signature, autograph=False)
-        self._function = function.get_concrete_function()
-        self._captured = self._function.captured_inputs
-        self._types = [each.dtype for each in self._function.outputs]
+        self._call = DirectCall(function.get_concrete_function())
         self.loss_names = tuple(names)
         """For each layer the names of its losses, which are fields of `Losses`."""
 
@@ -58,10 +56,7 @@ class Forward:
             x: The input, in its carrier dtype.
             weights: Every layer's kernel and, where it has one, bias.
         """
-        # The op of a function call itself: calling the function costs twice as much, in Python and in thread switches.
-        return tf.raw_ops.StatefulPartitionedCall(  # type: ignore[no-any-return]
-            args=[x, *weights, *self._captured], Tout=self._types, f=self._function
-        )
+        return self._call([x, *weights])
 
 
 def _as(x: Any, dtype: str) -> Any:

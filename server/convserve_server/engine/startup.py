@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,7 +31,7 @@ def load_engine(
             the system and goes back to it, and touching fresh pages takes several times as long as computing.
         memory_bytes: The most that it keeps and takes of the CPU's memory then; 0 is as much as there is. What does not
             fit is an OutOfMemoryError, where the system would end the process.
-        verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `held_stderr`.
+        verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `logs.held_stderr`.
 
     Raises:
         SettingsError: If there is no such device.
@@ -54,24 +50,3 @@ def load_engine(
     from convserve_server.engine.tensorflow_engine import TensorFlowEngine
 
     return TensorFlowEngine(device, tf32, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)
-
-
-@contextmanager
-def held_stderr() -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and shows it only if the block fails.
-
-    TensorFlow's C++ side writes there before any of its own settings can stop it, and gRPC's whatever its settings.
-    """
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        except BaseException:
-            held.seek(0)
-            os.write(terminal, held.read())
-            raise
-        finally:
-            os.dup2(terminal, 2)
-            os.close(terminal)

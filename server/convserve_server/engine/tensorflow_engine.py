@@ -16,7 +16,7 @@ from convserve.errors import OutOfMemoryError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import kernel_shape
-from convserve.protocol.results import Device, Losses
+from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, name_of
 from convserve_server.engine.devices import claim
 from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
@@ -46,30 +46,17 @@ class TensorFlowEngine:
         """
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
-        self._devices = claim(device, logical_cpus)
+        self.devices = claim(device, logical_cpus)
+        self.versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        self._on_gpu = self._devices[0].kind == "gpu"
+        self.tf32 = bool(tf.config.experimental.tensor_float_32_execution_enabled())
+        self._on_gpu = self.devices[0].kind == "gpu"
         # TensorFlow numbers the devices that it was left with from 0.
-        self._names = tuple(f"{each.kind}:{index}" for index, each in enumerate(self._devices))
+        self._names = tuple(f"{device.kind}:{index}" for index, device in enumerate(self.devices))
         self._traces = Traces(self._on_gpu)
         self._lock = threading.Lock()
         # A layer's weights on each device. On a CPU they are the layer's own memory.
         self._weights: WeakKeyDictionary[Layer, dict[int, tuple[Any, ...]]] = WeakKeyDictionary()
-
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """The devices, which `convolve` numbers in this order."""
-        return self._devices
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """TensorFlow's and Keras' versions."""
-        return {"tensorflow": tf.__version__, "keras": keras.__version__}
-
-    @property
-    def tf32(self) -> bool:
-        """TensorFlow's own word on TensorFloat-32."""
-        return bool(tf.config.experimental.tensor_float_32_execution_enabled())
 
     @property
     def traces(self) -> int:
@@ -82,16 +69,16 @@ class TensorFlowEngine:
         return self._traces.shapes
 
     def device_memory(self) -> dict[str, int]:
-        """Returns the bytes in use on each GPU by its name; nothing on a CPU, of which TensorFlow tells none."""
+        """Returns the bytes in use on each GPU by its name; nothing on a CPU, where TensorFlow does not count them."""
         if not self._on_gpu:
             return {}
         return {
             device.name: tf.config.experimental.get_memory_info(name.upper())["current"]
-            for device, name in zip(self._devices, self._names, strict=True)
+            for device, name in zip(self.devices, self._names, strict=True)
         }
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        """Returns the layer with weights that Keras' initializers draw, and with every seed filled in."""
+        """Returns the layer with weights of Keras' initializers, and with every seed filled in."""
         seeded = config.with_seed(random.SystemRandom().randrange(2**31))
         with tf.device(self._names[0]), _memory_errors():
             kernel = keras_initializer(seeded.kernel_initializer)(
@@ -149,14 +136,14 @@ class TensorFlowEngine:
             with nullcontext() if self._names == ("cpu:0",) else tf.device(self._names[device]):
                 weights = [tensor for layer in layers for tensor in self._on_device(layer, device)]
                 output, *losses = forward(to_tensor(x, self._on_gpu), weights)
-                found = iter(losses)
+                values = iter(losses)
                 return Computed(
                     output=to_array(output, output_dtype, self._on_gpu),
                     losses=tuple(
-                        Losses(**{name: float(next(found)) for name in names}) if names else _NO_LOSSES
+                        Losses(**{name: float(next(values)) for name in names}) if names else _NO_LOSSES
                         for names in forward.loss_names
                     ),
-                    device=self._devices[device].name,
+                    device=self.devices[device].name,
                     warm=warm,
                     batch_size=len(x),
                 )
@@ -164,14 +151,13 @@ class TensorFlowEngine:
     def _on_device(self, layer: Layer, device: int) -> tuple[Any, ...]:
         """Returns a layer's weights as tensors, which are kept as long as the layer is."""
         with self._lock:
-            held = self._weights.get(layer, {})
-        if device not in held:
-            given = (layer.kernel, layer.bias)
-            made = tuple(weight_to_tensor(weight, self._on_gpu) for weight in given if weight is not None)
+            tensors = self._weights.get(layer, {}).get(device)
+        if tensors is None:
+            weights = (layer.kernel, layer.bias)
+            tensors = tuple(weight_to_tensor(weight, self._on_gpu) for weight in weights if weight is not None)
             with self._lock:
-                held = self._weights.setdefault(layer, {})
-                held[device] = made
-        return held[device]
+                self._weights.setdefault(layer, {})[device] = tensors
+        return tensors
 
 
 _NO_LOSSES = Losses()

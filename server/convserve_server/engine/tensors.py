@@ -1,10 +1,11 @@
-"""numpy's arrays as TensorFlow's tensors and back: on a CPU without a copy, where the memory is aligned.
+"""Tensors without a copy, and functions called directly: what of TensorFlow nobody promises; its test fails first.
 
 bfloat16, which neither DLPack nor Python's buffers carry, travels as uint16 and is reinterpreted on either side.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,25 @@ import tensorflow as tf
 
 from convserve.tensors.codec import Array, name_of, numpy_dtype
 from convserve_server.memory.aligned import aligned
+
+
+class DirectCall:
+    """A ConcreteFunction, called by the op of a function call: the function's own call takes twice as long.
+
+    Not promised: that the op takes a ConcreteFunction, and captured inputs behind the arguments.
+    """
+
+    def __init__(self, function: Any) -> None:
+        """Takes a ConcreteFunction that returns a list of tensors."""
+        self._function = function
+        self._captured = function.captured_inputs
+        self._types = [output.dtype for output in function.outputs]
+
+    def __call__(self, arguments: Sequence[Any]) -> list[Any]:
+        """Returns what the function does."""
+        return tf.raw_ops.StatefulPartitionedCall(  # type: ignore[no-any-return]
+            args=[*arguments, *self._captured], Tout=self._types, f=self._function
+        )
 
 
 def carrier(dtype: str) -> str:
@@ -22,8 +42,8 @@ def carrier(dtype: str) -> str:
 def to_tensor(array: Array, on_gpu: bool) -> Any:
     """Returns an array as a tensor of its carrier dtype.
 
-    On a CPU the tensor is the array's own memory if that is aligned and may be written to (nobody does): it must not
-    change, nor be handed to others, as long as the tensor lives.
+    On a CPU the tensor is the array's own memory if that is aligned: it must not change, nor be handed to others, as
+    long as the tensor lives.
 
     Args:
         array: C-contiguous and little-endian.
@@ -31,7 +51,7 @@ def to_tensor(array: Array, on_gpu: bool) -> Any:
     """
     if name_of(array) == "bfloat16":
         array = array.view(np.uint16)
-    return tf.constant(array) if on_gpu else tf.experimental.dlpack.from_dlpack(aligned(array).__dlpack__())
+    return tf.constant(array) if on_gpu else _tensor_on(aligned(array))
 
 
 def weight_to_tensor(array: Array, on_gpu: bool) -> Any:
@@ -42,5 +62,21 @@ def weight_to_tensor(array: Array, on_gpu: bool) -> Any:
 
 def to_array(tensor: Any, dtype: str, on_gpu: bool) -> Array:
     """Returns a tensor of a carrier dtype as an array of the named dtype, on a CPU as read-only one on its memory."""
+    # Not promised: that a tensor on a CPU is a buffer.
     array = tensor.numpy() if on_gpu else np.asarray(memoryview(tensor))
     return array.view(numpy_dtype(dtype)) if carrier(dtype) != dtype else array
+
+
+class _Writable:
+    """An array's memory, as one that may be written to: DLPack of before 1.0 has no other. Nobody does."""
+
+    def __init__(self, array: Array) -> None:
+        address = array.__array_interface__["data"][0]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+        self._array = array  # which keeps the memory
+
+
+def _tensor_on(array: Array) -> Any:
+    # Not promised: that TensorFlow makes no copy, and no more of DLPack than that it is experimental.
+    writable = array if array.flags.writeable else np.asarray(_Writable(array))
+    return tf.experimental.dlpack.from_dlpack(writable.__dlpack__())

@@ -1,10 +1,6 @@
-"""What the layer store says where it cannot do what it is asked for."""
+"""The errors of a layer that is not stored, or that has no room."""
 
 from __future__ import annotations
-
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from convserve.errors import FieldViolation, LayerNotFoundError, OverloadedError, TooLargeError, short_repr
 
@@ -27,10 +23,10 @@ def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> 
 
     Args:
         size: The layer's bytes.
-        held: Those that cannot be freed.
-        budget: The most of both.
+        held: The bytes that cannot be freed.
+        budget: The most of both together.
         setting: The budget's name.
-        holder: What holds those.
+        holder: What takes the bytes that cannot be freed.
 
     Raises:
         TooLargeError: If it is larger than the whole budget.
@@ -48,15 +44,3 @@ def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> 
             f"{holder} take {held}: delete some, or ask the operator to raise it."
         )
         raise OverloadedError(text)
-
-
-@contextmanager
-def overloaded_where_the_disk_is_full() -> Iterator[None]:
-    """Turns a full disk into an error of the tree."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
-        raise OverloadedError(text) from error

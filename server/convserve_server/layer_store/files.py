@@ -1,14 +1,13 @@
 """Layers in a folder: one safetensors file a layer, one small file a name, each written whole or not at all.
 
-    FOLDER/layers/DIGEST.safetensors    weights; in the header's metadata the configuration, as the contract's JSON, and
-                                        a checksum of it, for names and initializers are no part of the digest
+    FOLDER/layers/DIGEST.safetensors    a layer, as layer_file.py has it
     FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ..., "before": [...], "first": ...}: where it leads, the
                                         digests where it led before, and the version's number of the first of them all
-    FOLDER/set-aside/                   what was torn, tampered with or not ours, kept for the operator to look at
+    FOLDER/quarantine/                  what was torn, tampered with or not ours, kept for the operator to look at
     FOLDER/lock                         locked by the one server that has the folder open, however that server ends
 
-A file is written under another name, synced, and renamed, so a crash leaves the old state or the new one. What is read
-is believed only if its digest, computed anew, is the one in its name, and its checksum is right.
+A file is written under another name, synced, and renamed, so a crash leaves the old state or the new one. A layer is
+served only if its digest, computed anew, is the one in the file's name; for a list its header suffices.
 """
 
 from __future__ import annotations
@@ -18,110 +17,144 @@ import fcntl
 import hashlib
 import json
 import logging
-import math
 import os
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
-from google.protobuf import json_format
-from safetensors import SafetensorError, deserialize
-from safetensors.numpy import save
-
-from convserve.errors import ConvserveError
-from convserve.files.layers import FORMAT
-from convserve.files.safetensors import DTYPES
-from convserve.layers import messages
-from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_weight_shapes
-from convserve.tensors.codec import itemsize, numpy_dtype
-from convserve.v1 import conv2d_pb2
+from convserve.errors import OverloadedError
+from convserve.layers.layer import Layer
+from convserve_server.layer_store.errors import check_room
+from convserve_server.layer_store.layer_file import DAMAGE, encode, read_head, read_layer
 from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
+from convserve_server.layer_store.stored_layer import LayerHead
 
 log = logging.getLogger("convserve")
 
-_MAX_HEAD = 2**20
 _MAX_NAME_FILE = 2**12 + 2**7 * MAX_VERSIONS
-# What contents that nobody of ours wrote make a reader raise; deep nesting is a RecursionError.
-_READING_ERRORS = (
-    json_format.ParseError, SafetensorError, ConvserveError, ValueError, KeyError, TypeError, AttributeError,
-    RecursionError,
-)  # fmt: skip
-
-
-class TornLayerError(Exception):
-    """A file does not hold the layer that its name promises."""
 
 
 class LayerFiles:
-    """The durable half of a store. It keeps nothing in memory."""
+    """The durable half of a store: layers and names on the disk, and in memory what is known of them.
 
-    def __init__(self, folder: Path) -> None:
+    Its methods may be called from any thread, those that change or read a layer or name only under its `lock`.
+    """
+
+    def __init__(self, folder: Path, budget: int) -> None:
         """Makes the folder where it is missing, and clears what an interrupted write left.
+
+        Args:
+            folder: Where.
+            budget: The most bytes of all layers.
 
         Raises:
             OSError: If the folder cannot be made or written to; EBUSY if another process has it open.
         """
-        self._layers, self._names = folder / "layers", folder / "names"
-        self._set_aside = folder / "set-aside"
-        for each in (self._layers, self._names, self._set_aside):
-            each.mkdir(parents=True, exist_ok=True)
+        self._layers, self._names, self._quarantined = (folder / name for name in ("layers", "names", "quarantine"))
+        for subfolder in (self._layers, self._names, self._quarantined):
+            subfolder.mkdir(parents=True, exist_ok=True)
         _lock_out_other_processes(self, folder / "lock")
-        for each in (self._layers, self._names, self._set_aside):
-            tempfile.TemporaryFile(dir=each).close()
-        for each in (*self._layers.glob("*.partial"), *self._names.glob("*.partial")):
-            if each.is_file():
-                each.unlink()
+        for subfolder in (self._layers, self._names, self._quarantined):
+            tempfile.TemporaryFile(dir=subfolder).close()
+        for partial in (*self._layers.glob("*.partial"), *self._names.glob("*.partial")):
+            if partial.is_file():
+                partial.unlink()
+        self._budget = budget
+        self._lock = threading.Lock()  # of the tables; no thread holds it while the disk works
+        self._locks: weakref.WeakValueDictionary[bytes | str, threading.RLock] = weakref.WeakValueDictionary()
+        self._sizes = self._scan()
+        self._total = sum(self._sizes.values())  # with what is being written
+        self._heads: dict[bytes, LayerHead] = {}
 
-    def write(self, layer: Layer, key: bytes) -> int:
-        """Stores a layer, synced to the disk when this returns; returns the bytes it takes."""
-        assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-        tensors = {"kernel": layer.kernel} | ({} if layer.bias is None else {"bias": layer.bias})
-        config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
-        data = save(tensors, metadata=FORMAT | {"conv2d": config, "checksum": _checksum(config)})
-        _write_whole(self._path(key), data)
-        return len(data)
+    def lock(self, reference: bytes | str) -> threading.RLock:
+        """Returns the lock of a layer, by its digest, or of a name. Who needs both takes the layer's first."""
+        with self._lock:
+            return self._locks.setdefault(reference, threading.RLock())
+
+    def keys(self) -> set[bytes]:
+        """Returns the digests of the layers."""
+        with self._lock:
+            return set(self._sizes)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Returns whether there is a layer with this digest."""
+        return key in self._sizes
+
+    def check_room(self, size: int) -> None:
+        """Checks that there is room for a layer of so many bytes.
+
+        Raises:
+            TooLargeError: If it is larger than the whole budget.
+            OverloadedError: If there is none now.
+        """
+        check_room(size, self._total, self._budget, "store-bytes", "the layers on disk")
+
+    def write(self, layer: Layer, key: bytes, size: int) -> None:
+        """Stores a layer of about so many bytes, synced to the disk when this returns.
+
+        Raises:
+            TooLargeError: As `check_room`.
+            OverloadedError: As `check_room`, or if the disk is full.
+        """
+        with self._lock:
+            self.check_room(size)
+            self._total += size
+        file_size = 0
+        try:
+            data = encode(layer)
+            _write_whole(self._path(key), data)
+            file_size = len(data)
+        finally:
+            with self._lock:
+                self._total += file_size - size
+                if file_size:
+                    self._sizes[key] = file_size
 
     def read(self, key: bytes) -> Layer | None:
-        """Returns a stored layer, or None; what is not what it should be is set aside and reported, and is None too."""
+        """Returns a layer, verified, or None; a damaged file is quarantined and reported."""
         path = self._path(key)
         try:
             with path.open("rb") as file:
-                return _layer(file, key)
+                return read_layer(file, key)
         except FileNotFoundError:
-            return None
-        except (TornLayerError, PermissionError, IsADirectoryError) as error:
-            self._put_aside(path, error)
-            return None
+            pass
+        except DAMAGE as error:
+            self._quarantine(path, error)
+        self._forget(key)
+        return None
+
+    def head(self, key: bytes) -> LayerHead | None:
+        """Returns what a layer's file says of it; None if it is damaged or missing. It needs no lock."""
+        head = self._heads.get(key)
+        if head is None and key in self:
+            try:
+                with self._path(key).open("rb") as file:
+                    head = read_head(file)
+            except (FileNotFoundError, *DAMAGE):
+                return None
+            with self._lock:
+                if key in self._sizes:
+                    self._heads[key] = head
+        return head
 
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
         self._path(key).unlink(missing_ok=True)
         _sync_folder(self._layers)
-
-    def sizes(self) -> dict[bytes, int]:
-        """Returns the bytes of every stored layer by digest. Contents are checked when they are read."""
-        found = {}
-        for path in sorted(self._layers.iterdir()):
-            try:
-                key = bytes.fromhex(path.stem)
-                if len(key) != 32 or path != self._path(key) or not path.is_file():
-                    raise ValueError
-            except ValueError:
-                self._put_aside(path, TornLayerError("its name is not a digest"))
-                continue
-            found[key] = path.stat().st_size
-        return found
+        self._forget(key)
 
     def write_name(self, name: str, versions: NameVersions) -> None:
-        """Lets a name lead to the last of its versions, synced to the disk when this returns."""
-        *before, digest = (each.hex() for each in versions.digests)
-        told = {"name": name, "digest": digest, "before": before, "first": versions.first}
-        _write_whole(self._name_path(name), json.dumps(told).encode())
+        """Lets a name lead to the last of its versions, synced to the disk when this returns.
+
+        Raises:
+            OverloadedError: If the disk is full.
+        """
+        *before, digest = (key.hex() for key in versions.digests)
+        entry = {"name": name, "digest": digest, "before": before, "first": versions.first}
+        _write_whole(self._name_path(name), json.dumps(entry).encode())
 
     def delete_name(self, name: str) -> None:
         """Removes a name."""
@@ -134,18 +167,37 @@ class LayerFiles:
             try:
                 if not path.is_file() or path.stat().st_size > _MAX_NAME_FILE:
                     raise ValueError("it is no file of a name")
-                found = json.loads(path.read_text(encoding="utf-8"))
+                entry = json.loads(path.read_text(encoding="utf-8"))
                 # What was written before names had versions has one.
-                name, first = found["name"], found.get("first", 1)
-                digests = tuple(bytes.fromhex(each) for each in (*found.get("before", ()), found["digest"]))
-                if any(len(each) != 32 for each in digests) or path != self._name_path(name):
+                name, first = entry["name"], entry.get("first", 1)
+                digests = tuple(bytes.fromhex(digest) for digest in (*entry.get("before", ()), entry["digest"]))
+                if any(len(digest) != 32 for digest in digests) or path != self._name_path(name):
                     raise ValueError("its contents don't fit its name")
                 if not isinstance(first, int) or isinstance(first, bool) or first < 1:
                     raise ValueError("its versions have no number")
-            except (OSError, *_READING_ERRORS) as error:
-                self._put_aside(path, TornLayerError(str(error)))
+            except (OSError, *DAMAGE) as error:
+                self._quarantine(path, error)
                 continue
             yield name, NameVersions(digests, first)
+
+    def _forget(self, key: bytes) -> None:
+        with self._lock:
+            self._total -= self._sizes.pop(key, 0)
+            self._heads.pop(key, None)
+
+    def _scan(self) -> dict[bytes, int]:
+        """Returns the bytes of every layer's file by digest. Contents are checked when they are read."""
+        sizes = {}
+        for path in sorted(self._layers.iterdir()):
+            try:
+                key = bytes.fromhex(path.stem)
+                if len(key) != 32 or path != self._path(key) or not path.is_file():
+                    raise ValueError
+            except ValueError:
+                self._quarantine(path, ValueError("its name is not a digest"))
+                continue
+            sizes[key] = path.stat().st_size
+        return sizes
 
     def _path(self, key: bytes) -> Path:
         return self._layers / f"{key.hex()}.safetensors"
@@ -154,55 +206,12 @@ class LayerFiles:
         # Hashed, so that no name, whatever its characters, can lead out of the folder or be too long for it.
         return self._names / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
-    def _put_aside(self, path: Path, why: Exception) -> None:
+    def _quarantine(self, path: Path, why: Exception) -> None:
         # A name may already be as long as names of files can be.
-        place = self._set_aside / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
+        target = self._quarantined / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
         # As Python texts, because a name that is no UTF-8 could not be written to a log.
-        log.error("%r is set aside as %r and not served: %s", str(path), str(place), why)
-        path.rename(place)
-
-
-def _layer(file: BinaryIO, key: bytes) -> Layer:
-    """Returns the layer in a file whose name promises this digest."""
-    config = _config(file)
-    file.seek(0)
-    try:
-        tensors = {
-            name: np.frombuffer(each["data"], numpy_dtype(DTYPES[each["dtype"]])).reshape(each["shape"])
-            for name, each in deserialize(file.read())  # type: ignore[no-untyped-call]
-        }
-        layer = Layer(config, tensors["kernel"], tensors.get("bias"))
-    except _READING_ERRORS as error:
-        raise TornLayerError(f"{type(error).__name__}: {error}") from error
-    if layer.digest != key:
-        raise TornLayerError("its contents have another digest")
-    return layer
-
-
-def _config(file: BinaryIO) -> Conv2D:
-    """Returns the configuration at the beginning of a file, whose size it checks before anybody reads all of it."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEAD:
-        raise TornLayerError(f"its head says that it has {length} bytes")
-    try:
-        tensors = json.loads(file.read(length))
-        metadata, shape = tensors["__metadata__"], tensors["kernel"]["shape"]
-        if not FORMAT.items() <= metadata.items() or metadata["checksum"] != _checksum(metadata["conv2d"]):
-            raise ValueError("its head has another format, or another checksum")
-        config = messages.from_message(json_format.Parse(metadata["conv2d"], conv2d_pb2.Conv2D()))
-        check_weight_shapes(config, tuple(shape), config.use_bias)
-        elements = math.prod(shape) + (config.filters if config.use_bias else 0)
-    except _READING_ERRORS as error:
-        raise TornLayerError(f"{type(error).__name__}: {error}") from error
-    expected = 8 + length + elements * itemsize(config.variable_dtype)
-    found = os.fstat(file.fileno()).st_size
-    if found != expected:
-        raise TornLayerError(f"it has {found} bytes, and was written with {expected}")
-    return config
-
-
-def _checksum(config: str) -> str:
-    return hashlib.sha256(config.encode()).hexdigest()
+        log.error("%r is quarantined as %r and not served: %s", str(path), str(target), why)
+        path.rename(target)
 
 
 def _lock_out_other_processes(owner: LayerFiles, path: Path) -> None:
@@ -224,9 +233,14 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
+        raise OverloadedError(text) from error
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

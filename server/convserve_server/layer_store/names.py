@@ -1,8 +1,9 @@
-"""Which layers names lead to, and led to before. Nothing here knows whether the layers are held, or any lock."""
+"""Names of layers: where they lead, where they led before, and which layers they keep in memory. It knows no lock."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 MAX_VERSIONS = 1000
@@ -46,17 +47,31 @@ class NameVersions:
 
 
 class LayerNames:
-    """Names to digests, and back."""
+    """Names to digests and back, and the layers that they keep in memory: pinned ones, and where asked for named ones.
 
-    def __init__(self) -> None:
-        """Starts without any."""
+    Attributes:
+        kept_bytes: The bytes of the layers that must stay in memory.
+    """
+
+    def __init__(self, size_of: Callable[[bytes], int], *, keep_named: bool) -> None:
+        """Starts without any.
+
+        Args:
+            size_of: Returns the bytes of a layer in memory.
+            keep_named: Whether a name keeps the layer that it leads to, which then is in memory.
+        """
+        self._size_of, self._keep_named = size_of, keep_named
         self._versions: dict[str, NameVersions] = {}
         self._names: dict[bytes, set[str]] = {}
+        self._pins: dict[str, set[bytes]] = {}
+        # How often names keep each layer: an eviction asks this for every layer, and there may be as many names.
+        self._holds: Counter[bytes] = Counter()
+        self.kept_bytes = 0
 
     def digest_of(self, name: str) -> bytes | None:
         """Returns the digest that a name leads to, or None."""
-        found = self._versions.get(name)
-        return None if found is None else found.digest
+        versions = self._versions.get(name)
+        return None if versions is None else versions.digest
 
     def versions(self, name: str) -> NameVersions | None:
         """Returns the versions of a name, or None."""
@@ -70,31 +85,68 @@ class LayerNames:
         """Returns the names that lead to a layer, sorted."""
         return tuple(sorted(self._names.get(key, ())))
 
-    def beginning_with(self, prefix: str) -> set[bytes]:
-        """Returns the digests to which a name leads that begins so."""
-        return {found.digest for name, found in self._versions.items() if name.startswith(prefix)}
+    def starting_with(self, prefix: str) -> set[bytes]:
+        """Returns the digests to which a name leads that starts so."""
+        return {versions.digest for name, versions in self._versions.items() if name.startswith(prefix)}
 
-    def digests(self) -> set[bytes]:
-        """Returns the digests to which names lead."""
-        return set(self._names)
-
-    def add(self, name: str, versions: NameVersions) -> None:
-        """Lets a name that led nowhere lead to the last of its versions."""
+    def move(self, name: str, versions: NameVersions) -> None:
+        """Lets a name lead to the last of its versions."""
+        self._detach(name)
         self._versions[name] = versions
         self._names.setdefault(versions.digest, set()).add(name)
+        if self._keep_named:
+            self._hold(versions.digest)
 
-    def remove(self, name: str) -> bytes | None:
-        """Removes a name; returns the digest that it led to if that has no name any more."""
+    def remove(self, name: str) -> None:
+        """Removes a name, and ends its pins."""
+        self.unpin(name)
+        self._detach(name)
+
+    def pin(self, name: str, key: bytes) -> None:
+        """Keeps a layer, which is in memory, until the name is unpinned or removed."""
+        keys = self._pins.setdefault(name, set())
+        if key not in keys:
+            keys.add(key)
+            self._hold(key)
+
+    def unpin(self, name: str) -> None:
+        """Ends a name's pins."""
+        for key in self._pins.pop(name, ()):
+            self._release(key)
+
+    def unpin_layer(self, key: bytes) -> None:
+        """Ends all pins of a layer."""
+        for keys in self._pins.values() if self.keeps(key) else ():
+            if key in keys:
+                keys.remove(key)
+                self._release(key)
+
+    def keeps(self, key: bytes) -> bool:
+        """Returns whether a layer must stay in memory."""
+        return key in self._holds
+
+    def freed_by_moving(self, name: str) -> int:
+        """Returns the bytes of the layer that nothing but this name keeps."""
+        key = self.digest_of(name)
+        return self._size_of(key) if self._keep_named and key is not None and self._holds[key] == 1 else 0
+
+    def _detach(self, name: str) -> None:
         versions = self._versions.pop(name, None)
-        if versions is None:
-            return None
-        key = versions.digest
-        self._names[key].discard(name)
-        if self._names[key]:
-            return None
-        del self._names[key]
-        return key
+        if versions is not None:
+            names = self._names[versions.digest]
+            names.remove(name)
+            if not names:
+                del self._names[versions.digest]
+            if self._keep_named:
+                self._release(versions.digest)
 
-    def __contains__(self, key: bytes) -> bool:
-        """Returns whether a name leads to a layer."""
-        return key in self._names
+    def _hold(self, key: bytes) -> None:
+        if key not in self._holds:
+            self.kept_bytes += self._size_of(key)
+        self._holds[key] += 1
+
+    def _release(self, key: bytes) -> None:
+        self._holds[key] -= 1
+        if not self._holds[key]:
+            del self._holds[key]
+            self.kept_bytes -= self._size_of(key)

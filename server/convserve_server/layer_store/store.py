@@ -2,33 +2,32 @@
 
 Without a folder the memory is the store: what was used longest ago goes first when the budget is spent, and layers with
 a name stay. With a folder every layer stays on the disk, and the memory holds those used last, and those that are
-pinned. A layer whose file is missing or was set aside is not held, but its names are kept: they lead to it again once
-it is put again.
+pinned. A layer whose file is missing or quarantined is not held, but its names are kept: they lead to it again once it
+is put again.
+
+The tables have a lock that no thread holds while the disk works. Each layer's file, and each name's, has one that is
+held while the disk works: who waits for a slow disk waits for what it asked for.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from convserve.errors import LayerNotFoundError
-from convserve.layers.conv2d import Conv2D
+from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
-from convserve.tensors.codec import Shape
-from convserve_server.layer_store.errors import check_room, name_not_found, not_found, overloaded_where_the_disk_is_full
+from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
+from convserve_server.layer_store.errors import check_room, name_not_found, not_found
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, NameVersions
-from convserve_server.layer_store.pins import LayerPins
-from convserve_server.layer_store.stored_layer import StoredLayer, StoreUsage
+from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 
-# Beside the weights' own bytes, what a layer's objects take.
-_OVERHEAD_BYTES = 4096
 _MEMORY = "layer-memory-bytes"
 
 
@@ -46,71 +45,56 @@ class LayerStore:
         Raises:
             OSError: If the folder cannot be used.
         """
-        self._memory_budget, self._disk_budget = memory_bytes, disk_bytes
-        self._lock = threading.RLock()  # for the tables; never held while the disk works
-        self._disk_lock = threading.RLock()  # for whoever changes the store or reads the disk; taken first
-        self._memory: OrderedDict[bytes, Layer] = OrderedDict()
-        self._memory_bytes = self._pinned_bytes = self._evictions = 0
-        self._files = LayerFiles(folder) if folder is not None else None
-        self._on_disk: dict[bytes, int] = self._files.sizes() if self._files else {}
-        self._disk_bytes = sum(self._on_disk.values())
-        # Of layers on disk whose digest has been checked since the start, so that nobody is told what a file claims.
-        self._heads: dict[bytes, tuple[Conv2D, Shape]] = {}
-        self._names, self._pins = LayerNames(), LayerPins()
+        self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
+        self._memory = LayerCache(memory_bytes)
+        self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
+        self._names = LayerNames(self._memory.size_of, keep_named=self._files is None)
         for name, versions in self._files.names() if self._files else ():
-            self._names.add(name, versions)
-        for key in self._names.digests() - self._on_disk.keys():
-            self._report_lost(key)
+            self._names.move(name, versions)
+            if versions.digest not in self:
+                self._report_lost(versions.digest, name)
 
-    def put(self, layer: Layer, name: str = "") -> tuple[StoredLayer, bool]:
-        """Stores a layer, and lets a name lead to it; returns it and whether it was there before.
+    # Reading
 
-        Raises:
-            InvalidRequestError: For a name with other characters than allowed.
-            TooLargeError: If it is larger than the whole store.
-            OverloadedError: If there is no room and nothing may be evicted.
-        """
-        if name:
-            check_name(name)
-        key = layer.digest
-        with self._disk_lock, overloaded_where_the_disk_is_full():
-            existed = (self._recalled(key) or self._fetched(key)) is not None
-            if not existed:
-                self._add(key, layer, name)
-            if name and self._names.digest_of(name) != key:
-                self._name(key, name)
-            return self.describe(key), existed
-
-    def layer(self, key: bytes) -> Layer:
-        """Returns the layer with this digest.
+    def layer(self, reference: Reference) -> Layer:
+        """Returns a layer with its weights, read-only.
 
         Raises:
             LayerNotFoundError: If there is none.
         """
-        found = self._recalled(key)
-        if found is None and key in self._on_disk:
-            with self._disk_lock:
-                found = self._recalled(key) or self._fetched(key)
-        if found is None:
+        key = self._digest(reference)
+        layer = self.find(key)
+        if layer is None:
             raise not_found(key)
-        return found
+        return layer
 
-    def describe(self, key: bytes) -> StoredLayer:
-        """Returns what is known of the layer with this digest. Its file is read the first time after a start.
+    def find(self, key: bytes) -> Layer | None:
+        """Returns the layer with this digest, or None."""
+        layer = self._recall(key)
+        if layer is None and self._files and key in self._files:
+            with self._locked(key):
+                layer = self._recall(key) or self._read(key)
+                if layer is not None:
+                    self._remember(key, layer)
+        return layer
+
+    def describe(self, reference: Reference) -> StoredLayer:
+        """Returns what is known of a layer without its weights, which are neither read nor verified for it.
 
         Raises:
             LayerNotFoundError: If there is none.
         """
+        key = self._digest(reference)
         with self._lock:
-            layer = self._memory.get(key)
-            head = self._heads.get(key) if layer is None else _head(layer)
+            layer = self._memory.peek(key)
+        head = _head(layer) if layer else self._files.head(key) if self._files else None
         if head is None:
-            with self._disk_lock:
-                layer = self._read(key)
+            with self._locked(key):  # a damaged file is quarantined
+                layer = self._memory.peek(key) or self._read(key)
             if layer is None:
                 raise not_found(key)
             head = _head(layer)
-        return StoredLayer(key, self._names.of(key), *head)
+        return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
         """Returns the digest that a name leads to.
@@ -136,35 +120,10 @@ class LayerStore:
             LayerNotFoundError: If there is no such name.
         """
         with self._lock:
-            if (found := self._names.versions(name)) is None:
-                raise name_not_found(name)
-            return found
-
-    def pin(self, name: str) -> None:
-        """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
-
-        Raises:
-            LayerNotFoundError: If it leads nowhere.
-            OverloadedError: If there is no room beside what is pinned already.
-        """
-        with self._disk_lock:
-            key = self.digest_of(name)
-            if (layer := self._recalled(key) or self._read(key)) is None:
-                raise not_found(key)
-            with self._lock:
-                # Without a folder it has its room already, as it has a name.
-                if self._files and key not in self._pins:
-                    held = sum(_size(self._memory[each]) for each in self._pins.digests())
-                    check_room(_size(layer), held, self._memory_budget, _MEMORY, "the layers that are pinned")
-                self._pins.add(name, key)
-                self._remember(key, layer)
-
-    def unpin(self, name: str) -> None:
-        """Ends what `pin` began for a name, whichever layers it has led to since."""
-        with self._lock:
-            for key in self._pins.remove(name):
-                if not self._files and key not in self._names:
-                    self._pinned_bytes -= _size(self._memory[key])
+            versions = self._names.versions(name)
+        if versions is None:
+            raise name_not_found(name)
+        return versions
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those digests that are not stored, in their order."""
@@ -180,55 +139,29 @@ class LayerStore:
             size: The most layers.
         """
         with self._lock:
-            keys = {*self._memory, *self._on_disk}
+            keys = self._keys()
             if prefix:
-                keys &= self._names.beginning_with(prefix)
-        found: list[StoredLayer] = []
+                keys &= self._names.starting_with(prefix)
+        layers: list[StoredLayer] = []
         for key in sorted(key for key in keys if key > after):
-            if len(found) == size:
+            if len(layers) == size:
                 break
             try:
-                found.append(self.describe(key))
-            except LayerNotFoundError:  # it went, or was set aside just now
+                layers.append(self.describe(key))
+            except LayerNotFoundError:  # it was deleted or quarantined just now
                 continue
-        return found
-
-    def delete(self, key: bytes) -> None:
-        """Removes a layer and its names.
-
-        Raises:
-            LayerNotFoundError: If there is none.
-        """
-        with self._disk_lock:
-            if key not in self:
-                raise not_found(key)
-            self._forget(key)
-
-    def delete_name(self, name: str) -> None:
-        """Removes a name, and its layer if no other name leads to it.
-
-        Raises:
-            LayerNotFoundError: If the name leads nowhere.
-        """
-        with self._disk_lock:
-            key = self._names.digest_of(name) or self.digest_of(name)
-            if self._names.of(key) == (name,):
-                self._forget(key)
-                return
-            if self._files:
-                self._files.delete_name(name)
-            with self._lock:
-                self.unpin(name)
-                self._unname(name)
+        return layers
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""
         with self._lock:
-            return StoreUsage(len({*self._memory, *self._on_disk}), self._memory_bytes, self._evictions)
+            return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions)
 
     def __contains__(self, key: bytes) -> bool:
         """Returns whether a layer with this digest is stored."""
-        return key in self._memory or key in self._on_disk
+        return key in self._memory or (self._files is not None and key in self._files)
+
+    # Changing
 
     def check_room(self, size: int, name: str = "") -> None:
         """Checks that a layer of so many bytes may be put; without a folder, layers with a name are never evicted.
@@ -240,122 +173,166 @@ class LayerStore:
             OverloadedError: If there is no room and nothing may be evicted.
         """
         if self._files:
-            check_room(size, self._disk_bytes, self._disk_budget, "store-bytes", "the layers on disk")
+            self._files.check_room(size)
             return
-        held = self._pinned_bytes
         with self._lock:
-            before = self._names.digest_of(name)
-            if before and self._names.of(before) == (name,) and before not in self._pins:
-                held -= _size(self._memory[before])
-        check_room(size, held, self._memory_budget, _MEMORY, "the layers with a name")
+            held = self._names.kept_bytes - self._names.freed_by_moving(name)
+            check_room(size, held, self._memory.budget, _MEMORY, "the layers with a name")
+
+    def put(self, layer: Layer, name: str = "", expected_digest: bytes = b"") -> tuple[StoredLayer, bool]:
+        """Stores a layer, and lets a name lead to it; returns it and whether it was there before.
+
+        The store keeps the layer's own weights if they are aligned: nobody may change them any more.
+
+        Raises:
+            InvalidRequestError: For a name with other characters than allowed, or another digest than expected.
+            TooLargeError: If it is larger than the whole store.
+            OverloadedError: If there is no room and nothing may be evicted.
+        """
+        if name:
+            check_name(name)
+        layer = at_rest(layer)
+        key = layer.digest
+        if expected_digest and key != expected_digest:
+            text = (
+                f"Expected what arrives to have the digest {expected_digest.hex()}. "
+                f"Received a layer with digest {key.hex()}."
+            )
+            raise InvalidRequestError(FieldViolation("expected_digest", text))
+        with self._locked(key):
+            existed = self.find(key) is not None
+            if not existed:
+                self._add(key, layer, name)
+            if name:
+                self._move_name(name, key)
+            return self.describe(key), existed
+
+    def delete(self, reference: Reference) -> None:
+        """Removes a layer and its names; or a name, and its layer if no other name leads to it.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+        """
+        if not isinstance(reference, str):
+            with self._locked(reference):
+                if reference not in self:
+                    raise not_found(reference)
+                self._forget(reference)
+            return
+        # The name of a layer that is lost can be deleted too.
+        key = self.versions(reference).digest
+        with self._locked(key):
+            if self._names_of(key) == (reference,):
+                self._forget(key)
+                return
+            is_gone = self._remove_name(reference, key)
+        if not is_gone:  # it was moved meanwhile
+            self.delete(reference)
+
+    def pin(self, name: str) -> None:
+        """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
+
+        Raises:
+            LayerNotFoundError: If it leads nowhere.
+            OverloadedError: If there is no room beside what is pinned already.
+        """
+        key = self.digest_of(name)
+        with self._locked(key):
+            if (layer := self._recall(key) or self._read(key)) is None:
+                raise not_found(key)
+            with self._lock:
+                if not self._names.keeps(key):
+                    kept = self._names.kept_bytes
+                    check_room(size_of(layer), kept, self._memory.budget, _MEMORY, "the layers that are pinned")
+                self._remember(key, layer)
+                self._names.pin(name, key)
+
+    def unpin(self, name: str) -> None:
+        """Ends what `pin` began for a name, whichever layers it has led to since."""
+        with self._lock:
+            self._names.unpin(name)
+
+    # Of a layer or a name whose lock is held
 
     def _add(self, key: bytes, layer: Layer, name: str) -> None:
-        self.check_room(_size(layer), name)
-        size = self._files.write(layer, key) if self._files else 0
-        with self._lock:
-            if self._files:
-                self._on_disk[key] = size
-                self._disk_bytes += size
-                self._heads[key] = _head(layer)
-            self._memory[key] = layer
-            self._memory_bytes += _size(layer)
-            if name and not self._files:
-                self._name(key, name)  # before anything is evicted: what had the name may have to make room
-            self._evict_for(key)
-
-    def _name(self, key: bytes, name: str) -> None:
-        before = self._names.versions(name)
-        versions = NameVersions((key,)) if before is None else before.moved_to(key)
         if self._files:
-            self._files.write_name(name, versions)
-        with self._lock:
-            self._unname(name)
-            if not self._files and key not in self._names and key not in self._pins:
-                self._pinned_bytes += _size(self._memory[key])
-            self._names.add(name, versions)
+            self._files.write(layer, key, size_of(layer))
+        else:
+            self.check_room(size_of(layer), name)
+        self._remember(key, layer, name)
 
-    def _recalled(self, key: bytes) -> Layer | None:
-        """Returns a layer that is in memory, and makes it the last used."""
-        with self._lock:
-            if key in self._memory:
-                self._memory.move_to_end(key)
-            return self._memory.get(key)
-
-    def _fetched(self, key: bytes) -> Layer | None:
-        """Returns a layer from its file, and makes it the last used in memory."""
-        found = self._read(key)
-        if found is not None:
-            self._remember(key, found)
-        return found
-
-    def _remember(self, key: bytes, layer: Layer) -> None:
+    def _remember(self, key: bytes, layer: Layer, name: str = "") -> None:
+        """Holds a layer in memory, from which others may have to go."""
         with self._lock:
             if key not in self._memory:
-                self._memory[key] = layer
-                self._memory_bytes += _size(layer)
-                self._evict_for(key)
+                self._memory.add(key, layer)
+                if name and not self._files:
+                    self._move_name(name, key)  # first: what had the name may have to make room
+                self._memory.evict(lambda other: self._names.keeps(other) or (other == key and not self._files))
+
+    def _recall(self, key: bytes) -> Layer | None:
+        """Returns a layer that is in memory, and makes it the last used."""
+        with self._lock:
+            return self._memory.use(key)
 
     def _read(self, key: bytes) -> Layer | None:
-        """Returns a layer from its file, checked against its digest; one that was set aside is not held any more."""
-        if self._files is None or key not in self._on_disk:
+        """Returns a layer from its file, verified; what was quarantined is not held any more."""
+        if self._files is None or key not in self._files:
             return None
-        found = self._files.read(key)
-        if found is None:
-            self._drop(key)
-            self._report_lost(key)
-        else:
-            self._heads[key] = _head(found)
-        return found
+        layer = self._files.read(key)
+        if layer is None:
+            self._report_lost(key, *self._names_of(key))
+        return layer
 
-    def _report_lost(self, key: bytes) -> None:
-        names = self._names.of(key)
-        if names:
-            told = ", ".join(names)
-            log.error("the layer %s is lost, until it is put again; so lead nowhere: %s", key.hex(), told)
+    def _move_name(self, name: str, key: bytes) -> None:
+        with self._locked(name):
+            before = self._names.versions(name)
+            if before is None or before.digest != key:
+                versions = NameVersions((key,)) if before is None else before.moved_to(key)
+                if self._files:
+                    self._files.write_name(name, versions)
+                with self._lock:
+                    self._names.move(name, versions)
 
-    def _evict_for(self, key: bytes) -> None:
-        """Lets layers used longest ago leave the memory until the budget holds."""
-        for oldest in list(self._memory) if self._memory_bytes > self._memory_budget else ():
-            if oldest not in self._pins and (self._files or (oldest != key and oldest not in self._names)):
-                self._memory_bytes -= _size(self._memory.pop(oldest))
-                self._evictions += 1
-                if self._memory_bytes <= self._memory_budget:
-                    break
-
-    def _unname(self, name: str) -> None:
-        unnamed = self._names.remove(name)
-        if unnamed and not self._files and unnamed not in self._pins:
-            self._pinned_bytes -= _size(self._memory[unnamed])
+    def _remove_name(self, name: str, key: bytes) -> bool:
+        """Removes a name, and returns whether it led to this layer, else leaves it."""
+        with self._locked(name):
+            if self._names.digest_of(name) != key:
+                return False
+            if self._files:
+                self._files.delete_name(name)
+            with self._lock:
+                self._names.remove(name)
+            return True
 
     def _forget(self, key: bytes) -> None:
-        names = self._names.of(key)
-        if self._files:
-            for name in names:
-                self._files.delete_name(name)
-            if key in self._on_disk:
-                self._files.delete(key)
+        for name in self._names_of(key):
+            self._remove_name(name, key)
+        if self._files and key in self._files:
+            self._files.delete(key)
         with self._lock:
-            for name in names:
-                self.unpin(name)
-                self._unname(name)
-            self._drop(key)
+            self._names.unpin_layer(key)
+            self._memory.remove(key)
 
-    def _drop(self, key: bytes) -> None:
+    def _locked(self, reference: Reference) -> Any:
+        """Returns the lock of a layer's or a name's file; without a folder, where nothing is slow, the tables' own."""
+        return self._lock if self._files is None else self._files.lock(reference)
+
+    def _keys(self) -> set[bytes]:
+        return self._files.keys() if self._files else self._memory.keys()
+
+    def _names_of(self, key: bytes) -> tuple[str, ...]:
         with self._lock:
-            layer = self._memory.pop(key, None)
-            is_pinned = self._pins.forget(key)
-            if layer is not None:
-                self._memory_bytes -= _size(layer)
-                if is_pinned and not self._files:  # by a name that has moved on
-                    self._pinned_bytes -= _size(layer)
-            self._disk_bytes -= self._on_disk.pop(key, 0)
-            self._heads.pop(key, None)
+            return self._names.of(key)
+
+    def _digest(self, reference: Reference) -> bytes:
+        return self.digest_of(reference) if isinstance(reference, str) else reference
+
+    def _report_lost(self, key: bytes, *names: str) -> None:
+        if names:
+            log.error("the layer %s is lost, until it is put again; so lead nowhere: %s", key.hex(), ", ".join(names))
 
 
-def _head(layer: Layer) -> tuple[Conv2D, Shape]:
+def _head(layer: Layer) -> LayerHead:
     assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-    return layer.config, layer.kernel.shape
-
-
-def _size(layer: Layer) -> int:
-    return sum(each.nbytes for each in (layer.kernel, layer.bias) if each is not None) + _OVERHEAD_BYTES
+    return LayerHead(layer.config, layer.kernel.shape)

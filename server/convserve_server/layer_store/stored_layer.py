@@ -1,16 +1,27 @@
-"""What is told of stored layers: of one without its weights, and of all together."""
+"""What is known of stored layers: of one without its weights, and of all together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import Shape, itemsize
 
+Reference = bytes | str
+"""A stored layer's digest, or a name that leads to it."""
+
+
+class LayerHead(NamedTuple):
+    """What a layer's file says before the weights; the kernel's shape has four dimensions."""
+
+    config: Conv2D
+    kernel_shape: Shape
+
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """What is known of a stored layer without its weights.
+    """A stored layer without its weights.
 
     Attributes:
         digest: Its identity.

@@ -16,30 +16,38 @@ ALIGNMENT = 64
 
 def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
     """Returns an uninitialized array in aligned memory."""
-    kind = np.dtype(dtype)
-    size = math.prod(shape) * kind.itemsize
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     begin = -_address(memory) % ALIGNMENT
-    found: Array = memory[begin : begin + size].view(kind).reshape(shape)
-    return found
+    array: Array = memory[begin : begin + size].view(dtype).reshape(shape)
+    return array
 
 
 def aligned(array: Array) -> Array:
-    """Returns an array itself if it is contiguous, writable and in aligned memory, else a copy that is."""
-    flags = array.flags
-    if flags.writeable and flags.c_contiguous and not _address(array) % ALIGNMENT:
+    """Returns an array itself if it is contiguous and in aligned memory, else a copy that is."""
+    if array.flags.c_contiguous and not _address(array) % ALIGNMENT:
         return array
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array
     return copy
 
 
+def aligned_constant(array: Array) -> Array:
+    """Returns an array itself if it is contiguous, aligned and read-only, else one that is: a view, or a copy."""
+    constant = aligned(array)
+    if constant.flags.writeable:
+        constant = constant.view()
+        constant.flags.writeable = False
+    return constant
+
+
 def joined(arrays: Sequence[Array]) -> Array:
     """Returns arrays of one dtype, which differ in their first dimension at most, as one in aligned memory."""
-    rows = sum(each.shape[0] for each in arrays)
-    found = aligned_empty((rows, *arrays[0].shape[1:]), arrays[0].dtype)
-    np.concatenate(arrays, out=found)
-    return found
+    rows = sum(array.shape[0] for array in arrays)
+    joint = aligned_empty((rows, *arrays[0].shape[1:]), arrays[0].dtype)
+    np.concatenate(arrays, out=joint)
+    return joint
 
 
 def _address(array: Array) -> int:

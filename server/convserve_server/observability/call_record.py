@@ -10,11 +10,10 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
 
 from convserve.errors import ConvserveError, InternalError
-from convserve.tensors.codec import Shape
 from convserve.v1 import error_pb2
+from convserve_server.scheduling.scheduler import Computation
 
 REQUEST_ID = "x-request-id"
 """The metadata's key of a request's id, on its way in and back."""
@@ -33,34 +32,6 @@ Metadata = Sequence[tuple[str, str | bytes]]
 _SANE_ID = re.compile(r"[!-~]{1,128}")
 # Ids that are made are those of this process, numbered: a random one for each call would cost more than all the rest.
 _MADE_BY, _NUMBERS = uuid.uuid4().hex[:16], itertools.count(1)
-
-
-class Computation(NamedTuple):
-    """One forward pass: of a call, or of an item of a stream.
-
-    Attributes:
-        began_ns: When the request path took it, in nanoseconds since 1970.
-        queue_us: Microseconds that it waited.
-        compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch, or of its largest part.
-        device: The device's name.
-        warm: Whether the device had computed this geometry and shape before.
-        input_shape: The input's.
-        output_shape: The output's.
-        input_bytes: Of the input's elements, whichever way they came.
-        output_bytes: Of the output's elements, whichever way they go.
-    """
-
-    began_ns: int
-    queue_us: int
-    compute_us: int
-    batch_size: int
-    device: str
-    warm: bool
-    input_shape: Shape
-    output_shape: Shape
-    input_bytes: int
-    output_bytes: int
 
 
 class Observer:

@@ -48,8 +48,8 @@ class ObservingInterceptor(grpc.ServerInterceptor):
         """
         self._names = {path: path.removeprefix("/") for path in methods}
         self._observers = tuple(observers)
-        self.last_arrival = 0.0
-        """When the newest call came, by the monotonic clock."""
+        self.arrivals = 0
+        """How many calls have come; gRPC's one thread counts them."""
 
     def intercept_service(
         self,
@@ -67,7 +67,7 @@ class ObservingInterceptor(grpc.ServerInterceptor):
 
     def arrived(self, path: str, metadata: Metadata) -> CallRecord:
         """Returns the record of a call that arrives, which is this context's from now on."""
-        self.last_arrival = time.monotonic()
+        self.arrivals += 1
         method = self._names.get(path)
         # What is no method of ours may be long, or try to look like another line of the log.
         told = method or ascii(path[:_MAX_PATH])

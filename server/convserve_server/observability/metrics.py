@@ -15,9 +15,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
-from convserve_server.layer_store.registry import LayerRegistry
-from convserve_server.observability.call_record import REASONS, CallRecord, Computation, Observer
-from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.backend import Backend
+from convserve_server.observability.call_record import REASONS, CallRecord, Observer
+from convserve_server.scheduling.scheduler import Computation
 
 # From a small call on this machine to a batch of gigabytes over a network.
 _SECONDS = (
@@ -128,18 +128,17 @@ class Holdings(Collector):
 
     def __init__(self) -> None:
         """Starts with nothing to tell, until the server is ready."""
-        self._opened: tuple[Scheduler, LayerRegistry] | None = None
+        self._backend: Backend | None = None
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
-        """Tells of these from now on."""
-        self._opened = scheduler, registry
+    def open(self, backend: Backend) -> None:
+        """Shows what this holds from now on."""
+        self._backend = backend
 
     def collect(self) -> Iterator[Metric]:
         """Yields the metrics."""
-        if self._opened is None:
+        if self._backend is None:
             return
-        scheduler, registry = self._opened
-        engine, load, stored = scheduler.engine, scheduler.load(), registry.usage()
+        engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.store.usage()
         yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)

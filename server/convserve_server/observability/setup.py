@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from google.protobuf.descriptor import ServiceDescriptor
 
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.backend import Backend
 from convserve_server.observability.call_record import Observer
 from convserve_server.observability.interceptor import ObservingInterceptor
 from convserve_server.observability.request_log import RequestLog
-from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.settings import Settings, SettingsError
 
 if TYPE_CHECKING:
@@ -75,10 +74,10 @@ class Observability:
         paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
         self.interceptor = ObservingInterceptor(paths, observers)
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
+    def open(self, backend: Backend) -> None:
         """Shows what these hold from now on."""
         if self._holdings is not None:
-            self._holdings.open(scheduler, registry)
+            self._holdings.open(backend)
 
     def close(self) -> None:
         """Writes and sends what is left, and stops."""

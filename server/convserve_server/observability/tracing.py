@@ -16,7 +16,8 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.util.types import AttributeValue
 
 from convserve._version import __version__
-from convserve_server.observability.call_record import CallRecord, Computation, Observer
+from convserve_server.observability.call_record import CallRecord, Observer
+from convserve_server.scheduling.scheduler import Computation
 
 # Statuses that are the server's fault, as OpenTelemetry's conventions for gRPC have it.
 _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})

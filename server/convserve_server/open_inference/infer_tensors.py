@@ -10,10 +10,21 @@ from typing import NamedTuple
 import numpy as np
 
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, short_repr
-from convserve.tensors.codec import Array, Shape, checked_shape, itemsize, numpy_dtype
-from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
+from convserve.tensors.codec import INPUT_DTYPES, Array, Shape, checked_shape, itemsize, numpy_dtype
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest
+
+DATATYPES = {
+    "float32": "FP32",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "float64": "FP64",
+    "uint8": "UINT8",
+    "int8": "INT8",
+}
+"""The protocol's name of each dtype."""
+
+_DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 _REGION, _SIZE, _OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
 _CONTENTS = {
@@ -93,6 +104,19 @@ def read_output_place(request: InferRequest, name: str) -> Place | None:
         text = "Expected none, as the output is no list of classes. Received one."
         raise InvalidRequestError(FieldViolation(f"outputs.{name}.parameters.classification", text))
     return _place(parameters, f"outputs.{name}")
+
+
+def dtype_of(datatype: str, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> str:
+    """Returns the dtype that the protocol calls so.
+
+    Raises:
+        InvalidTensorError: If it is none of the `allowed` ones.
+    """
+    found = _DTYPES.get(datatype)
+    if found is None or found not in allowed:
+        names = ", ".join(DATATYPES[each] for each in allowed)
+        raise InvalidTensorError(FieldViolation(field, f"Expected one of {names}. Received {short_repr(datatype)}."))
+    return found
 
 
 def _input(tensor: messages.ModelInferRequest.InferInputTensor, raw: Iterator[memoryview | bytes], field: str) -> Input:

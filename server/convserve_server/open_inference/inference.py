@@ -17,20 +17,32 @@ from convserve.errors import (
 from convserve.layers.layer import Layer
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
-from convserve_server.observability.call_record import Computation
-from convserve_server.observability.computation import computation
-from convserve_server.open_inference import stateless_layer
-from convserve_server.open_inference.datatypes import DATATYPES, dtype_of
-from convserve_server.open_inference.infer_tensors import Input, Place, read_inputs, read_output_place
-from convserve_server.open_inference.layer_models import STATELESS, LayerModel, LayerModels, check_stateless_version
+from convserve_server.open_inference.infer_tensors import (
+    DATATYPES,
+    Input,
+    Place,
+    dtype_of,
+    read_inputs,
+    read_output_place,
+)
+from convserve_server.open_inference.layer_models import (
+    OUTPUT_DTYPE,
+    STATELESS,
+    LayerModel,
+    LayerModels,
+    check_stateless_version,
+    stateless_layer,
+)
 from convserve_server.open_inference.model_descriptions import input_shape
 from convserve_server.open_inference.model_statistics import Inference, ModelStatistics
 from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
+from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Convolved, Permit, Scheduler
+from convserve_server.scheduling.scheduler import Computation, Result
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
@@ -66,11 +78,10 @@ class _Work(NamedTuple):
         place: Where in shared memory the output goes; None for the response.
         output_region: The region of that place.
         x: The input.
-        ticket: The request's leave to be in the server.
+        permit: The request's leave to be in the server.
         tell: Is told of the forward pass.
         began: When the request came, by the monotonic clock in nanoseconds.
         input_ns: What it took to read the input.
-        began_ns: When it asked to be admitted, in nanoseconds since 1970.
     """
 
     request: InferRequest
@@ -78,19 +89,18 @@ class _Work(NamedTuple):
     place: Place | None
     output_region: Region | None
     x: Array
-    ticket: Permit
+    permit: Permit
     tell: Callable[[Computation], None]
     began: int
     input_ns: int
-    began_ns: int
 
 
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
-    def __init__(self, scheduler: Scheduler, models: LayerModels, statistics: ModelStatistics) -> None:
+    def __init__(self, backend: Backend, models: LayerModels, statistics: ModelStatistics) -> None:
         """Joins the parts."""
-        self._scheduler = scheduler
+        self._backend = backend
         self._models = models
         self._statistics = statistics
 
@@ -109,9 +119,7 @@ class Inferences:
             ConvserveError: Any of the server's.
         """
         work = self._admitted(request, caller, region, tell)
-        return self._answered(
-            work, lambda: self._scheduler.convolve(work.model.layers, work.x, None, caller, ticket=work.ticket)
-        )
+        return self._computed(work, caller)
 
     def _admitted(
         self, request: InferRequest, caller: Caller, region: FindRegion, tell: Callable[[Computation], None]
@@ -130,33 +138,33 @@ class Inferences:
         try:
             model = find()
             place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
-            input_ns, began_ns = time.monotonic_ns() - began, time.time_ns()
-            ticket, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
+            input_ns = time.monotonic_ns() - began
+            permit, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
         except Exception as error:
             raise self._failed(error, name, version, began)  # noqa: B904 (it may be the error itself, with its cause)
-        return _Work(request, model, place, output_region, x, ticket, tell, began, input_ns + read_ns, began_ns)
+        return _Work(request, model, place, output_region, x, permit, tell, began, input_ns + read_ns)
 
-    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> InferResponse:
-        """Returns the response to what was computed."""
+    def _computed(self, work: _Work, caller: Caller) -> InferResponse:
+        """Computes, and returns the response."""
         model, place = work.model, work.place
         try:
-            answer = outcome()
-            work.tell(computation(work.began_ns, work.x, answer))
+            result = self._backend.scheduler.convolve(work.permit, model.layers, work.x, caller)
+            work.tell(result.computation)
             computed = time.monotonic_ns()
-            output = answer.computed.output
+            output = result.output
             if place is not None and work.output_region is not None:
                 work.output_region.write(place, output)
-            response = InferResponse(_message(work.request, model, place, answer), output if place is None else None)
+            response = InferResponse(_message(work.request, model, place, result), output if place is None else None)
         except Exception as error:
             raise self._failed(error, model.name, model.version, work.began)  # noqa: B904 (as above)
         ended = time.monotonic_ns()
         inference = Inference(
             samples=len(work.x),
-            batch_size=answer.computed.batch_size,
+            batch_size=result.computation.batch_size,
             success=ended - work.began,
-            queue=answer.timing.queue_us * 1000,
+            queue=result.computation.queue_us * 1000,
             compute_input=work.input_ns,
-            compute_infer=answer.timing.compute_us * 1000,
+            compute_infer=result.computation.compute_us * 1000,
             compute_output=ended - computed,
         )
         self._statistics.succeeded(model.name, model.version, inference)
@@ -172,20 +180,20 @@ class Inferences:
     def _received(
         self, model: _Model, place: Place | None, output_dtype: str | None, caller: Caller, region: FindRegion
     ) -> tuple[Permit, Array, Region | None, int]:
-        """Returns a call's ticket, its input, where its output goes, and how long it took to read the input."""
+        """Returns a call's permit, its input, where its output goes, and how long it took to read the input."""
         x = model.x
         in_one_message = place is None
-        ticket = self._scheduler.admit(
+        permit = self._backend.admission.admit(
             model.layers, x.shape, x.dtype, output_dtype, caller, in_one_message=in_one_message
         )
         try:
-            output_region = None if place is None else _output_region(place, ticket.plan.output_bytes, region)
+            output_region = None if place is None else _output_region(place, permit.plan.output_bytes, region)
             began = time.monotonic_ns()
             array = _array(x, region)
         except BaseException:
-            ticket.release()
+            permit.release()
             raise
-        return ticket, array, output_region, time.monotonic_ns() - began
+        return permit, array, output_region, time.monotonic_ns() - began
 
     def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
         """Returns a model of stored layers."""
@@ -199,12 +207,12 @@ class Inferences:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
         weights = {name: self._weight(inputs[name], name, region) for name in ("kernel", "bias") if name in inputs}
-        layer = stateless_layer.layer(request.message.parameters, weights["kernel"], weights.get("bias"))
+        layer = stateless_layer(request.message.parameters, weights["kernel"], weights.get("bias"))
         return _Model(STATELESS, version, [layer], inputs["x"])
 
     def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
-        most = self._scheduler.limits.max_message_bytes
+        most = self._backend.admission.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
             text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
             raise TooLargeError(FieldViolation(f"inputs.{name}", text))
@@ -218,8 +226,10 @@ def _check_shape(shape: Shape, expected: list[int]) -> None:
 
 
 def _output_dtype(request: InferRequest) -> str | None:
-    asked = stateless_layer.output_dtype(request.message.parameters)
-    return None if asked is None else dtype_of(asked, "parameters.output_dtype", FLOAT_DTYPES)
+    parameters = request.message.parameters
+    if OUTPUT_DTYPE not in parameters:
+        return None
+    return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
 def _output_region(place: Place, size: int, region: FindRegion) -> Region:
@@ -239,18 +249,16 @@ def _array(given: Input, region: FindRegion) -> Array:
     return array
 
 
-def _message(
-    request: InferRequest, model: _Model, place: Place | None, answer: Convolved
-) -> messages.ModelInferResponse:
+def _message(request: InferRequest, model: _Model, place: Place | None, result: Result) -> messages.ModelInferResponse:
     """Returns a response's message without its output's elements."""
-    output = answer.computed.output
+    output = result.output
     message = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.message.id)
     tensor = message.outputs.add(name="y", datatype=DATATYPES[name_of(output)], shape=output.shape)
     if place is not None:
         tensor.parameters["shared_memory_region"].string_param = place.region
         tensor.parameters["shared_memory_byte_size"].int64_param = output.nbytes
         tensor.parameters["shared_memory_offset"].int64_param = place.offset
-    for index, losses in enumerate(answer.computed.losses):
+    for index, losses in enumerate(result.losses):
         if losses != _NO_LOSSES:
             for kind, loss in vars(losses).items():
                 if loss is not None:

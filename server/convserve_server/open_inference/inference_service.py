@@ -21,8 +21,10 @@ from convserve.errors import (
 )
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
-from convserve_server.layer_store.registry import LayerRegistry, StoredLayer
-from convserve_server.observability.call_record import Computation, current_call
+from convserve_server.backend import Backend
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.stored_layer import StoredLayer
+from convserve_server.observability.call_record import current_call
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_answers
 from convserve_server.open_inference.inference import FindRegion, Inferences
@@ -36,10 +38,9 @@ from convserve_server.open_inference.layer_models import (
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import PeerUsers, Region, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
-from convserve_server.open_inference.wire import InferRequest, InferResponse
-from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
+from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.scheduling.scheduler import Computation
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.call_interceptor import as_answer
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -64,19 +65,19 @@ class InferenceService:
         self._memory = memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
-        self._opened: tuple[LayerModels, Inferences, LayerRegistry] | None = None
+        self._opened: tuple[LayerModels, Inferences, LayerStore] | None = None
         self._is_leaving = False
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
-        """Serves with this request path from now on."""
-        models = LayerModels(registry)
-        self._opened = models, Inferences(scheduler, models, self._statistics), registry
+    def open(self, backend: Backend) -> None:
+        """Serves with these parts from now on."""
+        models = LayerModels(backend.store)
+        self._opened = models, Inferences(backend, models, self._statistics), backend.store
 
     def leave(self) -> None:
         """Says from now on that it is not ready, and answers all the same."""
         self._is_leaving = True
 
-    def _parts(self) -> tuple[LayerModels, Inferences, LayerRegistry]:
+    def _parts(self) -> tuple[LayerModels, Inferences, LayerStore]:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened
@@ -178,11 +179,11 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        registry, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            registry.describe(name)  # which raises for one that is not stored, before any is pinned
+            store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
-            registry.pin(name)
+            store.pin(name)
         return messages.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
@@ -190,11 +191,11 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        registry, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._parts()[2], stored_names(request.model_name)
         for name in names:
-            registry.versions(name)  # which raises for one that is not known, before any is unpinned
+            store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
-            registry.unpin(name)
+            store.unpin(name)
         return messages.RepositoryModelUnloadResponse()
 
     # Inference

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
-from convserve_server.layer_store.registry import LayerRegistry, NameVersions, StoredLayer
+from convserve.tensors.codec import Array
+from convserve_server.layer_store.names import NameVersions
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.stored_layer import StoredLayer
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
 STATELESS = "conv2d"
 """The model whose kernel comes with the request. A layer stored under this name is none."""
@@ -19,9 +24,16 @@ MAX_LAYERS = 1000
 """In a chain, whatever the server's --max-layers-per-call."""
 _ONLY = "1"  # the stateless model's version
 
-T = TypeVar("T")
-
+OUTPUT_DTYPE = "output_dtype"
+"""The parameter that asks for the output's datatype."""
+# What Triton's clients send beside a model's own parameters; none of it is about a convolution.
+_IGNORED = {"priority", "timeout", "sequence_id", "sequence_start", "sequence_end", "binary_data_output", OUTPUT_DTYPE}
+# Not what this server's user has in keras.json.
+_DEFAULTS = {"data_format": "channels_last", "dtype": "float32"}
+_MAX_JSON = 10_000  # far above what a configuration needs: what is read takes many times the memory of its text
 _NUMBER = re.compile(r"[0-9]{1,18}")
+
+T = TypeVar("T")
 
 
 class LayerModel(NamedTuple):
@@ -56,9 +68,9 @@ class ListedModel:
 class LayerModels:
     """Finds models among the stored layers."""
 
-    def __init__(self, registry: LayerRegistry) -> None:
-        """Looks into a registry of layers."""
-        self._registry = registry
+    def __init__(self, store: LayerStore) -> None:
+        """Looks into a store."""
+        self._store = store
 
     def find(self, name: str, version: str, field: str = "version") -> LayerModel:
         """Returns a version of a model of stored layers.
@@ -73,7 +85,7 @@ class LayerModels:
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
         number = version_number(version, field)
-        known = [self._registry.versions(each) for each in names_of(name)]
+        known = [self._store.versions(each) for each in names_of(name)]
         latest = _latest(known)
         digests = tuple(each.digest for each in known)
         if number is not None and number != latest:
@@ -81,7 +93,7 @@ class LayerModels:
             if older is None:
                 raise self._no_version(name, known, number)
             digests = (older,)
-        if not all(self._registry.holds(each) for each in digests):
+        if not all(each in self._store for each in digests):
             raise self._no_version(name, known, latest if number is None else number)
         return LayerModel(name, str(latest if number is None else number), digests)
 
@@ -91,7 +103,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._registry.layer)
+        return self._found(model, self._store.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
         """Returns what is known of a model's layers without their weights.
@@ -99,7 +111,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._registry.describe)
+        return self._found(model, self._store.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first.
@@ -109,16 +121,16 @@ class LayerModels:
         """
         if name == STATELESS:
             return [_ONLY]
-        return self._callable(name, [self._registry.versions(each) for each in names_of(name)])
+        return self._callable(name, [self._store.versions(each) for each in names_of(name)])
 
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
         yield ListedModel(STATELESS, _ONLY)
-        for name in self._registry.names():
+        for name in self._store.names():
             if name == STATELESS:
                 continue
             try:
-                known = self._registry.versions(name)
+                known = self._store.versions(name)
             except LayerNotFoundError:  # it was deleted just now
                 continue
             found = self._callable(name, [known])
@@ -131,14 +143,14 @@ class LayerModels:
         try:
             return [find(each) for each in model.digests]
         except LayerNotFoundError:
-            known = [self._registry.versions(each) for each in names_of(model.name)]
+            known = [self._store.versions(each) for each in names_of(model.name)]
             raise self._no_version(model.name, known, int(model.version)) from None
 
     def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
         if SEPARATOR in name:
-            whole = all(self._registry.holds(each.digest) for each in known)
+            whole = all(each.digest in self._store for each in known)
             return [str(_latest(known))] if whole else []
-        return [str(number) for number, digest in known[0].numbered() if self._registry.holds(digest)]
+        return [str(number) for number, digest in known[0].numbered() if digest in self._store]
 
     def _no_version(self, name: str, known: list[NameVersions], number: int) -> LayerNotFoundError:
         found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"
@@ -194,3 +206,40 @@ def check_stateless_version(version: str, field: str = "version") -> str:
 def _latest(known: list[NameVersions]) -> int:
     """Returns a name's newest version, or a chain's, which grows whenever one of its names moves."""
     return 1 + sum(each.latest - 1 for each in known)
+
+
+def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: Array, bias: Array | None) -> Layer:
+    """Returns the layer that a request describes.
+
+    Args:
+        parameters: The request's. Texts that begin with "[" or "{" are JSON, as in strides="[2, 1]".
+        kernel: Array of shape (kernel height, kernel width, input channels / groups, filters).
+        bias: Array of shape (filters,), or None.
+
+    Raises:
+        InvalidArgumentError: For wrong or unknown parameters, or weights that don't fit.
+    """
+    given = {
+        name: _value(name, value)
+        for name, value in parameters.items()
+        if name not in _IGNORED and not name.startswith("triton_")
+    }
+    filters, kernel_size = given.pop("filters", None), given.pop("kernel_size", None)
+    return Layer.from_arguments(filters, kernel_size, kernel, bias, None, _DEFAULTS | given)  # type: ignore[arg-type]
+
+
+def _value(name: str, parameter: messages.InferParameter) -> Any:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind is None:
+        raise InvalidRequestError(FieldViolation(f"parameters.{name}", "Expected a value. Received none."))
+    value = getattr(parameter, kind)
+    if kind != "string_param" or not value.startswith(("[", "{")):
+        return value
+    try:
+        if len(value) > _MAX_JSON:
+            raise ValueError
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        most = f"at most {_MAX_JSON} characters of JSON"
+        text = f"Expected {most}, as it begins with {value[0]}. Received {short_repr(value)}."
+        raise InvalidRequestError(FieldViolation(f"parameters.{name}", text)) from None

@@ -1,32 +1,48 @@
-"""What callers are told of a model: its inputs and outputs, and how it is served."""
+"""What callers learn of a model: its inputs and outputs, and how it is served."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from google.protobuf import json_format
 
 from convserve.activations import GLU
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
-from convserve_server.layer_store.registry import StoredLayer
-from convserve_server.open_inference.datatypes import DATATYPES
+from convserve_server.layer_store.stored_layer import StoredLayer
+from convserve_server.open_inference.infer_tensors import DATATYPES
 from convserve_server.open_inference.layer_models import STATELESS
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.v2 import model_config_pb2 as config
 
 PLATFORM = "convserve"
 _ANY_SIZE = -1
-# No number of samples is too many by itself: a call's bytes are bounded.
+# No number of samples is too many: the server bounds a call's bytes.
 _MAX_SAMPLES = 2**31 - 1
-_CHANNEL_AXIS = {"channels_last": 3, "channels_first": 1}
 _FORMATS: dict[str, Any] = {
     "channels_last": config.ModelInput.FORMAT_NHWC,
     "channels_first": config.ModelInput.FORMAT_NCHW,
 }
-_STATELESS_DIMENSIONS = {"x": 4, "kernel": 4, "bias": 1}
+
+
+class _Tensor(NamedTuple):
+    """An input or output: its name, dtype, shape, and as an input its layout and whether it may be left out."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    layout: Any = config.ModelInput.FORMAT_NONE
+    optional: bool = False
+
+
+_STATELESS_TENSORS = [
+    *(_Tensor(name, "float32", [_ANY_SIZE] * 4) for name in ("x", "kernel")),
+    _Tensor("bias", "float32", [_ANY_SIZE], optional=True),
+    _Tensor("y", "float32", [_ANY_SIZE] * 4),
+]
 
 
 def input_shape(conv2d: Conv2D, kernel_shape: Shape) -> list[int]:
@@ -36,99 +52,83 @@ def input_shape(conv2d: Conv2D, kernel_shape: Shape) -> list[int]:
 
 def output_shape(conv2d: Conv2D) -> list[int]:
     """Returns the shape of a layer's output, -1 for any size."""
-    axis, channels = _CHANNEL_AXIS[conv2d.data_format], conv2d.filters
-    if isinstance(conv2d.activation, GLU) and conv2d.activation.axis % 4 == axis:
-        channels //= 2
-    return _shape(conv2d, channels)
+    halves = isinstance(conv2d.activation, GLU) and conv2d.activation.axis % 4 == channel_axis(conv2d)
+    return _shape(conv2d, conv2d.filters // 2 if halves else conv2d.filters)
 
 
 def metadata(name: str, versions: Sequence[str], layers: Sequence[StoredLayer]) -> messages.ModelMetadataResponse:
     """Returns the metadata of a model of stored layers, in order."""
-    first, last = layers[0], layers[-1]
-    tensor = messages.ModelMetadataResponse.TensorMetadata
-    return messages.ModelMetadataResponse(
-        name=name,
-        versions=versions,
-        platform=PLATFORM,
-        inputs=[
-            tensor(
-                name="x",
-                datatype=DATATYPES[first.config.compute_dtype],
-                shape=input_shape(first.config, first.kernel_shape),
-            )
-        ],
-        outputs=[tensor(name="y", datatype=DATATYPES[last.config.compute_dtype], shape=output_shape(last.config))],
-    )
+    return _metadata(name, versions, _tensors(layers))
 
 
 def stateless_metadata(versions: Sequence[str]) -> messages.ModelMetadataResponse:
     """Returns the metadata of the model whose kernel comes with the request."""
-    tensor = messages.ModelMetadataResponse.TensorMetadata
-    return messages.ModelMetadataResponse(
-        name=STATELESS,
-        versions=versions,
-        platform=PLATFORM,
-        inputs=[
-            tensor(name=name, datatype="FP32", shape=[_ANY_SIZE] * dimensions)
-            for name, dimensions in _STATELESS_DIMENSIONS.items()
-        ],
-        outputs=[tensor(name="y", datatype="FP32", shape=[_ANY_SIZE] * 4)],
-    )
+    return _metadata(STATELESS, versions, _STATELESS_TENSORS)
 
 
 def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig:
     """Returns how a model of stored layers is served: in batches, so that dimensions are without the batch's."""
-    first, last = layers[0], layers[-1]
+    model = _config(name, [tensor._replace(shape=tensor.shape[1:]) for tensor in _tensors(layers)], _MAX_SAMPLES)
+    model.dynamic_batching.SetInParent()
+    for index, layer in enumerate(layers):
+        text = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
+        model.parameters[f"layers[{index}]"].string_value = text
+    return model
+
+
+def stateless_config() -> config.ModelConfig:
+    """Returns how the stateless model is served: not in batches, as a kernel has none, so that dimensions are whole."""
+    return _config(STATELESS, _STATELESS_TENSORS, 0)
+
+
+def _tensors(layers: Sequence[StoredLayer]) -> list[_Tensor]:
+    """Returns the input and the output of layers in order."""
+    first, last = layers[0].config, layers[-1].config
+    shape = input_shape(first, layers[0].kernel_shape)
+    x = _Tensor("x", first.compute_dtype, shape, _FORMATS[first.data_format])
+    return [x, _Tensor("y", last.compute_dtype, output_shape(last))]
+
+
+def _metadata(name: str, versions: Sequence[str], tensors: Sequence[_Tensor]) -> messages.ModelMetadataResponse:
+    *inputs, output = (
+        messages.ModelMetadataResponse.TensorMetadata(
+            name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=tensor.shape
+        )
+        for tensor in tensors
+    )
+    return messages.ModelMetadataResponse(
+        name=name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=[output]
+    )
+
+
+def _config(name: str, tensors: Sequence[_Tensor], max_batch_size: int) -> config.ModelConfig:
+    *inputs, output = tensors
     return config.ModelConfig(
         name=name,
         platform=PLATFORM,
         backend=PLATFORM,
         version_policy=config.ModelVersionPolicy(all=config.ModelVersionPolicy.All()),
-        max_batch_size=_MAX_SAMPLES,
+        max_batch_size=max_batch_size,
         input=[
             config.ModelInput(
-                name="x",
-                data_type=_data_type(first.config),
-                format=_FORMATS[first.config.data_format],
-                dims=input_shape(first.config, first.kernel_shape)[1:],
+                name=tensor.name,
+                data_type=_data_type(tensor),
+                format=tensor.layout,
+                dims=tensor.shape,
+                optional=tensor.optional,
             )
+            for tensor in inputs
         ],
-        output=[config.ModelOutput(name="y", data_type=_data_type(last.config), dims=output_shape(last.config)[1:])],
-        dynamic_batching=config.ModelDynamicBatching(),
-        parameters={
-            f"layers[{index}]": config.ModelParameter(
-                string_value=json_format.MessageToJson(conv2d_message.to_message(each.config), indent=None)
-            )
-            for index, each in enumerate(layers)
-        },
-        model_transaction_policy=config.ModelTransactionPolicy(decoupled=False),
-    )
-
-
-def stateless_config() -> config.ModelConfig:
-    """Returns how the stateless model is served: not in batches, as a kernel has none, so that dimensions are whole."""
-    return config.ModelConfig(
-        name=STATELESS,
-        platform=PLATFORM,
-        backend=PLATFORM,
-        version_policy=config.ModelVersionPolicy(all=config.ModelVersionPolicy.All()),
-        max_batch_size=0,
-        input=[
-            config.ModelInput(
-                name=name, data_type=config.TYPE_FP32, dims=[_ANY_SIZE] * dimensions, optional=name == "bias"
-            )
-            for name, dimensions in _STATELESS_DIMENSIONS.items()
-        ],
-        output=[config.ModelOutput(name="y", data_type=config.TYPE_FP32, dims=[_ANY_SIZE] * 4)],
+        output=[config.ModelOutput(name=output.name, data_type=_data_type(output), dims=output.shape)],
         model_transaction_policy=config.ModelTransactionPolicy(decoupled=False),
     )
 
 
 def _shape(conv2d: Conv2D, channels: int) -> list[int]:
     shape = [_ANY_SIZE] * 4
-    shape[_CHANNEL_AXIS[conv2d.data_format]] = channels
+    shape[channel_axis(conv2d)] = channels
     return shape
 
 
-def _data_type(conv2d: Conv2D) -> Any:
-    return config.DataType.Value(f"TYPE_{DATATYPES[conv2d.compute_dtype]}")
+def _data_type(tensor: _Tensor) -> Any:
+    return config.DataType.Value(f"TYPE_{DATATYPES[tensor.dtype]}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -44,30 +44,24 @@ class Inference(NamedTuple):
 
 @dataclass
 class _Batches:
-    """Batches of one size: their samples, and nanoseconds times samples."""
+    """Batches of one size: their samples, and nanoseconds: of computation times samples, else of each request."""
 
     samples: int = 0
-    compute_infer: int = 0
-    # Of the requests in them, each for itself.
-    compute_input: int = 0
-    compute_output: int = 0
+    ns: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class _Figures:
+    """Of one version of a model; nanoseconds are those of each request."""
+
     last_ms: int = 0
     samples: int = 0
     count: int = 0
     failed: int = 0
     failed_ns: int = 0
-    success_ns: int = 0
-    # Of requests, each for itself, in nanoseconds.
-    queue: int = 0
-    compute_input: int = 0
-    compute_infer: int = 0
-    compute_output: int = 0
+    ns: Counter[str] = field(default_factory=Counter)
     batches: OrderedDict[int, _Batches] = field(default_factory=OrderedDict)
-    executions: int = 0  # those in batches of sizes that are not told apart any more
+    executions: int = 0  # in batches of sizes that are not told apart any more
 
 
 class ModelStatistics:
@@ -82,26 +76,22 @@ class ModelStatistics:
     def succeeded(self, name: str, version: str, inference: Inference) -> None:
         """Counts a request that is answered."""
         with self._lock:
-            found = self._of(name, version)
-            found.samples += inference.samples
-            found.count += 1
-            found.success_ns += inference.success
-            found.queue += inference.queue
-            found.compute_input += inference.compute_input
-            found.compute_infer += inference.compute_infer
-            found.compute_output += inference.compute_output
-            batches = _batches(found, inference.batch_size)
+            figures = self._of(name, version)
+            figures.samples += inference.samples
+            figures.count += 1
+            batches = _batches(figures, inference.batch_size)
             batches.samples += inference.samples
-            batches.compute_infer += inference.compute_infer * inference.samples
-            batches.compute_input += inference.compute_input
-            batches.compute_output += inference.compute_output
+            for part in ("success", *_PARTS):
+                ns = getattr(inference, part)
+                figures.ns[part] += ns
+                batches.ns[part] += ns * inference.samples if part == "compute_infer" else ns
 
     def failed(self, name: str, version: str, duration: int) -> None:
         """Counts a request that is answered with an error, after so many nanoseconds."""
         with self._lock:
-            found = self._of(name, version)
-            found.failed += 1
-            found.failed_ns += duration
+            figures = self._of(name, version)
+            figures.failed += 1
+            figures.failed_ns += duration
 
     def names(self) -> list[str]:
         """Returns the names of models that have figures, sorted."""
@@ -114,27 +104,26 @@ class ModelStatistics:
             return _message(name, version, self._figures.get((name, version)) or _Figures())
 
     def _of(self, name: str, version: str) -> _Figures:
-        if (found := self._figures.get((name, version))) is None:
-            found = self._figures[name, version] = _Figures()
+        figures = self._figures.get((name, version))
+        if figures is None:
+            figures = self._figures[name, version] = _Figures()
             self._characters += len(name)
         self._figures.move_to_end((name, version))
         while len(self._figures) > 1 and (len(self._figures) > _MAX_MODELS or self._characters > _MAX_CHARACTERS):
             (oldest, _), _ = self._figures.popitem(last=False)
             self._characters -= len(oldest)
-        found.last_ms = time.time_ns() // 10**6
-        return found
+        figures.last_ms = time.time_ns() // 10**6
+        return figures
 
 
 def _batches(figures: _Figures, size: int) -> _Batches:
     """Returns the batches of a size; those of the size that was used longest ago may have to go."""
-    found = figures.batches.get(size)
-    if found is None:
-        found = figures.batches[size] = _Batches()
+    batches = figures.batches.setdefault(size, _Batches())
     figures.batches.move_to_end(size)
     if len(figures.batches) > _MAX_SIZES:
         oldest, gone = figures.batches.popitem(last=False)
         figures.executions += _executions(gone, oldest)
-    return found
+    return batches
 
 
 def _executions(batches: _Batches, size: int) -> int:
@@ -148,14 +137,14 @@ def _executions(batches: _Batches, size: int) -> int:
 def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatistics:
     duration = messages.StatisticDuration
     batch_stats = []
-    for size, found in sorted(figures.batches.items()):
-        count = _executions(found, size)
+    for size, batches in sorted(figures.batches.items()):
+        count, ns = _executions(batches, size), batches.ns
         batch_stats.append(
             messages.InferBatchStatistics(
                 batch_size=size,
-                compute_input=duration(count=count, ns=found.compute_input),
-                compute_infer=duration(count=count, ns=found.compute_infer // size),
-                compute_output=duration(count=count, ns=found.compute_output),
+                compute_input=duration(count=count, ns=ns["compute_input"]),
+                compute_infer=duration(count=count, ns=ns["compute_infer"] // size),
+                compute_output=duration(count=count, ns=ns["compute_output"]),
             )
         )
     return messages.ModelStatistics(
@@ -163,11 +152,10 @@ def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatis
         version=version,
         last_inference=figures.last_ms,
         inference_count=figures.samples,
-        execution_count=figures.executions + sum(each.compute_infer.count for each in batch_stats),
+        execution_count=figures.executions + sum(batch.compute_infer.count for batch in batch_stats),
         inference_stats=messages.InferStatistics(
-            success=duration(count=figures.count, ns=figures.success_ns),
             fail=duration(count=figures.failed, ns=figures.failed_ns),
-            **{part: duration(count=figures.count, ns=getattr(figures, part)) for part in _PARTS},
+            **{part: duration(count=figures.count, ns=figures.ns[part]) for part in ("success", *_PARTS)},
         ),
         batch_stats=batch_stats,
     )

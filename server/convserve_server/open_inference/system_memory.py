@@ -1,6 +1,6 @@
 """Regions of POSIX shared memory that callers on this machine have registered.
 
-Unlike the memory of convserve's own clients (see shared_memory.py), it is known by a name that anybody could tell, and
+Unlike the memory of convserve's own clients (services/shared_memory.py), it has a name that anybody could pass, and
 nobody can be kept from making it shorter. So:
 
 * A region must belong to the user whose process the caller is, which Linux tells of a TCP connection within the
@@ -19,7 +19,6 @@ import re
 import resource
 import socket
 import stat
-import threading
 import time
 import weakref
 from collections.abc import Iterator
@@ -28,8 +27,9 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, OverloadedError, short_repr
+from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.tensors.codec import Array
+from convserve_server.memory.regions import RegionTable, is_within
 from convserve_server.open_inference.infer_tensors import Place
 
 _FOLDER = "/dev/shm"  # noqa: S108 (where Linux has POSIX shared memory)
@@ -101,7 +101,7 @@ class Region:
 
     def _begin(self, place: Place, size: int) -> int:
         """Returns where so many bytes are in the file."""
-        if place.offset + max(size, place.size) > self.size:
+        if not is_within(self, place.offset, max(size, place.size)):
             text = (
                 f"Expected {max(size, place.size)} bytes from shared_memory_offset on, within the region {self.name!r} "
                 f"of {self.size}. Received shared_memory_offset={place.offset}."
@@ -123,11 +123,9 @@ class SystemMemory:
         Args:
             most_bytes: The most bytes of all regions together.
         """
-        self._most_bytes = most_bytes
         # The other descriptors are for connections and the store's files.
-        self._most_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._lock = threading.Lock()
-        self._regions: dict[tuple[str, str], Region] = {}
+        max_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(most_bytes, max_regions, _is_unlinked)
 
     def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
         """Takes a region.
@@ -142,7 +140,7 @@ class SystemMemory:
 
         Raises:
             InvalidRequestError: If name or key are wrong, the name is taken, or there is no such memory of the user's.
-            OverloadedError: If there is no room for it.
+            OverloadedError: As `RegionTable.register`.
         """
         if not 0 < len(name) <= _MAX_NAME:
             raise _refusal("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
@@ -156,17 +154,16 @@ class SystemMemory:
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
             raise _refusal("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
-        with self._lock:
-            if (owner, name) in self._regions:
-                raise _refusal("name", "one that is not registered yet, or was unregistered", short_repr(name))
-            self._make_room(size)
-            self._regions[owner, name] = region
+        try:
+            self._regions.register((owner, name), region)
+        except KeyError:
+            expected = "one that is not registered yet, or was unregistered"
+            raise _refusal("name", expected, short_repr(name)) from None
 
     def unregister(self, owner: str, name: str) -> None:
-        """Forgets an owner's region, or all of them if the name is empty. One that is not known is passed over."""
-        with self._lock:
-            for key in [each for each in self._regions if each == (owner, name) or (each[0] == owner and not name)]:
-                del self._regions[key]
+        """Removes an owner's region, or all of them if the name is empty. It ignores one that is not registered."""
+        keys = (key for key, _ in self._regions.items())
+        self._regions.unregister([(owner, name)] if name else [key for key in keys if key[0] == owner])
 
     def regions(self, owner: str, name: str = "") -> list[Region]:
         """Returns an owner's regions, or the one of this name.
@@ -176,8 +173,7 @@ class SystemMemory:
         """
         if name:
             return [self.region(owner, name, "name")]
-        with self._lock:
-            return [region for (whose, _), region in self._regions.items() if whose == owner]
+        return [region for (whose, _), region in self._regions.items() if whose == owner]
 
     def region(self, owner: str, name: str, field: str) -> Region:
         """Returns an owner's region.
@@ -190,27 +186,15 @@ class SystemMemory:
         Raises:
             InvalidRequestError: If there is none.
         """
-        found = self._regions.get((owner, name))
-        if found is None:
+        region = self._regions.get((owner, name))
+        if region is None:
             raise _refusal(field, "the name of a registered region of system shared memory", short_repr(name))
-        return found
+        return region
 
-    def _make_room(self, size: int) -> None:
-        if not self._has_room(size):
-            # Those whose name is gone were most likely left behind by a caller that ended.
-            for key, region in list(self._regions.items()):
-                if not os.fstat(region.descriptor).st_nlink:
-                    del self._regions[key]
-        if not self._has_room(size):
-            text = (
-                f"Expected at most {self._most_regions} regions of {self._most_bytes} bytes together, the server's "
-                f"--shared-memory-bytes. Received one of {size} more: unregister some, or ask the operator to raise it."
-            )
-            raise OverloadedError(text)
 
-    def _has_room(self, size: int) -> bool:
-        taken = sum(each.size for each in self._regions.values())
-        return len(self._regions) < self._most_regions and taken + size <= self._most_bytes
+def _is_unlinked(region: Region) -> bool:
+    """Returns whether a region's name is gone: most likely its caller ended and left it behind."""
+    return not os.fstat(region.descriptor).st_nlink
 
 
 class PeerUsers:

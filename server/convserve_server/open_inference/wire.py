@@ -1,18 +1,28 @@
-"""Requests and responses of an inference, read and written without copying tensors through messages.
+"""The protocol on the wire: messages without a copy of their tensors, and the protocol's true names.
 
-The elements are a message's last fields, raw_input_contents and raw_output_contents. What is written in another order,
-which protobuf allows, is read by the stock parser.
+The elements are a message's last fields, raw_input_contents and raw_output_contents. The stock parser reads a message
+whose fields come in another order, which protobuf allows.
+
+On the wire the protocol's package is "inference"; here it is a private one: see inference_service.proto.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+from google.protobuf import descriptor_pool, text_format
+from google.protobuf.descriptor import FileDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
 from convserve.tensors import framing
 from convserve.tensors.codec import Array
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 
+PACKAGE = "inference"
+SERVICE_NAME = "inference.GRPCInferenceService"
+
+_PRIVATE = messages.DESCRIPTOR.package
 _RAW_INPUT_CONTENTS = messages.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUT_CONTENTS = messages.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 _INFER_RESPONSE = messages.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
@@ -65,3 +75,37 @@ class InferResponse(NamedTuple):
     def serialize_in_stream(self) -> bytes:
         """Returns the bytes of a stream's message that has this one in it."""
         return b"".join(framing.write_field(_INFER_RESPONSE, *self._parts()))
+
+
+def pool_of(files: Iterable[FileDescriptor]) -> descriptor_pool.DescriptorPool:
+    """Returns a pool of these files and this protocol's under its true names, for reflection.
+
+    It is a pool of its own: in protobuf's default one the true names may be tritonclient's.
+    """
+    pool, known = descriptor_pool.DescriptorPool(), set[str]()
+
+    def add(file: FileDescriptor) -> None:
+        if file.name not in known:
+            known.add(file.name)
+            for imported in file.dependencies:
+                add(imported)
+            pool.AddSerializedFile(_renamed(file).SerializeToString())
+
+    for file in (*files, messages.DESCRIPTOR):
+        add(file)
+    return pool
+
+
+def _renamed(file: FileDescriptor) -> FileDescriptorProto:
+    """Returns a file with the true name of its package, if it is one of this protocol's."""
+    copy = FileDescriptorProto()
+    file.CopyToProto(copy)
+    if file.package != _PRIVATE:
+        return copy
+    text = text_format.MessageToString(copy)
+    text = text.replace(f'package: "{_PRIVATE}"', f'package: "{PACKAGE}"').replace(f'".{_PRIVATE}.', f'".{PACKAGE}.')
+    return text_format.Parse(text, FileDescriptorProto())
+
+
+SERVICE: ServiceDescriptor = pool_of(()).FindServiceByName(SERVICE_NAME)
+"""The service under its true name."""

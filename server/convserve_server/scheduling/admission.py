@@ -1,4 +1,4 @@
-"""What a call would do, whether this server ever takes it, and its ticket if it does now."""
+"""What a call would do, whether this server ever takes it, and its permit if it does now."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.tensors.codec import Shape
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Load, Permit
-from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.caller import ANYBODY, Caller
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
@@ -41,7 +41,7 @@ class Admission:
 
     def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
         """Prepares to admit calls to so many devices under limits; as `AdmissionQueue`."""
-        self._limits = limits
+        self.limits = limits
         self._room = AdmissionQueue(
             limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes
         )
@@ -71,11 +71,11 @@ class Admission:
         shape: Shape,
         dtype: str,
         output_dtype: str | None,
-        caller: Caller,
+        caller: Caller = ANYBODY,
         *,
-        in_one_message: bool,
+        in_one_message: bool = False,
     ) -> Permit:
-        """Returns the ticket of a call that is taken, once there is room for it.
+        """Returns the permit of a call that is taken, once there is room for it.
 
         Args:
             layers: The layers.
@@ -95,7 +95,7 @@ class Admission:
         return self._room.enter(caller, found)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """Returns the ticket of a call that computes nothing and answers with so many bytes.
+        """Returns the permit of a call that computes nothing and answers with so many bytes.
 
         Raises:
             TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
@@ -108,7 +108,7 @@ class Admission:
 
     def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
-        limits, own_bytes = self._limits, found.memory_bytes - found.weight_bytes
+        limits, own_bytes = self.limits, found.memory_bytes - found.weight_bytes
         output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
         for what, size, limit, flag in (
             ("layers", len(layers), limits.max_layers_per_call, "max-layers-per-call"),

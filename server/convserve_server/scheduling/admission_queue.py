@@ -67,6 +67,7 @@ class Permit:
         "_room",
         "_waited_s",
         "arrived",
+        "began_ns",
         "caller",
         "estimate_s",
         "has_bytes",
@@ -82,6 +83,7 @@ class Permit:
         self.caller = caller
         self.size = plan.memory_bytes - plan.weight_bytes
         self.estimate_s = estimate_s
+        self.began_ns = time.time_ns()
         self.arrived = time.monotonic()  # later: so long before its computation that it has waited since
         self._waited_s = 0.0
         self.turn: threading.Lock | None = None  # held while it waits for its bytes
@@ -110,6 +112,7 @@ class Permit:
 
     def received(self) -> None:
         """Notes that all of its input is there: the time on its way is none that it waited."""
+        self.began_ns = time.time_ns()
         self.arrived = time.monotonic() - self._waited_s
 
     def started(self) -> None:
@@ -128,7 +131,7 @@ class Permit:
 
 
 class AdmissionQueue:
-    """Gives tickets. Its methods may be called from any thread."""
+    """Gives permits. Its methods may be called from any thread."""
 
     def __init__(
         self, max_admitted_bytes: int, max_waiting_calls: int, devices: int, concurrent: int, large_bytes: int
@@ -136,7 +139,7 @@ class AdmissionQueue:
         """Opens empty.
 
         Args:
-            max_admitted_bytes: The most bytes that all tickets come to.
+            max_admitted_bytes: The most bytes that all permits come to.
             max_waiting_calls: The most calls that are in the server without being computed.
             devices: How many compute.
             concurrent: How many computations each has at once.
@@ -162,7 +165,7 @@ class AdmissionQueue:
             return Load(self._taken_bytes, self._bytes, self._in_line - self._running, self._running)
 
     def enter(self, caller: Caller, plan: Plan) -> Permit:
-        """Returns a ticket for a call that would fit an empty server, once there is room for it.
+        """Returns a permit for a call that would fit an empty server, once there is room for it.
 
         Raises:
             OverloadedError: If too many calls are in the server.
@@ -170,62 +173,62 @@ class AdmissionQueue:
         """
         with self._lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
-            ticket = Permit(self, caller.name, plan, share_s)
+            permit = Permit(self, caller.name, plan, share_s)
             self._check_line(caller, computation_s)
-            self._check_deadline(caller, ticket)
+            self._check_deadline(caller, permit)
             self._calls[caller.name] += 1
             self._in_line += 1
-            lane = self._lane(ticket)
+            lane = self._lane(permit)
             self._ahead_s[lane] = self._ahead_s.get(lane, 0.0) + share_s
-            if len(self._line) or self._taken_bytes + ticket.size > self._bytes:
-                ticket.turn = threading.Lock()
-                ticket.turn.acquire()
-                self._line.append(caller.name, ticket)
+            if len(self._line) or self._taken_bytes + permit.size > self._bytes:
+                permit.turn = threading.Lock()
+                permit.turn.acquire()
+                self._line.append(caller.name, permit)
             else:
-                self._give_bytes(ticket)
-        if ticket.turn is not None:
-            self._wait(caller, ticket, ticket.turn)
-        ticket.admitted()
+                self._give_bytes(permit)
+        if permit.turn is not None:
+            self._wait(caller, permit, permit.turn)
+        permit.admitted()
         with self._lock:
-            ticket.holders += 1
-        if not caller.add_done_callback(ticket.release):
-            ticket.release()
-        return ticket
+            permit.holders += 1
+        if not caller.add_done_callback(permit.release):
+            permit.release()
+        return permit
 
-    def _wait(self, caller: Caller, ticket: Permit, turn: threading.Lock) -> None:
-        """Waits for a ticket's bytes."""
-        if caller.add_done_callback(lambda: self._leave(ticket)) or caller.is_active():
+    def _wait(self, caller: Caller, permit: Permit, turn: threading.Lock) -> None:
+        """Waits for a permit's bytes."""
+        if caller.add_done_callback(lambda: self._leave(permit)) or caller.is_active():
             remaining_s = caller.remaining_s()
             turn.acquire(timeout=-1 if remaining_s is None else min(max(0.0, remaining_s), threading.TIMEOUT_MAX))
-        self._leave(ticket)
-        if not ticket.has_bytes or not caller.is_active():
-            ticket.release()
+        self._leave(permit)
+        if not permit.has_bytes or not caller.is_active():
+            permit.release()
             text = (
-                f"Expected {ticket.size} bytes of memory, out of the {self._bytes} of the server's "
+                f"Expected {permit.size} bytes of memory, out of the {self._bytes} of the server's "
                 "--max-admitted-bytes, before the deadline. Received none: other calls had them. Raise the timeout, or "
                 "send less at once."
             )
             raise DeadlineExceededError(text)
 
-    def _leave(self, ticket: Permit) -> None:
-        """Takes a ticket out of the line, if it is there, and wakes who waits with it."""
+    def _leave(self, permit: Permit) -> None:
+        """Takes a permit out of the line, if it is there, and wakes who waits with it."""
         with self._lock:
-            was_there = self._line.discard(ticket.caller, ticket)
+            was_there = self._line.discard(permit.caller, permit)
             if was_there:
                 self._admit_next()
-        if was_there and ticket.turn is not None:
-            ticket.turn.release()
+        if was_there and permit.turn is not None:
+            permit.turn.release()
 
-    def release(self, ticket: Permit) -> None:
-        """Takes one of a ticket's holders away, and with the last one its bytes."""
+    def release(self, permit: Permit) -> None:
+        """Takes one of a permit's holders away, and with the last one its bytes."""
         with self._lock:
-            ticket.holders -= 1
-            if ticket.holders:
+            permit.holders -= 1
+            if permit.holders:
                 return
-            self._take_out_of_line(ticket)
-            if ticket.has_bytes:
-                ticket.has_bytes = False
-                self._taken_bytes -= ticket.size
+            self._take_out_of_line(permit)
+            if permit.has_bytes:
+                permit.has_bytes = False
+                self._taken_bytes -= permit.size
                 self._admit_next()
 
     def started(self) -> None:
@@ -233,15 +236,15 @@ class AdmissionQueue:
         with self._lock:
             self._running += 1
 
-    def computed(self, ticket: Permit, seconds: float, share: float, warm: bool) -> None:
+    def computed(self, permit: Permit, seconds: float, share: float, warm: bool) -> None:
         """Notes that a call was computed; as `Permit.computed`."""
         with self._lock:
             self._running -= 1
             if share:
-                self._take_out_of_line(ticket)
+                self._take_out_of_line(permit)
             if share and warm:
                 found = (seconds * share, seconds)
-                key = _alike(ticket.plan)
+                key = _alike(permit.plan)
                 before = self._estimates.pop(key, found)
                 self._estimates[key] = (
                     before[0] + _SMOOTHING * (found[0] - before[0]),
@@ -252,29 +255,29 @@ class AdmissionQueue:
 
     def _admit_next(self) -> None:
         """Gives bytes to those whose turn it is, as far as they suffice."""
-        while (ticket := self._line.first()) is not None and self._taken_bytes + ticket.size <= self._bytes:
+        while (permit := self._line.first()) is not None and self._taken_bytes + permit.size <= self._bytes:
             self._line.take_first()
-            self._give_bytes(ticket)
-            assert ticket.turn is not None  # noqa: S101 (it waits)
-            ticket.turn.release()
+            self._give_bytes(permit)
+            assert permit.turn is not None  # noqa: S101 (it waits)
+            permit.turn.release()
 
-    def _give_bytes(self, ticket: Permit) -> None:
-        ticket.has_bytes = True
-        self._taken_bytes += ticket.size
+    def _give_bytes(self, permit: Permit) -> None:
+        permit.has_bytes = True
+        self._taken_bytes += permit.size
 
-    def _lane(self, ticket: Permit) -> tuple[str, bool]:
-        return ticket.caller, ticket.size > self._large_bytes
+    def _lane(self, permit: Permit) -> tuple[str, bool]:
+        return permit.caller, permit.size > self._large_bytes
 
-    def _take_out_of_line(self, ticket: Permit) -> None:
-        if ticket.is_in_line:
-            ticket.is_in_line = False
+    def _take_out_of_line(self, permit: Permit) -> None:
+        if permit.is_in_line:
+            permit.is_in_line = False
             self._in_line -= 1
-            self._ahead_s[self._lane(ticket)] -= ticket.estimate_s
-            self._calls[ticket.caller] -= 1
-            if not self._calls[ticket.caller]:
+            self._ahead_s[self._lane(permit)] -= permit.estimate_s
+            self._calls[permit.caller] -= 1
+            if not self._calls[permit.caller]:
                 for is_large in (False, True):
-                    self._ahead_s.pop((ticket.caller, is_large), None)
-                del self._calls[ticket.caller]
+                    self._ahead_s.pop((permit.caller, is_large), None)
+                del self._calls[permit.caller]
 
     def _check_line(self, caller: Caller, computation_s: float) -> None:
         now, mine, left = time.monotonic(), self._calls[caller.name], self._places - self._in_line
@@ -294,7 +297,7 @@ class AdmissionQueue:
         )
         raise OverloadedError(text, retry_after_s=retry_s)
 
-    def _check_deadline(self, caller: Caller, ticket: Permit) -> None:
+    def _check_deadline(self, caller: Caller, permit: Permit) -> None:
         """Refuses a call before which so many of its own caller come that its turn cannot come in time.
 
         Others' are not counted: they take turns with this caller, and so come before it once each at most.
@@ -302,7 +305,7 @@ class AdmissionQueue:
         remaining_s = caller.remaining_s()
         if remaining_s is None:
             return
-        least_s = _CERTAIN * self._ahead_s.get(self._lane(ticket), 0.0) / self._at_once
+        least_s = _CERTAIN * self._ahead_s.get(self._lane(permit), 0.0) / self._at_once
         if remaining_s < least_s:
             text = (
                 f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and your calls that come "

@@ -23,3 +23,6 @@ class Caller(NamedTuple):
     is_active: Callable[[], bool] = lambda: True
     remaining_s: Callable[[], float | None] = lambda: None
     add_done_callback: Callable[[Callable[[], None]], bool] = lambda _: False
+
+
+ANYBODY = Caller()

@@ -15,14 +15,14 @@ MAX_BYTES = 2**28
 class InitializedLayerCache:
     """Draws layers; those used last are kept up to a number of bytes. Its methods may be called from any thread."""
 
-    def __init__(self, draw: Callable[[Conv2D, int], Layer], most_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, initialize: Callable[[Conv2D, int], Layer], most_bytes: int = MAX_BYTES) -> None:
         """Starts empty.
 
         Args:
-            draw: Returns a configuration's layer for so many input channels, with every seed filled in.
+            initialize: Returns a configuration's layer for so many input channels, with every seed filled in.
             most_bytes: The most that the kept layers' weights may take.
         """
-        self._draw = draw
+        self._initialize = initialize
         self._most_bytes = most_bytes
         self._lock = threading.Lock()
         self._kept: OrderedDict[tuple[Conv2D, int], Layer] = OrderedDict()
@@ -36,7 +36,7 @@ class InitializedLayerCache:
                 self._kept.move_to_end((config, input_channels))
             return found
 
-    def draw(self, config: Conv2D, input_channels: int) -> Layer:
+    def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns a layer, drawn now unless it is kept.
 
         Raises:
@@ -45,11 +45,11 @@ class InitializedLayerCache:
         found = self.known(config, input_channels)
         if found is not None:
             return found
-        drawn = self._draw(config, input_channels)
-        if drawn.config != config:  # a seed was chosen: the next call is to get other weights
-            return drawn
+        layer = self._initialize(config, input_channels)
+        if layer.config != config:  # a seed was chosen: the next call is to get other weights
+            return layer
         with self._lock:
-            return self._keep((config, input_channels), drawn)
+            return self._keep((config, input_channels), layer)
 
     def _keep(self, key: tuple[Conv2D, int], layer: Layer) -> Layer:
         if key in self._kept:  # another thread was faster; calls that share one layer can be computed together

@@ -1,26 +1,23 @@
-"""The one path of a request: validate, admit, batch, compute. It knows no gRPC and no TensorFlow."""
+"""What becomes of an admitted call: its weights are filled in, it is batched, and it is computed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import Plan
-from convserve.protocol.results import Timing
-from convserve.tensors.codec import Array, Shape, name_of
+from convserve.protocol.results import Losses
+from convserve.tensors.codec import Array, Shape
 from convserve_server.engine_api import Computed, Engine
-from convserve_server.scheduling.admission import Admission, Limits
-from convserve_server.scheduling.admission_queue import Load, Permit
-from convserve_server.scheduling.batcher import Batcher
-from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.admission_queue import Permit
+from convserve_server.scheduling.batcher import Batcher, Job
+from convserve_server.scheduling.caller import ANYBODY, Caller
 from convserve_server.scheduling.initialized_layers import InitializedLayerCache
-
-# Services do not know the parts.
-__all__ = ["Batching", "Caller", "Computed", "Convolved", "Engine", "Limits", "Load", "Permit", "Scheduler"]
+from convserve_server.tiling.tiled_engine import TiledEngine
 
 
 @dataclass(frozen=True)
@@ -38,194 +35,165 @@ class Batching:
     max_batch_bytes: int
 
 
-class Convolved(NamedTuple):
-    """A call's answer.
+class Computation(NamedTuple):
+    """How a call was computed, for whoever observes calls: no tensors.
 
     Attributes:
-        computed: The engine's part.
-        layers: One per layer: the configuration with its seeds where weights were drawn, else None.
-        timing: Where the time went.
+        began_ns: When the call asked to be admitted, in nanoseconds since 1970.
+        queue_us: Microseconds that it waited.
+        compute_us: Microseconds that its batch took on the device.
+        batch_size: Samples of that batch; of what was computed in parts, those of the largest.
+        device: The device's name.
+        warm: Whether the device had computed this geometry and shape before.
+        input_shape: The input's shape.
+        output_shape: The output's shape.
+        input_bytes: Bytes of the input's elements, whichever way they came.
+        output_bytes: Bytes of the output's elements, whichever way they go.
     """
 
-    computed: Computed
+    began_ns: int
+    queue_us: int
+    compute_us: int
+    batch_size: int
+    device: str
+    warm: bool
+    input_shape: Shape
+    output_shape: Shape
+    input_bytes: int
+    output_bytes: int
+
+
+class Result(NamedTuple):
+    """What came of a call.
+
+    Attributes:
+        output: The output in the dtype asked for.
+        losses: One per layer.
+        layers: One per layer: the configuration with its seeds where the server drew the weights, else None.
+        computation: How it was computed.
+    """
+
+    output: Array
+    losses: tuple[Losses, ...]
     layers: tuple[Conv2D | None, ...]
-    timing: Timing
+    computation: Computation
 
 
-@dataclass(eq=False, slots=True)
-class _Call:
-    """A call that was admitted."""
+class _Convolution(Job):
+    """An admitted call: `given` are its layers as they came, `layers` those with weights where the server has them."""
 
-    ticket: Permit
-    layers: tuple[Layer, ...]
-    x: Array
-    caller: Caller
+    __slots__ = ("given", "layers", "permit", "x")
 
-
-class _Task(TypedDict):
-    """What the batcher is given for a call."""
-
-    task: _Call
-    group: Hashable | None
-    samples: int
-    size: int
-    caller: Caller
-
-
-ANYBODY = Caller()
+    def __init__(
+        self,
+        permit: Permit,
+        given: Sequence[Layer],
+        layers: tuple[Layer, ...],
+        x: Array,
+        caller: Caller,
+        group: Hashable,
+    ) -> None:
+        super().__init__(group, len(x), permit.size, caller)
+        self.permit, self.given, self.layers, self.x = permit, given, layers, x
 
 
 class Scheduler:
-    """Takes calls, refuses what cannot or may not be, and computes the rest."""
+    """Computes admitted calls, together where they may be. Any thread may call its methods."""
 
-    def __init__(self, engine: Engine, limits: Limits, batching: Batching) -> None:
-        """Prepares to serve with an engine under limits."""
-        self._engine = engine
-        self.limits = limits
-        devices, large_bytes = len(engine.devices), min(batching.max_batch_bytes, limits.max_call_bytes)
-        self._admission = Admission(limits, devices, batching.concurrent_calls, large_bytes)
-        self._drawn = InitializedLayerCache(engine.initialize)
-        self._batcher = Batcher(
+    def __init__(self, engine: Engine, batching: Batching) -> None:
+        """Prepares to serve with an engine."""
+        self._engine = TiledEngine(engine)
+        self._cache = InitializedLayerCache(engine.initialize)
+        self._batcher: Batcher[_Convolution] = Batcher(
             self._compute,
-            devices=devices,
+            devices=len(engine.devices),
             concurrent=batching.concurrent_calls,
             max_samples=batching.max_batch_samples,
-            max_bytes=large_bytes,
+            max_bytes=batching.max_batch_bytes,
         )
-
-    @property
-    def engine(self) -> Engine:
-        """The engine, for what it says of itself."""
-        return self._engine
-
-    def plan(
-        self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
-    ) -> Plan:
-        """Returns what a call would do and whether it would be taken.
-
-        Raises:
-            InvalidArgumentError: If the call is wrong, whatever its size.
-        """
-        return self._admission.plan(layers, input_shape, input_dtype, output_dtype)
-
-    def load(self) -> Load:
-        """Returns what is in the server now."""
-        return self._admission.load()
-
-    def admit(
-        self,
-        layers: Sequence[Layer],
-        shape: Shape,
-        dtype: str,
-        output_dtype: str | None,
-        caller: Caller = ANYBODY,
-        *,
-        in_one_message: bool = False,
-    ) -> Permit:
-        """As `Admission.admit`, for a call whose input may still be on its way; whoever takes the ticket closes it."""
-        return self._admission.admit(layers, shape, dtype, output_dtype, caller, in_one_message=in_one_message)
-
-    def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """As `Admission.admit_bytes`."""
-        return self._admission.admit_bytes(size, caller)
 
     def convolve(
         self,
+        permit: Permit,
         layers: Sequence[Layer],
         x: Array,
-        output_dtype: str | None,
         caller: Caller = ANYBODY,
         *,
-        ticket: Permit | None = None,
         unbatched: bool = False,
-        in_one_message: bool = True,
-    ) -> Convolved:
-        """Returns the forward pass' answer.
+    ) -> Result:
+        """Returns what comes of a call, and releases its permit.
 
         Args:
+            permit: What admission gave for this call, all of whose input is there now.
             layers: At least one; weights are drawn for those that have none.
             x: The input.
-            output_dtype: A floating-point dtype's name; None for the last layer's compute dtype.
-            caller: Who waits for the answer.
-            ticket: What `admit` returned for this call, if it was asked.
+            caller: Who waits for the result.
             unbatched: Whether it must not be computed together with other calls.
-            in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
             ConvserveError: Any of the server's.
         """
-        if ticket is None:
-            ticket = self.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=in_one_message)
-        with ticket:
-            return _answer(layers, self._batcher.run(**self._task(ticket, layers, x, caller, unbatched)))
+        with permit:
+            permit.received()
+            known = tuple(
+                layer
+                if layer.kernel is not None
+                else self._cache.known(layer.config, _channels(layer, permit.plan, index)) or layer
+                for index, layer in enumerate(layers)
+            )
+            group = None if unbatched else _group(known, x, permit.plan)
+            result: Result = self._batcher.run(_Convolution(permit, layers, known, x, caller, group))
+            return result
 
-    def _task(self, ticket: Permit, layers: Sequence[Layer], x: Array, caller: Caller, unbatched: bool) -> _Task:
-        """Returns what the batcher is given for a call all of which is there."""
-        ticket.received()
-        plan = ticket.plan
-        known = tuple(
-            each if each.kernel is not None else self._drawn.known(each.config, _channels(each, plan, index)) or each
-            for index, each in enumerate(layers)
-        )
-        return {
-            "task": _Call(ticket, known, x, caller),
-            "group": None if unbatched else _group(known, x, plan),
-            "samples": x.shape[0],
-            "size": ticket.size,
-            "caller": caller,
-        }
-
-    def _compute(self, device: int, calls: Sequence[_Call]) -> list[_Outcome]:
-        """Returns for each call its part of what was computed, the layers with weights, and times."""
-        started, whole = time.monotonic(), sum(len(call.x) for call in calls)
-        for call in calls:
-            call.ticket.started()
-        computed = None
+    def _compute(self, device: int, jobs: Sequence[_Convolution]) -> list[Result]:
+        """Returns for each job its part of what was computed."""
+        started, whole = time.monotonic(), sum(job.samples for job in jobs)
+        for job in jobs:
+            job.permit.started()
+        computed: Computed | None = None
         try:
-            layers, computed = self._computed(device, calls)
+            layers, computed = self._computed(device, jobs)
         finally:
-            finished = time.monotonic()
-            for call in calls:
-                share, warm = (len(call.x) / whole, computed.warm) if computed else (0.0, False)
-                call.ticket.computed(finished - started, share, warm)
-        compute_us = round((finished - started) * 1e6)
-        found, begin = [], 0
-        for call in calls:
-            end = begin + len(call.x)
-            part = computed if len(calls) == 1 else computed._replace(output=computed.output[begin:end])
-            found.append((part, layers, Timing(round((started - call.ticket.arrived) * 1e6), compute_us)))
-            begin = end
-        return found
+            seconds = time.monotonic() - started
+            for job in jobs:
+                share, warm = (job.samples / whole, computed.warm) if computed else (0.0, False)
+                job.permit.computed(seconds, share, warm)
+        results, begin = [], 0
+        for job in jobs:
+            output = computed.output if len(jobs) == 1 else computed.output[begin : begin + job.samples]
+            begin += job.samples
+            configs = tuple(
+                after.config if before.kernel is None else None for before, after in zip(job.given, layers, strict=True)
+            )
+            computation = Computation(
+                began_ns=job.permit.began_ns,
+                queue_us=round((started - job.permit.arrived) * 1e6),
+                compute_us=round(seconds * 1e6),
+                batch_size=computed.batch_size,
+                device=computed.device,
+                warm=computed.warm,
+                input_shape=job.x.shape,
+                output_shape=output.shape,
+                input_bytes=job.x.nbytes,
+                output_bytes=output.nbytes,
+            )
+            results.append(Result(output, computed.losses, configs, computation))
+        return results
 
-    def _computed(self, device: int, calls: Sequence[_Call]) -> tuple[tuple[Layer, ...], Computed]:
-        first = calls[0]
+    def _computed(self, device: int, jobs: Sequence[_Convolution]) -> tuple[tuple[Layer, ...], Computed]:
+        first = jobs[0]
         layers = tuple(
-            each
-            if each.kernel is not None
-            else self._drawn.draw(each.config, _channels(each, first.ticket.plan, index))
-            for index, each in enumerate(first.layers)
+            layer
+            if layer.kernel is not None
+            else self._cache.initialize(layer.config, _channels(layer, first.permit.plan, index))
+            for index, layer in enumerate(first.layers)
         )
-        inputs, output_dtype = [call.x for call in calls], first.ticket.plan.output_dtype
 
         def is_active() -> bool:
-            return any(call.caller.is_active() for call in calls)
+            return any(job.caller.is_active() for job in jobs)
 
-        return layers, self._engine.convolve(layers, inputs, output_dtype, device, is_active)
-
-
-_Outcome = tuple[Computed, tuple[Layer, ...], Timing]
-"""What was computed for a call, its layers with weights, and times."""
-
-
-def _answer(layers: Sequence[Layer], outcome: _Outcome) -> Convolved:
-    computed, drawn, timing = outcome
-    return Convolved(
-        computed=computed,
-        layers=tuple(
-            after.config if before.kernel is None else None for before, after in zip(layers, drawn, strict=True)
-        ),
-        timing=timing,
-    )
+        output_dtype = first.permit.plan.output_dtype
+        return layers, self._engine.convolve(layers, [job.x for job in jobs], output_dtype, device, is_active)
 
 
 def _channels(layer: Layer, plan: Plan, index: int) -> int:
@@ -235,9 +203,9 @@ def _channels(layer: Layer, plan: Plan, index: int) -> int:
 def _group(layers: tuple[Layer, ...], x: Array, plan: Plan) -> Hashable | None:
     """Returns what calls that may be computed together have in common, or None.
 
-    Layers are equal only to themselves, so it is stored and kept ones that calls can have in common. The activity
+    Layers are equal only to themselves, so it is stored and cached ones that calls can have in common. The activity
     regularizer's loss is of one caller's samples alone.
     """
-    if any(each.kernel is None or each.config.activity_regularizer is not None for each in layers):
+    if any(layer.kernel is None or layer.config.activity_regularizer is not None for layer in layers):
         return None
     return layers, x.dtype, plan.output_dtype, x.shape[1:]

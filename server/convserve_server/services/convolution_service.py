@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 import numpy as np
@@ -38,12 +37,13 @@ from convserve.tensors.codec import (
     name_of,
 )
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve.v1 import convolution_service_pb2_grpc, tensor_pb2
+from convserve.v1 import convolution_service_pb2_grpc
 from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
-from convserve_server.layer_store.registry import LayerRegistry
-from convserve_server.observability.call_record import Computation, current_call
-from convserve_server.observability.computation import computation
-from convserve_server.scheduling.scheduler import Caller, Convolved, Permit, Scheduler
+from convserve_server.backend import Backend
+from convserve_server.observability.call_record import current_call
+from convserve_server.scheduling.admission_queue import Permit
+from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.scheduler import Result
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
 from convserve_server.services.layer_references import find_layers
@@ -84,30 +84,6 @@ class ConvolveResponse:
         return self.message.SerializeToString() if self.output is None else framing.write(self.message, self.output)
 
 
-class _Work(NamedTuple):
-    """A call of Convolve that is to be computed.
-
-    Attributes:
-        layers: The layers, in order.
-        x: The input.
-        caller: Who waits for the answer.
-        ticket: The call's leave to be in the server.
-        place: Where in shared memory the output goes; None for the response.
-        shared: That memory, if the caller is on this machine and it is shared.
-        tell: Is told of the forward pass.
-        began_ns: When it asked to be admitted, in nanoseconds since 1970.
-    """
-
-    layers: Sequence[Layer]
-    x: Array
-    caller: Caller
-    ticket: Permit
-    place: tensor_pb2.SharedMemory | None
-    shared: SharedMemory | None
-    tell: Callable[[Computation], None]
-    began_ns: int
-
-
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
@@ -123,28 +99,23 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self._most_items = most_items
         self._pool = ThreadPool(threads, "item")
         self.shared_memory: SharedMemory | None = None
-        self._opened: tuple[Scheduler, LayerRegistry] | None = None
+        self._opened: Backend | None = None
 
-    def open(self, scheduler: Scheduler, registry: LayerRegistry) -> None:
-        """Serves with this request path from now on."""
-        self._opened = scheduler, registry
+    def open(self, backend: Backend) -> None:
+        """Serves with these parts from now on."""
+        self._opened = backend
 
     @property
-    def _scheduler(self) -> Scheduler:
+    def _backend(self) -> Backend:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened[0]
-
-    @property
-    def _registry(self) -> LayerRegistry:
-        assert self._opened is not None  # noqa: S101 (_scheduler is asked first)
-        return self._opened[1]
+        return self._opened
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
-        engine, limits = self._scheduler.engine, self._scheduler.limits
-        stored = self._registry.usage()
+        engine, limits = self._backend.engine, self._backend.admission.limits
+        stored = self._backend.store.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -165,10 +136,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        scheduler = self._scheduler
+        backend = self._backend
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        found = scheduler.plan(
-            find_layers(request.layers, self._registry, may_store=may(CHANGE)),
+        found = backend.admission.plan(
+            find_layers(request.layers, backend.store, may_store=may(CHANGE)),
             request.input_shape or None,
             input_dtype,
             _output_dtype(request.output_dtype),
@@ -177,63 +148,49 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        work = self._admitted(request.message, request.input, context)
-        return self._answered(
-            work,
-            lambda: self._scheduler.convolve(
-                work.layers, work.x, None, work.caller, ticket=work.ticket, unbatched=request.message.unbatched
-            ),
-        )
-
-    def _admitted(self, message: messages.ConvolveRequest, given: Array | None, context: CallContext) -> _Work:
-        """Returns what is to be computed, once there is room for it."""
-        scheduler = self._scheduler
-        layers = find_layers(message.layers, self._registry, may_store=may(CHANGE))
+        backend, message = self._backend, request.message
+        layers = find_layers(message.layers, backend.store, may_store=may(CHANGE))
         shared = self.shared_memory if is_local(context.peer()) else None
-        x = given if given is not None else _shared_input(message, shared)
+        x = request.input if request.input is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
         if place is not None:
             _existing(shared).array(place, 0, "output_memory")
-        caller, output_dtype = caller_from_context(context), _output_dtype(message.output_dtype)
-        began_ns = time.time_ns()
-        ticket = scheduler.admit(layers, x.shape, name_of(x), output_dtype, caller, in_one_message=place is None)
-        return _Work(layers, x, caller, ticket, place, shared, current_call().computed, began_ns)
-
-    def _answered(self, work: _Work, outcome: Callable[[], Convolved]) -> ConvolveResponse:
-        """Returns the response to what was computed."""
-        answer = outcome()
-        work.tell(computation(work.began_ns, work.x, answer))
-        message, output, place = _response(answer), answer.computed.output, work.place
+        caller = caller_from_context(context)
+        permit = backend.admission.admit(
+            layers, x.shape, name_of(x), _output_dtype(message.output_dtype), caller, in_one_message=place is None
+        )
+        result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
+        current_call().computed(result.computation)
+        response, output = _response(result), result.output
         if place is None:
-            return ConvolveResponse(message, output)
-        shared = _existing(work.shared)
-        if not shared.has_room(place, output.nbytes):
-            _check_response(output.nbytes, self._scheduler.limits.max_message_bytes)
-            return ConvolveResponse(message, output)
-        shared.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
-        message.output.CopyFrom(head_of(output))
-        message.output.shared_memory.CopyFrom(place)
-        return ConvolveResponse(message, None)
+            return ConvolveResponse(response, output)
+        memory = _existing(shared)
+        if not memory.has_room(place, output.nbytes):
+            _check_response(output.nbytes, backend.admission.limits.max_message_bytes)
+            return ConvolveResponse(response, output)
+        memory.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        response.output.CopyFrom(head_of(output))
+        response.output.shared_memory.CopyFrom(place)
+        return ConvolveResponse(response, None)
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
-        scheduler = self._scheduler
+        backend = self._backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
         start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, self._registry, may_store=may(CHANGE))]
+        layers = [_seeded(each) for each in find_layers(start.layers, backend.store, may_store=may(CHANGE))]
         output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
         call = current_call()  # here, because items are computed by other threads
         context.send_initial_metadata((ACCEPTED,))
 
-        def convolve(x: Array, ticket: Permit, waiting: Caller) -> Answer:
-            began_ns = time.time_ns()
-            answer = scheduler.convolve(layers, x, output_dtype, waiting, ticket=ticket, unbatched=start.unbatched)
-            call.computed(computation(began_ns, x, answer))
-            message = _response(answer)
-            message.output.CopyFrom(head_of(answer.computed.output))
-            return message, answer.computed.output
+        def convolve(x: Array, permit: Permit, waiting: Caller) -> Answer:
+            result = backend.scheduler.convolve(permit, layers, x, waiting, unbatched=start.unbatched)
+            call.computed(result.computation)
+            message = _response(result)
+            message.output.CopyFrom(head_of(result.output))
+            return message, result.output
 
         def as_error(error: Exception) -> ConvserveError:
             told = as_answer(error, f"/{SERVICE_NAME}/ConvolveStream")
@@ -241,7 +198,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             return told
 
         work = Work(
-            admit=lambda shape, dtype, waiting: scheduler.admit(layers, shape, dtype, output_dtype, waiting),
+            admit=lambda shape, dtype, waiting: backend.admission.admit(layers, shape, dtype, output_dtype, waiting),
             convolve=convolve,
             as_error=as_error,
             most_items=self._most_items,
@@ -253,7 +210,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._scheduler.admit_bytes(output_bytes, caller_from_context(context)):
+        with self._backend.admission.admit_bytes(output_bytes, caller_from_context(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
@@ -297,19 +254,20 @@ def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None
     return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
-def _response(answer: Convolved) -> messages.ConvolveResponse:
-    """Returns an answer's message without its output."""
+def _response(result: Result) -> messages.ConvolveResponse:
+    """Returns a result's message without its output."""
+    computation = result.computation
     return messages.ConvolveResponse(
         layers=[
             messages.LayerOutcome(
                 conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
             )
-            for config, losses in zip(answer.layers, answer.computed.losses, strict=True)
+            for config, losses in zip(result.layers, result.losses, strict=True)
         ],
-        timing=messages.Timing(queue_us=answer.timing.queue_us, compute_us=answer.timing.compute_us),
-        batch_size=answer.computed.batch_size,
-        device=answer.computed.device,
-        warm=answer.computed.warm,
+        timing=messages.Timing(queue_us=computation.queue_us, compute_us=computation.compute_us),
+        batch_size=computation.batch_size,
+        device=computation.device,
+        warm=computation.warm,
     )
 
 

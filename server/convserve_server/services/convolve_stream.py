@@ -44,8 +44,8 @@ class Work:
     """What a stream does with its items; nothing in it knows of streams.
 
     Attributes:
-        admit: Gives an input of some shape and dtype its ticket, before there is memory for it, or raises.
-        convolve: Computes an item, and lets go of its ticket.
+        admit: Gives an input of some shape and dtype its permit, before there is memory for it, or raises.
+        convolve: Computes an item, and lets go of its permit.
         as_error: Turns any exception into the one to answer with.
         most_items: How many items a stream may have.
     """
@@ -117,16 +117,16 @@ class ConvolveStream:
     def _take(self, item: messages.StreamItem, under_way: ItemUnderWay) -> bool:
         """Receives an item's pieces and has it computed, unless it is refused. Returns whether it was taken."""
         try:
-            ticket, x = self._room_for(item, under_way.caller())
+            permit, x = self._room_for(item, under_way.caller())
         except Exception as error:
             answer: Future[Answer] = Future()
             answer.set_exception(error)
             taken = False
         else:
             with ExitStack() as unless_submitted:
-                unless_submitted.callback(ticket.release)
+                unless_submitted.callback(permit.release)
                 self._receive(x.reshape(-1).view(np.uint8))
-                answer = self._pool.submit(self._work.convolve, x, ticket, under_way.caller())
+                answer = self._pool.submit(self._work.convolve, x, permit, under_way.caller())
                 unless_submitted.pop_all()
             taken = True
         if self._in_order:
@@ -137,15 +137,15 @@ class ConvolveStream:
         return taken
 
     def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
-        """Returns an item's ticket and memory for its elements, if this server takes it."""
+        """Returns an item's permit and memory for its elements, if this server takes it."""
         dtype = dtype_name(item.dtype, "input")
         shape = checked_shape(item.shape, "input")
-        ticket = self._work.admit(shape, dtype, caller)
+        permit = self._work.admit(shape, dtype, caller)
         with ExitStack() as unless_made:
-            unless_made.callback(ticket.release)
+            unless_made.callback(permit.release)
             memory = aligned_empty(shape, numpy_dtype(dtype))
             unless_made.pop_all()
-        return ticket, memory
+        return permit, memory
 
     def _receive(self, buffer: Array) -> None:
         while len(buffer):

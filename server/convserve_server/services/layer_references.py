@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
-from convserve.errors import FieldViolation, InvalidRequestError, naming_layer
+from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, naming_layer
 from convserve.layers.layer import Layer
 from convserve.v1 import layer_pb2
-from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.store import LayerStore
+
+log = logging.getLogger("convserve")
 
 
 def find_layers(
-    references: Sequence[layer_pb2.LayerReference], registry: LayerRegistry, *, may_store: bool = True
+    references: Sequence[layer_pb2.LayerReference], store: LayerStore, *, may_store: bool = True
 ) -> list[Layer]:
-    """Returns the layers of a call; without weights where they are to be drawn.
+    """Returns the layers of a call; without weights where the server is to initialize them.
 
     Args:
         references: Which.
-        registry: Of stored layers.
+        store: Of stored layers.
         may_store: Whether the caller may have layers stored that travel with the call.
 
     Raises:
@@ -26,26 +29,29 @@ def find_layers(
     """
     if not references:
         raise InvalidRequestError(FieldViolation("layers", "Expected at least one layer. Received none."))
-    found = []
+    layers = []
     for index, reference in enumerate(references):
         with naming_layer(index, len(references)):
-            found.append(_layer(reference, registry, may_store))
-    return found
+            layers.append(_layer(reference, store, may_store))
+    return layers
 
 
-def _layer(reference: layer_pb2.LayerReference, registry: LayerRegistry, may_store: bool) -> Layer:
+def _layer(reference: layer_pb2.LayerReference, store: LayerStore, may_store: bool) -> Layer:
     kind = reference.WhichOneof("layer")
     if kind == "inline":
         layer = Layer.from_message(reference.inline)
         if reference.inline.store and may_store and layer.kernel is not None:
-            registry.keep(layer)
+            try:
+                store.put(layer)
+            except ConvserveError as error:  # the call does not depend on it
+                log.debug("a layer that came with a call was not stored: %s", error)
         return layer
     if kind == "digest":
         if len(reference.digest) != 32:
             text = f"Expected a digest of 32 bytes. Received {len(reference.digest)} bytes."
             raise InvalidRequestError(FieldViolation("digest", text))
-        return registry.layer(reference.digest)
+        return store.layer(reference.digest)
     if kind == "name":
-        return registry.layer(reference.name)
+        return store.layer(reference.name)
     text = "Expected a digest, a name or an inline layer. Received none of them."
     raise InvalidRequestError(FieldViolation("layers", text))

@@ -1,4 +1,4 @@
-"""LayerService: messages to the layer registry's words, and its answers back to messages."""
+"""LayerService: messages to calls of the layer store and registry, and their results back to messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from convserve.protocol.layer_messages import HELD, MAX_DIGESTS, WANTED, WEIGHTS
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.layer_store.registry import LayerRegistry, Reference, StoredLayer
+from convserve_server.layer_store.registry import LayerRegistry
+from convserve_server.layer_store.stored_layer import Reference, StoredLayer
+from convserve_server.memory.aligned import aligned_empty
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
@@ -34,7 +36,7 @@ _MAX_LAYERS_A_PAGE = 1000
 
 
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
-    """Answers LayerService. Until it is opened, every call is told to come back."""
+    """Answers LayerService. Until it is opened, every call raises UnavailableError."""
 
     def __init__(self) -> None:
         self._opened: LayerRegistry | None = None
@@ -59,18 +61,23 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             if not start.expected_digest:
                 raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
             _no_more(request_iterator)
-            stored, existed = registry.name(_checked_digest(start.expected_digest), start.name), True
+            layer = registry.store.layer(_checked_digest(start.expected_digest))
+            stored, existed = registry.store.put(layer, start.name)
         elif source == "weights":
             stored, existed = _put_weights(registry, start, request_iterator, context)
         else:
             config = conv2d_message.from_message(start.conv2d)
             registry.check_put(start.name, config, start.input_channels, _expected_digest(start))
             _no_more(request_iterator)
-            stored, existed = registry.draw_and_put(config, start.input_channels, start.name, start.expected_digest)
+            stored, existed = registry.initialize_and_put(
+                config, start.input_channels, start.name, start.expected_digest
+            )
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
 
     def GetLayer(self, request: messages.GetLayerRequest, context: grpc.ServicerContext) -> messages.GetLayerResponse:
-        return messages.GetLayerResponse(layer=_stored_message(self._registry.describe(_reference(request.layer))))
+        return messages.GetLayerResponse(
+            layer=_stored_message(self._registry.store.describe(_reference(request.layer)))
+        )
 
     def ListLayers(
         self, request: messages.ListLayersRequest, context: grpc.ServicerContext
@@ -84,9 +91,9 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         if after.hex() != request.page_token or len(after) not in (0, 32):
             raise _refusal("page_token", "a token that this server gave", short_repr(request.page_token))
         size = min(request.page_size or 100, _MAX_LAYERS_A_PAGE)
-        found = self._registry.page(request.name_prefix, after, size + 1)
-        token = found[size - 1].digest.hex() if len(found) > size else ""
-        return messages.ListLayersResponse(layers=map(_stored_message, found[:size]), next_page_token=token)
+        layers = self._registry.store.page(request.name_prefix, after, size + 1)
+        token = layers[size - 1].digest.hex() if len(layers) > size else ""
+        return messages.ListLayersResponse(layers=map(_stored_message, layers[:size]), next_page_token=token)
 
     def FindMissingLayers(
         self, request: messages.FindMissingLayersRequest, context: grpc.ServicerContext
@@ -95,12 +102,12 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             raise _refusal("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
             _checked_digest(digest)
-        return messages.FindMissingLayersResponse(missing_digests=self._registry.missing(request.digests))
+        return messages.FindMissingLayersResponse(missing_digests=self._registry.store.missing(request.digests))
 
     def DeleteLayer(
         self, request: messages.DeleteLayerRequest, context: grpc.ServicerContext
     ) -> messages.DeleteLayerResponse:
-        self._registry.delete(_reference(request.layer))
+        self._registry.store.delete(_reference(request.layer))
         return messages.DeleteLayerResponse()
 
     def UpdateWeights(
@@ -108,19 +115,19 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     ) -> messages.UpdateWeightsResponse:
         registry = self._registry
         start = _start(request_iterator)
-        config = registry.describe(_reference(start.layer)).config
-        coming = _Coming.announced(start.weights, config)
-        registry.check_put(start.name, config, coming.channels, b"")
-        registry.check_computable(config, coming.channels)
-        with registry.receiving(config, coming.channels, coming.dtype):
+        config = registry.store.layer(_reference(start.layer)).config  # not `describe`: it does not verify
+        weights = _Weights.announced(start.weights, config)
+        registry.check_put(start.name, config, weights.input_channels, b"")
+        registry.check_computable(config, weights.input_channels)
+        with registry.receiving(config, weights.input_channels, weights.dtype):
             context.send_initial_metadata(((WEIGHTS, WANTED),))
-            stored, losses = registry.update(config, *_received(coming, request_iterator), start.name)
+            stored, losses = registry.update(config, *weights.receive(request_iterator), start.name)
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
     def ReadWeights(
         self, request: messages.ReadWeightsRequest, context: grpc.ServicerContext
     ) -> Iterator[messages.ReadWeightsResponse]:
-        layer = self._registry.layer(_reference(request.layer))
+        layer = self._registry.store.layer(_reference(request.layer))
         yield messages.ReadWeightsResponse(start=weights_header(layer))
         for piece in weight_pieces(layer):
             yield messages.ReadWeightsResponse(piece=piece)
@@ -131,20 +138,20 @@ def _put_weights(
 ) -> tuple[StoredLayer, bool]:
     """Stores a layer whose weights the caller has; returns it and whether it was there before."""
     config = conv2d_message.from_message(start.conv2d)
-    coming = _Coming.announced(start.weights, config)
+    weights = _Weights.announced(start.weights, config)
     digest = _expected_digest(start)
-    registry.check_put(start.name, config, coming.channels, digest)
-    held = registry.held(digest)
-    if held:
+    registry.check_put(start.name, config, weights.input_channels, digest)
+    layer = registry.store.find(digest)
+    if layer is not None:
         context.send_initial_metadata(((WEIGHTS, HELD),))
         first = next(requests, None)
         if first is None:
-            return registry.put(held, start.name, digest)
+            return registry.store.put(layer, start.name)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
-    with registry.receiving(config, coming.channels, coming.dtype):
-        if not held:
+    with registry.receiving(config, weights.input_channels, weights.dtype):
+        if layer is None:
             context.send_initial_metadata(((WEIGHTS, WANTED),))
-        return registry.put(Layer(config, *_received(coming, requests)), start.name, digest)
+        return registry.store.put(Layer(config, *weights.receive(requests)), start.name, digest)
 
 
 def _start(requests: Iterator[Any]) -> Any:
@@ -162,23 +169,23 @@ def _no_more(requests: Iterator[Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Coming:
+class _Weights:
     """Weights that a start announces.
 
     Attributes:
         dtype: In which they arrive.
         kernel_shape: The kernel's shape.
         bias_size: The number of the bias' elements, or 0.
-        channels: The input channels that they are for.
+        input_channels: Those that they are for.
     """
 
     dtype: str
     kernel_shape: Shape
     bias_size: int
-    channels: int
+    input_channels: int
 
     @classmethod
-    def announced(cls, header: messages.WeightsHeader, config: Conv2D) -> _Coming:
+    def announced(cls, header: messages.WeightsHeader, config: Conv2D) -> _Weights:
         """Checks a header against the layer's configuration.
 
         Raises:
@@ -192,31 +199,30 @@ class _Coming:
             raise InvalidWeightsError(*error.violations) from None
         return cls(dtype, shape, config.filters if header.has_bias else 0, shape[2] * config.groups)
 
-
-def _received(coming: _Coming, requests: Iterator[Any]) -> tuple[Array, Array | None]:
-    """Returns kernel and bias, put together from the pieces of a stream into memory of the size that was announced."""
-    kernel_bytes = math.prod(coming.kernel_shape) * itemsize(coming.dtype)
-    total = kernel_bytes + coming.bias_size * itemsize(coming.dtype)
-    buffer = np.empty(total, np.uint8)
-    position = 0
-    try:
-        for request in requests:
-            if request.WhichOneof("message") != "piece":
-                raise _refusal("piece", "a piece after the start", "another message")
-            end = position + len(request.piece)
-            if end > total:
-                raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"at least {end} bytes")
-            buffer[position:end] = np.frombuffer(request.piece, np.uint8)
-            position = end
-        if position != total:
-            raise _refusal("piece", f"{total} bytes of weights, as the start announced", f"{position} bytes")
-    except BaseException:
-        # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
-        del buffer
-        raise
-    buffer.flags.writeable = False  # so that the digest needs to be computed only once
-    kernel = buffer[:kernel_bytes].view(numpy_dtype(coming.dtype)).reshape(coming.kernel_shape)
-    return kernel, buffer[kernel_bytes:].view(numpy_dtype(coming.dtype)) if coming.bias_size else None
+    def receive(self, requests: Iterator[Any]) -> tuple[Array, Array | None]:
+        """Returns kernel and bias, put together from the pieces of a stream, the kernel in aligned memory."""
+        kernel_bytes = math.prod(self.kernel_shape) * itemsize(self.dtype)
+        total = kernel_bytes + self.bias_size * itemsize(self.dtype)
+        expected = f"{total} bytes of weights, as the start announced"
+        buffer = aligned_empty((total,), np.uint8)
+        position = 0
+        try:
+            for request in requests:
+                if request.WhichOneof("message") != "piece":
+                    raise _refusal("piece", "a piece after the start", "another message")
+                end = position + len(request.piece)
+                if end > total:
+                    raise _refusal("piece", expected, f"at least {end} bytes")
+                buffer[position:end] = np.frombuffer(request.piece, np.uint8)
+                position = end
+            if position != total:
+                raise _refusal("piece", expected, f"{position} bytes")
+        except BaseException:
+            # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
+            del buffer
+            raise
+        kernel, bias = (buffer[part].view(numpy_dtype(self.dtype)) for part in np.s_[:kernel_bytes, kernel_bytes:])
+        return kernel.reshape(self.kernel_shape), bias if self.bias_size else None
 
 
 def _reference(message: messages.StoredLayerReference) -> Reference:

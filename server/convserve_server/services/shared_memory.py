@@ -1,11 +1,11 @@
-"""Regions of memory that callers on this machine share with the server.
+"""Regions of memory that convserve's clients on this machine share with the server.
 
-The protocol is written at SharedMemory in proto/convserve/v1/tensor.proto. A region is its caller's: possession of the
-descriptor lets it in, sealed sizes keep it mapped, and it is unmapped when the caller's connection ends. The server
-makes none, so it leaves none behind.
+The protocol is written at SharedMemory in proto/convserve/v1/tensor.proto. A client registers a region by passing its
+descriptor, whose size is sealed so that it stays mapped; the region is unmapped when the client's connection ends. The
+server makes none, so it leaves none behind.
 
 All processes of a machine see the socket. So a connection begins with a ticket that only GetServerInfo gives, and
-whoever may not ask that can take neither room nor places from those who may.
+callers who may not ask for it can take neither room nor connections from those who may.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ import selectors
 import socket
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidTensorError, SharedMemoryLostError
+from convserve.errors import FieldViolation, InvalidTensorError, OverloadedError, SharedMemoryLostError
 from convserve.tensors.codec import Array
 from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES, Map
 from convserve.v1 import tensor_pb2
+from convserve_server.memory.regions import RegionTable, is_within
 
 log = logging.getLogger("convserve")
 
@@ -39,7 +38,7 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class SharedMemory:
-    """Takes regions in a thread of its own, and gives out arrays on them."""
+    """Registers regions in a thread of its own, and returns arrays on them."""
 
     def __init__(self, most_bytes: int) -> None:
         """Opens a socket in the abstract namespace.
@@ -49,13 +48,11 @@ class SharedMemory:
         """
         self.address = f"convserve-{secrets.token_hex(16)}"
         self.ticket = secrets.token_bytes(TICKET_BYTES)
-        self._most_bytes = most_bytes
         # The other descriptors are for gRPC's connections and the store's files.
         self._most_connections = min(_MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._regions: dict[bytes, Map] = {}
+        self._regions: RegionTable[bytes, Map] = RegionTable(most_bytes, _MAX_REGIONS)
         self._names: dict[socket.socket, set[bytes]] = {}
         self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
-        self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
         self._paths: list[str] = []
         self._listen("\0" + self.address)
@@ -65,7 +62,7 @@ class SharedMemory:
         self._thread.start()
 
     def listen_beside(self, unix_path: str) -> None:
-        """Takes regions beside a Unix socket too, for callers with a network namespace of their own."""
+        """Registers regions beside a Unix socket too, for callers with a network namespace of their own."""
         path = unix_path + SUFFIX
         try:
             with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
@@ -93,7 +90,7 @@ class SharedMemory:
         if region is None:
             raise SharedMemoryLostError("Expected a region of shared memory that was handed over. Received another.")
         begin = place.offset_bytes
-        if begin % ALIGNMENT or not 0 <= begin <= region.size - size:
+        if begin % ALIGNMENT or not is_within(region, begin, size):
             text = (
                 f"Expected {size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}. "
                 f"Received offset_bytes={begin}."
@@ -104,17 +101,17 @@ class SharedMemory:
     def has_room(self, place: tensor_pb2.SharedMemory, size: int) -> bool:
         """Returns whether so many bytes fit into a region from a place on."""
         region = self._regions.get(place.region)
-        return region is not None and place.offset_bytes + size <= region.size
+        return region is not None and is_within(region, place.offset_bytes, size)
 
     def close(self) -> None:
-        """Takes no more regions, and forgets those that it has."""
+        """Ends the thread, and unregisters all regions."""
         self._wake.send(b"\0")
         self._thread.join()
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
         self._wake.close()
-        self._regions.clear()
+        self._regions.unregister([key for key, _ in self._regions.items()])
         for path in self._paths:
             Path(path).unlink(missing_ok=True)
 
@@ -137,7 +134,7 @@ class SharedMemory:
                 except OSError as error:
                     log.debug("shared memory: %s", error)
                     if key.data == "listen":
-                        time.sleep(_PAUSE_S)  # without a free descriptor it would be told of the same caller at once
+                        time.sleep(_PAUSE_S)  # without a free descriptor the selector returns the same caller at once
                     else:
                         self._end(source)
 
@@ -156,7 +153,7 @@ class SharedMemory:
 
     def _answer(self, connection: socket.socket) -> None:
         if connection not in self._names:
-            return  # it was ended to make room, after the selector had told of it
+            return  # `_accept` ended it to make room, after the selector had returned it
         name, descriptors, flags, _ = socket.recv_fds(connection, TICKET_BYTES + 1, 1)
         try:
             if not name:
@@ -169,44 +166,30 @@ class SharedMemory:
             elif len(name) != NAME_BYTES or flags & socket.MSG_CTRUNC:
                 raise OSError("not a region's name and at most one descriptor")
             elif descriptors:
-                connection.send(b"\1" if self._take(connection, name, descriptors[0]) else b"\0")
+                connection.send(b"\1" if self._register(connection, name, descriptors[0]) else b"\0")
             else:
                 if name in self._names[connection]:
-                    self._forget(connection, [name])
+                    self._names[connection].remove(name)
+                    self._regions.unregister([name])
                 connection.send(b"\1")
         finally:
-            for each in descriptors:
-                os.close(each)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
-    def _take(self, connection: socket.socket, name: bytes, descriptor: int) -> bool:
+    def _register(self, connection: socket.socket, name: bytes, descriptor: int) -> bool:
         try:
-            sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+            is_sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
             # Huge pages may be missing when they are touched, which would end this process.
-            sealed = sealed and os.fstatvfs(descriptor).f_bsize == mmap.PAGESIZE
-        except OSError:  # not of this kind
-            return False
-        size = os.fstat(descriptor).st_size
-        with self._lock:
-            taken = sum(each.size for each in self._regions.values())
-            fits = size <= self._most_bytes - taken and len(self._regions) < _MAX_REGIONS
-            if not sealed or not size or not fits or name in self._regions:
+            if not is_sealed or os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
                 return False
-            with suppress(OSError):  # sealed against writing, too large for an address space
-                self._regions[name] = Map(descriptor, size, mmap.MAP_SHARED)
-                self._names[connection].add(name)
-                return True
-        return False
+            self._regions.register(name, Map(descriptor, os.fstat(descriptor).st_size, mmap.MAP_SHARED))
+        except (OSError, KeyError, OverloadedError):  # OSError: not of this kind, empty, sealed against writing
+            return False
+        self._names[connection].add(name)
+        return True
 
     def _end(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
-        self._forget(connection, list(self._names[connection]))
-        del self._names[connection]
+        self._regions.unregister(self._names.pop(connection))
         self._without_ticket.pop(connection, None)
         connection.close()
-
-    def _forget(self, connection: socket.socket, names: Sequence[bytes]) -> None:
-        # A call under way keeps its map by the arrays on it.
-        with self._lock:
-            for name in names:
-                del self._regions[name]
-                self._names[connection].discard(name)

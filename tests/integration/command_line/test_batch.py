@@ -21,6 +21,7 @@ from convserve.batch.journal import NAME
 from convserve.files.layers import save_layer
 from tests.conftest import RunningServer
 from tests.support import processes
+from tests.support.holding_proxy import holding_proxy
 from tests.support.server_process import numpy_server
 from tests.support.waiting import eventually
 
@@ -48,6 +49,22 @@ def save_pictures(folder: Path, number: int, side: int = 40) -> dict[str, Any]:
     return pixels
 
 
+SOME_BYTES = 60_000_000
+"""What a server sends of the outputs of `save_arrays` until one call at least is answered, and not all of them."""
+
+
+def save_arrays(folder: Path) -> dict[str, Any]:
+    """Writes arrays of which half are in flight at once, and returns them by name without suffix.
+
+    In flight are at most 128 MiB of inputs and outputs; these are 270 MB, in calls of at most 16 MiB, four at once.
+    """
+    folder.mkdir()
+    arrays = {f"{number:04}": RNG.integers(0, 256, (300, 300, 3), dtype=np.uint8) for number in range(160)}
+    for name, array in arrays.items():
+        np.save(folder / name, array)
+    return arrays
+
+
 @pytest.fixture
 def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Runs the command with the stored layer, and returns its exit status, stdout and stderr."""
@@ -60,14 +77,19 @@ def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[.
     return call
 
 
-def started(folder: Path, target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts the command in a process of its own, whose files may have at most `limit` bytes."""
-    words = ("batch", str(folder / "in"), "-o", str(folder / "out"), "--layer", "batch", "--target", target, *options)
-    command = [sys.executable, "-m", "convserve", *words]
-    if limit is not None:
-        limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
-        command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
-    return processes.ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def start(target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
+        words = ("batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--layer", "batch", "--target", target)
+        command = [sys.executable, "-m", "convserve", *words, *options]
+        if limit is not None:
+            limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
+            command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
+        return processes.ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
 
 
 def noted(folder: Path) -> Counter[str]:
@@ -196,27 +218,27 @@ def test_what_cannot_be_carried_out_has_status_2(run: Any, client: Client, layer
 
 
 def test_a_client_that_is_killed_again_and_again_loses_and_doubles_nothing(
-    server: RunningServer, layer: Any, tmp_path: Path
+    server: RunningServer, layer: Any, started: Any, tmp_path: Path
 ) -> None:
     pixels = save_pictures(tmp_path / "in", 300)
     for moment in sorted(random.Random(0).sample(range(1, 250), 4)):
-        process = started(tmp_path, server.target, "--resume")
+        process = started(server.target, "--resume")
         eventually(lambda: noted(tmp_path).total() >= moment or process.poll() is not None, 120)  # noqa: B023
         process.kill()
         process.communicate()
-    process = started(tmp_path, server.target, "--resume")
+    process = started(server.target, "--resume")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     check_all_once(tmp_path, pixels, layer)
 
 
-def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(tmp_path: Path) -> None:
+def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(started: Any, tmp_path: Path) -> None:
     """It keeps its layers in memory only."""
     pixels = save_pictures(tmp_path / "in", 300)
     address = f"unix://{tmp_path}/socket"
     with numpy_server("--listen", address) as server, Client(address) as client:
         client.put(CONFIG, kernel=KERNEL, name="batch")
-        process = started(tmp_path, address)
+        process = started(address)
         eventually(lambda: noted(tmp_path).total() >= 30 or process.poll() is not None, 120)
         server.process.kill()
         server.process.wait()
@@ -228,70 +250,72 @@ def test_a_server_that_is_killed_and_started_again_is_given_the_layer_again(tmp_
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_ctrl_c_and_sigterm_finish_what_is_on_its_way(
-    server: RunningServer, layer: Any, tmp_path: Path, number: int, status: int
+def test_ctrl_c_and_sigterm_finish_what_is_in_flight(
+    server: RunningServer, layer: Any, started: Any, tmp_path: Path, number: int, status: int
 ) -> None:
-    pixels = save_pictures(tmp_path / "in", 400)
-    process = started(tmp_path, server.target)
-    eventually(lambda: noted(tmp_path).total() >= 10 or process.poll() is not None, 120)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=120)
+    arrays = save_arrays(tmp_path / "in")
+    with holding_proxy(server.target, SOME_BYTES) as proxy:
+        process = started(proxy.target)
+        assert process.stderr is not None
+        eventually(lambda: noted(tmp_path).total() or process.poll() is not None, 120)
+        process.send_signal(number)
+        assert "stopping when what is in flight is done" in process.stderr.readline()
+        proxy.release()
+        out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
-    assert "stopping when what is on its way is done" in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == signal.Signals(number).name
-    assert report["done"] == noted(tmp_path).total() == 400 - report["left"]
+    assert report["done"] == noted(tmp_path).total() == 160 - report["left"]
     assert f"{report['left']:,} not done" in out
-    process = started(tmp_path, server.target, "--resume")
+    process = started(server.target, "--resume")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    check_all_once(tmp_path, pixels, layer)
+    assert noted(tmp_path) == Counter({f"{name}.npy": 1 for name in arrays})
+    for name, x in arrays.items():
+        np.testing.assert_array_equal(np.load(tmp_path / "out" / f"{name}.npy"), layer(x[np.newaxis])[0])
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_second_signal_drops_what_is_on_its_way(tmp_path: Path, number: int, status: int) -> None:
-    """Of a server that does not answer, which would else be waited for."""
-    save_pictures(tmp_path / "in", 400)
-    with numpy_server() as server:
-        with Client(server.target) as client:
-            client.put(CONFIG, kernel=KERNEL, name="batch")
-        process = started(tmp_path, server.target)
-        eventually(lambda: noted(tmp_path).total() >= 10 or process.poll() is not None, 120)
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            process.send_signal(number)
-            assert process.stderr is not None
-            assert "once more to drop it" in process.stderr.readline()
-            process.send_signal(number)
-            out, err = process.communicate(timeout=120)
-        finally:
-            server.process.send_signal(signal.SIGCONT)
+def test_a_second_signal_drops_what_is_in_flight(
+    server: RunningServer, layer: Any, started: Any, tmp_path: Path, number: int, status: int
+) -> None:
+    """The server does not answer, so a run that finishes what is in flight would wait for it."""
+    save_arrays(tmp_path / "in")
+    with holding_proxy(server.target, SOME_BYTES) as proxy:
+        process = started(proxy.target)
+        assert process.stderr is not None
+        eventually(lambda: noted(tmp_path).total() or process.poll() is not None, 120)
+        process.send_signal(number)
+        assert "once more to drop it" in process.stderr.readline()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == status, err
     assert "Traceback" not in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == signal.Signals(number).name
+    assert report["done"] == noted(tmp_path).total()
     assert f"{report['left']:,} not done" in out
 
 
 def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(
-    server: RunningServer, layer: Any, tmp_path: Path
+    server: RunningServer, layer: Any, started: Any, tmp_path: Path
 ) -> None:
     pixels = save_pictures(tmp_path / "in", 20)
     pixels["even/0010"] = RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # its output is the largest
     Image.fromarray(pixels["even/0010"]).save(tmp_path / "in" / "even" / "0010.png")
-    process = started(tmp_path, server.target, limit=100_000)
+    process = started(server.target, limit=100_000)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert err.endswith("File too large.\n")
     assert err.splitlines()[-1].startswith("error: --output: Expected a file that can be written.")
     assert not (tmp_path / "out" / "even" / "0010.npy").exists()
-    process = started(tmp_path, server.target, "--resume")
+    process = started(server.target, "--resume")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     check_all_once(tmp_path, pixels, layer)
 
 
-def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, started: Any, tmp_path: Path) -> None:
     """A quarter of a gigabyte, of which the client never holds much."""
     (tmp_path / "in").mkdir()
     shape = (5_000, 128, 128, 3)
@@ -299,7 +323,7 @@ def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, t
     array[::100] = 1
     array.flush()
     del array
-    process = started(tmp_path, server.target, "--output-dtype", "float16")
+    process = started(server.target, "--output-dtype", "float16")
     parts, memory = 0, []
     while process.poll() is None:
         seen = (tmp_path / "out" / NAME).read_text().count('{"part"') if (tmp_path / "out" / NAME).exists() else 0

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from convserve_server.open_inference.wire_names import SERVICE
+from convserve_server.open_inference.wire import SERVICE
 from convserve_server.settings import Settings, flag
 from tests.conftest import ROOT, running_server
 from tests.support.tritonclient.process import PYTHON

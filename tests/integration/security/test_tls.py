@@ -201,7 +201,7 @@ def test_new_files_that_are_wrong_leave_the_certificate_of_before(authority, cap
             (record,) = caplog.records
             assert record.levelno == logging.ERROR
             assert record.getMessage().startswith("--tls-certificate, --tls-key: Expected PEM files")
-            assert record.getMessage().endswith("The certificate of before stays in use.")
+            assert record.getMessage().endswith("What it held before stays in use.")
             assert "BEGIN" not in caplog.text
             caplog.clear()
         authority.issue("server")

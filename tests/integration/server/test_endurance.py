@@ -6,6 +6,7 @@ import pytest
 
 from tests.endurance.batch import batch_often_killed
 from tests.endurance.fuzz import corpus, fuzz
+from tests.endurance.interrupts import interrupt_often
 from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
@@ -33,6 +34,11 @@ def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() 
     found = batch_often_killed(items=400, kills=1, side=96)
     assert (found.client_kills, found.server_kills) == (1, 1)
     assert (found.right, found.lost, found.doubled, found.wrong, found.strange_files) == (400, 0, 0, 0, 0)
+
+
+def test_a_batch_that_is_interrupted_twice_ends() -> None:
+    found = interrupt_often(times=6)
+    assert (found.times, found.defects) == (6, [])
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:

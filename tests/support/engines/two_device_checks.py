@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from convserve import Conv2D, Layer, OutOfMemoryError
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
-from convserve_server.tiling.tiled_engine import DividedEngine
+from convserve_server.scheduling.admission import Limits
+from convserve_server.tiling.tiled_engine import TiledEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import convolved as expected
+from tests.support.engines.served import Served
 
 LAST = {"data_format": "channels_last", "dtype": "float32"}
 
@@ -250,7 +251,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
         layer(2, 3, seed=3, activity_regularizer="l1"),
     ]
     sizes: set[int] = set()
-    served = Scheduler(engine(), Limits(2**30, 2**30, 2**32, 100, 64), Batching(1, 16, 2**30))
+    served = Served(engine(), limits=Limits(2**30, 2**30, 2**32, 100, 64), samples=16, size=2**30)
     call = st.tuples(st.integers(0, 2), st.integers(1, 3), st.sampled_from([5, 6]), st.booleans())
 
     @settings(deadline=None, max_examples=40, database=None)
@@ -264,8 +265,8 @@ def checks_callers_of_real_layers_get_their_own() -> None:
                 of, x = shared[which], integers(rows, side, side, 2, seed=1000 * number + index)
                 found = served.convolve([of], x, None, unbatched=unbatched)
                 true = expected(of, x)
-                np.testing.assert_array_equal(found.computed.output, true)
-                (losses,) = found.computed.losses
+                np.testing.assert_array_equal(found.output, true)
+                (losses,) = found.losses
                 scale = np.float32(0.01)  # Keras' default
                 assert losses.kernel == (None if which != 1 else float(scale * np.abs(of.kernel).sum()))
                 assert losses.activity == (
@@ -303,7 +304,7 @@ def checks_parts_are_the_whole() -> None:
             whole = engine().convolve(layers, [x], "float32", 0)
             for share in (0.5, 0.25, 0.15):
                 limited = LimitedEngine(engine(), int(share * (x.nbytes + whole.output.nbytes)))
-                found = DividedEngine(limited).convolve(layers, [x], "float32", 0)
+                found = TiledEngine(limited).convolve(layers, [x], "float32", 0)
                 np.testing.assert_array_equal(found.output, whole.output, err_msg=f"{case} {data_format} {share}")
                 assert found.output.dtype == whole.output.dtype
                 assert sum(each.fitted for each in limited.attempts) > 1
@@ -318,7 +319,7 @@ def checks_parts_of_what_rounds() -> None:
     of = layer(16, 8, padding="same", activation="tanh")
     x = aligned(np.random.default_rng(5).normal(size=(2, 64, 40, 16)).astype("f4"))
     whole = output(of, x)
-    found = DividedEngine(LimitedEngine(engine(), x.nbytes // 8)).convolve([of], [x], "float32", 0).output
+    found = TiledEngine(LimitedEngine(engine(), x.nbytes // 8)).convolve([of], [x], "float32", 0).output
     np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6 * np.abs(x).max() * np.abs(of.kernel).sum(axis=(0, 1, 2)).max())  # fmt: skip # noqa: E501
 
 
@@ -326,6 +327,6 @@ def checks_tiles_add_few_traces() -> None:
     of, x, traced = layer(4, 6, padding="same", strides=2), integers(1, 400, 8, 4), engine().traces
     for most_bytes in (x.nbytes // 4, x.nbytes // 9, x.nbytes // 20):
         limited = LimitedEngine(engine(), most_bytes)
-        np.testing.assert_array_equal(DividedEngine(limited).convolve([of], [x], "float32", 0).output, output(of, x))
+        np.testing.assert_array_equal(TiledEngine(limited).convolve([of], [x], "float32", 0).output, output(of, x))
         assert len(limited.attempts) > 4
     assert engine().traces <= traced + 4  # as a whole, at the top, within, at the bottom

@@ -12,7 +12,7 @@ from google.protobuf.descriptor import MethodDescriptor
 
 from convserve.tensors.codec import Array, numpy_dtype
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
-from convserve_server.open_inference.wire_names import SERVICE, SERVICE_NAME
+from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME
 
 INFERENCE_RPCS: list[MethodDescriptor] = list(SERVICE.methods)
 DATATYPES = {

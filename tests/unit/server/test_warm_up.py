@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from convserve import Conv2D, Layer, LayerNotFoundError
+from convserve_server.backend import Backend
 from convserve_server.settings import SettingsError
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
-from tests.support.engines.multiplying_engine import Engine, scheduler, weighing
+from tests.support.engines.served import Engine, Served, weighing
 
 
 def conv2d(*arguments: Any, **parameters: Any) -> Conv2D:
@@ -77,7 +78,8 @@ class Keeper:
 
 
 def warmed(engine: Engine, text: str) -> None:
-    warm_up(WarmUp.parse(text), scheduler(engine), Keeper())  # type: ignore[arg-type]
+    served = Served(engine)
+    warm_up(WarmUp.parse(text), Backend(engine, served.admission, served.scheduler, Keeper()))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", ["layer=stored", "filters=1 kernel_size=1 use_bias=false"])

@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from convserve.cli.options.values import value_range
 from convserve.cli.output.batch_progress import progress_of, speed_text
 from convserve.cli.output.failures import told
 from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.signals import graceful_stop
 from convserve.display.units import bytes_text
 from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable
@@ -62,8 +61,8 @@ exit status:
   0    every item is done
   1    some failed, or the run had to stop; {REPORT} in the folder says why
   2    the command cannot be carried out as it is given
-  130  Ctrl-C: what was on its way was finished, the rest was not begun
-       (143 for SIGTERM); a second one drops what is on its way
+  130  Ctrl-C: what was in flight was finished, the rest was not begun
+       (143 for SIGTERM); a second one drops what is in flight
 
 examples:
   the edges of a folder of photos, with a layer that is stored first:
@@ -166,21 +165,25 @@ def run(arguments: argparse.Namespace) -> int:
             )
             progress.watch(batch.tally)
             failure: Exception | None = None
-            with _stopped_by_signals(batch, progress.tell) as signals:
+
+            def stop() -> None:
+                batch.stop()
+                progress.tell("stopping when what is in flight is done; once more to drop it")
+
+            def last_words(number: int) -> None:
+                journal.sync()
+                _tell(_report(batch, inputs, folder, number, None), folder, as_json=arguments.json)
+                sys.stdout.flush()
+
+            with graceful_stop(stop, last_words) as signals:
                 try:
                     batch.run(client)
                 except (ConvserveError, OSError) as error:
                     failure = error
-                except KeyboardInterrupt:  # of a second signal
-                    pass
                 finally:
                     journal.close()
-    report = _report(batch, inputs, folder, signals, failure)
-    _write_report(folder / REPORT, report)
-    if arguments.json:
-        print_json(report)
-    else:
-        _print_report(report, folder)
+    report = _report(batch, inputs, folder, signals[0] if signals else None, failure)
+    _tell(report, folder, as_json=arguments.json)
     if isinstance(failure, ConvserveError):
         raise failure
     if failure is not None:
@@ -204,35 +207,12 @@ def _journal(
     return Journal.open(outputs.folder, identity, partial(is_so, inputs, outputs), resume=resume)
 
 
-@contextmanager
-def _stopped_by_signals(batch: Batch, tell: Any) -> Iterator[list[int]]:
-    """Lets Ctrl-C and SIGTERM end a run when what is on its way is done, and a second one at once.
-
-    Yields the signals that came.
-    """
-    came: list[int] = []
-
-    def stop(number: int, _: object) -> None:
-        came.append(number)
-        if len(came) > 1:
-            raise KeyboardInterrupt
-        batch.stop()
-        tell("stopping when what is on its way is done; once more to drop it")
-
-    before = {each: signal.signal(each, stop) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield came
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _report(
-    batch: Batch, inputs: Inputs, folder: Path, signals: list[int], failure: Exception | None
+    batch: Batch, inputs: Inputs, folder: Path, number: int | None, failure: Exception | None
 ) -> dict[str, Any]:
     counts, seconds = batch.tally.counts, batch.tally.seconds
     moved = counts.input_bytes + counts.output_bytes
-    stopped = signal.Signals(signals[0]).name if signals else None
+    stopped = None if number is None else signal.Signals(number).name
     return {
         "input": str(inputs.folder),
         "output": str(folder),
@@ -249,6 +229,15 @@ def _report(
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
     }
+
+
+def _tell(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Writes the report to its file, and prints it."""
+    _write_report(folder / REPORT, report)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report, folder)
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

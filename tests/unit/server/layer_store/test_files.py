@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from convserve import Layer, LayerNotFoundError, OverloadedError
-from tests.support.layer_folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, set_aside
+from tests.support.layer_folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, quarantined
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_a_layers_file_is_ordinary_safetensors(folder: Path) -> None:
 
 def test_what_is_deleted_stays_deleted(folder: Path) -> None:
     opened(folder).put(OTHER, "other")
-    opened(folder).delete_name("net/stem")
+    opened(folder).delete("net/stem")
     opened(folder).delete(OTHER.digest)
     assert opened(folder).page("", b"", 10) == []
     assert [path.name for path in folder.rglob("*") if path.is_file()] == ["lock"]
@@ -109,7 +109,7 @@ for step in range(100):
 
 def test_killed_before_any_step_of_a_put_the_store_has_the_old_or_the_new(folder: Path, tmp_path: Path) -> None:
     copies = tmp_path / "copies"
-    shutil.rmtree(folder / "set-aside")
+    shutil.rmtree(folder / "quarantine")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     base = shutil.copytree(folder, tmp_path / "base")
     subprocess.run([sys.executable, "-c", KILLED, base, copies], check=True, env=environment)
@@ -119,7 +119,7 @@ def test_killed_before_any_step_of_a_put_the_store_has_the_old_or_the_new(folder
         assert is_layer(store.layer(KEY))
         key = store.digest_of("net/stem")
         led_to.append(store.layer(key).digest)
-        assert set_aside(copies / str(step)) == []
+        assert quarantined(copies / str(step)) == []
         assert not list((copies / str(step)).rglob("*.partial"))
     assert len(led_to) > 6
     assert led_to == sorted(led_to, key=[KEY, OTHER.digest].index)  # first the old, then the new
@@ -167,7 +167,7 @@ def nobodys_folder(folder: Path) -> Iterator[Path]:
 def test_a_folder_that_cannot_be_used_is_an_error_at_the_start(nobodys_folder: Path) -> None:
     with pytest.raises(NotADirectoryError):
         opened(file_of(nobodys_folder))
-    for each in ("layers", "names", "set-aside"):
+    for each in ("layers", "names", "quarantine"):
         (nobodys_folder / each).chmod(0o555)
         with pytest.raises(PermissionError):
             opened(nobodys_folder)
@@ -175,12 +175,12 @@ def test_a_folder_that_cannot_be_used_is_an_error_at_the_start(nobodys_folder: P
     assert is_layer(opened(nobodys_folder).layer(KEY))
 
 
-def test_a_file_that_may_not_be_read_is_set_aside(nobodys_folder: Path) -> None:
+def test_a_file_that_may_not_be_read_is_quarantined(nobodys_folder: Path) -> None:
     file_of(nobodys_folder).chmod(0)
     store = opened(nobodys_folder)
     with pytest.raises(LayerNotFoundError):
         store.layer(KEY)
-    assert len(set_aside(nobodys_folder)) == 1
+    assert len(quarantined(nobodys_folder)) == 1
     store.put(LAYER)
     assert is_layer(store.layer(KEY))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError
-from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
+from convserve_server.layer_store.names import MAX_VERSIONS, LayerNames, NameVersions
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -28,6 +28,43 @@ def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
 @pytest.fixture(params=["memory", "folder"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path if request.param == "folder" else None
+
+
+def test_pins_and_names_are_counted() -> None:
+    names = LayerNames(lambda key: 10 ** key[0], keep_named=True)
+    one, two = b"\0", b"\1"
+    names.move("a", NameVersions((one,)))
+    assert (names.kept_bytes, names.freed_by_moving("a"), names.freed_by_moving("b")) == (1, 1, 0)
+    names.pin("a", one)
+    names.pin("a", one)
+    names.move("b", NameVersions((one,)))
+    assert (names.kept_bytes, names.freed_by_moving("a")) == (1, 0)
+    names.move("a", NameVersions((one, two)))
+    names.remove("b")
+    assert (names.kept_bytes, names.keeps(one), names.of(one)) == (11, True, ())
+    names.unpin("a")
+    assert (names.kept_bytes, names.keeps(one), names.keeps(two)) == (10, False, True)
+    names.pin("b", two)
+    names.remove("a")
+    names.unpin_layer(two)
+    assert (names.kept_bytes, names.keeps(two), names.all()) == (0, False, ())
+
+
+def test_whether_a_layer_is_kept_is_no_question_to_every_name() -> None:
+    """Else an eviction among many layers that are pinned would take seconds, and the store's lock for as long."""
+    asked = 0
+
+    class Key(bytes):
+        def __hash__(self) -> int:
+            nonlocal asked
+            asked += 1
+            return bytes.__hash__(self)
+
+    names = LayerNames(lambda _: 1, keep_named=False)
+    for number in range(100):
+        names.pin(f"name {number}", number.to_bytes(32, "big"))
+    assert names.keeps(Key((99).to_bytes(32, "big")))
+    assert asked == 1
 
 
 def numbers(store: LayerStore, name: str) -> list[tuple[int, int]]:
@@ -51,7 +88,7 @@ def test_a_name_that_was_deleted_begins_anew(folder: Path | None) -> None:
     store = opened(folder)
     store.put(layer(1), "a")
     store.put(layer(2), "a")
-    store.delete_name("a")
+    store.delete("a")
     with pytest.raises(LayerNotFoundError):
         store.versions("a")
     store.put(layer(3), "a")
@@ -79,7 +116,7 @@ def test_a_name_of_before_there_were_versions_has_one(tmp_path: Path) -> None:
     "changed",
     [{"first": 0}, {"first": "1"}, {"first": True}, {"before": ["00"]}, {"before": 5}, {"before": [7]}],
 )
-def test_a_name_whose_versions_make_no_sense_is_set_aside(tmp_path: Path, changed: dict[str, object]) -> None:
+def test_a_name_whose_versions_make_no_sense_is_quarantined(tmp_path: Path, changed: dict[str, object]) -> None:
     opened(tmp_path).put(layer(1), "a")
     (file,) = (tmp_path / "names").iterdir()
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
@@ -106,11 +143,11 @@ def test_a_pinned_layer_stays_in_memory(folder: Path | None) -> None:
     store.pin("a")
     for number in (2, 3, 4):
         store.put(layer(number), "a")
-        assert store._recalled(layer(1).digest) is not None
+        assert store._recall(layer(1).digest) is not None
     store.unpin("a")
     store.put(layer(5), "a")
     store.put(layer(6), "a")
-    assert store._recalled(layer(1).digest) is None
+    assert store._recall(layer(1).digest) is None
 
 
 def put_and_pin(store: LayerStore, number: int) -> None:
@@ -131,13 +168,13 @@ def test_what_is_pinned_takes_room(tmp_path: Path) -> None:
 
 def test_pins_end_with_the_name_and_with_the_layer(folder: Path | None) -> None:
     store = opened(folder, 20_000)
-    for end in (lambda: store.delete_name("a"), lambda: store.delete(layer(2).digest)):
+    for end in (lambda: store.delete("a"), lambda: store.delete(layer(2).digest)):
         store.put(layer(1), "a")
         store.pin("a")
         store.put(layer(2), "a")
         end()
         for number in (3, 4, 5):
             store.put(layer(number))
-        assert store._recalled(layer(1).digest) is None
+        assert store._recall(layer(1).digest) is None
     with pytest.raises(LayerNotFoundError):
         store.pin("a")

@@ -1,4 +1,4 @@
-"""What the path of stored layers sets aside, refuses and survives; the engine is a fake."""
+"""What the upload of layers reserves, refuses and survives; the engine is a fake."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from convserve import Conv2D, Layer, LayerNotFoundError, Losses, OverloadedError, TooLargeError
+from convserve import Conv2D, Layer, Losses, OverloadedError, TooLargeError
 from convserve.protocol.layer_messages import sent_put
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.layer_store.upload_budget import UploadBudget
 from convserve_server.services import layer_service
 from convserve_server.services.layer_service import LayerService
 
@@ -27,7 +27,7 @@ CONFIG = Conv2D(256, 1, use_bias=False, data_format="channels_last", dtype="floa
 
 
 class FakeEngine:
-    """Draws zeros; counts how many threads draw at once."""
+    """Initializes zeros; counts how many threads do so at once."""
 
     def __init__(self) -> None:
         self.most = self.now = 0
@@ -95,7 +95,7 @@ def test_a_held_layer_that_goes_before_the_caller_ends_its_stream_is_put_again()
 def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, though gRPC keeps the error: not when Python looks for cycles."""
     buffers: list[weakref.ref[Any]] = []
-    empty = np.empty
+    empty = layer_service.aligned_empty
 
     def seen_empty(*arguments: Any) -> Any:
         buffers.append(weakref.ref(made := empty(*arguments)))
@@ -106,7 +106,7 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
         yield messages.PutLayerRequest(piece=bytes(100))
         raise ConnectionError
 
-    monkeypatch.setattr(layer_service.np, "empty", seen_empty)
+    monkeypatch.setattr(layer_service, "aligned_empty", seen_empty)
     gc.disable()
     try:
         with pytest.raises(ConnectionError) as kept_error:
@@ -118,17 +118,20 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
 
 
 def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
-    budget = UploadBudget(100)
-    with budget.reserved(60), budget.reserved(40):
-        refused = pytest.raises(OverloadedError, match=r"Received none.*take 100 of 100 bytes")
-        with refused as error, budget.reserved(1):
+    def receiving(kibibytes: int) -> AbstractContextManager[None]:
+        return kept.receiving(CONFIG.replace(filters=256 * kibibytes), 1, "float64")  # each filter is counted as 16
+
+    kept = registry(max_call_bytes=400 * 1024)
+    with receiving(60), receiving(40):
+        refused = pytest.raises(OverloadedError, match=r"Received none.*take 409600 of 409600 bytes")
+        with refused as error, receiving(1):
             pass
         assert error.value.retry_after_s > 0
-    with budget.reserved(1000), pytest.raises(OverloadedError), budget.reserved(1):
+    with receiving(1000), pytest.raises(OverloadedError), receiving(1):
         pass
-    with pytest.raises(KeyError), budget.reserved(100):
+    with pytest.raises(KeyError), receiving(100):
         raise KeyError
-    with budget.reserved(100):
+    with receiving(100):
         pass
 
 
@@ -144,14 +147,14 @@ def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
 
     service.PutLayer(requests(), context)
     assert context.said == (("convserve-weights", "wanted"),)
-    assert kept.usage().layers == 1
+    assert kept.store.usage().layers == 1
 
 
-def test_weights_that_no_call_may_have_are_neither_drawn_nor_updated() -> None:
+def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> None:
     kept = registry(max_call_bytes=5000)
-    kept.put(layer(1), "large", b"")
+    kept.store.put(layer(1), "large")
     with pytest.raises(TooLargeError, match=r"at most 5000 bytes, the server's --max-call-bytes. Received 8192"):
-        kept.draw_and_put(CONFIG, 8, "", b"")
+        kept.initialize_and_put(CONFIG, 8, "", b"")
     header = messages.WeightsHeader(dtype=1, kernel_shape=(1, 1, 8, 256))
     begin = messages.UpdateWeightsStart(layer={"digest": layer(1).digest}, weights=header)  # type: ignore[arg-type]
     context = Context()
@@ -160,19 +163,9 @@ def test_weights_that_no_call_may_have_are_neither_drawn_nor_updated() -> None:
     assert context.said is None
 
 
-def test_one_draw_computes_at_a_time() -> None:
+def test_one_initialization_computes_at_a_time() -> None:
     kept = registry()
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda channels: kept.draw_and_put(CONFIG, channels, "", b""), range(1, 9)))
+        list(threads.map(lambda channels: kept.initialize_and_put(CONFIG, channels, "", b""), range(1, 9)))
     assert kept._engine.most == 1  # type: ignore[attr-defined]
-    assert kept.usage().layers == 8
-
-
-def test_held_is_what_can_be_read() -> None:
-    kept = registry()
-    assert kept.held(layer(1).digest) is None
-    kept.put(layer(1), "", b"")
-    assert kept.held(layer(1).digest) is not None
-    kept.delete(layer(1).digest)
-    with pytest.raises(LayerNotFoundError):
-        kept.name(layer(1).digest, "n")
+    assert kept.store.usage().layers == 8

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
-from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
 
@@ -82,12 +80,12 @@ def test_several_names_lead_to_one_layer_and_a_name_moves(store: LayerStore) -> 
 def test_deleting_names_keeps_the_layer_until_the_last(store: LayerStore) -> None:
     store.put(layer(1), "a")
     store.put(layer(1), "b")
-    store.delete_name("a")
+    store.delete("a")
     assert store.describe(layer(1).digest).names == ("b",)
-    store.delete_name("b")
+    store.delete("b")
     assert held(store) == set()
     with pytest.raises(LayerNotFoundError):
-        store.delete_name("b")
+        store.delete("b")
 
 
 def test_deleting_a_layer_deletes_its_names(store: LayerStore) -> None:
@@ -110,7 +108,7 @@ def test_a_digest_that_is_not_held_is_to_be_put(store: LayerStore, ask: Callable
     assert (missing.value.code, missing.value.layer) == (grpc.StatusCode.FAILED_PRECONDITION, key.hex())
 
 
-@pytest.mark.parametrize("ask", [LayerStore.digest_of, LayerStore.delete_name])
+@pytest.mark.parametrize("ask", [LayerStore.digest_of, LayerStore.delete])
 def test_a_name_that_leads_nowhere_is_not_found(store: LayerStore, ask: Callable[..., Any]) -> None:
     with pytest.raises(LayerNotFoundError, match="'sobel', which leads nowhere") as missing:
         ask(store, "sobel")
@@ -206,7 +204,7 @@ def test_layers_with_a_name_stay() -> None:
     store.put(layer(21))
     assert held(store) == {19, 20, 21}
     store.put(layer(20), "other")
-    store.delete_name("other")
+    store.delete("other")
     assert held(store) == {19, 21}
 
 
@@ -233,7 +231,7 @@ def test_a_full_store_says_what_to_raise_and_keeps_what_it_has() -> None:
         store.put(layer(2))
     assert held(store) == {0, 1}
     assert store.put(layer(1), "again")[1]  # what is there already needs no room
-    store.delete_name("a")
+    store.delete("a")
     store.put(layer(2), "a")
     assert held(store) == {1, 2}
 
@@ -272,23 +270,3 @@ def test_the_disks_budget_holds(tmp_path: Path) -> None:
     store.delete(layer(0).digest)
     store.put(layer(2))
     assert held(store) == {1, 2}
-
-
-def test_no_call_waits_for_another_ones_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = LayerStore(PLENTY, PLENTY, tmp_path)
-    store.put(layer(0), "ready")
-    answered: list[int] = []
-
-    def slow_write(*_: Any) -> int:
-        def others() -> None:
-            answered.append(int(store.layer(store.digest_of("ready")).kernel.flat[0]))
-            answered.extend(len(found) for found in (store.missing([b"", b""]), store.page("", b"", 10)))
-
-        other = threading.Thread(target=others, daemon=True)
-        other.start()
-        other.join(timeout=30)
-        return 1
-
-    monkeypatch.setattr(LayerFiles, "write", slow_write)
-    store.put(layer(1))
-    assert answered == [0, 2, 1]

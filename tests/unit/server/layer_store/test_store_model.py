@@ -157,9 +157,9 @@ class StoreModel(RuleBasedStateMachine):
         key = self.leads_to.get(name)
         if key is None:
             with pytest.raises(LayerNotFoundError):
-                self.store.delete_name(name)
+                self.store.delete(name)
             return
-        self.store.delete_name(name)
+        self.store.delete(name)
         self.name_gone(name)
         if key not in self.leads_to.values():
             self.gone(key)
@@ -241,7 +241,7 @@ def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
                         elif rng.random() < 0.1:
                             store.delete(key)
                         elif rng.random() < 0.1:
-                            store.delete_name(f"n{rng.randrange(3)}")
+                            store.delete(f"n{rng.randrange(3)}")
                         elif rng.random() < 0.2:
                             store.page("n", b"", 5)
                         else:

@@ -1,4 +1,4 @@
-"""Files in a store's folder that are not what they should be: never served, never fatal, set aside and reported."""
+"""Files in a store's folder that are not what they should be: never served, never fatal, quarantined and reported."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save
 
 from convserve import LayerNotFoundError
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
-from tests.support.layer_folder import KEY, LAYER, OTHER, file_of, is_layer, opened, set_aside
+from tests.support.layer_folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined
 
 
 @pytest.fixture
@@ -27,22 +28,22 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_file_cut_at_any_length_is_set_aside(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files, path = LayerFiles(folder), file_of(folder)
+def test_a_file_cut_at_any_length_is_quarantined(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files, path = LayerFiles(folder, PLENTY), file_of(folder)
     data = path.read_bytes()
     for length in range(len(data)):
         path.write_bytes(data[:length])
         assert files.read(KEY) is None
         assert not path.exists()
-    assert len(set_aside(folder)) == len(caplog.records) == len(data)
-    assert all("is set aside as" in record.message for record in caplog.records)
+    assert len(quarantined(folder)) == len(caplog.records) == len(data)
+    assert all("is quarantined as" in record.message for record in caplog.records)
     path.write_bytes(data)
     assert is_layer(files.read(KEY))
 
 
 @pytest.mark.parametrize("mask", [0x01, 0x20, 0xFF])
 def test_no_changed_byte_is_ever_served(folder: Path, mask: int) -> None:
-    files, path = LayerFiles(folder), file_of(folder)
+    files, path = LayerFiles(folder, PLENTY), file_of(folder)
     data = path.read_bytes()
     for position in range(len(data)):
         changed = bytearray(data)
@@ -71,7 +72,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("contents", FOREIGN.values(), ids=FOREIGN)
-def test_a_foreign_file_in_a_layers_place_is_set_aside(
+def test_a_foreign_file_in_a_layers_place_is_quarantined(
     folder: Path, contents: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = file_of(folder)
@@ -82,11 +83,11 @@ def test_a_foreign_file_in_a_layers_place_is_set_aside(
             ask(store, KEY)
         assert (store.usage().layers, store.page("", b"", 10)) == (0, [])
         assert store.missing([KEY]) == [KEY]
-    assert [each.message for each in caplog.records if "set aside" not in each.message] == [
+    assert [each.message for each in caplog.records if "quarantined" not in each.message] == [
         f"the layer {KEY.hex()} is lost, until it is put again; so lead nowhere: net/stem"
     ] * 2
     assert len(caplog.records) == 4
-    assert set_aside(folder) == [path.name] * 2
+    assert quarantined(folder) == [path.name] * 2
     store.put(LAYER)
     assert is_layer(opened(folder).layer(KEY))
 
@@ -113,7 +114,7 @@ def test_putting_a_layer_whose_file_is_torn_writes_it_anew(folder: Path) -> None
     assert is_layer(opened(folder).layer(KEY))
 
 
-def test_strange_entries_among_the_layers_are_set_aside_at_the_start(
+def test_strange_entries_among_the_layers_are_quarantined_at_the_start(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     layers, key = folder / "layers", "0" * 64
@@ -130,14 +131,14 @@ def test_strange_entries_among_the_layers_are_set_aside_at_the_start(
     (layers / f"{key}.safetensors.abc.partial").write_bytes(b"torn")
     store = opened(folder)
     assert [each.names for each in store.page("", b"", 10)] == [("net/stem",)]
-    assert len(caplog.records) == len(set_aside(folder)) == 10
+    assert len(caplog.records) == len(quarantined(folder)) == 10
     assert sorted(path.name for path in layers.iterdir()) == [file_of(folder).name]
     caplog.clear()
     assert is_layer(opened(folder).layer(KEY))
     assert not caplog.records
 
 
-def test_strange_entries_among_the_names_are_set_aside_at_the_start(
+def test_strange_entries_among_the_names_are_quarantined_at_the_start(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     names = folder / "names"
@@ -155,7 +156,7 @@ def test_strange_entries_among_the_names_are_set_aside_at_the_start(
     os.mkfifo(names / "pipe.json")
     (names / f"{right.name}.abc.partial").write_bytes(b"torn")
     assert opened(folder).digest_of("net/stem") == KEY
-    assert len(caplog.records) == len(set_aside(folder)) == 10
+    assert len(caplog.records) == len(quarantined(folder)) == 10
     assert list(names.iterdir()) == [right]
 
 
@@ -163,7 +164,8 @@ def checksum(config: str) -> str:
     return hashlib.sha256(config.encode()).hexdigest()
 
 
-def test_a_configuration_that_was_tampered_with_is_not_even_described(folder: Path) -> None:
+def test_a_configuration_that_was_tampered_with_is_never_computed_with(folder: Path) -> None:
+    """Though it is listed where its checksum was made to fit: a list reads no weights, over which the digest is."""
     data = file_of(folder).read_bytes()
     config = json.loads(data[8 : data.rindex(b"}") + 1])["__metadata__"]["conv2d"]
     other = config.replace("0.01", "0.02")
@@ -171,11 +173,34 @@ def test_a_configuration_that_was_tampered_with_is_not_even_described(folder: Pa
     for text, instead in ((json.dumps(config), json.dumps(other)), (checksum(config), checksum(other))):
         assert changed.count(text.encode()) == 1
         changed = changed.replace(text.encode(), instead.encode())
+    file_of(folder).write_bytes(changed)
+    store = opened(folder)
+    assert store.describe(KEY).config != CONFIG
+    with pytest.raises(LayerNotFoundError):
+        store.layer(KEY)
+    with pytest.raises(LayerNotFoundError):
+        store.describe(KEY)
+    assert len(quarantined(folder)) == 1
+
+
+@pytest.mark.parametrize(("text", "instead"), [("0.01", "0.02"), ('"shape":[1,1', '"shape":[2,2')])
+def test_a_header_that_contradicts_itself_is_not_even_described(folder: Path, text: str, instead: str) -> None:
+    data = file_of(folder).read_bytes()
     for ask in (lambda store: store.describe(KEY), lambda store: store.page("", b"", 10)[0]):
-        file_of(folder).write_bytes(changed)
+        file_of(folder).write_bytes(data.replace(text.encode(), instead.encode()))
         with pytest.raises((LayerNotFoundError, IndexError)):
             ask(opened(folder))
-    assert len(set_aside(folder)) == 2
+    assert len(quarantined(folder)) == 2
+
+
+def test_weights_in_another_type_of_the_same_values_are_not_served(folder: Path) -> None:
+    """They would have the same digest once they were cast."""
+    with safe_open(file_of(folder), "numpy") as file:
+        metadata = file.metadata()
+    tensors = {"kernel": LAYER.kernel.astype("f8"), "bias": LAYER.bias.astype("f8")}
+    file_of(folder).write_bytes(save(tensors, metadata))
+    with pytest.raises(LayerNotFoundError):
+        opened(folder).layer(KEY)
 
 
 def test_the_names_of_a_layer_that_is_gone_lead_nowhere_until_it_is_put_again(
@@ -201,7 +226,7 @@ def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> Non
     opened(folder).put(LAYER, "other")
     file_of(folder).unlink()
     store = opened(folder)
-    store.delete_name("other")
+    store.delete("other")
     assert store.put(OTHER, "net/stem")[0].names == ("net/stem",)
     assert store.put(LAYER)[0].names == ()
     assert opened(folder).describe(OTHER.digest).names == ("net/stem",)
@@ -210,7 +235,7 @@ def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> Non
 @pytest.mark.parametrize("name", ["../../escape", "/escape", "a/b", "..", "x" * 2000, "\0"])
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """Not even one that the store would refuse."""
-    files = LayerFiles(tmp_path / "store")
+    files = LayerFiles(tmp_path / "store", PLENTY)
     files.write_name(name, NameVersions((KEY,)))
     assert list(files.names()) == [(name, NameVersions((KEY,)))]
     written = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}

@@ -6,9 +6,8 @@ import sys
 
 PROGRAM = """
 import logging
-from convserve_server.engine.startup import held_stderr
-from convserve_server.observability.logs import log_to_stderr
-log_to_stderr("info", "json")
+from convserve_server.observability.logs import held_stderr, start_logging
+start_logging("info", "json")
 with held_stderr():
     logging.getLogger("convserve").warning("while TensorFlow starts")
 logging.getLogger("grpc._server").error("of gRPC")

@@ -8,7 +8,7 @@ from convserve import InternalError
 from convserve_server.layer_store.stored_layer import StoreUsage
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.metrics import CallMetrics, Holdings
-from convserve_server.scheduling.scheduler import Load
+from convserve_server.scheduling.admission_queue import Load
 from tests.support.observers import PASS
 from tests.support.scrapes import values
 
@@ -23,8 +23,9 @@ def test_what_is_held():
     assert read(registry) == {}
     memory = {"gpu:0": 1000, "gpu:3": 2000}
     engine = SimpleNamespace(traces=7, warm_shapes=9, device_memory=lambda: memory)
-    scheduler = SimpleNamespace(engine=engine, load=lambda: Load(100, 4000, 3, 2))
-    holdings.open(scheduler, SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4)))
+    admission = SimpleNamespace(load=lambda: Load(100, 4000, 3, 2))
+    store = SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4))
+    holdings.open(SimpleNamespace(engine=engine, admission=admission, store=store))
     assert read(registry) == {
         ("convserve_admitted_bytes",): 100,
         ("convserve_max_admitted_bytes",): 4000,

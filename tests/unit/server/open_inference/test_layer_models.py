@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
-from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModels, ListedModel
 
@@ -16,17 +15,17 @@ def layer(number):
 
 
 @pytest.fixture
-def registry():
-    return LayerRegistry(None, LayerStore(2**30), 2**30)  # no engine: nothing is drawn
+def store():
+    return LayerStore(2**30)
 
 
 @pytest.fixture
-def models(registry):
+def models(store):
     """Names a, at its third version, and b, at its first."""
     for number in range(3):
-        registry.put(layer(number), "a", b"")
-    registry.put(layer(7), "b", b"")
-    return LayerModels(registry)
+        store.put(layer(number), "a")
+    store.put(layer(7), "b")
+    return LayerModels(store)
 
 
 def numbers(models, name, version=""):
@@ -41,10 +40,10 @@ def test_without_a_version_the_newest_is_meant(models):
     assert models.versions("a") == ["1", "2", "3"]
 
 
-def test_a_chains_version_grows_with_each_of_its_names(registry, models):
+def test_a_chains_version_grows_with_each_of_its_names(store, models):
     assert numbers(models, "a,b,a") == ("5", [2, 7, 2])
     assert models.versions("a,b,a") == ["5"]
-    registry.put(layer(8), "b", b"")
+    store.put(layer(8), "b")
     assert numbers(models, "a,b,a", "6") == ("6", [2, 8, 2])
     with pytest.raises(LayerNotFoundError, match="'a,b,a' that is stored: 6"):
         models.find("a,b,a", "5")
@@ -70,18 +69,18 @@ def test_what_is_no_number_is_refused(models, version):
         models.find("a", version, "field")
 
 
-def test_a_version_goes_with_its_layer(registry, models):
+def test_a_version_goes_with_its_layer(store, models):
     found = models.find("a", "2")
-    registry.delete(layer(1).digest)
+    store.delete(layer(1).digest)
     assert models.versions("a") == ["1", "3"]
     for do in (models.layers, models.described):
         with pytest.raises(LayerNotFoundError, match="'a' that is stored: 1, 3"):
             do(found)
 
 
-def test_all_that_can_be_called_is_listed(registry, models):
-    registry.put(layer(9), "conv2d", b"")  # which the stateless model hides
-    registry.delete(layer(0).digest)
+def test_all_that_can_be_called_is_listed(store, models):
+    store.put(layer(9), "conv2d")  # which the stateless model hides
+    store.delete(layer(0).digest)
     assert list(models.listed()) == [
         ListedModel("conv2d", "1"), ListedModel("a", "2"), ListedModel("a", "3"), ListedModel("b", "1"),
     ]  # fmt: skip
@@ -91,7 +90,7 @@ def test_a_lost_layers_name_is_listed_as_such(tmp_path):
     LayerStore(0, 2**30, tmp_path).put(layer(1), "a")
     (file,) = (tmp_path / "layers").iterdir()
     file.unlink()
-    models = LayerModels(LayerRegistry(None, LayerStore(0, 2**30, tmp_path), 2**30))
+    models = LayerModels(LayerStore(0, 2**30, tmp_path))
     (_, found) = models.listed()
     assert (found.name, found.version) == ("a", "1")
     assert "was lost" in found.reason

@@ -9,8 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
-from convserve_server.open_inference.wire import InferRequest, InferResponse
-from convserve_server.open_inference.wire_names import SERVICE
+from convserve_server.open_inference.wire import SERVICE, InferRequest, InferResponse
 from tests.support.raw.wire_fields import field, varint
 
 HEAD = messages.ModelInferRequest(

@@ -31,10 +31,10 @@ def room(total: int = 100, places: int = 100, devices: int = 1) -> AdmissionQueu
     return AdmissionQueue(total * 20, places, devices, 1, 100)
 
 
-def compute(ticket: Permit, seconds: float = 1.0, warm: bool = True) -> None:
-    with ticket:
-        ticket.started()
-        ticket.computed(seconds, 1, warm)
+def compute(permit: Permit, seconds: float = 1.0, warm: bool = True) -> None:
+    with permit:
+        permit.started()
+        permit.computed(seconds, 1, warm)
 
 
 class Leaving:
@@ -70,12 +70,12 @@ class Callers:
         return future
 
 
-def test_a_ticket_holds_its_bytes_until_it_is_computed_and_its_caller_has_the_answer() -> None:
+def test_a_permit_holds_its_bytes_until_it_is_computed_and_its_caller_has_the_answer() -> None:
     entered, caller = room(), Leaving()
-    ticket = entered.enter(caller.caller, plan(3))
+    permit = entered.enter(caller.caller, plan(3))
     assert entered.load().admitted_bytes == 60
     assert entered.load().waiting_calls == 1
-    compute(ticket)
+    compute(permit)
     assert (entered.load().admitted_bytes, entered.load().waiting_calls) == (60, 0)
     caller.leave()
     assert entered.load().admitted_bytes == 0
@@ -83,12 +83,12 @@ def test_a_ticket_holds_its_bytes_until_it_is_computed_and_its_caller_has_the_an
 
 def test_a_caller_that_leaves_early_frees_the_bytes_when_the_computation_has_ended() -> None:
     entered, caller = room(), Leaving()
-    ticket = entered.enter(caller.caller, plan(3))
-    ticket.started()
+    permit = entered.enter(caller.caller, plan(3))
+    permit.started()
     caller.leave()
     assert (entered.load().admitted_bytes, entered.load().running_calls) == (60, 1)
-    ticket.computed(1, 0, False)
-    ticket.release()
+    permit.computed(1, 0, False)
+    permit.release()
     assert (entered.load().admitted_bytes, entered.load().running_calls, entered.load().waiting_calls) == (0, 0, 0)
 
 
@@ -159,22 +159,22 @@ def test_while_it_is_overloaded_only_what_is_computed_soon_comes_in(monkeypatch:
     monkeypatch.setattr("convserve_server.scheduling.admission_queue.time.monotonic", lambda: clock[0])
     entered = room(places=9)
     known(entered, 0.1)
-    tickets = [entered.enter(Caller("a"), plan(1)) for _ in range(5)]
+    permits = [entered.enter(Caller("a"), plan(1)) for _ in range(5)]
     with pytest.raises(OverloadedError) as refusal:
         entered.enter(Caller("a"), plan(1))
     assert refusal.value.retry_after_s == pytest.approx(0.5)
-    for ticket in tickets[:2]:
-        compute(ticket, 0.1)
+    for permit in permits[:2]:
+        compute(permit, 0.1)
     clock[0] = 0.9
     with pytest.raises(OverloadedError):  # three are before it, though there are places
         entered.enter(Caller("a"), plan(1))
     entered.enter(Caller("polite"), plan(1))  # who has none there comes in all the same
     clock[0] = 1.8  # a second after the last one was sent away it would be over, and is not yet
-    compute(tickets[2], 0.1)
+    compute(permits[2], 0.1)
     with pytest.raises(OverloadedError):
         entered.enter(Caller("a"), plan(1))
-    compute(tickets[3], 0.1)
-    compute(tickets[4], 0.1)
+    compute(permits[3], 0.1)
+    compute(permits[4], 0.1)
     entered.enter(Caller("a"), plan(1))
     clock[0] = 2.9
     for _ in range(3):
@@ -214,14 +214,14 @@ def test_callers_that_cannot_be_told_apart_may_have_all_places() -> None:
 
 def test_calls_that_are_computed_again_are_still_in_line() -> None:
     entered = room()
-    tickets = [entered.enter(Caller("a"), plan(1)) for _ in range(3)]
-    for ticket in tickets:
-        ticket.started()
-    for ticket in tickets:
-        ticket.computed(1.0, 0, False)
+    permits = [entered.enter(Caller("a"), plan(1)) for _ in range(3)]
+    for permit in permits:
+        permit.started()
+    for permit in permits:
+        permit.computed(1.0, 0, False)
     assert (entered.load().waiting_calls, entered.load().running_calls) == (3, 0)
-    for ticket in tickets:
-        compute(ticket)
+    for permit in permits:
+        compute(permit)
     assert (entered.load().waiting_calls, entered.load().admitted_bytes) == (0, 0)
 
 
@@ -233,13 +233,13 @@ def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, str]]) -> 
 
     def call(name: str, samples: int, ends: str) -> Any:
         caller = Leaving(name)
-        with callers.room.enter(caller.caller, plan(samples)) as ticket:
+        with callers.room.enter(caller.caller, plan(samples)) as permit:
             with lock:
                 most[0] = max(most[0], callers.room.load().admitted_bytes)
             if ends == "leave":
                 caller.leave()
-            ticket.started()
-            ticket.computed(0.0, 0 if ends == "fail" else 1, True)
+            permit.started()
+            permit.computed(0.0, 0 if ends == "fail" else 1, True)
         if ends != "leave":
             caller.leave()
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
-from convserve_server.scheduling.batcher import Batcher
+from convserve_server.scheduling.batcher import Batcher, Job
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually as until
 
@@ -25,6 +25,28 @@ ANYBODY = Caller()
 
 def always() -> bool:
     return True
+
+
+class Task(Job):
+    """A job that says what it is."""
+
+    __slots__ = ("task",)
+
+    def __init__(self, task: Any, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
+        super().__init__(group, samples, size, caller)
+        self.task = task
+
+
+def run(
+    batcher: Batcher[Task],
+    task: Any,
+    *,
+    group: Hashable | None = None,
+    samples: int = 1,
+    size: int = 1,
+    caller: Caller = ANYBODY,
+) -> Any:
+    return batcher.run(Task(task, group, samples, size, caller))
 
 
 @dataclass
@@ -48,7 +70,7 @@ class Desk:
         self._gates: list[threading.Event] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(32)
-        self.batcher: Batcher[Any, Any] = Batcher(
+        self.batcher: Batcher[Task] = Batcher(
             self._compute,
             devices=self.devices,
             concurrent=self.concurrent,
@@ -56,10 +78,11 @@ class Desk:
             max_bytes=self.max_bytes,
         )
 
-    def _compute(self, device: int, tasks: Sequence[Any]) -> list[Any]:
+    def _compute(self, device: int, jobs: Sequence[Task]) -> list[Any]:
+        tasks = [job.task for job in jobs]
         gate = threading.Event()
         with self._lock:
-            self.started.append((device, list(tasks), threading.get_ident()))
+            self.started.append((device, tasks, threading.get_ident()))
             self._gates.append(gate)
         if self.held:
             assert gate.wait(30)
@@ -83,7 +106,7 @@ class Desk:
             "size": size,
             "caller": Caller(caller, is_active=wanted),
         }
-        future = self._pool.submit(self.batcher.run, task, **arguments)
+        future = self._pool.submit(run, self.batcher, task, **arguments)
         until(lambda: len(self.started) + self.batcher.waiting > before)
         return future
 
@@ -119,7 +142,7 @@ def answers(*futures: Future[Any]) -> list[Any]:
 def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
     with desk(held=False) as d:
         for task in range(3):
-            assert d.batcher.run(task, group="g", samples=1, size=1, caller=ANYBODY) == (task, 1)
+            assert run(d.batcher, task, group="g") == (task, 1)
         assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
         assert {thread for _, _, thread in d.started} == {threading.get_ident()}
 
@@ -245,7 +268,7 @@ def test_who_leaves_the_line_is_answered_at_once() -> None:
         first, calls = d.submit("x"), []
         leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
-        gone = pool.submit(d.batcher.run, "gone", group="g", samples=1, size=1, caller=leaving)
+        gone = pool.submit(run, d.batcher, "gone", group="g", caller=leaving)
         until(lambda: d.batcher.waiting == 1 and bool(calls))
         stays = d.submit("stays")
         calls[0]()
@@ -323,7 +346,7 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
             task = Task()
             alive = weakref.ref(task)
             with pytest.raises(ValueError, match=r"^$"):
-                d.batcher.run(task, group=None, samples=1, size=1, caller=ANYBODY)
+                run(d.batcher, task)
             d.started.clear()
             del task
             assert alive() is None
@@ -367,7 +390,8 @@ class Engine:
         self.running = [[0] * devices, [0] * devices]
         self.lock = threading.Lock()
 
-    def compute(self, device: int, tasks: Sequence[tuple[str, list[int]]]) -> list[tuple[int, int]]:
+    def compute(self, device: int, jobs: Sequence[Task]) -> list[tuple[int, int]]:
+        tasks = [job.task for job in jobs]
         samples = sum(len(rows) for _, rows in tasks)
         lane = self.running[len(tasks) == 1 and samples == LARGE]
         with self.lock:
@@ -413,7 +437,8 @@ def test_whatever_the_callers_do_each_gets_its_own(
         for group, rows, wanted in calls:
             name = group or f"alone {next(numbers)}"
             try:
-                answer: Any = batcher.run(
+                answer: Any = run(
+                    batcher,
                     (name, rows),
                     group=group,
                     samples=len(rows),

@@ -50,8 +50,8 @@ class Served:
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
 
-    def _convolve(self, x: Any, ticket: Permit, _: Caller) -> Any:
-        with ticket:
+    def _convolve(self, x: Any, permit: Permit, _: Caller) -> Any:
+        with permit:
             self.tensors.append(weakref.ref(root(x)))
             if self.fate == "fails":
                 raise OutOfMemoryError("too large")

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, DeadlineExceededError, Layer, OutOfMemoryError
 from convserve.layers.plan import plan
-from convserve_server.scheduling.scheduler import Batching, Caller, Limits, Scheduler
+from convserve_server.scheduling.caller import Caller
 from convserve_server.tiling import partition
 from convserve_server.tiling.memory_bounds import MemoryBounds
-from convserve_server.tiling.tiled_engine import DividedEngine
+from convserve_server.tiling.tiled_engine import TiledEngine
 from convserve_server.tiling.tiles import height_axis, obstacle
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
+from tests.support.engines.served import Served
 from tests.support.layer_chains import assert_same, chains
 from tests.support.waiting import eventually as until
 
@@ -54,7 +55,7 @@ def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error:
     layers, x = made
     whole = NumpyEngine().convolve(layers, [x], "float64", 0)
     limited = LimitedEngine(NumpyEngine(), int(share * (x.nbytes + whole.output.nbytes)), error)
-    engine = DividedEngine(limited)
+    engine = TiledEngine(limited)
     for _ in range(1 + again):
         try:
             found = engine.convolve(layers, [x], "float64", 0)
@@ -76,7 +77,7 @@ def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error:
 
 def test_what_fits_goes_as_it_is() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 2**20), layer(), image(3)
-    convolve(DividedEngine(limited), [of], x)
+    convolve(TiledEngine(limited), [of], x)
     (only,) = limited.attempts
     assert only.layers == (of,)
     assert only.shape == x.shape
@@ -91,10 +92,10 @@ def test_the_batch_is_halved_and_then_the_rows_are() -> None:
         (sample, [(4, 32, False), (2, 32, False), *[(1, 32, True)] * 4]),
     ):
         limited = LimitedEngine(NumpyEngine(), most_bytes)
-        np.testing.assert_array_equal(convolve(DividedEngine(limited), [of], x).output, expected)
+        np.testing.assert_array_equal(convolve(TiledEngine(limited), [of], x).output, expected)
         assert attempts(limited) == way
     limited = LimitedEngine(NumpyEngine(), sample // 2 + 32)
-    np.testing.assert_array_equal(convolve(DividedEngine(limited), [of], x).output, expected)
+    np.testing.assert_array_equal(convolve(TiledEngine(limited), [of], x).output, expected)
     tried = attempts(limited)
     assert [each for each in tried if not each[2]] == [(4, 32, False), (2, 32, False), (1, 32, False)]
     assert {samples for samples, _, fitted in tried if fitted} == {1}
@@ -104,7 +105,7 @@ def test_the_batch_is_halved_and_then_the_rows_are() -> None:
 def test_an_image_larger_than_the_device_goes_row_by_row_if_it_must() -> None:
     of, x = layer(), image(1, 200, 4)
     limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4)  # three rows read and one written
-    found = convolve(DividedEngine(limited), [of], x)
+    found = convolve(TiledEngine(limited), [of], x)
     np.testing.assert_array_equal(found.output, convolve(NumpyEngine(), [of], x).output)
     assert sum(fitted for _, _, fitted in attempts(limited)) == 200
 
@@ -112,12 +113,12 @@ def test_an_image_larger_than_the_device_goes_row_by_row_if_it_must() -> None:
 @pytest.mark.parametrize("x", [image(1, 200, 4), image(50, 4, 4)], ids=["tiles", "samples"])
 def test_nobody_is_computed_for_who_has_left(x: Any) -> None:
     limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4 * 2)
-    served = Scheduler(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
+    served = Served(limited)
     caller = Caller(is_active=lambda: len(limited.attempts) < 20)
     with pytest.raises(DeadlineExceededError, match="Expected a caller to wait until all parts are computed"):
         served.convolve([layer()], x, None, caller)
     assert len(attempts(limited)) == 20
-    assert served.load().admitted_bytes == 0
+    assert served.admission.load().admitted_bytes == 0
     served.convolve([layer()], x, None)
     assert len(attempts(limited)) > 20
 
@@ -126,14 +127,14 @@ def test_the_samples_of_the_largest_part_are_told() -> None:
     of, x = layer(), image(4)
     sample = x[:1].nbytes * 2
     for most_bytes, batch_size in ((4 * sample, 4), (3 * sample, 2), (sample, 1), (sample // 2, 1)):
-        assert convolve(DividedEngine(LimitedEngine(NumpyEngine(), most_bytes)), [of], x).batch_size == batch_size
+        assert convolve(TiledEngine(LimitedEngine(NumpyEngine(), most_bytes)), [of], x).batch_size == batch_size
 
 
 def test_tiles_share_the_layers_that_are_alike() -> None:
     """Else a GPU would be sent the weights with every tile."""
     of, x = layer(), image(1, 200, 4)
     limited = LimitedEngine(NumpyEngine(), 20 * 4 * 4)
-    convolve(DividedEngine(limited), [of], x)
+    convolve(TiledEngine(limited), [of], x)
     used = [each.layers[0] for each in limited.attempts if each.fitted]
     assert len(used) > 15
     assert len(set(map(id, used))) == 3  # at the top, within, and at the bottom
@@ -142,7 +143,7 @@ def test_tiles_share_the_layers_that_are_alike() -> None:
 
 def test_what_did_not_fit_is_not_tried_again_and_again() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 4000), layer(), image(4)
-    engine = DividedEngine(limited)
+    engine = TiledEngine(limited)
     convolve(engine, [of], x)
     assert not all(fitted for _, _, fitted in attempts(limited))
     for samples in (4, 3, 1):
@@ -156,7 +157,7 @@ def test_what_did_not_fit_is_not_tried_again_and_again() -> None:
 
 def test_memory_that_comes_back_is_used_again() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 4000), layer(), image(4)
-    engine = DividedEngine(limited)
+    engine = TiledEngine(limited)
     convolve(engine, [of], x)
     limited.most_bytes = 2**30  # the other process has ended
     for _ in range(200):
@@ -168,7 +169,7 @@ def test_memory_that_comes_back_is_used_again() -> None:
 def test_the_error_says_what_was_tried_how_much_it_takes_and_what_to_do() -> None:
     of, x = layer(), image(2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
-        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 10)), [of], x)
+        convolve(TiledEngine(LimitedEngine(NumpyEngine(), 10)), [of], x)
     text, whole = str(caught.value), plan([of.config], x.shape).memory_bytes
     row = plan([of.config.replace(padding=((0, 0), (1, 1)))], (1, 3, 8, 1)).memory_bytes
     assert f"Received one that takes {whole} bytes by its plan, " in text
@@ -181,13 +182,13 @@ def test_the_error_says_what_was_tried_how_much_it_takes_and_what_to_do() -> Non
 def test_what_acts_along_the_height_is_not_divided() -> None:
     limited, x = LimitedEngine(NumpyEngine(), 3000), image(2)
     whole = [layer(), layer(activation=SOFTMAX), layer(padding="valid")]
-    found = convolve(DividedEngine(limited), whole, x).output
+    found = convolve(TiledEngine(limited), whole, x).output
     np.testing.assert_allclose(found, convolve(NumpyEngine(), whole, x).output, rtol=1e-6)
     with pytest.raises(OutOfMemoryError, match="softmax along the height does not let it be divided"):
-        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 1500)), whole, x)
+        convolve(TiledEngine(LimitedEngine(NumpyEngine(), 1500)), whole, x)
     limited = LimitedEngine(NumpyEngine(), 1500)
     with pytest.raises(OutOfMemoryError):
-        convolve(DividedEngine(limited), whole[1:2], x)
+        convolve(TiledEngine(limited), whole[1:2], x)
     assert attempts(limited) == [(2, 32, False), (1, 32, False)]  # the latter once
 
 
@@ -196,7 +197,7 @@ def test_an_activity_in_between_counts_each_row_once() -> None:
     x = image(2)
     for chain in ([lossy, layer()], [lossy, lossy], [layer(), lossy]):
         limited = LimitedEngine(NumpyEngine(), 1200)
-        found, expected = convolve(DividedEngine(limited), chain, x), convolve(NumpyEngine(), chain, x)
+        found, expected = convolve(TiledEngine(limited), chain, x), convolve(NumpyEngine(), chain, x)
         assert found.losses == expected.losses
         np.testing.assert_array_equal(found.output, expected.output)
         assert any(not each.fitted for each in limited.attempts)
@@ -205,12 +206,12 @@ def test_an_activity_in_between_counts_each_row_once() -> None:
 def test_an_activity_over_rows_of_padding_alone_is_not_divided() -> None:
     of = layer(padding=((4, 0), (0, 0)), activity_regularizer="l2")
     with pytest.raises(OutOfMemoryError, match="activity_regularizer with rows of padding alone does not let it"):
-        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 1500)), [of], image())
+        convolve(TiledEngine(LimitedEngine(NumpyEngine(), 1500)), [of], image())
 
 
 def test_a_loss_too_large_for_its_dtype_is_infinite_as_a_whole_and_in_parts() -> None:
     of = layer(dtype="float16", activity_regularizer={"class_name": "L1", "config": {"l1": 100.0}})
-    found = DividedEngine(LimitedEngine(NumpyEngine(), 600)).convolve([of], [image(2)], "float16", 0)
+    found = TiledEngine(LimitedEngine(NumpyEngine(), 600)).convolve([of], [image(2)], "float16", 0)
     assert found.losses[0].activity == np.inf
 
 
@@ -220,12 +221,12 @@ def test_no_memory_for_the_output_is_out_of_memory(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(partition, "aligned_empty", none)
     with pytest.raises(OutOfMemoryError, match="the machine has no memory to put its parts together"):
-        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 3000)), [layer()], image(2))
+        convolve(TiledEngine(LimitedEngine(NumpyEngine(), 3000)), [layer()], image(2))
 
 
 def test_other_errors_are_not_swallowed() -> None:
     with pytest.raises(ZeroDivisionError):
-        convolve(DividedEngine(LimitedEngine(NumpyEngine(), 0, ZeroDivisionError)), [layer()], image())
+        convolve(TiledEngine(LimitedEngine(NumpyEngine(), 0, ZeroDivisionError)), [layer()], image())
 
 
 def test_of_several_callers_nothing_is_computed_twice() -> None:
@@ -240,18 +241,18 @@ def test_of_several_callers_nothing_is_computed_twice() -> None:
         return real(*arguments)
 
     limited.convolve = held  # type: ignore[method-assign]
-    served = Scheduler(DividedEngine(limited), Limits(2**20, 2**20, 2**22, 100, 4), Batching(1, 64, 2**20))
+    served = Served(limited)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(served.convolve, [layer()], image(), None)
-        until(lambda: not served._batcher._free[0][0])
+        until(lambda: not served.scheduler._batcher._free[0][0])
         futures = []
         for waiting, samples in enumerate(sizes, 1):
             futures.append(pool.submit(served.convolve, [of], image(samples), None))
-            until(lambda waiting=waiting: served._batcher.waiting == waiting)
+            until(lambda waiting=waiting: served.scheduler._batcher.waiting == waiting)
         go.set()
         first.result(30)
         for samples, future in zip(sizes, futures, strict=True):
-            found = future.result(30).computed.output
+            found = future.result(30).output
             np.testing.assert_array_equal(found, convolve(NumpyEngine(), [of], image(samples)).output)
     computed = [samples for samples, _, fitted in attempts(limited)[1:] if fitted]
     assert sum(computed) == sum(sizes)

@@ -1,4 +1,4 @@
-"""A scheduler with an engine of a few lines, whose layers have one weight."""
+"""Admission and scheduler, as a service joins them, and an engine of a few lines for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 
 from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
 from convserve_server.engine_api import Computed
-from convserve_server.scheduling.scheduler import Batching, Limits, Scheduler
+from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.caller import ANYBODY, Caller
+from convserve_server.scheduling.scheduler import Batching, Result, Scheduler
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 LIMITS = Limits(
@@ -63,9 +65,33 @@ class Engine:
         return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
 
 
-def scheduler(engine: Engine, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> Scheduler:
-    return Scheduler(engine, limits, Batching(1, samples, size))
+class Served:
+    """Admission and scheduler, as a service joins them."""
+
+    def __init__(self, engine: Any, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> None:
+        size = min(size, limits.max_call_bytes)
+        self.admission = Admission(limits, len(engine.devices), 1, size)
+        self.scheduler = Scheduler(engine, Batching(1, samples, size))
+
+    def convolve(
+        self,
+        layers: Sequence[Layer],
+        x: Any,
+        output_dtype: str | None = None,
+        caller: Caller = ANYBODY,
+        *,
+        unbatched: bool = False,
+        in_one_message: bool = True,
+    ) -> Result:
+        permit = self.admission.admit(
+            layers, x.shape, x.dtype.name, output_dtype, caller, in_one_message=in_one_message
+        )
+        return self.scheduler.convolve(permit, layers, x, caller, unbatched=unbatched)
 
 
 def weighing(weight: float, **changes: Any) -> Layer:
     return Layer(CONFIG.replace(**changes), np.full((1, 1, 1, 1), weight, "f4"))
+
+
+def batch(*values: float, dtype: str = "f4", shape: tuple[int, int] = (1, 1)) -> Any:
+    return np.repeat(np.array(values, dtype), shape[0] * shape[1]).reshape(len(values), *shape, 1)

@@ -1,0 +1,65 @@
+"""Ctrl-C and SIGTERM for a command that runs long: the first one asks it to stop, a second one ends the process.
+
+Python raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which
+then stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
+signal's number into a socket, a thread reads it, and no lock of any other thread can keep the second signal from ending
+the process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_END = 0
+_LAST_WORDS_S = 3.0
+
+
+@contextmanager
+def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
+    """Handles SIGINT and SIGTERM while the block runs. Only the main thread may enter it.
+
+    Yields the signals that came.
+
+    Args:
+        stop: Called at the first signal, in a thread.
+        last_words: Called with the first signal at the second one, in a thread. The process ends when it returns, or
+            after 3 seconds, with status 128 + the first signal.
+    """
+    received: list[int] = []
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while (number := reader.recv(1)[0]) != _END:
+            if number not in _NUMBERS:
+                continue
+            received.append(number)
+            if len(received) == 1:
+                stop()
+            else:
+                speaker = threading.Thread(target=last_words, args=(received[0],), daemon=True)
+                speaker.start()
+                speaker.join(_LAST_WORDS_S)  # a disk or a pipe that takes no more must not keep the process
+                os._exit(128 + received[0])
+
+    watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)
+    watcher.start()
+    wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    handlers_before = {number: signal.signal(number, lambda *_: None) for number in _NUMBERS}
+    try:
+        yield received
+    finally:
+        for number, handler in handlers_before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(wakeup_before)
+        writer.setblocking(True)
+        writer.send(bytes([_END]))
+        watcher.join()
+        reader.close()
+        writer.close()

@@ -1,0 +1,26 @@
+"""What the services answer calls with, once the server is ready."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from convserve_server.engine_api import Engine
+from convserve_server.layer_store.store import LayerStore
+from convserve_server.scheduling.admission import Admission
+from convserve_server.scheduling.scheduler import Scheduler
+
+
+class Backend(NamedTuple):
+    """The parts of a server that is ready.
+
+    Attributes:
+        engine: Computes.
+        admission: Lets calls in.
+        scheduler: Computes what was let in.
+        store: Holds the layers.
+    """
+
+    engine: Engine
+    admission: Admission
+    scheduler: Scheduler
+    store: LayerStore

@@ -1,0 +1,50 @@
+"""gRPC server reflection: grpc.reflection.v1, which newer callers ask first, and v1alpha before it.
+
+grpcio-reflection has v1alpha alone. The messages of both are the same on the wire, so one servicer answers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from google.protobuf.descriptor import ServiceDescriptor
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+
+def _v1_file() -> bytes:
+    file = descriptor_pb2.FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(file)
+    text = text_format.MessageToString(file).replace("v1alpha", "v1")
+    return text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
+
+
+_V1_POOL = descriptor_pool.DescriptorPool()
+_V1_POOL.AddSerializedFile(_v1_file())
+_V1 = "grpc.reflection.v1.ServerReflection"
+SERVICES: tuple[ServiceDescriptor, ...] = (
+    _V1_POOL.FindServiceByName(_V1),
+    reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
+)
+"""The services of both versions."""
+
+
+def add_to_server(names: Iterable[str], pool: descriptor_pool.DescriptorPool, server: grpc.Server) -> None:
+    """Serves reflection.
+
+    Args:
+        names: The full names of the services to list beside reflection's own.
+        pool: Their files. Reflection's are added.
+        server: The server.
+    """
+    pool.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
+    pool.AddSerializedFile(_v1_file())
+    servicer = reflection.ReflectionServicer([*names, *(service.full_name for service in SERVICES)], pool)
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_V1, {"ServerReflectionInfo": method}),))

@@ -1,0 +1,61 @@
+"""Ctrl-C and SIGTERM of a command that runs long, whatever its threads are waiting for."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from convserve.cli.signals import graceful_stop
+
+# A program whose main thread waits for a lock that nobody gives back, as one that an exception kept.
+STUCK = """
+import sys, threading
+from convserve.cli.signals import graceful_stop
+lock = threading.Lock()
+lock.acquire()
+
+def last_words(number):
+    print("last words", number, flush=True)
+    {last_words}
+
+with graceful_stop(lambda: print("stopping", flush=True), last_words):
+    print("begun", flush=True)
+    lock.acquire()
+"""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("last_words", ["pass", "lock.acquire()", "raise OSError"])
+def test_a_second_signal_ends_a_process_whose_threads_are_stuck(
+    number: signal.Signals, status: int, last_words: str
+) -> None:
+    command = [sys.executable, "-c", STUCK.format(last_words=last_words)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "stopping\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == f"last words {int(number)}\n"
+        assert process.wait(60) == status
+
+
+def test_the_first_signal_asks_for_a_stop_and_raises_nothing() -> None:
+    stops: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    with graceful_stop(lambda: stops.append(1), pytest.fail) as received:
+        signal.raise_signal(signal.SIGTERM)
+    assert (stops, received) == ([1], [signal.SIGTERM])
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_handlers_are_put_back_after_an_error() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyError), graceful_stop(lambda: None, pytest.fail):
+        raise KeyError
+    assert signal.getsignal(signal.SIGTERM) is before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
