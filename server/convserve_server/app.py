@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -123,6 +124,9 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     if inferences is not None:
         inferences.open(backend)
     observability.open(backend)
+    # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
+    gc.collect()
+    gc.freeze()
     health.set_serving()
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
