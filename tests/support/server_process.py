@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +79,10 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
         if text.startswith("ready"):
             return said
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
+
+
+Serve = Callable[..., AbstractContextManager[RunningServer]]
+"""Starts a server as `running_server` does."""
 
 
 def ended(*arguments: str) -> tuple[int, str, str]:

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from convserve import Client
 from convserve_server.settings import Settings
+from tests.support.processes import ended_afterwards
 from tests.support.server_process import ended
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
@@ -126,14 +127,12 @@ def other(tmp_path_factory):
     folder = tmp_path_factory.mktemp("listen")
     listen = [f"--listen={each}" for each in (f"unix://{folder}/server.sock", "localhost:0", "0.0.0.0:0")]
     command = [sys.executable, "-m", "convserve", "serve", "--device=cpu", "--no-reflection", "--no-channelz", *listen]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
-            yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
-        finally:
-            process.kill()
-            process.communicate()
+    with (
+        (folder / "log").open("w") as log,
+        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
+        yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
 
 
 def test_every_address_is_printed_and_served(other):

@@ -14,7 +14,7 @@ from convserve.v1.layer_pb2 import LayerReference
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import checked, conv2d, layer, raw_caller, weights
 from tests.support.raw.streams import Feed, answers, expected, image, item, opening, piece, start
-from tests.support.server_process import numpy_server
+from tests.support.server_process import numpy_server, running_server
 from tests.support.waiting import eventually
 
 PATH = "/convserve.v1.ConvolutionService/ConvolveStream"
@@ -26,7 +26,7 @@ DATA = X.tobytes()
 @pytest.fixture(scope="module")
 def limited():
     """A server that takes calls up to a size."""
-    with numpy_server("--max-call-bytes", str(200 * MIB)) as running:
+    with running_server("--max-call-bytes", str(200 * MIB)) as running:
         yield running
         assert running.stop() == 0
         assert running.log_lines == []
