@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -79,9 +79,8 @@ def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[.
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts the command in a process of its own, whose files may have at most `limit` bytes."""
-    processes: list[subprocess.Popen[str]] = []
 
     def start(target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
         words = ("batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--layer", "batch", "--target", target)
@@ -89,13 +88,9 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if limit is not None:
             limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
             command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return processes[-1]
+        return processes.ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def noted(folder: Path) -> Counter[str]:

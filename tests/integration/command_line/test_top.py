@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from convserve import Client, cli
+from tests.support.processes import ended_with_the_test
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.scrapes import page
 from tests.support.server_process import numpy_server
@@ -61,17 +62,13 @@ def test_an_address_is_enough(metered, capsys):
 def test_it_goes_on_until_the_server_ends(metered):
     with numpy_server("--metrics", "127.0.0.1:0") as running:
         command = [sys.executable, "-m", "convserve", "top", running.metrics, "--interval", "0.1"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        try:
-            before = page(running.metrics)
-            assert before
-            with Client(running.target) as client:
-                client.info()
-            assert running.stop() == 0
-            _, error = process.communicate(timeout=60)
-        finally:
-            process.kill()
-            process.wait()
+        process = ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        before = page(running.metrics)
+        assert before
+        with Client(running.target) as client:
+            client.info()
+        assert running.stop() == 0
+        _, error = process.communicate(timeout=60)
     assert process.returncode == 1
     assert error.startswith(f"error: Expected a server's metrics at {running.metrics}. Received none (")
 

@@ -13,7 +13,7 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer
 from tests.conftest import ROOT, RunningServer
-from tests.support.processes import descriptors, shared_maps
+from tests.support.processes import descriptors, ended_with_the_test, shared_maps
 from tests.support.server_process import numpy_server
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
@@ -45,7 +45,7 @@ def holding(server: RunningServer, more: str) -> subprocess.Popen[str]:
     """Starts a process that holds shared memory, then prints a line, and goes on as the rest of its program says."""
     program = f"{HOLDER}\nprint('ready', flush=True)\n{more}"
     command = [sys.executable, "-c", program, server.target]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
+    process = ended_with_the_test(command, cwd=ROOT, stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process

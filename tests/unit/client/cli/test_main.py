@@ -12,6 +12,7 @@ import pytest
 
 import convserve
 from convserve import cli
+from tests.support.processes import ended_afterwards
 
 COMMANDS = ("conv2d", "plan", "batch", "layers", "bench", "health", "info", "top")
 
@@ -188,7 +189,7 @@ def test_a_closed_pipe_is_141(brought):
 def test_a_reader_that_went_away_leaves_no_traceback():
     plan = ["plan", "--local", "--input-shape", "1,4,4,3", "--filters", "1", "--kernel-size", "1"]
     command = [sys.executable, "-m", "convserve", *plan]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with ended_afterwards(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()
-        error = process.stderr.read()
-    assert (process.returncode, error) == (141, b"")
+        error, status = process.stderr.read(), process.wait(timeout=60)
+    assert (status, error) == (141, b"")

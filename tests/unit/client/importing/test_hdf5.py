@@ -12,6 +12,7 @@ import convserve
 from convserve import importing
 from convserve.importing import hdf5, untrusted
 from tests.support.keras.archives import BIAS, KERNEL, conv2d, model, weights_file, write_archive, write_h5
+from tests.support.processes import ended_afterwards
 
 ONE_CONV2D = model("m", conv2d("c"))
 OPENED = "import sys; print('{\"answer\": null}', flush=True); "
@@ -67,7 +68,7 @@ def test_a_crash_amid_an_array_is_told(stand_in):
 
 
 def test_the_program_ends_by_itself_where_its_caller_is_gone():
-    with subprocess.Popen([sys.executable, hdf5._PROGRAM, "0.3"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as it:
+    with ended_afterwards([sys.executable, hdf5._PROGRAM, "0.3"], stdin=subprocess.PIPE, stderr=subprocess.PIPE) as it:
         assert it.wait(timeout=60) == 1
 
 
