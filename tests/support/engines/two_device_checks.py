@@ -273,11 +273,11 @@ def checks_callers_of_real_layers_get_their_own() -> None:
                     None if which != 2 else float(np.float32(scale * np.abs(true).sum(dtype="f4")) / np.float32(rows))
                 )
                 assert (
-                    found.computed.batch_size == rows
+                    found.computation.batch_size == rows
                     if unbatched or which == 2
-                    else rows <= found.computed.batch_size <= 16
+                    else rows <= found.computation.batch_size <= 16
                 )
-                sizes.add(found.computed.batch_size // rows)
+                sizes.add(found.computation.batch_size // rows)
 
         with ThreadPoolExecutor(len(callers)) as pool:
             list(pool.map(run, range(len(callers))))
