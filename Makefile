@@ -7,7 +7,7 @@ INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
 KSERVE := .venv-kserve/installed
 
-.PHONY: demo test slow lint stubs breaking agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -26,8 +26,13 @@ slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python client/unasync.py --check
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
+
+# Writes the blocking client's modules again after a change of the asyncio client's.
+sync: $(INSTALLED)
+	$(BIN)/python client/unasync.py
 
 # Writes the stubs again after a change of the contract, or of the other protocol's messages.
 stubs: $(INSTALLED)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from google.protobuf.descriptor import ServiceDescriptor
 
 from convserve_server.backend import Backend
-from convserve_server.observability.call_record import Observer
-from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.observability.call_record import CallRecorder, Observer
 from convserve_server.observability.request_log import RequestLog
 from convserve_server.settings import Settings, SettingsError
 
@@ -31,7 +30,7 @@ class Observability:
     """The observers of all calls, and what they need.
 
     Attributes:
-        interceptor: Tells them; the server's first.
+        recorder: Begins the records that they are notified of.
         metrics_url: Where the metrics are; empty for none.
     """
 
@@ -72,7 +71,7 @@ class Observability:
             observers.append(request_log)
             self._open.append(request_log)
         paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
-        self.interceptor = ObservingInterceptor(paths, observers)
+        self.recorder = CallRecorder(paths, observers)
 
     def open(self, backend: Backend) -> None:
         """Shows what these hold from now on."""

@@ -28,8 +28,8 @@ from convserve import (
     TooLargeError,
 )
 from convserve._rpc.map_schedule import MAX_CALLS
+from convserve._sync import io
 from convserve._sync.cancellation import Calls
-from convserve._sync.transfer import TensorPath
 from tests.conftest import RunningServer
 from tests.support.processes import ended_afterwards
 from tests.support.server_process import numpy_server
@@ -276,14 +276,14 @@ def test_large_calls_are_not_sent_again_after_the_generator_ended(
     large = np.zeros((4, 256, 256, 3), np.float32)
     ended = threading.Event()
     begun_after: list[object] = []
-    streamed = TensorPath._streamed
+    stream = io.stream
 
-    def watched(self: TensorPath, *words: Any) -> Any:
+    def watched(*words: Any) -> Any:
         if ended.is_set():
             begun_after.append(words)
-        return streamed(self, *words)
+        return stream(*words)
 
-    monkeypatch.setattr(TensorPath, "_streamed", watched)
+    monkeypatch.setattr(io, "stream", watched)
     with Client(server.target, timeout=10, shared_memory=False) as client:
         outputs = client.map(LAYER, itertools.repeat(large))
         next(outputs)

@@ -178,11 +178,12 @@ def test_a_call_does_not_wait_longer_than_it_may_for_another_ones_put(server: Ru
         layer = client.put(CONFIG, KERNEL, BIAS)
         expected = layer(X)
         client.delete(layer)
-        with layer._lock(), pytest.raises(DeadlineExceededError):
+        lock = client._upload_locks[layer.digest] = threading.Lock()
+        with lock, pytest.raises(DeadlineExceededError):
             layer(X, timeout=0.5)
         # In a process that was forked just then nobody will ever release it.
-        layer._lock().acquire()
-        layer._process = -1
+        lock.acquire()
+        client._home._process = -1
         np.testing.assert_array_equal(layer(X, timeout=20), expected)
 
 

@@ -50,7 +50,7 @@ def test_a_program_of_tritons_client_runs(index, target):
 
 
 def test_every_call_of_the_service_is_in_the_table():
-    text = PAGE[PAGE.index("## What there is") :]
+    text = PAGE[PAGE.index("## Supported calls") :]
     for method in SERVICE.methods:
         assert re.search(rf"\b{method.name}\b", text), method.name
 

@@ -39,7 +39,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.batch": NUMPY,
     "convserve.bench": NUMPY | GRPC | {"matplotlib", "tensorflow"},
     "convserve.keras": NUMPY | TENSORFLOW,
-    "convserve.cli": NUMPY | GRPC | {"prometheus_client", "rich"},
+    "convserve.cli": NUMPY | GRPC | {"click", "prometheus_client", "rich"},
     "convserve.__main__": set(),
 }
 SHARED = set(list(CLIENT)[: list(CLIENT).index("convserve.plot")]) - {"convserve._keras_object", "convserve.display"}
@@ -62,7 +62,7 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.open_inference": NUMPY | GRPC,
     "convserve_server.shutdown": {"grpc"},
     "convserve_server.app": GRPC | {"grpc_channelz", "grpc_health", "grpc_reflection"},
-    "convserve_server.command": set(),
+    "convserve_server.command": {"click"},
 }
 
 
