@@ -79,7 +79,6 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
     stop = StopSignals()
-    _log_settings(settings)
     warm_ups = [WarmUp.parse(text) for text in settings.warm_up]
     tokens = Tokens(settings.tokens_file, settings.token.get_secret_value())
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
@@ -88,6 +87,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     server, convolutions, layers, inferences, health = _assembled(settings, observability, tokens, certificate)
     addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
+    _log_settings(settings)
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:

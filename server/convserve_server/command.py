@@ -38,7 +38,7 @@ class _GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         title, groups = "", dict[str, list[tuple[str, str]]]()
         for option in self.get_params(ctx):
-            title = "Help" if option.name == "help" else settings.GROUPS.get(str(option.name), title)
+            title = settings.GROUPS.get(str(option.name), title) if option.name in Settings.model_fields else "Help"
             record = option.get_help_record(ctx)
             groups.setdefault(title, []).extend([record] if record else [])
         secrets = [(variable(name), help_text(name)) for name in Settings.model_fields if is_secret(name)]

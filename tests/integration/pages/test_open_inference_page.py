@@ -1,6 +1,5 @@
 """What docs/open-inference.md says: its programs run, those of Triton's client in that client's environment."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -56,7 +55,7 @@ def test_every_call_of_the_service_is_in_the_table():
 
 
 def test_options_of_the_server_exist():
-    flags = {flag(field.name) for field in dataclasses.fields(Settings)}
+    flags = set(map(flag, Settings.model_fields))
     ours = PAGE.partition("## perf_analyzer")[0]
     options = set(re.findall(r"`--(?:no-)?([\w-]+)`", ours))
     assert options == {"open-inference", "shared-memory"}

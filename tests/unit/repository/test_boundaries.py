@@ -45,7 +45,7 @@ CLIENT: dict[str, set[str]] = {
 SHARED = set(list(CLIENT)[: list(CLIENT).index("convserve.plot")]) - {"convserve._keras_object", "convserve.display"}
 """What the server may import of the client's distribution: what both ends share, and never a client."""
 SERVER: dict[str, set[str]] = {
-    "convserve_server.settings": set(),
+    "convserve_server.settings": {"pydantic", "pydantic_core", "pydantic_settings"},
     "convserve_server.engine_api": set(),
     "convserve_server.memory": NUMPY,
     "convserve_server.health": GRPC | {"grpc_health"},
@@ -60,8 +60,9 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.transport": GRPC,
     "convserve_server.services": NUMPY | GRPC,
     "convserve_server.open_inference": NUMPY | GRPC,
-    "convserve_server.shutdown": {"grpc"},
-    "convserve_server.app": GRPC | {"grpc_channelz", "grpc_health", "grpc_reflection"},
+    "convserve_server.reflection": GRPC | {"grpc_reflection"},
+    "convserve_server.shutdown": {"grpc", "grpc_channelz"},
+    "convserve_server.app": GRPC | {"grpc_channelz", "grpc_health"},
     "convserve_server.command": {"click"},
 }
 
