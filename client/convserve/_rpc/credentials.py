@@ -66,8 +66,10 @@ class TLS:
 
     def __repr__(self) -> str:
         """Returns the paths; of what is given as bytes no more than that it is."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        parts = (f"{name}={'...' if isinstance(each, bytes) else repr(each)}" for name, each in given.items() if each)
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = (
+            f"{name}={'...' if isinstance(value, bytes) else repr(value)}" for name, value in given.items() if value
+        )
         return f"TLS({', '.join(parts)})"
 
 
@@ -185,7 +187,7 @@ def _stays_here(target: str) -> bool:
     """Returns whether nothing that is sent to a target leaves this machine."""
     if target.startswith("unix"):
         return True
-    here = (_channel.is_local(each) for each in _channel.addresses(target))
+    here = (_channel.is_local(address) for address in _channel.addresses(target))
     return target.startswith(("dns:", "ipv4:", "ipv6:")) and all(here)  # others lead where their resolver says
 
 

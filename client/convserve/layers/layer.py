@@ -284,15 +284,15 @@ _Geometry = tuple[tuple[Conv2D, Shape | None], ...]
 
 
 def _geometry(layers: Sequence[Planned]) -> _Geometry:
-    return tuple((each.config, each.kernel_shape) for each in layers)
+    return tuple((layer.config, layer.kernel_shape) for layer in layers)
 
 
 def _planned(geometry: _Geometry, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    found = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-    for index, ((config, shape), step) in enumerate(zip(geometry, found.layers, strict=True)):
+    whole = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, ((config, shape), step) in enumerate(zip(geometry, whole.layers, strict=True)):
         with naming_layer(index, len(geometry)):
             _check_channels(config, shape, step.kernel_shape[2] * config.groups)
-    return found
+    return whole
 
 
 _planned_once = lru_cache(maxsize=1000)(_planned)

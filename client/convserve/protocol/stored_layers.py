@@ -139,7 +139,7 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
     if input_channels is not None:
         check_channels(input_channels)
         check_kernel_channels(given.config, given.kernel.shape, input_channels)
-    return Layer(given.config, *(None if each is None else _frozen(each) for each in (given.kernel, given.bias)))
+    return Layer(given.config, *(None if weight is None else _frozen(weight) for weight in (given.kernel, given.bias)))
 
 
 def _frozen(array: Array) -> Array:
@@ -153,15 +153,15 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
 
     Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
-    found: dict[bytes, layer_pb2.StoredLayer] = {}
+    by_digest: dict[bytes, layer_pb2.StoredLayer] = {}
     names: dict[bytes, set[str]] = {}
-    for each in itertools.chain.from_iterable(servers):
-        found[each.digest] = each
-        names.setdefault(each.digest, set()).update(each.names)
+    for message in itertools.chain.from_iterable(servers):
+        by_digest[message.digest] = message
+        names.setdefault(message.digest, set()).update(message.names)
     parts = []
-    for digest, message in sorted(found.items()):
+    for digest, message in sorted(by_digest.items()):
         ordered = sorted(names[digest])
-        name = next((each for each in ordered if each.startswith(name_prefix)), None)
+        name = next((name for name in ordered if name.startswith(name_prefix)), None)
         parts.append(known_parts(message, name, None) | {"names": tuple(ordered)})
     return parts
 
