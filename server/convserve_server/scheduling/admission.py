@@ -1,4 +1,4 @@
-"""What a call would do, whether this server ever takes it, and its permit if it does now."""
+"""Plans calls, refuses those that this server never takes, and admits the others."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _MESSAGE_OVERHEAD_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Limits:
-    """What a call may come to; the fields are named as the settings.
+    """How large calls may be; the fields are named as the settings.
 
     Attributes:
-        max_message_bytes: Of the response.
-        max_call_bytes: Of `Plan.memory_bytes`.
-        max_admitted_bytes: Of all calls under way, without the weights of layers.
+        max_message_bytes: Bytes of a response.
+        max_call_bytes: Bytes of one call's `Plan.memory_bytes`.
+        max_admitted_bytes: Bytes of all admitted calls, without the weights of layers.
         max_waiting_calls: Calls that wait to be computed.
         max_layers_per_call: Layers of one call.
     """
@@ -40,30 +40,30 @@ class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
     def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
-        """Prepares to admit calls to so many devices under limits; as `AdmissionQueue`."""
+        """Starts with no call; the arguments are those of `AdmissionQueue`."""
         self.limits = limits
-        self._room = AdmissionQueue(
+        self._queue = AdmissionQueue(
             limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes
         )
 
     def load(self) -> Load:
         """Returns what is in the server now."""
-        return self._room.load()
+        return self._queue.load()
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
     ) -> Plan:
-        """Returns what a call would do and whether it would be taken.
+        """Returns what a call would do and whether this server takes it.
 
         Raises:
             InvalidArgumentError: If the call is wrong, whatever its size.
         """
-        found = planned(layers, input_shape, input_dtype, output_dtype)
+        plan = planned(layers, input_shape, input_dtype, output_dtype)
         try:
-            self._check(layers, found, in_one_message=False)
+            self._check(layers, plan, in_one_message=False)
         except TooLargeError as error:
-            return dataclasses.replace(found, admitted=False, refusal=str(error))
-        return dataclasses.replace(found, admitted=True)
+            return dataclasses.replace(plan, admitted=False, refusal=str(error))
+        return dataclasses.replace(plan, admitted=True)
 
     def admit(
         self,
@@ -75,50 +75,51 @@ class Admission:
         *,
         in_one_message: bool = False,
     ) -> Permit:
-        """Returns the permit of a call that is taken, once there is room for it.
+        """Returns a call's permit once there is memory for the call.
 
         Args:
-            layers: The layers.
-            shape: The input's.
-            dtype: The input's.
-            output_dtype: As the call says.
+            layers: The layers, in order.
+            shape: The input's shape.
+            dtype: The input's dtype.
+            output_dtype: The output's dtype; None for that of the computation.
             caller: Who waits for the answer.
             in_one_message: Whether the output travels in one message, whose size is bounded.
 
         Raises:
-            InvalidArgumentError: If it is wrong; TooLargeError if this server never takes it.
+            InvalidArgumentError: If the call is wrong.
+            TooLargeError: If this server never takes it.
             OverloadedError: If too many calls are in the server.
             DeadlineExceededError: If the caller's deadline can't be met.
         """
-        found = planned_call(layers, shape, dtype, output_dtype)
-        self._check(layers, found, in_one_message)
-        return self._room.enter(caller, found)
+        plan = planned_call(layers, shape, dtype, output_dtype)
+        self._check(layers, plan, in_one_message)
+        return self._queue.enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """Returns the permit of a call that computes nothing and answers with so many bytes.
+        """Returns the permit of a call that computes nothing and answers with `size` bytes.
 
         Raises:
             TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
         """
-        found = Plan(
+        plan = Plan(
             (), (), "", parameters=0, flops=0, input_bytes=0, weight_bytes=0, output_bytes=size, memory_bytes=size
         )
-        self._check([], found, in_one_message=True, field="output_bytes")
-        return self._room.enter(caller, found)
+        self._check([], plan, in_one_message=True, field="output_bytes")
+        return self._queue.enter(caller, plan)
 
-    def _check(self, layers: Sequence[Layer], found: Plan, in_one_message: bool, field: str = "input") -> None:
+    def _check(self, layers: Sequence[Layer], plan: Plan, in_one_message: bool, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
-        limits, own_bytes = self.limits, found.memory_bytes - found.weight_bytes
-        output_bytes = found.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
-        for what, size, limit, flag in (
+        limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
+        output_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
+        for unit, size, limit, flag in (
             ("layers", len(layers), limits.max_layers_per_call, "max-layers-per-call"),
             ("bytes of response", output_bytes, limits.max_message_bytes, "max-message-bytes"),
-            ("bytes of memory", found.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
+            ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
         ):
             if size > limit:
                 text = (
-                    f"Expected at most {limit} {what} in one call, the server's --{flag}. Received a call with {size}: "
+                    f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
                     f"{'split the batch' if layers else 'ask for fewer'}, or ask the operator to raise it."
                 )
-                raise TooLargeError(FieldViolation(field if what != "layers" else "layers", text))
+                raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))

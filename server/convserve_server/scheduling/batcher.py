@@ -1,19 +1,19 @@
-"""Dynamic batching without a timer: while the devices are busy calls gather, and when one is free they go together.
+"""Dynamic batching without a timer: jobs gather while all devices are busy, and go together when one is free.
 
-A caller that finds a device free computes at once, in its own thread. One that finds none waits. Whoever finishes
-gives its device to the thread of the job whose turn it is (callers take turns, each one's jobs come in their order),
-which takes along the jobs of its group that wait too:
+A job that finds a device free is computed at once, in its caller's own thread. Otherwise that thread waits. A thread
+that has computed passes its device to the next job (callers take turns, each one's jobs come in their order), whose
+thread computes it together with the waiting jobs of its group:
 
-    job -> device free? --yes--> compute -> release the device -> result
-                |                   ^              |
-                no                  | with its     | next in turn
-                v                   | group        v
-              waits ----------------+--------------+
+    job -> device free? --yes--> compute ----> release the device -> result
+                |                   ^                   |
+                no                  | with its          | next in the queue
+                v                   | group             v
+              queue ----------------+-------------------+
                 |
-                +--> computed with its group ------------> result
+                +--> computed as a member of another job's batch --> result
 
-Jobs that are too large to be computed together with others have turns of their own on every device, so that small
-ones never wait for them.
+Jobs that are too large for a batch have a queue and a share of each device of their own, so that small ones never wait
+for them.
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
 
-_SMALL, _LARGE = range(2)  # lanes: jobs that may be computed together with others, and those that are too large
+_SMALL, _LARGE = range(2)  # lanes: jobs that fit a batch, and those that are too large for one
 
 
 class Job:
-    """What is to be computed for one caller. The batcher writes all but the first four attributes.
+    """What one caller wants computed. The batcher sets all but the first four attributes.
 
     Attributes:
-        group: What jobs that may be computed together have in common; None for one that goes alone.
+        group: What jobs that may be computed together have in common; None for one that is computed alone.
         samples: How many samples it has.
         size: How many bytes it takes while it is computed.
         caller: Who waits for the result.
         lane: _SMALL or _LARGE.
-        turn: Held by the thread that waits, until its job gets a device or is done.
-        device: What it computes on.
-        is_done: Whether result or error is there.
-        result: What came of it.
-        error: Why nothing came of it.
+        ready: Held while its thread waits for a device or an outcome; None if a device was free.
+        device: The device that its thread holds; None while it has none, and for a member of another job's batch.
+        is_done: Whether result or error is set.
+        result: What `compute` returned for it.
+        error: Why there is no result.
     """
 
-    __slots__ = ("caller", "device", "error", "group", "is_done", "lane", "result", "samples", "size", "turn")
+    __slots__ = ("caller", "device", "error", "group", "is_done", "lane", "ready", "result", "samples", "size")
 
     def __init__(self, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
         self.group, self.samples, self.size, self.caller = group, samples, size, caller
         self.lane = _SMALL
-        self.turn: threading.Lock | None = None
+        self.ready: threading.Lock | None = None
         self.device: int | None = None
         self.is_done = False
         self.result: Any = None
         self.error: BaseException | None = None
 
     def finish(self, result: Any, error: BaseException | None = None) -> None:
-        """Sets what came of it."""
+        """Sets the outcome."""
         self.result, self.error, self.is_done = result, error, True
 
     def wake(self) -> None:
         """Wakes the thread that waits."""
-        assert self.turn is not None  # noqa: S101 (its thread waits)
-        self.turn.release()
+        assert self.ready is not None  # noqa: S101 (its thread waits)
+        self.ready.release()
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 class Batcher(Generic[AnyJob]):
-    """Lets the threads that bring jobs compute them, together where they may be. Any thread may call its methods."""
+    """Computes jobs in the threads that bring them, together where they may be. Any thread may call its methods."""
 
     def __init__(
         self,
@@ -82,23 +82,22 @@ class Batcher(Generic[AnyJob]):
         max_samples: int,
         max_bytes: int,
     ) -> None:
-        """Prepares to compute.
+        """Starts with no job.
 
         Args:
-            compute: Computes jobs of one group on a device, which it is given the number of; one result per job.
+            compute: Computes jobs of one group on the device with this number, and returns one result per job.
             devices: How many devices there are.
             concurrent: How many computations a device has at once: of jobs up to `max_bytes`, and of larger ones.
-            max_samples: The most samples of several jobs that are computed together.
-            max_bytes: The most bytes of several jobs that are computed together.
+            max_samples: The most samples of a batch of several jobs.
+            max_bytes: The most bytes of a batch of several jobs.
         """
         self._compute = compute
         self._max_samples, self._max_bytes = max_samples, max_bytes
         self._lock = threading.Lock()
-        # For each lane: how many more computations each device may have.
+        # By lane: how many more computations each device may have, and the jobs that wait.
         self._free = ([concurrent] * devices, [concurrent] * devices)
-        # Those that wait, by lane; and those of each group, in the order of their arrival.
         self._queues: tuple[FairQueue[AnyJob], ...] = (FairQueue(), FairQueue())
-        self._groups: dict[Hashable, deque[AnyJob]] = {}
+        self._groups: dict[Hashable, deque[AnyJob]] = {}  # the same jobs by group, in the order of their arrival
 
     @property
     def waiting(self) -> int:
@@ -108,111 +107,91 @@ class Batcher(Generic[AnyJob]):
     def run(self, job: AnyJob) -> Any:
         """Returns a job's result once it is computed.
 
+        Whatever is raised meanwhile, the device is released and every job of the batch gets an outcome.
+
         Raises:
-            DeadlineExceededError: If its caller was gone when it was its turn.
+            DeadlineExceededError: If the caller was gone before the job was computed.
             Exception: Whatever `compute` raises for this job alone.
         """
-        self._submit(job)
-        if job.turn is not None:
-            try:
-                self._abandon_when_gone(job)
-                job.turn.acquire()
-            except BaseException:
-                self._abandon(job)
-                if job.device is not None and not job.is_done:  # it was its turn already
-                    self._release_device(job.device, job.lane)
-                raise
-        if not job.is_done:
-            batch = [job]
-            try:
-                self._take_group(batch)
-                self._compute_together(batch, job.device or 0)
-            except BaseException as error:
-                for other in batch:
-                    if not other.is_done:
-                        other.finish(None, error)
-            finally:
-                self._release_device(job.device or 0, job.lane)
-                for other in batch[1:]:
-                    other.wake()
-        failure, job.error = job.error, None
-        try:
-            if failure is not None:
-                raise failure
+        self._take_device_or_queue(job)
+        if job.ready is not None:
+            self._wait(job, job.ready)
+        if job.device is not None:
+            self._run_batch(job, job.device)
+        if job.error is None:
             return job.result
+        try:
+            raise job.error
         finally:
-            del failure  # else it and its traceback, in which the job is, would keep each other
+            job.error = None  # its traceback has the job: they would keep each other alive
 
-    def _submit(self, job: AnyJob) -> None:
-        """Gives a job a device that is free, or lets it wait."""
+    def _take_device_or_queue(self, job: AnyJob) -> None:
         if job.size > self._max_bytes:
             job.lane, job.group = _LARGE, None
+        free, others = self._free[job.lane], self._free[1 - job.lane]
         with self._lock:
-            job.device = self._take_device(job.lane)
-            if job.device is None:
-                job.turn = threading.Lock()
-                job.turn.acquire()
-                self._queues[job.lane].append(job.caller.name, job)
-                if job.group is not None:
-                    self._groups.setdefault(job.group, deque()).append(job)
-
-    def _take_device(self, lane: int) -> int | None:
-        """Returns the device with the least to do, and makes it busier; None if all are busy."""
-        free, others = self._free[lane], self._free[1 - lane]
-        device = max(range(len(free)), key=lambda number: (free[number] > 0, free[number] + others[number]))
-        if not free[device]:
-            return None
-        free[device] -= 1
-        return device
-
-    def _release_device(self, device: int, lane: int) -> None:
-        """Gives a device to the job whose turn it is, or sets it free."""
-        with self._lock:
-            job = self._queues[lane].take_first()
-            if job is None:
-                self._free[lane][device] += 1
+            device = max(range(len(free)), key=lambda number: (free[number] > 0, free[number] + others[number]))
+            if free[device]:  # it is the one with the least to do
+                free[device] -= 1
+                job.device = device
                 return
-            self._leave_group(job)
-            job.device = device
-        job.wake()
+            job.ready = threading.Lock()
+            job.ready.acquire()
+            if job.group is not None:  # first, as a group that cannot be hashed raises
+                self._groups.setdefault(job.group, deque()).append(job)
+            self._queues[job.lane].append(job.caller.name, job)
 
-    def _abandon_when_gone(self, job: AnyJob) -> None:
-        """Takes a job out of the queue when its caller is gone."""
-        caller = job.caller
-        if not caller.add_done_callback(lambda: self._abandon(job)) and not caller.is_active():
-            self._abandon(job)  # it was gone before
+    def _wait(self, job: AnyJob, ready: threading.Lock) -> None:
+        """Waits until a job in the queue has a device or an outcome."""
+        try:
+            if not job.caller.add_done_callback(lambda: self._abandon(job)) and not job.caller.is_active():
+                self._abandon(job)
+            ready.acquire()
+        except BaseException:
+            self._abandon(job)
+            if job.device is not None:
+                self._release_device(job.device, job.lane)
+            raise
 
     def _abandon(self, job: AnyJob) -> None:
+        """Takes a job whose caller is gone out of the queue, if it is there."""
         with self._lock:
             if not self._queues[job.lane].discard(job.caller.name, job):
                 return
-            self._leave_group(job)
+            self._remove_from_group(job)
         job.finish(None, _caller_gone())
         job.wake()
 
-    def _take_group(self, batch: list[AnyJob]) -> None:
-        """Adds to a batch what waits in its first job's group, oldest first, as far as the bounds allow."""
-        group, samples, size = batch[0].group, batch[0].samples, batch[0].size
-        if group is None:
-            return
+    def _run_batch(self, job: AnyJob, device: int) -> None:
+        """Computes a job and those of its group that wait, and releases its device."""
+        batch = [job]
+        try:
+            if job.group is not None:
+                self._take_group(batch, job.group)
+            self._compute_batch(batch, device)
+        except BaseException as error:
+            for member in batch:
+                if not member.is_done:
+                    member.error, member.is_done = error, True
+        finally:
+            self._release_device(device, job.lane)
+            for member in batch[1:]:
+                member.wake()
+
+    def _take_group(self, batch: list[AnyJob], group: Hashable) -> None:
+        """Adds a group's waiting jobs to a batch of one, oldest first, as far as the bounds allow."""
+        samples, size = batch[0].samples, batch[0].size
         with self._lock:
-            while group in self._groups:
-                job = self._groups[group][0]
+            for job in tuple(self._groups.get(group, ())):
                 samples, size = samples + job.samples, size + job.size
                 if samples > self._max_samples or size > self._max_bytes:
                     break
-                self._queues[job.lane].discard(job.caller.name, job)
-                self._leave_group(job)
                 batch.append(job)
+                self._queues[job.lane].discard(job.caller.name, job)
+                self._remove_from_group(job)
 
-    def _leave_group(self, job: AnyJob) -> None:
-        if job.group is not None:
-            group = self._groups[job.group]
-            group.remove(job)
-            if not group:
-                del self._groups[job.group]
-
-    def _compute_together(self, batch: Sequence[AnyJob], device: int) -> None:
+    def _compute_batch(self, batch: Sequence[AnyJob], device: int) -> None:
+        """Computes jobs, and each of them alone if they fail together."""
         jobs = []
         for job in batch:
             if job.caller.is_active():
@@ -228,10 +207,28 @@ class Batcher(Generic[AnyJob]):
                 jobs[0].finish(None, error)
             else:  # it may be the fault of one of them, or of their number
                 for job in jobs:
-                    self._compute_together([job], device)
+                    self._compute_batch([job], device)
         else:
             for job, result in zip(jobs, results, strict=True):
                 job.finish(result)
+
+    def _release_device(self, device: int, lane: int) -> None:
+        """Passes a device to the next job of a lane, or sets it free."""
+        with self._lock:
+            job = self._queues[lane].pop()
+            if job is None:
+                self._free[lane][device] += 1
+                return
+            self._remove_from_group(job)
+            job.device = device
+        job.wake()
+
+    def _remove_from_group(self, job: AnyJob) -> None:
+        if job.group is not None:
+            group = self._groups[job.group]
+            group.remove(job)
+            if not group:
+                del self._groups[job.group]
 
 
 def _caller_gone() -> DeadlineExceededError:

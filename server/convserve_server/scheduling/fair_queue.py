@@ -1,4 +1,4 @@
-"""A line in which callers take turns: however many entries one of them has there, the others' come up as often."""
+"""A queue in which callers take turns: however many entries one of them has in it, the others' come up as often."""
 
 from __future__ import annotations
 
@@ -9,48 +9,43 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """Entries that wait. Whoever uses it from several threads holds a lock around it."""
+    """Entries that wait, each of them a caller's. A user with several threads holds a lock around each method."""
 
     def __init__(self) -> None:
         """Starts empty."""
-        # By caller, the one whose turn it is first; each caller's entries in the order of their arrival.
+        # By caller, the next one first; each caller's entries in the order of their arrival.
         self._entries: OrderedDict[str, deque[T]] = OrderedDict()
-        self._length = 0
 
     def __len__(self) -> int:
         """Returns how many entries wait."""
-        return self._length
+        return sum(map(len, self._entries.values()))
 
     def append(self, caller: str, entry: T) -> None:
-        """Lets a caller's entry wait."""
+        """Adds a caller's entry behind the others of that caller."""
         self._entries.setdefault(caller, deque()).append(entry)
-        self._length += 1
 
     def first(self) -> T | None:
-        """Returns the entry whose turn it is; None if none waits."""
+        """Returns the next entry, which stays; None if the queue is empty."""
         return next(iter(self._entries.values()))[0] if self._entries else None
 
-    def take_first(self) -> T | None:
-        """Takes the entry whose turn it is out of the line; the next turn is another caller's, if one waits."""
+    def pop(self) -> T | None:
+        """Removes and returns the next entry, after which another caller is next; None if the queue is empty."""
         if not self._entries:
             return None
-        caller, waiting = next(iter(self._entries.items()))
-        entry = waiting.popleft()
-        self._length -= 1
-        if waiting:
+        caller, entries = next(iter(self._entries.items()))
+        entry = entries.popleft()
+        if entries:
             self._entries.move_to_end(caller)
         else:
             del self._entries[caller]
         return entry
 
     def discard(self, caller: str, entry: T) -> bool:
-        """Takes a caller's entry out of the line, and leaves the turns as they are. Returns whether it was there."""
-        waiting = self._entries.get(caller, ())
-        if entry not in waiting:
+        """Removes a caller's entry without a change of whose turn it is. Returns whether it was there."""
+        entries = self._entries.get(caller)
+        if entries is None or entry not in entries:
             return False
-        assert isinstance(waiting, deque)  # noqa: S101 (something was in it)
-        waiting.remove(entry)
-        self._length -= 1
-        if not waiting:
+        entries.remove(entry)
+        if not entries:
             del self._entries[caller]
         return True

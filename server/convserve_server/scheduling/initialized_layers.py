@@ -1,4 +1,4 @@
-"""Layers whose weights the server draws: those that always come out the same are kept for the next call."""
+"""A cache of layers whose weights the server initializes: those that come out the same each time."""
 
 from __future__ import annotations
 
@@ -10,60 +10,57 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 
 MAX_BYTES = 2**28
+_ENTRY_BYTES = 4096  # of what is beside the weights
 
 
 class InitializedLayerCache:
-    """Draws layers; those used last are kept up to a number of bytes. Its methods may be called from any thread."""
+    """Initializes layers, and keeps those used last up to a number of bytes. Any thread may call its methods."""
 
-    def __init__(self, initialize: Callable[[Conv2D, int], Layer], most_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, initialize: Callable[[Conv2D, int], Layer], max_bytes: int = MAX_BYTES) -> None:
         """Starts empty.
 
         Args:
             initialize: Returns a configuration's layer for so many input channels, with every seed filled in.
-            most_bytes: The most that the kept layers' weights may take.
+            max_bytes: The most bytes that the cached layers' weights may take.
         """
-        self._initialize = initialize
-        self._most_bytes = most_bytes
+        self._initialize, self._max_bytes = initialize, max_bytes
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Conv2D, int], Layer] = OrderedDict()
+        self._layers: OrderedDict[tuple[Conv2D, int], Layer] = OrderedDict()
         self._bytes = 0
 
-    def known(self, config: Conv2D, input_channels: int) -> Layer | None:
-        """Returns a layer that is kept, or None."""
+    def get(self, config: Conv2D, input_channels: int) -> Layer | None:
+        """Returns a cached layer, or None."""
         with self._lock:
-            found = self._kept.get((config, input_channels))
-            if found is not None:
-                self._kept.move_to_end((config, input_channels))
-            return found
+            layer = self._layers.get((config, input_channels))
+            if layer is not None:
+                self._layers.move_to_end((config, input_channels))
+            return layer
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        """Returns a layer, drawn now unless it is kept.
+        """Returns a layer, whose weights are initialized now unless it is cached.
 
         Raises:
-            ConvserveError: Whatever drawing raises.
+            ConvserveError: Whatever the initialization raises.
         """
-        found = self.known(config, input_channels)
-        if found is not None:
-            return found
+        cached = self.get(config, input_channels)
+        if cached is not None:
+            return cached
         layer = self._initialize(config, input_channels)
-        if layer.config != config:  # a seed was chosen: the next call is to get other weights
-            return layer
-        with self._lock:
-            return self._keep((config, input_channels), layer)
-
-    def _keep(self, key: tuple[Conv2D, int], layer: Layer) -> Layer:
-        if key in self._kept:  # another thread was faster; calls that share one layer can be computed together
-            return self._kept[key]
         size = _size(layer)
-        if size > self._most_bytes:
+        # With another configuration a seed was chosen: the next call is to get other weights.
+        if layer.config != config or size > self._max_bytes:
             return layer
-        while self._bytes + size > self._most_bytes:
-            _, oldest = self._kept.popitem(last=False)
-            self._bytes -= _size(oldest)
-        self._kept[key] = layer
-        self._bytes += size
-        return layer
+        key = config, input_channels
+        with self._lock:
+            if key in self._layers:  # another thread was faster; calls that share one layer can be computed together
+                return self._layers[key]
+            while self._bytes + size > self._max_bytes:
+                _, oldest = self._layers.popitem(last=False)
+                self._bytes -= _size(oldest)
+            self._layers[key] = layer
+            self._bytes += size
+            return layer
 
 
 def _size(layer: Layer) -> int:
-    return sum(weight.nbytes for weight in (layer.kernel, layer.bias) if weight is not None) + 4096
+    return sum(weights.nbytes for weights in (layer.kernel, layer.bias) if weights is not None) + _ENTRY_BYTES

@@ -1,9 +1,9 @@
-"""What becomes of an admitted call: its weights are filled in, it is batched, and it is computed."""
+"""Computes admitted calls: initializes missing weights, batches, and has the engine compute."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from convserve.layers.layer import Layer
 from convserve.layers.plan import Plan
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, Shape
-from convserve_server.engine_api import Computed, Engine
+from convserve_server.engine_api import Engine
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.batcher import Batcher, Job
 from convserve_server.scheduling.caller import ANYBODY, Caller
@@ -26,8 +26,8 @@ class Batching:
 
     Attributes:
         concurrent_calls: Computations that a device has at once: of calls up to `max_batch_bytes`, and of larger ones.
-        max_batch_samples: Samples of several calls that are computed together.
-        max_batch_bytes: Likewise, of their inputs, outputs and what is between.
+        max_batch_samples: Samples of a batch of several calls.
+        max_batch_bytes: Bytes of a batch of several calls: inputs, outputs and what is between.
     """
 
     concurrent_calls: int
@@ -36,13 +36,13 @@ class Batching:
 
 
 class Computation(NamedTuple):
-    """How a call was computed, for whoever observes calls: no tensors.
+    """How a call was computed, without its tensors: for metrics, logs and traces.
 
     Attributes:
-        began_ns: When the call asked to be admitted, in nanoseconds since 1970.
-        queue_us: Microseconds that it waited.
+        began_ns: When the whole input had arrived, in nanoseconds since 1970.
+        queue_us: Microseconds that the call waited for memory and for a device.
         compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch; of what was computed in parts, those of the largest.
+        batch_size: Samples of that batch; if it was computed in parts, those of the largest.
         device: The device's name.
         warm: Whether the device had computed this geometry and shape before.
         input_shape: The input's shape.
@@ -64,12 +64,12 @@ class Computation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a call.
+    """What a call is answered with.
 
     Attributes:
         output: The output in the dtype asked for.
         losses: One per layer.
-        layers: One per layer: the configuration with its seeds where the server drew the weights, else None.
+        layers: One per layer: the configuration with its seeds if the server initialized the weights, else None.
         computation: How it was computed.
     """
 
@@ -80,28 +80,38 @@ class Result(NamedTuple):
 
 
 class _Convolution(Job):
-    """An admitted call: `given` are its layers as they came, `layers` those with weights where the server has them."""
+    """An admitted call.
 
-    __slots__ = ("given", "layers", "permit", "x")
+    Attributes:
+        permit: Its permit.
+        layers: Its layers as they came.
+        known: The same, with weights if the server has them already.
+        x: Its input.
+        received: When the whole input had arrived, by the monotonic clock.
+        began_ns: The same, in nanoseconds since 1970.
+    """
+
+    __slots__ = ("began_ns", "known", "layers", "permit", "received", "x")
 
     def __init__(
         self,
         permit: Permit,
-        given: Sequence[Layer],
-        layers: tuple[Layer, ...],
+        layers: Sequence[Layer],
+        known: tuple[Layer, ...],
         x: Array,
         caller: Caller,
         group: Hashable,
     ) -> None:
         super().__init__(group, len(x), permit.size, caller)
-        self.permit, self.given, self.layers, self.x = permit, given, layers, x
+        self.permit, self.layers, self.known, self.x = permit, layers, known, x
+        self.received, self.began_ns = time.monotonic(), time.time_ns()
 
 
 class Scheduler:
     """Computes admitted calls, together where they may be. Any thread may call its methods."""
 
     def __init__(self, engine: Engine, batching: Batching) -> None:
-        """Prepares to serve with an engine."""
+        """Prepares to compute with an engine."""
         self._engine = TiledEngine(engine)
         self._cache = InitializedLayerCache(engine.initialize)
         self._batcher: Batcher[_Convolution] = Batcher(
@@ -113,20 +123,14 @@ class Scheduler:
         )
 
     def convolve(
-        self,
-        permit: Permit,
-        layers: Sequence[Layer],
-        x: Array,
-        caller: Caller = ANYBODY,
-        *,
-        unbatched: bool = False,
+        self, permit: Permit, layers: Sequence[Layer], x: Array, caller: Caller = ANYBODY, *, unbatched: bool = False
     ) -> Result:
-        """Returns what comes of a call, and releases its permit.
+        """Computes a call, and releases its permit.
 
         Args:
-            permit: What admission gave for this call, all of whose input is there now.
-            layers: At least one; weights are drawn for those that have none.
-            x: The input.
+            permit: What admission gave for this call.
+            layers: At least one; the server initializes the weights of those that have none.
+            x: The whole input.
             caller: Who waits for the result.
             unbatched: Whether it must not be computed together with other calls.
 
@@ -134,40 +138,38 @@ class Scheduler:
             ConvserveError: Any of the server's.
         """
         with permit:
-            permit.received()
-            known = tuple(
-                layer
-                if layer.kernel is not None
-                else self._cache.known(layer.config, _channels(layer, permit.plan, index)) or layer
-                for index, layer in enumerate(layers)
-            )
+            known = _with_weights(layers, permit.plan, self._cache.get)
             group = None if unbatched else _group(known, x, permit.plan)
             result: Result = self._batcher.run(_Convolution(permit, layers, known, x, caller, group))
             return result
 
     def _compute(self, device: int, jobs: Sequence[_Convolution]) -> list[Result]:
-        """Returns for each job its part of what was computed."""
-        started, whole = time.monotonic(), sum(job.samples for job in jobs)
+        """Computes jobs of one group together, and returns one result per job."""
+        started, samples = time.monotonic(), sum(job.samples for job in jobs)
+        plan, computed = jobs[0].permit.plan, None
         for job in jobs:
             job.permit.started()
-        computed: Computed | None = None
         try:
-            layers, computed = self._computed(device, jobs)
+            layers = _with_weights(jobs[0].known, plan, self._cache.initialize)
+            computed = self._engine.convolve(
+                layers,
+                [job.x for job in jobs],
+                plan.output_dtype,
+                device,
+                lambda: any(job.caller.is_active() for job in jobs),
+            )
         finally:
             seconds = time.monotonic() - started
             for job in jobs:
-                share, warm = (job.samples / whole, computed.warm) if computed else (0.0, False)
+                share, warm = (job.samples / samples, computed.warm) if computed else (0.0, False)
                 job.permit.computed(seconds, share, warm)
-        results, begin = [], 0
+        results, first = [], 0
         for job in jobs:
-            output = computed.output if len(jobs) == 1 else computed.output[begin : begin + job.samples]
-            begin += job.samples
-            configs = tuple(
-                after.config if before.kernel is None else None for before, after in zip(job.given, layers, strict=True)
-            )
+            output = computed.output if len(jobs) == 1 else computed.output[first : first + job.samples]
+            first += job.samples
             computation = Computation(
-                began_ns=job.permit.began_ns,
-                queue_us=round((started - job.permit.arrived) * 1e6),
+                began_ns=job.began_ns,
+                queue_us=round((started - job.received + job.permit.waited_s) * 1e6),
                 compute_us=round(seconds * 1e6),
                 batch_size=computed.batch_size,
                 device=computed.device,
@@ -177,34 +179,30 @@ class Scheduler:
                 input_bytes=job.x.nbytes,
                 output_bytes=output.nbytes,
             )
+            configs = tuple(
+                layer.config if sent.kernel is None else None for sent, layer in zip(job.layers, layers, strict=True)
+            )
             results.append(Result(output, computed.losses, configs, computation))
         return results
 
-    def _computed(self, device: int, jobs: Sequence[_Convolution]) -> tuple[tuple[Layer, ...], Computed]:
-        first = jobs[0]
-        layers = tuple(
-            layer
-            if layer.kernel is not None
-            else self._cache.initialize(layer.config, _channels(layer, first.permit.plan, index))
-            for index, layer in enumerate(first.layers)
-        )
 
-        def is_active() -> bool:
-            return any(job.caller.is_active() for job in jobs)
-
-        output_dtype = first.permit.plan.output_dtype
-        return layers, self._engine.convolve(layers, [job.x for job in jobs], output_dtype, device, is_active)
-
-
-def _channels(layer: Layer, plan: Plan, index: int) -> int:
-    return plan.layers[index].kernel_shape[2] * layer.config.groups
+def _with_weights(
+    layers: Sequence[Layer], plan: Plan, weighted: Callable[[Conv2D, int], Layer | None]
+) -> tuple[Layer, ...]:
+    """Returns layers, in place of those without weights what a function of configuration and input channels returns."""
+    return tuple(
+        layer
+        if layer.kernel is not None
+        else weighted(layer.config, step.kernel_shape[2] * layer.config.groups) or layer
+        for layer, step in zip(layers, plan.layers, strict=True)
+    )
 
 
 def _group(layers: tuple[Layer, ...], x: Array, plan: Plan) -> Hashable | None:
-    """Returns what calls that may be computed together have in common, or None.
+    """Returns what calls that may be computed together have in common; None for a call that must be computed alone.
 
-    Layers are equal only to themselves, so it is stored and cached ones that calls can have in common. The activity
-    regularizer's loss is of one caller's samples alone.
+    Layers are equal only to themselves, so calls share stored and cached ones. The activity regularizer's loss is of
+    one caller's samples alone.
     """
     if any(layer.kernel is None or layer.config.activity_regularizer is not None for layer in layers):
         return None

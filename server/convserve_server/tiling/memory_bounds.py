@@ -7,26 +7,24 @@ from collections import OrderedDict
 from collections.abc import Hashable
 
 _MAX_BOUNDS = 1000
-_GROWTH = 64  # of what TensorFlow allocates, it waits ten seconds before it says no: a try must be rare
+_GROWTH = 64  # TensorFlow waits ten seconds for memory before it fails: a try must be rare
 
 
 class MemoryBounds:
-    """Bounds in bytes, each of what has it in common: a device and layers. Methods may be called from any thread.
+    """Bounds in bytes by key: a device and layers' configurations. Any thread may call its methods.
 
     A bound is lowered when a computation fails, and grows by a 64th with each call that it divides, since the memory
-    may have been another process'. Of what never failed there is none. Those used last are kept.
+    may have been another process'. A key that never failed has none. Those used last are kept.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bounds: OrderedDict[Hashable, int] = OrderedDict()
 
-    def __bool__(self) -> bool:
-        """Returns whether there is any."""
-        return bool(self._bounds)
-
-    def find(self, key: Hashable) -> int | None:
+    def get(self, key: Hashable) -> int | None:
         """Returns a bound, or None."""
+        if not self._bounds:  # almost always, and a key takes time to hash
+            return None
         with self._lock:
             if key in self._bounds:
                 self._bounds.move_to_end(key)
@@ -41,7 +39,7 @@ class MemoryBounds:
                 self._bounds.popitem(last=False)
 
     def widen(self, key: Hashable) -> None:
-        """Notes that a call that a bound divided came through."""
+        """Notes that a call that a bound divided was computed."""
         with self._lock:
             if key in self._bounds:
                 self._bounds[key] += self._bounds[key] // _GROWTH + 1

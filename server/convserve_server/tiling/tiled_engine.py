@@ -1,22 +1,44 @@
-"""Computes in parts what a device has no memory for as a whole."""
+"""Computes with an engine, in parts where a device has no memory for a call as a whole.
+
+    all samples of all inputs ----> some samples ----> one sample: chunks of layers, one after the other
+                                                          |
+                       OutOfMemoryError <---- one row <---+-- some rows <---- all rows of a chunk's output
+
+What does not fit is halved. What fits is known only from trying; what did not is remembered, so that calls alike are
+divided before they are tried.
+"""
 
 from __future__ import annotations
 
+import bisect
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import EllipsisType
+from typing import NamedTuple
 
-from convserve.errors import OutOfMemoryError
+import numpy as np
+
+from convserve.errors import DeadlineExceededError, OutOfMemoryError
+from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.tensors.codec import Array
+from convserve.layers.plan import plan
+from convserve.protocol.results import Losses
+from convserve.tensors.codec import Array, Shape, name_of, numpy_dtype
 from convserve_server.engine_api import Computed, Engine
+from convserve_server.memory.aligned import aligned_empty
 from convserve_server.tiling.memory_bounds import MemoryBounds
-from convserve_server.tiling.partition import Division
+from convserve_server.tiling.tiles import chunks, height_axis, row_slices, tile, tiling_blocker, with_configs
+
+_Slices = tuple[slice | EllipsisType, ...]
+_SizeOf = Callable[[int], int]
+"""Returns the bytes of a computation of so many samples or rows, by its plan."""
 
 
 class TiledEngine:
     """Computes with an engine, in parts where need be. Any thread may call its method.
 
-    The parts are what the whole would be, but for the rounding of a framework that has several algorithms and chooses
-    one by size. What did not fit is remembered, so that calls alike are divided before they are tried.
+    The parts give what the whole would, but for the rounding of a framework that chooses an algorithm by size.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -41,11 +63,230 @@ class TiledEngine:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
             DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
         """
-        division = Division(self._engine, self._bounds, layers, output_dtype, device, is_active)
-        found = division.whole(inputs)
-        if found is not None:
-            return found
+        partition = _Partition(self._engine, self._bounds, tuple(layers), output_dtype, device, is_active)
+        computed = partition.untiled(inputs)
+        if computed is not None:
+            return computed
         if len(inputs) > 1:
             text = "Expected calls that fit the device's memory together. Received some that do not."
             raise OutOfMemoryError(text)
-        return division.divided(inputs[0])
+        return partition.tiled(inputs[0])
+
+
+class _Part(NamedTuple):
+    """A part that was computed, without its output.
+
+    Attributes:
+        first_layer: The index of the first of its layers.
+        samples: How many samples it has.
+        losses: One per layer of the part.
+        warm: As `Computed.warm`.
+        batch_size: As `Computed.batch_size`.
+    """
+
+    first_layer: int
+    samples: int
+    losses: tuple[Losses, ...]
+    warm: bool
+    batch_size: int
+
+
+@dataclass
+class _Partition:
+    """One call, the parts of it that were computed, and those that did not fit; the first six are `convolve`'s."""
+
+    engine: Engine
+    bounds: MemoryBounds
+    layers: tuple[Layer, ...]
+    output_dtype: str
+    device: int
+    is_active: Callable[[], bool]
+    parts: list[_Part] = field(default_factory=list)
+    misses: list[str] = field(default_factory=list)
+    memory_bytes: int = 0  # by the call's plan, which only `tiled` needs
+
+    def __post_init__(self) -> None:
+        self.chain = _configs(self.layers)
+        self.key = self.device, self.chain
+
+    def untiled(self, inputs: Sequence[Array]) -> Computed | None:
+        """Computes all inputs together; returns None if they do not fit, or are not likely to."""
+        samples, size = sum(map(len, inputs)), self._samples_size(inputs[0])
+        bound = self.bounds.get(self.key)
+        if bound is not None and size(samples) > bound:
+            return None
+        computed = self._attempt(self.layers, inputs, self.output_dtype)
+        if computed is None:
+            self._halve(samples, "sample", size)
+        return computed
+
+    def tiled(self, x: Array) -> Computed:
+        """Computes one input in parts.
+
+        Raises:
+            OutOfMemoryError: If a part that cannot be divided further did not fit.
+            DeadlineExceededError: If nobody waited any more before the last part was computed.
+        """
+        self.memory_bytes = self._samples_size(x)(len(x))
+        try:
+            output = aligned_empty(plan(self.chain, x.shape).output_shape, numpy_dtype(self.output_dtype))
+            self._by_samples(x, output)
+        except MemoryError as error:
+            raise self._refusal("the machine has no memory to put its parts together") from error
+        if not self.misses:
+            self.bounds.widen(self.key)
+        return Computed(
+            output,
+            _total_losses(self.chain, self.parts, len(x)),
+            self.engine.devices[self.device].name,
+            warm=all(part.warm for part in self.parts),
+            batch_size=max(part.batch_size for part in self.parts),
+        )
+
+    def _by_samples(self, x: Array, output: Array) -> None:
+        """Computes as many samples at a time as fit, and by rows those that do not fit alone."""
+        first, most, size = 0, len(x) // 2 if self.misses else len(x), self._samples_size(x)
+        while first < len(x):
+            count = self._fitting(min(most, len(x) - first), size)
+            if not count:
+                break
+            rows = slice(first, first + count)
+            if self._compute(self.layers, 0, x[rows], (...,), output[rows]):
+                first += count
+            else:
+                most = self._halve(count, "sample", size)
+        for sample in range(first, len(x)):
+            self._by_chunks(x[sample : sample + 1], output[sample : sample + 1], tried=not most)
+
+    def _by_chunks(self, x: Array, output: Array, tried: bool) -> None:
+        """Computes one sample, one chunk of layers after the other, each by rows."""
+        for first, end in chunks(self.chain):
+            chunk = self.layers[first:end]
+            if end == len(self.layers):
+                chunk_output = output
+            else:
+                dtype = numpy_dtype(chunk[-1].config.compute_dtype)
+                chunk_output = aligned_empty(plan(self.chain[first:end], x.shape).output_shape, dtype)
+            self._by_rows(first, chunk, x, chunk_output, tried and len(chunk) == len(self.layers))
+            x = chunk_output
+
+    def _by_rows(self, first_layer: int, chunk: tuple[Layer, ...], x: Array, output: Array, tried: bool) -> None:
+        """Computes one sample of a chunk of layers by as many rows as fit.
+
+        Args:
+            first_layer: The index of the chunk's first layer.
+            chunk: Layers that can be computed by tiles, or of which `tiling_blocker` says why not.
+            x: The chunk's input.
+            output: Where its output goes.
+            tried: Whether all rows together are known not to fit.
+        """
+        chain = _configs(chunk)
+        shapes = [x.shape, *(step.output_shape for step in plan(chain, x.shape).layers)]
+        axis = height_axis(chain[0])
+        height = output.shape[axis]
+        blocker = tiling_blocker(chain)
+        min_rows = height if blocker else 1
+
+        def size(rows: int) -> int:
+            # Tiles at the edges are smaller, by their padding.
+            middle = tile(chain, shapes, ((height - rows) // 2, (height - rows) // 2 + rows))
+            shape = (*x.shape[:axis], middle.input_rows[1] - middle.input_rows[0], *x.shape[axis + 1 :])
+            return _bytes(middle.chain, shape, name_of(x), name_of(output))
+
+        first, most, layers = 0, height // 2 if tried else height, chunk
+        while first < height:
+            if most < min_rows:
+                row_text = f"{_counted(min_rows, 'row')} of a sample's output"
+                why = f"its smallest part, {row_text}, takes about {size(min_rows)} of them"
+                raise self._refusal(f"{why} ({blocker} does not let it be divided)" if blocker else why)
+            count = height if blocker else max(1, self._fitting(min(most, height - first), size))
+            part = tile(chain, shapes, (first, first + count))
+            layers = with_configs(chunk, part.chain, layers)
+            begin = first - part.output_rows[0]
+            kept, target = row_slices(axis, begin, begin + count), output[row_slices(axis, first, first + count)]
+            if self._compute(layers, first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
+                first += count
+            else:
+                most = self._halve(count, "row", size, min_rows)
+
+    def _compute(self, layers: tuple[Layer, ...], first_layer: int, x: Array, kept: _Slices, output: Array) -> bool:
+        """Computes a part, and returns whether there was memory for it.
+
+        Args:
+            layers: A chunk of layers.
+            first_layer: The index of its first layer.
+            x: Their input.
+            kept: The slices of the result that are wanted.
+            output: Where these go.
+        """
+        if not self.is_active():  # all parts may take minutes
+            text = "Expected a caller to wait until all parts are computed. Received none: the others are not computed."
+            raise DeadlineExceededError(text)
+        computed = self._attempt(layers, [x], name_of(output))
+        if computed is None:
+            return False
+        output[...] = computed.output[kept]
+        self.parts.append(_Part(first_layer, len(x), computed.losses, computed.warm, computed.batch_size))
+        return True
+
+    def _attempt(self, layers: tuple[Layer, ...], inputs: Sequence[Array], output_dtype: str) -> Computed | None:
+        """Returns what the engine computes; None if it has no memory for it."""
+        try:
+            contiguous = [np.ascontiguousarray(x) for x in inputs]
+            return self.engine.convolve(layers, contiguous, output_dtype, self.device)
+        except (OutOfMemoryError, MemoryError):
+            return None  # the error goes, and with it all that its traceback holds
+
+    def _samples_size(self, x: Array) -> _SizeOf:
+        """Returns the function that gives the bytes of a computation of so many samples like an input's."""
+        return lambda samples: _bytes(self.chain, (samples, *x.shape[1:]), name_of(x), self.output_dtype)
+
+    def _fitting(self, most: int, size: _SizeOf) -> int:
+        """Returns the largest number up to `most` whose size is within the bound, perhaps 0."""
+        bound = self.bounds.get(self.key)
+        return most if bound is None else bisect.bisect_right(range(1, most + 1), bound, key=size)
+
+    def _halve(self, count: int, unit: str, size: _SizeOf, least: int = 1) -> int:
+        """Notes that so many samples or rows did not fit, bounds what is tried next time, and returns half of them."""
+        self.misses.append(_counted(count, unit))
+        half = count // 2
+        self.bounds.lower(self.key, size(half) if half >= least else size(least) // 2)
+        return half
+
+    def _refusal(self, why: str) -> OutOfMemoryError:
+        device = self.engine.devices[self.device].name
+        tried = f"None of these fitted: {', '.join(self.misses)}." if self.misses else "It was not tried."
+        return OutOfMemoryError(
+            f"Expected a call that fits the memory of {device}, at least in parts. Received one that takes "
+            f"{self.memory_bytes} bytes by its plan, and {why}. {tried} Send smaller images or fewer "
+            "filters at once, or try again when the device has less to do."
+        )
+
+
+def _total_losses(chain: Sequence[Conv2D], parts: Sequence[_Part], samples: int) -> tuple[Losses, ...]:
+    """Returns a call's losses, one per layer: weights' are those of any part, activities' are sums over all parts."""
+    totals, activities = [Losses()] * len(chain), [0.0] * len(chain)
+    for part in parts:
+        for index, losses in enumerate(part.losses, start=part.first_layer):
+            totals[index] = losses
+            activities[index] += (losses.activity or 0.0) * part.samples  # an engine divides it by the samples
+    for index, config in enumerate(chain):
+        if totals[index].activity is not None:
+            dtype = numpy_dtype(config.compute_dtype).type
+            with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
+                activity = float(dtype(activities[index]) / dtype(samples))
+            totals[index] = dataclasses.replace(totals[index], activity=activity)
+    return tuple(totals)
+
+
+def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:
+    return tuple(layer.config for layer in layers)
+
+
+def _bytes(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> int:
+    """Returns what a computation takes by its plan."""
+    return plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype).memory_bytes
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit}{'' if count == 1 else 's'}"

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
 
@@ -38,27 +39,27 @@ def height_axis(config: Conv2D) -> int:
     return 1 if channel_axis(config) == 3 else 2
 
 
-def mixes_rows(config: Conv2D) -> bool:
+def needs_all_rows(config: Conv2D) -> bool:
     """Returns whether a row of the output depends on rows that the window does not cover, as softmax's may."""
     axis = getattr(config.activation, "axis", None)
     return axis is not None and axis % 4 == height_axis(config)
 
 
-def obstacle(chain: Sequence[Conv2D]) -> str:
-    """Returns what does not let a run of layers be computed by tiles; nothing if they can be."""
-    if mixes_rows(chain[-1]):
+def tiling_blocker(chain: Sequence[Conv2D]) -> str:
+    """Returns what does not let a chunk of layers be computed by tiles; nothing if they can be."""
+    if needs_all_rows(chain[-1]):
         return f"{chain[-1].activation.keras_name} along the height"
-    padded = any(max(each.padding[0]) >= _window(each) for each in chain if not isinstance(each.padding, str))
+    padded = any(max(config.padding[0]) >= _window(config) for config in chain if not isinstance(config.padding, str))
     if padded and chain[-1].activity_regularizer is not None:
         return "activity_regularizer with rows of padding alone"  # whose tiles overlap, and would count rows twice
     return ""
 
 
-def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
-    """Yields, as (first, end), the shortest row of runs of a chain that can each be computed by tiles, or not at all.
+def chunks(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
+    """Yields, as (first, end), the fewest chunks of a chain that can each be computed by tiles, or not at all.
 
-    A run ends where the next layer's height is another axis; before and after a layer that mixes rows, which is one of
-    its own; and after a layer whose output has a loss, as the halos of the tiles would count several times.
+    A chunk ends where the next layer's height is another axis; before and after a layer that needs all rows, which is a
+    chunk of its own; and after a layer whose output has a loss, as the halos of the tiles would count several times.
     """
     first = 0
     for end in range(1, len(chain) + 1):
@@ -67,8 +68,8 @@ def runs(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
             end == len(chain)
             or last.activity_regularizer is not None
             or last.data_format != chain[end].data_format
-            or mixes_rows(last)
-            or mixes_rows(chain[end])
+            or needs_all_rows(last)
+            or needs_all_rows(chain[end])
         ):
             yield first, end
             first = end
@@ -84,11 +85,29 @@ def tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile:
     """
     (first, end), height = rows, shapes[-1][height_axis(chain[-1])]
     while True:
-        found = _tile(chain, shapes, (first, end))
-        if found is not None:
-            return found
+        part = _tile(chain, shapes, (first, end))
+        if part is not None:
+            return part
         # These rows come of padding alone, and no tensor is without rows. All rows together are always a tile.
         first, end = max(0, 2 * first - end), min(2 * end - first, height)
+
+
+def row_slices(axis: int, first: int, end: int) -> tuple[slice, ...]:
+    """Returns the slices of rows, where the height is this axis."""
+    return (*(slice(None) for _ in range(axis)), slice(first, end))
+
+
+def with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Returns a chunk's layers with a tile's configurations; those of the tile before if they are alike.
+
+    An engine keeps a layer's weights on the device as long as the layer lives.
+    """
+    if all(layer.config == config for layer, config in zip(before, chain, strict=True)):
+        return before
+    return tuple(
+        layer if layer.config == config else Layer(config, layer.kernel, layer.bias)
+        for layer, config in zip(chunk, chain, strict=True)
+    )
 
 
 def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile | None:
@@ -122,13 +141,13 @@ def _amounts(config: Conv2D, shape: Shape) -> tuple[Rows, Rows]:
         return config.padding
     if config.padding == "valid":
         return (0, 0), (0, 0)
-    found = []
+    amounts = []
     for direction in (0, 1):
         size, stride = shape[height_axis(config) + direction], config.strides[direction]
         window = _window(config, direction)
         total = max((-(-size // stride) - 1) * stride + window - size, 0)
-        found.append((total // 2, total - total // 2))
-    return found[0], found[1]
+        amounts.append((total // 2, total - total // 2))
+    return amounts[0], amounts[1]
 
 
 @lru_cache(maxsize=1000)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import random
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +299,7 @@ def test_a_second_signal_drops_what_is_in_flight(
     assert "Traceback" not in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == signal.Signals(number).name
-    assert report["done"] == noted(tmp_path).total()
+    assert report["done"] <= noted(tmp_path).total()  # which are still written while the report is
     assert f"{report['left']:,} not done" in out
 
 
@@ -329,15 +330,18 @@ def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, s
     array.flush()
     del array
     process = started(server.target, "--output-dtype", "float16")
-    parts, memory = 0, []
+    parts, memory, journal = 0, [], tmp_path / "out" / NAME
     while process.poll() is None:
-        seen = (tmp_path / "out" / NAME).read_text().count('{"part"') if (tmp_path / "out" / NAME).exists() else 0
-        if seen > parts:
-            parts = seen
-            memory.append(processes.status(process.pid, "VmRSS"))
-        os.sched_yield()
+        noted_parts = journal.read_text().count('{"part"') if journal.exists() else 0
+        if noted_parts > parts:
+            parts = noted_parts
+            with suppress(AssertionError):  # it has ended meanwhile
+                memory.append(processes.status(process.pid, "RssAnon"))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert len(memory) > 20
-    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]) < 50_000_000
-    assert max(memory) < 500_000_000
+    sent, returned = math.prod(shape), 2 * math.prod((shape[0], shape[1] - 2, shape[2] - 2, 4))
+    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]) < (sent + returned) / 2 / 4
+    assert max(memory) < (sent + returned) / 2

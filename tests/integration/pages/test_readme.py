@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shlex
@@ -105,13 +104,10 @@ def test_other_commands_are_none() -> None:
 
 
 def test_settings_table_is_the_servers() -> None:
-    for field in dataclasses.fields(settings.Settings):
-        default = ", ".join(field.default) if isinstance(field.default, tuple) else str(field.default).lower()
-        unit = f" {field.metadata['unit']}" if field.metadata["unit"] else ""
-        flag, variable = f"`{settings.flag(field.name)}`", settings.variable(field.name)
-        if field.metadata["secret"]:
-            flag = "none"
-        assert f"| {flag} | `{variable}` | {default}{unit} | {field.metadata['help']} |" in README
+    for name in settings.Settings.model_fields:
+        flag = "none" if settings.is_secret(name) else f"`{settings.flag(name)}`"
+        default = settings.default_text(name)
+        assert f"| {flag} | `{settings.variable(name)}` | {default} | {settings.help_text(name)} |" in README
 
 
 def test_errors_table_names_every_class() -> None:

@@ -1,6 +1,7 @@
 """A server's life in real processes: start, readiness, stop with calls under way, and coming back."""
 
 import itertools
+import json
 import re
 import signal
 import socket
@@ -105,14 +106,15 @@ def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
         r"listening on 127\.0\.0\.1:[1-9]\d*",
         r"ready after \d+\.\d s: convserve \d+\.\d+\.\d+, tensorflow \d\S*, keras \d\S*, cpu:0, TF32 off",
         r"stopping: serving for 1 s more",
-        r"stopping: finishing the calls under way",
+        r"stopping: finishing the calls in flight",
         r"stopped",
     ]
     lines = life.out.splitlines()
     assert len(lines) == len(expected), life.out
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line)
-    assert life.err == ""
+    (settings,) = life.err.splitlines()
+    assert " INFO settings: listen=('127.0.0.1:0',), device=cpu, " in settings
 
 
 # Calls under way
@@ -149,8 +151,8 @@ def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
             all(late.info() for _ in itertools.count())
         assert all(call.result(timeout=60) for call in calls)
         assert server.process.wait(timeout=60) == 0
-        assert server.process.stdout.read().splitlines() == ["stopping: finishing the calls under way", "stopped"]
-        assert server.log.read_text() == ""
+        assert server.process.stdout.read().splitlines() == ["stopping: finishing the calls in flight", "stopped"]
+        assert server.log_lines == []
         host, _, port = server.target.rpartition(":")
         with socket.socket() as again:
             again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -164,7 +166,7 @@ def test_a_stop_that_nobody_reads_of_loses_no_call():
         server.process.send_signal(signal.SIGTERM)
         assert all(call.result(timeout=60) for call in calls)
         assert server.process.wait(timeout=60) == 0
-        assert server.log.read_text() == ""
+        assert server.log_lines == []
 
 
 def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
@@ -188,11 +190,27 @@ def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
         for number in signals:
             server.process.send_signal(number)
             if number is signal.SIGTERM:
-                assert server.process.stdout.readline() == "stopping: finishing the calls under way\n"
+                assert server.process.stdout.readline() == "stopping: finishing the calls in flight\n"
         assert server.process.wait(timeout=60) == status
         assert time.monotonic() - asked < 5
         with pytest.raises(UnavailableError):
             call.result(timeout=60)
+        cut = ["--drain-s ran out: 1 calls in flight were cut off"] if status == 0 else []
+        assert [line.partition(" WARNING ")[2] for line in server.log_lines] == cut
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.5])
+def test_a_server_that_still_starts_ends_at_the_first_signal(number, seconds):
+    with starting_server("--log-format", "json") as server:
+        time.sleep(seconds)  # in the middle of loading TensorFlow, or before, or after: it is the same
+        server.process.send_signal(number)
+        out, err = server.process.communicate(timeout=60)
+        assert server.process.returncode == 0
+        messages = [json.loads(line)["message"] for line in out.splitlines()]
+        assert messages[-1] == "stopped"
+        assert len(messages) == 1 or messages[0].startswith("ready")
+        assert [json.loads(line)["message"] for line in err.splitlines()] == ["settings"]
 
 
 # Coming back

@@ -114,10 +114,10 @@ def test_a_stream_whose_answers_nobody_fetches_is_ended(bounded: RunningServer, 
 def test_one_caller_has_half_of_the_streams_that_are_left(bounded: RunningServer, caller: RawCaller) -> None:
     feeds = [Feed(start()) for _ in range(10)]
     calls = [caller.stub.ConvolveStream(iter(each), timeout=60) for each in feeds]
-    refused = eventually(lambda: len(done := [each for each in calls if not each.is_active()]) == 2 and done)
+    refused = eventually(lambda: len(done := [each for each in calls if not each.is_active()]) == 6 and done)
     for each in refused:
         text, _ = checked(each, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert "8 of 15 are open, 8 of them yours" in text
+        assert "4 of 7 are open, 4 of them yours" in text
         assert from_rpc_error(each).retry_after_s > 0
     with raw_caller(elsewhere(bounded)) as other:
         assert list(answers(other.stub.ConvolveStream(iter([start(), *item(1, image(1))]), timeout=60))) == [1]

@@ -40,7 +40,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.batch": NUMPY,
     "convserve.bench": NUMPY | GRPC | {"matplotlib", "tensorflow"},
     "convserve.keras": NUMPY | TENSORFLOW,
-    "convserve.cli": NUMPY | GRPC | {"prometheus_client", "rich"},
+    "convserve.cli": NUMPY | GRPC | {"click", "prometheus_client", "rich"},
     "convserve.__main__": set(),
 }
 SHARED = {
@@ -50,7 +50,7 @@ SHARED = {
 }
 """What the server may import of the client's distribution: what both ends share, and never a client."""
 SERVER: dict[str, set[str]] = {
-    "convserve_server.settings": set(),
+    "convserve_server.settings": {"pydantic", "pydantic_core", "pydantic_settings"},
     "convserve_server.engine_api": set(),
     "convserve_server.memory": NUMPY,
     "convserve_server.health": GRPC | {"grpc_health"},
@@ -65,9 +65,10 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.transport": GRPC,
     "convserve_server.services": NUMPY | GRPC,
     "convserve_server.open_inference": NUMPY | GRPC,
-    "convserve_server.shutdown": {"grpc"},
-    "convserve_server.app": GRPC | {"grpc_channelz", "grpc_health", "grpc_reflection"},
-    "convserve_server.command": set(),
+    "convserve_server.reflection": GRPC | {"grpc_reflection"},
+    "convserve_server.shutdown": {"grpc", "grpc_channelz"},
+    "convserve_server.app": GRPC | {"grpc_channelz", "grpc_health"},
+    "convserve_server.command": {"click"},
 }
 ENGINE_LOADERS = {"convserve_server.app"}
 MAX_MODULES_IN_A_FOLDER = 10

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
-from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
+from convserve_server.scheduling.admission_queue import ADMITTED, AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually as until
 
@@ -99,8 +99,8 @@ def test_what_does_not_fit_waits_until_it_does_and_smaller_ones_do_not_overtake_
     assert not large.done()
     assert not small.done()
     compute(first)
-    assert large.result(30).has_bytes
-    assert small.result(30).has_bytes
+    assert large.result(30).state == ADMITTED
+    assert small.result(30).state == ADMITTED
     assert callers.room.load().admitted_bytes == 180
 
 
@@ -124,7 +124,7 @@ def test_who_leaves_the_line_lets_the_next_one_in_at_once() -> None:
     leaving = Leaving("b")
     large, small = callers.enter(leaving.caller, 8), callers.enter(Caller("c"), 1)
     leaving.leave()
-    assert small.result(30).has_bytes
+    assert small.result(30).state == ADMITTED
     with pytest.raises(DeadlineExceededError, match="--max-admitted-bytes"):
         large.result(30)
     assert callers.room.load().admitted_bytes == 140
@@ -225,6 +225,25 @@ def test_calls_that_are_computed_again_are_still_in_line() -> None:
     assert (entered.load().waiting_calls, entered.load().admitted_bytes) == (0, 0)
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["add_done_callback", "is_active"])
+@pytest.mark.parametrize("is_queued", [False, True])
+def test_a_call_whose_caller_raises_takes_nothing(step: str, kind: type[BaseException], is_queued: bool) -> None:
+    def fail(*_: Any) -> Any:
+        raise kind(step)
+
+    queue = room(total=1)
+    before = queue.enter(Caller("a"), plan(1)) if is_queued else None
+    if step == "add_done_callback" or is_queued:
+        with pytest.raises(kind, match=step):
+            queue.enter(Caller("b")._replace(**{step: fail}), plan(1))
+    if before is not None:
+        compute(before)
+    load = queue.load()
+    assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
+    compute(queue.enter(Caller("c"), plan(1)))
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.sampled_from(["stay", "leave", "fail"]))))
 def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, str]]) -> None:
@@ -250,4 +269,4 @@ def test_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, str]]) -> 
     load = callers.room.load()
     assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
     assert most[0] <= 160
-    assert not callers.room._ahead_s
+    assert not callers.room._callers

@@ -329,6 +329,54 @@ def test_a_leader_that_is_interrupted_leaves_nobody_waiting(kind: type[BaseExcep
         assert d.submit("after").result(30) == ("after", 1)
 
 
+@pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["add_done_callback", "is_active", "_take_group", "compute", "finish"])
+def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
+    step: str, kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> Any:
+        raise kind(step)
+
+    with desk() as d:
+        callbacks: dict[str, Any] = {"add_done_callback": lambda _: True}
+        if step == "_take_group":
+            take_group = d.batcher._take_group
+            monkeypatch.setattr(d.batcher, step, lambda *batch: (take_group(*batch), fail()))
+        elif step == "compute":
+            d.fail = lambda tasks: fail() if "bad" in tasks else None
+        elif step == "finish":
+            monkeypatch.setattr(Task, step, fail)
+        else:
+            callbacks[step] = fail
+        first = d.submit("first", None)
+        bad = d._pool.submit(run, d.batcher, "bad", group="g", caller=Caller(**callbacks))
+        until(lambda: d.batcher.waiting or bad.done())
+        member = d.submit("member")
+        d.held = False
+        d.release(0)
+        with pytest.raises(kind, match=step):
+            bad.result(30)
+        assert first.exception(30) is None or step == "finish"
+        assert member.exception(30) is None or isinstance(member.exception(), kind)
+        monkeypatch.undo()
+        assert run(d.batcher, "after") == ("after", 1)
+        assert (d.batcher.waiting, d.batcher._free, d.batcher._groups) == (0, ([1], [1]), {})
+
+
+def test_a_group_that_cannot_be_hashed_does_not_stay_in_the_queue() -> None:
+    with desk() as d:
+        first = d.submit("first")
+        with pytest.raises(TypeError, match="unhashable"):
+            run(d.batcher, "bad", group=[])
+        assert d.batcher.waiting == 0
+        d.release(0)
+        answers(first)
+        d.held = False
+        with pytest.raises(TypeError, match="unhashable"):
+            run(d.batcher, "bad", group=[])
+        assert run(d.batcher, "after") == ("after", 1)
+
+
 def test_a_failure_keeps_no_tensor_alive() -> None:
     """An exception that its own traceback keeps alive would hold the input until the garbage collector comes by."""
     import gc

@@ -18,7 +18,7 @@ def line_of(*entries: tuple[str, int]) -> FairQueue[int]:
 
 
 def drained(line: FairQueue[int]) -> list[int]:
-    return list(iter(line.take_first, None))
+    return list(iter(line.pop, None))
 
 
 def test_callers_take_turns_however_many_entries_one_has() -> None:
@@ -30,7 +30,7 @@ def test_callers_take_turns_however_many_entries_one_has() -> None:
 
 def test_who_comes_again_waits_behind_the_others() -> None:
     line = line_of(("a", 1), ("b", 2), ("c", 3))
-    assert line.take_first() == 1
+    assert line.pop() == 1
     line.append("a", 4)
     assert drained(line) == [2, 3, 4]
 
@@ -56,7 +56,7 @@ def test_everything_comes_out_once_and_no_caller_waits_for_more_than_one_of_each
         line.append(caller, entry)
         since.setdefault(caller, [])
         if takes:
-            taken = line.take_first()
+            taken = line.pop()
             assert taken == min((each for each in waiting if each[0] == taken[0]), key=lambda each: each[1])
             waiting.remove(taken)
             del since[taken[0]]

@@ -32,11 +32,11 @@ def named(name: str) -> Conv2D:
 
 def test_what_always_comes_out_the_same_is_drawn_once() -> None:
     drawing = Drawing(2)
-    assert drawing.layers.known(CONFIG, 1) is None
+    assert drawing.layers.get(CONFIG, 1) is None
     first = drawing.layers.initialize(CONFIG, 1)
     assert drawing.layers.initialize(CONFIG, 1) is first
-    assert drawing.layers.known(CONFIG, 1) is first
-    assert drawing.layers.known(CONFIG, 2) is None
+    assert drawing.layers.get(CONFIG, 1) is first
+    assert drawing.layers.get(CONFIG, 2) is None
     assert drawing.count == 1
 
 
@@ -44,18 +44,18 @@ def test_what_had_no_seed_is_not_kept() -> None:
     drawing = Drawing(2)
     unseeded = CONFIG.replace(kernel_initializer="glorot_uniform")
     assert drawing.layers.initialize(unseeded, 1) is not drawing.layers.initialize(unseeded, 1)
-    assert drawing.layers.known(unseeded, 1) is None
-    assert drawing.layers.known(unseeded.with_seed(1), 1) is None  # it was asked for by nobody
+    assert drawing.layers.get(unseeded, 1) is None
+    assert drawing.layers.get(unseeded.with_seed(1), 1) is None  # it was asked for by nobody
 
 
 def test_what_was_used_longest_ago_goes_first_and_is_forgotten() -> None:
     drawing = Drawing(2)
     alive = weakref.ref(drawing.layers.initialize(named("a"), 1))
     drawing.layers.initialize(named("b"), 1)
-    drawing.layers.known(named("a"), 1)
+    drawing.layers.get(named("a"), 1)
     drawing.layers.initialize(named("c"), 1)
-    assert drawing.layers.known(named("b"), 1) is None
-    assert drawing.layers.known(named("a"), 1) is not None
+    assert drawing.layers.get(named("b"), 1) is None
+    assert drawing.layers.get(named("a"), 1) is not None
     drawing.layers.initialize(named("d"), 1)
     drawing.layers.initialize(named("e"), 1)
     gc.collect()
@@ -66,8 +66,8 @@ def test_what_is_larger_than_all_there_is_goes_nowhere_and_evicts_nothing() -> N
     drawing = Drawing(1)
     kept = drawing.layers.initialize(CONFIG, 1)
     drawing.layers.initialize(CONFIG, 100)
-    assert drawing.layers.known(CONFIG, 100) is None
-    assert drawing.layers.known(CONFIG, 1) is kept
+    assert drawing.layers.get(CONFIG, 100) is None
+    assert drawing.layers.get(CONFIG, 1) is kept
 
 
 def test_two_that_draw_at_once_share_one_layer() -> None:

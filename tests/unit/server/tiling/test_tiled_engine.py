@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from convserve import Conv2D, DeadlineExceededError, Layer, OutOfMemoryError
 from convserve.layers.plan import plan
 from convserve_server.scheduling.caller import Caller
-from convserve_server.tiling import partition
+from convserve_server.tiling import tiled_engine
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiled_engine import TiledEngine
-from convserve_server.tiling.tiles import height_axis, obstacle
+from convserve_server.tiling.tiles import height_axis, tiling_blocker
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
@@ -66,7 +66,7 @@ def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error:
             assert not last.fitted
             assert last.shape[0] == 1
             alone = any(max(map(max, each.padding)) > 0 for each in chain if not isinstance(each.padding, str))
-            assert rows == 1 or obstacle(chain) or alone  # rows of padding alone go with their neighbours
+            assert rows == 1 or tiling_blocker(chain) or alone  # rows of padding alone go with their neighbours
             return
         assert_same(found.output, whole.output, layers)
         assert found.output.dtype == whole.output.dtype
@@ -219,7 +219,7 @@ def test_no_memory_for_the_output_is_out_of_memory(monkeypatch: pytest.MonkeyPat
     def none(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(partition, "aligned_empty", none)
+    monkeypatch.setattr(tiled_engine, "aligned_empty", none)
     with pytest.raises(OutOfMemoryError, match="the machine has no memory to put its parts together"):
         convolve(TiledEngine(LimitedEngine(NumpyEngine(), 3000)), [layer()], image(2))
 
@@ -261,22 +261,21 @@ def test_of_several_callers_nothing_is_computed_twice() -> None:
 
 def test_bounds_are_lowered_widened_and_bounded_in_number() -> None:
     bounds = MemoryBounds()
-    assert not bounds
     bounds.widen("a")
-    assert bounds.find("a") is None
+    assert bounds.get("a") is None
     bounds.lower("a", 500)
-    assert bounds.find("a") == 500
+    assert bounds.get("a") == 500
     bounds.lower("a", 2000)  # a larger failure says nothing new
-    assert bounds.find("a") == 500
+    assert bounds.get("a") == 500
     bounds.widen("a")
-    assert 500 < bounds.find("a") < 550
+    assert 500 < bounds.get("a") < 550
     bounds.lower("b", 0)
-    assert bounds.find("b") == 0
+    assert bounds.get("b") == 0
     bounds.widen("b")
-    assert bounds.find("b") == 1
+    assert bounds.get("b") == 1
     for number in range(2000):
-        bounds.find("a")
+        bounds.get("a")
         bounds.lower(number, 8)
-    assert bounds.find("a") is not None
-    assert bounds.find("b") is None
-    assert sum(bounds.find(number) is not None for number in range(2000)) == 999
+    assert bounds.get("a") is not None
+    assert bounds.get("b") is None
+    assert sum(bounds.get(number) is not None for number in range(2000)) == 999

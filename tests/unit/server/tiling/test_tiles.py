@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, Layer
 from convserve.layers.plan import plan
-from convserve_server.tiling.tiles import Tile, height_axis, mixes_rows, runs, tile
+from convserve_server.tiling.tiles import Tile, chunks, height_axis, needs_all_rows, tile
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.layer_chains import assert_same, chains
 
@@ -83,7 +83,7 @@ def test_layers_whose_padding_does_not_change_stay_as_they_are() -> None:
 def test_a_tile_gives_the_rows_of_the_whole(made: tuple[list[Layer], Any], data: st.DataObject) -> None:
     layers, x = made
     chain = [each.config for each in layers]
-    assume(list(runs(chain)) == [(0, len(chain))] and not mixes_rows(chain[-1]))
+    assume(list(chunks(chain)) == [(0, len(chain))] and not needs_all_rows(chain[-1]))
     engine, axis = NumpyEngine(), height_axis(chain[0])
     whole = engine.convolve(layers, [x], "float64", 0).output
     first = data.draw(st.integers(0, whole.shape[axis] - 1), "first")
@@ -113,7 +113,7 @@ def test_runs_end_where_rows_cannot_be_followed() -> None:
         ([plain, plain, mixing, plain, plain], [(0, 2), (2, 3), (3, 5)]),
         ([mixing, mixing], [(0, 1), (1, 2)]),
     ):
-        assert list(runs(chain)) == expected
+        assert list(chunks(chain)) == expected
 
 
 @pytest.mark.parametrize(
@@ -124,5 +124,5 @@ def test_activations_along_the_height_mix_rows(data_format: str, mixing: set[int
         for axis in (-3, -2, -1, 1, 2, 3):
             activation = {"class_name": name, "config": {"axis": axis}}
             config = Conv2D(2, 1, activation=activation, data_format=data_format, dtype="float32")
-            assert mixes_rows(config) == (axis in mixing), (name, axis)
-    assert not mixes_rows(Conv2D(2, 1, activation="relu", data_format=data_format, dtype="float32"))
+            assert needs_all_rows(config) == (axis in mixing), (name, axis)
+    assert not needs_all_rows(Conv2D(2, 1, activation="relu", data_format=data_format, dtype="float32"))
