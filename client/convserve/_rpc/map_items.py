@@ -48,7 +48,7 @@ class Item:
         return _ITEM_BYTES + self.input_bytes + self.output_bytes
 
     def finish(self, outcome: Array | ConvserveError) -> None:
-        """Notes what came of it, and lets go of the input."""
+        """Notes its outcome, and drops the input."""
         if isinstance(outcome, ConvserveError):
             self.output_bytes = 0
         elif self.is_sample:

@@ -36,9 +36,12 @@ class Outgoing:
 
     def start(self) -> bytes:
         """Returns the first message."""
-        given = self._request.message
+        message = self._request.message
         start = messages.StreamStart(
-            layers=given.layers, output_dtype=given.output_dtype, unbatched=given.unbatched, piece_bytes=PIECE_BYTES
+            layers=message.layers,
+            output_dtype=message.output_dtype,
+            unbatched=message.unbatched,
+            piece_bytes=PIECE_BYTES,
         )
         return messages.ConvolveStreamRequest(start=start).SerializeToString()
 

@@ -238,17 +238,17 @@ class Layer:
         config = messages.from_message(message.conv2d)
         if not message.HasField("weights"):
             return cls(config)
-        given: dict[str, Array] = {}
+        weights: dict[str, Array] = {}
         for field in ("kernel", "bias"):
             if message.weights.HasField(field):
                 try:
-                    given[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
+                    weights[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
                 except InvalidTensorError as error:
                     raise InvalidWeightsError(*error.violations) from None
-        if "kernel" not in given:
+        if "kernel" not in weights:
             text = "Expected a kernel where weights are given. Received none."
             raise InvalidWeightsError(FieldViolation("kernel", text))
-        return cls(config, **given)
+        return cls(config, **weights)
 
 
 class Planned(Protocol):

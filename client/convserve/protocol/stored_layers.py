@@ -124,22 +124,24 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
         InvalidArgumentError: If they contradict each other.
     """
     if isinstance(layer, Conv2D):
-        given = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
+        checked = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
     elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
         text = "Expected a Conv2D with or without kernel= and bias=, or a Layer, which has them."
         raise InvalidRequestError(FieldViolation("layer", f"{text} Received {short_repr(layer)}."))
     else:
-        given = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
-    if given.kernel is None:
-        given.config.check_initializers()
-        return given
+        checked = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
+    if checked.kernel is None:
+        checked.config.check_initializers()
+        return checked
     if seed is not None:
         text = f"Expected no seed beside weights, which need not be drawn. Received seed={short_repr(seed)}."
         raise InvalidRequestError(FieldViolation("seed", text))
     if input_channels is not None:
         check_channels(input_channels)
-        check_kernel_channels(given.config, given.kernel.shape, input_channels)
-    return Layer(given.config, *(None if weight is None else _frozen(weight) for weight in (given.kernel, given.bias)))
+        check_kernel_channels(checked.config, checked.kernel.shape, input_channels)
+    return Layer(
+        checked.config, *(None if weight is None else _frozen(weight) for weight in (checked.kernel, checked.bias))
+    )
 
 
 def _frozen(array: Array) -> Array:
