@@ -79,21 +79,33 @@ def _has_begun(output: Path) -> bool:
 def _interrupt(process: subprocess.Popen[str], chance: random.Random, bound_s: float, outcome: Interrupts) -> None:
     first, second = (chance.choice((signal.SIGINT, signal.SIGTERM)) for _ in range(2))
     process.send_signal(first)
-    time.sleep(chance.choice((0, chance.uniform(0, 0.001), chance.uniform(0, 0.05), 0.3)))
+    while _is_pending(process.pid, first):  # the system makes one signal of two of a kind that are pending at once
+        time.sleep(0.0005)
+    gap_s = chance.choice((0, chance.uniform(0, 0.001), chance.uniform(0, 0.05), 0.3))
+    time.sleep(gap_s)
     sent = time.monotonic()
     process.send_signal(second)
     outcome.times += 1
+    trial = f"{outcome.times}: {first.name}, {second.name} after {gap_s * 1e3:.2f} ms"
     try:
         _, err = process.communicate(timeout=bound_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
-        outcome.defects.append(f"{outcome.times}: {first.name} and {second.name}: still there after {bound_s:g} s")
+        outcome.defects.append(f"{trial}: still there after {bound_s:g} s")
         return
     outcome.slowest_s = max(outcome.slowest_s, round(time.monotonic() - sent, 2))
-    # Two signals of a kind that are pending at once are one; and a run may be over before the first arrives.
-    if process.returncode not in (128 + first, 128 + second, 0) or "Traceback" in err:
-        outcome.defects.append(f"{outcome.times}: {first.name} and {second.name}: {process.returncode}: {err}")
+    # A run may be over before the first arrives, and the second may come when Python is about to end.
+    if process.returncode not in (128 + first, 128 + second, -second, 0) or "Traceback" in err:
+        outcome.defects.append(f"{trial}: {process.returncode}: {err}")
+
+
+def _is_pending(pid: int, number: signal.Signals) -> bool:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.startswith("ShdPnd:") and int(line.split()[1], 16) >> (number - 1) & 1 for line in lines)
 
 
 def main() -> int:
