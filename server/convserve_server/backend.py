@@ -1,4 +1,4 @@
-"""What the services answer calls with, once the server is ready."""
+"""The parts of a server with which the services answer calls."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Backend(NamedTuple):
     """The parts of a server that is ready.
 
     Attributes:
-        engine: Computes.
-        admission: Lets calls in.
-        scheduler: Computes what was let in.
+        engine: Applies layers to tensors.
+        admission: Plans and admits calls.
+        scheduler: Computes admitted calls.
         store: Holds the layers.
     """
 

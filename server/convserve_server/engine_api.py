@@ -19,7 +19,7 @@ class Computed(NamedTuple):
         losses: One per layer.
         device: The device's name.
         warm: Whether this geometry and shape had been computed before.
-        batch_size: Samples that were computed together; of what was computed in parts, those of the largest.
+        batch_size: Samples that were computed together; if it was computed in parts, those of the largest.
     """
 
     output: Array
@@ -53,13 +53,13 @@ class Engine(Protocol):
         """How many shapes of inputs were computed before, of all functions together."""
 
     def device_memory(self) -> dict[str, int]:
-        """Returns the bytes in use on each device that has memory of its own, by the device's name."""
+        """Returns the bytes in use by the device's name, for devices that have memory of their own."""
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        """Returns the layer with weights drawn and every seed filled in."""
+        """Returns a layer with initialized weights and every seed filled in."""
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
-        """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
+        """Returns a layer with its constraints applied to its weights, and the losses of these weights."""
 
     def convolve(
         self,
@@ -73,8 +73,8 @@ class Engine(Protocol):
 
         Args:
             layers: The layers, in order.
-            inputs: At least one; they differ in their numbers of samples at most. They are not read any more when
-                this returns, and the output is in none of them.
+            inputs: At least one; they differ in their numbers of samples at most. The engine does not read them
+                after it returns, and the output lies in none of them.
             output_dtype: A floating-point dtype's name.
             device: Its index in `devices`.
             is_active: Whether anybody still waits for the output, for an engine that computes in steps.

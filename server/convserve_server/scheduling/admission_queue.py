@@ -27,6 +27,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -39,25 +40,17 @@ from convserve_server.scheduling.fair_queue import FairQueue
 QUEUED, ADMITTED, RUNNING, COMPUTED, RELEASED = range(5)
 
 _OVERLOADED_S = 1.0
-# Computations that may be before a call while the server is overloaded: those that run, and one that waits, of two at
-# once. It is between two steps, as estimates are never exact.
+# Computations that may be before a call while the server is overloaded: a number between two steps, as estimates vary.
 _FEW_COMPUTATIONS = 1.25
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _MAX_ESTIMATES = 1000
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure
-_CERTAIN = 0.5  # of an estimated time: what it takes at least, as estimates are never exact
+_CERTAIN = 0.5  # of an estimated time: what it takes at least
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is in the server at a moment.
-
-    Attributes:
-        admitted_bytes: Memory of the admitted calls, by their plans.
-        max_admitted_bytes: The most there may be.
-        waiting_calls: Calls that are not computed yet.
-        running_calls: Calls that are computed now.
-    """
+    """What is in the server at a moment: bytes by the plans of calls, and calls that wait and that are computed."""
 
     admitted_bytes: int
     max_admitted_bytes: int
@@ -65,12 +58,13 @@ class Load:
     running_calls: int
 
 
+@dataclass(eq=False, slots=True)
 class Permit:
     """One admitted call: the slot and the bytes that it takes. As a context it is released at the end.
 
     Attributes:
-        plan: What the call does.
         caller: Its caller's name.
+        plan: What the call does.
         size: Bytes that it takes, without the weights of layers.
         estimate_s: Its share of a computation, by estimate.
         waited_s: Seconds for which it waited for its bytes.
@@ -79,15 +73,15 @@ class Permit:
         granted: Wakes its thread while that waits for bytes; None if they fitted at once.
     """
 
-    __slots__ = ("_queue", "caller", "estimate_s", "granted", "plan", "refcount", "size", "state", "waited_s")
-
-    def __init__(self, queue: AdmissionQueue, caller: str, plan: Plan, estimate_s: float) -> None:
-        self._queue, self.caller, self.plan, self.estimate_s = queue, caller, plan, estimate_s
-        self.size = plan.memory_bytes - plan.weight_bytes
-        self.waited_s = 0.0
-        self.state = QUEUED
-        self.refcount = 1
-        self.granted: threading.Event | None = None
+    _queue: AdmissionQueue
+    caller: str
+    plan: Plan
+    size: int
+    estimate_s: float
+    waited_s: float = 0.0
+    state: int = QUEUED
+    refcount: int = 1
+    granted: threading.Event | None = None
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -128,7 +122,13 @@ class AdmissionQueue:
     """Gives permits. Any thread may call its methods."""
 
     def __init__(
-        self, max_admitted_bytes: int, max_waiting_calls: int, devices: int, concurrent: int, large_bytes: int
+        self,
+        max_admitted_bytes: int,
+        max_waiting_calls: int,
+        devices: int,
+        concurrent: int,
+        large_bytes: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts empty.
 
@@ -138,10 +138,12 @@ class AdmissionQueue:
             devices: How many devices compute.
             concurrent: How many computations each has at once.
             large_bytes: Calls above this wait for devices in a queue of their own, and smaller ones not for them.
+            clock: Returns the time in seconds.
         """
         self._max_bytes, self._large_bytes = max_admitted_bytes, large_bytes
         self._concurrent = devices * concurrent
         self._slots = max_waiting_calls + devices * concurrent
+        self._clock = clock
         self._lock = threading.Lock()
         self._bytes = 0
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
@@ -166,7 +168,7 @@ class AdmissionQueue:
         """
         with self._lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
-            permit = Permit(self, caller.name, plan, share_s)
+            permit = Permit(self, caller.name, plan, plan.memory_bytes - plan.weight_bytes, share_s)
             is_large = permit.size > self._large_bytes
             own = self._callers.get(caller.name) or _CallerLoad()
             self._check_slots(caller, own.calls, computation_s)
@@ -193,26 +195,25 @@ class AdmissionQueue:
         return permit
 
     def started(self, permit: Permit) -> None:
-        """Notes that a call's computation has started."""
+        """As `Permit.started`."""
         with self._lock:
             self._move(permit, RUNNING)
 
     def computed(self, permit: Permit, seconds: float, share: float, warm: bool) -> None:
-        """Notes that a call's computation has ended; as `Permit.computed`."""
+        """As `Permit.computed`."""
         with self._lock:
             self._move(permit, COMPUTED if share else ADMITTED)
             if share and warm:
-                key, newest = _alike(permit.plan), (seconds * share, seconds)
-                before = self._estimates.pop(key, newest)
-                share_s, computation_s = (
-                    old + _SMOOTHING * (new - old) for old, new in zip(before, newest, strict=True)
-                )
+                key, own_s = _alike(permit.plan), seconds * share
+                share_s, computation_s = self._estimates.pop(key, (own_s, seconds))
+                share_s += _SMOOTHING * (own_s - share_s)
+                computation_s += _SMOOTHING * (seconds - computation_s)
                 self._estimates[key] = share_s, computation_s
                 if len(self._estimates) > _MAX_ESTIMATES:
                     self._estimates.popitem(last=False)
 
     def release(self, permit: Permit) -> None:
-        """Drops one of a permit's references; as `Permit.release`."""
+        """As `Permit.release`."""
         with self._lock:
             permit.refcount -= 1
             if permit.refcount:
@@ -228,11 +229,11 @@ class AdmissionQueue:
 
     def _wait(self, caller: Caller, permit: Permit, granted: threading.Event) -> None:
         """Waits for a permit's bytes."""
-        queued = time.monotonic()
+        queued = self._clock()
         if caller.add_done_callback(granted.set) or caller.is_active():
             remaining_s = caller.remaining_s()
             granted.wait(None if remaining_s is None else min(max(0.0, remaining_s), threading.TIMEOUT_MAX))
-        permit.waited_s = time.monotonic() - queued
+        permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
                 f"Expected {permit.size} bytes of memory, out of the {self._max_bytes} of the server's "
@@ -264,13 +265,13 @@ class AdmissionQueue:
 
     def _check_slots(self, caller: Caller, own_calls: int, computation_s: float) -> None:
         """Refuses a call that gets no slot, and notes that the server is overloaded."""
-        now, used = time.monotonic(), sum(self._counts[: RUNNING + 1])
+        now, used = self._clock(), sum(self._counts[: RUNNING + 1])
         free = self._slots - used
         refused = own_calls >= free if caller.is_identified else not free
         if not refused and now >= self._overloaded_until:
             return
         wait_s = sum(sum(load.ahead_s) for load in self._callers.values()) / self._concurrent
-        # A caller that has nothing in the server is never refused for what others have there.
+        # A caller that has one call there at most is not refused for what others have there.
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S

@@ -16,7 +16,7 @@ class Attempt:
     """A computation that was asked for.
 
     Attributes:
-        layers: Of what.
+        layers: The layers that were applied.
         shape: The input's, of all samples.
         size: Bytes of input and output.
         fitted: Whether it was computed.
@@ -31,8 +31,8 @@ class Attempt:
 class LimitedEngine:
     """Fails on cue and keeps every attempt."""
 
-    def __init__(self, engine: Engine, most_bytes: int, error: type[Exception] = OutOfMemoryError) -> None:
-        self._engine, self.most_bytes, self._error = engine, most_bytes, error
+    def __init__(self, engine: Engine, max_bytes: int, error: type[Exception] = OutOfMemoryError) -> None:
+        self._engine, self.max_bytes, self._error = engine, max_bytes, error
         self.attempts: list[Attempt] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -42,9 +42,9 @@ class LimitedEngine:
         self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
     ) -> Computed:
         shape = (sum(map(len, inputs)), *inputs[0].shape[1:])
-        found = plan([each.config for each in layers], shape, output_dtype=output_dtype)
-        size = sum(x.nbytes for x in inputs) + found.output_bytes
-        self.attempts.append(Attempt(tuple(layers), shape, size, size <= self.most_bytes))
-        if size > self.most_bytes:
+        planned = plan([layer.config for layer in layers], shape, output_dtype=output_dtype)
+        size = sum(x.nbytes for x in inputs) + planned.output_bytes
+        self.attempts.append(Attempt(tuple(layers), shape, size, size <= self.max_bytes))
+        if size > self.max_bytes:
             raise self._error("no memory, on cue")
         return self._engine.convolve(layers, inputs, output_dtype, device)

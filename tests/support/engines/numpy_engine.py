@@ -26,16 +26,16 @@ def convolved(of: Layer, x: Any) -> Any:
     height, width = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1, (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
     groups = config.groups
     per_group = x.shape[3] // groups, config.filters // groups
-    found = np.zeros((len(x), height, width, config.filters))
+    output = np.zeros((len(x), height, width, config.filters))
     for row, column in itertools.product(range(kh), range(kw)):
         seen = x[:, row * dh :, column * dw :][:, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw]
         for group in range(groups):
             filters = slice(group * per_group[1], (group + 1) * per_group[1])
             channels = seen[..., group * per_group[0] : (group + 1) * per_group[0]]
-            found[..., filters] += channels @ kernel[row, column][:, filters]
+            output[..., filters] += channels @ kernel[row, column][:, filters]
     if of.bias is not None:
-        found += np.asarray(of.bias, "f8")
-    return found.transpose(0, 3, 1, 2) if config.data_format == "channels_first" else found
+        output += np.asarray(of.bias, "f8")
+    return output.transpose(0, 3, 1, 2) if config.data_format == "channels_first" else output
 
 
 def padding(config: Conv2D, size: tuple[int, int]) -> list[tuple[int, int]]:
@@ -44,14 +44,14 @@ def padding(config: Conv2D, size: tuple[int, int]) -> list[tuple[int, int]]:
         return [(0, 0), (0, 0)]
     if config.padding != "same":
         return list(config.padding)
-    found = []
+    amounts = []
     for length, kernel, stride, dilation in zip(
         size, config.kernel_size, config.strides, config.dilation_rate, strict=True
     ):
-        places = (length + stride - 1) // stride
-        missing = max(0, (places - 1) * stride + dilation * (kernel - 1) + 1 - length)
-        found.append((missing // 2, missing - missing // 2))
-    return found
+        positions = (length + stride - 1) // stride
+        missing = max(0, (positions - 1) * stride + dilation * (kernel - 1) + 1 - length)
+        amounts.append((missing // 2, missing - missing // 2))
+    return amounts
 
 
 def activated(config: Conv2D, x: Any) -> Any:
@@ -84,8 +84,8 @@ def weight(initializer: Any, shape: tuple[int, ...], dtype: str) -> Any:
     constants = {"zeros": 0, "ones": 1, "constant": initializer.parameters.get("value")}
     if initializer.keras_name in constants:
         return np.full(shape, constants[initializer.keras_name], numpy_dtype(dtype))
-    drawn = np.random.default_rng([initializer.seed, len(shape)]).normal(size=shape)
-    return (drawn * 0.1).astype(numpy_dtype(dtype))
+    normal = np.random.default_rng([initializer.seed, len(shape)]).normal(size=shape)
+    return (normal * 0.1).astype(numpy_dtype(dtype))
 
 
 _GEOMETRY = (
@@ -139,19 +139,19 @@ class NumpyEngine:
         self, layers: Sequence[Layer], inputs: Sequence[Any], output_dtype: str, device: int, *_: Any
     ) -> Computed:
         x, losses = np.concatenate(inputs), []
-        geometry = tuple(getattr(each.config, name) for each in layers for name in _GEOMETRY)
+        geometry = tuple(getattr(layer.config, name) for layer in layers for name in _GEOMETRY)
         seen = self._shapes.setdefault((geometry, x.dtype.str, output_dtype), set())
         warm = x.shape in seen
         seen.add(x.shape)
-        for each in layers:
-            config = each.config
-            x = activated(config, convolved(each, x)).astype(numpy_dtype(config.compute_dtype))
+        for layer in layers:
+            config = layer.config
+            x = activated(config, convolved(layer, x)).astype(numpy_dtype(config.compute_dtype))
             activity = penalty(config.activity_regularizer, np.asarray(x, "f8"))
             kept = config.trainable
             losses.append(
                 Losses(
-                    kernel=penalty(config.kernel_regularizer, each.kernel) if kept else None,
-                    bias=penalty(config.bias_regularizer, each.bias) if kept and each.bias is not None else None,
+                    kernel=penalty(config.kernel_regularizer, layer.kernel) if kept else None,
+                    bias=penalty(config.bias_regularizer, layer.bias) if kept and layer.bias is not None else None,
                     activity=None if activity is None else activity / len(x),
                 )
             )

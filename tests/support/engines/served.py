@@ -1,4 +1,4 @@
-"""Admission and scheduler, as a service joins them, and an engine of a few lines for them."""
+"""Admission and scheduler, joined as a service joins them, and an engine of a few lines for them."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ class Engine:
     def __init__(self, devices: int = 1) -> None:
         self.devices = tuple(Device(f"cpu:{number}", "cpu", "") for number in range(devices))
         self.calls: list[tuple[tuple[Layer, ...], list[int], int]] = []
-        self.drawn: list[Conv2D] = []
+        self.initialized: list[Conv2D] = []
         self.go = threading.Event()
         self.go.set()
-        self.most_samples = 10**6
+        self.max_samples = 10**6
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        self.drawn.append(config)
-        kernel = np.full((*config.kernel_size, input_channels, config.filters), len(self.drawn), "f4")
-        return Layer(config.with_seed(len(self.drawn)), kernel)
+        self.initialized.append(config)
+        kernel = np.full((*config.kernel_size, input_channels, config.filters), len(self.initialized), "f4")
+        return Layer(config.with_seed(len(self.initialized)), kernel)
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         raise NotImplementedError
@@ -53,14 +53,14 @@ class Engine:
         self.calls.append((tuple(layers), [len(x) for x in inputs], device))
         assert self.go.wait(30)
         x = np.concatenate(inputs)
-        if len(x) > self.most_samples:
+        if len(x) > self.max_samples:
             raise OutOfMemoryError("too many")
         for layer in layers:
             assert layer.kernel is not None
             x = x * layer.kernel.flat[0]
         losses = tuple(
-            Losses(activity=None if each.config.activity_regularizer is None else float(x.sum()) / len(x))
-            for each in layers
+            Losses(activity=None if layer.config.activity_regularizer is None else float(x.sum()) / len(x))
+            for layer in layers
         )
         return Computed(x.astype(output_dtype), losses, self.devices[device].name, warm=True, batch_size=len(x))
 

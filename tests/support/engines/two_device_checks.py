@@ -99,12 +99,12 @@ def checks_outputs_lie_in_no_input() -> None:
         for chain in ([first], [first, second] if first.config.kernel_size == (1, 1) else [first]):
             for weights in chain:
                 weights.kernel[...] = np.eye(2).reshape(1, 1, 2, 2) if weights.kernel.shape[2] == 2 else 1
-            found = engine().convolve(chain, [x], name, 0).output
-            before = found.copy()
-            assert not np.shares_memory(found, x), changes
-            assert not any(np.shares_memory(found, each.kernel) for each in chain), changes
+            output = engine().convolve(chain, [x], name, 0).output
+            before = output.copy()
+            assert not np.shares_memory(output, x), changes
+            assert not any(np.shares_memory(output, layer.kernel) for layer in chain), changes
             x += 1
-            np.testing.assert_array_equal(found, before)
+            np.testing.assert_array_equal(output, before)
 
 
 def checks_memory_that_is_not_aligned_or_not_writable() -> None:
@@ -124,8 +124,8 @@ def checks_inputs_are_joined() -> None:
     assert computed.losses[0].kernel is not None
 
 
-def checks_the_ways_of_a_gpu() -> None:
-    """There tensors are copied, and weights that take room are given up for a call that has none."""
+def checks_memory_of_a_gpu() -> None:
+    """A GPU gets copies of tensors, and weights are dropped from its memory for a call that does not fit."""
     import tensorflow as tf
 
     made = type(engine())("cpu", False, intra_op_threads=1, logical_cpus=2)
@@ -166,10 +166,10 @@ def checks_weights_live_as_long_as_their_layer() -> None:
     assert memory() is None
 
 
-def checks_drawn_weights_need_no_copy() -> None:
-    drawn = engine().initialize(Conv2D(4, 3, **LAST), 3)
-    assert drawn.kernel is aligned(drawn.kernel)
-    assert drawn.bias is aligned(drawn.bias)
+def checks_initialized_weights_need_no_copy() -> None:
+    initialized = engine().initialize(Conv2D(4, 3, **LAST), 3)
+    assert initialized.kernel is aligned(initialized.kernel)
+    assert initialized.bias is aligned(initialized.bias)
 
 
 def checks_layers_and_sizes_share_a_trace() -> None:
@@ -202,12 +202,12 @@ def checks_each_geometry_is_traced_once_by_many_threads() -> None:
     try:
         of, x, start = layer(3, 11), integers(1, 6, 6, 3), threading.Barrier(8)
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda _: (start.wait(30), output(of, x))[1], range(8)))
+            outputs = list(pool.map(lambda _: (start.wait(30), output(of, x))[1], range(8)))
     finally:
         traces.Forward = real  # type: ignore[misc]
     assert len(made) == 1
-    for each in found:
-        np.testing.assert_array_equal(each, expected(of, x))
+    for result in outputs:
+        np.testing.assert_array_equal(result, expected(of, x))
 
 
 DEPTHWISE = [
@@ -237,10 +237,10 @@ def checks_depthwise_layers_do_not_spread_what_is_not_finite() -> None:
     for changes in ({}, {"dilation_rate": 2}, {"padding": "same"}, {"strides": 2}):
         of = layer(3, 3, groups=3, use_bias=False, **changes)
         of.kernel[...] = 1
-        found = output(of, x)
-        assert np.isnan(found[..., 0]).any()
-        assert np.isposinf(found[..., 1]).any()
-        assert np.isfinite(found[..., 2]).all()
+        result = output(of, x)
+        assert np.isnan(result[..., 0]).any()
+        assert np.isposinf(result[..., 1]).any()
+        assert np.isfinite(result[..., 2]).all()
 
 
 def checks_callers_of_real_layers_get_their_own() -> None:
@@ -263,21 +263,21 @@ def checks_callers_of_real_layers_get_their_own() -> None:
             start.wait(30)
             for index, (which, rows, side, unbatched) in enumerate(callers[number]):
                 of, x = shared[which], integers(rows, side, side, 2, seed=1000 * number + index)
-                found = served.convolve([of], x, None, unbatched=unbatched)
+                result = served.convolve([of], x, None, unbatched=unbatched)
                 true = expected(of, x)
-                np.testing.assert_array_equal(found.output, true)
-                (losses,) = found.losses
+                np.testing.assert_array_equal(result.output, true)
+                (losses,) = result.losses
                 scale = np.float32(0.01)  # Keras' default
                 assert losses.kernel == (None if which != 1 else float(scale * np.abs(of.kernel).sum()))
                 assert losses.activity == (
                     None if which != 2 else float(np.float32(scale * np.abs(true).sum(dtype="f4")) / np.float32(rows))
                 )
                 assert (
-                    found.computed.batch_size == rows
+                    result.computation.batch_size == rows
                     if unbatched or which == 2
-                    else rows <= found.computed.batch_size <= 16
+                    else rows <= result.computation.batch_size <= 16
                 )
-                sizes.add(found.computed.batch_size // rows)
+                sizes.add(result.computation.batch_size // rows)
 
         with ThreadPoolExecutor(len(callers)) as pool:
             list(pool.map(run, range(len(callers))))
@@ -286,7 +286,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
     assert max(sizes) > 1  # some were batched
 
 
-def checks_parts_are_the_whole() -> None:
+def checks_parts_equal_the_whole() -> None:
     """With integers, whose sums are exact whatever algorithm TensorFlow chooses for a part's size."""
     cases: list[dict[str, Any]] = [
         {}, {"padding": "same"}, {"padding": ((2, 0), (0, 3)), "strides": (2, 1)}, {"padding": "same", "strides": 3},
@@ -304,11 +304,11 @@ def checks_parts_are_the_whole() -> None:
             whole = engine().convolve(layers, [x], "float32", 0)
             for share in (0.5, 0.25, 0.15):
                 limited = LimitedEngine(engine(), int(share * (x.nbytes + whole.output.nbytes)))
-                found = TiledEngine(limited).convolve(layers, [x], "float32", 0)
-                np.testing.assert_array_equal(found.output, whole.output, err_msg=f"{case} {data_format} {share}")
-                assert found.output.dtype == whole.output.dtype
-                assert sum(each.fitted for each in limited.attempts) > 1
-                for part, true in zip(found.losses, whole.losses, strict=True):
+                tiled = TiledEngine(limited).convolve(layers, [x], "float32", 0)
+                np.testing.assert_array_equal(tiled.output, whole.output, err_msg=f"{case} {data_format} {share}")
+                assert tiled.output.dtype == whole.output.dtype
+                assert sum(attempt.fitted for attempt in limited.attempts) > 1
+                for part, true in zip(tiled.losses, whole.losses, strict=True):
                     assert part.kernel == true.kernel
                     assert (part.activity is None) == (true.activity is None)
                     assert part.activity is None or part.activity == pytest.approx(true.activity, rel=1e-6)
@@ -319,14 +319,14 @@ def checks_parts_of_what_rounds() -> None:
     of = layer(16, 8, padding="same", activation="tanh")
     x = aligned(np.random.default_rng(5).normal(size=(2, 64, 40, 16)).astype("f4"))
     whole = output(of, x)
-    found = TiledEngine(LimitedEngine(engine(), x.nbytes // 8)).convolve([of], [x], "float32", 0).output
-    np.testing.assert_allclose(found, whole, rtol=0, atol=2e-6 * np.abs(x).max() * np.abs(of.kernel).sum(axis=(0, 1, 2)).max())  # fmt: skip # noqa: E501
+    tiled = TiledEngine(LimitedEngine(engine(), x.nbytes // 8)).convolve([of], [x], "float32", 0).output
+    np.testing.assert_allclose(tiled, whole, rtol=0, atol=2e-6 * np.abs(x).max() * np.abs(of.kernel).sum(axis=(0, 1, 2)).max())  # fmt: skip # noqa: E501
 
 
 def checks_tiles_add_few_traces() -> None:
     of, x, traced = layer(4, 6, padding="same", strides=2), integers(1, 400, 8, 4), engine().traces
-    for most_bytes in (x.nbytes // 4, x.nbytes // 9, x.nbytes // 20):
-        limited = LimitedEngine(engine(), most_bytes)
+    for max_bytes in (x.nbytes // 4, x.nbytes // 9, x.nbytes // 20):
+        limited = LimitedEngine(engine(), max_bytes)
         np.testing.assert_array_equal(TiledEngine(limited).convolve([of], [x], "float32", 0).output, output(of, x))
         assert len(limited.attempts) > 4
     assert engine().traces <= traced + 4  # as a whole, at the top, within, at the bottom

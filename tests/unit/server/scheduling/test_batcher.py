@@ -1,4 +1,4 @@
-"""The batcher: what waits goes together, each caller gets its own, and nobody waits for a device that is free."""
+"""The batcher: waiting jobs go together, each caller gets its own result, and no job waits for a free device."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def run(
 
 
 @dataclass
-class Desk:
+class GatedBatcher:
     """A batcher whose computations each wait until the test lets them go on.
 
     Attributes:
@@ -98,7 +98,7 @@ class Desk:
         wanted: Callable[[], bool] = always,
         caller: str = "",
     ) -> Future[Any]:
-        """Lets a thread of its own run or leave a task, and returns once it is computed or waits."""
+        """Lets a thread of its own run a task, and returns once it is computed or waits."""
         before = len(self.started) + self.batcher.waiting
         arguments = {
             "group": group,
@@ -127,8 +127,8 @@ class Desk:
 
 
 @contextmanager
-def desk(**options: Any) -> Iterator[Desk]:
-    made = Desk(**options)
+def gated(**options: Any) -> Iterator[GatedBatcher]:
+    made = GatedBatcher(**options)
     try:
         yield made
     finally:
@@ -140,15 +140,15 @@ def answers(*futures: Future[Any]) -> list[Any]:
 
 
 def test_a_free_device_computes_at_once_in_the_callers_own_thread() -> None:
-    with desk(held=False) as d:
+    with gated(held=False) as d:
         for task in range(3):
             assert run(d.batcher, task, group="g") == (task, 1)
         assert [(device, tasks) for device, tasks, _ in d.started] == [(0, [0]), (0, [1]), (0, [2])]
         assert {thread for _, _, thread in d.started} == {threading.get_ident()}
 
 
-def test_what_waits_goes_together_by_group_the_oldest_first() -> None:
-    with desk() as d:
+def test_waiting_jobs_of_a_group_are_computed_together_oldest_first() -> None:
+    with gated() as d:
         first = d.submit("first", "other")
         futures = [d.submit(f"{group}{n}", group) for group, n in ("b0", "a1", "b2", "a3", "b4")]
         assert d.batcher.waiting == 5
@@ -160,7 +160,7 @@ def test_what_waits_goes_together_by_group_the_oldest_first() -> None:
 
 
 def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
-    with desk(max_samples=2) as d:
+    with gated(max_samples=2) as d:
         futures = [d.submit(name, name[0]) for name in ("x", "a0", "a1", "a2", "b0", "a3")]
         for number in range(4):
             d.release(number)
@@ -181,7 +181,7 @@ def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
 def test_batches_are_bounded_and_stay_in_order(
     bounds: dict[str, int], amounts: list[tuple[int, int]], expected: list[list[int]]
 ) -> None:
-    with desk(**bounds) as d:
+    with gated(**bounds) as d:
         futures = [d.submit("first", "other")]
         futures += [d.submit(number, "g", *amount) for number, amount in enumerate(amounts)]
         for number in range(1 + len(expected)):
@@ -191,7 +191,7 @@ def test_batches_are_bounded_and_stay_in_order(
 
 
 def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> None:
-    with desk(max_bytes=10) as d:
+    with gated(max_bytes=10) as d:
         large = [d.submit(f"large{number}", size=11) for number in range(3)]
         assert d.tasks == [["large0"]]
         small = [d.submit(f"small{number}", size=5) for number in range(3)]
@@ -210,7 +210,7 @@ def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> No
 
 
 def test_a_device_that_is_busy_with_a_large_task_is_the_last_to_get_a_small_one() -> None:
-    with desk(devices=2, max_bytes=10) as d:
+    with gated(devices=2, max_bytes=10) as d:
         futures = [d.submit(number, size=size) for number, size in enumerate((11, 1, 1, 11))]
         assert [device for device, _, _ in d.started] == [0, 1, 0, 1]
         for number in range(4):
@@ -218,17 +218,17 @@ def test_a_device_that_is_busy_with_a_large_task_is_the_last_to_get_a_small_one(
         answers(*futures)
 
 
-def test_what_is_in_no_group_goes_alone() -> None:
-    with desk() as d:
+def test_jobs_without_a_group_are_computed_alone() -> None:
+    with gated() as d:
         futures = [d.submit(task, group) for task, group in (("x", None), ("y", None), ("z", None), ("a", "g"))]
         for number in range(4):
             d.release(number)
         assert answers(*futures) == [("x", 1), ("y", 1), ("z", 1), ("a", 1)]
 
 
-def test_what_nobody_waits_for_is_not_computed() -> None:
+def test_jobs_whose_callers_are_gone_are_not_computed() -> None:
     gone: set[str] = set()
-    with desk() as d:
+    with gated() as d:
         futures = {name: d.submit(name, wanted=lambda name=name: name not in gone) for name in "xabcd"}
         alone = d.submit("e", None, wanted=lambda: "e" not in gone)
         gone |= set("ace")  # the leader of the next batch, a member, and one in no group
@@ -245,7 +245,7 @@ def test_what_nobody_waits_for_is_not_computed() -> None:
 
 
 def test_callers_take_turns_however_many_tasks_one_brings() -> None:
-    with desk() as d:
+    with gated() as d:
         futures = [d.submit(task, None, caller=task[0]) for task in ("x", "a1", "a2", "a3", "b1", "b2", "c1")]
         for number in range(7):
             d.release(number)
@@ -253,8 +253,8 @@ def test_callers_take_turns_however_many_tasks_one_brings() -> None:
         assert d.tasks == [["x"], ["a1"], ["b1"], ["c1"], ["a2"], ["b2"], ["a3"]]
 
 
-def test_who_leads_takes_along_its_group_in_the_order_of_arrival() -> None:
-    with desk(max_samples=2) as d:
+def test_a_batch_takes_its_group_in_the_order_of_arrival() -> None:
+    with gated(max_samples=2) as d:
         futures = [d.submit(task, group, caller=task[0]) for task, group in (
             ("x", "h"), ("a1", "h"), ("a2", "g"), ("b1", "g"), ("a3", "g"), ("b2", "h"))]  # fmt: skip
         for number in range(4):
@@ -263,8 +263,8 @@ def test_who_leads_takes_along_its_group_in_the_order_of_arrival() -> None:
         assert d.tasks == [["x"], ["a1", "b2"], ["b1", "a2"], ["a3"]]
 
 
-def test_who_leaves_the_line_is_answered_at_once() -> None:
-    with desk() as d:
+def test_a_queued_job_ends_as_soon_as_its_caller_is_gone() -> None:
+    with gated() as d:
         first, calls = d.submit("x"), []
         leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
@@ -278,16 +278,16 @@ def test_who_leaves_the_line_is_answered_at_once() -> None:
         d.release(0)
         d.release(1)
         assert answers(first, stays) == [("x", 1), ("stays", 1)]
-        calls[0]()  # which no longer concerns anybody
+        calls[0]()  # which changes nothing any more
         pool.shutdown()
 
 
-def test_what_fails_together_is_computed_alone_and_only_the_guilty_fail() -> None:
+def test_a_failed_batch_is_computed_one_by_one_and_only_the_wrong_job_fails() -> None:
     def fail(tasks: Sequence[Any]) -> None:
         if "bad" in tasks:
             raise ValueError(f"bad of {len(tasks)}")
 
-    with desk(fail=fail) as d:
+    with gated(fail=fail) as d:
         futures = [d.submit(task) for task in ("x", "a", "bad", "b")]
         d.held = False
         d.release(0)
@@ -303,7 +303,7 @@ def test_a_batch_that_is_too_large_for_the_device_is_computed_one_by_one() -> No
         if len(tasks) > 1:
             raise OutOfMemoryError("too many")
 
-    with desk(fail=fail) as d:
+    with gated(fail=fail) as d:
         futures = [d.submit(task) for task in range(4)]
         d.held = False
         d.release(0)
@@ -317,7 +317,7 @@ def test_a_leader_that_is_interrupted_leaves_nobody_waiting(kind: type[BaseExcep
         if len(tasks) > 1:
             raise kind
 
-    with desk(fail=fail) as d:
+    with gated(fail=fail) as d:
         futures = [d.submit(task) for task in range(3)]
         d.held = False
         d.release(0)
@@ -337,7 +337,7 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
     def fail(*_: Any) -> Any:
         raise kind(step)
 
-    with desk() as d:
+    with gated() as d:
         callbacks: dict[str, Any] = {"add_done_callback": lambda _: True}
         if step == "_take_group":
             take_group = d.batcher._take_group
@@ -364,7 +364,7 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
 
 
 def test_a_group_that_cannot_be_hashed_does_not_stay_in_the_queue() -> None:
-    with desk() as d:
+    with gated() as d:
         first = d.submit("first")
         with pytest.raises(TypeError, match="unhashable"):
             run(d.batcher, "bad", group=[])
@@ -390,7 +390,7 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
 
     gc.disable()
     try:
-        with desk(fail=fail, held=False) as d:
+        with gated(fail=fail, held=False) as d:
             task = Task()
             alive = weakref.ref(task)
             with pytest.raises(ValueError, match=r"^$"):
@@ -403,7 +403,7 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
 
 
 def test_the_device_with_the_least_to_do_is_next() -> None:
-    with desk(devices=3, concurrent=2) as d:
+    with gated(devices=3, concurrent=2) as d:
         futures = [d.submit(task, None) for task in range(6)]
         assert [device for device, _, _ in d.started] == [0, 1, 2, 0, 1, 2]
         waiting = [d.submit(task, None) for task in (6, 7)]
@@ -419,7 +419,7 @@ def test_the_device_with_the_least_to_do_is_next() -> None:
 
 
 def test_a_slow_device_leaves_the_work_to_the_other() -> None:
-    with desk(devices=2) as d:
+    with gated(devices=2) as d:
         slow = d.submit("slow", None)
         for number in range(1, 5):
             future = d.submit(number, None)
@@ -471,7 +471,7 @@ CALLS = st.tuples(
     concurrent=st.integers(1, 2),
     max_samples=st.integers(1, 12),
 )
-def test_whatever_the_callers_do_each_gets_its_own(
+def test_every_caller_gets_its_own_result(
     callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
 ) -> None:
     engine = Engine(devices, concurrent, max_samples)
@@ -481,7 +481,7 @@ def test_whatever_the_callers_do_each_gets_its_own(
 
     def call(calls: list[tuple[str | None, list[int], bool]]) -> list[tuple[Any, Any, Any]]:
         start.wait(30)
-        found = []
+        answers = []
         for group, rows, wanted in calls:
             name = group or f"alone {next(numbers)}"
             try:
@@ -495,8 +495,8 @@ def test_whatever_the_callers_do_each_gets_its_own(
                 )
             except (ValueError, DeadlineExceededError) as error:
                 answer = type(error)
-            found.append((rows, wanted, answer))
-        return found
+            answers.append((rows, wanted, answer))
+        return answers
 
     with ThreadPoolExecutor(len(callers)) as pool:
         for rows, wanted, answer in itertools.chain.from_iterable(pool.map(call, callers)):

@@ -1,4 +1,4 @@
-"""Layers that the server draws: what is kept, for how long, and what is not."""
+"""The cache of initialized layers: what it keeps, for how long, and what it does not keep."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONFIG = Conv2D(16, 8, data_format="channels_last", dtype="float32", use_bias=Fa
 BYTES = 8 * 8 * 16 * 4 + 4096
 
 
-class Drawing:
-    """Draws zeros and counts how often; so many layers are kept."""
+class CountedCache:
+    """A cache of so many layers, and how often weights were initialized: with zeros."""
 
     def __init__(self, kept: int) -> None:
         self.count = 0
-        self.layers = InitializedLayerCache(self.draw, kept * BYTES)
+        self.layers = InitializedLayerCache(self.zeros, kept * BYTES)
 
-    def draw(self, config: Conv2D, input_channels: int) -> Layer:
+    def zeros(self, config: Conv2D, input_channels: int) -> Layer:
         self.count += 1
         return Layer(config.with_seed(1), np.zeros((*config.kernel_size, input_channels, config.filters), "f4"))
 
@@ -30,55 +30,55 @@ def named(name: str) -> Conv2D:
     return CONFIG.replace(name=name)
 
 
-def test_what_always_comes_out_the_same_is_drawn_once() -> None:
-    drawing = Drawing(2)
-    assert drawing.layers.get(CONFIG, 1) is None
-    first = drawing.layers.initialize(CONFIG, 1)
-    assert drawing.layers.initialize(CONFIG, 1) is first
-    assert drawing.layers.get(CONFIG, 1) is first
-    assert drawing.layers.get(CONFIG, 2) is None
-    assert drawing.count == 1
+def test_a_seeded_layer_is_initialized_once() -> None:
+    cache = CountedCache(2)
+    assert cache.layers.get(CONFIG, 1) is None
+    first = cache.layers.initialize(CONFIG, 1)
+    assert cache.layers.initialize(CONFIG, 1) is first
+    assert cache.layers.get(CONFIG, 1) is first
+    assert cache.layers.get(CONFIG, 2) is None
+    assert cache.count == 1
 
 
-def test_what_had_no_seed_is_not_kept() -> None:
-    drawing = Drawing(2)
+def test_a_layer_without_a_seed_is_not_cached() -> None:
+    cache = CountedCache(2)
     unseeded = CONFIG.replace(kernel_initializer="glorot_uniform")
-    assert drawing.layers.initialize(unseeded, 1) is not drawing.layers.initialize(unseeded, 1)
-    assert drawing.layers.get(unseeded, 1) is None
-    assert drawing.layers.get(unseeded.with_seed(1), 1) is None  # it was asked for by nobody
+    assert cache.layers.initialize(unseeded, 1) is not cache.layers.initialize(unseeded, 1)
+    assert cache.layers.get(unseeded, 1) is None
+    assert cache.layers.get(unseeded.with_seed(1), 1) is None  # it was asked for by nobody
 
 
-def test_what_was_used_longest_ago_goes_first_and_is_forgotten() -> None:
-    drawing = Drawing(2)
-    alive = weakref.ref(drawing.layers.initialize(named("a"), 1))
-    drawing.layers.initialize(named("b"), 1)
-    drawing.layers.get(named("a"), 1)
-    drawing.layers.initialize(named("c"), 1)
-    assert drawing.layers.get(named("b"), 1) is None
-    assert drawing.layers.get(named("a"), 1) is not None
-    drawing.layers.initialize(named("d"), 1)
-    drawing.layers.initialize(named("e"), 1)
+def test_the_layer_used_longest_ago_is_evicted_first() -> None:
+    cache = CountedCache(2)
+    alive = weakref.ref(cache.layers.initialize(named("a"), 1))
+    cache.layers.initialize(named("b"), 1)
+    cache.layers.get(named("a"), 1)
+    cache.layers.initialize(named("c"), 1)
+    assert cache.layers.get(named("b"), 1) is None
+    assert cache.layers.get(named("a"), 1) is not None
+    cache.layers.initialize(named("d"), 1)
+    cache.layers.initialize(named("e"), 1)
     gc.collect()
     assert alive() is None
 
 
-def test_what_is_larger_than_all_there_is_goes_nowhere_and_evicts_nothing() -> None:
-    drawing = Drawing(1)
-    kept = drawing.layers.initialize(CONFIG, 1)
-    drawing.layers.initialize(CONFIG, 100)
-    assert drawing.layers.get(CONFIG, 100) is None
-    assert drawing.layers.get(CONFIG, 1) is kept
+def test_a_layer_larger_than_the_cache_is_not_cached_and_evicts_nothing() -> None:
+    cache = CountedCache(1)
+    kept = cache.layers.initialize(CONFIG, 1)
+    cache.layers.initialize(CONFIG, 100)
+    assert cache.layers.get(CONFIG, 100) is None
+    assert cache.layers.get(CONFIG, 1) is kept
 
 
-def test_two_that_draw_at_once_share_one_layer() -> None:
+def test_two_threads_that_initialize_one_layer_share_it() -> None:
     layers: list[Layer] = []
 
-    def draw(config: Conv2D, input_channels: int) -> Layer:
+    def initialize(config: Conv2D, input_channels: int) -> Layer:
         layer = Layer(config, np.zeros((8, 8, 1, 16), "f4"))
         if not layers:
             layers.append(layer)
-            layers.append(drawn.initialize(config, input_channels))  # another one, faster
+            layers.append(cache.initialize(config, input_channels))  # another one, faster
         return layer
 
-    drawn = InitializedLayerCache(draw)
-    assert drawn.initialize(CONFIG, 1) is layers[1] is not layers[0]
+    cache = InitializedLayerCache(initialize)
+    assert cache.initialize(CONFIG, 1) is layers[1] is not layers[0]

@@ -1,4 +1,4 @@
-"""What does not fit is computed in parts: the same result, as few attempts as may be, and an end to them."""
+"""Calls that do not fit are computed in parts: the same result, with few attempts, and an end to them."""
 
 from __future__ import annotations
 
@@ -44,38 +44,38 @@ def convolve(engine: Any, layers: list[Layer], x: Any) -> Any:
 
 def attempts(limited: LimitedEngine) -> list[tuple[int, int, bool]]:
     """Returns (samples, rows read, whether it fitted) of every attempt since the last time."""
-    found = [(each.shape[0], each.shape[1], each.fitted) for each in limited.attempts]
+    result = [(attempt.shape[0], attempt.shape[1], attempt.fitted) for attempt in limited.attempts]
     limited.attempts.clear()
-    return found
+    return result
 
 
 @settings(deadline=None, max_examples=400)
 @given(chains(), st.floats(0, 1), st.sampled_from([OutOfMemoryError, MemoryError]), st.booleans())
-def test_parts_are_the_whole(made: tuple[list[Layer], Any], share: float, error: Any, again: bool) -> None:
+def test_parts_equal_the_whole(made: tuple[list[Layer], Any], share: float, error: Any, again: bool) -> None:
     layers, x = made
     whole = NumpyEngine().convolve(layers, [x], "float64", 0)
     limited = LimitedEngine(NumpyEngine(), int(share * (x.nbytes + whole.output.nbytes)), error)
     engine = TiledEngine(limited)
     for _ in range(1 + again):
         try:
-            found = engine.convolve(layers, [x], "float64", 0)
+            computed = engine.convolve(layers, [x], "float64", 0)
         except OutOfMemoryError:
             last = limited.attempts[-1]
-            chain = [each.config for each in last.layers]
+            chain = [layer.config for layer in last.layers]
             rows = plan(chain, last.shape).output_shape[height_axis(chain[-1])]
             assert not last.fitted
             assert last.shape[0] == 1
-            alone = any(max(map(max, each.padding)) > 0 for each in chain if not isinstance(each.padding, str))
+            alone = any(max(map(max, config.padding)) > 0 for config in chain if not isinstance(config.padding, str))
             assert rows == 1 or tiling_blocker(chain) or alone  # rows of padding alone go with their neighbours
             return
-        assert_same(found.output, whole.output, layers)
-        assert found.output.dtype == whole.output.dtype
-        for each, expected in zip(found.losses, whole.losses, strict=True):
+        assert_same(computed.output, whole.output, layers)
+        assert computed.output.dtype == whole.output.dtype
+        for losses, expected in zip(computed.losses, whole.losses, strict=True):
             for name, value in vars(expected).items():
-                assert vars(each)[name] == (None if value is None else pytest.approx(value, rel=1e-12))
+                assert vars(losses)[name] == (None if value is None else pytest.approx(value, rel=1e-12))
 
 
-def test_what_fits_goes_as_it_is() -> None:
+def test_a_call_that_fits_is_not_divided() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 2**20), layer(), image(3)
     convolve(TiledEngine(limited), [of], x)
     (only,) = limited.attempts
@@ -87,17 +87,17 @@ def test_the_batch_is_halved_and_then_the_rows_are() -> None:
     of, x = layer(), image(4)
     sample = x[:1].nbytes * 2
     expected = convolve(NumpyEngine(), [of], x).output
-    for most_bytes, way in (
+    for max_bytes, way in (
         (2 * sample, [(4, 32, False), (2, 32, True), (2, 32, True)]),
         (sample, [(4, 32, False), (2, 32, False), *[(1, 32, True)] * 4]),
     ):
-        limited = LimitedEngine(NumpyEngine(), most_bytes)
+        limited = LimitedEngine(NumpyEngine(), max_bytes)
         np.testing.assert_array_equal(convolve(TiledEngine(limited), [of], x).output, expected)
         assert attempts(limited) == way
     limited = LimitedEngine(NumpyEngine(), sample // 2 + 32)
     np.testing.assert_array_equal(convolve(TiledEngine(limited), [of], x).output, expected)
     tried = attempts(limited)
-    assert [each for each in tried if not each[2]] == [(4, 32, False), (2, 32, False), (1, 32, False)]
+    assert [attempt for attempt in tried if not attempt[2]] == [(4, 32, False), (2, 32, False), (1, 32, False)]
     assert {samples for samples, _, fitted in tried if fitted} == {1}
     assert max(rows for _, rows, fitted in tried if fitted) < 20
 
@@ -105,13 +105,13 @@ def test_the_batch_is_halved_and_then_the_rows_are() -> None:
 def test_an_image_larger_than_the_device_goes_row_by_row_if_it_must() -> None:
     of, x = layer(), image(1, 200, 4)
     limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4)  # three rows read and one written
-    found = convolve(TiledEngine(limited), [of], x)
-    np.testing.assert_array_equal(found.output, convolve(NumpyEngine(), [of], x).output)
+    computed = convolve(TiledEngine(limited), [of], x)
+    np.testing.assert_array_equal(computed.output, convolve(NumpyEngine(), [of], x).output)
     assert sum(fitted for _, _, fitted in attempts(limited)) == 200
 
 
 @pytest.mark.parametrize("x", [image(1, 200, 4), image(50, 4, 4)], ids=["tiles", "samples"])
-def test_nobody_is_computed_for_who_has_left(x: Any) -> None:
+def test_the_computation_stops_when_the_caller_is_gone(x: Any) -> None:
     limited = LimitedEngine(NumpyEngine(), 4 * 4 * 4 * 2)
     served = Served(limited)
     caller = Caller(is_active=lambda: len(limited.attempts) < 20)
@@ -123,25 +123,25 @@ def test_nobody_is_computed_for_who_has_left(x: Any) -> None:
     assert len(attempts(limited)) > 20
 
 
-def test_the_samples_of_the_largest_part_are_told() -> None:
+def test_the_batch_size_is_that_of_the_largest_part() -> None:
     of, x = layer(), image(4)
     sample = x[:1].nbytes * 2
-    for most_bytes, batch_size in ((4 * sample, 4), (3 * sample, 2), (sample, 1), (sample // 2, 1)):
-        assert convolve(TiledEngine(LimitedEngine(NumpyEngine(), most_bytes)), [of], x).batch_size == batch_size
+    for max_bytes, batch_size in ((4 * sample, 4), (3 * sample, 2), (sample, 1), (sample // 2, 1)):
+        assert convolve(TiledEngine(LimitedEngine(NumpyEngine(), max_bytes)), [of], x).batch_size == batch_size
 
 
-def test_tiles_share_the_layers_that_are_alike() -> None:
+def test_tiles_with_the_same_padding_share_layers() -> None:
     """Else a GPU would be sent the weights with every tile."""
     of, x = layer(), image(1, 200, 4)
     limited = LimitedEngine(NumpyEngine(), 20 * 4 * 4)
     convolve(TiledEngine(limited), [of], x)
-    used = [each.layers[0] for each in limited.attempts if each.fitted]
+    used = [attempt.layers[0] for attempt in limited.attempts if attempt.fitted]
     assert len(used) > 15
     assert len(set(map(id, used))) == 3  # at the top, within, and at the bottom
-    assert all(np.shares_memory(each.kernel, of.kernel) for each in used)
+    assert all(np.shares_memory(layer.kernel, of.kernel) for layer in used)
 
 
-def test_what_did_not_fit_is_not_tried_again_and_again() -> None:
+def test_sizes_that_did_not_fit_are_not_tried_again() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 4000), layer(), image(4)
     engine = TiledEngine(limited)
     convolve(engine, [of], x)
@@ -155,11 +155,11 @@ def test_what_did_not_fit_is_not_tried_again_and_again() -> None:
     assert attempts(limited)[0] == (4, 32, False)
 
 
-def test_memory_that_comes_back_is_used_again() -> None:
+def test_memory_that_is_free_again_is_used_again() -> None:
     limited, of, x = LimitedEngine(NumpyEngine(), 4000), layer(), image(4)
     engine = TiledEngine(limited)
     convolve(engine, [of], x)
-    limited.most_bytes = 2**30  # the other process has ended
+    limited.max_bytes = 2**30  # the other process has ended
     for _ in range(200):
         attempts(limited)
         convolve(engine, [of], x)
@@ -179,11 +179,11 @@ def test_the_error_says_what_was_tried_how_much_it_takes_and_what_to_do() -> Non
     assert "Send smaller images or fewer filters at once" in text
 
 
-def test_what_acts_along_the_height_is_not_divided() -> None:
+def test_a_layer_that_acts_along_the_height_is_not_divided() -> None:
     limited, x = LimitedEngine(NumpyEngine(), 3000), image(2)
     whole = [layer(), layer(activation=SOFTMAX), layer(padding="valid")]
-    found = convolve(TiledEngine(limited), whole, x).output
-    np.testing.assert_allclose(found, convolve(NumpyEngine(), whole, x).output, rtol=1e-6)
+    computed = convolve(TiledEngine(limited), whole, x).output
+    np.testing.assert_allclose(computed, convolve(NumpyEngine(), whole, x).output, rtol=1e-6)
     with pytest.raises(OutOfMemoryError, match="softmax along the height does not let it be divided"):
         convolve(TiledEngine(LimitedEngine(NumpyEngine(), 1500)), whole, x)
     limited = LimitedEngine(NumpyEngine(), 1500)
@@ -197,10 +197,10 @@ def test_an_activity_in_between_counts_each_row_once() -> None:
     x = image(2)
     for chain in ([lossy, layer()], [lossy, lossy], [layer(), lossy]):
         limited = LimitedEngine(NumpyEngine(), 1200)
-        found, expected = convolve(TiledEngine(limited), chain, x), convolve(NumpyEngine(), chain, x)
-        assert found.losses == expected.losses
-        np.testing.assert_array_equal(found.output, expected.output)
-        assert any(not each.fitted for each in limited.attempts)
+        computed, expected = convolve(TiledEngine(limited), chain, x), convolve(NumpyEngine(), chain, x)
+        assert computed.losses == expected.losses
+        np.testing.assert_array_equal(computed.output, expected.output)
+        assert any(not attempt.fitted for attempt in limited.attempts)
 
 
 def test_an_activity_over_rows_of_padding_alone_is_not_divided() -> None:
@@ -211,8 +211,8 @@ def test_an_activity_over_rows_of_padding_alone_is_not_divided() -> None:
 
 def test_a_loss_too_large_for_its_dtype_is_infinite_as_a_whole_and_in_parts() -> None:
     of = layer(dtype="float16", activity_regularizer={"class_name": "L1", "config": {"l1": 100.0}})
-    found = TiledEngine(LimitedEngine(NumpyEngine(), 600)).convolve([of], [image(2)], "float16", 0)
-    assert found.losses[0].activity == np.inf
+    computed = TiledEngine(LimitedEngine(NumpyEngine(), 600)).convolve([of], [image(2)], "float16", 0)
+    assert computed.losses[0].activity == np.inf
 
 
 def test_no_memory_for_the_output_is_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +229,7 @@ def test_other_errors_are_not_swallowed() -> None:
         convolve(TiledEngine(LimitedEngine(NumpyEngine(), 0, ZeroDivisionError)), [layer()], image())
 
 
-def test_of_several_callers_nothing_is_computed_twice() -> None:
+def test_a_batch_that_does_not_fit_is_computed_once() -> None:
     """What the batcher put together it takes apart, and only then is each divided."""
     of, sizes, sample = layer(), (1, 3, 2), 2 * 32 * 8 * 4
     limited = LimitedEngine(NumpyEngine(), 2 * sample)
@@ -252,11 +252,11 @@ def test_of_several_callers_nothing_is_computed_twice() -> None:
         go.set()
         first.result(30)
         for samples, future in zip(sizes, futures, strict=True):
-            found = future.result(30).output
-            np.testing.assert_array_equal(found, convolve(NumpyEngine(), [of], image(samples)).output)
-    computed = [samples for samples, _, fitted in attempts(limited)[1:] if fitted]
-    assert sum(computed) == sum(sizes)
-    assert max(computed) <= 2
+            computed = future.result(30).output
+            np.testing.assert_array_equal(computed, convolve(NumpyEngine(), [of], image(samples)).output)
+    fitted_samples = [samples for samples, _, fitted in attempts(limited)[1:] if fitted]
+    assert sum(fitted_samples) == sum(sizes)
+    assert max(fitted_samples) <= 2
 
 
 def test_bounds_are_lowered_widened_and_bounded_in_number() -> None:

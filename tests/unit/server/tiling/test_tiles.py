@@ -19,14 +19,14 @@ LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 
 
 def shapes(chain: list[Conv2D], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    return [shape, *(each.output_shape for each in plan(chain, shape).layers)]
+    return [shape, *(step.output_shape for step in plan(chain, shape).layers)]
 
 
 def tiled(config: Conv2D, height: int, rows: tuple[int, int]) -> tuple[tuple[int, int], Any]:
     """Returns the rows read and the padding of a layer alone."""
-    found = tile([config], shapes([config], (1, height, 9, 1)), rows)
-    assert found.output_rows == rows
-    return found.input_rows, found.chain[0].padding
+    part = tile([config], shapes([config], (1, height, 9, 1)), rows)
+    assert part.output_rows == rows
+    return part.input_rows, part.chain[0].padding
 
 
 SIDES = (1, 1)
@@ -55,52 +55,54 @@ SIDES = (1, 1)
 def test_a_tile_of_one_layer(given: dict[str, Any], rows: tuple[int, int], expected: Any) -> None:
     config = Conv2D(1, **given, **LAST)
     if expected[1] is None:  # padding alone: as many rows more as it takes to read something
-        found = tile([config], shapes([config], (1, 10, 9, 1)), rows)
-        assert found.output_rows == (0, 2)
-        assert found.input_rows == (0, 3)
-        assert found.chain[0].padding == ((2, 0), (0, 0))
+        part = tile([config], shapes([config], (1, 10, 9, 1)), rows)
+        assert part.output_rows == (0, 2)
+        assert part.input_rows == (0, 3)
+        assert part.chain[0].padding == ((2, 0), (0, 0))
     else:
         assert tiled(config, 10, rows) == expected
 
 
-def test_what_a_layer_in_between_pads_is_no_row_of_the_layer_before() -> None:
+def test_padding_of_an_inner_layer_is_not_read_from_the_layer_before() -> None:
     chain = [Conv2D(1, 3, padding="same", **LAST), Conv2D(1, 5, padding="same", **LAST)]
-    found = tile(chain, shapes(chain, (1, 20, 9, 1)), (0, 4))
+    part = tile(chain, shapes(chain, (1, 20, 9, 1)), (0, 4))
     # The second layer reads rows 0 to 6 of the first, and pads two; the first reads rows 0 to 7, and pads one.
-    assert found == Tile(
+    assert part == Tile(
         (chain[0].replace(padding=((1, 0), (1, 1))), chain[1].replace(padding=((2, 0), (2, 2)))), (0, 7), (0, 4)
     )
 
 
 def test_layers_whose_padding_does_not_change_stay_as_they_are() -> None:
     chain = [Conv2D(1, 3, **LAST), Conv2D(1, 3, padding=((0, 0), (1, 1)), **LAST)]
-    found = tile(chain, shapes(chain, (1, 20, 9, 1)), (3, 5))
-    assert found.chain == tuple(chain)
+    part = tile(chain, shapes(chain, (1, 20, 9, 1)), (3, 5))
+    assert part.chain == tuple(chain)
 
 
 @settings(deadline=None, max_examples=300)
 @given(chains(), st.data())
 def test_a_tile_gives_the_rows_of_the_whole(made: tuple[list[Layer], Any], data: st.DataObject) -> None:
     layers, x = made
-    chain = [each.config for each in layers]
+    chain = [layer.config for layer in layers]
     assume(list(chunks(chain)) == [(0, len(chain))] and not needs_all_rows(chain[-1]))
     engine, axis = NumpyEngine(), height_axis(chain[0])
     whole = engine.convolve(layers, [x], "float64", 0).output
     first = data.draw(st.integers(0, whole.shape[axis] - 1), "first")
     end = data.draw(st.integers(first + 1, whole.shape[axis]), "end")
-    found = tile(chain, shapes(chain, x.shape), (first, end))
-    assert found.output_rows[0] <= first < end <= found.output_rows[1]
-    assert [each.replace(padding="valid") for each in found.chain] == [each.replace(padding="valid") for each in chain]
-    part = engine.convolve(
-        [Layer(config, each.kernel, each.bias) for config, each in zip(found.chain, layers, strict=True)],
-        [np.take(x, range(*found.input_rows), axis)],
+    part = tile(chain, shapes(chain, x.shape), (first, end))
+    assert part.output_rows[0] <= first < end <= part.output_rows[1]
+    assert [config.replace(padding="valid") for config in part.chain] == [
+        config.replace(padding="valid") for config in chain
+    ]
+    output = engine.convolve(
+        [Layer(config, layer.kernel, layer.bias) for config, layer in zip(part.chain, layers, strict=True)],
+        [np.take(x, range(*part.input_rows), axis)],
         "float64",
         0,
     ).output
-    assert_same(part, np.take(whole, range(*found.output_rows), axis), layers)
+    assert_same(output, np.take(whole, range(*part.output_rows), axis), layers)
 
 
-def test_runs_end_where_rows_cannot_be_followed() -> None:
+def test_chunks_end_where_rows_cannot_be_followed() -> None:
     plain = Conv2D(2, 1, **LAST)
     first = plain.replace(data_format="channels_first")
     lossy = plain.replace(activity_regularizer="l2")
@@ -119,7 +121,7 @@ def test_runs_end_where_rows_cannot_be_followed() -> None:
 @pytest.mark.parametrize(
     ("data_format", "mixing"), [("channels_last", {1, -3}), ("channels_first", {2, -2})], ids=["last", "first"]
 )
-def test_activations_along_the_height_mix_rows(data_format: str, mixing: set[int]) -> None:
+def test_activations_along_the_height_need_all_rows(data_format: str, mixing: set[int]) -> None:
     for name in ("softmax", "log_softmax", "sparsemax", "glu"):
         for axis in (-3, -2, -1, 1, 2, 3):
             activation = {"class_name": name, "config": {"axis": axis}}
