@@ -120,6 +120,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     backend = Backend(engine, admission, Scheduler(engine, batching), store)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
+    stop.serving()
     convolutions.open(backend)
     layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
