@@ -20,16 +20,13 @@ from convserve.errors import (
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import Backend
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import (
     SEPARATOR,
-    STATELESS,
     LayerModels,
-    check_stateless_version,
     stored_names,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
@@ -102,7 +99,7 @@ class InferenceService:
         if self._opened is None or self._is_leaving:
             return messages.ModelReadyResponse(ready=False)
         try:
-            self._version(request.name, request.version)
+            self._parts()[0].find(request.name, request.version)
         except LayerNotFoundError:
             return messages.ModelReadyResponse(ready=False)
         return messages.ModelReadyResponse(ready=True)
@@ -110,27 +107,23 @@ class InferenceService:
     def ModelMetadata(
         self, request: messages.ModelMetadataRequest, context: grpc.ServicerContext
     ) -> messages.ModelMetadataResponse:
-        version = self._version(request.name, request.version)
-        versions = self._parts()[0].versions(request.name)
-        if request.name == STATELESS:
-            return model_descriptions.stateless_metadata(versions)
-        return model_descriptions.metadata(request.name, versions, self._described(request.name, version))
+        models = self._parts()[0]
+        layers = models.described(models.find(request.name, request.version))
+        return model_descriptions.metadata(request.name, models.versions(request.name), layers)
 
     def ModelConfig(
         self, request: messages.ModelConfigRequest, context: grpc.ServicerContext
     ) -> messages.ModelConfigResponse:
-        version = self._version(request.name, request.version)
-        if request.name == STATELESS:
-            return messages.ModelConfigResponse(config=model_descriptions.stateless_config())
-        found = model_descriptions.model_config(request.name, self._described(request.name, version))
-        return messages.ModelConfigResponse(config=found)
+        models = self._parts()[0]
+        layers = models.described(models.find(request.name, request.version))
+        return messages.ModelConfigResponse(config=model_descriptions.model_config(request.name, layers))
 
     def ModelStatistics(
         self, request: messages.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> messages.ModelStatisticsResponse:
         models = self._parts()[0]
         if request.name:
-            version = self._version(request.name, request.version)
+            version = models.find(request.name, request.version).version
             listed = [
                 (request.name, each) for each in ([version] if request.version else models.versions(request.name))
             ]
@@ -139,15 +132,6 @@ class InferenceService:
             for chain in (name for name in self._statistics.names() if SEPARATOR in name):
                 listed += [(chain, each) for each in _versions(models, chain)]
         return messages.ModelStatisticsResponse(model_stats=[self._statistics.message(*each) for each in listed])
-
-    def _version(self, name: str, version: str) -> str:
-        """Returns the version of a model that a request means."""
-        models = self._parts()[0]
-        return check_stateless_version(version) if name == STATELESS else models.find(name, version).version
-
-    def _described(self, name: str, version: str) -> list[StoredLayer]:
-        models = self._parts()[0]
-        return models.described(models.find(name, version))
 
     # The repository
 
