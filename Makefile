@@ -7,19 +7,32 @@ INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
 KSERVE := .venv-kserve/installed
 
-.PHONY: demo test lint stubs breaking agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
 
-test: $(INSTALLED) $(TRITONCLIENT) lint
-	$(BIN)/pytest -n 2
+# Lint and types are checked beside the tests, and say what they found after them. A file's tests stay together, so that
+# no module's server starts twice.
+test: $(INSTALLED) $(TRITONCLIENT)
+	@found=$$(mktemp); $(MAKE) --no-print-directory lint > $$found 2>&1 & lint=$$!; \
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; \
+	wait $$lint; checks=$$?; cat $$found; rm $$found; exit $$((tests | checks))
+
+# The tests that take minutes and prove what shorter ones leave open.
+slow: $(INSTALLED)
+	$(BIN)/pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python client/unasync.py --check
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
+
+# Writes the blocking client's modules again after a change of the asyncio client's.
+sync: $(INSTALLED)
+	$(BIN)/python client/unasync.py
 
 # Writes the stubs again after a change of the contract, or of the other protocol's messages.
 stubs: $(INSTALLED)

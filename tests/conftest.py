@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import convserve
+from tests.support.processes import end_those_of_the_test
 from tests.support.repository import ROOT
 from tests.support.server_process import RunningServer, running_server
 from tests.support.tritonclient.process import KINDS, TritonClient, triton_client
@@ -18,6 +19,12 @@ os.environ.pop("CONVSERVE_TOKEN", None)
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 __all__ = ["ROOT", "RunningServer", "running_server"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown() -> None:
+    """Leaves no process of a test that failed to the next one."""
+    end_those_of_the_test()
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,8 @@ import inspect
 import math
 import numbers
 import operator
+import re
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self, cast
 
@@ -117,9 +119,10 @@ def _parameter(default: object, check: Callable[[object], object], required: boo
     return dataclasses.field(default=default, metadata={"check": check, "required": required})
 
 
+@typing.dataclass_transform(frozen_default=True)
 @dataclasses.dataclass(frozen=True)
 class KerasObject:
-    """A Keras name with its parameters.
+    """A Keras name with its parameters. Every class that inherits from it is a frozen dataclass.
 
     Attributes:
         keras_name: The snake_case name, which is also the name in the contract's `oneof`.
@@ -136,11 +139,13 @@ class KerasObject:
     def __init_subclass__(cls) -> None:
         """Enters a member into its family's table under all its names."""
         super().__init_subclass__()
+        dataclasses.dataclass(frozen=True)(cls)
         if "family" in cls.__dict__:
             cls.members = {}
-        elif "keras_name" in cls.__dict__:
-            for name in cls.names():
-                cls.members[name] = cls
+        elif not cls.__name__.startswith("_"):
+            if "keras_name" not in cls.__dict__:
+                cls.keras_name = re.sub("(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
+            cls.members.update(dict.fromkeys(cls.names(), cls))
 
     @classmethod
     def names(cls) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from convserve._keras_object import KerasObject, flag, number, output_axis
@@ -20,7 +19,6 @@ _LAYERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-@dataclass(frozen=True)
 class Activation(KerasObject):
     """One of `keras.activations`."""
 
@@ -69,7 +67,6 @@ class Activation(KerasObject):
         raise InvalidConfigurationError(FieldViolation("activation", text))
 
 
-@dataclass(frozen=True)
 class ReLU(Activation):
     """max(x, 0), with a slope below `threshold` and an upper limit."""
 
@@ -79,7 +76,6 @@ class ReLU(Activation):
     threshold: float = number(0.0)
 
 
-@dataclass(frozen=True)
 class LeakyReLU(Activation):
     """X where positive, negative_slope * x elsewhere."""
 
@@ -87,92 +83,70 @@ class LeakyReLU(Activation):
     negative_slope: float = number(0.2)
 
 
-@dataclass(frozen=True)
 class Softmax(Activation):
     """Exponentials along an axis, divided by their sum."""
 
-    keras_name = "softmax"
     axis: int = output_axis()
 
 
-@dataclass(frozen=True)
 class LogSoftmax(Activation):
     """The logarithm of softmax."""
 
-    keras_name = "log_softmax"
     axis: int = output_axis()
 
 
-@dataclass(frozen=True)
 class Sparsemax(Activation):
     """Euclidean projection onto the simplex along an axis."""
 
-    keras_name = "sparsemax"
     axis: int = output_axis()
 
 
-@dataclass(frozen=True)
 class GLU(Activation):
     """The first half along an axis times the sigmoid of the second; it halves that axis of the output."""
 
-    keras_name = "glu"
     changes_shape = True
     axis: int = output_axis()
 
 
-@dataclass(frozen=True)
 class CELU(Activation):
     """Continuously differentiable exponential linear unit."""
 
-    keras_name = "celu"
     alpha: float = number(1.0)
 
 
-@dataclass(frozen=True)
 class ELU(Activation):
     """Exponential linear unit."""
 
-    keras_name = "elu"
     alpha: float = number(1.0)
 
 
-@dataclass(frozen=True)
 class Squareplus(Activation):
     """(x + sqrt(x² + b)) / 2."""
 
-    keras_name = "squareplus"
     b: float = number(4.0)
 
 
-@dataclass(frozen=True)
 class SoftShrink(Activation):
     """X moved towards 0 by the threshold."""
 
-    keras_name = "soft_shrink"
     threshold: float = number(0.5)
 
 
-@dataclass(frozen=True)
 class HardShrink(Activation):
     """X where abs(x) exceeds the threshold, 0 elsewhere."""
 
-    keras_name = "hard_shrink"
     threshold: float = number(0.5)
 
 
-@dataclass(frozen=True)
 class GELU(Activation):
     """X times the standard normal distribution function of x."""
 
-    keras_name = "gelu"
     approximate: bool = flag(False)
 
 
-@dataclass(frozen=True)
 class Threshold(Activation):
     """X above the threshold, `default_value` elsewhere. As in Keras, neither has a default."""
 
-    keras_name = "threshold"
     threshold: float = number(None, required=True)
     default_value: float = number(None, required=True)
 
@@ -183,14 +157,8 @@ _WITHOUT_PARAMETERS = {
     "hard_sigmoid": (), "hard_silu": ("hard_swish",), "mish": (), "log_sigmoid": (),
 }  # fmt: skip
 
-MEMBERS: tuple[type[Activation], ...] = (
-    ReLU, LeakyReLU, Softmax, LogSoftmax, Sparsemax, GLU, CELU, ELU, Squareplus, SoftShrink, HardShrink, GELU,
-    Threshold,
-    *(
-        dataclass(frozen=True)(
-            type(name, (Activation,), {"keras_name": name, "aliases": aliases, "__module__": __name__})
-        )
-        for name, aliases in _WITHOUT_PARAMETERS.items()
-    ),
-)  # fmt: skip
+for _name, _aliases in _WITHOUT_PARAMETERS.items():
+    type(_name, (Activation,), {"aliases": _aliases, "__module__": __name__})
+
+MEMBERS = tuple(dict.fromkeys(Activation.members.values()))
 """All of them; those without parameters have only their Keras names, as in `activation="tanh"`."""

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from convserve._keras_object import KerasObject, axes, number
 from convserve.v1 import constraint_pb2
 
 
-@dataclass(frozen=True)
 class Constraint(KerasObject):
     """One of `keras.constraints`."""
 
@@ -16,40 +13,31 @@ class Constraint(KerasObject):
     message = constraint_pb2.Constraint
 
 
-@dataclass(frozen=True)
 class MaxNorm(Constraint):
     """Scales weights down to a norm of at most `max_value`, taken over `axis`."""
 
-    keras_name = "max_norm"
     max_value: float = number(2.0)
     axis: tuple[int, ...] = axes((0,))
 
 
-@dataclass(frozen=True)
 class MinMaxNorm(Constraint):
     """Moves the norm, taken over `axis`, into [min_value, max_value] by the share `rate`."""
 
-    keras_name = "min_max_norm"
     min_value: float = number(0.0)
     max_value: float = number(1.0)
     rate: float = number(1.0)
     axis: tuple[int, ...] = axes((0,))
 
 
-@dataclass(frozen=True)
 class NonNeg(Constraint):
     """Replaces negative weights by 0."""
 
-    keras_name = "non_neg"
 
-
-@dataclass(frozen=True)
 class UnitNorm(Constraint):
     """Scales weights to norm 1, taken over `axis`."""
 
-    keras_name = "unit_norm"
     axis: tuple[int, ...] = axes((0,))
 
 
-MEMBERS = (MaxNorm, MinMaxNorm, NonNeg, UnitNorm)
+MEMBERS = tuple(dict.fromkeys(Constraint.members.values()))
 """All of them."""

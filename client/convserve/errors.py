@@ -1,7 +1,7 @@
 """What can go wrong, as one tree of exceptions. The class that the server raises is the class that the client raises.
 
     ConvserveError
-    ├── InvalidArgumentError (ValueError)     INVALID_ARGUMENT: mend the call; `violations` names the fields
+    ├── InvalidArgumentError (ValueError)     INVALID_ARGUMENT: correct the call; `violations` names the fields
     │   ├── InvalidRequestError                   the request is incomplete or contradicts itself
     │   ├── InvalidConfigurationError             a Conv2D parameter that Keras refuses too
     │   ├── InvalidTensorError                    a tensor contradicts itself, or the layer cannot take it
@@ -19,8 +19,8 @@
     ├── InternalError                         INTERNAL: a defect; the server's log has more under `error_id`
     └── MissingDependencyError (ImportError)  raised locally only: an optional package is not installed
 
-Each class knows its status code and its `ErrorReason` (proto/convserve/v1/error.proto); `status.py` puts it on the
-wire.
+Each class knows its status code and its `ErrorReason` (proto/convserve/v1/error.proto); `protocol/status.py` puts
+it on the wire.
 """
 
 from __future__ import annotations
@@ -202,7 +202,14 @@ class PermissionDeniedError(ConvserveError):
 
 
 class UnavailableError(ConvserveError, ConnectionError):
-    """Nobody answered, the connection broke, or the server is starting or stopping."""
+    """Nobody answered, the connection broke, or the server is starting or stopping.
+
+    Attributes:
+        may_be_done: Whether a server may have carried out the call all the same: its answer was lost. Not so where no
+            server was reached, or the server itself refused the call.
+    """
+
+    may_be_done: bool = False
 
     code_name = "UNAVAILABLE"
     reason = error_pb2.ERROR_REASON_UNAVAILABLE

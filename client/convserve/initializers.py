@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from typing import ClassVar
 
 from convserve._keras_object import KerasObject, axes, flag, number, seed, word
 from convserve.v1 import initializer_pb2
 
 
-@dataclass(frozen=True)
 class Initializer(KerasObject):
     """One of `keras.initializers`.
 
@@ -29,67 +27,53 @@ class Initializer(KerasObject):
         return self
 
 
-@dataclass(frozen=True)
 class Zeros(Initializer):
     """All 0."""
 
-    keras_name = "zeros"
     aliases = ("zero",)
 
 
-@dataclass(frozen=True)
 class Ones(Initializer):
     """All 1."""
 
-    keras_name = "ones"
     aliases = ("one",)
 
 
-@dataclass(frozen=True)
 class Constant(Initializer):
     """All one value."""
 
-    keras_name = "constant"
     value: float = number(0.0)
 
 
-@dataclass(frozen=True)
 class RandomNormal(Initializer):
     """Normal distribution."""
 
-    keras_name = "random_normal"
     aliases = ("normal",)
     mean: float = number(0.0)
     stddev: float = number(0.05, at_least=0)
     seed: int | None = seed()
 
 
-@dataclass(frozen=True)
 class RandomUniform(Initializer):
     """Uniform distribution over [minval, maxval)."""
 
-    keras_name = "random_uniform"
     aliases = ("uniform",)
     minval: float = number(-0.05)
     maxval: float = number(0.05)
     seed: int | None = seed()
 
 
-@dataclass(frozen=True)
 class TruncatedNormal(Initializer):
     """Normal distribution, values beyond two standard deviations drawn again."""
 
-    keras_name = "truncated_normal"
     mean: float = number(0.0)
     stddev: float = number(0.05, at_least=0)
     seed: int | None = seed()
 
 
-@dataclass(frozen=True)
 class VarianceScaling(Initializer):
     """Scaled to the number of inputs ("fan_in"), outputs ("fan_out") or their mean ("fan_avg")."""
 
-    keras_name = "variance_scaling"
     scale: float = number(1.0, above=0)
     mode: str = word("fan_in", "fan_in", "fan_out", "fan_avg")
     distribution: str = word("truncated_normal", "truncated_normal", "untruncated_normal", "uniform", "normal")
@@ -98,7 +82,6 @@ class VarianceScaling(Initializer):
     output_axes: tuple[int, ...] | None = axes(None)
 
 
-@dataclass(frozen=True)
 class _FanInitializer(Initializer):
     """A VarianceScaling with scale, mode and distribution fixed."""
 
@@ -107,73 +90,49 @@ class _FanInitializer(Initializer):
     output_axes: tuple[int, ...] | None = axes(None)
 
 
-@dataclass(frozen=True)
 class GlorotNormal(_FanInitializer):
     """VarianceScaling(1, "fan_avg", "truncated_normal")."""
 
-    keras_name = "glorot_normal"
 
-
-@dataclass(frozen=True)
 class GlorotUniform(_FanInitializer):
     """VarianceScaling(1, "fan_avg", "uniform"): Keras' default for a kernel."""
 
-    keras_name = "glorot_uniform"
 
-
-@dataclass(frozen=True)
 class HeNormal(_FanInitializer):
     """VarianceScaling(2, "fan_in", "truncated_normal")."""
 
-    keras_name = "he_normal"
 
-
-@dataclass(frozen=True)
 class HeUniform(_FanInitializer):
     """VarianceScaling(2, "fan_in", "uniform")."""
 
-    keras_name = "he_uniform"
 
-
-@dataclass(frozen=True)
 class LecunNormal(_FanInitializer):
     """VarianceScaling(1, "fan_in", "truncated_normal")."""
 
-    keras_name = "lecun_normal"
 
-
-@dataclass(frozen=True)
 class LecunUniform(_FanInitializer):
     """VarianceScaling(1, "fan_in", "uniform")."""
 
-    keras_name = "lecun_uniform"
 
-
-@dataclass(frozen=True)
 class Orthogonal(Initializer):
     """An orthogonal matrix of shape (product of the first axes, last axis), for kernels only."""
 
-    keras_name = "orthogonal"
     aliases = ("OrthogonalInitializer",)
     gain: float = number(1.0)
     seed: int | None = seed()
 
 
-@dataclass(frozen=True)
 class Identity(Initializer):
     """The identity matrix. Keras has it for 2-D weights only, so no Conv2D can use it."""
 
-    keras_name = "identity"
     aliases = ("IdentityInitializer",)
     refusal = "identity makes 2-D matrices; a Conv2D's kernel has rank 4 and its bias rank 1"
     gain: float = number(1.0)
 
 
-@dataclass(frozen=True)
 class STFT(Initializer):
     """Short-term Fourier transformation kernels. Keras has them for 3-D weights only, so no Conv2D can use them."""
 
-    keras_name = "stft"
     aliases = ("STFTInitializer",)
     refusal = "stft makes kernels of rank 3; a Conv2D's kernel has rank 4 and its bias rank 1"
     side: str = word("real", "real", "imag")
@@ -182,8 +141,5 @@ class STFT(Initializer):
     periodic: bool = flag(False)
 
 
-MEMBERS = (
-    Constant, GlorotNormal, GlorotUniform, HeNormal, HeUniform, Identity, LecunNormal, LecunUniform, Ones, Orthogonal,
-    RandomNormal, RandomUniform, STFT, TruncatedNormal, VarianceScaling, Zeros,
-)  # fmt: skip
+MEMBERS = tuple(dict.fromkeys(Initializer.members.values()))
 """All of them."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from convserve._keras_object import KerasObject, number, word
 from convserve.v1 import regularizer_pb2
 
 
-@dataclass(frozen=True)
 class Regularizer(KerasObject):
     """One of `keras.regularizers`.
 
@@ -22,40 +20,32 @@ class Regularizer(KerasObject):
     refusal: ClassVar[str] = ""
 
 
-@dataclass(frozen=True)
 class L1(Regularizer):
     """l1 * sum(abs(x))."""
 
-    keras_name = "l1"
     l1: float = number(0.01, at_least=0)
 
 
-@dataclass(frozen=True)
 class L2(Regularizer):
     """l2 * sum(square(x))."""
 
-    keras_name = "l2"
     l2: float = number(0.01, at_least=0)
 
 
-@dataclass(frozen=True)
 class L1L2(Regularizer):
     """l1 * sum(abs(x)) + l2 * sum(square(x))."""
 
-    keras_name = "l1l2"
     l1: float = number(0.0, at_least=0)
     l2: float = number(0.0, at_least=0)
 
 
-@dataclass(frozen=True)
 class OrthogonalRegularizer(Regularizer):
     """A penalty on rows or columns that are not orthogonal. Keras has it for rank 2 only, so no Conv2D can use it."""
 
-    keras_name = "orthogonal_regularizer"
     refusal = "orthogonal_regularizer needs a tensor of rank 2; a Conv2D has none"
     factor: float = number(0.01, at_least=0)
     mode: str = word("rows", "rows", "columns")
 
 
-MEMBERS = (L1, L1L2, L2, OrthogonalRegularizer)
+MEMBERS = tuple(dict.fromkeys(Regularizer.members.values()))
 """All of them."""

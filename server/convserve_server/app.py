@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from convserve._version import __version__
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import reflection
+from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.backend import Backend
@@ -35,18 +37,18 @@ from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
 from convserve_server.scheduling.admission import Admission, Limits
 from convserve_server.scheduling.scheduler import Batching, Scheduler
-from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings, SettingsError, unknown_variables
 from convserve_server.shutdown import StopSignals, drain
-from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.listening import exposure, listen, unix_path
 from convserve_server.transport.options import server_options
+from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.thread_pool import ThreadPool
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
@@ -77,7 +79,6 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
     stop = StopSignals()
-    _log_settings(settings)
     warm_ups = [WarmUp.parse(text) for text in settings.warm_up]
     tokens = Tokens(settings.tokens_file, settings.token.get_secret_value())
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
@@ -86,6 +87,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     server, convolutions, layers, inferences, health = _assembled(settings, observability, tokens, certificate)
     addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
+    _log_settings(settings)
     if settings.shared_memory:
         convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
@@ -123,6 +125,9 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     if inferences is not None:
         inferences.open(backend)
     observability.open(backend)
+    # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
+    gc.collect()
+    gc.freeze()
     health.set_serving()
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
@@ -151,24 +156,26 @@ def _named(kind: type[T], settings: Settings) -> T:
 def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
 ) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, Health]:
-    silence = IdleTimeouts(settings.idle_s)
+    idle = IdleTimeouts(settings.idle_s)
+    # All threads that callers can have: as many to answer calls, of which streams may take half, so that there are
+    # always some for single calls and the health; and as many to read streams and to compute their items.
     threads = settings.handler_threads + settings.max_waiting_calls
-    gates: list[Authentication | CertificateNames] = [
-        *([Authentication(tokens)] if tokens else []),
-        *([CertificateNames()] if certificate is not None and certificate.is_mutual else []),
-    ]
+    call_pool = ThreadPool(threads, "call")
+    stream_pool = ThreadPool(threads, "stream", waits_for_threads=False)
+    authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
+    slots = StreamSlots(max(threads // 2, 1))
     server = grpc.server(
-        ThreadPool(threads, "handler"),  # type: ignore[arg-type] # gRPC does no more than submit to it
-        interceptors=[observability.interceptor, *gates, CallInterceptor(threads, silence)],
+        call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
+        interceptors=[CallInterceptor(observability.recorder, authenticator, slots, idle)],
         options=server_options(settings),
     )
-    convolutions, layers = ConvolutionService(threads, silence, settings.max_items_per_stream), LayerService()
+    convolutions, layers = ConvolutionService(stream_pool, idle, settings.max_items_per_stream), LayerService()
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
     inferences = None
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
-        inferences = InferenceService(threads, silence, memory)
+        inferences = InferenceService(stream_pool, idle, memory)
         inference_service.add_to_server(inferences, server)
     health = Health(_services(settings))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from typing import Any
 
@@ -10,8 +9,6 @@ import click
 
 from convserve_server import settings
 from convserve_server.settings import Settings, default_text, flag, help_text, is_secret, metavar, variable
-
-HELP = "start a server"
 
 _DESCRIPTION = """\
 Start a server and run until SIGTERM or Ctrl-C. It prints "listening on ADDRESS" for each address and then, once the
@@ -41,7 +38,7 @@ class _GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         title, groups = "", dict[str, list[tuple[str, str]]]()
         for option in self.get_params(ctx):
-            title = "Help" if option.name == "help" else settings.GROUPS.get(str(option.name), title)
+            title = settings.GROUPS.get(str(option.name), title) if option.name in Settings.model_fields else "Help"
             record = option.get_help_record(ctx)
             groups.setdefault(title, []).extend([record] if record else [])
         secrets = [(variable(name), help_text(name)) for name in Settings.model_fields if is_secret(name)]
@@ -78,17 +75,6 @@ command = _GroupedCommand(
     callback=_serve,
     params=[_option(name) for name in Settings.model_fields if not is_secret(name)],
     help=_DESCRIPTION,
-    short_help=HELP,
+    short_help="start a server",
     epilog=_EXAMPLES,
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Leaves the words after `serve` to `run`."""
-    parser.parse_known_args = lambda words, _: (argparse.Namespace(words=words), [])  # type: ignore
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command with those words."""
-    command.main(arguments.words, prog_name="convserve serve")
-    return 0

@@ -240,6 +240,7 @@ def read(flags: Mapping[str, Any]) -> Settings:
 def _refusal(problem: ErrorDetails, flags: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0])
     expected = re.sub("^(Input should be|Value error,) ", "Expected ", problem["msg"])
+    expected = re.sub("^Expected (?=greater|less)", "Expected a value ", expected)
     if is_secret(name):
         return f"{variable(name)}: {expected}. Received something else, which is not shown."
     received = flags.get(name, os.environ.get(variable(name)))

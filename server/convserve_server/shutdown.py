@@ -68,7 +68,7 @@ def drain(
         say(f"stopping: serving for {settings.pre_stop_s:g} s more")
         time.sleep(settings.pre_stop_s)
     say("stopping: finishing the calls in flight")
-    wait_until_taken(lambda: observability.interceptor.arrivals)
+    wait_until_taken(lambda: observability.recorder.arrivals)
     drained = server.stop(settings.drain_s + _MAX_CLOSING_S)
     health.end_watches()
     is_drained = drained.wait(settings.drain_s)

@@ -29,7 +29,7 @@ class WarmUp:
     """A forward pass to compute.
 
     Attributes:
-        layer: The layer, whose weights are drawn, or the name of a stored one.
+        layer: The layer, whose weights are initialized, or the name of a stored one.
         shape: The input's.
         input_dtype: The input's.
         output_dtype: The output's; None for the layer's compute dtype.
@@ -106,9 +106,9 @@ def check_devices(engine: Engine) -> None:
     config = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
     ones, x = Layer(config, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
     for number, device in enumerate(engine.devices):
-        found = engine.convolve([ones], [x], "float32", number).output
-        if not np.array_equal(found, np.full((1, 2, 2, 1), 18, "f4")):
-            raise RuntimeError(f"{device.name} computes wrong results: a 3x3 sum over ones gave {found.ravel()}")
+        output = engine.convolve([ones], [x], "float32", number).output
+        if not np.array_equal(output, np.full((1, 2, 2, 1), 18, "f4")):
+            raise RuntimeError(f"{device.name} computes wrong results: a 3x3 sum over ones gave {output.ravel()}")
 
 
 def _value(text: str) -> Any:

@@ -32,8 +32,8 @@ from PIL import Image
 
 from convserve import Client, Conv2D
 from convserve.files.images import read_image
-from tests.conftest import RunningServer, running_server
 from tests.support import processes
+from tests.support.server_process import RunningServer, Serve, running_server
 
 KERNEL = np.random.default_rng(0).integers(-3, 4, (3, 3, 3, 4)).astype("f4")
 LAYER = Conv2D(4, 3, strides=2, padding="same", use_bias=False, data_format="channels_last")
@@ -128,18 +128,18 @@ def _noted(journal: Path) -> int:
         return 0
 
 
-def batch_often_killed(items: int, kills: int, side: int = 224) -> Batches:
+def batch_often_killed(items: int, kills: int, side: int = 224, *, serve: Serve = running_server) -> Batches:
     """Runs it: in each of `kills` rounds the client is killed, and then the server."""
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         make_photographs(folder / "photos", items, side)
         address = f"unix://{folder}/socket"
 
-        def serve() -> RunningServer:
+        def started() -> RunningServer:
             options = ("--listen", address, "--shared-memory", "--store", str(folder / "store"))
-            return stack.enter_context(running_server(*options))
+            return stack.enter_context(serve(*options))
 
-        server = serve()
+        server = started()
         with Client(address) as client:
             client.put(LAYER, kernel=KERNEL, name="trial")
         runs = [_Client(folder, address)]
@@ -156,7 +156,7 @@ def batch_often_killed(items: int, kills: int, side: int = 224) -> Batches:
                 server.process.kill()
                 server.process.wait()
                 server_kills += 1
-                server = serve()
+                server = started()
         status = runs[-1].wait()
         runs[-1].log.close()
         assert status == 0, (folder / "client.log").read_text()

@@ -34,12 +34,13 @@ from google.protobuf.message import Message
 from convserve.errors import SharedMemoryLostError
 from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
-from tests.conftest import ROOT, RunningServer, running_server
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
 from tests.support.raw.inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
 from tests.support.raw.streams import image, item, start
 from tests.support.raw.wire_fields import varint
+from tests.support.repository import ROOT
+from tests.support.server_process import RunningServer, Serve, running_server
 
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000
@@ -177,13 +178,13 @@ def _change(source: random.Random, parts: list[bytearray], known: list[Input]) -
         part[at:at] = varint(source.randrange(1, 20) << 3 | source.randrange(6)) + varint(source.choice(_NUMBERS))
 
 
-def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None) -> Fuzz:
+def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None, *, serve: Serve = running_server) -> Fuzz:
     """Sends so many inputs, or for so long, whichever is over first."""
     found, known = Fuzz(), [*seeds(), *corpus()]
     source = random.Random(seed)
     began = time.monotonic()
     limits = ("--max-call-bytes", str(2**26), "--layer-memory-bytes", str(2**26), "--idle-s", "5")
-    with _memory(), running_server(*limits, "--shared-memory") as server, ThreadPoolExecutor(_CALLERS) as pool:
+    with _memory(), serve(*limits, "--shared-memory") as server, ThreadPoolExecutor(_CALLERS) as pool:
         size = 0
         while found.inputs < inputs and time.monotonic() < began + seconds and not found.defects:
             number = min(_ROUND, inputs - found.inputs)

@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Client, Conv2D
-from tests.conftest import running_server
+from tests.support.processes import ended_afterwards
+from tests.support.server_process import Serve, running_server
 from tests.support.waiting import eventually
 
 _LAYER = Conv2D(4, 3, use_bias=False, data_format="channels_last")
@@ -45,10 +46,10 @@ class Interrupts:
     defects: list[str] = field(default_factory=list)
 
 
-def interrupt_often(times: int, bound_s: float = 60.0, seed: int = 0) -> Interrupts:
+def interrupt_often(times: int, bound_s: float = 60.0, seed: int = 0, *, serve: Serve = running_server) -> Interrupts:
     """Interrupts so many runs, each in a process of its own."""
     chance, outcome = random.Random(seed), Interrupts()
-    with tempfile.TemporaryDirectory() as name, running_server() as server:
+    with tempfile.TemporaryDirectory() as name, serve() as server:
         folder = Path(name)
         (folder / "in").mkdir()
         for number in range(_ITEMS):
@@ -58,16 +59,15 @@ def interrupt_often(times: int, bound_s: float = 60.0, seed: int = 0) -> Interru
         for trial in range(times):
             output = folder / f"out{trial}"
             words = ("batch", str(folder / "in"), "-o", str(output), "--layer", "trial", "--target", server.target)
-            process = subprocess.Popen(
-                [sys.executable, "-m", "convserve", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-            eventually(lambda: _has_begun(output) or process.poll() is not None, 120)  # noqa: B023
-            time.sleep(chance.uniform(0, 0.3))
-            server.process.send_signal(signal.SIGSTOP)
-            try:
-                _interrupt(process, chance, bound_s, outcome)
-            finally:
-                server.process.send_signal(signal.SIGCONT)
+            command = [sys.executable, "-m", "convserve", *words]
+            with ended_afterwards(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+                eventually(lambda: _has_begun(output) or process.poll() is not None, 120)  # noqa: B023
+                time.sleep(chance.uniform(0, 0.3))
+                server.process.send_signal(signal.SIGSTOP)
+                try:
+                    _interrupt(process, chance, bound_s, outcome)
+                finally:
+                    server.process.send_signal(signal.SIGCONT)
     return outcome
 
 
@@ -79,6 +79,9 @@ def _has_begun(output: Path) -> bool:
 def _interrupt(process: subprocess.Popen[str], chance: random.Random, bound_s: float, outcome: Interrupts) -> None:
     first, second = (chance.choice((signal.SIGINT, signal.SIGTERM)) for _ in range(2))
     process.send_signal(first)
+    if first is second:  # two that are pending at once are one
+        assert process.stderr is not None
+        process.stderr.readline()  # the first has been heard, or the run was over before
     time.sleep(chance.choice((0, chance.uniform(0, 0.001), chance.uniform(0, 0.05), 0.3)))
     sent = time.monotonic()
     process.send_signal(second)
@@ -91,7 +94,7 @@ def _interrupt(process: subprocess.Popen[str], chance: random.Random, bound_s: f
         outcome.defects.append(f"{outcome.times}: {first.name} and {second.name}: still there after {bound_s:g} s")
         return
     outcome.slowest_s = max(outcome.slowest_s, round(time.monotonic() - sent, 2))
-    # Two signals of a kind that are pending at once are one; and a run may be over before the first arrives.
+    # A run may be over before the first arrives.
     if process.returncode not in (128 + first, 128 + second, 0) or "Traceback" in err:
         outcome.defects.append(f"{outcome.times}: {first.name} and {second.name}: {process.returncode}: {err}")
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Client, Conv2D, ConvserveError, RetryRule
-from tests.conftest import running_server
+from tests.support.server_process import Serve, running_server
 
 _RETRY = RetryRule(longest_s=1.0)
 _TIMEOUT_S = 600.0
@@ -49,7 +49,14 @@ class Kills:
     wrong: int
 
 
-def kill_often(items: int, kills: int, shape: tuple[int, ...] = (1, 24, 24, 3), *, store: bool = True) -> Kills:
+def kill_often(
+    items: int,
+    kills: int,
+    shape: tuple[int, ...] = (1, 24, 24, 3),
+    *,
+    store: bool = True,
+    serve: Serve = running_server,
+) -> Kills:
     """Runs a pipeline over a server that is killed at random moments.
 
     Args:
@@ -57,6 +64,7 @@ def kill_often(items: int, kills: int, shape: tuple[int, ...] = (1, 24, 24, 3), 
         kills: How often the server is killed.
         shape: Of an item.
         store: Whether the server keeps its layers in a folder; without, each one that starts has none.
+        serve: Starts a server.
     """
     came: Counter[int] = Counter()
     right: Counter[int] = Counter()
@@ -68,7 +76,7 @@ def kill_often(items: int, kills: int, shape: tuple[int, ...] = (1, 24, 24, 3), 
         address = f"unix://{folder}/socket"
         options = ("--listen", address, *(("--store", str(Path(folder) / "store")) if store else ()))
         client = servers.enter_context(Client(address, timeout=_TIMEOUT_S, shared_memory=False, retry=_RETRY))
-        server = servers.enter_context(running_server(*options))
+        server = servers.enter_context(serve(*options))
         layer = client.put(Conv2D(4, 3, use_bias=False, data_format="channels_last"), kernel=kernel)
         inputs = (np.full(shape, number % 97, "f4") for number in range(items))
         outputs = client.map(layer, inputs, as_completed=True, errors="return", max_bytes=_IN_FLIGHT_BYTES)
@@ -81,7 +89,7 @@ def kill_often(items: int, kills: int, shape: tuple[int, ...] = (1, 24, 24, 3), 
                 server.process.kill()
                 server.process.wait()
                 killed += 1
-                server = servers.enter_context(running_server(*options))
+                server = servers.enter_context(serve(*options))
     return Kills(
         items=items,
         kills=killed,

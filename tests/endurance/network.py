@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from convserve import AsyncClient, Client, Conv2D, ConvserveError, RetryRule
-from tests.conftest import running_server
 from tests.support.counting_proxy import CountingProxy
+from tests.support.server_process import Serve, running_server
 
 _TIMEOUT_S = 3.0
 _LATE_S = 2.0  # that an error may come after its deadline on a machine that is busy
@@ -107,7 +107,7 @@ class Network:
                 self.defects.append("a wrong answer")
 
 
-def bad_network(calls: int, seed: int = 0) -> Network:
+def bad_network(calls: int, seed: int = 0, *, serve: Serve = running_server) -> Network:
     """Makes so many calls over a bad network, half of them by each kind of client."""
     found = Network()
     kernel = np.random.default_rng(0).integers(-3, 4, (1, 1, 3, 4)).astype("f4")
@@ -120,7 +120,7 @@ def bad_network(calls: int, seed: int = 0) -> Network:
         return lambda y: bool((y == (number % 97) * kernel.sum((0, 1, 2))).all())
 
     options = {"timeout": _TIMEOUT_S, "retry": _RULE, "shared_memory": False}
-    with running_server() as server:
+    with serve() as server:
         proxy = FaultyProxy(server.target, seed)
         try:
             with Client(server.target, shared_memory=False) as sure:

@@ -19,7 +19,7 @@ import numpy as np
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
 from convserve import Client, Conv2D, RetryRule
-from tests.conftest import running_server
+from tests.support.server_process import Serve, running_server
 
 _ONCE = RetryRule(attempts=1)
 _CONFIG = Conv2D(8, 15, padding="same", kernel_initializer="ones", data_format="channels_last")
@@ -42,12 +42,12 @@ class Stops:
     statuses: tuple[int, ...]
 
 
-def stop_often(times: int, callers: int = 64) -> Stops:
+def stop_often(times: int, callers: int = 64, *, serve: Serve = running_server) -> Stops:
     """Stops servers in the middle of calls."""
     answered, statuses = 0, []
     x = np.ones((1, 60, 60, 16), "f4")
     for _ in range(times):
-        with running_server() as server, Client(server.target, retry=_ONCE, shared_memory=False) as client:
+        with serve() as server, Client(server.target, retry=_ONCE, shared_memory=False) as client:
             expected = client.convolve(_CONFIG, x).output
             with grpc.insecure_channel(server.target) as channel, ThreadPoolExecutor(callers) as pool:
                 stub = channelz_pb2_grpc.ChannelzStub(channel)

@@ -1,9 +1,8 @@
-"""Servers whose methods tests set: gRPC's own with the interceptors, in four forms."""
+"""Servers whose methods tests set: gRPC's own with the interceptor, in four forms."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +11,12 @@ import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health, health_pb2_grpc
 
-from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.auth.authenticator import Authenticator
+from convserve_server.observability.call_record import CallRecorder
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.thread_pool import ThreadPool
 
 PATH = "/test.Service/Method"
 FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
@@ -49,18 +51,19 @@ class ServedMethods(grpc.GenericRpcHandler):
 
 @contextmanager
 def served_methods(
-    observing: ObservingInterceptor | None = None, threads: int = 4, silence_s: float = 1.0
+    recorder: CallRecorder | None = None, slots: int = 4, idle_s: float = 1.0
 ) -> Iterator[ServedMethods]:
     """Yields the methods of a server, which it stops."""
-    found, silence = ServedMethods(), IdleTimeouts(silence_s)
-    interceptors = [*([observing] if observing else []), CallInterceptor(threads, silence)]
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors)
-    server.add_generic_rpc_handlers((found,))
+    methods = ServedMethods()
+    interceptor = CallInterceptor(recorder or CallRecorder(), Authenticator(), StreamSlots(slots), IdleTimeouts(idle_s))
+    pool: Any = ThreadPool(2 * slots, "call")
+    server = grpc.server(pool, interceptors=[interceptor])
+    server.add_generic_rpc_handlers((methods,))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as found.channel:
-        yield found
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as methods.channel:
+        yield methods
     server.stop(None).wait()
 
 

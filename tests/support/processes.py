@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+_STARTED: list[subprocess.Popen[Any]] = []
+
 
 @contextmanager
 def ended_afterwards(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen[Any]]:
@@ -19,13 +21,30 @@ def ended_afterwards(command: Sequence[Any], **options: Any) -> Iterator[subproc
     try:
         yield process
     finally:
-        with suppress(ProcessLookupError):  # all of the group have ended
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for pipe in (process.stdin, process.stdout, process.stderr):
-            if pipe is not None:
-                with suppress(BrokenPipeError):  # what was not written yet goes nowhere
-                    pipe.close()
+        _end(process)
+
+
+def ended_with_the_test(command: Sequence[Any], **options: Any) -> subprocess.Popen[Any]:
+    """Starts a process, with Popen's options, which is killed at the end of the test with those that it started."""
+    process = subprocess.Popen(command, process_group=0, **options)
+    _STARTED.append(process)
+    return process
+
+
+def end_those_of_the_test() -> None:
+    """Kills what `ended_with_the_test` has started."""
+    while _STARTED:
+        _end(_STARTED.pop())
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    with suppress(ProcessLookupError):  # all of the group have ended
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with suppress(BrokenPipeError):  # what was not written yet goes nowhere
+                pipe.close()
 
 
 def status(pid: int, name: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,12 @@ class RunningServer:
     process: subprocess.Popen[str]
     log: Path
     metrics: str = ""
+
+    @property
+    def log_lines(self) -> list[str]:
+        """What it logged, without the line of its settings."""
+        lines = self.log.read_text().splitlines()
+        return [line for line in lines if " INFO settings: " not in line and '"message": "settings"' not in line]
 
     def stop(self) -> int:
         """Asks it to stop, waits until it has, and returns its exit status."""
@@ -66,11 +73,16 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
     assert process.stdout is not None
     said: dict[str, str] = {}
     for line in process.stdout:
-        what, _, address = line.strip().rpartition(" ")
+        text = json.loads(line)["message"] if line.startswith("{") else line.strip()
+        what, _, address = text.rpartition(" ")
         said.setdefault(what, address)
-        if line.startswith("ready"):
+        if text.startswith("ready"):
             return said
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
+
+
+Serve = Callable[..., AbstractContextManager[RunningServer]]
+"""Starts a server as `running_server` does."""
 
 
 def ended(*arguments: str) -> tuple[int, str, str]:

@@ -1,136 +1,35 @@
-"""AsyncClient: the asyncio client. Names, arguments and errors are Client's; every call is awaited."""
+"""AsyncClient: the asyncio client."""
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self, Unpack
+import functools
+from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
+from typing import Any, Literal, Unpack
 
-import grpc
-import grpc.aio
-
-from convserve._async import map as _async_map
-from convserve._async.replicas import LayerServers
+from convserve._async import io
+from convserve._async import map as _map
+from convserve._async.connection import Connection
 from convserve._async.stored_layer import AsyncStoredLayer
-from convserve._async.transfer import TensorPath
-from convserve._rpc import channel, map_schedule, retries
-from convserve._rpc import requests as _rpc
-from convserve._rpc.credentials import TLS, Access
-from convserve._rpc.forks import calls_under_way
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, LayerNotFoundError
+from convserve._rpc import map_schedule, requests
+from convserve.errors import LayerNotFoundError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Conv2DParameters, Layer
 from convserve.layers.plan import Plan
 from convserve.protocol import layer_messages, stored_layers
 from convserve.protocol.results import Result, ServerInfo, plan_from_message
 from convserve.tensors.codec import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
-from convserve.v1 import (
-    convolution_service_pb2,
-    convolution_service_pb2_grpc,
-    layer_service_pb2,
-)
+from convserve.v1 import convolution_service_pb2, layer_service_pb2
 
 
-class AsyncClient:
-    """Calls a convserve server from asyncio: numpy arrays in, numpy arrays out.
+class AsyncClient(Connection):
+    """Calls a convserve server: numpy arrays in, numpy arrays out.
+
+    Several event loops may use it one after the other, but no fork of the process while it is connected.
 
     Example:
         >>> async with AsyncClient("localhost:50051") as client:
         ...     y = await client.conv2d(x, filters=64, kernel_size=3, activation="relu", seed=0)
     """
-
-    def __init__(
-        self,
-        target: str | Sequence[str] = channel.DEFAULT_TARGET,
-        *,
-        timeout: float = retries.DEFAULT_TIMEOUT_S,
-        retry: retries.RetryRule | None = None,
-        shared_memory: bool = True,
-        token: str | None = None,
-        tls: TLS | bool | None = None,
-    ) -> None:
-        """Prepares a connection; it is made with the first call in an event loop.
-
-        Several loops may use it one after the other, but no fork of the process while it is connected.
-
-        Args:
-            target: As in `Client`.
-            timeout: As in `Client`.
-            retry: As in `Client`.
-            shared_memory: As in `Client`.
-            token: As in `Client`.
-            tls: As in `Client`.
-
-        Raises:
-            InvalidRequestError: As in `Client`.
-        """
-        self._target = channel.channel_target(target)
-        self._access = Access(self._target, token, tls)
-        self._timeout = retries.checked_timeout(timeout, timeout)
-        self._retry = retry or retries.RetryRule()
-        self._budget = retries.RetryBudget(self._retry)
-        self._shares_memory = shared_memory
-        self._closed = False
-        self._connecting = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._channel: grpc.aio.Channel | None = None
-
-    def _connected(self) -> Any:
-        if self._closed:
-            text = "Expected an open client. Received a call after it was closed."
-            raise InvalidRequestError(FieldViolation("client", text))
-        loop = asyncio.get_running_loop()
-        if self._loop is not loop:
-            with self._connecting:
-                calls_under_way.check_process()
-                self._check_loop(loop)
-                self._connect(loop)
-        return self._stub
-
-    def _check_loop(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._loop not in (None, loop) and self._loop.is_running():
-            text = (
-                "Expected one event loop at a time. "
-                "Received a call in another loop than the one that uses it now: make a client for each."
-            )
-            raise InvalidRequestError(FieldViolation("client", text))
-
-    def _connect(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop, self._channel = loop, self._access.async_channel(self._target)  # which is of one loop
-        calls_under_way.asyncio_clients.add(self)
-        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-        self._servers = LayerServers(self._channel, self._target, self._access)
-
-    def _connected_tensors(self) -> TensorPath:
-        self._connected()
-        return self._tensors
-
-    def _connected_layers(self) -> LayerServers:
-        self._connected()
-        return self._servers
-
-    def _deadline(self, timeout: float | None) -> retries.Deadline:
-        return retries.Deadline.of(timeout, self._timeout)
-
-    async def _call(
-        self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
-    ) -> Any:
-        """Sends a request until it is answered."""
-        call = retries.Call(retry or self._retry, retries.Deadline.of(timeout, self._timeout), self._budget)
-        while True:
-            try:
-                answer = await method(request, timeout=call.remaining_s())
-                call.answered()
-                return answer
-            except (grpc.aio.AioRpcError, ConvserveError) as failure:
-                delay = call.delay_after(failure)
-            except grpc.aio.UsageError:  # the channel was closed between two steps of the call
-                self._connected()
-                raise
-            await asyncio.sleep(delay)
 
     async def conv2d(
         self,
@@ -145,46 +44,61 @@ class AsyncClient:
         timeout: float | None = None,
         **parameters: Unpack[Conv2DParameters],
     ) -> Array:
-        """Returns `activation(conv2d(x, kernel) + bias)`; see `Client.conv2d`."""
+        """Returns `activation(conv2d(x, kernel) + bias)`, with the arguments of `keras.layers.Conv2D`.
+
+        Args:
+            x: (batch, height, width, channels), or (batch, channels, height, width) with
+                `data_format="channels_first"`; float32, float16, bfloat16, float64, uint8 or int8.
+            filters: The number of filters. It may be left out where a kernel is given.
+            kernel_size: The window. It may be left out where a kernel is given.
+            kernel: (kernel height, kernel width, channels / groups, filters). None: drawn with `kernel_initializer`.
+            bias: (filters,), together with a kernel. With a kernel and no bias, none is added.
+            seed: For every random initializer of this call that has none of its own.
+            output_dtype: A floating-point dtype; None for the policy's compute dtype.
+            timeout: Seconds for this call.
+            **parameters: The other parameters of `Conv2D`.
+
+        Returns:
+            The output, (batch, new_height, new_width, filters) or (batch, filters, new_height, new_width).
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
         layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
         return (await self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout)).output
 
     async def convolve(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         x: Any,
         *,
         output_dtype: Any = None,
         batching: bool = True,
         timeout: float | None = None,
     ) -> Result:
-        """Applies one or several layers, in order, in one call; see `Client.convolve`."""
-        request = _rpc.convolve_request(layers, x, output_dtype, batching)
-        return await self._convolve(request, self._deadline(timeout))
+        """Applies one or several layers, in order, in one call.
 
-    async def _convolve(
-        self, request: _rpc.ConvolveRequest, deadline: retries.Deadline, retry: retries.RetryRule | None = None
-    ) -> Result:
-        known = [each for each in request.layers if isinstance(each, AsyncStoredLayer)]
-        for is_given in (False, True):
-            gifts = [each.gifts for each in known]
-            try:
-                return await self._call(self._connected_tensors().convolve, request, deadline, retry)  # type: ignore[no-any-return]
-            except LayerNotFoundError:
-                if not known:
-                    raise
-            if is_given or not all(
-                [await each._give(before, deadline) for each, before in zip(known, gifts, strict=True)]
-            ):
-                break
-        for each in known:
-            await each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
-        whole = request.carrying_layers()
-        return await self._call(self._connected_tensors().convolve, whole, deadline, retry)  # type: ignore[no-any-return]
+        Args:
+            layers: A Layer or Conv2D, or a list of them.
+            x: As in `conv2d`.
+            output_dtype: A floating-point dtype; None for the last layer's compute dtype.
+            batching: Whether the server may compute this call together with others that wait for the same layers.
+            timeout: Seconds for this call.
+
+        Returns:
+            The output with losses, times, device and the seeds that the server chose.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = requests.convolve_request(layers, x, output_dtype, batching)
+        return await self._convolve(request, self._deadline(timeout))
 
     def map(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
         as_completed: bool = False,
@@ -193,41 +107,86 @@ class AsyncClient:
         output_dtype: Any = None,
         timeout: float | None = None,
     ) -> AsyncGenerator[Any, None]:
-        """Yields the output of each input, many of which are on their way at once; see `Client.map`.
+        """Yields the output of each input, many of which are on their way at once.
 
-        Inputs are read in a task of their own. One who leaves in the middle closes the generator
-        (`contextlib.aclosing`), else what is under way ends when the event loop finds that nobody holds it.
+        Inputs are read as they fit in, in a task of their own. Small ones that wait go several in one call.
+        A call that nobody answers, or that a server is too busy for, is sent again until the item's timeout, so that
+        a server may be started again meanwhile. Close the generator (`contextlib.aclosing`) to end it in the middle.
+
+        Args:
+            layers: As in `convolve`. Weights that the server is to draw are the same for all inputs.
+            inputs: Arrays as in `conv2d`, or of 3 dimensions for one sample, whose output has 3 too. None is to be
+                written to before its output has come.
+            as_completed: Whether to yield (index, output) as outputs come, instead of outputs in the inputs' order.
+            errors: What becomes of an input that fails: "raise" ends all with its error, "return" yields the error
+                in the output's place and goes on.
+            max_bytes: The most bytes of inputs that were read and outputs that were not taken yet, together; an item
+                that is larger goes alone.
+            output_dtype: As in `convolve`.
+            timeout: Seconds for each input, from when it is first sent.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is read.
+            ConvserveError: That of an input, in its place.
+            Exception: What reading `inputs` raises, after the outputs of those before.
         """
         self._deadline(timeout)
-        flow = map_schedule.Pipeline(
+        pipeline = map_schedule.Pipeline(
             layers, output_dtype, as_completed=as_completed, errors=errors, max_bytes=max_bytes
         )
-        return _async_map.outputs(self, flow, _async_map.each_of(inputs), timeout)
+        return _map.outputs(self, pipeline, inputs, timeout)
 
     async def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
-        """Returns an uninitialized array to write an input into; see `Client.empty`."""
-        kind, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
-        await self._call(self._connected_tensors().connect, None, None)
-        return self._tensors.empty(dimensions, kind)
+        """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
+
+        With a server that shares memory it lies there, else it is an array like any other. While a call is under way
+        with it, it is not to be written to.
+
+        Raises:
+            InvalidTensorError: For a dtype or shape that no input has.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        element, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
+        deadline, tensors = self._deadline(None), self._connected()._tensors
+        if tensors.is_to_connect():
+            await self._call(tensors.connect, None, deadline)
+        return await tensors.empty(dimensions, element, deadline)
 
     async def plan(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         input_shape: Sequence[int] | None = None,
         *,
         input_dtype: Any = "float32",
         output_dtype: Any = None,
         timeout: float | None = None,
     ) -> Plan:
-        """Asks the server what a call would do; see `Client.plan`."""
-        request = _rpc.plan_request(layers, input_shape, input_dtype, output_dtype)
-        return plan_from_message(await self._call(self._connected().Plan, request, timeout))
+        """Asks the server what a call would do, and whether it would take it. `Conv2D.plan` asks nobody.
+
+        Args:
+            layers: A Layer or Conv2D, or a list of them.
+            input_shape: Four dimensions with the batch axis; None for one sample of the layer's own `input_shape`.
+            input_dtype: The input's dtype.
+            output_dtype: The dtype that would be asked for.
+            timeout: Seconds for this call.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments, before anything is sent.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = requests.plan_request(layers, input_shape, input_dtype, output_dtype)
+        method = functools.partial(io.answer, self._connected()._stub.Plan)
+        return plan_from_message(await self._call(method, request, timeout))
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Returns what the server is; see `Client.info`."""
+        """Returns what the server is: versions, devices, dtypes, numeric mode, limits.
+
+        Raises:
+            ConvserveError: One of the tree in `convserve.errors`.
+        """
         request = convolution_service_pb2.GetServerInfoRequest()
-        response = await self._call(self._connected().GetServerInfo, request, timeout)
-        return ServerInfo.from_message(response.server_info)
+        method = functools.partial(io.answer, self._connected()._stub.GetServerInfo)
+        return ServerInfo.from_message((await self._call(method, request, timeout)).server_info)
 
     async def put(
         self,
@@ -240,63 +199,84 @@ class AsyncClient:
         seed: int | None = None,
         timeout: float | None = None,
     ) -> AsyncStoredLayer:
-        """Stores a layer on the server, so that its weights cross the wire once; see `Client.put`."""
-        given = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
-        if given.kernel is None:
-            sent = layer_messages.sent_draw(given.config, name, input_channels)
+        """Stores a layer on the server, so that its weights cross the wire once.
+
+        Args:
+            layer: A Conv2D, or a Layer with its weights.
+            kernel: With a Conv2D: the kernel. None: the server draws the weights.
+            bias: With a Conv2D: the bias.
+            name: An alias; putting another layer under it moves it.
+            input_channels: For which the server draws weights; None for those of the Conv2D's `input_shape`.
+            seed: For every random initializer that has none of its own.
+            timeout: Seconds for this call.
+
+        Returns:
+            The layer, to be called with inputs. It goes by its digest, so a name that moves does not change it. Of
+            several servers the first that answers has it, and the name; calls give it to the others.
+
+        Raises:
+            InvalidArgumentError: For wrong arguments.
+            OverloadedError: If the store is full.
+            UnavailableError: If no server answered. With a name, where one may have moved it all the same, the call is
+                not retried, so that it does not undo what another caller has done since.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        checked = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
+        if checked.kernel is None:
+            upload = layer_messages.config_upload(checked.config, name, input_channels)
         else:
-            sent = layer_messages.sent_put(given, name)
-        answer = await self._call(self._connected_layers().put, sent, timeout)
-        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, sent.layer))
+            upload = layer_messages.layer_upload(checked, name)
+        answer = await self._write(self._connected()._servers.put, upload, timeout)
+        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
 
     async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
-        """Returns the stored layer that a name leads to; see `Client.layer`."""
+        """Returns the stored layer that a name leads to, to be called with inputs.
+
+        Raises:
+            LayerNotFoundError: If it leads nowhere.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
-        answer = await self._call(self._connected_layers().get, request, timeout)
+        answer = await self._call(self._connected()._servers.get, request, timeout)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, None))
 
     async def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[AsyncStoredLayer]:
-        """Returns the stored layers, or those with a name that begins so; see `Client.layers`."""
-        request = layer_messages.list_request(name_prefix)
-        found = await self._call(self._connected_layers().all_layers, request, timeout)
-        return [AsyncStoredLayer(self, **parts) for parts in stored_layers.listed_parts(found, name_prefix)]
+        """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.
 
-    async def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
-        """Returns those layers that the server does not hold; see `Client.missing`."""
-        requests = layer_messages.missing_requests(layers)
-        absent = await self._call(self._connected_layers().find_missing, requests, timeout)
-        return [each for each in layers if each.digest in absent]
-
-    async def delete(self, layer: AsyncStoredLayer | str, *, timeout: float | None = None) -> None:
-        """Deletes a stored layer with its names, or a name; see `Client.delete`."""
-        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        await self._call(self._connected_layers().delete, request, timeout)
-
-    async def close(self) -> None:
-        """Closes the connection.
+        Each one's `name` is its first that begins so; `names` has all.
 
         Raises:
-            InvalidRequestError: In another event loop than the one that uses it now.
+            ConvserveError: One of the tree in `convserve.errors`.
         """
-        self._check_loop(asyncio.get_running_loop())
-        self._closed = True
-        if self._channel is not None:
-            self._tensors.close()
-            await self._servers.close()
-            await self._channel.close()
-            self._channel = None
-            calls_under_way.asyncio_clients.discard(self)
+        request = layer_messages.list_request(name_prefix)
+        listed = await self._call(self._connected()._servers.all_layers, request, timeout)
+        return [AsyncStoredLayer(self, **parts) for parts in stored_layers.listed_parts(listed, name_prefix)]
 
-    async def __aenter__(self) -> Self:
-        """Returns the client."""
-        return self
+    async def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
+        """Returns those layers that no server holds, asked in one call, or a few where they are very many.
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Closes the connection."""
-        await self.close()
+        Raises:
+            InvalidRequestError: If there is anything but layers.
+            InvalidWeightsError: For a layer without weights, which has no digest.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        pages = layer_messages.missing_requests(layers)
+        absent = await self._call(self._connected()._servers.find_missing, pages, timeout)
+        return [layer for layer in layers if layer.digest in absent]
 
-    def __repr__(self) -> str:
-        """Returns the client's target and timeout."""
-        return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"
+    async def delete(self, layer: AsyncStoredLayer | str, *, timeout: float | None = None) -> None:
+        """Deletes a stored layer with its names, or a name, and its layer with the last one, from every server.
+
+        A server that does not answer is passed over if another one does; it may hold the layer still.
+
+        Raises:
+            LayerNotFoundError: If there is none.
+            ConvserveError: Another of the tree in `convserve.errors`.
+        """
+        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
+        call = self._new_call(timeout)
+        try:
+            await self._attempt(call, self._connected()._servers.delete, request)
+        except LayerNotFoundError:
+            if not call.may_be_done:
+                raise

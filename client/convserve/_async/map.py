@@ -5,25 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from convserve._async.connection import Connection
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
-from convserve._rpc.map_schedule import MAX_CALLS, ONCE, Pipeline, patient
+from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
-if TYPE_CHECKING:
-    from convserve._async.client import AsyncClient
-
 
 async def outputs(
-    client: AsyncClient, pipeline: Pipeline, inputs: AsyncGenerator[Any, None], timeout: float | None
+    connection: Connection, pipeline: Pipeline, inputs: Iterable[Any] | AsyncIterable[Any], timeout: float | None
 ) -> AsyncGenerator[Any, None]:
     """Yields what comes out of a pipeline; its tasks end with the generator."""
-    senders = _Senders(client, pipeline, timeout)
+    senders = _Senders(connection, pipeline, timeout)
     try:
-        senders.start(senders.read(inputs))
+        senders.start(senders.read(_inputs_in_turn(inputs)))
         while await senders.has_output():
             # No name here holds what is yielded, so that it lasts no longer than its receiver wants.
             yield senders.take_output()
@@ -31,7 +29,7 @@ async def outputs(
         await senders.stop()
 
 
-async def each_of(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+async def _inputs_in_turn(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
     """Yields inputs of either kind; after one that came without waiting, others of the event loop have their turn."""
     if isinstance(inputs, AsyncIterable):
         async for x in inputs:
@@ -45,9 +43,9 @@ async def each_of(inputs: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[
 class _Senders:
     """The tasks of one pipeline."""
 
-    def __init__(self, client: AsyncClient, pipeline: Pipeline, timeout: float | None) -> None:
-        self._client, self._pipeline, self._timeout = client, pipeline, timeout
-        self._retry = patient(client._retry)
+    def __init__(self, connection: Connection, pipeline: Pipeline, timeout: float | None) -> None:
+        self._connection, self._pipeline, self._timeout = connection, pipeline, timeout
+        self._retry = retries.with_retries(connection._retry)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = 0
@@ -63,8 +61,8 @@ class _Senders:
         """Ends all tasks."""
         self._stopped = True
         ending = list(self._tasks)
-        for each in ending:
-            each.cancel()
+        for task in ending:
+            task.cancel()
         await asyncio.gather(*ending, return_exceptions=True)
 
     async def read(self, inputs: AsyncGenerator[Any, None]) -> None:
@@ -119,15 +117,16 @@ class _Senders:
 
     async def _outputs(self, items: list[Item]) -> list[Array]:
         call = self._pipeline.call(items)
-        deadline = self._client._deadline(self._timeout)
+        deadline = self._connection._deadline(self._timeout)
         attempts = retries.Call(self._retry, deadline)
         while True:
             try:
-                return call.outputs((await self._client._convolve(call.request, deadline, ONCE)).output)
+                result = await self._connection._convolve(call.request, deadline, retries.NO_RETRIES)
+                return call.outputs(result.output)
             except ConvserveError as failure:
-                delay = attempts.delay_after(failure)
+                delay_s = attempts.delay_after(failure)
             except asyncio.CancelledError:
                 if not self._stopped:
-                    self._client._connected()  # a client that is closed cancels its calls: this raises why
+                    self._connection._connected()  # a client that is closed cancels its calls: this raises why
                 raise
-            await asyncio.sleep(delay)
+            await asyncio.sleep(delay_s)

@@ -1,168 +1,183 @@
-"""The LayerService of every server that an asyncio client's target names."""
+"""The LayerService of every server that a client's target names."""
 
 from __future__ import annotations
 
-import asyncio
-import socket
+import logging
+import threading
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
-import grpc.aio
-
+from convserve._async import io
 from convserve._rpc import channel as _channel
 from convserve._rpc import retries
 from convserve._rpc.credentials import Access
+from convserve._rpc.retries import Deadline
 from convserve.errors import ConvserveError
-from convserve.protocol import layer_messages
+from convserve.protocol.layer_messages import Upload
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
 T = TypeVar("T")
+log = logging.getLogger("convserve")
 
 
 class LayerServers:
-    """Each server by itself; see `_sync_servers.LayerServers`."""
+    """Each server by itself, because which of several holds a layer can only be found by asking all of them.
 
-    def __init__(self, channel: grpc.aio.Channel, target: str, access: Access) -> None:
+    They are asked in the order of the target's addresses, so every client looks for a name where others put it. A
+    server that does not answer is passed over if another one does.
+
+    Each method makes one attempt. Where one server is enough, it raises LayerNotFoundError if none of those that answer
+    holds the layer. It raises UnavailableError if none answers, DeadlineExceededError if they could not be found in
+    time, and ConvserveError or grpc.RpcError for anything else that one of them says.
+    """
+
+    def __init__(self, channel: Any, target: str, access: Access) -> None:
         """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
         self._access = access
-        self._only = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
         self._target = target
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._only = _Replica(channel)
+        self._lock = threading.Lock()
+        self._replicas: dict[str, _Replica] = {}
 
-    async def put(self, given: layer_messages.Sent, timeout: float) -> Any:
+    async def put(self, upload: Upload, deadline: Deadline) -> Any:
         """Puts a layer on the first server that answers."""
-        return await self._first(lambda server, deadline: _send(server.PutLayer, given, deadline), timeout)
+        return await self._first(lambda server: io.upload(server.PutLayer, upload, deadline), deadline)
 
-    async def offer(self, given: layer_messages.Sent, timeout: float) -> bool:
+    async def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
 
-        async def is_kept(server: Any, deadline: retries.Deadline) -> bool:
+        async def is_kept(server: Any) -> bool:
             try:
-                await _send(server.PutLayer, given, deadline)
-            except (grpc.aio.AioRpcError, ConvserveError) as failure:
+                await io.upload(server.PutLayer, upload, deadline)
+            except (io.RpcError, ConvserveError) as failure:
                 retries.check_cannot_keep(failure)
                 return False
             return True
 
-        return all(await self._every(is_kept, timeout))
+        return all(await self._every(is_kept, deadline))
 
-    async def update(self, given: layer_messages.Sent, timeout: float) -> Any:
+    async def update(self, upload: Upload, deadline: Deadline) -> Any:
         """Updates the weights of a layer on the first server that holds it."""
-        return await self._first(lambda server, deadline: _send(server.UpdateWeights, given, deadline), timeout)
+        return await self._first(lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline)
 
-    async def get(self, request: layer_service_pb2.GetLayerRequest, timeout: float) -> Any:
+    async def get(self, request: layer_service_pb2.GetLayerRequest, deadline: Deadline) -> Any:
         """Returns the description of the first server that holds a layer."""
+        return await self._first(lambda server: server.GetLayer(request, timeout=deadline.remaining_s()), deadline)
+
+    async def read(self, request: layer_service_pb2.ReadWeightsRequest, deadline: Deadline) -> list[Any]:
+        """Returns the messages with a layer's weights, from the first server that holds it."""
+        # All of them, so that a stream that breaks is read again like any call.
         return await self._first(
-            lambda server, deadline: server.GetLayer(request, timeout=deadline.remaining_s()), timeout
+            lambda server: io.read_all(server.ReadWeights(request, timeout=deadline.remaining_s())), deadline
         )
 
-    async def read(self, request: layer_service_pb2.ReadWeightsRequest, timeout: float) -> list[Any]:
-        """Returns the messages with a layer's weights, from the first server that holds it."""
+    async def delete(self, request: layer_service_pb2.DeleteLayerRequest, deadline: Deadline) -> None:
+        """Deletes a layer or a name on every server that answers."""
+        await self._every(lambda server: server.DeleteLayer(request, timeout=deadline.remaining_s()), deadline)
 
-        # As a list, so that a stream that breaks is read again like any call.
-        async def messages(server: Any, deadline: retries.Deadline) -> list[Any]:
-            return [each async for each in server.ReadWeights(request, timeout=deadline.remaining_s())]
-
-        return await self._first(messages, timeout)
-
-    async def delete(self, request: layer_service_pb2.DeleteLayerRequest, timeout: float) -> None:
-        """Deletes a layer or a name on every server."""
-        await self._every(lambda server, deadline: server.DeleteLayer(request, timeout=deadline.remaining_s()), timeout)
-
-    async def all_layers(self, request: layer_service_pb2.ListLayersRequest, timeout: float) -> list[list[Any]]:
+    async def all_layers(self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline) -> list[list[Any]]:
         """Returns every server's layers, all pages of each."""
 
-        async def pages(server: Any, deadline: retries.Deadline) -> list[Any]:
-            found: list[Any] = []
+        async def pages(server: Any) -> list[Any]:
+            layers: list[Any] = []
             following = layer_service_pb2.ListLayersRequest()
             following.CopyFrom(request)
             while True:
                 page = await server.ListLayers(following, timeout=deadline.remaining_s())
-                found += page.layers
+                layers += page.layers
                 following.page_token = page.next_page_token
                 if not following.page_token:
-                    return found
+                    return layers
 
-        return await self._every(pages, timeout)
+        return await self._every(pages, deadline)
 
     async def find_missing(
-        self, requests: Sequence[layer_service_pb2.FindMissingLayersRequest], timeout: float
+        self, requests: Sequence[layer_service_pb2.FindMissingLayersRequest], deadline: Deadline
     ) -> set[bytes]:
         """Returns the digests that no server holds."""
 
-        async def missing(server: Any, deadline: retries.Deadline) -> set[bytes]:
-            found: set[bytes] = set()
-            for each in requests:
-                answer = await server.FindMissingLayers(each, timeout=deadline.remaining_s())
-                found.update(answer.missing_digests)
-            return found
+        async def missing(server: Any) -> set[bytes]:
+            digests: set[bytes] = set()
+            for request in requests:
+                answer = await server.FindMissingLayers(request, timeout=deadline.remaining_s())
+                digests.update(answer.missing_digests)
+            return digests
 
-        return set.intersection(*await self._every(missing, timeout))
+        return set.intersection(*await self._every(missing, deadline))
 
     async def close(self) -> None:
         """Closes the connections."""
-        for each in self._channels.values():
-            await each.close()
+        for replica in self._replicas.values():
+            await replica.channel.close()
 
-    async def _first(self, ask: Callable[[Any, retries.Deadline], Awaitable[T]], timeout: float) -> T:
-        return (await self._answers(ask, timeout, every=False))[0]
+    async def _first(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline) -> T:
+        return (await self._answers(ask, deadline, every=False))[0]
 
-    async def _every(self, ask: Callable[[Any, retries.Deadline], Awaitable[T]], timeout: float) -> list[T]:
-        return await self._answers(ask, timeout, every=True)
+    async def _every(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline) -> list[T]:
+        return await self._answers(ask, deadline, every=True)
 
-    async def _answers(
-        self, ask: Callable[[Any, retries.Deadline], Awaitable[T]], timeout: float, *, every: bool
-    ) -> list[T]:
-        deadline = retries.Deadline(timeout)
+    async def _answers(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline, *, every: bool) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
-        for stub in await self._stubs():
-            try:
-                answers.append(await ask(stub, deadline))
-            except (grpc.aio.AioRpcError, ConvserveError) as failure:
-                why_not = retries.skip_replica(failure, why_not)
-                continue
-            if not every:
-                break
+        replicas = await self._in_use(deadline)
+        try:
+            for replica in replicas:
+                try:
+                    answers.append(await ask(replica.stub))
+                except (io.RpcError, ConvserveError) as failure:
+                    why_not = retries.skip_replica(failure, why_not)
+                    log.debug("one of several servers is passed over: %s", why_not)
+                    continue
+                if not every:
+                    break
+        finally:
+            await self._release(replicas)
         if not answers and why_not:
             raise why_not
         return answers
 
-    async def _stubs(self) -> list[Any]:
+    async def _in_use(self, deadline: Deadline) -> list[_Replica]:
+        """Returns the servers that the target leads to now, until `_release`."""
         name = _channel.name_to_resolve(self._target)
-        if name is None:
-            addresses = _channel.addresses(self._target)
-        else:
-            try:
-                found = await asyncio.get_running_loop().getaddrinfo(*name, type=socket.SOCK_STREAM)
-            except OSError:  # gRPC may know more of the name, or will say what is wrong
-                found = []
-            addresses = _channel.resolved(found)
+        addresses = await io.look_up(*name, deadline) if name else _channel.addresses(self._target)
         if len(addresses) < 2:
             return [self._only]
-        channels = map(self._channel_to, addresses)
-        return [layer_service_pb2_grpc.LayerServiceStub(each) for each in channels]  # type: ignore[no-untyped-call]
+        with self._lock:
+            for address in addresses:
+                if address not in self._replicas:
+                    self._replicas[address] = _Replica(io.open_channel(self._access, address))
+            for address, replica in self._replicas.items():
+                replica.is_gone = address not in addresses
+            replicas = [self._replicas[address] for address in addresses]
+            for replica in replicas:
+                replica.users += 1
+        return replicas
 
-    def _channel_to(self, address: str) -> grpc.aio.Channel:
-        if address not in self._channels:
-            self._channels[address] = self._access.async_channel(address)
-        return self._channels[address]
+    async def _release(self, replicas: list[_Replica]) -> None:
+        """Closes the channels to servers that the target no longer leads to, unless other calls use them still."""
+        if replicas == [self._only]:
+            return
+        with self._lock:
+            for replica in replicas:
+                replica.users -= 1
+            idle = [address for address, replica in self._replicas.items() if replica.is_gone and not replica.users]
+            closing = [self._replicas.pop(address) for address in idle]
+        for replica in closing:
+            await replica.channel.close()
 
 
-async def _send(method: Any, given: layer_messages.Sent, deadline: retries.Deadline) -> Any:
-    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
-    call = method(timeout=deadline.remaining_s())
-    try:
-        # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
-            await call.write(given.start)
-            said = layer_messages.negotiated(await call.initial_metadata()) if given.has_weights else None
-            if said == layer_messages.WANTED:
-                for piece in given.pieces():
-                    await call.write(piece)
-            if said or not given.has_weights:
-                await call.done_writing()
-        return await call
-    finally:
-        call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
+class _Replica:
+    """A server's channel.
+
+    Attributes:
+        channel: The channel.
+        stub: LayerService's stub.
+        users: How many calls use it.
+        is_gone: Whether the target no longer leads to it.
+    """
+
+    def __init__(self, channel: Any) -> None:
+        self.channel = channel
+        self.stub: Any = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
+        self.users = 0
+        self.is_gone = False

@@ -1,9 +1,12 @@
-"""Which channel both clients open: gRPC's name of the target, and the channel's options. Nothing here does I/O."""
+"""Which channel both clients open: gRPC's name of the target, its addresses, and the channel's options."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import ipaddress
 import json
+import socket
+import threading
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +15,7 @@ from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.protocol.http2_options import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
+DEFAULT_TIMEOUT_S = 60.0
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
 
 
@@ -26,20 +30,24 @@ def channel_target(target: str | Sequence[str]) -> str:
         InvalidRequestError: For an empty target, or several of which one is not an IP address.
     """
     addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
-    if not addresses or not all(isinstance(each, str) and each for each in addresses):
+    if not addresses or not all(isinstance(address, str) and address for address in addresses):
         text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {short_repr(target)}."
         raise InvalidRequestError(FieldViolation("target", text))
     if len(addresses) == 1:
+        host, _, port = addresses[0].rpartition(":")
+        if not host or not port or "]" in port:
+            text = f"Expected 'host:port'. Received {short_repr(target)}."
+            raise InvalidRequestError(FieldViolation("target", text))
         # With dns:/// every address of a name is used, not only the first that answers.
         return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
-    versions = {_ip_version(each.replace("localhost:", "127.0.0.1:")) for each in addresses}
+    versions = {_ip_version(address.replace("localhost:", "127.0.0.1:")) for address in addresses}
     if len(versions) != 1 or 0 in versions:
         text = (
             "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
             f"name that resolves to all of them. Received {short_repr(target)}."
         )
         raise InvalidRequestError(FieldViolation("target", text))
-    return f"ipv{versions.pop()}:" + ",".join(each.replace("localhost:", "127.0.0.1:") for each in addresses)
+    return f"ipv{versions.pop()}:" + ",".join(address.replace("localhost:", "127.0.0.1:") for address in addresses)
 
 
 def addresses(target: str) -> tuple[str, ...]:
@@ -51,7 +59,7 @@ def addresses(target: str) -> tuple[str, ...]:
     scheme, _, listed = target.partition(":")
     if scheme not in ("ipv4", "ipv6"):
         return (target,)
-    return tuple(f"{scheme}:{each}" for each in listed.split(","))
+    return tuple(f"{scheme}:{address}" for address in listed.split(","))
 
 
 def name_to_resolve(target: str) -> tuple[str, str] | None:
@@ -67,13 +75,32 @@ def name_to_resolve(target: str) -> tuple[str, str] | None:
     return host, port
 
 
+def look_up(host: str, port: str) -> concurrent.futures.Future[tuple[str, ...]]:
+    """Returns a future of gRPC's names of the addresses that a host name leads to, in an order that all callers see.
+
+    There are none if the resolver does not know the host: gRPC may know more of the name, or will say what is wrong.
+    The resolver has no time limit of its own, so that it works in a thread that nobody waits for longer than they may.
+    """
+    future: concurrent.futures.Future[tuple[str, ...]] = concurrent.futures.Future()
+
+    future.set_running_or_notify_cancel()  # who leaves does not cancel it
+
+    def resolve() -> None:
+        try:
+            future.set_result(resolved(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+        except OSError:
+            future.set_result(())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=resolve, name="convserve-resolve", daemon=True).start()
+    return future
+
+
 def resolved(found: Iterable[tuple[Any, ...]]) -> tuple[str, ...]:
     """Returns gRPC's names of what `socket.getaddrinfo` found, in an order that is the same for everybody."""
-    return tuple(
-        sorted(
-            {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in found},
-        )
-    )
+    names = {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in found}
+    return tuple(sorted(names))
 
 
 def is_local(target: str) -> bool:

@@ -21,6 +21,7 @@ class CallsUnderWay:
 
     Attributes:
         asyncio_clients: Those that are connected, for as long as a thread of gRPC's waits for their calls.
+        setup: Held while a channel is opened; a fork waits for it, and begins with another one.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,8 @@ class CallsUnderWay:
         self._threads: dict[object, int] = {}  # by call
         self._forking: int | None = None  # the thread
         self._changed = threading.Condition()
+        self.setup = threading.Lock()
+        self._holds_setup = False
 
     def begin(self, call: object, timeout: float) -> None:
         """Notes that a call begins, if another thread forks just now after that, or when so many seconds are over."""
@@ -71,11 +74,14 @@ class CallsUnderWay:
             self._changed.wait_for(lambda: self._forking in (None, me), MAX_WAIT_S)
             self._forking = me
             self._changed.wait_for(lambda: set(self._threads.copy().values()) <= {me}, MAX_WAIT_S)
+        self._holds_setup = self.setup.acquire(timeout=MAX_WAIT_S)
 
     def after_in_parent(self) -> None:
         """Lets calls begin."""
         with self._changed:
             if self._forking == threading.get_ident():
+                if self._holds_setup:
+                    self.setup.release()
                 self._forking = None
                 self._changed.notify_all()
 

@@ -10,16 +10,13 @@ Nothing here does I/O, and nothing here waits: both clients drive it, the blocki
 
 from __future__ import annotations
 
-import math
 import random
-import sys
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from convserve._rpc import requests, retries
+from convserve._rpc import requests
 from convserve._rpc.map_items import Call, Group, Item, input_of
 from convserve.errors import (
     ConvserveError,
@@ -39,8 +36,6 @@ DEFAULT_MAX_BYTES = 2**27
 """Bytes of inputs and outputs that are in flight at most: forty photographs with the 64 feature maps of each."""
 MAX_CALLS = 4
 """Calls under way at once: while one is computed, others are on their way there and back."""
-ONCE = retries.RetryRule(attempts=1)
-"""The rule of a call whose retries somebody else counts."""
 
 
 class Pipeline:
@@ -232,12 +227,6 @@ class Pipeline:
             self._finished[item.number] = item
         else:
             self._wait(item)
-
-
-def patient(rule: retries.RetryRule) -> retries.RetryRule:
-    """Returns a client's rule for items: what may be sent again is, as long as the item's timeout lasts."""
-    # A budget bounds what many callers send at once; of a pipeline's calls there are a few, which wait ever longer.
-    return rule if rule.attempts == 1 else replace(rule, attempts=sys.maxsize, budget=math.inf)
 
 
 def _with_seeds(layers: list[Any]) -> list[Any]:

@@ -1,10 +1,11 @@
-"""What both clients share and neither does: deadlines, retries, requests. Nothing here does I/O."""
+"""The requests of forward passes and plans, as both clients send them. Nothing here does I/O."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from convserve.errors import (
     FieldViolation,
@@ -31,6 +32,7 @@ from convserve.tensors.codec import (
 from convserve.v1 import convolution_service_pb2
 
 _MAX_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
+_MAX_FORMS = 16  # that a stored layer keeps: callers of many image sizes need not keep them all
 _MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
 OneLayer = Layer | Conv2D | StoredLayerBase
@@ -45,31 +47,39 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
         InvalidRequestError: If there are none, or something else is among them.
     """
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
-    if not listed or not all(isinstance(each, OneLayer) for each in listed):
+    if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
         text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {short_repr(layers)}."
         raise InvalidRequestError(FieldViolation("layers", text))
-    return [Layer(each) if isinstance(each, Conv2D) else each for each in listed]
+    return [Layer(layer) if isinstance(layer, Conv2D) else layer for layer in listed]
 
 
-@dataclass(frozen=True)
 class ConvolveRequest:
     """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory.
 
     Attributes:
         layers: The layers.
-        message: The message.
         input: The tensor.
+        message: The message.
         plan: What the call does.
     """
 
-    layers: list[Layer | StoredLayerBase]
-    message: convolution_service_pb2.ConvolveRequest
-    input: Array
-    plan: Plan
+    __slots__ = ("_form", "input", "layers", "message", "plan")
+
+    def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form) -> None:
+        self.layers, self.input, self._form = layers, array, form
+        self.message, self.plan = form.message, form.plan
 
     def serialize(self) -> bytes:
         """Returns the message's bytes."""
-        return framing.write(self.message, self.input)
+        return self._form.before_input + self.input.reshape(-1).view("u1").data
+
+    def result(self, data: bytes) -> Result:
+        """Returns what the answer's bytes say.
+
+        Raises:
+            InternalError: If they are none.
+        """
+        return Result.parse(data, self._form.output)
 
     @property
     def is_large(self) -> bool:
@@ -82,13 +92,29 @@ class ConvolveRequest:
         Raises:
             TooLargeError: For weights above protobuf's 2 GiB.
         """
-        locals_ = [each.local if isinstance(each, StoredLayerBase) else each for each in self.layers]
+        locals_ = [layer.local if isinstance(layer, StoredLayerBase) else layer for layer in self.layers]
         _check_carried(locals_, "make room for them on the server")
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
         message.ClearField("layers")
-        message.layers.extend(each.to_carried_reference() for each in self.layers)
-        return ConvolveRequest(self.layers, message, self.input, self.plan)
+        message.layers.extend(layer.to_carried_reference() for layer in self.layers)
+        return ConvolveRequest(self.layers, self.input, _Form(message, self.plan, self.input))
+
+
+class _Form:
+    """What requests for the same layers, with inputs of the same shape and dtype, have in common.
+
+    Attributes:
+        message: The message without its tensor.
+        plan: What the call does.
+        before_input: The message's bytes, up to the input's elements.
+        output: The output's frame in the answer.
+    """
+
+    def __init__(self, message: convolution_service_pb2.ConvolveRequest, plan: Plan, array: Array) -> None:
+        self.message, self.plan = message, plan
+        self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
+        self.output = framing.frame(plan.output_dtype, plan.output_shape)
 
 
 def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:
@@ -98,22 +124,35 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
         InvalidArgumentError: If anything is wrong with layers or input.
         TooLargeError: For weights above protobuf's 2 GiB.
     """
+    wanted = output_name(output_dtype)
+    is_plain = type(x) is np.ndarray and x.flags.c_contiguous
+    if is_plain and isinstance(layers, StoredLayerBase):  # by far most calls
+        form = layers.forms.get((x.shape, x.dtype, wanted, batching))
+        if form is not None:
+            return ConvolveRequest([layers], x, form)
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    wanted = output_name(output_dtype)
-    found = planned_call(listed, array.shape, name_of(array), wanted)
-    numpy_dtype(found.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
+    form = _form(listed, array, wanted, batching)
+    if len(listed) == 1 and isinstance(listed[0], StoredLayerBase):
+        forms = listed[0].forms
+        if len(forms) >= _MAX_FORMS:
+            forms.clear()
+        forms[array.shape, array.dtype, wanted, batching] = form
+    return ConvolveRequest(listed, array, form)
+
+
+def _form(listed: list[Layer | StoredLayerBase], array: Array, wanted: str | None, batching: bool) -> _Form:
+    plan = planned_call(listed, array.shape, name_of(array), wanted)
+    numpy_dtype(plan.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     _check_carried(listed, "put the layers, and call what `put` returns")
     message = convolution_service_pb2.ConvolveRequest(
-        layers=[each.to_reference() for each in listed],
-        output_dtype=dtype_number(wanted),
-        unbatched=not batching,
+        layers=[layer.to_reference() for layer in listed], output_dtype=dtype_number(wanted), unbatched=not batching
     )
-    return ConvolveRequest(listed, message, array, found)
+    return _Form(message, plan, array)
 
 
 def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str) -> None:
-    carried = sum(each.kernel.nbytes for each in layers if isinstance(each, Layer) and each.kernel is not None)
+    carried = sum(layer.kernel.nbytes for layer in layers if isinstance(layer, Layer) and layer.kernel is not None)
     if carried >= _MAX_MESSAGE_BYTES:
         text = (
             "Expected weights below 2 GiB, protobuf's bound for what a call carries. "
@@ -125,12 +164,11 @@ def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str
 CONVOLVE: dict[str, Any] = {
     "method": "/convserve.v1.ConvolutionService/Convolve",
     "request_serializer": ConvolveRequest.serialize,
-    "response_deserializer": Result.parse,
 }
-"""The arguments with which a channel makes Convolve's call without copying tensors through messages."""
+"""The arguments with which a channel makes Convolve's call, for `ConvolveRequest.result` to read the answer."""
 
 CONVOLVE_STREAM: dict[str, Any] = {"method": "/convserve.v1.ConvolutionService/ConvolveStream"}
-"""The same for ConvolveStream, in messages that `stream` writes and reads."""
+"""The same for ConvolveStream, in messages that `streaming` writes and reads."""
 
 
 def plan_request(
@@ -144,7 +182,7 @@ def plan_request(
     listed = layers_of(layers)
     planned(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
-        layers=[each.to_plan_reference() for each in listed],
+        layers=[layer.to_plan_reference() for layer in listed],
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=dtype_number(output_name(output_dtype)),

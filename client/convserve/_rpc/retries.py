@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import random
+import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from convserve.errors import (
     ConvserveError,
@@ -19,28 +21,31 @@ from convserve.errors import (
     UnavailableError,
     short_repr,
 )
-from convserve.protocol.status import RpcFailure, from_rpc_error
+from convserve.protocol.status import RpcFailure, as_convserve_error
 
-DEFAULT_TIMEOUT_S = 60.0
 _MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
-_EARNED = 0.5  # retries that an answered call adds to the budget
+_SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
 
 
 @dataclass(frozen=True)
 class RetryRule:
-    """When and how often a call that failed is sent again; a convolution is pure, so that is always safe.
+    """When and how often a call that failed is sent again, within its timeout.
 
-    Retried are calls that nobody answered (UNAVAILABLE) and calls that a server refused for the time being
-    (OVERLOADED, after the delay that it names), as long as the call's timeout allows. The client does it itself because
-    gRPC's own retries silently leave out messages above 256 KiB.
+    Two failures are retried: nobody answered (UNAVAILABLE), and a server refused the call for the time being
+    (OVERLOADED, retried after the delay that the server names). A convolution is pure and a layer is a value, so that
+    is safe, with two exceptions. A `put` or `update_weights` that moves a name is not sent again if a server may have
+    carried it out: another caller may have moved the name since. A `delete` whose retry finds no layer has succeeded
+    if a server may have carried out an earlier attempt.
+
+    The client retries by itself because gRPC's own retries silently leave out messages above 256 KiB.
 
     Attributes:
         attempts: The most times that a call is sent, the first included; 1 turns retries off.
         initial_s: The longest delay before the second attempt, in seconds. Delays are drawn from half of it to all.
         factor: Each further delay is longer by it.
         longest_s: The longest delay.
-        budget: Refused calls that a client may send again before others of its calls are answered, each of which adds
-            half a call to it: so that retries cannot make an overload worse.
+        budget: Refused calls that a client may send again before others of its calls succeed, each of which adds half
+            a call to it: so that retries cannot make an overload worse.
     """
 
     attempts: int = 5
@@ -60,21 +65,31 @@ class RetryRule:
         return backoff
 
 
+NO_RETRIES = RetryRule(attempts=1)
+"""The rule of a call whose retries the caller counts."""
+
+
+def with_retries(rule: RetryRule) -> RetryRule:
+    """Returns a client's rule for the items of `map`: they are retried as long as their timeout lasts."""
+    # A budget bounds what many callers send at once; of a pipeline's calls there are a few, which wait ever longer.
+    return rule if rule.attempts == 1 else replace(rule, attempts=sys.maxsize, budget=math.inf)
+
+
 class RetryBudget:
-    """What is left of a client's retries of calls that were refused. Any thread may call its methods."""
+    """What is left of a client's retries of refused calls. Any thread may call its methods."""
 
     def __init__(self, rule: RetryRule) -> None:
         """Starts full."""
-        self._most = self._left = rule.budget
+        self._max = self._left = rule.budget
         self._lock = threading.Lock()
 
-    def earn(self) -> None:
-        """Notes an answered call."""
-        if self._left < self._most:
+    def record_success(self) -> None:
+        """Adds half a retry."""
+        if self._left < self._max:
             with self._lock:
-                self._left = min(self._most, self._left + _EARNED)
+                self._left = min(self._max, self._left + _SUCCESS_TOKENS)
 
-    def take(self) -> bool:
+    def try_spend(self) -> bool:
         """Takes one retry; returns False, and takes nothing, if none is left."""
         with self._lock:
             if self._left < 1:
@@ -90,6 +105,8 @@ class Deadline:
         timeout: The seconds that it was given.
     """
 
+    __slots__ = ("_end", "timeout")
+
     def __init__(self, timeout: float) -> None:
         self.timeout = timeout
         self._end = time.monotonic() + timeout
@@ -101,7 +118,9 @@ class Deadline:
         Raises:
             InvalidRequestError: If the timeout is not a number above 0.
         """
-        return timeout if isinstance(timeout, Deadline) else cls(checked_timeout(timeout, default))
+        if isinstance(timeout, Deadline):
+            return timeout
+        return cls(default if timeout is None else checked_timeout(timeout))
 
     def remaining_s(self) -> float:
         """Returns the seconds that are left."""
@@ -121,17 +140,30 @@ Timeout = float | Deadline | None
 
 
 class Call:
-    """One call's attempts, whoever does the sending and the sleeping."""
+    """One call's attempts, whoever does the sending and the sleeping.
 
-    def __init__(self, rule: RetryRule, deadline: Deadline, budget: RetryBudget | None = None) -> None:
+    Attributes:
+        deadline: When the call must be done.
+        may_be_done: Whether a server may have carried out an attempt whose answer was lost.
+    """
+
+    def __init__(
+        self, rule: RetryRule, deadline: Deadline, budget: RetryBudget | None = None, *, moves_name: bool = False
+    ) -> None:
+        """Prepares for the first attempt.
+
+        Args:
+            rule: When to send again.
+            deadline: When the call must be done.
+            budget: What is left of the client's retries; None for one of this call's own.
+            moves_name: Whether the call must not be carried out a second time, later.
+        """
+        self.deadline = deadline
+        self.may_be_done = False
         self._rule = rule
-        self._deadline = deadline
-        self._budget = budget or RetryBudget(rule)
+        self._budget = budget
+        self._moves_name = moves_name
         self._attempt = 1
-
-    def remaining_s(self) -> float:
-        """Returns the seconds that are left."""
-        return self._deadline.remaining_s()
 
     def delay_after(self, failure: RpcFailure | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
@@ -139,22 +171,27 @@ class Call:
         Raises:
             ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
-        error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
-        # A call whose time is up while it sends is told as one that broke off.
-        late = isinstance(error, UnavailableError) and not self.remaining_s()
+        error = as_convserve_error(failure)
+        remaining_s = self.deadline.remaining_s()
+        # A call whose time is up while it sends fails as one that broke off.
+        late = isinstance(error, UnavailableError) and not remaining_s
         if late or isinstance(error, DeadlineExceededError):
-            raise self._deadline.exceeded(self._attempt) from None
+            raise self.deadline.exceeded(self._attempt) from None
+        self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
         delay = self._rule.delay_s(self._attempt, error)
-        if delay is None or delay >= self.remaining_s():
+        if delay is None or delay >= remaining_s or (self._moves_name and self.may_be_done):
             raise error from None
-        if isinstance(error, OverloadedError) and not self._budget.take():
-            raise error from None
+        if isinstance(error, OverloadedError):
+            self._budget = self._budget or RetryBudget(self._rule)
+            if not self._budget.try_spend():
+                raise error from None
         self._attempt += 1
         return delay
 
-    def answered(self) -> None:
-        """Notes that it has been."""
-        self._budget.earn()
+    def record_success(self) -> None:
+        """Adds to the budget."""
+        if self._budget is not None:
+            self._budget.record_success()
 
 
 def skip_replica(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:
@@ -167,7 +204,7 @@ def skip_replica(failure: RpcFailure | ConvserveError, before: ConvserveError | 
     Raises:
         ConvserveError: The failure, if the other servers are not to be asked.
     """
-    error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
+    error = as_convserve_error(failure)
     if not isinstance(error, LayerNotFoundError | UnavailableError):
         raise error from None
     return before if isinstance(before, LayerNotFoundError) else error
@@ -179,19 +216,18 @@ def check_cannot_keep(failure: RpcFailure | ConvserveError) -> None:
     Raises:
         ConvserveError: The failure, if it is another.
     """
-    error = failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
+    error = as_convserve_error(failure)
     if not isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
         raise error from None
 
 
-def checked_timeout(timeout: float | None, default: float) -> float:
+def checked_timeout(timeout: float) -> float:
     """Returns a call's timeout in seconds.
 
     Raises:
         InvalidRequestError: If it is not a number above 0.
     """
-    found = default if timeout is None else timeout
-    if not isinstance(found, int | float) or isinstance(found, bool) or not 0 < found < float("inf"):
-        text = f"Expected a number of seconds above 0. Received timeout={short_repr(found)}."
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
+        text = f"Expected a number of seconds above 0. Received timeout={short_repr(timeout)}."
         raise InvalidRequestError(FieldViolation("timeout", text))
-    return float(found)
+    return float(timeout)

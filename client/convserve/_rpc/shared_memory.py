@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 import grpc
@@ -15,9 +15,10 @@ from google.protobuf.message import DecodeError
 
 from convserve._rpc import channel
 from convserve._rpc.requests import ConvolveRequest
+from convserve._rpc.retries import Deadline
 from convserve.protocol.results import Result, reading_answers
-from convserve.tensors.codec import Array, dtype_number, head_of, numpy_dtype
-from convserve.tensors.shared_memory import SUFFIX, Region, SharedMemory
+from convserve.tensors.codec import Array, Shape, dtype_number, head_of, numpy_dtype
+from convserve.tensors.shared_memory import MAX_ANSWER_S, SUFFIX, Region, SharedMemory
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import server_info_pb2
 
@@ -42,6 +43,7 @@ class Sharing:
         self._target = target
         self._memory: SharedMemory | None = None
         self._lock = threading.Lock()
+        self._closed = False
         self._ask_at = 0.0 if wanted and channel.is_local(target) else float("inf")
 
     def memory(self) -> SharedMemory | None:
@@ -57,7 +59,7 @@ class Sharing:
         return memory
 
     def is_to_connect(self) -> bool:
-        """Returns whether the one that asks is to ask the server for its socket, and then to `connect`."""
+        """Returns whether the caller is to ask the server for its socket now, and then to `connect`."""
         with self._lock:
             if self.memory() is not None or time.monotonic() < self._ask_at:
                 return False
@@ -66,7 +68,7 @@ class Sharing:
 
     @contextmanager
     def asking(self) -> Iterator[None]:
-        """Lets the next call ask again if the block, which asks, fails; a caller who may not ask shares no memory."""
+        """Lets the next call ask again if the block, which asks, fails, unless the token does not allow to ask."""
         try:
             yield
         except BaseException as error:
@@ -76,7 +78,7 @@ class Sharing:
             self._ask_at = 0.0
             raise
 
-    def connect(self, server: server_info_pb2.ServerInfo) -> None:
+    def connect(self, server: server_info_pb2.ServerInfo, deadline: Deadline) -> None:
         """Shares memory over the socket that a server names."""
         if not server.shared_memory_address:
             self.refused("the server shares no memory")
@@ -85,28 +87,49 @@ class Sharing:
         if self._target.startswith("unix:"):
             addresses.insert(0, self._target.removeprefix("unix:").removeprefix("//") + SUFFIX)
         try:
-            self._memory = SharedMemory(addresses, server.shared_memory_ticket)
+            memory = SharedMemory(addresses, server.shared_memory_ticket, _wait_s(deadline))
         except OSError as error:
             self.refused(str(error))
+            return
+        self._memory = memory
+        if self._closed:
+            self.close()
 
     def refused(self, why: str) -> None:
         """Notes why there is no shared memory."""
         log.debug("tensors go through the connection, not through shared memory: %s", why)
 
-    def placed(self, request: ConvolveRequest) -> SharedRequest | None:
-        """Returns a request with its tensors in shared memory; None where that is not to be had."""
+    def allocate(self, request: ConvolveRequest, deadline: Deadline) -> SharedRequest | None:
+        """Returns a request with its tensors in shared memory; None if there is none for them."""
         memory = self.memory()
-        try:
-            return None if memory is None else SharedRequest(memory, request)
-        except OSError as error:
-            self.refused(str(error))
+        if memory is None:
             return None
+        try:
+            return SharedRequest(memory, request, _wait_s(deadline))
+        except OSError as error:
+            if memory.lost or not isinstance(error, TimeoutError):  # else this call has little time
+                self.refused(str(error))
+            return None
+
+    def empty(self, shape: Shape, dtype: Any, deadline: Deadline) -> Array:
+        """Returns an uninitialized array, in shared memory if there is any."""
+        memory = self.memory()
+        if memory is not None:
+            with suppress(OSError):
+                return memory.empty(shape, dtype, _wait_s(deadline))
+        return np.empty(shape, dtype)
 
     def close(self) -> None:
         """Ends the sharing."""
+        self._closed = True
         if self._memory is not None:
             self._memory.close()
             self._memory = None
+
+
+def _wait_s(deadline: Deadline) -> float:
+    """Returns how long the server may take to answer on its socket; the other half of the time is the call's."""
+    return min(MAX_ANSWER_S, deadline.remaining_s() / 2)
 
 
 def is_worth_sharing(request: ConvolveRequest) -> bool:
@@ -117,8 +140,13 @@ def is_worth_sharing(request: ConvolveRequest) -> bool:
 class SharedRequest:
     """A request whose input lies in shared memory, and whose output will; a context in which its call is made."""
 
-    def __init__(self, memory: SharedMemory, request: ConvolveRequest) -> None:
-        """Puts the input there, unless it is there already.
+    def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
+        """Copies the input there, unless it is there already.
+
+        Args:
+            memory: The memory.
+            request: The request.
+            timeout: Seconds that the server may take to accept a region.
 
         Raises:
             OSError: If there is no memory for it, or the server does not take it.
@@ -130,8 +158,11 @@ class SharedRequest:
         try:
             place = memory.place_of(request.input)
             if place is None:
-                place = self._copied(request.input).place()
-            self._output = memory.region(request.plan.output_bytes)
+                region = memory.region(request.input.nbytes, timeout)
+                self._regions.append(region)
+                region.shared()[: request.input.nbytes] = request.input.reshape(-1).view(np.uint8)
+                place = region.place()
+            self._output = memory.region(request.plan.output_bytes, timeout)
         except OSError:
             self.give_back()
             raise
@@ -140,12 +171,6 @@ class SharedRequest:
         self.message.input.CopyFrom(head_of(request.input))
         self.message.input.shared_memory.CopyFrom(place)
         self.message.output_memory.CopyFrom(self._output.place())
-
-    def _copied(self, array: Array) -> Region:
-        region = self._memory.region(array.nbytes)
-        self._regions.append(region)
-        region.shared()[: array.nbytes] = array.reshape(-1).view(np.uint8)
-        return region
 
     @reading_answers()
     def result(self, data: bytes) -> Result:
@@ -156,11 +181,11 @@ class SharedRequest:
         """
         message = messages.ConvolveResponse.FromString(data)
         if not message.output.HasField("shared_memory"):
-            found = Result.parse(data)
+            result = Result.parse(data)
             self._answered = True
             self._regions.append(self._output)
             self.give_back()
-            return found
+            return result
         plan, head = self._plan, message.output
         shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
         is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
@@ -186,7 +211,7 @@ class SharedRequest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        """Without an answer, lets go of all regions: the server may still be at work on them, or not know them."""
+        """Without an answer, drops all regions: the server may still be at work on them, or not know them."""
         if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
             self._memory.close()
         elif not self._answered:

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+_thread = threading.local()
+
 
 class Calls:
-    """Calls, and the pauses between their attempts, that can be ended all at once, by any thread."""
+    """Calls, and the pauses between their attempts, that any thread can end all at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: set[Any] = set()
         self._ended = threading.Event()
 
-    def answer(self, method: Callable[..., Any], request: Any, timeout: float) -> Any:
-        """Makes a call of one message each way, and returns its answer.
+    def take_this_thread(self) -> None:
+        """Makes all further calls of this thread some of these."""
+        _thread.calls = self
 
-        Raises:
-            grpc.RpcError: If it fails.
-            grpc.FutureCancelledError: If it was ended.
-        """
-        call = method.future(request, timeout=timeout)  # type: ignore[attr-defined]
-        with self.under_way(call):
-            return call.result()
+    @staticmethod
+    def of_this_thread() -> Calls | None:
+        """Returns those that took this thread; None in a caller's own thread."""
+        return getattr(_thread, "calls", None)
 
     @contextmanager
     def under_way(self, call: Any) -> Iterator[None]:
@@ -55,5 +55,5 @@ class Calls:
         self._ended.set()
         with self._lock:
             calls = list(self._under_way)
-        for each in calls:
-            each.cancel()
+        for call in calls:
+            call.cancel()

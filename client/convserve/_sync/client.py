@@ -1,14 +1,15 @@
+# Generated from convserve/_async/client.py by client/unasync.py (make sync): change that one.
 """Client: the blocking client."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Literal, Unpack
 
-from convserve._rpc import map_schedule, retries
-from convserve._rpc import requests as _rpc
-from convserve._sync import map as _sync_map
-from convserve._sync.cancellation import Calls
+from convserve._rpc import map_schedule, requests
+from convserve._sync import io
+from convserve._sync import map as _map
 from convserve._sync.connection import Connection
 from convserve._sync.stored_layer import StoredLayer
 from convserve.errors import LayerNotFoundError
@@ -24,7 +25,7 @@ from convserve.v1 import convolution_service_pb2, layer_service_pb2
 class Client(Connection):
     """Calls a convserve server: numpy arrays in, numpy arrays out.
 
-    It may be shared by threads, and used in a process that was forked after it was made.
+    Threads may share it, and a process may use it that was forked after it was made.
 
     Example:
         >>> with Client("localhost:50051") as client:
@@ -66,11 +67,11 @@ class Client(Connection):
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
-        return self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout).output
+        return (self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout)).output
 
     def convolve(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         x: Any,
         *,
         output_dtype: Any = None,
@@ -93,37 +94,12 @@ class Client(Connection):
             InvalidArgumentError: For wrong arguments, before anything is sent.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        return self._convolve(_rpc.convolve_request(layers, x, output_dtype, batching), self._deadline(timeout))
-
-    def _convolve(
-        self,
-        request: _rpc.ConvolveRequest,
-        deadline: retries.Deadline,
-        retry: retries.RetryRule | None = None,
-        calls: Calls | None = None,
-    ) -> Result:
-        """Makes a forward pass' call, giving its layers to servers that lack them."""
-
-        def send(request: _rpc.ConvolveRequest, timeout: float) -> Result:
-            return self._connected_tensors().convolve(request, timeout, calls)
-
-        known = [each for each in request.layers if isinstance(each, StoredLayer)]
-        for is_given in (False, True):
-            gifts = [each.gifts for each in known]
-            try:
-                return self._call(send, request, deadline, retry)
-            except LayerNotFoundError:
-                if not known:
-                    raise
-            if is_given or not all(each._give(before, deadline) for each, before in zip(known, gifts, strict=True)):
-                break
-        for each in known:
-            each._fetch(deadline)  # the call brings them along, for servers that cannot keep them
-        return self._call(send, request.carrying_layers(), deadline, retry)
+        request = requests.convolve_request(layers, x, output_dtype, batching)
+        return self._convolve(request, self._deadline(timeout))
 
     def map(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         inputs: Iterable[Any],
         *,
         as_completed: bool = False,
@@ -134,9 +110,9 @@ class Client(Connection):
     ) -> Generator[Any, None, None]:
         """Yields the output of each input, many of which are on their way at once.
 
-        Inputs are read as they fit in, in the caller's own thread. Small ones that wait go several in one call. A call
-        that nobody answers, or that a server is too busy for, is sent again until the item's timeout, so a server that
-        is started again is found by itself.
+        Inputs are read as they fit in, in the caller's own thread. Small ones that wait go several in one call.
+        A call that nobody answers, or that a server is too busy for, is sent again until the item's timeout, so that
+        a server may be started again meanwhile. Close the generator to end it in the middle.
 
         Args:
             layers: As in `convolve`. Weights that the server is to draw are the same for all inputs.
@@ -156,10 +132,10 @@ class Client(Connection):
             Exception: What reading `inputs` raises, after the outputs of those before.
         """
         self._deadline(timeout)
-        flow = map_schedule.Pipeline(
+        pipeline = map_schedule.Pipeline(
             layers, output_dtype, as_completed=as_completed, errors=errors, max_bytes=max_bytes
         )
-        return _sync_map.outputs(self, flow, iter(inputs), timeout)
+        return _map.outputs(self, pipeline, inputs, timeout)
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
         """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
@@ -171,13 +147,15 @@ class Client(Connection):
             InvalidTensorError: For a dtype or shape that no input has.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        kind, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
-        self._call(self._connected_tensors().connect, None, None)
-        return self._tensors.empty(dimensions, kind)
+        element, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
+        deadline, tensors = self._deadline(None), self._connected()._tensors
+        if tensors.is_to_connect():
+            self._call(tensors.connect, None, deadline)
+        return tensors.empty(dimensions, element, deadline)
 
     def plan(
         self,
-        layers: _rpc.Layers,
+        layers: requests.Layers,
         input_shape: Sequence[int] | None = None,
         *,
         input_dtype: Any = "float32",
@@ -197,8 +175,9 @@ class Client(Connection):
             InvalidArgumentError: For wrong arguments, before anything is sent.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        request = _rpc.plan_request(layers, input_shape, input_dtype, output_dtype)
-        return plan_from_message(self._call(self._connected().Plan, request, timeout))
+        request = requests.plan_request(layers, input_shape, input_dtype, output_dtype)
+        method = functools.partial(io.answer, self._connected()._stub.Plan)
+        return plan_from_message(self._call(method, request, timeout))
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server is: versions, devices, dtypes, numeric mode, limits.
@@ -207,7 +186,8 @@ class Client(Connection):
             ConvserveError: One of the tree in `convserve.errors`.
         """
         request = convolution_service_pb2.GetServerInfoRequest()
-        return ServerInfo.from_message(self._call(self._connected().GetServerInfo, request, timeout).server_info)
+        method = functools.partial(io.answer, self._connected()._stub.GetServerInfo)
+        return ServerInfo.from_message((self._call(method, request, timeout)).server_info)
 
     def put(
         self,
@@ -238,15 +218,17 @@ class Client(Connection):
         Raises:
             InvalidArgumentError: For wrong arguments.
             OverloadedError: If the store is full.
+            UnavailableError: If no server answered. With a name, where one may have moved it all the same, the call is
+                not retried, so that it does not undo what another caller has done since.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        given = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
-        if given.kernel is None:
-            sent = layer_messages.sent_draw(given.config, name, input_channels)
+        checked = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
+        if checked.kernel is None:
+            upload = layer_messages.config_upload(checked.config, name, input_channels)
         else:
-            sent = layer_messages.sent_put(given, name)
-        answer = self._call(self._connected_layers().put, sent, timeout)
-        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, sent.layer))
+            upload = layer_messages.layer_upload(checked, name)
+        answer = self._write(self._connected()._servers.put, upload, timeout)
+        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
 
     def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
         """Returns the stored layer that a name leads to, to be called with inputs.
@@ -256,7 +238,7 @@ class Client(Connection):
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
-        answer = self._call(self._connected_layers().get, request, timeout)
+        answer = self._call(self._connected()._servers.get, request, timeout)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, None))
 
     def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
@@ -268,8 +250,8 @@ class Client(Connection):
             ConvserveError: One of the tree in `convserve.errors`.
         """
         request = layer_messages.list_request(name_prefix)
-        found = self._call(self._connected_layers().all_layers, request, timeout)
-        return [StoredLayer(self, **parts) for parts in stored_layers.listed_parts(found, name_prefix)]
+        listed = self._call(self._connected()._servers.all_layers, request, timeout)
+        return [StoredLayer(self, **parts) for parts in stored_layers.listed_parts(listed, name_prefix)]
 
     def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
         """Returns those layers that no server holds, asked in one call, or a few where they are very many.
@@ -279,16 +261,23 @@ class Client(Connection):
             InvalidWeightsError: For a layer without weights, which has no digest.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
-        requests = layer_messages.missing_requests(layers)
-        absent = self._call(self._connected_layers().find_missing, requests, timeout)
-        return [each for each in layers if each.digest in absent]
+        pages = layer_messages.missing_requests(layers)
+        absent = self._call(self._connected()._servers.find_missing, pages, timeout)
+        return [layer for layer in layers if layer.digest in absent]
 
     def delete(self, layer: StoredLayer | str, *, timeout: float | None = None) -> None:
         """Deletes a stored layer with its names, or a name, and its layer with the last one, from every server.
+
+        A server that does not answer is passed over if another one does; it may hold the layer still.
 
         Raises:
             LayerNotFoundError: If there is none.
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        self._call(self._connected_layers().delete, request, timeout)
+        call = self._new_call(timeout)
+        try:
+            self._attempt(call, self._connected()._servers.delete, request)
+        except LayerNotFoundError:
+            if not call.may_be_done:
+                raise

@@ -1,40 +1,49 @@
-"""A blocking client's connection: it is made again after a fork, and calls are sent until they are answered."""
+# Generated from convserve/_async/connection.py by client/unasync.py (make sync): change that one.
+"""A client's connection: it is made where it is used, and calls are sent until they are answered."""
 
 from __future__ import annotations
 
-import os
-import time
+import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import grpc
+from typing import Any, Self
 
 from convserve._rpc import channel, retries
 from convserve._rpc.credentials import TLS, Access
 from convserve._rpc.forks import calls_under_way
+from convserve._rpc.requests import ConvolveRequest
+from convserve._sync import io
 from convserve._sync.replicas import LayerServers
 from convserve._sync.transfer import TensorPath
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
-from convserve.v1 import convolution_service_pb2_grpc
-
-Response = TypeVar("Response")
+from convserve.errors import (
+    ConvserveError,
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidRequestError,
+    LayerNotFoundError,
+    UnavailableError,
+)
+from convserve.layers.layer import Layer
+from convserve.protocol import layer_messages
+from convserve.protocol.results import Result
+from convserve.protocol.stored_layers import StoredLayerBase
+from convserve.v1 import convolution_service_pb2_grpc, layer_service_pb2
 
 
 class Connection:
-    """What `Client` makes its calls with."""
+    """What `Client`, its stored layers and `map` make their calls with."""
 
     def __init__(
         self,
         target: str | Sequence[str] = channel.DEFAULT_TARGET,
         *,
-        timeout: float = retries.DEFAULT_TIMEOUT_S,
+        timeout: float = channel.DEFAULT_TIMEOUT_S,
         retry: retries.RetryRule | None = None,
         shared_memory: bool = True,
         token: str | None = None,
         tls: TLS | bool | None = None,
     ) -> None:
-        """Prepares a connection; it is made with the first call.
+        """Prepares a connection; the first call makes it.
 
         Args:
             target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
@@ -52,67 +61,143 @@ class Connection:
         """
         self._target = channel.channel_target(target)
         self._access = Access(self._target, token, tls)
-        self._timeout = retries.checked_timeout(timeout, timeout)
+        self._timeout = retries.checked_timeout(timeout)
         self._retry = retry or retries.RetryRule()
         self._budget = retries.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
-        self._open()
+        self._home = io.Home()
+        self._channel: Any = None
 
-    def _open(self) -> None:
-        calls_under_way.check_process()
-        self._channel = self._access.channel(self._target)
-        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
-        self._servers = LayerServers(self._channel, self._target, self._access)
-        self._process = os.getpid()  # last: another thread may look at it to see whether the rest is there
+    def _connected(self) -> Self:
+        """Returns itself, with a channel that can be used here.
 
-    def _connected(self) -> Any:
+        Raises:
+            InvalidRequestError: If it is closed, or in use elsewhere.
+        """
         if self._closed:
             text = "Expected an open client. Received a call after it was closed."
             raise InvalidRequestError(FieldViolation("client", text))
-        if self._process != os.getpid():
-            self._open()  # a channel does not survive a fork
-        return self._stub
+        if not self._home.is_here():
+            with calls_under_way.setup:
+                if not self._home.is_here():
+                    self._open()
+        return self
 
-    def _connected_tensors(self) -> TensorPath:
-        self._connected()
-        return self._tensors
+    def _open(self) -> None:
+        calls_under_way.check_process()
+        self._home.check()
+        self._channel = io.open_channel(self._access, self._target)
+        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
+        self._servers = LayerServers(self._channel, self._target, self._access)
+        self._upload_locks: weakref.WeakValueDictionary[bytes, io.Lock] = weakref.WeakValueDictionary()
+        self._home.enter(self)  # last: another thread may look at it to see whether the rest is there
 
-    def _connected_layers(self) -> LayerServers:
-        self._connected()
-        return self._servers
-
-    def _deadline(self, timeout: float | None) -> retries.Deadline:
+    def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
         return retries.Deadline.of(timeout, self._timeout)
 
+    def _new_call(
+        self, timeout: retries.Timeout, retry: retries.RetryRule | None = None, *, moves_name: bool = False
+    ) -> io.Call:
+        return io.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name=moves_name)
+
     def _call(
-        self,
-        method: Callable[..., Response],
-        request: Any,
-        timeout: retries.Timeout,
-        retry: retries.RetryRule | None = None,
-    ) -> Response:
+        self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
+    ) -> Any:
         """Sends a request until it is answered."""
-        call = retries.Call(retry or self._retry, retries.Deadline.of(timeout, self._timeout), self._budget)
+        return self._attempt(self._new_call(timeout, retry), method, request)
+
+    def _write(self, method: Callable[..., Any], upload: layer_messages.Upload, timeout: retries.Timeout) -> Any:
+        """Sends an upload until it is answered, but not again once it may have moved a name."""
+        return self._attempt(self._new_call(timeout, moves_name=upload.moves_name), method, upload)
+
+    def _attempt(self, call: io.Call, method: Callable[..., Any], request: Any) -> Any:
         while True:
             try:
-                calls_under_way.begin(call, call.remaining_s())
-                answer = method(request, timeout=call.remaining_s())
-                call.answered()
+                with call:
+                    answer = method(request, call.deadline)
+                call.record_success()
                 return answer
-            except (grpc.RpcError, ConvserveError) as failure:
-                delay = call.delay_after(failure)
-            finally:
-                calls_under_way.end(call)
-            time.sleep(delay)
+            except (io.RpcError, ConvserveError) as failure:
+                delay_s = call.delay_after(failure)
+            except io.ClosedChannelError:
+                self._connected()
+                raise
+            io.sleep(delay_s)
+
+    def _convolve(
+        self, request: ConvolveRequest, deadline: retries.Deadline, retry: retries.RetryRule | None = None
+    ) -> Result:
+        """Makes a forward pass' call; uploads its stored layers to servers that lack them."""
+        stored = [layer for layer in request.layers if isinstance(layer, StoredLayerBase)]
+        for is_uploaded in (False, True):
+            uploads = [layer.uploads for layer in stored]
+            try:
+                return self._call(self._connected()._tensors.convolve, request, deadline, retry)  # type: ignore[no-any-return]
+            except LayerNotFoundError:
+                if not stored:
+                    raise
+            if is_uploaded or not self._upload(stored, uploads, deadline):
+                break
+        for layer in stored:
+            self._fetch(layer, deadline)  # the call brings them along, for servers that cannot keep them
+        whole = request.carrying_layers()
+        return self._call(self._connected()._tensors.convolve, whole, deadline, retry)  # type: ignore[no-any-return]
+
+    def _upload(self, layers: list[StoredLayerBase], uploads: list[int], deadline: retries.Deadline) -> bool:
+        """Uploads layers to every server that lacks them, unless another call has done so meanwhile.
+
+        Args:
+            layers: The layers.
+            uploads: How many times each had been uploaded before the call that found it missing.
+            deadline: When it must be done.
+
+        Returns:
+            Whether all servers can keep them.
+        """
+        for layer, uploads_before in zip(layers, uploads, strict=True):
+            with calls_under_way.setup:
+                lock = self._upload_locks.setdefault(layer.digest, io.Lock())
+            with io.held(lock, deadline):
+                if layer.uploads != uploads_before:
+                    continue
+                upload = layer_messages.layer_upload(self._fetch(layer, deadline), None)
+                try:
+                    is_kept = self._call(self._servers.offer, upload, deadline, retries.NO_RETRIES)
+                except UnavailableError:
+                    return False
+                layer.uploads += 1
+                if not is_kept:
+                    return False
+        return True
+
+    def _fetch(self, layer: StoredLayerBase, deadline: retries.Deadline) -> Layer:
+        """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
+        if layer.local is None:
+            servers = self._connected()._servers
+            request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(layer))
+            try:
+                messages = self._call(servers.read, request, deadline)
+            except LayerNotFoundError as lost:
+                try:
+                    self._call(servers.put, layer_messages.reinitialization(layer), deadline)
+                except InvalidArgumentError:  # other weights came out: a caller had given these
+                    raise lost from None
+                messages = self._call(servers.read, request, deadline)
+            layer.local = Layer(layer.config, *layer_messages.weights_of(messages))
+        return layer.local
 
     def close(self) -> None:
         """Closes the connection."""
+        self._home.check()
         self._closed = True
-        self._tensors.close()
-        self._servers.close()
-        self._channel.close()
+        if self._channel is not None:
+            self._tensors.close()
+            self._servers.close()
+            self._channel.close()
+            self._channel = None
+            self._home.leave(self)
 
     def __enter__(self) -> Self:
         """Returns the client."""

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Generator, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any
 
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
-from convserve._rpc.map_schedule import MAX_CALLS, ONCE, Pipeline, patient
+from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.cancellation import Calls
+from convserve._sync.connection import Connection
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
 from convserve.tensors.codec import Array
 
-if TYPE_CHECKING:
-    from convserve._sync.client import Client
-
 
 def outputs(
-    client: Client, pipeline: Pipeline, inputs: Iterator[Any], timeout: float | None
+    connection: Connection, pipeline: Pipeline, inputs: Iterable[Any], timeout: float | None
 ) -> Generator[Any, None, None]:
-    """Yields what comes out of a pipeline; its threads end with the generator."""
-    senders = _Senders(client, pipeline, timeout)
+    """Returns a generator of what comes out of a pipeline; its threads end with the generator."""
+    return _outputs(_Senders(connection, pipeline, timeout), iter(inputs))
+
+
+def _outputs(senders: _Senders, inputs: Iterator[Any]) -> Generator[Any, None, None]:
     try:
         while senders.read_until_output(inputs):
             # No name here holds what is yielded, so that it lasts no longer than its receiver wants.
@@ -34,9 +35,9 @@ def outputs(
 class _Senders:
     """The threads of one pipeline, started as there is work for them."""
 
-    def __init__(self, client: Client, pipeline: Pipeline, timeout: float | None) -> None:
-        self._client, self._pipeline, self._timeout = client, pipeline, timeout
-        self._retry = patient(client._retry)
+    def __init__(self, connection: Connection, pipeline: Pipeline, timeout: float | None) -> None:
+        self._connection, self._pipeline, self._timeout = connection, pipeline, timeout
+        self._retry = retries.with_retries(connection._retry)
         self._calls = Calls()
         # One that its holder may take again: the garbage collector may close a generator in any thread, at any time.
         self._lock = threading.RLock()
@@ -101,8 +102,8 @@ class _Senders:
             self._work.notify_all()
         self._calls.end()
         if threading.current_thread() not in self._threads:
-            for each in self._threads:
-                each.join()
+            for thread in self._threads:
+                thread.join()
 
     def _set_to_work(self) -> None:
         """Lets one more thread take a call, if there is one; under the lock."""
@@ -113,10 +114,11 @@ class _Senders:
         elif len(self._threads) < MAX_CALLS:
             # A daemon, so that a program may end in the middle.
             thread = threading.Thread(target=self._send, name=f"convserve-map-{len(self._threads)}", daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _send(self) -> None:
+        self._calls.take_this_thread()
         while self._send_one():
             pass  # nothing of the call before is held here
 
@@ -147,11 +149,11 @@ class _Senders:
 
     def _outputs(self, items: list[Item]) -> list[Array]:
         call = self._pipeline.call(items)
-        deadline = self._client._deadline(self._timeout)
+        deadline = self._connection._deadline(self._timeout)
         attempts = retries.Call(self._retry, deadline)
         while True:
             try:
-                return call.outputs(self._client._convolve(call.request, deadline, ONCE, self._calls).output)
+                return call.outputs(self._connection._convolve(call.request, deadline, retries.NO_RETRIES).output)
             except ConvserveError as failure:
-                delay = attempts.delay_after(failure)
-            self._calls.pause(delay)
+                delay_s = attempts.delay_after(failure)
+            self._calls.pause(delay_s)

@@ -1,99 +1,68 @@
-"""By which way the tensors of a blocking client travel: in one message, in pieces, or through shared memory."""
+# Generated from convserve/_async/transfer.py by client/unasync.py (make sync): change that one.
+"""How a client's tensors travel: in one message, in pieces, or through shared memory."""
 
 from __future__ import annotations
 
-import concurrent.futures
-from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
-import grpc
-import numpy as np
-
-from convserve._rpc import requests, retries, shared_memory, streaming
-from convserve._rpc.shared_memory import Sharing
-from convserve._sync.cancellation import Calls
-from convserve.protocol import pieces
+from convserve._rpc import requests, shared_memory, streaming
+from convserve._rpc.retries import Deadline
+from convserve._sync import io
 from convserve.protocol.results import Result
 from convserve.tensors.codec import Array, Shape
 from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
 
 
 class TensorPath:
-    """The calls that carry tensors, each made by the way that suits its size and where the server is."""
+    """The calls that carry tensors, each by the way that suits its size and where the server is."""
 
-    def __init__(self, channel: grpc.Channel, target: str, shares_memory: bool) -> None:
+    def __init__(self, channel: Any, target: str, shares_memory: bool) -> None:
         """Prepares for a channel to a target of gRPC's."""
         self._convolve = channel.unary_unary(**requests.CONVOLVE)
         self._convolve_stream = channel.stream_stream(**requests.CONVOLVE_STREAM)
         self._convolve_shared = channel.unary_unary(**shared_memory.CONVOLVE)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._sharing = Sharing(target, shares_memory)
+        self._sharing = shared_memory.Sharing(target, shares_memory)
 
-    def convolve(self, request: requests.ConvolveRequest, timeout: float, calls: Calls | None = None) -> Result:
+    def convolve(self, request: requests.ConvolveRequest, deadline: Deadline) -> Result:
         """Makes a forward pass' call.
-
-        Args:
-            request: What is sent.
-            timeout: Seconds.
-            calls: Among which the call can be ended, if it is to be.
 
         Raises:
             grpc.RpcError: If it fails.
             ConvserveError: If an item of a stream did.
-            grpc.FutureCancelledError: If it was ended.
         """
-        deadline = retries.Deadline(timeout)
         if shared_memory.is_worth_sharing(request):
-            self.connect(None, timeout, calls)
-            shared = self._sharing.placed(request)
-            if shared is not None:
-                with shared:
-                    return shared.result(_answer(self._convolve_shared, shared.message, deadline, calls))
+            if self._sharing.is_to_connect():
+                self.connect(None, deadline)
+            if self.shares_memory:
+                # In a thread, for copying a large input takes longer than an event loop should be held up.
+                shared = io.in_thread(self._sharing.allocate, request, deadline)
+                if shared is not None:
+                    with shared:
+                        return shared.result(io.answer(self._convolve_shared, shared.message, deadline))
         if request.is_large:
-            return self._streamed(request, deadline.remaining_s(), calls or Calls())
-        return _answer(self._convolve, request, deadline, calls)  # type: ignore[no-any-return]
+            outgoing = streaming.Outgoing(request)
+            return io.stream(self._convolve_stream, outgoing, streaming.Incoming(outgoing, request), deadline)
+        return request.result(io.answer(self._convolve, request, deadline))
 
-    def _streamed(self, request: requests.ConvolveRequest, timeout: float, calls: Calls) -> Result:
-        outgoing = streaming.Outgoing(request)
-        incoming = streaming.Incoming(outgoing, request)
-        accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
+    def is_to_connect(self) -> bool:
+        """Returns whether the caller is to `connect` now."""
+        return self._sharing.is_to_connect()
 
-        def messages() -> Iterator[bytes]:
-            yield outgoing.start()
-            if accepted.result():
-                yield from outgoing.pieces()
-
-        call = self._convolve_stream(messages(), timeout=timeout)
-        try:
-            with calls.under_way(call):
-                accepted.set_result(pieces.is_accepted(call.initial_metadata()))
-                for message in call:
-                    incoming.take(message)
-                return incoming.result()
-        finally:
-            accepted.cancel()
-            call.cancel()  # for when an item failed; after the end it does nothing
-
-    def connect(self, _: None, timeout: float, calls: Calls | None = None) -> None:
-        """Shares memory with the server, if that is to be tried now.
+    def connect(self, _: None, deadline: Deadline) -> None:
+        """Shares memory with the server, if it shares any.
 
         Raises:
             grpc.RpcError: If the server does not say how.
         """
-        if self._sharing.is_to_connect():
+        with self._sharing.asking():
             request = convolution_service_pb2.GetServerInfoRequest()
-            with self._sharing.asking():
-                answer = _answer(self._stub.GetServerInfo, request, retries.Deadline(timeout), calls)
-                self._sharing.connect(answer.server_info)
+            answer = io.answer(self._stub.GetServerInfo, request, deadline)
+            io.in_thread(self._sharing.connect, answer.server_info, deadline)
 
-    def empty(self, shape: Shape, dtype: Any) -> Array:
+    def empty(self, shape: Shape, dtype: Any, deadline: Deadline) -> Array:
         """Returns an uninitialized array, in shared memory if there is any."""
-        memory = self._sharing.memory()
-        if memory is not None:
-            with suppress(OSError):
-                return memory.empty(shape, dtype)
-        return np.empty(shape, dtype)
+        return io.in_thread(self._sharing.empty, shape, dtype, deadline)
 
     @property
     def shares_memory(self) -> bool:
@@ -103,9 +72,3 @@ class TensorPath:
     def close(self) -> None:
         """Ends the sharing of memory."""
         self._sharing.close()
-
-
-def _answer(method: Callable[..., Any], message: Any, deadline: retries.Deadline, calls: Calls | None) -> Any:
-    if calls is None:  # the quicker way, but nobody can end it
-        return method(message, timeout=deadline.remaining_s())
-    return calls.answer(method, message, deadline.remaining_s())

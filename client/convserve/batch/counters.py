@@ -71,7 +71,7 @@ class Tally:
         """Adds to some of the counts."""
         with self._lock:
             self._counts = replace(
-                self._counts, **{name: getattr(self._counts, name) + each for name, each in amounts.items()}
+                self._counts, **{name: getattr(self._counts, name) + amount for name, amount in amounts.items()}
             )
 
     def add_failure(self, key: str, reason: str) -> None:

@@ -52,18 +52,18 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
             the same file.
     """
     bases: set[str] = set()
-    found: set[str] = set()
+    all_paths: set[str] = set()
     for argument in arguments:
         base, paths = _meant(argument, os.path.realpath(output))
         meant = set(paths)
-        found |= meant
+        all_paths |= meant
         bases.add(base)
         if not meant:
             raise _refused(
                 f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{short_repr(argument)}, with none"
             )
     folder = os.path.commonpath(bases)
-    names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in found)
+    names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in all_paths)
     _check_outputs(names, keep_suffix)
     return Inputs(Path(folder), names)
 
@@ -90,7 +90,7 @@ def member_stem(stem: str, member: str) -> str:
 
 def is_zarr(folder: str | Path) -> bool:
     """Whether a folder is a Zarr array or group."""
-    return any((Path(folder) / each).is_file() for each in ZARR_METADATA)
+    return any((Path(folder) / name).is_file() for name in ZARR_METADATA)
 
 
 def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
@@ -114,11 +114,11 @@ def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
 
 def _below(folder: str, output: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
-        if any(each in files for each in ZARR_METADATA):
+        if any(name in files for name in ZARR_METADATA):
             folders.clear()
             yield parent
             continue
-        folders[:] = (each for each in folders if not _is_left_out(os.path.join(parent, each), output))
+        folders[:] = (name for name in folders if not _is_left_out(os.path.join(parent, name), output))
         for file in files:
             if file.lower().endswith(INPUT_SUFFIXES) and not file.startswith("."):
                 yield os.path.join(parent, file)

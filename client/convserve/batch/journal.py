@@ -109,13 +109,13 @@ class Journal:
         self.begun: dict[str, JobStarted] = {}
 
     @classmethod
-    def open(cls, folder: Path, identity: Identity, is_so: Callable[[dict[str, Any]], bool], *, resume: bool) -> Self:
+    def open(cls, folder: Path, identity: Identity, is_done: Callable[[dict[str, Any]], bool], *, resume: bool) -> Self:
         """Opens the journal of a folder for outputs, which is made if need be.
 
         Args:
             folder: The folder.
             identity: What the run is.
-            is_so: Whether a line about an input still holds: whether input and output are as it says.
+            is_done: Whether a line about an input still holds: whether input and output are as it says.
             resume: Whether the run may go on with one that is there.
 
         Raises:
@@ -131,7 +131,7 @@ class Journal:
         journal = cls(path)
         try:
             journal._lock_out_others(folder)
-            before = journal._read(is_so)
+            before = journal._read(is_done)
             if before is not None and journal._has_results and not resume:
                 text = "a folder without results, or --resume to go on with them"
                 raise _refused("output", text, f"{short_repr(str(folder))}, which has some")
@@ -213,7 +213,7 @@ class Journal:
                 os.fsync(self._file)
                 self._synced = now
 
-    def _read(self, is_so: Callable[[dict[str, Any]], bool]) -> Identity | None:
+    def _read(self, is_done: Callable[[dict[str, Any]], bool]) -> Identity | None:
         """Reads what is there, and cuts off a last line that was not finished; returns whose it is."""
         identity = None
         with open(os.dup(self._file), "rb") as file:
@@ -227,7 +227,7 @@ class Journal:
                     if identity is None:
                         identity = self._identity(line)
                     else:
-                        self._take(line, is_so)
+                        self._take(line, is_done)
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if identity is None:
                         received = f"{short_repr(str(self._path))}: {error}"
@@ -241,14 +241,14 @@ class Journal:
             raise ValueError(f"format {short_repr(line['format'])}, of another version of convserve")
         return Identity(line["folder"], line["layers"], line["options"])
 
-    def _take(self, line: dict[str, Any], is_so: Callable[[dict[str, Any]], bool]) -> None:
+    def _take(self, line: dict[str, Any], is_done: Callable[[dict[str, Any]], bool]) -> None:
         """Takes over what a line says; of several about an input the last one counts."""
         if "part" in line:
             if line["part"] in self.begun:
                 self.begun[line["part"]].starts.add(line["start"])
             return
         key = line.get("done") or line.get("failed") or line["begun"]
-        holds = is_so(line)
+        holds = is_done(line)
         if "begun" in line:
             self.begun.pop(key, None)
             if holds:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from stat import S_ISDIR
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -31,45 +31,31 @@ _MEMBER = "output"  # the array's name in a .npz file
 _COPIED_BYTES = 4 * 2**20
 
 
-class Format(Protocol):
-    """How an array is stored.
+class Npy:
+    """How an array is stored: as numpy.save does it. The other formats differ from it.
 
     An array that comes in parts is written to an unfinished file of the format `parts_suffix`, and made into what it is
     to be when all parts are there.
     """
 
-    suffix: str
-    parts_suffix: str
-
-    def save(self, path: Path, array: Array) -> None:
-        """Writes an array as a whole."""
-
-    def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
-        """Makes an array to be written in parts of so many rows."""
-
-    def write_rows(self, path: Path, start: int, rows: Array) -> None:
-        """Writes a part, durably."""
-
-    def finish(self, parts: Path, path: Path) -> None:
-        """Makes the file that `save` would have written, of which all parts are there; `parts` may be moved."""
-
-
-class _Npy:
     suffix = parts_suffix = ".npy"
 
     def save(self, path: Path, array: Array) -> None:
+        """Writes an array as a whole."""
         ordered = np.ascontiguousarray(array)
         with path.open("wb") as file:
             np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
             file.write(ordered.data.cast("B"))  # numpy.save does not say why a disk takes no more
 
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:  # noqa: ARG002
+        """Makes an array to be written in parts of so many rows."""
         described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         with _durable(path) as file:
             np.lib.format.write_array_header_1_0(file, described)
             file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
 
     def write_rows(self, path: Path, start: int, rows: Array) -> None:
+        """Writes a part, durably."""
         array = map_array(path, "output")
         # Not through the mapping: a full disk would then end the program instead of raising an error.
         with path.open("r+b") as file:
@@ -78,11 +64,16 @@ class _Npy:
             file.flush()
             os.fsync(file.fileno())
 
+    def open(self, path: Path) -> Any:
+        """Returns an array that comes in parts."""
+        return map_array(path)
+
     def finish(self, parts: Path, path: Path) -> None:
+        """Makes the file that `save` would have written, of which all parts are there; `parts` may be moved."""
         parts.rename(path)
 
 
-class _Npz(_Npy):
+class _Npz(Npy):
     suffix = ".npz"
 
     def save(self, path: Path, array: Array) -> None:
@@ -100,7 +91,7 @@ class _Npz(_Npy):
         parts.unlink()
 
 
-class _Zarr:
+class _Zarr(Npy):
     suffix = parts_suffix = ".zarr"
 
     def save(self, path: Path, array: Array) -> None:
@@ -114,11 +105,11 @@ class _Zarr:
     def write_rows(self, path: Path, start: int, rows: Array) -> None:
         zarr_files.write_rows(path, start, rows)
 
-    def finish(self, parts: Path, path: Path) -> None:
-        parts.rename(path)
+    def open(self, path: Path) -> Any:
+        return zarr_files.arrays_in(path)[""]
 
 
-FORMATS: dict[str, Format] = {"npy": _Npy(), "npz": _Npz(), "zarr": _Zarr()}
+FORMATS: dict[str, Npy] = {"npy": Npy(), "npz": _Npz(), "zarr": _Zarr()}
 """What `--format` may be."""
 
 
@@ -155,7 +146,7 @@ class OutputFolder:
         try:
             status = path.stat()
             if S_ISDIR(status.st_mode):
-                return sum(each.stat().st_size for each in path.rglob("*") if each.is_file())
+                return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         except OSError:
             return None
         return status.st_size
@@ -188,9 +179,7 @@ class OutputFolder:
     def has_begun(self, stem: str, shape: Shape, dtype: str) -> bool:
         """Whether there is such an output to be gone on with."""
         try:
-            found = FORMATS["npy"] if self._format.parts_suffix == ".npy" else None
-            parts = self._parts(stem)
-            array = map_array(parts) if found else zarr_files.arrays_in(parts)[""]
+            array = self._format.open(self._parts(stem))
         except (ValueError, OSError):
             return False
         return tuple(array.shape) == tuple(shape) and array.dtype == _storable_dtype(dtype)
@@ -222,9 +211,9 @@ class OutputFolder:
         if not self._unfinished.is_dir():
             return
         kept = {self._parts(stem).name for stem in begun}
-        for each in self._unfinished.iterdir():
-            if each.name not in kept:
-                _remove(each)
+        for path in self._unfinished.iterdir():
+            if path.name not in kept:
+                _remove(path)
         if not kept:
             self._unfinished.rmdir()
 

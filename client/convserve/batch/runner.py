@@ -312,10 +312,10 @@ class Batch:
         self._on_failure(key, reason)
 
     def _clear(self) -> None:
-        self._outputs.clear({each.output for each in self._journal.begun.values()})
+        self._outputs.clear({job.output for job in self._journal.begun.values()})
 
 
-def is_so(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
+def is_done(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
     """Whether a line of the journal still holds: the input is what it was, and the output is there."""
     key = line.get("done") or line.get("failed") or line["begun"]
     if stamp_of(inputs.path(key)) != line["stamp"]:
@@ -325,5 +325,5 @@ def is_so(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
 
 def _reason(error: ConvserveError) -> str:
     if isinstance(error, InvalidArgumentError):
-        return " ".join(each.description for each in error.violations) or str(error)
+        return " ".join(violation.description for violation in error.violations) or str(error)
     return str(error) or type(error).__name__

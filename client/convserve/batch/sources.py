@@ -15,8 +15,7 @@ from convserve.batch import zarr_files
 from convserve.batch.inputs import ZARR_METADATA, Inputs, member_stem, output_stem
 from convserve.errors import FieldViolation, InvalidTensorError
 from convserve.files.arrays import as_batch, load_array, map_array, mapped_rows, names_in, split_member
-from convserve.files.images import PICTURE_SUFFIXES
-from convserve.files.inputs import read_picture
+from convserve.files.images import PICTURE_SUFFIXES, read_image
 from convserve.tensors.codec import Array, Shape, name_of
 
 
@@ -82,8 +81,8 @@ class InputArray:
         Raises:
             InvalidTensorError: If they cannot be read.
         """
-        found = self.rows(start, stop)
-        return found[0] if self.is_sample else found
+        rows = self.rows(start, stop)
+        return rows[0] if self.is_sample else rows
 
 
 def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
@@ -102,18 +101,20 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
     stamp, size = _stamp(path, status), 0 if status is None else status.st_size
     if is_folder:
         sources = [
-            Source(f"{name}/{each}", member_stem(stem, each), path, each, stamp_of(path / each), 0)
-            if each
-            else Source(name, stem, path, each, stamp, 0)
-            for each in zarr_files.arrays_in(path)
+            Source(f"{name}/{member}", member_stem(stem, member), path, member, stamp_of(path / member), 0)
+            if member
+            else Source(name, stem, path, member, stamp, 0)
+            for member in zarr_files.arrays_in(path)
         ]
     elif path.suffix.lower() == ".npz" and (chosen := split_member(name)[1]) is not None:
         return [Source(name, stem, path, chosen, stamp, size)]
     elif path.suffix.lower() == ".npz":
         members = names_in(path)
         sources = [
-            Source(f"{name}:{each}", member_stem(stem, each) if len(members) > 1 else stem, path, each, stamp, size)
-            for each in members
+            Source(
+                f"{name}:{member}", member_stem(stem, member) if len(members) > 1 else stem, path, member, stamp, size
+            )
+            for member in members
         ]
     else:
         return [Source(name, stem, path, "", stamp, size)]
@@ -129,8 +130,8 @@ def stamp_of(path: Path) -> str:
 
 def _stamp(path: Path, status: os.stat_result | None) -> str:
     if status is not None and S_ISDIR(status.st_mode):
-        described = (_status(path / each) for each in ZARR_METADATA)
-        status = next((each for each in described if each is not None), status)
+        statuses = (_status(path / name) for name in ZARR_METADATA)
+        status = next(filter(None, statuses), status)
     return "" if status is None else f"{status.st_size}:{status.st_mtime_ns}"
 
 
@@ -143,7 +144,7 @@ def open_array(source: Source, reading: Reading) -> InputArray:
     """
     path, suffix = source.path, source.path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:
-        return _loaded(source, read_picture(path, reading.data_format, reading.input_range)[0], reading)
+        return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
     if path.is_dir():
         stored = zarr_files.arrays_in(path)[source.member]
         if stored.ndim != 4:

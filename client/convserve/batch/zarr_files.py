@@ -37,11 +37,11 @@ def arrays_in(path: Path) -> dict[str, Any]:
     """
     zarr = zarr_package()
     with wrap_read_errors(path):
-        found = zarr.open(str(path), mode="r")
-        if isinstance(found, zarr.Array):
-            return {"": found}
-        members = found.members(max_depth=None)
-        return {name: each for name, each in sorted(members) if isinstance(each, zarr.Array)}
+        opened = zarr.open(str(path), mode="r")
+        if isinstance(opened, zarr.Array):
+            return {"": opened}
+        members = opened.members(max_depth=None)
+        return {name: array for name, array in sorted(members) if isinstance(array, zarr.Array)}
 
 
 def read_rows(array: Any, path: Path, start: int, stop: int) -> Array:

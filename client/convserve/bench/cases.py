@@ -90,8 +90,8 @@ class BenchmarkCase:
                 self._against = "the same layer in process"
                 self.subjects[IN_PROCESS] = Subject(lambda caller: function(self._input(caller)))
                 return
-        found = (correctness.by_definition(self.workload.layer, x, self.plan) for x in self._inputs)
-        self._expected = [each for each in found if each is not None]
+        expectations = (correctness.by_definition(self.workload.layer, x, self.plan) for x in self._inputs)
+        self._expected = [expectation for expectation in expectations if expectation is not None]
         self._against = "the definition of convolution, at some places" if self._expected else ""
 
     def _add_echo(self, echo: Echo) -> None:

@@ -43,19 +43,19 @@ def write(document: dict[str, Any], path: str) -> None:
     from matplotlib.figure import Figure
 
     workloads = document["workloads"]
-    rows = max(1, sum(len(each["loads"]) for each in workloads))
+    rows = max(1, sum(len(workload["loads"]) for workload in workloads))
     figure = Figure(figsize=(9, 1.6 + 0.55 * rows + 0.35 * len(workloads)), dpi=_DPI, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(
-        len(workloads), 1, squeeze=False, height_ratios=[0.6 + len(each["loads"]) for each in workloads]
+        len(workloads), 1, squeeze=False, height_ratios=[0.6 + len(workload["loads"]) for workload in workloads]
     )
     for axes, workload in zip(panels[:, 0], workloads, strict=True):
         _draw(axes, workload)
     panels[-1, 0].set_xlabel("milliseconds a call")
     handles: dict[str, Any] = {}
     for axes in panels[:, 0]:
-        found, labels = axes.get_legend_handles_labels()
-        handles |= dict(zip(labels, found, strict=True))
+        artists, labels = axes.get_legend_handles_labels()
+        handles |= dict(zip(labels, artists, strict=True))
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     server = document["server"]

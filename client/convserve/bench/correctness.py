@@ -50,11 +50,11 @@ class Expectation:
             sample, row, column = self.places.T
             output = np.moveaxis(output, self.channel_axis, 3)[sample, row, column]
         greatest = apart = 0.0
-        for found, expected in zip(output, self.values, strict=True):  # one by one: doubles take twice the room
+        for received, expected in zip(output, self.values, strict=True):  # one by one: doubles take twice the room
             wanted = expected.astype(np.float64)
             with np.errstate(invalid="ignore"):
-                off = np.abs(found.astype(np.float64) - wanted)
-            off[found == expected] = 0.0  # equal infinities
+                off = np.abs(received.astype(np.float64) - wanted)
+            off[received == expected] = 0.0  # equal infinities
             if np.isnan(off).any():
                 return float("inf")
             apart = max(apart, float(off.max()))

@@ -133,7 +133,7 @@ class Measurement:
             "server": {
                 "convserve": self._info.version,
                 "tensorflow": self._info.tensorflow_version,
-                "devices": [f"{each.name} {each.description}".strip() for each in self._info.devices],
+                "devices": [f"{device.name} {device.description}".strip() for device in self._info.devices],
                 "tf32": self._info.tf32,
             },
             "shared_memory": self._client._tensors.shares_memory,
@@ -147,7 +147,7 @@ class Measurement:
     def _of_load(self, course: BenchmarkCase, load: Load) -> dict[str, Any]:
         plan = course.plan
         blocks = {name: self._blocks.get((course, load, name), []) for name in course.subjects}
-        found: dict[str, Any] = {
+        document: dict[str, Any] = {
             "load": str(load),
             "callers": load.callers,
             "rate": load.rate,
@@ -156,8 +156,8 @@ class Measurement:
             },
             "over": {name: summary.ratios(blocks[SERVER], listed) for name, listed in blocks.items() if name != SERVER},
         }
-        found["subjects"][SERVER] |= summary.server_side(blocks[SERVER])
-        return found
+        document["subjects"][SERVER] |= summary.server_side(blocks[SERVER])
+        return document
 
     def __enter__(self) -> Self:
         """Returns itself."""

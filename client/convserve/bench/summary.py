@@ -29,7 +29,7 @@ def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Fi
         second, as the median of the rounds. Nothing but counts if no call was answered.
     """
     failures: Counter[str] = sum((block.failures for block in blocks), Counter())
-    found: Figures = {
+    totals: Figures = {
         "calls": sum(block.answers for block in blocks),
         "not_begun": sum(block.not_begun for block in blocks),
         "failures": dict(failures),
@@ -37,13 +37,13 @@ def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Fi
         "rounds": len(blocks),
     }
     latencies = [latency for block in blocks for latency in block.latencies]
-    if not found["calls"]:
-        return found
+    if not totals["calls"]:
+        return totals
     # Of values that were measured, none between two of them.
     values = np.percentile(latencies, list(PERCENTILES.values()), method="inverted_cdf") * 1e3
     rate = statistics.median(block.answers / block.seconds for block in blocks)
     return (
-        found
+        totals
         | dict(zip(PERCENTILES, map(float, values), strict=True))
         | {
             "mean_ms": statistics.fmean(latencies) * 1e3,
@@ -86,12 +86,12 @@ def ratios(blocks: Sequence[Block], others: Sequence[Block]) -> Figures:
     pairs = [(a, b) for a, b in zip(blocks, others, strict=False) if a.answers and b.answers]
     if not pairs:
         return {}
-    found: Figures = {}
+    result: Figures = {}
     for name, value in (("latency", _median_latency), ("rate", _rate)):
         quotients = [value(a) / value(b) for a, b in pairs]
-        found[name] = statistics.median(quotients)
-        found[f"{name}_least"], found[f"{name}_most"] = min(quotients), max(quotients)
-    return found
+        result[name] = statistics.median(quotients)
+        result[f"{name}_least"], result[f"{name}_most"] = min(quotients), max(quotients)
+    return result
 
 
 def _median_latency(block: Block) -> float:

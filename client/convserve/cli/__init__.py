@@ -1,25 +1,29 @@
 """The program `convserve`.
 
-Each command is a module with `HELP`, `add_arguments(parser)` and `run(arguments)`, and is loaded only when it is the
-one asked for, so that `convserve --help` is quick. The server's commands are found through the entry-point group
-`convserve.commands`, because the client never imports the server.
+Each command is a module of `convserve.cli.commands` with a click command named `command`, and is loaded only when it is
+asked for, so that `convserve --help` is quick. `serve` is loaded from the server's package by name, because the client
+never imports the server; other packages bring commands by entry points of the group `convserve.commands`.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Protocol, cast
+from typing import Any
+
+import click
+
+from convserve._version import __version__
+from convserve.cli.command import Group
 
 ENTRY_POINTS = "convserve.commands"
-"""The entry-point group in which the commands of other packages are found."""
+"""The entry-point group of commands that other packages bring."""
 
-_DESCRIPTION = """\
+_HELP = """\
 Conv2D as a service: send a keras.layers.Conv2D layer and a tensor to a server,
 get the output back. No TensorFlow is needed on this side."""
 
@@ -45,23 +49,42 @@ _COMMANDS = {
     "top": "watch a server: calls, latencies, batches, memory (needs convserve[top])",
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",
 }
-_OF_THE_SERVER = frozenset({"serve"})
+_SERVE_MODULE = "convserve_server.command"
 
 _MISSING_SERVER = "convserve serve needs the server extra: pip install 'convserve[server]'"
 _INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
-class Command(Protocol):
-    """What a command's module has."""
+class _Program(Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_COMMANDS)
 
-    HELP: str
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name == "serve":
+            module = importlib.import_module(_SERVE_MODULE)
+        elif cmd_name in _COMMANDS:
+            module = importlib.import_module(f"convserve.cli.commands.{cmd_name}")
+        else:
+            brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
+            return brought[0].load() if brought else None
+        return module.command  # type: ignore[no-any-return]
 
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the command's options, and may set the parser's description and epilog."""
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
-    def run(self, arguments: argparse.Namespace) -> int:
-        """Does what was asked, and returns the exit status."""
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.command("convserve", cls=_Program, usages=["COMMAND ..."], help=_HELP, epilog=_EXAMPLES)
+@click.version_option(__version__, message="convserve %(version)s")
+def program() -> None:
+    """Is the program; each command does what is to be done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,122 +94,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; None for the process' own.
 
     Returns:
-        The exit status: 0 for success, 1 for a failure that was told on stderr, 130 after Ctrl-C.
-
-    Raises:
-        SystemExit: With status 2 for wrong usage, and 0 for `--help` and `--version`, as argparse does.
+        The exit status: 0 for success, 1 for a failure that was told on stderr, 2 for wrong usage, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = argparse.Namespace()
     try:
-        # The program's own options take no value, so the first word that is no option is the command.
-        name = next((word for word in words if not word.startswith("-")), None)
-        command = _command(name) if name is not None else None
-        arguments = _parser(name, command).parse_args(words)
-        # Without a command, argparse has ended the program with its help or a complaint.
-        status = cast(Command, command).run(arguments)
+        with program.make_context("convserve", words) as context:
+            status = program.invoke(context)
         sys.stdout.flush()  # here rather than at exit, so that a closed pipe is noticed while it can be handled
-        return status
-    except KeyboardInterrupt:
+        return status or 0
+    except click.exceptions.Exit as ended:
+        return ended.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
+        with contextlib.suppress(OSError, ValueError):  # stdout is not a file, as in a test
+            # So that the flush at exit does not complain about the closed pipe again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except _MissingServerError:
+    except ModuleNotFoundError as error:
+        # A module of our own that is missing is a defect; any other one is of the extra.
+        own = (error.name or "").startswith(("convserve.", "convserve_server."))
+        if words[:1] != ["serve"] or (own and error.name != _SERVE_MODULE):
+            raise
         print(_MISSING_SERVER, file=sys.stderr)
         return 1
-    except Exception as error:
-        from convserve.cli.output.failures import told
-
-        text = told(error, arguments)
-        if text is None:  # a defect: its traceback is what a report of it needs
-            raise
-        print(text, file=sys.stderr)
-        return 1
-
-
-class _MissingServerError(Exception):
-    """The packages of the server extra are not installed."""
-
-
-def _command(name: str) -> Command | None:
-    """Returns the command's module, or None for a name that means nothing."""
-    if name in _COMMANDS and name not in _OF_THE_SERVER:
-        return cast(Command, importlib.import_module(f"convserve.cli.commands.{name}"))
-    found = tuple(metadata.entry_points(group=ENTRY_POINTS, name=name))
-    if not found:
-        if name in _OF_THE_SERVER:
-            raise _MissingServerError
-        return None
-    return _ServerCommand(found[0])
-
-
-class _ServerCommand:
-    """A command of the server, whose missing packages are told in one line rather than in a traceback."""
-
-    def __init__(self, entry_point: metadata.EntryPoint) -> None:
-        try:
-            self._command = cast(Command, entry_point.load())
-        except ModuleNotFoundError as error:
-            raise _without_server(error) from error
-        self.HELP = self._command.HELP
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        self._command.add_arguments(parser)
-
-    def run(self, arguments: argparse.Namespace) -> int:
-        try:
-            return self._command.run(arguments)
-        except ModuleNotFoundError as error:
-            raise _without_server(error) from error
-
-
-def _without_server(error: ModuleNotFoundError) -> Exception:
-    """Returns what to raise instead: a module of our own that is missing is a defect, any other is the extra."""
-    own = (error.name or "").startswith(("convserve.", "convserve_server."))
-    return error if own else _MissingServerError()
-
-
-def _parser(name: str | None, command: Command | None) -> argparse.ArgumentParser:
-    """Returns the program's parser, in which only the command asked for has its options."""
-    parser = argparse.ArgumentParser(
-        prog="convserve",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show convserve's version and exit")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    listed = dict(_COMMANDS)
-    if name is not None and command is not None:
-        listed.setdefault(name, command.HELP)
-    for each, text in listed.items():
-        subparser = commands.add_parser(
-            each,
-            help=text,
-            description=command.HELP if each == name and command else text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        if each == name and command is not None:
-            # What parsing alone cannot see, such as options that contradict each other, is refused in the same way.
-            subparser.set_defaults(refuse=subparser.error)
-            command.add_arguments(subparser)
-    return parser
-
-
-class _Version(argparse.Action):
-    """Looks the version up only when it is asked for."""
-
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from convserve import __version__
-
-        print(f"convserve {__version__}")
-        parser.exit()
-
-
-def _discard_output() -> None:
-    """Points stdout to nowhere, so that the flush at exit does not complain about the closed pipe again."""
-    with contextlib.suppress(OSError, ValueError):  # stdout is not a file, as in a test
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _END = 0
-_LAST_WORDS_S = 3.0
+_MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep the process
 
 
 @contextmanager
@@ -28,12 +28,18 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
 
     Args:
         stop: Called at the first signal, in a thread.
-        last_words: Called with the first signal at the second one, in a thread. The process ends when it returns, or
-            after 3 seconds, with status 128 + the first signal.
+        last_words: Called with the first signal at the second one, in a thread. The process ends when it returns, after
+            10 seconds, or at a third signal, with status 128 + the first one.
     """
     received: list[int] = []
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+
+    def end() -> None:
+        try:
+            last_words(received[0])
+        finally:
+            os._exit(128 + received[0])
 
     def watch() -> None:
         while (number := reader.recv(1)[0]) != _END:
@@ -42,10 +48,12 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
             received.append(number)
             if len(received) == 1:
                 stop()
+            elif len(received) == 2:
+                threading.Thread(target=end, daemon=True).start()
+                timer = threading.Timer(_MAX_LAST_WORDS_S, os._exit, [128 + received[0]])
+                timer.daemon = True
+                timer.start()
             else:
-                speaker = threading.Thread(target=last_words, args=(received[0],), daemon=True)
-                speaker.start()
-                speaker.join(_LAST_WORDS_S)  # a disk or a pipe that takes no more must not keep the process
                 os._exit(128 + received[0])
 
     watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)

@@ -26,19 +26,10 @@ def is_picture(maps: int) -> bool:
 
 
 def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "output") -> Array:
-    """Returns one sample with its channels last, in a dtype that can be drawn.
-
-    Args:
-        tensor: Rank 4, any floating-point or integer dtype.
-        sample: Which sample of the batch.
-        data_format: "channels_last" or "channels_first".
-        field: What to call the tensor in an error.
-
-    Returns:
-        Shape (height, width, channels), float32 or float64.
+    """Returns one sample of a tensor of any dtype as (height, width, channels), float32 or float64.
 
     Raises:
-        InvalidRequestError: For another rank, an axis without elements, or if there is no such sample.
+        InvalidRequestError: For the field, if its rank is not 4 or an axis is empty; or if there is no such sample.
     """
     if tensor.ndim != 4 or not tensor.size:
         text = f"Expected rank 4 and no axis of 0. Received shape {tensor.shape}."
@@ -49,11 +40,7 @@ def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "ou
 
 
 def check_sample(sample: int, batch: int) -> None:
-    """Checks that a batch has a sample of this number.
-
-    Raises:
-        InvalidRequestError: If it has not.
-    """
+    """Raises InvalidRequestError if a batch has no sample of this number."""
     if not 0 <= sample < batch:
         expected = f"a sample from 0 to {batch - 1}"
         raise InvalidRequestError(FieldViolation("sample", f"Expected {expected}. Received {sample}."))
@@ -68,7 +55,7 @@ def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str)
     if numbers is None:
         return list(range(min(available, most)))
     listed = list(numbers)
-    if not listed or not all(isinstance(each, int | np.integer) and 0 <= each < available for each in listed):
+    if not listed or not all(isinstance(number, int | np.integer) and 0 <= number < available for number in listed):
         text = f"Expected numbers from 0 to {available - 1}, one at least. Received {short_repr(listed)}."
         raise InvalidRequestError(FieldViolation(field, text))
     return listed

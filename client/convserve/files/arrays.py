@@ -32,8 +32,8 @@ def load_array(path: str | Path, field: str = "input") -> Array:
         InvalidTensorError: If the file cannot be read, holds Python objects, or needs a name.
     """
     file, chosen = split_member(str(path))
-    # numpy, given the path, leaks it where the archive is broken.
-    with _telling_what_is_broken(file, field), Path(file).open("rb") as opened:
+    # Given the path, NumPy leaks the open file where the archive is broken.
+    with _wrap_read_errors(file, field), Path(file).open("rb") as opened:
         loaded = np.load(opened, allow_pickle=False)
         if isinstance(loaded, np.lib.npyio.NpzFile):
             with loaded:
@@ -50,7 +50,7 @@ def names_in(path: str | Path, field: str = "input") -> list[str]:
         InvalidTensorError: If it cannot be read, or is something else.
     """
     file = str(path)
-    with _telling_what_is_broken(file, field), Path(file).open("rb") as opened:
+    with _wrap_read_errors(file, field), Path(file).open("rb") as opened:
         loaded = np.load(opened, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise _refused(field, "a .npz archive", f"{file!r}, which is a .npy file")
@@ -59,28 +59,27 @@ def names_in(path: str | Path, field: str = "input") -> list[str]:
 
 
 def map_array(path: str | Path, field: str = "input") -> np.memmap[Any, Any]:
-    """Returns the array in a .npy file, which is read as it is used.
+    """Returns the array in a .npy file as a memory map.
 
     Raises:
         InvalidTensorError: As `load_array`.
     """
-    with _telling_what_is_broken(str(path), field):
+    with _wrap_read_errors(str(path), field):
         return np.lib.format.open_memmap(path, mode="r")
 
 
 def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int, field: str = "input") -> Array:
     """Returns `array[start:stop]` of what `map_array` returned, in a mapping of its own.
 
-    The memory that reading it takes is given back with it, where a slice of the whole would hold on to every page that
-    was ever read.
+    A slice of the whole mapping would keep every page in memory that was ever read through it.
 
     Raises:
         InvalidTensorError: If the file has become shorter.
     """
-    file: Any = array.filename  # numpy's types have it as None too, which it is for one that is in no file
-    with _telling_what_is_broken(str(file), field):
+    file: Any = array.filename  # NumPy's types allow None, for an array in no file
+    with _wrap_read_errors(str(file), field):
         rows: Array
-        if not array.flags.c_contiguous:  # Fortran's order, in which rows are strewn over the file
+        if not array.flags.c_contiguous:  # Fortran's order: a row's elements lie all over the file
             rows = np.memmap(file, array.dtype, "r", array.offset, array.shape, order="F")
             return np.ascontiguousarray(rows[start:stop])
         offset = array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:])
@@ -88,25 +87,13 @@ def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int, field: str = 
         return rows
 
 
-def read_array(path: str | Path, *, data_format: str = "channels_last") -> Array:
-    """Returns the array in a file as a layer's input, with axes of length 1 where some were left out.
+def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
+    """Returns an array that was read from `path` as a layer's input, with axes of length 1 where some were left out.
 
     Args:
-        path: As in `load_array`.
-        data_format: "channels_last" or "channels_first"; it tells where a missing channel axis goes.
-
-    Returns:
-        An array of rank 4: (height, width) gets a batch and a channel axis, and an array of rank 3, which is one
-        sample, gets a batch axis.
-
-    Raises:
-        InvalidTensorError: As `load_array`, and for an array of another rank than 2, 3 or 4.
-    """
-    return as_batch(load_array(path), path, data_format)
-
-
-def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
-    """Returns an array that was read from `path` with the axes that `read_array` adds.
+        array: Rank 4; rank 3, which is one sample; or rank 2, (height, width) of one sample of one channel.
+        path: The file, for an error.
+        data_format: "channels_last" or "channels_first": where a missing channel axis goes.
 
     Raises:
         InvalidTensorError: For another rank than 2, 3 or 4.
@@ -143,7 +130,7 @@ def storable(array: Array) -> Array:
 
 
 def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
-    """Checks a file's name before the work whose result goes into it, so that the work is not done in vain.
+    """Checks a file's name before the work whose result goes into it.
 
     Args:
         path: The file to be written.
@@ -171,8 +158,8 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 
 
 @contextmanager
-def _telling_what_is_broken(file: str, field: str) -> Iterator[None]:
-    """Turns what numpy and the system raise in the block into an InvalidTensorError that names the file."""
+def _wrap_read_errors(file: str, field: str) -> Iterator[None]:
+    """Turns what NumPy and the system raise in the block into an InvalidTensorError that names the file."""
     try:
         yield
     except OSError as error:
@@ -184,8 +171,8 @@ def _telling_what_is_broken(file: str, field: str) -> Iterator[None]:
     except (ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         # numpy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
         pickled = "Object arrays" in str(error) or "Python objects" in str(error)
-        found = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
-        raise _refused(field, "a .npy or .npz file of numbers", f"{file!r}: {found}") from error
+        problem = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
+        raise _refused(field, "a .npy or .npz file of numbers", f"{file!r}: {problem}") from error
 
 
 def split_member(path: str) -> tuple[str, str | None]:
@@ -202,11 +189,9 @@ def _member(names: Sequence[str], chosen: str | None, file: str, field: str) -> 
     listed = ", ".join(names) or "none"
     if chosen is not None:
         raise _refused(field, f"one of the arrays in {file!r} ({listed})", short_repr(chosen))
-    raise _refused(
-        field,
-        f"an archive of one array, or a choice such as {file + ':' + (names[0] if names else 'name')!r}",
-        f"{file!r} with {len(names)} arrays ({listed})",
-    )
+    example = f"{file}:{names[0] if names else 'name'}"
+    expected = f"an archive of one array, or a choice such as {example!r}"
+    raise _refused(field, expected, f"{file!r} with {len(names)} arrays ({listed})")
 
 
 def _refused(field: str, expected: str, received: str) -> InvalidTensorError:

@@ -10,7 +10,7 @@ from google.protobuf import json_format
 
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.files import safetensors
-from convserve.files.arrays import unwritable
+from convserve.files.arrays import storable, unwritable
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -26,22 +26,22 @@ FORMAT = {"format": "convserve.v1.layer"}
 def save_layer(path: str | Path, layer: Layer) -> None:
     """Writes a layer with its weights, as `convserve.importing.read` reads it.
 
-    A `.safetensors` file has the configuration too. A `.npz` file has it not, and bfloat16, which NumPy's format cannot
-    name, as float32, without loss.
+    A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
+    loss, as NumPy's format cannot name it.
 
     Raises:
         InvalidRequestError: If the name ends otherwise, or the file cannot be written.
     """
     file = Path(path)
-    arrays = {name: each for name, each in (("kernel", layer.kernel), ("bias", layer.bias)) if each is not None}
+    weights = {"kernel": layer.kernel, "bias": layer.bias}
+    arrays = {name: array for name, array in weights.items() if array is not None}
     try:
         if file.suffix.lower() == ".safetensors":
             config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
             safetensors.write(file, arrays, FORMAT | {"conv2d": config})
         elif file.suffix.lower() == ".npz":
-            wide = {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.name == "bfloat16"}
+            named: dict[str, Any] = {name: storable(array) for name, array in arrays.items()}
             with file.open("wb") as opened:
-                named: dict[str, Any] = arrays | wide
                 np.savez(opened, **named)
         else:
             text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {short_repr(str(path))}."
@@ -51,7 +51,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
 
 
 def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
-    """Returns the configuration that a safetensors file's metadata has, or None where it has none.
+    """Returns the configuration in a safetensors file's metadata, or None where there is none.
 
     Raises:
         ValueError: If it is not the JSON form of the contract's Conv2D.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """What a file's head says of a tensor.
+    """A tensor as a file's header describes it.
 
     Attributes:
         shape: Its shape.
@@ -46,7 +47,7 @@ class SafetensorsFile:
     """
 
     def __init__(self, file: Path) -> None:
-        """Reads the head.
+        """Reads the header.
 
         Raises:
             ValueError: If it is no safetensors file.
@@ -55,19 +56,15 @@ class SafetensorsFile:
         """
         self._file = file
         self.tensors: dict[str, StoredTensor] = {}
-        safetensors = _package()
-        try:
-            with safetensors.safe_open(file, framework="numpy") as opened:
-                self.metadata: dict[str, str] = dict(opened.metadata() or {})
-                for name in opened.keys():  # noqa: SIM118 (no dictionary)
-                    said = opened.get_slice(name)
-                    dtype = str(said.get_dtype())
-                    self.tensors[name] = StoredTensor(tuple(said.get_shape()), DTYPES.get(dtype, dtype))
-        except safetensors.SafetensorError as error:
-            raise ValueError(str(error)) from error
+        with _package() as safetensors, safetensors.safe_open(file, framework="numpy") as opened:
+            self.metadata: dict[str, str] = dict(opened.metadata() or {})
+            for name in opened.keys():  # noqa: SIM118 (no dictionary)
+                tensor = opened.get_slice(name)
+                dtype = str(tensor.get_dtype())
+                self.tensors[name] = StoredTensor(tuple(tensor.get_shape()), DTYPES.get(dtype, dtype))
 
     def read(self, name: str) -> Array:
-        """Returns a tensor's elements; bfloat16, of which numpy has no type, as float32 without loss.
+        """Returns a tensor's elements; bfloat16, of which NumPy has no type, as float32 without loss.
 
         Raises:
             ValueError: If the file is broken.
@@ -75,22 +72,15 @@ class SafetensorsFile:
         tensor = self.tensors[name]
         if tensor.dtype == "bfloat16":
             return float32_of_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
-        safetensors = _package()
-        try:
-            with safetensors.safe_open(self._file, framework="numpy") as opened:
-                return np.asarray(opened.get_tensor(name))
-        except safetensors.SafetensorError as error:
-            raise ValueError(str(error)) from error
+        with _package() as safetensors, safetensors.safe_open(self._file, framework="numpy") as opened:
+            return np.asarray(opened.get_tensor(name))
 
     @cached_property
     def _bfloat16(self) -> dict[str, bytes]:
         """The bits of every bfloat16 tensor, read at once: the package gives single ones only as arrays."""
-        safetensors = _package()
-        try:
-            found = safetensors.deserialize(self._file.read_bytes())
-        except safetensors.SafetensorError as error:
-            raise ValueError(str(error)) from error
-        return {name: each["data"] for name, each in found if each["dtype"] == "BF16"}
+        with _package() as safetensors:
+            tensors = safetensors.deserialize(self._file.read_bytes())
+        return {name: tensor["data"] for name, tensor in tensors if tensor["dtype"] == "BF16"}
 
 
 def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
@@ -100,16 +90,21 @@ def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) 
         OSError: If the file cannot be written.
         MissingDependencyError: Without safetensors.
     """
-    _package()
-    from safetensors.numpy import save
+    with _package():
+        from safetensors.numpy import save
 
-    file.write_bytes(save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, dict(metadata)))
+    file.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))
 
 
-def _package() -> ModuleType:
+@contextmanager
+def _package() -> Iterator[ModuleType]:
+    """Yields the package; its own errors in the block become ValueErrors."""
     try:
         import safetensors
     except ImportError as error:
         text = "safetensors files need the package safetensors: pip install 'convserve[import]'."
         raise MissingDependencyError(text) from error
-    return safetensors
+    try:
+        yield safetensors
+    except safetensors.SafetensorError as error:
+        raise ValueError(str(error)) from error

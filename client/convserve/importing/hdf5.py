@@ -78,17 +78,17 @@ class Hdf5File:
         Raises:
             InvalidRequestError: If it is something else, or not in the file itself.
         """
-        found = self._described(path)
-        if found["kind"] == "nothing":
+        described = self._described(path)
+        if described["kind"] == "nothing":
             return None
-        if found["kind"] != "array":
+        if described["kind"] != "array":
             raise refusal("an array", f"{short_repr(path)}, which is none")
-        if found["is_elsewhere"]:
+        if described["is_elsewhere"]:
             raise refusal("arrays that are in the file itself", f"{short_repr(path)}, which is in others")
-        if not set(found["filters"]) <= _BUILT_IN_FILTERS:
+        if not set(described["filters"]) <= _BUILT_IN_FILTERS:
             raise refusal("arrays without filters of others' making", f"{short_repr(path)}, which has one")
-        shape, dtype = tuple(found["shape"]), np.dtype(found["dtype"])
-        if dtype.kind != "f" and not found["is_bfloat16"]:
+        shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
+        if dtype.kind != "f" and not described["is_bfloat16"]:
             raise refusal("floating-point numbers", f"{short_repr(path)} of dtype {dtype}")
         size = math.prod(shape) * dtype.itemsize
         self._budget.spend(size, f"the array {short_repr(path)}")
@@ -98,14 +98,14 @@ class Hdf5File:
 
     def text(self, path: str, name: str) -> str | None:
         """Returns an attribute that is a text, or None; that of the file itself under the path ""."""
-        found = self._ask("texts", path, name)
-        return None if found is None else "".join(found[:1])
+        texts = self._ask("texts", path, name)
+        return None if texts is None else "".join(texts[:1])
 
     def texts(self, path: str, name: str) -> list[str]:
         """Returns an attribute that is a list of texts; Keras splits a long one into `name0`, `name1` and so on."""
-        found = self._ask("texts", path, name)
-        if found is not None:
-            return cast(list[str], found)
+        texts = self._ask("texts", path, name)
+        if texts is not None:
+            return cast(list[str], texts)
         parts: list[str] = []
         number = 0
         while (part := self._ask("texts", path, f"{name}{number}")) is not None:
@@ -114,10 +114,10 @@ class Hdf5File:
         return parts
 
     def _described(self, path: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._ask("describe", path)
-        if found["kind"] == "link":
+        described: dict[str, Any] = self._ask("describe", path)
+        if described["kind"] == "link":
             raise refusal("an HDF5 file without links", f"{short_repr(path)}, which is one")
-        return found
+        return described
 
     def _ask(self, *question: str) -> Any:
         self._write(json.dumps(question).encode() + b"\n")
@@ -136,10 +136,10 @@ class Hdf5File:
         line = cast(IO[bytes], self._process.stdout).readline()
         if not line.endswith(b"\n"):
             raise self._end()
-        found = json.loads(line)
-        if "error" in found:
-            raise ValueError(found["error"])
-        return found["answer"]
+        message = json.loads(line)
+        if "error" in message:
+            raise ValueError(message["error"])
+        return message["answer"]
 
     def _read(self, size: int) -> bytearray:
         elements = bytearray(size)

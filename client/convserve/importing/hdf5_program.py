@@ -22,49 +22,49 @@ import numpy as np
 
 def describe(root: Any, path: str) -> dict[str, Any]:
     """Returns what there is under a path; of an array, whatever decides whether it is read."""
-    kind, found = _find(root, path)
+    kind, member = _find(root, path)
     if kind != "array":
         return {"kind": kind}
-    creation = found.id.get_create_plist()
+    creation = member.id.get_create_plist()
     return {
         "kind": kind,
-        "shape": found.shape,
-        "dtype": found.dtype.str,
-        "is_bfloat16": found.dtype == np.dtype("V2") or _texts(found.attrs.get("dtype")) == ["bfloat16"],
-        "is_elsewhere": bool(found.external or found.is_virtual),
+        "shape": member.shape,
+        "dtype": member.dtype.str,
+        "is_bfloat16": member.dtype == np.dtype("V2") or _texts(member.attrs.get("dtype")) == ["bfloat16"],
+        "is_elsewhere": bool(member.external or member.is_virtual),
         "filters": [creation.get_filter(index)[0] for index in range(creation.get_nfilters())],
     }
 
 
 def texts(root: Any, path: str, name: str) -> list[str] | None:
     """Returns the texts in an attribute, or None if there is no such attribute."""
-    _, found = _find(root, path)
-    return _texts(found.attrs[name]) if name in found.attrs else None
+    _, member = _find(root, path)
+    return _texts(member.attrs[name]) if name in member.attrs else None
 
 
 def elements(root: Any, path: str) -> np.ndarray[Any, Any]:
     """Returns an array's bytes."""
-    _, found = _find(root, path)
-    return np.ascontiguousarray(found[()]).reshape(-1).view(np.uint8)
+    _, array = _find(root, path)
+    return np.ascontiguousarray(array[()]).reshape(-1).view(np.uint8)
 
 
 def _find(root: Any, path: str) -> tuple[str, Any]:
     """Returns what there is under a path, "" being the outermost group; a link if one is on the way."""
     import h5py
 
-    found = root
+    member = root
     for name in path.split("/") if path else ():
-        link = found.get(name, getlink=True) if isinstance(found, h5py.Group) else None
+        link = member.get(name, getlink=True) if isinstance(member, h5py.Group) else None
         if not isinstance(link, h5py.HardLink):
             return ("nothing" if link is None else "link"), link
-        found = found[name]
-    return ("array" if isinstance(found, h5py.Dataset) else "group"), found
+        member = member[name]
+    return ("array" if isinstance(member, h5py.Dataset) else "group"), member
 
 
 def _texts(value: Any) -> list[str]:
     """Returns the texts in an attribute's value; none if it has other things, such as the numbers of an empty list."""
     listed = value.ravel().tolist() if isinstance(value, np.ndarray) else [value]
-    return [each.decode() if isinstance(each, bytes) else each for each in listed if isinstance(each, bytes | str)]
+    return [text.decode() if isinstance(text, bytes) else text for text in listed if isinstance(text, bytes | str)]
 
 
 def _opened() -> Any:

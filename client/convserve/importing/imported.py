@@ -77,7 +77,7 @@ class Contents:
                 ending = f"_{numbers[wanted]}"
                 free = wanted[: MAX_NAME - len(ending)] + ending
             layers[free] = layer
-        skipped = [each._replace(name="/".join(filter(None, (before, each.name)))) for each in self.skipped]
+        skipped = [entry._replace(name="/".join(filter(None, (before, entry.name)))) for entry in self.skipped]
         return Imported(layers, skipped)
 
 

@@ -53,10 +53,10 @@ def parse(text: str | bytes) -> Mapping[str, Any]:
     Raises:
         ValueError: If there is none.
     """
-    found = json.loads(text)
-    if not isinstance(found, dict):
+    config = json.loads(text)
+    if not isinstance(config, dict):
         raise ValueError("its configuration is not a JSON object")
-    return found
+    return config
 
 
 def model_name(model: Mapping[str, Any], otherwise: str) -> str:
@@ -105,7 +105,7 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
     try:
         return Conv2D.from_keras(config)
     except InvalidConfigurationError as error:
-        if any(each.field.partition(".")[0] not in _INITIALIZERS for each in error.violations):
+        if any(violation.field.partition(".")[0] not in _INITIALIZERS for violation in error.violations):
             raise
     # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
     return Conv2D.from_keras({field: value for field, value in config.items() if field not in _INITIALIZERS})
@@ -131,7 +131,7 @@ def _walk(
         place = f"{group}/{snake}_{numbers[snake]}" if numbers[snake] else f"{group}/{snake}"
         numbers[snake] += 1
         inner, config = _layers(entry), entry.get("config")
-        known_as = tuple(f"{each}/{position}" for each in identities)
+        known_as = tuple(f"{identity}/{position}" for identity in identities)
         if entry.get("shared_object_id") is not None:
             known_as += (short_repr(entry["shared_object_id"]),)
         if inner is not None:

@@ -18,8 +18,7 @@ from convserve.importing import hdf5, keras_config
 from convserve.importing.hdf5 import Hdf5File
 from convserve.importing.imported import Contents, Skipped
 from convserve.importing.keras_config import Conv2DEntry
-from convserve.importing.untrusted import Budget, refusal
-from convserve.importing.zip_members import read_member
+from convserve.importing.untrusted import Budget, read_member, refusal
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
 
@@ -52,7 +51,9 @@ def read_h5(file: Path, budget: Budget) -> Contents:
             raise refusal(expected, "an .h5 file without model_config, perhaps of weights alone")
         model = keras_config.parse(text)
         listed = keras_config.entries(model, keras_config.model_name(model, file.stem))
-        return _contents(model, file, _NamedWeights(opened, [each for each in listed if isinstance(each, Conv2DEntry)]))
+        return _contents(
+            model, file, _NamedWeights(opened, [entry for entry in listed if isinstance(entry, Conv2DEntry)])
+        )
 
 
 def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2DEntry], _Weights]) -> Contents:
@@ -71,7 +72,7 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
             weights = weights_of(entry)
         except _NoWeightsError as error:
             # A layer that models share is saved with the first of them, as are the layers of a model that they share.
-            layer = next((shared[each] for each in entry.identities if each in shared), None)
+            layer = next((shared[identity] for identity in entry.identities if identity in shared), None)
             if layer is None or layer.config != config:
                 contents.skip(entry.name, "Conv2D", str(error))
                 continue
@@ -138,10 +139,10 @@ class _NamedWeights:
         owners = self._owners(group)
         if len(entry.names) == 2 and len(owners) == 1:
             return group, next(iter(owners))
-        fitting = [each for each in owners if path == each or path.endswith(f"/{each}")]
+        fitting = [owner for owner in owners if path == owner or path.endswith(f"/{owner}")]
         if not fitting:
             last = entry.names[-1]
-            fitting = [each for each in owners if each == last or each.endswith(f"/{last}")]
+            fitting = [owner for owner in owners if owner == last or owner.endswith(f"/{last}")]
             fitting = fitting if len(fitting) == 1 else []
         return (group, max(fitting, key=len)) if fitting else None
 

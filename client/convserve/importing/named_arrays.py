@@ -75,11 +75,13 @@ class Geometry:
 
     def of(self, name: str) -> dict[str, Any] | None:
         """Returns Conv2D's parameters for a layer, or None if it is left out."""
-        found: dict[str, Any] | None = keras_parameters(_known(self.parameters, ""))
+        parameters: dict[str, Any] | None = keras_parameters(_known(self.parameters, ""))
         for pattern, given in self.by_layer.items():
             if fnmatch.fnmatchcase(name, pattern):
-                found = None if given is None else (found or {}) | keras_parameters(_known(given, f"{pattern}."))
-        return found
+                parameters = (
+                    None if given is None else (parameters or {}) | keras_parameters(_known(given, f"{pattern}."))
+                )
+        return parameters
 
     def check_all_used(self, names: Sequence[str]) -> None:
         """Checks that every pattern means a layer, as one with a typing error does not.
@@ -101,41 +103,41 @@ def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Co
     Raises:
         InvalidArgumentError: If a parameter is wrong, or weights don't fit; the field begins with the layer's name.
     """
-    found, layers = Contents(model), _by_layer(arrays)
+    result, layers = Contents(model), _by_layer(arrays)
     geometry.check_all_used([name or model for name in layers])
-    used = {each.name for parts in layers.values() for each in parts.values()}
-    for each in arrays:
-        if each.name not in used:
-            found.skip(each.name, f"array of rank {len(each.shape)}", "not the kernel of a Conv2D")
+    used = {array.name for parts in layers.values() for array in parts.values()}
+    for array in arrays:
+        if array.name not in used:
+            result.skip(array.name, f"array of rank {len(array.shape)}", "not the kernel of a Conv2D")
     for name, parts in layers.items():
         parameters, reason = geometry.of(name or model), _unsuitable(parts)
         if parameters is None or reason:
-            found.skip(name, "array of rank 4", reason or "left out, as was asked")
+            result.skip(name, "array of rank 4", reason or "left out, as was asked")
             continue
         try:
-            found.layers.append((name, _layer(parts, parameters)))
+            result.layers.append((name, _layer(parts, parameters)))
         except InvalidArgumentError as error:
             raise error.under(f"{name or model}.") from None
-    return found
+    return result
 
 
 def _by_layer(arrays: Sequence[NamedArray]) -> dict[str, dict[str, NamedArray]]:
     """Returns the kernels in a file, each with its bias, by the names of their layers."""
-    found: dict[str, dict[str, NamedArray]] = {}
-    for each in arrays:
-        layer, kind = _split(each.name)
-        if len(each.shape) == 4 and (kind in ("kernel", "weight") or len(arrays) == 1):
+    layers: dict[str, dict[str, NamedArray]] = {}
+    for array in arrays:
+        layer, kind = _split(array.name)
+        if len(array.shape) == 4 and (kind in ("kernel", "weight") or len(arrays) == 1):
             # A file's only array may have any name.
-            name, kind = (layer, kind) if kind in ("kernel", "weight") else (each.name, "kernel")
-            parts = found.setdefault(name, {})
+            name, kind = (layer, kind) if kind in ("kernel", "weight") else (array.name, "kernel")
+            parts = layers.setdefault(name, {})
             if parts:
                 raise refusal("one kernel for each layer", f"a kernel and a weight for {short_repr(name)}")
-            parts[kind] = each
-    for each in arrays:
-        layer, kind = _split(each.name)
-        if kind == "bias" and layer in found:
-            found[layer]["bias"] = each
-    return found
+            parts[kind] = array
+    for array in arrays:
+        layer, kind = _split(array.name)
+        if kind == "bias" and layer in layers:
+            layers[layer]["bias"] = array
+    return layers
 
 
 def _layer(parts: Mapping[str, NamedArray], parameters: Mapping[str, Any]) -> Layer:
@@ -147,9 +149,9 @@ def _layer(parts: Mapping[str, NamedArray], parameters: Mapping[str, Any]) -> La
 
 def _unsuitable(parts: Mapping[str, NamedArray]) -> str:
     """Returns why arrays are no Conv2D's, or nothing."""
-    for each in parts.values():
-        if each.dtype not in FLOAT_DTYPES:
-            return f"dtype {each.dtype}; a layer's weights are floating-point numbers"
+    for array in parts.values():
+        if array.dtype not in FLOAT_DTYPES:
+            return f"dtype {array.dtype}; a layer's weights are floating-point numbers"
     if "weight" in parts and "bias" in parts:
         shape, biases = parts["weight"].shape, parts["bias"].shape
         if biases != shape[:1]:

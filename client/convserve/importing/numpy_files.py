@@ -11,8 +11,7 @@ import numpy as np
 
 from convserve.errors import short_repr
 from convserve.importing.named_arrays import NamedArray
-from convserve.importing.untrusted import Budget, refusal
-from convserve.importing.zip_members import read_member
+from convserve.importing.untrusted import Budget, read_member, refusal
 from convserve.tensors.codec import Array
 
 # Version (3, 0) is only for names of fields that are not Latin-1.

@@ -30,5 +30,8 @@ def read(file: Path, budget: Budget, geometry: Geometry) -> Contents:
             raise refusal("a layer with its kernel", f"the tensors {short_repr(list(opened.tensors))}")
         weights = {name: tensor(name) for name in ("kernel", "bias") if name in opened.tensors}
         return Contents(file.stem, [("", Layer(config, **weights))])
-    arrays = [NamedArray(name, each.shape, each.dtype, partial(tensor, name)) for name, each in opened.tensors.items()]
+    arrays = [
+        NamedArray(name, tensor_info.shape, tensor_info.dtype, partial(tensor, name))
+        for name, tensor_info in opened.tensors.items()
+    ]
     return contents(file.stem, arrays, geometry)

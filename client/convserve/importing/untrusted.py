@@ -70,6 +70,25 @@ def checked_file(path: str | Path) -> Path:
     return file
 
 
+def read_member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
+    """Returns a member's bytes, whose checksum was right.
+
+    Raises:
+        KeyError: If there is none.
+        InvalidRequestError: If it is compressed in an unusual way, or larger than the budget.
+    """
+    info = archive.getinfo(name)
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise refusal(
+            "an archive that is stored or deflated", f"{short_repr(name)} with compression {info.compress_type}"
+        )
+    budget.spend(info.file_size, f"the member {short_repr(name)}")
+    with archive.open(info) as opened:
+        # With a size, zipfile unpacks no more than that; without one it would unpack all there is before it cuts it off
+        # at the size that was declared. More than declared shows as a wrong checksum.
+        return opened.read(info.file_size + 1)
+
+
 @contextmanager
 def wrap_read_errors(file: Path, expected: str) -> Iterator[None]:
     """Turns what a reader stumbles over in a broken file into an error that says which file was expected."""

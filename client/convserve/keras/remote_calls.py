@@ -20,6 +20,9 @@ from convserve.tensors.codec import Array, numpy_dtype
 Server = str | tuple[str, ...]
 """A client's target, in a form that can be a key."""
 
+KERAS_MARK = "_keras_call_info_injected"
+"""The attribute, private to Keras, of an exception that Keras leaves alone; others it makes anew from their text."""
+
 _clients: dict[Server, Client] = {}
 _granted: dict[Server, tuple[str | None, TLS | bool | None]] = {}  # this process' tokens and TLS; no layer keeps them
 
@@ -60,7 +63,7 @@ class Remote:
         fraction of the time that hashing them would.
         """
         client = _client(self.server)
-        put = self._put if self._put and self._put._client is client else None  # else it has the token of before
+        put = self._put if self._put and self._put._connection is client else None  # else it has the token of before
         last = put and put.local
         if put and last and last.config == config and _same_bits(last.kernel, kernel) and _same_bits(last.bias, bias):
             return put
@@ -113,8 +116,7 @@ def in_layer(layer: str) -> Iterator[None]:
     try:
         yield
     except ConvserveError as error:
-        # Without this mark of its own, Keras would make the exception anew from nothing but its text.
-        if not hasattr(error, "_keras_call_info_injected"):
-            error._keras_call_info_injected = True  # type: ignore[attr-defined]
+        if not hasattr(error, KERAS_MARK):
+            setattr(error, KERAS_MARK, True)
             error.add_note(f"In the RemoteConv2D {layer}.")
         raise

@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve._rpc.channel import DEFAULT_TARGET, channel_target
 from convserve._rpc.credentials import TLS
-from convserve._rpc.retries import DEFAULT_TIMEOUT_S, checked_timeout
+from convserve._rpc.retries import checked_timeout
 from convserve.activations import Activation
 from convserve.errors import FieldViolation, InvalidRequestError, MissingDependencyError
 from convserve.keras.remote_calls import Remote, grant, in_layer
@@ -29,6 +29,7 @@ except ImportError as error:
 _MIXED = {("float16", "float32"): "mixed_float16", ("bfloat16", "float32"): "mixed_bfloat16"}
 # These two leave their input on their output, where Keras' losses look for it.
 _WITH_LOGITS = {"sigmoid", "softmax"}
+_config = functools.lru_cache(1000)(Conv2D)  # the same for each call of a layer
 _HOW_TO_TRAIN = (
     "train the model that convserve.keras.to_local returns, or set trainable=False on the layers that stay as they are"
 )
@@ -87,7 +88,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
             raise InvalidRequestError(FieldViolation("backend", text + hint))
         target = server if isinstance(server, str) else tuple(server)
         channel_target(target)
-        checked_timeout(timeout, DEFAULT_TIMEOUT_S)
+        if timeout is not None:
+            checked_timeout(timeout)
         grant(target, token, tls)
         super().__init__(*args, **kwargs)
         self.supports_jit = False  # XLA computes on the device alone
@@ -127,22 +129,22 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
                 text = "Expected inference, for the server returns no gradients. Received training=True: "
                 raise InvalidRequestError(FieldViolation("training", f"{text}{_HOW_TO_TRAIN}."))
             served = self._served_activation()
-            config = Conv2D(
+            config = _config(
                 self.filters,
                 self.kernel_size,
-                strides=self.strides,
-                padding=self.padding,
-                data_format=self.data_format,
-                dilation_rate=self.dilation_rate,
-                groups=self.groups,
-                activation=served,
-                use_bias=self.use_bias,
+                self.strides,
+                self.padding,
+                self.data_format,
+                self.dilation_rate,
+                self.groups,
+                served,
+                self.use_bias,
                 dtype=_MIXED.get((self.compute_dtype, self.variable_dtype), self.compute_dtype),
             )
             weights = [self.kernel, self.bias] if self.use_bias else [self.kernel]
-            weights = [tf.cast(tf.convert_to_tensor(each), config.variable_dtype) for each in weights]
+            weights = [tf.cast(tf.convert_to_tensor(weight), config.variable_dtype) for weight in weights]
             if not self.trainable:
-                weights = [tf.stop_gradient(each) for each in weights]
+                weights = [tf.stop_gradient(weight) for weight in weights]
             # Bound to the connection rather than to the layer, which a graph would keep alive.
             convolve = functools.partial(self._remote.convolve, self.name, config)
             outputs = _applied(convolve, config.compute_dtype, tf.convert_to_tensor(inputs), *weights)

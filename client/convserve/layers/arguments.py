@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import operator
 import os
@@ -175,8 +176,15 @@ def keras_setting(key: str, default: str) -> str:
     """
     home = os.environ.get("KERAS_HOME")
     try:
-        folder = Path(home) if home else Path.home() / ".keras"
-        found = json.loads((folder / "keras.json").read_text(encoding="utf-8")).get(key, default)
+        path = (Path(home) if home else Path.home() / ".keras") / "keras.json"
+        state = path.stat()
+        value = _keras_settings(path, state.st_mtime_ns, state.st_size).get(key, default)
     except (OSError, ValueError, AttributeError, RuntimeError):
         return default
-    return found if isinstance(found, str) else default
+    return value if isinstance(value, str) else default
+
+
+@functools.lru_cache(maxsize=1)
+def _keras_settings(path: Path, *_: int) -> dict[str, object]:
+    """Returns a file's settings, read again only after it has changed."""
+    return cast(dict[str, object], json.loads(path.read_text(encoding="utf-8")))

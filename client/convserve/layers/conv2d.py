@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from convserve.activations import Activation
 from convserve.constraints import Constraint
@@ -12,17 +12,15 @@ from convserve.display import html_tables
 from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers import arguments as standard
-from convserve.layers.arguments import Arguments, DataFormat, Padding, Pair
+from convserve.layers.arguments import Arguments
+from convserve.layers.plan import Geometry
 from convserve.regularizers import Regularizer
-
-if TYPE_CHECKING:
-    from convserve.layers.plan import Plan
 
 _DEFAULT_ACTIVATION = Activation.members["linear"]()
 
 
 @dataclasses.dataclass(frozen=True, init=False)
-class Conv2D:
+class Conv2D(Geometry):
     """The configuration of a 2-D convolution layer: `keras.layers.Conv2D`'s parameters, order, defaults and refusals.
 
     Input shape:
@@ -59,15 +57,6 @@ class Conv2D:
         input_shape: The expected input without its batch axis, or None. Only `plan` reads it.
     """
 
-    filters: int
-    kernel_size: Pair
-    strides: Pair
-    padding: Padding
-    data_format: DataFormat
-    dilation_rate: Pair
-    groups: int
-    activation: Activation
-    use_bias: bool
     kernel_initializer: Initializer
     bias_initializer: Initializer
     kernel_regularizer: Regularizer | None
@@ -76,9 +65,7 @@ class Conv2D:
     kernel_constraint: Constraint | None
     bias_constraint: Constraint | None
     name: str | None
-    dtype: str
     trainable: bool
-    input_shape: tuple[int | None, ...] | None
 
     def __init__(
         self,
@@ -167,16 +154,6 @@ class Conv2D:
             found.refuse("strides", f"{text}Received strides={self.strides} and dilation_rate={self.dilation_rate}.")
         found.finish()
 
-    @property
-    def compute_dtype(self) -> str:
-        """The name of the dtype in which is computed, and that the output has."""
-        return standard.DTYPE_POLICIES[self.dtype][0]
-
-    @property
-    def variable_dtype(self) -> str:
-        """The name of the dtype in which weights are kept."""
-        return standard.DTYPE_POLICIES[self.dtype][1]
-
     @classmethod
     def from_keras(cls, layer: Any) -> Conv2D:
         """Returns the configuration of a `keras.layers.Conv2D`, or of the dictionary that its `get_config` gives.
@@ -216,22 +193,6 @@ class Conv2D:
             if config[absent] is None:
                 del config[absent]
         return config
-
-    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
-        """Returns the shape of the output for an input of this shape, both with the batch axis.
-
-        Raises:
-            InvalidTensorError: If the layer cannot take such an input.
-        """
-        return self.plan(input_shape).output_shape
-
-    def plan(
-        self, input_shape: Sequence[int] | None = None, *, input_dtype: Any = "float32", output_dtype: Any = None
-    ) -> Plan:
-        """Returns what a call would do; see `layers.plan.plan`. Nothing is computed, and no server is asked."""
-        from convserve.layers.plan import plan
-
-        return plan([self], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
 
     def with_seed(self, seed: int) -> Conv2D:
         """Returns the same configuration with this seed in every random initializer that has none of its own."""

@@ -23,7 +23,9 @@ from convserve.errors import (
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
-from convserve.layers.plan import Plan, kernel_shape, plan, weight_rows
+from convserve.layers.keras_export import to_keras
+from convserve.layers.plan import Plan, plan, weight_rows
+from convserve.layers.weight_shapes import bias_presence_text, bias_text, check_kernel_channels, kernel_text
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
 from convserve.v1 import layer_pb2
 
@@ -80,11 +82,11 @@ class Layer:
         if kernel is None and bias is not None:
             text = "Expected a kernel together with the bias. Received a bias alone."
             raise InvalidWeightsError(FieldViolation("kernel", text))
-        text = "" if kernel is None else _bias_presence_text(config, bias is not None)
+        text = "" if kernel is None else bias_presence_text(config, bias is not None)
         if text:
             raise InvalidWeightsError(FieldViolation("bias", text))
-        object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", _kernel_text))
-        object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", _bias_text))
+        object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", kernel_text))
+        object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", bias_text))
 
     def _weight(self, value: Any, field: str, mismatch: Any) -> Array:
         try:
@@ -202,9 +204,7 @@ class Layer:
 
     def to_keras(self) -> Any:
         """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_export.to_keras`."""
-        from convserve.layers.keras_export import to_keras
-
-        return to_keras(self)
+        return to_keras(self.config, self.kernel, self.bias, self.input_channels)
 
     def to_message(self) -> layer_pb2.InlineLayer:
         """Returns the message of a layer that travels with a call."""
@@ -303,58 +303,3 @@ def _check_channels(config: Conv2D, kernel_shape: Shape | None, channels: int) -
         config.check_initializers()
     else:
         check_kernel_channels(config, kernel_shape, channels)
-
-
-def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
-    """Checks that a kernel of this shape is made for an input of so many channels.
-
-    Raises:
-        InvalidWeightsError: If it is not.
-    """
-    expected = kernel_shape(config, channels)
-    if shape != expected:
-        text = (
-            f"Expected shape {expected} = kernel_size + (input channels / groups, filters) for an input of {channels} "
-            f"channels and groups={config.groups}. Received shape {shape}."
-        )
-        raise InvalidWeightsError(FieldViolation("kernel", text))
-
-
-def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> None:
-    """Checks weights that are announced, before they are there.
-
-    Raises:
-        InvalidWeightsError: If the kernel's shape, or the presence of a bias, doesn't fit the configuration.
-    """
-    text = _kernel_text(config, kernel_shape) or _bias_presence_text(config, has_bias)
-    if text:
-        raise InvalidWeightsError(FieldViolation("kernel" if _kernel_text(config, kernel_shape) else "bias", text))
-
-
-def _bias_presence_text(config: Conv2D, has_bias: bool) -> str:
-    if has_bias == config.use_bias:
-        return ""
-    if has_bias:
-        return "Expected no bias, as use_bias=False says. Received one."
-    return (
-        "Expected a bias together with the kernel, as use_bias=True says. Received none: pass bias=, or use_bias=False."
-    )
-
-
-def _kernel_text(config: Conv2D, shape: Shape) -> str:
-    """Returns what is wrong with a kernel's shape, or nothing."""
-    height, width = config.kernel_size
-    if len(shape) == 4 and shape[:2] == (height, width) and shape[3] == config.filters:
-        return ""
-    expected = f"shape ({height}, {width}, input channels / groups, {config.filters}), as kernel_size and filters say"
-    hint = ""
-    if len(shape) == 4 and shape[2:] == (height, width) and shape[0] == config.filters:
-        hint = " It looks like PyTorch's order (out, in, height, width): pass kernel.transpose(2, 3, 1, 0)."
-    return f"Expected {expected}. Received shape {short_repr(shape)}.{hint}"
-
-
-def _bias_text(config: Conv2D, shape: Shape) -> str:
-    """Returns what is wrong with a bias' shape, or nothing."""
-    return (
-        "" if shape == (config.filters,) else f"Expected shape ({config.filters},). Received shape {short_repr(shape)}."
-    )

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.activations import GLU
+from convserve.activations import GLU, Activation
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, short_repr
-from convserve.layers.conv2d import Conv2D
+from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
 
 
@@ -87,8 +87,49 @@ class Plan:
         return text + html_tables.grid(columns, steps)
 
 
+@dataclass(frozen=True, init=False)
+class Geometry:
+    """Those of Conv2D's parameters that decide what a call would do; `Conv2D` says what each one is."""
+
+    filters: int
+    kernel_size: Pair
+    strides: Pair
+    padding: Padding
+    data_format: DataFormat
+    dilation_rate: Pair
+    groups: int
+    activation: Activation
+    use_bias: bool
+    dtype: str
+    input_shape: tuple[int | None, ...] | None
+
+    @property
+    def compute_dtype(self) -> str:
+        """The name of the dtype in which is computed, and that the output has."""
+        return DTYPE_POLICIES[self.dtype][0]
+
+    @property
+    def variable_dtype(self) -> str:
+        """The name of the dtype in which weights are kept."""
+        return DTYPE_POLICIES[self.dtype][1]
+
+    def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
+        """Returns the shape of the output for an input of this shape, both with the batch axis.
+
+        Raises:
+            InvalidTensorError: If the layer cannot take such an input.
+        """
+        return self.plan(input_shape).output_shape
+
+    def plan(
+        self, input_shape: Sequence[int] | None = None, *, input_dtype: Any = "float32", output_dtype: Any = None
+    ) -> Plan:
+        """Returns what a call would do; see `layers.plan.plan`. Nothing is computed, and no server is asked."""
+        return plan([self], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+
+
 def plan(
-    layers: Sequence[Conv2D],
+    layers: Sequence[Geometry],
     input_shape: Sequence[int] | None = None,
     *,
     input_dtype: Any = "float32",
@@ -119,7 +160,7 @@ def plan(
         weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)
         shape = step.output_shape
     output_bytes = math.prod(shape) * itemsize(output_name)
-    found = Plan(
+    whole = Plan(
         layers=tuple(planned),
         output_shape=shape,
         output_dtype=output_name,
@@ -130,11 +171,11 @@ def plan(
         output_bytes=output_bytes,
         memory_bytes=input_bytes + weight_bytes + largest_step + output_bytes,
     )
-    if max(found.flops, found.memory_bytes) >= 2**63:
-        received = f"{found.memory_bytes} bytes and {found.flops} operations"
+    if max(whole.flops, whole.memory_bytes) >= 2**63:
+        received = f"{whole.memory_bytes} bytes and {whole.flops} operations"
         text = f"Expected a call of fewer than 2**63 bytes and operations. Received {received}."
         raise InvalidTensorError(FieldViolation("input", text))
-    return found
+    return whole
 
 
 def checked_input_shape(shape: Sequence[int]) -> Shape:
@@ -150,17 +191,17 @@ def checked_input_shape(shape: Sequence[int]) -> Shape:
     return checked_shape(shape, "input")
 
 
-def channel_axis(conv2d: Conv2D) -> int:
+def channel_axis(conv2d: Geometry) -> int:
     """Returns the axis of the channels in a layer's input and output."""
     return 3 if conv2d.data_format == "channels_last" else 1
 
 
-def kernel_shape(conv2d: Conv2D, input_channels: int) -> Shape:
+def kernel_shape(conv2d: Geometry, input_channels: int) -> Shape:
     """Returns (kernel height, kernel width, input channels / groups, filters), in both data formats."""
     return (*conv2d.kernel_size, input_channels // conv2d.groups, conv2d.filters)
 
 
-def weight_rows(conv2d: Conv2D, shape: Shape | None) -> list[html_tables.Row]:
+def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
     """Returns the rows of a notebook's table for a layer's weights; the shape is None before they are drawn."""
     if shape is None:
         return [("weights", "drawn by the server")]
@@ -169,7 +210,7 @@ def weight_rows(conv2d: Conv2D, shape: Shape | None) -> list[html_tables.Row]:
     return [("kernel", f"{shape} {conv2d.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
 
 
-def _first_shape(conv2d: Conv2D, input_shape: Sequence[int] | None) -> Shape:
+def _first_shape(conv2d: Geometry, input_shape: Sequence[int] | None) -> Shape:
     if input_shape is not None:
         return checked_input_shape(input_shape)
     if conv2d.input_shape is None or None in conv2d.input_shape:
@@ -178,7 +219,7 @@ def _first_shape(conv2d: Conv2D, input_shape: Sequence[int] | None) -> Shape:
     return checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
 
 
-def _plan_layer(conv2d: Conv2D, input_shape: Shape) -> tuple[LayerPlan, int]:
+def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     """Returns one layer's plan, and how many elements of input, weights and output exist at once."""
     axis = channel_axis(conv2d)
     channels = input_shape[axis]
@@ -199,11 +240,11 @@ def _plan_layer(conv2d: Conv2D, input_shape: Shape) -> tuple[LayerPlan, int]:
     kernel = kernel_shape(conv2d, channels)
     weights = math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0)
     flops = places * (2 * math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0))
-    found = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
-    return found, math.prod(input_shape) + weights + math.prod(convolved)
+    step = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
+    return step, math.prod(input_shape) + weights + math.prod(convolved)
 
 
-def _positions(conv2d: Conv2D, input_shape: Shape, axis: int, direction: int) -> int:
+def _positions(conv2d: Geometry, input_shape: Shape, axis: int, direction: int) -> int:
     """Returns the output's size along the height (direction 0) or the width (direction 1)."""
     size = input_shape[axis]
     stride = conv2d.strides[direction]
@@ -223,7 +264,7 @@ def _positions(conv2d: Conv2D, input_shape: Shape, axis: int, direction: int) ->
     return (size + before + after - window) // stride + 1
 
 
-def _activated_shape(conv2d: Conv2D, shape: Shape) -> Shape:
+def _activated_shape(conv2d: Geometry, shape: Shape) -> Shape:
     if not isinstance(conv2d.activation, GLU):
         return shape
     axis = conv2d.activation.axis % 4

@@ -16,31 +16,31 @@ from convserve.protocol.stored_layers import StoredLayerBase, check_channels, ch
 from convserve.tensors.codec import FLOAT_DTYPES, Array, dtype_name, dtype_number, numpy_dtype
 from convserve.v1 import layer_service_pb2
 
-WEIGHTS, HELD, WANTED = "convserve-weights", "held", "wanted"
-"""The initial metadata in which a server says, before it is sent weights, whether it wants them."""
+WEIGHTS, ALREADY_STORED, SEND_WEIGHTS = "convserve-weights", "held", "wanted"
+"""The key and values of the initial metadata with which a server says whether it wants the weights of an upload."""
 
 MAX_DIGESTS = 10_000
-"""Of which a server says in one call whether it holds them."""
+"""The most digests in one FindMissingLayers."""
 
 _PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class Sent:
-    """A put or an update as it is sent: a start, and after it a layer's weights where the server wants them.
+class Upload:
+    """A put or an update: a start, and after it a layer's weights if the server wants them.
 
     Attributes:
         start: The first message.
-        layer: The layer; None where the server draws the weights.
+        layer: The layer; None if the server initializes the weights.
     """
 
     start: layer_service_pb2.PutLayerRequest | layer_service_pb2.UpdateWeightsRequest
     layer: Layer | None = None
 
     @property
-    def has_weights(self) -> bool:
-        """Whether there are weights to send."""
-        return self.layer is not None
+    def moves_name(self) -> bool:
+        """Whether it gives a name to a layer, which another caller may give to another layer meanwhile."""
+        return bool(self.start.start.name)
 
     def pieces(self) -> Iterator[Any]:
         """Yields the messages with the weights."""
@@ -49,8 +49,8 @@ class Sent:
                 yield type(self.start)(piece=piece)
 
 
-def sent_put(layer: Layer, name: str | None) -> Sent:
-    """Returns what puts a layer with its weights.
+def layer_upload(layer: Layer, name: str | None) -> Upload:
+    """Returns the upload of a layer with its weights.
 
     Raises:
         InvalidRequestError: For a name with other characters than allowed.
@@ -61,13 +61,11 @@ def sent_put(layer: Layer, name: str | None) -> Sent:
         weights=weights_header(layer),
         expected_digest=layer.digest,
     )
-    return Sent(layer_service_pb2.PutLayerRequest(start=start), layer)
+    return Upload(layer_service_pb2.PutLayerRequest(start=start), layer)
 
 
-def sent_draw(
-    config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes | None = None
-) -> Sent:
-    """Returns what lets the server draw a layer's weights.
+def config_upload(config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes = b"") -> Upload:
+    """Returns the upload of a configuration, whose weights the server initializes.
 
     Raises:
         InvalidWeightsError: If nothing says how many channels the input has, or what does is no number.
@@ -84,22 +82,22 @@ def sent_draw(
         conv2d=messages.to_message(config),
         name=_name_or_none(name),
         input_channels=channels,
-        expected_digest=expected_digest or b"",
+        expected_digest=expected_digest,
     )
-    return Sent(layer_service_pb2.PutLayerRequest(start=start))
+    return Upload(layer_service_pb2.PutLayerRequest(start=start))
 
 
-def sent_redraw(known: StoredLayerBase) -> Sent:
-    """Returns what draws a layer's weights again, and is refused with INVALID_ARGUMENT if they come out as others."""
-    return sent_draw(known.config, None, known.kernel_shape[2] * known.config.groups, known.digest)
+def reinitialization(stored: StoredLayerBase) -> Upload:
+    """Returns the upload with which a server initializes a layer again; INVALID_ARGUMENT if other weights come out."""
+    return config_upload(stored.config, None, stored.kernel_shape[2] * stored.config.groups, stored.digest)
 
 
-def sent_update(known: StoredLayerBase, layer: Layer) -> Sent:
-    """Returns what gives a stored layer's configuration new weights, and its name to the result."""
+def update_upload(stored: StoredLayerBase, layer: Layer) -> Upload:
+    """Returns the upload of new weights for a stored layer's configuration; the layer's name moves to the result."""
     start = layer_service_pb2.UpdateWeightsStart(
-        layer=stored_reference(known), weights=weights_header(layer), name=known.name or ""
+        layer=stored_reference(stored), weights=weights_header(layer), name=stored.name or ""
     )
-    return Sent(layer_service_pb2.UpdateWeightsRequest(start=start), layer)
+    return Upload(layer_service_pb2.UpdateWeightsRequest(start=start), layer)
 
 
 def _name_or_none(name: str | None) -> str:
@@ -143,19 +141,19 @@ def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_se
         InvalidRequestError: If there is anything but layers.
         InvalidWeightsError: For a layer without weights, which has no digest.
     """
-    for each in layers:
-        if not isinstance(each, Layer | StoredLayerBase):
-            text = f"Expected layers with their weights. Received {short_repr(each)} among them."
+    for layer in layers:
+        if not isinstance(layer, Layer | StoredLayerBase):
+            text = f"Expected layers with their weights. Received {short_repr(layer)} among them."
             raise InvalidRequestError(FieldViolation("layers", text))
-    digests = [each.digest for each in layers]
+    digests = [layer.digest for layer in layers]
     return [
         layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MAX_DIGESTS])
         for begin in range(0, len(digests), MAX_DIGESTS)
     ]
 
 
-def negotiated(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
-    """Returns what a server's initial metadata says of the weights that a caller has; None with a refusal."""
+def upload_answer(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
+    """Returns ALREADY_STORED or SEND_WEIGHTS, as a server's initial metadata says; None with a refusal."""
     return next((value for key, value in metadata or () if key == WEIGHTS), None)
 
 

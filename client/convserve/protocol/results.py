@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from convserve.errors import InternalError
+from convserve.errors import InternalError, InvalidTensorError
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.plan import LayerPlan, Plan
@@ -16,14 +17,16 @@ from convserve.tensors import framing
 from convserve.tensors.codec import Array, dtype_name, dtype_number
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
 
+_NO_ANSWER = "Expected an answer as the contract has it. Received another"
+
 
 @contextmanager
 def reading_answers() -> Iterator[None]:
-    """Turns an answer that is none into an error of the tree; where gRPC itself reads answers it does likewise."""
+    """Raises InternalError for an answer that is none."""
     try:
         yield
     except DecodeError as error:
-        raise InternalError(f"Expected an answer as the contract has it. Received another: {error}.") from error
+        raise InternalError(f"{_NO_ANSWER}: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,10 @@ class Losses:
     @classmethod
     def from_message(cls, message: layer_pb2.Losses) -> Losses:
         """Returns what a message says."""
-        return cls(
-            kernel=message.kernel if message.HasField("kernel") else None,
-            bias=message.bias if message.HasField("bias") else None,
-            activity=message.activity if message.HasField("activity") else None,
-        )
+        return cls(**{field.name: value for field, value in message.ListFields()})
+
+
+_NO_LOSSES = Losses()
 
 
 @dataclass(frozen=True)
@@ -90,15 +92,23 @@ class Result:
     warm: bool
 
     @classmethod
-    def parse(cls, data: bytes) -> Result:
+    def parse(cls, data: bytes, frame: framing.Frame | None = None) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
+        Args:
+            data: The bytes.
+            frame: That of the output, if it is known.
+
         Raises:
-            DecodeError: If the bytes are no response.
+            InternalError: If the bytes are no response.
         """
-        message, output = framing.read(convolution_service_pb2.ConvolveResponse, "output", data)
+        try:
+            read = framing.read if frame is None else frame.read
+            message, output = read(convolution_service_pb2.ConvolveResponse, "output", data)
+        except (DecodeError, InvalidTensorError) as error:
+            raise InternalError(f"{_NO_ANSWER}: {error}.") from error
         if output is None:
-            raise DecodeError("a response without an output")
+            raise InternalError(f"{_NO_ANSWER}: a response without an output.")
         return cls.from_message(message, output.copy())
 
     @classmethod
@@ -106,9 +116,12 @@ class Result:
         """Returns what a response says whose output came by another way."""
         return cls(
             output=output,
-            losses=tuple(Losses.from_message(each.losses) for each in message.layers),
+            losses=tuple(
+                Losses.from_message(layer.losses) if layer.HasField("losses") else _NO_LOSSES
+                for layer in message.layers
+            ),
             layers=tuple(
-                messages.from_message(each.conv2d) if each.HasField("conv2d") else None for each in message.layers
+                messages.from_message(layer.conv2d) if layer.HasField("conv2d") else None for layer in message.layers
             ),
             timing=Timing(message.timing.queue_us, message.timing.compute_us),
             batch_size=message.batch_size,
@@ -187,15 +200,11 @@ class ServerInfo:
             version=self.version,
             tensorflow_version=self.tensorflow_version,
             keras_version=self.keras_version,
-            devices=[server_info_pb2.Device(name=d.name, kind=d.kind, description=d.description) for d in self.devices],
+            devices=[server_info_pb2.Device(**vars(device)) for device in self.devices],
             input_dtypes=map(dtype_number, self.input_dtypes),
             output_dtypes=map(dtype_number, self.output_dtypes),
             numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32),
-            limits=server_info_pb2.Limits(
-                max_message_bytes=self.max_message_bytes,
-                max_call_bytes=self.max_call_bytes,
-                max_layers_per_call=self.max_layers_per_call,
-            ),
+            limits=server_info_pb2.Limits(**{name: getattr(self, name) for name in _LIMITS}),
             usage=server_info_pb2.Usage(**vars(self.usage)),
             shared_memory_address=self.shared_memory_address,
         )
@@ -207,43 +216,31 @@ class ServerInfo:
             version=message.version,
             tensorflow_version=message.tensorflow_version,
             keras_version=message.keras_version,
-            devices=tuple(Device(each.name, each.kind, each.description) for each in message.devices),
-            input_dtypes=tuple(dtype_name(each, "input_dtypes") for each in message.input_dtypes),
-            output_dtypes=tuple(dtype_name(each, "output_dtypes") for each in message.output_dtypes),
+            devices=tuple(Device(**_values(device, Device)) for device in message.devices),
+            input_dtypes=tuple(dtype_name(number, "input_dtypes") for number in message.input_dtypes),
+            output_dtypes=tuple(dtype_name(number, "output_dtypes") for number in message.output_dtypes),
             tf32=message.numeric_mode.tf32,
-            max_message_bytes=message.limits.max_message_bytes,
-            max_call_bytes=message.limits.max_call_bytes,
-            max_layers_per_call=message.limits.max_layers_per_call,
-            usage=Usage(
-                stored_layers=message.usage.stored_layers,
-                stored_memory_bytes=message.usage.stored_memory_bytes,
-                evictions=message.usage.evictions,
-                traces=message.usage.traces,
-            ),
+            **{name: getattr(message.limits, name) for name in _LIMITS},
+            usage=Usage(**_values(message.usage, Usage)),
             shared_memory_address=message.shared_memory_address,
         )
+
+
+_LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
+_AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
+
+
+def _values(message: Message, kind: type[Device | Usage]) -> dict[str, Any]:
+    return {field.name: getattr(message, field.name) for field in fields(kind)}
 
 
 def plan_to_message(plan: Plan) -> plan_pb2.Plan:
     """Returns the contract's message of a plan."""
     return plan_pb2.Plan(
-        layers=[
-            plan_pb2.LayerPlan(
-                output_shape=each.output_shape,
-                kernel_shape=each.kernel_shape,
-                parameters=each.parameters,
-                flops=each.flops,
-            )
-            for each in plan.layers
-        ],
+        layers=[plan_pb2.LayerPlan(**vars(layer)) for layer in plan.layers],
         output_shape=plan.output_shape,
         output_dtype=dtype_number(plan.output_dtype),
-        parameters=plan.parameters,
-        flops=plan.flops,
-        input_bytes=plan.input_bytes,
-        weight_bytes=plan.weight_bytes,
-        output_bytes=plan.output_bytes,
-        memory_bytes=plan.memory_bytes,
+        **{name: getattr(plan, name) for name in _AMOUNTS},
     )
 
 
@@ -252,17 +249,12 @@ def plan_from_message(message: convolution_service_pb2.PlanResponse) -> Plan:
     plan = message.plan
     return Plan(
         layers=tuple(
-            LayerPlan(tuple(each.output_shape), tuple(each.kernel_shape), each.parameters, each.flops)
-            for each in plan.layers
+            LayerPlan(tuple(layer.output_shape), tuple(layer.kernel_shape), layer.parameters, layer.flops)
+            for layer in plan.layers
         ),
         output_shape=tuple(plan.output_shape),
         output_dtype=dtype_name(plan.output_dtype, "output_dtype"),
-        parameters=plan.parameters,
-        flops=plan.flops,
-        input_bytes=plan.input_bytes,
-        weight_bytes=plan.weight_bytes,
-        output_bytes=plan.output_bytes,
-        memory_bytes=plan.memory_bytes,
+        **{name: getattr(plan, name) for name in _AMOUNTS},
         admitted=message.admission.admitted,
         refusal=message.admission.refusal or None,
     )

@@ -46,9 +46,9 @@ def _family(parent: type[ConvserveError]) -> list[type[ConvserveError]]:
 
 
 CLASS_OF_REASON = {
-    error_pb2.ErrorReason.Name(each.reason).removeprefix("ERROR_REASON_"): each
-    for each in _family(ConvserveError)
-    if each.reason and each is not InvalidArgumentError
+    error_pb2.ErrorReason.Name(kind.reason).removeprefix("ERROR_REASON_"): kind
+    for kind in _family(ConvserveError)
+    if kind.reason and kind is not InvalidArgumentError
 }
 """The class of each ErrorInfo.reason."""
 
@@ -66,19 +66,19 @@ _CLASS_OF_CODE: dict[grpc.StatusCode, type[ConvserveError]] = {
     grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
     grpc.StatusCode.INTERNAL: InternalError,
 }
-# What gRPC's asyncio stack puts, with INTERNAL, in the place of the reason for which a call ended while it was sending.
-_BROKEN_OFF = "Internal error from Core"
-# gRPC refuses a message by its size before any code of ours sees it.
-_MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")
+# Texts of gRPC itself, which has no codes for these cases. Seen in grpcio 1.85.1.
+_BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
+_MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # with RESOURCE_EXHAUSTED
+# With UNAVAILABLE: no connection was made, so that no server has received the call ...
+_NOT_SENT = re.compile(r"failed to connect to all addresses|connections to all backends failing|DNS resolution failed")
+# ... one was made and could not be encrypted, or the server ended it, as one with TLS does to a caller without.
+_TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
+_HUNG_UP = re.compile(r"Socket closed|Connection reset")
+
 _MESSAGE_TOO_LARGE_TEXT = (
     "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
     "batch, or ask the operator to raise it."
 )
-
-# What gRPC says, among other words, of a connection that was made and could not be encrypted.
-_TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
-# What it says of a server that took the connection and ended it, which one with TLS does to a caller without.
-_HUNG_UP = re.compile(r"Socket closed|Connection reset")
 _TLS_FAILED_TEXT = (
     "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: "
     "is it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
@@ -98,7 +98,7 @@ def to_item_error(error: ConvserveError) -> convolution_service_pb2.StreamItemEr
 
 def from_item_error(message: convolution_service_pb2.StreamItemError) -> ConvserveError:
     """Returns the exception that the server raised over one item of a stream."""
-    code = next((each for each in grpc.StatusCode if each.value[0] == message.code), grpc.StatusCode.UNKNOWN)
+    code = next((code for code in grpc.StatusCode if code.value[0] == message.code), grpc.StatusCode.UNKNOWN)
     return _from_status(code, message.message, message.details)
 
 
@@ -119,6 +119,11 @@ class RpcFailure(Protocol):
 
     def details(self) -> str | None:
         """Returns the status' text."""
+
+
+def as_convserve_error(failure: RpcFailure | ConvserveError) -> ConvserveError:
+    """Returns a failure of either kind as an exception of the tree."""
+    return failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
 
 
 def from_rpc_error(failure: RpcFailure) -> ConvserveError:
@@ -147,15 +152,19 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
     sizes = _MESSAGE_TOO_LARGE.search(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
+    may_be_done = not _NOT_SENT.search(text)
     if text == _BROKEN_OFF:
-        return UnavailableError("Expected to send the whole request. The call ended in the middle of it.")
-    if code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
+        code = grpc.StatusCode.UNAVAILABLE
+        text = "Expected to send the whole request. The call ended in the middle of it."
+    elif code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
         text = f"{_TLS_FAILED_TEXT} ({text})"
     elif code is grpc.StatusCode.UNAVAILABLE:
         tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
         text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"
     error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
     error.code_name = code.name
+    if isinstance(error, UnavailableError):
+        error.may_be_done = may_be_done
     return error
 
 
@@ -167,10 +176,10 @@ class _Details:
         self.bad_request = details_pb2.BadRequest()
         self.retry = details_pb2.RetryInfo()
         self.resource = details_pb2.ResourceInfo()
-        for each in packed:
+        for detail in packed:
             for message in (self.info, self.bad_request, self.retry, self.resource):
-                if each.Is(message.DESCRIPTOR):
-                    each.Unpack(message)
+                if detail.Is(message.DESCRIPTOR):
+                    detail.Unpack(message)
 
 
 def _info(error: ConvserveError) -> details_pb2.ErrorInfo:
@@ -183,9 +192,9 @@ def _beside_info(error: ConvserveError) -> list[Message]:
     """Returns the `google.rpc` messages that travel beside ErrorInfo."""
     if isinstance(error, InvalidArgumentError):
         listed = details_pb2.BadRequest()
-        for each in error.violations:
+        for violation in error.violations:
             listed.field_violations.add(
-                field=_cut(each.field, _MAX_FIELD), description=_cut(each.description, _MAX_DESCRIPTION)
+                field=_cut(violation.field, _MAX_FIELD), description=_cut(violation.description, _MAX_DESCRIPTION)
             )
             if listed.ByteSize() > _MAX_OF_VIOLATIONS:
                 del listed.field_violations[-1]
@@ -204,7 +213,7 @@ def _beside_info(error: ConvserveError) -> list[Message]:
 def _rebuilt(kind: type[ConvserveError], code: grpc.StatusCode, text: str, details: _Details) -> ConvserveError:
     """Makes an exception again from what crossed the wire."""
     if issubclass(kind, InvalidArgumentError):
-        violations = [FieldViolation(each.field, each.description) for each in details.bad_request.field_violations]
+        violations = [FieldViolation(wrong.field, wrong.description) for wrong in details.bad_request.field_violations]
         return kind(*(violations or [FieldViolation("request", text)]))
     if issubclass(kind, LayerNotFoundError):
         return kind(text, layer=details.resource.resource_name, by_name=code is grpc.StatusCode.NOT_FOUND)

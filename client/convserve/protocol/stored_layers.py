@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ from convserve.display import html_tables
 from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_kernel_channels
+from convserve.layers.layer import Layer
 from convserve.layers.plan import weight_rows
+from convserve.layers.weight_shapes import check_kernel_channels
 from convserve.tensors.codec import Array, Shape
 from convserve.v1 import layer_pb2
 
@@ -34,7 +35,8 @@ class StoredLayerBase:
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
         local: The layer with its weights, if they came from this process or have been read; else None.
-        gifts: How many times it was given to a server that lacked it.
+        uploads: How many times it was uploaded to servers that lacked it.
+        forms: What its calls have in common, by shape and dtype of the input; `_rpc.requests` fills it.
     """
 
     def __init__(
@@ -52,7 +54,8 @@ class StoredLayerBase:
         self.config = config
         self.kernel_shape = kernel_shape
         self.local = local
-        self.gifts = 0
+        self.uploads = 0
+        self.forms: dict[Hashable, Any] = {}
 
     def to_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that names the layer."""

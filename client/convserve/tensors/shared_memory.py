@@ -6,14 +6,13 @@ further calls, because new pages cost more than what is written to them.
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
 import mmap
 import os
 import secrets
 import socket
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from convserve.tensors.codec import Array
+from convserve.tensors.mapped_memory import Map
 from convserve.v1 import tensor_pb2
 
 SUFFIX = ".shared-memory"
@@ -33,8 +33,11 @@ ALIGNMENT = 64
 """What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
 
 _MIN_REGION = 2**16
+_MAX_UNREAD_ANSWERS = 64  # fewer than a socket holds
+_MAX_UNUSED_BYTES = 2**30  # that are kept for further calls
 _MAX_REGION = 2**46  # what a process can map, and less than what a descriptor's size can be
-_MAX_ANSWER_S = 5.0
+MAX_ANSWER_S = 5.0
+"""How long a server may take to answer on its socket, if the caller has as much time."""
 
 
 class _Forks:
@@ -49,54 +52,13 @@ class _Forks:
 
     @classmethod
     def close_connections(cls) -> None:
-        # A server lets go of what is shared when the connection ends, and that is when nobody has it open any more.
-        for each in list(cls.connections):
-            each.close()
+        # A server unmaps what is shared when the connection ends: when no process has it open any more.
+        for connection in list(cls.connections):
+            connection.close()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.close_connections)
-
-
-class Map:
-    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
-
-    Attributes:
-        size: Its length in bytes.
-    """
-
-    def __init__(self, descriptor: int, size: int, flags: int) -> None:
-        """Maps a file's beginning to be read and written; raises OSError where that is not possible."""
-        self.size = size
-        self._c = _c_library()
-        address = self._c.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
-        if address == _MAP_FAILED:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        self._address: int = address
-        weakref.finalize(self, self._c.munmap, address, size).atexit = False
-        # With this numpy makes arrays of it, which keep it.
-        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
-
-    def array(self) -> Array:
-        """Returns the bytes, as an array that is new each time."""
-        return np.asarray(self)
-
-    def forget_changes(self) -> None:
-        """Makes a private map show the file again."""
-        self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
-
-
-_MAP_FAILED = ctypes.c_void_p(-1).value
-
-
-@functools.cache
-def _c_library() -> Any:
-    library = ctypes.CDLL(None, use_errno=True)
-    library.mmap.restype = ctypes.c_void_p
-    library.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
-    library.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
-    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    return library
 
 
 class Region:
@@ -130,7 +92,7 @@ class Region:
         self.forks = _Forks.count
 
     def handed_over(self) -> None:
-        """Lets go of the descriptor; the maps stay."""
+        """Closes the descriptor; the maps stay."""
         os.close(self.descriptor)
 
     def place(self, offset: int = 0) -> tensor_pb2.SharedMemory:
@@ -150,24 +112,28 @@ class Region:
 class SharedMemory:
     """The regions that this process shares with one server. It may be shared by threads."""
 
-    def __init__(self, addresses: Sequence[str], ticket: bytes, most_unused_bytes: int = 2**30) -> None:
+    def __init__(self, addresses: Sequence[str], ticket: bytes, timeout: float = MAX_ANSWER_S) -> None:
         """Connects to the first socket that answers.
 
         Args:
             addresses: Paths of Unix sockets; names in the abstract namespace begin with a zero byte.
             ticket: What the server wants to see first.
-            most_unused_bytes: How much memory is kept for further calls.
+            timeout: Seconds that each socket may take to answer.
 
         Raises:
             OSError: If none answers, or this system has no such memory.
         """
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
-        self._socket = _connected(addresses)
+        self._socket = _connected(addresses, timeout)
         weakref.finalize(self, self._socket.close)
         self._socket.send(ticket)
-        self._is_admitted = False  # as far as is known: the answer is waited for with that to the first region
-        self._most_unused_bytes = most_unused_bytes
+        # Answers that are read before that to the next region: to the ticket first, then to regions that were dropped.
+        self._unread_answers = 0
+        self._expect_answer()
+        self._is_admitted = False
+        self._wait_until = 0.0
+        self._max_unused_bytes = _MAX_UNUSED_BYTES
         self._lock = threading.Lock()
         self._unused: list[Region] = []
         # A finalizer may run anywhere, even inside the lock, so it does no more than an append.
@@ -178,51 +144,64 @@ class SharedMemory:
         self.used = False
         self.lost = False
 
-    def region(self, size: int) -> Region:
-        """Returns a region of at least so many bytes that nobody else uses; it is to be given back.
+    def region(self, size: int, timeout: float = MAX_ANSWER_S) -> Region:
+        """Returns a region of at least so many bytes that nobody else uses; `give_back` ends its use.
+
+        Args:
+            size: Its least size in bytes.
+            timeout: Seconds that the server may take to answer.
 
         Raises:
-            OSError: If there is no memory for it, or the server does not take it.
+            OSError: If there is no memory for it, or the server does not take it in time.
         """
-        with self._lock:
+        if not self._lock.acquire(timeout=timeout):
+            raise TimeoutError("the server has not answered another call in time")
+        try:
+            self._wait_until = time.monotonic() + timeout
             self._sort_returned()
-            fitting = [each for each in self._unused if size <= each.size <= 4 * max(size, _MIN_REGION)]
+            fitting = [region for region in self._unused if size <= region.size <= 4 * max(size, _MIN_REGION)]
             if fitting:
-                found = min(fitting, key=lambda each: each.size)
-                self._unused.remove(found)
-                found.forks = _Forks.count
-                return found
+                best = min(fitting, key=lambda region: region.size)
+                self._unused.remove(best)
+                best.forks = _Forks.count
+                return best
             made = Region(_rounded(size))
             try:
-                if not self._told(made.name, made.descriptor):
+                if not self._is_taken(made):
                     self._unused.clear()  # which may make room for it
-                    self._tell_dropped()
-                    if not self._told(made.name, made.descriptor):
+                    self._send_dropped()
+                    if not self._is_taken(made):
                         raise OSError("the server does not take the region")
             finally:
                 made.handed_over()
             self.used = True
-            # Whoever drops a region, the server is told with the next one that is asked for.
+            # The server learns of a region that is dropped before it is asked for the next one.
             weakref.finalize(made, self._dropped.append, made.name).atexit = False
             return made
+        finally:
+            self._lock.release()
 
     def give_back(self, region: Region) -> None:
         """Keeps a region for further calls."""
         self._returned.append(region)
 
     def discard(self, region: Region) -> None:
-        """Lets go of a region that the server may still write to."""
+        """Drops a region that the server may still write to. It waits for nobody."""
         self._dropped.append(region.name)
-        with self._lock, suppress(OSError):  # the server is gone, and with it what it knew
-            self._tell_dropped()
+        if self._lock.acquire(blocking=False):  # else the server learns of it before the next region
+            try:
+                self._wait_until = 0.0
+                self._send_dropped()
+            finally:
+                self._lock.release()
 
-    def empty(self, shape: Sequence[int], dtype: Any) -> Array:
+    def empty(self, shape: Sequence[int], dtype: Any, timeout: float = MAX_ANSWER_S) -> Array:
         """Returns an uninitialized array, shape and dtype as given, which is sent without being copied.
 
         Raises:
             OSError: As `region`.
         """
-        region = self.region(max(1, math.prod(shape) * dtype.itemsize))
+        region = self.region(max(1, math.prod(shape) * dtype.itemsize), timeout)
         root = region.shared()
         key = id(root)
         self._lent[key] = region
@@ -266,39 +245,70 @@ class SharedMemory:
             if self._returned[0].forks == _Forks.count:
                 self._unused.append(self._returned[0])
             self._returned.popleft()
-        while sum(each.size for each in self._unused) > self._most_unused_bytes:
+        while sum(region.size for region in self._unused) > self._max_unused_bytes:
             # So that one huge call now and then does not take the place of those that all others use.
-            self._unused.remove(max(self._unused, key=lambda each: each.size))
-        self._tell_dropped()
+            self._unused.remove(max(self._unused, key=lambda region: region.size))
+        self._send_dropped()
 
-    def _tell_dropped(self) -> None:
-        while self._dropped and not self.lost:
-            self._told(self._dropped.popleft(), None)
+    def _send_dropped(self) -> None:
+        """Names the regions that were dropped to the server; most answers are read later."""
+        while self._dropped and self._is_admitted and not self.lost:
+            try:
+                if self._unread_answers >= _MAX_UNREAD_ANSWERS:
+                    self._read_answer()
+                self._limit_wait()
+                self._socket.send(self._dropped[0])
+            except (BlockingIOError, TimeoutError):
+                return  # the server has not answered, or not read, what was sent before
+            except OSError:
+                self.lost = True  # the server is gone, and with it what it knew
+                return
+            self._expect_answer()
+            self._dropped.popleft()
 
-    def _told(self, name: bytes, descriptor: int | None) -> bool:
+    def _is_taken(self, region: Region) -> bool:
+        """Hands a region over; returns whether the server takes it."""
         try:
-            if not self._is_admitted and self._socket.recv(1) != b"\1":
-                raise OSError("the server does not take the ticket")
-            self._is_admitted = True
-            if descriptor is None:
-                self._socket.send(name)
-            else:
-                socket.send_fds(self._socket, [name], [descriptor])
-            answer = self._socket.recv(1)
+            self._limit_wait()
+            socket.send_fds(self._socket, [region.name], [region.descriptor])
+            self._expect_answer()
+            is_taken = False
+            while self._unread_answers:
+                is_taken = self._read_answer()
+            return is_taken
+        except (BlockingIOError, TimeoutError) as error:  # of this call's time
+            self._dropped.append(region.name)
+            self.lost = self.lost or time.monotonic() >= self._answer_due
+            raise TimeoutError("the server has not answered in time") from error
         except OSError:
             self.lost = True
             raise
-        if not answer:
-            self.lost = True
+
+    def _expect_answer(self) -> None:
+        if not self._unread_answers:
+            self._answer_due = time.monotonic() + MAX_ANSWER_S
+        self._unread_answers += 1
+
+    def _read_answer(self) -> bool:
+        self._limit_wait()
+        answer = self._socket.recv(1)
+        if not answer or not (self._is_admitted or answer == b"\1"):
+            raise OSError("the server does not take the ticket")
+        self._is_admitted = True
+        self._unread_answers -= 1
+        self._answer_due = time.monotonic() + MAX_ANSWER_S
         return answer == b"\1"
 
+    def _limit_wait(self) -> None:
+        self._socket.settimeout(max(0.0, self._wait_until - time.monotonic()))
 
-def _connected(addresses: Sequence[str]) -> socket.socket:
+
+def _connected(addresses: Sequence[str], timeout: float) -> socket.socket:
     failure = OSError("no address")
     for address in addresses:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            connection.settimeout(_MAX_ANSWER_S)
+            connection.settimeout(timeout)
             connection.connect(address)
         except OSError as error:
             connection.close()

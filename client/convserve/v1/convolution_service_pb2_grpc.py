@@ -28,21 +28,20 @@ if _version_not_supported:
 class ConvolutionServiceStub(object):
     """Runs the forward pass of Conv2D layers.
 
-    Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
-    does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
+    Every call is pure: it changes nothing on the server, so repeating one is always safe. (gRPC's own retry policy does
+    not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
-    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
-    no token.
+    A server with tokens reads them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and gRPC's
+    reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs no token.
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
-    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
-    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
-    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before the server receives any of the request;
+    UNAVAILABLE while the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has.
+    Reasons are in error.proto. A caller that sends or reads nothing for some time (by default a minute), while the server
+    waits for nothing else, gets CANCELLED. The server refuses compressed messages unless the operator allows them
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, which in gRPC is 4 MiB by default, to what it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects.
     """
 
     def __init__(self, channel):
@@ -81,25 +80,24 @@ class ConvolutionServiceStub(object):
 class ConvolutionServiceServicer(object):
     """Runs the forward pass of Conv2D layers.
 
-    Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
-    does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
+    Every call is pure: it changes nothing on the server, so repeating one is always safe. (gRPC's own retry policy does
+    not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
-    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
-    no token.
+    A server with tokens reads them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and gRPC's
+    reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs no token.
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
-    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
-    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
-    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before the server receives any of the request;
+    UNAVAILABLE while the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has.
+    Reasons are in error.proto. A caller that sends or reads nothing for some time (by default a minute), while the server
+    waits for nothing else, gets CANCELLED. The server refuses compressed messages unless the operator allows them
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, which in gRPC is 4 MiB by default, to what it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects.
     """
 
     def GetServerInfo(self, request, context):
-        """Says what the server is: versions, devices, element types, numeric mode, limits.
+        """Describes the server: versions, devices, element types, numeric mode, limits.
 
         It has no errors of its own.
         """
@@ -108,13 +106,13 @@ class ConvolutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Plan(self, request, context):
-        """Says what a Convolve with these layers and this input shape would do, without computing or allocating.
+        """Describes what a Convolve with these layers and this input shape would do, without computing or allocating.
 
         Errors:
         * INVALID_ARGUMENT, any of its reasons but TOO_LARGE: as Convolve would answer. Don't retry.
         * FAILED_PRECONDITION or NOT_FOUND, LAYER_NOT_FOUND: as Convolve.
 
-        A call that is merely too large is planned all the same; PlanResponse.admission says why it would be refused.
+        The server also plans a call that is merely too large; PlanResponse.admission gives the reason for its refusal.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,11 +125,11 @@ class ConvolutionServiceServicer(object):
         * INVALID_ARGUMENT: INVALID_REQUEST, INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS. Don't retry.
         * INVALID_ARGUMENT, TOO_LARGE: send smaller batches, or ask the operator for a higher limit. Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a digest that this server does not hold. Put the layer, then retry.
-        * NOT_FOUND, LAYER_NOT_FOUND: a name that leads nowhere. Don't retry.
+        * NOT_FOUND, LAYER_NOT_FOUND: no layer has this name. Don't retry.
         * RESOURCE_EXHAUSTED, OVERLOADED: too many calls wait, the caller's own or all together. Retry after
-        RetryInfo.retry_delay, a little later each time, and not more often than calls are answered.
+        RetryInfo.retry_delay, a little later each time, and not more often than calls succeed.
         * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: send smaller batches.
-        * DEADLINE_EXCEEDED, at once: what is before the call takes longer than it has.
+        * DEADLINE_EXCEEDED, at once: the calls before this one take longer than its deadline allows.
         * UNAVAILABLE, SHARED_MEMORY_LOST: a region that this server does not know. Retry with the elements in `data`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -141,12 +139,11 @@ class ConvolutionServiceServicer(object):
     def ConvolveStream(self, request_iterator, context):
         """Applies the same layers to many inputs, each of any size.
 
-        The caller sends one `start`, to which the server answers with the initial metadata `convserve-start: accepted` as
-        soon as that is so (a caller may wait for it before it sends more), then for each item one `item` and after it the
-        item's elements in one or more `piece`s; the pieces of one item are not mixed with another's. The server answers
-        each item with `result` and the output's pieces, or with `error`. An item's failure ends that item only; pieces of
-        it that still come, however many, are passed over. Answers keep the order of the items unless the start asks for
-        completion order.
+        The caller sends one `start`. When the server accepts it, it sends the initial metadata `convserve-start: accepted`;
+        a caller may wait for them before it sends more. Then the caller sends for each item one `item` and after it the
+        item's elements in one or more `piece`s, without pieces of other items between. The server answers each item with
+        `result` and the output's pieces, or with `error`. An item's failure ends that item only, and the server ignores
+        its further pieces. Answers keep the order of the items unless the start asks for completion order.
 
         Errors that end the stream:
         * INVALID_ARGUMENT, INVALID_REQUEST: messages out of the order above, or more bytes than an item announced.
@@ -160,10 +157,10 @@ class ConvolutionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Echo(self, request, context):
-        """Carries bytes both ways and computes nothing: what a connection can do, for measuring beside Convolve.
+        """Carries bytes both ways and computes nothing, to measure a connection's speed beside Convolve.
 
         Errors:
-        * INVALID_ARGUMENT, TOO_LARGE; RESOURCE_EXHAUSTED, OVERLOADED; DEADLINE_EXCEEDED: as of Convolve, for the answer.
+        * INVALID_ARGUMENT, TOO_LARGE; RESOURCE_EXHAUSTED, OVERLOADED; DEADLINE_EXCEEDED: as Convolve, for the answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,21 +205,20 @@ def add_ConvolutionServiceServicer_to_server(servicer, server):
 class ConvolutionService(object):
     """Runs the forward pass of Conv2D layers.
 
-    Every call is pure: it changes nothing on the server, so repeating one is always safe. (A stock gRPC retry policy
-    does not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
+    Every call is pure: it changes nothing on the server, so repeating one is always safe. (gRPC's own retry policy does
+    not repeat requests above 256 KiB unless the channel argument `grpc.per_rpc_retry_buffer_size` is raised.)
 
-    A server that asks for tokens takes them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and
-    gRPC's reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs
-    no token.
+    A server with tokens reads them from the metadata `authorization: Bearer TOKEN`. GetServerInfo and Plan, and gRPC's
+    reflection and channelz, need the permission "read", all other RPCs here "compute". The health service needs no token.
 
-    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before any of the request is received; UNAVAILABLE while
-    the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has. Reasons are in
-    error.proto. A caller that sends or fetches nothing for some time (a minute, unless the operator says otherwise), while
-    nothing but it is waited for, gets CANCELLED. A message must not be compressed unless the operator allows it
+    Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED, before the server receives any of the request;
+    UNAVAILABLE while the server starts or stops (retry); DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has.
+    Reasons are in error.proto. A caller that sends or reads nothing for some time (by default a minute), while the server
+    waits for nothing else, gets CANCELLED. The server refuses compressed messages unless the operator allows them
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, which in gRPC is 4 MiB by default, to what it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects.
     """
 
     @staticmethod

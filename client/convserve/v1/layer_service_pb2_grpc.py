@@ -26,23 +26,22 @@ if _version_not_supported:
 
 
 class LayerServiceStub(object):
-    """Keeps layers, so that their weights cross the wire once.
+    """Stores layers, so that their weights cross the wire once.
 
     A stored layer is a value: under its digest it never changes. Replicas are interchangeable because a caller can put
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
 
-    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
-    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
-    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
-    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
-    answered CANCELLED.
+    PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
+    "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
+    are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
+    it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
+    nothing for a minute before the stream's end, it gets CANCELLED.
 
-    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
-    "change", all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
+    all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -93,23 +92,22 @@ class LayerServiceStub(object):
 
 
 class LayerServiceServicer(object):
-    """Keeps layers, so that their weights cross the wire once.
+    """Stores layers, so that their weights cross the wire once.
 
     A stored layer is a value: under its digest it never changes. Replicas are interchangeable because a caller can put
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
 
-    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
-    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
-    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
-    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
-    answered CANCELLED.
+    PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
+    "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
+    are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
+    it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
+    nothing for a minute before the stream's end, it gets CANCELLED.
 
-    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
-    "change", all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
+    all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -125,9 +123,9 @@ class LayerServiceServicer(object):
         Errors:
         * INVALID_ARGUMENT: INVALID_REQUEST (name, order of messages, digest that differs from what arrived),
         INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
-        * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not held. Send the weights.
+        * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not stored. Send the weights.
         * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict: delete some, or ask the
-        operator. With a delay in RetryInfo: other layers on their way take the server's memory; retry after it.
+        operator. With a delay in RetryInfo: other uploads take the server's memory; retry after it.
         * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: the machine has no memory for the weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -156,7 +154,7 @@ class LayerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindMissingLayers(self, request, context):
-        """Says which of many digests this server does not hold, so that a caller puts only those.
+        """Lists which of many digests this server does not hold, so that a caller puts only those.
 
         Errors:
         * INVALID_ARGUMENT, INVALID_REQUEST: a digest that is not 32 bytes, or more than 10,000 digests.
@@ -243,23 +241,22 @@ def add_LayerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class LayerService(object):
-    """Keeps layers, so that their weights cross the wire once.
+    """Stores layers, so that their weights cross the wire once.
 
     A stored layer is a value: under its digest it never changes. Replicas are interchangeable because a caller can put
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". Any other is refused with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
 
-    PutLayer and UpdateWeights, to which weights are sent, answer with their initial metadata as soon as the start is
-    accepted: `convserve-weights` is "wanted", or "held" if a put's `expected_digest` is stored already. A caller that waits
-    for it sends pieces only if they are wanted; after "held" it ends the stream. So one call finds out whether the replica
-    that happens to answer has the layer, and gives it to that replica if not; and a refusal comes before the weights. A
-    caller may also send the pieces without waiting. One that sends nothing for a minute though the stream has not ended is
-    answered CANCELLED.
+    PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
+    "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
+    are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
+    it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
+    nothing for a minute before the stream's end, it gets CANCELLED.
 
-    Where tokens are asked for (see ConvolutionService), PutLayer, UpdateWeights and DeleteLayer need the permission
-    "change", all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
+    all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.

@@ -26,14 +26,14 @@ def claim(device: str, logical_cpus: int) -> tuple[Device, ...]:
             pieces = [tf.config.LogicalDeviceConfiguration() for _ in range(logical_cpus)]
             tf.config.set_logical_device_configuration(cpu, pieces)
         return tuple(Device(f"cpu:{number}", "cpu", "") for number in range(logical_cpus))
-    numbers = [0] if device == "auto" else [int(each.partition(":")[2]) for each in dict.fromkeys(device.split(","))]
+    numbers = [0] if device == "auto" else [int(name.partition(":")[2]) for name in dict.fromkeys(device.split(","))]
     if max(numbers) >= len(gpus):
         text = f"Expected a GPU that TensorFlow sees; it sees {len(gpus)}."
         raise SettingsError(f"--device: {text} Received {device}.")
     tf.config.set_visible_devices([gpus[number] for number in numbers], "GPU")
-    found = []
+    devices = []
     for number in numbers:
         tf.config.experimental.set_memory_growth(gpus[number], True)
         description = tf.config.experimental.get_device_details(gpus[number]).get("device_name", "")
-        found.append(Device(f"gpu:{number}", "gpu", description))
-    return tuple(found)
+        devices.append(Device(f"gpu:{number}", "gpu", description))
+    return tuple(devices)

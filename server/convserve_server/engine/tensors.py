@@ -1,4 +1,4 @@
-"""Tensors without a copy, and functions called directly: what of TensorFlow nobody promises; its test fails first.
+"""Tensors without a copy, and function calls by their op: TensorFlow promises neither, and test_tensors.py fails first.
 
 bfloat16, which neither DLPack nor Python's buffers carry, travels as uint16 and is reinterpreted on either side.
 """

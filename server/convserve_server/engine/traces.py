@@ -60,7 +60,7 @@ class Traces:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
             channels = shape[channel_axis(layers[0].config)]
-            key = (tuple(self._geometry(each) for each in layers), channels, input_dtype, output_dtype)
+            key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
             trace = self._traces.get(key)
             if trace is None:
                 trace = self._traces[key] = _Trace(next(self._numbers))
@@ -74,10 +74,10 @@ class Traces:
         return trace.forward or self._traced(trace, layers, channels, input_dtype, output_dtype), warm
 
     def _geometry(self, layer: Layer) -> Hashable:
-        found = self._geometries.get(layer)
-        if found is None:
-            found = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
-        return found
+        geometry = self._geometries.get(layer)
+        if geometry is None:
+            geometry = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
+        return geometry
 
     def _traced(
         self, trace: _Trace, layers: Sequence[Layer], channels: int, input_dtype: str, output_dtype: str

@@ -1,8 +1,15 @@
-"""The errors of a layer that is not stored, or that has no room."""
+"""The errors of a layer that is not stored, is not the expected one, or has no room."""
 
 from __future__ import annotations
 
-from convserve.errors import FieldViolation, LayerNotFoundError, OverloadedError, TooLargeError, short_repr
+from convserve.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    LayerNotFoundError,
+    OverloadedError,
+    TooLargeError,
+    short_repr,
+)
 
 
 def not_found(key: bytes) -> LayerNotFoundError:
@@ -16,6 +23,17 @@ def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
     lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
     text = f"Expected the name of a stored layer. Received {short_repr(name)}, which leads nowhere{lost}."
     return LayerNotFoundError(text, layer=name, by_name=True)
+
+
+def check_digest(key: bytes, expected: bytes) -> None:
+    """Checks that a layer has the digest that its caller expects, if any.
+
+    Raises:
+        InvalidRequestError: If it has another.
+    """
+    if expected and key != expected:
+        text = f"Expected what arrives to have the digest {expected.hex()}. Received a layer with digest {key.hex()}."
+        raise InvalidRequestError(FieldViolation("expected_digest", text))
 
 
 def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:

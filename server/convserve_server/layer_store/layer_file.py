@@ -20,7 +20,8 @@ from convserve.files.layers import FORMAT
 from convserve.files.safetensors import DTYPES
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_weight_shapes
+from convserve.layers.layer import Layer
+from convserve.layers.weight_shapes import check_weight_shapes
 from convserve.tensors.codec import Array, Shape, itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
 from convserve_server.layer_store.stored_layer import LayerHead

@@ -5,8 +5,8 @@ a name stay. With a folder every layer stays on the disk, and the memory holds t
 pinned. A layer whose file is missing or quarantined is not held, but its names are kept: they lead to it again once it
 is put again.
 
-The tables have a lock that no thread holds while the disk works. Each layer's file, and each name's, has one that is
-held while the disk works: who waits for a slow disk waits for what it asked for.
+No thread holds the tables' lock while the disk works. Each layer's file and each name's has a lock for that, so a call
+waits for a slow disk only if it asks for a layer or name that the disk works at.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError
+from convserve.errors import LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
-from convserve_server.layer_store.errors import check_room, name_not_found, not_found
+from convserve_server.layer_store.errors import check_digest, check_room, name_not_found, not_found
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
@@ -87,13 +87,13 @@ class LayerStore:
         key = self._digest(reference)
         with self._lock:
             layer = self._memory.peek(key)
-        head = _head(layer) if layer else self._files.head(key) if self._files else None
+        head = LayerHead.of(layer) if layer else self._files.head(key) if self._files else None
         if head is None:
             with self._locked(key):  # a damaged file is quarantined
                 layer = self._memory.peek(key) or self._read(key)
             if layer is None:
                 raise not_found(key)
-            head = _head(layer)
+            head = LayerHead.of(layer)
         return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
@@ -193,19 +193,14 @@ class LayerStore:
             check_name(name)
         layer = at_rest(layer)
         key = layer.digest
-        if expected_digest and key != expected_digest:
-            text = (
-                f"Expected what arrives to have the digest {expected_digest.hex()}. "
-                f"Received a layer with digest {key.hex()}."
-            )
-            raise InvalidRequestError(FieldViolation("expected_digest", text))
+        check_digest(key, expected_digest)
         with self._locked(key):
-            existed = self.find(key) is not None
-            if not existed:
+            existing = self.find(key)
+            if existing is None:
                 self._add(key, layer, name)
             if name:
                 self._move_name(name, key)
-            return self.describe(key), existed
+            return StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer)), existing is not None
 
     def delete(self, reference: Reference) -> None:
         """Removes a layer and its names; or a name, and its layer if no other name leads to it.
@@ -241,6 +236,8 @@ class LayerStore:
             if (layer := self._recall(key) or self._read(key)) is None:
                 raise not_found(key)
             with self._lock:
+                if self._names.versions(name) is None:  # it was deleted meanwhile
+                    raise name_not_found(name)
                 if not self._names.keeps(key):
                     kept = self._names.kept_bytes
                     check_room(size_of(layer), kept, self._memory.budget, _MEMORY, "the layers that are pinned")
@@ -331,8 +328,3 @@ class LayerStore:
     def _report_lost(self, key: bytes, *names: str) -> None:
         if names:
             log.error("the layer %s is lost, until it is put again; so lead nowhere: %s", key.hex(), ", ".join(names))
-
-
-def _head(layer: Layer) -> LayerHead:
-    assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-    return LayerHead(layer.config, layer.kernel.shape)

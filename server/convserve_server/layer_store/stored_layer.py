@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
 from convserve.tensors.codec import Shape, itemsize
 
 Reference = bytes | str
@@ -17,6 +18,12 @@ class LayerHead(NamedTuple):
 
     config: Conv2D
     kernel_shape: Shape
+
+    @classmethod
+    def of(cls, layer: Layer) -> LayerHead:
+        """Returns the head of a layer with weights."""
+        assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
+        return cls(layer.config, layer.kernel.shape)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""How much memory this process may take: the machine's, or less where a container or a limit of the process says so."""
+"""How much memory this process may take: the machine's, or less under a limit of its container or its own."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def machine_memory_bytes() -> int:
     """Returns the bytes."""
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _cgroup_files():
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            found.append(int(file.read_text()))
-    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return min([*found, *(each for each in limits if each != resource.RLIM_INFINITY)])
+            limits.append(int(file.read_text()))
+    own = (resource.getrlimit(resource_type)[0] for resource_type in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    return min([*limits, *(limit for limit in own if limit != resource.RLIM_INFINITY)])
 
 
 def _cgroup_files() -> Iterator[Path]:
@@ -34,4 +34,4 @@ def _cgroup_files() -> Iterator[Path]:
             continue
         top, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
         own = Path(path.lstrip("/"))
-        yield from (top / each / name for each in (own, *own.parents))
+        yield from (top / cgroup / name for cgroup in (own, *own.parents))

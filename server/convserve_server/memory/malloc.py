@@ -1,24 +1,24 @@
-"""Has the C library keep memory that was freed, which else goes back to the system page by page, and comes anew."""
+"""Settings of glibc's malloc, which by default returns freed memory to the system, to get it again page by page."""
 
 from __future__ import annotations
 
 import ctypes
 
-# glibc's numbers of what can be set, in malloc.h; and the largest piece that it keeps at all.
+# Parameters of mallopt, as malloc.h numbers them; and the largest piece that glibc does not map separately.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _MAX_PIECE_BYTES = 2**25
 
 
 def configure_malloc(most_bytes: int) -> bool:
-    """Has messages of up to 32 MiB, which are kept in memory of the C library's, take what others left.
+    """Sets M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that messages of up to 32 MiB reuse freed memory.
 
-    For what moves tens of megabytes that saves a tenth of the time.
+    Calls that move tens of megabytes take a tenth less time.
 
     Args:
-        most_bytes: The most that is kept free at the end of a heap.
+        most_bytes: The most that stays free at the end of a heap.
 
     Returns:
-        Whether the C library can be told so: glibc can.
+        Whether the C library has these settings: glibc has.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and all(

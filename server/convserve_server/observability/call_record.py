@@ -1,4 +1,4 @@
-"""What is known of a call: a record that the interceptor begins, the services fill, and observers are told of."""
+"""What is known of a call: a record that the interceptor begins, the services fill, and observers read."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 
-from convserve.errors import ConvserveError, InternalError
+from convserve.errors import ConvserveError, InternalError, PermissionDeniedError
 from convserve.v1 import error_pb2
+from convserve_server.auth.identity import Identity
 from convserve_server.scheduling.scheduler import Computation
 
 REQUEST_ID = "x-request-id"
@@ -30,27 +31,28 @@ Metadata = Sequence[tuple[str, str | bytes]]
 
 # No spaces, so that an id is one word in a line of text; bounded, because it goes back and into every log.
 _SANE_ID = re.compile(r"[!-~]{1,128}")
-# Ids that are made are those of this process, numbered: a random one for each call would cost more than all the rest.
-_MADE_BY, _NUMBERS = uuid.uuid4().hex[:16], itertools.count(1)
+# Random for each process and numbered within it, since random ids for each call would cost more.
+_PROCESS_ID, _NUMBERS = uuid.uuid4().hex[:16], itertools.count(1)
+_MAX_PATH = 200  # characters of a method's name that is none of ours
 
 
 class Observer:
-    """Who is told of calls, as far as it wants to know. The methods are to be quick; any thread may call them.
+    """Is notified of calls. The methods are to be quick; any thread may call them.
 
     What they raise is logged, and harms neither the call nor other observers.
     """
 
     def began(self, call: CallRecord) -> None:
-        """Is told of a call whose request, or the first message of it, is there."""
+        """A thread has taken a call."""
 
     def computed(self, call: CallRecord, computation: Computation) -> None:
-        """Is told of each forward pass, as soon as it is done."""
+        """A forward pass is done."""
 
     def refused(self, call: CallRecord, reason: str) -> None:
-        """Is told why a call, or an item of a stream, is answered with an error."""
+        """A call, or an item of a stream, is answered with an error."""
 
     def ended(self, call: CallRecord) -> None:
-        """Is told of a call that is over for both ends; the record is complete."""
+        """A call is over for both ends; the record is complete."""
 
 
 class CallRecord:
@@ -62,7 +64,8 @@ class CallRecord:
         metadata: What the caller sent beside the request. It may have secrets.
         request_id: The caller's, or one that was made.
         trace_id: In hexadecimal, where the call is traced; else empty.
-        caller: Who called.
+        identity: Who called; None until it is authenticated.
+        caller: Who called, in one word; empty until it is known.
         arrived_ns: When, in nanoseconds since 1970.
         duration_us: From then until the last byte was sent, in microseconds.
         code: The status code's name; empty while the call is under way.
@@ -76,7 +79,7 @@ class CallRecord:
         batch_size: The largest.
         received_bytes: Of messages.
         sent_bytes: Of messages.
-        answered: Whether the method returned its whole answer.
+        answered: Whether the method has returned its whole answer.
     """
 
     __slots__ = (
@@ -86,12 +89,12 @@ class CallRecord:
         "answered",
         "arrived_ns",
         "batch_size",
-        "caller",
         "code",
         "compute_us",
         "duration_us",
         "error_id",
         "first",
+        "identity",
         "items",
         "items_refused",
         "metadata",
@@ -106,7 +109,7 @@ class CallRecord:
     )
 
     def __init__(
-        self, method: str, method_label: str, metadata: Metadata = (), observers: Iterable[Observer] = ()
+        self, method: str, method_label: str, metadata: Metadata = (), observers: Sequence[Observer] = ()
     ) -> None:
         """Starts the record of a call that arrives now."""
         self.arrived_ns, self._began = time.time_ns(), time.monotonic_ns()
@@ -114,15 +117,22 @@ class CallRecord:
         self.request_id = _request_id(metadata)
         self._observers = observers
         self._lock = threading.Lock()  # items of a stream are computed by several threads
-        self.trace_id = self.caller = self.code = self.reason = self.error_id = ""
+        self.trace_id = self.code = self.reason = self.error_id = ""
+        self.identity: Identity | None = None
         self.first: Computation | None = None
         self.items = self.items_refused = self.queue_us = self.compute_us = self.batch_size = 0
         self.received_bytes = self.sent_bytes = self.duration_us = 0
         self.answered = False
 
+    @property
+    def caller(self) -> str:
+        """Who called, in one word."""
+        return self.identity.caller if self.identity else ""
+
     def begin(self) -> None:
-        """Tells the observers that the call has begun."""
-        self._tell(lambda each: each.began(self))
+        """Notes that a thread has taken the call."""
+        if self._observers:
+            self._notify(lambda observer: observer.began(self))
 
     def computed(self, computation: Computation) -> None:
         """Adds a forward pass."""
@@ -132,50 +142,101 @@ class CallRecord:
             self.queue_us += computation.queue_us
             self.compute_us += computation.compute_us
             self.batch_size = max(self.batch_size, computation.batch_size)
-        self._tell(lambda each: each.computed(self, computation))
+        if self._observers:
+            self._notify(lambda observer: observer.computed(self, computation))
 
     def refused(self, error: ConvserveError) -> None:
-        """Says what the call fails with."""
+        """Notes what the call fails with."""
         self.reason = REASONS.get(error.reason, "")
-        self._tell_refused(error)
+        self._notify_refused(error)
 
     def refused_item(self, error: ConvserveError) -> None:
-        """Says what an item of a stream fails with; the stream goes on."""
+        """Notes what an item of a stream fails with; the stream goes on."""
         with self._lock:
             self.items_refused += 1
-        self._tell_refused(error)
+        self._notify_refused(error)
 
-    def _tell_refused(self, error: ConvserveError) -> None:
+    def _notify_refused(self, error: ConvserveError) -> None:
         if isinstance(error, InternalError):
             self.error_id = error.error_id
         if error.reason in REASONS:
-            self._tell(lambda each: each.refused(self, REASONS[error.reason]))
+            self._notify(lambda observer: observer.refused(self, REASONS[error.reason]))
 
-    def end(self, code: str, caller: str) -> None:
-        """Completes the record and tells the observers."""
-        self.code, self.caller = code, caller
+    def end(self, code: str) -> None:
+        """Completes the record."""
+        self.code = code
         self.duration_us = (time.monotonic_ns() - self._began) // 1000
-        self._tell(lambda each: each.ended(self))
+        if self._observers:
+            self._notify(lambda observer: observer.ended(self))
 
-    def _tell(self, tell: Callable[[Observer], None]) -> None:
-        for each in self._observers:
+    def _notify(self, notify: Callable[[Observer], None]) -> None:
+        for observer in self._observers:
             try:
-                tell(each)
+                notify(observer)
             except Exception:
-                log.exception("%s failed at a call of %s", type(each).__name__, self.method_label)
+                log.exception("%s failed at a call of %s", type(observer).__name__, self.method_label)
 
 
-_current: ContextVar[CallRecord | None] = ContextVar("call", default=None)
+class CallRecorder:
+    """Begins the record of each call.
+
+    A call counts from the moment that a thread takes it; one that its caller gives up before is not counted. Watches of
+    the health, which last as long as their connection and keep no thread, are not recorded.
+
+    Attributes:
+        arrivals: How many calls have come, watches too; gRPC's one thread counts them.
+    """
+
+    def __init__(self, methods: Iterable[str] = (), observers: Sequence[Observer] = ()) -> None:
+        """Prepares to record calls.
+
+        Args:
+            methods: The paths of the methods that the server may have; calls of others are not told apart.
+            observers: Are notified of each call.
+        """
+        self._names = {path: path.removeprefix("/") for path in methods}
+        self._observers = tuple(observers)
+        self.arrivals = 0
+
+    def arrived(self, path: str, metadata: Metadata) -> CallRecord:
+        """Returns the record of a call that arrives, which is this context's from now on."""
+        name = self._names.get(path)
+        # What is no method of ours may be long, or try to look like another line of the log.
+        call = CallRecord(name or UNKNOWN_METHOD, name or ascii(path[:_MAX_PATH]), metadata, self._observers)
+        make_current(call)
+        return call
+
+
+_current: ContextVar[CallRecord] = ContextVar("call")
 
 
 def make_current(call: CallRecord) -> None:
-    """Makes a record that of this context's call; each call has one of its own."""
+    """Makes a record that of this context's call; gRPC gives each call a context of its own."""
     _current.set(call)
 
 
 def current_call() -> CallRecord:
-    """Returns the record of the call that this thread answers; one that nobody looks at if there is none."""
-    return _current.get() or CallRecord(UNKNOWN_METHOD, UNKNOWN_METHOD)
+    """Returns the record of the call that this thread answers; other threads that work for it are given it.
+
+    Raises:
+        PermissionDeniedError: If this thread answers none that came through the interceptor.
+    """
+    call = _current.get(None)
+    if call is None:
+        raise PermissionDeniedError("Expected a call that was authenticated. Received one of which nothing is known.")
+    return call
+
+
+def current_identity() -> Identity:
+    """Returns who the call is from that this thread answers.
+
+    Raises:
+        PermissionDeniedError: If that is not known: a caller who was not authenticated may do nothing.
+    """
+    identity = current_call().identity
+    if identity is None:
+        raise PermissionDeniedError("Expected a caller who was authenticated. Received one who was not.")
+    return identity
 
 
 def _request_id(metadata: Metadata) -> str:
@@ -183,4 +244,4 @@ def _request_id(metadata: Metadata) -> str:
     for key, value in metadata:
         if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.fullmatch(value):
             return value
-    return f"{_MADE_BY}-{next(_NUMBERS):x}"
+    return f"{_PROCESS_ID}-{next(_NUMBERS):x}"

@@ -27,9 +27,9 @@ def start_logging(level: str, form: str) -> logging.Handler:
     """
     # Not sys.stderr: what is written there while TensorFlow starts is held back.
     handler = logging.StreamHandler(open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
-    handler.setFormatter(_formatter(form, "%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(formatter(form))
     stdout = _Stdout(sys.stdout)
-    stdout.setFormatter(_formatter(form, "%(message)s"))
+    stdout.setFormatter(formatter(form, "%(message)s"))
     _progress.addHandler(stdout)
     for logger in (log, logging.getLogger("grpc"), logging.getLogger("opentelemetry")):
         logger.addHandler(handler)
@@ -45,7 +45,8 @@ def say(text: str) -> None:
     _progress.info(text)
 
 
-def _formatter(form: str, words: str) -> logging.Formatter:
+def formatter(form: str, words: str = "%(asctime)s %(levelname)s %(message)s") -> logging.Formatter:
+    """Returns what makes a line of a record."""
     if form == "text":
         return logging.Formatter(words)
     from pythonjsonlogger.json import JsonFormatter

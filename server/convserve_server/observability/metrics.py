@@ -1,4 +1,4 @@
-"""What Prometheus reads: counts and times of calls, and what the server holds. docs/observability.md lists them all."""
+"""The metrics for Prometheus: calls, and what the server holds. docs/observability.md lists them all."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
 _MAX_SCRAPES = 16  # at once, each of which has a thread
-_SLOWEST_SCRAPE_S = 10.0  # that may pass without a byte
+_SCRAPE_TIMEOUT_S = 10.0  # that may pass without a byte
 
 log = logging.getLogger("convserve")
 
@@ -42,7 +42,7 @@ class _Method:
 
 
 class _Computing:
-    """What only methods have that compute."""
+    """The metrics that only methods have that compute."""
 
     def __init__(self, of: CallMetrics, name: str) -> None:
         self.queue, self.compute = of.queue.labels(name), of.compute.labels(name)
@@ -86,48 +86,48 @@ class CallMetrics(Observer):
         self._computing: dict[str, _Computing] = {}
 
     def began(self, call: CallRecord) -> None:
-        """Counts a call that is under way."""
+        """Counts a call that has begun."""
         self._method(call.method).in_flight.inc()
 
     def computed(self, call: CallRecord, computation: Computation) -> None:
         """Counts a forward pass."""
-        found = self._computing.get(call.method)
-        if found is None:  # of two made at once either will do: their labels are the same
-            found = self._computing[call.method] = _Computing(self, call.method)
-        found.queue.observe(computation.queue_us / 1e6)
-        found.compute.observe(computation.compute_us / 1e6)
-        found.batch.observe(computation.batch_size)
-        found.input.inc(computation.input_bytes)
-        found.output.inc(computation.output_bytes)
+        metrics = self._computing.get(call.method)
+        if metrics is None:  # of two made at once either will do: their labels are the same
+            metrics = self._computing[call.method] = _Computing(self, call.method)
+        metrics.queue.observe(computation.queue_us / 1e6)
+        metrics.compute.observe(computation.compute_us / 1e6)
+        metrics.batch.observe(computation.batch_size)
+        metrics.input.inc(computation.input_bytes)
+        metrics.output.inc(computation.output_bytes)
 
-    def refused(self, call: CallRecord, reason: str) -> None:  # noqa: ARG002 (whose it is does not matter)
+    def refused(self, call: CallRecord, reason: str) -> None:  # noqa: ARG002 (whichever call it is)
         """Counts a reason."""
         self._refused[reason].inc()
 
     def ended(self, call: CallRecord) -> None:
         """Counts a call that is over."""
-        found = self._method(call.method)
-        found.in_flight.dec()
-        found.duration.observe(call.duration_us / 1e6)
-        found.received.inc(call.received_bytes)
-        found.sent.inc(call.sent_bytes)
-        requests = found.by_code.get(call.code)
+        metrics = self._method(call.method)
+        metrics.in_flight.dec()
+        metrics.duration.observe(call.duration_us / 1e6)
+        metrics.received.inc(call.received_bytes)
+        metrics.sent.inc(call.sent_bytes)
+        requests = metrics.by_code.get(call.code)
         if requests is None:
-            requests = found.by_code[call.code] = self.requests.labels(call.method, call.code)
+            requests = metrics.by_code[call.code] = self.requests.labels(call.method, call.code)
         requests.inc()
 
     def _method(self, name: str) -> _Method:
-        found = self._methods.get(name)
-        if found is None:
-            found = self._methods[name] = _Method(self, name)
-        return found
+        metrics = self._methods.get(name)
+        if metrics is None:
+            metrics = self._methods[name] = _Method(self, name)
+        return metrics
 
 
 class Holdings(Collector):
-    """What the server holds and does at the moment, read when somebody asks."""
+    """What the server holds and does at the moment, read at each scrape."""
 
     def __init__(self) -> None:
-        """Starts with nothing to tell, until the server is ready."""
+        """Starts empty, until the server is ready."""
         self._backend: Backend | None = None
 
     def open(self, backend: Backend) -> None:
@@ -139,8 +139,8 @@ class Holdings(Collector):
         if self._backend is None:
             return
         engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.store.usage()
-        yield _gauge("admitted_bytes", "Memory set aside for calls under way.", load.admitted_bytes)
-        yield _gauge("max_admitted_bytes", "The most that may be set aside.", load.max_admitted_bytes)
+        yield _gauge("admitted_bytes", "Memory reserved for calls in flight.", load.admitted_bytes)
+        yield _gauge("max_admitted_bytes", "The most that may be reserved.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
         yield _gauge("running_calls", "Calls and items that a device computes.", load.running_calls)
         yield _gauge("stored_layers", "Layers in memory or on disk.", stored.layers)
@@ -162,6 +162,8 @@ def _gauge(name: str, text: str, value: float | None = None, labels: list[str] |
 class MetricsEndpoint:
     """Serves a registry over HTTP.
 
+    prometheus_client.start_http_server would take a thread for each scrape, however many, for as long as it stalls.
+
     Attributes:
         url: Where.
     """
@@ -174,7 +176,7 @@ class MetricsEndpoint:
             registry: What is served.
 
         Raises:
-            OSError: If it cannot be listened on.
+            OSError: If the address is not free.
         """
         host, _, port = address.rpartition(":")
         bare = host.strip("[]")
@@ -183,32 +185,30 @@ class MetricsEndpoint:
             address_family = socket.getaddrinfo(bare, int(port), type=socket.SOCK_STREAM)[0][0]
 
         self._server = make_server(bare, int(port), prometheus_client.make_wsgi_app(registry), Server, _Scrape)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
         self.url = f"http://{host}:{self._server.server_port}/metrics"
 
     def close(self) -> None:
         """Stops."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join()
 
 
 class _Server(ThreadingWSGIServer):
-    """Answers so many at once at most, and says nothing of those that leave."""
+    """Answers a bounded number of scrapes at once, and refuses further ones."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        self._room = threading.Semaphore(_MAX_SCRAPES)
-        super().__init__(*arguments, **options)
+    def server_activate(self) -> None:
+        self._slots = threading.Semaphore(_MAX_SCRAPES)
+        super().server_activate()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
+        if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
             super().shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:  # however it ended, also before it had a thread
-        self._room.release()
+        self._slots.release()
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
@@ -216,10 +216,10 @@ class _Server(ThreadingWSGIServer):
 
 
 class _Scrape(WSGIRequestHandler):
-    timeout = _SLOWEST_SCRAPE_S
+    timeout = _SCRAPE_TIMEOUT_S
 
     def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+        """Does not log requests."""
 
 
 def new_registry() -> CollectorRegistry:

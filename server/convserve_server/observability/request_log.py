@@ -9,7 +9,7 @@ from typing import Any
 
 from convserve_server.observability.call_record import CallRecord, Observer
 
-# Of lines that nobody has written yet. Where the log is not read, further ones are left out rather than kept.
+# Lines that wait to be written. Where nobody reads the log, further ones are dropped.
 _MAX_WAITING = 10_000
 _HEALTH = "grpc.health."
 
@@ -17,7 +17,7 @@ _HEALTH = "grpc.health."
 class RequestLog(Observer):
     """Writes a line per request, at the level info; of health checks at the level debug.
 
-    It is written by a thread of its own, so that no call waits for a disk or for who reads the log.
+    A thread of its own writes it, so that no call waits for a disk or for the log's reader.
     """
 
     def __init__(self, handler: logging.Handler, *, as_fields: bool) -> None:
@@ -25,7 +25,7 @@ class RequestLog(Observer):
 
         Args:
             handler: Writes the lines.
-            as_fields: Whether the handler writes a record's fields, as JSON; else they are told in words.
+            as_fields: Whether the handler writes a record's fields, as JSON; else the line is in words.
         """
         self._as_fields = as_fields
         self._log = logging.getLogger("convserve.requests")
@@ -50,7 +50,7 @@ class RequestLog(Observer):
 
 
 class _Waiting(QueueHandler):
-    """Leaves the work to the thread that writes."""
+    """Hands records to the thread that writes."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
@@ -86,25 +86,25 @@ def fields_of(call: CallRecord) -> dict[str, Any]:
 
 
 class _Words:
-    """A line's fields in words, which are put together only when they are written."""
+    """A line's fields in words, joined only when they are written."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields = fields
 
     def __str__(self) -> str:
-        told = self._fields
-        words = [f"{told['method']} {told['code']}"]
-        if told["reason"]:
-            words[0] += f" ({told['reason']})"
-        words.append(f"from {told['caller'] or 'somebody'}")
-        if told["input_shape"]:
-            words.append(f"{told['input_shape']} to {told['output_shape']}")
-            words.append(f"batch of {told['batch_size']} on {told['device']}")
-            words.append(f"queue {told['queue_us'] / 1e3:.3f} ms")
-            words.append(f"compute {told['compute_us'] / 1e3:.3f} ms")
-        words.append(f"duration {told['duration_us'] / 1e3:.3f} ms")
-        if told["items"] > 1 or told["items_refused"]:
-            words.append(f"{told['items']} items, {told['items_refused']} refused")
-        words.append(f"{told['received_bytes']} bytes in, {told['sent_bytes']} out")
-        words += [f"{name} {told[name]}" for name in ("request_id", "error_id", "trace_id") if told[name]]
+        fields = self._fields
+        words = [f"{fields['method']} {fields['code']}"]
+        if fields["reason"]:
+            words[0] += f" ({fields['reason']})"
+        words.append(f"from {fields['caller'] or 'somebody'}")
+        if fields["input_shape"]:
+            words.append(f"{fields['input_shape']} to {fields['output_shape']}")
+            words.append(f"batch of {fields['batch_size']} on {fields['device']}")
+            words.append(f"queue {fields['queue_us'] / 1e3:.3f} ms")
+            words.append(f"compute {fields['compute_us'] / 1e3:.3f} ms")
+        words.append(f"duration {fields['duration_us'] / 1e3:.3f} ms")
+        if fields["items"] > 1 or fields["items_refused"]:
+            words.append(f"{fields['items']} items, {fields['items_refused']} refused")
+        words.append(f"{fields['received_bytes']} bytes in, {fields['sent_bytes']} out")
+        words += [f"{name} {fields[name]}" for name in ("request_id", "error_id", "trace_id") if fields[name]]
         return ", ".join(words)

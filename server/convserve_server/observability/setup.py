@@ -1,4 +1,4 @@
-"""What the server shows of itself: metrics, a line per request, spans; each where it is asked for."""
+"""The observers of calls that the settings ask for: metrics, a line per request, spans."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from google.protobuf.descriptor import ServiceDescriptor
 
 from convserve_server.backend import Backend
-from convserve_server.observability.call_record import Observer
-from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.observability.call_record import CallRecorder, Observer
 from convserve_server.observability.request_log import RequestLog
 from convserve_server.settings import Settings, SettingsError
 
@@ -28,10 +27,10 @@ class _Closable(Protocol):
 
 
 class Observability:
-    """The observers of all calls, and what they need.
+    """The observers of all calls, and the metrics' endpoint.
 
     Attributes:
-        interceptor: Tells them; the server's first.
+        recorder: Begins the records that they are notified of.
         metrics_url: Where the metrics are; empty for none.
     """
 
@@ -47,7 +46,7 @@ class Observability:
             SettingsError: If the metrics' address cannot be listened on, or OpenTelemetry does not take its variables.
         """
         self.metrics_url = ""
-        self._open: list[_Closable] = []
+        self._closables: list[_Closable] = []
         self._holdings = None
         observers: list[Observer] = []
         if settings.metrics:
@@ -62,17 +61,17 @@ class Observability:
                 expected = "Expected an address that is free and may be used"
                 raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}.") from error
             self.metrics_url = endpoint.url
-            self._open.append(endpoint)
+            self._closables.append(endpoint)
         tracing = _tracing()
         if tracing is not None:  # before the log, whose lines have the spans' ids
             observers.append(tracing)
-            self._open.append(tracing)
+            self._closables.append(tracing)
         if settings.log_requests:
             request_log = RequestLog(log_handler, as_fields=settings.log_format == "json")
             observers.append(request_log)
-            self._open.append(request_log)
+            self._closables.append(request_log)
         paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
-        self.interceptor = ObservingInterceptor(paths, observers)
+        self.recorder = CallRecorder(paths, observers)
 
     def open(self, backend: Backend) -> None:
         """Shows what these hold from now on."""
@@ -81,8 +80,8 @@ class Observability:
 
     def close(self) -> None:
         """Writes and sends what is left, and stops."""
-        for each in self._open:
-            each.close()
+        for closable in self._closables:
+            closable.close()
 
 
 def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
@@ -90,7 +89,7 @@ def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
     off = (
         environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
     )
-    return not off and any(environment.get(each) for each in _ENDPOINTS)
+    return not off and any(environment.get(name) for name in _ENDPOINTS)
 
 
 def _tracing() -> Tracing | None:

@@ -1,7 +1,7 @@
 """Spans for OpenTelemetry: one per call, below the caller's own, and below it what it waited and computed.
 
-opentelemetry-instrumentation-grpc, which callers use, has no part in the server: it drops what our handlers say of the
-threads that they are to run in, and does not see the status of `ServicerContext.abort_with_status`.
+The server does not use opentelemetry-instrumentation-grpc, as callers do: it drops the thread pools of our handlers,
+and does not see the status of `ServicerContext.abort_with_status`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"
 
 
 class Tracing(Observer):
-    """Makes spans of calls. Where they go is said by OpenTelemetry's own variables, OTEL_*."""
+    """Makes spans of calls. OpenTelemetry's own variables, OTEL_*, say where they go."""
 
     def __init__(self) -> None:
         """Starts to send spans."""
         resource = Resource.create({SERVICE_VERSION: __version__})
-        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):  # nobody has named it
+        if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "convserve"}))
         self._provider = TracerProvider(resource=resource)
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -37,14 +37,14 @@ class Tracing(Observer):
         self._spans: dict[CallRecord, Span] = {}
 
     def began(self, call: CallRecord) -> None:
-        """Begins the call's span, below the caller's if it tells of one; none for checks of the health."""
+        """Begins the call's span, below the caller's if its metadata have one; none for checks of the health."""
         if call.method.startswith("grpc.health."):
             return
-        # Not what OpenTelemetry calls baggage: it goes nowhere from here, and a wrong one would be told in the log.
-        given = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
+        # Not OpenTelemetry's baggage: it goes nowhere from here, and a malformed one would be logged.
+        carrier = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
         span = self._tracer.start_span(
             call.method,
-            propagate.extract(given),
+            propagate.extract(carrier),
             SpanKind.SERVER,
             _attributes(call),
             start_time=call.arrived_ns,
@@ -94,7 +94,7 @@ class Tracing(Observer):
         span.end(call.arrived_ns + call.duration_us * 1000)
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the spans that are left."""
         self._provider.shutdown()
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a request: which there are, and where their elements are. All that comes is a stranger's."""
+"""The tensors of a request, in the protocol's datatypes: which there are, and where their elements are."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Place:
     Attributes:
         region: The region's name.
         offset: Where it begins there, in bytes.
-        size: How many bytes the caller set aside for it.
+        size: How many bytes the caller reserved for it.
         field: What to call it in an error.
     """
 
@@ -74,17 +74,17 @@ def read_inputs(request: InferRequest, required: Sequence[str], optional: Sequen
         InvalidRequestError: If one is missing, unknown or there twice, or elements are missing or left over.
         InvalidTensorError: If one contradicts itself.
     """
-    found: dict[str, Input] = {}
+    inputs: dict[str, Input] = {}
     raw = iter(request.raw)
     for tensor in request.message.inputs:
-        if tensor.name in found or tensor.name not in (*required, *optional):
+        if tensor.name in inputs or tensor.name not in (*required, *optional):
             raise _wrong_inputs(request, required, optional)
-        found[tensor.name] = _input(tensor, raw, f"inputs.{tensor.name}")
-    if any(name not in found for name in required):
+        inputs[tensor.name] = _input(tensor, raw, f"inputs.{tensor.name}")
+    if any(name not in inputs for name in required):
         raise _wrong_inputs(request, required, optional)
     if next(raw, None) is not None:
         raise _wrong_raw(len(request.raw))
-    return found
+    return inputs
 
 
 def read_output_place(request: InferRequest, name: str) -> Place | None:
@@ -97,7 +97,7 @@ def read_output_place(request: InferRequest, name: str) -> Place | None:
     if not outputs:
         return None
     if len(outputs) != 1 or outputs[0].name != name:
-        received = ", ".join(short_repr(each.name) for each in outputs[:8])
+        received = ", ".join(short_repr(output.name) for output in outputs[:8])
         raise InvalidRequestError(FieldViolation("outputs", f"Expected {name} alone. Received {received}."))
     parameters = outputs[0].parameters
     if "classification" in parameters:
@@ -112,11 +112,11 @@ def dtype_of(datatype: str, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
     Raises:
         InvalidTensorError: If it is none of the `allowed` ones.
     """
-    found = _DTYPES.get(datatype)
-    if found is None or found not in allowed:
-        names = ", ".join(DATATYPES[each] for each in allowed)
+    dtype = _DTYPES.get(datatype)
+    if dtype is None or dtype not in allowed:
+        names = ", ".join(DATATYPES[name] for name in allowed)
         raise InvalidTensorError(FieldViolation(field, f"Expected one of {names}. Received {short_repr(datatype)}."))
-    return found
+    return dtype
 
 
 def _input(tensor: messages.ModelInferRequest.InferInputTensor, raw: Iterator[memoryview | bytes], field: str) -> Input:
@@ -168,12 +168,12 @@ def _integer(parameters: _Parameters, name: str, field: str) -> int:
     """Returns an integer, which is 0 if it is not there."""
     if name not in parameters:
         return 0
-    kind = parameters[name].WhichOneof("parameter_choice")
-    found = getattr(parameters[name], kind) if kind in ("int64_param", "uint64_param") else -1
-    if found < 0:
-        text = f"Expected an integer of at least 0. Received {'another' if kind == 'int64_param' else kind}."
+    choice = parameters[name].WhichOneof("parameter_choice")
+    value = getattr(parameters[name], choice) if choice in ("int64_param", "uint64_param") else -1
+    if value < 0:
+        text = f"Expected an integer of at least 0. Received {'another' if choice == 'int64_param' else choice}."
         raise InvalidRequestError(FieldViolation(f"{field}.parameters.{name}", text))
-    return int(found)
+    return int(value)
 
 
 def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: str) -> None:
@@ -184,8 +184,8 @@ def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: s
 
 
 def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidRequestError:
-    names = ", ".join((*required, *(f"{each} if need be" for each in optional)))
-    received = ", ".join(short_repr(each.name) for each in request.message.inputs[:8]) or "none"
+    names = ", ".join((*required, *(f"{name} if need be" for name in optional)))
+    received = ", ".join(short_repr(tensor.name) for tensor in request.message.inputs[:8]) or "none"
     return InvalidRequestError(FieldViolation("inputs", f"Expected {names}, each once. Received {received}."))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 from convserve.errors import (
@@ -19,6 +18,7 @@ from convserve.protocol.results import Losses
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
 from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
+from convserve_server.observability.call_record import CallRecord
 from convserve_server.open_inference.infer_tensors import (
     DATATYPES,
     Input,
@@ -40,9 +40,8 @@ from convserve_server.open_inference.model_statistics import Inference, ModelSta
 from convserve_server.open_inference.system_memory import Region
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest, InferResponse
-from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Computation, Result
+from convserve_server.scheduling.scheduler import Result
 
 # Fields that are the protocol's own; what else is wrong with a stateless layer is wrong with a parameter.
 _OWN_FIELDS = {"inputs", "outputs", "parameters", "raw_input_contents", "layers"}
@@ -69,32 +68,6 @@ class _Model(NamedTuple):
     x: Input
 
 
-class _Work(NamedTuple):
-    """A request that is to be computed.
-
-    Attributes:
-        request: The request.
-        model: What is computed.
-        place: Where in shared memory the output goes; None for the response.
-        output_region: The region of that place.
-        x: The input.
-        permit: The request's leave to be in the server.
-        tell: Is told of the forward pass.
-        began: When the request came, by the monotonic clock in nanoseconds.
-        input_ns: What it took to read the input.
-    """
-
-    request: InferRequest
-    model: _Model
-    place: Place | None
-    output_region: Region | None
-    x: Array
-    permit: Permit
-    tell: Callable[[Computation], None]
-    began: int
-    input_ns: int
-
-
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
@@ -104,96 +77,76 @@ class Inferences:
         self._models = models
         self._statistics = statistics
 
-    def infer(
-        self, request: InferRequest, caller: Caller, region: FindRegion, tell: Callable[[Computation], None]
-    ) -> InferResponse:
+    def infer(self, request: InferRequest, caller: Caller, find_region: FindRegion, call: CallRecord) -> InferResponse:
         """Returns a request's response.
 
         Args:
             request: The request.
             caller: Who waits for the response.
-            region: Finds shared memory, or says that there is none for this caller.
-            tell: Is told of the forward pass.
+            find_region: Finds shared memory, or says that there is none for this caller.
+            call: The record of the call that the request came by.
 
         Raises:
             ConvserveError: Any of the server's.
         """
-        work = self._admitted(request, caller, region, tell)
-        return self._computed(work, caller)
-
-    def _admitted(
-        self, request: InferRequest, caller: Caller, region: FindRegion, tell: Callable[[Computation], None]
-    ) -> _Work:
-        """Returns what is to be computed, once there is room for it."""
-        began = time.monotonic_ns()
-        name = request.message.model_name
-        find: Callable[[], _Model]
+        began_ns = time.monotonic_ns()
+        name, version = request.message.model_name, request.message.model_version
+        stored: LayerModel | None = None
         if name == STATELESS:
-            version = check_stateless_version(request.message.model_version, "model_version")
-            find = partial(self._stateless, request, version, region)
+            version = check_stateless_version(version, "model_version")
         else:
-            found = self._models.find(name, request.message.model_version, "model_version")
-            version = found.version
-            find = partial(self._stored, request, found)
+            stored = self._models.find(name, version, "model_version")
+            version = stored.version
         try:
-            model = find()
-            place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
-            input_ns = time.monotonic_ns() - began
-            permit, x, output_region, read_ns = self._received(model, place, output_dtype, caller, region)
+            model = self._stored(request, stored) if stored else self._stateless(request, version, find_region)
+            response, inference = self._infer(request, model, caller, find_region, call, began_ns)
         except Exception as error:
-            raise self._failed(error, name, version, began)  # noqa: B904 (it may be the error itself, with its cause)
-        return _Work(request, model, place, output_region, x, permit, tell, began, input_ns + read_ns)
-
-    def _computed(self, work: _Work, caller: Caller) -> InferResponse:
-        """Computes, and returns the response."""
-        model, place = work.model, work.place
-        try:
-            result = self._backend.scheduler.convolve(work.permit, model.layers, work.x, caller)
-            work.tell(result.computation)
-            computed = time.monotonic_ns()
-            output = result.output
-            if place is not None and work.output_region is not None:
-                work.output_region.write(place, output)
-            response = InferResponse(_message(work.request, model, place, result), output if place is None else None)
-        except Exception as error:
-            raise self._failed(error, model.name, model.version, work.began)  # noqa: B904 (as above)
-        ended = time.monotonic_ns()
-        inference = Inference(
-            samples=len(work.x),
-            batch_size=result.computation.batch_size,
-            success=ended - work.began,
-            queue=result.computation.queue_us * 1000,
-            compute_input=work.input_ns,
-            compute_infer=result.computation.compute_us * 1000,
-            compute_output=ended - computed,
-        )
-        self._statistics.succeeded(model.name, model.version, inference)
+            self._statistics.failed(name, version, time.monotonic_ns() - began_ns)
+            if not isinstance(error, InvalidArgumentError):
+                raise
+            raise _renamed(error, _stored_field if stored else _stateless_field)  # noqa: B904 (as it has its cause)
+        self._statistics.succeeded(name, version, inference)
         return response
 
-    def _failed(self, error: Exception, name: str, version: str, began: int) -> Exception:
-        """Returns an error as the protocol has it, having counted it."""
-        self._statistics.failed(name, version, time.monotonic_ns() - began)
-        if not isinstance(error, InvalidArgumentError):
-            return error
-        return _named(error, _stateless_field if name == STATELESS else _stored_field)
-
-    def _received(
-        self, model: _Model, place: Place | None, output_dtype: str | None, caller: Caller, region: FindRegion
-    ) -> tuple[Permit, Array, Region | None, int]:
-        """Returns a call's permit, its input, where its output goes, and how long it took to read the input."""
-        x = model.x
-        in_one_message = place is None
+    def _infer(
+        self,
+        request: InferRequest,
+        model: _Model,
+        caller: Caller,
+        find_region: FindRegion,
+        call: CallRecord,
+        began_ns: int,
+    ) -> tuple[InferResponse, Inference]:
+        """Returns a request's response and the times that it took."""
+        place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
+        asked_ns = time.monotonic_ns()
         permit = self._backend.admission.admit(
-            model.layers, x.shape, x.dtype, output_dtype, caller, in_one_message=in_one_message
+            model.layers, model.x.shape, model.x.dtype, output_dtype, caller, in_one_message=place is None
         )
         try:
-            output_region = None if place is None else _output_region(place, permit.plan.output_bytes, region)
-            began = time.monotonic_ns()
-            array = _array(x, region)
+            region = None if place is None else _output_region(place, permit.plan.output_bytes, find_region)
+            reading_ns = time.monotonic_ns()
+            x = _array(model.x, find_region)
         except BaseException:
             permit.release()
             raise
-        return permit, array, output_region, time.monotonic_ns() - began
+        input_ns = asked_ns - began_ns + time.monotonic_ns() - reading_ns  # without the wait for admission
+        result = self._backend.scheduler.convolve(permit, model.layers, x, caller)
+        call.computed(result.computation)
+        computed_ns, output = time.monotonic_ns(), result.output
+        if place is not None and region is not None:
+            region.write(place, output)
+        response = InferResponse(_message(request, model, place, result), output if place is None else None)
+        ended_ns = time.monotonic_ns()
+        return response, Inference(
+            samples=len(x),
+            batch_size=result.computation.batch_size,
+            success=ended_ns - began_ns,
+            queue=result.computation.queue_us * 1000,
+            compute_input=input_ns,
+            compute_infer=result.computation.compute_us * 1000,
+            compute_output=ended_ns - computed_ns,
+        )
 
     def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
         """Returns a model of stored layers."""
@@ -203,24 +156,24 @@ class Inferences:
         _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
         return _Model(model.name, model.version, layers, x)
 
-    def _stateless(self, request: InferRequest, version: str, region: FindRegion) -> _Model:
+    def _stateless(self, request: InferRequest, version: str, find_region: FindRegion) -> _Model:
         """Returns the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
-        weights = {name: self._weight(inputs[name], name, region) for name in ("kernel", "bias") if name in inputs}
+        weights = {name: self._weight(inputs[name], name, find_region) for name in ("kernel", "bias") if name in inputs}
         layer = stateless_layer(request.message.parameters, weights["kernel"], weights.get("bias"))
         return _Model(STATELESS, version, [layer], inputs["x"])
 
-    def _weight(self, given: Input, name: str, region: FindRegion) -> Array:
+    def _weight(self, given: Input, name: str, find_region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
         most = self._backend.admission.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
             text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
             raise TooLargeError(FieldViolation(f"inputs.{name}", text))
-        return _array(given, region)
+        return _array(given, find_region)
 
 
 def _check_shape(shape: Shape, expected: list[int]) -> None:
-    if len(shape) != 4 or any(size not in (-1, found) for size, found in zip(expected, shape, strict=True)):
+    if len(shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, shape, strict=True)):
         text = f"Expected shape {expected}, -1 for any size. Received shape {list(shape)}."
         raise InvalidTensorError(FieldViolation("inputs.x.shape", text))
 
@@ -232,20 +185,20 @@ def _output_dtype(request: InferRequest) -> str | None:
     return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
-def _output_region(place: Place, size: int, region: FindRegion) -> Region:
+def _output_region(place: Place, size: int, find_region: FindRegion) -> Region:
     if place.size < size:
         text = f"Expected shared_memory_byte_size of at least {size}, as the output needs. Received {place.size}."
         raise InvalidRequestError(FieldViolation(place.field, text))
-    return region(place.region, place.field)
+    return find_region(place.region, place.field)
 
 
-def _array(given: Input, region: FindRegion) -> Array:
+def _array(given: Input, find_region: FindRegion) -> Array:
     """Returns an input's elements, those in shared memory as a copy, at which their caller cannot get any more."""
     if not isinstance(given.elements, Place):
         return given.elements
-    found = region(given.elements.region, given.elements.field)
+    region = find_region(given.elements.region, given.elements.field)
     array = aligned_empty(given.shape, numpy_dtype(given.dtype))
-    found.read(given.elements, array)
+    region.read(given.elements, array)
     return array
 
 
@@ -279,6 +232,6 @@ def _stateless_field(field: str) -> str:
     return _STATELESS_FIELDS.get(field) or (field if field.partition(".")[0] in _OWN_FIELDS else f"parameters.{field}")
 
 
-def _named(error: InvalidArgumentError, name: Callable[[str], str]) -> InvalidArgumentError:
+def _renamed(error: InvalidArgumentError, name: Callable[[str], str]) -> InvalidArgumentError:
     """Returns an error whose fields are called as the protocol does."""
-    return type(error)(*(FieldViolation(name(each.field), each.description) for each in error.violations))
+    return type(error)(*(FieldViolation(name(wrong.field), wrong.description) for wrong in error.violations))

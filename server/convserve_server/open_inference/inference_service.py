@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -19,14 +17,13 @@ from convserve.errors import (
     UnimplementedError,
     short_repr,
 )
-from convserve.protocol.status import to_status
-from convserve_server.auth.identity import CallContext, caller_from_context, caller_of, is_local
+from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import Backend
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
-from convserve_server.observability.call_record import current_call
+from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
-from convserve_server.open_inference.infer_stream import InferItems, infer_answers
+from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import (
     SEPARATOR,
@@ -36,15 +33,14 @@ from convserve_server.open_inference.layer_models import (
     stored_names,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import PeerUsers, Region, SystemMemory
+from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Computation
-from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.transport.call_interceptor import as_answer
+from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
+from convserve_server.transport.thread_pool import ThreadPool
 
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
@@ -52,17 +48,15 @@ _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramet
 class InferenceService:
     """Answers the protocol. Until it is opened it is not ready, and calls that need more are told to come back."""
 
-    def __init__(self, threads: int, silence: IdleTimeouts, memory: SystemMemory | None) -> None:
+    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None) -> None:
         """Starts closed.
 
         Args:
-            threads: How many requests of streams may wait for their computation at once.
-            silence: Watches the streams' callers.
+            stream_pool: Reads streams and computes their requests.
+            idle: For how long a stream's caller may send nothing.
             memory: Regions that callers on this machine register; None where they may not.
         """
-        self._pool = ThreadPool(threads, "inference")
-        self._silence = silence
-        self._memory = memory
+        self._stream_pool, self._idle, self._memory = stream_pool, idle, memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
         self._opened: tuple[LayerModels, Inferences, LayerStore] | None = None
@@ -201,39 +195,30 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
-        return self._parts()[1].infer(*self._asked(request, context))
-
-    def _asked(
-        self, request: InferRequest, context: CallContext
-    ) -> tuple[InferRequest, Caller, FindRegion, Callable[[Computation], None]]:
-        def region(name: str, field: str) -> Region:  # most calls have none
-            return self._region_finder(context)(name, field)
-
-        return request, caller_from_context(context), region, current_call().computed
+        return self._parts()[1].infer(
+            request, current_caller(context), self._region_finder(context.peer()), current_call()
+        )
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        inferences = self._parts()[1]
-        # Here, because requests are computed by other threads.
-        call, region = current_call(), self._region_finder(context)
+        inferences, caller, call = self._parts()[1], current_caller(context), current_call()
+        find_region = self._region_finder(context.peer())
 
         def infer(request: InferRequest, caller: Caller) -> InferResponse:
-            return inferences.infer(request, caller, region, call.computed)
+            return inferences.infer(request, caller, find_region, call)
 
-        items: InferItems = InFlightItems(request_iterator, caller_from_context(context), self._silence, context.cancel)
-        # No loop, which would keep the last response while it waits for the next.
-        return itertools.starmap(_stream_message, infer_answers(infer, items, self._pool))
+        items: InferItems = InFlightItems(request_iterator, caller, self._stream_pool, self._idle, context.cancel)
+        return infer_stream(infer, items, call)
 
-    def _region_finder(self, context: CallContext) -> FindRegion:
-        """Returns what finds a call's regions of shared memory."""
-        # Who showed a token is known to this thread alone.
-        peer, shown_name = context.peer(), _shown_name(context)
-        return lambda name, field: self._shared(peer).region(self._owner(peer, shown_name), name, field)
+    def _region_finder(self, peer: str) -> FindRegion:
+        """Returns what finds the regions of shared memory of the call that this thread answers."""
+        identity = current_identity()
+        return lambda name, field: self._shared(peer).region(self._owner(peer, identity), name, field)
 
-    def _owner(self, peer: str, shown_name: str) -> str:
+    def _owner(self, peer: str, identity: Identity) -> str:
         """Returns whose regions a call may use: its caller's where it showed who it is, else its user's."""
-        return shown_name or f"user:{self._users.of(peer)}"
+        return identity.caller if identity.proof else f"user:{self._users.of(peer)}"
 
     # Shared memory
 
@@ -246,7 +231,7 @@ class InferenceService:
         return messages.SystemSharedMemoryStatusResponse(
             regions={
                 each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
-                for each in self._shared(peer).regions(self._owner(peer, _shown_name(context)), request.name)
+                for each in self._shared(peer).regions(self._owner(peer, current_identity()), request.name)
             }
         )
 
@@ -255,7 +240,7 @@ class InferenceService:
     ) -> messages.SystemSharedMemoryRegisterResponse:
         peer = context.peer()
         memory, user = self._shared(peer), self._users.of(peer)
-        owner = self._owner(peer, _shown_name(context))
+        owner = self._owner(peer, current_identity())
         memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
@@ -264,7 +249,7 @@ class InferenceService:
     ) -> messages.SystemSharedMemoryUnregisterResponse:
         peer = context.peer()
         if self._memory is not None and is_local(peer):
-            self._memory.unregister(self._owner(peer, _shown_name(context)), request.name)
+            self._memory.unregister(self._owner(peer, current_identity()), request.name)
         return messages.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryStatus(
@@ -310,33 +295,11 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
 
-def _stream_message(request_id: str, response: Future[InferResponse]) -> bytes:
-    """Returns the message of a stream that answers a request."""
-    try:
-        answer = response.result()
-    except Exception as error:
-        del response  # which has the error, in whose traceback this frame is
-        told = as_answer(error, f"/{SERVICE_NAME}/ModelStreamInfer")
-        current_call().refused_item(told)
-        failed = messages.ModelInferResponse(id=request_id)
-        text = to_status(told).details  # which has a bound, as a call's own
-        del told
-        return messages.ModelStreamInferResponse(error_message=text, infer_response=failed).SerializeToString()
-    answer.message.parameters["triton_final_response"].bool_param = True
-    return answer.serialize_in_stream()
-
-
 def _versions(models: LayerModels, name: str) -> list[str]:
     try:
         return models.versions(name)
     except LayerNotFoundError:  # deleted since
         return []
-
-
-def _shown_name(context: CallContext) -> str:
-    """Returns the name of a caller that showed who it is, or nothing."""
-    name = caller_of(context)
-    return name if name.startswith(("token:", "certificate:")) else ""
 
 
 def _check_repository(name: str) -> None:

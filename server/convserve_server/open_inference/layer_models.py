@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
@@ -50,8 +49,7 @@ class LayerModel(NamedTuple):
     digests: tuple[bytes, ...]
 
 
-@dataclass(frozen=True)
-class ListedModel:
+class ListedModel(NamedTuple):
     """A version of a model in the repository's index.
 
     Attributes:
@@ -84,18 +82,17 @@ class LayerModels:
             InvalidRequestError: For a version that is no number.
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
-        number = version_number(version, field)
-        known = [self._store.versions(each) for each in names_of(name)]
-        latest = _latest(known)
-        digests = tuple(each.digest for each in known)
-        if number is not None and number != latest:
-            older = known[0].of(number) if len(known) == 1 else None
-            if older is None:
-                raise self._no_version(name, known, number)
-            digests = (older,)
-        if not all(each in self._store for each in digests):
-            raise self._no_version(name, known, latest if number is None else number)
-        return LayerModel(name, str(latest if number is None else number), digests)
+        number, chain = version_number(version, field), self._versions(name)
+        latest = _latest(chain)
+        digests: tuple[bytes | None, ...] = tuple(versions.digest for versions in chain)
+        if number is None:
+            number = latest
+        elif number != latest:
+            digests = (chain[0].of(number) if len(chain) == 1 else None,)
+        stored = tuple(digest for digest in digests if digest is not None and digest in self._store)
+        if len(stored) < len(digests):
+            raise self._no_version(name, chain, number)
+        return LayerModel(name, str(number), stored)
 
     def layers(self, model: LayerModel) -> list[Layer]:
         """Returns a model's layers with their weights.
@@ -103,7 +100,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._store.layer)
+        return self._each(model, self._store.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
         """Returns what is known of a model's layers without their weights.
@@ -111,7 +108,7 @@ class LayerModels:
         Raises:
             LayerNotFoundError: If one is not stored any more.
         """
-        return self._found(model, self._store.describe)
+        return self._each(model, self._store.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first.
@@ -121,7 +118,7 @@ class LayerModels:
         """
         if name == STATELESS:
             return [_ONLY]
-        return self._callable(name, [self._store.versions(each) for each in names_of(name)])
+        return self._callable(name, self._versions(name))
 
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
@@ -130,39 +127,41 @@ class LayerModels:
             if name == STATELESS:
                 continue
             try:
-                known = self._store.versions(name)
+                versions = self._store.versions(name)
             except LayerNotFoundError:  # it was deleted just now
                 continue
-            found = self._callable(name, [known])
-            yield from (ListedModel(name, version) for version in found)
-            if str(known.latest) not in found:
-                reason = f"the layer {known.digest.hex()} was lost, until it is put again"
-                yield ListedModel(name, str(known.latest), reason)
+            numbers = self._callable(name, [versions])
+            yield from (ListedModel(name, number) for number in numbers)
+            if str(versions.latest) not in numbers:
+                reason = f"the layer {versions.digest.hex()} was lost, until it is put again"
+                yield ListedModel(name, str(versions.latest), reason)
 
-    def _found(self, model: LayerModel, find: Callable[[bytes], T]) -> list[T]:
+    def _versions(self, model: str) -> list[NameVersions]:
+        return [self._store.versions(name) for name in names_of(model)]
+
+    def _each(self, model: LayerModel, find: Callable[[bytes], T]) -> list[T]:
         try:
-            return [find(each) for each in model.digests]
+            return [find(digest) for digest in model.digests]
         except LayerNotFoundError:
-            known = [self._store.versions(each) for each in names_of(model.name)]
-            raise self._no_version(model.name, known, int(model.version)) from None
+            raise self._no_version(model.name, self._versions(model.name), int(model.version)) from None
 
-    def _callable(self, name: str, known: list[NameVersions]) -> list[str]:
-        if SEPARATOR in name:
-            whole = all(each.digest in self._store for each in known)
-            return [str(_latest(known))] if whole else []
-        return [str(number) for number, digest in known[0].numbered() if digest in self._store]
+    def _callable(self, model: str, chain: list[NameVersions]) -> list[str]:
+        if SEPARATOR in model:
+            is_whole = all(versions.digest in self._store for versions in chain)
+            return [str(_latest(chain))] if is_whole else []
+        return [str(number) for number, digest in chain[0].numbered() if digest in self._store]
 
-    def _no_version(self, name: str, known: list[NameVersions], number: int) -> LayerNotFoundError:
-        found = ", ".join(self._callable(name, known)[-8:]) or "there is none now"
-        text = f"Expected a version of {short_repr(name)} that is stored: {found}. Received {number}."
-        return LayerNotFoundError(text, layer=name, by_name=True)
+    def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
+        stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"
+        text = f"Expected a version of {short_repr(model)} that is stored: {stored}. Received {number}."
+        return LayerNotFoundError(text, layer=model, by_name=True)
 
 
 def names_of(model: str) -> list[str]:
     """Returns the names of a model's layers, in order.
 
     Raises:
-        InvalidRequestError: If there are more than any call has, so that nobody keeps the server busy looking them up.
+        InvalidRequestError: If there are more than any call has, which would keep the server busy.
     """
     names = model.split(SEPARATOR, MAX_LAYERS)
     if len(names) > MAX_LAYERS:
@@ -203,9 +202,9 @@ def check_stateless_version(version: str, field: str = "version") -> str:
     return _ONLY
 
 
-def _latest(known: list[NameVersions]) -> int:
+def _latest(chain: list[NameVersions]) -> int:
     """Returns a name's newest version, or a chain's, which grows whenever one of its names moves."""
-    return 1 + sum(each.latest - 1 for each in known)
+    return 1 + sum(versions.latest - 1 for versions in chain)
 
 
 def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: Array, bias: Array | None) -> Layer:
@@ -229,11 +228,11 @@ def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: A
 
 
 def _value(name: str, parameter: messages.InferParameter) -> Any:
-    kind = parameter.WhichOneof("parameter_choice")
-    if kind is None:
+    choice = parameter.WhichOneof("parameter_choice")
+    if choice is None:
         raise InvalidRequestError(FieldViolation(f"parameters.{name}", "Expected a value. Received none."))
-    value = getattr(parameter, kind)
-    if kind != "string_param" or not value.startswith(("[", "{")):
+    value = getattr(parameter, choice)
+    if choice != "string_param" or not value.startswith(("[", "{")):
         return value
     try:
         if len(value) > _MAX_JSON:

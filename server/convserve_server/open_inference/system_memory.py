@@ -88,7 +88,7 @@ class Region:
         """
         begin = self._begin(place, array.nbytes)
         rest = array.reshape(-1).view(np.uint8).data
-        # Else the file would grow again, in memory of nobody's.
+        # Else the file would grow again, in memory that belongs to no budget.
         if os.fstat(self.descriptor).st_size < begin + len(rest):
             raise self._short(place, begin + len(rest))
         try:

@@ -32,7 +32,7 @@ class InferRequest(NamedTuple):
     """A request of an inference.
 
     Attributes:
-        message: The message, in which nobody looks for raw_input_contents.
+        message: The message; its raw_input_contents are not to be used.
         raw: Those, on the received bytes.
     """
 
@@ -46,9 +46,9 @@ class InferRequest(NamedTuple):
         Raises:
             DecodeError: If they are none.
         """
-        found = framing.read_last_fields(_RAW_INPUT_CONTENTS, data)
-        if found is not None:
-            return cls(messages.ModelInferRequest.FromString(found[0]), found[1])
+        split = framing.read_last_fields(_RAW_INPUT_CONTENTS, data)
+        if split is not None:
+            return cls(messages.ModelInferRequest.FromString(split[0]), split[1])
         message = messages.ModelInferRequest.FromString(data)
         return cls(message, message.raw_input_contents)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,12 @@ import numpy as np
 
 from convserve._version import __version__
 from convserve.errors import (
-    ConvserveError,
     FieldViolation,
     InvalidRequestError,
     SharedMemoryLostError,
     TooLargeError,
     UnavailableError,
 )
-from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
@@ -37,20 +35,18 @@ from convserve.tensors.codec import (
     name_of,
 )
 from convserve.v1 import convolution_service_pb2 as messages
-from convserve.v1 import convolution_service_pb2_grpc
-from convserve_server.auth.identity import CHANGE, CallContext, caller_from_context, is_local, may
+from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
+from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import Backend
-from convserve_server.observability.call_record import current_call
-from convserve_server.scheduling.admission_queue import Permit
-from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.scheduler import Result
-from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.services.convolve_stream import Answer, ConvolveStream, Request, StreamItems, Work, parse
+from convserve_server.observability.call_record import current_call, current_identity
+from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
 from convserve_server.services.layer_references import find_layers
+from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.services.shared_memory import SharedMemory
-from convserve_server.transport.call_interceptor import as_answer
+from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
+from convserve_server.transport.thread_pool import ThreadPool
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 _HEAD_BYTES = 2**16  # what is beside a tensor in a response
@@ -87,17 +83,15 @@ class ConvolveResponse:
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService. Until it is opened, every call is told to come back."""
 
-    def __init__(self, threads: int, silence: IdleTimeouts, most_items: int) -> None:
+    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
         """Starts closed.
 
         Args:
-            threads: How many items of streams may wait for their computation at once.
-            silence: Watches the streams' callers.
-            most_items: How many items a stream may have.
+            stream_pool: Reads streams and computes their items.
+            idle: For how long a stream's caller may send nothing.
+            max_items: How many items a stream may have.
         """
-        self._silence = silence
-        self._most_items = most_items
-        self._pool = ThreadPool(threads, "item")
+        self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
         self.shared_memory: SharedMemory | None = None
         self._opened: Backend | None = None
 
@@ -138,30 +132,27 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
         backend = self._backend
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        found = backend.admission.plan(
-            find_layers(request.layers, backend.store, may_store=may(CHANGE)),
-            request.input_shape or None,
-            input_dtype,
-            _output_dtype(request.output_dtype),
+        plan = backend.admission.plan(
+            self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
         )
-        admission = messages.Admission(admitted=bool(found.admitted), refusal=found.refusal or "")
-        return messages.PlanResponse(plan=plan_to_message(found), admission=admission)
+        admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
+        return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
 
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
         backend, message = self._backend, request.message
-        layers = find_layers(message.layers, backend.store, may_store=may(CHANGE))
-        shared = self.shared_memory if is_local(context.peer()) else None
+        layers = self._layers(message.layers)
+        shared = self.shared_memory
+        if shared is not None and not is_local(context.peer()):
+            shared = None
         x = request.input if request.input is not None else _shared_input(message, shared)
         place = message.output_memory if message.HasField("output_memory") else None
         if place is not None:
             _existing(shared).array(place, 0, "output_memory")
-        caller = caller_from_context(context)
-        permit = backend.admission.admit(
-            layers, x.shape, name_of(x), _output_dtype(message.output_dtype), caller, in_one_message=place is None
-        )
+        caller, dtype = current_caller(context), output_dtype(message.output_dtype)
+        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
         result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
         current_call().computed(result.computation)
-        response, output = _response(result), result.output
+        response, output = response_without_output(result), result.output
         if place is None:
             return ConvolveResponse(response, output)
         memory = _existing(shared)
@@ -179,38 +170,25 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
             raise InvalidRequestError(FieldViolation("start", text))
-        start = first.start
-        layers = [_seeded(each) for each in find_layers(start.layers, backend.store, may_store=may(CHANGE))]
-        output_dtype, caller = _output_dtype(start.output_dtype), caller_from_context(context)
-        call = current_call()  # here, because items are computed by other threads
-        context.send_initial_metadata((ACCEPTED,))
-
-        def convolve(x: Array, permit: Permit, waiting: Caller) -> Answer:
-            result = backend.scheduler.convolve(permit, layers, x, waiting, unbatched=start.unbatched)
-            call.computed(result.computation)
-            message = _response(result)
-            message.output.CopyFrom(head_of(result.output))
-            return message, result.output
-
-        def as_error(error: Exception) -> ConvserveError:
-            told = as_answer(error, f"/{SERVICE_NAME}/ConvolveStream")
-            call.refused_item(told)
-            return told
-
-        work = Work(
-            admit=lambda shape, dtype, waiting: backend.admission.admit(layers, shape, dtype, output_dtype, waiting),
-            convolve=convolve,
-            as_error=as_error,
-            most_items=self._most_items,
+        start, caller = first.start, current_caller(context)
+        layers = [_seeded(layer) for layer in self._layers(start.layers)]
+        in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
+        items: StreamItems = InFlightItems(
+            request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
         )
-        items: StreamItems = InFlightItems(request_iterator, caller, self._silence, context.cancel)
-        yield from ConvolveStream(work, items, start, self._pool).answers()
+        stream = ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
+        context.send_initial_metadata((ACCEPTED,))
+        yield from stream.answers()
 
-    def Echo(self, output_bytes: int, context: CallContext) -> bytes:
+    def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
+        """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
+        return find_layers(references, self._backend.store, may_store=CHANGE in current_identity().permissions)
+
+    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._backend.admission.admit_bytes(output_bytes, caller_from_context(context)):
+        with self._backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
@@ -254,23 +232,6 @@ def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None
     return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
-def _response(result: Result) -> messages.ConvolveResponse:
-    """Returns a result's message without its output."""
-    computation = result.computation
-    return messages.ConvolveResponse(
-        layers=[
-            messages.LayerOutcome(
-                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
-            )
-            for config, losses in zip(result.layers, result.losses, strict=True)
-        ],
-        timing=messages.Timing(queue_us=computation.queue_us, compute_us=computation.compute_us),
-        batch_size=computation.batch_size,
-        device=computation.device,
-        warm=computation.warm,
-    )
-
-
 def _check_response(output_bytes: int, most: int) -> None:
     """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
     if output_bytes + _HEAD_BYTES > most:
@@ -284,7 +245,3 @@ def _check_response(output_bytes: int, most: int) -> None:
 def _seeded(layer: Layer) -> Layer:
     """Returns a layer whose weights, if they are to be drawn, are the same for every item of a stream."""
     return layer if layer.kernel is not None else Layer(layer.config.with_seed(secrets.randbelow(2**31)))
-
-
-def _output_dtype(number: int) -> str | None:
-    return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None

@@ -2,71 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 import numpy as np
 
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
+from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.layers.layer import Layer
 from convserve.protocol.pieces import PIECE_BYTES, cut
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
-from convserve.tensors.codec import Array, Shape, checked_shape, dtype_name, numpy_dtype
+from convserve.tensors.codec import Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
+from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
+from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.in_flight_items import InFlightItems, ItemUnderWay
+from convserve_server.scheduling.scheduler import Result
+from convserve_server.services.responses import output_dtype, response_without_output
+from convserve_server.transport.call_errors import to_convserve_error
+from convserve_server.transport.in_flight_items import InFlightItems, Item
 
+METHOD = "/convserve.v1.ConvolutionService/ConvolveStream"
 _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2**14, 2**24
 
 Request = messages.ConvolveStreamRequest | memoryview
 """A message of a stream: one of the contract's, or a piece's bytes."""
-Answer = tuple[messages.ConvolveResponse, Array]
-"""An item's response without its output, and the output."""
-StreamItems = InFlightItems[Request, tuple[int, Future[Answer]]]
-"""The items that come after a stream's start, with their ids and answers."""
+StreamItems = InFlightItems[Request, int, Result]
+"""The items that come after a stream's start, by their ids."""
 
 
 def parse(data: bytes) -> Request:
     """Returns what a message's bytes say, a piece's without copying it."""
-    found = framing.read_piece(data)
-    if found is not None and not found[0]:
-        return found[1]
+    piece = framing.read_piece(data)
+    if piece is not None and not piece[0]:
+        return piece[1]
     message = messages.ConvolveStreamRequest.FromString(data)
     return memoryview(message.piece) if message.WhichOneof("message") == "piece" else message
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a stream does with its items; nothing in it knows of streams.
-
-    Attributes:
-        admit: Gives an input of some shape and dtype its permit, before there is memory for it, or raises.
-        convolve: Computes an item, and lets go of its permit.
-        as_error: Turns any exception into the one to answer with.
-        most_items: How many items a stream may have.
-    """
-
-    admit: Callable[[Shape, str, Caller], Permit]
-    convolve: Callable[[Array, Permit, Caller], Answer]
-    as_error: Callable[[Exception], ConvserveError]
-    most_items: int
-
-
 class ConvolveStream:
-    """One stream's items, read by a thread of its own and answered by the one that asks for answers."""
+    """One stream: `_read` receives and submits its items, `answers` yields what comes of them."""
 
-    def __init__(self, work: Work, items: StreamItems, start: messages.StreamStart, pool: Executor) -> None:
-        """Prepares to answer what comes after the start."""
-        self._work = work
-        self._pool = pool
-        self._items = items
-        self._in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
-        wished = start.piece_bytes or PIECE_BYTES
-        self._piece_bytes = min(max(wished, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+    def __init__(
+        self,
+        backend: Backend,
+        layers: Sequence[Layer],
+        start: messages.StreamStart,
+        items: StreamItems,
+        call: CallRecord,
+        max_items: int,
+    ) -> None:
+        """Prepares to answer what comes after the start.
+
+        Args:
+            backend: Computes the items.
+            layers: The stream's.
+            start: Its first message.
+            items: Those that come after it.
+            call: The stream's record, which other threads cannot find by themselves.
+            max_items: How many items a stream may have.
+        """
+        self._backend, self._layers, self._items, self._call = backend, layers, items, call
+        self._output_dtype, self._unbatched = output_dtype(start.output_dtype), start.unbatched
+        self._max_items = max_items
+        self._piece_bytes = min(max(start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
         """Yields the messages of the answer.
@@ -74,73 +76,67 @@ class ConvolveStream:
         Raises:
             InvalidRequestError: If the caller's messages are out of order.
         """
-        with closing(self._items.answers(self._read)) as answers:
-            for item_id, answer in answers:
-                yield from self._messages(item_id, answer)
-                del answer  # and with it the output, before the wait for the next one
+        with closing(self._items.results(self._read)) as results:
+            for item_id, result in results:
+                yield from self._messages(item_id, result)
+                del result  # and with it the output, before the wait for the next one
 
-    def _messages(self, item_id: int, answer: Future[Answer]) -> Iterator[bytes]:
+    def _messages(self, item_id: int, result: Future[Result]) -> Iterator[bytes]:
         try:
-            result, output = answer.result()
+            computed = result.result()
         except Exception as error:
-            del answer  # which has the error, in whose traceback this frame is
-            failure = to_item_error(self._work.as_error(error))
+            del result  # which has the error, in whose traceback this frame is
+            answer = to_convserve_error(error, METHOD, self._call.request_id)
+            self._call.refused_item(answer)
+            failure = to_item_error(answer)
+            del answer
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()
             return
+        response, output = response_without_output(computed), computed.output
+        response.output.CopyFrom(head_of(output))
         head = messages.ConvolveStreamResponse(item_id=item_id).SerializeToString()
-        yield messages.ConvolveStreamResponse(item_id=item_id, result=result).SerializeToString()
+        yield messages.ConvolveStreamResponse(item_id=item_id, result=response).SerializeToString()
         for piece in cut(output, self._piece_bytes):
             yield framing.write_piece(head, piece)
 
     def _read(self) -> None:
-        known: set[int] = set()
+        ids: set[int] = set()
         taken = False
         while (request := self._items.next_message()) is not None:
             if isinstance(request, memoryview):
                 # What is left of an item that was refused is passed over, and so is what adds nothing to one.
-                if known and not (taken and len(request)):
+                if ids and not (taken and len(request)):
                     continue
                 raise _out_of_order("an item", "a piece")
             if request.WhichOneof("message") != "item":
                 raise _out_of_order("an item", request.WhichOneof("message"))
-            if request.item.item_id in known:
-                raise _out_of_order("an item_id that is new in the stream", str(request.item.item_id))
-            if len(known) == self._work.most_items:
-                most = f"at most {self._work.most_items} items, the server's --max-items-per-stream"
-                raise _out_of_order(most, "more")
-            known.add(request.item.item_id)
-            item = self._items.begin()
-            if item is None:
-                return
-            taken = self._take(request.item, item)
+            head = request.item
+            if head.item_id in ids:
+                raise _out_of_order("an item_id that is new in the stream", str(head.item_id))
+            if len(ids) == self._max_items:
+                raise _out_of_order(f"at most {self._max_items} items, the server's --max-items-per-stream", "more")
+            ids.add(head.item_id)
+            taken = self._take(head, self._items.begin(head.item_id))
 
-    def _take(self, item: messages.StreamItem, under_way: ItemUnderWay) -> bool:
-        """Receives an item's pieces and has it computed, unless it is refused. Returns whether it was taken."""
+    def _take(self, head: messages.StreamItem, item: Item[int, Result]) -> bool:
+        """Receives an item's pieces and submits it, unless it is refused. Returns whether it was taken."""
         try:
-            permit, x = self._room_for(item, under_way.caller())
+            permit, x = self._admit(head, item.caller())
         except Exception as error:
-            answer: Future[Answer] = Future()
-            answer.set_exception(error)
-            taken = False
-        else:
-            with ExitStack() as unless_submitted:
-                unless_submitted.callback(permit.release)
-                self._receive(x.reshape(-1).view(np.uint8))
-                answer = self._pool.submit(self._work.convolve, x, permit, under_way.caller())
-                unless_submitted.pop_all()
-            taken = True
-        if self._in_order:
-            self._items.put(under_way, (item.item_id, answer))
-        else:
-            answer.add_done_callback(lambda done: self._items.put(under_way, (item.item_id, done)))
-        del answer  # else a refusal's traceback, in which this frame is, and it would keep each other
-        return taken
+            item.fail(error)
+            return False
+        with ExitStack() as unless_submitted:
+            unless_submitted.callback(permit.release)
+            self._receive(x.reshape(-1).view(np.uint8))
+            item.submit(self._convolve, x, permit, item.caller())
+            unless_submitted.pop_all()
+        return True
 
-    def _room_for(self, item: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
+    def _admit(self, head: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
         """Returns an item's permit and memory for its elements, if this server takes it."""
-        dtype = dtype_name(item.dtype, "input")
-        shape = checked_shape(item.shape, "input")
-        permit = self._work.admit(shape, dtype, caller)
+        dtype = dtype_name(head.dtype, "input")
+        shape = checked_shape(head.shape, "input")
+        permit = self._backend.admission.admit(self._layers, shape, dtype, self._output_dtype, caller)
         with ExitStack() as unless_made:
             unless_made.callback(permit.release)
             memory = aligned_empty(shape, numpy_dtype(dtype))
@@ -155,6 +151,11 @@ class ConvolveStream:
                 raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
             buffer = buffer[len(piece) :]
+
+    def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
+        result = self._backend.scheduler.convolve(permit, self._layers, x, caller, unbatched=self._unbatched)
+        self._call.computed(result.computation)
+        return result
 
 
 def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:

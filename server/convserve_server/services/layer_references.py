@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, naming_layer
 from convserve.layers.layer import Layer
 from convserve.v1 import layer_pb2
+from convserve_server.layer_store.cache import at_rest
 from convserve_server.layer_store.store import LayerStore
 
 log = logging.getLogger("convserve")
@@ -36,22 +37,32 @@ def find_layers(
     return layers
 
 
+def checked_digest(digest: bytes) -> bytes:
+    """Returns a digest.
+
+    Raises:
+        InvalidRequestError: If it has another length.
+    """
+    if len(digest) != 32:
+        text = f"Expected a digest of 32 bytes. Received {len(digest)} bytes."
+        raise InvalidRequestError(FieldViolation("digest", text))
+    return digest
+
+
 def _layer(reference: layer_pb2.LayerReference, store: LayerStore, may_store: bool) -> Layer:
-    kind = reference.WhichOneof("layer")
-    if kind == "inline":
-        layer = Layer.from_message(reference.inline)
-        if reference.inline.store and may_store and layer.kernel is not None:
-            try:
-                store.put(layer)
-            except ConvserveError as error:  # the call does not depend on it
-                log.debug("a layer that came with a call was not stored: %s", error)
-        return layer
-    if kind == "digest":
-        if len(reference.digest) != 32:
-            text = f"Expected a digest of 32 bytes. Received {len(reference.digest)} bytes."
-            raise InvalidRequestError(FieldViolation("digest", text))
-        return store.layer(reference.digest)
-    if kind == "name":
-        return store.layer(reference.name)
-    text = "Expected a digest, a name or an inline layer. Received none of them."
-    raise InvalidRequestError(FieldViolation("layers", text))
+    match reference.WhichOneof("layer"):
+        case "digest":
+            return store.layer(checked_digest(reference.digest))
+        case "name":
+            return store.layer(reference.name)
+        case None:
+            text = "Expected a digest, a name or an inline layer. Received none of them."
+            raise InvalidRequestError(FieldViolation("layers", text))
+    layer = Layer.from_message(reference.inline)
+    if reference.inline.store and may_store and layer.kernel is not None:
+        layer = at_rest(layer)  # the call computes with the memory that the store keeps
+        try:
+            store.put(layer)
+        except ConvserveError as error:  # the call does not depend on it
+            log.debug("a layer that came with a call was not stored: %s", error)
+    return layer

@@ -21,14 +21,23 @@ from convserve.errors import (
 )
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.layer import Layer, check_weight_shapes
-from convserve.protocol.layer_messages import HELD, MAX_DIGESTS, WANTED, WEIGHTS, weight_pieces, weights_header
+from convserve.layers.layer import Layer
+from convserve.layers.weight_shapes import check_weight_shapes
+from convserve.protocol.layer_messages import (
+    ALREADY_STORED,
+    MAX_DIGESTS,
+    SEND_WEIGHTS,
+    WEIGHTS,
+    weight_pieces,
+    weights_header,
+)
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 from convserve_server.memory.aligned import aligned_empty
+from convserve_server.services.layer_references import checked_digest
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
@@ -61,7 +70,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             if not start.expected_digest:
                 raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
             _no_more(request_iterator)
-            layer = registry.store.layer(_checked_digest(start.expected_digest))
+            layer = registry.store.layer(checked_digest(start.expected_digest))
             stored, existed = registry.store.put(layer, start.name)
         elif source == "weights":
             stored, existed = _put_weights(registry, start, request_iterator, context)
@@ -101,7 +110,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         if len(request.digests) > MAX_DIGESTS:
             raise _refusal("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
-            _checked_digest(digest)
+            checked_digest(digest)
         return messages.FindMissingLayersResponse(missing_digests=self._registry.store.missing(request.digests))
 
     def DeleteLayer(
@@ -120,7 +129,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         registry.check_put(start.name, config, weights.input_channels, b"")
         registry.check_computable(config, weights.input_channels)
         with registry.receiving(config, weights.input_channels, weights.dtype):
-            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
             stored, losses = registry.update(config, *weights.receive(request_iterator), start.name)
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
@@ -143,14 +152,14 @@ def _put_weights(
     registry.check_put(start.name, config, weights.input_channels, digest)
     layer = registry.store.find(digest)
     if layer is not None:
-        context.send_initial_metadata(((WEIGHTS, HELD),))
+        context.send_initial_metadata(((WEIGHTS, ALREADY_STORED),))
         first = next(requests, None)
         if first is None:
             return registry.store.put(layer, start.name)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
     with registry.receiving(config, weights.input_channels, weights.dtype):
         if layer is None:
-            context.send_initial_metadata(((WEIGHTS, WANTED),))
+            context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
         return registry.store.put(Layer(config, *weights.receive(requests)), start.name, digest)
 
 
@@ -226,22 +235,16 @@ class _Weights:
 
 
 def _reference(message: messages.StoredLayerReference) -> Reference:
-    kind = message.WhichOneof("layer")
-    if kind == "digest":
-        return _checked_digest(message.digest)
-    if kind == "name":
-        return message.name
+    match message.WhichOneof("layer"):
+        case "digest":
+            return checked_digest(message.digest)
+        case "name":
+            return message.name
     raise _refusal("layer", "a digest or a name", "neither")
 
 
 def _expected_digest(start: Any) -> bytes:
-    return _checked_digest(start.expected_digest) if start.expected_digest else b""
-
-
-def _checked_digest(digest: bytes) -> bytes:
-    if len(digest) != 32:
-        raise _refusal("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
-    return digest
+    return checked_digest(start.expected_digest) if start.expected_digest else b""
 
 
 def _stored_message(stored: StoredLayer) -> layer_pb2.StoredLayer:

@@ -25,7 +25,8 @@ from pathlib import Path
 
 from convserve.errors import FieldViolation, InvalidTensorError, OverloadedError, SharedMemoryLostError
 from convserve.tensors.codec import Array
-from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES, Map
+from convserve.tensors.mapped_memory import Map
+from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
 from convserve_server.memory.regions import RegionTable, is_within
 

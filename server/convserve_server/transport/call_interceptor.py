@@ -1,242 +1,227 @@
-"""What holds for every RPC, so that no method can forget it: requests are parsed, and errors answered, in one place.
+"""What every call passes through, so that no method can forget it.
 
-And callers that send as slowly as they like cannot keep the threads that all others need.
+    a call arrives -> its record begins -> a thread takes it -> who is it? may it? -> its request is received and parsed
+        -> the method -> its answer is written -> the answer is sent, the record ends
+
+An exception on the way becomes a status (call_errors.py). A caller that sends or fetches nothing for too long while the
+server only waits for it has its call ended. For that a single request is received like a stream of one, which on the
+wire it is: gRPC's own way to receive it would keep the thread for as long as the caller likes.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
-import threading
-import uuid
-from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NoReturn
+from math import inf
+from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
 
-from convserve.errors import (
-    ConvserveError,
-    FieldViolation,
-    InternalError,
-    InvalidRequestError,
-    OutOfMemoryError,
-    OverloadedError,
-    UnimplementedError,
-)
+from convserve.errors import PermissionDeniedError
 from convserve.protocol.status import to_status
-from convserve_server.auth.identity import CallContext, caller_of, is_identified
-from convserve_server.observability.call_record import current_call
-from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.auth.authenticator import Authenticator, permissions_for
+from convserve_server.auth.identity import Identity, anyone
+from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
+from convserve_server.transport.call_errors import abort, parsed, status_of
+from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
+from convserve_server.transport.idle_timeouts import IdleTimeouts, Wait
+from convserve_server.transport.stream_slots import StreamSlots
 
 log = logging.getLogger("convserve")
 
-_MAX_ANSWER = 10  # times as long as one piece may take
-_RETRY_S = 1.0
-_NOTHING = nullcontext()
+_MAX_FETCHING = 10  # times as long as for one piece: a whole answer may be fetched for so long
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
 
+def _no_method(request: object, context: grpc.ServicerContext) -> object:
+    raise NotImplementedError
+
+
+_NO_METHOD: Handler = grpc.unary_unary_rpc_method_handler(_no_method)
+
+
 class CallInterceptor(grpc.ServerInterceptor):
-    """Parses requests and turns exceptions into statuses, and has streams of requests received by threads of their own.
+    """Wraps each method, once. It is to be the only interceptor.
 
-    An exception of ours travels with its details. Any other is a defect: it is logged under an id, and the caller gets
-    the id and nothing else. Requests are parsed here because gRPC answers bytes that are no message with INTERNAL.
-
-    A thread waits for each message that comes. So each method that takes streams has its own threads: callers that
-    stall wait for each other, and nobody else does. A caller may have as many streams of a method as there are threads
-    left, so that half of what is left is always for others. And who is silent for too long while all the server does is
-    to wait for it, is sent away, and so is who does not fetch its answer. For that, a single request is received like
-    a stream of one, which on the wire it is: gRPC's own way to receive it would keep a thread for as long as it takes.
+    Whatever requests come as streams keeps a slot while it lasts, so that streams that stall wait for each other, and
+    nobody else does.
     """
 
-    def __init__(self, threads: int, silence: IdleTimeouts) -> None:
-        """Prepares to wrap methods.
-
-        Args:
-            threads: How many calls of each method that takes streams are received at once.
-            silence: Watches those that are waited for.
-        """
-        self._threads = threads
-        self._silence = silence
+    def __init__(
+        self, recorder: CallRecorder, authenticator: Authenticator, slots: StreamSlots, idle: IdleTimeouts
+    ) -> None:
+        """Prepares to wrap methods."""
+        self.recorder, self.authenticator, self.slots, self.idle = recorder, authenticator, slots, idle
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
-        self._lock = threading.Lock()
-        self._streams: Counter[tuple[str, str]] = Counter()  # by method and caller
-        self._taken: Counter[str] = Counter()  # threads, by method
 
     def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
+    ) -> Handler:
         """Returns the method's handler, wrapped."""
+        self.recorder.arrivals += 1
+        path = handler_call_details.method
         handler = continuation(handler_call_details)
         if handler is None:
-            return None
-        method = handler_call_details.method
-        known, wrapped = self._wrapped.get(method, (None, None))
+            self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
+            return _wrapped(_NO_METHOD, path, self)  # not kept: such paths are any number
+        if is_non_blocking(handler) and not permissions_for(path):
+            return handler  # wrapped, each watch of the health would keep a thread
+        self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
+        known, wrapped = self._wrapped.get(path, (None, None))
         if known is not handler:
-            wrapped = self._wrap(handler, method)
-            self._wrapped[method] = handler, wrapped
+            wrapped = _wrapped(handler, path, self)
+            self._wrapped[path] = handler, wrapped
         return wrapped
 
-    def _wrap(self, handler: Handler, method: str) -> Handler:
-        if getattr(handler.unary_stream, "experimental_non_blocking", False):
-            return handler  # the health service's Watch: wrapped, each watcher would keep a handler thread to itself
-        inner = handler.stream_stream or handler.stream_unary or handler.unary_stream or handler.unary_unary
-        serialize = handler.response_serializer or bytes  # here, since gRPC tells of what it raises without an id
 
-        def one_answer(raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-            try:
-                with self._place_of(handler, method, context):
-                    answer = serialize(inner(self._request(handler, method, raw, context), context))
-            except Exception as error:
-                status = status_of(error, method, context)
-                if status is None:
-                    raise
-            else:
-                watch_fetching(self._silence, method, context)
-                return answer
-            _abort(status, context)
+def _wrapped(handler: Handler, path: str, interceptor: CallInterceptor) -> Handler:
+    method = _Method(handler, path, interceptor)
+    if handler.response_streaming:
+        # gRPC would keep the last answer while it waits for the next: it is given a list, and empties it.
+        return grpc.stream_stream_rpc_method_handler(method.many_answers, None, list.pop)
+    return grpc.stream_unary_rpc_method_handler(method.one_answer, None, None)
 
-        def boxed(answer: Any) -> list[Any]:
-            # A list, which gRPC empties: it, and the loop below, would keep the last answer and wait for the next.
-            return [serialize(answer)]
 
-        def many_answers(raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
-            try:
-                with self._place_of(handler, method, context):
-                    for answer in map(boxed, inner(self._request(handler, method, raw, context), context)):
-                        with self._silence.waiting(lambda: abort_idle(method, context)):  # until it is sent
-                            yield answer
-                return
-            except Exception as error:
-                status = status_of(error, method, context)
-                if status is None:
-                    raise
-            _abort(status, context)
+class _Method:
+    """A method."""
 
-        behaviour: Any
-        make, behaviour, fetch = {
-            False: (grpc.stream_unary_rpc_method_handler, one_answer, None),
-            True: (grpc.stream_stream_rpc_method_handler, many_answers, list.pop),
-        }[handler.response_streaming]
-        if handler.request_streaming:
-            behaviour.experimental_thread_pool = ThreadPoolExecutor(self._threads, thread_name_prefix=method)
-        return make(behaviour, request_deserializer=None, response_serializer=fetch)
+    def __init__(self, handler: Handler, path: str, interceptor: CallInterceptor) -> None:
+        self._path, self._interceptor = path, interceptor
+        self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+        self._takes_stream, self._gives_stream = handler.request_streaming, handler.response_streaming
+        self._parse = handler.request_deserializer or bytes
+        self._serialize = handler.response_serializer or bytes
 
-    def _request(self, handler: Handler, method: str, raw: Iterator[bytes], context: grpc.ServicerContext) -> Any:
-        """Returns a method's request, or the iterator over its requests."""
-        end = lambda: abort_idle(method, context)  # noqa: E731
-        if handler.request_streaming:
-            # A stream that is answered as it goes knows by itself when it waits for its caller.
-            messages = raw if handler.response_streaming else self._silence.watched(raw, end)
-            return map(functools.partial(parsed, handler.request_deserializer), messages)  # which keeps none of them
-        with self._silence.waiting(end):
-            received = next(raw, None)
-        return parsed(handler.request_deserializer, received)
-
-    def _place_of(self, handler: Handler, method: str, context: grpc.ServicerContext) -> AbstractContextManager[None]:
-        """Lets a call have its thread for the block; one that is no stream has what it needs."""
-        return self._thread_of(method, context) if handler.request_streaming else _NOTHING
-
-    @contextmanager
-    def _thread_of(self, method: str, context: grpc.ServicerContext) -> Iterator[None]:
-        """Lets a caller have a stream's thread for the block, if enough are left for others."""
-        key = method, caller_of(context)
-        with self._lock:
-            mine, left = self._streams[key], self._threads - self._taken[method]
-            if mine >= left if is_identified(key[1]) else not left:
-                text = (
-                    f"Expected a server with room for one more stream. Received one while {self._taken[method]} of "
-                    f"{self._threads} are open, {mine} of them yours: put more items into one, or retry."
-                )
-                raise OverloadedError(text, retry_after_s=_RETRY_S)
-            self._streams[key] += 1
-            self._taken[method] += 1
+    def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+        call = _Call(self._path, context, self._interceptor)
         try:
-            yield
-        finally:
-            with self._lock:
-                self._taken[method] -= 1
-                self._streams[key] -= 1
-                if not self._streams[key]:
-                    del self._streams[key]
+            if self._takes_stream:
+                with self._interceptor.slots.one(call.authenticate()):
+                    answer = self._behaviour(self._requests(raw, call), context)
+            else:
+                call.authenticate()
+                answer = self._behaviour(self._request(raw, call), context)
+            data: bytes = self._serialize(answer)
+            call.has_answered(len(data))
+            return data
+        except Exception as error:
+            status = call.status_of(error)
+            if status is None:
+                raise
+        return abort(status, context)
+
+    def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
+        call = _Call(self._path, context, self._interceptor)
+        try:
+            identity = call.authenticate()
+            if self._takes_stream:
+                with self._interceptor.slots.one(identity):
+                    yield from self._answers(self._requests(raw, call), call)
+            else:
+                yield from self._answers(self._request(raw, call), call)
+            call.record.answered = True
+            return
+        except Exception as error:
+            status = call.status_of(error)
+            if status is None:
+                raise
+        abort(status, context)
+
+    def _answers(self, requests: Any, call: _Call) -> Iterator[list[bytes]]:
+        # In a list and by `map`, since this frame would keep an answer, too, while it waits for the next.
+        for boxed in map(self._boxed, self._behaviour(requests, call.context)):
+            call.record.sent_bytes += len(boxed[0])
+            call.must_act()
+            yield boxed  # until it is sent
+            call.may_wait()
+
+    def _boxed(self, answer: Any) -> list[bytes]:
+        return [self._serialize(answer)]
+
+    def _request(self, raw: Iterator[bytes], call: _Call) -> Any:
+        data = next(raw, None)
+        call.may_wait()
+        if data is not None:
+            call.record.received_bytes += len(data)
+        return parsed(self._parse, data)
+
+    def _requests(self, raw: Iterator[bytes], call: _Call) -> Iterator[Any]:
+        # A stream that is answered as it goes knows when it waits for its caller alone.
+        call.may_wait()
+        return _Requests(raw, self._parse, call, watched=not self._gives_stream)
 
 
-def abort_idle(method: str, context: CallContext) -> None:
-    """Ends a call whose caller says nothing."""
-    log.info("%s of %s is ended: it was silent for too long", method, context.peer())
-    context.cancel()
+class _Requests:
+    """The messages of a stream, parsed, of which it keeps none."""
+
+    def __init__(self, raw: Iterator[bytes], parse: Callable[[bytes], Any], call: _Call, *, watched: bool) -> None:
+        self._raw, self._parse, self._call, self._watched = raw, parse, call, watched
+
+    def __iter__(self) -> _Requests:
+        return self
+
+    def __next__(self) -> Any:
+        if self._watched:
+            self._call.must_act()
+        data = next(self._raw)
+        if self._watched:
+            self._call.may_wait()
+        self._call.record.received_bytes += len(data)
+        return parsed(self._parse, data)
 
 
-def watch_fetching(silence: IdleTimeouts, method: str, context: CallContext) -> None:
-    """Watches a caller to whom an answer goes: it is kept until it is fetched, which may take longer than a piece."""
-    wait = silence.waiting(lambda: abort_idle(method, context), times=_MAX_ANSWER)
-    if not context.add_callback(wait.forget):
-        wait.forget()
+class _Call(Wait):
+    """A call from the moment that a thread has taken it, and the wait for its caller."""
+
+    __slots__ = ("_idle", "_interceptor", "_path", "context", "record")
+
+    def __init__(self, path: str, context: grpc.ServicerContext, interceptor: CallInterceptor) -> None:
+        self.record = _record(context)
+        self.context, self._path, self._interceptor, self._idle = context, path, interceptor, interceptor.idle
+        self.must_act()
+        self._idle.add(self)
+        self.record.begin()
+        context.set_trailing_metadata(((REQUEST_ID, self.record.request_id),))
+        if not context.add_callback(self._end):  # it is over already
+            self._end()
+
+    def authenticate(self) -> Identity:
+        self.record.identity = self._interceptor.authenticator.identify(self._path, self.context)
+        return self.record.identity
+
+    def must_act(self) -> None:
+        """The server waits for the caller from now on."""
+        self.until = self._idle.deadline()
+
+    def may_wait(self) -> None:
+        """The caller waits for the server from now on."""
+        self.until = inf
+
+    def has_answered(self, size: int) -> None:
+        self.record.sent_bytes += size
+        self.record.answered = True
+        self.until = self._idle.deadline(_MAX_FETCHING)
+
+    def status_of(self, error: Exception) -> grpc.Status | None:
+        if self.record.identity is None:
+            self.record.identity = anyone(self.context.peer(), frozenset())  # for the log
+        return status_of(error, self._path, self.record, self.context)
+
+    def abort(self) -> None:
+        log.info("%s of %s is ended: it was silent for too long", self._path, self.context.peer())
+        self.context.cancel()
+
+    def _end(self) -> None:
+        self._idle.remove(self)
+        record = self.record
+        record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 
 
-def parsed(parse: Callable[[bytes], Any], raw: bytes | None) -> Any:
-    """Returns a request.
-
-    Raises:
-        InvalidRequestError: If there is none, or its bytes are none.
-    """
-    if raw is None:
-        raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
+def _record(context: grpc.ServicerContext) -> CallRecord:
     try:
-        return parse(raw)
-    except DecodeError as error:
-        text = f"Expected a message of the contract. Received {len(raw)} bytes that are none: {error}."
-        raise InvalidRequestError(FieldViolation("request", text)) from None
-
-
-def status_of(error: Exception, method: str, context: CallContext) -> grpc.Status | None:
-    """Returns the status that answers what a method raised, or None if its caller left: what failed is the answer.
-
-    Callers abort with it once they have forgotten the error: it and its traceback, in which the tensors are, would keep
-    each other.
-    """
-    if not isinstance(error, ConvserveError) and not context.is_active():
-        return None
-    return _noted(as_answer(error, method))
-
-
-def refuse(error: ConvserveError, context: grpc.ServicerContext) -> NoReturn:
-    """Ends a call with an error, which its record is told of."""
-    _abort(_noted(error), context)
-
-
-def _noted(error: ConvserveError) -> grpc.Status:
-    """Returns an error's status, having told the call's record of it."""
-    current_call().refused(error)
-    return to_status(error)
-
-
-def _abort(status: grpc.Status, context: grpc.ServicerContext) -> NoReturn:
-    # Not abort_with_status, which would drop what others have set.
-    context.set_trailing_metadata((*(context.trailing_metadata() or ()), *(status.trailing_metadata or ())))
-    context.abort(status.code, status.details)
-    raise AssertionError  # abort has raised
-
-
-def as_answer(error: Exception, method: str) -> ConvserveError:
-    """Returns what a caller is told of an exception; one that is not ours is logged under an id."""
-    if isinstance(error, ConvserveError):
-        log.debug("%s answered %s: %s", method, error.code.name, error)
-        return error
-    if isinstance(error, MemoryError):
-        text = f"Expected memory on the server's machine. Received none: send less in one call. {error}"
-        return OutOfMemoryError(text)
-    if isinstance(error, NotImplementedError):
-        return UnimplementedError(f"Expected a call that this server has. It has no {method}.")
-    error_id = uuid.uuid4().hex[:12]
-    ids = {"error_id": error_id, "request_id": current_call().request_id}
-    log.error("%s failed, error id %s, request id %s", method, *ids.values(), exc_info=error, extra=ids)
-    text = f"The server failed. Its log has the details under error id {error_id}."
-    return InternalError(text, error_id=error_id)
+        return current_call()
+    except PermissionDeniedError as error:
+        abort(to_status(error), context)

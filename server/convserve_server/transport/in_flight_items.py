@@ -1,4 +1,9 @@
-"""The items of a stream: a thread reads them and has them computed, while another answers them."""
+"""The items of a stream: a bounded executor that one thread submits to, and whose results another yields.
+
+reader's thread:  message -> begin (waits for room) -> submit --> pool's threads: compute
+|
+handler's thread: answer <-- results, in order or as completed <--------+
+"""
 
 from __future__ import annotations
 
@@ -6,151 +11,217 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from typing import Generic, TypeVar
+from concurrent.futures import CancelledError, Executor, Future
+from typing import Any, Generic, TypeVar
 
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.idle_timeouts import IdleTimeouts, Wait
 
-MAX_UNDER_WAY = 4
-"""Items of one stream that are read and not yet answered."""
+MAX_IN_FLIGHT = 4
+"""Items of one stream that are begun and not yet answered."""
 
 Message = TypeVar("Message")
-Answer = TypeVar("Answer")
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 
-class ItemUnderWay:
-    """An item under way: until it is answered, or its stream ends, its caller waits."""
-
-    def __init__(self, stream: Caller) -> None:
-        """Begins an item of a stream's caller."""
-        self._stream = stream
-        self._lock = threading.Lock()
-        self._gone = False
-        self._calls: list[Callable[[], None]] = []
-
-    def caller(self) -> Caller:
-        """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return self._stream._replace(is_active=self._is_waiting, add_done_callback=self._when_gone)
-
-    def _is_waiting(self) -> bool:
-        return not self._gone and self._stream.is_active()
-
-    def _when_gone(self, call: Callable[[], None]) -> bool:
-        with self._lock:
-            if not self._gone:
-                self._calls.append(call)
-            return not self._gone
-
-    def leave(self) -> None:
-        """Notes that it is answered, or that nobody waits for it any more."""
-        with self._lock:
-            self._gone = True
-            calls, self._calls = self._calls, []
-        for call in calls:
-            call()
-
-
-class InFlightItems(Generic[Message, Answer]):
-    """The items of one stream that are under way. A thread begins and puts them; another yields their answers."""
+class InFlightItems(Generic[Message, Key, Result]):
+    """The items of one stream."""
 
     def __init__(
-        self, messages: Iterator[Message], caller: Caller, silence: IdleTimeouts, cancel: Callable[[], object]
+        self,
+        messages: Iterator[Message],
+        caller: Caller,
+        pool: Executor,
+        idle: IdleTimeouts,
+        cancel: Callable[[], object],
+        *,
+        in_order: bool = True,
     ) -> None:
-        """Prepares to read a caller's messages; a caller that is silent for too long has its stream cancelled."""
-        self._messages = messages
-        self._caller = caller
-        self._silence = silence
-        self._cancel = cancel
-        self._room = threading.Semaphore(MAX_UNDER_WAY)
-        # In the order in which they are answered; None after the last, or what ends the stream.
-        self._answers: queue.SimpleQueue[tuple[ItemUnderWay, Answer] | Exception | None] = queue.SimpleQueue()
-        self._under_way: set[ItemUnderWay] = set()
-        self._answered = time.monotonic()
-        self._lock = threading.Lock()
+        """Prepares to read a stream.
+
+        Args:
+            messages: The stream's.
+            caller: Whose stream it is.
+            pool: Computes the items, and has a thread to read with.
+            idle: For how long the caller may send nothing while it is waited for.
+            cancel: Ends the stream if that takes longer.
+            in_order: Whether results come in the order of their items; else as they are completed.
+        """
+        self._messages, self._caller, self._pool = messages, caller, pool
+        self._idle, self._cancel, self._in_order = idle, cancel, in_order
+        self._room = threading.Semaphore(MAX_IN_FLIGHT)
+        self._lock = threading.Lock()  # of all that follows
+        self._in_flight: set[Item[Key, Result]] = set()
+        self._begun = 0
+        self._last_finished = time.monotonic()
         self._ended = self._closed = False
+        # Items with their results; when all is read, the number of items, or what ended the reading.
+        self._queue: queue.SimpleQueue[tuple[Item[Key, Result], Future[Result]] | int | Exception] = queue.SimpleQueue()
 
-    def answers(self, read: Callable[[], None]) -> Generator[Answer, None, None]:
-        """Yields what is put, as long as `read` runs, in a thread of its own, and until all that it began is answered.
+    def results(self, read: Callable[[], None]) -> Generator[tuple[Key, Future[Result]], None, None]:
+        """Yields the keys of items and their results. One is answered when the next is asked for.
 
-        An item is answered when the next one is asked for.
+        Args:
+            read: Reads all messages, and begins and submits items. It runs in a thread of the pool.
 
         Raises:
+            OverloadedError: If there is no thread to read with.
             Exception: What `read` raises.
         """
         self._caller.add_done_callback(self._end)  # at once, whatever this thread waits for
-        threading.Thread(target=self._read, args=(read,), name="stream", daemon=True).start()
+        entry: Any = None
+        answered, total = 0, -1
         try:
-            while (found := self._answers.get()) is not None:
-                if isinstance(found, Exception):
-                    raise found
-                item, answer = found
-                del found
-                yield answer
-                del answer  # and with it the output, before the wait for the next one
-                self._leave(item)
+            self._pool.submit(self._read, read)
+            while answered != total:
+                entry = self._queue.get()
+                if isinstance(entry, int):
+                    total = entry
+                    continue
+                if isinstance(entry, Exception):
+                    raise entry
+                item, result = entry
+                del entry
+                yield item.key, result
+                del result  # and with it the output, before the wait for the next one
+                item.finish()
+                answered += 1
                 self._room.release()
         finally:
             # Of what is not answered any more nothing is kept: errors and their tracebacks would keep each other.
-            found = None
+            entry = None
             self._end()
             with self._lock:
                 self._closed = True
-                while not self._answers.empty():
-                    self._answers.get()
-            self._room.release()
+                while not self._queue.empty():
+                    self._queue.get()
+            self._room.release()  # for a reader that waits
 
     def next_message(self) -> Message | None:
-        """Returns the next message; None after the last. While nothing is under way, it is waited for so long only."""
-        with self._silence.waiting(self._cancel_if_idle):
-            return next(self._messages, None)
+        """Returns the next message; None after the last. A caller is idle only while nothing is in flight."""
+        return self._next(self._cancel_if_idle)
 
     def rest_of_item(self) -> Message | None:
-        """Returns the next message, without which what is under way cannot go on; None after the last."""
-        with self._silence.waiting(self._cancel):
-            return next(self._messages, None)
+        """Returns the next message, without which an item in flight cannot go on; None after the last."""
+        return self._next(self._cancel)
 
-    def begin(self) -> ItemUnderWay | None:
-        """Begins an item when there is room for one; returns None if nobody waits for it any more."""
+    def begin(self, key: Key) -> Item[Key, Result]:
+        """Returns an item, once there is room for it.
+
+        Raises:
+            CancelledError: If nobody waits for answers any more.
+        """
         self._room.acquire()
-        item = ItemUnderWay(self._caller)
-        self._under_way.add(item)
-        if self._ended:  # before the one that ended it saw this item
-            self._leave(item)
-            return None
+        item = Item(key, self, self._caller)
+        with self._lock:
+            if self._ended:
+                self._room.release()  # for whoever asks again
+                raise CancelledError
+            self._in_flight.add(item)
+            self._begun += 1
         return item
 
-    def put(self, item: ItemUnderWay, answer: Answer) -> None:
-        """Has an item answered after those that were put before it."""
-        self._put((item, answer))
+    def submit(self, item: Item[Key, Result], fn: Callable[..., Result], *args: Any) -> None:
+        """Has an item computed by the pool; see `Item.submit`."""
+        self.answer(item, self._pool.submit(fn, *args))
+
+    def answer(self, item: Item[Key, Result], result: Future[Result]) -> None:
+        """Has an item's result yielded."""
+        if self._in_order:
+            self._put((item, result))
+        else:
+            result.add_done_callback(lambda done: self._put((item, done)))
+
+    def finished(self, item: Item[Key, Result]) -> None:
+        """Notes that nobody waits for an item."""
+        with self._lock:
+            self._last_finished = time.monotonic()
+            self._in_flight.discard(item)
+
+    def _next(self, abort: Callable[[], object]) -> Message | None:
+        wait = Wait(abort)
+        wait.until = self._idle.deadline()
+        self._idle.add(wait)
+        try:
+            return next(self._messages, None)
+        finally:
+            self._idle.remove(wait)
 
     def _cancel_if_idle(self) -> None:
-        # What is under way may be what the caller waits for before it sends more.
-        if not self._under_way and time.monotonic() >= self._answered + self._silence.limit_s:
+        # What is in flight may be what the caller waits for before it sends more.
+        with self._lock:
+            is_idle = not self._in_flight and time.monotonic() >= self._last_finished + self._idle.limit_s
+        if is_idle:
             self._cancel()
 
-    def _put(self, found: tuple[ItemUnderWay, Answer] | Exception | None) -> None:
+    def _put(self, entry: tuple[Item[Key, Result], Future[Result]] | int | Exception) -> None:
         with self._lock:
             if not self._closed:
-                self._answers.put(found)
+                self._queue.put(entry)
 
     def _read(self, read: Callable[[], None]) -> None:
         try:
             read()
-            for _ in range(MAX_UNDER_WAY):
-                if self._ended:
-                    break
-                self._room.acquire()  # until all are answered
-            self._put(None)  # also when the caller is gone: the thread that answers may be waiting for more
+            self._put(self._begun)
         except Exception as error:
             self._put(error.with_traceback(None) if self._ended else error)
 
     def _end(self) -> None:
         """Ends all items: their caller is gone, or has all answers."""
-        self._ended = True
-        for item in tuple(self._under_way):
-            self._leave(item)
+        with self._lock:
+            self._ended = True
+            items = tuple(self._in_flight)
+        for item in items:
+            item.finish()
 
-    def _leave(self, item: ItemUnderWay) -> None:
-        self._answered = time.monotonic()
-        self._under_way.discard(item)
-        item.leave()
+
+class Item(Generic[Key, Result]):
+    """An item in flight: until it is answered, or its stream ends, its caller waits for it.
+
+    Attributes:
+        key: What the stream calls it.
+    """
+
+    def __init__(self, key: Key, items: InFlightItems[Any, Key, Result], stream: Caller) -> None:
+        self.key = key
+        self._items, self._stream = items, stream
+        self._lock = threading.Lock()
+        self._is_finished = False
+        self._callbacks: list[Callable[[], None]] = []
+
+    def caller(self) -> Caller:
+        """Returns the item's caller. It refers to the item, so the item does not keep it."""
+        return self._stream._replace(is_active=self._is_active, add_done_callback=self._add_done_callback)
+
+    def submit(self, fn: Callable[..., Result], *args: Any) -> None:
+        """Has the item computed as `fn(*args)` by the stream's pool.
+
+        Raises:
+            OverloadedError: If the pool has no thread.
+        """
+        self._items.submit(self, fn, *args)
+
+    def fail(self, error: Exception) -> None:
+        """Has the item answered with an error; the stream goes on."""
+        result: Future[Result] = Future()
+        result.set_exception(error)
+        self._items.answer(self, result)
+
+    def finish(self) -> None:
+        """Notes that it is answered, or that nobody waits for it any more."""
+        with self._lock:
+            self._is_finished = True
+            callbacks, self._callbacks = self._callbacks, []
+        self._items.finished(self)
+        for callback in callbacks:
+            callback()
+
+    def _is_active(self) -> bool:
+        return not self._is_finished and self._stream.is_active()
+
+    def _add_done_callback(self, callback: Callable[[], None]) -> bool:
+        with self._lock:
+            if not self._is_finished:
+                self._callbacks.append(callback)
+            return not self._is_finished

@@ -26,6 +26,7 @@ class ScriptedServer:
         self.script = []
         self.received = []
         self.times = []
+        self.remaining = []
         self.released = threading.Event()
         self.server = grpc.server(ThreadPoolExecutor(4))
         self.server.add_generic_rpc_handlers((self,))
@@ -37,6 +38,7 @@ class ScriptedServer:
 
     def answer(self, request, context):
         self.times.append(time.monotonic())
+        self.remaining.append(context.time_remaining())
         self.received.append(request)
         step = self.script.pop(0) if self.script else None
         if step == "hang":
@@ -142,20 +144,19 @@ def test_a_server_that_does_not_answer_is_given_up_with_advice(scripted, conv2d)
 @BOTH
 def test_the_timeout_counts_all_attempts(scripted, conv2d):
     scripted.script = [UnavailableError("starting"), OverloadedError("busy"), "hang"]
-    started = time.monotonic()
     with pytest.raises(DeadlineExceededError, match=r"timeout=1 seconds\. Received none in 3 attempts: "):
         conv2d(scripted.target, retry=RetryRule(initial_s=0.2), timeout=1)
-    assert time.monotonic() - started < 5
+    first, second, third = scripted.remaining
+    assert first > second > third
 
 
 @BOTH
 def test_a_delay_beyond_the_timeout_is_not_waited_for(scripted, conv2d):
-    scripted.script = [OverloadedError("busy", retry_after_s=30)]
-    started = time.monotonic()
+    scripted.script = [OverloadedError("busy", retry_after_s=36_000)]
     with pytest.raises(OverloadedError, match="busy") as caught:
-        conv2d(scripted.target, timeout=20)
-    assert time.monotonic() - started < 10
-    assert caught.value.retry_after_s == 30
+        conv2d(scripted.target, timeout=3_600)  # which whoever runs this test would notice
+    assert caught.value.retry_after_s == 36_000
+    assert len(scripted.received) == 1
 
 
 @BOTH

@@ -29,8 +29,8 @@ def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_only_the_promised_packages_are_installed(python: Path) -> None:
     listed = run(python, "-m", "pip", "list", "--format=freeze").stdout.lower()
     assert {line.split("==")[0] for line in listed.split()} - {"pip", "setuptools"} == {
-        "convserve", "googleapis-common-protos", "grpcio", "grpcio-status", "numpy", "protobuf",
-        "typing_extensions",
+        "click", "convserve", "googleapis-common-protos", "grpcio", "grpcio-status", "markdown-it-py", "mdurl", "numpy",
+        "protobuf", "pygments", "rich", "typing_extensions",
     }  # fmt: skip
 
 

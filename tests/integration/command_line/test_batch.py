@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 import random
 import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,8 @@ def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[.
 
 
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def started(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     """Starts the command in a process of its own, whose files may have at most `limit` bytes."""
-    processes: list[subprocess.Popen[str]] = []
 
     def start(target: str, *options: str, limit: int | None = None) -> subprocess.Popen[str]:
         words = ("batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--layer", "batch", "--target", target)
@@ -88,13 +88,9 @@ def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         if limit is not None:
             limiting = f"import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit})); "
             command = [sys.executable, "-c", limiting + "os.execv(sys.argv[1], sys.argv[1:])", *command]
-        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-        return processes[-1]
+        return processes.ended_with_the_test(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+    return start
 
 
 def noted(folder: Path) -> Counter[str]:
@@ -298,7 +294,7 @@ def test_a_second_signal_drops_what_is_in_flight(
     assert "Traceback" not in err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["stopped"] == signal.Signals(number).name
-    assert report["done"] == noted(tmp_path).total()
+    assert report["done"] <= noted(tmp_path).total()  # which are still written while the report is
     assert f"{report['left']:,} not done" in out
 
 
@@ -329,15 +325,18 @@ def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, s
     array.flush()
     del array
     process = started(server.target, "--output-dtype", "float16")
-    parts, memory = 0, []
+    parts, memory, journal = 0, [], tmp_path / "out" / NAME
     while process.poll() is None:
-        seen = (tmp_path / "out" / NAME).read_text().count('{"part"') if (tmp_path / "out" / NAME).exists() else 0
-        if seen > parts:
-            parts = seen
-            memory.append(processes.status(process.pid, "VmRSS"))
-        os.sched_yield()
+        noted_parts = journal.read_text().count('{"part"') if journal.exists() else 0
+        if noted_parts > parts:
+            parts = noted_parts
+            with suppress(AssertionError):  # it has ended meanwhile
+                memory.append(processes.status(process.pid, "RssAnon"))
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
     _, err = process.communicate()
     assert process.returncode == 0, err
     assert len(memory) > 20
-    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]) < 50_000_000
-    assert max(memory) < 500_000_000
+    sent, returned = math.prod(shape), 2 * math.prod((shape[0], shape[1] - 2, shape[2] - 2, 4))
+    assert max(memory[len(memory) // 2 :]) - max(memory[: len(memory) // 2]) < (sent + returned) / 2 / 4
+    assert max(memory) < (sent + returned) / 2

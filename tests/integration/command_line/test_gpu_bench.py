@@ -21,6 +21,7 @@ def command(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
 
 
+@pytest.mark.slow  # make slow
 def test_without_a_gpu_it_says_what_is_missing() -> None:
     if gpu_available.lacking() is None:
         pytest.skip("this machine has a GPU")
@@ -33,6 +34,7 @@ def test_without_a_gpu_it_says_what_is_missing() -> None:
     assert answer.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # make slow
 def test_on_the_cpu_it_goes_the_whole_way(tmp_path: Path) -> None:
     written = tmp_path / "gpu.json"
     answer = command("--device", "cpu", "--quick", "--no-tests", "--layers", "^W[35]$|conv1$", "--json", str(written))

@@ -232,14 +232,11 @@ def test_a_stored_layer_on_a_picture(run, own_server, client, capsys, tmp_path):
     options = ["--target", own_server.target, "-o", str(tmp_path / "y.npy")]
     assert cli.main(["conv2d", str(tmp_path / "x.npy"), "--layer", "edges", *options]) == 0
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), client.layer("edges")(x))
-    with pytest.raises(SystemExit):
-        cli.main(["conv2d", str(tmp_path / "x.npy"), "--layer", "edges", "--strides", "2", *options])
+    assert cli.main(["conv2d", str(tmp_path / "x.npy"), "--layer", "edges", "--strides", "2", *options]) == 2
     assert "--strides: not allowed with --layer" in capsys.readouterr().err
 
 
 def test_help_needs_no_server(capsys):
     for words in ([], ["list"], ["put"], ["get"], ["delete"], ["import"]):
-        with pytest.raises(SystemExit) as ended:
-            cli.main(["layers", *words, "--help"])
-        assert ended.value.code == 0
+        assert cli.main(["layers", *words, "--help"]) == 0
         assert "examples:" in capsys.readouterr().out

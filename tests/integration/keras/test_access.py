@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convserve import TLS, InvalidRequestError, UnauthenticatedError
+from convserve import TLS, InternalError, InvalidRequestError, UnauthenticatedError
 from convserve.keras import RemoteConv2D, to_remote
+from convserve.keras.remote_calls import KERAS_MARK
 from tests.conftest import running_server
 from tests.support.certificates import Authority
 
@@ -82,3 +83,17 @@ def test_a_token_that_others_could_read_is_refused_when_the_layer_is_made():
     with pytest.raises(InvalidRequestError, match="encrypted connection") as caught:
         RemoteConv2D(1, 1, server="gpu-host.invalid:1", token=ADMIN)
     assert ADMIN not in str(caught.value)
+
+
+def test_keras_leaves_an_exception_with_its_mark_as_it_is():
+    """If this fails, Keras has changed what it marks the exceptions of layers with: see KERAS_MARK."""
+
+    class Failing(keras.layers.Layer):
+        def call(self, _):
+            error = InternalError("a text", error_id="7")
+            setattr(error, KERAS_MARK, True)
+            raise error
+
+    with pytest.raises(InternalError, match=r"^a text$") as caught:
+        Failing()(np.zeros((1, 2), "f4"))
+    assert caught.value.error_id == "7"

@@ -8,8 +8,7 @@ from google.protobuf.wrappers_pb2 import Int64Value
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import OverloadedError
-from convserve_server.observability.call_record import current_call
-from convserve_server.observability.interceptor import ObservingInterceptor
+from convserve_server.observability.call_record import CallRecorder, current_call
 from tests.support.in_process_servers import EVERY_FORM, PATH, raising, sent, served_methods
 from tests.support.observers import Heard
 from tests.support.waiting import eventually
@@ -34,7 +33,7 @@ def kept():
 
 @pytest.fixture
 def methods(kept):
-    with served_methods(ObservingInterceptor([PATH, "/grpc.health.v1.Health/Check"], [kept]), 2, 60.0) as found:
+    with served_methods(CallRecorder([PATH, "/grpc.health.v1.Health/Check"], [kept]), 2, 60.0) as found:
         yield found
 
 
@@ -118,8 +117,8 @@ def test_the_method_finds_its_record(methods, kept, form):
 
 
 @EVERY_FORM
-@pytest.mark.parametrize("code", ["CANCELLED", "DEADLINE_EXCEEDED"])
-def test_a_caller_that_leaves(methods, kept, form, code):
+@pytest.mark.parametrize("timeout_s", [60, 1])
+def test_a_caller_that_leaves(methods, kept, form, timeout_s):
     waiting, released = threading.Event(), threading.Event()
 
     def answer(received):
@@ -128,12 +127,13 @@ def test_a_caller_that_leaves(methods, kept, form, code):
         return sum(received)
 
     channel = methods.let(form, answer)
-    call = channel.stream_stream(PATH)(iter(sent(1)), timeout=60 if code == "CANCELLED" else 1.001)  # sent as 1.01
+    call = channel.stream_stream(PATH)(iter(sent(1)), timeout=timeout_s)
     try:
         assert waiting.wait(30)
-        if code == "CANCELLED":
+        if timeout_s == 60:
             call.cancel()
-        assert one(kept).code == code
+        # What a timeout is recorded as depends on how long its message takes: test_grpc_private.py has the rule.
+        assert one(kept).code in ({"CANCELLED"} if timeout_s == 60 else {"CANCELLED", "DEADLINE_EXCEEDED"})
     finally:
         released.set()
 
@@ -143,7 +143,8 @@ def test_a_method_that_is_not_there_is_told_in_a_bounded_form(methods, kept):
     _, error = called(methods.channel, *sent(1), path=path)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     call = one(kept)
-    assert (call.code, call.method, call.caller) == ("UNIMPLEMENTED", "unknown", "")
+    assert (call.code, call.method, call.reason) == ("UNIMPLEMENTED", "unknown", "UNIMPLEMENTED")
+    assert call.caller.startswith("ipv4:127.0.0.1")
     assert call.method_label.startswith("'/no/xxx")
     assert len(call.method_label) < 300
 
@@ -157,17 +158,3 @@ def test_a_method_that_is_not_listed_is_answered_and_not_told_apart(methods, kep
     assert stub.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
     eventually(lambda: len(kept.calls) == 2)
     assert {each.method for each in kept.calls} == {"grpc.health.v1.Health/Check"}
-
-
-def test_streams_keep_the_threads_of_their_own(methods, kept):
-    names = []
-
-    def answer(received):
-        names.append(threading.current_thread().name)
-        return sum(received)
-
-    for form in ("stream_unary", "unary_unary"):
-        channel = methods.let(form, answer)
-        called(channel, *sent(1))
-    assert names[0].startswith(PATH)
-    assert not names[1].startswith(PATH)

@@ -23,7 +23,7 @@ def lines_of(calls, *arguments):
         with raw_caller(running.target) as caller:
             calls(caller)
         assert running.stop() == 0
-        return running.log.read_text().splitlines()
+        return running.log_lines
 
 
 def make_calls(caller):
@@ -93,11 +93,14 @@ def read(line):
         return {}
 
 
-def test_what_else_is_logged_is_json_too():
+def test_what_else_is_logged_or_printed_is_json_too():
     with numpy_server("--listen", "0.0.0.0:0", "--log-format", "json") as running:
         with Client(running.target.replace("0.0.0.0", "127.0.0.1")) as client:  # noqa: S104
             assert client.conv2d(np.ones((1, 2, 2, 1)), 1, 1, seed=0).shape == (1, 2, 2, 1)
         assert running.stop() == 0
-        (found,) = map(json.loads, running.log.read_text().splitlines())
-    assert set(found) == {"time", "level", "message"}
-    assert (found["level"], "is open to the network" in found["message"]) == ("WARNING", True)
+        shown, warning = map(json.loads, running.log.read_text().splitlines())
+        printed = [json.loads(line)["message"] for line in running.process.stdout]
+    assert set(warning) == {"time", "level", "message"}
+    assert (warning["level"], "is open to the network" in warning["message"]) == ("WARNING", True)
+    assert (shown["message"], shown["settings"]["listen"]) == ("settings", ["0.0.0.0:0"])
+    assert printed == ["stopping: finishing the calls in flight", "stopped"]

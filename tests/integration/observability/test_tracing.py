@@ -70,7 +70,7 @@ def test_a_call_is_a_span_below_its_callers(caller, collector, traced):
         "convserve.batch_size": 1, "convserve.device": "cpu:0", "convserve.warm": None,
         "convserve.input_shape": [1, 2, 2, 1], "convserve.output_shape": [1, 2, 2, 1],
     }  # fmt: skip
-    lines = [json.loads(line) for line in traced.log.read_text().splitlines()]
+    lines = [json.loads(line) for line in traced.log_lines]
     (line,) = (each for each in lines if each["trace_id"] == parent.trace)
     assert line["request_id"] == attributes["convserve.request_id"]
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from convserve_server.auth.authenticator import permissions_for
 from convserve_server.auth.tokens import parse
-from convserve_server.transport.auth_interceptor import permissions_for
 from tests.conftest import ROOT
 from tests.support.raw.inference import INFERENCE_RPCS
 from tests.support.server_process import numpy_server

@@ -1,6 +1,5 @@
 """What docs/open-inference.md says: its programs run, those of Triton's client in that client's environment."""
 
-import dataclasses
 import re
 import subprocess
 import sys
@@ -50,13 +49,13 @@ def test_a_program_of_tritons_client_runs(index, target):
 
 
 def test_every_call_of_the_service_is_in_the_table():
-    text = PAGE[PAGE.index("## What there is") :]
+    text = PAGE[PAGE.index("## Supported calls") :]
     for method in SERVICE.methods:
         assert re.search(rf"\b{method.name}\b", text), method.name
 
 
 def test_options_of_the_server_exist():
-    flags = {flag(field.name) for field in dataclasses.fields(Settings)}
+    flags = set(map(flag, Settings.model_fields))
     ours = PAGE.partition("## perf_analyzer")[0]
     options = set(re.findall(r"`--(?:no-)?([\w-]+)`", ours))
     assert options == {"open-inference", "shared-memory"}

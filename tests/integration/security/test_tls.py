@@ -12,13 +12,14 @@ import pytest
 from convserve import TLS, Client, RetryRule, UnauthenticatedError, UnavailableError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1.server_info_pb2 import ServerInfo
+from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.certificates import Certificate
-from convserve_server.auth.identity import caller_of
 from convserve_server.auth.tokens import Tokens
+from convserve_server.observability.call_record import CallRecorder, current_identity
 from convserve_server.settings import SettingsError
-from convserve_server.transport.auth_interceptor import Authentication, CertificateNames
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
+from convserve_server.transport.stream_slots import StreamSlots
 from tests.support.certificates import Authority
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.server_process import numpy_server
@@ -45,14 +46,14 @@ def serving(certificate=None, tokens=None):
     """Serves GetServerInfo, whose version is the caller's name; gives the port."""
 
     def info(request, context):
-        return messages.GetServerInfoResponse(server_info=ServerInfo(version=caller_of(context)))
+        return messages.GetServerInfoResponse(server_info=ServerInfo(version=current_identity().caller))
 
     handler = grpc.unary_unary_rpc_method_handler(
         info, messages.GetServerInfoRequest.FromString, messages.GetServerInfoResponse.SerializeToString
     )
-    first = [Authentication(tokens)] if tokens else []
-    names = [CertificateNames()] if certificate and certificate.is_mutual else []
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=[*first, *names, CallInterceptor(2, IdleTimeouts(60))])
+    authenticator = Authenticator(tokens, by_certificate=bool(certificate and certificate.is_mutual))
+    interceptor = CallInterceptor(CallRecorder(), authenticator, StreamSlots(2), IdleTimeouts(60))
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=[interceptor])
     handlers = {"GetServerInfo": handler}
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("convserve.v1.ConvolutionService", handlers),)
@@ -268,7 +269,7 @@ def encrypted(tmp_path_factory):
         port = running.target.rpartition(":")[2]
         yield f"127.0.0.1:{port}", f"unix://{folder}/s", TLS(authority.ca, client.certificate, client.key)
         assert running.stop() == 0
-        assert running.log.read_text() == ""  # no warning: what is open to the network is encrypted and asks who calls
+        assert running.log_lines == []  # no warning: what is open to the network is encrypted and asks who calls
 
 
 @CLIENTS

@@ -11,8 +11,10 @@ from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
 from tests.endurance.stops import stop_often
+from tests.support.server_process import numpy_server
 
 
+@pytest.mark.slow  # make slow
 def test_more_than_the_server_can_do_is_answered_rightly_or_refused() -> None:
     # So much more that the line is full within seconds on a machine that has other things to do.
     found = overload(seconds=8, times=6)
@@ -25,29 +27,29 @@ def test_more_than_the_server_can_do_is_answered_rightly_or_refused() -> None:
 
 @pytest.mark.parametrize("store", [True, False], ids=["durable", "layers lost"])
 def test_a_pipeline_over_a_server_that_is_killed_loses_and_doubles_nothing(store: bool) -> None:
-    found = kill_often(items=600, kills=2, store=store)
+    found = kill_often(items=600, kills=2, store=store, serve=numpy_server)
     assert found.kills == 2
     assert (found.right, found.lost, found.doubled, found.wrong) == (600, 0, 0, 0)
 
 
 def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() -> None:
-    found = batch_often_killed(items=400, kills=1, side=96)
+    found = batch_often_killed(items=400, kills=1, side=96, serve=numpy_server)
     assert (found.client_kills, found.server_kills) == (1, 1)
     assert (found.right, found.lost, found.doubled, found.wrong, found.strange_files) == (400, 0, 0, 0, 0)
 
 
 def test_a_batch_that_is_interrupted_twice_ends() -> None:
-    found = interrupt_often(times=6)
+    found = interrupt_often(times=6, serve=numpy_server)
     assert (found.times, found.defects) == (6, [])
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
-    found = stop_often(times=2)
+    found = stop_often(times=2, serve=numpy_server)
     assert (found.answered, found.statuses) == (found.calls, ())
 
 
 def test_calls_over_a_network_that_delays_swallows_and_cuts_end_in_time() -> None:
-    found = bad_network(calls=60)
+    found = bad_network(calls=60, serve=numpy_server)
     assert not found.defects
     assert found.calls == 60
     assert found.answered
@@ -55,7 +57,7 @@ def test_calls_over_a_network_that_delays_swallows_and_cuts_end_in_time() -> Non
 
 def test_messages_that_nobody_means_are_answered() -> None:
     assert corpus()
-    found = fuzz(inputs=6_000, seed=1)
+    found = fuzz(inputs=6_000, seed=1, serve=numpy_server)
     assert not found.defects
     assert found.inputs == 6_000
     assert len(found.outcomes) > 50

@@ -108,12 +108,12 @@ class Stalling:
 
 
 @pytest.mark.parametrize("form", ["stream_unary", "stream_stream"])
-def test_a_caller_that_stalls_keeps_half_of_the_threads_of_one_method_and_nothing_else(call, form):
+def test_a_caller_that_stalls_keeps_half_of_the_slots_of_streams_and_nothing_else(call, form):
     callers = [Stalling() for _ in range(6)]
     with ThreadPoolExecutor(6) as threads:
         stalled = [threads.submit(call, form, sum, each, path="/test.Service/Stalled") for each in callers]
         refused = eventually(lambda: len(done := {each for each in stalled if each.done()}) == 4 and done)
-        for other in FORMS:
+        for other in FORMS[:2]:
             assert call(other, sum, *sent(7))[-1] == 7
         for each in callers:
             each.released.set()

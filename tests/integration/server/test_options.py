@@ -10,22 +10,34 @@ from types import SimpleNamespace
 import grpc
 import numpy as np
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 
 from convserve import Client
 from convserve_server.settings import Settings
+from tests.support.processes import ended_afterwards
 from tests.support.server_process import ended
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
 
 
-def reflected(channel):
+def reflect(channel, version="v1alpha", **request):
+    """Returns a server's answer to a request of reflection."""
+    method = channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    (answer,) = method(iter([reflection_pb2.ServerReflectionRequest(**request)]), timeout=60)
+    return answer
+
+
+def reflected(channel, version="v1alpha"):
     """Returns the names of the services that a server lists."""
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
-    (answer,) = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request]), timeout=60)
-    return {service.name for service in answer.list_services_response.service}
+    services = reflect(channel, version, list_services="").list_services_response.service
+    return {service.name for service in services}
 
 
 def channelz_servers(channel):
@@ -62,22 +74,35 @@ def test_a_gpu_that_is_not_there_ends_it_with_one_line():
     status, out, error = ended("--listen", "127.0.0.1:0", "--device", "gpu:99")
     assert status == 2
     assert re.fullmatch(r"listening on 127\.0\.0\.1:\d+\n", out)
-    pattern = r"error: --device: Expected a GPU that TensorFlow sees; it sees \d+\. Received gpu:99\.\n"
+    pattern = (
+        r".* INFO settings: .*\nerror: --device: Expected a GPU that TensorFlow sees; it sees \d+\. Received gpu:99\.\n"
+    )
     assert re.fullmatch(pattern, error), error
 
 
 def test_a_wrong_setting_ends_it_with_one_line():
-    error = "error: --drain-s (CONVSERVE_DRAIN_S): Expected an integer from 0 to 2147483647. Received 'soon'.\n"
+    expected = "Expected a time such as 30s, 5m, 250ms or 1.5. Received 'soon'."
+    error = f"error: --drain-s (CONVSERVE_DRAIN_S): {expected}\n"
     assert ended("--drain-s", "soon") == (2, "", error)
 
 
 # What operators see
 
 
-def test_reflection_lists_the_services(server):
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_reflection_lists_and_describes_the_services(server, version):
     with grpc.insecure_channel(server.target) as channel:
-        listed = reflected(channel)
-    assert listed >= OURS | {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz"}
+        listed = reflected(channel, version)
+        assert listed >= OURS | {"grpc.health.v1.Health", "grpc.channelz.v1.Channelz"}
+        assert {f"grpc.reflection.{each}.ServerReflection" for each in ("v1", "v1alpha")} <= listed
+        for name in listed:
+            files = reflect(channel, version, file_containing_symbol=name).file_descriptor_response
+            services = {
+                f"{file.package}.{service.name}"
+                for file in map(FileDescriptorProto.FromString, files.file_descriptor_proto)
+                for service in file.service
+            }
+            assert name in services
 
 
 def test_channelz_shows_connections(server, client):
@@ -102,14 +127,12 @@ def other(tmp_path_factory):
     folder = tmp_path_factory.mktemp("listen")
     listen = [f"--listen={each}" for each in (f"unix://{folder}/server.sock", "localhost:0", "0.0.0.0:0")]
     command = [sys.executable, "-m", "convserve", "serve", "--device=cpu", "--no-reflection", "--no-channelz", *listen]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
-            yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
-        finally:
-            process.kill()
-            process.communicate()
+    with (
+        (folder / "log").open("w") as log,
+        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+    ):
+        lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
+        yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
 
 
 def test_every_address_is_printed_and_served(other):
@@ -122,7 +145,7 @@ def test_every_address_is_printed_and_served(other):
 
 
 def test_an_address_that_is_open_to_the_network_is_warned_of(other):
-    (line,) = other.log.read_text().splitlines()
+    _, line = other.log.read_text().splitlines()  # after the settings
     address = other.lines[2].removeprefix("listening on ").strip()
     warning = f" WARNING {address} is open to the network: calls to it are neither encrypted nor authenticated"
     assert line.endswith(f"{warning} (--tls-certificate, --tokens-file)")

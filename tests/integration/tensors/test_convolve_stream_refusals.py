@@ -14,7 +14,7 @@ from convserve.v1.layer_pb2 import LayerReference
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import checked, conv2d, layer, raw_caller, weights
 from tests.support.raw.streams import Feed, answers, expected, image, item, opening, piece, start
-from tests.support.server_process import numpy_server
+from tests.support.server_process import numpy_server, running_server
 from tests.support.waiting import eventually
 
 PATH = "/convserve.v1.ConvolutionService/ConvolveStream"
@@ -26,10 +26,10 @@ DATA = X.tobytes()
 @pytest.fixture(scope="module")
 def limited():
     """A server that takes calls up to a size."""
-    with numpy_server("--max-call-bytes", str(200 * MIB)) as running:
+    with running_server("--max-call-bytes", str(200 * MIB)) as running:
         yield running
         assert running.stop() == 0
-        assert running.log.read_text() == ""
+        assert running.log_lines == []
 
 
 @pytest.fixture
@@ -283,6 +283,6 @@ def test_no_stream_holds_up_a_stop():
             assert ("convserve-start", "accepted") in [tuple(each) for each in call.initial_metadata()]
         caller.check_service()
         assert stopped.stop() == 0
-        assert stopped.log.read_text() == ""
+        assert stopped.log_lines == []
         for feed in feeds:
             feed.end()

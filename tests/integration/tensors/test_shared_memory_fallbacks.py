@@ -23,7 +23,8 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from convserve._rpc import requests
+from convserve._rpc import retries
+from convserve._rpc.retries import Deadline
 from convserve.tensors.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
 from convserve.v1.server_info_pb2 import ServerInfo
@@ -193,9 +194,9 @@ def test_a_system_without_it(
 
 def test_a_socket_that_cannot_be_reached(everywhere: RunningServer, taken: Taken, said: Any) -> None:
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
-        sharing = client._tensors._sharing
+        sharing = client._connected()._tensors._sharing
         assert sharing.is_to_connect()
-        sharing.connect(ServerInfo(shared_memory_address="convserve-of-another-machine"))
+        sharing.connect(ServerInfo(shared_memory_address="convserve-of-another-machine"), Deadline(60))
         check(client)
         check(client)
     assert taken.copied_inputs == []
@@ -235,7 +236,7 @@ def test_a_huge_call_now_and_then_leaves_the_others_their_memory(everywhere: Run
         memory = client._tensors._sharing.memory()
         small = [memory.region(2**17) for _ in range(2)]
         huge = memory.region(MIB)  # too large to be used for a small one
-        memory._most_unused_bytes = sum(each.size for each in (*small, huge)) - 1
+        memory._max_unused_bytes = sum(each.size for each in (*small, huge)) - 1
         for each in (*small, huge):
             memory.give_back(each)
         assert {memory.region(2**17).name for _ in small} == {each.name for each in small}
@@ -277,9 +278,9 @@ def test_asking_for_shared_memory_takes_of_the_calls_own_time(
     everywhere: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late, given = 0.0, []
-    monkeypatch.setattr(requests, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=time.sleep))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=time.sleep))
     with convserve.Client(f"127.0.0.1:{port(everywhere)}", timeout=60) as client:
-        tensors = client._tensors
+        tensors = client._connected()._tensors
         connect, convolve = tensors.connect, tensors._convolve_shared
 
         def slowly(*arguments: Any) -> None:

@@ -35,7 +35,7 @@ def limited():
     with numpy_server(*arguments) as running:
         yield running
         assert running.stop() == 0
-        assert running.log.read_text() == ""
+        assert running.log_lines == []
 
 
 @pytest.fixture

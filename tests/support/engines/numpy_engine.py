@@ -24,13 +24,15 @@ def convolved(of: Layer, x: Any) -> Any:
     x = np.pad(x, ((0, 0), *padding(config, x.shape[1:3]), (0, 0)))
     (kh, kw), (sh, sw), (dh, dw) = config.kernel_size, config.strides, config.dilation_rate
     height, width = (x.shape[1] - (kh - 1) * dh - 1) // sh + 1, (x.shape[2] - (kw - 1) * dw - 1) // sw + 1
-    groups, per_group = config.groups, x.shape[3] // config.groups
+    groups = config.groups
+    per_group = x.shape[3] // groups, config.filters // groups
     output = np.zeros((len(x), height, width, config.filters))
     for row, column in itertools.product(range(kh), range(kw)):
         seen = x[:, row * dh :, column * dw :][:, : (height - 1) * sh + 1 : sh, : (width - 1) * sw + 1 : sw]
-        seen = seen.reshape(len(x), height, width, groups, per_group)
-        taps = kernel[row, column].reshape(per_group, groups, -1)
-        output += np.einsum("bhwgc,cgf->bhwgf", seen, taps).reshape(output.shape)
+        for group in range(groups):
+            filters = slice(group * per_group[1], (group + 1) * per_group[1])
+            channels = seen[..., group * per_group[0] : (group + 1) * per_group[0]]
+            output[..., filters] += channels @ kernel[row, column][:, filters]
     if of.bias is not None:
         output += np.asarray(of.bias, "f8")
     return output.transpose(0, 3, 1, 2) if config.data_format == "channels_first" else output

@@ -31,7 +31,8 @@ def exported() -> dict[str, Metric]:
     registry, holdings = new_registry(), Holdings()
     CallMetrics(registry)
     engine = _Anything(device_memory=lambda: {"GPU:0": 1})
-    holdings.open(_Anything(engine=engine, load=_Anything), _Anything(usage=_Anything))  # type: ignore[arg-type]
+    load, usage = _Anything(load=_Anything), _Anything(usage=_Anything)
+    holdings.open(_Anything(engine=engine, admission=load, store=usage))  # type: ignore[arg-type]
     registry.register(holdings)
     found = {}
     for metric in registry.collect():

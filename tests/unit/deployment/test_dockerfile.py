@@ -30,7 +30,7 @@ def test_hadolint_finds_nothing() -> None:
 
 
 def test_the_environment_sets_what_the_server_reads() -> None:
-    rows = {settings.variable(name) for name in settings.Settings.__dataclass_fields__} | {"CONVSERVE_TARGET"}
+    rows = {settings.variable(name) for name in settings.Settings.model_fields} | {"CONVSERVE_TARGET"}
     names = set(re.findall(r"(CONVSERVE_\w+)=", " ".join(said("ENV"))))
     assert names
     assert names <= rows

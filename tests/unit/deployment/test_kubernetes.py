@@ -48,9 +48,8 @@ def test_a_pod_is_given_the_time_that_its_server_takes_to_stop() -> None:
 
 
 def test_the_environment_sets_what_the_server_reads() -> None:
-    rows = {settings.variable(name): name for name in settings.Settings.__dataclass_fields__}
-    given = {rows[name]: int(each["value"]) for name, each in ENVIRONMENT.items() if "value" in each}
-    settings.Settings(**given)
+    rows = {settings.variable(name): name for name in settings.Settings.model_fields}
+    settings.read({rows[name]: each["value"] for name, each in ENVIRONMENT.items() if "value" in each})
     assert {rows[name] for name, each in ENVIRONMENT.items() if "valueFrom" in each} == {"intra_op_threads"}
 
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convserve.cli.options.connection import add_connection_options, connect
-from convserve.cli.options.layer import add_layer_options, given_parameters
+import click
+
+from convserve.cli.command import OUTPUT, Section, new_command
+from convserve.cli.options.connection import Connection, connection_options
+from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options
 from convserve.cli.options.layer_reference import REFERENCE, find
-from convserve.cli.options.values import seconds, shape
-from convserve.cli.options.weights import add_weight_options, layer_for
+from convserve.cli.options.values import numbers, seconds
+from convserve.cli.options.weights import Weights, layer_for, weight_options
+from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
-from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES
+from convserve.tensors.codec import Shape
 
 if TYPE_CHECKING:
     from convserve import Client
-    from convserve.bench.measurement import Load
     from convserve.bench.workloads import Workload
 
-HELP = "measure a server: latency, throughput, and where the time goes"
-
-_DESCRIPTION = """\
+_HELP = """\
 Measures how fast a server is from here: latency percentiles, calls and bytes per
 second, and what share of the time the server waits and computes. Beside it, in
 turns of a second or so, the same layer is measured in this process (where
@@ -54,159 +54,138 @@ examples:
 Weights that are not given are random, whatever the initializers: speed does not
 depend on them. MB are 1,000,000 bytes of tensors. Ctrl-C prints what there is."""
 
+_LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.usage = (
-        "%(prog)s [OPTIONS]\n       %(prog)s --input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]\n"
-        "       %(prog)s --input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]"
-    )
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    load = parser.add_argument_group("load")
-    load.add_argument(
-        "--concurrency",
-        type=_counts,
-        metavar="N[,N...]",
-        help="callers that call again as soon as they are answered, as threads that share a client "
-        "(default: 1,8; none with --rate)",
-    )
-    load.add_argument(
-        "--rate",
-        type=_rates,
-        default=[],
-        metavar="N[,N...]",
-        help="calls per second that wait for no answer; latencies then count from when a call was due",
-    )
-    load.add_argument(
-        "--seconds", type=seconds, default=20.0, metavar="N", help="how long to measure in all (default: %(default)g)"
-    )
-    load.add_argument(
-        "--no-shared-memory", action="store_true", help="send tensors over the connection, also to a server here"
-    )
-    load.add_argument("--no-in-process", action="store_true", help="leave out the layer in this process")
-    call = parser.add_argument_group("call")
-    call.add_argument("--input-shape", type=shape, metavar="N,H,W,C", help="the input's shape with its batch axis")
-    call.add_argument(
-        "--input-dtype", choices=INPUT_DTYPES, default="float32", help="the input's type (default: %(default)s)"
-    )
-    call.add_argument(
-        "--output-dtype", choices=FLOAT_DTYPES, help="the output's type (default: that of the computation)"
-    )
-    call.add_argument("--layer", metavar="NAME|DIGEST", help=f"a layer that the server stores: {REFERENCE}")
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", metavar="FILE", help="write everything that was found; - for stdout, and no table")
-    output.add_argument("--plot", metavar="FILE.png", help="draw it (.png, .svg or .pdf); needs convserve[plot]")
-    add_layer_options(parser)
-    add_weight_options(parser)
-    add_connection_options(parser, timeout=60.0)
+def _counts(text: str) -> list[int]:
+    counts = numbers(text, int)
+    if not counts or min(counts) < 1 or max(counts) > 1000:
+        raise click.BadParameter(f"expected numbers from 1 to 1000 such as 1,8. Received {text!r}.")
+    return counts
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
-    from convserve.bench.measurement import Measurement, is_right
+def _rates(text: str) -> list[float]:
+    rates = numbers(text, float)
+    if not rates or not all(0 < rate <= 1e6 for rate in rates):
+        raise click.BadParameter(f"expected calls per second, above 0, such as 50,200. Received {text!r}.")
+    return rates
+
+
+@new_command(
+    "measure a server: latency, throughput, and where the time goes",
+    _HELP,
+    _EPILOG,
+    "[OPTIONS]",
+    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
+    "--input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]",
+)
+@_LOAD.option(
+    "--concurrency N[,N...]",
+    "callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "
+    "with --rate)",
+    type=_counts,
+)
+@_LOAD.option(
+    "--rate N[,N...]",
+    "calls per second that wait for no answer; latencies then count from when a call was due",
+    dest="rates",
+    type=_rates,
+)
+@_LOAD.option("--seconds N", "how long to measure in all (default: 20)", dest="duration_s", type=seconds, default=20.0)
+@_LOAD.option("--no-shared-memory", "send tensors over the connection, also to a server here", is_flag=True)
+@_LOAD.option("--no-in-process", "leave out the layer in this process", is_flag=True)
+@call_options(required=False)
+@CALL.option("--layer NAME|DIGEST", f"a layer that the server stores: {REFERENCE}", dest="reference")
+@OUTPUT.option("--json FILE", "write everything that was found; - for stdout, and no table", dest="json_path")
+@OUTPUT.option("--plot FILE.png", "draw it (.png, .svg or .pdf); needs convserve[plot]")
+@layer_options()
+@weight_options
+@connection_options(timeout=60.0)
+def command(
+    concurrency: list[int] | None,
+    rates: list[float] | None,
+    duration_s: float,
+    no_shared_memory: bool,
+    no_in_process: bool,
+    json_path: str | None,
+    plot: str | None,
+    connection: Connection,
+    **call: Any,
+) -> int:
+    from convserve.bench.measurement import Load, Measurement, is_right
     from convserve.cli.output.bench_table import print_document
 
-    _refuse_contradictions(arguments)
-    if arguments.json not in (None, "-"):
-        check_destination(arguments.json, (".json",), "json")
-    if arguments.plot is not None:
-        check_destination(arguments.plot, _PICTURES, "plot")
+    _refuse_contradictions(**call)
+    if json_path not in (None, "-"):
+        check_destination(json_path, (".json",), "json")
+    if plot is not None:
+        check_destination(plot, _PICTURES, "plot")
         from convserve.bench import chart
 
         chart.check()
+    loads = [Load(callers=callers) for callers in concurrency or ([] if rates else [1, 8])]
+    loads += [Load(rate=rate) for rate in rates or []]
     interrupted = False
     with (
-        connect(arguments, shared_memory=not arguments.no_shared_memory) as client,
-        Measurement(client, arguments.target, _loads(arguments), timeout=arguments.timeout) as measurement,
+        connection.client(shared_memory=not no_shared_memory) as client,
+        Measurement(client, connection.target, loads, timeout=connection.timeout) as measurement,
     ):
         try:
-            for workload in _workloads(arguments, client):
-                _progress(f"preparing {workload.name}")
-                measurement.add(workload, with_layer_in_process=not arguments.no_in_process)
-            measurement.run(arguments.seconds, _progress)
+            for workload in _workloads(client, **call):
+                show_progress(f"preparing {workload.name}")
+                measurement.add(workload, with_layer_in_process=not no_in_process)
+            measurement.run(duration_s, show_progress)
         except KeyboardInterrupt:
             interrupted = True
         document = measurement.document()
         document |= {"command": shlex.join(["convserve", *sys.argv[1:]]), "interrupted": interrupted}
-    _progress("")
-    if arguments.json is not None:
-        text = json.dumps(document, indent=1, allow_nan=False) + "\n"
-        if arguments.json == "-":
-            print(text, end="")
-        else:
-            Path(arguments.json).write_text(text, encoding="utf-8")
-    if arguments.json != "-":
+    show_progress("")
+    text = json.dumps(document, indent=1, allow_nan=False) + "\n"
+    if json_path == "-":
+        print(text, end="")
+    else:
+        if json_path is not None:
+            Path(json_path).write_text(text, encoding="utf-8")
         print_document(document)
-    if arguments.plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
-        chart.write(document, arguments.plot)
-        print(f"drawn in {arguments.plot}", file=sys.stderr)
+    if plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
+        chart.write(document, plot)
+        print(f"drawn in {plot}", file=sys.stderr)
     if interrupted:
         return 130
     return 0 if is_right(document) else 1
 
 
-def _loads(arguments: argparse.Namespace) -> list[Load]:
-    from convserve.bench.measurement import Load
-
-    callers = arguments.concurrency or ([] if arguments.rate else [1, 8])
-    return [*(Load(callers=each) for each in callers), *(Load(rate=each) for each in arguments.rate)]
-
-
-def _workloads(arguments: argparse.Namespace, client: Client) -> list[Workload]:
+def _workloads(
+    client: Client,
+    input_shape: Shape | None,
+    reference: str | None,
+    parameters: Parameters,
+    weights: Weights,
+    **dtypes: Any,
+) -> list[Workload]:
     """Returns what the options describe, or the standard workloads where they describe nothing."""
     from convserve import Layer
     from convserve.bench.workloads import Workload, standard, with_weights
 
-    if arguments.input_shape is None:
+    if input_shape is None:
         return standard()
-    dtypes = {"input_dtype": arguments.input_dtype, "output_dtype": arguments.output_dtype}
-    if arguments.layer is not None:
-        stored = find(client, arguments.layer)
+    if reference is not None:
+        stored = find(client, reference)
         layer = Layer(stored.config, *stored.weights())
-        return [Workload(stored.name or arguments.layer[:12], layer, arguments.input_shape, **dtypes)]
-    first = arguments.data_format == "channels_first"
-    layer = layer_for(arguments, arguments.input_shape[1 if first else -1])
+        return [Workload(stored.name or reference[:12], layer, input_shape, **dtypes)]
+    layer = layer_for(parameters, weights, input_shape[1 if parameters.get("data_format") == "channels_first" else -1])
     if layer.kernel is None:
-        layer = with_weights(layer.config, arguments.input_shape, arguments.seed or 0)
-    return [Workload(layer.config.name or "layer", layer, arguments.input_shape, **dtypes)]
+        layer = with_weights(layer.config, input_shape, weights.seed or 0)
+    return [Workload(layer.config.name or "layer", layer, input_shape, **dtypes)]
 
 
-def _refuse_contradictions(arguments: argparse.Namespace) -> None:
-    """Ends the program with a usage error if options say nothing together."""
-    weights = (name for name in ("kernel", "bias", "seed") if getattr(arguments, name) is not None)
-    described = [*given_parameters(arguments), *weights]
-    if arguments.input_shape is None and (described or arguments.layer is not None):
-        arguments.refuse("a layer needs an input: give --input-shape")
-    if described and arguments.layer is not None:
-        arguments.refuse("--layer: the stored layer has parameters and weights already; give no others")
-
-
-def _progress(text: str) -> None:
-    """Shows on a terminal what is being done, in one line that is written over."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-
-
-def _counts(text: str) -> list[int]:
-    found: Any = _numbers(text, int)
-    if not found or min(found) < 1 or max(found) > 1000:
-        raise argparse.ArgumentTypeError(f"expected numbers from 1 to 1000 such as 1,8. Received {text!r}.")
-    return found  # type: ignore[no-any-return]
-
-
-def _rates(text: str) -> list[float]:
-    found: Any = _numbers(text, float)
-    if not found or not all(0 < each <= 1e6 for each in found):
-        raise argparse.ArgumentTypeError(f"expected calls per second, above 0, such as 50,200. Received {text!r}.")
-    return found  # type: ignore[no-any-return]
-
-
-def _numbers(text: str, kind: type) -> list[Any]:
-    """Returns the numbers between commas, or an empty list if something else is among them."""
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        return []
+def _refuse_contradictions(
+    input_shape: Shape | None, reference: str | None, parameters: Parameters, weights: Weights, **_: Any
+) -> None:
+    """Refuses options that say nothing together."""
+    described = bool(parameters) or any(value is not None for value in weights)
+    if input_shape is None and (described or reference is not None):
+        raise click.UsageError("a layer needs an input: give --input-shape")
+    if described and reference is not None:
+        raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -13,13 +12,12 @@ from google.protobuf.wrappers_pb2 import Int32Value
 
 from convserve._rpc.channel import channel_target
 from convserve._rpc.credentials import Access
-from convserve.cli.options.connection import add_connection_options, tls
+from convserve.cli.command import new_command
+from convserve.cli.options.connection import Connection, connection_options
 from convserve.errors import DeadlineExceededError
 from convserve.protocol.status import from_rpc_error
 
-HELP = "ask whether a server is serving (for probes of containers)"
-
-_DESCRIPTION = """\
+_HELP = """\
 Asks the server's standard health service (grpc.health.v1.Health/Check). Prints
 SERVING and ends with status 0 if it is ready for calls; otherwise prints one line
 that says why on stderr, and ends with status 1. It asks once and waits at most
@@ -41,31 +39,24 @@ _SERVING = 1
 _STATUSES = {0: "UNKNOWN", _SERVING: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    add_connection_options(parser, timeout=5.0)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
-    target = channel_target(arguments.target)
-    with closing(Access(target, "", tls(arguments)).channel(target)) as channel:
+@new_command("ask whether a server is serving (for probes of containers)", _HELP, _EPILOG)
+@connection_options(timeout=5.0)
+def command(connection: Connection) -> int:
+    target = channel_target(connection.target)
+    with closing(Access(target, "", connection.encryption()).channel(target)) as channel:
         check: Callable[..., bytes] = channel.unary_unary(_METHOD)
         try:
             # The request names no service, which asks for the whole server's health: an empty message.
-            answer = check(b"", timeout=arguments.timeout)
-            status = status_number(answer)
+            status = status_number(check(b"", timeout=connection.timeout))
         except grpc.RpcError as failure:
             error = from_rpc_error(failure)
             late = isinstance(error, DeadlineExceededError)
-            text = f"no answer within {arguments.timeout:g} s" if late else " ".join(str(error).split())
-            return _unhealthy(arguments.target, text)
+            text = f"no answer within {connection.timeout:g} s" if late else " ".join(str(error).split())
+            return _unhealthy(connection.target, text)
         except DecodeError:
-            return _unhealthy(arguments.target, "the answer is not that of a health service")
+            return _unhealthy(connection.target, "the answer is not that of a health service")
     if status != _SERVING:
-        return _unhealthy(arguments.target, _STATUSES.get(status, f"status {status}"))
+        return _unhealthy(connection.target, _STATUSES.get(status, f"status {status}"))
     print("SERVING")
     return 0
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 
-from convserve.cli.options.connection import add_connection_options, connect
+from convserve.cli.command import JSON, new_command
+from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.output.report import print_json, print_rows
 from convserve.display.units import bytes_text
 
-HELP = "say what a server is: versions, devices, dtypes, limits"
-
-_DESCRIPTION = """\
+_HELP = """\
 Says what the server is: its versions, the devices that compute, the types that it
 takes and gives, whether float32 convolutions may use TensorFloat-32, the limits of
 one call, and the layers that it stores."""
@@ -22,22 +20,18 @@ examples:
   convserve info --target gpu-host:50051 --json"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    parser.add_argument("--json", action="store_true", help="print it as JSON")
-    add_connection_options(parser, timeout=10.0)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
-    with connect(arguments) as client:
+@new_command("say what a server is: versions, devices, dtypes, limits", _HELP, _EPILOG)
+@JSON
+@connection_options(timeout=10.0)
+def command(as_json: bool, connection: Connection) -> None:
+    with connection.client() as client:
         info = client.info()
-    if arguments.json:
+    if as_json:
         print_json(dataclasses.asdict(info))
-        return 0
-    devices = [f"{each.name} ({each.description})" if each.description else each.name for each in info.devices]
+        return
+    devices = [
+        f"{device.name} ({device.description})" if device.description else device.name for device in info.devices
+    ]
     usage = info.usage
     tf32 = "on: float32 convolutions on a GPU round factors to 10 bits" if info.tf32 else "off"
     print_rows(
@@ -53,4 +47,3 @@ def run(arguments: argparse.Namespace) -> int:
             ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
         ]
     )
-    return 0

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
+import click
 
-from convserve.cli.options.connection import connect
-from convserve.cli.options.layer import add_layer_options
-from convserve.cli.options.weights import add_weight_options, classic_kernel_list, layer_for
+from convserve.cli.command import JSON, OPTIONS, new_command
+from convserve.cli.options.connection import Connection, connection_options
+from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
+from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output.layer_table import Row, document, layer_rows
 from convserve.cli.output.report import print_json, print_rows
 
-HELP = "store a layer"
-
-DESCRIPTION = """\
+_HELP = """\
 Stores a layer, described as for `convserve conv2d`: with the parameters of
 keras.layers.Conv2D, and weights that are given with --kernel or drawn by the
 server. Storing the same layer again changes nothing but its name."""
 
-EPILOG = f"""\
+_EPILOG = f"""\
 classic kernels, for --kernel:
 {classic_kernel_list()}
 
@@ -34,46 +33,44 @@ examples:
       --input-channels 3 --seed 0"""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the action's options. The parser's conflict handler is "resolve"."""
-    parser.usage = (
-        "%(prog)s [--name NAME] --kernel NAME|FILE [OPTIONS]\n"
-        "       %(prog)s [--name NAME] --filters N --kernel-size N --input-channels N [OPTIONS]"
-    )
-    add_layer_options(parser)
-    add_weight_options(parser)
-    parser.add_argument(
-        "--input-channels",
-        type=int,
-        metavar="N",
-        help="the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
-        "(default: 1)",
-    )
-    # In the place of the label of that name, which is no part of what is stored under a name.
-    parser.add_argument(
-        "--name",
-        dest="stored_name",
-        metavar="NAME",
-        help="the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)",
-    )
-    parser.set_defaults(name=None)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the action; returns the exit status."""
-    if arguments.kernel is None and arguments.input_channels is None:
-        arguments.refuse("--input-channels is needed where the server draws the weights")
-    if arguments.input_channels is not None and arguments.input_channels < 1:
-        arguments.refuse("argument --input-channels: expected a number of at least 1")
-    layer = layer_for(arguments, arguments.input_channels or 1)
-    if arguments.input_channels is not None:
-        layer.check_input_channels(arguments.input_channels)
-    given = layer.config if layer.kernel is None else layer
-    with connect(arguments) as client:
-        stored = client.put(given, name=arguments.stored_name, input_channels=arguments.input_channels)
-    row = Row.of_stored(stored)
-    if arguments.json:
+@new_command(
+    "store a layer",
+    _HELP,
+    _EPILOG,
+    "[--name NAME] --kernel NAME|FILE [OPTIONS]",
+    "[--name NAME] --filters N --kernel-size N --input-channels N [OPTIONS]",
+)
+@OPTIONS.option(
+    "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
+)
+@OPTIONS.option(
+    "--input-channels N",
+    "the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
+    "(default: 1)",
+    type=click.IntRange(min=1),
+)
+@JSON
+# Without the label, which is no part of what is stored under a name.
+@layer_options([parameter for parameter in PARAMETERS if parameter != "name"])
+@weight_options
+@connection_options(timeout=60.0)
+def command(
+    name: str | None,
+    input_channels: int | None,
+    as_json: bool,
+    parameters: Parameters,
+    weights: Weights,
+    connection: Connection,
+) -> None:
+    if weights.kernel is None and input_channels is None:
+        raise click.UsageError("--input-channels is needed where the server draws the weights")
+    layer = layer_for(parameters, weights, input_channels or 1)
+    if input_channels is not None:
+        layer.check_input_channels(input_channels)
+    with connection.client() as client:
+        what = layer.config if layer.kernel is None else layer
+        row = Row.of_stored(client.put(what, name=name, input_channels=input_channels))
+    if as_json:
         print_json(document(row))
     else:
         print_rows(layer_rows(row))
-    return 0

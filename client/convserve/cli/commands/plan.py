@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
+from typing import Any
 
-from convserve.cli.options.connection import add_connection_options, connect
-from convserve.cli.options.layer import add_layer_options, given_parameters, require
-from convserve.cli.options.values import shape
+from convserve.cli.command import JSON, new_command
+from convserve.cli.options.connection import Connection, connection_options
+from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options, require
 from convserve.cli.output.report import print_json, print_rows, shape_text
 from convserve.display.units import bytes_text, flops_text
-from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES
+from convserve.tensors.codec import Shape
 
-HELP = "say what a call would cost, without computing it"
-
-_DESCRIPTION = """\
+_HELP = """\
 Says what a call with this layer and this input shape would do: output shape,
 parameters, floating-point operations, bytes, memory. Nothing is computed. The
 server is asked, because it also says whether it would admit the call; with
@@ -35,67 +34,42 @@ Bytes are decimal: 1 MB is 1,000,000 bytes. A multiplication and an addition are
 two operations. The exit status is 0 whether or not the call would be admitted."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.usage = "%(prog)s --input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]"
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    call = parser.add_argument_group("call")
-    call.add_argument(
-        "--input-shape",
-        type=shape,
-        required=True,
-        metavar="N,H,W,C",
-        help="the input's shape with its batch axis, such as 4,600,600,3 or 4x600x600x3",
-    )
-    call.add_argument(
-        "--input-dtype", choices=INPUT_DTYPES, default="float32", help="the input's type (default: %(default)s)"
-    )
-    call.add_argument(
-        "--output-dtype", choices=FLOAT_DTYPES, help="the output's type (default: that of the computation)"
-    )
-    call.add_argument("--local", action="store_true", help="compute the plan here, without a server")
-    call.add_argument("--json", action="store_true", help="print the plan as JSON")
-    add_layer_options(parser)
-    add_connection_options(parser, timeout=10.0)
-
-
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
+@new_command(
+    "say what a call would cost, without computing it",
+    _HELP,
+    _EPILOG,
+    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
+)
+@call_options(required=True)
+@CALL.option("--local", "compute the plan here, without a server", is_flag=True)
+@JSON
+@layer_options()
+@connection_options(timeout=10.0)
+def command(
+    input_shape: Shape, local: bool, as_json: bool, parameters: Parameters, connection: Connection, **dtypes: Any
+) -> None:
     from convserve import Conv2D
 
-    require(arguments, "--filters", "--kernel-size")
-    conv2d = Conv2D(**given_parameters(arguments))
-    dtypes = {"input_dtype": arguments.input_dtype, "output_dtype": arguments.output_dtype}
-    if arguments.local:
-        plan = conv2d.plan(arguments.input_shape, **dtypes)
+    require(parameters, "filters", "kernel_size")
+    conv2d = Conv2D(**parameters)
+    if local:
+        plan = conv2d.plan(input_shape, **dtypes)
     else:
-        with connect(arguments) as client:
-            plan = client.plan(conv2d, arguments.input_shape, **dtypes)
-    if arguments.json:
-        print_json(
-            {
-                "output_shape": plan.output_shape,
-                "output_dtype": plan.output_dtype,
-                "kernel_shape": plan.layers[0].kernel_shape,
-                "parameters": plan.parameters,
-                "flops": plan.flops,
-                "input_bytes": plan.input_bytes,
-                "weight_bytes": plan.weight_bytes,
-                "output_bytes": plan.output_bytes,
-                "memory_bytes": plan.memory_bytes,
-                "admitted": plan.admitted,
-                "refusal": plan.refusal,
-            }
-        )
-        return 0
+        with connection.client() as client:
+            plan = client.plan(conv2d, input_shape, **dtypes)
+    kernel_shape = plan.layers[0].kernel_shape
+    if as_json:
+        document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
+        del document["layers"]
+        print_json(document)
+        return
     admitted = "not asked (--local)"
     if plan.admitted is not None:
         admitted = "yes" if plan.admitted else f"no: {plan.refusal}"
     print_rows(
         [
-            ("input", f"{shape_text(arguments.input_shape, arguments.input_dtype)}, {bytes_text(plan.input_bytes)}"),
-            ("kernel", str(plan.layers[0].kernel_shape)),
+            ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
+            ("kernel", str(kernel_shape)),
             ("parameters", f"{plan.parameters:,}, {bytes_text(plan.weight_bytes)}"),
             ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
             ("work", flops_text(plan.flops)),
@@ -103,4 +77,3 @@ def run(arguments: argparse.Namespace) -> int:
             ("admitted", admitted),
         ]
     )
-    return 0

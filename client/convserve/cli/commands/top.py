@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import http.client
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from convserve.cli.command import OPTIONS, new_command
 from convserve.cli.options.values import seconds
 from convserve.cli.output import server_metrics
+from convserve.cli.output.report import short_text, stdout_console
 from convserve.display.units import bytes_text
 from convserve.errors import MissingDependencyError, UnavailableError
 
 if TYPE_CHECKING:
     from convserve.cli.output.server_metrics import MethodFigures, Scrape
 
-HELP = "watch a server: calls, latencies, batches, memory (needs convserve[top])"
-
-_DESCRIPTION = """\
+_HELP = """\
 Shows what a server does, by its metrics: calls per second, latency percentiles,
 batch sizes, waiting times and tensors' bytes by method, then the memory, and what
 was refused and why. It asks again every --interval seconds, until Ctrl-C; figures
@@ -36,48 +37,46 @@ examples:
 
 _DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 _TIMEOUT_S = 5.0
+_COLUMNS = ("calls /s", "now", *(f"{name} ms" for name in ("p50", "p90", "p99", "queue", "compute")), "batch")
+_COLUMNS += ("in MB/s", "out MB/s")
 _WIDTH = 140  # characters of a line where there is no terminal
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the command's options."""
-    parser.description = _DESCRIPTION
-    parser.epilog = _EPILOG
-    parser.add_argument(
-        "url",
-        nargs="?",
-        type=_url,
-        default=_DEFAULT_URL,
-        metavar="URL",
-        help="the server's metrics: a URL, or the HOST:PORT of its --metrics (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--interval", type=seconds, default=2.0, metavar="SECONDS", help="how often to ask (default: %(default)g)"
-    )
-    parser.add_argument("--once", action="store_true", help="print the figures since the server's start, and end")
+def _url(text: str) -> str:
+    if text.startswith(("http://", "https://")):
+        return text
+    host, _, port = text.rpartition(":")
+    if "/" in text or not host or not port.isdecimal():
+        raise click.BadParameter(f"expected http://HOST:PORT/metrics or HOST:PORT. Received {text!r}.")
+    return f"http://{text}/metrics"
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Runs the command; returns the exit status."""
-    try:
-        from rich.console import Console
-        from rich.live import Live
-    except ModuleNotFoundError as error:
-        raise _missing() from error
-    latest = _scraped(arguments.url)
+@new_command(
+    "watch a server: calls, latencies, batches, memory (needs convserve[top])", _HELP, _EPILOG, "[URL] [OPTIONS]"
+)
+@click.argument(
+    "url",
+    type=_url,
+    default=_DEFAULT_URL,
+    metavar="URL",
+    help=f"the server's metrics: a URL, or the HOST:PORT of its --metrics (default: {_DEFAULT_URL})",
+)
+@OPTIONS.option("--interval SECONDS", "how often to ask (default: 2)", type=seconds, default=2.0)
+@OPTIONS.option("--once", "print the figures since the server's start, and end", is_flag=True)
+def command(url: str, interval: float, once: bool) -> None:
+    from rich.live import Live
+
+    latest = _scraped(url)
     before = server_metrics.before_the_start(latest)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=_WIDTH)
-    if arguments.once:
-        console.print(_screen(arguments.url, before, latest))
-        return 0
-    with Live(_screen(arguments.url, before, latest), console=console, auto_refresh=False) as live:
+    console = stdout_console(_WIDTH)
+    if once:
+        console.print(_screen(url, before, latest))
+        return
+    with Live(_screen(url, before, latest), console=console, auto_refresh=False) as live:
         while True:
-            time.sleep(arguments.interval)
-            before, latest = latest, _scraped(arguments.url)
-            since = server_metrics.counted_from(before, latest)
-            live.update(_screen(arguments.url, since, latest), refresh=True)
+            time.sleep(interval)
+            before, latest = latest, _scraped(url)
+            live.update(_screen(url, server_metrics.counted_from(before, latest), latest), refresh=True)
 
 
 def _scraped(url: str) -> Scrape:
@@ -93,7 +92,8 @@ def _scraped(url: str) -> Scrape:
         with opener.open(url, timeout=_TIMEOUT_S) as answer:
             return server_metrics.read(answer.read().decode(), time.time())
     except ModuleNotFoundError as error:
-        raise _missing() from error
+        text = "`convserve top` needs the package prometheus-client: pip install 'convserve[top]'."
+        raise MissingDependencyError(text) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         text = (
@@ -101,11 +101,6 @@ def _scraped(url: str) -> Scrape:
             "name that address."
         )
         raise UnavailableError(text) from error
-
-
-def _missing() -> MissingDependencyError:
-    text = "Expected the packages of the extra. Received an install without all of them: pip install 'convserve[top]'."
-    return MissingDependencyError(text)
 
 
 def _screen(url: str, before: Scrape, latest: Scrape) -> Any:
@@ -117,18 +112,7 @@ def _screen(url: str, before: Scrape, latest: Scrape) -> Any:
     calls = Table(title=title, title_justify="left", box=None, pad_edge=False)
     calls.add_column("method", no_wrap=True)
     # Most in two lines, so that a terminal of 80 characters shows them all.
-    for name in (
-        "calls /s",
-        "now",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "queue ms",
-        "compute ms",
-        "batch",
-        "in MB/s",
-        "out MB/s",
-    ):
+    for name in _COLUMNS:
         calls.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for method, figures in server_metrics.methods(before, latest).items():
         calls.add_row(method.rpartition("/")[2], *_cells(figures))
@@ -141,11 +125,14 @@ def _screen(url: str, before: Scrape, latest: Scrape) -> Any:
 def _cells(figures: MethodFigures) -> list[str]:
     latencies = figures.latency_s or (None, None, None)
     return [
-        _short(figures.calls_per_s),
+        short_text(figures.calls_per_s),
         str(figures.in_flight),
-        *("" if each is None else _short(each * 1e3) for each in (*latencies, figures.queue_s, figures.compute_s)),
+        *(
+            "" if time_s is None else short_text(time_s * 1e3)
+            for time_s in (*latencies, figures.queue_s, figures.compute_s)
+        ),
         "" if figures.batch is None else f"{figures.batch:.3g}",
-        *(_short(each / 1e6) for each in (figures.input_bytes_per_s, figures.output_bytes_per_s)),
+        *(short_text(rate / 1e6) for rate in (figures.input_bytes_per_s, figures.output_bytes_per_s)),
     ]
 
 
@@ -172,16 +159,3 @@ def _state(before: Scrape, latest: Scrape) -> list[tuple[str, str]]:
     refused = ", ".join(f"{count} {reason}" for reason, count in server_metrics.refusals(before, latest).items())
     rows.append(("refused", refused or "none"))
     return rows
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _url(text: str) -> str:
-    if text.startswith(("http://", "https://")):
-        return text
-    host, _, port = text.rpartition(":")
-    if "/" in text or not host or not port.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected http://HOST:PORT/metrics or HOST:PORT. Received {text!r}.")
-    return f"http://{text}/metrics"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
+
+from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import seconds
 
 if TYPE_CHECKING:
@@ -17,99 +21,96 @@ TARGET_VARIABLE = "CONVSERVE_TARGET"
 DEFAULT_TARGET = "localhost:50051"
 """The server where neither names one."""
 
+_SERVER = Section("server")
 
-def add_connection_options(parser: argparse.ArgumentParser, *, timeout: float) -> None:
-    """Adds `--target`, `--timeout`, and the options that say who calls and how it is encrypted.
+
+@dataclass(frozen=True)
+class Connection:
+    """The values of the options."""
+
+    target: str
+    timeout: float
+    token_file: str | None = None
+    tls: bool | None = None
+    tls_ca: str | None = None
+    tls_certificate: str | None = None
+    tls_key: str | None = None
+    tls_server_name: str | None = None
+
+    def client(self, *, shared_memory: bool = True) -> Client:
+        """Returns a client of the server, which may send tensors through shared memory.
+
+        Raises:
+            InvalidRequestError: If the file of the token cannot be read, or holds something else.
+        """
+        from convserve import Client
+
+        return Client(
+            self.target, timeout=self.timeout, shared_memory=shared_memory, token=self._token(), tls=self.encryption()
+        )
+
+    def encryption(self) -> TLS | bool | None:
+        """Returns how the connection is to be encrypted; None where the options leave it open."""
+        parts = (self.tls_ca, self.tls_certificate, self.tls_key, self.tls_server_name)
+        if all(part is None for part in parts):
+            return self.tls
+        if self.tls is False:
+            raise click.UsageError("--no-tls: the other --tls options ask for encryption")
+        from convserve import TLS
+
+        return TLS(*parts)
+
+    def _token(self) -> str | None:
+        if self.token_file is None:
+            return None
+        from convserve.errors import FieldViolation, InvalidRequestError
+
+        why = "it holds something else"
+        try:
+            words = Path(self.token_file).read_text(encoding="ascii").split()
+        except OSError as error:
+            words, why = [], error.strerror or str(error)
+        except ValueError:
+            words, why = [], "it has other bytes than ASCII"
+        if len(words) != 1:
+            text = f"Expected a file that holds a token and nothing else. Received {self.token_file}: {why}."
+            raise InvalidRequestError(FieldViolation("token_file", text))
+        return words[0]
+
+
+def connection_options(*, timeout: float) -> Callable[[Any], Any]:
+    """Returns a decorator that adds the options, of which the command gets a `Connection` named `connection`.
 
     Args:
-        parser: The command's parser.
         timeout: The command's default timeout in seconds.
     """
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--target",
-        metavar="HOST:PORT",
-        default=os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET,
-        help=f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
-    )
-    group.add_argument(
-        "--timeout",
-        metavar="SECONDS",
-        type=seconds,
-        default=timeout,
-        help="how long to wait for an answer (default: %(default)g)",
-    )
-    # A token itself is no option: the command lines of a machine's processes can be read by all its users.
-    group.add_argument(
-        "--token-file",
-        metavar="FILE",
-        help="a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)",
-    )
-    group.add_argument(
-        "--tls",
-        action=argparse.BooleanOptionalAction,
-        help="encrypt the connection; the options below do so too. --no-tls sends a token without encryption",
-    )
-    group.add_argument("--tls-ca", metavar="FILE", help="PEM file of the server's CA (default: gRPC's roots)")
-    group.add_argument("--tls-certificate", metavar="FILE", help="PEM file of your certificate, for mutual TLS")
-    group.add_argument("--tls-key", metavar="FILE", help="PEM file of its private key")
-    group.add_argument(
-        "--tls-server-name", metavar="NAME", help="the name in the server's certificate, if not the target's"
+    return options_as_one(
+        "connection",
+        (field.name for field in fields(Connection)),
+        _connection,
+        _SERVER.option(
+            "--target HOST:PORT", f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})"
+        ),
+        _SERVER.option(
+            "--timeout SECONDS", f"how long to wait for an answer (default: {timeout:g})", type=seconds, default=timeout
+        ),
+        # A token itself is no option: the command lines of a machine's processes can be read by all its users.
+        _SERVER.option(
+            "--token-file FILE", "a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)"
+        ),
+        _SERVER.option(
+            "--tls/--no-tls",
+            "encrypt the connection; the options below do so too. --no-tls sends a token without encryption",
+            default=None,
+        ),
+        _SERVER.option("--tls-ca FILE", "PEM file of the server's CA (default: gRPC's roots)"),
+        _SERVER.option("--tls-certificate FILE", "PEM file of your certificate, for mutual TLS"),
+        _SERVER.option("--tls-key FILE", "PEM file of its private key"),
+        _SERVER.option("--tls-server-name NAME", "the name in the server's certificate, if not the target's"),
     )
 
 
-def connect(arguments: argparse.Namespace, *, shared_memory: bool = True) -> Client:
-    """Returns a client for the server that the options name.
-
-    Args:
-        arguments: The options of `add_connection_options`.
-        shared_memory: Whether tensors may go through shared memory.
-    """
-    from convserve import Client
-
-    return Client(
-        arguments.target,
-        timeout=arguments.timeout,
-        shared_memory=shared_memory,
-        token=token(arguments),
-        tls=tls(arguments),
-    )
-
-
-def token(arguments: argparse.Namespace) -> str | None:
-    """Returns the token of `--token-file`; None without one.
-
-    Raises:
-        InvalidRequestError: If the file cannot be read, or holds something else.
-    """
-    if arguments.token_file is None:
-        return None
-    from convserve.errors import FieldViolation, InvalidRequestError
-
-    try:
-        found = Path(arguments.token_file).read_text(encoding="ascii").strip()
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "it has other bytes than ASCII"
-        text = f"Expected a file that holds a token. Received {arguments.token_file}: {why}."
-        raise InvalidRequestError(FieldViolation("token_file", text)) from None
-    if len(found.split()) != 1:
-        text = f"Expected a file that holds a token and nothing else. Received {arguments.token_file}."
-        raise InvalidRequestError(FieldViolation("token_file", text))
-    return found
-
-
-def tls(arguments: argparse.Namespace) -> TLS | bool | None:
-    """Returns how the options want the connection to be encrypted."""
-    parts = {
-        "ca": arguments.tls_ca,
-        "certificate": arguments.tls_certificate,
-        "key": arguments.tls_key,
-        "server_name": arguments.tls_server_name,
-    }
-    if not any(each is not None for each in parts.values()):
-        return arguments.tls  # type: ignore[no-any-return]
-    if arguments.tls is False:
-        arguments.refuse("--no-tls: the other --tls options ask for encryption")
-    from convserve import TLS
-
-    return TLS(**parts)
+def _connection(target: str | None, **values: Any) -> Connection:
+    target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    click.get_current_context().meta["convserve.target"] = target  # for the text of a failure
+    return Connection(target, **values)

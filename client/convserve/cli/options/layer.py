@@ -2,90 +2,116 @@
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Callable, Iterable
 from typing import Any
 
-from convserve.cli.options.values import named_object, padding, pair
+import click
 
-_PARAMETERS = (
-    "filters",
-    "kernel_size",
-    "strides",
-    "padding",
-    "data_format",
-    "dilation_rate",
-    "groups",
-    "activation",
-    "use_bias",
-    "kernel_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "bias_regularizer",
-    "activity_regularizer",
-    "kernel_constraint",
-    "bias_constraint",
-    "name",
-    "dtype",
+from convserve.cli.command import Section, in_order, options_as_one
+from convserve.cli.options.values import named_object, padding, pair, shape
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES
+
+Parameters = dict[str, Any]
+"""The parameters that flags give, as arguments for `convserve.Conv2D`; others are left out."""
+
+CALL = Section("call")
+_SHAPE = Section("layer", "The parameters of keras.layers.Conv2D, with Keras' names and defaults.")
+_NAMED = Section(
+    "initializers, regularizers and constraints",
+    """Keras' name such as he_normal, or JSON such as '{"class_name": "HeNormal", "config": {"seed": 3}}'.""",
 )
 
 
-def add_layer_options(parser: argparse.ArgumentParser) -> None:
-    """Adds one flag for each of Conv2D's parameters.
+_FORMATS = click.Choice(("channels_last", "channels_first"))
+_OBJECT: Any = ("NAME|JSON", {"type": named_object})
+_INTEGER: Any = ("N", {"type": int})
+_PAIR: Any = ("N|H,W", {"type": pair})
+_NO_BIAS = {"is_flag": True, "flag_value": False, "default": None}
+_PADDING = "valid, same, or rows and columns of zeros as top,bottom,left,right (default: valid; same for a kernel that "
+_PADDING += "filters each channel by itself)"
+_DATA_FORMAT = "where the channels are, in input and output (default: that of keras.json, else channels_last)"
 
-    Their defaults are None, "not given", so that the defaults that hold are Conv2D's own.
+# By the names of Conv2D's parameters: section, help, what stands for a value, and what click is told.
+_OPTIONS: dict[str, tuple[Section, str, str, dict[str, Any]]] = {
+    "filters": (_SHAPE, "number of output channels", *_INTEGER),
+    "kernel_size": (_SHAPE, "size of the window, such as 3 or 3,5", *_PAIR),
+    "strides": (_SHAPE, "steps of the window (default: 1)", *_PAIR),
+    "padding": (_SHAPE, _PADDING, "PADDING", {"type": padding}),
+    "data_format": (_SHAPE, _DATA_FORMAT, "", {"type": _FORMATS}),
+    "dilation_rate": (_SHAPE, "steps between the window's taps (default: 1)", *_PAIR),
+    "groups": (_SHAPE, "number of groups of channels (default: 1)", *_INTEGER),
+    "activation": (_SHAPE, "function applied last (default: none)", *_OBJECT),
+    "use_bias": (_SHAPE, "add no bias", "", _NO_BIAS),
+    "dtype": (_SHAPE, "float32, mixed_float16, ... (default: float32)", "POLICY", {}),
+    "name": (_SHAPE, "label of the layer (default: none)", "TEXT", {}),
+    "kernel_initializer": (_NAMED, "how the kernel is drawn (default: glorot_uniform)", *_OBJECT),
+    "bias_initializer": (_NAMED, "how the bias is drawn (default: zeros)", *_OBJECT),
+    "kernel_regularizer": (_NAMED, "penalty on the kernel, returned as a loss (default: none)", *_OBJECT),
+    "bias_regularizer": (_NAMED, "penalty on the bias (default: none)", *_OBJECT),
+    "activity_regularizer": (_NAMED, "penalty on the output (default: none)", *_OBJECT),
+    "kernel_constraint": (_NAMED, "recorded; acts when weights are updated (default: none)", *_OBJECT),
+    "bias_constraint": (_NAMED, "likewise (default: none)", *_OBJECT),
+}
+PARAMETERS = tuple(_OPTIONS)
+"""The parameters' names."""
+
+
+def flag_of(name: str) -> str:
+    """Returns the flag that gives a parameter."""
+    return "--no-bias" if name == "use_bias" else "--" + name.replace("_", "-")
+
+
+def layer_options(only: Iterable[str] = PARAMETERS, section: Section | None = None) -> Callable[[Any], Any]:
+    """Returns a decorator that adds flags for Conv2D's parameters, or for some of them, perhaps in another section.
+
+    The command gets those that are given as its argument `parameters`: the defaults are Conv2D's own.
     """
-    shape = parser.add_argument_group("layer", "The parameters of keras.layers.Conv2D, with Keras' names and defaults.")
-    shape.add_argument("--filters", type=int, metavar="N", help="number of output channels")
-    shape.add_argument("--kernel-size", type=pair, metavar="N|H,W", help="size of the window, such as 3 or 3,5")
-    shape.add_argument("--strides", type=pair, metavar="N|H,W", help="steps of the window (default: 1)")
-    shape.add_argument(
-        "--padding",
-        type=padding,
-        metavar="PADDING",
-        help="valid, same, or rows and columns of zeros as top,bottom,left,right "
-        "(default: valid; same for a kernel that filters each channel by itself)",
+    rows = {name: _OPTIONS[name] for name in only}
+    options = (
+        (section or own).option(f"{flag_of(name)} {value}".rstrip(), text, dest=name, **attributes)
+        for name, (own, text, value, attributes) in rows.items()
     )
-    shape.add_argument(
-        "--data-format",
-        choices=("channels_last", "channels_first"),
-        help="where the channels are, in input and output (default: that of keras.json, else channels_last)",
-    )
-    shape.add_argument(
-        "--dilation-rate", type=pair, metavar="N|H,W", help="steps between the window's taps (default: 1)"
-    )
-    shape.add_argument("--groups", type=int, metavar="N", help="number of groups of channels (default: 1)")
-    shape.add_argument(
-        "--activation", type=named_object, metavar="NAME|JSON", help="function applied last (default: none)"
-    )
-    shape.add_argument("--no-bias", dest="use_bias", action="store_false", default=None, help="add no bias")
-    shape.add_argument("--dtype", metavar="POLICY", help="float32, mixed_float16, ... (default: float32)")
-    shape.add_argument("--name", metavar="TEXT", help="label of the layer (default: none)")
-
-    named = parser.add_argument_group(
-        "initializers, regularizers and constraints",
-        "Keras' name such as he_normal, or JSON such as\n"
-        """'{"class_name": "HeNormal", "config": {"seed": 3}}'.""",
-    )
-    for flag, text in (
-        ("--kernel-initializer", "how the kernel is drawn (default: glorot_uniform)"),
-        ("--bias-initializer", "how the bias is drawn (default: zeros)"),
-        ("--kernel-regularizer", "penalty on the kernel, returned as a loss (default: none)"),
-        ("--bias-regularizer", "penalty on the bias (default: none)"),
-        ("--activity-regularizer", "penalty on the output (default: none)"),
-        ("--kernel-constraint", "recorded; acts when weights are updated (default: none)"),
-        ("--bias-constraint", "likewise (default: none)"),
-    ):
-        named.add_argument(flag, type=named_object, metavar="NAME|JSON", help=text)
+    return options_as_one("parameters", rows, _given, *options)
 
 
-def given_parameters(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns the parameters that the flags give, as arguments for `convserve.Conv2D`; others are left out."""
-    found = {name: getattr(arguments, name) for name in _PARAMETERS}
-    return {name: value for name, value in found.items() if value is not None}
+def _given(**values: Any) -> Parameters:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def require(arguments: argparse.Namespace, *flags: str) -> None:
-    """Ends the program with a usage error if one of the flags was not given."""
-    missing = [flag for flag in flags if getattr(arguments, flag[2:].replace("-", "_")) is None]
+def output_dtype_option(section: Section) -> Callable[[Any], Any]:
+    """Returns a decorator that adds `--output-dtype`."""
+    text = "the output's type (default: that of the computation)"
+    return section.option("--output-dtype", text, type=click.Choice(FLOAT_DTYPES))
+
+
+def call_options(*, required: bool) -> Callable[[Any], Any]:
+    """Returns a decorator that adds `--input-shape`, which may be required, `--input-dtype` and `--output-dtype`."""
+    text = "the input's shape with its batch axis, such as 4,600,600,3 or 4x600x600x3"
+    dtypes, default = click.Choice(INPUT_DTYPES), "the input's type (default: float32)"
+    return in_order(
+        CALL.option("--input-shape N,H,W,C", text, type=shape, required=required),
+        CALL.option("--input-dtype", default, type=dtypes, default="float32"),
+        output_dtype_option(CALL),
+    )
+
+
+def require(parameters: Parameters, *names: str) -> None:
+    """Refuses parameters of which one of these is not given.
+
+    Raises:
+        click.UsageError: Then.
+    """
+    missing = [flag_of(name) for name in names if name not in parameters]
     if missing:
-        arguments.refuse(f"the following arguments are required: {', '.join(missing)}")
+        raise click.UsageError(f"the following arguments are required: {', '.join(missing)}")
+
+
+def refuse(parameters: Parameters, names: tuple[str, ...], reason: str) -> None:
+    """Refuses parameters if one of these is given.
+
+    Raises:
+        click.UsageError: Then, with the reason.
+    """
+    for name in names:
+        if parameters.get(name) is not None:
+            raise click.UsageError(f"argument {flag_of(name)}: not allowed {reason}")

@@ -41,14 +41,14 @@ def find(client: Client, reference: str) -> StoredLayer:
     except LayerNotFoundError:
         if not _DIGEST.fullmatch(reference):
             raise
-    found = [each for each in client.layers() if each.digest.hex().startswith(reference)]
-    if len(found) > 1:
-        text = f"Expected more of the digest. Received {short_repr(reference)}, with which {len(found)} digests begin."
+    layers = [layer for layer in client.layers() if layer.digest.hex().startswith(reference)]
+    if len(layers) > 1:
+        text = f"Expected more of the digest. Received {short_repr(reference)}, with which {len(layers)} digests begin."
         raise InvalidRequestError(FieldViolation("layer", text))
-    if not found:
+    if not layers:
         text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
-    return found[0]
+    return layers[0]
 
 
 def find_or_read(client: Client, reference: str) -> StoredLayer:
@@ -60,9 +60,9 @@ def find_or_read(client: Client, reference: str) -> StoredLayer:
         LayerNotFoundError: If the server has none of that name or digest.
         InvalidRequestError: If several digests begin so; or if the file cannot be read, or does not say which layer.
     """
-    found = _FILE.fullmatch(reference)
-    if found is not None and Path(found["file"]).exists():
-        return client.put(_read(found["file"], found["name"]))
+    match = _FILE.fullmatch(reference)
+    if match is not None and Path(match["file"]).exists():
+        return client.put(_read(match["file"], match["name"]))
     stored = find(client, reference)
     with suppress(PermissionDeniedError):  # who may only compute cannot give it again either
         stored.weights()

@@ -2,58 +2,69 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Self
 
 from convserve.batch.counters import Counts, Pace, Tally
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
 _MAX_TOLD = 20  # failures, so that a million of them don't bury everything else
 
 
-class Progress(Protocol):
-    """Shows how far a run is."""
+class Progress:
+    """Shows texts on stderr and, while a run is watched, how far it is. Any thread may call its methods."""
+
+    def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
+        """Begins with nothing to show.
+
+        Args:
+            quiet: Whether to show texts alone.
+            console: Where to show it, if not on stderr.
+        """
+        from rich.console import Console
+
+        self._console = console or Console(stderr=True)
+        self._quiet = quiet
+        self._failures = 0
+        self._lock = threading.Lock()
+        self._shown = ExitStack()
 
     def watch(self, tally: Tally) -> None:
-        """Begins to show these counts."""
+        """Begins to show these counts: a bar below the texts, drawn four times a second, or lines for a log."""
+        if self._quiet:
+            return
+        pace = Pace()
+        if self._console.is_terminal:
+            from rich.live import Live
+
+            def drawn() -> Any:
+                show = line_of if self._console.width < _NARROW else bar_of
+                return show(tally.counts, *pace.see(time.monotonic(), tally.counts))
+
+            self._shown.enter_context(Live(get_renderable=drawn, console=self._console, refresh_per_second=4))
+            return
+        over = threading.Event()
+
+        def repeat() -> None:
+            pace.see(time.monotonic(), tally.counts)
+            while not over.wait(_LINE_S):
+                self.tell(line_of(tally.counts, *pace.see(time.monotonic(), tally.counts)))
+
+        threading.Thread(target=repeat, name="convserve-progress", daemon=True).start()
+        self._shown.callback(over.set)
 
     def tell(self, text: str) -> None:
         """Shows a line of text."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def tell_failure(self, key: str, reason: str) -> None:
-        """Shows that an item failed; any thread may call it."""
-
-
-@contextmanager
-def progress_of(*, quiet: bool) -> Iterator[Progress]:
-    """Yields what shows the progress on stderr: a bar where that is a terminal and rich is installed."""
-    if quiet:
-        yield _Told()
-        return
-    bar = _bar() if sys.stderr.isatty() else None
-    with bar or _Lines() as shown:
-        yield shown
-
-
-class _Told:
-    """Tells what is to be told, and no more."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._lock = threading.Lock()
-
-    def watch(self, tally: Tally) -> None:
-        pass
-
-    def tell(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    def tell_failure(self, key: str, reason: str) -> None:
+        """Shows that an item failed, unless there were many before."""
         with self._lock:
             self._failures += 1
             number = self._failures
@@ -62,102 +73,19 @@ class _Told:
         elif number == _MAX_TOLD + 1:
             self.tell("failed: further ones are in the report")
 
-
-class _Lines(_Told):
-    """A line every ten seconds, for logs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._over = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def watch(self, tally: Tally) -> None:
-        self._thread = threading.Thread(target=self._repeat, args=(tally,), daemon=True)
-        self._thread.start()
-
-    def _repeat(self, tally: Tally) -> None:
-        pace = Pace()
-        pace.see(time.monotonic(), tally.counts)
-        while not self._over.wait(_LINE_S):
-            self.tell(line_of(tally.counts, *pace.see(time.monotonic(), tally.counts)))
-
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> Self:
+        """Returns itself."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._over.set()
-        if self._thread is not None:
-            self._thread.join()
+        """Shows the counts once more on a terminal, and no more."""
+        self._shown.close()
 
 
 def line_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> str:
     """Returns "3,512 of 10,000 items (35%), 41.2 MB/s, 0:02:10 left, 2 failed"."""
-    parts = [f"{items_text(counts)} items ({percent_text(counts)})", *speed_texts(bytes_per_s, left_s)]
+    parts = [f"{_items_text(counts)} items ({percent_text(counts)})", *_speed_texts(bytes_per_s, left_s)]
     return ", ".join([*parts, *([f"{counts.failed:,} failed"] if counts.failed else [])])
-
-
-def percent_text(counts: Counts) -> str:
-    """Returns "35%", of an array that comes in parts too; 100% is all of it."""
-    return f"{int(100 * (counts.items - counts.left + counts.parts) / max(counts.items, 1) + 1e-9)}%"
-
-
-def items_text(counts: Counts) -> str:
-    """Returns "3,512 of 10,000"."""
-    return f"{counts.items - counts.left:,} of {counts.items:,}"
-
-
-def speed_text(bytes_per_s: float) -> str:
-    """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
-    amount = bytes_per_s / 1e6
-    return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
-
-
-def speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
-    """Returns "41.2 MB/s" and "0:02:10 left", as far as they are known."""
-    speed = [] if bytes_per_s is None else [speed_text(bytes_per_s)]
-    if left_s is None:
-        return speed
-    minutes, seconds = divmod(round(left_s), 60)
-    return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
-
-
-def _bar() -> Any:
-    """Returns a bar, or None without rich."""
-    try:
-        from rich.console import Console
-        from rich.live import Live
-    except ModuleNotFoundError:
-        return None
-    return _Bar(Console(stderr=True), Live)
-
-
-class _Bar(_Told):
-    """A bar that is drawn again four times a second, below what is told."""
-
-    def __init__(self, console: Any, live: Any) -> None:
-        super().__init__()
-        self._console = console
-        self._tally = Tally(0)
-        self._pace = Pace()
-        self._live = live(get_renderable=self._draw, console=console, refresh_per_second=4)
-
-    def watch(self, tally: Tally) -> None:
-        self._tally, self._pace = tally, Pace()
-
-    def tell(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-    def _draw(self) -> Any:
-        counts = self._tally.counts
-        show = line_of if self._console.width < _NARROW else bar_of
-        return show(counts, *self._pace.see(time.monotonic(), counts))
-
-    def __enter__(self) -> _Bar:
-        self._live.start(refresh=True)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._live.stop()
 
 
 def bar_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> Any:
@@ -169,8 +97,32 @@ def bar_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> A
     table = Table.grid(padding=(0, 2), expand=True)
     for ratio in (None, 1, None, None, None, None):
         table.add_column(ratio=ratio, no_wrap=True)
-    speed, left = [*speed_texts(bytes_per_s, left_s), "", ""][:2]
+    speed, left = [*_speed_texts(bytes_per_s, left_s), "", ""][:2]
     failed = f"[red]{counts.failed:,} failed[/]" if counts.failed else "0 failed"
     bar = ProgressBar(max(counts.items, 1), done, complete_style="cyan", finished_style="green")
-    table.add_row(items_text(counts), bar, percent_text(counts), speed, left, failed)
+    table.add_row(_items_text(counts), bar, percent_text(counts), speed, left, failed)
     return table
+
+
+def percent_text(counts: Counts) -> str:
+    """Returns "35%", of an array that comes in parts too; 100% is all of it."""
+    return f"{int(100 * (counts.items - counts.left + counts.parts) / max(counts.items, 1) + 1e-9)}%"
+
+
+def speed_text(bytes_per_s: float) -> str:
+    """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
+    amount = bytes_per_s / 1e6
+    return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
+
+
+def _items_text(counts: Counts) -> str:
+    return f"{counts.items - counts.left:,} of {counts.items:,}"
+
+
+def _speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
+    """Returns "41.2 MB/s" and "0:02:10 left", as far as they are known."""
+    speed = [] if bytes_per_s is None else [speed_text(bytes_per_s)]
+    if left_s is None:
+        return speed
+    minutes, seconds = divmod(round(left_s), 60)
+    return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]

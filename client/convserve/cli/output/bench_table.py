@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from convserve.cli.output.report import print_rows, shape_text
+from convserve.cli.output.report import print_rows, print_table, shape_text, short_text
 from convserve.display.units import bytes_text, duration_text, flops_text
 
-_COLUMNS = ("", "p50", "p90", "p99", "max", "calls/s", "MB/s sent", "MB/s back", "latency", "calls/s")
-_OVER = "convserve / it"
+_COLUMNS = ("p50", "p90", "p99", "max", "calls/s", "MB/s\nsent", "MB/s\nback", "latency\nratio", "calls/s\nratio")
+_RATIOS = "ratios: convserve's figure divided by that of the row"
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -55,13 +55,13 @@ def _answers(check: dict[str, Any]) -> str:
 
 
 def _print_load(load: dict[str, Any]) -> None:
-    rows: list[tuple[str, ...]] = [_COLUMNS]
-    notes = []
+    rows: list[tuple[str, ...]] = []
+    notes = [_RATIOS] if load["over"] else []
     for name, figures in load["subjects"].items():
         if "p50_ms" not in figures:
-            rows.append((name, "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
+            rows.append((f"    {name}", "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
         else:
-            rows.append((name, *_figures(figures), *_ratios(load["over"].get(name, {}))))
+            rows.append((f"    {name}", *_figures(figures), *_ratios(load["over"].get(name, {}))))
         if figures["failures"]:
             counts = ", ".join(f"{number} {kind}" for kind, number in figures["failures"].items())
             notes.append(f"{name}: failed calls: {counts}: {figures['failure'].partition(chr(10))[0]}")
@@ -72,12 +72,7 @@ def _print_load(load: dict[str, Any]) -> None:
             )
         if "compute_ms" in figures:
             notes.append(_where(name, figures))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    head = " " * (sum(widths[:8]) + 2 * 8) + _OVER
-    print(f"  {load['load']}{head[len(load['load']) :] if load['over'] else ''}")
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))]
-        print(f"    {'  '.join(cells)}".rstrip())
+    print_table(("", *_COLUMNS), rows, title=f"  {load['load']}", numbers=len(_COLUMNS))
     for note in notes:
         print(f"    {note}")
 
@@ -85,7 +80,7 @@ def _print_load(load: dict[str, Any]) -> None:
 def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
     latencies = (duration_text(figures[name] * 1e3) for name in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
     rates = (figures["calls_per_s"], figures["sent_mb_per_s"], figures["received_mb_per_s"])
-    return (*latencies, *(_short(each) for each in rates))
+    return (*latencies, *map(short_text, rates))
 
 
 def _ratios(ratios: dict[str, Any]) -> tuple[str, str]:
@@ -102,7 +97,3 @@ def _where(name: str, figures: dict[str, Any]) -> str:
     batch = f"{mean:.3g} sample{'s' if mean != 1 else ''} at once"
     most = figures["largest_batch_size"]
     return f"{name}'s time: {shares}; {batch}" + (f", {most} at most" if most > mean else "")
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"

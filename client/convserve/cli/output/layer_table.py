@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from google.protobuf import json_format
 
+from convserve.cli.output import report
 from convserve.display.units import bytes_text
 from convserve.layers import messages
 from convserve.tensors.codec import Shape, itemsize
@@ -61,11 +62,8 @@ class Row:
 
 def print_table(rows: Sequence[Row]) -> None:
     """Prints a line for each layer, and the sum."""
-    cells = [_HEADINGS, *map(_cells, rows)]
     if rows:
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        for line in cells:
-            print("  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths, strict=True)).rstrip())
+        report.print_table(_HEADINGS, map(_cells, rows))
     print(total_text(rows))
 
 

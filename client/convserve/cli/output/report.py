@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_WIDE = 1000  # characters of a line where there is no terminal: whoever reads a table then wants its rows whole
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
@@ -15,6 +21,30 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     for label, text in listed:
         indented = text.replace("\n", "\n" + " " * (width + 2))
         print(f"{label:<{width}}  {indented}")
+
+
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", numbers: int = 0) -> None:
+    """Prints a table, of which the last `numbers` columns are aligned on the right."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title=title or None, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+    )
+    for index, heading in enumerate(headings):
+        right = index >= len(headings) - numbers
+        table.add_column(heading, justify="right" if right else "left", header_style="", no_wrap=right)
+    for row in rows:
+        table.add_row(*map(Text, row))  # Text, because what has brackets would else be taken for markup
+    stdout_console(_WIDE).print(table)
+
+
+def stdout_console(width: int) -> Console:
+    """Returns stdout for rich, of so many characters where it is no terminal."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=width)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -28,9 +58,20 @@ def shape_text(shape: Iterable[int], dtype: str) -> str:
     return f"{tuple(shape)} {dtype}"
 
 
+def show_progress(text: str) -> None:
+    """Shows on a terminal what is being done, in a line of stderr that the next text replaces; "" clears it."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def short_text(value: float) -> str:
+    """Returns three digits, or all of those before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+        return {key: _finite(member) for key, member in value.items()}
+    return [_finite(member) for member in value] if isinstance(value, list | tuple) else value

@@ -29,10 +29,10 @@ class Scrape:
 
     def by(self, label: str, name: str) -> dict[str, float]:
         """Returns the sums of a sample's values for each value of a label."""
-        found: dict[str, float] = defaultdict(float)
+        sums: dict[str, float] = defaultdict(float)
         for labels, value in self.samples.get(name, {}).items():
-            found[dict(labels).get(label, "")] += value
-        return dict(found)
+            sums[dict(labels).get(label, "")] += value
+        return dict(sums)
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def read(text: str, time: float) -> Scrape:
 
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
     for family in text_string_to_metric_families(text):
-        for each in family.samples:
-            samples[each.name][frozenset(each.labels.items())] = each.value
+        for sample in family.samples:
+            samples[sample.name][frozenset(sample.labels.items())] = sample.value
     if "convserve_refused_total" not in samples:  # which is there from the start
         raise ValueError("no metrics of a convserve server")
     return Scrape(time, dict(samples))
@@ -94,7 +94,7 @@ def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
     def grown(name: str, method: str) -> float:
         return after.by("method", name).get(method, 0.0) - before.by("method", name).get(method, 0.0)
 
-    found = {}
+    figures = {}
     for method, in_flight in sorted(after.by("method", "convserve_requests_in_flight").items()):
         calls = grown("convserve_requests_total", method)
         passes = grown("convserve_batch_samples_count", method)
@@ -103,7 +103,7 @@ def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
         latencies = _buckets(before, after, "convserve_request_duration_seconds", method)
         queue = _buckets(before, after, "convserve_queue_seconds", method)
         compute = _buckets(before, after, "convserve_compute_seconds", method)
-        found[method] = MethodFigures(
+        figures[method] = MethodFigures(
             calls_per_s=calls / seconds,
             in_flight=int(in_flight),
             latency_s=(quantile(latencies, 0.5), quantile(latencies, 0.9), quantile(latencies, 0.99))
@@ -115,12 +115,12 @@ def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
             input_bytes_per_s=grown("convserve_input_bytes_total", method) / seconds,
             output_bytes_per_s=grown("convserve_output_bytes_total", method) / seconds,
         )
-    return found
+    return figures
 
 
 def refusals(before: Scrape, after: Scrape) -> dict[str, int]:
     """Returns how many calls and items were refused in a period, by reason."""
-    old, new = (each.by("reason", "convserve_refused_total") for each in (before, after))
+    old, new = (scrape.by("reason", "convserve_refused_total") for scrape in (before, after))
     grown = {reason: int(count - old.get(reason, 0.0)) for reason, count in new.items()}
     return {reason: count for reason, count in sorted(grown.items()) if count}
 
@@ -144,10 +144,10 @@ def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float:
 
 
 def _buckets(before: Scrape, after: Scrape, name: str, method: str) -> list[tuple[float, float]]:
-    found = []
+    buckets = []
     old = before.samples.get(f"{name}_bucket", {})
     for labels, count in after.samples.get(f"{name}_bucket", {}).items():
         said = dict(labels)
         if said["method"] == method:
-            found.append((float(said["le"]), count - old.get(labels, 0.0)))
-    return found
+            buckets.append((float(said["le"]), count - old.get(labels, 0.0)))
+    return buckets

@@ -22,10 +22,10 @@ def opened(
 ) -> Journal:
     """Opens a journal in which the lines about the keys in `lies` do not hold any more."""
 
-    def is_so(line: dict[str, Any]) -> bool:
+    def is_done(line: dict[str, Any]) -> bool:
         return (line.get("done") or line.get("failed") or line["begun"]) not in lies
 
-    return Journal.open(folder, identity, is_so, resume=resume)
+    return Journal.open(folder, identity, is_done, resume=resume)
 
 
 @pytest.fixture

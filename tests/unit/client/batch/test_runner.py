@@ -17,7 +17,7 @@ from convserve.batch import runner
 from convserve.batch.inputs import find_inputs
 from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.outputs import UNFINISHED, OutputFolder
-from convserve.batch.runner import Batch, is_so
+from convserve.batch.runner import Batch, is_done
 from convserve.batch.sources import Reading
 from convserve.errors import (
     ConvserveError,
@@ -68,7 +68,7 @@ class Run:
         found = find_inputs([str(self.inputs)], self.output)
         outputs = OutputFolder(self.output, format_name)
         identity = Identity(str(found.folder), [DOUBLED.digest.hex()], {"format": format_name})
-        journal = Journal.open(self.output, identity, partial(is_so, found, outputs), resume=True)
+        journal = Journal.open(self.output, identity, partial(is_done, found, outputs), resume=True)
         self.batch = Batch(
             [DOUBLED], found, outputs, journal, reading=Reading("channels_last"), retry_failed=retry_failed
         )

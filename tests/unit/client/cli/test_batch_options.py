@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from convserve import cli
 from convserve.batch.counters import MAX_FAILURES, Counts, Pace, Tally
@@ -17,9 +17,8 @@ from convserve.files.inputs import INPUT_SUFFIXES
 NOBODY = "127.0.0.1:1"  # a port where nothing listens
 
 
-def test_the_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["batch", "--help"])
+def test_the_help_says_what_can_be_read(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["batch", "--help"]) == 0
     out = capsys.readouterr().out
     assert all(suffix in out for suffix in INPUT_SUFFIXES)
     assert "convserve batch photos --layer edges --output edges --resume" in out
@@ -27,22 +26,10 @@ def test_the_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None
     assert " ".join(FILE.split()[:3]) in " ".join(out.split())
 
 
-def test_the_text_around_the_options_fits_a_terminal() -> None:
-    parser = argparse.ArgumentParser()
-    from convserve.cli.commands import batch
-
-    batch.add_arguments(parser)
-    for text in (parser.description, parser.epilog):
-        assert text is not None
-        assert max(map(len, text.splitlines())) <= 82
-
-
 @pytest.mark.parametrize("words", [[], ["x.npy"], ["x.npy", "--layer", "a"], ["x.npy", "-o", "y"]])
 def test_a_layer_an_input_and_a_folder_are_needed(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["batch", *words])
-    assert caught.value.code == 2
-    assert "the following arguments are required" in capsys.readouterr().err
+    assert cli.main(["batch", *words]) == 2
+    assert "Missing " in capsys.readouterr().err
 
 
 def test_inputs_are_looked_for_before_a_server_is_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -97,9 +84,8 @@ def test_what_is_left_is_never_rounded_away() -> None:
 
 
 def test_the_bar_fits_a_terminal_and_shows_all() -> None:
-    rich = pytest.importorskip("rich.console")
     text = io.StringIO()
-    console = rich.Console(file=text, width=80, force_terminal=True, color_system=None)
+    console = Console(file=text, width=80, force_terminal=True, color_system=None)
     console.print(batch_progress.bar_of(Counts(10_000, done=3_500, failed=2), 41.23e6, 130.2))
     (line,) = text.getvalue().splitlines()
     assert len(line) <= 80
@@ -108,11 +94,9 @@ def test_the_bar_fits_a_terminal_and_shows_all() -> None:
 
 
 def test_a_narrow_terminal_has_the_same_in_words() -> None:
-    rich = pytest.importorskip("rich.console")
-    live = pytest.importorskip("rich.live")
     text = io.StringIO()
-    console = rich.Console(file=text, width=40, force_terminal=True, color_system=None)
-    with batch_progress._Bar(console, live.Live) as bar:
+    console = Console(file=text, width=40, force_terminal=True, color_system=None)
+    with batch_progress.Progress(console=console) as bar:
         tally = Tally(10_000)
         tally.add(done=3_500)
         bar.watch(tally)
@@ -121,7 +105,7 @@ def test_a_narrow_terminal_has_the_same_in_words() -> None:
 
 
 def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
-    with batch_progress.progress_of(quiet=True) as progress:
+    with batch_progress.Progress(quiet=True) as progress:
         for number in range(1000):
             progress.tell_failure(f"{number}.jpg", "why")
     lines = capsys.readouterr().err.splitlines()

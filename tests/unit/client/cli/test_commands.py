@@ -1,8 +1,8 @@
 """What the commands print, and how failures are told, as far as no server is needed."""
 
-import argparse
 import json
 
+import click
 import numpy as np
 import pytest
 
@@ -10,18 +10,11 @@ import convserve
 from convserve import cli
 from convserve.cli.commands import health
 from convserve.cli.output import report
-from convserve.cli.output.failures import told
+from convserve.cli.output.failures import format_error
 from convserve.display import units
 
 NOBODY = "127.0.0.1:1"  # a port where nothing listens
 PLAN = ["plan", "--local", "--input-shape", "4,600,600,3"]
-
-
-def ended(argv):
-    """Returns the status with which argparse ended the program."""
-    with pytest.raises(SystemExit) as caught:
-        cli.main(argv)
-    return caught.value.code
 
 
 def test_a_local_plan_in_words(capsys):
@@ -90,7 +83,7 @@ def test_a_parameter_of_a_named_object_is_told_with_its_flag(capsys):
 
 
 def test_a_plan_needs_filters_and_a_kernel_size(capsys):
-    assert ended(PLAN) == 2
+    assert cli.main(PLAN) == 2
     assert "required: --filters, --kernel-size" in capsys.readouterr().err
 
 
@@ -109,7 +102,7 @@ def test_a_plan_needs_filters_and_a_kernel_size(capsys):
     ],
 )
 def test_what_a_bench_cannot_be_is_wrong_usage(capsys, argv, message):
-    assert ended(["bench", *argv.split()]) == 2
+    assert cli.main(["bench", *argv.split()]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -167,7 +160,7 @@ def test_health_reads_the_wire_form(response, status):
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
 def test_a_timeout_is_a_number_of_seconds(capsys, seconds):
-    assert ended(["health", f"--timeout={seconds}"]) == 2
+    assert cli.main(["health", f"--timeout={seconds}"]) == 2
     assert "expected a number of seconds" in capsys.readouterr().err
 
 
@@ -177,13 +170,16 @@ def test_the_environment_names_the_server(capsys, monkeypatch):
     assert NOBODY in capsys.readouterr().err
 
 
-def test_a_failure_that_nobody_expected_keeps_its_traceback():
-    assert told(KeyError("x"), argparse.Namespace()) is None
+def test_a_failure_that_nobody_expected_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(convserve.Conv2D, "plan", {}.__getitem__)
+    with pytest.raises(TypeError):
+        cli.main([*PLAN, "--filters", "1", "--kernel-size", "1"])
 
 
 def test_fields_that_no_flag_gives_keep_their_name():
     error = convserve.InvalidRequestError(convserve.FieldViolation("layers", "Expected one."))
-    assert told(error, argparse.Namespace()) == "error: layers: Expected one."
+    context = click.Context(click.Command("command"))
+    assert format_error(error, context) == "error: layers: Expected one."
 
 
 def test_amounts_are_readable():

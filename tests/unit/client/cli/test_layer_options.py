@@ -1,24 +1,30 @@
 """The options that describe a layer and its weights, and what they mean."""
 
-import argparse
+import re
 import shlex
 
+import click
 import numpy as np
 import pytest
 
 import convserve
+from convserve.cli.command import new_command
 from convserve.cli.options import values
-from convserve.cli.options.layer import add_layer_options, given_parameters
-from convserve.cli.options.weights import add_weight_options, layer_for
+from convserve.cli.options.layer import layer_options
+from convserve.cli.options.weights import layer_for, weight_options
 
 
-def layer_arguments(line=""):
-    """Returns the options of a layer and its weights, parsed from one line as a shell would split it."""
-    parser = argparse.ArgumentParser()
-    parser.set_defaults(refuse=parser.error)
-    add_layer_options(parser)
-    add_weight_options(parser)
-    return parser.parse_args(shlex.split(line))
+@new_command("describe a layer", "", "")
+@layer_options()
+@weight_options
+def described(parameters, weights):
+    return parameters, weights
+
+
+def options(line=""):
+    """Returns Conv2D's parameters and the weights that options give, in one line as a shell would split it."""
+    with described.make_context("describe", shlex.split(line)) as context:
+        return described.invoke(context)
 
 
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("3,5", (3, 5)), ("3x5", (3, 5)), ("0", 0), ("-1", -1)])
@@ -77,23 +83,23 @@ def test_named_object():
     ],
 )
 def test_other_values_are_refused_with_what_was_expected(read, text):
-    with pytest.raises(argparse.ArgumentTypeError, match=r"(?s)^expected .* Received "):
+    with pytest.raises(click.BadParameter, match=r"(?s)^expected .* Received "):
         read(text)
 
 
 def test_what_is_not_given_is_left_to_conv2d():
-    assert given_parameters(layer_arguments("--filters 2 --kernel-size 3")) == {"filters": 2, "kernel_size": 3}
-    assert given_parameters(layer_arguments()) == {}
+    assert options("--filters 2 --kernel-size 3")[0] == {"filters": 2, "kernel_size": 3}
+    assert options()[0] == {}
 
 
 def test_every_flag_reaches_its_parameter():
-    arguments = layer_arguments(
+    parameters, _ = options(
         "--filters 4 --kernel-size 3,5 --strides 2x1 --padding 1,2,3,4 --data-format channels_first --dilation-rate 1 "
         "--groups 2 --activation relu --no-bias --dtype mixed_float16 --name edges --kernel-initializer he_normal "
         "--bias-initializer ones --kernel-regularizer l2 --bias-regularizer l1 --activity-regularizer l1l2 "
         """--kernel-constraint max_norm --bias-constraint '{"class_name": "NonNeg", "config": {}}'"""
     )
-    config = convserve.Conv2D(**given_parameters(arguments))
+    config = convserve.Conv2D(**parameters)
     assert config == convserve.Conv2D(
         filters=4,
         kernel_size=(3, 5),
@@ -117,7 +123,7 @@ def test_every_flag_reaches_its_parameter():
 
 
 def test_a_classic_kernel_filters_each_channel_by_itself():
-    layer = layer_for(layer_arguments("--kernel gaussian --strides 2"), 3)
+    layer = layer_for(*options("--kernel gaussian --strides 2"), 3)
     config = layer.config
     assert (config.filters, config.groups, config.use_bias, config.padding) == (3, 3, False, "same")
     assert (config.kernel_size, config.strides) == ((5, 5), (2, 2))
@@ -125,23 +131,23 @@ def test_a_classic_kernel_filters_each_channel_by_itself():
 
 
 def test_padding_of_a_classic_kernel_may_be_chosen():
-    assert layer_for(layer_arguments("--kernel box --padding valid"), 1).config.padding == "valid"
+    assert layer_for(*options("--kernel box --padding valid"), 1).config.padding == "valid"
 
 
 def test_a_kernel_from_a_file_tells_filters_and_size(tmp_path):
     np.save(tmp_path / "k.npy", np.ones((3, 5, 2, 8)))
     np.save(tmp_path / "b.npy", np.arange(8))
-    layer = layer_for(layer_arguments(f"--kernel {tmp_path}/k.npy --groups 2"), 4)
+    layer = layer_for(*options(f"--kernel {tmp_path}/k.npy --groups 2"), 4)
     assert (layer.config.filters, layer.config.kernel_size, layer.config.padding) == (8, (3, 5), "valid")
     assert layer.bias is None
-    layer = layer_for(layer_arguments(f"--kernel {tmp_path}/k.npy --bias {tmp_path}/b.npy"), 2)
+    layer = layer_for(*options(f"--kernel {tmp_path}/k.npy --bias {tmp_path}/b.npy"), 2)
     assert layer.bias.dtype == np.float32  # integers typed by hand are meant as numbers
     np.testing.assert_array_equal(layer.bias, np.arange(8))
 
 
 def test_a_kernel_of_rank_2_is_used_like_a_classic_one(tmp_path):
     np.save(tmp_path / "k.npy", np.array([[1, 2], [3, 4]]))
-    layer = layer_for(layer_arguments(f"--kernel {tmp_path}/k.npy"), 3)
+    layer = layer_for(*options(f"--kernel {tmp_path}/k.npy"), 3)
     assert layer.kernel.shape == (2, 2, 1, 3)
     assert (layer.config.groups, layer.config.padding) == (3, "same")
 
@@ -149,18 +155,18 @@ def test_a_kernel_of_rank_2_is_used_like_a_classic_one(tmp_path):
 def test_a_kernel_of_another_rank_is_refused(tmp_path):
     np.save(tmp_path / "k.npy", np.ones(3))
     with pytest.raises(convserve.InvalidWeightsError, match=r"Received shape \(3,\)"):
-        layer_for(layer_arguments(f"--kernel {tmp_path}/k.npy"), 3)
+        layer_for(*options(f"--kernel {tmp_path}/k.npy"), 3)
 
 
 def test_a_kernel_that_is_no_name_and_no_file_is_refused():
     with pytest.raises(convserve.InvalidConfigurationError, match="Did you mean 'sobel-x'"):
-        layer_for(layer_arguments("--kernel sobel_x"), 3)
+        layer_for(*options("--kernel sobel_x"), 3)
     with pytest.raises(convserve.InvalidTensorError, match="No such file"):
-        layer_for(layer_arguments("--kernel nowhere/k.npy"), 3)
+        layer_for(*options("--kernel nowhere/k.npy"), 3)
 
 
 def test_a_seed_reaches_the_initializers():
-    layer = layer_for(layer_arguments("--filters 1 --kernel-size 1 --seed 7"), 3)
+    layer = layer_for(*options("--filters 1 --kernel-size 1 --seed 7"), 3)
     assert layer.config.kernel_initializer.parameters["seed"] == 7
 
 
@@ -175,11 +181,9 @@ def test_a_seed_reaches_the_initializers():
         ("--kernel box --groups 1", "--groups: not allowed with --kernel"),
         ("--kernel box --seed 1", "--seed: not allowed with --kernel"),
         ("--kernel box --kernel-initializer ones", "--kernel-initializer: not allowed with --kernel"),
-        ("--kernel box --bias b.npy --no-bias", "--no-bias: not allowed with --kernel"),
+        ("--kernel box --bias b.npy --no-bias", "--no-bias: not allowed with --bias"),
     ],
 )
-def test_options_that_contradict_each_other_are_wrong_usage(capsys, argv, words):
-    with pytest.raises(SystemExit) as caught:
-        layer_for(layer_arguments(argv), 3)
-    assert caught.value.code == 2
-    assert words in capsys.readouterr().err
+def test_options_that_contradict_each_other_are_wrong_usage(argv, words):
+    with pytest.raises(click.UsageError, match=re.escape(words)):
+        layer_for(*options(argv), 3)

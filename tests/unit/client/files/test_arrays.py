@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidRequestError, InvalidTensorError
-from convserve.files.arrays import check_destination, load_array, read_array, save_array
+from convserve.files.arrays import check_destination, load_array, save_array
+from convserve.files.inputs import read_input
 
 
 def refusal(function, *arguments, **options):
@@ -99,13 +100,13 @@ def test_the_field_is_the_callers(tmp_path):
 )
 def test_axes_that_were_left_out_are_added(tmp_path, shape, data_format, expected):
     np.save(tmp_path / "x.npy", np.zeros(shape))
-    assert read_array(tmp_path / "x.npy", data_format=data_format).shape == expected
+    assert read_input(tmp_path / "x.npy", data_format).shape == expected
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 2, 3, 4, 5)])
 def test_other_ranks_are_refused(tmp_path, shape):
     np.save(tmp_path / "x.npy", np.zeros(shape))
-    assert f"shape {shape}" in refusal(read_array, tmp_path / "x.npy").description
+    assert f"shape {shape}" in refusal(read_input, tmp_path / "x.npy").description
 
 
 def test_saving_keeps_the_name_as_given(tmp_path):

@@ -336,8 +336,7 @@ def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
 
 
 def test_without_matplotlib_only_grids_are_refused(tmp_path, monkeypatch):
-    for name in ("convserve.display.panels", "convserve.display.feature_maps"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delitem(sys.modules, "convserve.display.figures", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     three = np.zeros((1, 2, 2, 3))
     images.write_picture(tmp_path / "y.png", three)

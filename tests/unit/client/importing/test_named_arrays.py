@@ -152,6 +152,7 @@ def test_groups_are_the_callers(write):
     [
         ({"stride": 0}, "a.strides", "greater than 0"),
         ({"stride": 1, "strides": 1}, "strides", "PyTorch's wording"),
+        ({"padding_mode": "reflect"}, "padding_mode", "what a Conv2D pads with"),
         ({"padding": -1}, "a.padding", "amounts from 0"),
         ({"padding": "full"}, "a.padding", "'valid', 'same'"),
         ({"padding_mode": "reflect"}, "padding_mode", "'zeros'"),

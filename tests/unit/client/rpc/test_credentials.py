@@ -126,7 +126,7 @@ def test_no_secret_is_shown():
     tls = TLS(ca="ca.pem", certificate=b"-----BEGIN CERTIFICATE-----", key=PEM, server_name="x")
     assert repr(tls) == "TLS(ca='ca.pem', certificate=..., key=..., server_name='x')"
     with convserve.Client(token=TOKEN) as client:
-        shown = repr(client) + repr(client._access) + repr(client._channel)
+        shown = repr(client) + repr(client._access) + repr(client._connected()._channel)
     assert TOKEN not in shown
     assert tls == pickle.loads(pickle.dumps(tls))  # noqa: S301
     assert hash(tls) == hash(pickle.loads(pickle.dumps(tls)))  # noqa: S301

@@ -22,7 +22,8 @@ from convserve import (
     RetryRule,
     UnavailableError,
 )
-from convserve._rpc.map_schedule import DEFAULT_MAX_BYTES, Pipeline, patient
+from convserve._rpc.map_schedule import DEFAULT_MAX_BYTES, Pipeline
+from convserve._rpc.retries import with_retries
 from convserve.errors import FieldViolation
 
 SAME = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.ones((1, 1, 1, 1)))
@@ -323,10 +324,10 @@ def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], field
 
 
 def test_items_are_sent_again_as_long_as_they_may_take_unless_retries_are_off() -> None:
-    rule = patient(RetryRule(attempts=3, longest_s=2))
+    rule = with_retries(RetryRule(attempts=3, longest_s=2))
     assert rule.budget == math.inf
     # 2**100_000 would be no float.
     delay = rule.delay_s(100_000, UnavailableError("nobody"))
     assert delay is not None
     assert 1 <= delay <= 2
-    assert patient(RetryRule(attempts=1)).delay_s(1, UnavailableError("nobody")) is None
+    assert with_retries(RetryRule(attempts=1)).delay_s(1, UnavailableError("nobody")) is None

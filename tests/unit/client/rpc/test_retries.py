@@ -45,7 +45,9 @@ def test_targets(target: Any, expected: str) -> None:
     assert channel.channel_target(target) == expected
 
 
-@pytest.mark.parametrize("target", ["", [], [""], "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]])
+@pytest.mark.parametrize(
+    "target", ["", [], [""], "gpu-host", "[::1]", "gpu-host:", "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]]
+)
 def test_targets_that_make_no_sense(target: Any) -> None:
     with pytest.raises(InvalidRequestError, match="target: Expected"):
         channel.channel_target(target)
@@ -83,10 +85,10 @@ def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> No
 
     assert (retried(), retried()) == (3, 0)
     for _ in range(4):
-        retries.Call(rule, retries.Deadline(60), budget).answered()
+        retries.Call(rule, retries.Deadline(60), budget).record_success()
     assert retried() == 2
     for _ in range(100):
-        retries.Call(rule, retries.Deadline(60), budget).answered()
+        retries.Call(rule, retries.Deadline(60), budget).record_success()
     assert retried() == 3
     call = retries.Call(rule, retries.Deadline(60), budget)  # nobody answered: that is no overload
     assert all(call.delay_after(UnavailableError("gone")) >= 0 for _ in range(10))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer, Losses, OverloadedError, TooLargeError
-from convserve.protocol.layer_messages import sent_put
+from convserve.protocol.layer_messages import layer_upload
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
@@ -56,7 +56,7 @@ def registry(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> L
 
 
 def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
-    first = sent_put(given, None).start
+    first = layer_upload(given, None).start
     assert isinstance(first, messages.PutLayerRequest)
     first.start.expected_digest = digest
     return first

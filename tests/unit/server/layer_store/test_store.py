@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
+from convserve.layers.digest import digest
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
+from convserve_server.memory.aligned import ALIGNMENT, aligned_empty
 
 PLENTY = 2**30
 
@@ -65,6 +67,33 @@ def test_putting_again_changes_nothing(store: LayerStore) -> None:
     assert again == first
     assert again.config.name == "first"
     assert store.usage() == usage
+
+
+def test_weights_are_kept_aligned_and_read_only_and_digested_once(
+    store: LayerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests: list[bytes] = []
+
+    def seen_digest(*arguments: Any) -> bytes:
+        digests.append(digest(*arguments))
+        return digests[-1]
+
+    monkeypatch.setattr("convserve.layers.layer.digest", seen_digest)
+    memory = aligned_empty((1, 1, 256, 2), "f4")
+    memory[...] = 1
+    aligned, other = Layer(layer(0).config.replace(filters=2), memory), layer(1)
+    assert other.kernel is not None
+    unaligned = np.frombuffer(b"1234" + other.kernel.tobytes(), "f4")[1:].reshape(other.kernel.shape)
+    for given in (aligned, Layer(other.config, unaligned)):
+        digests.clear()
+        stored = store.layer(store.put(given, "a")[0].digest)
+        assert len(digests) == 1
+        assert stored.kernel is not None
+        assert not stored.kernel.flags.writeable
+        assert stored.kernel.ctypes.data % ALIGNMENT == 0
+        store.put(stored, "b", stored.digest)
+        assert len(digests) == 1
+    assert np.shares_memory(store.layer(aligned.digest).kernel, memory)
 
 
 def test_several_names_lead_to_one_layer_and_a_name_moves(store: LayerStore) -> None:

@@ -6,14 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from convserve import InternalError, InvalidTensorError, OverloadedError
+from convserve import InternalError, InvalidTensorError, OverloadedError, PermissionDeniedError
 from convserve.errors import DeadlineExceededError, FieldViolation
+from convserve_server.auth.identity import Identity
 from convserve_server.observability.call_record import (
     REASONS,
     UNKNOWN_METHOD,
     CallRecord,
+    CallRecorder,
     Observer,
     current_call,
+    current_identity,
     make_current,
 )
 from tests.support.observers import PASS, Heard
@@ -41,9 +44,9 @@ def test_observers_hear_everything_in_order():
     call.begin()
     call.computed(PASS)
     call.refused(OverloadedError("busy"))
-    call.end("RESOURCE_EXHAUSTED", "ipv4:10.0.0.1")
+    call.end("RESOURCE_EXHAUSTED")
     assert heard.words == [("began", "m"), (1, PASS), (0, "OVERLOADED"), "RESOURCE_EXHAUSTED"]
-    assert (call.code, call.caller, call.reason) == ("RESOURCE_EXHAUSTED", "ipv4:10.0.0.1", "OVERLOADED")
+    assert (call.code, call.caller, call.reason) == ("RESOURCE_EXHAUSTED", "", "OVERLOADED")
     assert call.duration_us >= 0
 
 
@@ -57,7 +60,7 @@ def test_an_observer_that_fails_harms_neither_the_call_nor_others(caplog):
     call.begin()
     call.computed(PASS)
     call.refused(OverloadedError("busy"))
-    call.end("RESOURCE_EXHAUSTED", "ipv4:10.0.0.1")
+    call.end("RESOURCE_EXHAUSTED")
     assert heard.words == [("began", "m"), (1, PASS), (0, "OVERLOADED"), "RESOURCE_EXHAUSTED"]
     assert [each.getMessage() for each in caplog.records] == ["Failing failed at a call of m"] * 4
 
@@ -103,4 +106,28 @@ def test_each_context_has_its_own_call():
         return current_call()
 
     assert contextvars.copy_context().run(answered) is call
-    assert current_call().method == UNKNOWN_METHOD
+    with pytest.raises(PermissionDeniedError):
+        current_call()
+
+
+def test_who_was_not_authenticated_may_do_nothing():
+    def identified(identity):
+        call = CallRecord("m", "m")
+        call.identity = identity
+        make_current(call)
+        return current_identity()
+
+    alice = Identity("alice", frozenset({"read"}))
+    assert contextvars.copy_context().run(identified, alice) is alice
+    with pytest.raises(PermissionDeniedError):
+        contextvars.copy_context().run(identified, None)
+
+
+def test_names_of_methods_are_those_that_are_listed():
+    recorder = CallRecorder(["/a.B/C"])
+    known = contextvars.copy_context().run(recorder.arrived, "/a.B/C", ())
+    unknown = contextvars.copy_context().run(recorder.arrived, "/a.B/\n" + "x" * 1000, ())
+    assert (known.method, known.method_label) == ("a.B/C", "a.B/C")
+    assert unknown.method == UNKNOWN_METHOD
+    assert unknown.method_label.isprintable()
+    assert len(unknown.method_label) < 300

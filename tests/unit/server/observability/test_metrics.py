@@ -52,7 +52,7 @@ def test_a_call_counts_from_its_begin_to_its_end():
     call.computed(PASS)
     call.received_bytes, call.sent_bytes = 10, 20
     call.refused(InternalError("", error_id="x"))
-    call.end("INTERNAL", "")
+    call.end("INTERNAL")
     found = read(registry)
     assert found["convserve_requests_in_flight", "a.B/C"] == 0
     assert found["convserve_requests_total", "INTERNAL", "a.B/C"] == 1

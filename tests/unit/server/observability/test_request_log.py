@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from convserve import InternalError
+from convserve_server.auth.identity import anyone
 from convserve_server.observability import request_log
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.logs import formatter
@@ -60,14 +61,16 @@ def convolved(method=CONVOLVE):
     call = CallRecord(method, method, (("x-request-id", "id-7"), ("authorization", PRIVATE)))
     call.computed(PASS)
     call.received_bytes, call.sent_bytes = 100, 200
-    call.end("OK", "ipv4:10.0.0.1")
+    call.identity = anyone("ipv4:10.0.0.1:5")
+    call.end("OK")
     return call
 
 
 def failed():
     call = CallRecord(CONVOLVE, CONVOLVE, (("x-request-id", "id-8"),))
     call.refused(InternalError("", error_id="abc123"))
-    call.end("INTERNAL", "ipv4:10.0.0.1")
+    call.identity = anyone("ipv4:10.0.0.1:5")
+    call.end("INTERNAL")
     return call
 
 
@@ -132,7 +135,7 @@ def test_nothing_is_written_above_the_level(form, level):
 def test_a_line_is_one_line(form, level):
     level("INFO")
     call = CallRecord("unknown", ascii("/a\nb\x1b"))
-    call.end("UNIMPLEMENTED", "")
+    call.end("UNIMPLEMENTED")
     (line,) = written(form, call)
     assert line.isprintable()
 

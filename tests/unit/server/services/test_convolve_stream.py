@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -13,22 +14,25 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, OutOfMemoryError
-from convserve.tensors.codec import dtype_number, head_of
+from convserve.tensors.codec import dtype_number
 from convserve.v1 import convolution_service_pb2 as messages
+from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
-from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.services.convolve_stream import ConvolveStream, StreamItems, Work
+from convserve_server.scheduling.scheduler import Result
+from convserve_server.services.convolve_stream import ConvolveStream, StreamItems
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from tests.support.waiting import eventually as until
+from convserve_server.transport.thread_pool import ThreadPool
+from tests.support.observers import PASS
+from tests.support.waiting import eventually
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 SHAPE = (1, 30, 30, 1)
 PLAN = CONFIG.plan(SHAPE)
 SIZE = PLAN.memory_bytes - PLAN.weight_bytes
 ITEMS = 4
-SILENCE = IdleTimeouts(60)
+IDLE = IdleTimeouts(60)
 
 
 def root(array: Any) -> Any:
@@ -38,28 +42,25 @@ def root(array: Any) -> Any:
 
 
 class Served:
-    """A stream's work, and weak references to all tensors that it saw."""
+    """A scheduler, as far as a stream asks, and weak references to all tensors that it saw."""
 
     def __init__(self, room: AdmissionQueue, fate: str) -> None:
         self.room, self.fate = room, fate
         self.tensors: list[weakref.ref[Any]] = []
-        self.work = Work(self._admit, self._convolve, lambda error: error, 1000)  # type: ignore[arg-type, return-value]
 
-    def _admit(self, shape: Any, _: str, caller: Caller) -> Permit:
+    def admit(self, _layers: Any, shape: Any, _dtype: str, _output_dtype: Any, caller: Caller) -> Permit:
         if self.fate == "refused":
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
 
-    def _convolve(self, x: Any, permit: Permit, _: Caller) -> Any:
+    def convolve(self, permit: Permit, _layers: Any, x: Any, *_: Any, unbatched: bool) -> Any:  # noqa: ARG002
         with permit:
             self.tensors.append(weakref.ref(root(x)))
             if self.fate == "fails":
                 raise OutOfMemoryError("too large")
             output = np.ones(x.shape, "f4")
             self.tensors.append(weakref.ref(output))
-            message = messages.ConvolveResponse()
-            message.output.CopyFrom(head_of(output))
-            return message, output
+            return Result(output, (), (), PASS)
 
 
 class Leaving:
@@ -86,8 +87,16 @@ def opening(number: int) -> messages.ConvolveStreamRequest:
     return messages.ConvolveStreamRequest(item=messages.StreamItem(item_id=number, dtype=dtype, shape=SHAPE))
 
 
-def items(requests: Iterator[Any], leaving: Leaving) -> StreamItems:
-    return InFlightItems(requests, leaving.caller, SILENCE, lambda: None)
+def stream_of(
+    served: Served, requests: Iterator[Any], leaving: Leaving, start: messages.StreamStart | None = None
+) -> ConvolveStream:
+    start = start or messages.StreamStart()
+    in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
+    items: StreamItems = InFlightItems(
+        requests, leaving.caller, ThreadPool(ITEMS + 1, "stream"), IDLE, lambda: None, in_order=in_order
+    )
+    backend = SimpleNamespace(admission=served, scheduler=served)
+    return ConvolveStream(backend, (), start, items, CallRecord("m", "m"), 1000)  # type: ignore[arg-type]
 
 
 def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.ref[Any]:
@@ -103,9 +112,8 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
             leaving.gone.wait(30)
             raise grpc.RpcError
 
-    pool = ThreadPool(ITEMS, "items")
     start = messages.StreamStart(order=order, piece_bytes=2**14)  # type: ignore[arg-type]
-    stream = ConvolveStream(served.work, items(requests(), leaving), start, pool)
+    stream = stream_of(served, requests(), leaving, start)
     answers = stream.answers()
     for number, _ in enumerate(answers, 1):
         if number == leaves_after:
@@ -126,10 +134,10 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
     gc.disable()  # what only the collector would find stays for as long as a server is idle
     try:
         stream = streamed(served, order, leaves_after)
-        until(lambda: stream() is None and not any(each() is not None for each in served.tensors))
+        eventually(lambda: stream() is None and not any(each() is not None for each in served.tensors))
     finally:
         gc.enable()
-    until(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
+    eventually(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
@@ -142,16 +150,15 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
         leaving.gone.wait(30)
         raise grpc.RpcError
 
-    pool = ThreadPool(2, "items")
-    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
-    served_by = pool.submit(lambda: list(stream.answers()))
-    until(lambda: served.room.load().waiting_calls == 2)
+    stream = stream_of(served, requests(), leaving)
+    served_by = ThreadPool(1, "call").submit(lambda: list(stream.answers()))
+    eventually(lambda: served.room.load().waiting_calls == 2)
     leaving.leave()
-    until(lambda: served.room.load().waiting_calls == 1)
+    eventually(lambda: served.room.load().waiting_calls == 1)
     with pytest.raises(grpc.RpcError):
         list(served_by.result(30))
     other.release()
-    until(lambda: served.room.load().admitted_bytes == 0)
+    eventually(lambda: served.room.load().admitted_bytes == 0)
 
 
 def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
@@ -161,10 +168,9 @@ def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> N
     def requests() -> Iterator[Any]:
         yield opening(1)
         yield memoryview(bytes(4 * 900))
-        until(lambda: not stream._items._under_way and bool(served.tensors))
+        eventually(lambda: not stream._items._in_flight and bool(served.tensors))
         leaving.leave()  # before the reader comes to the end of what was sent
 
-    pool = ThreadPool(2, "items")
-    stream = ConvolveStream(served.work, items(requests(), leaving), messages.StreamStart(), pool)
-    answers = pool.submit(lambda: list(stream.answers()))
+    stream = stream_of(served, requests(), leaving)
+    answers = ThreadPool(1, "call").submit(lambda: list(stream.answers()))
     assert len(answers.result(30)) == 2

@@ -7,7 +7,8 @@ from concurrent.futures import CancelledError, wait
 
 import pytest
 
-from convserve_server.scheduling.thread_pool import ThreadPool
+from convserve import OverloadedError
+from convserve_server.transport.thread_pool import ThreadPool
 from tests.support.waiting import eventually
 
 WAIT_S = 60
@@ -94,11 +95,11 @@ def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are
     def refuse(_thread):
         raise RuntimeError("can't start new thread")
 
-    pool, released = ThreadPool(2, "pair"), threading.Event()
     with monkeypatch.context() as system:
         system.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="new thread"):
-            pool.submit(int)
+            ThreadPool(2, "pair")  # when the server starts, and not at its first call
+    pool, released = ThreadPool(2, "pair"), threading.Event()
     first = pool.submit(released.wait, WAIT_S)
     with monkeypatch.context() as system:
         system.setattr(threading.Thread, "start", refuse)
@@ -109,6 +110,22 @@ def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are
     both = threading.Barrier(2)
     for each in [pool.submit(both.wait, WAIT_S) for _ in range(2)]:
         each.result(WAIT_S)  # a second thread was started, now that it may be
+
+
+def test_work_that_others_wait_for_is_refused_where_the_system_starts_no_more_threads(monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    pool, released = ThreadPool(2, "pair", waits_for_threads=False), threading.Event()
+    first = pool.submit(released.wait, WAIT_S)
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(OverloadedError, match="no more of them"):
+            pool.submit(divmod, 7, 2)
+    second = pool.submit(divmod, 7, 2)
+    assert second.result(WAIT_S) == (3, 1)
+    released.set()
+    assert first.result(WAIT_S)
 
 
 def test_what_is_cancelled_while_it_waits_is_not_run():

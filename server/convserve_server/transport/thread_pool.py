@@ -1,4 +1,4 @@
-"""The threads that handle calls. The one that was busy last is the first to get work again.
+"""A pool of threads, of which the one that was busy last is the first to get work again.
 
 Python's own pool gives work to the thread that has been idle longest, whose caches are cold, and each time wakes a
 second one in vain: whoever takes work from its queue passes on the lock for which all idle threads wait. For small
@@ -13,6 +13,10 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any
 
+from convserve.errors import OverloadedError
+
+_RETRY_S = 1.0
+
 
 class ThreadPool(Executor):
     """Runs what is submitted; what all threads are too busy for waits.
@@ -20,24 +24,30 @@ class ThreadPool(Executor):
     It cannot be shut down: its threads end with the process, whatever they do.
     """
 
-    def __init__(self, most: int, name: str) -> None:
-        """Starts with no thread.
+    def __init__(self, most: int, name: str, *, waits_for_threads: bool = True) -> None:
+        """Starts the first thread.
 
         Args:
-            most: How many threads there may be; each is started when work comes and no other is idle.
+            most: How many threads there may be; each further one is started when work comes and no other is idle.
             name: What their names begin with.
+            waits_for_threads: Whether work waits for the threads that there are when the system starts no more, which
+                is not for work that others of the pool wait for.
+
+        Raises:
+            RuntimeError: If the system starts no thread.
         """
-        self._most, self._name = most, name
+        self._most, self._name, self._waits_for_threads = most, name, waits_for_threads
         self._lock = threading.Lock()
-        self._count = 0
-        self._idle: list[_Worker] = []
         self._waiting: deque[_Work] = deque()
+        self._idle: list[_Worker] = []
+        self._count = 1
+        self._idle.append(_Worker(self._next, f"{name}_1"))
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Returns the future of a call that a thread will make.
 
         Raises:
-            RuntimeError: There is no thread, and the system starts none.
+            OverloadedError: If it does not wait for threads, and the system starts no further one.
         """
         work = _Work(fn, args, kwargs)
         future = work.future
@@ -56,9 +66,10 @@ class ThreadPool(Executor):
         try:
             worker = _Worker(self._next, f"{self._name}_{self._count + 1}")
         except RuntimeError:
-            if not self._count:
-                raise
-            return None  # those that there are will do it
+            if self._waits_for_threads:
+                return None
+            text = "Expected a thread. Received none, as the server's system starts no more of them: retry."
+            raise OverloadedError(text, retry_after_s=_RETRY_S) from None
         self._count += 1
         return worker
 

@@ -5,7 +5,7 @@ from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from convserve_server.transport.auth_interceptor import permissions_for
+from convserve_server.auth.authenticator import permissions_for
 from tests.support.raw.calls import RPCS
 from tests.support.raw.inference import INFERENCE_RPCS
 

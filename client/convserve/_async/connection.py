@@ -1,0 +1,217 @@
+"""A client's connection: it is made where it is used, and calls are sent until they are answered."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from convserve._async import io
+from convserve._async.replicas import LayerServers
+from convserve._async.transfer import TensorPath
+from convserve._rpc import channel, retries
+from convserve._rpc.credentials import TLS, Access
+from convserve._rpc.forks import calls_under_way
+from convserve._rpc.requests import ConvolveRequest
+from convserve.errors import (
+    ConvserveError,
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidRequestError,
+    LayerNotFoundError,
+    UnavailableError,
+)
+from convserve.layers.layer import Layer
+from convserve.protocol import layer_messages
+from convserve.protocol.results import Result
+from convserve.protocol.stored_layers import StoredLayerBase
+from convserve.v1 import convolution_service_pb2_grpc, layer_service_pb2
+
+
+class Connection:
+    """What `AsyncClient`, its stored layers and `map` make their calls with."""
+
+    def __init__(
+        self,
+        target: str | Sequence[str] = channel.DEFAULT_TARGET,
+        *,
+        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        retry: retries.RetryRule | None = None,
+        shared_memory: bool = True,
+        token: str | None = None,
+        tls: TLS | bool | None = None,
+    ) -> None:
+        """Prepares a connection; the first call makes it.
+
+        Args:
+            target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
+            timeout: Seconds that a call may take, retries included, unless it says otherwise.
+            retry: When to send a call again; by default up to 5 times within the timeout.
+            shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
+                Unix socket, allows it.
+            token: What the server knows this caller by; None for CONVSERVE_TOKEN of the environment, "" for none.
+            tls: How the connection is encrypted: True with gRPC's root certificates, or a `TLS`. None for not at all,
+                which sends no token to another machine; False for not at all, and sends it.
+
+        Raises:
+            InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
+                or files of `tls` that cannot be used.
+        """
+        self._target = channel.channel_target(target)
+        self._access = Access(self._target, token, tls)
+        self._timeout = retries.checked_timeout(timeout)
+        self._retry = retry or retries.RetryRule()
+        self._budget = retries.RetryBudget(self._retry)
+        self._shares_memory = shared_memory
+        self._closed = False
+        self._home = io.Home()
+        self._channel: Any = None
+
+    def _connected(self) -> Self:
+        """Returns itself, with a channel that can be used here.
+
+        Raises:
+            InvalidRequestError: If it is closed, or in use elsewhere.
+        """
+        if self._closed:
+            text = "Expected an open client. Received a call after it was closed."
+            raise InvalidRequestError(FieldViolation("client", text))
+        if not self._home.is_here():
+            with calls_under_way.setup:
+                if not self._home.is_here():
+                    self._open()
+        return self
+
+    def _open(self) -> None:
+        calls_under_way.check_process()
+        self._home.check()
+        self._channel = io.open_channel(self._access, self._target)
+        self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
+        self._servers = LayerServers(self._channel, self._target, self._access)
+        self._upload_locks: weakref.WeakValueDictionary[bytes, io.Lock] = weakref.WeakValueDictionary()
+        self._home.enter(self)  # last: another thread may look at it to see whether the rest is there
+
+    def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
+        return retries.Deadline.of(timeout, self._timeout)
+
+    def _new_call(
+        self, timeout: retries.Timeout, retry: retries.RetryRule | None = None, *, moves_name: bool = False
+    ) -> io.Call:
+        return io.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name=moves_name)
+
+    async def _call(
+        self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
+    ) -> Any:
+        """Sends a request until it is answered."""
+        return await self._attempt(self._new_call(timeout, retry), method, request)
+
+    async def _write(self, method: Callable[..., Any], upload: layer_messages.Upload, timeout: retries.Timeout) -> Any:
+        """Sends an upload until it is answered, but not again once it may have moved a name."""
+        return await self._attempt(self._new_call(timeout, moves_name=upload.moves_name), method, upload)
+
+    async def _attempt(self, call: io.Call, method: Callable[..., Any], request: Any) -> Any:
+        while True:
+            try:
+                with call:
+                    answer = await method(request, call.deadline)
+                call.record_success()
+                return answer
+            except (io.RpcError, ConvserveError) as failure:
+                delay_s = call.delay_after(failure)
+            except io.ClosedChannelError:
+                self._connected()
+                raise
+            await io.sleep(delay_s)
+
+    async def _convolve(
+        self, request: ConvolveRequest, deadline: retries.Deadline, retry: retries.RetryRule | None = None
+    ) -> Result:
+        """Makes a forward pass' call; uploads its stored layers to servers that lack them."""
+        stored = [layer for layer in request.layers if isinstance(layer, StoredLayerBase)]
+        for is_uploaded in (False, True):
+            uploads = [layer.uploads for layer in stored]
+            try:
+                return await self._call(self._connected()._tensors.convolve, request, deadline, retry)  # type: ignore[no-any-return]
+            except LayerNotFoundError:
+                if not stored:
+                    raise
+            if is_uploaded or not await self._upload(stored, uploads, deadline):
+                break
+        for layer in stored:
+            await self._fetch(layer, deadline)  # the call brings them along, for servers that cannot keep them
+        whole = request.carrying_layers()
+        return await self._call(self._connected()._tensors.convolve, whole, deadline, retry)  # type: ignore[no-any-return]
+
+    async def _upload(self, layers: list[StoredLayerBase], uploads: list[int], deadline: retries.Deadline) -> bool:
+        """Uploads layers to every server that lacks them, unless another call has done so meanwhile.
+
+        Args:
+            layers: The layers.
+            uploads: How many times each had been uploaded before the call that found it missing.
+            deadline: When it must be done.
+
+        Returns:
+            Whether all servers can keep them.
+        """
+        for layer, uploads_before in zip(layers, uploads, strict=True):
+            with calls_under_way.setup:
+                lock = self._upload_locks.setdefault(layer.digest, io.Lock())
+            async with io.held(lock, deadline):
+                if layer.uploads != uploads_before:
+                    continue
+                upload = layer_messages.layer_upload(await self._fetch(layer, deadline), None)
+                try:
+                    is_kept = await self._call(self._servers.offer, upload, deadline, retries.NO_RETRIES)
+                except UnavailableError:
+                    return False
+                layer.uploads += 1
+                if not is_kept:
+                    return False
+        return True
+
+    async def _fetch(self, layer: StoredLayerBase, deadline: retries.Deadline) -> Layer:
+        """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
+        if layer.local is None:
+            servers = self._connected()._servers
+            request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(layer))
+            try:
+                messages = await self._call(servers.read, request, deadline)
+            except LayerNotFoundError as lost:
+                try:
+                    await self._call(servers.put, layer_messages.reinitialization(layer), deadline)
+                except InvalidArgumentError:  # other weights came out: a caller had given these
+                    raise lost from None
+                messages = await self._call(servers.read, request, deadline)
+            layer.local = Layer(layer.config, *layer_messages.weights_of(messages))
+        return layer.local
+
+    async def close(self) -> None:
+        """Closes the connection.
+
+        Raises:
+            InvalidRequestError: In another event loop than the one that uses it now.
+        """
+        self._home.check()
+        self._closed = True
+        if self._channel is not None:
+            self._tensors.close()
+            await self._servers.close()
+            await self._channel.close()
+            self._channel = None
+            self._home.leave(self)
+
+    async def __aenter__(self) -> Self:
+        """Returns the client."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Closes the connection."""
+        await self.close()
+
+    def __repr__(self) -> str:
+        """Returns the client's target and timeout."""
+        return f"<convserve.{type(self).__name__} {self._target} timeout={self._timeout:g}s>"

@@ -1,0 +1,161 @@
+"""What a blocking client does otherwise than an asyncio one; `_async/io.py` has the same names."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from convserve._rpc import channel, retries, streaming
+from convserve._rpc.credentials import Access
+from convserve._rpc.forks import calls_under_way
+from convserve._rpc.retries import Deadline
+from convserve._sync.cancellation import Calls
+from convserve.protocol import layer_messages, pieces
+from convserve.protocol.results import Result
+
+T = TypeVar("T")
+
+Lock = threading.Lock
+RpcError = grpc.RpcError
+ClosedChannelError = ValueError
+"""What a call raises whose channel another thread has closed."""
+sleep = time.sleep
+read_all = list
+
+
+def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Returns `function(*arguments)`: a blocking client has its caller's thread."""
+    return function(*arguments)
+
+
+def open_channel(access: Access, address: str) -> Any:
+    """Returns a channel to the target, or to one of the servers that it leads to."""
+    return access.channel(address)
+
+
+class Home:
+    """Where a connection can be used: in one process, for a channel does not survive a fork."""
+
+    def __init__(self) -> None:
+        """Starts without a process."""
+        self._process = 0
+
+    def is_here(self) -> bool:
+        """Returns whether this process is the one."""
+        return self._process == os.getpid()
+
+    def check(self) -> None:
+        """Does nothing: a forked process may use it beside the one that forked."""
+
+    def enter(self, _: object) -> None:
+        """Makes this process the one."""
+        self._process = os.getpid()
+
+    def leave(self, _: object) -> None:
+        """Does nothing."""
+
+
+class Call(retries.Call):
+    """A call's attempts, each of which a fork of this process waits for."""
+
+    def __enter__(self) -> None:
+        """Begins an attempt."""
+        calls_under_way.begin(self, self.deadline.remaining_s())
+
+    def __exit__(self, *_: object) -> None:
+        """Ends it."""
+        calls_under_way.end(self)
+
+
+def answer(method: Any, message: Any, deadline: Deadline) -> Any:
+    """Makes a call of one message each way, and returns its answer.
+
+    Raises:
+        grpc.RpcError: If it fails.
+        grpc.FutureCancelledError: If another thread ended it.
+    """
+    calls = Calls.of_this_thread()
+    if calls is None:  # the quicker way, but nobody can end it
+        return method(message, timeout=deadline.remaining_s())
+    call = method.future(message, timeout=deadline.remaining_s())
+    with calls.under_way(call):
+        return call.result()
+
+
+def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.Incoming, deadline: Deadline) -> Result:
+    """Makes a forward pass' call in pieces.
+
+    Raises:
+        grpc.RpcError: If it fails.
+        ConvserveError: If an item did.
+        grpc.FutureCancelledError: If another thread ended it.
+    """
+    accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
+
+    def messages() -> Iterator[bytes]:
+        yield outgoing.start()
+        if accepted.result():
+            yield from outgoing.pieces()
+
+    call = method(messages(), timeout=deadline.remaining_s())
+    try:
+        with (Calls.of_this_thread() or Calls()).under_way(call):
+            accepted.set_result(pieces.is_accepted(call.initial_metadata()))
+            for message in call:
+                incoming.take(message)
+            return incoming.result()
+    finally:
+        accepted.cancel()
+        call.cancel()  # for when an item failed; after the end it does nothing
+
+
+def upload(method: Any, upload: layer_messages.Upload, deadline: Deadline) -> Any:
+    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer.
+
+    Raises:
+        grpc.RpcError: If it fails.
+    """
+    wanted: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def messages() -> Iterator[Any]:
+        yield upload.start
+        if upload.layer and wanted.result() == layer_messages.SEND_WEIGHTS:
+            yield from upload.pieces()
+
+    try:
+        call = method.future(messages(), timeout=deadline.remaining_s())
+        if upload.layer:
+            wanted.set_result(layer_messages.upload_answer(call.initial_metadata()))
+        return call.result()
+    finally:
+        wanted.cancel()  # if it came to no answer, so that nothing waits for one
+
+
+@contextmanager
+def held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
+    """Holds a lock; raises DeadlineExceededError if others hold it for too long."""
+    if not lock.acquire(timeout=deadline.remaining_s()):
+        raise deadline.exceeded()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def look_up(host: str, port: str, deadline: Deadline) -> tuple[str, ...]:
+    """Returns gRPC's names of the addresses that a host name leads to.
+
+    Raises:
+        DeadlineExceededError: If the resolver does not answer in time.
+    """
+    try:
+        return channel.look_up(host, port).result(deadline.remaining_s())
+    except TimeoutError:
+        raise deadline.exceeded() from None

@@ -1,0 +1,178 @@
+"""click's commands with options under headings, texts that are printed as they are written, and failures in words."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from convserve.cli.output.failures import format_error
+from convserve.errors import ConvserveError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Section(NamedTuple):
+    """A part of a command's help: its heading, and a text below it."""
+
+    title: str
+    note: str = ""
+
+    def option(self, form: str, text: str, *, dest: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
+        """Returns a decorator that adds an option to a command, listed in this section.
+
+        Args:
+            form: Flags and what stands for the value, such as "-o --output FILE".
+            text: Its help.
+            dest: The command's argument for it, if not the flag's name.
+            attributes: What else click.Option takes.
+        """
+        words = form.split(" ")
+        flags = [word for word in words if word.startswith("-")]
+        metavar = words[-1] if len(words) > len(flags) else None
+        names = flags if dest is None else [*flags, dest]
+        return click.option(*names, cls=_Option, section=self, metavar=metavar, help=text, **attributes)
+
+
+ARGUMENTS, OPTIONS, OUTPUT = Section("arguments"), Section("options"), Section("output")
+
+
+class Failure(click.ClickException):
+    """Ends the program with a text on stderr."""
+
+    def __init__(self, text: str, exit_code: int = 1) -> None:
+        super().__init__(text)
+        self.exit_code = exit_code  # type: ignore[misc] # click's own is a constant of the class
+
+    def show(self, file: Any = None) -> None:
+        """Prints the text."""
+        print(self.message, file=file or sys.stderr)
+
+
+class _Option(click.Option):
+    def __init__(self, *args: Any, section: Section, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose help has `usages` (what follows its name), `help` and `epilog` as they are written."""
+
+    def __init__(self, *args: Any, usages: Sequence[str] = (), **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._usages = usages
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Parses the command line; of a mistyped option says which one was meant."""
+        try:
+            return super().parse_args(context, args)
+        except click.NoSuchOption as error:
+            flags = [
+                flag for parameter in self.get_params(context) for flag in (*parameter.opts, *parameter.secondary_opts)
+            ]
+            meant = get_close_matches(error.option_name.replace("_", "-"), flags, n=1)
+            raise click.NoSuchOption(error.option_name, possibilities=meant, ctx=context) from None
+
+    def invoke(self, context: click.Context) -> Any:
+        """Runs the command; failures that it may expect become texts."""
+        try:
+            return super().invoke(context)
+        except ConvserveError as error:
+            raise Failure(format_error(error, context)) from error
+
+    def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a line for each way to call the command."""
+        for number, usage in enumerate(self._usages or [" ".join(self.collect_usage_pieces(context))]):
+            formatter.write_usage(context.command_path, usage, prefix="       " if number else "usage: ")
+
+    def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Writes what the command does."""
+        formatter.write(f"\n{(self.help or '').rstrip()}\n")
+
+    def format_arguments(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Leaves the arguments to `format_options`."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes arguments and options under their headings."""
+        records: dict[Section, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            if record := parameter.get_help_record(context):
+                default = ARGUMENTS if isinstance(parameter, click.Argument) else OPTIONS
+                records.setdefault(getattr(parameter, "section", default), []).append(record)
+        for section, rows in records.items():
+            with formatter.section(section.title):
+                if section.note:
+                    formatter.write_text(section.note)
+                    formatter.write_paragraph()
+                formatter.write_dl(rows)
+
+    def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Writes the examples."""
+        if self.epilog:
+            formatter.write(f"\n{self.epilog.rstrip()}\n")
+
+
+class Group(Command, click.Group):
+    """A command of commands."""
+
+    command_class = Command
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes the options, and the commands."""
+        super().format_options(context, formatter)
+        self.format_commands(context, formatter)
+
+
+def new_command(short_help: str, text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
+    """Returns a decorator that makes a command of a function, which returns the exit status or None.
+
+    Args:
+        short_help: The line about it in the list of commands.
+        text: What it does, below the usage in its help.
+        examples: What is below the options.
+        usages: Ways to call it: what follows its name; () for what click makes of its parameters.
+    """
+    return click.command(cls=Command, short_help=short_help, help=text, epilog=examples, usages=usages)
+
+
+JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)
+"""The option of commands that print a document for programs."""
+
+
+def options_as_one(
+    name: str, fields: Iterable[str], make: Callable[..., Any], *options: Callable[[Any], Any]
+) -> Callable[[Function], Function]:
+    """Returns a decorator that adds options, of which a command gets one object.
+
+    Args:
+        name: The command's argument for the object.
+        fields: The options' own names.
+        make: Makes the object of their values.
+        options: What adds the options, as the help lists them.
+    """
+    names = tuple(fields)
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def run(**values: Any) -> Any:
+            own = {field: values.pop(field) for field in names}
+            return function(**{name: make(**own)}, **values)
+
+        return in_order(*options)(run)  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def in_order(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Returns a decorator that adds options in the order in which they are to be listed."""
+
+    def decorate(function: Any) -> Any:
+        for add in reversed(options):
+            function = add(function)
+        return function
+
+    return decorate

@@ -1,0 +1,96 @@
+"""What a run of `convserve batch` came to: lines for people, a document for programs and for the folder of outputs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from convserve.batch.inputs import Inputs
+from convserve.batch.runner import Batch
+from convserve.cli.output.batch_progress import speed_text
+from convserve.cli.output.report import print_json, print_rows
+from convserve.display.units import bytes_text
+
+REPORT = "report.json"
+"""The report's name in the folder for outputs."""
+_MAX_SHOWN = 20
+_OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
+
+
+def report_of(
+    batch: Batch, inputs: Inputs, folder: Path, number: int | None, failure: Exception | None
+) -> dict[str, Any]:
+    """Returns what a run came to, for programs.
+
+    Args:
+        batch: The run.
+        inputs: Its inputs.
+        folder: Where the outputs went.
+        number: The signal that stopped it, if one did.
+        failure: What ended it, if something did.
+    """
+    counts, seconds = batch.tally.counts, batch.tally.seconds
+    moved = counts.input_bytes + counts.output_bytes
+    stopped = None if number is None else signal.Signals(number).name
+    return {
+        "input": str(inputs.folder),
+        "output": str(folder),
+        "items": counts.items,
+        "done": counts.done,
+        "skipped": counts.skipped,
+        "failed": counts.failed,
+        "left": counts.left,
+        "samples": counts.samples,
+        "input_bytes": counts.input_bytes,
+        "output_bytes": counts.output_bytes,
+        "seconds": round(seconds, 3),
+        "mb_per_s": round(moved / seconds / 1e6, 3),
+        "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
+        "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
+    }
+
+
+def tell(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+    """Writes the report to its file, and prints it."""
+    _write_report(folder / REPORT, report)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report, folder)
+
+
+def _write_report(path: Path, report: dict[str, Any]) -> None:
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        partial_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial_path, path)
+    except OSError as error:  # the same report is printed, and a full disk is told otherwise
+        print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
+
+
+def _print_report(report: dict[str, Any], folder: Path) -> None:
+    parts = [f"{report['done']:,} done"]
+    parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
+    samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
+    seconds = f"{report['seconds']:,.1f} s, {speed_text(report['mb_per_s'] * 1e6)} in and out together"
+    failures = [f"{failed['input']}: {failed['reason']}" for failed in report["failures"][:_MAX_SHOWN]]
+    if report["failed"] > len(failures):
+        failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
+    advice = "--resume does the rest" if report["left"] else ""
+    if report["failed"] and not report["left"]:
+        advice = "--retry-failed tries what failed again"
+    print_rows(
+        [
+            ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
+            ("in", bytes_text(report["input_bytes"])),
+            ("out", bytes_text(report["output_bytes"])),
+            ("time", seconds),
+            ("failed", "\n".join(failures)),
+            ("written", str(folder)),
+            ("next", advice),
+        ]
+    )

@@ -1,0 +1,54 @@
+"""Memory of a file, mapped into this process."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import mmap
+import os
+import weakref
+from typing import Any
+
+import numpy as np
+
+from convserve.tensors.codec import Array
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+class Map:
+    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
+
+    Attributes:
+        size: Its length in bytes.
+    """
+
+    def __init__(self, descriptor: int, size: int, flags: int) -> None:
+        """Maps a file's beginning to be read and written; raises OSError where that is not possible."""
+        self.size = size
+        self._c = _c_library()
+        address = self._c.mmap(None, size, mmap.PROT_READ | mmap.PROT_WRITE, flags, descriptor, 0)
+        if address == _MAP_FAILED:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        self._address: int = address
+        weakref.finalize(self, self._c.munmap, address, size).atexit = False
+        # With this numpy makes arrays of it, which keep it.
+        self.__array_interface__ = {"version": 3, "typestr": "|u1", "shape": (size,), "data": (address, False)}
+
+    def array(self) -> Array:
+        """Returns the bytes, as an array that is new each time."""
+        return np.asarray(self)
+
+    def forget_changes(self) -> None:
+        """Makes a private map show the file again."""
+        self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
+
+
+@functools.cache
+def _c_library() -> Any:
+    library = ctypes.CDLL(None, use_errno=True)
+    library.mmap.restype = ctypes.c_void_p
+    library.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long
+    library.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+    library.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    return library

@@ -1,0 +1,46 @@
+"""What is used of gRPC though it does not promise it. tests/unit/server/transport/test_grpc_private.py holds it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+
+# gRPC rounds a timeout up by less than this part of it when it sends it, so by our clock some of it may be left when
+# its caller's has passed; and a request may have taken longer to come here than the message that it is cancelled.
+_ROUNDING, _TRANSIT_S = 0.01, 0.02
+
+
+def is_non_blocking(handler: Any) -> bool:
+    """Returns whether gRPC gives a method a function to answer with and keeps no thread for it: health's Watch."""
+    return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
+
+
+def code_of(context: grpc.ServicerContext) -> grpc.StatusCode | None:
+    """Returns the code that a method has set; None for none."""
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
+    return code
+
+
+def code_at_end(context: grpc.ServicerContext, *, answered: bool, arrived_ns: int) -> str:
+    """Returns the name of the code that a call ended with.
+
+    That is the one that the method set, or OK for a whole answer within the deadline. gRPC does not say why a call
+    ended without an answer. DEADLINE_EXCEEDED means that no more of its timeout was left than rounding and transit
+    explain, CANCELLED that its caller, or its connection, ended it before.
+
+    Args:
+        context: The call's.
+        answered: Whether the method has returned its whole answer.
+        arrived_ns: When the call came, in nanoseconds since 1970.
+    """
+    code = code_of(context)
+    if code is not None and code is not grpc.StatusCode.OK:
+        return code.name
+    remaining_s = context.time_remaining()
+    if answered and remaining_s:
+        return grpc.StatusCode.OK.name
+    timeout_s = time.time() - arrived_ns / 1e9 + remaining_s
+    is_due = remaining_s <= _ROUNDING * timeout_s + _TRANSIT_S
+    return (grpc.StatusCode.DEADLINE_EXCEEDED if is_due else grpc.StatusCode.CANCELLED).name

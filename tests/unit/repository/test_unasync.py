@@ -1,0 +1,34 @@
+"""The blocking client's generated modules are what the asyncio client's make."""
+
+from __future__ import annotations
+
+import runpy
+from typing import Any
+
+import pytest
+
+from tests.support.repository import ROOT
+
+UNASYNC: dict[str, Any] = runpy.run_path(str(ROOT / "client" / "unasync.py"))
+
+
+@pytest.mark.parametrize("module", UNASYNC["MODULES"])
+def test_a_generated_module_is_current(module: str) -> None:
+    assert (ROOT / "client" / "convserve" / "_sync" / f"{module}.py").read_text() == UNASYNC["blocking"](module)
+
+
+def test_no_replacement_is_left_over() -> None:
+    assert UNASYNC["unused"]() == []
+
+
+def test_what_stands_by_hand_has_the_same_names() -> None:
+    from convserve._async import io as awaited
+    from convserve._sync import io as blocking
+
+    def names(module: Any) -> set[str]:
+        own = {"Lock", "RpcError", "ClosedChannelError", "sleep", "in_thread", "read_all"}
+        return own & set(vars(module)) | {
+            name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
+        }
+
+    assert {name for name in names(awaited) if not name.startswith("_")} == names(blocking)
