@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
-from convserve_server.scheduling.batcher import Batcher, Job
+from convserve_server.scheduling.batcher import Batcher, Batching, Job
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually as until
 
@@ -70,13 +70,8 @@ class GatedBatcher:
         self._gates: list[threading.Event] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(32)
-        self.batcher: Batcher[Task] = Batcher(
-            self._compute,
-            devices=self.devices,
-            concurrent=self.concurrent,
-            max_samples=self.max_samples,
-            max_bytes=self.max_bytes,
-        )
+        batching = Batching(self.concurrent, self.max_samples, self.max_bytes)
+        self.batcher: Batcher[Task] = Batcher(self._compute, self.devices, batching)
 
     def _compute(self, device: int, jobs: Sequence[Task]) -> list[Any]:
         tasks = [job.task for job in jobs]
@@ -475,7 +470,7 @@ def test_every_caller_gets_its_own_result(
     callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
 ) -> None:
     engine = Engine(devices, concurrent, max_samples)
-    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=100)
+    batcher = Batcher(engine.compute, devices, Batching(concurrent, max_samples, 100))
     start = threading.Barrier(len(callers))
     numbers = itertools.count()
 
