@@ -33,12 +33,12 @@ def number(
 
     def check(value: object) -> float:
         try:
-            found = float(value) if isinstance(value, numbers.Real) else math.nan
+            checked = float(value) if isinstance(value, numbers.Real) else math.nan
         except OverflowError:  # an integer beyond every float
-            found = math.nan
-        within = (at_least is None or found >= at_least) and (above is None or found > above)
-        if within and abs(found) <= _MAX_FLOAT32:  # NaN compares false
-            return found
+            checked = math.nan
+        within = (at_least is None or checked >= at_least) and (above is None or checked > above)
+        if within and abs(checked) <= _MAX_FLOAT32:  # NaN compares false
+            return checked
         bound = (
             f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
         )
@@ -52,12 +52,12 @@ def seed() -> Any:
 
     def check(value: object) -> int:
         try:
-            found = operator.index(cast(int, value))
+            integer = operator.index(cast(int, value))
         except TypeError:
             raise ValueError("an integer or None") from None
-        if not -(2**63) <= found < 2**63:
+        if not -(2**63) <= integer < 2**63:
             raise ValueError("an integer of at most 64 bits")
-        return found
+        return integer
 
     return _parameter(None, check)
 
@@ -90,12 +90,12 @@ def axes(default: tuple[int, ...] | None) -> Any:
     def check(value: object) -> tuple[int, ...]:
         listed = value if isinstance(value, list | tuple) else (value,)
         try:
-            found = tuple(operator.index(each) for each in listed)
+            checked = tuple(operator.index(axis) for axis in listed)
         except TypeError:
             raise ValueError("an integer or a list of integers") from None
-        if not found or any(not -4 <= each <= 3 for each in found):
+        if not checked or any(not -4 <= axis <= 3 for axis in checked):
             raise ValueError("axes from -4 to 3")
-        return found
+        return checked
 
     return _parameter(default, check)
 
@@ -105,12 +105,12 @@ def output_axis() -> Any:
 
     def check(value: object) -> int:
         try:
-            found = operator.index(cast(int, value))
+            axis = operator.index(cast(int, value))
         except TypeError:
             raise ValueError("an integer") from None
-        if found not in (-3, -2, -1, 1, 2, 3):
+        if axis not in (-3, -2, -1, 1, 2, 3):
             raise ValueError("an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch")
-        return found
+        return axis
 
     return _parameter(-1, check)
 
@@ -195,7 +195,7 @@ class KerasObject:
         member = cls.members.get(name)
         if member is None:
             raise InvalidConfigurationError(FieldViolation(field, cls._unknown(name)))
-        names = [each.name for each in dataclasses.fields(member)]
+        names = [parameter.name for parameter in dataclasses.fields(member)]
         strange = [key for key in config if key not in names]
         if strange:
             known = f"the parameters {', '.join(names)}" if names else "no parameters"
@@ -233,7 +233,7 @@ class KerasObject:
 
     @classmethod
     def _unknown(cls, name: str) -> str:
-        near = [each for each in cls.members if each.lower() == name.lower()]
+        near = [known for known in cls.members if known.lower() == name.lower()]
         near = near or difflib.get_close_matches(name, cls.members)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
@@ -272,12 +272,12 @@ class KerasObject:
             text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that is not known here."
             raise InvalidConfigurationError(FieldViolation(field, text))
         sent, config = getattr(message, name), {}
-        for each in dataclasses.fields(cls.members[name]):
-            value = getattr(sent, each.name)
+        for parameter in dataclasses.fields(cls.members[name]):
+            value = getattr(sent, parameter.name)
             if isinstance(value, Message):
-                config[each.name] = tuple(value.axis) if sent.HasField(each.name) else None  # type: ignore[attr-defined]
-            elif sent.DESCRIPTOR.fields_by_name[each.name].has_presence:
-                config[each.name] = value if sent.HasField(each.name) else None
+                config[parameter.name] = tuple(value.axis) if sent.HasField(parameter.name) else None  # type: ignore[attr-defined]
+            elif sent.DESCRIPTOR.fields_by_name[parameter.name].has_presence:
+                config[parameter.name] = value if sent.HasField(parameter.name) else None
             else:
-                config[each.name] = tuple(value) or None
+                config[parameter.name] = tuple(value) or None
         return cast(Self, cls.get({"class_name": name, "config": config}, field))

@@ -94,7 +94,7 @@ class InvalidArgumentError(ConvserveError, ValueError):
 
     def __init__(self, *violations: FieldViolation) -> None:
         self.violations = violations
-        super().__init__("\n".join(f"{each.field}: {each.description}" for each in violations))
+        super().__init__("\n".join(f"{wrong.field}: {wrong.description}" for wrong in violations))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns how to make it again, so that it can be copied and sent between processes."""
@@ -102,7 +102,7 @@ class InvalidArgumentError(ConvserveError, ValueError):
 
     def under(self, prefix: str) -> InvalidArgumentError:
         """Returns the same error with `prefix` before every field."""
-        return type(self)(*(FieldViolation(prefix + each.field, each.description) for each in self.violations))
+        return type(self)(*(FieldViolation(prefix + wrong.field, wrong.description) for wrong in self.violations))
 
 
 @contextmanager

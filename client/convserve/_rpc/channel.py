@@ -83,7 +83,7 @@ def look_up(host: str, port: str) -> concurrent.futures.Future[tuple[str, ...]]:
     """
     future: concurrent.futures.Future[tuple[str, ...]] = concurrent.futures.Future()
 
-    future.set_running_or_notify_cancel()  # who leaves does not cancel it
+    future.set_running_or_notify_cancel()  # so that no caller that gives up can cancel it
 
     def resolve() -> None:
         try:

@@ -18,7 +18,7 @@ from convserve._rpc import channel as _channel
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 
 TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
-"""The environment variable that holds the token where none is given."""
+"""The environment variable that holds the token of a client without token=."""
 
 Pem = str | os.PathLike[str] | bytes
 """The path of a PEM file, or its content."""
@@ -41,7 +41,7 @@ class TLS:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks what is given.
+        """Checks paths and names.
 
         Raises:
             InvalidRequestError: For something that is no path, PEM or name, or a certificate without its key.
@@ -65,9 +65,11 @@ class TLS:
         return grpc.ssl_channel_credentials(*(_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate")))
 
     def __repr__(self) -> str:
-        """Returns the paths; of what is given as bytes no more than that it is."""
-        given = {each.name: getattr(self, each.name) for each in fields(self)}
-        parts = (f"{name}={'...' if isinstance(each, bytes) else repr(each)}" for name, each in given.items() if each)
+        """Returns the paths; bytes may be a key, and are not shown."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        parts = (
+            f"{name}={'...' if isinstance(value, bytes) else repr(value)}" for name, value in values.items() if value
+        )
         return f"TLS({', '.join(parts)})"
 
 
@@ -86,15 +88,15 @@ class Access:
         Raises:
             InvalidRequestError: For what is no token or no TLS, or a token that others could read on its way.
         """
-        given = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
-        if not isinstance(given, str) or not re.fullmatch(r"[!-~]*", given):
+        shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):
             source = f"{TOKEN_VARIABLE}" if token is None else "token"
             raise _wrong(
                 source, "a word of ASCII characters without blanks. Received something else, which is not shown"
             )
         if not isinstance(tls, TLS | bool | None):
             raise _wrong("tls", f"None, a bool or a convserve.TLS. Received a {type(tls).__name__}")
-        if given and tls is None and not _stays_here(target):
+        if shown and tls is None and not _stays_here(target):
             source = "token=" if token else TOKEN_VARIABLE
             raise _wrong(
                 "tls",
@@ -103,7 +105,7 @@ class Access:
                 "sends it as it is; token='' sends none",
             )
         self._target = target
-        self._metadata = (("authorization", f"Bearer {given}"),) if given else ()
+        self._metadata = (("authorization", f"Bearer {shown}"),) if shown else ()
         self._tls = (TLS() if tls is True else tls) or None
         self._credentials = self._tls.credentials() if self._tls else None
 
@@ -185,16 +187,16 @@ def _stays_here(target: str) -> bool:
     """Returns whether nothing that is sent to a target leaves this machine."""
     if target.startswith("unix"):
         return True
-    here = (_channel.is_local(each) for each in _channel.addresses(target))
+    here = (_channel.is_local(address) for address in _channel.addresses(target))
     return target.startswith(("dns:", "ipv4:", "ipv6:")) and all(here)  # others lead where their resolver says
 
 
-def _pem(name: str, given: Pem | None) -> bytes | None:
-    if given is None:
+def _pem(name: str, pem: Pem | None) -> bytes | None:
+    if pem is None:
         return None
-    source = "bytes" if isinstance(given, bytes) else short_repr(os.fspath(given))  # bytes may be a key
+    source = "bytes" if isinstance(pem, bytes) else short_repr(os.fspath(pem))  # bytes may be a key
     try:
-        content = given if isinstance(given, bytes) else Path(given).read_bytes()
+        content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no path"
         raise _wrong(f"tls.{name}", f"a PEM file. Received {source}: {why}") from None

@@ -88,7 +88,7 @@ class CallsUnderWay:
     def after_in_child(self) -> None:
         """Starts anew, and keeps in mind whether gRPC works here."""
         self._cut = self._cut or bool(self._threads) or len(self.asyncio_clients) > 0
-        self._start()  # what other threads held or waited for, nobody would let go
+        self._start()  # what other threads held, nobody would release
 
 
 calls_under_way = CallsUnderWay()

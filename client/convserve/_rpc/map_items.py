@@ -48,7 +48,7 @@ class Item:
         return _ITEM_BYTES + self.input_bytes + self.output_bytes
 
     def finish(self, outcome: Array | ConvserveError) -> None:
-        """Notes what came of it, and lets go of the input."""
+        """Notes its outcome, and drops the input."""
         if isinstance(outcome, ConvserveError):
             self.output_bytes = 0
         elif self.is_sample:
@@ -70,9 +70,9 @@ class Call:
 
     def outputs(self, output: Array) -> list[Array]:
         """Returns each item's part of the call's output; of many as copies, else one that is kept would keep all."""
-        ends = np.cumsum([len(input_of(each)) for each in self.items])[:-1]
+        ends = np.cumsum([len(input_of(item)) for item in self.items])[:-1]
         parts = np.split(output, ends)
-        return parts if len(parts) <= FEW else [each.copy() for each in parts]
+        return parts if len(parts) <= FEW else [part.copy() for part in parts]
 
 
 class Group:
@@ -101,18 +101,18 @@ class Group:
 
     def take(self) -> list[Item]:
         """Returns the items of its next call, the first of those that wait."""
-        found: list[Item] = []
+        items: list[Item] = []
         input_bytes = output_bytes = 0
         while self.waiting:
             first = self.waiting[0]
             input_bytes += first.input_bytes
             output_bytes += first.output_bytes
-            if found and not _go_together(len(found) + 1, max(input_bytes, output_bytes)):
+            if items and not _go_together(len(items) + 1, max(input_bytes, output_bytes)):
                 break
-            found.append(self.waiting.popleft())
+            items.append(self.waiting.popleft())
             self._count(first, -1)
         self.calls += 1
-        return found
+        return items
 
     def _count(self, item: Item, sign: int) -> None:
         self._input_bytes += sign * item.input_bytes

@@ -155,7 +155,7 @@ class Pipeline:
 
     def call(self, items: list[Item]) -> Call:
         """Returns the call of some items."""
-        arrays = [input_of(each) for each in items]
+        arrays = [input_of(item) for item in items]
         together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return Call(items, requests.convolve_request(self._layers, together, self._output_dtype))
 
@@ -231,8 +231,8 @@ class Pipeline:
 
 def _with_seeds(layers: list[Any]) -> list[Any]:
     """Returns the layers, those that a server draws with seeds: so that it draws the same for every call."""
-    drawn = [isinstance(each, Layer) and each.kernel is None for each in layers]
+    drawn = [isinstance(layer, Layer) and layer.kernel is None for layer in layers]
     return [
-        Layer(each.config.with_seed(random.getrandbits(31))) if is_drawn else each
-        for each, is_drawn in zip(layers, drawn, strict=True)
+        Layer(layer.config.with_seed(random.getrandbits(31))) if is_drawn else layer
+        for layer, is_drawn in zip(layers, drawn, strict=True)
     ]

@@ -36,9 +36,12 @@ class Outgoing:
 
     def start(self) -> bytes:
         """Returns the first message."""
-        given = self._request.message
+        message = self._request.message
         start = messages.StreamStart(
-            layers=given.layers, output_dtype=given.output_dtype, unbatched=given.unbatched, piece_bytes=PIECE_BYTES
+            layers=message.layers,
+            output_dtype=message.output_dtype,
+            unbatched=message.unbatched,
+            piece_bytes=PIECE_BYTES,
         )
         return messages.ConvolveStreamRequest(start=start).SerializeToString()
 
@@ -71,10 +74,10 @@ class Incoming:
         Raises:
             ConvserveError: If it says that an item failed, or is none that could come now.
         """
-        found = framing.read_piece(data)
-        message = messages.ConvolveStreamResponse.FromString(data if found is None else found[0])
-        if found is not None:
-            self._continue(message.item_id, found[1])
+        piece = framing.read_piece(data)
+        message = messages.ConvolveStreamResponse.FromString(data if piece is None else piece[0])
+        if piece is not None:
+            self._continue(message.item_id, piece[1])
         elif message.WhichOneof("message") == "piece":
             self._continue(message.item_id, memoryview(message.piece))
         else:
@@ -110,16 +113,16 @@ class Incoming:
         """
         if self._output is None or len(self._results) != len(self._items) or len(self._rest):
             raise DecodeError("a stream that ended early")
-        times = [each.timing for each in self._results]
+        times = [result.timing for result in self._results]
         return replace(
             self._results[0],
             output=self._output,
-            timing=Timing(max(each.queue_us for each in times), sum(each.compute_us for each in times)),
-            batch_size=max(each.batch_size for each in self._results),
-            warm=all(each.warm for each in self._results),
+            timing=Timing(max(timing.queue_us for timing in times), sum(timing.compute_us for timing in times)),
+            batch_size=max(result.batch_size for result in self._results),
+            warm=all(result.warm for result in self._results),
         )
 
 
 def _is_divisible(request: ConvolveRequest) -> bool:
     """Returns whether each sample's result is the same whatever it is computed with: all but a batch's own penalty."""
-    return not any(each.config.activity_regularizer for each in request.layers)
+    return not any(layer.config.activity_regularizer for layer in request.layers)

@@ -10,8 +10,8 @@ from typing import Any
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
-from convserve._sync.cancellation import Calls
 from convserve._sync.connection import Connection
+from convserve._sync.io import Calls
 from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
 from convserve.tensors.codec import Array
 

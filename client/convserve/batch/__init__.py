@@ -1,10 +1,10 @@
 """What `convserve batch` does: many inputs through a layer, with a journal from which a run that was cut short goes on.
 
 inputs.py      which files there are, and the names of their outputs
-opened.py      what is in them: arrays, read by rows
-read_ahead.py  some are read while others are computed
+sources.py     what is in them: arrays, read by rows
+prefetch.py    some are read while others are computed
 outputs.py     files that are there as a whole or not at all
 journal.py     what is done
-tally.py       how much is done
-pipeline.py    all of it: read, compute, write, note
+counters.py    how much is done
+runner.py      all of it: read, compute, write, note
 """

@@ -232,7 +232,7 @@ class Journal:
                     if identity is None:
                         received = f"{short_repr(str(self._path))}: {error}"
                         raise _refused("output", "a journal of `convserve batch`", received) from error
-                    # A line that a power failure spoilt: what it told is done again.
+                    # A line that a power failure spoilt: its work is done again.
         os.ftruncate(self._file, self._length)
         return identity
 

@@ -48,7 +48,7 @@ _PASSING = (DeadlineExceededError, OverloadedError)
 
 @dataclass
 class _Work:
-    """An array on its way.
+    """An array in flight.
 
     Attributes:
         array: The array.
@@ -56,7 +56,7 @@ class _Work:
         parts: How many parts it has; 1 for what is written as a whole.
         written: The first rows of the parts that an earlier run wrote.
         left: How many parts are not written.
-        under_way: How many parts are sent and not yet written, or failed.
+        in_flight: How many parts are sent and not yet written, or failed.
         is_all_sent: Whether no further part will be sent.
         is_over: Whether it is finished, or has failed.
         failure: Why it will not be finished.
@@ -68,7 +68,7 @@ class _Work:
     parts: int
     written: frozenset[int]
     left: int
-    under_way: int = 0
+    in_flight: int = 0
     is_all_sent: bool = False
     is_over: bool = False
     failure: str = ""
@@ -119,7 +119,7 @@ class Batch:
         self.tally = Tally(len(inputs.names))
 
     def stop(self) -> None:
-        """Lets `run` end when what is on its way is done. A signal's handler may call it."""
+        """Lets `run` end when what is in flight is done. A signal's handler may call it."""
         self._stopping = True
 
     def run(self, client: Client) -> bool:
@@ -177,7 +177,7 @@ class Batch:
                 if start in work.written:
                     continue
                 with self._lock:
-                    work.under_way += 1
+                    work.in_flight += 1
                 try:
                     x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
                 except ConvserveError as error:
@@ -186,7 +186,7 @@ class Batch:
                 self._sent[number] = (work, start, x.nbytes)
                 number += 1
                 yield x
-                del x  # it is on its way, and nothing here holds it longer than that
+                del x  # it is in flight, and nothing here holds it longer than that
             with self._lock:
                 work.is_all_sent = True
             self._finish_if_over(work)
@@ -217,7 +217,7 @@ class Batch:
             self.tally.add(skipped=1)
             return True
         if key in self._journal.failed and not self._retry_failed:
-            self._tell_failure(key, self._journal.failed[key])
+            self._report_failure(key, self._journal.failed[key])
             return True
         return False
 
@@ -272,7 +272,7 @@ class Batch:
                 self.tally.add(samples=samples, parts=1 / work.parts)
             with self._lock:
                 work.left -= 1
-                work.under_way -= 1
+                work.in_flight -= 1
             self._finish_if_over(work)
         except Exception as error:  # whatever it is, the run's own thread raises it
             self._end(error)
@@ -280,7 +280,7 @@ class Batch:
     def _fail(self, work: _Work, error: ConvserveError) -> None:
         """Notes that a part failed."""
         with self._lock:
-            work.under_way -= 1
+            work.in_flight -= 1
             work.failure = work.failure or _reason(error)
             work.is_lasting |= not isinstance(error, _PASSING)
         self._finish_if_over(work)
@@ -288,7 +288,7 @@ class Batch:
     def _finish_if_over(self, work: _Work) -> None:
         """Finishes an array when its last part is done."""
         with self._lock:
-            if work.under_way or not work.is_all_sent or work.is_over or (work.left and not work.failure):
+            if work.in_flight or not work.is_all_sent or work.is_over or (work.left and not work.failure):
                 return
             work.is_over = True
         source = work.array.source
@@ -305,9 +305,9 @@ class Batch:
     def _note_failure(self, key: str, stamp: str, reason: str, *, is_lasting: bool) -> None:
         if is_lasting:
             self._journal.note_failed(key, stamp, reason)
-        self._tell_failure(key, reason)
+        self._report_failure(key, reason)
 
-    def _tell_failure(self, key: str, reason: str) -> None:
+    def _report_failure(self, key: str, reason: str) -> None:
         self.tally.add_failure(key, reason)
         self._on_failure(key, reason)
 

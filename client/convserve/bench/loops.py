@@ -64,7 +64,7 @@ def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
     Every caller makes at least one call, and none after the time is over.
 
     Raises:
-        KeyboardInterrupt: After the callers were told to stop.
+        KeyboardInterrupt: After the callers were asked to stop.
     """
     block, begin = Block(), time.perf_counter()
     end = begin + seconds
@@ -105,7 +105,7 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
         seconds: How long calls are due. What is not begun soon after, because too many wait for answers, is left.
 
     Raises:
-        KeyboardInterrupt: After the callers were told to stop.
+        KeyboardInterrupt: After the callers were asked to stop.
     """
     block, number, numbers = Block(), max(1, round(rate * seconds)), itertools.count()
     begin = time.perf_counter() + _LEAD_S

@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments after the program's name; None for the process' own.
 
     Returns:
-        The exit status: 0 for success, 1 for a failure that was told on stderr, 2 for wrong usage, 130 after Ctrl-C.
+        The exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

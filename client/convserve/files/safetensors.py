@@ -13,8 +13,7 @@ from types import ModuleType
 import numpy as np
 
 from convserve.errors import MissingDependencyError
-from convserve.tensors.bfloat16 import float32_of_bits
-from convserve.tensors.codec import Array, Shape, itemsize
+from convserve.tensors.codec import Array, Shape, float32_of_bfloat16_bits, itemsize
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 """The dtypes that layers have, by the format's names."""
@@ -71,7 +70,7 @@ class SafetensorsFile:
         """
         tensor = self.tensors[name]
         if tensor.dtype == "bfloat16":
-            return float32_of_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
+            return float32_of_bfloat16_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
         with _package() as safetensors, safetensors.safe_open(self._file, framework="numpy") as opened:
             return np.asarray(opened.get_tensor(name))
 

@@ -26,8 +26,7 @@ import numpy as np
 
 from convserve.errors import MissingDependencyError, short_repr
 from convserve.importing.untrusted import Budget, refusal
-from convserve.tensors.bfloat16 import float32_of_bits
-from convserve.tensors.codec import Array
+from convserve.tensors.codec import Array, float32_of_bfloat16_bits
 
 # Deflate, shuffle, Fletcher-32: those that are part of every libhdf5, so that no plugin is looked for.
 _BUILT_IN_FILTERS = {1, 2, 3}
@@ -94,7 +93,7 @@ class Hdf5File:
         self._budget.spend(size, f"the array {short_repr(path)}")
         self._ask("elements", path)
         elements = np.ndarray(shape, dtype, self._read(size))
-        return float32_of_bits(elements.view("<u2")) if dtype == np.dtype("V2") else elements
+        return float32_of_bfloat16_bits(elements.view("<u2")) if dtype == np.dtype("V2") else elements
 
     def text(self, path: str, name: str) -> str | None:
         """Returns an attribute that is a text, or None; that of the file itself under the path ""."""

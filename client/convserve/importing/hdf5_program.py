@@ -74,7 +74,7 @@ def _opened() -> Any:
     return h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
 
 
-def _tell(message: dict[str, Any], follows: Any = b"") -> None:
+def _send(message: dict[str, Any], follows: Any = b"") -> None:
     sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
     sys.stdout.buffer.write(follows)
     sys.stdout.buffer.flush()
@@ -86,16 +86,16 @@ def main() -> None:
     questions = {function.__name__: function for function in (describe, texts, elements)}
     try:
         root = _opened()
-        _tell({"answer": None})
+        _send({"answer": None})
         for line in sys.stdin.buffer:
             name, *arguments = json.loads(line)
             answer = questions[name](root, *arguments)
             if name == "elements":
-                _tell({"answer": None}, answer)
+                _send({"answer": None}, answer)
             else:
-                _tell({"answer": answer})
+                _send({"answer": answer})
     except Exception as error:  # whatever a reader stumbles over in a damaged file
-        _tell({"error": str(error) or type(error).__name__})
+        _send({"error": str(error) or type(error).__name__})
 
 
 if __name__ == "__main__":

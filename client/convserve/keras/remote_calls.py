@@ -102,11 +102,11 @@ def grant(server: Server, token: str | None, tls: TLS | bool | None) -> None:
     Raises:
         InvalidRequestError: As `Client` does.
     """
-    given = token, tls
-    if given == (None, None) or _granted.get(server) == given:
+    credentials = token, tls
+    if credentials == (None, None) or _granted.get(server) == credentials:
         return
     client = Client(server, token=token, tls=tls)
-    _granted[server] = given
+    _granted[server] = credentials
     _clients[server] = client
 
 

@@ -168,10 +168,10 @@ def _applied(function: Callable[..., Array], dtype: str, *tensors: Any) -> Any:
         raise InvalidRequestError(FieldViolation("gradient", f"{text}{_HOW_TO_TRAIN}."))
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def applied(*given: Any) -> Any:
+    def applied(*arrays: Any) -> Any:
         if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(*map(np.asarray, given))), gradient
+            return tf.convert_to_tensor(function(*map(np.asarray, arrays))), gradient
         # A convolution is pure. That said, TensorFlow computes branches of a model side by side.
-        return tf.numpy_function(function, given, dtype, stateful=False), gradient
+        return tf.numpy_function(function, arrays, dtype, stateful=False), gradient
 
     return applied(*tensors)

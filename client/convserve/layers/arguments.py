@@ -65,12 +65,12 @@ def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationEr
 def positive_integer(value: object, field: str) -> int:
     """Returns an integer of at least 1."""
     try:
-        found = operator.index(cast(int, value))
+        number = operator.index(cast(int, value))
     except TypeError:
         raise _refusal(field, "an integer greater than 0", value) from None
-    if not 0 < found <= _LARGEST:
+    if not 0 < number <= _LARGEST:
         raise _refusal(field, f"an integer greater than 0 and at most {_LARGEST}", value)
-    return found
+    return number
 
 
 def positive_pair(value: object, field: str) -> Pair:
@@ -80,7 +80,7 @@ def positive_pair(value: object, field: str) -> Pair:
         height = width = operator.index(cast(int, value))
     except TypeError:
         try:
-            height, width = (operator.index(each) for each in cast(Iterable[int], value))
+            height, width = (operator.index(size) for size in cast(Iterable[int], value))
         except (TypeError, ValueError):
             raise _refusal(field, expected, value) from None
     if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
@@ -94,41 +94,41 @@ def standard_padding(value: object, field: str = "padding") -> Padding:
         return cast(Padding, value.lower())
     try:
         rows, columns = cast(Iterable[Iterable[int]], value)
-        top, bottom = (operator.index(each) for each in rows)
-        left, right = (operator.index(each) for each in columns)
+        top, bottom = (operator.index(amount) for amount in rows)
+        left, right = (operator.index(amount) for amount in columns)
     except (TypeError, ValueError):
         expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0"
         raise _refusal(field, expected, value) from None
-    if not all(0 <= each <= _LARGEST for each in (top, bottom, left, right)):
+    if not all(0 <= amount <= _LARGEST for amount in (top, bottom, left, right)):
         raise _refusal(field, f"amounts from 0 to {_LARGEST}", value)
     return (top, bottom), (left, right)
 
 
 def standard_data_format(value: object, field: str = "data_format") -> DataFormat:
     """Returns "channels_last" or "channels_first"; None is Keras' `image_data_format` (see `keras_setting`)."""
-    found = keras_setting("image_data_format", "channels_last") if value is None else value
-    if isinstance(found, str) and found.lower() in ("channels_last", "channels_first"):
-        return cast(DataFormat, found.lower())
+    name = keras_setting("image_data_format", "channels_last") if value is None else value
+    if isinstance(name, str) and name.lower() in ("channels_last", "channels_first"):
+        return cast(DataFormat, name.lower())
     raise _refusal(field, "'channels_last' or 'channels_first'", value)
 
 
 def standard_dtype_policy(value: object, field: str = "dtype") -> str:
     """Returns the name of a dtype policy, given as None, a name, a dtype, or Keras' policy or its configuration."""
     if isinstance(value, dict):
-        found: object = (value.get("config") or {}).get("name")
+        name: object = (value.get("config") or {}).get("name")
     elif value is None:
-        found = keras_setting("floatx", "float32")
+        name = keras_setting("floatx", "float32")
     elif isinstance(value, str):
-        found = value
+        name = value
     else:
-        found = getattr(value, "name", None)
-        if not isinstance(found, str):
+        name = getattr(value, "name", None)
+        if not isinstance(name, str):
             try:
-                found = np.dtype(cast(Any, value)).name
+                name = np.dtype(cast(Any, value)).name
             except TypeError:
-                found = None
-    if isinstance(found, str) and found in DTYPE_POLICIES:
-        return found
+                name = None
+    if isinstance(name, str) and name in DTYPE_POLICIES:
+        return name
     raise _refusal(field, f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}", value)
 
 
@@ -160,10 +160,10 @@ def standard_input_shape(value: object, field: str = "input_shape") -> tuple[int
     if value is None:
         return None
     try:
-        shape = tuple(None if each is None else operator.index(each) for each in cast(Iterable[int | None], value))
+        shape = tuple(None if size is None else operator.index(size) for size in cast(Iterable[int | None], value))
     except TypeError:
         shape = ()
-    if len(shape) == 3 and all(each is None or 0 < each < 2**63 for each in shape):
+    if len(shape) == 3 and all(size is None or 0 < size < 2**63 for size in shape):
         return shape
     raise _refusal(field, "three dimensions without the batch axis, each at least 1 or None", value)
 

@@ -34,27 +34,9 @@ class Conv2D(Geometry):
         >>> Conv2D(filters=64, kernel_size=3, strides=2, padding="same").output_shape((4, 600, 600, 3))
         (4, 300, 300, 64)
 
-    Attributes:
-        filters: The number of output channels.
-        kernel_size: (height, width) of the window.
-        strides: (height, width) of a step.
-        padding: "valid", "same" or ((top, bottom), (left, right)).
-        data_format: "channels_last" or "channels_first".
-        dilation_rate: (height, width) between the window's taps.
-        groups: The number of groups that the channels are split into.
-        activation: The function applied last; `linear` for none.
-        use_bias: Whether a bias is added.
-        kernel_initializer: How the kernel is drawn where none is given.
-        bias_initializer: How the bias is drawn where none is given.
-        kernel_regularizer: The penalty on the kernel, or None.
-        bias_regularizer: The penalty on the bias, or None.
-        activity_regularizer: The penalty on the output, or None.
-        kernel_constraint: Applied to the kernel when weights are updated, or None.
-        bias_constraint: Applied to the bias when weights are updated, or None.
-        name: The layer's Keras name, a label, or None.
-        dtype: The dtype policy's name.
-        trainable: A layer that is not trainable has no kernel or bias loss; nothing else changes.
-        input_shape: The expected input without its batch axis, or None. Only `plan` reads it.
+    Attributes are the constructor's parameters, each in one form: sizes as (height, width), `padding` as "valid",
+    "same" or ((top, bottom), (left, right)), `activation` and initializers as objects, regularizers and constraints as
+    objects or None, and `dtype` as the policy's name.
     """
 
     kernel_initializer: Initializer
@@ -109,50 +91,52 @@ class Conv2D(Geometry):
             kernel_regularizer: None, or likewise of `convserve.regularizers`.
             bias_regularizer: Likewise.
             activity_regularizer: Likewise.
-            kernel_constraint: None, or likewise of `convserve.constraints`.
+            kernel_constraint: None, or likewise of `convserve.constraints`; applied when weights are updated.
             bias_constraint: Likewise.
-            name: A label without "/".
+            name: A label without "/", or None.
             dtype: A dtype policy: "float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"; or
                 None for `floatx` of the caller's keras.json.
-            trainable: Whether the weights' regularizers count.
-            input_shape: The expected input without its batch axis.
+            trainable: A layer that is not trainable has no kernel or bias loss; nothing else changes.
+            input_shape: The expected input without its batch axis, or None. Only `plan` reads it.
 
         Raises:
             InvalidConfigurationError: Names every parameter that is wrong, not only the first.
         """
-        found = Arguments()
+        arguments = Arguments()
         values: dict[str, Any] = {
-            "filters": found.take(standard.positive_integer, filters, "filters"),
-            "kernel_size": found.take(standard.positive_pair, kernel_size, "kernel_size"),
-            "strides": found.take(standard.positive_pair, strides, "strides"),
-            "padding": found.take(standard.standard_padding, padding),
-            "data_format": found.take(standard.standard_data_format, data_format),
-            "dilation_rate": found.take(standard.positive_pair, dilation_rate, "dilation_rate"),
-            "groups": found.take(standard.positive_integer, groups, "groups"),
-            "activation": found.take(Activation.get, activation, "activation") or _DEFAULT_ACTIVATION,
-            "use_bias": found.take(standard.truth, use_bias, "use_bias"),
-            "kernel_initializer": found.take(_initializer, kernel_initializer, "kernel_initializer"),
-            "bias_initializer": found.take(_initializer, bias_initializer, "bias_initializer"),
-            "kernel_regularizer": found.take(_regularizer, kernel_regularizer, "kernel_regularizer"),
-            "bias_regularizer": found.take(_regularizer, bias_regularizer, "bias_regularizer"),
-            "activity_regularizer": found.take(_regularizer, activity_regularizer, "activity_regularizer"),
-            "kernel_constraint": found.take(Constraint.get, kernel_constraint, "kernel_constraint"),
-            "bias_constraint": found.take(Constraint.get, bias_constraint, "bias_constraint"),
-            "name": found.take(standard.standard_name, name),
-            "dtype": found.take(standard.standard_dtype_policy, dtype),
-            "trainable": found.take(standard.standard_trainable, trainable),
-            "input_shape": found.take(standard.standard_input_shape, input_shape),
+            "filters": arguments.take(standard.positive_integer, filters, "filters"),
+            "kernel_size": arguments.take(standard.positive_pair, kernel_size, "kernel_size"),
+            "strides": arguments.take(standard.positive_pair, strides, "strides"),
+            "padding": arguments.take(standard.standard_padding, padding),
+            "data_format": arguments.take(standard.standard_data_format, data_format),
+            "dilation_rate": arguments.take(standard.positive_pair, dilation_rate, "dilation_rate"),
+            "groups": arguments.take(standard.positive_integer, groups, "groups"),
+            "activation": arguments.take(Activation.get, activation, "activation") or _DEFAULT_ACTIVATION,
+            "use_bias": arguments.take(standard.truth, use_bias, "use_bias"),
+            "kernel_initializer": arguments.take(_initializer, kernel_initializer, "kernel_initializer"),
+            "bias_initializer": arguments.take(_initializer, bias_initializer, "bias_initializer"),
+            "kernel_regularizer": arguments.take(_regularizer, kernel_regularizer, "kernel_regularizer"),
+            "bias_regularizer": arguments.take(_regularizer, bias_regularizer, "bias_regularizer"),
+            "activity_regularizer": arguments.take(_regularizer, activity_regularizer, "activity_regularizer"),
+            "kernel_constraint": arguments.take(Constraint.get, kernel_constraint, "kernel_constraint"),
+            "bias_constraint": arguments.take(Constraint.get, bias_constraint, "bias_constraint"),
+            "name": arguments.take(standard.standard_name, name),
+            "dtype": arguments.take(standard.standard_dtype_policy, dtype),
+            "trainable": arguments.take(standard.standard_trainable, trainable),
+            "input_shape": arguments.take(standard.standard_input_shape, input_shape),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
-        wrong = {violation.field.partition(".")[0] for violation in found.violations}
+        wrong = {violation.field.partition(".")[0] for violation in arguments.violations}
         if not wrong & {"filters", "groups"} and self.filters % self.groups:
             text = f"Expected a number that is divisible by groups={self.groups}. Received filters={self.filters}."
-            found.refuse("filters", text)
+            arguments.refuse("filters", text)
         if not wrong & {"strides", "dilation_rate"} and max(self.strides) > 1 and max(self.dilation_rate) > 1:
             text = "Expected strides of 1 together with dilation_rate > 1, as in Keras. "
-            found.refuse("strides", f"{text}Received strides={self.strides} and dilation_rate={self.dilation_rate}.")
-        found.finish()
+            arguments.refuse(
+                "strides", f"{text}Received strides={self.strides} and dilation_rate={self.dilation_rate}."
+            )
+        arguments.finish()
 
     @classmethod
     def from_keras(cls, layer: Any) -> Conv2D:
@@ -211,38 +195,38 @@ class Conv2D(Geometry):
         Raises:
             InvalidConfigurationError: For an initializer that cannot make this weight, as Keras finds when it builds.
         """
-        found = Arguments()
+        arguments = Arguments()
         kernel, bias = self.kernel_initializer, self.bias_initializer
         if kernel.refusal:
-            found.refuse(
+            arguments.refuse(
                 "kernel_initializer",
                 f"Expected one that suits a kernel. Received {short_repr(kernel)}: {kernel.refusal}.",
             )
         if isinstance(kernel, Orthogonal) and self.variable_dtype == "bfloat16":
-            found.refuse(
+            arguments.refuse(
                 "kernel_initializer", "Expected another one for bfloat16. Received orthogonal, which has no bfloat16."
             )
         if self.use_bias and (bias.refusal or isinstance(bias, Orthogonal)):
             why = bias.refusal or "orthogonal makes matrices; a bias has rank 1"
-            found.refuse("bias_initializer", f"Expected one that suits a bias. Received {short_repr(bias)}: {why}.")
+            arguments.refuse("bias_initializer", f"Expected one that suits a bias. Received {short_repr(bias)}: {why}.")
         for field, rank, initializer in (("kernel_initializer", 4, kernel), ("bias_initializer", 1, bias)):
             if field == "bias_initializer" and not self.use_bias:
                 continue
             lists = [(name, initializer.parameters.get(name)) for name in ("input_axes", "output_axes")]
             for name, axes in lists:
                 # As in Keras, both lists are read or none.
-                if axes and all(each for _, each in lists) and any(not -rank <= axis < rank for axis in axes):
+                if axes and all(given for _, given in lists) and any(not -rank <= axis < rank for axis in axes):
                     text = f"Expected axes of a weight of rank {rank}. Received {name}={axes}."
-                    found.refuse(f"{field}.{name}", text)
-        found.finish()
+                    arguments.refuse(f"{field}.{name}", text)
+        arguments.finish()
 
     def given(self) -> dict[str, Any]:
         """Returns `filters`, `kernel_size`, and the parameters that are not the defaults."""
-        found: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
+        values: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
         for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
-            if field not in found and getattr(self, field) != value:
-                found[field] = getattr(self, field)
-        return found
+            if field not in values and getattr(self, field) != value:
+                values[field] = getattr(self, field)
+        return values
 
     def __repr__(self) -> str:
         """Returns the call that makes this configuration, without the defaults."""

@@ -25,11 +25,11 @@ def digest(config: Conv2D, kernel: Array, bias: Array | None) -> bytes:
         kernel: In the policy's weight dtype, C-contiguous and little-endian, as a Layer holds it.
         bias: Likewise, or None.
     """
-    found = hashlib.sha256(canonical_text(config, kernel, bias).encode("ascii"))
+    hashed = hashlib.sha256(canonical_text(config, kernel, bias).encode("ascii"))
     for weight in (kernel, bias):
         if weight is not None:
-            found.update(weight.reshape(-1).view("u1").data)
-    return found.digest()
+            hashed.update(weight.reshape(-1).view("u1").data)
+    return hashed.digest()
 
 
 def canonical_text(config: Conv2D, kernel: Array, bias: Array | None) -> str:
@@ -53,6 +53,6 @@ def _text(value: object) -> str:
         return f"{value.keras_name}({';'.join(parameters)})"
     if isinstance(value, tuple):
         if isinstance(value[0], tuple):  # ((top, bottom), (left, right))
-            return f"explicit={','.join(_text(each) for side in value for each in side)}"
+            return f"explicit={','.join(_text(amount) for side in value for amount in side)}"
         return ",".join(map(_text, value))
     return str(value)

@@ -238,17 +238,17 @@ class Layer:
         config = messages.from_message(message.conv2d)
         if not message.HasField("weights"):
             return cls(config)
-        given: dict[str, Array] = {}
+        weights: dict[str, Array] = {}
         for field in ("kernel", "bias"):
             if message.weights.HasField(field):
                 try:
-                    given[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
+                    weights[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
                 except InvalidTensorError as error:
                     raise InvalidWeightsError(*error.violations) from None
-        if "kernel" not in given:
+        if "kernel" not in weights:
             text = "Expected a kernel where weights are given. Received none."
             raise InvalidWeightsError(FieldViolation("kernel", text))
-        return cls(config, **given)
+        return cls(config, **weights)
 
 
 class Planned(Protocol):
@@ -284,15 +284,15 @@ _Geometry = tuple[tuple[Conv2D, Shape | None], ...]
 
 
 def _geometry(layers: Sequence[Planned]) -> _Geometry:
-    return tuple((each.config, each.kernel_shape) for each in layers)
+    return tuple((layer.config, layer.kernel_shape) for layer in layers)
 
 
 def _planned(geometry: _Geometry, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    found = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-    for index, ((config, shape), step) in enumerate(zip(geometry, found.layers, strict=True)):
+    whole = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, ((config, shape), step) in enumerate(zip(geometry, whole.layers, strict=True)):
         with naming_layer(index, len(geometry)):
             _check_channels(config, shape, step.kernel_shape[2] * config.groups)
-    return found
+    return whole
 
 
 _planned_once = lru_cache(maxsize=1000)(_planned)

@@ -81,11 +81,11 @@ def _remembered(data: bytes) -> Conv2D:
 
 
 def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
-    found = Arguments()
+    arguments = Arguments()
     values: dict[str, Any] = {
-        "data_format": found.take(_word, _DATA_FORMATS, message.data_format, "data_format"),
-        "padding": found.take(_padding, message),
-        "dtype": found.take(_word, _DTYPE_POLICIES, message.dtype, "dtype"),
+        "data_format": arguments.take(_word, _DATA_FORMATS, message.data_format, "data_format"),
+        "padding": arguments.take(_padding, message),
+        "dtype": arguments.take(_word, _DTYPE_POLICIES, message.dtype, "dtype"),
         "use_bias": message.use_bias if message.HasField("use_bias") else True,
         "trainable": message.trainable if message.HasField("trainable") else True,
         "groups": message.groups if message.HasField("groups") else 1,
@@ -98,8 +98,8 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
             values[field] = (size.height, size.width)
     for field, family in _FAMILIES.items():
         if message.HasField(field):
-            values[field] = found.take(family.from_message, getattr(message, field), field)
-    refused = {violation.field.partition(".")[0] for violation in found.violations}
+            values[field] = arguments.take(family.from_message, getattr(message, field), field)
+    refused = {violation.field.partition(".")[0] for violation in arguments.violations}
     # Stand-ins for what was refused, so that the constructor reports the rest.
     stand_ins = {"data_format": "channels_last", "dtype": "float32"}
     values |= {field: stand_ins.get(field) for field in refused & set(values)}
@@ -108,8 +108,8 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
     try:
         conv2d = Conv2D(message.filters, values.pop("kernel_size", 0), **values)
     except InvalidConfigurationError as error:
-        raise InvalidConfigurationError(*found.violations, *error.violations) from None
-    found.finish()
+        raise InvalidConfigurationError(*arguments.violations, *error.violations) from None
+    arguments.finish()
     return conv2d
 
 

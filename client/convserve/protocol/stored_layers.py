@@ -124,22 +124,24 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
         InvalidArgumentError: If they contradict each other.
     """
     if isinstance(layer, Conv2D):
-        given = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
+        checked = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
     elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
         text = "Expected a Conv2D with or without kernel= and bias=, or a Layer, which has them."
         raise InvalidRequestError(FieldViolation("layer", f"{text} Received {short_repr(layer)}."))
     else:
-        given = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
-    if given.kernel is None:
-        given.config.check_initializers()
-        return given
+        checked = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
+    if checked.kernel is None:
+        checked.config.check_initializers()
+        return checked
     if seed is not None:
         text = f"Expected no seed beside weights, which need not be drawn. Received seed={short_repr(seed)}."
         raise InvalidRequestError(FieldViolation("seed", text))
     if input_channels is not None:
         check_channels(input_channels)
-        check_kernel_channels(given.config, given.kernel.shape, input_channels)
-    return Layer(given.config, *(None if each is None else _frozen(each) for each in (given.kernel, given.bias)))
+        check_kernel_channels(checked.config, checked.kernel.shape, input_channels)
+    return Layer(
+        checked.config, *(None if weight is None else _frozen(weight) for weight in (checked.kernel, checked.bias))
+    )
 
 
 def _frozen(array: Array) -> Array:
@@ -153,15 +155,15 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
 
     Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
-    found: dict[bytes, layer_pb2.StoredLayer] = {}
+    by_digest: dict[bytes, layer_pb2.StoredLayer] = {}
     names: dict[bytes, set[str]] = {}
-    for each in itertools.chain.from_iterable(servers):
-        found[each.digest] = each
-        names.setdefault(each.digest, set()).update(each.names)
+    for message in itertools.chain.from_iterable(servers):
+        by_digest[message.digest] = message
+        names.setdefault(message.digest, set()).update(message.names)
     parts = []
-    for digest, message in sorted(found.items()):
+    for digest, message in sorted(by_digest.items()):
         ordered = sorted(names[digest])
-        name = next((each for each in ordered if each.startswith(name_prefix)), None)
+        name = next((name for name in ordered if name.startswith(name_prefix)), None)
         parts.append(known_parts(message, name, None) | {"names": tuple(ordered)})
     return parts
 

@@ -55,6 +55,11 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
     return _NUMPY_DTYPE[name]
 
 
+def float32_of_bfloat16_bits(bits: Array) -> Array:
+    """Returns the float32 numbers, exactly, that little-endian 16-bit integers mean as bfloat16."""
+    return (bits.astype("<u4") << 16).view("<f4")
+
+
 def name_of(array: Array) -> str:
     """Returns the name of an array's dtype, which numpy itself would put together anew every time."""
     return _NAME_OF_DTYPE.get(array.dtype) or array.dtype.name

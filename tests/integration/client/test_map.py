@@ -29,7 +29,7 @@ from convserve import (
 )
 from convserve._rpc.map_schedule import MAX_CALLS
 from convserve._sync import io
-from convserve._sync.cancellation import Calls
+from convserve._sync.io import Calls
 from tests.conftest import RunningServer
 from tests.support.processes import ended_afterwards
 from tests.support.server_process import numpy_server

@@ -140,7 +140,7 @@ def calls_under_way(target, number, **amount):
 
 
 def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
-    with numpy_server() as server, calls_under_way(server.target, 6) as calls:
+    with numpy_server("--drain-s=1h") as server, calls_under_way(server.target, 6, layers=2) as calls:
         server.process.send_signal(signal.SIGTERM)
         assert not all(call.done() for call in calls)
         with Client(server.target, retry=ONCE) as late, pytest.raises(UnavailableError):
@@ -157,7 +157,7 @@ def test_a_stop_finishes_the_calls_under_way_and_takes_no_more():
 
 
 def test_a_stop_that_nobody_reads_of_loses_no_call():
-    with numpy_server() as server, calls_under_way(server.target, 6) as calls:
+    with numpy_server("--drain-s=1h") as server, calls_under_way(server.target, 6, layers=2) as calls:
         server.process.stdout.close()
         server.process.send_signal(signal.SIGTERM)
         assert all(call.result(timeout=60) for call in calls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ def command(
                 )
         except OSError as error:
             raise unwritable("output", folder, error) from error
-        with Progress(quiet=quiet) as progress:
+        with closing(Progress(quiet=quiet)) as progress:
             batch = Batch(
                 list(layers),
                 inputs,
@@ -152,18 +152,20 @@ def command(
                 reading=Reading(layers[0].config.data_format, options["input_range"], options["keep_suffix"]),
                 output_dtype=options["output_dtype"],
                 retry_failed=retry_failed,
-                on_failure=progress.tell_failure,
+                on_failure=progress.show_failure,
             )
             progress.watch(batch.tally)
             failure: Exception | None = None
 
             def stop() -> None:
                 batch.stop()
-                progress.tell("stopping when what is in flight is done; once more to drop it")
+                progress.show("stopping when what is in flight is done; once more to drop it")
 
             def last_words(number: int) -> None:
                 journal.sync()
-                batch_report.tell(batch_report.report_of(batch, inputs, folder, number, None), folder, as_json=as_json)
+                batch_report.publish(
+                    batch_report.report_of(batch, inputs, folder, number, None), folder, as_json=as_json
+                )
                 sys.stdout.flush()
 
             with graceful_stop(stop, last_words) as signals:
@@ -173,8 +175,9 @@ def command(
                     failure = error
                 finally:
                     journal.close()
-    report = batch_report.report_of(batch, inputs, folder, signals[0] if signals else None, failure)
-    batch_report.tell(report, folder, as_json=as_json)
+                progress.close()
+                report = batch_report.report_of(batch, inputs, folder, signals[0] if signals else None, failure)
+                batch_report.publish(report, folder, as_json=as_json)
     if isinstance(failure, ConvserveError):
         raise failure
     if failure is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convserve._rpc.channel import DEFAULT_TARGET
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import seconds
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 TARGET_VARIABLE = "CONVSERVE_TARGET"
 """The environment variable that names the server where `--target` does not."""
-DEFAULT_TARGET = "localhost:50051"
-"""The server where neither names one."""
 
 _SERVER = Section("server")
 

@@ -31,7 +31,7 @@ _PADDING = "valid, same, or rows and columns of zeros as top,bottom,left,right (
 _PADDING += "filters each channel by itself)"
 _DATA_FORMAT = "where the channels are, in input and output (default: that of keras.json, else channels_last)"
 
-# By the names of Conv2D's parameters: section, help, what stands for a value, and what click is told.
+# By the names of Conv2D's parameters: section, help, what stands for a value, and click's attributes.
 _OPTIONS: dict[str, tuple[Section, str, str, dict[str, Any]]] = {
     "filters": (_SHAPE, "number of output channels", *_INTEGER),
     "kernel_size": (_SHAPE, "size of the window, such as 3 or 3,5", *_PAIR),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Counts, Pace, Tally
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
-_MAX_TOLD = 20  # failures, so that a million of them don't bury everything else
+_MAX_SHOWN = 20  # failures, so that a million of them don't bury everything else
 
 
 class Progress:
@@ -54,31 +54,27 @@ class Progress:
         def repeat() -> None:
             pace.see(time.monotonic(), tally.counts)
             while not over.wait(_LINE_S):
-                self.tell(line_of(tally.counts, *pace.see(time.monotonic(), tally.counts)))
+                self.show(line_of(tally.counts, *pace.see(time.monotonic(), tally.counts)))
 
         threading.Thread(target=repeat, name="convserve-progress", daemon=True).start()
         self._shown.callback(over.set)
 
-    def tell(self, text: str) -> None:
+    def show(self, text: str) -> None:
         """Shows a line of text."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def tell_failure(self, key: str, reason: str) -> None:
+    def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
         with self._lock:
             self._failures += 1
             number = self._failures
-        if number <= _MAX_TOLD:
-            self.tell(f"failed: {key}: {reason}")
-        elif number == _MAX_TOLD + 1:
-            self.tell("failed: further ones are in the report")
+        if number <= _MAX_SHOWN:
+            self.show(f"failed: {key}: {reason}")
+        elif number == _MAX_SHOWN + 1:
+            self.show("failed: further ones are in the report")
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Shows the counts once more on a terminal, and no more."""
+    def close(self) -> None:
+        """Shows the counts once more on a terminal, and no more. It may be called again."""
         self._shown.close()
 
 

@@ -54,7 +54,7 @@ def report_of(
     }
 
 
-def tell(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
+def publish(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     """Writes the report to its file, and prints it."""
     _write_report(folder / REPORT, report)
     if as_json:
@@ -68,7 +68,7 @@ def _write_report(path: Path, report: dict[str, Any]) -> None:
     try:
         partial_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         os.replace(partial_path, path)
-    except OSError as error:  # the same report is printed, and a full disk is told otherwise
+    except OSError as error:  # the same report is printed, and a full disk has an error of its own
         print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
 
 

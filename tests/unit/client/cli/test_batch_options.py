@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_the_bar_fits_a_terminal_and_shows_all() -> None:
 def test_a_narrow_terminal_has_the_same_in_words() -> None:
     text = io.StringIO()
     console = Console(file=text, width=40, force_terminal=True, color_system=None)
-    with batch_progress.Progress(console=console) as bar:
+    with closing(batch_progress.Progress(console=console)) as bar:
         tally = Tally(10_000)
         tally.add(done=3_500)
         bar.watch(tally)
@@ -105,9 +106,9 @@ def test_a_narrow_terminal_has_the_same_in_words() -> None:
 
 
 def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
-    with batch_progress.Progress(quiet=True) as progress:
+    with closing(batch_progress.Progress(quiet=True)) as progress:
         for number in range(1000):
-            progress.tell_failure(f"{number}.jpg", "why")
+            progress.show_failure(f"{number}.jpg", "why")
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "failed: 0.jpg: why"
     assert lines[-1] == "failed: further ones are in the report"

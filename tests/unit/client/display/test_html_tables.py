@@ -53,13 +53,13 @@ class Tables(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
-def short_repr(value: object) -> Tables:
+def displayed(value: object) -> Tables:
     """Returns what a notebook shows of a value."""
     data, _ = formatters.DisplayFormatter().format(value)
     assert data["text/plain"] == repr(value)
-    found = Tables(data["text/html"])
-    assert found.tags <= {"table", "caption", "tr", "th", "td"}
-    return found
+    tables = Tables(data["text/html"])
+    assert tables.tags <= {"table", "caption", "tr", "th", "td"}
+    return tables
 
 
 def known(**changes: Any) -> StoredLayerBase:
@@ -68,27 +68,27 @@ def known(**changes: Any) -> StoredLayerBase:
 
 
 def test_a_configuration_shows_what_is_not_a_default() -> None:
-    found = short_repr(CONFIG)
-    assert found.caption == "Conv2D"
-    assert found.tables == [[["filters", "8"], ["kernel_size", "(3, 3)"], ["activation", str(CONFIG.activation)]]]
+    tables = displayed(CONFIG)
+    assert tables.caption == "Conv2D"
+    assert tables.tables == [[["filters", "8"], ["kernel_size", "(3, 3)"], ["activation", str(CONFIG.activation)]]]
 
 
 def test_a_layer_shows_its_weights_size() -> None:
-    (rows,) = short_repr(Layer(CONFIG, KERNEL, np.zeros(8, np.float32))).tables
+    (rows,) = displayed(Layer(CONFIG, KERNEL, np.zeros(8, np.float32))).tables
     assert ["kernel", "(3, 3, 3, 8) float32"] in rows
     assert ["parameters", "224, 896 bytes"] in rows
-    (rows,) = short_repr(Layer(CONFIG)).tables
+    (rows,) = displayed(Layer(CONFIG)).tables
     assert rows[-1] == ["weights", "drawn by the server"]
 
 
 def test_a_stored_layer_shows_its_names_and_digest() -> None:
-    found = short_repr(known())
-    assert found.caption == "StoredLayerBase"
-    assert found.tables[0][:2] == [["name", "edges, old/edges"], ["digest", "000102030405"]]
-    assert ["activation", str(CONFIG.activation)] in found.tables[0]
-    assert ["kernel", "(3, 3, 3, 8) float32"] in found.tables[0]
-    assert short_repr(known(name="new", names=())).tables[0][0] == ["name", "new"]
-    assert short_repr(known(name=None, names=())).tables[0][0] == ["name", "none"]
+    tables = displayed(known())
+    assert tables.caption == "StoredLayerBase"
+    assert tables.tables[0][:2] == [["name", "edges, old/edges"], ["digest", "000102030405"]]
+    assert ["activation", str(CONFIG.activation)] in tables.tables[0]
+    assert ["kernel", "(3, 3, 3, 8) float32"] in tables.tables[0]
+    assert displayed(known(name="new", names=())).tables[0][0] == ["name", "new"]
+    assert displayed(known(name=None, names=())).tables[0][0] == ["name", "none"]
 
 
 def test_both_clients_stored_layers_are_shown() -> None:
@@ -97,7 +97,7 @@ def test_both_clients_stored_layers_are_shown() -> None:
 
 
 def test_a_plan_shows_what_a_call_comes_to() -> None:
-    (rows,) = short_repr(CONFIG.plan((4, 600, 600, 3))).tables
+    (rows,) = displayed(CONFIG.plan((4, 600, 600, 3))).tables
     assert rows == [
         ["output", "(4, 598, 598, 8) float32, 45.77 MB"],
         ["input", "17.28 MB"],
@@ -111,7 +111,7 @@ def test_a_plan_shows_what_a_call_comes_to() -> None:
 def test_a_plan_of_a_chain_shows_each_layer() -> None:
     from convserve.layers.plan import plan
 
-    summary, layers = short_repr(plan([CONFIG, Conv2D(2, 1, data_format="channels_last")], (1, 10, 10, 3))).tables
+    summary, layers = displayed(plan([CONFIG, Conv2D(2, 1, data_format="channels_last")], (1, 10, 10, 3))).tables
     assert ["layers", "2"] in summary
     assert layers[0] == ["layer", "kernel", "output", "parameters", "work"]
     assert layers[1][:4] == ["0", "(3, 3, 3, 8)", "(1, 8, 8, 8)", "224"]
@@ -122,15 +122,15 @@ def test_a_plan_shows_the_servers_word() -> None:
     import dataclasses
 
     plan = CONFIG.plan((1, 9, 9, 3))
-    assert short_repr(dataclasses.replace(plan, admitted=True)).tables[0][-1] == ["admitted", "yes"]
+    assert displayed(dataclasses.replace(plan, admitted=True)).tables[0][-1] == ["admitted", "yes"]
     refused = dataclasses.replace(plan, admitted=False, refusal="Expected <b>less</b>.")
-    assert short_repr(refused).tables[0][-1] == ["admitted", "no: Expected <b>less</b>."]
+    assert displayed(refused).tables[0][-1] == ["admitted", "no: Expected <b>less</b>."]
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)", "<img src=x onerror=y>", '"&amp;<td>'])
 def test_names_are_text(name: str) -> None:
     config = Conv2D(8, 3, name=name, data_format="channels_last", dtype="float32")
     for value in (config, Layer(config)):
-        assert ["name", name] in short_repr(value).tables[0]
+        assert ["name", name] in displayed(value).tables[0]
     hostile = f"{name}</td></tr></table>"  # which no server of ours would let anybody have
-    assert ["name", hostile] in short_repr(known(name=hostile, names=(hostile,))).tables[0]
+    assert ["name", hostile] in displayed(known(name=hostile, names=(hostile,))).tables[0]

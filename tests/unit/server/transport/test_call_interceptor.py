@@ -10,6 +10,7 @@ from convserve import PermissionDeniedError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.tokens import Tokens
+from convserve_server.backend import Backend
 from convserve_server.observability.call_record import CallRecord, CallRecorder, make_current
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.v2 import inference_service_pb2 as inference
@@ -100,8 +101,9 @@ def test_where_no_tokens_are_asked_for_everybody_may_do_everything():
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_recorded):
     ours, theirs = ConvolutionService(None, IDLE, 1), InferenceService(None, IDLE, None)
-    ours.open(SimpleNamespace(plan=None), SimpleNamespace())
-    theirs.open(SimpleNamespace(), SimpleNamespace())
+    backend = Backend(None, SimpleNamespace(plan=None), None, None)
+    ours.open(backend)
+    theirs.open(backend)
     start = messages.ConvolveStreamRequest(start=messages.StreamStart())
     infer = InferRequest(inference.ModelInferRequest(), ())
     calls = [
