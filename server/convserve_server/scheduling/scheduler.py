@@ -163,7 +163,7 @@ class Scheduler:
 def _with_weights(
     layers: Sequence[Layer], plan: Plan, weighted: Callable[[Conv2D, int], Layer | None]
 ) -> tuple[Layer, ...]:
-    """Returns layers, in place of those without weights what a function of configuration and input channels returns."""
+    """Returns layers; for each without weights calls `weighted` with its configuration and input channels."""
     return tuple(
         layer
         if layer.kernel is not None
