@@ -135,7 +135,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     if inferences is not None:
-        inferences.leave()
+        inferences.drain()
     return drain(settings, server, health, convolutions.shared_memory, observability)
 
 
