@@ -36,7 +36,8 @@ from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import SystemMemory
 from convserve_server.scheduling.admission import Admission, Limits
-from convserve_server.scheduling.scheduler import Batching, Scheduler
+from convserve_server.scheduling.batcher import Batching
+from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
@@ -120,6 +121,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     backend = Backend(engine, admission, Scheduler(engine, batching), store)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
+    stop.serving()
     convolutions.open(backend)
     layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:

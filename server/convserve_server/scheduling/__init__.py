@@ -1,1 +1,1 @@
-"""Who is admitted, who waits, and what is computed together. No gRPC, no TensorFlow."""
+"""Admission, fair queues and dynamic batching of calls. No gRPC, no TensorFlow."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from convserve.errors import DeadlineExceededError
@@ -28,6 +29,21 @@ from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
 
 _SMALL, _LARGE = range(2)  # lanes: jobs that fit a batch, and those that are too large for one
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How jobs share the devices; the fields are named as the settings.
+
+    Attributes:
+        concurrent_calls: Computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones.
+        max_batch_samples: Samples of a batch of several jobs.
+        max_batch_bytes: Bytes of a batch of several jobs: inputs, outputs and what is between.
+    """
+
+    concurrent_calls: int
+    max_batch_samples: int
+    max_batch_bytes: int
 
 
 class Job:
@@ -74,28 +90,20 @@ class Batcher(Generic[AnyJob]):
     """Computes jobs in the threads that bring them, together where they may be. Any thread may call its methods."""
 
     def __init__(
-        self,
-        compute: Callable[[int, Sequence[AnyJob]], Sequence[Any]],
-        *,
-        devices: int,
-        concurrent: int,
-        max_samples: int,
-        max_bytes: int,
+        self, compute: Callable[[int, Sequence[AnyJob]], Sequence[Any]], devices: int, batching: Batching
     ) -> None:
         """Starts with no job.
 
         Args:
             compute: Computes jobs of one group on the device with this number, and returns one result per job.
             devices: How many devices there are.
-            concurrent: How many computations a device has at once: of jobs up to `max_bytes`, and of larger ones.
-            max_samples: The most samples of a batch of several jobs.
-            max_bytes: The most bytes of a batch of several jobs.
+            batching: How jobs share them.
         """
         self._compute = compute
-        self._max_samples, self._max_bytes = max_samples, max_bytes
+        self._max_samples, self._max_bytes = batching.max_batch_samples, batching.max_batch_bytes
         self._lock = threading.Lock()
         # By lane: how many more computations each device may have, and the jobs that wait.
-        self._free = ([concurrent] * devices, [concurrent] * devices)
+        self._free = tuple([batching.concurrent_calls] * devices for _ in range(2))
         self._queues: tuple[FairQueue[AnyJob], ...] = (FairQueue(), FairQueue())
         self._groups: dict[Hashable, deque[AnyJob]] = {}  # the same jobs by group, in the order of their arrival
 

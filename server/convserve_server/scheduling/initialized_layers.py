@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
+from convserve_server.layer_store.cache import size_of
 
 MAX_BYTES = 2**28
-_ENTRY_BYTES = 4096  # of what is beside the weights
 
 
 class InitializedLayerCache:
@@ -46,7 +46,7 @@ class InitializedLayerCache:
         if cached is not None:
             return cached
         layer = self._initialize(config, input_channels)
-        size = _size(layer)
+        size = size_of(layer)
         # With another configuration a seed was chosen: the next call is to get other weights.
         if layer.config != config or size > self._max_bytes:
             return layer
@@ -56,11 +56,7 @@ class InitializedLayerCache:
                 return self._layers[key]
             while self._bytes + size > self._max_bytes:
                 _, oldest = self._layers.popitem(last=False)
-                self._bytes -= _size(oldest)
+                self._bytes -= size_of(oldest)
             self._layers[key] = layer
             self._bytes += size
             return layer
-
-
-def _size(layer: Layer) -> int:
-    return sum(weights.nbytes for weights in (layer.kernel, layer.bias) if weights is not None) + _ENTRY_BYTES

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
@@ -14,25 +13,10 @@ from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, Shape
 from convserve_server.engine_api import Engine
 from convserve_server.scheduling.admission_queue import Permit
-from convserve_server.scheduling.batcher import Batcher, Job
+from convserve_server.scheduling.batcher import Batcher, Batching, Job
 from convserve_server.scheduling.caller import ANYBODY, Caller
 from convserve_server.scheduling.initialized_layers import InitializedLayerCache
 from convserve_server.tiling.tiled_engine import TiledEngine
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How calls share the devices; the fields are named as the settings.
-
-    Attributes:
-        concurrent_calls: Computations that a device has at once: of calls up to `max_batch_bytes`, and of larger ones.
-        max_batch_samples: Samples of a batch of several calls.
-        max_batch_bytes: Bytes of a batch of several calls: inputs, outputs and what is between.
-    """
-
-    concurrent_calls: int
-    max_batch_samples: int
-    max_batch_bytes: int
 
 
 class Computation(NamedTuple):
@@ -42,13 +26,9 @@ class Computation(NamedTuple):
         began_ns: When the whole input had arrived, in nanoseconds since 1970.
         queue_us: Microseconds that the call waited for memory and for a device.
         compute_us: Microseconds that its batch took on the device.
-        batch_size: Samples of that batch; if it was computed in parts, those of the largest.
-        device: The device's name.
-        warm: Whether the device had computed this geometry and shape before.
-        input_shape: The input's shape.
-        output_shape: The output's shape.
-        input_bytes: Bytes of the input's elements, whichever way they came.
-        output_bytes: Bytes of the output's elements, whichever way they go.
+        batch_size, device, warm: Of its batch, as in `Computed`.
+        input_shape, output_shape: Its own.
+        input_bytes, output_bytes: Bytes of the elements, whichever way they travel.
     """
 
     began_ns: int
@@ -114,13 +94,7 @@ class Scheduler:
         """Prepares to compute with an engine."""
         self._engine = TiledEngine(engine)
         self._cache = InitializedLayerCache(engine.initialize)
-        self._batcher: Batcher[_Convolution] = Batcher(
-            self._compute,
-            devices=len(engine.devices),
-            concurrent=batching.concurrent_calls,
-            max_samples=batching.max_batch_samples,
-            max_bytes=batching.max_batch_bytes,
-        )
+        self._batcher: Batcher[_Convolution] = Batcher(self._compute, len(engine.devices), batching)
 
     def convolve(
         self, permit: Permit, layers: Sequence[Layer], x: Array, caller: Caller = ANYBODY, *, unbatched: bool = False
@@ -189,7 +163,7 @@ class Scheduler:
 def _with_weights(
     layers: Sequence[Layer], plan: Plan, weighted: Callable[[Conv2D, int], Layer | None]
 ) -> tuple[Layer, ...]:
-    """Returns layers, in place of those without weights what a function of configuration and input channels returns."""
+    """Returns layers; for each without weights calls `weighted` with its configuration and input channels."""
     return tuple(
         layer
         if layer.kernel is not None

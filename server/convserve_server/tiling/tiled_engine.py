@@ -74,15 +74,7 @@ class TiledEngine:
 
 
 class _Part(NamedTuple):
-    """A part that was computed, without its output.
-
-    Attributes:
-        first_layer: The index of the first of its layers.
-        samples: How many samples it has.
-        losses: One per layer of the part.
-        warm: As `Computed.warm`.
-        batch_size: As `Computed.batch_size`.
-    """
+    """A part that was computed: the index of the first of its layers, its samples, and the rest as in `Computed`."""
 
     first_layer: int
     samples: int
@@ -121,12 +113,7 @@ class _Partition:
         return computed
 
     def tiled(self, x: Array) -> Computed:
-        """Computes one input in parts.
-
-        Raises:
-            OutOfMemoryError: If a part that cannot be divided further did not fit.
-            DeadlineExceededError: If nobody waited any more before the last part was computed.
-        """
+        """Computes one input in parts; raises what `convolve` does."""
         self.memory_bytes = self._samples_size(x)(len(x))
         try:
             output = aligned_empty(plan(self.chain, x.shape).output_shape, numpy_dtype(self.output_dtype))
@@ -171,14 +158,9 @@ class _Partition:
             x = chunk_output
 
     def _by_rows(self, first_layer: int, chunk: tuple[Layer, ...], x: Array, output: Array, tried: bool) -> None:
-        """Computes one sample of a chunk of layers by as many rows as fit.
+        """Computes one sample of a chunk of layers, of which the first has this index, by as many rows as fit.
 
-        Args:
-            first_layer: The index of the chunk's first layer.
-            chunk: Layers that can be computed by tiles, or of which `tiling_blocker` says why not.
-            x: The chunk's input.
-            output: Where its output goes.
-            tried: Whether all rows together are known not to fit.
+        If all rows together were tried before, half of them are the most to try.
         """
         chain = _configs(chunk)
         shapes = [x.shape, *(step.output_shape for step in plan(chain, x.shape).layers)]
@@ -210,15 +192,7 @@ class _Partition:
                 most = self._halve(count, "row", size, min_rows)
 
     def _compute(self, layers: tuple[Layer, ...], first_layer: int, x: Array, kept: _Slices, output: Array) -> bool:
-        """Computes a part, and returns whether there was memory for it.
-
-        Args:
-            layers: A chunk of layers.
-            first_layer: The index of its first layer.
-            x: Their input.
-            kept: The slices of the result that are wanted.
-            output: Where these go.
-        """
+        """Computes a part, copies what is kept of it into `output`, and returns whether there was memory for it."""
         if not self.is_active():  # all parts may take minutes
             text = "Expected a caller to wait until all parts are computed. Received none: the others are not computed."
             raise DeadlineExceededError(text)

@@ -11,8 +11,9 @@ import numpy as np
 from convserve import Conv2D, Device, Layer, Losses, OutOfMemoryError
 from convserve_server.engine_api import Computed
 from convserve_server.scheduling.admission import Admission, Limits
+from convserve_server.scheduling.batcher import Batching
 from convserve_server.scheduling.caller import ANYBODY, Caller
-from convserve_server.scheduling.scheduler import Batching, Result, Scheduler
+from convserve_server.scheduling.scheduler import Result, Scheduler
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 LIMITS = Limits(

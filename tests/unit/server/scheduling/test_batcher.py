@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
-from convserve_server.scheduling.batcher import Batcher, Job
+from convserve_server.scheduling.batcher import Batcher, Batching, Job
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually as until
 
@@ -70,13 +70,8 @@ class GatedBatcher:
         self._gates: list[threading.Event] = []
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(32)
-        self.batcher: Batcher[Task] = Batcher(
-            self._compute,
-            devices=self.devices,
-            concurrent=self.concurrent,
-            max_samples=self.max_samples,
-            max_bytes=self.max_bytes,
-        )
+        batching = Batching(self.concurrent, self.max_samples, self.max_bytes)
+        self.batcher: Batcher[Task] = Batcher(self._compute, self.devices, batching)
 
     def _compute(self, device: int, jobs: Sequence[Task]) -> list[Any]:
         tasks = [job.task for job in jobs]
@@ -311,24 +306,6 @@ def test_a_batch_that_is_too_large_for_the_device_is_computed_one_by_one() -> No
         assert answers(*futures) == [(task, 1) for task in range(4)]
 
 
-@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_a_leader_that_is_interrupted_leaves_nobody_waiting(kind: type[BaseException]) -> None:
-    def fail(tasks: Sequence[Any]) -> None:
-        if len(tasks) > 1:
-            raise kind
-
-    with gated(fail=fail) as d:
-        futures = [d.submit(task) for task in range(3)]
-        d.held = False
-        d.release(0)
-        d.release(1)
-        assert futures[0].result(30) == (0, 1)
-        for future in futures[1:]:
-            with pytest.raises(kind):
-                future.result(30)
-        assert d.submit("after").result(30) == ("after", 1)
-
-
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("step", ["add_done_callback", "is_active", "_take_group", "compute", "finish"])
 def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
@@ -357,7 +334,12 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
         with pytest.raises(kind, match=step):
             bad.result(30)
         assert first.exception(30) is None or step == "finish"
-        assert member.exception(30) is None or isinstance(member.exception(), kind)
+        if step in ("_take_group", "finish") or (step == "compute" and kind is KeyboardInterrupt):
+            assert isinstance(member.exception(30), kind)
+        elif step == "compute":  # with an error of this kind the batch is computed again, one by one
+            assert member.result(30) == ("member", 1)
+        else:
+            assert member.exception(30) is None or isinstance(member.exception(), kind)
         monkeypatch.undo()
         assert run(d.batcher, "after") == ("after", 1)
         assert (d.batcher.waiting, d.batcher._free, d.batcher._groups) == (0, ([1], [1]), {})
@@ -475,7 +457,7 @@ def test_every_caller_gets_its_own_result(
     callers: list[list[tuple[str | None, list[int], bool]]], devices: int, concurrent: int, max_samples: int
 ) -> None:
     engine = Engine(devices, concurrent, max_samples)
-    batcher = Batcher(engine.compute, devices=devices, concurrent=concurrent, max_samples=max_samples, max_bytes=100)
+    batcher = Batcher(engine.compute, devices, Batching(concurrent, max_samples, 100))
     start = threading.Barrier(len(callers))
     numbers = itertools.count()
 
