@@ -121,6 +121,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     backend = Backend(engine, admission, Scheduler(engine, batching), store)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
+    stop.serving()
     convolutions.open(backend)
     layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
     if inferences is not None:
@@ -136,7 +137,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     if inferences is not None:
-        inferences.leave()
+        inferences.drain()
     return drain(settings, server, health, convolutions.shared_memory, observability)
 
 
@@ -158,13 +159,13 @@ def _assembled(
     settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
 ) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, Health]:
     idle = IdleTimeouts(settings.idle_s)
-    # All threads that callers can have: as many to answer calls, of which streams may take half, so that there are
-    # always some for single calls and the health; and as many to read streams and to compute their items.
+    # All threads that callers can have (SECURITY.md): so many answer calls, of which streams take half at most, so that
+    # there are always some for single calls and the health; and as many read streams, half at most, and compute items.
     threads = settings.handler_threads + settings.max_waiting_calls
     call_pool = ThreadPool(threads, "call")
     stream_pool = ThreadPool(threads, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    slots = StreamSlots(max(threads // 2, 1))
+    slots = StreamSlots(threads // 2)
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[CallInterceptor(observability.recorder, authenticator, slots, idle)],

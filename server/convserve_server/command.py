@@ -38,11 +38,11 @@ class _GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         title, groups = "", dict[str, list[tuple[str, str]]]()
         for option in self.get_params(ctx):
-            title = settings.GROUPS.get(str(option.name), title) if option.name in Settings.model_fields else "Help"
+            title = settings.GROUPS.get(str(option.name), title) if option.name in Settings.model_fields else "options"
             record = option.get_help_record(ctx)
             groups.setdefault(title, []).extend([record] if record else [])
         secrets = [(variable(name), help_text(name)) for name in Settings.model_fields if is_secret(name)]
-        for name, rows in (groups | {"From the environment alone": secrets}).items():
+        for name, rows in (groups | {"from the environment alone": secrets}).items():
             with formatter.section(name):
                 formatter.write_dl(rows)
 

@@ -20,11 +20,10 @@ def _v1_file() -> bytes:
     return text_format.Parse(text, descriptor_pb2.FileDescriptorProto()).SerializeToString()
 
 
-_V1_POOL = descriptor_pool.DescriptorPool()
-_V1_POOL.AddSerializedFile(_v1_file())
-_V1 = "grpc.reflection.v1.ServerReflection"
+_V1, _V1_FILE, _POOL = "grpc.reflection.v1.ServerReflection", _v1_file(), descriptor_pool.DescriptorPool()
+_POOL.AddSerializedFile(_V1_FILE)
 SERVICES: tuple[ServiceDescriptor, ...] = (
-    _V1_POOL.FindServiceByName(_V1),
+    _POOL.FindServiceByName(_V1),
     reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
 )
 """The services of both versions."""
@@ -39,7 +38,7 @@ def add_to_server(names: Iterable[str], pool: descriptor_pool.DescriptorPool, se
         server: The server.
     """
     pool.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
-    pool.AddSerializedFile(_v1_file())
+    pool.AddSerializedFile(_V1_FILE)
     servicer = reflection.ReflectionServicer([*names, *(service.full_name for service in SERVICES)], pool)
     reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
     method = grpc.stream_stream_rpc_method_handler(

@@ -101,14 +101,14 @@ Token = Annotated[SecretStr, _check(lambda t: re.fullmatch(f"({TOKEN})?", t.get_
 
 
 GROUPS = {
-    "listen": "Listening",
-    "device": "Computing",
-    "max_message_bytes": "Limits",
-    "store": "Stored layers and shared memory",
-    "pre_stop_s": "Stopping",
-    "tls_certificate": "Access",
-    "open_inference": "Protocols beside convserve's own",
-    "metrics": "Metrics and log",
+    "listen": "listening",
+    "device": "computing",
+    "max_message_bytes": "limits",
+    "store": "stored layers and shared memory",
+    "pre_stop_s": "stopping",
+    "tls_certificate": "access",
+    "open_inference": "protocols beside convserve's own",
+    "metrics": "metrics and log",
 }
 """The title of each part of the table, by the first setting of it."""
 
@@ -173,7 +173,8 @@ class Settings(BaseSettings):
     """Take compressed messages. Tensors hardly shrink, and a small message that swells to a large one would come past
     --max-message-bytes."""
     handler_threads: Count = 64
-    """Threads that receive and answer requests, beside those that wait."""
+    """Threads that receive and answer calls, beside --max-waiting-calls of them for calls that wait. Streams have as
+    many threads again."""
     store: Folder = ""
     """Folder in which stored layers are durable; without one they live in memory."""
     store_bytes: Bytes = 64 * _GIB

@@ -38,10 +38,13 @@ class StopSignals:
             signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
-    def wait(self) -> None:
-        """Says that the server serves, and returns at the next signal."""
+    def serving(self) -> None:
+        """Says that calls may be taken from now on, so that the first signal no longer ends the process."""
         with self._lock:
             self._is_serving = True
+
+    def wait(self) -> None:
+        """Returns at the first signal."""
         self._asked.wait()
 
     def _watch(self, reader: int) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Client, Conv2D
-from tests.conftest import running_server
+from tests.support.server_process import Serve, running_server
 from tests.support.waiting import eventually
 
 _LAYER = Conv2D(4, 3, use_bias=False, data_format="channels_last")
@@ -45,10 +45,10 @@ class Interrupts:
     defects: list[str] = field(default_factory=list)
 
 
-def interrupt_often(times: int, bound_s: float = 60.0, seed: int = 0) -> Interrupts:
+def interrupt_often(times: int, bound_s: float = 60.0, seed: int = 0, *, serve: Serve = running_server) -> Interrupts:
     """Interrupts so many runs, each in a process of its own."""
     chance, outcome = random.Random(seed), Interrupts()
-    with tempfile.TemporaryDirectory() as name, running_server() as server:
+    with tempfile.TemporaryDirectory() as name, serve() as server:
         folder = Path(name)
         (folder / "in").mkdir()
         for number in range(_ITEMS):

@@ -31,10 +31,12 @@ class ServedMethods(grpc.GenericRpcHandler):
 
     Attributes:
         channel: To the server.
+        target: The server's address.
     """
 
     def __init__(self) -> None:
         self.channel: Any = None
+        self.target = ""
         self._handlers: dict[str, Any] = {}
 
     def service(self, call: grpc.HandlerCallDetails) -> Any:
@@ -62,7 +64,8 @@ def served_methods(
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as methods.channel:
+    methods.target = f"127.0.0.1:{port}"
+    with grpc.insecure_channel(methods.target) as methods.channel:
         yield methods
     server.stop(None).wait()
 

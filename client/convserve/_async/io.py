@@ -78,11 +78,7 @@ class Call(retries.Call):
 
 
 async def answer(method: Any, message: Any, deadline: Deadline) -> Any:
-    """Makes a call of one message each way, and returns its answer.
-
-    Raises:
-        grpc.RpcError: If it fails.
-    """
+    """Makes a call of one message each way, and returns its answer; grpc.RpcError if it fails, as everything here."""
     return await method(message, timeout=deadline.remaining_s())
 
 
@@ -116,11 +112,7 @@ async def _send(call: Any, outgoing: streaming.Outgoing) -> None:
 
 
 async def upload(method: Any, upload: layer_messages.Upload, deadline: Deadline) -> Any:
-    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer.
-
-    Raises:
-        grpc.RpcError: If it fails.
-    """
+    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     call = method(timeout=deadline.remaining_s())
     try:
         # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.

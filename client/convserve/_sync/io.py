@@ -1,4 +1,4 @@
-"""What a blocking client does otherwise than an asyncio one; `_async/io.py` has the same names."""
+"""What a blocking client does unlike an asyncio one: the names of `_async/io.py`, which says what they raise."""
 
 from __future__ import annotations
 
@@ -124,12 +124,7 @@ class Call(retries.Call):
 
 
 def answer(method: Any, message: Any, deadline: Deadline) -> Any:
-    """Makes a call of one message each way, and returns its answer.
-
-    Raises:
-        grpc.RpcError: If it fails.
-        grpc.FutureCancelledError: If another thread ended it.
-    """
+    """Makes a call of one message each way, and returns its answer; FutureCancelledError if another thread ended it."""
     calls = Calls.of_this_thread()
     if calls is None:  # the quicker way, but nobody can end it
         return method(message, timeout=deadline.remaining_s())
@@ -139,13 +134,7 @@ def answer(method: Any, message: Any, deadline: Deadline) -> Any:
 
 
 def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.Incoming, deadline: Deadline) -> Result:
-    """Makes a forward pass' call in pieces.
-
-    Raises:
-        grpc.RpcError: If it fails.
-        ConvserveError: If an item did.
-        grpc.FutureCancelledError: If another thread ended it.
-    """
+    """Makes a forward pass' call in pieces."""
     accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
 
     def messages() -> Iterator[bytes]:
@@ -166,11 +155,7 @@ def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.Incomi
 
 
 def upload(method: Any, upload: layer_messages.Upload, deadline: Deadline) -> Any:
-    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer.
-
-    Raises:
-        grpc.RpcError: If it fails.
-    """
+    """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     wanted: concurrent.futures.Future[Any] = concurrent.futures.Future()
 
     def messages() -> Iterator[Any]:
@@ -199,11 +184,7 @@ def held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
 
 
 def look_up(host: str, port: str, deadline: Deadline) -> tuple[str, ...]:
-    """Returns gRPC's names of the addresses that a host name leads to.
-
-    Raises:
-        DeadlineExceededError: If the resolver does not answer in time.
-    """
+    """Returns gRPC's names of the addresses that a host name leads to."""
     try:
         return channel.look_up(host, port).result(deadline.remaining_s())
     except TimeoutError:

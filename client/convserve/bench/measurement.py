@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 
 from convserve._sync.client import Client
@@ -70,7 +69,7 @@ class Measurement:
         """
         self._client, self._target, self._loads = client, target, list(loads)
         self._info = client.info()
-        self._courses: list[BenchmarkCase] = []
+        self._cases: list[BenchmarkCase] = []
         self._blocks: dict[tuple[BenchmarkCase, Load, str], list[Block]] = {}
         self._seconds = 0.0
         self._opened = ExitStack()
@@ -87,11 +86,9 @@ class Measurement:
         Raises:
             ConvserveError: If the server does not take the call.
         """
-        course = BenchmarkCase(
-            workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process
-        )
-        self._opened.enter_context(closing(course))
-        self._courses.append(course)
+        case = BenchmarkCase(workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process)
+        self._opened.enter_context(closing(case))
+        self._cases.append(case)
 
     def run(self, seconds: float, progress: Progress = lambda _: None) -> None:
         """Measures for about so long; whatever is to be measured is called once at least, however long that takes.
@@ -103,7 +100,7 @@ class Measurement:
         Raises:
             KeyboardInterrupt: On Ctrl-C; what was measured until then is kept.
         """
-        turns = [(course, load, name) for course in self._courses for load in self._loads for name in course.subjects]
+        turns = [(case, load, name) for case in self._cases for load in self._loads for name in case.subjects]
         rounds = max(_MIN_ROUNDS, math.ceil(seconds / len(turns) / _MAX_BLOCK_S))
         begin = time.perf_counter()
         try:
@@ -118,12 +115,12 @@ class Measurement:
         finally:
             self._seconds = time.perf_counter() - begin
 
-    def _take(self, course: BenchmarkCase, load: Load, name: str, *, seconds: float) -> None:
-        block = load.put_on(course.subjects[name], seconds)
+    def _take(self, case: BenchmarkCase, load: Load, name: str, *, seconds: float) -> None:
+        block = load.put_on(case.subjects[name], seconds)
         if name == SERVER:
-            course.check(block.last)
+            case.check(block.last)
         block.last.clear()
-        self._blocks.setdefault((course, load, name), []).append(block)
+        self._blocks.setdefault((case, load, name), []).append(block)
 
     def document(self) -> dict[str, Any]:
         """Returns everything that was found, as values that JSON has."""
@@ -139,14 +136,13 @@ class Measurement:
             "shared_memory": self._client._tensors.shares_memory,
             "seconds": self._seconds,
             "workloads": [
-                course.document() | {"loads": [self._of_load(course, load) for load in self._loads]}
-                for course in self._courses
+                case.document() | {"loads": [self._of_load(case, load) for load in self._loads]} for case in self._cases
             ],
         }
 
-    def _of_load(self, course: BenchmarkCase, load: Load) -> dict[str, Any]:
-        plan = course.plan
-        blocks = {name: self._blocks.get((course, load, name), []) for name in course.subjects}
+    def _of_load(self, case: BenchmarkCase, load: Load) -> dict[str, Any]:
+        plan = case.plan
+        blocks = {name: self._blocks.get((case, load, name), []) for name in case.subjects}
         document: dict[str, Any] = {
             "load": str(load),
             "callers": load.callers,
@@ -163,9 +159,7 @@ class Measurement:
         """Returns itself."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Deletes the layers that were not stored before, and closes the echo's connection."""
         self._opened.close()
 

@@ -37,8 +37,8 @@ class TensorFlowEngine:
         Args:
             device: "auto" (the first GPU, else the CPU), "cpu", "gpu:N", or several GPUs as "gpu:N,gpu:M".
             tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
-            intra_op_threads: How many threads work at one operation on the CPU; 0 is TensorFlow's choice.
-            inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
+            intra_op_threads: As of `load_engine`.
+            inter_op_threads: As of `load_engine`.
             logical_cpus: How many devices the CPU is to appear as.
 
         Raises:

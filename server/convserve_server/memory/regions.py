@@ -10,11 +10,10 @@ from convserve.errors import OverloadedError
 
 
 class Region(Protocol):
-    """Memory that a caller has registered; whoever uses it keeps it, also after it was unregistered."""
+    """Memory of so many bytes that a caller has registered; a call that uses it keeps it, unregistered or not."""
 
     @property
-    def size(self) -> int:
-        """Its bytes."""
+    def size(self) -> int: ...  # noqa: D102
 
 
 Key = TypeVar("Key")

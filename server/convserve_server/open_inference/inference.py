@@ -32,7 +32,6 @@ from convserve_server.open_inference.layer_models import (
     STATELESS,
     LayerModel,
     LayerModels,
-    check_stateless_version,
     stateless_layer,
 )
 from convserve_server.open_inference.model_descriptions import input_shape
@@ -90,21 +89,16 @@ class Inferences:
             ConvserveError: Any of the server's.
         """
         began_ns = time.monotonic_ns()
-        name, version = request.message.model_name, request.message.model_version
-        stored: LayerModel | None = None
-        if name == STATELESS:
-            version = check_stateless_version(version, "model_version")
-        else:
-            stored = self._models.find(name, version, "model_version")
-            version = stored.version
+        found = self._models.find(request.message.model_name, request.message.model_version, "model_version")
+        name, version, is_stored = found.name, found.version, found.name != STATELESS
         try:
-            model = self._stored(request, stored) if stored else self._stateless(request, version, find_region)
+            model = self._stored(request, found) if is_stored else self._stateless(request, version, find_region)
             response, inference = self._infer(request, model, caller, find_region, call, began_ns)
         except Exception as error:
             self._statistics.failed(name, version, time.monotonic_ns() - began_ns)
             if not isinstance(error, InvalidArgumentError):
                 raise
-            raise _renamed(error, _stored_field if stored else _stateless_field)  # noqa: B904 (as it has its cause)
+            raise _renamed(error, _stored_field if is_stored else _stateless_field)  # noqa: B904 (as it has its cause)
         self._statistics.succeeded(name, version, inference)
         return response
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 
@@ -20,16 +20,13 @@ from convserve.errors import (
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import Backend
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import (
     SEPARATOR,
-    STATELESS,
     LayerModels,
-    check_stateless_version,
     stored_names,
 )
 from convserve_server.open_inference.model_statistics import ModelStatistics
@@ -45,8 +42,16 @@ from convserve_server.transport.thread_pool import ThreadPool
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
 
+class _Opened(NamedTuple):
+    """What a server that is ready answers with."""
+
+    models: LayerModels
+    inferences: Inferences
+    store: LayerStore
+
+
 class InferenceService:
-    """Answers the protocol. Until it is opened it is not ready, and calls that need more are told to come back."""
+    """Answers the protocol. Until it is opened it is not ready, and refuses calls that need more as UNAVAILABLE."""
 
     def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None) -> None:
         """Starts closed.
@@ -59,19 +64,20 @@ class InferenceService:
         self._stream_pool, self._idle, self._memory = stream_pool, idle, memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
-        self._opened: tuple[LayerModels, Inferences, LayerStore] | None = None
-        self._is_leaving = False
+        self._opened: _Opened | None = None
+        self._is_draining = False
 
     def open(self, backend: Backend) -> None:
         """Serves with these parts from now on."""
         models = LayerModels(backend.store)
-        self._opened = models, Inferences(backend, models, self._statistics), backend.store
+        self._opened = _Opened(models, Inferences(backend, models, self._statistics), backend.store)
 
-    def leave(self) -> None:
+    def drain(self) -> None:
         """Says from now on that it is not ready, and answers all the same."""
-        self._is_leaving = True
+        self._is_draining = True
 
-    def _parts(self) -> tuple[LayerModels, Inferences, LayerStore]:
+    @property
+    def _ready(self) -> _Opened:
         if self._opened is None:
             raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
         return self._opened
@@ -86,7 +92,7 @@ class InferenceService:
     def ServerReady(
         self, request: messages.ServerReadyRequest, context: grpc.ServicerContext
     ) -> messages.ServerReadyResponse:
-        return messages.ServerReadyResponse(ready=self._opened is not None and not self._is_leaving)
+        return messages.ServerReadyResponse(ready=self._opened is not None and not self._is_draining)
 
     def ServerMetadata(
         self, request: messages.ServerMetadataRequest, context: grpc.ServicerContext
@@ -99,10 +105,10 @@ class InferenceService:
     def ModelReady(
         self, request: messages.ModelReadyRequest, context: grpc.ServicerContext
     ) -> messages.ModelReadyResponse:
-        if self._opened is None or self._is_leaving:
+        if self._opened is None or self._is_draining:
             return messages.ModelReadyResponse(ready=False)
         try:
-            self._version(request.name, request.version)
+            self._ready.models.find(request.name, request.version)
         except LayerNotFoundError:
             return messages.ModelReadyResponse(ready=False)
         return messages.ModelReadyResponse(ready=True)
@@ -110,44 +116,32 @@ class InferenceService:
     def ModelMetadata(
         self, request: messages.ModelMetadataRequest, context: grpc.ServicerContext
     ) -> messages.ModelMetadataResponse:
-        version = self._version(request.name, request.version)
-        versions = self._parts()[0].versions(request.name)
-        if request.name == STATELESS:
-            return model_descriptions.stateless_metadata(versions)
-        return model_descriptions.metadata(request.name, versions, self._described(request.name, version))
+        models = self._ready.models
+        layers = models.described(models.find(request.name, request.version))
+        return model_descriptions.metadata(request.name, models.versions(request.name), layers)
 
     def ModelConfig(
         self, request: messages.ModelConfigRequest, context: grpc.ServicerContext
     ) -> messages.ModelConfigResponse:
-        version = self._version(request.name, request.version)
-        if request.name == STATELESS:
-            return messages.ModelConfigResponse(config=model_descriptions.stateless_config())
-        found = model_descriptions.model_config(request.name, self._described(request.name, version))
-        return messages.ModelConfigResponse(config=found)
+        models = self._ready.models
+        layers = models.described(models.find(request.name, request.version))
+        return messages.ModelConfigResponse(config=model_descriptions.model_config(request.name, layers))
 
     def ModelStatistics(
         self, request: messages.ModelStatisticsRequest, context: grpc.ServicerContext
     ) -> messages.ModelStatisticsResponse:
-        models = self._parts()[0]
+        models = self._ready.models
         if request.name:
-            version = self._version(request.name, request.version)
-            listed = [
-                (request.name, each) for each in ([version] if request.version else models.versions(request.name))
-            ]
+            version = models.find(request.name, request.version).version
+            versions = [version] if request.version else models.versions(request.name)
+            listed = [(request.name, version) for version in versions]
         else:
-            listed = [(each.name, each.version) for each in models.listed() if not each.reason]
+            listed = [(model.name, model.version) for model in models.listed() if not model.reason]
             for chain in (name for name in self._statistics.names() if SEPARATOR in name):
-                listed += [(chain, each) for each in _versions(models, chain)]
-        return messages.ModelStatisticsResponse(model_stats=[self._statistics.message(*each) for each in listed])
-
-    def _version(self, name: str, version: str) -> str:
-        """Returns the version of a model that a request means."""
-        models = self._parts()[0]
-        return check_stateless_version(version) if name == STATELESS else models.find(name, version).version
-
-    def _described(self, name: str, version: str) -> list[StoredLayer]:
-        models = self._parts()[0]
-        return models.described(models.find(name, version))
+                listed += [(chain, version) for version in _versions(models, chain)]
+        return messages.ModelStatisticsResponse(
+            model_stats=[self._statistics.message(name, version) for name, version in listed]
+        )
 
     # The repository
 
@@ -158,13 +152,13 @@ class InferenceService:
         return messages.RepositoryIndexResponse(
             models=[
                 messages.RepositoryIndexResponse.ModelIndex(
-                    name=each.name,
-                    version=each.version,
-                    state="UNAVAILABLE" if each.reason else "READY",
-                    reason=each.reason,
+                    name=model.name,
+                    version=model.version,
+                    state="UNAVAILABLE" if model.reason else "READY",
+                    reason=model.reason,
                 )
-                for each in self._parts()[0].listed()
-                if not (each.reason and request.ready)
+                for model in self._ready.models.listed()
+                if not (model.reason and request.ready)
             ]
         )
 
@@ -173,7 +167,7 @@ class InferenceService:
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ())
-        store, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._ready.store, stored_names(request.model_name)
         for name in names:
             store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
@@ -185,7 +179,7 @@ class InferenceService:
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request.repository_name)
         _check_parameters(request.parameters, ("unload_dependents",))
-        store, names = self._parts()[2], stored_names(request.model_name)
+        store, names = self._ready.store, stored_names(request.model_name)
         for name in names:
             store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
@@ -195,14 +189,14 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
-        return self._parts()[1].infer(
+        return self._ready.inferences.infer(
             request, current_caller(context), self._region_finder(context.peer()), current_call()
         )
 
     def ModelStreamInfer(
         self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
-        inferences, caller, call = self._parts()[1], current_caller(context), current_call()
+        inferences, caller, call = self._ready.inferences, current_caller(context), current_call()
         find_region = self._region_finder(context.peer())
 
         def infer(request: InferRequest, caller: Caller) -> InferResponse:
@@ -230,8 +224,8 @@ class InferenceService:
         peer, status = context.peer(), messages.SystemSharedMemoryStatusResponse.RegionStatus
         return messages.SystemSharedMemoryStatusResponse(
             regions={
-                each.name: status(name=each.name, key=each.key, offset=each.offset, byte_size=each.size)
-                for each in self._shared(peer).regions(self._owner(peer, current_identity()), request.name)
+                region.name: status(name=region.name, key=region.key, offset=region.offset, byte_size=region.size)
+                for region in self._shared(peer).regions(self._owner(peer, current_identity()), request.name)
             }
         )
 

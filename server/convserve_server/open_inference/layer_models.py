@@ -41,7 +41,7 @@ class LayerModel(NamedTuple):
     Attributes:
         name: The model's name.
         version: The version's number, as the wire has it.
-        digests: The layers, in order.
+        digests: The layers, in order; none of the stateless model.
     """
 
     name: str
@@ -71,10 +71,10 @@ class LayerModels:
         self._store = store
 
     def find(self, name: str, version: str, field: str = "version") -> LayerModel:
-        """Returns a version of a model of stored layers.
+        """Returns a version of a model.
 
         Args:
-            name: A layer's name, or several with commas between them.
+            name: A layer's name, several with commas between them, or the stateless model's.
             version: A decimal integer; empty for the newest.
             field: What to call it in an error.
 
@@ -82,7 +82,13 @@ class LayerModels:
             InvalidRequestError: For a version that is no number.
             LayerNotFoundError: If there is no such model, or its layers are not stored.
         """
-        number, chain = version_number(version, field), self._versions(name)
+        number = version_number(version, field)
+        if name == STATELESS:
+            if number not in (None, int(_ONLY)):
+                text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
+                raise LayerNotFoundError(text, layer=STATELESS, by_name=True)
+            return LayerModel(STATELESS, _ONLY, ())
+        chain = self._versions(name)
         latest = _latest(chain)
         digests: tuple[bytes | None, ...] = tuple(versions.digest for versions in chain)
         if number is None:
@@ -187,19 +193,6 @@ def version_number(version: str, field: str) -> int | None:
         text = f"Expected a decimal integer, or nothing for the newest version. Received {short_repr(version)}."
         raise InvalidRequestError(FieldViolation(field, text))
     return int(version)
-
-
-def check_stateless_version(version: str, field: str = "version") -> str:
-    """Returns the stateless model's version.
-
-    Raises:
-        InvalidRequestError: For a version that is no number.
-        LayerNotFoundError: For another number.
-    """
-    if version_number(version, field) not in (None, int(_ONLY)):
-        text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
-        raise LayerNotFoundError(text, layer=STATELESS, by_name=True)
-    return _ONLY
 
 
 def _latest(chain: list[NameVersions]) -> int:

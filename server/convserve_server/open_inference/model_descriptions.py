@@ -14,7 +14,6 @@ from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
 from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.open_inference.infer_tensors import DATATYPES
-from convserve_server.open_inference.layer_models import STATELESS
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.v2 import model_config_pb2 as config
 
@@ -57,71 +56,60 @@ def output_shape(conv2d: Conv2D) -> list[int]:
 
 
 def metadata(name: str, versions: Sequence[str], layers: Sequence[StoredLayer]) -> messages.ModelMetadataResponse:
-    """Returns the metadata of a model of stored layers, in order."""
-    return _metadata(name, versions, _tensors(layers))
-
-
-def stateless_metadata(versions: Sequence[str]) -> messages.ModelMetadataResponse:
-    """Returns the metadata of the model whose kernel comes with the request."""
-    return _metadata(STATELESS, versions, _STATELESS_TENSORS)
-
-
-def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig:
-    """Returns how a model of stored layers is served: in batches, so that dimensions are without the batch's."""
-    model = _config(name, [tensor._replace(shape=tensor.shape[1:]) for tensor in _tensors(layers)], _MAX_SAMPLES)
-    model.dynamic_batching.SetInParent()
-    for index, layer in enumerate(layers):
-        text = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
-        model.parameters[f"layers[{index}]"].string_value = text
-    return model
-
-
-def stateless_config() -> config.ModelConfig:
-    """Returns how the stateless model is served: not in batches, as a kernel has none, so that dimensions are whole."""
-    return _config(STATELESS, _STATELESS_TENSORS, 0)
-
-
-def _tensors(layers: Sequence[StoredLayer]) -> list[_Tensor]:
-    """Returns the input and the output of layers in order."""
-    first, last = layers[0].config, layers[-1].config
-    shape = input_shape(first, layers[0].kernel_shape)
-    x = _Tensor("x", first.compute_dtype, shape, _FORMATS[first.data_format])
-    return [x, _Tensor("y", last.compute_dtype, output_shape(last))]
-
-
-def _metadata(name: str, versions: Sequence[str], tensors: Sequence[_Tensor]) -> messages.ModelMetadataResponse:
+    """Returns the metadata of a model of layers in order, or of the stateless model, which has none."""
     *inputs, output = (
         messages.ModelMetadataResponse.TensorMetadata(
             name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=tensor.shape
         )
-        for tensor in tensors
+        for tensor in _tensors(layers)
     )
     return messages.ModelMetadataResponse(
         name=name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=[output]
     )
 
 
-def _config(name: str, tensors: Sequence[_Tensor], max_batch_size: int) -> config.ModelConfig:
-    *inputs, output = tensors
-    return config.ModelConfig(
+def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig:
+    """Returns how a model is served.
+
+    Layers are served in batches, so that dimensions are without the batch's. The stateless model is not, as a kernel
+    has no batch, so that dimensions are whole.
+    """
+    *inputs, output = _tensors(layers)
+    first = 1 if layers else 0
+    model = config.ModelConfig(
         name=name,
         platform=PLATFORM,
         backend=PLATFORM,
         version_policy=config.ModelVersionPolicy(all=config.ModelVersionPolicy.All()),
-        max_batch_size=max_batch_size,
+        max_batch_size=_MAX_SAMPLES if layers else 0,
         input=[
             config.ModelInput(
                 name=tensor.name,
                 data_type=_data_type(tensor),
                 format=tensor.layout,
-                dims=tensor.shape,
+                dims=tensor.shape[first:],
                 optional=tensor.optional,
             )
             for tensor in inputs
         ],
-        output=[config.ModelOutput(name=output.name, data_type=_data_type(output), dims=output.shape)],
+        output=[config.ModelOutput(name=output.name, data_type=_data_type(output), dims=output.shape[first:])],
+        dynamic_batching=config.ModelDynamicBatching() if layers else None,
         model_transaction_policy=config.ModelTransactionPolicy(decoupled=False),
     )
+    for index, layer in enumerate(layers):
+        text = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
+        model.parameters[f"layers[{index}]"].string_value = text
+    return model
+
+
+def _tensors(layers: Sequence[StoredLayer]) -> list[_Tensor]:
+    """Returns the inputs and then the output of layers in order, or of the stateless model."""
+    if not layers:
+        return _STATELESS_TENSORS
+    first, last = layers[0].config, layers[-1].config
+    shape = input_shape(first, layers[0].kernel_shape)
+    x = _Tensor("x", first.compute_dtype, shape, _FORMATS[first.data_format])
+    return [x, _Tensor("y", last.compute_dtype, output_shape(last))]
 
 
 def _shape(conv2d: Conv2D, channels: int) -> list[int]:

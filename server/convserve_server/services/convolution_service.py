@@ -81,7 +81,7 @@ class ConvolveResponse:
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
-    """Answers ConvolutionService. Until it is opened, every call is told to come back."""
+    """Answers ConvolutionService. Until it is opened, it refuses every call as UNAVAILABLE."""
 
     def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
         """Starts closed.

@@ -42,10 +42,10 @@ _NO_METHOD: Handler = grpc.unary_unary_rpc_method_handler(_no_method)
 
 
 class CallInterceptor(grpc.ServerInterceptor):
-    """Wraps each method, once. It is to be the only interceptor.
+    """Wraps each method once. It is to be the only interceptor.
 
-    Whatever requests come as streams keeps a slot while it lasts, so that streams that stall wait for each other, and
-    nobody else does.
+    A call whose requests are a stream keeps a slot, of which there are fewer than threads: so streams that stall cannot
+    take the threads of other calls.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class _Call(Wait):
         return status_of(error, self._path, self.record, self.context)
 
     def abort(self) -> None:
-        log.info("%s of %s is ended: it was silent for too long", self._path, self.context.peer())
+        log.info("%s of %s is ended: its caller was idle for too long", self._path, self.context.peer())
         self.context.cancel()
 
     def _end(self) -> None:

@@ -19,24 +19,24 @@ _RETRY_S = 1.0
 
 
 class ThreadPool(Executor):
-    """Runs what is submitted; what all threads are too busy for waits.
+    """Runs what is submitted; work waits while all threads are busy.
 
     It cannot be shut down: its threads end with the process, whatever they do.
     """
 
-    def __init__(self, most: int, name: str, *, waits_for_threads: bool = True) -> None:
+    def __init__(self, max_threads: int, name: str, *, waits_for_threads: bool = True) -> None:
         """Starts the first thread.
 
         Args:
-            most: How many threads there may be; each further one is started when work comes and no other is idle.
+            max_threads: How many threads there may be; one is started when work comes and no other is idle.
             name: What their names begin with.
-            waits_for_threads: Whether work waits for the threads that there are when the system starts no more, which
-                is not for work that others of the pool wait for.
+            waits_for_threads: Whether work waits for a busy thread where the system starts no further one. It is not to
+                if busy threads may wait for that work.
 
         Raises:
             RuntimeError: If the system starts no thread.
         """
-        self._most, self._name, self._waits_for_threads = most, name, waits_for_threads
+        self._max_threads, self._name, self._waits_for_threads = max_threads, name, waits_for_threads
         self._lock = threading.Lock()
         self._waiting: deque[_Work] = deque()
         self._idle: list[_Worker] = []
@@ -61,7 +61,7 @@ class ThreadPool(Executor):
 
     def _another(self) -> _Worker | None:
         """Starts a thread, if there may be one more and the system lets it start."""
-        if self._count == self._most:
+        if self._count == self._max_threads:
             return None
         try:
             worker = _Worker(self._next, f"{self._name}_{self._count + 1}")

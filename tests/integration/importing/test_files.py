@@ -9,7 +9,6 @@ from safetensors.numpy import save_file
 import convserve
 from convserve import importing
 from convserve.importing.imported import fitting_name
-from convserve.layers.keras_export import to_keras
 from tests.conftest import ROOT
 
 # TensorFlow's variables have not the signature that NumPy 2 asks for.
@@ -248,7 +247,7 @@ def test_a_layer_as_keras_own_computes_the_same(keras, client, parameters):
     rng = np.random.default_rng(0)
     kernel = rng.normal(size=(3, 3, 4 // config.groups, 6))
     layer = convserve.Layer(config, kernel, rng.normal(size=6) if config.use_bias else None)
-    exported = to_keras(layer)
+    exported = layer.to_keras()
     assert exported.built
     assert type(exported) is (keras.layers.Conv2D if isinstance(config.padding, str) else keras.Sequential)
     own = exported if isinstance(config.padding, str) else exported.layers[-1]
@@ -265,11 +264,12 @@ def test_a_layer_as_keras_own_computes_the_same(keras, client, parameters):
 
 
 def test_a_layer_without_weights_is_not_built(keras):
-    assert not to_keras(convserve.Layer(convserve.Conv2D(6, 3))).built
-    assert not to_keras(convserve.Layer(convserve.Conv2D(6, 3, padding=((1, 1), (0, 0))))).layers[-1].built
+    assert not convserve.Layer(convserve.Conv2D(6, 3)).to_keras().built
+    padded = convserve.Layer(convserve.Conv2D(6, 3, padding=((1, 1), (0, 0))))
+    assert not padded.to_keras().layers[-1].built
 
 
 def test_an_activation_that_keras_cannot_serialize_is_refused(keras):
     config = convserve.Conv2D(6, 3, activation=convserve.activations.GELU(approximate=True), use_bias=False)
     with pytest.raises(convserve.InvalidConfigurationError, match="activation: Expected an activation that Keras"):
-        to_keras(convserve.Layer(config, np.ones((3, 3, 2, 6))))
+        convserve.Layer(config, np.ones((3, 3, 2, 6))).to_keras()

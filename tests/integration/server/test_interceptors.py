@@ -3,10 +3,12 @@
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import grpc
 import pytest
 from google.protobuf.wrappers_pb2 import Int64Value
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import InternalError, OverloadedError
 from convserve.protocol.status import from_rpc_error
@@ -122,6 +124,25 @@ def test_a_caller_that_stalls_keeps_half_of_the_slots_of_streams_and_nothing_els
         assert "while 2 of 4 are open, 2 of them yours" in text
     if form == "stream_stream":  # between whose messages any time may pass
         assert [each.result() for each in stalled if each not in refused] == [[-1, 1]] * 2
+
+
+def test_streams_of_any_number_of_callers_leave_threads_for_single_calls_and_the_health():
+    with served_methods(slots=4) as methods, ExitStack() as stack:
+        methods.let("stream_stream", sum, "/test.Service/Stalled")
+        stalled = []
+        for _ in range(6):  # each is a caller of its own, as each has a connection
+            options = [("grpc.use_local_subchannel_pool", 1)]
+            channel = stack.enter_context(grpc.insecure_channel(methods.target, options))
+            caller = Stalling()
+            stack.callback(caller.released.set)
+            stalled.append(channel.stream_stream("/test.Service/Stalled")(caller, timeout=60))
+        refused = eventually(lambda: len(done := [each for each in stalled if not each.is_active()]) == 2 and done)
+        for each in refused:
+            assert "while 4 of 4 are open" in each.details()
+        channel = methods.let("unary_unary", sum)
+        assert channel.unary_unary(PATH)(*sent(7), timeout=60) == Int64Value(value=7).SerializeToString()
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
 
 
 @pytest.mark.parametrize("form", ["unary_unary", "unary_stream", "stream_unary"])

@@ -103,9 +103,9 @@ def test_a_stream_whose_answers_nobody_fetches_is_ended(bounded: RunningServer, 
     wide = layer(weights=weights(np.ones((1, 1, 2, 8))))
     wide.inline.conv2d.filters = 8
     call = caller.stub.ConvolveStream(iter([start(wide), *item(1, x)]), timeout=60)
-    before = bounded.log.read_text().count("silent for too long")
+    before = bounded.log.read_text().count("idle for too long")
     next(call)
-    eventually(lambda: bounded.log.read_text().count("silent for too long") > before)
+    eventually(lambda: bounded.log.read_text().count("idle for too long") > before)
     with pytest.raises(grpc.RpcError) as failure:
         list(call)
     assert failure.value.code() is grpc.StatusCode.CANCELLED

@@ -58,7 +58,7 @@ def everywhere(folder: Path) -> Iterator[RunningServer]:
         yield running
         assert running.stop() == 0
         said = running.log.read_text()
-        assert len(said.splitlines()) == 2
+        assert len([line for line in said.splitlines() if " WARNING " in line]) == 2
         assert "is open to the network" in said
         assert f"{long}{SUFFIX}: no memory is shared beside this socket: AF_UNIX path too long" in said
     assert not list(folder.glob(f"*{SUFFIX}"))
@@ -279,14 +279,14 @@ def test_asking_for_shared_memory_takes_of_the_calls_own_time(
 ) -> None:
     late, given = 0.0, []
     monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=time.sleep))
-    with convserve.Client(f"127.0.0.1:{port(everywhere)}", timeout=60) as client:
+    with convserve.Client(f"127.0.0.1:{port(everywhere)}", timeout=600) as client:
         tensors = client._connected()._tensors
         connect, convolve = tensors.connect, tensors._convolve_shared
 
         def slowly(*arguments: Any) -> None:
             nonlocal late
             connect(*arguments)
-            late = 50.0
+            late = 500.0
 
         def noted(message: Any, timeout: float) -> Any:
             given.append(timeout)
@@ -296,4 +296,4 @@ def test_asking_for_shared_memory_takes_of_the_calls_own_time(
         monkeypatch.setattr(tensors, "_convolve_shared", noted)
         check(client)
     (left,) = given
-    assert 0 < left <= 10
+    assert 0 < left <= 100

@@ -87,8 +87,8 @@ def test_the_help_has_every_setting_with_flag_variable_default_and_text(name, he
 def test_the_help_is_in_groups():
     lines = CliRunner().invoke(command, ["--help"]).stdout.splitlines()
     assert list(settings.GROUPS) == [name for name in NAMES if name in settings.GROUPS]
-    assert [line[:-1] for line in lines if line.endswith(":") and line[:1].isupper()] == [
-        *settings.GROUPS.values(), "Help", "From the environment alone",
+    assert [line[:-1] for line in lines if line.endswith(":") and line[:1].islower()] == [
+        *settings.GROUPS.values(), "options", "from the environment alone",
     ]  # fmt: skip
 
 
