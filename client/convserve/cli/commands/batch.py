@@ -138,9 +138,8 @@ def command(
         identity = Identity(str(inputs.folder), [layer.digest.hex() for layer in layers], noted)
         try:
             with _usage_errors():
-                journal = Journal.open(
-                    folder, identity, partial(is_done, inputs, outputs), resume=resume or retry_failed
-                )
+                holds = partial(is_done, inputs, outputs)
+                journal = Journal(folder, identity, holds, resume=resume or retry_failed)
         except OSError as error:
             raise unwritable("output", folder, error) from error
         with closing(Progress(quiet=quiet)) as progress:
