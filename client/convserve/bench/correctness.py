@@ -72,7 +72,9 @@ def by_definition(layer: Layer, x: Array, plan: Plan) -> Expectation | None:
     axis = channel_axis(config)
     image = np.moveaxis(x, axis, 3)
     batch, *sides = np.delete(np.array(plan.output_shape), axis)
-    image = np.pad(image, ((0, 0), *(_padding(config, way, image.shape[1 + way], sides[way]) for way in (0, 1)), (0, 0)))
+    image = np.pad(
+        image, ((0, 0), *(_padding(config, way, image.shape[1 + way], sides[way]) for way in (0, 1)), (0, 0))
+    )
     rng = np.random.default_rng(0)
     last_row, last_column = sides[0] - 1, sides[1] - 1
     corners = [(0, 0, 0), (batch - 1, 0, last_column), (0, last_row, 0), (batch - 1, last_row, last_column)]

@@ -13,7 +13,6 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 import click
 
@@ -57,31 +56,22 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 class _Program(Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name == "serve":
-            module = importlib.import_module(_SERVE_MODULE)
-        elif cmd_name in _COMMANDS:
-            module = importlib.import_module(f"convserve.cli.commands.{cmd_name}")
-        else:
-            brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
-            return brought[0].load() if brought else None
-        return module.command  # type: ignore[no-any-return]
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
+        if cmd_name in _COMMANDS:
+            module = _SERVE_MODULE if cmd_name == "serve" else f"convserve.cli.commands.{cmd_name}"
+            return importlib.import_module(module).command  # type: ignore[no-any-return]
+        brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
+        return brought[0].load() if brought else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("commands"):
             formatter.write_dl(list(_COMMANDS.items()))
 
 
-@click.command("convserve", cls=_Program, usages=["COMMAND ..."], help=_HELP, epilog=_EXAMPLES)
+_names = {name: click.Command(name) for name in _COMMANDS}  # among which click looks for what was meant
+
+
+@click.command("convserve", cls=_Program, commands=_names, usages=["COMMAND ..."], help=_HELP, epilog=_EXAMPLES)
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -71,11 +70,8 @@ class Command(click.Command):
         try:
             return super().parse_args(context, args)
         except click.NoSuchOption as error:
-            flags = [
-                flag for parameter in self.get_params(context) for flag in (*parameter.opts, *parameter.secondary_opts)
-            ]
-            meant = get_close_matches(error.option_name.replace("_", "-"), flags, n=1)
-            raise click.NoSuchOption(error.option_name, possibilities=meant, ctx=context) from None
+            del (error.possibilities or [])[1:]  # but for the one that is nearest
+            raise
 
     def invoke(self, context: click.Context) -> Any:
         """Runs the command; failures that it may expect become texts."""
@@ -127,16 +123,15 @@ class Group(Command, click.Group):
         self.format_commands(context, formatter)
 
 
-def new_command(short_help: str, text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
+def new_command(text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
     """Returns a decorator that makes a command of a function, which returns the exit status or None.
 
     Args:
-        short_help: The line about it in the list of commands.
-        text: What it does, below the usage in its help.
+        text: What it does, below the usage in its help; its first sentence stands in a list of commands.
         examples: What is below the options.
         usages: Ways to call it: what follows its name; () for what click makes of its parameters.
     """
-    return click.command(cls=Command, short_help=short_help, help=text, epilog=examples, usages=usages)
+    return click.command(cls=Command, help=text, epilog=examples, usages=usages)
 
 
 JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)
@@ -144,25 +139,26 @@ JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True
 
 
 def options_as_one(
-    name: str, fields: Iterable[str], make: Callable[..., Any], *options: Callable[[Any], Any]
+    name: str, make: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Function], Function]:
     """Returns a decorator that adds options, of which a command gets one object.
 
     Args:
         name: The command's argument for the object.
-        fields: The options' own names.
         make: Makes the object of their values.
         options: What adds the options, as the help lists them.
     """
-    names = tuple(fields)
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
-            own = {field: values.pop(field) for field in names}
+            own = {option.name: values.pop(option.name) for option in added}
             return function(**{name: make(**own)}, **values)
 
-        return in_order(*options)(run)  # type: ignore[no-any-return]
+        others = len(getattr(run, "__click_params__", ()))
+        adding = in_order(*options)(run)
+        added = adding.__click_params__[others:]
+        return adding  # type: ignore[no-any-return]
 
     return decorate
 

@@ -84,7 +84,6 @@ _RESUME = Section("going on")
 
 
 @new_command(
-    "apply a layer to many files: folders of pictures, arrays, Zarr; can be resumed",
     _HELP,
     _EPILOG,
     "INPUT... --layer NAME|DIGEST|FILE --output DIR [OPTIONS]",

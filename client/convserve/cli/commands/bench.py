@@ -14,7 +14,7 @@ from convserve.cli.command import OUTPUT, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options
 from convserve.cli.options.layer_reference import REFERENCE, find
-from convserve.cli.options.values import numbers, seconds
+from convserve.cli.options.values import counts, rates, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
 from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
@@ -58,22 +58,7 @@ _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def _counts(text: str) -> list[int]:
-    counts = numbers(text, int)
-    if not counts or min(counts) < 1 or max(counts) > 1000:
-        raise click.BadParameter(f"expected numbers from 1 to 1000 such as 1,8. Received {text!r}.")
-    return counts
-
-
-def _rates(text: str) -> list[float]:
-    rates = numbers(text, float)
-    if not rates or not all(0 < rate <= 1e6 for rate in rates):
-        raise click.BadParameter(f"expected calls per second, above 0, such as 50,200. Received {text!r}.")
-    return rates
-
-
 @new_command(
-    "measure a server: latency, throughput, and where the time goes",
     _HELP,
     _EPILOG,
     "[OPTIONS]",
@@ -84,13 +69,13 @@ def _rates(text: str) -> list[float]:
     "--concurrency N[,N...]",
     "callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "
     "with --rate)",
-    type=_counts,
+    type=counts,
 )
 @_LOAD.option(
     "--rate N[,N...]",
     "calls per second that wait for no answer; latencies then count from when a call was due",
-    dest="rates",
-    type=_rates,
+    dest="open_rates",
+    type=rates,
 )
 @_LOAD.option("--seconds N", "how long to measure in all (default: 20)", dest="duration_s", type=seconds, default=20.0)
 @_LOAD.option("--no-shared-memory", "send tensors over the connection, also to a server here", is_flag=True)
@@ -104,7 +89,7 @@ def _rates(text: str) -> list[float]:
 @connection_options(timeout=60.0)
 def command(
     concurrency: list[int] | None,
-    rates: list[float] | None,
+    open_rates: list[float] | None,
     duration_s: float,
     no_shared_memory: bool,
     no_in_process: bool,
@@ -124,8 +109,8 @@ def command(
         from convserve.bench import chart
 
         chart.check()
-    loads = [Load(callers=callers) for callers in concurrency or ([] if rates else [1, 8])]
-    loads += [Load(rate=rate) for rate in rates or []]
+    loads = [Load(callers=callers) for callers in concurrency or ([] if open_rates else [1, 8])]
+    loads += [Load(rate=rate) for rate in open_rates or []]
     interrupted = False
     with (
         connection.client(shared_memory=not no_shared_memory) as client,

@@ -82,7 +82,6 @@ class _Files(NamedTuple):
 
 
 @new_command(
-    "apply a Conv2D layer to an array or a picture",
     _HELP,
     _EPILOG,
     "INPUT --filters N --kernel-size N [OPTIONS]",
@@ -102,7 +101,6 @@ class _Files(NamedTuple):
 @weight_options
 @options_as_one(
     "files",
-    _Files._fields,
     _Files,
     OUTPUT.option("-o --output FILE.npy", "write the output as an array"),
     OUTPUT.option(

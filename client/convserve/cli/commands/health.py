@@ -39,7 +39,7 @@ _SERVING = 1
 _STATUSES = {0: "UNKNOWN", _SERVING: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 
-@new_command("ask whether a server is serving (for probes of containers)", _HELP, _EPILOG)
+@new_command(_HELP, _EPILOG)
 @connection_options(timeout=5.0)
 def command(connection: Connection) -> int:
     target = channel_target(connection.target)

@@ -9,7 +9,7 @@ from convserve.cli.commands import layers_import, layers_put
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.output.layer_table import Row, document, layer_rows, print_table
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_json, print_result
 from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
 
@@ -45,8 +45,9 @@ examples:
 `convserve layers import` and numpy.load read what this writes."""
 
 _DELETE_HELP = """\
-Given a name, deletes the name, and the layer with the last of its names. Given a
-digest, or enough of its beginning, deletes the layer and all its names."""
+Deletes a name or a stored layer. Given a name, deletes the name, and the layer with
+the last of its names. Given a digest, or enough of its beginning, deletes the layer
+and all its names."""
 
 _DELETE_EPILOG = """\
 examples:
@@ -54,7 +55,7 @@ examples:
   convserve layers delete 3f1b2c4d"""
 
 
-@new_command("list stored layers", "Lists stored layers.", _LIST_EPILOG)
+@new_command("Lists stored layers.", _LIST_EPILOG)
 @OPTIONS.option("--prefix TEXT", "only layers with a name that begins so", default="")
 @JSON
 @connection_options(timeout=10.0)
@@ -67,7 +68,7 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
         print_table(rows)
 
 
-@new_command("show a stored layer, or write it to a file", "Shows a stored layer, or writes it to a file.", _GET_EPILOG)
+@new_command("Shows a stored layer, or writes it to a file.", _GET_EPILOG)
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @OPTIONS.option(
     "-o --output FILE",
@@ -85,13 +86,11 @@ def _get(reference: str, output: str | None, as_json: bool, connection: Connecti
         if output is not None:
             save_layer(output, Layer(layer.config, *layer.weights()))
     row = Row.of_stored(layer)
-    if as_json:
-        print_json(document(row) | ({} if output is None else {"file": output}))
-    else:
-        print_rows([*layer_rows(row), ("written", output or "")])
+    described = document(row) | ({} if output is None else {"file": output})
+    print_result([*layer_rows(row), ("written", output or "")], described, as_json=as_json)
 
 
-@new_command("delete a name or a stored layer", _DELETE_HELP, _DELETE_EPILOG)
+@new_command(_DELETE_HELP, _DELETE_EPILOG)
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @JSON
 @connection_options(timeout=10.0)

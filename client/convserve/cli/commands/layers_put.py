@@ -9,10 +9,10 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output.layer_table import Row, document, layer_rows
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_result
 
 _HELP = """\
-Stores a layer, described as for `convserve conv2d`: with the parameters of
+Stores a layer. It is described as for `convserve conv2d`: with the parameters of
 keras.layers.Conv2D, and weights that are given with --kernel or drawn by the
 server. Storing the same layer again changes nothing but its name."""
 
@@ -34,7 +34,6 @@ examples:
 
 
 @new_command(
-    "store a layer",
     _HELP,
     _EPILOG,
     "[--name NAME] --kernel NAME|FILE [OPTIONS]",
@@ -70,7 +69,4 @@ def command(
     with connection.client() as client:
         what = layer.config if layer.kernel is None else layer
         row = Row.of_stored(client.put(what, name=name, input_channels=input_channels))
-    if as_json:
-        print_json(document(row))
-    else:
-        print_rows(layer_rows(row))
+    print_result(layer_rows(row), document(row), as_json=as_json)

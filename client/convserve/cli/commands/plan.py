@@ -8,7 +8,7 @@ from typing import Any
 from convserve.cli.command import JSON, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options, require
-from convserve.cli.output.report import print_json, print_rows, shape_text
+from convserve.cli.output.report import print_result, shape_text
 from convserve.display.units import bytes_text, flops_text
 from convserve.tensors.codec import Shape
 
@@ -35,7 +35,6 @@ two operations. The exit status is 0 whether or not the call would be admitted."
 
 
 @new_command(
-    "say what a call would cost, without computing it",
     _HELP,
     _EPILOG,
     "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
@@ -58,22 +57,18 @@ def command(
         with connection.client() as client:
             plan = client.plan(conv2d, input_shape, **dtypes)
     kernel_shape = plan.layers[0].kernel_shape
-    if as_json:
-        document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
-        del document["layers"]
-        print_json(document)
-        return
     admitted = "not asked (--local)"
     if plan.admitted is not None:
         admitted = "yes" if plan.admitted else f"no: {plan.refusal}"
-    print_rows(
-        [
-            ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
-            ("kernel", str(kernel_shape)),
-            ("parameters", f"{plan.parameters:,}, {bytes_text(plan.weight_bytes)}"),
-            ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
-            ("work", flops_text(plan.flops)),
-            ("memory", f"{bytes_text(plan.memory_bytes)} at once on the server, at least"),
-            ("admitted", admitted),
-        ]
-    )
+    rows = [
+        ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
+        ("kernel", str(kernel_shape)),
+        ("parameters", f"{plan.parameters:,}, {bytes_text(plan.weight_bytes)}"),
+        ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
+        ("work", flops_text(plan.flops)),
+        ("memory", f"{bytes_text(plan.memory_bytes)} at once on the server, at least"),
+        ("admitted", admitted),
+    ]
+    document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
+    del document["layers"]
+    print_result(rows, document, as_json=as_json)

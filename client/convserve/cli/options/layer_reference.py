@@ -7,13 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    LayerNotFoundError,
-    PermissionDeniedError,
-    short_repr,
-)
+from convserve.errors import InvalidRequestError, LayerNotFoundError, PermissionDeniedError, short_repr
 
 if TYPE_CHECKING:
     from convserve import Client, Layer, StoredLayer
@@ -43,8 +37,8 @@ def find(client: Client, reference: str) -> StoredLayer:
             raise
     layers = [layer for layer in client.layers() if layer.digest.hex().startswith(reference)]
     if len(layers) > 1:
-        text = f"Expected more of the digest. Received {short_repr(reference)}, with which {len(layers)} digests begin."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        received = f"{short_repr(reference)}, with which {len(layers)} digests begin"
+        raise InvalidRequestError.for_field("layer", "more of the digest", received)
     if not layers:
         text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
@@ -73,21 +67,18 @@ def _read(file: str, name: str | None) -> Layer:
     from convserve import importing
 
     if file.lower().endswith(".safetensors") and not _has_configuration(file):
-        text = "Expected a file that says the layer's configuration. Received "
-        text += (
-            f"{short_repr(file)}, which has weights alone: `convserve layers import` stores them with their strides "
-        )
-        text += "and padding, and --layer takes the name."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        received = f"{short_repr(file)}, which has weights alone"
+        hint = "`convserve layers import` stores them with their strides and padding, and --layer takes the name."
+        expected = "a file that says the layer's configuration"
+        raise InvalidRequestError.for_field("layer", expected, received, hint)
     layers = importing.read(file, prefix="").layers
     if name is None and len(layers) == 1:
         return next(iter(layers.values()))
     if name not in layers:
         listed = ", ".join(list(layers)[:_MAX_LISTED]) + (", ..." if len(layers) > _MAX_LISTED else "")
+        expected = f"one layer of the file, as {short_repr(f'{file}:NAME')} ({listed or 'none'})"
         received = short_repr(file if name is None else f"{file}:{name}")
-        expected = f"Expected one layer of the file, as {short_repr(f'{file}:NAME')} ({listed or 'none'})."
-        text = f"{expected} Received {received}."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        raise InvalidRequestError.for_field("layer", expected, received)
     return layers[name]
 
 

@@ -12,41 +12,27 @@ from typing import Any
 from convserve.batch.inputs import Inputs
 from convserve.batch.runner import Batch
 from convserve.cli.output.batch_progress import speed_text
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_result
 from convserve.display.units import bytes_text
 
 REPORT = "report.json"
 """The report's name in the folder for outputs."""
 _MAX_SHOWN = 20
+_COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes", "output_bytes")
 _OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 
 
 def report_of(
     batch: Batch, inputs: Inputs, folder: Path, number: int | None, failure: Exception | None
 ) -> dict[str, Any]:
-    """Returns what a run came to, for programs.
-
-    Args:
-        batch: The run.
-        inputs: Its inputs.
-        folder: Where the outputs went.
-        number: The signal that stopped it, if one did.
-        failure: What ended it, if something did.
-    """
+    """Returns what a run came to, for programs; a signal or a failure may have ended it."""
     counts, seconds = batch.tally.counts, batch.tally.seconds
     moved = counts.input_bytes + counts.output_bytes
     stopped = None if number is None else signal.Signals(number).name
     return {
         "input": str(inputs.folder),
         "output": str(folder),
-        "items": counts.items,
-        "done": counts.done,
-        "skipped": counts.skipped,
-        "failed": counts.failed,
-        "left": counts.left,
-        "samples": counts.samples,
-        "input_bytes": counts.input_bytes,
-        "output_bytes": counts.output_bytes,
+        **{name: getattr(counts, name) for name in _COUNTS},
         "seconds": round(seconds, 3),
         "mb_per_s": round(moved / seconds / 1e6, 3),
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
@@ -56,23 +42,17 @@ def report_of(
 
 def publish(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     """Writes the report to its file, and prints it."""
-    _write_report(folder / REPORT, report)
-    if as_json:
-        print_json(report)
-    else:
-        _print_report(report, folder)
-
-
-def _write_report(path: Path, report: dict[str, Any]) -> None:
+    path = folder / REPORT
     partial_path = path.with_name(f"{path.name}.partial")
     try:
         partial_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         os.replace(partial_path, path)
     except OSError as error:  # the same report is printed, and a full disk has an error of its own
         print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
+    print_result(_rows(report, folder), report, as_json=as_json)
 
 
-def _print_report(report: dict[str, Any], folder: Path) -> None:
+def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parts = [f"{report['done']:,} done"]
     parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
@@ -83,14 +63,12 @@ def _print_report(report: dict[str, Any], folder: Path) -> None:
     advice = "--resume does the rest" if report["left"] else ""
     if report["failed"] and not report["left"]:
         advice = "--retry-failed tries what failed again"
-    print_rows(
-        [
-            ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
-            ("in", bytes_text(report["input_bytes"])),
-            ("out", bytes_text(report["output_bytes"])),
-            ("time", seconds),
-            ("failed", "\n".join(failures)),
-            ("written", str(folder)),
-            ("next", advice),
-        ]
-    )
+    return [
+        ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
+        ("in", bytes_text(report["input_bytes"])),
+        ("out", bytes_text(report["output_bytes"])),
+        ("time", seconds),
+        ("failed", "\n".join(failures)),
+        ("written", str(folder)),
+        ("next", advice),
+    ]

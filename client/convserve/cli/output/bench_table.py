@@ -14,21 +14,18 @@ _RATIOS = "ratios: convserve's figure divided by that of the row"
 def print_document(document: dict[str, Any]) -> None:
     """Prints what a measurement found."""
     server = document["server"]
+    interruption = " until it was interrupted" if document["interrupted"] else ""
     print_rows(
         [
             ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
             ("here", document["machine"]),
             ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
-            ("time", f"{document['time']}, measured for {document['seconds']:.1f} s" + _interruption(document)),
+            ("time", f"{document['time']}, measured for {document['seconds']:.1f} s{interruption}"),
         ]
     )
     for workload in document["workloads"]:
         print()
         _print_workload(workload)
-
-
-def _interruption(document: dict[str, Any]) -> str:
-    return " until it was interrupted" if document["interrupted"] else ""
 
 
 def _print_workload(workload: dict[str, Any]) -> None:
@@ -66,10 +63,8 @@ def _print_load(load: dict[str, Any]) -> None:
             counts = ", ".join(f"{number} {kind}" for kind, number in figures["failures"].items())
             notes.append(f"{name}: failed calls: {counts}: {figures['failure'].partition(chr(10))[0]}")
         if figures["not_begun"]:
-            notes.append(
-                f"{name}: too slow for this rate: {figures['not_begun']} calls were not begun in time, "
-                "and latencies only grow with the time"
-            )
+            late = f"{figures['not_begun']} calls were not begun in time, and latencies only grow with the time"
+            notes.append(f"{name}: too slow for this rate: {late}")
         if "compute_ms" in figures:
             notes.append(_where(name, figures))
     print_table(("", *_COLUMNS), rows, title=f"  {load['load']}", numbers=len(_COLUMNS))
@@ -89,10 +84,8 @@ def _ratios(ratios: dict[str, Any]) -> tuple[str, str]:
 
 def _where(name: str, figures: dict[str, Any]) -> str:
     total = figures["queue_ms"] + figures["compute_ms"] + figures["way_ms"]
-    shares = ", ".join(
-        f"{what} {figures[key] / total:.0%}"
-        for what, key in (("waiting", "queue_ms"), ("computing", "compute_ms"), ("on the way", "way_ms"))
-    )
+    parts = {"waiting": "queue_ms", "computing": "compute_ms", "on the way": "way_ms"}
+    shares = ", ".join(f"{what} {figures[key] / total:.0%}" for what, key in parts.items())
     mean = figures["mean_batch_size"]
     batch = f"{mean:.3g} sample{'s' if mean != 1 else ''} at once"
     most = figures["largest_batch_size"]

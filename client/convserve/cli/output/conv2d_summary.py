@@ -15,17 +15,11 @@ from convserve.tensors.codec import Array
 if TYPE_CHECKING:
     from convserve import Conv2D, Result
 
+_TIMES = ("queue_us", "compute_us")
+
 
 def print_summary(x: Array, config: Conv2D, result: Result, total_us: float, written: list[str]) -> None:
-    """Prints what came of a call.
-
-    Args:
-        x: The input.
-        config: The layer as it was sent.
-        result: The result.
-        total_us: How long the call took, in microseconds.
-        written: A line for each file that was written.
-    """
+    """Prints what came of a call of `total_us` microseconds; `written` has a line for each file."""
     output = result.output
     low, high = _range(output)
     infinite = _not_finite(output)
@@ -66,11 +60,7 @@ def document(path: str, x: Array, result: Result, total_us: float, written: list
         },
         "losses": _losses(result),
         "seeds": _seeds(result.layers[0]),
-        "timing": {
-            "total_us": round(total_us),
-            "queue_us": result.timing.queue_us,
-            "compute_us": result.timing.compute_us,
-        },
+        "timing": {"total_us": round(total_us)} | {name: getattr(result.timing, name) for name in _TIMES},
         "batch_size": result.batch_size,
         "device": result.device,
         "warm": result.warm,

@@ -10,12 +10,7 @@ _WHICH_SERVER = "`convserve serve` starts one here; --target or CONVSERVE_TARGET
 
 
 def format_error(error: ConvserveError, context: click.Context) -> str:
-    """Returns the text for stderr.
-
-    Args:
-        error: What was raised.
-        context: The command's; a field that one of its parameters gives is shown as that flag.
-    """
+    """Returns the text for stderr, in which a field that one of the command's parameters gives is shown as its flag."""
     text = str(error) or type(error).__name__
     if isinstance(error, InvalidArgumentError):
         lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)

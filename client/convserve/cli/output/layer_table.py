@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf import json_format
 
@@ -20,21 +19,12 @@ if TYPE_CHECKING:
 _HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A layer with its weights, as far as it is shown.
+class Row(NamedTuple):
+    """A layer with its weights, as far as it is shown."""
 
-    Attributes:
-        name: A name that leads to it, or None.
-        names: All of them.
-        digest: Its digest in hexadecimal.
-        config: Its configuration.
-        kernel_shape: Its kernel's shape.
-    """
-
-    name: str | None
-    names: tuple[str, ...]
-    digest: str
+    name: str | None  # a name that leads to it
+    names: tuple[str, ...]  # all of them
+    digest: str  # in hexadecimal
     config: Conv2D
     kernel_shape: Shape
 
@@ -99,9 +89,8 @@ def document(row: Row) -> dict[str, Any]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     config = row.config
-    padding = (
-        config.padding if isinstance(config.padding, str) else ",".join(str(n) for side in config.padding for n in side)
-    )
+    padding = config.padding
+    amounts = padding if isinstance(padding, str) else ",".join(str(rows) for side in padding for rows in side)
     groups = f" in {config.groups} groups" if config.groups > 1 else ""
     dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
     return (
@@ -109,7 +98,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.digest[:12],
         f"{row.kernel_shape}{groups}{dilated}",
         _pair(config.strides),
-        padding,
+        amounts,
         config.activation.keras_name,
         bytes_text(row.weight_bytes),
     )
