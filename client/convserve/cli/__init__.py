@@ -17,24 +17,11 @@ from importlib import metadata
 import click
 
 from convserve._version import __version__
-from convserve.cli.command import Group
+from convserve.cli.command import Group, help_page
 
 ENTRY_POINTS = "convserve.commands"
 """The entry-point group of commands that other packages bring."""
 
-_HELP = """\
-Conv2D as a service: send a keras.layers.Conv2D layer and a tensor to a server,
-get the output back. No TensorFlow is needed on this side."""
-
-_EXAMPLES = """\
-examples:
-  convserve serve                                    start a server here, on port 50051
-  convserve conv2d photo.jpg --kernel sobel-x --picture edges.png
-  convserve conv2d x.npy --filters 64 --kernel-size 3 --output y.npy
-  convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3
-  convserve layers import resnet50.keras             store the Conv2Ds of a model
-
-'convserve COMMAND --help' explains a command, with examples."""
 
 # The text is kept apart from the modules, so that the list of commands is shown without loading any.
 _COMMANDS = {
@@ -71,7 +58,7 @@ class _Program(Group):
 _names = {name: click.Command(name) for name in _COMMANDS}  # among which click looks for what was meant
 
 
-@click.command("convserve", cls=_Program, commands=_names, usages=["COMMAND ..."], help=_HELP, epilog=_EXAMPLES)
+@click.command("convserve", cls=_Program, commands=_names, **help_page("main"))
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""

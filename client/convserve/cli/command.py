@@ -1,10 +1,15 @@
-"""click's commands with options under headings, texts that are printed as they are written, and failures in words."""
+"""click's commands with options under headings, texts that are printed as they are written, and failures in words.
+
+What the help of a command says beside its options is in help/COMMAND.txt, as it is printed.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple, TypeVar
 
 import click
@@ -12,6 +17,7 @@ import click
 from convserve.cli.output.failures import format_error
 from convserve.errors import ConvserveError
 
+_HELP = Path(__file__).parent / "help"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -59,7 +65,7 @@ class _Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help has `usages` (what follows its name), `help` and `epilog` as they are written."""
+    """A command whose help has `usages` (whole lines), `help` and `epilog` as they are written."""
 
     def __init__(self, *args: Any, usages: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -82,12 +88,13 @@ class Command(click.Command):
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a line for each way to call the command."""
-        for number, usage in enumerate(self._usages or [" ".join(self.collect_usage_pieces(context))]):
-            formatter.write_usage(context.command_path, usage, prefix="       " if number else "usage: ")
+        path = context.command_path
+        for number, usage in enumerate(self._usages):
+            formatter.write_usage(path, usage.removeprefix(path).lstrip(), prefix="       " if number else "usage: ")
 
     def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Writes what the command does."""
-        formatter.write(f"\n{(self.help or '').rstrip()}\n")
+        formatter.write(f"\n{self.help}\n")
 
     def format_arguments(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Leaves the arguments to `format_options`."""
@@ -108,8 +115,7 @@ class Command(click.Command):
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Writes the examples."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog.rstrip()}\n")
+        formatter.write(self.epilog or "")
 
 
 class Group(Command, click.Group):
@@ -123,15 +129,20 @@ class Group(Command, click.Group):
         self.format_commands(context, formatter)
 
 
-def new_command(text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
-    """Returns a decorator that makes a command of a function, which returns the exit status or None.
+def help_page(name: str, **values: str) -> dict[str, Any]:
+    """Returns a command's attributes that are in help/NAME.txt, with values for its $names.
 
-    Args:
-        text: What it does, below the usage in its help; its first sentence stands in a list of commands.
-        examples: What is below the options.
-        usages: Ways to call it: what follows its name; () for what click makes of its parameters.
+    They are `usages`; `help`, whose first sentence stands in a list of commands too; and `epilog`.
     """
-    return click.command(cls=Command, help=text, epilog=examples, usages=usages)
+    page = Template((_HELP / f"{name}.txt").read_text(encoding="utf-8")).substitute(values)
+    above, _, epilog = page.partition("\n\n[options]\n")
+    usages, _, text = above.partition("\n\n")
+    return {"usages": usages.splitlines(), "help": text, "epilog": epilog}
+
+
+def new_command(name: str, **values: str) -> Callable[[Function], Command]:
+    """Returns a decorator that makes a command of a function, which returns the exit status or None."""
+    return click.command(cls=Command, **help_page(name, **values))
 
 
 JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)

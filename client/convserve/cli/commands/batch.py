@@ -30,64 +30,11 @@ from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable
 from convserve.files.inputs import INPUT_SUFFIXES
 
-_HELP = f"""\
-Applies a layer to every input, and writes each output to a file of its input's
-name in the folder --output, subfolders included: photos/a/1.jpg becomes
-DIR/a/1.npy. An output is there as a whole, or not at all. {NAME} in the
-folder notes what is done, so that a run that was cut short, by whatever, goes on
-with --resume: nothing is lost, nothing is done twice. An input that fails does
-not stop the others, nor does a server that is away for less than --timeout.
-
-INPUT is any number of
-  a folder         every file in it and below that can be read; not hidden ones
-  a pattern        such as 'photos/**/*.jpg', in quotes; ** means any folders
-  a file           {", ".join(INPUT_SUFFIXES)}; archive.npz:name for one array
-  a Zarr folder    an array, or a group of arrays (needs convserve[zarr])
-
-A picture, and an array of three dimensions or two, is one sample, and its output
-has no batch axis. An array of four dimensions is a batch of samples along the
-first axis. It may be larger than the memory: a .npy file is mapped, Zarr is read
-in parts, and what is computed of it so far survives too."""
-
-_EPILOG = f"""\
-exit status:
-  0    every item is done
-  1    some failed, or the run had to stop; {REPORT} in the folder says why
-  2    the command cannot be carried out as it is given
-  130  Ctrl-C: what was in flight was finished, the rest was not begun
-       (143 for SIGTERM); a second one drops what is in flight
-
-examples:
-  the edges of a folder of photos, with a layer that is stored first:
-    convserve layers put --name edges --kernel sobel-x --input-channels 3
-    convserve batch photos --layer edges --output edges
-
-  after a crash, Ctrl-C or a full disk, or with new photos in the folder:
-    convserve batch photos --layer edges --output edges --resume
-
-  a layer of a model's file, its pictures scaled from 0 to 1, compressed outputs:
-    convserve batch 'photos/**/*.jpg' --layer resnet50.keras:conv1_conv \\
-      --input-range 0,1 --format npz -o features
-
-  one array of a million samples, float16 outputs as one Zarr array:
-    convserve batch samples.npy --layer stem --format zarr \\
-      --output-dtype float16 -o features
-
-  several layers in one go, each applied to what the one before gave:
-    convserve batch photos --layer stem --layer head -o features
-
-  what failed, once more:
-    convserve batch photos --layer edges -o edges --retry-failed"""
-
 _WAIT_S = 300.0
 _RESUME = Section("going on")
 
 
-@new_command(
-    _HELP,
-    _EPILOG,
-    "INPUT... --layer NAME|DIGEST|FILE --output DIR [OPTIONS]",
-)
+@new_command("batch", journal=NAME, report=REPORT, suffixes=", ".join(INPUT_SUFFIXES))
 @click.argument("input", metavar="INPUT", nargs=-1, required=True, help="what to compute, as above")
 @OPTIONS.option(
     "--layer NAME|DIGEST|FILE",

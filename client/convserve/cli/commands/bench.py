@@ -24,47 +24,12 @@ if TYPE_CHECKING:
     from convserve import Client
     from convserve.bench.workloads import Workload
 
-_HELP = """\
-Measures how fast a server is from here: latency percentiles, calls and bytes per
-second, and what share of the time the server waits and computes. Beside it, in
-turns of a second or so, the same layer is measured in this process (where
-TensorFlow is installed) and a raw echo of as many bytes over the same connection,
-which is the most that the connection can do. All answers are checked: a fast
-wrong one ends with exit status 1.
-
-Without --input-shape four layers are measured, from a small image to a batch."""
-
-_EPILOG = """\
-examples:
-  is it fast here?
-    convserve bench
-
-  one layer and one shape, by one, 8 and 32 threads, for a minute:
-    convserve bench --filters 64 --kernel-size 3 --input-shape 8,224,224,3 \\
-      --concurrency 1,8,32 --seconds 60
-
-  what users see who arrive at 200 calls a second, answered or not:
-    convserve bench --filters 16 --kernel-size 3 --input-shape 1,32,32,3 \\
-      --rate 200
-
-  a stored layer, on another machine, with a picture and a file for a program:
-    convserve bench --layer resnet50/conv1_conv --input-shape 1,224,224,3 \\
-      --target gpu-host:50051 --plot bench.png --json bench.json
-
-Weights that are not given are random, whatever the initializers: speed does not
-depend on them. MB are 1,000,000 bytes of tensors. Ctrl-C prints what there is."""
 
 _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-@new_command(
-    _HELP,
-    _EPILOG,
-    "[OPTIONS]",
-    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
-    "--input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]",
-)
+@new_command("bench")
 @_LOAD.option(
     "--concurrency N[,N...]",
     "callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "

@@ -25,43 +25,6 @@ from convserve.layers.arguments import standard_data_format
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Array
 
-_HELP = """\
-Sends a Conv2D layer and an input to the server, and shows what comes back: the
-output's shape, range, losses, times. The layer's parameters are those of
-keras.layers.Conv2D, under Keras' names; its weights are drawn with the
-initializers, or given with --kernel."""
-
-_EPILOG = f"""\
-classic kernels, for --kernel:
-{classic_kernel_list()}
-
-examples:
-  edges of a photo, as a picture (each channel by itself, so RGB stays RGB):
-    convserve conv2d photo.jpg --kernel sobel-x --picture edges.png
-
-  a sharper photo with the brightness of the original:
-    convserve conv2d photo.jpg --kernel sharpen --picture sharp.jpg \\
-      --picture-range 0,255
-
-  64 random filters with ReLU, as an array and as a grid of feature maps:
-    convserve conv2d photo.jpg --filters 64 --kernel-size 3 --strides 2 \\
-      --padding same --activation relu --seed 0 -o maps.npy --picture maps.png
-
-  weights of your own, saved with numpy.save:
-    convserve conv2d x.npy --kernel kernel.npy --bias bias.npy -o y.npy
-
-  an initializer and a regularizer with parameters; the loss is printed:
-    convserve conv2d x.npy --filters 8 --kernel-size 3x5 \\
-      --kernel-initializer '{{"class_name": "HeNormal", "config": {{"seed": 3}}}}' \\
-      --kernel-regularizer '{{"class_name": "L2", "config": {{"l2": 0.1}}}}'
-
-  a layer that is stored, such as one of an imported model:
-    convserve conv2d photo.jpg --layer resnet50/conv1_conv --picture maps.png
-
-  one array out of several in an archive, on another machine, for a program:
-    convserve conv2d data.npz:images --filters 4 --kernel-size 3 \\
-      --target gpu-host:50051 --json"""
-
 
 class _Files(NamedTuple):
     """The options that say what is written."""
@@ -81,13 +44,7 @@ class _Files(NamedTuple):
         return self.picture_channels is not None or not is_picture(maps)
 
 
-@new_command(
-    _HELP,
-    _EPILOG,
-    "INPUT --filters N --kernel-size N [OPTIONS]",
-    "INPUT --kernel NAME|FILE [OPTIONS]",
-    "INPUT --layer NAME|DIGEST [OPTIONS]",
-)
+@new_command("conv2d", kernels=classic_kernel_list())
 @click.argument(
     "input",
     metavar="INPUT",

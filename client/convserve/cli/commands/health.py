@@ -17,29 +17,12 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.errors import DeadlineExceededError
 from convserve.protocol.status import from_rpc_error
 
-_HELP = """\
-Asks the server's standard health service (grpc.health.v1.Health/Check). Prints
-SERVING and ends with status 0 if it is ready for calls; otherwise prints one line
-that says why on stderr, and ends with status 1. It asks once and waits at most
---timeout seconds. It shows no token, for health is open to all."""
-
-_EPILOG = """\
-examples:
-  convserve health
-  convserve health --target gpu-host:50051 --timeout 2
-
-  in a Dockerfile:
-    HEALTHCHECK CMD ["convserve", "health", "--timeout", "3"]
-
-  wait until a server is ready:
-    until convserve health; do sleep 1; done"""
-
 _METHOD = "/grpc.health.v1.Health/Check"
 _SERVING = 1
 _STATUSES = {0: "UNKNOWN", _SERVING: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 
-@new_command(_HELP, _EPILOG)
+@new_command("health")
 @connection_options(timeout=5.0)
 def command(connection: Connection) -> int:
     target = channel_target(connection.target)

@@ -9,18 +9,8 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.output.report import print_result
 from convserve.display.units import bytes_text
 
-_HELP = """\
-Says what the server is: its versions, the devices that compute, the types that it
-takes and gives, whether float32 convolutions may use TensorFloat-32, the limits of
-one call, and the layers that it stores."""
 
-_EPILOG = """\
-examples:
-  convserve info
-  convserve info --target gpu-host:50051 --json"""
-
-
-@new_command(_HELP, _EPILOG)
+@new_command("info")
 @JSON
 @connection_options(timeout=10.0)
 def command(as_json: bool, connection: Connection) -> None:

@@ -22,37 +22,13 @@ if TYPE_CHECKING:
     from convserve import Client, Layer
     from convserve.importing import Skipped
 
-_HELP = """\
-Stores every Conv2D of a model, a state dictionary or arrays. Their names are such
-as MODEL/LAYER, and what is skipped is listed. Only what the server does not hold is
-sent. Nothing in the file is run or unpickled, and neither Keras nor PyTorch is
-needed. All but .npz and .npy need the extra: pip install 'convserve[import]'.
-
-  .keras, .h5      a whole Keras model, nested models included
-  .safetensors     a state dictionary: each NAME.weight with four dimensions is a
-                   PyTorch Conv2d's, each NAME.kernel has Keras' and JAX' order of
-                   axes; or a layer that `convserve layers get -o` wrote
-  .npz, .npy       arrays with such names, or a single one"""
-
-_EPILOG = """\
-A state dictionary and an archive of arrays don't say a layer's strides, padding,
-dilation and groups. They come from the options, for all layers, or from --config, a
-JSON file with parameters by layer, in Keras' or PyTorch's words; patterns are
-allowed, a later one wins, and null leaves a layer out:
-    {"conv1": {"stride": 2, "padding": 3}, "layer*.conv2": {"padding": 1}, "up": null}
-
-examples:
-  convserve layers import resnet50.keras
-  convserve layers import resnet50.keras --prefix vision/v2 --dry-run
-  convserve layers import resnet18.safetensors --config geometry.json
-  convserve layers import filters.npz --padding same --activation relu"""
 
 _MAX_LINES = 20
 _GEOMETRY = Section("layers of a file that has no configurations")
 _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_format", "dtype")
 
 
-@new_command(_HELP, _EPILOG, "FILE [OPTIONS]")
+@new_command("layers-import")
 @click.argument("path", metavar="FILE", help="the file; the end of its name says what it is")
 @OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
 @OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)

@@ -11,34 +11,8 @@ from convserve.cli.options.weights import Weights, classic_kernel_list, layer_fo
 from convserve.cli.output.layer_table import Row, document, layer_rows
 from convserve.cli.output.report import print_result
 
-_HELP = """\
-Stores a layer. It is described as for `convserve conv2d`: with the parameters of
-keras.layers.Conv2D, and weights that are given with --kernel or drawn by the
-server. Storing the same layer again changes nothing but its name."""
 
-_EPILOG = f"""\
-classic kernels, for --kernel:
-{classic_kernel_list()}
-
-examples:
-  a classic kernel for RGB pictures:
-    convserve layers put --name edges --kernel sobel-x --input-channels 3
-
-  weights of your own, saved with numpy.save:
-    convserve layers put --name mine --kernel kernel.npy --bias bias.npy \\
-      --strides 2 --padding 1,1,1,1 --activation relu
-
-  weights that the server draws, the same each time:
-    convserve layers put --name random --filters 64 --kernel-size 3 \\
-      --input-channels 3 --seed 0"""
-
-
-@new_command(
-    _HELP,
-    _EPILOG,
-    "[--name NAME] --kernel NAME|FILE [OPTIONS]",
-    "[--name NAME] --filters N --kernel-size N --input-channels N [OPTIONS]",
-)
+@new_command("layers-put", kernels=classic_kernel_list())
 @OPTIONS.option(
     "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
 )

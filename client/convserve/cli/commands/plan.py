@@ -12,33 +12,8 @@ from convserve.cli.output.report import print_result, shape_text
 from convserve.display.units import bytes_text, flops_text
 from convserve.tensors.codec import Shape
 
-_HELP = """\
-Says what a call with this layer and this input shape would do: output shape,
-parameters, floating-point operations, bytes, memory. Nothing is computed. The
-server is asked, because it also says whether it would admit the call; with
---local no server is needed, and admission stays open."""
 
-_EPILOG = """\
-examples:
-  will a batch of four photos fit the server?
-    convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3
-
-  the same without a server, for a program:
-    convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3 --local --json
-
-  8-bit input, strided, padded as in PyTorch's padding=1, float16 back:
-    convserve plan --input-shape 1x224x224x3 --input-dtype uint8 --filters 64 \\
-      --kernel-size 3 --strides 2 --padding 1,1,1,1 --output-dtype float16
-
-Bytes are decimal: 1 MB is 1,000,000 bytes. A multiplication and an addition are
-two operations. The exit status is 0 whether or not the call would be admitted."""
-
-
-@new_command(
-    _HELP,
-    _EPILOG,
-    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
-)
+@new_command("plan")
 @call_options(required=True)
 @CALL.option("--local", "compute the plan here, without a server", is_flag=True)
 @JSON

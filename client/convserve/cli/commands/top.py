@@ -19,21 +19,6 @@ from convserve.errors import MissingDependencyError, UnavailableError
 if TYPE_CHECKING:
     from convserve.cli.output.server_metrics import MethodFigures, Scrape
 
-_HELP = """\
-Shows what a server does, by its metrics: calls per second, latency percentiles,
-batch sizes, waiting times and tensors' bytes by method, then the memory, and what
-was refused and why. It asks again every --interval seconds, until Ctrl-C; figures
-are of the time in between. "queue" and "compute" are 90th percentiles of what was
-waited for a device, and of what it took; "now" are calls that have not ended.
-Percentiles are as exact as the metrics' buckets."""
-
-_EPILOG = """\
-examples:
-  convserve serve --metrics 127.0.0.1:9464
-  convserve top
-
-  another server, once, since it was started:
-    convserve top http://gpu-host:9464/metrics --once"""
 
 _DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 _TIMEOUT_S = 5.0
@@ -42,7 +27,7 @@ _COLUMNS = ("calls\n/s", "now", *(f"{name}\nms" for name in ("p50", "p90", "p99"
 _COLUMNS += ("in\nMB/s", "out\nMB/s")
 
 
-@new_command(_HELP, _EPILOG, "[URL] [OPTIONS]")
+@new_command("top")
 @click.argument(
     "url",
     type=metrics_url,
