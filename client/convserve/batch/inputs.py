@@ -71,11 +71,7 @@ def output_stem(name: str, keep_suffix: bool) -> str:
 
 
 def member_stem(stem: str, member: str) -> str:
-    """Returns the name of the output of one of several arrays in an archive or Zarr group.
-
-    Raises:
-        InvalidRequestError: If the array's name leads out of the folder.
-    """
+    """Returns the output's name of one of several arrays; refuses a name that leads out of the folder."""
     if not all(part.strip(".") for part in member.split("/")) or "\\" in member or "\0" in member:
         raise _refused("an array whose name can be a file's", short_repr(member))
     return f"{stem}/{member}"

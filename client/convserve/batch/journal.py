@@ -37,24 +37,14 @@ IsDone = Callable[[str, dict[str, Any]], bool]
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a run to go on.
+    """What must be the same for a run to go on."""
 
-    Attributes:
-        folder: The folder of the inputs.
-        layers: The layers' digests, in hexadecimal.
-        options: The options on which outputs and their names depend.
-    """
-
-    folder: str
-    layers: list[str]
-    options: dict[str, Any]
+    folder: str  # of the inputs
+    layers: list[str]  # their digests, in hexadecimal
+    options: dict[str, Any]  # on which outputs and their names depend
 
     def check_same(self, other: Identity) -> None:
-        """Checks that this run goes on with `other`, which is in the folder.
-
-        Raises:
-            InvalidRequestError: If it does not; all differences are named.
-        """
+        """Raises InvalidRequestError, with all differences, if this run does not go on with `other`, which is there."""
         pairs: dict[str, tuple[Any, Any]] = {
             "layer": (", ".join(other.layers), ", ".join(self.layers)),
             "input": (other.folder, self.folder),
