@@ -120,19 +120,10 @@ FORMATS: dict[str, Npy] = {"npy": Npy(), "npz": _Npz(), "zarr": _Zarr()}
 
 
 class OutputFolder:
-    """The folder of a run's outputs. Its methods raise OSError where the disk does not take them.
-
-    Attributes:
-        folder: The folder.
-    """
+    """The folder of a run's outputs. Its methods raise OSError where the disk does not take them."""
 
     def __init__(self, folder: Path, format_name: str) -> None:
-        """Takes a folder that exists or can be made; one of Zarr's makes the first import of the package.
-
-        Raises:
-            InvalidRequestError: If it is no folder.
-            MissingDependencyError: Without zarr, for its format.
-        """
+        """Takes a folder that exists or can be made; one of Zarr's makes the first import of the package."""
         if folder.exists() and not folder.is_dir():
             expected = "a folder, or a path where one can be made"
             raise InvalidRequestError.for_field("output", expected, f"{short_repr(str(folder))}, a file")

@@ -14,11 +14,7 @@ _AHEAD_BYTES = 16 * 2**20  # of files that are read ahead together; a larger fil
 
 
 def read_ahead(tasks: Iterable[tuple[int, Callable[[], Made]]]) -> Iterator[Future[Made]]:
-    """Runs tasks a little ahead of who takes their results, and yields them in order.
-
-    Args:
-        tasks: For each the bytes that it reads, and what to call.
-    """
+    """Runs tasks, given with the bytes that they read, a little ahead of who takes their results in order."""
     ahead: deque[tuple[int, Future[Made]]] = deque()
     with ThreadPoolExecutor(_READERS, "convserve-read") as pool:
         for size, task in tasks:

@@ -95,9 +95,7 @@ class Batch:
     def run(self, client: Client) -> None:
         """Computes what is to be computed, until all is done or failed, or `stop` was called.
 
-        Raises:
-            ConvserveError: If the server cannot be used; what is done is noted.
-            OSError: If outputs cannot be written; likewise.
+        Raises ConvserveError if the server cannot be used, OSError if outputs cannot be written; what is done is noted.
         """
         self._clear()
         with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:

@@ -50,11 +50,7 @@ class InputArray:
     rows: Callable[[int, int], Array]  # from the first number to below the second, of rank 4
 
     def read(self, start: int, stop: int) -> Array:
-        """Returns rows, or the sample, of rank 3.
-
-        Raises:
-            InvalidTensorError: If they cannot be read.
-        """
+        """Returns rows, or the sample, of rank 3; raises InvalidTensorError if they cannot be read."""
         rows = self.rows(start, stop)
         return rows[0] if self.is_sample else rows
 
@@ -62,10 +58,7 @@ class InputArray:
 def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
     """Returns the arrays of an input, of which there are several in an archive or group, without reading them.
 
-    Raises:
-        InvalidTensorError: If it cannot be read, or has none.
-        InvalidRequestError: If an array has a name that leads out of the folder for outputs.
-        MissingDependencyError: Without zarr, for what is Zarr's.
+    Raises InvalidTensorError for what cannot be read or has none, and MissingDependencyError without zarr.
     """
     path, stem, chosen = inputs.path(name), output_stem(name, keep_suffix), split_member(name)[1]
     status, stamp = _status(path), stamp_of(path)
@@ -104,9 +97,7 @@ def stamp_of(path: Path) -> str:
 def open_array(source: Source, reading: Reading) -> InputArray:
     """Returns an array, read if it is a single sample or lies in an archive, else left where it is.
 
-    Raises:
-        InvalidTensorError: If it cannot be read, or is of another rank than a layer's inputs.
-        MissingDependencyError: Without the package that reads it.
+    Raises InvalidTensorError for what cannot be read or has a rank of no layer's inputs.
     """
     path, suffix = source.path, source.path.suffix.lower()
     if suffix in PICTURE_SUFFIXES:

@@ -15,11 +15,7 @@ from convserve.tensors.codec import Array
 
 
 def zarr_package() -> Any:
-    """Returns the package.
-
-    Raises:
-        MissingDependencyError: Without it.
-    """
+    """Returns the package, or raises MissingDependencyError."""
     try:
         return importlib.import_module("zarr")
     except ImportError as error:
@@ -30,9 +26,7 @@ def zarr_package() -> Any:
 def arrays_in(path: Path) -> dict[str, Any]:
     """Returns the arrays of a Zarr group by their names in it, or a single array under the name "".
 
-    Raises:
-        InvalidTensorError: If it cannot be read.
-        MissingDependencyError: Without zarr.
+    Raises InvalidTensorError if it cannot be read.
     """
     zarr = zarr_package()
     with _wrap_read_errors(path):
@@ -44,11 +38,7 @@ def arrays_in(path: Path) -> dict[str, Any]:
 
 
 def read_rows(array: Any, path: Path, start: int | None, stop: int | None) -> Array:
-    """Returns `array[start:stop]` of an array of at least one dimension.
-
-    Raises:
-        InvalidTensorError: If it cannot be read.
-    """
+    """Returns `array[start:stop]`, or raises InvalidTensorError."""
     with _wrap_read_errors(path):
         return np.asarray(array[start:stop])
 

@@ -31,15 +31,7 @@ class BenchmarkCase:
     def __init__(self, workload: Workload, client: Client, echo: Echo, *, tf32: bool, with_layer: bool) -> None:
         """Stores the layer, makes the first call of everything, and checks the first answers.
 
-        Args:
-            workload: The workload.
-            client: For the calls to the server.
-            echo: For the raw ones.
-            tf32: Whether the server may use TensorFloat-32.
-            with_layer: Whether to compute the layer in this process too, where that is possible.
-
-        Raises:
-            ConvserveError: If the server does not take the call.
+        `tf32` says whether the server may use TensorFloat-32, `with_layer` whether to compute the layer here too.
         """
         self.workload, self.plan = workload, workload.plan()
         self.subjects: dict[str, Subject] = {}

@@ -32,9 +32,6 @@ def write(document: dict[str, Any], path: str) -> None:
     """Draws a measurement's document into a file, whose suffix says the format.
 
     Latencies are means, since only means add up; a line leads from the median to the 99th percentile.
-
-    Raises:
-        OSError: If the file cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -62,8 +62,7 @@ def limit(config: Conv2D, tf32: bool) -> float:
 def by_definition(layer: Layer, x: Array, plan: Plan) -> Expectation | None:
     """Returns what the definition of convolution, computed with numpy in float64, says of some places.
 
-    Returns:
-        None for an activation other than none and relu, which are Keras' to define.
+    Of an activation other than none and relu, which are Keras' to define, it returns None.
     """
     config, kernel = layer.config, layer.kernel
     name = config.activation.keras_name

@@ -50,12 +50,9 @@ class Subject:
 
 
 def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
-    """Lets callers, each a thread, call again as soon as they are answered.
+    """Lets callers, each a thread, call again as soon as they are answered; Ctrl-C asks them to stop.
 
     Every caller makes at least one call, and none after the time is over.
-
-    Raises:
-        KeyboardInterrupt: After the callers were asked to stop.
     """
     block, begin = Block(), time.perf_counter()
     end = begin + seconds
@@ -76,14 +73,11 @@ def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
 
 
 def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
-    """Makes so many calls a second, whether or not those before are answered.
+    """Makes so many calls a second, whether or not those before are answered; Ctrl-C asks the callers to stop.
 
     A latency counts from the moment at which the call was due. So the time that a call waits here because others are
     slow is part of it, as it is for users who arrive on their own ("no coordinated omission"). What is not begun soon
     after the time is over, because too many wait for answers, is left.
-
-    Raises:
-        KeyboardInterrupt: After the callers were asked to stop.
     """
     block, number, numbers = Block(), max(1, round(rate * seconds)), itertools.count()
     begin = time.perf_counter() + _LEAD_S

@@ -51,14 +51,7 @@ class Measurement:
     """Measures workloads under loads. `run` may be interrupted; `document` says what there is so far."""
 
     def __init__(self, client: Client, target: str, loads: Sequence[Load], *, timeout: float) -> None:
-        """Asks the server what it is.
-
-        Args:
-            client: The client, which all callers share as the threads of one program do.
-            target: Its target.
-            loads: How calls are made.
-            timeout: Seconds that a raw echo may take.
-        """
+        """Asks the server what it is; all callers share the client, and a raw echo may take `timeout` seconds."""
         self._client, self._target, self._loads = client, target, list(loads)
         self._info = client.info()
         self._cases: list[BenchmarkCase] = []
@@ -70,21 +63,13 @@ class Measurement:
         self._echo = Echo(channel, timeout)
 
     def add(self, workload: Workload, *, with_layer_in_process: bool = True) -> None:
-        """Prepares a workload: its layer is stored, the first calls are made and their answers checked.
-
-        Raises:
-            ConvserveError: If the server does not take the call.
-        """
+        """Prepares a workload: its layer is stored, the first calls are made and their answers checked."""
         case = BenchmarkCase(workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process)
         self._opened.enter_context(closing(case))
         self._cases.append(case)
 
     def run(self, seconds: float, progress: Progress = lambda _: None) -> None:
-        """Measures for about so long over all workloads; whatever is to be measured is called once at least.
-
-        Raises:
-            KeyboardInterrupt: On Ctrl-C; what was measured until then is kept.
-        """
+        """Measures for about so long over all workloads, each at least once; what there is at Ctrl-C is kept."""
         turns = [(case, load, name) for case in self._cases for load in self._loads for name in case.subjects]
         rounds = max(_MIN_ROUNDS, math.ceil(seconds / len(turns) / _MAX_BLOCK_S))
         begin = time.perf_counter()

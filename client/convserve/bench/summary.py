@@ -21,11 +21,10 @@ _RATIOS: dict[str, Callable[[Block], float]] = {
 
 
 def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Figures:
-    """Returns what some stretches of the same calls, one per round, come to.
+    """Returns what some stretches of the same calls, one per round, come to; counts alone if no call was answered.
 
-    Returns:
-        Latencies in milliseconds over all calls; the rate, in calls per second, and what it moves, in 10**6 bytes per
-        second, as the median of the rounds. Nothing but counts if no call was answered.
+    Latencies are in milliseconds over all calls; the rate, in calls per second, and what it moves, in 10**6 bytes per
+    second, are the medians of the rounds.
     """
     failures: Counter[str] = sum((block.failures for block in blocks), Counter())
     totals: Figures = {
@@ -74,8 +73,7 @@ def server_side(blocks: Sequence[Block]) -> Figures:
 def ratios(blocks: Sequence[Block], others: Sequence[Block]) -> Figures:
     """Returns by how much calls took as long, and how many were answered, as others in the same rounds.
 
-    Returns:
-        `latency` and `rate`, each the median over the rounds of the quotient of neighbours, with their extremes.
+    `latency` and `rate` are medians over the rounds of the quotient of neighbours, with their extremes.
     """
     pairs = [(a, b) for a, b in zip(blocks, others, strict=False) if a.answers and b.answers]
     result: Figures = {}

@@ -28,11 +28,7 @@ class Workload:
     output_dtype: str | None = None  # None for that of the computation
 
     def plan(self) -> Plan:
-        """Returns what a call comes to.
-
-        Raises:
-            InvalidArgumentError: If layer and input don't fit.
-        """
+        """Returns what a call comes to; raises InvalidArgumentError if layer and input don't fit."""
         return planned([self.layer], self.input_shape, self.input_dtype, self.output_dtype)
 
     def inputs(self) -> list[Array]:
@@ -48,9 +44,6 @@ def with_weights(config: Conv2D, input_shape: Shape, seed: int = 0) -> Layer:
     """Returns a layer with random weights, whose outputs are about as large as its inputs.
 
     Speed does not depend on the weights, so the configuration's initializers, which only a server has, are not asked.
-
-    Raises:
-        InvalidArgumentError: If the configuration cannot take such an input.
     """
     planned([Layer(config)], input_shape, "float32", None)
     shape = kernel_shape(config, input_shape[channel_axis(config)])

@@ -65,13 +65,9 @@ def program() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program.
+    """Runs the program with the arguments after its name, None for the process' own.
 
-    Args:
-        argv: The arguments after the program's name; None for the process' own.
-
-    Returns:
-        The exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
+    Returns the exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

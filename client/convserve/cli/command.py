@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from convserve.cli.output.failures import format_error
-from convserve.errors import ConvserveError
+from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
 
+_WHICH_SERVER = "`convserve serve` starts one here; --target or CONVSERVE_TARGET names another"
 _HELP = Path(__file__).parent / "help"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -28,13 +28,9 @@ class Section(NamedTuple):
     note: str = ""
 
     def option(self, form: str, text: str, *, dest: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
-        """Returns a decorator that adds an option to a command, listed in this section.
+        """Returns a decorator that adds an option, such as of the form "-o --output FILE", to a command.
 
-        Args:
-            form: Flags and what stands for the value, such as "-o --output FILE".
-            text: Its help.
-            dest: The command's argument for it, if not the flag's name.
-            attributes: What else click.Option takes.
+        `dest` is the command's argument for it, if not the flag's name; `attributes` are what else click.Option takes.
         """
         words = form.split(" ")
         flags = [word for word in words if word.startswith("-")]
@@ -152,13 +148,7 @@ JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True
 def options_as_one(
     name: str, make: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Function], Function]:
-    """Returns a decorator that adds options, of which a command gets one object.
-
-    Args:
-        name: The command's argument for the object.
-        make: Makes the object of their values.
-        options: What adds the options, as the help lists them.
-    """
+    """Returns a decorator that adds options, of which a command gets one object as its argument `name`."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
@@ -183,3 +173,29 @@ def in_order(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+def format_error(error: ConvserveError, context: click.Context) -> str:
+    """Returns the text for stderr, in which a field that one of the command's parameters gives is shown as its flag."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, InvalidArgumentError):
+        lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)
+        text = "\n".join(lines) or text
+    if isinstance(error, UnavailableError) and (connection := context.meta.get("convserve.target")):
+        text = f"no server answers at {connection}: {text}\n{_WHICH_SERVER}"
+    head, *others = text.splitlines()
+    return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
+
+
+def _flag(field: str, context: click.Context) -> str:
+    """Returns "--kernel-size" for "kernel_size", and "--kernel-initializer (seed)" for "kernel_initializer.seed"."""
+    argument, _, within = field.replace("tls.", "tls_").partition(".")
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Argument):
+            flag, names = parameter.human_readable_name, {parameter.name}
+        else:
+            flag = max(parameter.opts, key=len)
+            names = {parameter.name, flag.removeprefix("--").replace("-", "_")}
+        if argument in names or (argument == "input" and parameter.name == "input_shape"):
+            return f"{flag} ({within})" if within else flag
+    return field

@@ -22,14 +22,10 @@ _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep th
 
 @contextmanager
 def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
-    """Handles SIGINT and SIGTERM while the block runs. Only the main thread may enter it.
+    """Handles SIGINT and SIGTERM while the block runs, and yields those that came. Only the main thread may enter it.
 
-    Yields the signals that came.
-
-    Args:
-        stop: Called at the first signal, in a thread.
-        last_words: Called with the first signal at the second one, in a thread. The process ends when it returns, after
-            10 seconds, or at a third signal, with status 128 + the first one.
+    At the first one `stop` is called, in a thread; at the second one `last_words` with the first. The process ends when
+    it returns, after 10 seconds, or at a third signal, with status 128 + the first one.
     """
     received: list[int] = []
     reader, writer = socket.socketpair()

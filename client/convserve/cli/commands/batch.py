@@ -16,7 +16,7 @@ from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.outputs import FORMATS, OutputFolder
 from convserve.batch.runner import Batch, is_done
 from convserve.batch.sources import Reading
-from convserve.cli.command import OPTIONS, OUTPUT, Failure, Section, new_command
+from convserve.cli.command import OPTIONS, OUTPUT, Failure, Section, format_error, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import FILE, REFERENCE, find_or_read
@@ -24,7 +24,6 @@ from convserve.cli.options.values import value_range
 from convserve.cli.output import batch_report
 from convserve.cli.output.batch_progress import Progress
 from convserve.cli.output.batch_report import REPORT
-from convserve.cli.output.failures import format_error
 from convserve.cli.signals import graceful_stop
 from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable

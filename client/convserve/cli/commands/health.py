@@ -45,13 +45,10 @@ def command(connection: Connection) -> int:
 
 
 def status_number(response: bytes) -> int:
-    """Returns the status in a serialized grpc.health.v1.HealthCheckResponse.
+    """Returns the status in a serialized grpc.health.v1.HealthCheckResponse, or raises DecodeError.
 
     That message is one enum under field 1, so on the wire it is what google.protobuf.Int32Value is. Reading it so needs
     no grpcio-health-checking, which the base install does not have.
-
-    Raises:
-        DecodeError: If the bytes are no such message.
     """
     return Int32Value.FromString(response).value
 

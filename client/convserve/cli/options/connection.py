@@ -73,11 +73,7 @@ class Connection:
 
 
 def connection_options(*, timeout: float) -> Callable[[Any], Any]:
-    """Returns a decorator that adds the options, of which the command gets a `Connection` named `connection`.
-
-    Args:
-        timeout: The command's default timeout in seconds.
-    """
+    """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default."""
     return options_as_one(
         "connection",
         _connection,

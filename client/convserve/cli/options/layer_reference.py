@@ -26,9 +26,7 @@ _MAX_LISTED = 20  # layers of a file that an error names
 def find(client: Client, reference: str) -> StoredLayer:
     """Returns the stored layer that a name or a digest means.
 
-    Raises:
-        LayerNotFoundError: If there is none.
-        InvalidRequestError: If several digests begin so, or the text is neither.
+    Raises LayerNotFoundError if there is none, and InvalidRequestError if several digests begin so.
     """
     try:
         return client.layer(reference)
@@ -48,11 +46,8 @@ def find(client: Client, reference: str) -> StoredLayer:
 def find_or_read(client: Client, reference: str) -> StoredLayer:
     """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
 
-    A server that is started again without its layers can then be given it again.
-
-    Raises:
-        LayerNotFoundError: If the server has none of that name or digest.
-        InvalidRequestError: If several digests begin so; or if the file cannot be read, or does not say which layer.
+    A server that is started again without its layers can then be given it again. Raises as `find`, and
+    InvalidRequestError for a file that cannot be read or does not say which layer.
     """
     match = _FILE.fullmatch(reference)
     if match is not None and Path(match["file"]).exists():

@@ -52,11 +52,7 @@ def classic_kernel_list() -> str:
 def layer_for(parameters: Parameters, weights: Weights, channels: int) -> Layer:
     """Returns the layer that the options describe, for an input of so many channels.
 
-    Raises:
-        click.UsageError: For options that contradict each other.
-        InvalidConfigurationError: For a wrong parameter or an unknown classic kernel.
-        InvalidWeightsError: For weights that don't fit.
-        InvalidTensorError: For a file that cannot be read.
+    Raises click.UsageError for options that contradict each other, and InvalidArgumentError for what does not fit.
     """
     from convserve import Conv2D, Layer
 

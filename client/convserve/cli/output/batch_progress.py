@@ -21,12 +21,7 @@ class Progress:
     """Shows texts on stderr and, while a run is watched, how far it is. Any thread may call its methods."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        """Begins with nothing to show.
-
-        Args:
-            quiet: Whether to show texts alone.
-            console: Where to show it, if not on stderr.
-        """
+        """Shows texts alone if `quiet`; on stderr, if no other console is given."""
         from rich.console import Console
 
         self._console = console or Console(stderr=True)

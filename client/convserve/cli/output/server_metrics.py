@@ -45,11 +45,7 @@ class MethodFigures:
 
 
 def read(text: str, time: float) -> Scrape:
-    """Returns what a page of metrics says.
-
-    Raises:
-        ValueError: If it is not one of a convserve server.
-    """
+    """Returns what a page of metrics says; raises ValueError if it is not one of a convserve server."""
     from prometheus_client.parser import text_string_to_metric_families
 
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
@@ -81,14 +77,9 @@ def refusals(before: Scrape, after: Scrape) -> dict[str, int]:
 
 
 def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | None:
-    """Returns a quantile of a histogram as Prometheus' histogram_quantile does, by interpolation within a bucket.
+    """Returns a quantile of a histogram as Prometheus' histogram_quantile does; None without values.
 
-    Args:
-        buckets: Upper bounds, the last infinite, and how many values are at most as large.
-        share: Which quantile, from 0 to 1.
-
-    Returns:
-        None without values.
+    The buckets are upper bounds, the last infinite, and how many values are at most as large.
     """
     listed = sorted(buckets)
     if not listed or not listed[-1][1]:
