@@ -86,16 +86,8 @@ class Journal:
     def __init__(self, folder: Path, identity: Identity, is_done: IsDone, *, resume: bool) -> None:
         """Opens the journal of a folder for outputs, which is made if need be.
 
-        Args:
-            folder: The folder.
-            identity: What the run is.
-            is_done: Whether a line still holds.
-            resume: Whether the run may go on with one that is there.
-
-        Raises:
-            InvalidRequestError: If the folder has results and the run is not to go on with them, or has something else
-                in it, or results of another layer or other options; or if another process writes there.
-            OSError: If it cannot be read or written.
+        Raises InvalidRequestError if the folder has results and the run is not to `resume`, or has something else in
+        it, or results of another layer or other options; or if another process writes there.
         """
         path = folder / NAME
         if folder.is_dir() and not path.exists() and any(folder.iterdir()):

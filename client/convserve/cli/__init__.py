@@ -50,15 +50,11 @@ class _Program(Group):
         brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
         return brought[0].load() if brought else None
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+
+_listed = {name: click.Command(name, short_help=text) for name, text in _COMMANDS.items()}
 
 
-_names = {name: click.Command(name) for name in _COMMANDS}  # among which click looks for what was meant
-
-
-@click.command("convserve", cls=_Program, commands=_names, **help_page("main"))
+@click.command("convserve", cls=_Program, commands=_listed, **help_page("main"))
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""

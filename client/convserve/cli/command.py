@@ -117,12 +117,11 @@ class Command(click.Command):
 class Group(Command, click.Group):
     """A command of commands."""
 
-    command_class = Command
-
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, and the commands."""
         super().format_options(context, formatter)
-        self.format_commands(context, formatter)
+        with formatter.section("commands"):
+            formatter.write_dl([(name, command.get_short_help_str(99)) for name, command in self.commands.items()])
 
 
 def help_page(name: str, **values: str) -> dict[str, Any]:

@@ -88,17 +88,19 @@ def command(
         except OSError as error:
             raise unwritable("output", folder, error) from error
         with closing(Progress(quiet=quiet)) as progress:
+            reading = Reading(layers[0].config.data_format, options["input_range"], options["keep_suffix"])
             batch = Batch(
                 list(layers),
                 inputs,
                 outputs,
                 journal,
-                reading=Reading(layers[0].config.data_format, options["input_range"], options["keep_suffix"]),
+                reading=reading,
                 output_dtype=options["output_dtype"],
                 retry_failed=retry_failed,
                 on_failure=progress.show_failure,
             )
             progress.watch(batch.tally)
+            publish = partial(batch_report.publish, batch, inputs, folder, as_json)
             failure: Exception | None = None
 
             def stop() -> None:
@@ -107,9 +109,7 @@ def command(
 
             def last_words(number: int) -> None:
                 journal.sync()
-                batch_report.publish(
-                    batch_report.report_of(batch, inputs, folder, number, None), folder, as_json=as_json
-                )
+                publish(number, None)
                 sys.stdout.flush()
 
             with graceful_stop(stop, last_words) as signals:
@@ -120,8 +120,7 @@ def command(
                 finally:
                     journal.close()
                 progress.close()
-                report = batch_report.report_of(batch, inputs, folder, signals[0] if signals else None, failure)
-                batch_report.publish(report, folder, as_json=as_json)
+                report = publish(signals[0] if signals else None, failure)
     if isinstance(failure, ConvserveError):
         raise failure
     if failure is not None:

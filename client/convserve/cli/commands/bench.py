@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from convserve import Client
     from convserve.bench.workloads import Workload
 
-
 _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -66,7 +65,12 @@ def command(
     from convserve.bench.measurement import Load, Measurement, is_right
     from convserve.cli.output.bench_table import print_document
 
-    _refuse_contradictions(**call)
+    stored, shape = call["reference"], call["input_shape"]
+    described = bool(call["parameters"]) or any(value is not None for value in call["weights"])
+    if shape is None and (described or stored is not None):
+        raise click.UsageError("a layer needs an input: give --input-shape")
+    if described and stored is not None:
+        raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")
     if json_path not in (None, "-"):
         check_destination(json_path, (".json",), "json")
     if plot is not None:
@@ -101,9 +105,7 @@ def command(
     if plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
         chart.write(document, plot)
         print(f"drawn in {plot}", file=sys.stderr)
-    if interrupted:
-        return 130
-    return 0 if is_right(document) else 1
+    return 130 if interrupted else int(not is_right(document))
 
 
 def _workloads(
@@ -128,14 +130,3 @@ def _workloads(
     if layer.kernel is None:
         layer = with_weights(layer.config, input_shape, weights.seed or 0)
     return [Workload(layer.config.name or "layer", layer, input_shape, **dtypes)]
-
-
-def _refuse_contradictions(
-    input_shape: Shape | None, reference: str | None, parameters: Parameters, weights: Weights, **_: Any
-) -> None:
-    """Refuses options that say nothing together."""
-    described = bool(parameters) or any(value is not None for value in weights)
-    if input_shape is None and (described or reference is not None):
-        raise click.UsageError("a layer needs an input: give --input-shape")
-    if described and reference is not None:
-        raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")

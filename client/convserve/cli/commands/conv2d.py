@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import click
 
@@ -16,7 +16,7 @@ from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.options.values import channels, value_range
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
-from convserve.cli.output.report import print_json
+from convserve.cli.output.report import print_result
 from convserve.display.pixels import MAX_MAPS, chosen, is_picture
 from convserve.files.arrays import check_destination, save_array
 from convserve.files.images import Rendered, check_picture, write_picture
@@ -24,24 +24,6 @@ from convserve.files.inputs import read_input
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Array
-
-
-class _Files(NamedTuple):
-    """The options that say what is written."""
-
-    output: str | None
-    picture: str | None
-    picture_range: Any
-    picture_channels: list[int] | None
-    picture_input: bool | None
-    sample: int
-
-    def wants_input(self, output: Array, data_format: str) -> bool:
-        """Returns whether the input is drawn beside the output: a picture alone is one that can be used further."""
-        if self.picture_input is not None:
-            return self.picture_input
-        maps = output.shape[-1 if data_format == "channels_last" else 1]
-        return self.picture_channels is not None or not is_picture(maps)
 
 
 @new_command("conv2d", kernels=classic_kernel_list())
@@ -58,7 +40,7 @@ class _Files(NamedTuple):
 @weight_options
 @options_as_one(
     "files",
-    _Files,
+    SimpleNamespace,
     OUTPUT.option("-o --output FILE.npy", "write the output as an array"),
     OUTPUT.option(
         "--picture FILE.png",
@@ -91,7 +73,7 @@ def command(
     reference: str | None,
     parameters: Parameters,
     weights: Weights,
-    files: _Files,
+    files: SimpleNamespace,
     output_dtype: str | None,
     as_json: bool,
     connection: Connection,
@@ -121,6 +103,10 @@ def command(
     if files.picture is not None:
         title = f"{Path(input).name}: output {result.output.shape}"
         title += f", sample {files.sample}" if x.shape[0] > 1 else ""
+        with_input = files.picture_input
+        if with_input is None:  # a picture alone is one that can be used further
+            maps = result.output.shape[-1 if data_format == "channels_last" else 1]
+            with_input = files.picture_channels is not None or not is_picture(maps)
         drawn = write_picture(
             files.picture,
             result.output,
@@ -128,18 +114,18 @@ def command(
             sample=files.sample,
             channels=files.picture_channels,
             value_range=files.picture_range,
-            beside=x if files.wants_input(result.output, data_format) else None,
+            beside=x if with_input else None,
             title=title,
         )
-    if as_json:
-        written = [path for path in (files.output, files.picture) if path is not None]
-        print_json(conv2d_summary.document(input, x, result, total_us, written))
-    else:
-        lines = _written(files, result.output, drawn)
-        conv2d_summary.print_summary(x, layer.config, result, total_us, lines)
+    written = [path for path in (files.output, files.picture) if path is not None]
+    print_result(
+        conv2d_summary.rows(x, layer.config, result, total_us, _written(files, result.output, drawn)),
+        conv2d_summary.document(input, x, result, total_us, written),
+        as_json=as_json,
+    )
 
 
-def _written(files: _Files, output: Array, drawn: Rendered | None) -> list[str]:
+def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> list[str]:
     """Returns a line for each file, with what one should know of it."""
     lines = []
     if files.output is not None:

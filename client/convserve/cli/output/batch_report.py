@@ -22,14 +22,14 @@ _COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes
 _OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 
 
-def report_of(
-    batch: Batch, inputs: Inputs, folder: Path, number: int | None, failure: Exception | None
+def publish(
+    batch: Batch, inputs: Inputs, folder: Path, as_json: bool, number: int | None, failure: Exception | None
 ) -> dict[str, Any]:
-    """Returns what a run came to, for programs; a signal or a failure may have ended it."""
+    """Writes what a run came to, which a signal or a failure may have ended, to the report's file, and prints it."""
     counts, seconds = batch.tally.counts, batch.tally.seconds
     moved = counts.input_bytes + counts.output_bytes
     stopped = None if number is None else signal.Signals(number).name
-    return {
+    report = {
         "input": str(inputs.folder),
         "output": str(folder),
         **{name: getattr(counts, name) for name in _COUNTS},
@@ -38,10 +38,6 @@ def report_of(
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
     }
-
-
-def publish(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
-    """Writes the report to its file, and prints it."""
     path = folder / REPORT
     partial_path = path.with_name(f"{path.name}.partial")
     try:
@@ -50,6 +46,7 @@ def publish(report: dict[str, Any], folder: Path, *, as_json: bool) -> None:
     except OSError as error:  # the same report is printed, and a full disk has an error of its own
         print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
     print_result(_rows(report, folder), report, as_json=as_json)
+    return report
 
 
 def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:

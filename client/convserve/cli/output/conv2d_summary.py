@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convserve.cli.output.report import print_rows, shape_text
+from convserve.cli.output.report import shape_text
 from convserve.display.pixels import finite_range
 from convserve.display.units import bytes_text, duration_text
 from convserve.tensors.codec import Array
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 _TIMES = ("queue_us", "compute_us")
 
 
-def print_summary(x: Array, config: Conv2D, result: Result, total_us: float, written: list[str]) -> None:
-    """Prints what came of a call of `total_us` microseconds; `written` has a line for each file."""
+def rows(x: Array, config: Conv2D, result: Result, total_us: float, written: list[str]) -> list[tuple[str, str]]:
+    """Returns what came of a call of `total_us` microseconds; `written` has a line for each file."""
     output = result.output
     low, high = _range(output)
     infinite = _not_finite(output)
@@ -30,18 +30,16 @@ def print_summary(x: Array, config: Conv2D, result: Result, total_us: float, wri
     times = f"{duration_text(total_us)}: the server computed for {computing}, after a wait of {waiting}"
     if not result.warm:
         times += "\n(its first call with this geometry; the next will be faster)"
-    print_rows(
-        [
-            ("input", shape_text(x.shape, x.dtype.name)),
-            ("output", f"{shape_text(output.shape, output.dtype.name)}, {bytes_text(output.nbytes)}"),
-            ("range", values),
-            ("losses", ", ".join(f"{name} {value:.6g}" for name, value in _losses(result).items())),
-            ("seed", _picked_seed(config, result)),
-            ("time", times),
-            ("device", result.device),
-            ("written", "\n".join(written)),
-        ]
-    )
+    return [
+        ("input", shape_text(x.shape, x.dtype.name)),
+        ("output", f"{shape_text(output.shape, output.dtype.name)}, {bytes_text(output.nbytes)}"),
+        ("range", values),
+        ("losses", ", ".join(f"{name} {value:.6g}" for name, value in _losses(result).items())),
+        ("seed", _picked_seed(config, result)),
+        ("time", times),
+        ("device", result.device),
+        ("written", "\n".join(written)),
+    ]
 
 
 def document(path: str, x: Array, result: Result, total_us: float, written: list[str]) -> dict[str, Any]:
@@ -77,8 +75,7 @@ def _range(output: Array) -> tuple[float, float]:
 
 
 def _losses(result: Result) -> dict[str, float]:
-    losses = result.losses[0]
-    named = {"kernel": losses.kernel, "bias": losses.bias, "activity": losses.activity}
+    named = {name: getattr(result.losses[0], name) for name in ("kernel", "bias", "activity")}
     return {name: value for name, value in named.items() if value is not None}
 
 
