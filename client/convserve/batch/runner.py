@@ -55,9 +55,7 @@ class _Work:
     parts: int  # how many it has; 1 for what is written as a whole
     written: set[int]  # the first rows of the parts that an earlier run wrote
     left: int  # how many parts are not written
-    in_flight: int = 0  # how many are sent, and neither written nor failed
-    is_all_sent: bool = False
-    is_over: bool = False  # whether it is finished, or has failed
+    in_flight: int = 1  # how many are sent, and neither written nor failed; and one for the reader until all are sent
     failure: str = ""  # why it will not be finished
     is_lasting: bool = False  # whether it would fail again
 
@@ -118,6 +116,7 @@ class Batch:
             self._end(answer)
         elif isinstance(answer, ConvserveError):
             self._fail(work, answer)
+            self._release(work)
         else:
             self.tally.add(input_bytes=input_bytes, output_bytes=answer.nbytes)
             self._room.acquire()  # so that outputs do not gather where the disk is slower than the server
@@ -140,20 +139,18 @@ class Batch:
                     break
                 if start in work.written:
                     continue
-                with self._lock:
-                    work.in_flight += 1
                 try:
                     x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
                 except ConvserveError as error:
                     self._fail(work, error)
                     break
+                with self._lock:
+                    work.in_flight += 1
                 self._sent[number] = (work, start, x.nbytes)
                 number += 1
                 yield x
                 del x  # it is in flight, and nothing here holds it longer than that
-            with self._lock:
-                work.is_all_sent = True
-            self._finish_if_over(work)
+            self._release(work)
 
     def _to_be_opened(self) -> Iterator[tuple[int, Callable[[], _Work | None]]]:
         """Yields, for each array that is not done, the size of its file and what opens it."""
@@ -232,27 +229,23 @@ class Batch:
                 self._outputs.write_rows(source.stem, start, output)
                 self._journal.note_part(source.key, start)
                 self.tally.add(samples=samples, parts=1 / work.parts)
-            with self._lock:
-                work.left -= 1
-                work.in_flight -= 1
-            self._finish_if_over(work)
+            self._release(work, written=1)
         except Exception as error:  # whatever it is, the run's own thread raises it
             self._end(error)
 
     def _fail(self, work: _Work, error: ConvserveError) -> None:
         """Notes that a part failed."""
         with self._lock:
-            work.in_flight -= 1
             work.failure = work.failure or _reason(error)
             work.is_lasting |= not isinstance(error, _PASSING)
-        self._finish_if_over(work)
 
-    def _finish_if_over(self, work: _Work) -> None:
-        """Finishes an array when its last part is done."""
+    def _release(self, work: _Work, *, written: int = 0) -> None:
+        """Counts a part as written or failed, or all as sent; the last one finishes the array."""
         with self._lock:
-            if work.in_flight or not work.is_all_sent or work.is_over or (work.left and not work.failure):
+            work.left -= written
+            work.in_flight -= 1
+            if work.in_flight or (work.left and not work.failure):
                 return
-            work.is_over = True
         source = work.array.source
         if work.failure:
             self._note_failure(source.key, source.stamp, work.failure, is_lasting=work.is_lasting)

@@ -180,8 +180,8 @@ def format_error(error: ConvserveError, context: click.Context) -> str:
     if isinstance(error, InvalidArgumentError):
         lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)
         text = "\n".join(lines) or text
-    if isinstance(error, UnavailableError) and (connection := context.meta.get("convserve.target")):
-        text = f"no server answers at {connection}: {text}\n{_WHICH_SERVER}"
+    if isinstance(error, UnavailableError) and (target := context.params.get("target")):
+        text = f"no server answers at {target}: {text}\n{_WHICH_SERVER}"
     head, *others = text.splitlines()
     return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,9 +75,12 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
     """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default."""
     return options_as_one(
         "connection",
-        _connection,
+        Connection,
         _SERVER.option(
-            "--target HOST:PORT", f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})"
+            "--target HOST:PORT",
+            f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
+            envvar=TARGET_VARIABLE,
+            default=DEFAULT_TARGET,
         ),
         _SERVER.option(
             "--timeout SECONDS", f"how long to wait for an answer (default: {timeout:g})", type=seconds, default=timeout
@@ -97,9 +99,3 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
         _SERVER.option("--tls-key FILE", "PEM file of its private key"),
         _SERVER.option("--tls-server-name NAME", "the name in the server's certificate, if not the target's"),
     )
-
-
-def _connection(target: str | None, **values: Any) -> Connection:
-    target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-    click.get_current_context().meta["convserve.target"] = target  # for the text of a failure
-    return Connection(target, **values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from contextlib import ExitStack
@@ -26,8 +27,7 @@ class Progress:
 
         self._console = console or Console(stderr=True)
         self._quiet = quiet
-        self._failures = 0
-        self._lock = threading.Lock()
+        self._failures = itertools.count(1)
         self._shown = ExitStack()
 
     def watch(self, tally: Tally) -> None:
@@ -60,9 +60,7 @@ class Progress:
 
     def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
-        with self._lock:
-            self._failures += 1
-            number = self._failures
+        number = next(self._failures)
         if number <= _MAX_SHOWN:
             self.show(f"failed: {key}: {reason}")
         elif number == _MAX_SHOWN + 1:
