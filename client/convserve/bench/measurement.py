@@ -10,9 +10,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from convserve._sync.client import Client
 from convserve.bench import machine, summary
@@ -47,7 +47,7 @@ class Load:
         return f"{self.callers} caller{'s' if self.callers != 1 else ''}"
 
 
-class Measurement:
+class Measurement(AbstractContextManager["Measurement"]):
     """Measures workloads under loads. `run` may be interrupted; `document` says what there is so far."""
 
     def __init__(self, client: Client, target: str, loads: Sequence[Load], *, timeout: float) -> None:
@@ -122,10 +122,6 @@ class Measurement:
         }
         document["subjects"][SERVER] |= summary.server_side(blocks[SERVER])
         return document
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Deletes the layers that were not stored before, and closes the echo's connection."""

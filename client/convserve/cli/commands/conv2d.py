@@ -118,11 +118,9 @@ def command(
             title=title,
         )
     written = [path for path in (files.output, files.picture) if path is not None]
-    print_result(
-        conv2d_summary.rows(x, layer.config, result, total_us, _written(files, result.output, drawn)),
-        conv2d_summary.document(input, x, result, total_us, written),
-        as_json=as_json,
-    )
+    document = conv2d_summary.document(input, x, result, total_us, written)
+    lines = _written(files, result.output, drawn)
+    print_result(conv2d_summary.rows(document, layer.config, lines), document, as_json=as_json)
 
 
 def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> list[str]:

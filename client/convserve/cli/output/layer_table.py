@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from convserve.cli.output import report
 from convserve.display.units import bytes_text
 from convserve.layers import messages
+from convserve.layers.plan import weight_rows
 from convserve.tensors.codec import Shape, itemsize
 
 if TYPE_CHECKING:
@@ -69,8 +70,7 @@ def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
         ("name", ", ".join(row.names)),
         ("digest", row.digest),
         ("layer", repr(row.config)),
-        ("kernel", f"{row.kernel_shape} {row.config.variable_dtype}"),
-        ("parameters", f"{row.parameters:,}, {bytes_text(row.weight_bytes)}"),
+        *((label, str(text)) for label, text in weight_rows(row.config, row.kernel_shape)),
     ]
 
 
