@@ -32,18 +32,13 @@ class Counts:
 
 
 class Tally:
-    """Counts. Any thread may call its methods.
-
-    Attributes:
-        counts: What is done now.
-        failures: Keys and reasons, at most `MAX_FAILURES`.
-    """
+    """Counts, of which any thread may call the methods."""
 
     def __init__(self, items: int) -> None:
         self._lock = threading.Lock()
         self._started = time.monotonic()
         self.counts = Counts(items)
-        self.failures: list[tuple[str, str]] = []
+        self.failures: list[tuple[str, str]] = []  # keys and reasons, at most `MAX_FAILURES`
 
     @property
     def seconds(self) -> float:
@@ -71,11 +66,7 @@ class Pace:
         self._seen: deque[tuple[float, int, float]] = deque()
 
     def see(self, now: float, counts: Counts) -> tuple[float | None, float | None]:
-        """Notes the counts at a moment.
-
-        Returns:
-            Bytes per second, in and out together, and the seconds that are left; None where that is not known yet.
-        """
+        """Notes the counts at a moment; returns bytes per second in and out, and the seconds that are left, or None."""
         moved, worked = counts.input_bytes + counts.output_bytes, counts.done + counts.failed + counts.parts
         self._seen.append((now, moved, worked))
         while len(self._seen) > 2 and self._seen[1][0] < now - _RECENT_S:

@@ -21,15 +21,10 @@ _SUFFIXES = ", ".join(INPUT_SUFFIXES)
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run.
+    """The inputs of a run."""
 
-    Attributes:
-        folder: The folder that all of them share, to which names are relative.
-        names: Their names, sorted, with "/" between folders; `archive.npz:name` for one array of an archive.
-    """
-
-    folder: Path
-    names: list[str]
+    folder: Path  # that all of them share, to which names are relative
+    names: list[str]  # sorted, with "/" between folders; `archive.npz:name` for one array of an archive
 
     def path(self, name: str) -> Path:
         """Returns an input's file, or its folder if it is Zarr's."""
@@ -37,15 +32,10 @@ class Inputs:
 
 
 def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = False) -> Inputs:
-    """Returns the inputs that words of a command line mean.
+    """Returns the inputs that words of a command line mean; refuses words that mean none, and two with one output.
 
     A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
-    fits; a file itself. Hidden files are left out of folders, and so is what lies in the output folder. `keep_suffix`
-    says whether an output's name keeps the suffix of its input's.
-
-    Raises:
-        InvalidRequestError: If one does not exist or cannot be read, if there are none, or if two would be written to
-            the same file.
+    fits; a file itself. Hidden files are left out of folders, and so is what lies in the output folder.
     """
     bases: set[str] = set()
     all_paths: set[str] = set()

@@ -75,13 +75,7 @@ class JobStarted:
 
 
 class Journal:
-    """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods.
-
-    Attributes:
-        done: The keys of the inputs of which a line says that they are done, and of which that is so.
-        failed: Reasons by the keys of inputs that failed lastingly.
-        begun: The outputs that come in parts and are not finished, by key.
-    """
+    """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods."""
 
     def __init__(self, folder: Path, identity: Identity, is_done: IsDone, *, resume: bool) -> None:
         """Opens the journal of a folder for outputs, which is made if need be.
@@ -98,9 +92,9 @@ class Journal:
         self._length = 0
         self._has_results = False  # whether it tells of any, though nothing of what it tells may hold any more
         self._synced = time.monotonic()
-        self.done: set[str] = set()
-        self.failed: dict[str, str] = {}
-        self.begun: dict[str, JobStarted] = {}
+        self.done: set[str] = set()  # the keys of inputs of which a line says that they are done, and that are
+        self.failed: dict[str, str] = {}  # reasons by the keys of inputs that failed lastingly
+        self.begun: dict[str, JobStarted] = {}  # the outputs that come in parts and are not finished, by key
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
             self._lock_out_others(folder)

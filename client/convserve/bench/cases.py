@@ -19,14 +19,7 @@ _MAX_MESSAGE_BYTES = 2**31 - 2**16
 
 
 class BenchmarkCase:
-    """A workload, its layer stored on the server, its first calls made.
-
-    Attributes:
-        workload: The workload.
-        plan: What a call comes to.
-        subjects: What can be called, by name: the server, and the layer in process and the raw echo where possible.
-        absent: Why one of them is not there, by name.
-    """
+    """A workload, its layer stored on the server, its first calls made; `plan` is what a call comes to."""
 
     def __init__(self, workload: Workload, client: Client, echo: Echo, *, tf32: bool, with_layer: bool) -> None:
         """Stores the layer, makes the first call of everything, and checks the first answers.
@@ -34,8 +27,8 @@ class BenchmarkCase:
         `tf32` says whether the server may use TensorFloat-32, `with_layer` whether to compute the layer here too.
         """
         self.workload, self.plan = workload, workload.plan()
-        self.subjects: dict[str, Subject] = {}
-        self.absent: dict[str, str] = {}
+        self.subjects: dict[str, Subject] = {}  # what can be called: the server, and the others where possible
+        self.absent: dict[str, str] = {}  # why one of them is not there
         self._client = client
         self._inputs = workload.inputs()
         self._limit = correctness.limit(workload.layer.config, tf32)

@@ -101,11 +101,5 @@ def _put(
     print_result(layer_rows(row), document(row), as_json=as_json)
 
 
-_COMMANDS = {
-    "list": _list,
-    "put": _put,
-    "get": _get,
-    "delete": _delete,
-    "import": layers_import.command,
-}
+_COMMANDS = {"list": _list, "put": _put, "get": _get, "delete": _delete, "import": layers_import.command}
 command = Group("layers", commands=_COMMANDS, **help_page("layers"))

@@ -58,7 +58,11 @@ def _print_load(load: dict[str, Any]) -> None:
         if "p50_ms" not in figures:
             rows.append((f"    {name}", "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
         else:
-            rows.append((f"    {name}", *_figures(figures), *_ratios(load["over"].get(name, {}))))
+            latencies = (duration_text(figures[f"{key}_ms"] * 1e3) for key in ("p50", "p90", "p99", "max"))
+            rates = (short_text(figures[key]) for key in ("calls_per_s", "sent_mb_per_s", "received_mb_per_s"))
+            over = load["over"].get(name)
+            ratios = (f"{over[key]:.2f}" for key in ("latency", "rate")) if over else ("", "")
+            rows.append((f"    {name}", *latencies, *rates, *ratios))
         if figures["failures"]:
             counts = ", ".join(f"{number} {kind}" for kind, number in figures["failures"].items())
             notes.append(f"{name}: failed calls: {counts}: {figures['failure'].partition(chr(10))[0]}")
@@ -70,16 +74,6 @@ def _print_load(load: dict[str, Any]) -> None:
     print_table(("", *_COLUMNS), rows, title=f"  {load['load']}", numbers=len(_COLUMNS))
     for note in notes:
         print(f"    {note}")
-
-
-def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
-    latencies = (duration_text(figures[name] * 1e3) for name in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
-    rates = (figures["calls_per_s"], figures["sent_mb_per_s"], figures["received_mb_per_s"])
-    return (*latencies, *map(short_text, rates))
-
-
-def _ratios(ratios: dict[str, Any]) -> tuple[str, str]:
-    return (f"{ratios['latency']:.2f}", f"{ratios['rate']:.2f}") if ratios else ("", "")
 
 
 def _where(name: str, figures: dict[str, Any]) -> str:
