@@ -165,7 +165,7 @@ class Batch:
                 self._end(error)
                 return
             except ConvserveError as error:
-                self._note_failure(name, stamp_of(self._inputs.path(name)), _reason(error), is_lasting=True)
+                self._report_failure(name, _reason(error), stamp_of(self._inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
             for source in sources:
@@ -201,7 +201,7 @@ class Batch:
         except (MissingDependencyError, OSError) as error:  # OSError: of the output; the input's comes as the other
             self._end(error)
         except ConvserveError as error:
-            self._note_failure(source.key, source.stamp, _reason(error), is_lasting=True)
+            self._report_failure(source.key, _reason(error), source.stamp)
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
@@ -248,19 +248,17 @@ class Batch:
                 return
         source = work.array.source
         if work.failure:
-            self._note_failure(source.key, source.stamp, work.failure, is_lasting=work.is_lasting)
+            self._report_failure(source.key, work.failure, source.stamp if work.is_lasting else None)
             self.tally.add(parts=(work.left - work.parts) / work.parts)
         elif work.parts > 1:
             size = self._outputs.finish(source.stem)
             self._journal.note_done(source.key, source.stamp, source.stem, size)
             self.tally.add(done=1, parts=-1)
 
-    def _note_failure(self, key: str, stamp: str, reason: str, *, is_lasting: bool) -> None:
-        if is_lasting:
+    def _report_failure(self, key: str, reason: str, stamp: str | None = None) -> None:
+        """Counts a failure; notes one that would happen again, for which the input's stamp is given."""
+        if stamp is not None:
             self._journal.note_failed(key, stamp, reason)
-        self._report_failure(key, reason)
-
-    def _report_failure(self, key: str, reason: str) -> None:
         self.tally.add_failure(key, reason)
         self._on_failure(key, reason)
 

@@ -1,15 +1,19 @@
 """A measurement as a picture: for each workload and load where the time goes, beside the layer in process and the echo.
 
-Needs matplotlib, which comes with `pip install 'convserve[plot]'` and is imported when it is needed.
+Needs matplotlib, which `pip install 'convserve[plot]'` brings, and is imported only for a picture.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from convserve.bench.cases import ECHO, IN_PROCESS, SERVER
 from convserve.errors import MissingDependencyError
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingDependencyError("A plot needs matplotlib: pip install 'convserve[plot]'.") from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,24 +26,14 @@ _PARTS = (
 _MARKS = ((IN_PROCESS, "the layer in process", "#1a7f37", "D"), (ECHO, "raw echo of as many bytes", "#555555", "s"))
 
 
-def check() -> None:
-    """Raises MissingDependencyError without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingDependencyError("A plot needs matplotlib: pip install 'convserve[plot]'.")
-
-
 def write(document: dict[str, Any], path: str) -> None:
     """Draws a measurement's document into a file, whose suffix says the format.
 
     Latencies are means, since only means add up; a line leads from the median to the 99th percentile.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     workloads = document["workloads"]
     rows = max(1, sum(len(workload["loads"]) for workload in workloads))
     figure = Figure(figsize=(9, 1.6 + 0.55 * rows + 0.35 * len(workloads)), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     heights = [0.6 + len(workload["loads"]) for workload in workloads]
     panels = figure.subplots(len(workloads), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}

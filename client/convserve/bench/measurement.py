@@ -24,8 +24,6 @@ from convserve.bench.workloads import Workload
 _MIN_ROUNDS = 3
 _MAX_BLOCK_S = 2.0
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Load:
@@ -68,7 +66,7 @@ class Measurement(AbstractContextManager["Measurement"]):
         self._opened.enter_context(closing(case))
         self._cases.append(case)
 
-    def run(self, seconds: float, progress: Progress = lambda _: None) -> None:
+    def run(self, seconds: float, progress: Callable[[str], None] = lambda _: None) -> None:
         """Measures for about so long over all workloads, each at least once; what there is at Ctrl-C is kept."""
         turns = [(case, load, name) for case in self._cases for load in self._loads for name in case.subjects]
         rounds = max(_MIN_ROUNDS, math.ceil(seconds / len(turns) / _MAX_BLOCK_S))

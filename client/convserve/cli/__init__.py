@@ -22,7 +22,6 @@ from convserve.cli.command import Group, help_page
 ENTRY_POINTS = "convserve.commands"
 """The entry-point group of commands that other packages bring."""
 
-
 # The text is kept apart from the modules, so that the list of commands is shown without loading any.
 _COMMANDS = {
     "conv2d": "apply a Conv2D layer to an array or a picture",

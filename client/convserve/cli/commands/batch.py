@@ -21,9 +21,8 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import FILE, REFERENCE, find_or_read
 from convserve.cli.options.values import value_range
-from convserve.cli.output import batch_report
-from convserve.cli.output.batch_progress import Progress
-from convserve.cli.output.batch_report import REPORT
+from convserve.cli.output import batch_progress
+from convserve.cli.output.batch_progress import REPORT, Progress
 from convserve.cli.signals import graceful_stop
 from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable
@@ -100,7 +99,7 @@ def command(
                 on_failure=progress.show_failure,
             )
             progress.watch(batch.tally)
-            publish = partial(batch_report.publish, batch, inputs, folder, as_json)
+            publish = partial(batch_progress.publish, batch, inputs, folder, as_json)
             failure: Exception | None = None
 
             def stop() -> None:

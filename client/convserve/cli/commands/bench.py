@@ -76,8 +76,6 @@ def command(
     if plot is not None:
         check_destination(plot, _PICTURES, "plot")
         from convserve.bench import chart
-
-        chart.check()
     loads = [Load(callers=callers) for callers in concurrency or ([] if open_rates else [1, 8])]
     loads += [Load(rate=rate) for rate in open_rates or []]
     interrupted = False

@@ -8,7 +8,6 @@ from convserve.cli.output.report import print_rows, print_table, shape_text, sho
 from convserve.display.units import bytes_text, duration_text, flops_text
 
 _COLUMNS = ("p50", "p90", "p99", "max", "calls/s", "MB/s\nsent", "MB/s\nback", "latency\nratio", "calls/s\nratio")
-_RATIOS = "ratios: convserve's figure divided by that of the row"
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -53,7 +52,7 @@ def _answers(check: dict[str, Any]) -> str:
 
 def _print_load(load: dict[str, Any]) -> None:
     rows: list[tuple[str, ...]] = []
-    notes = [_RATIOS] if load["over"] else []
+    notes = ["ratios: convserve's figure divided by that of the row"] if load["over"] else []
     for name, figures in load["subjects"].items():
         if "p50_ms" not in figures:
             rows.append((f"    {name}", "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
