@@ -243,7 +243,9 @@ def test_a_flood_of_tiny_streams_leaves_nothing_behind(bounded: RunningServer, c
             call = caller.stub.ConvolveStream(iter([start()]), timeout=60)
             with suppress(grpc.RpcError):
                 assert list(call) == []
-            assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            # HTTP/2's REFUSED_STREAM: on a busy machine more streams than a connection may have are not yet put away.
+            is_refused = "error code 7" in (call.details() or "")
+            assert is_refused or call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     flood(50)
     size, threads = (status(bounded.process.pid, name) for name in ("VmRSS", "Threads"))
