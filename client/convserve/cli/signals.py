@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM for a command that runs long: the first one asks it to stop, a second one ends the process.
 
-Python raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which
-then stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
+Python makes one of two signals of a kind that come before it has called a handler: a second Ctrl-C can be lost. And it
+raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which then
+stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
 signal's number into a socket, a thread reads it, and no lock of any other thread can keep the second signal from ending
 the process.
 """
