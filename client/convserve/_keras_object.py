@@ -16,7 +16,7 @@ import numbers
 import operator
 import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any, ClassVar, Self, cast
 
 from google.protobuf.message import Message
@@ -27,21 +27,18 @@ _MAX_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
 
 
 def number(
-    default: float | None, *, at_least: float | None = None, above: float | None = None, required: bool = False
+    default: float | None, *, at_least: float = -math.inf, above: float = -math.inf, required: bool = False
 ) -> Any:
     """Declares a finite number, Keras' default being `default`."""
+    bound = f" of at least {at_least:g}" if at_least > -math.inf else f" above {above:g}" if above > -math.inf else ""
 
     def check(value: object) -> float:
         try:
             checked = float(value) if isinstance(value, numbers.Real) else math.nan
         except OverflowError:  # an integer beyond every float
             checked = math.nan
-        within = (at_least is None or checked >= at_least) and (above is None or checked > above)
-        if within and abs(checked) <= _MAX_FLOAT32:  # NaN compares false
+        if checked >= at_least and checked > above and abs(checked) <= _MAX_FLOAT32:  # NaN compares false
             return checked
-        bound = (
-            f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
-        )
         raise ValueError(f"a finite number{bound}")
 
     return _parameter(default, check, required)
@@ -49,17 +46,7 @@ def number(
 
 def seed() -> Any:
     """Declares a seed: an integer of 64 bits, or None."""
-
-    def check(value: object) -> int:
-        try:
-            integer = operator.index(cast(int, value))
-        except TypeError:
-            raise ValueError("an integer or None") from None
-        if not -(2**63) <= integer < 2**63:
-            raise ValueError("an integer of at most 64 bits")
-        return integer
-
-    return _parameter(None, check)
+    return _parameter(None, lambda value: _integer(value, range(-(2**63), 2**63), "an integer of 64 bits or None"))
 
 
 def flag(default: bool) -> Any:
@@ -86,33 +73,31 @@ def word(default: str, *allowed: str) -> Any:
 
 def axes(default: tuple[int, ...] | None) -> Any:
     """Declares a list of axes of a weight; a single integer stands for a list of one."""
+    expected = "axes from -4 to 3: an integer or a list of integers"
 
     def check(value: object) -> tuple[int, ...]:
         listed = value if isinstance(value, list | tuple) else (value,)
-        try:
-            checked = tuple(operator.index(axis) for axis in listed)
-        except TypeError:
-            raise ValueError("an integer or a list of integers") from None
-        if not checked or any(not -4 <= axis <= 3 for axis in checked):
-            raise ValueError("axes from -4 to 3")
-        return checked
+        if not listed:
+            raise ValueError(expected)
+        return tuple(_integer(axis, range(-4, 4), expected) for axis in listed)
 
     return _parameter(default, check)
 
 
 def output_axis() -> Any:
     """Declares the axis of an output along which an activation acts."""
+    expected = "an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch"
+    return _parameter(-1, lambda value: _integer(value, (-3, -2, -1, 1, 2, 3), expected))
 
-    def check(value: object) -> int:
-        try:
-            axis = operator.index(cast(int, value))
-        except TypeError:
-            raise ValueError("an integer") from None
-        if axis not in (-3, -2, -1, 1, 2, 3):
-            raise ValueError("an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch")
-        return axis
 
-    return _parameter(-1, check)
+def _integer(value: object, allowed: Container[int], expected: str) -> int:
+    try:
+        integer = operator.index(cast(int, value))
+    except TypeError:
+        raise ValueError(expected) from None
+    if integer not in allowed:
+        raise ValueError(expected)
+    return integer
 
 
 def _parameter(default: object, check: Callable[[object], object], required: bool = False) -> Any:
@@ -127,12 +112,16 @@ class KerasObject:
     Attributes:
         keras_name: The snake_case name, which is also the name in the contract's `oneof`.
         aliases: Further names that Keras has for it.
+        refusal: For a member that no weight of a Conv2D suits: why.
         family: What Keras calls the whole family, for messages.
+        has_class_names: Whether Keras finds a member under its class' name too.
     """
 
     keras_name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
+    refusal: ClassVar[str] = ""
     family: ClassVar[str]
+    has_class_names: ClassVar[bool] = True
     members: ClassVar[dict[str, type[KerasObject]]]
     message: ClassVar[type[Message]]
 
@@ -145,12 +134,8 @@ class KerasObject:
         elif not cls.__name__.startswith("_"):
             if "keras_name" not in cls.__dict__:
                 cls.keras_name = re.sub("(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
-            cls.members.update(dict.fromkeys(cls.names(), cls))
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Returns every name under which Keras finds this member."""
-        return (cls.keras_name, cls.__name__, *cls.aliases)
+            class_names = (cls.__name__,) if cls.has_class_names else ()
+            cls.members.update(dict.fromkeys((cls.keras_name, *class_names, *cls.aliases), cls))
 
     def __post_init__(self) -> None:
         """Checks and normalises every parameter."""
@@ -191,16 +176,21 @@ class KerasObject:
         try:
             name, config = cls._named(identifier)
         except ValueError as error:
-            raise InvalidConfigurationError(FieldViolation(field, str(error))) from None
+            raise InvalidConfigurationError.for_field(field, str(error), short_repr(identifier)) from None
         member = cls.members.get(name)
         if member is None:
-            raise InvalidConfigurationError(FieldViolation(field, cls._unknown(name)))
+            near = [known for known in cls.members if known.lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, cls.members)
+            hint = f"Did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
+            expected = f"one of Keras' {cls.family}s: {known}"
+            raise InvalidConfigurationError.for_field(field, expected, short_repr(name), hint)
         names = [parameter.name for parameter in dataclasses.fields(member)]
         strange = [key for key in config if key not in names]
         if strange:
             known = f"the parameters {', '.join(names)}" if names else "no parameters"
-            text = f"Expected {known} of {member.keras_name}. Received {', '.join(map(short_repr, strange))}."
-            raise InvalidConfigurationError(FieldViolation(field, text))
+            received = ", ".join(map(short_repr, strange))
+            raise InvalidConfigurationError.for_field(field, f"{known} of {member.keras_name}", received)
         try:
             return cast(Self, member(**config))
         except InvalidConfigurationError as error:
@@ -208,36 +198,22 @@ class KerasObject:
 
     @classmethod
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
-        """Returns the name and the parameters that an identifier carries."""
+        """Returns the name and the parameters that an identifier carries.
+
+        Raises:
+            ValueError: For one that carries none; the text says what was expected.
+        """
         if isinstance(identifier, str):
             return identifier, {}
         if isinstance(identifier, Mapping):
             name, config = identifier.get("class_name"), identifier.get("config") or {}
             if not isinstance(name, str) or not isinstance(config, Mapping):
-                raise ValueError(
-                    "Expected a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}. "
-                    f"Received {short_repr(identifier)}."
-                )
+                raise ValueError("a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}")
             return name, config
         kind = identifier if inspect.isclass(identifier) else type(identifier)
         if (kind.__module__ or "").split(".")[0] in ("keras", "tf_keras"):
-            return kind.__name__, {} if inspect.isclass(identifier) else cls._keras_config(identifier)
-        raise ValueError(
-            f"Expected a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s. "
-            f"Received {short_repr(identifier)}."
-        )
-
-    @classmethod
-    def _keras_config(cls, keras_object: Any) -> Mapping[str, Any]:
-        return cast(Mapping[str, Any], keras_object.get_config())
-
-    @classmethod
-    def _unknown(cls, name: str) -> str:
-        near = [known for known in cls.members if known.lower() == name.lower()]
-        near = near or difflib.get_close_matches(name, cls.members)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
-        return f"Expected one of Keras' {cls.family}s: {known}. Received {short_repr(name)}.{hint}"
+            return kind.__name__, {} if inspect.isclass(identifier) else cast(Any, identifier).get_config()
+        raise ValueError(f"a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s")
 
     def to_keras_config(self) -> dict[str, Any] | str:
         """Returns the dictionary that `keras.*.deserialize` takes."""
@@ -250,34 +226,26 @@ class KerasObject:
         member = getattr(family, self.keras_name)
         member.SetInParent()
         for name, value in self.parameters.items():
-            if value is None:
-                continue
             if isinstance(value, tuple):
                 target = getattr(member, name)
                 (target.axis if isinstance(target, Message) else target).extend(value)  # type: ignore[attr-defined]
-            else:
+            elif value is not None:
                 setattr(member, name, value)
         return family
 
     @classmethod
-    def from_message(cls, message: Any, field: str) -> Self:
+    def from_message(cls, message: Message, field: str) -> Self:
         """Returns what a message means; a parameter that is not set has Keras' default.
 
         Raises:
             InvalidConfigurationError: If no kind is set, or a parameter is wrong.
         """
-        (choice,) = message.DESCRIPTOR.oneofs
-        name = message.WhichOneof(choice.name)
-        if name is None:
-            text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that is not known here."
-            raise InvalidConfigurationError(FieldViolation(field, text))
-        sent, config = getattr(message, name), {}
-        for parameter in dataclasses.fields(cls.members[name]):
-            value = getattr(sent, parameter.name)
-            if isinstance(value, Message):
-                config[parameter.name] = tuple(value.axis) if sent.HasField(parameter.name) else None  # type: ignore[attr-defined]
-            elif sent.DESCRIPTOR.fields_by_name[parameter.name].has_presence:
-                config[parameter.name] = value if sent.HasField(parameter.name) else None
-            else:
-                config[parameter.name] = tuple(value) or None
-        return cast(Self, cls.get({"class_name": name, "config": config}, field))
+        if not message.ListFields():
+            expected = f"one of Keras' {cls.family}s to be set"
+            raise InvalidConfigurationError.for_field(field, expected, "none, or one that is not known here")
+        ((kind, member),) = message.ListFields()
+        config = {}
+        for parameter, value in member.ListFields():
+            listed = value.axis if isinstance(value, Message) else value  # type: ignore[attr-defined]
+            config[parameter.name] = listed if isinstance(listed, bool | int | float | str) else tuple(listed)
+        return cast(Self, cls.get({"class_name": kind.name, "config": config}, field))

@@ -19,17 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 
 
 @dataclass(frozen=True)
 class ClassicKernel:
-    """A kernel for one channel.
-
-    Attributes:
-        values: Shape (kernel height, kernel width), float32, read-only.
-        description: What it does to a picture, in one line.
-    """
+    """A kernel for one channel: its read-only values (kernel height, kernel width), and what it does to a picture."""
 
     values: npt.NDArray[np.float32]
     description: str
@@ -76,15 +71,10 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
     """
     if name not in CLASSIC_KERNELS:
         nearest = difflib.get_close_matches(str(name), CLASSIC_KERNELS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise InvalidConfigurationError(
-            FieldViolation(
-                "kernel", f"Expected one of {', '.join(CLASSIC_KERNELS)}. Received {short_repr(name)}.{hint}"
-            )
-        )
+        hint = f"Did you mean {nearest[0]!r}?" if nearest else ""
+        expected = f"one of {', '.join(CLASSIC_KERNELS)}"
+        raise InvalidConfigurationError.for_field("kernel", expected, short_repr(name), hint)
     if channels < 1:
-        raise InvalidConfigurationError(
-            FieldViolation("channels", f"Expected the input's channels, at least 1. Received {channels}.")
-        )
+        raise InvalidConfigurationError.for_field("channels", "the input's channels, at least 1", channels)
     values = CLASSIC_KERNELS[name].values
     return np.repeat(values[:, :, np.newaxis, np.newaxis], channels, axis=3)
