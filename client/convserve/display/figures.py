@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from convserve.display.pixels import MAX_MAPS, Array, ValueRange, brightness, chosen, finite_range, is_picture
+from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, is_picture
 from convserve.errors import MissingDependencyError
+from convserve.tensors.codec import Array
 
 try:
     from matplotlib import colormaps
@@ -103,12 +104,8 @@ def draw_panels(
     panels that share their limits.
     """
     aspect, count = panels[0].aspect, len(panels)
-    if columns is None:  # the form of a screen, and few empty places
-
-        def badness(columns: int) -> float:
-            return abs(columns * aspect - 1.2 * math.ceil(count / columns)) + 2 * (-count % columns)
-
-        columns = min(range(1, count + 1), key=badness)
+    if columns is None:  # the form of a screen
+        columns = min(count, math.ceil(math.sqrt(1.2 * count / aspect)))
     rows = math.ceil(count / columns)
     width = min(max_inches, max_inches * aspect, _MAX_GRID / columns, _MAX_GRID * aspect / rows)
     grid_width = columns * (width + 0.1) * (1.05 if colorbar else 1.0) + (0.4 if colorbar else 0.0)

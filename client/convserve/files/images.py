@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convserve.display.pixels import (
-    MAX_MAPS,
-    Array,
-    ValueRange,
-    brightness,
-    check_sample,
-    chosen,
-    finite_range,
-    is_picture,
-    sample_pixels,
-)
-from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError
+from convserve.display import pixels as display
+from convserve.display.pixels import MAX_MAPS, ValueRange, is_picture, sample_pixels
+from convserve.errors import InvalidTensorError, MissingDependencyError
 from convserve.files.arrays import check_destination, unwritable
+from convserve.tensors.codec import Array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +41,6 @@ class Rendered:
     """The value drawn darkest; where each map has its own scale, the least of all maps shown. NaN: none is finite."""
     high: float
     maps: int
-    """How many channels the output has."""
     maps_shown: int
 
 
@@ -110,7 +101,7 @@ def check_picture(path: str | Path, sample: int, batch: int) -> None:
         MissingDependencyError: Without Pillow.
     """
     check_destination(path, PICTURE_SUFFIXES, "picture")
-    check_sample(sample, batch)
+    display.check_sample(sample, batch)
     _pillow()
 
 
@@ -149,11 +140,11 @@ def write_picture(
     pixels = sample_pixels(output, sample, data_format)
     count = pixels.shape[-1]
     as_picture = channels is None and is_picture(count)
-    numbers = chosen(channels, count, MAX_MAPS, "channels")
-    low, high = value_range if isinstance(value_range, tuple) else finite_range(pixels[..., numbers])
+    numbers = display.chosen(channels, count, MAX_MAPS, "channels")
+    low, high = value_range if isinstance(value_range, tuple) else display.finite_range(pixels[..., numbers])
     try:
         if as_picture and beside is None:
-            eight_bit = np.rint(brightness(pixels, low, high) * 255).astype(np.uint8)
+            eight_bit = np.rint(display.brightness(pixels, low, high) * 255).astype(np.uint8)
             _pillow().fromarray(eight_bit[..., 0] if count == 1 else eight_bit).save(path)
         else:
             from convserve.display.figures import draw_output
@@ -185,10 +176,9 @@ def _pillow() -> ModuleType:
     try:
         return importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise MissingDependencyError(
-            "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
-        ) from error
+        text = "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
+        raise MissingDependencyError(text) from error
 
 
 def _unreadable(expected: str, path: str | Path, problem: object) -> InvalidTensorError:
-    return InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {str(path)!r}: {problem}."))
+    return InvalidTensorError.for_field("input", expected, f"{str(path)!r}: {problem}")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidTensorError
-from convserve.files.arrays import ARRAY_SUFFIXES, Array, as_batch, load_array
+from convserve.errors import InvalidTensorError
+from convserve.files.arrays import ARRAY_SUFFIXES, as_batch, load_array
 from convserve.files.images import PICTURE_SUFFIXES, read_image
+from convserve.tensors.codec import Array
 
 INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *PICTURE_SUFFIXES)
 """How the names of the files that `read_input` reads end."""
@@ -30,4 +31,4 @@ def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
     if name.lower().endswith(ARRAY_SUFFIXES) or ".npz:" in name:
         return as_batch(load_array(path), path, data_format)
     expected = f"a file that ends in {', '.join(INPUT_SUFFIXES)}"
-    raise InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {name!r}."))
+    raise InvalidTensorError.for_field("input", expected, repr(name))

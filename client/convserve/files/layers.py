@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.files import safetensors
 from convserve.files.arrays import storable, unwritable
 from convserve.layers import messages
@@ -44,8 +44,8 @@ def save_layer(path: str | Path, layer: Layer) -> None:
             with file.open("wb") as opened:
                 np.savez(opened, **named)
         else:
-            text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {short_repr(str(path))}."
-            raise InvalidRequestError(FieldViolation("output", text))
+            expected = f"a file name that ends in {' or '.join(LAYER_SUFFIXES)}"
+            raise InvalidRequestError.for_field("output", expected, short_repr(str(path)))
     except OSError as error:
         raise unwritable("output", path, error) from error
 

@@ -21,15 +21,11 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file's header describes it.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype's name, the format's own where it is no floating-point type that layers have.
-    """
+    """A tensor as a file's header describes it."""
 
     shape: Shape
     dtype: str
+    """The name; the format's own where it is no floating-point type that layers have."""
 
     @property
     def nbytes(self) -> int:
@@ -43,16 +39,14 @@ class SafetensorsFile:
     Attributes:
         tensors: The tensors by name.
         metadata: Texts by name.
+
+    Raises:
+        ValueError: If it is no safetensors file.
+        OSError: If it cannot be read.
+        MissingDependencyError: Without safetensors.
     """
 
     def __init__(self, file: Path) -> None:
-        """Reads the header.
-
-        Raises:
-            ValueError: If it is no safetensors file.
-            OSError: If it cannot be read.
-            MissingDependencyError: Without safetensors.
-        """
         self._file = file
         self.tensors: dict[str, StoredTensor] = {}
         with _package() as safetensors, safetensors.safe_open(file, framework="numpy") as opened:

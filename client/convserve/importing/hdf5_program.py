@@ -67,13 +67,6 @@ def _texts(value: Any) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else text for text in listed if isinstance(text, bytes | str)]
 
 
-def _opened() -> Any:
-    import h5py
-
-    (length,) = struct.unpack("<Q", sys.stdin.buffer.read(8))
-    return h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
-
-
 def _send(message: dict[str, Any], follows: Any = b"") -> None:
     sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
     sys.stdout.buffer.write(follows)
@@ -85,7 +78,10 @@ def main() -> None:
     faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)  # also when nobody is left to end this process
     questions = {function.__name__: function for function in (describe, texts, elements)}
     try:
-        root = _opened()
+        import h5py
+
+        (length,) = struct.unpack("<Q", sys.stdin.buffer.read(8))
+        root = h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
         _send({"answer": None})
         for line in sys.stdin.buffer:
             name, *arguments = json.loads(line)

@@ -56,17 +56,14 @@ class Contents:
     layers: list[tuple[str, Layer]] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def skip(self, name: str, kind: str, reason: str) -> None:
-        """Lists something as skipped."""
-        self.skipped.append(Skipped(name, kind, reason))
-
     def named(self, prefix: str | None) -> Imported:
-        """Returns the same under names for a store.
-
-        Args:
-            prefix: What stands before every name; None for the model's name, "" for nothing.
-        """
-        before = self.model if prefix is None else _checked_prefix(prefix)
+        """Returns the same under names for a store, after a prefix; None for the model's name, "" for nothing."""
+        if prefix is None:
+            before = self.model
+        else:
+            before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
+            if before != "":
+                check_name(before, "prefix")
         layers: dict[str, Layer] = {}
         numbers: dict[str, int] = {}
         for name, layer in self.layers:
@@ -94,10 +91,3 @@ def fitting_name(text: str) -> str:
         return name
     ending = "-" + hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
     return name[: MAX_NAME - len(ending)] + ending
-
-
-def _checked_prefix(prefix: str) -> str:
-    before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
-    if before != "":
-        check_name(before, "prefix")
-    return before

@@ -13,14 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidArgumentError,
-    InvalidConfigurationError,
-    InvalidRequestError,
-    short_repr,
-)
-from convserve.importing.imported import Contents
+from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
+from convserve.importing.imported import Contents, Skipped
 from convserve.importing.torch_conv2d import keras_kernel, keras_parameters
 from convserve.importing.untrusted import refusal
 from convserve.layers.conv2d import Conv2D
@@ -34,14 +28,7 @@ _PARAMETERS = tuple(name for name in inspect.signature(Conv2D).parameters if nam
 
 @dataclass(frozen=True)
 class NamedArray:
-    """An array in a file, not read yet.
-
-    Attributes:
-        name: Its name.
-        shape: Its shape.
-        dtype: Its dtype's name.
-        read: Reads it.
-    """
+    """An array in a file, not read yet."""
 
     name: str
     shape: Shape
@@ -63,38 +50,28 @@ class Geometry:
     by_layer: Mapping[str, Mapping[str, Any] | None]
 
     def check_none(self) -> None:
-        """Checks that there is nothing, as the file has its layers' configurations.
-
-        Raises:
-            InvalidRequestError: If there is.
-        """
+        """Raises InvalidRequestError if there is anything, for a file that has its layers' configurations."""
         if self.parameters or self.by_layer:
             given = ", ".join((*self.parameters, *self.by_layer))
-            text = f"Expected no parameters, as the file has the configuration of its layers. Received {given:.200}."
-            raise InvalidRequestError(FieldViolation("config", text))
+            expected = "no parameters, as the file has the configuration of its layers"
+            raise InvalidRequestError.for_field("config", expected, f"{given:.200}")
 
     def of(self, name: str) -> dict[str, Any] | None:
         """Returns Conv2D's parameters for a layer, or None if it is left out."""
         parameters: dict[str, Any] | None = keras_parameters(_known(self.parameters, ""))
         for pattern, given in self.by_layer.items():
             if fnmatch.fnmatchcase(name, pattern):
-                parameters = (
-                    None if given is None else (parameters or {}) | keras_parameters(_known(given, f"{pattern}."))
-                )
+                changed = None if given is None else keras_parameters(_known(given, f"{pattern}."))
+                parameters = None if changed is None else (parameters or {}) | changed
         return parameters
 
     def check_all_used(self, names: Sequence[str]) -> None:
-        """Checks that every pattern means a layer, as one with a typing error does not.
-
-        Raises:
-            InvalidConfigurationError: If one matches none of the names.
-        """
+        """Raises InvalidConfigurationError if a pattern matches no name, as one with a typing error does."""
         for pattern in self.by_layer:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
                 listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                expected = f"Expected the name of a layer, or a pattern, out of {listed or 'none'}."
-                text = f"{expected} Received {short_repr(pattern)}."
-                raise InvalidConfigurationError(FieldViolation("config", text))
+                expected = f"the name of a layer, or a pattern, out of {listed or 'none'}"
+                raise InvalidConfigurationError.for_field("config", expected, short_repr(pattern))
 
 
 def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Contents:
@@ -108,14 +85,18 @@ def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Co
     used = {array.name for parts in layers.values() for array in parts.values()}
     for array in arrays:
         if array.name not in used:
-            result.skip(array.name, f"array of rank {len(array.shape)}", "not the kernel of a Conv2D")
+            kind = f"array of rank {len(array.shape)}"
+            result.skipped.append(Skipped(array.name, kind, "not the kernel of a Conv2D"))
     for name, parts in layers.items():
         parameters, reason = geometry.of(name or model), _unsuitable(parts)
         if parameters is None or reason:
-            result.skip(name, "array of rank 4", reason or "left out, as was asked")
+            result.skipped.append(Skipped(name, "array of rank 4", reason or "left out, as was asked"))
             continue
+        kernel = parts["kernel"].read() if "kernel" in parts else keras_kernel(parts["weight"].read())
+        bias = parts["bias"].read() if "bias" in parts else None
         try:
-            result.layers.append((name, _layer(parts, parameters)))
+            config = Conv2D(int(kernel.shape[3]), kernel.shape[:2], use_bias=bias is not None, **parameters)
+            result.layers.append((name, Layer(config, kernel, bias)))
         except InvalidArgumentError as error:
             raise error.under(f"{name or model}.") from None
     return result
@@ -138,13 +119,6 @@ def _by_layer(arrays: Sequence[NamedArray]) -> dict[str, dict[str, NamedArray]]:
         if kind == "bias" and layer in layers:
             layers[layer]["bias"] = array
     return layers
-
-
-def _layer(parts: Mapping[str, NamedArray], parameters: Mapping[str, Any]) -> Layer:
-    kernel = parts["kernel"].read() if "kernel" in parts else keras_kernel(parts["weight"].read())
-    bias = parts["bias"].read() if "bias" in parts else None
-    config = Conv2D(int(kernel.shape[3]), kernel.shape[:2], use_bias=bias is not None, **parameters)
-    return Layer(config, kernel, bias)
 
 
 def _unsuitable(parts: Mapping[str, NamedArray]) -> str:
@@ -171,11 +145,11 @@ def _split(name: str) -> tuple[str, str]:
 def _known(parameters: Any, where: str) -> Mapping[str, Any]:
     """Returns parameters whose names are known."""
     if not isinstance(parameters, Mapping):
-        text = f"Expected parameters by name, or null. Received {short_repr(parameters)}."
-        raise InvalidConfigurationError(FieldViolation(where.rstrip(".") or "config", text))
+        field = where.rstrip(".") or "config"
+        raise InvalidConfigurationError.for_field(field, "parameters by name, or null", short_repr(parameters))
     words = (*_PARAMETERS, "stride", "dilation", "padding_mode")
     for name in parameters:
         if name not in words:
-            text = f"Expected one of {', '.join(words)}. Received {short_repr(name)}."
-            raise InvalidConfigurationError(FieldViolation(f"{where}{name}", text))
+            expected = f"one of {', '.join(words)}"
+            raise InvalidConfigurationError.for_field(f"{where}{name}", expected, short_repr(name))
     return parameters

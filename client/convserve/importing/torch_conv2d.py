@@ -12,18 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.tensors.codec import Array
 
 _KERAS_NAMES = {"stride": "strides", "dilation": "dilation_rate"}
 
 
 def keras_parameters(words: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns PyTorch's parameters of a convolution as Keras'; Keras' own are left as they are.
-
-    Args:
-        words: `stride`, `padding`, `dilation`, `groups` and `padding_mode` as torch.nn.Conv2d takes them, or
-            parameters of Conv2D.
+    """Returns torch.nn.Conv2d's parameters as Conv2D's, which are left as they are.
 
     Raises:
         InvalidConfigurationError: If one is given in both wordings, or pads with something else than zeros.
@@ -32,22 +28,19 @@ def keras_parameters(words: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in words.items():
         if name == "padding_mode":
             if value != "zeros":
-                text = f"Expected 'zeros', which is what a Conv2D pads with. Received padding_mode={short_repr(value)}."
-                raise InvalidConfigurationError(FieldViolation(name, text))
+                expected = "'zeros', which is what a Conv2D pads with"
+                raise InvalidConfigurationError.for_field(name, expected, f"padding_mode={short_repr(value)}")
             continue
         keras_name = _KERAS_NAMES.get(name, name)
         if keras_name in parameters:
-            text = f"Expected {keras_name} once. Received it in PyTorch's wording too."
-            raise InvalidConfigurationError(FieldViolation(keras_name, text))
-        parameters[keras_name] = keras_padding(value) if name == "padding" else value
+            received = "it in PyTorch's wording too"
+            raise InvalidConfigurationError.for_field(keras_name, f"{keras_name} once", received)
+        parameters[keras_name] = _keras_padding(value) if name == "padding" else value
     return parameters
 
 
-def keras_padding(padding: Any) -> Any:
-    """Returns ((top, bottom), (left, right)) for PyTorch's integer or pair; no padding is "valid".
-
-    Anything else, such as a word or amounts for all four sides, is left for Conv2D to check.
-    """
+def _keras_padding(padding: Any) -> Any:
+    """Returns ((top, bottom), (left, right)) for an integer or a pair; anything else is left for Conv2D to check."""
     try:
         height = width = operator.index(padding)
     except TypeError:
