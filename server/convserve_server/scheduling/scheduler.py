@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -74,13 +74,7 @@ class _Convolution(Job):
     __slots__ = ("began_ns", "known", "layers", "permit", "received", "x")
 
     def __init__(
-        self,
-        permit: Permit,
-        layers: Sequence[Layer],
-        known: tuple[Layer, ...],
-        x: Array,
-        caller: Caller,
-        group: Hashable,
+        self, permit: Permit, layers: Sequence[Layer], known: tuple[Layer, ...], x: Array, caller: Caller, group: Any
     ) -> None:
         super().__init__(group, len(x), permit.size, caller)
         self.permit, self.layers, self.known, self.x = permit, layers, known, x

@@ -48,7 +48,7 @@ class InFlightItems(Generic[Message, Key, Result]):
             cancel: Ends the stream if that takes longer.
             in_order: Whether results come in the order of their items; else as they are completed.
         """
-        self._messages, self._caller, self._pool = messages, caller, pool
+        self._messages, self._caller, self.pool = messages, caller, pool
         self._idle, self._cancel, self._in_order = idle, cancel, in_order
         self._room = threading.Semaphore(MAX_IN_FLIGHT)
         self._lock = threading.Lock()  # of all that follows
@@ -73,7 +73,7 @@ class InFlightItems(Generic[Message, Key, Result]):
         entry: Any = None
         answered, total = 0, -1
         try:
-            self._pool.submit(self._read, read)
+            self.pool.submit(self._read, read)
             while answered != total:
                 entry = self._queue.get()
                 if isinstance(entry, int):
@@ -121,10 +121,6 @@ class InFlightItems(Generic[Message, Key, Result]):
             self._in_flight.add(item)
             self._begun += 1
         return item
-
-    def submit(self, item: Item[Key, Result], fn: Callable[..., Result], *args: Any) -> None:
-        """Has an item computed by the pool; see `Item.submit`."""
-        self.answer(item, self._pool.submit(fn, *args))
 
     def answer(self, item: Item[Key, Result], result: Future[Result]) -> None:
         """Has an item's result yielded."""
@@ -195,12 +191,8 @@ class Item(Generic[Key, Result]):
         return self._stream._replace(is_active=self._is_active, add_done_callback=self._add_done_callback)
 
     def submit(self, fn: Callable[..., Result], *args: Any) -> None:
-        """Has the item computed as `fn(*args)` by the stream's pool.
-
-        Raises:
-            OverloadedError: If the pool has no thread.
-        """
-        self._items.submit(self, fn, *args)
+        """Has the pool compute the item as `fn(*args)`; raises an OverloadedError if it has no thread."""
+        self._items.answer(self, self._items.pool.submit(fn, *args))
 
     def fail(self, error: Exception) -> None:
         """Has the item answered with an error; the stream goes on."""
