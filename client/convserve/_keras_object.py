@@ -1,9 +1,8 @@
 """The form that initializers, regularizers, constraints and activations share: a Keras name with typed parameters.
 
-Each family is a message with one `oneof`; each member is a frozen dataclass whose name is Keras' class name, whose
-fields are Keras' parameters with Keras' defaults, and whose message has fields of the same names. So one reader and one
-writer serve them all, and nothing that is not declared here is ever built: a caller's dictionary selects a member and
-fills in its parameters, and is never handed to a deserializer.
+Each family is a message with one `oneof`; each member is a frozen dataclass with Keras' class name, parameters and
+defaults, and its message has fields of the same names. So one reader and one writer serve them all, and a caller's
+dictionary only selects a member and fills in its parameters: it is never handed to a deserializer.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ import operator
 import re
 import typing
 from collections.abc import Callable, Container, Mapping
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 
+T = TypeVar("T")
 _MAX_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
 
 
@@ -30,78 +30,67 @@ def number(
     default: float | None, *, at_least: float = -math.inf, above: float = -math.inf, required: bool = False
 ) -> Any:
     """Declares a finite number, Keras' default being `default`."""
+
+    def convert(value: object) -> float:
+        checked = float(value) if isinstance(value, numbers.Real) else math.nan
+        # NaN compares false.
+        return _valid(checked, checked >= at_least and checked > above and abs(checked) <= _MAX_FLOAT32)
+
     bound = f" of at least {at_least:g}" if at_least > -math.inf else f" above {above:g}" if above > -math.inf else ""
-
-    def check(value: object) -> float:
-        try:
-            checked = float(value) if isinstance(value, numbers.Real) else math.nan
-        except OverflowError:  # an integer beyond every float
-            checked = math.nan
-        if checked >= at_least and checked > above and abs(checked) <= _MAX_FLOAT32:  # NaN compares false
-            return checked
-        raise ValueError(f"a finite number{bound}")
-
-    return _parameter(default, check, required)
+    return _parameter(default, f"a finite number{bound}", convert, required)
 
 
 def seed() -> Any:
     """Declares a seed: an integer of 64 bits, or None."""
-    return _parameter(None, lambda value: _integer(value, range(-(2**63), 2**63), "an integer of 64 bits or None"))
+    return _parameter(None, "an integer of 64 bits or None", lambda value: _integer(value, range(-(2**63), 2**63)))
 
 
 def flag(default: bool) -> Any:
     """Declares a truth value."""
-
-    def check(value: object) -> bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("True or False")
-
-    return _parameter(default, check)
+    return _parameter(default, "True or False", lambda value: _valid(value, isinstance(value, bool)))
 
 
 def word(default: str, *allowed: str) -> Any:
     """Declares one of several words, or any word where none are listed."""
 
-    def check(value: object) -> str:
-        if isinstance(value, str) and (not allowed or value.lower() in allowed):
-            return value.lower() if allowed else value
-        raise ValueError(f"one of {', '.join(map(repr, allowed))}" if allowed else "a word")
+    def convert(value: Any) -> str:
+        word: str = _valid(value, isinstance(value, str))
+        return _valid(word.lower(), word.lower() in allowed) if allowed else word
 
-    return _parameter(default, check)
+    return _parameter(default, f"one of {', '.join(map(repr, allowed))}" if allowed else "a word", convert)
 
 
 def axes(default: tuple[int, ...] | None) -> Any:
     """Declares a list of axes of a weight; a single integer stands for a list of one."""
-    expected = "axes from -4 to 3: an integer or a list of integers"
 
-    def check(value: object) -> tuple[int, ...]:
+    def convert(value: object) -> tuple[int, ...]:
         listed = value if isinstance(value, list | tuple) else (value,)
-        if not listed:
-            raise ValueError(expected)
-        return tuple(_integer(axis, range(-4, 4), expected) for axis in listed)
+        return _valid(tuple(_integer(axis, range(-4, 4)) for axis in listed), bool(listed))
 
-    return _parameter(default, check)
+    return _parameter(default, "an integer or a list of integers, axes from -4 to 3", convert)
 
 
 def output_axis() -> Any:
     """Declares the axis of an output along which an activation acts."""
     expected = "an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch"
-    return _parameter(-1, lambda value: _integer(value, (-3, -2, -1, 1, 2, 3), expected))
+    return _parameter(-1, expected, lambda value: _integer(value, (-3, -2, -1, 1, 2, 3)))
 
 
-def _integer(value: object, allowed: Container[int], expected: str) -> int:
-    try:
-        integer = operator.index(cast(int, value))
-    except TypeError:
-        raise ValueError(expected) from None
-    if integer not in allowed:
-        raise ValueError(expected)
-    return integer
+def _integer(value: object, allowed: Container[int]) -> int:
+    integer = operator.index(cast(int, value))
+    return _valid(integer, integer in allowed)
 
 
-def _parameter(default: object, check: Callable[[object], object], required: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "required": required})
+def _valid(value: T, is_valid: bool) -> T:
+    if not is_valid:
+        raise ValueError
+    return value
+
+
+def _parameter(default: object, expected: str, convert: Callable[[object], object], required: bool = False) -> Any:
+    """Declares a parameter that `convert` brings to one form, or refuses by a TypeError or ValueError."""
+    metadata = {"expected": expected, "convert": convert, "required": required}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -147,9 +136,10 @@ class KerasObject:
                 object.__setattr__(self, field.name, field.default)
                 continue
             try:
-                object.__setattr__(self, field.name, field.metadata["check"](value))
-            except ValueError as error:
-                text = f"Expected {error}. Received {self.keras_name} with {field.name}={short_repr(value)}."
+                object.__setattr__(self, field.name, field.metadata["convert"](value))
+            except (TypeError, ValueError, OverflowError):  # Overflow: an integer beyond every float
+                expected, received = field.metadata["expected"], f"{self.keras_name} with {field.name}="
+                text = f"Expected {expected}. Received {received}{short_repr(value)}."
                 violations.append(FieldViolation(field.name, text))
         if violations:
             raise InvalidConfigurationError(*violations)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -48,11 +49,8 @@ class Activation(KerasObject):
         Raises:
             InvalidConfigurationError: If Keras has no serializable form for these parameters.
         """
-        try:
-            if type(self)() == self:
-                return self.keras_name
-        except InvalidConfigurationError:  # threshold has no defaults
-            pass
+        if self.parameters == {field.name: field.default for field in dataclasses.fields(self)}:
+            return self.keras_name
         for layer, (function, parameters) in _LAYERS.items():
             if function == self.keras_name:
                 config = {key: getattr(self, key) for key in parameters}

@@ -67,9 +67,6 @@ def draw_output(
     """Returns a figure of an output, 1 or 3 channels as a picture unless they are named, others as a grid of maps.
 
     `pixels` and `beside`, the input, are of shape (height, width, channels), float32 or float64.
-
-    Raises:
-        InvalidRequestError: If there is no such channel.
     """
     left = None
     if beside is not None and is_picture(beside.shape[-1]):

@@ -26,8 +26,7 @@ def is_picture(maps: int) -> bool:
 def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "output") -> Array:
     """Returns one sample of a tensor of any dtype as (height, width, channels), float32 or float64.
 
-    Raises:
-        InvalidRequestError: For the field, if its rank is not 4 or an axis is empty; or if there is no such sample.
+    InvalidRequestError is raised for another rank than 4, an empty axis, or a sample that there is not.
     """
     if tensor.ndim != 4 or not tensor.size:
         raise InvalidRequestError.for_field(field, "rank 4 and no axis of 0", f"shape {tensor.shape}")

@@ -39,11 +39,7 @@ def load_array(path: str | Path, field: str = "input") -> Array:
 
 
 def names_in(path: str | Path) -> list[str]:
-    """Returns the names of the arrays in a .npz file, without reading them.
-
-    Raises:
-        InvalidTensorError: If it cannot be read, or is something else.
-    """
+    """Returns the names of the arrays in a .npz file; raises InvalidTensorError if it is something else."""
     with _loaded(str(path), "input") as loaded:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise InvalidTensorError.for_field("input", "a .npz archive", f"{str(path)!r}, which is a .npy file")
@@ -51,11 +47,7 @@ def names_in(path: str | Path) -> list[str]:
 
 
 def map_array(path: str | Path, field: str = "input") -> np.memmap[Any, Any]:
-    """Returns the array in a .npy file as a memory map.
-
-    Raises:
-        InvalidTensorError: As `load_array`.
-    """
+    """Returns the array in a .npy file as a memory map; raises as `load_array` does."""
     with _wrap_read_errors(str(path), field):
         return np.lib.format.open_memmap(path, mode="r")
 
@@ -63,10 +55,8 @@ def map_array(path: str | Path, field: str = "input") -> np.memmap[Any, Any]:
 def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int) -> Array:
     """Returns `array[start:stop]` of what `map_array` returned, in a mapping of its own.
 
-    A slice of the whole mapping would keep every page in memory that was ever read through it.
-
-    Raises:
-        InvalidTensorError: If the file has become shorter.
+    A slice of the whole mapping would keep every page in memory that was ever read through it. InvalidTensorError is
+    raised if the file has become shorter.
     """
     file: Any = array.filename  # NumPy's types allow None, for an array in no file
     with _wrap_read_errors(str(file), "input"):
@@ -75,20 +65,14 @@ def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int) -> Array:
             rows = np.memmap(file, array.dtype, "r", array.offset, array.shape, order="F")
             return np.ascontiguousarray(rows[start:stop])
         offset = array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:])
-        rows = np.memmap(file, array.dtype, "r", offset, (stop - start, *array.shape[1:]))
-        return rows
+        return np.memmap(file, array.dtype, "r", offset, (stop - start, *array.shape[1:]))
 
 
 def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
     """Returns an array that was read from `path` as a layer's input, with axes of length 1 where some were left out.
 
-    Args:
-        array: Rank 4; rank 3, which is one sample; or rank 2, (height, width) of one sample of one channel.
-        path: The file, for an error.
-        data_format: "channels_last" or "channels_first": where a missing channel axis goes.
-
-    Raises:
-        InvalidTensorError: For another rank than 2, 3 or 4.
+    Rank 3 is one sample, rank 2 the (height, width) of one sample of one channel. For other ranks than 2 to 4
+    InvalidTensorError is raised.
     """
     if array.ndim == 2:
         array = array[:, :, np.newaxis] if data_format == "channels_last" else array[np.newaxis]
@@ -119,11 +103,7 @@ def storable(array: Array) -> Array:
 
 
 def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
-    """Checks the name of a file that is to be written, before the work whose result goes into it.
-
-    Raises:
-        InvalidRequestError: If the name ends otherwise, or there is no such folder.
-    """
+    """Raises InvalidRequestError if a file that is to be written has another suffix, or no folder to be in."""
     file = Path(path)
     if file.suffix.lower() not in suffixes:
         expected = f"a file name that ends in {' or '.join(suffixes)}"

@@ -94,12 +94,7 @@ def read_image(
 
 
 def check_picture(path: str | Path, sample: int, batch: int) -> None:
-    """Checks what can be known of `write_picture` before the work whose result is drawn.
-
-    Raises:
-        InvalidRequestError: If the file's name or folder is wrong, or the batch has no such sample.
-        MissingDependencyError: Without Pillow.
-    """
+    """Raises what can be known of `write_picture`'s errors before the work whose result is drawn."""
     check_destination(path, PICTURE_SUFFIXES, "picture")
     display.check_sample(sample, batch)
     _pillow()

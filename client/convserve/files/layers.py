@@ -51,12 +51,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
 
 
 def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
-    """Returns the configuration in a safetensors file's metadata, or None where there is none.
-
-    Raises:
-        ValueError: If it is not the JSON form of the contract's Conv2D.
-        InvalidConfigurationError: If a parameter is wrong.
-    """
+    """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
     if not FORMAT.items() <= metadata.items():
         return None
     try:

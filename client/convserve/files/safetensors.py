@@ -57,11 +57,7 @@ class SafetensorsFile:
                 self.tensors[name] = StoredTensor(tuple(tensor.get_shape()), DTYPES.get(dtype, dtype))
 
     def read(self, name: str) -> Array:
-        """Returns a tensor's elements; bfloat16, of which NumPy has no type, as float32 without loss.
-
-        Raises:
-            ValueError: If the file is broken.
-        """
+        """Returns a tensor's elements; bfloat16, of which NumPy has no type, as float32 without loss."""
         tensor = self.tensors[name]
         if tensor.dtype == "bfloat16":
             return float32_of_bfloat16_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
@@ -77,12 +73,7 @@ class SafetensorsFile:
 
 
 def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Writes arrays of floating-point numbers.
-
-    Raises:
-        OSError: If the file cannot be written.
-        MissingDependencyError: Without safetensors.
-    """
+    """Writes arrays of floating-point numbers."""
     with _package():
         from safetensors.numpy import save
 

@@ -1,9 +1,8 @@
 """HDF5 files from strangers: groups, arrays and texts that are in the file itself, and nothing else.
 
-A file may name other files (external links, external storage, virtual arrays) and plugins (filters); each of these is
-refused before libhdf5 would follow it. On damaged bytes libhdf5 itself loops or crashes now and then, so h5py runs in a
-process of its own, `hdf5_program.py`, which is given the file's bytes, is asked for one thing after another, and is
-ended when it has taken too long.
+Links, external storage, virtual arrays and filters lead to other files and plugins; each is refused before libhdf5
+follows it. On damaged bytes libhdf5 loops or crashes now and then, so h5py runs in a process of its own,
+`hdf5_program.py`, which is given the file's bytes, answers questions, and is ended when it has taken too long.
 """
 
 from __future__ import annotations
@@ -85,15 +84,13 @@ class Hdf5File:
 
     def texts(self, path: str, name: str) -> list[str]:
         """Returns an attribute that is a list of texts; Keras splits a long one into `name0`, `name1` and so on."""
-        texts = self._ask("texts", path, name)
+        texts: list[str] | None = self._ask("texts", path, name)
         if texts is not None:
-            return cast(list[str], texts)
-        parts: list[str] = []
-        number = 0
-        while (part := self._ask("texts", path, f"{name}{number}")) is not None:
-            parts += part
-            number += 1
-        return parts
+            return texts
+        parts: list[list[str]] = []
+        while (part := self._ask("texts", path, f"{name}{len(parts)}")) is not None:
+            parts.append(part)
+        return [text for part in parts for text in part]
 
     def _described(self, path: str) -> dict[str, Any]:
         described: dict[str, Any] = self._ask("describe", path)

@@ -12,29 +12,21 @@ from convserve.protocol.stored_layers import MAX_NAME, check_name
 
 
 class Skipped(NamedTuple):
-    """Something in a file that is not imported.
-
-    Attributes:
-        name: Its name in the file, after the names of the models around it.
-        kind: Its class, or "array".
-        reason: Why it is skipped.
-    """
+    """Something in a file that is not imported, and why."""
 
     name: str
+    """Its name in the file, after the names of the models around it."""
     kind: str
+    """Its class, or "array of rank N"."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What `read` found.
-
-    Attributes:
-        layers: Every Conv2D with its weights, in the file's order, by the name to store it under.
-        skipped: Everything else.
-    """
+    """What `read` found."""
 
     layers: dict[str, Layer]
+    """Every Conv2D with its weights, in the file's order, by the name to store it under."""
     skipped: list[Skipped]
 
     def __repr__(self) -> str:
@@ -44,16 +36,12 @@ class Imported:
 
 @dataclass
 class Contents:
-    """What a reader found, under the file's own names.
-
-    Attributes:
-        model: The model's name, or the file's where it has none.
-        layers: Names and layers; "" for the only one of a file that has no name for it.
-        skipped: Everything else.
-    """
+    """What a reader found, under the file's own names."""
 
     model: str
+    """The model's name, or the file's where it has none."""
     layers: list[tuple[str, Layer]] = field(default_factory=list)
+    """Names and layers; "" for the only one of a file that has no name for it."""
     skipped: list[Skipped] = field(default_factory=list)
 
     def named(self, prefix: str | None) -> Imported:

@@ -104,8 +104,7 @@ class _NamedWeights:
     """Where an `.h5` file keeps the weights of each Conv2D.
 
     A layer of the outermost model has a group of its own. All weights of a nested model are in that model's one group,
-    where names of layers tell them apart, of which Keras' loader takes no notice: it goes by the order of all weights.
-    So where names leave a doubt, a layer is left out rather than given another's weights.
+    where names of layers tell them apart. Where they leave a doubt, a layer is left out rather than given another's.
     """
 
     def __init__(self, opened: Hdf5File, model: Mapping[str, Any], file_name: str) -> None:

@@ -38,16 +38,12 @@ class NamedArray:
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a file of arrays does not say of its layers.
-
-    Attributes:
-        parameters: For every layer: parameters of Conv2D, or those of torch.nn.Conv2d in PyTorch's wording.
-        by_layer: For the layers whose names match a pattern such as "layer1.*.conv2"; a later pattern wins over an
-            earlier one. None instead of parameters leaves the layer out.
-    """
+    """What a file of arrays does not say of its layers: parameters of Conv2D, or of torch.nn.Conv2d in its wording."""
 
     parameters: Mapping[str, Any]
+    """For every layer."""
     by_layer: Mapping[str, Mapping[str, Any] | None]
+    """By pattern of names, of which a later one wins; None leaves a layer out."""
 
     def check_none(self) -> None:
         """Raises InvalidRequestError if there is anything, for a file that has its layers' configurations."""
@@ -75,11 +71,7 @@ class Geometry:
 
 
 def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Contents:
-    """Returns the layers that a file's arrays make.
-
-    Raises:
-        InvalidArgumentError: If a parameter is wrong, or weights don't fit; the field begins with the layer's name.
-    """
+    """Returns the layers that a file's arrays make; in errors the field begins with the layer's name."""
     result, layers = Contents(model), _by_layer(arrays)
     geometry.check_all_used([name or model for name in layers])
     used = {array.name for parts in layers.values() for array in parts.values()}

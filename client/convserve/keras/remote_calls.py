@@ -28,12 +28,7 @@ _granted: dict[Server, tuple[str | None, TLS | bool | None]] = {}  # this proces
 
 
 class Remote:
-    """A layer's side of the connection.
-
-    Attributes:
-        server: The server's target.
-        timeout: Seconds that a call may take; None for the client's default.
-    """
+    """A layer's side of the connection."""
 
     def __init__(self, server: Server, timeout: float | None) -> None:
         self.server = server
@@ -45,11 +40,7 @@ class Remote:
         return type(self), (self.server, self.timeout)
 
     def convolve(self, name: str, config: Conv2D, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """Returns the output of the layer `name` for an input.
-
-        Raises:
-            ConvserveError: One of the tree in `convserve.errors`.
-        """
+        """Returns the output of the layer `name` for an input; raises a ConvserveError with a note of both names."""
         with in_layer(f"{name!r} on {self.server}"):
             if len(x) == 0:  # a server refuses an empty batch, Keras does not
                 shape = config.output_shape((1, *x.shape[1:]))
@@ -86,28 +77,20 @@ def _same_bits(a: Array | None, b: Array | None) -> bool:
 
 def _client(server: Server) -> Client:
     """Returns this process' client of a server."""
-    known = _clients.get(server)
-    if known is None:
+    if server not in _clients:
         token, tls = _granted.get(server, (None, None))
         made = Client(server, token=token, tls=tls)
-        known = _clients.setdefault(server, made)  # atomic, and unlike a lock it survives a fork
-        if known is not made:
+        if _clients.setdefault(server, made) is not made:  # atomic, and unlike a lock it survives a fork
             made.close()
-    return known
+    return _clients[server]
 
 
 def grant(server: Server, token: str | None, tls: TLS | bool | None) -> None:
-    """Has all layers of a server call it with a token and TLS from now on, if any is given.
-
-    Raises:
-        InvalidRequestError: As `Client` does.
-    """
+    """Has all layers of a server call it with a token and TLS from now on, if any is given; raises as Client does."""
     credentials = token, tls
-    if credentials == (None, None) or _granted.get(server) == credentials:
-        return
-    client = Client(server, token=token, tls=tls)
-    _granted[server] = credentials
-    _clients[server] = client
+    if credentials not in ((None, None), _granted.get(server)):
+        _clients[server] = Client(server, token=token, tls=tls)
+        _granted[server] = credentials
 
 
 @contextmanager

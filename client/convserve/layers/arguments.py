@@ -92,9 +92,7 @@ def standard_padding(value: object, field: str = "padding") -> Padding:
     if isinstance(value, str) and value.lower() in ("valid", "same"):
         return cast(Padding, value.lower())
     try:
-        rows, columns = cast(Iterable[Iterable[int]], value)
-        top, bottom = (operator.index(amount) for amount in rows)
-        left, right = (operator.index(amount) for amount in columns)
+        (top, bottom), (left, right) = (map(operator.index, side) for side in cast(Iterable[Iterable[int]], value))
     except (TypeError, ValueError):
         expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0"
         raise _refusal(field, expected, value) from None
@@ -129,17 +127,10 @@ def standard_dtype_policy(value: object, field: str = "dtype") -> str:
     raise _refusal(field, f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}", value)
 
 
-def truth(value: object, field: str) -> bool:
-    """Returns True or False; as in Keras, None is False, and so is 0."""
-    if value is None or isinstance(value, bool | np.bool_ | int):
+def truth(value: object, field: str, kinds: Any = bool | np.bool_ | int | None) -> bool:
+    """Returns True or False from a value of one of some kinds; as in Keras, None is False, and so is 0."""
+    if isinstance(value, kinds):
         return bool(value)
-    raise _refusal(field, "True or False", value)
-
-
-def standard_trainable(value: object, field: str = "trainable") -> bool:
-    """Returns True or False, and as Keras takes nothing that merely resembles them."""
-    if isinstance(value, bool):
-        return value
     raise _refusal(field, "True or False", value)
 
 
@@ -166,11 +157,7 @@ def standard_input_shape(value: object, field: str = "input_shape") -> tuple[int
 
 
 def keras_setting(key: str, default: str) -> str:
-    """Returns what the caller's Keras configuration file says, as Keras itself would read it.
-
-    Keras' defaults for `data_format` and `dtype` come from `keras.json` in `$KERAS_HOME` or `~/.keras`. A caller who
-    has that file means it, with this client as with Keras; without one Keras' own defaults hold.
-    """
+    """Returns what `keras.json` in `$KERAS_HOME` or `~/.keras` says, from which Keras takes its defaults too."""
     home = os.environ.get("KERAS_HOME")
     try:
         path = (Path(home) if home else Path.home() / ".keras") / "keras.json"

@@ -36,8 +36,7 @@ def _kernel(rows: list[list[float]], description: str, *, divisor: float = 1.0) 
     return ClassicKernel(values, description)
 
 
-_BINOMIAL = np.array([1, 4, 6, 4, 1])
-
+_BINOMIAL = (1, 4, 6, 4, 1)
 CLASSIC_KERNELS: dict[str, ClassicKernel] = {
     "sobel-x": _kernel(
         [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "vertical edges: positive where brightness rises to the right"
@@ -76,5 +75,4 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
         raise InvalidConfigurationError.for_field("kernel", expected, short_repr(name), hint)
     if channels < 1:
         raise InvalidConfigurationError.for_field("channels", "the input's channels, at least 1", channels)
-    values = CLASSIC_KERNELS[name].values
-    return np.repeat(values[:, :, np.newaxis, np.newaxis], channels, axis=3)
+    return np.repeat(CLASSIC_KERNELS[name].values[:, :, np.newaxis, np.newaxis], channels, axis=3)

@@ -10,7 +10,7 @@ from convserve.activations import Activation
 from convserve.constraints import Constraint
 from convserve.display import html_tables
 from convserve.errors import InvalidConfigurationError, short_repr
-from convserve.initializers import Initializer, Orthogonal
+from convserve.initializers import GlorotUniform, Initializer, Orthogonal
 from convserve.layers import arguments as standard
 from convserve.layers.arguments import Arguments
 from convserve.layers.plan import Geometry
@@ -93,7 +93,7 @@ class Conv2D(Geometry):
             activity_regularizer: Likewise.
             kernel_constraint: None, or likewise of `convserve.constraints`; applied when weights are updated.
             bias_constraint: Likewise.
-            name: A label without "/", or None.
+            name: A label without "/".
             dtype: A dtype policy: "float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"; or
                 None for `floatx` of the caller's keras.json.
             trainable: A layer that is not trainable has no kernel or bias loss; nothing else changes.
@@ -122,7 +122,7 @@ class Conv2D(Geometry):
             "bias_constraint": arguments.take(Constraint.get, bias_constraint, "bias_constraint"),
             "name": arguments.take(standard.standard_name, name),
             "dtype": arguments.take(standard.standard_dtype_policy, dtype),
-            "trainable": arguments.take(standard.standard_trainable, trainable),
+            "trainable": arguments.take(standard.truth, trainable, "trainable", bool),
             "input_shape": arguments.take(standard.standard_input_shape, input_shape),
         }
         for field, value in values.items():
@@ -166,14 +166,11 @@ class Conv2D(Geometry):
         if not isinstance(self.padding, str):
             expected = "'valid' or 'same', which is all that Keras has"
             raise InvalidConfigurationError.for_field("padding", expected, f"padding={self.padding}")
-        config: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            config[field.name] = value.to_keras_config() if hasattr(value, "to_keras_config") else value
-        for absent in ("name", "input_shape"):
-            if config[absent] is None:
-                del config[absent]
-        return config
+        return {
+            field: value.to_keras_config() if hasattr(value, "to_keras_config") else value
+            for field, value in vars(self).items()
+            if value is not None or field not in ("name", "input_shape")
+        }
 
     def with_seed(self, seed: int) -> Conv2D:
         """Returns the same configuration with this seed in every random initializer that has none of its own."""
@@ -184,7 +181,7 @@ class Conv2D(Geometry):
 
     def replace(self, **changes: Any) -> Conv2D:
         """Returns the same configuration with some parameters changed, validated again."""
-        return Conv2D(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes)
+        return Conv2D(**vars(self) | changes)
 
     def check_initializers(self) -> None:
         """Checks that weights can be drawn.
@@ -212,11 +209,9 @@ class Conv2D(Geometry):
 
     def given(self) -> dict[str, Any]:
         """Returns `filters`, `kernel_size`, and the parameters that are not the defaults."""
-        values: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
-        for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
-            if field not in values and getattr(self, field) != value:
-                values[field] = getattr(self, field)
-        return values
+        defaults = vars(Conv2D(1, 1, data_format="channels_last", dtype="float32"))
+        always = ("filters", "kernel_size")
+        return {field: value for field, value in vars(self).items() if field in always or value != defaults[field]}
 
     def __repr__(self) -> str:
         """Returns the call that makes this configuration, without the defaults."""
@@ -231,7 +226,7 @@ def _initializer(value: object, field: str) -> Initializer:
     if hasattr(value, "__array__"):
         received = "an array: pass given weights as kernel= and bias="
         raise InvalidConfigurationError.for_field(field, "the name of an initializer", received)
-    return Initializer.get(value, field) or Initializer.members["glorot_uniform"]()  # type: ignore[return-value]
+    return Initializer.get(value, field) or GlorotUniform()
 
 
 def _regularizer(value: object, field: str) -> Regularizer | None:

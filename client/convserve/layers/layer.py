@@ -68,12 +68,7 @@ class Layer:
     bias: Array | None
 
     def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
-        """Checks the weights against the configuration and casts them to its policy's weight dtype.
-
-        Args:
-            config: The configuration.
-            kernel: Array of shape (kernel height, kernel width, input channels / groups, filters), floating-point.
-            bias: Array of shape (filters,); given with the kernel if and only if `config.use_bias`.
+        """Casts weights of any floating-point dtype to the policy's; a kernel needs a bias if `config.use_bias`.
 
         Raises:
             InvalidWeightsError: If weights are missing or don't fit.
@@ -167,13 +162,9 @@ class Layer:
         seed: int | None,
         parameters: Conv2DParameters,
     ) -> Layer:
-        """Returns the layer that the arguments of `Client.conv2d` describe.
+        """Returns the layer that the arguments of `Client.conv2d` describe; raises as Conv2D and Layer do.
 
         With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias.
-
-        Raises:
-            InvalidConfigurationError: For wrong or unknown parameters.
-            InvalidWeightsError: For weights that don't fit.
         """
         known = list(inspect.signature(Conv2D).parameters)
         for name in parameters:
@@ -252,15 +243,13 @@ def _as_weights_error() -> Iterator[None]:
 
 
 class Planned(Protocol):
-    """What a plan needs of a layer: an inline one or a stored one."""
+    """What a plan needs of a layer: an inline one or a stored one, which has weights."""
 
     @property
-    def config(self) -> Conv2D:
-        """The configuration."""
+    def config(self) -> Conv2D: ...  # noqa: D102
 
     @property
-    def kernel_shape(self) -> Shape | None:
-        """Its kernel's shape; None if a server is to draw the weights."""
+    def kernel_shape(self) -> Shape | None: ...  # noqa: D102
 
 
 def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:

@@ -92,6 +92,7 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
         "groups": message.groups if message.HasField("groups") else 1,
         "name": message.name or None,
         "input_shape": tuple(None if size == -1 else size for size in message.input_shape) or None,
+        "kernel_size": 0,
     }
     for field in ("kernel_size", "strides", "dilation_rate"):
         if message.HasField(field):
@@ -102,14 +103,9 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
             values[field] = arguments.take(family.from_message, getattr(message, field), field)
     refused = {violation.field.partition(".")[0] for violation in arguments.violations}
     # Stand-ins for what was refused, so that the constructor reports the rest.
-    stand_ins = {"data_format": "channels_last", "dtype": "float32"}
-    values |= {field: stand_ins.get(field) for field in refused & set(values)}
-    if "padding" in refused:
-        del values["padding"]
-    try:
-        conv2d = Conv2D(message.filters, values.pop("kernel_size", 0), **values)
-    except InvalidConfigurationError as error:
-        raise InvalidConfigurationError(*arguments.violations, *error.violations) from None
+    stand_ins = {"data_format": "channels_last", "dtype": "float32", "padding": "valid"}
+    values |= {field: stand_ins.get(field) for field in refused}
+    conv2d = arguments.take(lambda: Conv2D(message.filters, **values))
     arguments.finish()
     return conv2d
 

@@ -177,12 +177,8 @@ def plan(
     return whole
 
 
-def checked_input_shape(shape: Sequence[int]) -> Shape:
-    """Returns an input's shape.
-
-    Raises:
-        InvalidTensorError: If it has not four dimensions of at least 1.
-    """
+def _checked_input_shape(shape: Sequence[int]) -> Shape:
+    """Returns an input's shape; raises InvalidTensorError unless it has four dimensions of at least 1."""
     if len(shape) != 4:
         received = f"{len(shape)}: shape {short_repr(tuple(shape))}"
         raise InvalidTensorError.for_field("input", "4 dimensions, the first being the batch", received)
@@ -210,11 +206,11 @@ def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
 
 def _first_shape(conv2d: Geometry, input_shape: Sequence[int] | None) -> Shape:
     if input_shape is not None:
-        return checked_input_shape(input_shape)
+        return _checked_input_shape(input_shape)
     if conv2d.input_shape is None or None in conv2d.input_shape:
         expected = "an input shape, or a Conv2D whose input_shape leaves no dimension open"
         raise InvalidTensorError.for_field("input_shape", expected, "neither")
-    return checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
+    return _checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
 
 
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:

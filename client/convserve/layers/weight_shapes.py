@@ -9,11 +9,7 @@ from convserve.tensors.codec import Shape
 
 
 def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
-    """Checks that a kernel of this shape is made for an input of so many channels.
-
-    Raises:
-        InvalidWeightsError: If it is not.
-    """
+    """Raises InvalidWeightsError unless a kernel of this shape is made for an input of so many channels."""
     wanted = kernel_shape(config, channels)
     if shape != wanted:
         expected = (
@@ -24,11 +20,7 @@ def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
 
 
 def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> None:
-    """Checks weights, which need not be there yet, but for a bias' shape.
-
-    Raises:
-        InvalidWeightsError: If the kernel's shape, or the presence of a bias, doesn't fit the configuration.
-    """
+    """Raises InvalidWeightsError if a kernel's shape, or whether there is a bias, doesn't fit the configuration."""
     height, width = config.kernel_size
     if len(kernel_shape) != 4 or kernel_shape[:2] != (height, width) or kernel_shape[3] != config.filters:
         expected = (
@@ -46,10 +38,6 @@ def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> 
 
 
 def check_bias_shape(config: Conv2D, shape: Shape) -> None:
-    """Checks a bias.
-
-    Raises:
-        InvalidWeightsError: If its shape doesn't fit the configuration.
-    """
+    """Raises InvalidWeightsError if a bias' shape doesn't fit the configuration."""
     if shape != (config.filters,):
         raise InvalidWeightsError.for_field("bias", f"shape ({config.filters},)", f"shape {short_repr(shape)}")
