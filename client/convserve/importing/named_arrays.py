@@ -2,20 +2,20 @@
 
 `NAME.kernel` has Keras' and JAX' order of axes (height, width, in / groups, out); `NAME.weight` PyTorch's (out,
 in / groups, height, width). Either may have a `NAME.bias`. Such a file says nothing of strides, padding, dilation and
-groups: they come from the caller, and are Conv2D's defaults otherwise, which are PyTorch's too.
+groups: they come from the caller, in Keras' or PyTorch's wording, and are Conv2D's defaults otherwise, PyTorch's too.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import inspect
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
 from convserve.importing.imported import Contents, Skipped
-from convserve.importing.torch_conv2d import keras_kernel, keras_parameters
 from convserve.importing.untrusted import refusal
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -23,7 +23,11 @@ from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape
 
 _KINDS = ("kernel", "weight", "bias")
 _FROM_WEIGHTS = ("filters", "kernel_size", "use_bias")
-_PARAMETERS = tuple(name for name in inspect.signature(Conv2D).parameters if name not in _FROM_WEIGHTS)
+_PARAMETERS = (
+    *(name for name in inspect.signature(Conv2D).parameters if name not in _FROM_WEIGHTS),
+    *("stride", "dilation", "padding_mode"),
+)
+_KERAS_NAMES = {"stride": "strides", "dilation": "dilation_rate"}
 
 
 @dataclass(frozen=True)
@@ -54,10 +58,10 @@ class Geometry:
 
     def of(self, name: str) -> dict[str, Any] | None:
         """Returns Conv2D's parameters for a layer, or None if it is left out."""
-        parameters: dict[str, Any] | None = keras_parameters(_known(self.parameters, ""))
+        parameters: dict[str, Any] | None = _conv2d_parameters(self.parameters, "")
         for pattern, given in self.by_layer.items():
             if fnmatch.fnmatchcase(name, pattern):
-                changed = None if given is None else keras_parameters(_known(given, f"{pattern}."))
+                changed = None if given is None else _conv2d_parameters(given, f"{pattern}.")
                 parameters = None if changed is None else (parameters or {}) | changed
         return parameters
 
@@ -84,7 +88,7 @@ def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Co
         if parameters is None or reason:
             result.skipped.append(Skipped(name, "array of rank 4", reason or "left out, as was asked"))
             continue
-        kernel = parts["kernel"].read() if "kernel" in parts else keras_kernel(parts["weight"].read())
+        kernel = parts["kernel"].read() if "kernel" in parts else parts["weight"].read().transpose(2, 3, 1, 0)
         bias = parts["bias"].read() if "bias" in parts else None
         try:
             config = Conv2D(int(kernel.shape[3]), kernel.shape[:2], use_bias=bias is not None, **parameters)
@@ -134,14 +138,44 @@ def _split(name: str) -> tuple[str, str]:
     return name, ""
 
 
-def _known(parameters: Any, where: str) -> Mapping[str, Any]:
-    """Returns parameters whose names are known."""
-    if not isinstance(parameters, Mapping):
+def _conv2d_parameters(given: Any, where: str) -> dict[str, Any]:
+    """Returns torch.nn.Conv2d's parameters as Conv2D's, and those of Conv2D as they are.
+
+    Raises:
+        InvalidConfigurationError: For `where` and a name that is unknown, given in both wordings, or pads with
+            something else than zeros.
+    """
+    if not isinstance(given, Mapping):
         field = where.rstrip(".") or "config"
-        raise InvalidConfigurationError.for_field(field, "parameters by name, or null", short_repr(parameters))
-    words = (*_PARAMETERS, "stride", "dilation", "padding_mode")
-    for name in parameters:
-        if name not in words:
-            expected = f"one of {', '.join(words)}"
+        raise InvalidConfigurationError.for_field(field, "parameters by name, or null", short_repr(given))
+    parameters: dict[str, Any] = {}
+    for name, value in given.items():
+        keras_name = _KERAS_NAMES.get(str(name), str(name))
+        if name not in _PARAMETERS:
+            expected = f"one of {', '.join(_PARAMETERS)}"
             raise InvalidConfigurationError.for_field(f"{where}{name}", expected, short_repr(name))
+        if keras_name in parameters:
+            received = "it in PyTorch's wording too"
+            raise InvalidConfigurationError.for_field(f"{where}{keras_name}", f"{keras_name} once", received)
+        if name != "padding_mode":
+            parameters[keras_name] = _keras_padding(value) if name == "padding" else value
+        elif value != "zeros":
+            expected = "'zeros', which is what a Conv2D pads with"
+            raise InvalidConfigurationError.for_field(f"{where}{name}", expected, f"padding_mode={short_repr(value)}")
     return parameters
+
+
+def _keras_padding(padding: Any) -> Any:
+    """Returns ((top, bottom), (left, right)) for PyTorch's integer or pair; Conv2D checks anything else.
+
+    `padding=1` in PyTorch is one row and column of zeros on every side. Keras' "same" pads as much as the output's size
+    needs, and with strides of 2 that is often one at the end only. So PyTorch's amounts become explicit ones.
+    """
+    try:
+        height = width = operator.index(padding)
+    except TypeError:
+        try:
+            height, width = map(operator.index, padding)
+        except (TypeError, ValueError):
+            return padding
+    return "valid" if height == width == 0 else ((height, height), (width, width))
