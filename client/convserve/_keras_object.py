@@ -153,13 +153,9 @@ class KerasObject:
     def get(cls, identifier: object, field: str) -> Self | None:
         """Returns what an identifier means, as `keras.initializers.get` and its siblings do.
 
-        Args:
-            identifier: None; a member; a Keras name; a dictionary with `class_name` and `config`, as
-                `keras.*.serialize` makes them; or Keras' own object or class, whose configuration is read.
-            field: The Conv2D parameter, for errors.
-
-        Raises:
-            InvalidConfigurationError: For anything else, an unknown name, or wrong parameters.
+        It is None; a member; a Keras name; a dictionary with `class_name` and `config`, as `keras.*.serialize` makes
+        them; or Keras' own object or class, whose configuration is read. For anything else, an unknown name or wrong
+        parameters InvalidConfigurationError is raised.
         """
         if identifier is None or isinstance(identifier, cls):
             return identifier

@@ -97,7 +97,10 @@ class ConvolveRequest:
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
         message.ClearField("layers")
-        message.layers.extend(layer.to_carried_reference() for layer in self.layers)
+        message.layers.extend(
+            layer.to_carried_reference() if isinstance(layer, StoredLayerBase) else layer.to_reference()
+            for layer in self.layers
+        )
         return ConvolveRequest(self.layers, self.input, _Form(message, self.plan, self.input))
 
 
@@ -182,7 +185,7 @@ def plan_request(
     listed = layers_of(layers)
     planned(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
-        layers=[layer.to_plan_reference() for layer in listed],
+        layers=[Layer(layer.config).to_reference() for layer in listed],  # a plan needs no weights
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=dtype_number(output_name(output_dtype)),

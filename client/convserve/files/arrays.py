@@ -20,14 +20,10 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 
 
 def load_array(path: str | Path, field: str = "input") -> Array:
-    """Returns the array in a .npy file, or one of the arrays in a .npz file, as it was saved.
-
-    Args:
-        path: `file.npy`; `file.npz` where it has a single array; or `file.npz:name` to choose one of several.
-        field: What to call the array in an error.
+    """Returns the array in `file.npy`, the only one in `file.npz`, or the one that `file.npz:name` chooses.
 
     Raises:
-        InvalidTensorError: If the file cannot be read, holds Python objects, or needs a name.
+        InvalidTensorError: For the field, if the file cannot be read, holds Python objects, or needs a name.
     """
     file, chosen = split_member(str(path))
     with _loaded(file, field) as loaded:

@@ -52,13 +52,9 @@ def read_image(
     Grey pictures have one channel and all others are converted to RGB. Transparency is composited onto white, as most
     viewers show it: what lies under a transparent pixel is arbitrary.
 
-    Args:
-        path: The file.
-        data_format: "channels_last" or "channels_first": where the channels go.
-        value_range: The values of black and white; the pixels are then float32. None: they are uint8, as they are.
-
     Returns:
-        Shape (1, height, width, 1 or 3), or (1, 1 or 3, height, width) with "channels_first"; a new array.
+        Shape (1, height, width, 1 or 3), or (1, 1 or 3, height, width) with "channels_first"; uint8, or float32 between
+        the values of black and white where `value_range` gives them.
 
     Raises:
         InvalidTensorError: If the file cannot be read, is not a PNG or JPEG, has more than 8 bits of grey per pixel
@@ -114,19 +110,8 @@ def write_picture(
     """Draws one sample of a layer's output, of rank 4 and any dtype, into a PNG or JPEG file.
 
     One channel or three become the picture itself, pixel by pixel, scaled linearly so that the sample's least value is
-    black and its greatest white. Any other number becomes a labelled grid of feature maps, each with its own scale.
-    Values that are not finite are drawn black in a picture and grey in a map.
-
-    Args:
-        path: The file to write.
-        output: The batch.
-        data_format: Where `output` and `beside` have their channels.
-        sample: Which sample of the batch.
-        channels: Which channels to draw, as a grid also if there are one or three. None: all, but of a grid the first
-            `MAX_MAPS`.
-        value_range: The values to draw black and white, for all maps of a grid; "shared": the range of what is drawn.
-        beside: The input, of as many samples, drawn beside the output; a picture is then not drawn pixel by pixel.
-        title: Text above a grid, or above two pictures. None: the output's shape.
+    black and its greatest white, unless `channels` names some or the input is drawn `beside`. Any other number becomes
+    what `plot.feature_maps` draws. Values that are not finite are drawn black in a picture and grey in a map.
 
     Raises:
         InvalidRequestError: If there is no such sample or channel, or the file cannot be written.

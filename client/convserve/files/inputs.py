@@ -14,11 +14,7 @@ INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *PICTURE_SUFFIXES)
 
 
 def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
-    """Returns what a file holds as a layer's input of rank 4.
-
-    Args:
-        path: As in `load_array` or `read_image`; the end of its name says which.
-        data_format: "channels_last" or "channels_first": where the layer has its channels.
+    """Returns what a file holds as a layer's input of rank 4, by `load_array` or `read_image` as its name ends.
 
     Raises:
         InvalidTensorError: If the file cannot be read, its name ends otherwise, or its array has another rank than 2

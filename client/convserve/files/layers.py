@@ -27,10 +27,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
     """Writes a layer with its weights, as `convserve.importing.read` reads it.
 
     A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
-    loss, as NumPy's format cannot name it.
-
-    Raises:
-        InvalidRequestError: If the name ends otherwise, or the file cannot be written.
+    loss. InvalidRequestError is raised if the name ends otherwise, or the file cannot be written.
     """
     file = Path(path)
     weights = {"kernel": layer.kernel, "bias": layer.bias}

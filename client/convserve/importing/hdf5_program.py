@@ -2,10 +2,10 @@
 
     python hdf5_program.py SECONDS
 
-It ends after so many seconds in any case. Standard input begins with the file, 8 bytes of its length before it. After
-that each line is a question in JSON: the name of a function below and its arguments. Each answer is a line of JSON on
-standard output, {"answer": ...} or {"error": TEXT}, and the first one says that the file is open; an array's elements
-follow theirs. Nothing of convserve is imported, which would take longer than everything else here.
+It ends after so many seconds. Standard input has the file, 8 bytes of its length before it, and then a question a line:
+in JSON, the name of a function below and its arguments. Each answer is a line of JSON, {"answer": ...} or
+{"error": TEXT}, the first when the file is open; an array's elements follow theirs. Nothing of convserve is imported,
+which would take longer than everything else here.
 """
 
 from __future__ import annotations

@@ -70,7 +70,6 @@ def fitting_name(text: str) -> str:
     """Returns a text as a name that LayerService takes; one that it takes already is not changed.
 
     Other characters become "_", two dots become one, and what is too long is cut and ends in a digest of all of it.
-    Where that makes one name out of two, the later one gets a number: "name_2".
     """
     name = re.sub(r"[^A-Za-z0-9._/-]", "_", text)
     name = re.sub(r"\.{2,}", ".", name)

@@ -63,11 +63,7 @@ def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipp
 
 
 def configuration(entry: Conv2DEntry) -> Conv2D:
-    """Returns the configuration of an entry.
-
-    Raises:
-        InvalidConfigurationError: If it has something that has no counterpart, such as an activation of its author's.
-    """
+    """Returns the configuration of an entry; raises InvalidConfigurationError for what has no counterpart."""
     config = dict(entry.config)
     for field in ("filters", "kernel_size"):
         if field not in config:

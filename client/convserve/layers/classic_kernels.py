@@ -1,14 +1,7 @@
-"""Classic image kernels by name, for a first picture without training anything.
+"""Classic image kernels by name, for a first picture without training anything, in the usual textbook forms.
 
 As everywhere in convserve (and in Keras), a kernel is not flipped: the value at the top left of the table weighs the
-pixel at the top left of the window. The tables are the usual textbook forms:
-
-    sobel-x, sobel-y   Sobel and Feldman's gradient operator (1968): a central difference, smoothed across by 1-2-1
-    laplacian          the four-neighbour discrete Laplace operator
-    gaussian           rows and columns of the binomial 1-4-6-4-1, divided by 256, so that the sum is 1
-    sharpen            the identity minus the four-neighbour Laplacian; the sum is 1
-    emboss             a diagonal difference added to the identity; the sum is 1
-    box                the mean over 3 x 3 pixels
+pixel at the top left of the window.
 """
 
 from __future__ import annotations
@@ -57,10 +50,6 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
     """Returns a classic kernel that filters each of an input's channels by itself.
 
     Use it with `filters=channels, groups=channels, use_bias=False`: an RGB picture then stays an RGB picture.
-
-    Args:
-        name: One of `CLASSIC_KERNELS`, such as "sobel-x".
-        channels: The input's channels, at least 1.
 
     Returns:
         Shape (kernel height, kernel width, 1, channels), float32, a new array.

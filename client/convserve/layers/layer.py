@@ -131,12 +131,7 @@ class Layer:
         return None if self.kernel is None else int(self.kernel.shape[2]) * self.config.groups
 
     def check_input_channels(self, channels: int) -> None:
-        """Checks that the layer has, or can be given, weights for an input of so many channels.
-
-        Raises:
-            InvalidWeightsError: If the kernel is made for another number.
-            InvalidConfigurationError: If weights must be drawn and an initializer cannot.
-        """
+        """Raises InvalidArgumentError unless the layer has, or can be given, weights for so many input channels."""
         _check_channels(self.config, self.kernel_shape, channels)
 
     @classmethod
@@ -205,14 +200,6 @@ class Layer:
         """Returns the message that a call names its layer with."""
         return layer_pb2.LayerReference(inline=self.to_message())
 
-    def to_plan_reference(self) -> layer_pb2.LayerReference:
-        """Returns the message with which a plan can be asked for, which needs no weights."""
-        return Layer(self.config).to_reference()
-
-    def to_carried_reference(self) -> layer_pb2.LayerReference:
-        """Returns `to_reference()`: a layer that is not stored travels with every call."""
-        return self.to_reference()
-
     @classmethod
     def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
         """Returns the layer that a message means.
@@ -255,10 +242,7 @@ class Planned(Protocol):
 def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
     """Returns the plan of a call, having checked all that can be checked without computing.
 
-    Client and server both call it, so both refuse in the same words.
-
-    Raises:
-        InvalidArgumentError: With several layers, fields begin with "layers[i].".
+    Client and server both call it, so both refuse in the same words, with fields that begin with "layers[i].".
     """
     return _planned(_chain(layers), input_shape, input_dtype, output_dtype)
 

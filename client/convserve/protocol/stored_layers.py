@@ -61,10 +61,6 @@ class StoredLayerBase:
         """Returns the message that names the layer."""
         return layer_pb2.LayerReference(digest=self.digest)
 
-    def to_plan_reference(self) -> layer_pb2.LayerReference:
-        """Returns the message with which a plan can be asked for, which needs no weights."""
-        return Layer(self.config).to_reference()
-
     def to_carried_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that brings the layer to a server that does not hold it."""
         if self.local is None:
