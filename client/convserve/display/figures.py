@@ -101,8 +101,11 @@ def draw_panels(
     panels that share their limits.
     """
     aspect, count = panels[0].aspect, len(panels)
-    if columns is None:  # the form of a screen
-        columns = min(count, math.ceil(math.sqrt(1.2 * count / aspect)))
+    if columns is None:  # the form of a screen, and few empty places
+        columns = min(
+            range(1, count + 1),
+            key=lambda number: abs(number * aspect - 1.2 * math.ceil(count / number)) + 2 * (-count % number),
+        )
     rows = math.ceil(count / columns)
     width = min(max_inches, max_inches * aspect, _MAX_GRID / columns, _MAX_GRID * aspect / rows)
     grid_width = columns * (width + 0.1) * (1.05 if colorbar else 1.0) + (0.4 if colorbar else 0.0)

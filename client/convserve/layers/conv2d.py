@@ -154,7 +154,7 @@ class Conv2D(Geometry):
         strange = set(config) - known - {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
         if strange:
             received = f"{', '.join(sorted(strange))} too"
-            raise InvalidConfigurationError.for_field("config", "what a keras.layers.Conv2D is made of", received)
+            raise InvalidConfigurationError.for_field("config", "the configuration of a keras.layers.Conv2D", received)
         return cls(**{key: value for key, value in config.items() if key in known})
 
     def to_keras_config(self) -> dict[str, Any]:
