@@ -110,11 +110,7 @@ def _with_token(tokens: Tokens, needed: frozenset[str], method: str, context: gr
 
 
 def _token(context: grpc.ServicerContext) -> str:
-    """Returns the token of a call.
-
-    Raises:
-        UnauthenticatedError: If it has none, or several.
-    """
+    """Returns the token of a call. Raises UnauthenticatedError if it has none, or several."""
     headers = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     if scheme.lower() != "bearer" or not token:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_VERSIONS = 1000
@@ -12,15 +12,10 @@ MAX_VERSIONS = 1000
 
 @dataclass(frozen=True)
 class NameVersions:
-    """The layers that a name has led to, numbered from 1 on in the order in which it moved.
+    """The layers that a name has led to, numbered from 1 on in the order in which it moved."""
 
-    Attributes:
-        digests: Those of the versions, oldest first; the name leads to the last one.
-        first: The number of the first of them. Above 1 where older ones are forgotten.
-    """
-
-    digests: tuple[bytes, ...]
-    first: int = 1
+    digests: tuple[bytes, ...]  # oldest first; the name leads to the last one
+    first: int = 1  # the number of the first of them, above 1 where older ones are forgotten
 
     @property
     def digest(self) -> bytes:
@@ -31,10 +26,6 @@ class NameVersions:
     def latest(self) -> int:
         """The number of the version that the name leads to."""
         return self.first + len(self.digests) - 1
-
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """Yields each version's number and digest, oldest first."""
-        yield from enumerate(self.digests, start=self.first)
 
     def of(self, number: int) -> bytes | None:
         """Returns the digest of a version, or None."""
@@ -54,12 +45,7 @@ class LayerNames:
     """
 
     def __init__(self, size_of: Callable[[bytes], int], *, keep_named: bool) -> None:
-        """Starts without any.
-
-        Args:
-            size_of: Returns the bytes of a layer in memory.
-            keep_named: Whether a name keeps the layer that it leads to, which then is in memory.
-        """
+        """Starts without any; `keep_named`: whether a name keeps the layer in memory that it leads to."""
         self._size_of, self._keep_named = size_of, keep_named
         self._versions: dict[str, NameVersions] = {}
         self._names: dict[bytes, set[str]] = {}

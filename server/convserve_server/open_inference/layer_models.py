@@ -101,11 +101,7 @@ class LayerModels:
         return LayerModel(name, str(number), stored)
 
     def layers(self, model: LayerModel) -> list[Layer]:
-        """Returns a model's layers with their weights.
-
-        Raises:
-            LayerNotFoundError: If one is not stored any more.
-        """
+        """Returns a model's layers with their weights. Raises LayerNotFoundError if one is not stored any more."""
         return self._each(model, self._store.layer)
 
     def described(self, model: LayerModel) -> list[StoredLayer]:
@@ -155,7 +151,7 @@ class LayerModels:
         if SEPARATOR in model:
             is_whole = all(versions.digest in self._store for versions in chain)
             return [str(_latest(chain))] if is_whole else []
-        return [str(number) for number, digest in chain[0].numbered() if digest in self._store]
+        return [str(number) for number, digest in enumerate(chain[0].digests, chain[0].first) if digest in self._store]
 
     def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
         stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"
@@ -182,11 +178,7 @@ def stored_names(model: str) -> list[str]:
 
 
 def version_number(version: str, field: str) -> int | None:
-    """Returns a version's number, or None for the newest.
-
-    Raises:
-        InvalidRequestError: If it is none.
-    """
+    """Returns a version's number, or None for the newest. Raises InvalidRequestError if it is none."""
     if not version:
         return None
     if not _NUMBER.fullmatch(version):

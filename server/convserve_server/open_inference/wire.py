@@ -41,11 +41,7 @@ class InferRequest(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> InferRequest:
-        """Reads a request's bytes.
-
-        Raises:
-            DecodeError: If they are none.
-        """
+        """Reads a request's bytes. Raises DecodeError if they are none."""
         split = framing.read_last_fields(_RAW_INPUT_CONTENTS, data)
         if split is not None:
             return cls(messages.ModelInferRequest.FromString(split[0]), split[1])
