@@ -7,16 +7,7 @@ import functools
 import grpc
 
 from convserve.errors import PermissionDeniedError, UnauthenticatedError, short_repr
-from convserve_server.auth.identity import (
-    ALL,
-    CERTIFICATE,
-    CHANGE,
-    COMPUTE,
-    READ,
-    Identity,
-    anyone,
-    certificate_name,
-)
+from convserve_server.auth.identity import ALL, CERTIFICATE, CHANGE, COMPUTE, READ, Identity, anyone, certificate_name
 from convserve_server.auth.tokens import Tokens
 
 # By method, or by service where one permission is that of all its methods. What is in none of them needs all
@@ -52,30 +43,19 @@ class Authenticator:
     """Says who a call is from, and refuses callers without the permission that a method needs."""
 
     def __init__(self, tokens: Tokens | None = None, *, by_certificate: bool = False) -> None:
-        """Prepares to ask for tokens, if there are any.
-
-        Args:
-            tokens: Those of the server.
-            by_certificate: Whether callers show certificates (mutual TLS), and are known by them.
-        """
+        """Asks for tokens, if there are any; `by_certificate`: whether callers are known by theirs (mutual TLS)."""
         self._tokens = tokens or None
         self._by_certificate = by_certificate
 
     def identify(self, method: str, context: grpc.ServicerContext) -> Identity:
-        """Returns who a call is from.
+        """Returns who a call of "/package.Service/Method" is from.
 
-        Args:
-            method: The path of the method, "/package.Service/Method".
-            context: The call's.
-
-        Raises:
-            UnauthenticatedError: If it shows no token that the server knows, and the method needs one.
-            PermissionDeniedError: If its token does not allow the method.
+        Raises UnauthenticatedError if the method needs a token and the call shows none that the server knows, or
+        PermissionDeniedError if its token does not allow the method.
         """
         permissions = ALL
         if self._tokens is not None:
-            needed = permissions_for(method)
-            if needed:
+            if needed := permissions_for(method):
                 return _with_token(self._tokens, needed, method, context)
             permissions = frozenset()
         if self._by_certificate and (name := certificate_name(context.auth_context())):
@@ -85,11 +65,7 @@ class Authenticator:
 
 @functools.lru_cache(maxsize=256)
 def permissions_for(method: str) -> frozenset[str]:
-    """Returns the permissions that a method needs; none for a method that is open to all.
-
-    Args:
-        method: Its path, "/package.Service/Method".
-    """
+    """Returns the permissions that "/package.Service/Method" needs; none if it is open to all."""
     service, _, name = method.removeprefix("/").partition("/")
     if service == _OPEN_SERVICE:
         return frozenset()

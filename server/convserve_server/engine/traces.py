@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from convserve.layers.conv2d import Conv2D
@@ -19,26 +20,25 @@ _MAX_TRACES = 1000
 _MAX_SHAPES = 100_000
 # What a trace depends on. Initializers and constraints act elsewhere, and the rest are labels.
 _TRACED_FIELDS = tuple(
-    field.name
-    for field in dataclasses.fields(Conv2D)
-    if field.name not in ("name", "input_shape") and not field.name.endswith(("_initializer", "_constraint"))
+    parameter.name
+    for parameter in dataclasses.fields(Conv2D)
+    if parameter.name not in ("name", "input_shape") and not parameter.name.endswith(("_initializer", "_constraint"))
 )
 
 
+@dataclass
 class _Trace:
     """A forward pass that is traced when it is first asked for, by one thread; others wait for it."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.lock = threading.Lock()
-        self.forward: Forward | None = None
+    number: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    forward: Forward | None = None
 
 
 class Traces:
     """Forward passes by geometry and dtypes. Its methods may be called from any thread."""
 
     def __init__(self, on_gpu: bool) -> None:
-        """Starts empty, for one kind of device."""
         self._on_gpu = on_gpu
         self._lock = threading.Lock()
         self._traces: OrderedDict[Hashable, _Trace] = OrderedDict()

@@ -56,7 +56,7 @@ class Observer:
 
 
 class CallRecord:
-    """A call.
+    """A call that arrives now.
 
     Attributes:
         method: "package.Service/Method", or UNKNOWN_METHOD: a name out of a bounded number.
@@ -65,53 +65,22 @@ class CallRecord:
         request_id: The caller's, or one that was made.
         trace_id: In hexadecimal, where the call is traced; else empty.
         identity: Who called; None until it is authenticated.
-        caller: Who called, in one word; empty until it is known.
         arrived_ns: When, in nanoseconds since 1970.
-        duration_us: From then until the last byte was sent, in microseconds.
+        duration_us: From then until the last byte was sent.
         code: The status code's name; empty while the call is under way.
         reason: Why it failed, a name of ErrorReason; else empty.
         error_id: Under which the log has a defect; else empty.
         first: The first forward pass; None without one.
-        items: How many forward passes there were.
+        items: How many forward passes there were; `queue_us` and `compute_us` are theirs together.
         items_refused: How many items of a stream were refused.
-        queue_us: Of all forward passes together.
-        compute_us: Of all forward passes together.
         batch_size: The largest.
-        received_bytes: Of messages.
-        sent_bytes: Of messages.
+        received_bytes: Of messages, as `sent_bytes`.
         answered: Whether the method has returned its whole answer.
     """
-
-    __slots__ = (
-        "_began",
-        "_lock",
-        "_observers",
-        "answered",
-        "arrived_ns",
-        "batch_size",
-        "code",
-        "compute_us",
-        "duration_us",
-        "error_id",
-        "first",
-        "identity",
-        "items",
-        "items_refused",
-        "metadata",
-        "method",
-        "method_label",
-        "queue_us",
-        "reason",
-        "received_bytes",
-        "request_id",
-        "sent_bytes",
-        "trace_id",
-    )
 
     def __init__(
         self, method: str, method_label: str, metadata: Metadata = (), observers: Sequence[Observer] = ()
     ) -> None:
-        """Starts the record of a call that arrives now."""
         self.arrived_ns, self._began = time.time_ns(), time.monotonic_ns()
         self.method, self.method_label, self.metadata = method, method_label, metadata
         self.request_id = _request_id(metadata)
@@ -188,12 +157,7 @@ class CallRecorder:
     """
 
     def __init__(self, methods: Iterable[str] = (), observers: Sequence[Observer] = ()) -> None:
-        """Prepares to record calls.
-
-        Args:
-            methods: The paths of the methods that the server may have; calls of others are not told apart.
-            observers: Are notified of each call.
-        """
+        """Prepares to record calls of methods with these paths; calls of others are not told apart."""
         self._names = {path: path.removeprefix("/") for path in methods}
         self._observers = tuple(observers)
         self.arrivals = 0
@@ -218,8 +182,7 @@ def make_current(call: CallRecord) -> None:
 def current_call() -> CallRecord:
     """Returns the record of the call that this thread answers; other threads that work for it are given it.
 
-    Raises:
-        PermissionDeniedError: If this thread answers none that came through the interceptor.
+    Raises PermissionDeniedError if this thread answers none that came through the interceptor.
     """
     call = _current.get(None)
     if call is None:
@@ -228,11 +191,7 @@ def current_call() -> CallRecord:
 
 
 def current_identity() -> Identity:
-    """Returns who the call is from that this thread answers.
-
-    Raises:
-        PermissionDeniedError: If that is not known: a caller who was not authenticated may do nothing.
-    """
+    """Returns who the call is from that this thread answers. Raises PermissionDeniedError if that is not known."""
     identity = current_call().identity
     if identity is None:
         raise PermissionDeniedError("Expected a caller who was authenticated. Received one who was not.")
