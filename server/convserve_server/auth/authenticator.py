@@ -56,7 +56,14 @@ class Authenticator:
         permissions = ALL
         if self._tokens is not None:
             if needed := permissions_for(method):
-                return _with_token(self._tokens, needed, method, context)
+                identity = self._tokens.caller(_token(context))
+                if identity is None:
+                    raise UnauthenticatedError("Expected a token that this server knows. Received another.")
+                if not needed <= identity.permissions:
+                    wanted, held = " and ".join(sorted(needed)), ", ".join(sorted(identity.permissions))
+                    expected = f"Expected a token with the permission {wanted} for {short_repr(method)}"
+                    raise PermissionDeniedError(f"{expected}. Received that of {identity.name}, which has {held}.")
+                return identity
             permissions = frozenset()
         if self._by_certificate and (name := certificate_name(context.auth_context())):
             return Identity(name, permissions, CERTIFICATE)
@@ -71,18 +78,6 @@ def permissions_for(method: str) -> frozenset[str]:
         return frozenset()
     needed = _METHODS[service].get(name) if service in _METHODS else _SERVICES.get(service)
     return ALL if needed is None else frozenset((needed,))
-
-
-def _with_token(tokens: Tokens, needed: frozenset[str], method: str, context: grpc.ServicerContext) -> Identity:
-    identity = tokens.caller(_token(context))
-    if identity is None:
-        raise UnauthenticatedError("Expected a token that this server knows. Received another.")
-    if not needed <= identity.permissions:
-        raise PermissionDeniedError(
-            f"Expected a token with the permission {' and '.join(sorted(needed))} for {short_repr(method)}. "
-            f"Received that of {identity.name}, which has {', '.join(sorted(identity.permissions))}."
-        )
-    return identity
 
 
 def _token(context: grpc.ServicerContext) -> str:

@@ -50,12 +50,12 @@ class TensorFlowEngine:
     @property
     def traces(self) -> int:
         """How many functions are kept, each of which is traced once."""
-        return len(self._traces)
+        return len(self._traces.traces)
 
     @property
     def warm_shapes(self) -> int:
         """How many shapes of inputs they were asked for."""
-        return self._traces.shapes
+        return len(self._traces.shapes)
 
     def device_memory(self) -> dict[str, int]:
         """Returns the bytes in use on each GPU by its name; nothing on a CPU, where TensorFlow does not count them."""

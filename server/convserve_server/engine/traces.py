@@ -41,49 +41,35 @@ class Traces:
     def __init__(self, on_gpu: bool) -> None:
         self._on_gpu = on_gpu
         self._lock = threading.Lock()
-        self._traces: OrderedDict[Hashable, _Trace] = OrderedDict()
+        self.traces: OrderedDict[Hashable, _Trace] = OrderedDict()
         self._numbers = itertools.count()
         # Which shapes each trace, by its number, was asked for.
-        self._shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
+        self.shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
         self._geometries: WeakKeyDictionary[Layer, Hashable] = WeakKeyDictionary()
-
-    def __len__(self) -> int:
-        """Returns how many are kept."""
-        return len(self._traces)
-
-    @property
-    def shapes(self) -> int:
-        """How many shapes they were asked for."""
-        return len(self._shapes)
 
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
             channels = shape[channel_axis(layers[0].config)]
             key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
-            trace = self._traces.get(key)
+            trace = self.traces.get(key)
             if trace is None:
-                trace = self._traces[key] = _Trace(next(self._numbers))
-            self._traces.move_to_end(key)
-            warm = (trace.number, shape) in self._shapes
-            self._shapes[trace.number, shape] = None
-            if len(self._traces) > _MAX_TRACES:
-                self._traces.popitem(last=False)
-            if len(self._shapes) > _MAX_SHAPES:
-                self._shapes.popitem(last=False)
-        return trace.forward or self._traced(trace, layers, channels, input_dtype, output_dtype), warm
+                trace = self.traces[key] = _Trace(next(self._numbers))
+            self.traces.move_to_end(key)
+            warm = (trace.number, shape) in self.shapes
+            self.shapes[trace.number, shape] = None
+            if len(self.traces) > _MAX_TRACES:
+                self.traces.popitem(last=False)
+            if len(self.shapes) > _MAX_SHAPES:
+                self.shapes.popitem(last=False)
+        with trace.lock:
+            if trace.forward is None:
+                chain = [layer.config for layer in layers]
+                trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
+            return trace.forward, warm
 
     def _geometry(self, layer: Layer) -> Hashable:
         geometry = self._geometries.get(layer)
         if geometry is None:
             geometry = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
         return geometry
-
-    def _traced(
-        self, trace: _Trace, layers: Sequence[Layer], channels: int, input_dtype: str, output_dtype: str
-    ) -> Forward:
-        with trace.lock:
-            if trace.forward is None:
-                chain = [layer.config for layer in layers]
-                trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
-            return trace.forward

@@ -38,11 +38,7 @@ class NameVersions:
 
 
 class LayerNames:
-    """Names to digests and back, and the layers that they keep in memory: pinned ones, and where asked for named ones.
-
-    Attributes:
-        kept_bytes: The bytes of the layers that must stay in memory.
-    """
+    """Names to digests and back, and the layers that they keep in memory: pinned ones, and if so asked named ones."""
 
     def __init__(self, size_of: Callable[[bytes], int], *, keep_named: bool) -> None:
         """Starts without any; `keep_named`: whether a name keeps the layer in memory that it leads to."""
@@ -52,7 +48,7 @@ class LayerNames:
         self._pins: dict[str, set[bytes]] = {}
         # How often names keep each layer: an eviction asks this for every layer, and there may be as many names.
         self._holds: Counter[bytes] = Counter()
-        self.kept_bytes = 0
+        self.kept_bytes = 0  # of the layers that must stay in memory
 
     def digest_of(self, name: str) -> bytes | None:
         """Returns the digest that a name leads to, or None."""

@@ -71,10 +71,9 @@ class Observability:
 
 def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
     """Returns whether OpenTelemetry's own variables say where spans are to go, and do not turn them off."""
-    off = (
-        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
-    )
-    return not off and any(environment.get(name) for name in _ENDPOINTS)
+    is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    is_unsent = environment.get("OTEL_TRACES_EXPORTER") == "none"
+    return not (is_off or is_unsent) and any(environment.get(name) for name in _ENDPOINTS)
 
 
 def _tracing() -> Tracing | None:

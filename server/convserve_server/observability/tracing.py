@@ -80,10 +80,9 @@ class Tracing(Observer):
             return
         span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[call.code].value[0])
         span.set_attribute("convserve.caller", call.caller)
-        if call.reason:
-            span.set_attribute("error.type", call.reason)
-        if call.error_id:
-            span.set_attribute("convserve.error_id", call.error_id)
+        for name, value in (("error.type", call.reason), ("convserve.error_id", call.error_id)):
+            if value:
+                span.set_attribute(name, value)
         if call.code in _FAULTS:
             span.set_status(Status(StatusCode.ERROR, call.code))
         span.end(call.arrived_ns + call.duration_us * 1000)

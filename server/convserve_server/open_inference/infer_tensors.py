@@ -27,12 +27,7 @@ DATATYPES = {
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 _REGION, _SIZE, _OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
-_CONTENTS = {
-    "float32": "fp32_contents",
-    "float64": "fp64_contents",
-    "uint8": "uint_contents",
-    "int8": "int_contents",
-}
+_CONTENTS = {"float32": "fp32_contents", "float64": "fp64_contents", "uint8": "uint_contents", "int8": "int_contents"}
 _Parameters = Mapping[str, messages.InferParameter]
 
 

@@ -73,10 +73,8 @@ class Inferences:
             self._statistics.failed(name, version, time.monotonic_ns() - began_ns)
             if not isinstance(error, InvalidArgumentError):
                 raise
-            # In the protocol's names of the fields.
-            name_field = _stored_field if is_stored else _stateless_field
-            violations = (FieldViolation(name_field(wrong.field), wrong.description) for wrong in error.violations)
-            raise type(error)(*violations)  # noqa: B904 (as it has its cause)
+            named = ((_protocol_field(wrong.field, is_stored), wrong.description) for wrong in error.violations)
+            raise type(error)(*(FieldViolation(*parts) for parts in named))  # noqa: B904 (as it has its cause)
         self._statistics.succeeded(name, version, inference)
         return response
 
@@ -96,7 +94,12 @@ class Inferences:
             model.layers, model.x.shape, model.x.dtype, output_dtype, caller, in_one_message=place is None
         )
         try:
-            region = None if place is None else _output_region(place, permit.plan.output_bytes, find_region)
+            region = None
+            if place is not None:
+                if place.size < (size := permit.plan.output_bytes):
+                    expected = f"shared_memory_byte_size of at least {size}, as the output needs"
+                    raise wrong_field(place.field, expected, place.size)
+                region = find_region(place.region, place.field)
             reading_ns = time.monotonic_ns()
             x = _array(model.x, find_region)
         except BaseException:
@@ -157,12 +160,6 @@ def _output_dtype(request: InferRequest) -> str | None:
     return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
-def _output_region(place: Place, size: int, find_region: FindRegion) -> Region:
-    if place.size < size:
-        raise wrong_field(place.field, f"shared_memory_byte_size of at least {size}, as the output needs", place.size)
-    return find_region(place.region, place.field)
-
-
 def _array(given: Input, find_region: FindRegion) -> Array:
     """Returns an input's elements, those in shared memory as a copy, at which their caller cannot get any more."""
     if not isinstance(given.elements, Place):
@@ -189,11 +186,8 @@ def _message(request: InferRequest, model: _Model, place: Place | None, result: 
     return message
 
 
-def _stored_field(field: str) -> str:
+def _protocol_field(field: str, is_stored: bool) -> str:
     """Returns what the protocol calls a field that the request path has named."""
-    return _FIELDS.get(field, field)
-
-
-def _stateless_field(field: str) -> str:
-    """Returns the same for the stateless model."""
+    if is_stored:
+        return _FIELDS.get(field, field)
     return _STATELESS_FIELDS.get(field) or (field if field.partition(".")[0] in _OWN_FIELDS else f"parameters.{field}")

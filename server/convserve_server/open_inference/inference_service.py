@@ -19,9 +19,9 @@ from convserve_server.observability.call_record import current_call, current_ide
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
-from convserve_server.open_inference.layer_models import SEPARATOR, LayerModels, stored_names
+from convserve_server.open_inference.layer_models import SEPARATOR, LayerModels, names_of
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
+from convserve_server.open_inference.system_memory import SystemMemory, recent_user_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
@@ -39,7 +39,6 @@ class InferenceService:
     def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None) -> None:
         """Starts closed. `memory`: regions that callers on this machine register; None where they may not."""
         self._stream_pool, self._idle, self._memory = stream_pool, idle, memory
-        self._users = PeerUsers()
         self._statistics = ModelStatistics()
         self._opened: Inferences | None = None
         self._is_draining = False
@@ -88,13 +87,11 @@ class InferenceService:
             return messages.ModelReadyResponse(ready=False)
 
     def ModelMetadata(self, request: messages.ModelMetadataRequest, context: Context) -> messages.ModelMetadataResponse:
-        models = self._models
-        layers = models.described(models.find(request.name, request.version))
-        return model_descriptions.metadata(request.name, models.versions(request.name), layers)
+        layers = self._models.described(request.name, request.version)
+        return model_descriptions.metadata(request.name, self._models.versions(request.name), layers)
 
     def ModelConfig(self, request: messages.ModelConfigRequest, context: Context) -> messages.ModelConfigResponse:
-        models = self._models
-        layers = models.described(models.find(request.name, request.version))
+        layers = self._models.described(request.name, request.version)
         return messages.ModelConfigResponse(config=model_descriptions.model_config(request.name, layers))
 
     def ModelStatistics(
@@ -130,7 +127,7 @@ class InferenceService:
         self, request: messages.RepositoryModelLoadRequest, context: Context
     ) -> messages.RepositoryModelLoadResponse:
         _check_repository(request, ())
-        store, names = self._models.store, stored_names(request.model_name)
+        store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
@@ -141,7 +138,7 @@ class InferenceService:
         self, request: messages.RepositoryModelUnloadRequest, context: Context
     ) -> messages.RepositoryModelUnloadResponse:
         _check_repository(request, ("unload_dependents",))
-        store, names = self._models.store, stored_names(request.model_name)
+        store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
@@ -172,7 +169,7 @@ class InferenceService:
 
     def _owner(self, peer: str, identity: Identity) -> str:
         """Returns whose regions a call may use: its caller's where it showed who it is, else its user's."""
-        return identity.caller if identity.proof else f"user:{self._users.of(peer)}"
+        return identity.caller if identity.proof else f"user:{recent_user_of(peer)}"
 
     # Shared memory
 
@@ -183,21 +180,16 @@ class InferenceService:
             return messages.SystemSharedMemoryStatusResponse()
         answer, peer = messages.SystemSharedMemoryStatusResponse(), context.peer()
         for region in self._shared(peer).regions(self._owner(peer, current_identity()), request.name):
-            status = answer.regions[region.name]
-            status.name, status.key, status.offset, status.byte_size = (
-                region.name,
-                region.key,
-                region.offset,
-                region.size,
-            )
+            status = answer.RegionStatus(name=region.name, key=region.key, offset=region.offset, byte_size=region.size)
+            answer.regions[region.name].MergeFrom(status)
         return answer
 
     def SystemSharedMemoryRegister(
         self, request: messages.SystemSharedMemoryRegisterRequest, context: Context
     ) -> messages.SystemSharedMemoryRegisterResponse:
         peer = context.peer()
-        memory, user = self._shared(peer), self._users.of(peer)
-        owner = self._owner(peer, current_identity())
+        memory, owner = self._shared(peer), self._owner(peer, current_identity())
+        user = recent_user_of(peer)
         memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 

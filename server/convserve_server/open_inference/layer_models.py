@@ -64,7 +64,9 @@ class LayerModels:
         The version is a decimal integer, or empty for the newest. Raises InvalidRequestError, which calls it `field`,
         if it is no number, or LayerNotFoundError if there is no such model, or its layers are not stored.
         """
-        number = version_number(version, field)
+        if version and not _NUMBER.fullmatch(version):
+            raise wrong_field(field, "a decimal integer, or nothing for the newest version", short_repr(version))
+        number = int(version) if version else None
         if name == STATELESS:
             if number not in (None, int(_ONLY)):
                 text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
@@ -86,9 +88,9 @@ class LayerModels:
         """Returns a model's layers with their weights. Raises LayerNotFoundError if one is not stored any more."""
         return self._each(model, self.store.layer)
 
-    def described(self, model: LayerModel) -> list[StoredLayer]:
-        """Returns what is known of a model's layers without their weights. Raises as `layers`."""
-        return self._each(model, self.store.describe)
+    def described(self, name: str, version: str) -> list[StoredLayer]:
+        """Returns what is known of a model's layers without their weights. Raises as `find`."""
+        return self._each(self.find(name, version), self.store.describe)
 
     def versions(self, name: str) -> list[str]:
         """Returns the versions of a model that can be called, oldest first. Raises LayerNotFoundError."""
@@ -134,25 +136,13 @@ class LayerModels:
 
 
 def names_of(model: str) -> list[str]:
-    """Returns the names of a model's layers, in order. Raises InvalidRequestError for a chain that is too long."""
+    """Returns the names of a model's stored layers, in order. Raises InvalidRequestError for too long a chain."""
+    if model == STATELESS:
+        return []
     names = model.split(SEPARATOR, MAX_LAYERS)
     if len(names) > MAX_LAYERS:
         raise wrong_field("model_name", f"a chain of at most {MAX_LAYERS} layers", "a longer one")
     return names
-
-
-def stored_names(model: str) -> list[str]:
-    """Returns the names of those of a model's layers that are stored: none of the stateless model's."""
-    return [] if model == STATELESS else names_of(model)
-
-
-def version_number(version: str, field: str) -> int | None:
-    """Returns a version's number, or None for the newest. Raises InvalidRequestError if it is none."""
-    if not version:
-        return None
-    if not _NUMBER.fullmatch(version):
-        raise wrong_field(field, "a decimal integer, or nothing for the newest version", short_repr(version))
-    return int(version)
 
 
 def _latest(chain: list[NameVersions]) -> int:

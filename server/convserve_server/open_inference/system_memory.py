@@ -22,6 +22,7 @@ import stat
 import time
 import weakref
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,8 +41,6 @@ _ESTABLISHED = "01"
 _IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 _NOBODY = -1
-_KNOWN_S = 1.0
-_MAX_PEERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,23 +151,17 @@ def _is_unlinked(region: Region) -> bool:
     return not os.fstat(region.descriptor).st_nlink
 
 
-class PeerUsers:
-    """Users of peers, each asked for anew after a second. Its methods may be called from any thread."""
+def recent_user_of(peer: str) -> int:
+    """Returns what `user_of` does, or has done in this second: it takes longer than a small call.
 
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[float, int]] = {}
+    A second, because a port may be another user's next.
+    """
+    return _user_in(peer, int(time.monotonic()))
 
-    def of(self, peer: str) -> int:
-        """Returns what `user_of` does, or has done just now, as that takes longer than a small call."""
-        now = time.monotonic()
-        until, user = self._known.get(peer, (now, _NOBODY))
-        if until <= now:
-            if len(self._known) >= _MAX_PEERS:
-                self._known.clear()
-            user = user_of(peer)
-            # A port may be another user's next.
-            self._known[peer] = now + _KNOWN_S, user
-        return user
+
+@lru_cache(maxsize=10_000)
+def _user_in(peer: str, second: int) -> int:  # noqa: ARG001 (what was known in another second is not asked for)
+    return user_of(peer)
 
 
 def user_of(peer: str) -> int:
