@@ -87,7 +87,7 @@ def warm_up(case: WarmUp, backend: Backend) -> None:
 
 
 def check_devices(engine: Engine) -> None:
-    """Computes one convolution whose result is known; RuntimeError, so no SERVING, if a device computes another."""
+    """Computes a convolution whose result is known. Raises RuntimeError if a device computes it wrongly."""
     config = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
     ones, x = Layer(config, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
     for number, device in enumerate(engine.devices):

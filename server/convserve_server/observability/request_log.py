@@ -22,7 +22,7 @@ class RequestLog(Observer):
     """
 
     def __init__(self, handler: logging.Handler, *, as_fields: bool) -> None:
-        """Starts to write with a handler that writes a record's fields, as JSON, or else its words."""
+        """Starts to write. `as_fields`: the handler writes a record's fields, as JSON; else lines are in words."""
         self._as_fields = as_fields
         self._log = logging.getLogger("convserve.requests")
         self._log.propagate = False
