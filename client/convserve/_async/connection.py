@@ -65,7 +65,7 @@ class Connection:
         self._budget = retries.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
-        self._home = io.Home()
+        self._home: Any = None  # where the channel is used
         self._channel: Any = None
 
     def _connected(self) -> Self:
@@ -77,46 +77,40 @@ class Connection:
         if self._closed:
             text = "Expected an open client. Received a call after it was closed."
             raise InvalidRequestError(FieldViolation("client", text))
-        if not self._home.is_here():
+        if self._home != io.home():
             with calls_under_way.setup:
-                if not self._home.is_here():
+                if self._home != io.home():
                     self._open()
         return self
 
     def _open(self) -> None:
         calls_under_way.check_process()
-        self._home.check()
-        self._channel = io.open_channel(self._access, self._target)
+        io.check_home(self._home)
+        self._channel = self._access.channel(self._target, io.channels)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
         self._servers = LayerServers(self._channel, self._target, self._access)
         self._upload_locks: weakref.WeakValueDictionary[bytes, io.Lock] = weakref.WeakValueDictionary()
-        self._home.enter(self)  # last: another thread may look at it to see whether the rest is there
+        io.connected.add(self)
+        self._home = io.home()  # last: another thread may look at it to see whether the rest is there
 
     def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
         return retries.Deadline.of(timeout, self._timeout)
 
-    def _new_call(
-        self, timeout: retries.Timeout, retry: retries.RetryRule | None = None, *, moves_name: bool = False
-    ) -> io.Call:
-        return io.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name=moves_name)
-
     async def _call(
         self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
     ) -> Any:
-        """Sends a request until it is answered."""
-        return await self._attempt(self._new_call(timeout, retry), method, request)
+        """Sends a request until it is answered, but not again once it may have moved a name."""
+        moves_name = isinstance(request, layer_messages.Upload) and request.moves_name
+        call = retries.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name)
+        return await self._attempt(call, method, request)
 
-    async def _write(self, method: Callable[..., Any], upload: layer_messages.Upload, timeout: retries.Timeout) -> Any:
-        """Sends an upload until it is answered, but not again once it may have moved a name."""
-        return await self._attempt(self._new_call(timeout, moves_name=upload.moves_name), method, upload)
-
-    async def _attempt(self, call: io.Call, method: Callable[..., Any], request: Any) -> Any:
+    async def _attempt(self, call: retries.Call, method: Callable[..., Any], request: Any) -> Any:
         while True:
             try:
-                with call:
+                with io.attempt(call.deadline.remaining_s()):
                     answer = await method(request, call.deadline)
-                call.record_success()
+                self._budget.record_success()
                 return answer
             except (io.RpcError, ConvserveError) as failure:
                 delay_s = call.delay_after(failure)
@@ -193,14 +187,14 @@ class Connection:
         Raises:
             InvalidRequestError: In another event loop than the one that uses it now.
         """
-        self._home.check()
+        io.check_home(self._home)
         self._closed = True
         if self._channel is not None:
-            self._tensors.close()
+            self._tensors.sharing.close()
             await self._servers.close()
             await self._channel.close()
             self._channel = None
-            self._home.leave(self)
+            io.connected.discard(self)
 
     async def __aenter__(self) -> Self:
         """Returns the client."""

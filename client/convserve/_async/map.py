@@ -118,7 +118,7 @@ class _Senders:
     async def _outputs(self, items: list[Item]) -> list[Array]:
         call = self._pipeline.call(items)
         deadline = self._connection._deadline(self._timeout)
-        attempts = retries.Call(self._retry, deadline)
+        attempts = retries.Call(self._retry, deadline, retries.RetryBudget(self._retry))
         while True:
             try:
                 result = await self._connection._convolve(call.request, deadline, retries.NO_RETRIES)

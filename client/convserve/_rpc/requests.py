@@ -161,16 +161,6 @@ def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str
         raise TooLargeError(FieldViolation("layers", text))
 
 
-CONVOLVE: dict[str, Any] = {
-    "method": "/convserve.v1.ConvolutionService/Convolve",
-    "request_serializer": ConvolveRequest.serialize,
-}
-"""The arguments with which a channel makes Convolve's call, for `ConvolveRequest.result` to read the answer."""
-
-CONVOLVE_STREAM: dict[str, Any] = {"method": "/convserve.v1.ConvolutionService/ConvolveStream"}
-"""The same for ConvolveStream, in messages that `streaming` writes and reads."""
-
-
 def plan_request(
     layers: Layers, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any
 ) -> convolution_service_pb2.PlanRequest:

@@ -38,15 +38,19 @@ class Upload:
     layer: Layer | None = None
 
     @property
+    def wanted(self) -> tuple[str, str] | None:
+        """The initial metadata with which the server asks for the weights; None if there are none to be asked for."""
+        return (WEIGHTS, SEND_WEIGHTS) if self.layer else None
+
+    @property
     def moves_name(self) -> bool:
         """Whether it gives a name to a layer, which another caller may give to another layer meanwhile."""
         return bool(self.start.start.name)
 
     def pieces(self) -> Iterator[Any]:
         """Yields the messages with the weights."""
-        if self.layer is not None:
-            for piece in weight_pieces(self.layer):
-                yield type(self.start)(piece=piece)
+        for piece in weight_pieces(self.layer) if self.layer else ():
+            yield type(self.start)(piece=piece)
 
 
 def layer_upload(layer: Layer, name: str | None) -> Upload:
@@ -150,11 +154,6 @@ def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_se
         layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MAX_DIGESTS])
         for begin in range(0, len(digests), MAX_DIGESTS)
     ]
-
-
-def upload_answer(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
-    """Returns ALREADY_STORED or SEND_WEIGHTS, as a server's initial metadata says; None with a refusal."""
-    return next((value for key, value in metadata or () if key == WEIGHTS), None)
 
 
 def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,13 +11,7 @@ from convserve.tensors.codec import Array
 ACCEPTED = ("convserve-start", "accepted")
 """The initial metadata with which a server accepts a stream's start."""
 
-
 PIECE_BYTES = 2**21
-
-
-def is_accepted(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
-    """Returns whether a server accepted a start, as its initial metadata says; a refusal comes without."""
-    return any((key, value) == ACCEPTED for key, value in metadata or ())
 
 
 def cut(array: Array, piece_bytes: int) -> Iterator[memoryview]:

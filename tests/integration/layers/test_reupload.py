@@ -168,7 +168,7 @@ def test_a_put_that_takes_too_long_to_send_says_so(server: RunningServer, make_c
 
 
 def test_a_call_that_breaks_off_when_its_time_is_up_is_told_as_that() -> None:
-    call = retries.Call(RetryRule(), retries.Deadline(1e-9))
+    call = retries.Call(RetryRule(), retries.Deadline(1e-9), retries.RetryBudget(RetryRule()))
     with pytest.raises(DeadlineExceededError):
         call.delay_after(convserve.UnavailableError("the call ended in the middle"))
 
@@ -183,7 +183,7 @@ def test_a_call_does_not_wait_longer_than_it_may_for_another_ones_put(server: Ru
             layer(X, timeout=0.5)
         # In a process that was forked just then nobody will ever release it.
         lock.acquire()
-        client._home._process = -1
+        client._home = -1
         np.testing.assert_array_equal(layer(X, timeout=20), expected)
 
 
