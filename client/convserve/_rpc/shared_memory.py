@@ -82,7 +82,7 @@ class Sharing:
                 raise OSError("the server shares no memory")
             self._memory = SharedMemory(addresses, server.shared_memory_ticket, _wait_s(deadline))
         except OSError as error:
-            _log_refusal(error)
+            _log_refusal(str(error))
         if self._closed:
             self.close()
 
@@ -95,7 +95,7 @@ class Sharing:
             return SharedRequest(memory, request, _wait_s(deadline))
         except OSError as error:
             if memory.lost or not isinstance(error, TimeoutError):  # else this call has little time
-                _log_refusal(error)
+                _log_refusal(str(error))
             return None
 
     def empty(self, shape: Shape, dtype: Any, deadline: Deadline) -> Array:
@@ -119,7 +119,7 @@ def _wait_s(deadline: Deadline) -> float:
     return min(MAX_ANSWER_S, deadline.remaining_s() / 2)
 
 
-def _log_refusal(why: object) -> None:
+def _log_refusal(why: str) -> None:
     log.debug("tensors go through the connection, not through shared memory: %s", why)
 
 
