@@ -19,7 +19,7 @@ from convserve.errors import (
     UnavailableError,
     short_repr,
 )
-from convserve.protocol.status import RpcFailure, as_convserve_error
+from convserve.protocol.status import RpcFailure, from_rpc_error
 
 _MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
@@ -160,7 +160,7 @@ class Call:
         Raises:
             ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
-        error = as_convserve_error(failure)
+        error = from_rpc_error(failure)
         remaining_s = self.deadline.remaining_s()
         # A call whose time is up while it sends fails as one that broke off.
         late = isinstance(error, UnavailableError) and not remaining_s

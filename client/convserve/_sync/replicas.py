@@ -21,7 +21,7 @@ from convserve.errors import (
     UnavailableError,
 )
 from convserve.protocol.layer_messages import Upload
-from convserve.protocol.status import as_convserve_error
+from convserve.protocol.status import from_rpc_error
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class LayerServers:
             try:
                 io.upload(server.PutLayer, upload, deadline)
             except (io.RpcError, ConvserveError) as failure:
-                error = as_convserve_error(failure)
+                error = from_rpc_error(failure)
                 if isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
                     return False  # it has no room, or keeps none for this caller
                 raise error from None
@@ -133,7 +133,7 @@ class LayerServers:
                 try:
                     answers.append(ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
-                    error = as_convserve_error(failure)
+                    error = from_rpc_error(failure)
                     if not isinstance(error, LayerNotFoundError | UnavailableError):
                         raise error from None
                     why_not = why_not if isinstance(why_not, LayerNotFoundError) else error

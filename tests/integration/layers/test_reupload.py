@@ -144,9 +144,9 @@ def slow() -> Iterator[SlowServer]:
 def test_one_timeout_holds_for_all_that_a_call_takes(slow: SlowServer, make_client: Any) -> None:
     from convserve._async.stored_layer import AsyncStoredLayer
     from convserve._sync.stored_layer import StoredLayer
-    from convserve.protocol.stored_layers import put_parts
 
-    parts = put_parts(Layer(CONFIG, KERNEL, BIAS))
+    local = Layer(CONFIG, KERNEL, BIAS)
+    parts: dict[str, Any] = {"digest": local.digest, "config": CONFIG, "kernel_shape": KERNEL.shape, "local": local}
     with make_client([slow.target] * 2, shared_memory=False) as client:
         made = client._wrapped if hasattr(client, "_wrapped") else client
         layer = (AsyncStoredLayer if made is not client else StoredLayer)(made, **parts)
