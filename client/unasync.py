@@ -42,7 +42,11 @@ PHRASES = {
 
 def blocking(module: str) -> str:
     """Returns the blocking client's module of this name."""
-    source = _replaced((PACKAGE / "_async" / f"{module}.py").read_text())
+    source = (PACKAGE / "_async" / f"{module}.py").read_text()
+    for text, by in PHRASES.items():
+        source = source.replace(text, by)
+    for word, by in WORDS.items():
+        source = re.sub(word, by, source)
     path = str(PACKAGE / "_sync" / f"{module}.py")
     for command in (["check", "--quiet", "--select", "I", "--fix"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", path, "-"]
@@ -56,29 +60,18 @@ def unused() -> list[str]:
     return [word for word in WORDS if not re.search(word, sources)] + [text for text in PHRASES if text not in sources]
 
 
-def _replaced(source: str) -> str:
-    for text, by in PHRASES.items():
-        source = source.replace(text, by)
-    for word, by in WORDS.items():
-        source = re.sub(word, by, source)
-    return source
-
-
 def main() -> int:
     """Writes the modules, or with --check names those that are not current; returns the exit status."""
-    stale = [module for module in MODULES if blocking(module) != _written(module)]
-    if "--check" not in sys.argv:
-        for module in stale:
-            (PACKAGE / "_sync" / f"{module}.py").write_text(blocking(module))
-        return 0
-    for module in stale:
-        sys.stderr.write(f"convserve/_sync/{module}.py is not what convserve/_async/{module}.py makes: make sync\n")
-    return 1 if stale else 0
-
-
-def _written(module: str) -> str:
-    path = PACKAGE / "_sync" / f"{module}.py"
-    return path.read_text() if path.exists() else ""
+    is_stale = False
+    for module in MODULES:
+        path = PACKAGE / "_sync" / f"{module}.py"
+        if path.read_text() != blocking(module):
+            if "--check" in sys.argv:
+                is_stale = True
+                sys.stderr.write(f"convserve/_sync/{module}.py is not what _async/{module}.py makes: make sync\n")
+            else:
+                path.write_text(blocking(module))
+    return int(is_stale)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -47,13 +48,11 @@ class Frame:
         if begin < 0 or data[begin:end] != self.opening:
             return read(kind, name, data)
         # A message is what its fields are, one after the other: the frame is one if those before are whole.
-        try:
+        with suppress(DecodeError):
             message = kind.FromString(data[:begin])
-        except DecodeError:
-            return read(kind, name, data)
-        if message.HasField(name):  # two tensors, which protobuf merges
-            return read(kind, name, data)
-        return message, np.frombuffer(data, numpy_dtype(self._name), offset=end).reshape(self._shape)
+            if not message.HasField(name):  # else two tensors, which protobuf merges
+                return message, np.frombuffer(data, numpy_dtype(self._name), offset=end).reshape(self._shape)
+        return read(kind, name, data)
 
 
 frame = functools.lru_cache(1024)(Frame)  # callers send what is shaped like what they sent before
@@ -105,15 +104,7 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
 
 
 def head(kind: type[M], data: bytes) -> M:
-    """Returns a message without its field 15, at whose contents nobody looks.
-
-    Args:
-        kind: The message's class.
-        data: The message's bytes.
-
-    Raises:
-        DecodeError: If the bytes are no such message.
-    """
+    """Returns a message without its field 15, at whose contents nobody looks; raises DecodeError if it is none."""
     start = _last_field(memoryview(data))
     return kind.FromString(data if start is None else data[: start[0]])
 
@@ -178,21 +169,13 @@ def _first_field(view: memoryview, number: int) -> int | None:
     try:
         for _ in range(_MAX_FIELDS):
             start = position
-            tag = view[position]  # nearly all tags and lengths are of one byte
-            if tag < 0x80:
-                position += 1
-            else:
-                tag, position = _read_varint(view, position)
+            tag, position = _read_varint(view, position)
             if tag >> 3 == number:
                 return start
             kind = tag & 7
             if kind == _LENGTH:
-                length = view[position]
-                if length < 0x80:
-                    position += 1 + length
-                else:
-                    length, position = _read_varint(view, position)
-                    position += length
+                length, position = _read_varint(view, position)
+                position += length
             elif kind == _VARINT:
                 position = _read_varint(view, position)[1]
             elif kind in (_FIXED32, _FIXED64):

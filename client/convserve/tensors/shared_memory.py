@@ -91,10 +91,6 @@ class Region:
             raise
         self.forks = _Forks.count
 
-    def handed_over(self) -> None:
-        """Closes the descriptor; the maps stay."""
-        os.close(self.descriptor)
-
     def place(self, offset: int = 0) -> tensor_pb2.SharedMemory:
         """Returns the contract's message of a place in this region."""
         return tensor_pb2.SharedMemory(region=self.name, offset_bytes=offset)
@@ -145,14 +141,10 @@ class SharedMemory:
         self.lost = False
 
     def region(self, size: int, timeout: float = MAX_ANSWER_S) -> Region:
-        """Returns a region of at least so many bytes that nobody else uses; `give_back` ends its use.
-
-        Args:
-            size: Its least size in bytes.
-            timeout: Seconds that the server may take to answer.
+        """Returns a region of at least `size` bytes that nobody else uses; `give_back` ends its use.
 
         Raises:
-            OSError: If there is no memory for it, or the server does not take it in time.
+            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
         """
         if not self._lock.acquire(timeout=timeout):
             raise TimeoutError("the server has not answered another call in time")
@@ -173,7 +165,7 @@ class SharedMemory:
                     if not self._is_taken(made):
                         raise OSError("the server does not take the region")
             finally:
-                made.handed_over()
+                os.close(made.descriptor)  # the maps stay
             self.used = True
             # The server learns of a region that is dropped before it is asked for the next one.
             weakref.finalize(made, self._dropped.append, made.name).atexit = False
@@ -206,7 +198,7 @@ class SharedMemory:
         key = id(root)
         self._lent[key] = region
         # The region returns when the last array on it is gone.
-        weakref.finalize(root, self._ended, key, region).atexit = False
+        weakref.finalize(root, lambda: self._returned.append(self._lent.pop(key))).atexit = False
         return _as_array(root, shape, dtype)
 
     def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
@@ -234,10 +226,6 @@ class SharedMemory:
         with self._lock:
             self._socket.close()
             self._unused.clear()
-
-    def _ended(self, key: int, region: Region) -> None:
-        del self._lent[key]
-        self._returned.append(region)
 
     def _sort_returned(self) -> None:
         while self._returned:
