@@ -102,7 +102,8 @@ class Connection:
     ) -> Any:
         """Sends a request until it is answered, but not again once it may have moved a name."""
         moves_name = isinstance(request, layer_messages.Upload) and request.moves_name
-        call = retries.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name)
+        budget = retries.RetryBudget(retry) if retry else self._budget
+        call = retries.Call(retry or self._retry, self._deadline(timeout), budget, moves_name)
         return await self._attempt(call, method, request)
 
     async def _attempt(self, call: retries.Call, method: Callable[..., Any], request: Any) -> Any:
@@ -131,23 +132,24 @@ class Connection:
             except LayerNotFoundError:
                 if not stored:
                     raise
-            if is_uploaded or not await self._upload(stored, uploads, deadline):
+            if is_uploaded or not await self._upload(stored, uploads, deadline, retry):
                 break
         for layer in stored:
-            await self._fetch(layer, deadline)  # the call brings them along, for servers that cannot keep them
+            await self._fetch(layer, deadline, retry)  # the call brings them along, for servers that cannot keep them
         whole = request.carrying_layers()
         return await self._call(self._connected()._tensors.convolve, whole, deadline, retry)  # type: ignore[no-any-return]
 
-    async def _upload(self, layers: list[StoredLayerBase], uploads: list[int], deadline: retries.Deadline) -> bool:
-        """Uploads layers to every server that lacks them, unless another call has done so meanwhile.
+    async def _upload(
+        self,
+        layers: list[StoredLayerBase],
+        uploads: list[int],
+        deadline: retries.Deadline,
+        retry: retries.RetryRule | None = None,
+    ) -> bool:
+        """Uploads layers to every server that lacks them; returns whether all servers can keep them.
 
-        Args:
-            layers: The layers.
-            uploads: How many times each had been uploaded before the call that found it missing.
-            deadline: When it must be done.
-
-        Returns:
-            Whether all servers can keep them.
+        A layer is left out that was uploaded more often than `uploads` says, which is from before the call that found
+        it missing: another call has done so meanwhile.
         """
         for layer, uploads_before in zip(layers, uploads, strict=True):
             with calls_under_way.setup:
@@ -155,7 +157,7 @@ class Connection:
             async with io.held(lock, deadline):
                 if layer.uploads != uploads_before:
                     continue
-                upload = layer_messages.layer_upload(await self._fetch(layer, deadline), None)
+                upload = layer_messages.layer_upload(await self._fetch(layer, deadline, retry), None)
                 try:
                     is_kept = await self._call(self._servers.offer, upload, deadline, retries.NO_RETRIES)
                 except UnavailableError:
@@ -165,19 +167,21 @@ class Connection:
                     return False
         return True
 
-    async def _fetch(self, layer: StoredLayerBase, deadline: retries.Deadline) -> Layer:
+    async def _fetch(
+        self, layer: StoredLayerBase, deadline: retries.Deadline, retry: retries.RetryRule | None = None
+    ) -> Layer:
         """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
         if layer.local is None:
             servers = self._connected()._servers
             request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(layer))
             try:
-                messages = await self._call(servers.read, request, deadline)
+                messages = await self._call(servers.read, request, deadline, retry)
             except LayerNotFoundError as lost:
                 try:
-                    await self._call(servers.put, layer_messages.reinitialization(layer), deadline)
+                    await self._call(servers.put, layer_messages.reinitialization(layer), deadline, retry)
                 except InvalidArgumentError:  # other weights came out: a caller had given these
                     raise lost from None
-                messages = await self._call(servers.read, request, deadline)
+                messages = await self._call(servers.read, request, deadline, retry)
             layer.local = Layer(layer.config, *layer_messages.weights_of(messages))
         return layer.local
 

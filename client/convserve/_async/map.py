@@ -11,7 +11,6 @@ from convserve._async.connection import Connection
 from convserve._rpc import retries
 from convserve._rpc.map_items import Item
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
-from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
 
@@ -118,15 +117,9 @@ class _Senders:
     async def _outputs(self, items: list[Item]) -> list[Array]:
         call = self._pipeline.call(items)
         deadline = self._connection._deadline(self._timeout)
-        attempts = retries.Call(self._retry, deadline, retries.RetryBudget(self._retry))
-        while True:
-            try:
-                result = await self._connection._convolve(call.request, deadline, retries.NO_RETRIES)
-                return call.outputs(result.output)
-            except ConvserveError as failure:
-                delay_s = attempts.delay_after(failure)
-            except asyncio.CancelledError:
-                if not self._stopped:
-                    self._connection._connected()  # a client that is closed cancels its calls: this raises why
-                raise
-            await asyncio.sleep(delay_s)
+        try:
+            return call.outputs((await self._connection._convolve(call.request, deadline, self._retry)).output)
+        except asyncio.CancelledError:
+            if not self._stopped:
+                self._connection._connected()  # a client that is closed cancels its calls: this raises why
+            raise

@@ -120,9 +120,9 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
     ("grpc.enable_retries", 0),
-    # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
+    # A server that restarts is found again while one call is sent again: not after up to two minutes, gRPC's default.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
     ("grpc.min_reconnect_backoff_ms", 5000),
     # With a keepalive gRPC bounds how long what was written may stay unread (TCP_USER_TIMEOUT): without, calls wait

@@ -28,7 +28,6 @@ Lock = threading.Lock
 RpcError = grpc.RpcError
 ClosedChannelError = ValueError
 """What a call raises whose channel another thread has closed."""
-sleep = time.sleep
 read_all = list
 home = os.getpid
 """Where a connection is used: in one process, for a channel does not survive a fork."""
@@ -43,6 +42,15 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
+def sleep(seconds: float) -> None:
+    """Waits so long; raises CancelledError if another thread ends the calls of this one, before or meanwhile."""
+    calls = Calls.of_this_thread()
+    if calls is None:
+        time.sleep(seconds)
+    elif calls.ended.wait(seconds):
+        raise concurrent.futures.CancelledError
+
+
 def check_home(_: object) -> None:
     """Does nothing: a forked process may use a connection beside the one that forked."""
 
@@ -53,7 +61,7 @@ class Calls:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: set[Any] = set()
-        self._ended = threading.Event()
+        self.ended = threading.Event()
 
     def take_this_thread(self) -> None:
         """Makes all further calls of this thread some of these."""
@@ -69,7 +77,7 @@ class Calls:
         """Ends a call of gRPC's, if all are to be ended, as long as the block runs."""
         with self._lock:
             self._under_way.add(call)
-        if self._ended.is_set():
+        if self.ended.is_set():
             call.cancel()
         try:
             yield
@@ -77,18 +85,9 @@ class Calls:
             with self._lock:
                 self._under_way.discard(call)
 
-    def pause(self, seconds: float) -> None:
-        """Waits so long.
-
-        Raises:
-            concurrent.futures.CancelledError: If all is ended, before or meanwhile.
-        """
-        if self._ended.wait(seconds):
-            raise concurrent.futures.CancelledError
-
     def end(self) -> None:
         """Ends what is under way, and whatever begins after it."""
-        self._ended.set()
+        self.ended.set()
         with self._lock:
             calls = list(self._under_way)
         for call in calls:

@@ -12,7 +12,7 @@ from convserve._rpc.map_items import Item
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.connection import Connection
 from convserve._sync.io import Calls
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
+from convserve.errors import FieldViolation, InvalidRequestError
 from convserve.tensors.codec import Array
 
 
@@ -150,10 +150,4 @@ class _Senders:
     def _outputs(self, items: list[Item]) -> list[Array]:
         call = self._pipeline.call(items)
         deadline = self._connection._deadline(self._timeout)
-        attempts = retries.Call(self._retry, deadline, retries.RetryBudget(self._retry))
-        while True:
-            try:
-                return call.outputs(self._connection._convolve(call.request, deadline, retries.NO_RETRIES).output)
-            except ConvserveError as failure:
-                delay_s = attempts.delay_after(failure)
-            self._calls.pause(delay_s)
+        return call.outputs(self._connection._convolve(call.request, deadline, self._retry).output)

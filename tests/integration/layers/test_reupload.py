@@ -163,8 +163,8 @@ def test_a_put_that_takes_too_long_to_send_says_so(server: RunningServer, make_c
     large = Layer(Conv2D(1024, 1, use_bias=False), np.zeros((1, 1, 2**14, 1024), "f4"))
     with make_client(server.target) as client:
         for _ in range(3):
-            with pytest.raises(DeadlineExceededError, match=r"timeout=0\.04 seconds"):
-                client.put(large, timeout=0.04)
+            with pytest.raises(DeadlineExceededError, match=r"timeout=0\.02 seconds"):
+                client.put(large, timeout=0.02)
 
 
 def test_a_call_that_breaks_off_when_its_time_is_up_is_told_as_that() -> None:
