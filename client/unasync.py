@@ -1,4 +1,4 @@
-"""Makes the blocking client's modules of the asyncio client's. `python client/unasync.py [--check]` writes or compares.
+"""Makes the blocking client's modules of the asyncio client's. A test proves them current.
 
 What differs in more than its `await` stands in `_async/io.py`, `_sync/io.py` and the two `map.py`, by hand.
 """
@@ -54,25 +54,6 @@ def blocking(module: str) -> str:
     return HEAD.format(module) + source
 
 
-def unused() -> list[str]:
-    """Returns the replacements that replace nothing in any module."""
-    sources = "".join((PACKAGE / "_async" / f"{module}.py").read_text() for module in MODULES)
-    return [word for word in WORDS if not re.search(word, sources)] + [text for text in PHRASES if text not in sources]
-
-
-def main() -> int:
-    """Writes the modules, or with --check names those that are not current; returns the exit status."""
-    is_stale = False
-    for module in MODULES:
-        path = PACKAGE / "_sync" / f"{module}.py"
-        if path.read_text() != blocking(module):
-            if "--check" in sys.argv:
-                is_stale = True
-                sys.stderr.write(f"convserve/_sync/{module}.py is not what _async/{module}.py makes: make sync\n")
-            else:
-                path.write_text(blocking(module))
-    return int(is_stale)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    for name in MODULES:
+        (PACKAGE / "_sync" / f"{name}.py").write_text(blocking(name))

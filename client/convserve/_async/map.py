@@ -9,7 +9,7 @@ from typing import Any
 
 from convserve._async.connection import Connection
 from convserve._rpc import retries
-from convserve._rpc.map_items import Item
+from convserve._rpc.map_items import Item, split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve.tensors.codec import Array
 
@@ -115,10 +115,9 @@ class _Senders:
         self._go_on()
 
     async def _outputs(self, items: list[Item]) -> list[Array]:
-        call = self._pipeline.call(items)
-        deadline = self._connection._deadline(self._timeout)
+        request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
         try:
-            return call.outputs((await self._connection._convolve(call.request, deadline, self._retry)).output)
+            return split((await self._connection._convolve(request, deadline, self._retry)).output, items)
         except asyncio.CancelledError:
             if not self._stopped:
                 self._connection._connected()  # a client that is closed cancels its calls: this raises why

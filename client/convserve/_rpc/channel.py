@@ -12,7 +12,7 @@ from typing import Any
 
 from convserve._version import __version__
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
-from convserve.protocol.http2_options import LARGE_FRAMES
+from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -22,9 +22,8 @@ _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:
 def channel_target(target: str | Sequence[str]) -> str:
     """Returns gRPC's name of one or several addresses.
 
-    Args:
-        target: "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
-            separated by commas.
+    These are "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
+    separated by commas.
 
     Raises:
         InvalidRequestError: For an empty target, or several of which one is not an IP address.

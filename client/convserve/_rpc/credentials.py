@@ -68,13 +68,7 @@ class Access:
     """What the channels to a target are made with."""
 
     def __init__(self, target: str, token: str | None, tls: TLS | bool | None) -> None:
-        """Checks that the token goes to nobody but the server.
-
-        Args:
-            target: What `_channel.channel_target` returned.
-            token: The token; "" for none; None for that of the environment, if it has one.
-            tls: How connections are encrypted: True with gRPC's roots, None not at all, and False not at all either,
-                even if there is a token.
+        """Checks that the token goes to nobody but the server; the arguments are those of `Client`.
 
         Raises:
             InvalidRequestError: For what is no token or no TLS, or a token that others could read on its way.

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convserve._rpc import requests
 from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
@@ -67,23 +66,10 @@ class Item:
         self.array, self.input_bytes, self.outcome = None, 0, outcome
 
 
-@dataclass(frozen=True)
-class Call:
-    """Items that go in one call: one, or several small ones along the batch axis.
-
-    Attributes:
-        items: The items.
-        request: What is sent.
-    """
-
-    items: list[Item]
-    request: requests.ConvolveRequest
-
-    def outputs(self, output: Array) -> list[Array]:
-        """Returns each item's part of the call's output; of many as copies, else one that is kept would keep all."""
-        ends = np.cumsum([len(item.input()) for item in self.items])[:-1]
-        parts = np.split(output, ends)
-        return parts if len(parts) <= FEW else [part.copy() for part in parts]
+def split(output: Array, items: list[Item]) -> list[Array]:
+    """Returns each item's part of a call's output; of many as copies, else one that is kept would keep all."""
+    parts = np.split(output, np.cumsum([len(item.input()) for item in items])[:-1])
+    return parts if len(parts) <= FEW else [part.copy() for part in parts]
 
 
 class Group:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convserve._rpc import requests
-from convserve._rpc.map_items import Call, Group, Item
+from convserve._rpc.map_items import Group, Item
 from convserve.errors import (
     ConvserveError,
     FieldViolation,
@@ -44,11 +44,7 @@ class Pipeline:
     def __init__(
         self, layers: requests.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
     ) -> None:
-        """Checks the arguments of `Client.map`.
-
-        Raises:
-            InvalidArgumentError: If one is wrong.
-        """
+        """Checks the arguments of `Client.map`; raises InvalidArgumentError if one is wrong."""
         if errors not in ("raise", "return"):
             text = f"Expected 'raise' or 'return'. Received {short_repr(errors)}."
             raise InvalidRequestError(FieldViolation("errors", text))
@@ -129,7 +125,7 @@ class Pipeline:
         return self._ended and self._held is None and not self._bytes
 
     def next_call(self) -> list[Item]:
-        """Returns the items of the next call, or none; `call` makes it, `finish` or `fail` notes what comes of it."""
+        """Returns the items of the next call, or none; `finish` or `fail` notes what comes of it."""
         name = self._next_group()
         if name is None:
             return []
@@ -146,11 +142,11 @@ class Pipeline:
                 return name
         return None
 
-    def call(self, items: list[Item]) -> Call:
-        """Returns the call of some items."""
+    def request(self, items: list[Item]) -> requests.ConvolveRequest:
+        """Returns the request of a call: one item, or several small ones along the batch axis."""
         arrays = [item.input() for item in items]
         together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return Call(items, requests.convolve_request(self._layers, together, self._output_dtype))
+        return requests.convolve_request(self._layers, together, self._output_dtype)
 
     def finish(self, items: list[Item], outputs: Sequence[Array]) -> None:
         """Notes a call's outputs, one per item."""
@@ -172,11 +168,10 @@ class Pipeline:
                 self._finish(item, error)
 
     def _end_call(self, items: list[Item]) -> None:
-        name = items[0].group
-        group = self._groups[name]
+        group = self._groups[items[0].group]
         group.calls -= 1
         if not (group.calls or group.waiting):
-            del self._groups[name]
+            del self._groups[items[0].group]
 
     def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
         self._bytes -= item.bytes_in_flight

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import grpc
+
 from convserve.errors import (
     ConvserveError,
     DeadlineExceededError,
@@ -19,7 +21,7 @@ from convserve.errors import (
     UnavailableError,
     short_repr,
 )
-from convserve.protocol.status import RpcFailure, from_rpc_error
+from convserve.protocol.status import from_rpc_error
 
 _MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
@@ -107,17 +109,6 @@ class Deadline:
         self._clock = clock
         self._end = clock() + timeout
 
-    @classmethod
-    def of(cls, timeout: Timeout, default: float) -> Deadline:
-        """Returns the deadline itself, or one of so many seconds from now on.
-
-        Raises:
-            InvalidRequestError: If the timeout is not a number above 0.
-        """
-        if isinstance(timeout, Deadline):
-            return timeout
-        return cls(default if timeout is None else checked_timeout(timeout))
-
     def remaining_s(self) -> float:
         """Returns the seconds that are left."""
         return max(0.0, self._end - self._clock())
@@ -154,7 +145,7 @@ class Call:
     may_be_done: bool = False
     _attempt: int = 1
 
-    def delay_after(self, failure: RpcFailure | ConvserveError) -> float:
+    def delay_after(self, failure: grpc.RpcError | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
 
         Raises:

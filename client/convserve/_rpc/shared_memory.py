@@ -138,13 +138,8 @@ class SharedRequest:
     def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
         """Copies the input there, unless it is there already.
 
-        Args:
-            memory: The memory.
-            request: The request.
-            timeout: Seconds that the server may take to accept a region.
-
         Raises:
-            OSError: If there is no memory for it, or the server does not take it.
+            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
         """
         self._memory = memory
         self._plan = request.plan
@@ -170,11 +165,7 @@ class SharedRequest:
 
     @reading_answers()
     def result(self, data: bytes) -> Result:
-        """Returns what the answer's bytes say.
-
-        Raises:
-            InternalError: If they are none.
-        """
+        """Returns what the answer's bytes say; raises InternalError if they are none."""
         message = messages.ConvolveResponse.FromString(data)
         head, plan = message.output, self._plan
         if not head.HasField("shared_memory"):

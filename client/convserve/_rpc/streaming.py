@@ -100,11 +100,7 @@ class Stream:
 
     @reading_answers()
     def result(self) -> Result:
-        """Returns the result after the last message.
-
-        Raises:
-            InternalError: If something is missing.
-        """
+        """Returns the result after the last message; raises InternalError if something is missing."""
         if self._output is None or len(self._results) != len(self.items) or len(self._rest):
             raise DecodeError("a stream that ended early")
         times = [result.timing for result in self._results]

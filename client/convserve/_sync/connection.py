@@ -96,7 +96,9 @@ class Connection:
         self._home = io.home()  # last: another thread may look at it to see whether the rest is there
 
     def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
-        return retries.Deadline.of(timeout, self._timeout)
+        if isinstance(timeout, retries.Deadline):
+            return timeout
+        return retries.Deadline(self._timeout if timeout is None else retries.checked_timeout(timeout))
 
     def _call(
         self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from convserve._rpc import retries
-from convserve._rpc.map_items import Item
+from convserve._rpc.map_items import Item, split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.connection import Connection
 from convserve._sync.io import Calls
@@ -148,6 +148,5 @@ class _Senders:
         return True
 
     def _outputs(self, items: list[Item]) -> list[Array]:
-        call = self._pipeline.call(items)
-        deadline = self._connection._deadline(self._timeout)
-        return call.outputs(self._connection._convolve(call.request, deadline, self._retry).output)
+        request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
+        return split(self._connection._convolve(request, deadline, self._retry).output, items)

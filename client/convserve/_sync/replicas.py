@@ -40,7 +40,6 @@ class LayerServers:
     """
 
     def __init__(self, channel: Any, target: str, access: Access) -> None:
-        """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
         self._access = access
         self._target = target
         self._only = _Replica(channel)
@@ -108,11 +107,8 @@ class LayerServers:
         """Returns the digests that no server holds."""
 
         def missing(server: Any) -> set[bytes]:
-            digests: set[bytes] = set()
-            for request in requests:
-                answer = server.FindMissingLayers(request, timeout=deadline.remaining_s())
-                digests.update(answer.missing_digests)
-            return digests
+            answers = [server.FindMissingLayers(part, timeout=deadline.remaining_s()) for part in requests]
+            return {digest for answer in answers for digest in answer.missing_digests}
 
         return set.intersection(*self._every(missing, deadline))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any, Protocol
 
 import grpc
 from google.protobuf import any_pb2
@@ -104,17 +103,7 @@ def _status_message(error: ConvserveError) -> status_pb2.Status:
     return status
 
 
-class RpcFailure(Protocol):
-    """What `grpc.Call` of a failed call and `grpc.aio.AioRpcError` have in common."""
-
-    def code(self) -> grpc.StatusCode:
-        """Returns the status code."""
-
-    def details(self) -> str | None:
-        """Returns the status' text."""
-
-
-def from_rpc_error(failure: RpcFailure | ConvserveError) -> ConvserveError:
+def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
     """Returns the exception that the server raised, or the one that fits gRPC's own status.
 
     Args:
@@ -123,9 +112,8 @@ def from_rpc_error(failure: RpcFailure | ConvserveError) -> ConvserveError:
     if isinstance(failure, ConvserveError):
         return failure
     code, text = failure.code(), failure.details() or "no details"
-    call: Any = failure  # grpc_status asks for a grpc.Call, of which it uses what both kinds of failure have
     try:
-        status = rpc_status.from_call(call)
+        status = rpc_status.from_call(failure)  # type: ignore[arg-type]
         packed = status.details if status is not None else ()
     except (ValueError, DecodeError):  # a trailer that is not ours, or contradicts the status
         packed = ()

@@ -116,7 +116,7 @@ def opening(length: int) -> bytes:
 
 def write_piece(head: bytes, elements: memoryview) -> bytes:
     """Returns the bytes of a stream's message: fields before 15, and in that one a piece of a tensor's elements."""
-    return b"".join((head, _PAYLOAD_TAG, _varint(len(elements)), elements))
+    return b"".join((head, opening(len(elements)), elements))
 
 
 def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:

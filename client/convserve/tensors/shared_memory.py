@@ -67,6 +67,7 @@ class Region:
     Attributes:
         name: By which the server knows it.
         size: Its length in bytes.
+        private: A map in which what is written stays in this process.
         forks: How often this process had forked when the region was taken into use.
     """
 
@@ -84,8 +85,7 @@ class Region:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
             self._shared = Map(self.descriptor, size, mmap.MAP_SHARED)
-            # For results. What their holder writes there stays in this process, as in any array.
-            self._private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
+            self.private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
         except BaseException:
             os.close(self.descriptor)
             raise
@@ -99,25 +99,15 @@ class Region:
         """Returns the bytes; what is written there, the server sees."""
         return self._shared.array()
 
-    def written(self) -> Array:
-        """Returns the bytes that the server wrote, without what the holder of an earlier result wrote over them."""
-        self._private.forget_changes()
-        return self._private.array()
-
 
 class SharedMemory:
     """The regions that this process shares with one server. It may be shared by threads."""
 
     def __init__(self, addresses: Sequence[str], ticket: bytes, timeout: float = MAX_ANSWER_S) -> None:
-        """Connects to the first socket that answers.
-
-        Args:
-            addresses: Paths of Unix sockets; names in the abstract namespace begin with a zero byte.
-            ticket: What the server wants to see first.
-            timeout: Seconds that each socket may take to answer.
+        """Connects to the first socket that answers within so many seconds, and shows a ticket.
 
         Raises:
-            OSError: If none answers, or this system has no such memory.
+            OSError: If none of the addresses answers, or this system has no such memory.
         """
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
@@ -203,7 +193,8 @@ class SharedMemory:
 
     def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
         """Returns what a server has written at a region's beginning; the region returns with the array's end."""
-        root = region.written()
+        region.private.forget_changes()  # those of the holder of an earlier result
+        root = region.private.array()
         weakref.finalize(root, self._returned.append, region).atexit = False
         return _as_array(root, shape, dtype)
 
