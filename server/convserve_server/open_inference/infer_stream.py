@@ -14,8 +14,6 @@ from convserve_server.scheduling.caller import Caller
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems
 
-METHOD = "/inference.GRPCInferenceService/ModelStreamInfer"
-
 InferItems = InFlightItems[InferRequest, str, InferResponse]
 """A stream's requests, by their ids."""
 
@@ -47,7 +45,7 @@ def _message(request_id: str, result: Future[InferResponse], call: CallRecord) -
         response = result.result()
     except Exception as error:
         del result  # which has the error, in whose traceback this frame is
-        answer = to_convserve_error(error, METHOD, call.request_id)
+        answer = to_convserve_error(error, call)
         call.refused_item(answer)
         text = to_status(answer).details  # which has a bound, as a call's own
         del answer

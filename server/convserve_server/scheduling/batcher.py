@@ -55,7 +55,7 @@ class Job:
         size: How many bytes it takes while it is computed.
         caller: Who waits for the result.
         lane: _SMALL or _LARGE.
-        ready: Held while its thread waits for a device or an outcome; None if a device was free.
+        ready: Released when a job that waited has a device or an outcome.
         device: The device that its thread holds; None while it has none, and for a member of another job's batch.
         is_done: Whether result or error is set.
         result: What `compute` returned for it.
@@ -67,7 +67,8 @@ class Job:
     def __init__(self, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
         self.group, self.samples, self.size, self.caller = group, samples, size, caller
         self.lane = _SMALL
-        self.ready: threading.Lock | None = None
+        self.ready = threading.Lock()
+        self.ready.acquire()
         self.device: int | None = None
         self.is_done = False
         self.result: Any = None
@@ -76,11 +77,6 @@ class Job:
     def finish(self, result: Any, error: BaseException | None = None) -> None:
         """Sets the outcome."""
         self.result, self.error, self.is_done = result, error, True
-
-    def wake(self) -> None:
-        """Wakes the thread that waits."""
-        assert self.ready is not None  # noqa: S101 (its thread waits)
-        self.ready.release()
 
 
 AnyJob = TypeVar("AnyJob", bound=Job)
@@ -122,8 +118,8 @@ class Batcher(Generic[AnyJob]):
             Exception: Whatever `compute` raises for this job alone.
         """
         self._take_device_or_queue(job)
-        if job.ready is not None:
-            self._wait(job, job.ready)
+        if job.device is None:
+            self._wait(job)
         if job.device is not None:
             self._run_batch(job, job.device)
         if job.error is None:
@@ -143,18 +139,16 @@ class Batcher(Generic[AnyJob]):
                 free[device] -= 1
                 job.device = device
                 return
-            job.ready = threading.Lock()
-            job.ready.acquire()
             if job.group is not None:  # first, as a group that cannot be hashed raises
                 self._groups.setdefault(job.group, deque()).append(job)
             self._queues[job.lane].append(job.caller.name, job)
 
-    def _wait(self, job: AnyJob, ready: threading.Lock) -> None:
+    def _wait(self, job: AnyJob) -> None:
         """Waits until a job in the queue has a device or an outcome."""
         try:
             if not job.caller.add_done_callback(lambda: self._abandon(job)) and not job.caller.is_active():
                 self._abandon(job)
-            ready.acquire()
+            job.ready.acquire()
         except BaseException:
             self._abandon(job)
             if job.device is not None:
@@ -168,7 +162,7 @@ class Batcher(Generic[AnyJob]):
                 return
             self._remove_from_group(job)
         job.finish(None, _caller_gone())
-        job.wake()
+        job.ready.release()
 
     def _run_batch(self, job: AnyJob, device: int) -> None:
         """Computes a job and those of its group that wait, and releases its device."""
@@ -184,7 +178,7 @@ class Batcher(Generic[AnyJob]):
         finally:
             self._release_device(device, job.lane)
             for member in batch[1:]:
-                member.wake()
+                member.ready.release()
 
     def _take_group(self, batch: list[AnyJob], group: Hashable) -> None:
         """Adds a group's waiting jobs to a batch of one, oldest first, as far as the bounds allow."""
@@ -229,7 +223,7 @@ class Batcher(Generic[AnyJob]):
                 return
             self._remove_from_group(job)
             job.device = device
-        job.wake()
+        job.ready.release()
 
     def _remove_from_group(self, job: AnyJob) -> None:
         if job.group is not None:

@@ -25,7 +25,6 @@ from convserve_server.services.responses import output_dtype, response_without_o
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems, Item
 
-METHOD = "/convserve.v1.ConvolutionService/ConvolveStream"
 _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2**14, 2**24
 
 Request = messages.ConvolveStreamRequest | memoryview
@@ -86,7 +85,7 @@ class ConvolveStream:
             computed = result.result()
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
-            answer = to_convserve_error(error, METHOD, self._call.request_id)
+            answer = to_convserve_error(error, self._call)
             self._call.refused_item(answer)
             failure = to_item_error(answer)
             del answer

@@ -39,14 +39,9 @@ def parsed(parse: Callable[[bytes], Any], data: bytes | None) -> Any:
         raise InvalidRequestError(FieldViolation("request", text)) from None
 
 
-def to_convserve_error(error: Exception, method: str, request_id: str) -> ConvserveError:
-    """Returns the error to answer with for an exception; one that is not ours is logged under an id.
-
-    Args:
-        error: What a method raised.
-        method: The method's path.
-        request_id: The call's.
-    """
+def to_convserve_error(error: Exception, call: CallRecord) -> ConvserveError:
+    """Returns the error that answers an exception of a call's method; one that is not ours is logged under an id."""
+    method = call.method_label  # which is one line, whatever the caller named
     if isinstance(error, ConvserveError):
         log.debug("%s answered %s: %s", method, error.code.name, error)
         return error
@@ -55,13 +50,13 @@ def to_convserve_error(error: Exception, method: str, request_id: str) -> Convse
         return OutOfMemoryError(text)
     if isinstance(error, NotImplementedError):
         return UnimplementedError(f"Expected a call that this server has. It has no {method}.")
-    ids = {"error_id": secrets.token_hex(6), "request_id": request_id}
+    ids = {"error_id": secrets.token_hex(6), "request_id": call.request_id}
     log.error("%s failed, error id %s, request id %s", method, *ids.values(), exc_info=error, extra=ids)
     text = f"The server failed. Its log has the details under error id {ids['error_id']}."
     return InternalError(text, error_id=ids["error_id"])
 
 
-def status_of(error: Exception, method: str, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status | None:
+def status_of(error: Exception, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status | None:
     """Returns the status that answers what a method raised, or None if its caller is gone, which is why it raised.
 
     Callers `abort` with it once they have forgotten the error: it and its traceback, in which the tensors are, would
@@ -69,7 +64,7 @@ def status_of(error: Exception, method: str, call: CallRecord, context: grpc.Ser
     """
     if not isinstance(error, ConvserveError) and not context.is_active():
         return None
-    answer = to_convserve_error(error, method, call.request_id)
+    answer = to_convserve_error(error, call)
     call.refused(answer)
     return to_status(answer)
 

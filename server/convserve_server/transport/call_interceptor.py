@@ -208,10 +208,10 @@ class _Call(Wait):
     def status_of(self, error: Exception) -> grpc.Status | None:
         if self.record.identity is None:
             self.record.identity = anyone(self.context.peer(), frozenset())  # for the log
-        return status_of(error, self._path, self.record, self.context)
+        return status_of(error, self.record, self.context)
 
     def abort(self) -> None:
-        log.info("%s of %s is ended: its caller was idle for too long", self._path, self.context.peer())
+        log.info("%s of %s is ended: its caller was idle for too long", self.record.method_label, self.context.peer())
         self.context.cancel()
 
     def _end(self) -> None:
