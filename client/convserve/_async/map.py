@@ -107,18 +107,16 @@ class _Senders:
         self._changed.set()
 
     async def _send(self, items: list[Item]) -> None:
+        outcome: list[Array] | Exception
         try:
-            self._pipeline.finish(items, await self._outputs(items))
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
+            outcome = split((await self._connection._convolve(request, deadline, self._retry)).output, items)
         except Exception as error:
-            self._pipeline.fail(items, error)
+            outcome = error
+        except asyncio.CancelledError:
+            if self._stopped or not self._connection._closed:
+                raise
+            outcome = self._connection._closed_error()  # a client that is closed cancels its calls
+        self._pipeline.finish(items, outcome)
         self._calls -= 1
         self._go_on()
-
-    async def _outputs(self, items: list[Item]) -> list[Array]:
-        request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
-        try:
-            return split((await self._connection._convolve(request, deadline, self._retry)).output, items)
-        except asyncio.CancelledError:
-            if not self._stopped:
-                self._connection._connected()  # a client that is closed cancels its calls: this raises why
-            raise

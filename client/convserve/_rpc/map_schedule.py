@@ -125,7 +125,7 @@ class Pipeline:
         return self._ended and self._held is None and not self._bytes
 
     def next_call(self) -> list[Item]:
-        """Returns the items of the next call, or none; `finish` or `fail` notes what comes of it."""
+        """Returns the items of the next call, or none; `finish` notes what comes of it."""
         name = self._next_group()
         if name is None:
             return []
@@ -148,37 +148,28 @@ class Pipeline:
         together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
         return requests.convolve_request(self._layers, together, self._output_dtype)
 
-    def finish(self, items: list[Item], outputs: Sequence[Array]) -> None:
-        """Notes a call's outputs, one per item."""
-        self._end_call(items)
-        for item, output in zip(items, outputs, strict=True):
-            self._finish(item, output)
-
-    def fail(self, items: list[Item], error: Exception) -> None:
-        """Notes that a call failed; where that may be one item's doing, each is to be tried alone."""
-        self._end_call(items)
-        if not isinstance(error, ConvserveError):
-            self._broken = error
-        elif len(items) > 1 and isinstance(error, InvalidArgumentError | OutOfMemoryError | InternalError):
-            for item in items:
-                item.group = item.number
-                self._groups.setdefault(item.group, Group()).add(item)
-        else:
-            for item in items:
-                self._finish(item, error)
-
-    def _end_call(self, items: list[Item]) -> None:
+    def finish(self, items: list[Item], outcome: Sequence[Array] | Exception) -> None:
+        """Notes a call's outputs, one per item, or its error; where that may be one item's doing, each goes alone."""
         group = self._groups[items[0].group]
         group.calls -= 1
         if not (group.calls or group.waiting):
             del self._groups[items[0].group]
-
-    def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
-        self._bytes -= item.bytes_in_flight
-        item.finish(outcome)
-        self._bytes += item.bytes_in_flight
-        self._finished[item.number] = item
-        self._admit()
+        if len(items) > 1 and isinstance(outcome, InvalidArgumentError | OutOfMemoryError | InternalError):
+            for item in items:
+                item.group = item.number
+                self._groups.setdefault(item.group, Group()).add(item)
+            return
+        if isinstance(outcome, Exception) and not isinstance(outcome, ConvserveError):
+            self._broken = outcome
+            return
+        parts: Sequence[Array | ConvserveError]
+        parts = [outcome] * len(items) if isinstance(outcome, ConvserveError) else outcome
+        for item, part in zip(items, parts, strict=True):
+            self._bytes -= item.bytes_in_flight
+            item.finish(part)
+            self._bytes += item.bytes_in_flight
+            self._finished[item.number] = item
+            self._admit()
 
     def take_output(self) -> Any:
         """Returns what is to be yielded now. Only while `has_output`.

@@ -76,13 +76,16 @@ class Connection:
             InvalidRequestError: If it is closed, or in use elsewhere.
         """
         if self._closed:
-            text = "Expected an open client. Received a call after it was closed."
-            raise InvalidRequestError(FieldViolation("client", text))
+            raise self._closed_error()
         if self._home != io.home():
             with calls_under_way.setup:
                 if self._home != io.home():
                     self._open()
         return self
+
+    def _closed_error(self) -> InvalidRequestError:
+        text = "Expected an open client. Received a call after it was closed."
+        return InvalidRequestError(FieldViolation("client", text))
 
     def _open(self) -> None:
         calls_under_way.check_process()

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from convserve._rpc import retries
-from convserve._rpc.map_items import Item, split
+from convserve._rpc.map_items import split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.connection import Connection
 from convserve._sync.io import Calls
@@ -134,19 +134,13 @@ class _Senders:
             self._set_to_work()  # there may be more than this
         outcome: list[Array] | Exception
         try:
-            outcome = self._outputs(items)
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
+            outcome = split(self._connection._convolve(request, deadline, self._retry).output, items)
         except Exception as error:
             outcome = error
         with self._lock:
             if self._stopped:
                 return False
-            if isinstance(outcome, Exception):
-                self._pipeline.fail(items, outcome)
-            else:
-                self._pipeline.finish(items, outcome)
+            self._pipeline.finish(items, outcome)
             self._came.notify()
         return True
-
-    def _outputs(self, items: list[Item]) -> list[Array]:
-        request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
-        return split(self._connection._convolve(request, deadline, self._retry).output, items)

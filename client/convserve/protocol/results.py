@@ -95,12 +95,7 @@ class Result:
     def parse(cls, data: bytes, frame: framing.Frame | None = None) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
-        Args:
-            data: The bytes.
-            frame: That of the output, if it is known.
-
-        Raises:
-            InternalError: If the bytes are no response.
+        It is quicker with the output's frame, if that is known. Raises InternalError for bytes that are no response.
         """
         try:
             read = framing.read if frame is None else frame.read

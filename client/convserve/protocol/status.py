@@ -104,11 +104,7 @@ def _status_message(error: ConvserveError) -> status_pb2.Status:
 
 
 def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
-    """Returns the exception that the server raised, or the one that fits gRPC's own status.
-
-    Args:
-        failure: A failed call: `grpc.RpcError` as stubs raise it, `grpc.aio.AioRpcError`, or what this returned before.
-    """
+    """Returns the exception that the server raised, or the one that fits gRPC's own status; one of ours as it is."""
     if isinstance(failure, ConvserveError):
         return failure
     code, text = failure.code(), failure.details() or "no details"

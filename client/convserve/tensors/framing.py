@@ -59,27 +59,15 @@ frame = functools.lru_cache(1024)(Frame)  # callers send what is shaped like wha
 
 
 def write(message: Message, array: Array) -> bytes:
-    """Returns the bytes of a message whose tensor (field 15), not set in it, is `array`.
-
-    Args:
-        message: The rest of the message.
-        array: C-contiguous and little-endian.
-    """
+    """Returns the bytes of a message whose tensor (field 15), not set in it, is a C-contiguous, little-endian array."""
     opened = frame(name_of(array), array.shape).opening
     return b"".join((message.SerializeToString(), opened, array.reshape(-1).view("u1").data))
 
 
 def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
-    """Returns a message without its tensor, and the tensor as a read-only array on `data` itself.
+    """Returns a message without its tensor, field 15 with this name, and that as a read-only array on `data` itself.
 
-    Args:
-        kind: The message's class.
-        name: The name of its tensor, which is field 15.
-        data: The message's bytes.
-
-    Returns:
-        The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in
-        the message.
+    The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in it.
 
     Raises:
         DecodeError: If the bytes are no such message.
@@ -134,11 +122,8 @@ def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryv
 def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]] | None:
     """Returns what stands before a message's fields of this number, and the contents of each, if they are the last.
 
-    The contents are on `data` itself. It returns None, whatever there is, for what only the stock parser is to read.
-
-    Args:
-        number: Of a field that is `repeated bytes`, below 16.
-        data: The message's bytes.
+    The field is `repeated bytes`, its number below 16; the contents are on `data` itself. It returns None, whatever
+    there is, for what only the stock parser is to read.
     """
     view, tag = memoryview(data), number << 3 | _LENGTH
     begin = _first_field(view, number)

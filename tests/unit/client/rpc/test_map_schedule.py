@@ -185,11 +185,11 @@ def test_a_call_of_several_that_is_refused_for_what_is_in_it_is_tried_one_by_one
     read(flow, *map(image, range(3)))
     together = flow.next_call()
     assert len(together) == 3
-    flow.fail(together, error)
+    flow.finish(together, error)
     assert not flow.has_output
     alone = [flow.next_call() for _ in range(3)]
     assert [len(each) for each in alone] == [1, 1, 1]
-    flow.fail(alone[1], error)
+    flow.finish(alone[1], error)
     answer(flow, alone[0])
     answer(flow, alone[2])
     first, second, third = taken(flow)
@@ -201,7 +201,7 @@ def test_a_call_of_several_that_is_refused_for_what_is_in_it_is_tried_one_by_one
 def test_a_call_of_several_that_fails_for_another_reason_is_not_tried_again(error: Any) -> None:
     flow = pipeline(errors="return")
     read(flow, *map(image, range(2)))
-    flow.fail(flow.next_call(), error)
+    flow.finish(flow.next_call(), error)
     assert not flow.has_work
     assert taken(flow) == [error, error]
 
@@ -242,7 +242,7 @@ def test_what_reading_raises_comes_after_the_outputs_of_what_was_read() -> None:
 def test_an_error_that_is_none_of_ours_ends_it() -> None:
     flow = pipeline(errors="return")
     read(flow, image(0))
-    flow.fail(flow.next_call(), MemoryError("no room"))
+    flow.finish(flow.next_call(), MemoryError("no room"))
     with pytest.raises(MemoryError, match="no room"):
         flow.take_output()
 
