@@ -14,7 +14,6 @@ from convserve._sync.stored_layer import StoredLayer
 from convserve.errors import ConvserveError, OverloadedError, PermissionDeniedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import put_parts
 from convserve.tensors.codec import Array, numpy_dtype
 
 Server = str | tuple[str, ...]
@@ -64,7 +63,9 @@ class Remote:
             self._put = put = client.put(layer, timeout=self.timeout)
         except (OverloadedError, PermissionDeniedError, TooLargeError):
             # The server cannot keep it, or not for this caller, so its calls bring the weights along.
-            self._put = put = StoredLayer(client, **put_parts(layer))
+            self._put = put = StoredLayer(
+                client, digest=layer.digest, config=config, kernel_shape=kernel.shape, local=layer
+            )
         return put
 
 

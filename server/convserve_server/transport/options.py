@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convserve.protocol.http2_options import LARGE_FRAMES
+from convserve.protocol.pieces import LARGE_FRAMES
 from convserve_server.settings import Settings
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
