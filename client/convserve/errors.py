@@ -52,15 +52,11 @@ def short_repr(value: object) -> str:
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One wrong field.
-
-    Attributes:
-        field: The parameter by its Keras name, or "input", "kernel" or "bias".
-        description: What was expected, what was received, what to do.
-    """
+    """One wrong field: the parameter by its Keras name, or "input", "kernel" or "bias"."""
 
     field: str
     description: str
+    """What was expected, what was received, what to do."""
 
 
 class ConvserveError(Exception):

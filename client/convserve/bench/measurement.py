@@ -99,7 +99,7 @@ class Measurement(AbstractContextManager["Measurement"]):
                 "devices": [f"{device.name} {device.description}".strip() for device in self._info.devices],
                 "tf32": self._info.tf32,
             },
-            "shared_memory": self._client._tensors.shares_memory,
+            "shared_memory": self._client._tensors.sharing.memory() is not None,
             "seconds": self._seconds,
             "workloads": [
                 case.document() | {"loads": [self._of_load(case, load) for load in self._loads]} for case in self._cases

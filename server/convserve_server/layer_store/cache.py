@@ -12,61 +12,38 @@ from convserve_server.memory.aligned import aligned_constant
 _OVERHEAD_BYTES = 4096
 
 
-class LayerCache:
-    """Layers by digest, in the order of their use.
-
-    Attributes:
-        budget: The most bytes of them.
-        size: What they take.
-        evictions: How many have left for want of room.
-    """
+class LayerCache(OrderedDict[bytes, Layer]):
+    """Layers by digest, in the order of their use."""
 
     def __init__(self, budget: int) -> None:
-        """Starts empty."""
+        super().__init__()
         self.budget = budget
         self.size = self.evictions = 0
-        self._layers: OrderedDict[bytes, Layer] = OrderedDict()
-
-    def peek(self, key: bytes) -> Layer | None:
-        """Returns a layer, or None."""
-        return self._layers.get(key)
 
     def use(self, key: bytes) -> Layer | None:
         """Returns a layer, which becomes the one used last, or None."""
-        if key in self._layers:
-            self._layers.move_to_end(key)
-        return self._layers.get(key)
+        if key in self:
+            self.move_to_end(key)
+        return self.get(key)
 
     def add(self, key: bytes, layer: Layer) -> None:
         """Adds a layer that is not there, as the one used last; `evict` makes room for it."""
-        self._layers[key] = layer
+        self[key] = layer
         self.size += size_of(layer)
 
     def remove(self, key: bytes) -> None:
         """Removes a layer if it is there."""
-        layer = self._layers.pop(key, None)
-        self.size -= size_of(layer) if layer is not None else 0
+        if (layer := self.pop(key, None)) is not None:
+            self.size -= size_of(layer)
 
     def evict(self, keeps: Callable[[bytes], bool]) -> None:
         """Removes the layers that were used longest ago, without those that are to be kept, until the budget holds."""
-        for oldest in list(self._layers) if self.size > self.budget else ():
+        for oldest in list(self) if self.size > self.budget else ():
             if not keeps(oldest):
                 self.remove(oldest)
                 self.evictions += 1
                 if self.size <= self.budget:
                     break
-
-    def size_of(self, key: bytes) -> int:
-        """Returns what a layer that is there takes."""
-        return size_of(self._layers[key])
-
-    def keys(self) -> set[bytes]:
-        """Returns the layers' digests."""
-        return set(self._layers)
-
-    def __contains__(self, key: bytes) -> bool:
-        """Returns whether a layer is there."""
-        return key in self._layers
 
 
 def size_of(layer: Layer) -> int:
