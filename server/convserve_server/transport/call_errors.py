@@ -19,6 +19,7 @@ from convserve.errors import (
     UnimplementedError,
 )
 from convserve.protocol.status import to_status
+from convserve_server.auth.identity import anyone
 from convserve_server.observability.call_record import CallRecord
 
 log = logging.getLogger("convserve")
@@ -56,14 +57,16 @@ def to_convserve_error(error: Exception, call: CallRecord) -> ConvserveError:
     return InternalError(text, error_id=ids["error_id"])
 
 
-def status_of(error: Exception, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status | None:
-    """Returns the status that answers what a method raised, or None if its caller is gone, which is why it raised.
+def status_of(error: Exception, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status:
+    """Returns the status that answers what a method raised; raises it again if its caller is gone, which is why.
 
     Callers `abort` with it once they have forgotten the error: it and its traceback, in which the tensors are, would
     keep each other.
     """
+    if call.identity is None:
+        call.identity = anyone(context.peer(), frozenset())  # for the log
     if not isinstance(error, ConvserveError) and not context.is_active():
-        return None
+        raise error
     answer = to_convserve_error(error, call)
     call.refused(answer)
     return to_status(answer)

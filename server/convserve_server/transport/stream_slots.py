@@ -17,13 +17,12 @@ class StreamSlots:
     """Slots that callers share: one may have as many as are left, so that half of what is left is always for others."""
 
     def __init__(self, slots: int) -> None:
-        """Opens with so many free slots."""
         self._slots = slots
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()  # by caller
 
     @contextmanager
-    def one(self, identity: Identity) -> Iterator[None]:
+    def acquire(self, identity: Identity) -> Iterator[None]:
         """Takes a slot for the block.
 
         Raises:
@@ -45,5 +44,4 @@ class StreamSlots:
         finally:
             with self._lock:
                 self._taken[caller] -= 1
-                if not self._taken[caller]:
-                    del self._taken[caller]
+                self._taken += Counter()  # which drops callers without any
