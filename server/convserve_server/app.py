@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from convserve_server import reflection
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
-from convserve_server.backend import Backend
+from convserve_server.backend import Backend, BackendGate
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
@@ -85,7 +84,8 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, convolutions, layers, inferences, health = _assembled(settings, observability, tokens, certificate)
+    gate = BackendGate()
+    server, convolutions, health = _assembled(settings, gate, observability, tokens, certificate)
     addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
     _log_settings(settings)
@@ -113,19 +113,16 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
             verbose=verbose,
         )
         check_devices(engine)
-    limits = _named(Limits, settings)
-    limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    batching = _named(Batching, settings)
-    batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
-    admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
-    backend = Backend(engine, admission, Scheduler(engine, batching), store)
+    limits = _named(Limits, settings, max_admitted_bytes=settings.max_admitted_bytes or memory_bytes // 2)
+    max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
+    batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
+    admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
+    registry = LayerRegistry(engine, store, settings.max_call_bytes)
+    backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
     stop.serving()
-    convolutions.open(backend)
-    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
-    if inferences is not None:
-        inferences.open(backend)
+    gate.open(backend)
     observability.open(backend)
     # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
     gc.collect()
@@ -136,8 +133,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     tf32 = "on" if engine.tf32 else "off"
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
-    if inferences is not None:
-        inferences.drain()
+    gate.is_ready = False
     return drain(settings, server, health, convolutions.shared_memory, observability)
 
 
@@ -150,14 +146,18 @@ def _log_settings(settings: Settings) -> None:
         log.warning("%s", warning)
 
 
-def _named(kind: type[T], settings: Settings) -> T:
-    """Returns a dataclass whose fields are settings of the same names."""
-    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+def _named(kind: type[T], settings: Settings, **changes: int) -> T:
+    """Returns a dataclass whose fields are settings of the same names, but for some changes."""
+    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
 
 
 def _assembled(
-    settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, Health]:
+    settings: Settings,
+    gate: BackendGate,
+    observability: Observability,
+    tokens: Tokens,
+    certificate: Certificate | None,
+) -> tuple[grpc.Server, ConvolutionService, Health]:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): so many answer calls, of which streams take half at most, so that
     # there are always some for single calls and the health; and as many read streams, half at most, and compute items.
@@ -165,35 +165,29 @@ def _assembled(
     call_pool = ThreadPool(threads, "call")
     stream_pool = ThreadPool(threads, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    slots = StreamSlots(threads // 2)
+    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(threads // 2), idle)
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
-        interceptors=[CallInterceptor(observability.recorder, authenticator, slots, idle)],
+        interceptors=[interceptor],
         options=server_options(settings),
     )
-    convolutions, layers = ConvolutionService(stream_pool, idle, settings.max_items_per_stream), LayerService()
+    convolutions = ConvolutionService(gate, stream_pool, idle, settings.max_items_per_stream)
     convolution_service.add_to_server(convolutions, server)
-    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
-    inferences = None
+    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(gate), server)  # type: ignore[no-untyped-call]
+    services = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
-        inferences = InferenceService(stream_pool, idle, memory)
-        inference_service.add_to_server(inferences, server)
-    health = Health(_services(settings))
+        inference_service.add_to_server(InferenceService(gate, stream_pool, idle, memory), server)
+        services.append(wire.SERVICE_NAME)
+    health = Health(services)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    listed = [*_services(settings), SERVICE_NAME]
+    listed = [*services, SERVICE_NAME]
     if settings.channelz:
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
-    return server, convolutions, layers, inferences, health
-
-
-def _services(settings: Settings) -> list[str]:
-    """Returns the names of those services that answer once the server is ready."""
-    inference = [wire.SERVICE_NAME] if settings.open_inference else []
-    return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
+    return server, convolutions, health
 
 
 def _store(settings: Settings) -> LayerStore:

@@ -46,7 +46,7 @@ class LayerStore:
             OSError: If the folder cannot be used.
         """
         self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
-        self._memory = LayerCache(memory_bytes)
+        self._memory: LayerCache[bytes] = LayerCache(memory_bytes)
         self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
         self._names = LayerNames(self._memory.size_of, keep_named=self._files is None)
         for name, versions in self._files.names() if self._files else ():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -115,7 +116,12 @@ class Inferences:
         place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
         asked_ns = time.monotonic_ns()
         permit = self._backend.admission.admit(
-            model.layers, model.x.shape, model.x.dtype, output_dtype, caller, in_one_message=place is None
+            model.layers,
+            model.x.shape,
+            model.x.dtype,
+            output_dtype,
+            caller,
+            output_room=0 if place is None else math.inf,
         )
         try:
             region = None if place is None else _output_region(place, permit.plan.output_bytes, find_region)

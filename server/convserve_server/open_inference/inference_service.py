@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import grpc
@@ -13,12 +14,11 @@ from convserve.errors import (
     FieldViolation,
     InvalidRequestError,
     LayerNotFoundError,
-    UnavailableError,
     UnimplementedError,
     short_repr,
 )
 from convserve_server.auth.identity import Identity, is_local
-from convserve_server.backend import Backend
+from convserve_server.backend import BackendGate
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
@@ -42,7 +42,7 @@ from convserve_server.transport.thread_pool import ThreadPool
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
 
-class _Opened(NamedTuple):
+class _Ready(NamedTuple):
     """What a server that is ready answers with."""
 
     models: LayerModels
@@ -51,36 +51,28 @@ class _Opened(NamedTuple):
 
 
 class InferenceService:
-    """Answers the protocol. Until it is opened it is not ready, and refuses calls that need more as UNAVAILABLE."""
+    """Answers the protocol."""
 
-    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None) -> None:
-        """Starts closed.
+    def __init__(
+        self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None
+    ) -> None:
+        """Joins the parts.
 
         Args:
+            gate: Gives the backend.
             stream_pool: Reads streams and computes their requests.
             idle: For how long a stream's caller may send nothing.
             memory: Regions that callers on this machine register; None where they may not.
         """
-        self._stream_pool, self._idle, self._memory = stream_pool, idle, memory
+        self._gate, self._stream_pool, self._idle, self._memory = gate, stream_pool, idle, memory
         self._users = PeerUsers()
         self._statistics = ModelStatistics()
-        self._opened: _Opened | None = None
-        self._is_draining = False
 
-    def open(self, backend: Backend) -> None:
-        """Serves with these parts from now on."""
+    @cached_property
+    def _ready(self) -> _Ready:
+        backend = self._gate.backend  # which raises while the server starts
         models = LayerModels(backend.store)
-        self._opened = _Opened(models, Inferences(backend, models, self._statistics), backend.store)
-
-    def drain(self) -> None:
-        """Says from now on that it is not ready, and answers all the same."""
-        self._is_draining = True
-
-    @property
-    def _ready(self) -> _Opened:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
+        return _Ready(models, Inferences(backend, models, self._statistics), backend.store)
 
     # What there is
 
@@ -92,7 +84,7 @@ class InferenceService:
     def ServerReady(
         self, request: messages.ServerReadyRequest, context: grpc.ServicerContext
     ) -> messages.ServerReadyResponse:
-        return messages.ServerReadyResponse(ready=self._opened is not None and not self._is_draining)
+        return messages.ServerReadyResponse(ready=self._gate.is_ready)
 
     def ServerMetadata(
         self, request: messages.ServerMetadataRequest, context: grpc.ServicerContext
@@ -105,7 +97,7 @@ class InferenceService:
     def ModelReady(
         self, request: messages.ModelReadyRequest, context: grpc.ServicerContext
     ) -> messages.ModelReadyResponse:
-        if self._opened is None or self._is_draining:
+        if not self._gate.is_ready:
             return messages.ModelReadyResponse(ready=False)
         try:
             self._ready.models.find(request.name, request.version)

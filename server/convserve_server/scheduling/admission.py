@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from convserve.errors import FieldViolation, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.tensors.codec import Shape
-from convserve_server.scheduling.admission_queue import AdmissionQueue, Load, Permit
+from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
@@ -37,18 +38,17 @@ class Limits:
 
 
 class Admission:
-    """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
+    """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods.
 
-    def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
+    Attributes:
+        load: Returns what is in the server now.
+    """
+
+    def __init__(self, limits: Limits, concurrent: int, large_bytes: int) -> None:
         """Starts with no call; the arguments are those of `AdmissionQueue`."""
         self.limits = limits
-        self._queue = AdmissionQueue(
-            limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes
-        )
-
-    def load(self) -> Load:
-        """Returns what is in the server now."""
-        return self._queue.load()
+        queue = AdmissionQueue(limits.max_admitted_bytes, limits.max_waiting_calls, concurrent, large_bytes)
+        self.load, self._enter = queue.load, queue.enter
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
@@ -60,7 +60,7 @@ class Admission:
         """
         plan = planned(layers, input_shape, input_dtype, output_dtype)
         try:
-            self._check(layers, plan, in_one_message=False)
+            self._check(plan, math.inf)
         except TooLargeError as error:
             return dataclasses.replace(plan, admitted=False, refusal=str(error))
         return dataclasses.replace(plan, admitted=True)
@@ -73,7 +73,7 @@ class Admission:
         output_dtype: str | None,
         caller: Caller = ANYBODY,
         *,
-        in_one_message: bool = False,
+        output_room: float = math.inf,
     ) -> Permit:
         """Returns a call's permit once there is memory for the call.
 
@@ -83,7 +83,8 @@ class Admission:
             dtype: The input's dtype.
             output_dtype: The output's dtype; None for that of the computation.
             caller: Who waits for the answer.
-            in_one_message: Whether the output travels in one message, whose size is bounded.
+            output_room: Bytes for the output beside the response's message. A larger output travels in it, whose size
+                is bounded.
 
         Raises:
             InvalidArgumentError: If the call is wrong.
@@ -92,8 +93,8 @@ class Admission:
             DeadlineExceededError: If the caller's deadline can't be met.
         """
         plan = planned_call(layers, shape, dtype, output_dtype)
-        self._check(layers, plan, in_one_message)
-        return self._queue.enter(caller, plan)
+        self._check(plan, output_room)
+        return self._enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
         """Returns the permit of a call that computes nothing and answers with `size` bytes.
@@ -101,25 +102,23 @@ class Admission:
         Raises:
             TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
         """
-        plan = Plan(
-            (), (), "", parameters=0, flops=0, input_bytes=0, weight_bytes=0, output_bytes=size, memory_bytes=size
-        )
-        self._check([], plan, in_one_message=True, field="output_bytes")
-        return self._queue.enter(caller, plan)
+        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
+        self._check(plan, 0, field="output_bytes")
+        return self._enter(caller, plan)
 
-    def _check(self, layers: Sequence[Layer], plan: Plan, in_one_message: bool, field: str = "input") -> None:
+    def _check(self, plan: Plan, output_room: float, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
         limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
-        output_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
+        response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
         for unit, size, limit, flag in (
-            ("layers", len(layers), limits.max_layers_per_call, "max-layers-per-call"),
-            ("bytes of response", output_bytes, limits.max_message_bytes, "max-message-bytes"),
+            ("layers", len(plan.layers), limits.max_layers_per_call, "max-layers-per-call"),
+            ("bytes of response", response_bytes, limits.max_message_bytes, "max-message-bytes"),
             ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
         ):
             if size > limit:
                 text = (
                     f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
-                    f"{'split the batch' if layers else 'ask for fewer'}, or ask the operator to raise it."
+                    f"{'split the batch' if plan.layers else 'ask for fewer'}, or ask the operator to raise it."
                 )
                 raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))

@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from convserve.errors import DeadlineExceededError
@@ -46,6 +46,7 @@ class Batching:
     max_batch_bytes: int
 
 
+@dataclass(eq=False, slots=True)
 class Job:
     """What one caller wants computed. The batcher sets all but the first four attributes.
 
@@ -55,24 +56,23 @@ class Job:
         size: How many bytes it takes while it is computed.
         caller: Who waits for the result.
         lane: _SMALL or _LARGE.
-        ready: Released when a job that waited has a device or an outcome.
+        ready: Held while it waits for a device or an outcome.
         device: The device that its thread holds; None while it has none, and for a member of another job's batch.
         is_done: Whether result or error is set.
         result: What `compute` returned for it.
         error: Why there is no result.
     """
 
-    __slots__ = ("caller", "device", "error", "group", "is_done", "lane", "ready", "result", "samples", "size")
-
-    def __init__(self, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
-        self.group, self.samples, self.size, self.caller = group, samples, size, caller
-        self.lane = _SMALL
-        self.ready = threading.Lock()
-        self.ready.acquire()
-        self.device: int | None = None
-        self.is_done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    group: Hashable | None
+    samples: int
+    size: int
+    caller: Caller
+    lane: int = _SMALL
+    ready: threading.Lock = field(default_factory=threading.Lock)
+    device: int | None = None
+    is_done: bool = False
+    result: Any = None
+    error: BaseException | None = None
 
     def finish(self, result: Any, error: BaseException | None = None) -> None:
         """Sets the outcome."""
@@ -88,13 +88,7 @@ class Batcher(Generic[AnyJob]):
     def __init__(
         self, compute: Callable[[int, Sequence[AnyJob]], Sequence[Any]], devices: int, batching: Batching
     ) -> None:
-        """Starts with no job.
-
-        Args:
-            compute: Computes jobs of one group on the device with this number, and returns one result per job.
-            devices: How many devices there are.
-            batching: How jobs share them.
-        """
+        """Starts with no job; `compute` computes jobs of one group on a device, and returns one result per job."""
         self._compute = compute
         self._max_samples, self._max_bytes = batching.max_batch_samples, batching.max_batch_bytes
         self._lock = threading.Lock()
@@ -141,6 +135,7 @@ class Batcher(Generic[AnyJob]):
                 return
             if job.group is not None:  # first, as a group that cannot be hashed raises
                 self._groups.setdefault(job.group, deque()).append(job)
+            job.ready.acquire()
             self._queues[job.lane].append(job.caller.name, job)
 
     def _wait(self, job: AnyJob) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -59,33 +60,29 @@ class Result(NamedTuple):
     computation: Computation
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class _Convolution(Job):
     """An admitted call.
 
     Attributes:
-        permit: Its permit.
         layers: Its layers as they came.
         known: The same, with weights if the server has them already.
-        x: Its input.
         received: When the whole input had arrived, by the monotonic clock.
         began_ns: The same, in nanoseconds since 1970.
     """
 
-    __slots__ = ("began_ns", "known", "layers", "permit", "received", "x")
-
-    def __init__(
-        self, permit: Permit, layers: Sequence[Layer], known: tuple[Layer, ...], x: Array, caller: Caller, group: Any
-    ) -> None:
-        super().__init__(group, len(x), permit.size, caller)
-        self.permit, self.layers, self.known, self.x = permit, layers, known, x
-        self.received, self.began_ns = time.monotonic(), time.time_ns()
+    permit: Permit
+    layers: Sequence[Layer]
+    known: tuple[Layer, ...]
+    x: Array
+    received: float = field(default_factory=time.monotonic)
+    began_ns: int = field(default_factory=time.time_ns)
 
 
 class Scheduler:
     """Computes admitted calls, together where they may be. Any thread may call its methods."""
 
     def __init__(self, engine: Engine, batching: Batching) -> None:
-        """Prepares to compute with an engine."""
         self._engine = TiledEngine(engine)
         self._cache = InitializedLayerCache(engine.initialize)
         self._batcher: Batcher[_Convolution] = Batcher(self._compute, len(engine.devices), batching)
@@ -96,7 +93,7 @@ class Scheduler:
         """Computes a call, and releases its permit.
 
         Args:
-            permit: What admission gave for this call.
+            permit: The call's.
             layers: At least one; the server initializes the weights of those that have none.
             x: The whole input.
             caller: Who waits for the result.
@@ -108,7 +105,8 @@ class Scheduler:
         with permit:
             known = _with_weights(layers, permit.plan, self._cache.get)
             group = None if unbatched else _group(known, x, permit.plan)
-            result: Result = self._batcher.run(_Convolution(permit, layers, known, x, caller, group))
+            job = _Convolution(group, len(x), permit.size, caller, permit=permit, layers=layers, known=known, x=x)
+            result: Result = self._batcher.run(job)
             return result
 
     def _compute(self, device: int, jobs: Sequence[_Convolution]) -> list[Result]:

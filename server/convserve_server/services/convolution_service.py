@@ -5,20 +5,14 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
 
 from convserve._version import __version__
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    SharedMemoryLostError,
-    TooLargeError,
-    UnavailableError,
-)
+from convserve.errors import FieldViolation, InvalidRequestError, SharedMemoryLostError
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
@@ -37,7 +31,7 @@ from convserve.tensors.codec import (
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
-from convserve_server.backend import Backend
+from convserve_server.backend import BackendGate
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
 from convserve_server.services.layer_references import find_layers
@@ -49,67 +43,35 @@ from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
-_HEAD_BYTES = 2**16  # what is beside a tensor in a response
 
-
-@dataclass(frozen=True)
-class ConvolveRequest:
-    """A request of Convolve: the message without its tensor, and the tensor on the received bytes."""
-
-    message: messages.ConvolveRequest
-    input: Array | None
-
-    @classmethod
-    def parse(cls, data: bytes) -> ConvolveRequest:
-        """Reads a request's bytes."""
-        return cls(*framing.read(messages.ConvolveRequest, "input", data))
-
-
-@dataclass(frozen=True)
-class ConvolveResponse:
-    """A response of Convolve: the message without its tensor, and the tensor in the engine's memory.
-
-    Without a tensor, the message says where in shared memory it is.
-    """
-
-    message: messages.ConvolveResponse
-    output: Array | None
-
-    def serialize(self) -> bytes:
-        """Returns the message's bytes."""
-        return self.message.SerializeToString() if self.output is None else framing.write(self.message, self.output)
+ConvolveRequest = tuple[messages.ConvolveRequest, Array | None]
+"""A request of Convolve without its tensor, and the tensor on the received bytes; None if it is in shared memory."""
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
-    """Answers ConvolutionService. Until it is opened, it refuses every call as UNAVAILABLE."""
+    """Answers ConvolutionService.
 
-    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
-        """Starts closed.
+    Attributes:
+        shared_memory: What callers on this machine share with the server; None where they may not.
+    """
+
+    def __init__(self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
+        """Joins the parts.
 
         Args:
+            gate: Gives the backend.
             stream_pool: Reads streams and computes their items.
             idle: For how long a stream's caller may send nothing.
             max_items: How many items a stream may have.
         """
-        self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
+        self._gate, self._stream_pool, self._idle, self._max_items = gate, stream_pool, idle, max_items
         self.shared_memory: SharedMemory | None = None
-        self._opened: Backend | None = None
-
-    def open(self, backend: Backend) -> None:
-        """Serves with these parts from now on."""
-        self._opened = backend
-
-    @property
-    def _backend(self) -> Backend:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
-        engine, limits = self._backend.engine, self._backend.admission.limits
-        stored = self._backend.store.usage()
+        engine, limits = self._gate.backend.engine, self._gate.backend.admission.limits
+        stored = self._gate.backend.store.usage()
         shared = self.shared_memory if is_local(context.peer()) else None
         info = ServerInfo(
             version=__version__,
@@ -130,7 +92,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        backend = self._backend
+        backend = self._gate.backend
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         plan = backend.admission.plan(
             self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
@@ -138,34 +100,32 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
 
-    def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        backend, message = self._backend, request.message
+    def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> bytes:
+        backend, (message, x) = self._gate.backend, request
         layers = self._layers(message.layers)
         shared = self.shared_memory
         if shared is not None and not is_local(context.peer()):
             shared = None
-        x = request.input if request.input is not None else _shared_input(message, shared)
-        place = message.output_memory if message.HasField("output_memory") else None
-        if place is not None:
-            _existing(shared).array(place, 0, "output_memory")
+        if x is None:
+            x = _shared_input(message, shared)
+        memory, room = None, 0
+        if message.HasField("output_memory"):
+            memory = _existing(shared).array(message.output_memory, None, "output_memory")
+            room = len(memory)
         caller, dtype = current_caller(context), output_dtype(message.output_dtype)
-        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
+        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, output_room=room)
         result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
         current_call().computed(result.computation)
         response, output = response_without_output(result), result.output
-        if place is None:
-            return ConvolveResponse(response, output)
-        memory = _existing(shared)
-        if not memory.has_room(place, output.nbytes):
-            _check_response(output.nbytes, backend.admission.limits.max_message_bytes)
-            return ConvolveResponse(response, output)
-        memory.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
+        if memory is None or output.nbytes > room:
+            return framing.write(response, output)
+        memory[: output.nbytes] = output.reshape(-1).view(np.uint8)
         response.output.CopyFrom(head_of(output))
-        response.output.shared_memory.CopyFrom(place)
-        return ConvolveResponse(response, None)
+        response.output.shared_memory.CopyFrom(message.output_memory)
+        return response.SerializeToString()
 
     def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
-        backend = self._backend
+        backend = self._gate.backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             text = "Expected a start as the first message. Received none."
@@ -182,19 +142,19 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
-        return find_layers(references, self._backend.store, may_store=CHANGE in current_identity().permissions)
+        return find_layers(references, self._gate.backend.store, may_store=CHANGE in current_identity().permissions)
 
     def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._backend.admission.admit_bytes(output_bytes, current_caller(context)):
+        with self._gate.backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
 
 def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
-    """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
+    """Registers the service; where tensors travel it reads and writes bytes, without a copy through a message."""
     handlers: dict[str, Any] = {
         "GetServerInfo": grpc.unary_unary_rpc_method_handler(
             service.GetServerInfo,
@@ -206,7 +166,7 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         ),
         "Echo": grpc.unary_unary_rpc_method_handler(service.Echo, _echoed_bytes, None),
         "Convolve": grpc.unary_unary_rpc_method_handler(
-            service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize
+            service.Convolve, partial(framing.read, messages.ConvolveRequest, "input"), None
         ),
         "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
     }
@@ -230,16 +190,6 @@ def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None
     head = message.input
     size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
     return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
-
-
-def _check_response(output_bytes: int, most: int) -> None:
-    """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
-    if output_bytes + _HEAD_BYTES > most:
-        text = (
-            f"Expected output_memory with room for the output, or at most {most} bytes of response, the server's "
-            f"--max-message-bytes. Received a call with {output_bytes}."
-        )
-        raise TooLargeError(FieldViolation("output_memory", text))
 
 
 def _seeded(layer: Layer) -> Layer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -42,32 +43,30 @@ def parse(data: bytes) -> Request:
     return memoryview(message.piece) if message.WhichOneof("message") == "piece" else message
 
 
+@dataclass
 class ConvolveStream:
-    """One stream: `_read` receives and submits its items, `answers` yields what comes of them."""
+    """One stream: `_read` receives and submits its items, `answers` yields what comes of them.
 
-    def __init__(
-        self,
-        backend: Backend,
-        layers: Sequence[Layer],
-        start: messages.StreamStart,
-        items: StreamItems,
-        call: CallRecord,
-        max_items: int,
-    ) -> None:
-        """Prepares to answer what comes after the start.
+    Attributes:
+        backend: Computes the items.
+        layers: The stream's.
+        start: Its first message.
+        items: Those that come after it.
+        call: The stream's record, which other threads cannot find by themselves.
+        max_items: How many items a stream may have.
+    """
 
-        Args:
-            backend: Computes the items.
-            layers: The stream's.
-            start: Its first message.
-            items: Those that come after it.
-            call: The stream's record, which other threads cannot find by themselves.
-            max_items: How many items a stream may have.
-        """
-        self._backend, self._layers, self._items, self._call = backend, layers, items, call
-        self._output_dtype, self._unbatched = output_dtype(start.output_dtype), start.unbatched
-        self._max_items = max_items
-        self._piece_bytes = min(max(start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+    backend: Backend
+    layers: Sequence[Layer]
+    start: messages.StreamStart
+    items: StreamItems
+    call: CallRecord
+    max_items: int
+
+    def __post_init__(self) -> None:
+        """Checks the start."""
+        self._output_dtype = output_dtype(self.start.output_dtype)
+        self._piece_bytes = min(max(self.start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
         """Yields the messages of the answer.
@@ -75,7 +74,7 @@ class ConvolveStream:
         Raises:
             InvalidRequestError: If the caller's messages are out of order.
         """
-        with closing(self._items.results(self._read)) as results:
+        with closing(self.items.results(self._read)) as results:
             for item_id, result in results:
                 yield from self._messages(item_id, result)
                 del result  # and with it the output, before the wait for the next one
@@ -85,8 +84,8 @@ class ConvolveStream:
             computed = result.result()
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
-            answer = to_convserve_error(error, self._call)
-            self._call.refused_item(answer)
+            answer = to_convserve_error(error, self.call)
+            self.call.refused_item(answer)
             failure = to_item_error(answer)
             del answer
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()
@@ -101,7 +100,7 @@ class ConvolveStream:
     def _read(self) -> None:
         ids: set[int] = set()
         taken = False
-        while (request := self._items.next_message()) is not None:
+        while (request := self.items.next_message()) is not None:
             if isinstance(request, memoryview):
                 # What is left of an item that was refused is passed over, and so is what adds nothing to one.
                 if ids and not (taken and len(request)):
@@ -112,39 +111,31 @@ class ConvolveStream:
             head = request.item
             if head.item_id in ids:
                 raise _out_of_order("an item_id that is new in the stream", str(head.item_id))
-            if len(ids) == self._max_items:
-                raise _out_of_order(f"at most {self._max_items} items, the server's --max-items-per-stream", "more")
+            if len(ids) == self.max_items:
+                raise _out_of_order(f"at most {self.max_items} items, the server's --max-items-per-stream", "more")
             ids.add(head.item_id)
-            taken = self._take(head, self._items.begin(head.item_id))
+            taken = self._take(head, self.items.begin(head.item_id))
 
     def _take(self, head: messages.StreamItem, item: Item[int, Result]) -> bool:
         """Receives an item's pieces and submits it, unless it is refused. Returns whether it was taken."""
-        try:
-            permit, x = self._admit(head, item.caller())
-        except Exception as error:
-            item.fail(error)
-            return False
+        caller = item.caller()
         with ExitStack() as unless_submitted:
-            unless_submitted.callback(permit.release)
+            try:
+                dtype, shape = dtype_name(head.dtype, "input"), checked_shape(head.shape, "input")
+                permit = self.backend.admission.admit(self.layers, shape, dtype, self._output_dtype, caller)
+                unless_submitted.enter_context(permit)
+                x = aligned_empty(shape, numpy_dtype(dtype))
+            except Exception as error:
+                item.fail(error)
+                return False
             self._receive(x.reshape(-1).view(np.uint8))
-            item.submit(self._convolve, x, permit, item.caller())
+            item.submit(self._convolve, x, permit, caller)
             unless_submitted.pop_all()
         return True
 
-    def _admit(self, head: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
-        """Returns an item's permit and memory for its elements, if this server takes it."""
-        dtype = dtype_name(head.dtype, "input")
-        shape = checked_shape(head.shape, "input")
-        permit = self._backend.admission.admit(self._layers, shape, dtype, self._output_dtype, caller)
-        with ExitStack() as unless_made:
-            unless_made.callback(permit.release)
-            memory = aligned_empty(shape, numpy_dtype(dtype))
-            unless_made.pop_all()
-        return permit, memory
-
     def _receive(self, buffer: Array) -> None:
         while len(buffer):
-            piece = self._items.rest_of_item()
+            piece = self.items.rest_of_item()
             if not isinstance(piece, memoryview) or len(piece) > len(buffer):
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
                 raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
@@ -152,8 +143,8 @@ class ConvolveStream:
             buffer = buffer[len(piece) :]
 
     def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
-        result = self._backend.scheduler.convolve(permit, self._layers, x, caller, unbatched=self._unbatched)
-        self._call.computed(result.computation)
+        result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
+        self.call.computed(result.computation)
         return result
 
 

@@ -16,7 +16,6 @@ from convserve.errors import (
     InvalidRequestError,
     InvalidTensorError,
     InvalidWeightsError,
-    UnavailableError,
     short_repr,
 )
 from convserve.layers import messages as conv2d_message
@@ -34,6 +33,7 @@ from convserve.protocol.layer_messages import (
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.backend import BackendGate
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 from convserve_server.memory.aligned import aligned_empty
@@ -45,20 +45,14 @@ _MAX_LAYERS_A_PAGE = 1000
 
 
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
-    """Answers LayerService. Until it is opened, every call raises UnavailableError."""
+    """Answers LayerService."""
 
-    def __init__(self) -> None:
-        self._opened: LayerRegistry | None = None
-
-    def open(self, registry: LayerRegistry) -> None:
-        """Serves with this registry from now on."""
-        self._opened = registry
+    def __init__(self, gate: BackendGate) -> None:
+        self._gate = gate
 
     @property
     def _registry(self) -> LayerRegistry:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
+        return self._gate.backend.registry
 
     def PutLayer(
         self, request_iterator: Iterator[messages.PutLayerRequest], context: grpc.ServicerContext

@@ -75,12 +75,12 @@ class SharedMemory:
         else:
             self._paths.append(path)
 
-    def array(self, place: tensor_pb2.SharedMemory, size: int, field: str) -> Array:
+    def array(self, place: tensor_pb2.SharedMemory, size: int | None, field: str) -> Array:
         """Returns so many bytes of a region, as an array that may be written to.
 
         Args:
             place: Where they begin.
-            size: How many.
+            size: How many; None for all up to the region's end.
             field: What to call it in an error.
 
         Raises:
@@ -91,6 +91,8 @@ class SharedMemory:
         if region is None:
             raise SharedMemoryLostError("Expected a region of shared memory that was handed over. Received another.")
         begin = place.offset_bytes
+        if size is None:
+            size = max(0, region.size - begin)
         if begin % ALIGNMENT or not is_within(region, begin, size):
             text = (
                 f"Expected {size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}. "
@@ -98,11 +100,6 @@ class SharedMemory:
             )
             raise InvalidTensorError(FieldViolation(field, text))
         return region.array()[begin : begin + size]
-
-    def has_room(self, place: tensor_pb2.SharedMemory, size: int) -> bool:
-        """Returns whether so many bytes fit into a region from a place on."""
-        region = self._regions.get(place.region)
-        return region is not None and is_within(region, place.offset_bytes, size)
 
     def close(self) -> None:
         """Ends the thread, and unregisters all regions."""
