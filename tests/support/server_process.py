@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -72,12 +73,17 @@ def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:
     """Returns what a server says until it is ready: the first address of each kind."""
     assert process.stdout is not None
     said: dict[str, str] = {}
-    for line in process.stdout:
-        text = json.loads(line)["message"] if line.startswith("{") else line.strip()
-        what, _, address = text.rpartition(" ")
-        said.setdefault(what, address)
-        if text.startswith("ready"):
-            return said
+    limit = threading.Timer(300, process.kill)  # so that a test fails rather than waits for ever
+    limit.start()
+    try:
+        for line in process.stdout:
+            text = json.loads(line)["message"] if line.startswith("{") else line.strip()
+            what, _, address = text.rpartition(" ")
+            said.setdefault(what, address)
+            if text.startswith("ready"):
+                return said
+    finally:
+        limit.cancel()
     raise AssertionError(f"the server ended with status {process.wait()} before it was ready:\n{log.read_text()}")
 
 

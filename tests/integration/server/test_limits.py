@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -29,11 +29,11 @@ SLOW = Conv2D(64, 15, padding="same", data_format="channels_last")
 X = np.ones((1, 100, 100, 16), "f4")  # a call of a tenth of a second
 
 
-@pytest.fixture(scope="module")
-def bounded() -> Iterator[RunningServer]:
-    """A server with small bounds."""
+@contextmanager
+def bounded_server(idle_s: int) -> Iterator[RunningServer]:
+    """Runs a server with small bounds."""
     bounds = {
-        "idle-s": 1,
+        "idle-s": idle_s,
         "max-admitted-bytes": 400_000_000,
         "max-waiting-calls": 7,
         "handler-threads": 8,
@@ -46,11 +46,32 @@ def bounded() -> Iterator[RunningServer]:
         assert running.stop() == 0
 
 
+@pytest.fixture(scope="module")
+def bounded() -> Iterator[RunningServer]:
+    """A server that a busy machine's pauses do not make end calls."""
+    with bounded_server(idle_s=60) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def impatient() -> Iterator[RunningServer]:
+    """A server that soon ends calls whose caller is idle."""
+    with bounded_server(idle_s=1) as running:
+        yield running
+
+
 @pytest.fixture
 def caller(bounded: RunningServer) -> Iterator[RawCaller]:
-    with raw_caller(bounded.target) as found:
-        yield found
-        found.check_service()
+    with raw_caller(bounded.target) as raw:
+        yield raw
+        raw.check_service()
+
+
+@pytest.fixture
+def idle_caller(impatient: RunningServer) -> Iterator[RawCaller]:
+    with raw_caller(impatient.target) as raw:
+        yield raw
+        raw.check_service()
 
 
 def elsewhere(server: RunningServer) -> str:
@@ -72,18 +93,22 @@ def silent() -> tuple[Iterator[bytes], threading.Event]:
 @pytest.mark.parametrize(
     "rpc", [f"ConvolutionService/{name}" for name in ("Convolve", "ConvolveStream", "Plan")] + ["LayerService/PutLayer"]
 )
-def test_who_begins_a_call_and_sends_nothing_is_sent_away(caller: RawCaller, rpc: str) -> None:
+def test_who_begins_a_call_and_sends_nothing_is_sent_away(idle_caller: RawCaller, rpc: str) -> None:
     messages, released = silent()
     with pytest.raises(grpc.RpcError) as failure:
-        list(caller.channel.stream_stream(f"/convserve.v1.{rpc}")(messages, timeout=60))
+        list(idle_caller.channel.stream_stream(f"/convserve.v1.{rpc}")(messages, timeout=60))
     released.set()
     assert failure.value.code() is grpc.StatusCode.CANCELLED
 
 
-def test_more_silent_calls_than_threads_hold_up_nobody_for_long(bounded: RunningServer, caller: RawCaller) -> None:
+def test_more_silent_calls_than_threads_hold_up_nobody_for_long(
+    impatient: RunningServer, idle_caller: RawCaller
+) -> None:
     messages = [silent() for _ in range(18)]  # of 8 + 7 threads
-    calls = [caller.channel.stream_stream("/convserve.v1.ConvolutionService/Convolve")(each) for each, _ in messages]
-    with Client(elsewhere(bounded), shared_memory=False) as polite:
+    calls = [
+        idle_caller.channel.stream_stream("/convserve.v1.ConvolutionService/Convolve")(each) for each, _ in messages
+    ]
+    with Client(elsewhere(impatient), shared_memory=False) as polite:
         assert polite.conv2d(np.ones((1, 4, 4, 1), "f4"), 1, 1, kernel_initializer="ones").shape == (1, 4, 4, 1)
     for call, (_, released) in zip(calls, messages, strict=True):
         released.set()
@@ -91,23 +116,23 @@ def test_more_silent_calls_than_threads_hold_up_nobody_for_long(bounded: Running
 
 
 @pytest.mark.parametrize("begun", [0, 1, 2])
-def test_a_stream_that_falls_silent_is_ended(caller: RawCaller, begun: int) -> None:
+def test_a_stream_that_falls_silent_is_ended(idle_caller: RawCaller, begun: int) -> None:
     x = image(1)
     feed = Feed(start(), *(list(item(1, x)) if begun else []), *([opening(2, *x.shape)] if begun == 2 else []))
     with pytest.raises(grpc.RpcError) as failure:
-        list(caller.stub.ConvolveStream(iter(feed), timeout=60))
+        list(idle_caller.stub.ConvolveStream(iter(feed), timeout=60))
     feed.end()
     assert failure.value.code() is grpc.StatusCode.CANCELLED
 
 
-def test_a_stream_whose_answers_nobody_fetches_is_ended(bounded: RunningServer, caller: RawCaller) -> None:
+def test_a_stream_whose_answers_nobody_fetches_is_ended(impatient: RunningServer, idle_caller: RawCaller) -> None:
     x = np.ones((16, 500, 500, 2), "f4")
     wide = layer(weights=weights(np.ones((1, 1, 2, 8))))
     wide.inline.conv2d.filters = 8
-    call = caller.stub.ConvolveStream(iter([start(wide), *item(1, x)]), timeout=60)
-    before = bounded.log.read_text().count("idle for too long")
+    call = idle_caller.stub.ConvolveStream(iter([start(wide), *item(1, x)]), timeout=60)
+    before = impatient.log.read_text().count("idle for too long")
     next(call)
-    eventually(lambda: bounded.log.read_text().count("idle for too long") > before)
+    eventually(lambda: impatient.log.read_text().count("idle for too long") > before)
     with pytest.raises(grpc.RpcError) as failure:
         list(call)
     assert failure.value.code() is grpc.StatusCode.CANCELLED
@@ -245,7 +270,9 @@ def test_a_flood_of_tiny_streams_leaves_nothing_behind(bounded: RunningServer, c
             call = caller.stub.ConvolveStream(iter([start()]), timeout=60)
             with suppress(grpc.RpcError):
                 assert list(call) == []
-            assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
+            # HTTP/2's REFUSED_STREAM: on a busy machine more streams than a connection may have are not yet put away.
+            is_refused = "error code 7" in (call.details() or "")
+            assert is_refused or call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
 
     flood(50)
     size, threads = (status(bounded.process.pid, name) for name in ("VmRSS", "Threads"))
