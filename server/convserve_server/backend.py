@@ -13,15 +13,7 @@ from convserve_server.scheduling.scheduler import Scheduler
 
 
 class Backend(NamedTuple):
-    """The parts of a server that is ready.
-
-    Attributes:
-        engine: Applies layers to tensors.
-        admission: Plans and admits calls.
-        scheduler: Computes admitted calls.
-        store: Holds the layers.
-        registry: Puts layers into the store.
-    """
+    """The parts of a server that is ready."""
 
     engine: Engine
     admission: Admission
@@ -31,15 +23,11 @@ class Backend(NamedTuple):
 
 
 class BackendGate:
-    """Gives services the backend once the server is ready.
-
-    Attributes:
-        is_ready: Whether the server is ready; no longer while it stops, though calls are answered.
-    """
+    """Gives services the backend once the server is ready."""
 
     def __init__(self) -> None:
         self._backend: Backend | None = None
-        self.is_ready = False
+        self.is_ready = False  # again while it stops, though calls are answered
 
     def open(self, backend: Backend) -> None:
         """Gives this backend from now on."""

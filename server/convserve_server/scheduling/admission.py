@@ -20,20 +20,12 @@ _MESSAGE_OVERHEAD_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Limits:
-    """How large calls may be; the fields are named as the settings.
+    """How large calls may be; the fields are named as the settings."""
 
-    Attributes:
-        max_message_bytes: Bytes of a response.
-        max_call_bytes: Bytes of one call's `Plan.memory_bytes`.
-        max_admitted_bytes: Bytes of all admitted calls, without the weights of layers.
-        max_waiting_calls: Calls that wait to be computed.
-        max_layers_per_call: Layers of one call.
-    """
-
-    max_message_bytes: int
-    max_call_bytes: int
-    max_admitted_bytes: int
-    max_waiting_calls: int
+    max_message_bytes: int  # of a response
+    max_call_bytes: int  # of one call's `Plan.memory_bytes`
+    max_admitted_bytes: int  # of all admitted calls, without the weights of layers
+    max_waiting_calls: int  # that wait to be computed
     max_layers_per_call: int
 
 
@@ -79,9 +71,9 @@ class Admission:
 
         Args:
             layers: The layers, in order.
-            shape: The input's shape.
-            dtype: The input's dtype.
-            output_dtype: The output's dtype; None for that of the computation.
+            shape: The input's.
+            dtype: The input's.
+            output_dtype: None for that of the computation.
             caller: Who waits for the answer.
             output_room: Bytes for the output beside the response's message. A larger output travels in it, whose size
                 is bounded.

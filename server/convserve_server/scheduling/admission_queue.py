@@ -60,26 +60,17 @@ class Load:
 
 @dataclass(eq=False, slots=True)
 class Permit:
-    """One admitted call: the slot and the bytes that it takes. As a context it is released at the end.
-
-    Attributes:
-        plan: What the call does.
-        size: Bytes that it takes, without the weights of layers.
-        estimate_s: Its share of a computation, by estimate.
-        waited_s: Seconds for which it waited for its bytes.
-        refcount: How many releases it takes to free the bytes.
-        granted: Wakes its thread while that waits for bytes; None if they fitted at once.
-    """
+    """One admitted call: the slot and the bytes that it takes. As a context it is released at the end."""
 
     _queue: AdmissionQueue
     caller: str
     plan: Plan
-    size: int
-    estimate_s: float
-    waited_s: float = 0.0
+    size: int  # bytes that it takes, without the weights of layers
+    estimate_s: float  # its share of a computation
+    waited_s: float = 0.0  # for its bytes
     state: int = QUEUED
-    refcount: int = 1
-    granted: threading.Event | None = None
+    refcount: int = 1  # how many releases it takes to free the bytes
+    granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
 
     def __enter__(self) -> Self:
         """Returns itself."""

@@ -33,44 +33,25 @@ _SMALL, _LARGE = range(2)  # lanes: jobs that fit a batch, and those that are to
 
 @dataclass(frozen=True)
 class Batching:
-    """How jobs share the devices; the fields are named as the settings.
+    """How jobs share the devices; the fields are named as the settings."""
 
-    Attributes:
-        concurrent_calls: Computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones.
-        max_batch_samples: Samples of a batch of several jobs.
-        max_batch_bytes: Bytes of a batch of several jobs: inputs, outputs and what is between.
-    """
-
-    concurrent_calls: int
-    max_batch_samples: int
-    max_batch_bytes: int
+    concurrent_calls: int  # computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones
+    max_batch_samples: int  # of a batch of several jobs
+    max_batch_bytes: int  # of a batch of several jobs: inputs, outputs and what is between
 
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """What one caller wants computed. The batcher sets all but the first four attributes.
+    """What one caller wants computed. The batcher sets all but the first four attributes."""
 
-    Attributes:
-        group: What jobs that may be computed together have in common; None for one that is computed alone.
-        samples: How many samples it has.
-        size: How many bytes it takes while it is computed.
-        caller: Who waits for the result.
-        lane: _SMALL or _LARGE.
-        ready: Held while it waits for a device or an outcome.
-        device: The device that its thread holds; None while it has none, and for a member of another job's batch.
-        is_done: Whether result or error is set.
-        result: What `compute` returned for it.
-        error: Why there is no result.
-    """
-
-    group: Hashable | None
+    group: Hashable | None  # what jobs that may be computed together have in common; None for one alone
     samples: int
-    size: int
+    size: int  # bytes that it takes while it is computed
     caller: Caller
     lane: int = _SMALL
-    ready: threading.Lock = field(default_factory=threading.Lock)
-    device: int | None = None
-    is_done: bool = False
+    ready: threading.Lock = field(default_factory=threading.Lock)  # held while it waits for a device or an outcome
+    device: int | None = None  # which its thread holds; None while it has none, and for a member of another's batch
+    is_done: bool = False  # whether result or error is set
     result: Any = None
     error: BaseException | None = None
 

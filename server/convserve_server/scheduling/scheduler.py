@@ -21,62 +21,39 @@ from convserve_server.tiling.tiled_engine import TiledEngine
 
 
 class Computation(NamedTuple):
-    """How a call was computed, without its tensors: for metrics, logs and traces.
+    """How a call was computed, without its tensors: for metrics, logs and traces."""
 
-    Attributes:
-        began_ns: When the whole input had arrived, in nanoseconds since 1970.
-        queue_us: Microseconds that the call waited for memory and for a device.
-        compute_us: Microseconds that its batch took on the device.
-        batch_size, device, warm: Of its batch, as in `Computed`.
-        input_shape, output_shape: Its own.
-        input_bytes, output_bytes: Bytes of the elements, whichever way they travel.
-    """
-
-    began_ns: int
-    queue_us: int
-    compute_us: int
-    batch_size: int
+    began_ns: int  # when the whole input had arrived, since 1970
+    queue_us: int  # that it waited for memory and for a device
+    compute_us: int  # that its batch took on the device
+    batch_size: int  # this and the next two: of its batch, as in `Computed`
     device: str
     warm: bool
     input_shape: Shape
     output_shape: Shape
-    input_bytes: int
+    input_bytes: int  # of the elements, whichever way they travel
     output_bytes: int
 
 
 class Result(NamedTuple):
-    """What a call is answered with.
+    """What a call is answered with."""
 
-    Attributes:
-        output: The output in the dtype asked for.
-        losses: One per layer.
-        layers: One per layer: the configuration with its seeds if the server initialized the weights, else None.
-        computation: How it was computed.
-    """
-
-    output: Array
-    losses: tuple[Losses, ...]
-    layers: tuple[Conv2D | None, ...]
+    output: Array  # in the dtype asked for
+    losses: tuple[Losses, ...]  # one per layer
+    layers: tuple[Conv2D | None, ...]  # one per layer: with its seeds if the server initialized the weights, else None
     computation: Computation
 
 
 @dataclass(eq=False, slots=True, kw_only=True)
 class _Convolution(Job):
-    """An admitted call.
-
-    Attributes:
-        layers: Its layers as they came.
-        known: The same, with weights if the server has them already.
-        received: When the whole input had arrived, by the monotonic clock.
-        began_ns: The same, in nanoseconds since 1970.
-    """
+    """An admitted call."""
 
     permit: Permit
-    layers: Sequence[Layer]
-    known: tuple[Layer, ...]
+    layers: Sequence[Layer]  # as they came
+    known: tuple[Layer, ...]  # the same, with weights if the server has them already
     x: Array
-    received: float = field(default_factory=time.monotonic)
-    began_ns: int = field(default_factory=time.time_ns)
+    received: float = field(default_factory=time.monotonic)  # when the whole input had arrived
+    began_ns: int = field(default_factory=time.time_ns)  # the same, since 1970
 
 
 class Scheduler:

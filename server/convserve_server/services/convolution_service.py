@@ -33,9 +33,15 @@ from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import BackendGate
 from convserve_server.observability.call_record import current_call, current_identity
-from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
+from convserve_server.services.convolve_stream import (
+    ConvolveStream,
+    Request,
+    StreamItems,
+    output_dtype,
+    parse,
+    response_without_output,
+)
 from convserve_server.services.layer_references import find_layers
-from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -49,23 +55,11 @@ ConvolveRequest = tuple[messages.ConvolveRequest, Array | None]
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
-    """Answers ConvolutionService.
-
-    Attributes:
-        shared_memory: What callers on this machine share with the server; None where they may not.
-    """
+    """Answers ConvolutionService; its pool reads streams, of at most so many items, and computes these."""
 
     def __init__(self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
-        """Joins the parts.
-
-        Args:
-            gate: Gives the backend.
-            stream_pool: Reads streams and computes their items.
-            idle: For how long a stream's caller may send nothing.
-            max_items: How many items a stream may have.
-        """
         self._gate, self._stream_pool, self._idle, self._max_items = gate, stream_pool, idle, max_items
-        self.shared_memory: SharedMemory | None = None
+        self.shared_memory: SharedMemory | None = None  # with callers on this machine; None where they may not
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext

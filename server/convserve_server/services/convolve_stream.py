@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import PIECE_BYTES, cut
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
-from convserve.tensors.codec import Array, checked_shape, dtype_name, head_of, numpy_dtype
+from convserve.tensors.codec import FLOAT_DTYPES, Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.backend import Backend
 from convserve_server.memory.aligned import aligned_empty
@@ -22,7 +23,6 @@ from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Result
-from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems, Item
 
@@ -45,22 +45,13 @@ def parse(data: bytes) -> Request:
 
 @dataclass
 class ConvolveStream:
-    """One stream: `_read` receives and submits its items, `answers` yields what comes of them.
-
-    Attributes:
-        backend: Computes the items.
-        layers: The stream's.
-        start: Its first message.
-        items: Those that come after it.
-        call: The stream's record, which other threads cannot find by themselves.
-        max_items: How many items a stream may have.
-    """
+    """One stream: `_read` receives and submits its items, `answers` yields what comes of them."""
 
     backend: Backend
     layers: Sequence[Layer]
     start: messages.StreamStart
-    items: StreamItems
-    call: CallRecord
+    items: StreamItems  # those that come after the start
+    call: CallRecord  # the stream's, which other threads cannot find by themselves
     max_items: int
 
     def __post_init__(self) -> None:
@@ -135,7 +126,7 @@ class ConvolveStream:
 
     def _receive(self, buffer: Array) -> None:
         while len(buffer):
-            piece = self.items.rest_of_item()
+            piece = self.items.next_message(of_item=True)
             if not isinstance(piece, memoryview) or len(piece) > len(buffer):
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
                 raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
@@ -146,6 +137,28 @@ class ConvolveStream:
         result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
         self.call.computed(result.computation)
         return result
+
+
+def output_dtype(number: int) -> str | None:
+    """Returns the dtype that a request asks for; None for the last layer's own."""
+    return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None
+
+
+def response_without_output(result: Result) -> messages.ConvolveResponse:
+    """Returns the message that says what was computed, without the output."""
+    computation = result.computation
+    return messages.ConvolveResponse(
+        layers=[
+            messages.LayerOutcome(
+                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
+            )
+            for config, losses in zip(result.layers, result.losses, strict=True)
+        ],
+        timing=messages.Timing(queue_us=computation.queue_us, compute_us=computation.compute_us),
+        batch_size=computation.batch_size,
+        device=computation.device,
+        warm=computation.warm,
+    )
 
 
 def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:

@@ -15,7 +15,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,9 +41,7 @@ class TiledEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Wraps an engine, which computes."""
-        self._engine = engine
-        self._bounds = MemoryBounds()
+        self._engine, self._bounds = engine, MemoryBounds()
 
     def convolve(
         self,
@@ -68,24 +65,13 @@ class TiledEngine:
         if computed is not None:
             return computed
         if len(inputs) > 1:
-            text = "Expected calls that fit the device's memory together. Received some that do not."
-            raise OutOfMemoryError(text)
+            raise OutOfMemoryError("Expected calls that fit the device's memory together. Received some that do not.")
         return partition.tiled(inputs[0])
-
-
-class _Part(NamedTuple):
-    """A part that was computed: the index of the first of its layers, its samples, and the rest as in `Computed`."""
-
-    first_layer: int
-    samples: int
-    losses: tuple[Losses, ...]
-    warm: bool
-    batch_size: int
 
 
 @dataclass
 class _Partition:
-    """One call, the parts of it that were computed, and those that did not fit; the first six are `convolve`'s."""
+    """One call, what is known of its parts that were computed, and those that did not fit."""
 
     engine: Engine
     bounds: MemoryBounds
@@ -93,13 +79,16 @@ class _Partition:
     output_dtype: str
     device: int
     is_active: Callable[[], bool]
-    parts: list[_Part] = field(default_factory=list)
     misses: list[str] = field(default_factory=list)
+    warm: bool = True
+    batch_size: int = 0
     memory_bytes: int = 0  # by the call's plan, which only `tiled` needs
 
     def __post_init__(self) -> None:
         self.chain = _configs(self.layers)
         self.key = self.device, self.chain
+        # By layer: the losses of any part, and the sum of all parts' activities over their samples.
+        self.losses, self.activities = [Losses()] * len(self.chain), [0.0] * len(self.chain)
 
     def untiled(self, inputs: Sequence[Array]) -> Computed | None:
         """Computes all inputs together; returns None if they do not fit, or are not likely to."""
@@ -122,13 +111,8 @@ class _Partition:
             raise self._refusal("the machine has no memory to put its parts together") from error
         if not self.misses:
             self.bounds.widen(self.key)
-        return Computed(
-            output,
-            _total_losses(self.chain, self.parts, len(x)),
-            self.engine.devices[self.device].name,
-            warm=all(part.warm for part in self.parts),
-            batch_size=max(part.batch_size for part in self.parts),
-        )
+        losses, device = self._total_losses(len(x)), self.engine.devices[self.device].name
+        return Computed(output, losses, device, self.warm, self.batch_size)
 
     def _by_samples(self, x: Array, output: Array) -> None:
         """Computes as many samples at a time as fit, and by rows those that do not fit alone."""
@@ -200,8 +184,20 @@ class _Partition:
         if computed is None:
             return False
         output[...] = computed.output[kept]
-        self.parts.append(_Part(first_layer, len(x), computed.losses, computed.warm, computed.batch_size))
+        self.warm, self.batch_size = self.warm and computed.warm, max(self.batch_size, computed.batch_size)
+        for index, losses in enumerate(computed.losses, first_layer):
+            self.losses[index] = losses
+            self.activities[index] += (losses.activity or 0.0) * len(x)  # an engine divides it by the samples
         return True
+
+    def _total_losses(self, samples: int) -> tuple[Losses, ...]:
+        for index, config in enumerate(self.chain):
+            if self.losses[index].activity is not None:
+                dtype = numpy_dtype(config.compute_dtype).type
+                with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
+                    activity = float(dtype(self.activities[index]) / dtype(samples))
+                self.losses[index] = dataclasses.replace(self.losses[index], activity=activity)
+        return tuple(self.losses)
 
     def _attempt(self, layers: tuple[Layer, ...], inputs: Sequence[Array], output_dtype: str) -> Computed | None:
         """Returns what the engine computes; None if it has no memory for it."""
@@ -212,7 +208,6 @@ class _Partition:
             return None  # the error goes, and with it all that its traceback holds
 
     def _samples_size(self, x: Array) -> _SizeOf:
-        """Returns the function that gives the bytes of a computation of so many samples like an input's."""
         return lambda samples: _bytes(self.chain, (samples, *x.shape[1:]), name_of(x), self.output_dtype)
 
     def _fitting(self, most: int, size: _SizeOf) -> int:
@@ -235,22 +230,6 @@ class _Partition:
             f"{self.memory_bytes} bytes by its plan, and {why}. {tried} Send smaller images or fewer "
             "filters at once, or try again when the device has less to do."
         )
-
-
-def _total_losses(chain: Sequence[Conv2D], parts: Sequence[_Part], samples: int) -> tuple[Losses, ...]:
-    """Returns a call's losses, one per layer: weights' are those of any part, activities' are sums over all parts."""
-    totals, activities = [Losses()] * len(chain), [0.0] * len(chain)
-    for part in parts:
-        for index, losses in enumerate(part.losses, start=part.first_layer):
-            totals[index] = losses
-            activities[index] += (losses.activity or 0.0) * part.samples  # an engine divides it by the samples
-    for index, config in enumerate(chain):
-        if totals[index].activity is not None:
-            dtype = numpy_dtype(config.compute_dtype).type
-            with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
-                activity = float(dtype(activities[index]) / dtype(samples))
-            totals[index] = dataclasses.replace(totals[index], activity=activity)
-    return tuple(totals)
 
 
 def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:

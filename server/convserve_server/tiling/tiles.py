@@ -21,17 +21,11 @@ Rows = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a forward pass.
+    """A part of a forward pass."""
 
-    Attributes:
-        chain: The layers' configurations, whose padding is what is left of it in this tile.
-        input_rows: What they read of the chain's input.
-        output_rows: What they give of the chain's output: what was asked for, or more, where that is padding alone.
-    """
-
-    chain: tuple[Conv2D, ...]
-    input_rows: Rows
-    output_rows: Rows
+    chain: tuple[Conv2D, ...]  # the layers' configurations, whose padding is what is left of it in this tile
+    input_rows: Rows  # what they read of the chain's input
+    output_rows: Rows  # what they give of its output: what was asked for, or more, where that is padding alone
 
 
 def height_axis(config: Conv2D) -> int:

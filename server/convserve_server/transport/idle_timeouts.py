@@ -14,23 +14,14 @@ log = logging.getLogger("convserve")
 
 @dataclass(eq=False, slots=True)
 class Wait:
-    """A wait for a caller.
+    """A wait for a caller."""
 
-    Attributes:
-        abort: Ends it. Another thread calls this when it is too late, and perhaps again.
-        until: When it is too late, by the monotonic clock; infinite for what may take as long as it likes.
-    """
-
-    abort: Callable[[], object]
-    until: float = inf
+    abort: Callable[[], object]  # ends it; another thread calls this when it is too late, and perhaps again
+    until: float = inf  # by the monotonic clock; infinite for what may take as long as it likes
 
 
 class IdleTimeouts:
-    """Aborts waits that last too long.
-
-    Attributes:
-        limit_s: Seconds that may pass between two messages of a call.
-    """
+    """Aborts waits that last too long: `limit_s` may pass between two messages of a call."""
 
     def __init__(self, limit_s: float) -> None:
         self.limit_s = limit_s
