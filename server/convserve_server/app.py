@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
@@ -85,13 +85,14 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
     gate = BackendGate()
-    server, convolutions, health = _assembled(settings, gate, observability, tokens, certificate)
+    shared_memory = SharedMemory(settings.shared_memory_bytes) if settings.shared_memory else None
+    server, health = _assembled(settings, gate, shared_memory, observability, tokens, certificate)
     addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
     _log_settings(settings)
-    if settings.shared_memory:
-        convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
+        if shared_memory is not None and (path := unix_path(address)):
+            shared_memory.listen_beside(path)
         say(f"listening on {address}")
         if exposed := exposure(address, certificate, tokens):
             log.warning("%s is open to the network: %s", address, exposed)
@@ -134,7 +135,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     gate.is_ready = False
-    return drain(settings, server, health, convolutions.shared_memory, observability)
+    return drain(settings, server, health, shared_memory, observability)
 
 
 def _log_settings(settings: Settings) -> None:
@@ -154,10 +155,11 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
 def _assembled(
     settings: Settings,
     gate: BackendGate,
+    shared_memory: SharedMemory | None,
     observability: Observability,
     tokens: Tokens,
     certificate: Certificate | None,
-) -> tuple[grpc.Server, ConvolutionService, Health]:
+) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): so many answer calls, of which streams take half at most, so that
     # there are always some for single calls and the health; and as many read streams, half at most, and compute items.
@@ -171,7 +173,7 @@ def _assembled(
         interceptors=[interceptor],
         options=server_options(settings),
     )
-    convolutions = ConvolutionService(gate, stream_pool, idle, settings.max_items_per_stream)
+    convolutions = ConvolutionService(gate, shared_memory, stream_pool, idle, settings.max_items_per_stream)
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(gate), server)  # type: ignore[no-untyped-call]
     services = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
@@ -187,7 +189,7 @@ def _assembled(
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
-    return server, convolutions, health
+    return server, health
 
 
 def _store(settings: Settings) -> LayerStore:
@@ -198,11 +200,3 @@ def _store(settings: Settings) -> LayerStore:
         expected = "Expected a folder that can be written to and that no other server uses"
         text = f"--store: {expected}. Received {settings.store}: {error.strerror}."
         raise SettingsError(text) from error
-
-
-def _shared_memory(settings: Settings, addresses: Sequence[str]) -> SharedMemory:
-    shared = SharedMemory(settings.shared_memory_bytes)
-    for address in addresses:
-        if path := unix_path(address):
-            shared.listen_beside(path)
-    return shared

@@ -67,16 +67,9 @@ class Admission:
         *,
         output_room: float = math.inf,
     ) -> Permit:
-        """Returns a call's permit once there is memory for the call.
+        """Returns a call's permit once there is memory for the call, whose input has this shape and dtype.
 
-        Args:
-            layers: The layers, in order.
-            shape: The input's.
-            dtype: The input's.
-            output_dtype: None for that of the computation.
-            caller: Who waits for the answer.
-            output_room: Bytes for the output beside the response's message. A larger output travels in it, whose size
-                is bounded.
+        An output of more bytes than `output_room` travels in the response's message, whose size is bounded.
 
         Raises:
             InvalidArgumentError: If the call is wrong.

@@ -86,12 +86,10 @@ class Permit:
             self._queue.move(self, RUNNING)
 
     def computed(self, seconds: float, share: float, warm: bool) -> None:
-        """Notes that its computation has ended.
+        """Notes that its computation, which took so many seconds, has ended.
 
-        Args:
-            seconds: What the computation took.
-            share: This call's part of what was computed together; 0 if it failed, and may be tried again.
-            warm: Whether nothing was prepared that a call alike need not prepare again.
+        The call's share of what was computed together is 0 if it failed, and may be tried again. It was warm if nothing
+        was prepared that a call alike need not prepare again.
         """
         with self._queue.lock:
             self._queue.move(self, COMPUTED if share else ADMITTED)
@@ -124,14 +122,9 @@ class AdmissionQueue:
         large_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts empty.
+        """Starts empty, for devices that have `concurrent` computations at once.
 
-        Args:
-            max_admitted_bytes: The most bytes that all permits take together.
-            max_waiting_calls: The most calls that are in the server without being computed.
-            concurrent: How many computations all devices have at once.
-            large_bytes: Calls above this wait for devices in a queue of their own, and smaller ones not for them.
-            clock: Returns the time in seconds.
+        Calls above `large_bytes` wait for devices in a queue of their own, and smaller ones not for them.
         """
         self._max_bytes, self._large_bytes = max_admitted_bytes, large_bytes
         self._concurrent, self._slots = concurrent, max_waiting_calls + concurrent

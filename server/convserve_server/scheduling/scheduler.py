@@ -67,14 +67,7 @@ class Scheduler:
     def convolve(
         self, permit: Permit, layers: Sequence[Layer], x: Array, caller: Caller = ANYBODY, *, unbatched: bool = False
     ) -> Result:
-        """Computes a call, and releases its permit.
-
-        Args:
-            permit: The call's.
-            layers: At least one; the server initializes the weights of those that have none.
-            x: The whole input.
-            caller: Who waits for the result.
-            unbatched: Whether it must not be computed together with other calls.
+        """Computes a call, alone if it is `unbatched`, and releases its permit. Initializes weights that are missing.
 
         Raises:
             ConvserveError: Any of the server's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -57,16 +58,27 @@ ConvolveRequest = tuple[messages.ConvolveRequest, Array | None]
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
     """Answers ConvolutionService; its pool reads streams, of at most so many items, and computes these."""
 
-    def __init__(self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
-        self._gate, self._stream_pool, self._idle, self._max_items = gate, stream_pool, idle, max_items
-        self.shared_memory: SharedMemory | None = None  # with callers on this machine; None where they may not
+    def __init__(
+        self,
+        gate: BackendGate,
+        shared_memory: SharedMemory | None,
+        stream_pool: ThreadPool,
+        idle: IdleTimeouts,
+        max_items: int,
+    ) -> None:
+        self._gate, self._shared_memory = gate, shared_memory
+        self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
+
+    def _shared_with(self, context: grpc.ServicerContext) -> SharedMemory | None:
+        """Returns the memory that a caller may share with the server: one on its machine."""
+        return self._shared_memory if self._shared_memory is not None and is_local(context.peer()) else None
 
     def GetServerInfo(
         self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
     ) -> messages.GetServerInfoResponse:
         engine, limits = self._gate.backend.engine, self._gate.backend.admission.limits
         stored = self._gate.backend.store.usage()
-        shared = self.shared_memory if is_local(context.peer()) else None
+        shared = self._shared_with(context)
         info = ServerInfo(
             version=__version__,
             tensorflow_version=engine.versions["tensorflow"],
@@ -97,9 +109,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> bytes:
         backend, (message, x) = self._gate.backend, request
         layers = self._layers(message.layers)
-        shared = self.shared_memory
-        if shared is not None and not is_local(context.peer()):
-            shared = None
+        shared = self._shared_with(context)
         if x is None:
             x = _shared_input(message, shared)
         memory, room = None, 0
@@ -138,7 +148,8 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
         return find_layers(references, self._gate.backend.store, may_store=CHANGE in current_identity().permissions)
 
-    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
+    def Echo(self, request: messages.EchoRequest, context: grpc.ServicerContext) -> bytes:
+        output_bytes = request.output_bytes
         if output_bytes < 0:
             text = f"Expected a number of at least 0. Received {output_bytes}."
             raise InvalidRequestError(FieldViolation("output_bytes", text))
@@ -149,26 +160,15 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
 def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
     """Registers the service; where tensors travel it reads and writes bytes, without a copy through a message."""
+    unary, serialize = grpc.unary_unary_rpc_method_handler, operator.methodcaller("SerializeToString")
     handlers: dict[str, Any] = {
-        "GetServerInfo": grpc.unary_unary_rpc_method_handler(
-            service.GetServerInfo,
-            messages.GetServerInfoRequest.FromString,
-            messages.GetServerInfoResponse.SerializeToString,
-        ),
-        "Plan": grpc.unary_unary_rpc_method_handler(
-            service.Plan, messages.PlanRequest.FromString, messages.PlanResponse.SerializeToString
-        ),
-        "Echo": grpc.unary_unary_rpc_method_handler(service.Echo, _echoed_bytes, None),
-        "Convolve": grpc.unary_unary_rpc_method_handler(
-            service.Convolve, partial(framing.read, messages.ConvolveRequest, "input"), None
-        ),
-        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
+        "GetServerInfo": unary(service.GetServerInfo, messages.GetServerInfoRequest.FromString, serialize),
+        "Plan": unary(service.Plan, messages.PlanRequest.FromString, serialize),
+        "Echo": unary(service.Echo, partial(framing.head, messages.EchoRequest)),
+        "Convolve": unary(service.Convolve, partial(framing.read, messages.ConvolveRequest, "input")),
+        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-
-
-def _echoed_bytes(data: bytes) -> int:
-    return framing.head(messages.EchoRequest, data).output_bytes
 
 
 def _existing(shared: SharedMemory | None) -> SharedMemory:

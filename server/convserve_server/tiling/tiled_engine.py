@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
@@ -53,8 +54,7 @@ class TiledEngine:
     ) -> Computed:
         """Applies layers to inputs as the engine does, in parts if need be.
 
-        Several inputs are not divided here: the batcher, which put them together, computes each by itself. Nothing of
-        them has been computed by then.
+        Several inputs are not divided here: the batcher, which put them together, then computes each by itself.
 
         Raises:
             OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
@@ -159,7 +159,9 @@ class _Partition:
             shape = (*x.shape[:axis], middle.input_rows[1] - middle.input_rows[0], *x.shape[axis + 1 :])
             return _bytes(middle.chain, shape, name_of(x), name_of(output))
 
-        first, most, layers = 0, height // 2 if tried else height, chunk
+        # Tiles with the same padding share layers, whose weights an engine keeps on the device.
+        layers_of = functools.cache(functools.partial(with_configs, chunk))
+        first, most = 0, height // 2 if tried else height
         while first < height:
             if most < min_rows:
                 row_text = f"{_counted(min_rows, 'row')} of a sample's output"
@@ -167,10 +169,9 @@ class _Partition:
                 raise self._refusal(f"{why} ({blocker} does not let it be divided)" if blocker else why)
             count = height if blocker else max(1, self._fitting(min(most, height - first), size))
             part = tile(chain, shapes, (first, first + count))
-            layers = with_configs(chunk, part.chain, layers)
             begin = first - part.output_rows[0]
             kept, target = row_slices(axis, begin, begin + count), output[row_slices(axis, first, first + count)]
-            if self._compute(layers, first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
+            if self._compute(layers_of(part.chain), first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
                 first += count
             else:
                 most = self._halve(count, "row", size, min_rows)

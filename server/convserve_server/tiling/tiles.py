@@ -91,13 +91,8 @@ def row_slices(axis: int, first: int, end: int) -> tuple[slice, ...]:
     return (*(slice(None) for _ in range(axis)), slice(first, end))
 
 
-def with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Returns a chunk's layers with a tile's configurations; those of the tile before if they are alike.
-
-    An engine keeps a layer's weights on the device as long as the layer lives.
-    """
-    if all(layer.config == config for layer, config in zip(before, chain, strict=True)):
-        return before
+def with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D]) -> tuple[Layer, ...]:
+    """Returns a chunk's layers with a tile's configurations."""
     return tuple(
         layer if layer.config == config else Layer(config, layer.kernel, layer.bias)
         for layer, config in zip(chunk, chain, strict=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf
 from typing import Any
@@ -21,7 +22,6 @@ import grpc
 from convserve.errors import PermissionDeniedError
 from convserve.protocol.status import to_status
 from convserve_server.auth.authenticator import Authenticator, permissions_for
-from convserve_server.auth.identity import Identity
 from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
 from convserve_server.transport.call_errors import abort, parsed, status_of
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
@@ -31,6 +31,8 @@ from convserve_server.transport.stream_slots import StreamSlots
 log = logging.getLogger("convserve")
 
 _MAX_FETCHING = 10  # times as long as for one piece: a whole answer may be fetched for so long
+
+_NO_SLOT = nullcontext()
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -88,22 +90,17 @@ class _Method:
     """A method."""
 
     def __init__(self, handler: Handler, path: str, interceptor: CallInterceptor) -> None:
-        self._path, self._authenticator, self._slots = path, interceptor.authenticator, interceptor.slots
-        self._idle = interceptor.idle
+        self._path, self._interceptor = path, interceptor
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._takes_stream, self._gives_stream = handler.request_streaming, handler.response_streaming
         self._parse = handler.request_deserializer or bytes
         self._serialize = handler.response_serializer or bytes
 
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        call = _Call(context, self._idle)
+        call = _Call(context, self._interceptor.idle)
         try:
-            identity = self._identify(call)
-            if self._takes_stream:
-                with self._slots.acquire(identity):
-                    answer = self._behaviour(self._requests(raw, call), context)
-            else:
-                answer = self._behaviour(self._request(raw, call), context)
+            with self._identify(call):
+                answer = self._behaviour(self._receive(raw, call), context)
             data: bytes = self._serialize(answer)
             call.record.sent_bytes += len(data)
             call.record.answered = True
@@ -114,23 +111,20 @@ class _Method:
         return abort(status, context)
 
     def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
-        call = _Call(context, self._idle)
+        call = _Call(context, self._interceptor.idle)
         try:
-            identity = self._identify(call)
-            if self._takes_stream:
-                with self._slots.acquire(identity):
-                    yield from self._answers(self._requests(raw, call), call)
-            else:
-                yield from self._answers(self._request(raw, call), call)
+            with self._identify(call):
+                yield from self._answers(self._receive(raw, call), call)
             call.record.answered = True
             return
         except Exception as error:
             status = status_of(error, call.record, context)
         abort(status, context)
 
-    def _identify(self, call: _Call) -> Identity:
-        identity = call.record.identity = self._authenticator.identify(self._path, call.context)
-        return identity
+    def _identify(self, call: _Call) -> AbstractContextManager[None]:
+        """Notes who calls, or raises if they may not; returns the slot that the call is to keep."""
+        identity = call.record.identity = self._interceptor.authenticator.identify(self._path, call.context)
+        return self._interceptor.slots.acquire(identity) if self._takes_stream else _NO_SLOT
 
     def _answers(self, requests: Any, call: _Call) -> Iterator[list[bytes]]:
         # In a list and by `map`, since this frame would keep an answer, too, while it waits for the next.
@@ -143,7 +137,10 @@ class _Method:
     def _boxed(self, answer: Any) -> list[bytes]:
         return [self._serialize(answer)]
 
-    def _request(self, raw: Iterator[bytes], call: _Call) -> Any:
+    def _receive(self, raw: Iterator[bytes], call: _Call) -> Any:
+        """Returns the request, or the stream of them."""
+        if self._takes_stream:
+            return self._requests(raw, call)
         data = next(raw, None)
         call.stop_idle_timer()
         if data is not None:

@@ -38,15 +38,10 @@ class InFlightItems(Generic[Message, Key, Result]):
         *,
         in_order: bool = True,
     ) -> None:
-        """Prepares to read a stream.
+        """Prepares to read a stream's messages in a thread of the pool, which also computes the items.
 
-        Args:
-            messages: The stream's.
-            caller: Whose stream it is.
-            pool: Computes the items, and has a thread to read with.
-            idle: For how long the caller may send nothing while it is waited for.
-            cancel: Ends the stream if that takes longer.
-            in_order: Whether results come in the order of their items; else as they are completed.
+        `cancel` ends the stream if its caller is idle for too long. Results come in the order of their items, or as
+        they are completed.
         """
         self.caller, self.pool, self.lock = caller, pool, threading.Lock()
         self._messages, self._idle, self._cancel, self._in_order = messages, idle, cancel, in_order

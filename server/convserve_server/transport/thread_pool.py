@@ -35,8 +35,8 @@ class ThreadPool(Executor):
         Args:
             max_threads: How many threads there may be.
             name: What their names begin with.
-            waits_for_threads: Whether work waits for a busy thread where the system starts no further one. It is not to
-                if busy threads may wait for that work.
+            waits_for_threads: Whether work waits for a busy thread where the system starts no further one; not so where
+                busy threads may wait for that work.
 
         Raises:
             RuntimeError: If the system starts no thread.

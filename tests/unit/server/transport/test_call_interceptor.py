@@ -102,7 +102,7 @@ def test_where_no_tokens_are_asked_for_everybody_may_do_everything():
 def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_recorded):
     gate = BackendGate()
     gate.open(Backend(None, SimpleNamespace(plan=None), None, None, None))
-    ours, theirs = ConvolutionService(gate, None, IDLE, 1), InferenceService(gate, None, IDLE, None)
+    ours, theirs = ConvolutionService(gate, None, None, IDLE, 1), InferenceService(gate, None, IDLE, None)
     start = messages.ConvolveStreamRequest(start=messages.StreamStart())
     infer = InferRequest(inference.ModelInferRequest(), ())
     calls = [
