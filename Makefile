@@ -26,7 +26,6 @@ slow: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python client/unasync.py --check
 	$(BIN)/mypy
 	$(BIN)/buf lint proto
 

@@ -1,4 +1,4 @@
-"""Makes the blocking client's modules of the asyncio client's. `python client/unasync.py [--check]` writes or compares.
+"""Makes the blocking client's modules of the asyncio client's. A test proves them current.
 
 What differs in more than its `await` stands in `_async/io.py`, `_sync/io.py` and the two `map.py`, by hand.
 """
@@ -42,7 +42,11 @@ PHRASES = {
 
 def blocking(module: str) -> str:
     """Returns the blocking client's module of this name."""
-    source = _replaced((PACKAGE / "_async" / f"{module}.py").read_text())
+    source = (PACKAGE / "_async" / f"{module}.py").read_text()
+    for text, by in PHRASES.items():
+        source = source.replace(text, by)
+    for word, by in WORDS.items():
+        source = re.sub(word, by, source)
     path = str(PACKAGE / "_sync" / f"{module}.py")
     for command in (["check", "--quiet", "--select", "I", "--fix"], ["format"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--stdin-filename", path, "-"]
@@ -50,36 +54,6 @@ def blocking(module: str) -> str:
     return HEAD.format(module) + source
 
 
-def unused() -> list[str]:
-    """Returns the replacements that replace nothing in any module."""
-    sources = "".join((PACKAGE / "_async" / f"{module}.py").read_text() for module in MODULES)
-    return [word for word in WORDS if not re.search(word, sources)] + [text for text in PHRASES if text not in sources]
-
-
-def _replaced(source: str) -> str:
-    for text, by in PHRASES.items():
-        source = source.replace(text, by)
-    for word, by in WORDS.items():
-        source = re.sub(word, by, source)
-    return source
-
-
-def main() -> int:
-    """Writes the modules, or with --check names those that are not current; returns the exit status."""
-    stale = [module for module in MODULES if blocking(module) != _written(module)]
-    if "--check" not in sys.argv:
-        for module in stale:
-            (PACKAGE / "_sync" / f"{module}.py").write_text(blocking(module))
-        return 0
-    for module in stale:
-        sys.stderr.write(f"convserve/_sync/{module}.py is not what convserve/_async/{module}.py makes: make sync\n")
-    return 1 if stale else 0
-
-
-def _written(module: str) -> str:
-    path = PACKAGE / "_sync" / f"{module}.py"
-    return path.read_text() if path.exists() else ""
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    for name in MODULES:
+        (PACKAGE / "_sync" / f"{name}.py").write_text(blocking(name))

@@ -1,9 +1,8 @@
 """The form that initializers, regularizers, constraints and activations share: a Keras name with typed parameters.
 
-Each family is a message with one `oneof`; each member is a frozen dataclass whose name is Keras' class name, whose
-fields are Keras' parameters with Keras' defaults, and whose message has fields of the same names. So one reader and one
-writer serve them all, and nothing that is not declared here is ever built: a caller's dictionary selects a member and
-fills in its parameters, and is never handed to a deserializer.
+Each family is a message with one `oneof`; each member is a frozen dataclass with Keras' class name, parameters and
+defaults, and its message has fields of the same names. So one reader and one writer serve them all, and a caller's
+dictionary only selects a member and fills in its parameters: it is never handed to a deserializer.
 """
 
 from __future__ import annotations
@@ -16,107 +15,82 @@ import numbers
 import operator
 import re
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self, cast
+from collections.abc import Callable, Container, Mapping
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
 
+T = TypeVar("T")
 _MAX_FLOAT32 = 3.4028234663852886e38  # Keras refuses what overflows there
 
 
 def number(
-    default: float | None, *, at_least: float | None = None, above: float | None = None, required: bool = False
+    default: float | None, *, at_least: float = -math.inf, above: float = -math.inf, required: bool = False
 ) -> Any:
     """Declares a finite number, Keras' default being `default`."""
 
-    def check(value: object) -> float:
-        try:
-            checked = float(value) if isinstance(value, numbers.Real) else math.nan
-        except OverflowError:  # an integer beyond every float
-            checked = math.nan
-        within = (at_least is None or checked >= at_least) and (above is None or checked > above)
-        if within and abs(checked) <= _MAX_FLOAT32:  # NaN compares false
-            return checked
-        bound = (
-            f" of at least {at_least:g}" if at_least is not None else f" above {above:g}" if above is not None else ""
-        )
-        raise ValueError(f"a finite number{bound}")
+    def convert(value: object) -> float:
+        checked = float(value) if isinstance(value, numbers.Real) else math.nan
+        # NaN compares false.
+        return _valid(checked, checked >= at_least and checked > above and abs(checked) <= _MAX_FLOAT32)
 
-    return _parameter(default, check, required)
+    bound = f" of at least {at_least:g}" if at_least > -math.inf else f" above {above:g}" if above > -math.inf else ""
+    return _parameter(default, f"a finite number{bound}", convert, required)
 
 
 def seed() -> Any:
     """Declares a seed: an integer of 64 bits, or None."""
-
-    def check(value: object) -> int:
-        try:
-            integer = operator.index(cast(int, value))
-        except TypeError:
-            raise ValueError("an integer or None") from None
-        if not -(2**63) <= integer < 2**63:
-            raise ValueError("an integer of at most 64 bits")
-        return integer
-
-    return _parameter(None, check)
+    return _parameter(None, "an integer of 64 bits or None", lambda value: _integer(value, range(-(2**63), 2**63)))
 
 
 def flag(default: bool) -> Any:
     """Declares a truth value."""
-
-    def check(value: object) -> bool:
-        if isinstance(value, bool):
-            return value
-        raise ValueError("True or False")
-
-    return _parameter(default, check)
+    return _parameter(default, "True or False", lambda value: _valid(value, isinstance(value, bool)))
 
 
 def word(default: str, *allowed: str) -> Any:
     """Declares one of several words, or any word where none are listed."""
 
-    def check(value: object) -> str:
-        if isinstance(value, str) and (not allowed or value.lower() in allowed):
-            return value.lower() if allowed else value
-        raise ValueError(f"one of {', '.join(map(repr, allowed))}" if allowed else "a word")
+    def convert(value: Any) -> str:
+        word: str = _valid(value, isinstance(value, str))
+        return _valid(word.lower(), word.lower() in allowed) if allowed else word
 
-    return _parameter(default, check)
+    return _parameter(default, f"one of {', '.join(map(repr, allowed))}" if allowed else "a word", convert)
 
 
 def axes(default: tuple[int, ...] | None) -> Any:
     """Declares a list of axes of a weight; a single integer stands for a list of one."""
 
-    def check(value: object) -> tuple[int, ...]:
+    def convert(value: object) -> tuple[int, ...]:
         listed = value if isinstance(value, list | tuple) else (value,)
-        try:
-            checked = tuple(operator.index(axis) for axis in listed)
-        except TypeError:
-            raise ValueError("an integer or a list of integers") from None
-        if not checked or any(not -4 <= axis <= 3 for axis in checked):
-            raise ValueError("axes from -4 to 3")
-        return checked
+        return _valid(tuple(_integer(axis, range(-4, 4)) for axis in listed), bool(listed))
 
-    return _parameter(default, check)
+    return _parameter(default, "an integer or a list of integers, axes from -4 to 3", convert)
 
 
 def output_axis() -> Any:
     """Declares the axis of an output along which an activation acts."""
-
-    def check(value: object) -> int:
-        try:
-            axis = operator.index(cast(int, value))
-        except TypeError:
-            raise ValueError("an integer") from None
-        if axis not in (-3, -2, -1, 1, 2, 3):
-            raise ValueError("an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch")
-        return axis
-
-    return _parameter(-1, check)
+    expected = "an axis from -3 to -1 or from 1 to 3; axis 0 would mix the samples of a batch"
+    return _parameter(-1, expected, lambda value: _integer(value, (-3, -2, -1, 1, 2, 3)))
 
 
-def _parameter(default: object, check: Callable[[object], object], required: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"check": check, "required": required})
+def _integer(value: object, allowed: Container[int]) -> int:
+    integer = operator.index(cast(int, value))
+    return _valid(integer, integer in allowed)
+
+
+def _valid(value: T, is_valid: bool) -> T:
+    if not is_valid:
+        raise ValueError
+    return value
+
+
+def _parameter(default: object, expected: str, convert: Callable[[object], object], required: bool = False) -> Any:
+    """Declares a parameter that `convert` brings to one form, or refuses by a TypeError or ValueError."""
+    metadata = {"expected": expected, "convert": convert, "required": required}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @typing.dataclass_transform(frozen_default=True)
@@ -127,12 +101,16 @@ class KerasObject:
     Attributes:
         keras_name: The snake_case name, which is also the name in the contract's `oneof`.
         aliases: Further names that Keras has for it.
+        refusal: For a member that no weight of a Conv2D suits: why.
         family: What Keras calls the whole family, for messages.
+        has_class_names: Whether Keras finds a member under its class' name too.
     """
 
     keras_name: ClassVar[str]
     aliases: ClassVar[tuple[str, ...]] = ()
+    refusal: ClassVar[str] = ""
     family: ClassVar[str]
+    has_class_names: ClassVar[bool] = True
     members: ClassVar[dict[str, type[KerasObject]]]
     message: ClassVar[type[Message]]
 
@@ -145,12 +123,8 @@ class KerasObject:
         elif not cls.__name__.startswith("_"):
             if "keras_name" not in cls.__dict__:
                 cls.keras_name = re.sub("(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()
-            cls.members.update(dict.fromkeys(cls.names(), cls))
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Returns every name under which Keras finds this member."""
-        return (cls.keras_name, cls.__name__, *cls.aliases)
+            class_names = (cls.__name__,) if cls.has_class_names else ()
+            cls.members.update(dict.fromkeys((cls.keras_name, *class_names, *cls.aliases), cls))
 
     def __post_init__(self) -> None:
         """Checks and normalises every parameter."""
@@ -162,9 +136,10 @@ class KerasObject:
                 object.__setattr__(self, field.name, field.default)
                 continue
             try:
-                object.__setattr__(self, field.name, field.metadata["check"](value))
-            except ValueError as error:
-                text = f"Expected {error}. Received {self.keras_name} with {field.name}={short_repr(value)}."
+                object.__setattr__(self, field.name, field.metadata["convert"](value))
+            except (TypeError, ValueError, OverflowError):  # Overflow: an integer beyond every float
+                expected, received = field.metadata["expected"], f"{self.keras_name} with {field.name}="
+                text = f"Expected {expected}. Received {received}{short_repr(value)}."
                 violations.append(FieldViolation(field.name, text))
         if violations:
             raise InvalidConfigurationError(*violations)
@@ -178,29 +153,30 @@ class KerasObject:
     def get(cls, identifier: object, field: str) -> Self | None:
         """Returns what an identifier means, as `keras.initializers.get` and its siblings do.
 
-        Args:
-            identifier: None; a member; a Keras name; a dictionary with `class_name` and `config`, as
-                `keras.*.serialize` makes them; or Keras' own object or class, whose configuration is read.
-            field: The Conv2D parameter, for errors.
-
-        Raises:
-            InvalidConfigurationError: For anything else, an unknown name, or wrong parameters.
+        It is None; a member; a Keras name; a dictionary with `class_name` and `config`, as `keras.*.serialize` makes
+        them; or Keras' own object or class, whose configuration is read. For anything else, an unknown name or wrong
+        parameters InvalidConfigurationError is raised.
         """
         if identifier is None or isinstance(identifier, cls):
             return identifier
         try:
             name, config = cls._named(identifier)
         except ValueError as error:
-            raise InvalidConfigurationError(FieldViolation(field, str(error))) from None
+            raise InvalidConfigurationError.for_field(field, str(error), short_repr(identifier)) from None
         member = cls.members.get(name)
         if member is None:
-            raise InvalidConfigurationError(FieldViolation(field, cls._unknown(name)))
+            near = [known for known in cls.members if known.lower() == name.lower()]
+            near = near or difflib.get_close_matches(name, cls.members)
+            hint = f"Did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
+            expected = f"one of Keras' {cls.family}s: {known}"
+            raise InvalidConfigurationError.for_field(field, expected, short_repr(name), hint)
         names = [parameter.name for parameter in dataclasses.fields(member)]
         strange = [key for key in config if key not in names]
         if strange:
             known = f"the parameters {', '.join(names)}" if names else "no parameters"
-            text = f"Expected {known} of {member.keras_name}. Received {', '.join(map(short_repr, strange))}."
-            raise InvalidConfigurationError(FieldViolation(field, text))
+            received = ", ".join(map(short_repr, strange))
+            raise InvalidConfigurationError.for_field(field, f"{known} of {member.keras_name}", received)
         try:
             return cast(Self, member(**config))
         except InvalidConfigurationError as error:
@@ -208,36 +184,22 @@ class KerasObject:
 
     @classmethod
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
-        """Returns the name and the parameters that an identifier carries."""
+        """Returns the name and the parameters that an identifier carries.
+
+        Raises:
+            ValueError: For one that carries none; the text says what was expected.
+        """
         if isinstance(identifier, str):
             return identifier, {}
         if isinstance(identifier, Mapping):
             name, config = identifier.get("class_name"), identifier.get("config") or {}
             if not isinstance(name, str) or not isinstance(config, Mapping):
-                raise ValueError(
-                    "Expected a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}. "
-                    f"Received {short_repr(identifier)}."
-                )
+                raise ValueError("a dictionary {'class_name': NAME, 'config': {PARAMETER: VALUE}}")
             return name, config
         kind = identifier if inspect.isclass(identifier) else type(identifier)
         if (kind.__module__ or "").split(".")[0] in ("keras", "tf_keras"):
-            return kind.__name__, {} if inspect.isclass(identifier) else cls._keras_config(identifier)
-        raise ValueError(
-            f"Expected a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s. "
-            f"Received {short_repr(identifier)}."
-        )
-
-    @classmethod
-    def _keras_config(cls, keras_object: Any) -> Mapping[str, Any]:
-        return cast(Mapping[str, Any], keras_object.get_config())
-
-    @classmethod
-    def _unknown(cls, name: str) -> str:
-        near = [known for known in cls.members if known.lower() == name.lower()]
-        near = near or difflib.get_close_matches(name, cls.members)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        known = ", ".join(sorted({member.keras_name for member in cls.members.values()}))
-        return f"Expected one of Keras' {cls.family}s: {known}. Received {short_repr(name)}.{hint}"
+            return kind.__name__, {} if inspect.isclass(identifier) else cast(Any, identifier).get_config()
+        raise ValueError(f"a name out of Keras' {cls.family}s, a dictionary, or an object of keras.{cls.family}s")
 
     def to_keras_config(self) -> dict[str, Any] | str:
         """Returns the dictionary that `keras.*.deserialize` takes."""
@@ -250,34 +212,26 @@ class KerasObject:
         member = getattr(family, self.keras_name)
         member.SetInParent()
         for name, value in self.parameters.items():
-            if value is None:
-                continue
             if isinstance(value, tuple):
                 target = getattr(member, name)
                 (target.axis if isinstance(target, Message) else target).extend(value)  # type: ignore[attr-defined]
-            else:
+            elif value is not None:
                 setattr(member, name, value)
         return family
 
     @classmethod
-    def from_message(cls, message: Any, field: str) -> Self:
+    def from_message(cls, message: Message, field: str) -> Self:
         """Returns what a message means; a parameter that is not set has Keras' default.
 
         Raises:
             InvalidConfigurationError: If no kind is set, or a parameter is wrong.
         """
-        (choice,) = message.DESCRIPTOR.oneofs
-        name = message.WhichOneof(choice.name)
-        if name is None:
-            text = f"Expected one of Keras' {cls.family}s to be set. Received none, or one that is not known here."
-            raise InvalidConfigurationError(FieldViolation(field, text))
-        sent, config = getattr(message, name), {}
-        for parameter in dataclasses.fields(cls.members[name]):
-            value = getattr(sent, parameter.name)
-            if isinstance(value, Message):
-                config[parameter.name] = tuple(value.axis) if sent.HasField(parameter.name) else None  # type: ignore[attr-defined]
-            elif sent.DESCRIPTOR.fields_by_name[parameter.name].has_presence:
-                config[parameter.name] = value if sent.HasField(parameter.name) else None
-            else:
-                config[parameter.name] = tuple(value) or None
-        return cast(Self, cls.get({"class_name": name, "config": config}, field))
+        if not message.ListFields():
+            expected = f"one of Keras' {cls.family}s to be set"
+            raise InvalidConfigurationError.for_field(field, expected, "none, or one that is not known here")
+        ((kind, member),) = message.ListFields()
+        config = {}
+        for parameter, value in member.ListFields():
+            listed = value.axis if isinstance(value, Message) else value  # type: ignore[attr-defined]
+            config[parameter.name] = listed if isinstance(listed, bool | int | float | str) else tuple(listed)
+        return cast(Self, cls.get({"class_name": kind.name, "config": config}, field))

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from convserve._keras_object import KerasObject, flag, number, output_axis
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.v1 import activation_pb2
 
-# keras.layers that stand for an activation function: the function's name, and what the layer calls its parameters.
-_LAYERS: dict[str, tuple[str, dict[str, str]]] = {
-    "ReLU": ("relu", {"max_value": "max_value", "negative_slope": "negative_slope", "threshold": "threshold"}),
-    "LeakyReLU": ("leaky_relu", {"negative_slope": "negative_slope"}),
-    "ELU": ("elu", {"alpha": "alpha"}),
-    "Softmax": ("softmax", {"axis": "axis"}),
+# keras.layers that stand for an activation function: the function's name, and its parameters.
+_LAYERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "ReLU": ("relu", ("max_value", "negative_slope", "threshold")),
+    "LeakyReLU": ("leaky_relu", ("negative_slope",)),
+    "ELU": ("elu", ("alpha",)),
+    "Softmax": ("softmax", ("axis",)),
 }
 
 
@@ -23,13 +24,9 @@ class Activation(KerasObject):
     """One of `keras.activations`."""
 
     family = "activation"
+    has_class_names = False
     message = activation_pb2.Activation
     changes_shape: ClassVar[bool] = False
-
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Returns every name under which Keras finds this function; class names are not among them."""
-        return (cls.keras_name, *cls.aliases)
 
     @classmethod
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
@@ -52,19 +49,14 @@ class Activation(KerasObject):
         Raises:
             InvalidConfigurationError: If Keras has no serializable form for these parameters.
         """
-        try:
-            if type(self)() == self:
-                return self.keras_name
-        except InvalidConfigurationError:  # threshold has no defaults
-            pass
+        if self.parameters == {field.name: field.default for field in dataclasses.fields(self)}:
+            return self.keras_name
         for layer, (function, parameters) in _LAYERS.items():
             if function == self.keras_name:
                 config = {key: getattr(self, key) for key in parameters}
                 return {"module": "keras.layers", "class_name": layer, "config": config, "registered_name": None}
-        text = (
-            f"Expected an activation that Keras can serialize. Received {short_repr(self)}: Keras has no layer for it."
-        )
-        raise InvalidConfigurationError(FieldViolation("activation", text))
+        received = f"{short_repr(self)}: Keras has no layer for it"
+        raise InvalidConfigurationError.for_field("activation", "an activation that Keras can serialize", received)
 
 
 class ReLU(Activation):
@@ -159,6 +151,3 @@ _WITHOUT_PARAMETERS = {
 
 for _name, _aliases in _WITHOUT_PARAMETERS.items():
     type(_name, (Activation,), {"aliases": _aliases, "__module__": __name__})
-
-MEMBERS = tuple(dict.fromkeys(Activation.members.values()))
-"""All of them; those without parameters have only their Keras names, as in `activation="tanh"`."""

@@ -37,7 +37,3 @@ class UnitNorm(Constraint):
     """Scales weights to norm 1, taken over `axis`."""
 
     axis: tuple[int, ...] = axes((0,))
-
-
-MEMBERS = tuple(dict.fromkeys(Constraint.members.values()))
-"""All of them."""

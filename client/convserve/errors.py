@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from convserve.v1 import error_pb2
 
@@ -52,15 +52,11 @@ def short_repr(value: object) -> str:
 
 @dataclass(frozen=True)
 class FieldViolation:
-    """One wrong field.
-
-    Attributes:
-        field: The parameter by its Keras name, or "input", "kernel" or "bias".
-        description: What was expected, what was received, what to do.
-    """
+    """One wrong field: the parameter by its Keras name, or "input", "kernel" or "bias"."""
 
     field: str
     description: str
+    """What was expected, what was received, what to do."""
 
 
 class ConvserveError(Exception):
@@ -96,11 +92,17 @@ class InvalidArgumentError(ConvserveError, ValueError):
         self.violations = violations
         super().__init__("\n".join(f"{wrong.field}: {wrong.description}" for wrong in violations))
 
+    @classmethod
+    def for_field(cls, field: str, expected: str, received: object, hint: str = "") -> Self:
+        """Returns the error for one field: "Expected ... Received ...", and what else helps."""
+        text = f"Expected {expected}. Received {received}."
+        return cls(FieldViolation(field, f"{text} {hint}" if hint else text))
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns how to make it again, so that it can be copied and sent between processes."""
         return type(self), self.violations, self.__dict__
 
-    def under(self, prefix: str) -> InvalidArgumentError:
+    def under(self, prefix: str) -> Self:
         """Returns the same error with `prefix` before every field."""
         return type(self)(*(FieldViolation(prefix + wrong.field, wrong.description) for wrong in self.violations))
 

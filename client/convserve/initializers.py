@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar
 
 from convserve._keras_object import KerasObject, axes, flag, number, seed, word
 from convserve.v1 import initializer_pb2
 
 
 class Initializer(KerasObject):
-    """One of `keras.initializers`.
-
-    Attributes:
-        refusal: For the initializers that cannot make a Conv2D's weights: why.
-    """
+    """One of `keras.initializers`."""
 
     family = "initializer"
     message = initializer_pb2.Initializer
-    refusal: ClassVar[str] = ""
 
     def with_seed(self, value: int) -> Initializer:
         """Returns the same initializer with this seed if it is random and has none of its own."""
@@ -139,7 +133,3 @@ class STFT(Initializer):
     window: str = word("hann")
     scaling: str = word("density", "density", "spectrum")
     periodic: bool = flag(False)
-
-
-MEMBERS = tuple(dict.fromkeys(Initializer.members.values()))
-"""All of them."""

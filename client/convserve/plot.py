@@ -17,7 +17,7 @@ import numpy as np
 
 from convserve.display.figures import NotebookFigure, Panel, draw_output, draw_panels
 from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import StoredLayerBase
@@ -65,9 +65,11 @@ def feature_maps(
     beside = None if x is None else _batch(x, "x")
     if beside is not None and beside.shape[0] != output.shape[0]:
         expected = f"as many samples as y has, {output.shape[0]}"
-        raise _refused("x", expected, f"{beside.shape[0]}: shape {beside.shape}")
-    if not (value_range is None or value_range == "shared" or _is_range(value_range)):
-        raise _refused("value_range", "(low, high) with low < high, 'shared' or None", short_repr(value_range))
+        raise InvalidRequestError.for_field("x", expected, f"{beside.shape[0]}: shape {beside.shape}")
+    is_range = isinstance(value_range, tuple) and len(value_range) == 2 and value_range[0] < value_range[1]
+    if not (value_range is None or value_range == "shared" or is_range):
+        expected = "(low, high) with low < high, 'shared' or None"
+        raise InvalidRequestError.for_field("value_range", expected, short_repr(value_range))
     if title is None:
         title = f"{output.shape} {output.dtype.name}"
         title += f", sample {sample}" if output.shape[0] > 1 else ""
@@ -109,7 +111,8 @@ def kernels(
     numbers = chosen(filters, count, _MAX_ON_A_SIDE if in_rows else MAX_MAPS, "filters")
     depths = chosen(channels, depth, _MAX_ON_A_SIDE, "channels")
     if title is None:
-        title = f"{_name(layer)}kernel {kernel.shape}"
+        name = layer.config.name if isinstance(layer, Layer) else getattr(layer, "name", None)
+        title = f"{name}: kernel {kernel.shape}" if name else f"kernel {kernel.shape}"
     for drawn, available, what in ((len(numbers), count, "filters"), (len(depths), depth, "input channels")):
         title += f"\n{drawn} of {available} {what}" if drawn < available else ""
     most = max(map(abs, finite_range(kernel[:, :, depths][..., numbers])))
@@ -133,16 +136,6 @@ def _batch(value: Any, field: str) -> Array:
     return array[np.newaxis] if array.ndim == 3 else array
 
 
-def _is_range(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and bool(value[0] < value[1])
-
-
-def _name(layer: Layer | StoredLayerBase | Array) -> str:
-    """Returns "edges: " for a layer of that name, and nothing for one without."""
-    name = layer.name if isinstance(layer, StoredLayerBase) else layer.config.name if isinstance(layer, Layer) else None
-    return f"{name}: " if name else ""
-
-
 def _kernel(layer: Any) -> Array:
     """Returns a layer's kernel in a dtype that can be drawn."""
     kernel: Any = layer.local if isinstance(layer, StoredLayerBase) else layer
@@ -152,16 +145,13 @@ def _kernel(layer: Any) -> Array:
         stored: Any = layer
         if inspect.iscoroutinefunction(stored.weights):
             received = "one that is awaited: pass its kernel, (await layer.weights())[0]"
-            raise _refused("layer", "a layer whose weights are known here", received)
+            raise InvalidRequestError.for_field("layer", "a layer whose weights are known here", received)
         kernel = stored.weights()[0]
     if kernel is None:
-        raise _refused("layer", "a layer with weights, such as `client.put` returns", short_repr(layer))
+        expected = "a layer with weights, such as `client.put` returns"
+        raise InvalidRequestError.for_field("layer", expected, short_repr(layer))
     array = standard_array(kernel, "layer", FLOAT_DTYPES)
     if array.ndim != 4:
         expected = "a kernel of (height, width, input channels / groups, filters)"
-        raise _refused("layer", expected, f"shape {array.shape}")
+        raise InvalidRequestError.for_field("layer", expected, f"shape {array.shape}")
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float32)
-
-
-def _refused(field: str, expected: str, received: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {received}."))

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from convserve._keras_object import KerasObject, number, word
 from convserve.v1 import regularizer_pb2
 
 
 class Regularizer(KerasObject):
-    """One of `keras.regularizers`.
-
-    Attributes:
-        refusal: For the one that no tensor of a Conv2D suits: why.
-    """
+    """One of `keras.regularizers`."""
 
     family = "regularizer"
     message = regularizer_pb2.Regularizer
-    refusal: ClassVar[str] = ""
 
 
 class L1(Regularizer):
@@ -45,7 +38,3 @@ class OrthogonalRegularizer(Regularizer):
     refusal = "orthogonal_regularizer needs a tensor of rank 2; a Conv2D has none"
     factor: float = number(0.01, at_least=0)
     mode: str = word("rows", "rows", "columns")
-
-
-MEMBERS = tuple(dict.fromkeys(Regularizer.members.values()))
-"""All of them."""

@@ -30,13 +30,7 @@ SERVICES: tuple[ServiceDescriptor, ...] = (
 
 
 def add_to_server(names: Iterable[str], pool: descriptor_pool.DescriptorPool, server: grpc.Server) -> None:
-    """Serves reflection.
-
-    Args:
-        names: The full names of the services to list beside reflection's own.
-        pool: Their files. Reflection's are added.
-        server: The server.
-    """
+    """Serves reflection of services by their full names, from a pool of their files, and of its own."""
     pool.AddSerializedFile(reflection_pb2.DESCRIPTOR.serialized_pb)
     pool.AddSerializedFile(_V1_FILE)
     servicer = reflection.ReflectionServicer([*names, *(service.full_name for service in SERVICES)], pool)

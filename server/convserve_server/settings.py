@@ -63,11 +63,13 @@ def _split(given: Any) -> tuple[str, ...]:
     return tuple(word.strip() for word in (given.split(",") if isinstance(given, str) else given))
 
 
-def _is_address(address: str, *, by_http: bool = False) -> bool:
-    if address.startswith("unix:"):
-        return len(address) > len("unix:") and not by_http
-    host, _, port = address.rpartition(":")
-    return bool(host) and bool(re.fullmatch(r"[0-9]{1,5}", port)) and int(port) < 2**16
+def _has_port(address: str) -> bool:
+    match = re.fullmatch(r"(?!unix:).+:([0-9]{1,5})", address, re.DOTALL)
+    return match is not None and int(match[1]) < 2**16
+
+
+def _are_addresses(addresses: tuple[str, ...]) -> bool:
+    return bool(addresses) and all(re.match("unix:.", text) or _has_port(text) for text in addresses)
 
 
 def _check(holds: Callable[[Any], object], expected: str) -> AfterValidator:
@@ -88,15 +90,10 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(le=2**31 - 1), "TIME
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Addresses = Annotated[
-    Words, _check(lambda given: given and all(map(_is_address, given)), "HOST:PORT or unix:///PATH"), "ADDRESS"
-]
-Device = Annotated[
-    str, _check(re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*").fullmatch, "auto, cpu or gpu:N"), "DEVICE"
-]
-HttpAddress = Annotated[
-    str, _check(lambda given: not given or _is_address(given, by_http=True), "HOST:PORT, or nothing"), "ADDRESS"
-]
+Addresses = Annotated[Words, _check(_are_addresses, "HOST:PORT or unix:///PATH"), "ADDRESS"]
+_DEVICE = re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*")
+Device = Annotated[str, _check(_DEVICE.fullmatch, "auto, cpu or gpu:N"), "DEVICE"]
+HttpAddress = Annotated[str, _check(lambda given: not given or _has_port(given), "HOST:PORT, or nothing"), "ADDRESS"]
 Token = Annotated[SecretStr, _check(lambda t: re.fullmatch(f"({TOKEN})?", t.get_secret_value()), WHAT_A_TOKEN_IS)]
 
 
@@ -228,9 +225,7 @@ class Settings(BaseSettings):
 def read(flags: Mapping[str, Any]) -> Settings:
     """Returns the settings of the given flags, as text by the setting's name, and of the environment.
 
-    Raises:
-        SettingsError: If any has a value that it cannot have: a line for each, with flag and variable, what was
-            expected and what was received.
+    Raises a SettingsError with a line for each wrong value: flag and variable, what was expected and received.
     """
     try:
         return Settings(**flags)

@@ -29,7 +29,6 @@ class StopSignals:
     """
 
     def __init__(self) -> None:
-        """Starts to wait."""
         self._asked, self._lock, self._is_serving = threading.Event(), threading.Lock(), False
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -59,11 +58,7 @@ class StopSignals:
 
 
 def drain(
-    settings: Settings,
-    server: grpc.Server,
-    health: Health,
-    shared_memory: SharedMemory | None,
-    observability: Observability,
+    settings: Settings, server: grpc.Server, health: Health, memory: SharedMemory | None, observability: Observability
 ) -> int:
     """Stops: first the health check, then new calls, then the process. Returns its exit status."""
     health.enter_graceful_shutdown()
@@ -78,8 +73,8 @@ def drain(
     if not is_drained:
         log.warning("--drain-s ran out: %d calls in flight were cut off", calls_in_flight())
         server.stop(0).wait(_MAX_CLOSING_S)
-    if shared_memory is not None:
-        shared_memory.close()
+    if memory is not None:
+        memory.close()
     closing = threading.Thread(target=observability.close, name="closing", daemon=True)
     closing.start()
     closing.join(_MAX_CLOSING_S)
@@ -93,10 +88,8 @@ def wait_until_taken(arrivals: Callable[[], int]) -> None:
     """Waits until every call that gRPC's core has received is taken by the server's code, and so will be answered.
 
     The core gives calls to Python one at a time, and holds the others. `grpc.Server.stop` ends those that it holds with
-    CANCELLED: of 300 calls that had just come to a bare server it cancelled 226. channelz tells how many came.
-
-    Args:
-        arrivals: Returns how many calls the first interceptor has seen.
+    CANCELLED: of 300 calls that had just come to a bare server it cancelled 226. channelz tells how many came, and
+    `arrivals` how many the first interceptor has seen.
     """
     until = time.monotonic() + _MAX_TAKING_S
     while sum(server.data.calls_started for server in _servers()) > arrivals() and time.monotonic() < until:

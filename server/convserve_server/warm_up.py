@@ -26,29 +26,19 @@ _PARAMETERS = {field.name for field in dataclasses.fields(Conv2D)} - {"input_sha
 
 @dataclass(frozen=True)
 class WarmUp:
-    """A forward pass to compute.
+    """A forward pass to compute."""
 
-    Attributes:
-        layer: The layer, whose weights are initialized, or the name of a stored one.
-        shape: The input's.
-        input_dtype: The input's.
-        output_dtype: The output's; None for the layer's compute dtype.
-    """
-
-    layer: Conv2D | str
-    shape: Shape
+    layer: Conv2D | str  # whose weights are initialized, or the name of a stored one
+    shape: Shape  # of the input
     input_dtype: str
-    output_dtype: str | None
+    output_dtype: str | None  # None for the layer's compute dtype
 
     @classmethod
     def parse(cls, text: str) -> WarmUp:
         """Reads a setting such as "filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3".
 
         It has parameters of Conv2D, or `layer=NAME`; then `input_shape`, and if need be `input_dtype` and
-        `output_dtype`.
-
-        Raises:
-            SettingsError: If it is none.
+        `output_dtype`. Raises SettingsError if it is none.
         """
         words = [word.partition("=") for word in text.split()]
         given = {name: value for name, equals, value in words if equals and value}
@@ -74,35 +64,30 @@ class WarmUp:
         return cls(config, shape, input_dtype, output_dtype)
 
 
-def warm_up(each: WarmUp, backend: Backend) -> None:
+def warm_up(case: WarmUp, backend: Backend) -> None:
     """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
 
-    Raises:
-        SettingsError: If the layer cannot take such an input, or the server takes no such call.
+    Raises SettingsError if the layer cannot take such an input, or the server takes no such call.
     """
     engine, admission = backend.engine, backend.admission
     try:
-        layer = backend.store.layer(each.layer) if isinstance(each.layer, str) else Layer(each.layer)
-        admission.admit([layer], each.shape, each.input_dtype, each.output_dtype).release()
+        layer = backend.store.layer(case.layer) if isinstance(case.layer, str) else Layer(case.layer)
+        permit = admission.admit([layer], case.shape, case.input_dtype, case.output_dtype)
+        permit.release()
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)
         return
     except InvalidArgumentError as error:
         raise SettingsError(f"{_FLAG}: {error}") from error
-    plan = admission.plan([layer], each.shape, each.input_dtype, each.output_dtype)
     if layer.kernel is None:
-        layer = engine.initialize(layer.config, plan.layers[0].kernel_shape[2] * layer.config.groups)
-    x = np.zeros(each.shape, numpy_dtype(each.input_dtype))
+        layer = engine.initialize(layer.config, permit.plan.layers[0].kernel_shape[2] * layer.config.groups)
+    x = np.zeros(case.shape, numpy_dtype(case.input_dtype))
     for device in range(len(engine.devices)):
-        engine.convolve([layer], [x], plan.output_dtype, device)
+        engine.convolve([layer], [x], permit.plan.output_dtype, device)
 
 
 def check_devices(engine: Engine) -> None:
-    """Computes one convolution whose result is known, so that a server that cannot compute never says SERVING.
-
-    Raises:
-        RuntimeError: If a device computes something else.
-    """
+    """Computes a convolution whose result is known. Raises RuntimeError if a device computes it wrongly."""
     config = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
     ones, x = Layer(config, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
     for number, device in enumerate(engine.devices):

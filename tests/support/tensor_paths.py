@@ -33,7 +33,7 @@ def observed() -> Iterator[Taken]:
     """Counts what travels in pieces or through shared memory; the rest went in one message."""
     taken = Taken()
 
-    class Outgoing(streaming.Outgoing):
+    class Stream(streaming.Stream):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             taken.items.append(len(self.items))
@@ -41,7 +41,7 @@ def observed() -> Iterator[Taken]:
     class SharedRequest(shared_memory.SharedRequest):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
-            taken.copied_inputs.append(bool(self._regions))
+            taken.copied_inputs.append(len(self._regions) == 2)
 
         def result(self, data: bytes) -> Any:
             found = super().result(data)
@@ -49,7 +49,7 @@ def observed() -> Iterator[Taken]:
             return found
 
     with (
-        mock.patch.object(streaming, "Outgoing", Outgoing),
+        mock.patch.object(streaming, "Stream", Stream),
         mock.patch.object(shared_memory, "SharedRequest", SharedRequest),
     ):
         yield taken

@@ -10,7 +10,7 @@ from convserve._async import io
 from convserve._async import map as _map
 from convserve._async.connection import Connection
 from convserve._async.stored_layer import AsyncStoredLayer
-from convserve._rpc import map_schedule, requests
+from convserve._rpc import map_schedule, requests, retries
 from convserve.errors import LayerNotFoundError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Conv2DParameters, Layer
@@ -148,9 +148,9 @@ class AsyncClient(Connection):
         """
         element, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
         deadline, tensors = self._deadline(None), self._connected()._tensors
-        if tensors.is_to_connect():
+        if tensors.sharing.is_to_connect():
             await self._call(tensors.connect, None, deadline)
-        return await tensors.empty(dimensions, element, deadline)
+        return await io.in_thread(tensors.sharing.empty, dimensions, element, deadline)
 
     async def plan(
         self,
@@ -226,7 +226,7 @@ class AsyncClient(Connection):
             upload = layer_messages.config_upload(checked.config, name, input_channels)
         else:
             upload = layer_messages.layer_upload(checked, name)
-        answer = await self._write(self._connected()._servers.put, upload, timeout)
+        answer = await self._call(self._connected()._servers.put, upload, timeout)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
 
     async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
@@ -274,7 +274,7 @@ class AsyncClient(Connection):
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        call = self._new_call(timeout)
+        call = retries.Call(self._retry, self._deadline(timeout), self._budget)
         try:
             await self._attempt(call, self._connected()._servers.delete, request)
         except LayerNotFoundError:

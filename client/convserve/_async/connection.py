@@ -65,7 +65,7 @@ class Connection:
         self._budget = retries.RetryBudget(self._retry)
         self._shares_memory = shared_memory
         self._closed = False
-        self._home = io.Home()
+        self._home: Any = None  # where the channel is used
         self._channel: Any = None
 
     def _connected(self) -> Self:
@@ -75,48 +75,48 @@ class Connection:
             InvalidRequestError: If it is closed, or in use elsewhere.
         """
         if self._closed:
-            text = "Expected an open client. Received a call after it was closed."
-            raise InvalidRequestError(FieldViolation("client", text))
-        if not self._home.is_here():
+            raise self._closed_error()
+        if self._home != io.home():
             with calls_under_way.setup:
-                if not self._home.is_here():
+                if self._home != io.home():
                     self._open()
         return self
 
+    def _closed_error(self) -> InvalidRequestError:
+        text = "Expected an open client. Received a call after it was closed."
+        return InvalidRequestError(FieldViolation("client", text))
+
     def _open(self) -> None:
         calls_under_way.check_process()
-        self._home.check()
-        self._channel = io.open_channel(self._access, self._target)
+        io.check_home(self._home)
+        self._channel = self._access.channel(self._target, io.channels)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)
         self._servers = LayerServers(self._channel, self._target, self._access)
         self._upload_locks: weakref.WeakValueDictionary[bytes, io.Lock] = weakref.WeakValueDictionary()
-        self._home.enter(self)  # last: another thread may look at it to see whether the rest is there
+        io.connected.add(self)
+        self._home = io.home()  # last: another thread may look at it to see whether the rest is there
 
     def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
-        return retries.Deadline.of(timeout, self._timeout)
-
-    def _new_call(
-        self, timeout: retries.Timeout, retry: retries.RetryRule | None = None, *, moves_name: bool = False
-    ) -> io.Call:
-        return io.Call(retry or self._retry, self._deadline(timeout), self._budget, moves_name=moves_name)
+        if isinstance(timeout, retries.Deadline):
+            return timeout
+        return retries.Deadline(self._timeout if timeout is None else retries.checked_timeout(timeout))
 
     async def _call(
         self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
     ) -> Any:
-        """Sends a request until it is answered."""
-        return await self._attempt(self._new_call(timeout, retry), method, request)
+        """Sends a request until it is answered, but not again once it may have moved a name."""
+        moves_name = isinstance(request, layer_messages.Upload) and request.moves_name
+        budget = retries.RetryBudget(retry) if retry else self._budget
+        call = retries.Call(retry or self._retry, self._deadline(timeout), budget, moves_name)
+        return await self._attempt(call, method, request)
 
-    async def _write(self, method: Callable[..., Any], upload: layer_messages.Upload, timeout: retries.Timeout) -> Any:
-        """Sends an upload until it is answered, but not again once it may have moved a name."""
-        return await self._attempt(self._new_call(timeout, moves_name=upload.moves_name), method, upload)
-
-    async def _attempt(self, call: io.Call, method: Callable[..., Any], request: Any) -> Any:
+    async def _attempt(self, call: retries.Call, method: Callable[..., Any], request: Any) -> Any:
         while True:
             try:
-                with call:
+                with io.attempt(call.deadline.remaining_s()):
                     answer = await method(request, call.deadline)
-                call.record_success()
+                self._budget.record_success()
                 return answer
             except (io.RpcError, ConvserveError) as failure:
                 delay_s = call.delay_after(failure)
@@ -137,23 +137,24 @@ class Connection:
             except LayerNotFoundError:
                 if not stored:
                     raise
-            if is_uploaded or not await self._upload(stored, uploads, deadline):
+            if is_uploaded or not await self._upload(stored, uploads, deadline, retry):
                 break
         for layer in stored:
-            await self._fetch(layer, deadline)  # the call brings them along, for servers that cannot keep them
+            await self._fetch(layer, deadline, retry)  # the call brings them along, for servers that cannot keep them
         whole = request.carrying_layers()
         return await self._call(self._connected()._tensors.convolve, whole, deadline, retry)  # type: ignore[no-any-return]
 
-    async def _upload(self, layers: list[StoredLayerBase], uploads: list[int], deadline: retries.Deadline) -> bool:
-        """Uploads layers to every server that lacks them, unless another call has done so meanwhile.
+    async def _upload(
+        self,
+        layers: list[StoredLayerBase],
+        uploads: list[int],
+        deadline: retries.Deadline,
+        retry: retries.RetryRule | None = None,
+    ) -> bool:
+        """Uploads layers to every server that lacks them; returns whether all servers can keep them.
 
-        Args:
-            layers: The layers.
-            uploads: How many times each had been uploaded before the call that found it missing.
-            deadline: When it must be done.
-
-        Returns:
-            Whether all servers can keep them.
+        A layer is left out that was uploaded more often than `uploads` says, which is from before the call that found
+        it missing: another call has done so meanwhile.
         """
         for layer, uploads_before in zip(layers, uploads, strict=True):
             with calls_under_way.setup:
@@ -161,7 +162,7 @@ class Connection:
             async with io.held(lock, deadline):
                 if layer.uploads != uploads_before:
                     continue
-                upload = layer_messages.layer_upload(await self._fetch(layer, deadline), None)
+                upload = layer_messages.layer_upload(await self._fetch(layer, deadline, retry), None)
                 try:
                     is_kept = await self._call(self._servers.offer, upload, deadline, retries.NO_RETRIES)
                 except UnavailableError:
@@ -171,19 +172,21 @@ class Connection:
                     return False
         return True
 
-    async def _fetch(self, layer: StoredLayerBase, deadline: retries.Deadline) -> Layer:
+    async def _fetch(
+        self, layer: StoredLayerBase, deadline: retries.Deadline, retry: retries.RetryRule | None = None
+    ) -> Layer:
         """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
         if layer.local is None:
             servers = self._connected()._servers
             request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(layer))
             try:
-                messages = await self._call(servers.read, request, deadline)
+                messages = await self._call(servers.read, request, deadline, retry)
             except LayerNotFoundError as lost:
                 try:
-                    await self._call(servers.put, layer_messages.reinitialization(layer), deadline)
+                    await self._call(servers.put, layer_messages.reinitialization(layer), deadline, retry)
                 except InvalidArgumentError:  # other weights came out: a caller had given these
                     raise lost from None
-                messages = await self._call(servers.read, request, deadline)
+                messages = await self._call(servers.read, request, deadline, retry)
             layer.local = Layer(layer.config, *layer_messages.weights_of(messages))
         return layer.local
 
@@ -193,14 +196,14 @@ class Connection:
         Raises:
             InvalidRequestError: In another event loop than the one that uses it now.
         """
-        self._home.check()
+        io.check_home(self._home)
         self._closed = True
         if self._channel is not None:
-            self._tensors.close()
+            self._tensors.sharing.close()
             await self._servers.close()
             await self._channel.close()
             self._channel = None
-            self._home.leave(self)
+            io.connected.discard(self)
 
     async def __aenter__(self) -> Self:
         """Returns the client."""

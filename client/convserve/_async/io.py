@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
 
-from convserve._rpc import channel, retries, streaming
-from convserve._rpc.credentials import Access
+from convserve._rpc import channel
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
+from convserve._rpc.streaming import Stream
 from convserve.errors import FieldViolation, InvalidRequestError
-from convserve.protocol import layer_messages, pieces
+from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
 T = TypeVar("T")
@@ -29,52 +29,22 @@ ClosedChannelError = grpc.aio.UsageError
 """What a call raises where the channel was closed between two steps of it."""
 sleep = asyncio.sleep
 in_thread = asyncio.to_thread
+home = asyncio.get_running_loop
+"""Where a connection is used: in one event loop at a time, to which its channel belongs."""
+channels = grpc.aio
+attempt = nullcontext
+"""In which an attempt is made: a fork waits for none, as gRPC works in no fork beside a connected asyncio client."""
+connected = calls_under_way.asyncio_clients
 
 
-def open_channel(access: Access, address: str) -> Any:
-    """Returns a channel to the target, or to one of the servers that it leads to."""
-    return access.async_channel(address)
-
-
-class Home:
-    """Where a connection can be used: in one event loop at a time, of which its channel is."""
-
-    def __init__(self) -> None:
-        """Starts without a loop."""
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def is_here(self) -> bool:
-        """Returns whether the running loop is the one."""
-        return self._loop is asyncio.get_running_loop()
-
-    def check(self) -> None:
-        """Raises InvalidRequestError if another loop uses the connection now."""
-        if self._loop is not None and not self.is_here() and self._loop.is_running():
-            text = (
-                "Expected one event loop at a time. "
-                "Received a call in another loop than the one that uses it now: make a client for each."
-            )
-            raise InvalidRequestError(FieldViolation("client", text))
-
-    def enter(self, connection: object) -> None:
-        """Makes the running loop the one."""
-        self.check()
-        self._loop = asyncio.get_running_loop()
-        calls_under_way.asyncio_clients.add(connection)
-
-    def leave(self, connection: object) -> None:
-        """Notes that the connection is closed."""
-        calls_under_way.asyncio_clients.discard(connection)
-
-
-class Call(retries.Call):
-    """A call's attempts. A fork does not wait for them, as gRPC works in no fork beside a connected asyncio client."""
-
-    def __enter__(self) -> None:
-        """Begins an attempt."""
-
-    def __exit__(self, *_: object) -> None:
-        """Ends it."""
+def check_home(loop: asyncio.AbstractEventLoop | None) -> None:
+    """Raises InvalidRequestError if a connection is used now in another event loop than the running one."""
+    if loop not in (None, home()) and loop.is_running():
+        text = (
+            "Expected one event loop at a time. "
+            "Received a call in another loop than the one that uses it now: make a client for each."
+        )
+        raise InvalidRequestError(FieldViolation("client", text))
 
 
 async def answer(method: Any, message: Any, deadline: Deadline) -> Any:
@@ -82,7 +52,7 @@ async def answer(method: Any, message: Any, deadline: Deadline) -> Any:
     return await method(message, timeout=deadline.remaining_s())
 
 
-async def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.Incoming, deadline: Deadline) -> Result:
+async def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     """Makes a forward pass' call in pieces.
 
     Raises:
@@ -90,40 +60,32 @@ async def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.
         ConvserveError: If an item did.
     """
     call = method(timeout=deadline.remaining_s())
-    sending = asyncio.create_task(_send(call, outgoing))
+    sending = asyncio.create_task(_send(call, stream))
     try:
         message: Any
         while (message := await call.read()) is not grpc.aio.EOF:
-            incoming.take(message)
-        return incoming.result()
+            stream.take(message)
+        return stream.result()
     finally:
         sending.cancel()
         call.cancel()  # for when an item failed; after the end it does nothing
 
 
-async def _send(call: Any, outgoing: streaming.Outgoing) -> None:
-    # Where the server ends the call before all is sent, sending fails, and reading says why.
+async def _send(call: Any, sent: Stream | Upload) -> None:
+    # Where the server ends the call before all is sent, sending fails, and the answer says why.
     with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
-        await call.write(outgoing.start())
-        if pieces.is_accepted(await call.initial_metadata()):
-            for piece in outgoing.pieces():
+        await call.write(sent.start)
+        if sent.wanted and sent.wanted in tuple(await call.initial_metadata() or ()):
+            for piece in sent.pieces():
                 await call.write(piece)
-            await call.done_writing()
+        await call.done_writing()
 
 
-async def upload(method: Any, upload: layer_messages.Upload, deadline: Deadline) -> Any:
+async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     call = method(timeout=deadline.remaining_s())
     try:
-        # Where the server ends the call before all is sent, sending fails, and awaiting the call says why.
-        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
-            await call.write(upload.start)
-            wanted = layer_messages.upload_answer(await call.initial_metadata()) if upload.layer else None
-            if wanted == layer_messages.SEND_WEIGHTS:
-                for piece in upload.pieces():
-                    await call.write(piece)
-            if wanted or not upload.layer:
-                await call.done_writing()
+        await _send(call, upload)
         return await call
     finally:
         call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing

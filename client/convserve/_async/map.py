@@ -9,9 +9,8 @@ from typing import Any
 
 from convserve._async.connection import Connection
 from convserve._rpc import retries
-from convserve._rpc.map_items import Item
+from convserve._rpc.map_items import Item, split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
-from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
 
@@ -108,25 +107,16 @@ class _Senders:
         self._changed.set()
 
     async def _send(self, items: list[Item]) -> None:
+        outcome: list[Array] | Exception
         try:
-            self._pipeline.finish(items, await self._outputs(items))
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
+            outcome = split((await self._connection._convolve(request, deadline, self._retry)).output, items)
         except Exception as error:
-            self._pipeline.fail(items, error)
+            outcome = error
+        except asyncio.CancelledError:
+            if self._stopped or not self._connection._closed:
+                raise
+            outcome = self._connection._closed_error()  # a client that is closed cancels its calls
+        self._pipeline.finish(items, outcome)
         self._calls -= 1
         self._go_on()
-
-    async def _outputs(self, items: list[Item]) -> list[Array]:
-        call = self._pipeline.call(items)
-        deadline = self._connection._deadline(self._timeout)
-        attempts = retries.Call(self._retry, deadline)
-        while True:
-            try:
-                result = await self._connection._convolve(call.request, deadline, retries.NO_RETRIES)
-                return call.outputs(result.output)
-            except ConvserveError as failure:
-                delay_s = attempts.delay_after(failure)
-            except asyncio.CancelledError:
-                if not self._stopped:
-                    self._connection._connected()  # a client that is closed cancels its calls: this raises why
-                raise
-            await asyncio.sleep(delay_s)

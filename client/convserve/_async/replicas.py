@@ -9,11 +9,18 @@ from typing import Any, TypeVar
 
 from convserve._async import io
 from convserve._rpc import channel as _channel
-from convserve._rpc import retries
 from convserve._rpc.credentials import Access
 from convserve._rpc.retries import Deadline
-from convserve.errors import ConvserveError
+from convserve.errors import (
+    ConvserveError,
+    LayerNotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    TooLargeError,
+    UnavailableError,
+)
 from convserve.protocol.layer_messages import Upload
+from convserve.protocol.status import from_rpc_error
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
 T = TypeVar("T")
@@ -32,11 +39,11 @@ class LayerServers:
     """
 
     def __init__(self, channel: Any, target: str, access: Access) -> None:
-        """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
         self._access = access
         self._target = target
         self._only = _Replica(channel)
         self._lock = threading.Lock()
+        self._addresses: tuple[str, ...] = ()  # to which the target led last
         self._replicas: dict[str, _Replica] = {}
 
     async def put(self, upload: Upload, deadline: Deadline) -> Any:
@@ -50,8 +57,10 @@ class LayerServers:
             try:
                 await io.upload(server.PutLayer, upload, deadline)
             except (io.RpcError, ConvserveError) as failure:
-                retries.check_cannot_keep(failure)
-                return False
+                error = from_rpc_error(failure)
+                if isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
+                    return False  # it has no room, or keeps none for this caller
+                raise error from None
             return True
 
         return all(await self._every(is_kept, deadline))
@@ -97,11 +106,8 @@ class LayerServers:
         """Returns the digests that no server holds."""
 
         async def missing(server: Any) -> set[bytes]:
-            digests: set[bytes] = set()
-            for request in requests:
-                answer = await server.FindMissingLayers(request, timeout=deadline.remaining_s())
-                digests.update(answer.missing_digests)
-            return digests
+            answers = [await server.FindMissingLayers(part, timeout=deadline.remaining_s()) for part in requests]
+            return {digest for answer in answers for digest in answer.missing_digests}
 
         return set.intersection(*await self._every(missing, deadline))
 
@@ -111,12 +117,11 @@ class LayerServers:
             await replica.channel.close()
 
     async def _first(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline) -> T:
-        return (await self._answers(ask, deadline, every=False))[0]
+        return (await self._every(ask, deadline, only_first=True))[0]
 
-    async def _every(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline) -> list[T]:
-        return await self._answers(ask, deadline, every=True)
-
-    async def _answers(self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline, *, every: bool) -> list[T]:
+    async def _every(
+        self, ask: Callable[[Any], Awaitable[T]], deadline: Deadline, *, only_first: bool = False
+    ) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
         replicas = await self._in_use(deadline)
@@ -125,10 +130,13 @@ class LayerServers:
                 try:
                     answers.append(await ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
-                    why_not = retries.skip_replica(failure, why_not)
-                    log.debug("one of several servers is passed over: %s", why_not)
+                    error = from_rpc_error(failure)
+                    if not isinstance(error, LayerNotFoundError | UnavailableError):
+                        raise error from None
+                    why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
+                    log.debug("one of several servers is passed over: %s", error)
                     continue
-                if not every:
+                if only_first:
                     break
         finally:
             await self._release(replicas)
@@ -143,11 +151,10 @@ class LayerServers:
         if len(addresses) < 2:
             return [self._only]
         with self._lock:
+            self._addresses = addresses
             for address in addresses:
                 if address not in self._replicas:
-                    self._replicas[address] = _Replica(io.open_channel(self._access, address))
-            for address, replica in self._replicas.items():
-                replica.is_gone = address not in addresses
+                    self._replicas[address] = _Replica(self._access.channel(address, io.channels))
             replicas = [self._replicas[address] for address in addresses]
             for replica in replicas:
                 replica.users += 1
@@ -155,29 +162,19 @@ class LayerServers:
 
     async def _release(self, replicas: list[_Replica]) -> None:
         """Closes the channels to servers that the target no longer leads to, unless other calls use them still."""
-        if replicas == [self._only]:
-            return
         with self._lock:
             for replica in replicas:
                 replica.users -= 1
-            idle = [address for address, replica in self._replicas.items() if replica.is_gone and not replica.users]
-            closing = [self._replicas.pop(address) for address in idle]
+            gone = self._replicas.keys() - self._addresses
+            closing = [self._replicas.pop(address) for address in gone if not self._replicas[address].users]
         for replica in closing:
             await replica.channel.close()
 
 
 class _Replica:
-    """A server's channel.
-
-    Attributes:
-        channel: The channel.
-        stub: LayerService's stub.
-        users: How many calls use it.
-        is_gone: Whether the target no longer leads to it.
-    """
+    """A server's channel and LayerService's stub on it, and how many calls use them."""
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.stub: Any = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
         self.users = 0
-        self.is_gone = False

@@ -76,9 +76,9 @@ class AsyncStoredLayer(stored_layers.StoredLayerBase):
         deadline = connection._deadline(timeout)
         update, uploads = connection._connected()._servers.update, self.uploads
         try:
-            answer = await connection._write(update, upload, deadline)
+            answer = await connection._call(update, upload, deadline)
         except LayerNotFoundError:
             await connection._upload([self], [uploads], deadline)
-            answer = await connection._write(update, upload, deadline)
+            answer = await connection._call(update, upload, deadline)
         made = AsyncStoredLayer(connection, **stored_layers.known_parts(answer.layer, self.name, None))
         return made, Losses.from_message(answer.losses)

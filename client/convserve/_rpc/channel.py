@@ -12,7 +12,7 @@ from typing import Any
 
 from convserve._version import __version__
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
-from convserve.protocol.http2_options import LARGE_FRAMES
+from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
@@ -22,40 +22,36 @@ _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:
 def channel_target(target: str | Sequence[str]) -> str:
     """Returns gRPC's name of one or several addresses.
 
-    Args:
-        target: "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
-            separated by commas.
+    These are "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
+    separated by commas.
 
     Raises:
         InvalidRequestError: For an empty target, or several of which one is not an IP address.
     """
-    addresses = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
-    if not addresses or not all(isinstance(address, str) and address for address in addresses):
-        text = f"Expected 'host:port', 'unix:///path', or several 'ip:port'. Received {short_repr(target)}."
-        raise InvalidRequestError(FieldViolation("target", text))
-    if len(addresses) == 1:
-        host, _, port = addresses[0].rpartition(":")
-        if not host or not port or "]" in port:
-            text = f"Expected 'host:port'. Received {short_repr(target)}."
-            raise InvalidRequestError(FieldViolation("target", text))
-        # With dns:/// every address of a name is used, not only the first that answers.
-        return addresses[0] if addresses[0].startswith(_SCHEMES) else f"dns:///{addresses[0]}"
-    versions = {_ip_version(address.replace("localhost:", "127.0.0.1:")) for address in addresses}
-    if len(versions) != 1 or 0 in versions:
-        text = (
-            "Expected several addresses to be IP addresses of one version with a port; for host names give one DNS "
-            f"name that resolves to all of them. Received {short_repr(target)}."
+    listed = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
+    if not listed or not all(isinstance(address, str) and address for address in listed):
+        expected = "'host:port', 'unix:///path', or several 'ip:port'"
+    elif len(listed) == 1:
+        host, _, port = listed[0].rpartition(":")
+        if host and port and "]" not in port:
+            # With dns:/// every address of a name is used, not only the first that answers.
+            return listed[0] if listed[0].startswith(_SCHEMES) else f"dns:///{listed[0]}"
+        expected = "'host:port'"
+    else:
+        listed = [address.replace("localhost:", "127.0.0.1:") for address in listed]
+        ips = [_ip(address.rpartition(":")[0]) for address in listed]
+        versions = {ip and ip.version for ip in ips}
+        if len(versions) == 1 and None not in versions:
+            return f"ipv{versions.pop()}:{','.join(listed)}"
+        expected = (
+            "several addresses to be IP addresses of one version with a port; for host names give one DNS name that "
+            "resolves to all of them"
         )
-        raise InvalidRequestError(FieldViolation("target", text))
-    return f"ipv{versions.pop()}:" + ",".join(address.replace("localhost:", "127.0.0.1:") for address in addresses)
+    raise InvalidRequestError(FieldViolation("target", f"Expected {expected}. Received {short_repr(target)}."))
 
 
 def addresses(target: str) -> tuple[str, ...]:
-    """Returns gRPC's name of each server that a target lists, or of the target itself if it is one.
-
-    Args:
-        target: What `channel_target` returned.
-    """
+    """Returns gRPC's name of each server that a target of gRPC's lists, or of the target itself if it is one."""
     scheme, _, listed = target.partition(":")
     if scheme not in ("ipv4", "ipv6"):
         return (target,)
@@ -63,14 +59,10 @@ def addresses(target: str) -> tuple[str, ...]:
 
 
 def name_to_resolve(target: str) -> tuple[str, str] | None:
-    """Returns host and port of a target that may lead to several servers, or None.
-
-    Args:
-        target: What `channel_target` returned.
-    """
+    """Returns host and port of a target of gRPC's that may lead to several servers, or None."""
     scheme, _, address = target.partition(":")
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if scheme != "dns" or not host or host == "localhost" or _ip_version(f"{host}:{port}"):
+    if scheme != "dns" or not host or host == "localhost" or _ip(host):
         return None
     return host, port
 
@@ -82,71 +74,60 @@ def look_up(host: str, port: str) -> concurrent.futures.Future[tuple[str, ...]]:
     The resolver has no time limit of its own, so that it works in a thread that nobody waits for longer than they may.
     """
     future: concurrent.futures.Future[tuple[str, ...]] = concurrent.futures.Future()
-
     future.set_running_or_notify_cancel()  # so that no caller that gives up can cancel it
 
     def resolve() -> None:
         try:
-            future.set_result(resolved(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
-        except OSError:
-            future.set_result(())
-        except BaseException as error:
-            future.set_exception(error)
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            infos = []
+        future.set_result(resolved(infos))
 
     threading.Thread(target=resolve, name="convserve-resolve", daemon=True).start()
     return future
 
 
-def resolved(found: Iterable[tuple[Any, ...]]) -> tuple[str, ...]:
-    """Returns gRPC's names of what `socket.getaddrinfo` found, in an order that is the same for everybody."""
-    names = {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in found}
+def resolved(infos: Iterable[tuple[Any, ...]]) -> tuple[str, ...]:
+    """Returns gRPC's names of what `socket.getaddrinfo` returned, in an order that is the same for everybody."""
+    names = {f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}" for *_, (host, port, *_) in infos}
     return tuple(sorted(names))
 
 
 def is_local(target: str) -> bool:
-    """Returns whether a target is one server on this machine.
-
-    Args:
-        target: What `channel_target` returned.
-    """
-    scheme, _, address = target.partition(":")
-    host = address.removeprefix("///").rpartition(":")[0].strip("[]")
-    if scheme == "unix" or host == "localhost":
+    """Returns whether nothing that is sent to a target of gRPC's leaves this machine."""
+    if target.startswith("unix"):
         return True
-    try:
-        return "," not in address and ipaddress.ip_address(host).is_loopback
-    except ValueError:
+    if not target.startswith(("dns:", "ipv4:", "ipv6:")):  # others lead where their resolver says
         return False
+    hosts = [address.partition(":")[2].removeprefix("///").rpartition(":")[0] for address in addresses(target)]
+    return all(host == "localhost" or ((ip := _ip(host)) and ip.is_loopback) for host in hosts)
 
 
-def _ip_version(address: str) -> int:
-    host = address.rpartition(":")[0]
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host.strip("[]")).version
+        return ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return 0
+        return None
 
 
-def channel_options() -> list[tuple[str, Any]]:
-    """Returns the options of a channel."""
-    return [
-        # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
-        ("grpc.max_send_message_length", -1),
-        ("grpc.max_receive_message_length", -1),
-        *LARGE_FRAMES,
-        # Replicas are interchangeable, so calls are spread over all addresses.
-        ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
-        # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
-        ("grpc.enable_retries", 0),
-        # A server that restarts is found again within seconds, not after gRPC's default of up to two minutes.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
-        ("grpc.min_reconnect_backoff_ms", 5000),
-        # With a keepalive gRPC bounds how long what was written may stay unread (TCP_USER_TIMEOUT): without, calls wait
-        # beyond their deadline on a connection whose other end has half closed it and reads no more. A ping in five
-        # minutes is what every server allows.
-        ("grpc.keepalive_time_ms", 300_000),
-        ("grpc.keepalive_timeout_ms", 20_000),
-        ("grpc.primary_user_agent", f"convserve/{__version__}"),
-    ]
+OPTIONS: list[tuple[str, Any]] = [
+    # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    *LARGE_FRAMES,
+    # Replicas are interchangeable, so calls are spread over all addresses.
+    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
+    # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
+    ("grpc.enable_retries", 0),
+    # A server that restarts is found again while one call is sent again: not after up to two minutes, gRPC's default.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Where an address swallows what is sent to it, an attempt to connect ends after this, not after 20 seconds.
+    ("grpc.min_reconnect_backoff_ms", 5000),
+    # With a keepalive gRPC bounds how long what was written may stay unread (TCP_USER_TIMEOUT): without, calls wait
+    # beyond their deadline on a connection whose other end has half closed it and reads no more. A ping in five
+    # minutes is what every server allows.
+    ("grpc.keepalive_time_ms", 300_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.primary_user_agent", f"convserve/{__version__}"),
+]

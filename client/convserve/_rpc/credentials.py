@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,7 @@ class TLS:
     server_name: str | None = None
 
     def __post_init__(self) -> None:
-        """Checks paths and names.
-
-        Raises:
-            InvalidRequestError: For something that is no path, PEM or name, or a certificate without its key.
-        """
+        """Raises InvalidRequestError for what is no path, PEM or name, or a certificate without its key."""
         for name in ("ca", "certificate", "key"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | os.PathLike | bytes):
@@ -57,19 +54,13 @@ class TLS:
             raise _wrong("tls.server_name", f"a name. Received {short_repr(self.server_name)}")
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Returns gRPC's form of it. The files are read now.
-
-        Raises:
-            InvalidRequestError: If one cannot be read, or is no PEM.
-        """
+        """Returns gRPC's form of it; raises InvalidRequestError for a file that cannot be read, or is no PEM."""
         return grpc.ssl_channel_credentials(*(_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate")))
 
     def __repr__(self) -> str:
         """Returns the paths; bytes may be a key, and are not shown."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        parts = (
-            f"{name}={'...' if isinstance(value, bytes) else repr(value)}" for name, value in values.items() if value
-        )
+        values = ((name, value) for name, value in vars(self).items() if value)
+        parts = (f"{name}={'...' if isinstance(value, bytes) else repr(value)}" for name, value in values)
         return f"TLS({', '.join(parts)})"
 
 
@@ -77,26 +68,19 @@ class Access:
     """What the channels to a target are made with."""
 
     def __init__(self, target: str, token: str | None, tls: TLS | bool | None) -> None:
-        """Checks that the token goes to nobody but the server.
-
-        Args:
-            target: What `_channel.channel_target` returned.
-            token: The token; "" for none; None for that of the environment, if it has one.
-            tls: How connections are encrypted: True with gRPC's roots, None not at all, and False not at all either,
-                even if there is a token.
+        """Checks that the token goes to nobody but the server; the arguments are those of `Client`.
 
         Raises:
             InvalidRequestError: For what is no token or no TLS, or a token that others could read on its way.
         """
         shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):
-            source = f"{TOKEN_VARIABLE}" if token is None else "token"
-            raise _wrong(
-                source, "a word of ASCII characters without blanks. Received something else, which is not shown"
-            )
+            source = TOKEN_VARIABLE if token is None else "token"
+            text = "a word of ASCII characters without blanks. Received something else, which is not shown"
+            raise _wrong(source, text)
         if not isinstance(tls, TLS | bool | None):
             raise _wrong("tls", f"None, a bool or a convserve.TLS. Received a {type(tls).__name__}")
-        if shown and tls is None and not _stays_here(target):
+        if shown and tls is None and not _channel.is_local(target):
             source = "token=" if token else TOKEN_VARIABLE
             raise _wrong(
                 "tls",
@@ -109,35 +93,26 @@ class Access:
         self._tls = (TLS() if tls is True else tls) or None
         self._credentials = self._tls.credentials() if self._tls else None
 
-    def channel(self, address: str) -> Any:
-        """Returns a channel to the target, or to one of the servers that it leads to."""
-        if self._credentials is None:
-            return self._with_token(grpc.insecure_channel(address, options=self._options(address)))
-        return self._with_token(grpc.secure_channel(address, self._credentials, options=self._options(address)))
-
-    def async_channel(self, address: str) -> Any:
-        """Returns the same for asyncio."""
-        if self._credentials is None:
-            return self._with_token(grpc.aio.insecure_channel(address, options=self._options(address)))
-        return self._with_token(grpc.aio.secure_channel(address, self._credentials, options=self._options(address)))
-
-    def _options(self, address: str) -> list[tuple[str, Any]]:
-        options = _channel.channel_options()
-        if _stays_here(self._target):  # gRPC would ask $http_proxy for localhost too, and show it the token
+    def channel(self, address: str, library: Any = grpc) -> Any:
+        """Returns a channel of grpc's or grpc.aio's to the target, or to one of the servers that it leads to."""
+        options = [*_channel.OPTIONS]
+        if _channel.is_local(self._target):  # gRPC would ask $http_proxy for localhost too, and show it the token
             options.append(("grpc.enable_http_proxy", 0))
         if self._tls is None:
-            return options
-        name = self._tls.server_name
-        if name is None and address != self._target:
-            # One address of a name: the certificate is that of the name.
-            resolved = _channel.name_to_resolve(self._target)
-            name = resolved[0] if resolved else None
-        return options if name is None else [*options, ("grpc.ssl_target_name_override", name)]
-
-    def _with_token(self, channel: Any) -> Any:
+            channel = library.insecure_channel(address, options=options)
+        else:
+            name = self._tls.server_name
+            if name is None and address != self._target:
+                # One address of a name: the certificate is that of the name.
+                resolved = _channel.name_to_resolve(self._target)
+                name = resolved[0] if resolved else None
+            if name is not None:
+                options.append(("grpc.ssl_target_name_override", name))
+            channel = library.secure_channel(address, self._credentials, options=options)
         return TokenChannel(channel, self._metadata) if self._metadata else channel
 
 
+@dataclass(frozen=True, repr=False)
 class TokenChannel:
     """A channel, of either kind, whose calls all carry a token.
 
@@ -145,50 +120,32 @@ class TokenChannel:
     credentials ask a thread of Python's for the token each time.
     """
 
-    def __init__(self, channel: Any, metadata: tuple[tuple[str, str], ...]) -> None:
-        self._channel = channel
-        self._metadata = metadata
+    _channel: Any
+    _metadata: tuple[tuple[str, str], ...]
 
-    def unary_unary(self, *arguments: Any, **options: Any) -> TokenMethod:
-        """Returns a method of gRPC's channel; as do the others."""
-        return TokenMethod(self._channel.unary_unary(*arguments, **options), self._metadata)
+    def _method(self, kind: str, *arguments: Any, **options: Any) -> _TokenMethod:
+        return _TokenMethod(getattr(self._channel, kind)(*arguments, **options), self._metadata)
 
-    def unary_stream(self, *arguments: Any, **options: Any) -> TokenMethod:
-        return TokenMethod(self._channel.unary_stream(*arguments, **options), self._metadata)
-
-    def stream_unary(self, *arguments: Any, **options: Any) -> TokenMethod:
-        return TokenMethod(self._channel.stream_unary(*arguments, **options), self._metadata)
-
-    def stream_stream(self, *arguments: Any, **options: Any) -> TokenMethod:
-        return TokenMethod(self._channel.stream_stream(*arguments, **options), self._metadata)
+    unary_unary = partialmethod(_method, "unary_unary")
+    unary_stream = partialmethod(_method, "unary_stream")
+    stream_unary = partialmethod(_method, "stream_unary")
+    stream_stream = partialmethod(_method, "stream_stream")
 
     def close(self) -> Any:
         """Closes the channel; of asyncio's, returns what is to be awaited."""
         return self._channel.close()
 
 
-class TokenMethod:
-    """A method whose calls carry a token."""
+@dataclass(frozen=True, repr=False)
+class _TokenMethod:
+    _method: Any
+    _metadata: tuple[tuple[str, str], ...]
 
-    def __init__(self, method: Any, metadata: tuple[tuple[str, str], ...]) -> None:
-        self._method = method
-        self._metadata = metadata
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self._method(*arguments, metadata=self._metadata, **options)
 
-    def __call__(self, *arguments: Any, metadata: Any = (), **options: Any) -> Any:
-        """Makes a call."""
-        return self._method(*arguments, metadata=(*self._metadata, *metadata), **options)
-
-    def future(self, *arguments: Any, metadata: Any = (), **options: Any) -> Any:
-        """Makes a call whose answer is waited for later."""
-        return self._method.future(*arguments, metadata=(*self._metadata, *metadata), **options)
-
-
-def _stays_here(target: str) -> bool:
-    """Returns whether nothing that is sent to a target leaves this machine."""
-    if target.startswith("unix"):
-        return True
-    here = (_channel.is_local(address) for address in _channel.addresses(target))
-    return target.startswith(("dns:", "ipv4:", "ipv6:")) and all(here)  # others lead where their resolver says
+    def future(self, *arguments: Any, **options: Any) -> Any:
+        return self._method.future(*arguments, metadata=self._metadata, **options)
 
 
 def _pem(name: str, pem: Pem | None) -> bytes | None:

@@ -6,6 +6,8 @@ import concurrent.futures.thread  # noqa: F401 (hooks run last come, first serve
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from convserve.errors import FieldViolation, InvalidRequestError
 
@@ -14,7 +16,7 @@ MAX_WAIT_S = 10.0
 
 
 class CallsUnderWay:
-    """The calls of this process, each between its `begin` and its `end`, and the forks between them.
+    """The calls of this process, and the forks between them.
 
     gRPC prepares for a fork only if no thread is calling into it. If one is, calls in the fork may wait for ever, and
     may take from the connections of the process that forked (https://github.com/grpc/grpc/blob/master/doc/fork_support.md).
@@ -25,7 +27,6 @@ class CallsUnderWay:
     """
 
     def __init__(self) -> None:
-        """Starts without any."""
         self.asyncio_clients: weakref.WeakSet[object] = weakref.WeakSet()
         self._cut = False
         self._start()
@@ -38,9 +39,10 @@ class CallsUnderWay:
         self.setup = threading.Lock()
         self._holds_setup = False
 
-    def begin(self, call: object, timeout: float) -> None:
-        """Notes that a call begins, if another thread forks just now after that, or when so many seconds are over."""
-        me = threading.get_ident()
+    @contextmanager
+    def call(self, timeout: float) -> Iterator[None]:
+        """Notes a call; if another thread forks just now, the block begins after that, or after so many seconds."""
+        call, me = object(), threading.get_ident()
         self._threads[call] = me
         if self._forking not in (None, me):
             del self._threads[call]
@@ -48,13 +50,13 @@ class CallsUnderWay:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._forking in (None, me), timeout)
             self._threads[call] = me
-
-    def end(self, call: object) -> None:
-        """Notes that a call is over."""
-        self._threads.pop(call, None)
-        if self._forking is not None:
-            with self._changed:
-                self._changed.notify_all()
+        try:
+            yield
+        finally:
+            self._threads.pop(call, None)
+            if self._forking is not None:
+                with self._changed:
+                    self._changed.notify_all()
 
     def check_process(self) -> None:
         """Raises InvalidRequestError in a fork in which gRPC does not work."""

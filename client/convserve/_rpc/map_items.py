@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convserve._rpc import requests
 from convserve.errors import ConvserveError
 from convserve.tensors.codec import Array
 
@@ -21,31 +20,42 @@ FEW, FEW_BYTES = 8, 2**24
 _ITEM_BYTES = 2**10  # what an item takes beside its arrays, so that millions of tiny ones are bounded too
 
 
+@dataclass(slots=True, eq=False)
 class Item:
     """One input on its way.
 
     Attributes:
         number: Its place among the inputs, from 0.
-        group: What it has in common with those that can go in one call with it.
         array: The input with a batch axis; None once there is an outcome.
         is_sample: Whether it came, and its output goes, without a batch axis.
         input_bytes: Bytes of the input.
         output_bytes: Bytes of the output that it will have.
+        group: What it has in common with those that can go in one call with it.
         outcome: The output, or the error in its place.
     """
 
-    __slots__ = ("array", "group", "input_bytes", "is_sample", "number", "outcome", "output_bytes")
-
-    def __init__(self, number: int, array: Array | None, is_sample: bool, input_bytes: int, output_bytes: int) -> None:
-        self.number, self.array, self.is_sample = number, array, is_sample
-        self.input_bytes, self.output_bytes = input_bytes, output_bytes
-        self.group: Hashable = None if array is None else (array.shape[1:], array.dtype)
-        self.outcome: Array | ConvserveError | None = None
+    number: int
+    array: Array | None = None
+    is_sample: bool = False
+    input_bytes: int = 0
+    output_bytes: int = 0
+    group: Hashable = None
+    outcome: Array | ConvserveError | None = None
 
     @property
     def bytes_in_flight(self) -> int:
         """What it counts for at this moment."""
         return _ITEM_BYTES + self.input_bytes + self.output_bytes
+
+    @property
+    def call_bytes(self) -> int:
+        """What it counts for in a call: its input or its output, whichever is more, as for all of its group."""
+        return max(self.input_bytes, self.output_bytes)
+
+    def input(self) -> Array:
+        """Returns the input of an item that has no outcome yet."""
+        assert self.array is not None  # noqa: S101
+        return self.array
 
     def finish(self, outcome: Array | ConvserveError) -> None:
         """Notes its outcome, and drops the input."""
@@ -56,23 +66,10 @@ class Item:
         self.array, self.input_bytes, self.outcome = None, 0, outcome
 
 
-@dataclass(frozen=True)
-class Call:
-    """Items that go in one call: one, or several small ones along the batch axis.
-
-    Attributes:
-        items: The items.
-        request: What is sent.
-    """
-
-    items: list[Item]
-    request: requests.ConvolveRequest
-
-    def outputs(self, output: Array) -> list[Array]:
-        """Returns each item's part of the call's output; of many as copies, else one that is kept would keep all."""
-        ends = np.cumsum([len(input_of(item)) for item in self.items])[:-1]
-        parts = np.split(output, ends)
-        return parts if len(parts) <= FEW else [part.copy() for part in parts]
+def split(output: Array, items: list[Item]) -> list[Array]:
+    """Returns each item's part of a call's output; of many as copies, else one that is kept would keep all."""
+    parts = np.split(output, np.cumsum([len(item.input()) for item in items])[:-1])
+    return parts if len(parts) <= FEW else [part.copy() for part in parts]
 
 
 class Group:
@@ -86,44 +83,30 @@ class Group:
     def __init__(self) -> None:
         self.waiting: deque[Item] = deque()
         self.calls = 0
-        self._input_bytes = self._output_bytes = 0  # of those that wait
+        self._bytes = 0  # of those that wait
 
     def add(self, item: Item) -> None:
         """Lets an item wait behind the others."""
         self.waiting.append(item)
-        self._count(item, 1)
+        self._bytes += item.call_bytes
 
     def has_whole_call(self) -> bool:
         """Whether so many wait that a further one like the last would not go in one call with all of them."""
-        last = self.waiting[-1]
-        size = max(self._input_bytes + last.input_bytes, self._output_bytes + last.output_bytes)
-        return not _go_together(len(self.waiting) + 1, size)
+        return not _go_together(len(self.waiting) + 1, self._bytes + self.waiting[-1].call_bytes)
 
     def take(self) -> list[Item]:
         """Returns the items of its next call, the first of those that wait."""
         items: list[Item] = []
-        input_bytes = output_bytes = 0
+        size = 0
         while self.waiting:
-            first = self.waiting[0]
-            input_bytes += first.input_bytes
-            output_bytes += first.output_bytes
-            if items and not _go_together(len(items) + 1, max(input_bytes, output_bytes)):
+            size += self.waiting[0].call_bytes
+            if items and not _go_together(len(items) + 1, size):
                 break
             items.append(self.waiting.popleft())
-            self._count(first, -1)
+            self._bytes -= items[-1].call_bytes
         self.calls += 1
         return items
-
-    def _count(self, item: Item, sign: int) -> None:
-        self._input_bytes += sign * item.input_bytes
-        self._output_bytes += sign * item.output_bytes
 
 
 def _go_together(items: int, size: int) -> bool:
     return items <= MAX_TOGETHER and size <= (FEW_BYTES if items <= FEW else MANY_BYTES)
-
-
-def input_of(item: Item) -> Array:
-    """Returns the input of an item that has no outcome yet."""
-    assert item.array is not None  # noqa: S101 (it has no outcome yet)
-    return item.array

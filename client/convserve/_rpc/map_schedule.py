@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from convserve._rpc import requests
-from convserve._rpc.map_items import Call, Group, Item, input_of
+from convserve._rpc.map_items import Group, Item
 from convserve.errors import (
     ConvserveError,
     FieldViolation,
@@ -44,11 +44,7 @@ class Pipeline:
     def __init__(
         self, layers: requests.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
     ) -> None:
-        """Checks the arguments of `Client.map`.
-
-        Raises:
-            InvalidArgumentError: If one is wrong.
-        """
+        """Checks the arguments of `Client.map`; raises InvalidArgumentError if one is wrong."""
         if errors not in ("raise", "return"):
             text = f"Expected 'raise' or 'return'. Received {short_repr(errors)}."
             raise InvalidRequestError(FieldViolation("errors", text))
@@ -83,11 +79,10 @@ class Pipeline:
                 raise InvalidTensorError(FieldViolation("input", text))
             is_sample = array.ndim == 3
             array = array[np.newaxis] if is_sample else array
-            return Item(number, array, is_sample, array.nbytes, self._plan(array).output_bytes)
+            group = array.shape[1:], array.dtype
+            return Item(number, array, is_sample, array.nbytes, self._plan(array).output_bytes, group)
         except ConvserveError as error:
-            failed = Item(number, None, False, 0, 0)
-            failed.finish(error)
-            return failed
+            return Item(number, outcome=error)
 
     def _plan(self, array: Array) -> Plan:
         shape, dtype = array.shape, name_of(array)
@@ -130,10 +125,7 @@ class Pipeline:
         return self._ended and self._held is None and not self._bytes
 
     def next_call(self) -> list[Item]:
-        """Returns the items of the next call, which `call` makes of them; none if there is nothing to do now.
-
-        What comes of it is noted by `finish` or `fail`.
-        """
+        """Returns the items of the next call, or none; `finish` notes what comes of it."""
         name = self._next_group()
         if name is None:
             return []
@@ -142,58 +134,42 @@ class Pipeline:
         return group.take()
 
     def _next_group(self) -> Hashable:
-        """Returns the name of a group of which a call is to be made now.
-
-        What does not fill a call waits for more while another of its group is under way (as in Nagle's algorithm, RFC
-        896): so calls are made at once where inputs come slowly, and few and large ones where they come fast.
-        """
+        # What does not fill a call waits for more while another of its group is under way (as in Nagle's algorithm, RFC
+        # 896): so calls are made at once where inputs come slowly, and few and large ones where they come fast.
         is_all = self._ended or self._held is not None  # no more will come, or not before there is room for it
         for name, group in self._groups.items():
             if group.waiting and (is_all or not group.calls or group.has_whole_call()):
                 return name
         return None
 
-    def call(self, items: list[Item]) -> Call:
-        """Returns the call of some items."""
-        arrays = [input_of(item) for item in items]
+    def request(self, items: list[Item]) -> requests.ConvolveRequest:
+        """Returns the request of a call: one item, or several small ones along the batch axis."""
+        arrays = [item.input() for item in items]
         together = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-        return Call(items, requests.convolve_request(self._layers, together, self._output_dtype))
+        return requests.convolve_request(self._layers, together, self._output_dtype)
 
-    def finish(self, items: list[Item], outputs: Sequence[Array]) -> None:
-        """Notes a call's outputs, one per item."""
-        self._end_call(items)
-        for item, output in zip(items, outputs, strict=True):
-            self._finish(item, output)
-
-    def fail(self, items: list[Item], error: Exception) -> None:
-        """Notes that a call failed; where that may be one item's doing, each is to be tried alone."""
-        self._end_call(items)
-        if not isinstance(error, ConvserveError):
-            self._broken = error
-        elif len(items) > 1 and isinstance(error, InvalidArgumentError | OutOfMemoryError | InternalError):
-            for item in items:
-                item.group = item.number
-                self._wait(item)
-        else:
-            for item in items:
-                self._finish(item, error)
-
-    def _end_call(self, items: list[Item]) -> None:
-        name = items[0].group
-        group = self._groups[name]
+    def finish(self, items: list[Item], outcome: Sequence[Array] | Exception) -> None:
+        """Notes a call's outputs, one per item, or its error; where that may be one item's doing, each goes alone."""
+        group = self._groups[items[0].group]
         group.calls -= 1
         if not (group.calls or group.waiting):
-            del self._groups[name]
-
-    def _wait(self, item: Item) -> None:
-        self._groups.setdefault(item.group, Group()).add(item)
-
-    def _finish(self, item: Item, outcome: Array | ConvserveError) -> None:
-        self._bytes -= item.bytes_in_flight
-        item.finish(outcome)
-        self._bytes += item.bytes_in_flight
-        self._finished[item.number] = item
-        self._admit()
+            del self._groups[items[0].group]
+        if len(items) > 1 and isinstance(outcome, InvalidArgumentError | OutOfMemoryError | InternalError):
+            for item in items:
+                item.group = item.number
+                self._groups.setdefault(item.group, Group()).add(item)
+            return
+        if isinstance(outcome, Exception) and not isinstance(outcome, ConvserveError):
+            self._broken = outcome
+            return
+        parts: Sequence[Array | ConvserveError]
+        parts = [outcome] * len(items) if isinstance(outcome, ConvserveError) else outcome
+        for item, part in zip(items, parts, strict=True):
+            self._bytes -= item.bytes_in_flight
+            item.finish(part)
+            self._bytes += item.bytes_in_flight
+            self._finished[item.number] = item
+            self._admit()
 
     def take_output(self) -> Any:
         """Returns what is to be yielded now. Only while `has_output`.
@@ -226,13 +202,14 @@ class Pipeline:
         if item.array is None:
             self._finished[item.number] = item
         else:
-            self._wait(item)
+            self._groups.setdefault(item.group, Group()).add(item)
 
 
 def _with_seeds(layers: list[Any]) -> list[Any]:
     """Returns the layers, those that a server draws with seeds: so that it draws the same for every call."""
-    drawn = [isinstance(layer, Layer) and layer.kernel is None for layer in layers]
     return [
-        Layer(layer.config.with_seed(random.getrandbits(31))) if is_drawn else layer
-        for layer, is_drawn in zip(layers, drawn, strict=True)
+        Layer(layer.config.with_seed(random.getrandbits(31)))
+        if isinstance(layer, Layer) and layer.kernel is None
+        else layer
+        for layer in layers
     ]

@@ -7,12 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    TooLargeError,
-    short_repr,
-)
+from convserve.errors import FieldViolation, InvalidRequestError, TooLargeError, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
@@ -41,11 +36,7 @@ Layers = OneLayer | Sequence[OneLayer]
 
 
 def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
-    """Returns the layers of a call as a list.
-
-    Raises:
-        InvalidRequestError: If there are none, or something else is among them.
-    """
+    """Returns the layers of a call as a list; raises InvalidRequestError if there is none, or something else."""
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
     if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
         text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {short_repr(layers)}."
@@ -70,15 +61,10 @@ class ConvolveRequest:
         self.message, self.plan = form.message, form.plan
 
     def serialize(self) -> bytes:
-        """Returns the message's bytes."""
         return self._form.before_input + self.input.reshape(-1).view("u1").data
 
     def result(self, data: bytes) -> Result:
-        """Returns what the answer's bytes say.
-
-        Raises:
-            InternalError: If they are none.
-        """
+        """Returns what the answer's bytes say; raises InternalError if they are none."""
         return Result.parse(data, self._form.output)
 
     @property
@@ -97,7 +83,10 @@ class ConvolveRequest:
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
         message.ClearField("layers")
-        message.layers.extend(layer.to_carried_reference() for layer in self.layers)
+        message.layers.extend(
+            layer.to_carried_reference() if isinstance(layer, StoredLayerBase) else layer.to_reference()
+            for layer in self.layers
+        )
         return ConvolveRequest(self.layers, self.input, _Form(message, self.plan, self.input))
 
 
@@ -132,23 +121,18 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
             return ConvolveRequest([layers], x, form)
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
-    form = _form(listed, array, wanted, batching)
-    if len(listed) == 1 and isinstance(listed[0], StoredLayerBase):
-        forms = listed[0].forms
-        if len(forms) >= _MAX_FORMS:
-            forms.clear()
-        forms[array.shape, array.dtype, wanted, batching] = form
-    return ConvolveRequest(listed, array, form)
-
-
-def _form(listed: list[Layer | StoredLayerBase], array: Array, wanted: str | None, batching: bool) -> _Form:
     plan = planned_call(listed, array.shape, name_of(array), wanted)
     numpy_dtype(plan.output_dtype)  # bfloat16 may need a package, which is better said now than after the work
     _check_carried(listed, "put the layers, and call what `put` returns")
     message = convolution_service_pb2.ConvolveRequest(
         layers=[layer.to_reference() for layer in listed], output_dtype=dtype_number(wanted), unbatched=not batching
     )
-    return _Form(message, plan, array)
+    form = _Form(message, plan, array)
+    if isinstance(layers, StoredLayerBase):
+        if len(layers.forms) >= _MAX_FORMS:
+            layers.forms.clear()
+        layers.forms[array.shape, array.dtype, wanted, batching] = form
+    return ConvolveRequest(listed, array, form)
 
 
 def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str) -> None:
@@ -161,28 +145,14 @@ def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str
         raise TooLargeError(FieldViolation("layers", text))
 
 
-CONVOLVE: dict[str, Any] = {
-    "method": "/convserve.v1.ConvolutionService/Convolve",
-    "request_serializer": ConvolveRequest.serialize,
-}
-"""The arguments with which a channel makes Convolve's call, for `ConvolveRequest.result` to read the answer."""
-
-CONVOLVE_STREAM: dict[str, Any] = {"method": "/convserve.v1.ConvolutionService/ConvolveStream"}
-"""The same for ConvolveStream, in messages that `streaming` writes and reads."""
-
-
 def plan_request(
     layers: Layers, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any
 ) -> convolution_service_pb2.PlanRequest:
-    """Returns the request of a plan.
-
-    Raises:
-        InvalidArgumentError: If anything is wrong with layers or shape.
-    """
+    """Returns the request of a plan; raises InvalidArgumentError if anything is wrong with layers or shape."""
     listed = layers_of(layers)
     planned(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
-        layers=[layer.to_plan_reference() for layer in listed],
+        layers=[Layer(layer.config).to_reference() for layer in listed],  # a plan needs no weights
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=dtype_number(output_name(output_dtype)),
@@ -190,9 +160,5 @@ def plan_request(
 
 
 def output_name(output_dtype: Any) -> str | None:
-    """Returns the name of the dtype that an output is asked for in; None for the last layer's compute dtype.
-
-    Raises:
-        InvalidTensorError: For another than a floating-point dtype.
-    """
+    """Returns the name of the floating-point dtype that an output is asked for in; None for that of the last layer."""
     return None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)

@@ -7,21 +7,21 @@ import random
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+
+import grpc
 
 from convserve.errors import (
     ConvserveError,
     DeadlineExceededError,
     FieldViolation,
     InvalidRequestError,
-    LayerNotFoundError,
     OverloadedError,
-    PermissionDeniedError,
-    TooLargeError,
     UnavailableError,
     short_repr,
 )
-from convserve.protocol.status import RpcFailure, as_convserve_error
+from convserve.protocol.status import from_rpc_error
 
 _MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
@@ -79,7 +79,6 @@ class RetryBudget:
     """What is left of a client's retries of refused calls. Any thread may call its methods."""
 
     def __init__(self, rule: RetryRule) -> None:
-        """Starts full."""
         self._max = self._left = rule.budget
         self._lock = threading.Lock()
 
@@ -105,26 +104,14 @@ class Deadline:
         timeout: The seconds that it was given.
     """
 
-    __slots__ = ("_end", "timeout")
-
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout = timeout
-        self._end = time.monotonic() + timeout
-
-    @classmethod
-    def of(cls, timeout: Timeout, default: float) -> Deadline:
-        """Returns the deadline itself, or one of so many seconds from now on.
-
-        Raises:
-            InvalidRequestError: If the timeout is not a number above 0.
-        """
-        if isinstance(timeout, Deadline):
-            return timeout
-        return cls(default if timeout is None else checked_timeout(timeout))
+        self._clock = clock
+        self._end = clock() + timeout
 
     def remaining_s(self) -> float:
         """Returns the seconds that are left."""
-        return max(0.0, self._end - time.monotonic())
+        return max(0.0, self._end - self._clock())
 
     def exceeded(self, attempts: int = 1) -> DeadlineExceededError:
         """Returns the error of what was not done in time."""
@@ -139,94 +126,49 @@ Timeout = float | Deadline | None
 """How long a call may take: seconds, until when, or the client's default."""
 
 
+@dataclass
 class Call:
     """One call's attempts, whoever does the sending and the sleeping.
 
     Attributes:
+        rule: When to send again.
         deadline: When the call must be done.
+        budget: What is left of the client's retries.
+        moves_name: Whether the call must not be carried out a second time, later.
         may_be_done: Whether a server may have carried out an attempt whose answer was lost.
     """
 
-    def __init__(
-        self, rule: RetryRule, deadline: Deadline, budget: RetryBudget | None = None, *, moves_name: bool = False
-    ) -> None:
-        """Prepares for the first attempt.
+    rule: RetryRule
+    deadline: Deadline
+    budget: RetryBudget
+    moves_name: bool = False
+    may_be_done: bool = False
+    _attempt: int = 1
 
-        Args:
-            rule: When to send again.
-            deadline: When the call must be done.
-            budget: What is left of the client's retries; None for one of this call's own.
-            moves_name: Whether the call must not be carried out a second time, later.
-        """
-        self.deadline = deadline
-        self.may_be_done = False
-        self._rule = rule
-        self._budget = budget
-        self._moves_name = moves_name
-        self._attempt = 1
-
-    def delay_after(self, failure: RpcFailure | ConvserveError) -> float:
+    def delay_after(self, failure: grpc.RpcError | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
 
         Raises:
             ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
-        error = as_convserve_error(failure)
+        error = from_rpc_error(failure)
         remaining_s = self.deadline.remaining_s()
         # A call whose time is up while it sends fails as one that broke off.
         late = isinstance(error, UnavailableError) and not remaining_s
         if late or isinstance(error, DeadlineExceededError):
             raise self.deadline.exceeded(self._attempt) from None
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
-        delay = self._rule.delay_s(self._attempt, error)
-        if delay is None or delay >= remaining_s or (self._moves_name and self.may_be_done):
+        delay = self.rule.delay_s(self._attempt, error)
+        if delay is None or delay >= remaining_s or (self.moves_name and self.may_be_done):
             raise error from None
-        if isinstance(error, OverloadedError):
-            self._budget = self._budget or RetryBudget(self._rule)
-            if not self._budget.try_spend():
-                raise error from None
+        if isinstance(error, OverloadedError) and not self.budget.try_spend():
+            raise error from None
         self._attempt += 1
         return delay
 
-    def record_success(self) -> None:
-        """Adds to the budget."""
-        if self._budget is not None:
-            self._budget.record_success()
-
-
-def skip_replica(failure: RpcFailure | ConvserveError, before: ConvserveError | None) -> ConvserveError:
-    """Returns what to raise if no other server has an answer, where one of several does not have it.
-
-    Args:
-        failure: Why this one does not.
-        before: What this returned for the server before.
-
-    Raises:
-        ConvserveError: The failure, if the other servers are not to be asked.
-    """
-    error = as_convserve_error(failure)
-    if not isinstance(error, LayerNotFoundError | UnavailableError):
-        raise error from None
-    return before if isinstance(before, LayerNotFoundError) else error
-
-
-def check_cannot_keep(failure: RpcFailure | ConvserveError) -> None:
-    """Checks that a server failed to store a layer because it has no room for it, or keeps none for this caller.
-
-    Raises:
-        ConvserveError: The failure, if it is another.
-    """
-    error = as_convserve_error(failure)
-    if not isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
-        raise error from None
-
 
 def checked_timeout(timeout: float) -> float:
-    """Returns a call's timeout in seconds.
-
-    Raises:
-        InvalidRequestError: If it is not a number above 0.
-    """
+    """Returns a call's timeout in seconds; raises InvalidRequestError if it is not a number above 0."""
     if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
         text = f"Expected a number of seconds above 0. Received timeout={short_repr(timeout)}."
         raise InvalidRequestError(FieldViolation("timeout", text))

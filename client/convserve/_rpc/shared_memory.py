@@ -24,27 +24,21 @@ from convserve.v1 import server_info_pb2
 
 log = logging.getLogger("convserve")
 
-CONVOLVE: dict[str, Any] = {
-    "method": "/convserve.v1.ConvolutionService/Convolve",
-    "request_serializer": messages.ConvolveRequest.SerializeToString,
-}
-"""The arguments with which a channel makes Convolve's call for tensors in shared memory."""
-
 _MIN_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
 _MIN_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
 _RETRY_S = 60.0  # to the next attempt after one that failed
 
 
 class Sharing:
-    """A client's shared memory, made at the first call that is worth it."""
+    """The memory that a client shares with a target of gRPC's, made at the first call that is worth it."""
 
-    def __init__(self, target: str, wanted: bool) -> None:
-        """Prepares for a target of gRPC's."""
+    def __init__(self, target: str, is_wanted: bool) -> None:
         self._target = target
         self._memory: SharedMemory | None = None
         self._lock = threading.Lock()
         self._closed = False
-        self._ask_at = 0.0 if wanted and channel.is_local(target) else float("inf")
+        is_one = len(channel.addresses(target)) == 1
+        self._ask_at = 0.0 if is_wanted and is_one and channel.is_local(target) else float("inf")
 
     def memory(self) -> SharedMemory | None:
         """Returns the shared memory if there is one now."""
@@ -73,31 +67,24 @@ class Sharing:
             yield
         except BaseException as error:
             if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.PERMISSION_DENIED:
-                self.refused("the token does not allow to ask for it")
+                _log_refusal("the token does not allow to ask for it")
                 return
             self._ask_at = 0.0
             raise
 
     def connect(self, server: server_info_pb2.ServerInfo, deadline: Deadline) -> None:
         """Shares memory over the socket that a server names."""
-        if not server.shared_memory_address:
-            self.refused("the server shares no memory")
-            return
         addresses = ["\0" + server.shared_memory_address]
         if self._target.startswith("unix:"):
             addresses.insert(0, self._target.removeprefix("unix:").removeprefix("//") + SUFFIX)
         try:
-            memory = SharedMemory(addresses, server.shared_memory_ticket, _wait_s(deadline))
+            if not server.shared_memory_address:
+                raise OSError("the server shares no memory")
+            self._memory = SharedMemory(addresses, server.shared_memory_ticket, _wait_s(deadline))
         except OSError as error:
-            self.refused(str(error))
-            return
-        self._memory = memory
+            _log_refusal(str(error))
         if self._closed:
             self.close()
-
-    def refused(self, why: str) -> None:
-        """Notes why there is no shared memory."""
-        log.debug("tensors go through the connection, not through shared memory: %s", why)
 
     def allocate(self, request: ConvolveRequest, deadline: Deadline) -> SharedRequest | None:
         """Returns a request with its tensors in shared memory; None if there is none for them."""
@@ -108,7 +95,7 @@ class Sharing:
             return SharedRequest(memory, request, _wait_s(deadline))
         except OSError as error:
             if memory.lost or not isinstance(error, TimeoutError):  # else this call has little time
-                self.refused(str(error))
+                _log_refusal(str(error))
             return None
 
     def empty(self, shape: Shape, dtype: Any, deadline: Deadline) -> Array:
@@ -132,79 +119,74 @@ def _wait_s(deadline: Deadline) -> float:
     return min(MAX_ANSWER_S, deadline.remaining_s() / 2)
 
 
+def _log_refusal(why: str) -> None:
+    log.debug("tensors go through the connection, not through shared memory: %s", why)
+
+
 def is_worth_sharing(request: ConvolveRequest) -> bool:
     """Returns whether a request moves enough bytes."""
     return request.input.nbytes + request.plan.output_bytes >= _MIN_SHARED_BYTES
 
 
 class SharedRequest:
-    """A request whose input lies in shared memory, and whose output will; a context in which its call is made."""
+    """A request whose input lies in shared memory, and whose output will; a context in which its call is made.
+
+    Attributes:
+        data: The message's bytes.
+    """
 
     def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
         """Copies the input there, unless it is there already.
 
-        Args:
-            memory: The memory.
-            request: The request.
-            timeout: Seconds that the server may take to accept a region.
-
         Raises:
-            OSError: If there is no memory for it, or the server does not take it.
+            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
         """
         self._memory = memory
         self._plan = request.plan
         self._regions: list[Region] = []
-        self._answered = False
+        place = memory.place_of(request.input)
+        if place is None:
+            region = memory.region(request.input.nbytes, timeout)
+            self._regions.append(region)
+            region.shared()[: request.input.nbytes] = request.input.reshape(-1).view(np.uint8)
+            place = region.place()
         try:
-            place = memory.place_of(request.input)
-            if place is None:
-                region = memory.region(request.input.nbytes, timeout)
-                self._regions.append(region)
-                region.shared()[: request.input.nbytes] = request.input.reshape(-1).view(np.uint8)
-                place = region.place()
             self._output = memory.region(request.plan.output_bytes, timeout)
         except OSError:
-            self.give_back()
+            self._give_back()
             raise
-        self.message = messages.ConvolveRequest()
-        self.message.CopyFrom(request.message)
-        self.message.input.CopyFrom(head_of(request.input))
-        self.message.input.shared_memory.CopyFrom(place)
-        self.message.output_memory.CopyFrom(self._output.place())
+        message = messages.ConvolveRequest()
+        message.CopyFrom(request.message)
+        message.input.CopyFrom(head_of(request.input))
+        message.input.shared_memory.CopyFrom(place)
+        message.output_memory.CopyFrom(self._output.place())
+        self.data = message.SerializeToString()
+        self._regions.append(self._output)
 
     @reading_answers()
     def result(self, data: bytes) -> Result:
-        """Returns what the answer's bytes say.
-
-        Raises:
-            InternalError: If they are none.
-        """
+        """Returns what the answer's bytes say; raises InternalError if they are none."""
         message = messages.ConvolveResponse.FromString(data)
-        if not message.output.HasField("shared_memory"):
-            result = Result.parse(data)
-            self._answered = True
-            self._regions.append(self._output)
-            self.give_back()
-            return result
-        plan, head = self._plan, message.output
-        shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
-        is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
-        if head.shared_memory != self._output.place() or not is_planned:
-            raise DecodeError("another output, or in another place, than was asked for")
-        self._answered = True
-        if plan.output_bytes < _MIN_KEPT_BYTES:
-            output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
-            self._regions.append(self._output)
+        head, plan = message.output, self._plan
+        if not head.HasField("shared_memory"):
+            output = Result.parse(data).output
         else:
-            output = self._memory.result(self._output, shape, dtype)
-        self.give_back()
+            shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
+            is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
+            if head.shared_memory != self._output.place() or not is_planned:
+                raise DecodeError("another output, or in another place, than was asked for")
+            if plan.output_bytes < _MIN_KEPT_BYTES:
+                output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
+            else:
+                output = self._memory.result(self._output, shape, dtype)
+                self._regions.remove(self._output)
+        self._give_back()
         return Result.from_message(message, output)
 
-    def give_back(self) -> None:
+    def _give_back(self) -> None:
         """Lets further calls use the regions that hold nothing any more."""
-        for region in self._regions:
-            self._memory.give_back(region)
-        self._regions.clear()
+        while self._regions:
+            self._memory.give_back(self._regions.pop())
 
     def __enter__(self) -> Self:
         """Returns the request."""
@@ -214,6 +196,5 @@ class SharedRequest:
         """Without an answer, drops all regions: the server may still be at work on them, or not know them."""
         if isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
             self._memory.close()
-        elif not self._answered:
-            for region in (*self._regions, self._output):
-                self._memory.discard(region)
+        for region in self._regions:
+            self._memory.discard(region)

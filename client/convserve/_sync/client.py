@@ -7,7 +7,7 @@ import functools
 from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Literal, Unpack
 
-from convserve._rpc import map_schedule, requests
+from convserve._rpc import map_schedule, requests, retries
 from convserve._sync import io
 from convserve._sync import map as _map
 from convserve._sync.connection import Connection
@@ -149,9 +149,9 @@ class Client(Connection):
         """
         element, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
         deadline, tensors = self._deadline(None), self._connected()._tensors
-        if tensors.is_to_connect():
+        if tensors.sharing.is_to_connect():
             self._call(tensors.connect, None, deadline)
-        return tensors.empty(dimensions, element, deadline)
+        return io.in_thread(tensors.sharing.empty, dimensions, element, deadline)
 
     def plan(
         self,
@@ -227,7 +227,7 @@ class Client(Connection):
             upload = layer_messages.config_upload(checked.config, name, input_channels)
         else:
             upload = layer_messages.layer_upload(checked, name)
-        answer = self._write(self._connected()._servers.put, upload, timeout)
+        answer = self._call(self._connected()._servers.put, upload, timeout)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
 
     def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
@@ -275,7 +275,7 @@ class Client(Connection):
             ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        call = self._new_call(timeout)
+        call = retries.Call(self._retry, self._deadline(timeout), self._budget)
         try:
             self._attempt(call, self._connected()._servers.delete, request)
         except LayerNotFoundError:

@@ -6,17 +6,18 @@ import concurrent.futures
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import grpc
 
-from convserve._rpc import channel, retries, streaming
-from convserve._rpc.credentials import Access
+from convserve._rpc import channel
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
-from convserve.protocol import layer_messages, pieces
+from convserve._rpc.streaming import Stream
+from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
 T = TypeVar("T")
@@ -27,8 +28,13 @@ Lock = threading.Lock
 RpcError = grpc.RpcError
 ClosedChannelError = ValueError
 """What a call raises whose channel another thread has closed."""
-sleep = time.sleep
 read_all = list
+home = os.getpid
+"""Where a connection is used: in one process, for a channel does not survive a fork."""
+channels = grpc
+attempt = calls_under_way.call
+"""In which an attempt is made: a fork waits for it."""
+connected: weakref.WeakSet[object] = weakref.WeakSet()  # at which nobody looks: these clients survive a fork
 
 
 def in_thread(function: Callable[..., T], *arguments: Any) -> T:
@@ -36,31 +42,17 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
-def open_channel(access: Access, address: str) -> Any:
-    """Returns a channel to the target, or to one of the servers that it leads to."""
-    return access.channel(address)
+def sleep(seconds: float) -> None:
+    """Waits so long; raises CancelledError if another thread ends the calls of this one, before or meanwhile."""
+    calls = Calls.of_this_thread()
+    if calls is None:
+        time.sleep(seconds)
+    elif calls.ended.wait(seconds):
+        raise concurrent.futures.CancelledError
 
 
-class Home:
-    """Where a connection can be used: in one process, for a channel does not survive a fork."""
-
-    def __init__(self) -> None:
-        """Starts without a process."""
-        self._process = 0
-
-    def is_here(self) -> bool:
-        """Returns whether this process is the one."""
-        return self._process == os.getpid()
-
-    def check(self) -> None:
-        """Does nothing: a forked process may use it beside the one that forked."""
-
-    def enter(self, _: object) -> None:
-        """Makes this process the one."""
-        self._process = os.getpid()
-
-    def leave(self, _: object) -> None:
-        """Does nothing."""
+def check_home(_: object) -> None:
+    """Does nothing: a forked process may use a connection beside the one that forked."""
 
 
 class Calls:
@@ -69,7 +61,7 @@ class Calls:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._under_way: set[Any] = set()
-        self._ended = threading.Event()
+        self.ended = threading.Event()
 
     def take_this_thread(self) -> None:
         """Makes all further calls of this thread some of these."""
@@ -85,7 +77,7 @@ class Calls:
         """Ends a call of gRPC's, if all are to be ended, as long as the block runs."""
         with self._lock:
             self._under_way.add(call)
-        if self._ended.is_set():
+        if self.ended.is_set():
             call.cancel()
         try:
             yield
@@ -93,34 +85,13 @@ class Calls:
             with self._lock:
                 self._under_way.discard(call)
 
-    def pause(self, seconds: float) -> None:
-        """Waits so long.
-
-        Raises:
-            concurrent.futures.CancelledError: If all is ended, before or meanwhile.
-        """
-        if self._ended.wait(seconds):
-            raise concurrent.futures.CancelledError
-
     def end(self) -> None:
         """Ends what is under way, and whatever begins after it."""
-        self._ended.set()
+        self.ended.set()
         with self._lock:
             calls = list(self._under_way)
         for call in calls:
             call.cancel()
-
-
-class Call(retries.Call):
-    """A call's attempts, each of which a fork of this process waits for."""
-
-    def __enter__(self) -> None:
-        """Begins an attempt."""
-        calls_under_way.begin(self, self.deadline.remaining_s())
-
-    def __exit__(self, *_: object) -> None:
-        """Ends it."""
-        calls_under_way.end(self)
 
 
 def answer(method: Any, message: Any, deadline: Deadline) -> Any:
@@ -133,43 +104,37 @@ def answer(method: Any, message: Any, deadline: Deadline) -> Any:
         return call.result()
 
 
-def stream(method: Any, outgoing: streaming.Outgoing, incoming: streaming.Incoming, deadline: Deadline) -> Result:
+def _messages(sent: Stream | Upload, metadata: concurrent.futures.Future[Any]) -> Iterator[Any]:
+    yield sent.start
+    if sent.wanted and sent.wanted in (metadata.result() or ()):
+        yield from sent.pieces()
+
+
+def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     """Makes a forward pass' call in pieces."""
-    accepted: concurrent.futures.Future[bool] = concurrent.futures.Future()
-
-    def messages() -> Iterator[bytes]:
-        yield outgoing.start()
-        if accepted.result():
-            yield from outgoing.pieces()
-
-    call = method(messages(), timeout=deadline.remaining_s())
+    metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    call = method(_messages(stream, metadata), timeout=deadline.remaining_s())
     try:
         with (Calls.of_this_thread() or Calls()).under_way(call):
-            accepted.set_result(pieces.is_accepted(call.initial_metadata()))
+            metadata.set_result(call.initial_metadata())
             for message in call:
-                incoming.take(message)
-            return incoming.result()
+                stream.take(message)
+            return stream.result()
     finally:
-        accepted.cancel()
+        metadata.cancel()  # if none came, so that nothing waits for it
         call.cancel()  # for when an item failed; after the end it does nothing
 
 
-def upload(method: Any, upload: layer_messages.Upload, deadline: Deadline) -> Any:
+def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
-    wanted: concurrent.futures.Future[Any] = concurrent.futures.Future()
-
-    def messages() -> Iterator[Any]:
-        yield upload.start
-        if upload.layer and wanted.result() == layer_messages.SEND_WEIGHTS:
-            yield from upload.pieces()
-
+    metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
     try:
-        call = method.future(messages(), timeout=deadline.remaining_s())
-        if upload.layer:
-            wanted.set_result(layer_messages.upload_answer(call.initial_metadata()))
+        call = method.future(_messages(upload, metadata), timeout=deadline.remaining_s())
+        if upload.wanted:
+            metadata.set_result(call.initial_metadata())
         return call.result()
     finally:
-        wanted.cancel()  # if it came to no answer, so that nothing waits for one
+        metadata.cancel()
 
 
 @contextmanager

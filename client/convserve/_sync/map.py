@@ -8,11 +8,11 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from convserve._rpc import retries
-from convserve._rpc.map_items import Item
+from convserve._rpc.map_items import split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.connection import Connection
 from convserve._sync.io import Calls
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError
+from convserve.errors import FieldViolation, InvalidRequestError
 from convserve.tensors.codec import Array
 
 
@@ -134,26 +134,13 @@ class _Senders:
             self._set_to_work()  # there may be more than this
         outcome: list[Array] | Exception
         try:
-            outcome = self._outputs(items)
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
+            outcome = split(self._connection._convolve(request, deadline, self._retry).output, items)
         except Exception as error:
             outcome = error
         with self._lock:
             if self._stopped:
                 return False
-            if isinstance(outcome, Exception):
-                self._pipeline.fail(items, outcome)
-            else:
-                self._pipeline.finish(items, outcome)
+            self._pipeline.finish(items, outcome)
             self._came.notify()
         return True
-
-    def _outputs(self, items: list[Item]) -> list[Array]:
-        call = self._pipeline.call(items)
-        deadline = self._connection._deadline(self._timeout)
-        attempts = retries.Call(self._retry, deadline)
-        while True:
-            try:
-                return call.outputs(self._connection._convolve(call.request, deadline, retries.NO_RETRIES).output)
-            except ConvserveError as failure:
-                delay_s = attempts.delay_after(failure)
-            self._calls.pause(delay_s)

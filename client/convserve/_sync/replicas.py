@@ -9,12 +9,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from convserve._rpc import channel as _channel
-from convserve._rpc import retries
 from convserve._rpc.credentials import Access
 from convserve._rpc.retries import Deadline
 from convserve._sync import io
-from convserve.errors import ConvserveError
+from convserve.errors import (
+    ConvserveError,
+    LayerNotFoundError,
+    OverloadedError,
+    PermissionDeniedError,
+    TooLargeError,
+    UnavailableError,
+)
 from convserve.protocol.layer_messages import Upload
+from convserve.protocol.status import from_rpc_error
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
 T = TypeVar("T")
@@ -33,11 +40,11 @@ class LayerServers:
     """
 
     def __init__(self, channel: Any, target: str, access: Access) -> None:
-        """Prepares for a channel to a target of gRPC's, and for such channels to each of its servers."""
         self._access = access
         self._target = target
         self._only = _Replica(channel)
         self._lock = threading.Lock()
+        self._addresses: tuple[str, ...] = ()  # to which the target led last
         self._replicas: dict[str, _Replica] = {}
 
     def put(self, upload: Upload, deadline: Deadline) -> Any:
@@ -51,8 +58,10 @@ class LayerServers:
             try:
                 io.upload(server.PutLayer, upload, deadline)
             except (io.RpcError, ConvserveError) as failure:
-                retries.check_cannot_keep(failure)
-                return False
+                error = from_rpc_error(failure)
+                if isinstance(error, OverloadedError | PermissionDeniedError | TooLargeError):
+                    return False  # it has no room, or keeps none for this caller
+                raise error from None
             return True
 
         return all(self._every(is_kept, deadline))
@@ -98,11 +107,8 @@ class LayerServers:
         """Returns the digests that no server holds."""
 
         def missing(server: Any) -> set[bytes]:
-            digests: set[bytes] = set()
-            for request in requests:
-                answer = server.FindMissingLayers(request, timeout=deadline.remaining_s())
-                digests.update(answer.missing_digests)
-            return digests
+            answers = [server.FindMissingLayers(part, timeout=deadline.remaining_s()) for part in requests]
+            return {digest for answer in answers for digest in answer.missing_digests}
 
         return set.intersection(*self._every(missing, deadline))
 
@@ -112,12 +118,9 @@ class LayerServers:
             replica.channel.close()
 
     def _first(self, ask: Callable[[Any], T], deadline: Deadline) -> T:
-        return (self._answers(ask, deadline, every=False))[0]
+        return (self._every(ask, deadline, only_first=True))[0]
 
-    def _every(self, ask: Callable[[Any], T], deadline: Deadline) -> list[T]:
-        return self._answers(ask, deadline, every=True)
-
-    def _answers(self, ask: Callable[[Any], T], deadline: Deadline, *, every: bool) -> list[T]:
+    def _every(self, ask: Callable[[Any], T], deadline: Deadline, *, only_first: bool = False) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
         replicas = self._in_use(deadline)
@@ -126,10 +129,13 @@ class LayerServers:
                 try:
                     answers.append(ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
-                    why_not = retries.skip_replica(failure, why_not)
-                    log.debug("one of several servers is passed over: %s", why_not)
+                    error = from_rpc_error(failure)
+                    if not isinstance(error, LayerNotFoundError | UnavailableError):
+                        raise error from None
+                    why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
+                    log.debug("one of several servers is passed over: %s", error)
                     continue
-                if not every:
+                if only_first:
                     break
         finally:
             self._release(replicas)
@@ -144,11 +150,10 @@ class LayerServers:
         if len(addresses) < 2:
             return [self._only]
         with self._lock:
+            self._addresses = addresses
             for address in addresses:
                 if address not in self._replicas:
-                    self._replicas[address] = _Replica(io.open_channel(self._access, address))
-            for address, replica in self._replicas.items():
-                replica.is_gone = address not in addresses
+                    self._replicas[address] = _Replica(self._access.channel(address, io.channels))
             replicas = [self._replicas[address] for address in addresses]
             for replica in replicas:
                 replica.users += 1
@@ -156,29 +161,19 @@ class LayerServers:
 
     def _release(self, replicas: list[_Replica]) -> None:
         """Closes the channels to servers that the target no longer leads to, unless other calls use them still."""
-        if replicas == [self._only]:
-            return
         with self._lock:
             for replica in replicas:
                 replica.users -= 1
-            idle = [address for address, replica in self._replicas.items() if replica.is_gone and not replica.users]
-            closing = [self._replicas.pop(address) for address in idle]
+            gone = self._replicas.keys() - self._addresses
+            closing = [self._replicas.pop(address) for address in gone if not self._replicas[address].users]
         for replica in closing:
             replica.channel.close()
 
 
 class _Replica:
-    """A server's channel.
-
-    Attributes:
-        channel: The channel.
-        stub: LayerService's stub.
-        users: How many calls use it.
-        is_gone: Whether the target no longer leads to it.
-    """
+    """A server's channel and LayerService's stub on it, and how many calls use them."""
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.stub: Any = layer_service_pb2_grpc.LayerServiceStub(channel)  # type: ignore[no-untyped-call]
         self.users = 0
-        self.is_gone = False

@@ -77,9 +77,9 @@ class StoredLayer(stored_layers.StoredLayerBase):
         deadline = connection._deadline(timeout)
         update, uploads = connection._connected()._servers.update, self.uploads
         try:
-            answer = connection._write(update, upload, deadline)
+            answer = connection._call(update, upload, deadline)
         except LayerNotFoundError:
             connection._upload([self], [uploads], deadline)
-            answer = connection._write(update, upload, deadline)
+            answer = connection._call(update, upload, deadline)
         made = StoredLayer(connection, **stored_layers.known_parts(answer.layer, self.name, None))
         return made, Losses.from_message(answer.losses)

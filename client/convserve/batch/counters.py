@@ -14,26 +14,15 @@ _RECENT_S = 30.0
 
 @dataclass(frozen=True)
 class Counts:
-    """How much is done at a moment.
+    """How much is done at a moment."""
 
-    Attributes:
-        items: How many there are, as far as is known: an archive counts as one until it is opened.
-        done: How many of them this run has finished.
-        skipped: How many were finished before.
-        failed: How many failed, those included that failed before and are not tried again.
-        samples: How many samples this run has computed.
-        parts: What of unfinished items is done, as fractions of them added up.
-        input_bytes: Bytes of the tensors that were sent.
-        output_bytes: Bytes of the tensors that came back.
-    """
-
-    items: int
-    done: int = 0
-    skipped: int = 0
-    failed: int = 0
-    samples: int = 0
-    parts: float = 0.0
-    input_bytes: int = 0
+    items: int  # as far as is known: an archive counts as one until it is opened
+    done: int = 0  # by this run
+    skipped: int = 0  # done before
+    failed: int = 0  # including those that failed before and are not tried again
+    samples: int = 0  # that this run computed
+    parts: float = 0.0  # fractions of unfinished items that are done, added up
+    input_bytes: int = 0  # of the tensors that were sent
     output_bytes: int = 0
 
     @property
@@ -43,24 +32,13 @@ class Counts:
 
 
 class Tally:
-    """Counts. Any thread may call its methods.
-
-    Attributes:
-        failures: Keys and reasons, at most `MAX_FAILURES`.
-    """
+    """Counts, of which any thread may call the methods."""
 
     def __init__(self, items: int) -> None:
-        """Begins with so many items, of which nothing is done."""
         self._lock = threading.Lock()
-        self._counts = Counts(items)
         self._started = time.monotonic()
-        self.failures: list[tuple[str, str]] = []
-
-    @property
-    def counts(self) -> Counts:
-        """What is done now."""
-        with self._lock:
-            return self._counts
+        self.counts = Counts(items)
+        self.failures: list[tuple[str, str]] = []  # keys and reasons, at most `MAX_FAILURES`
 
     @property
     def seconds(self) -> float:
@@ -70,41 +48,32 @@ class Tally:
     def add(self, **amounts: float) -> None:
         """Adds to some of the counts."""
         with self._lock:
-            self._counts = replace(
-                self._counts, **{name: getattr(self._counts, name) + amount for name, amount in amounts.items()}
-            )
+            sums = {name: getattr(self.counts, name) + amount for name, amount in amounts.items()}
+            self.counts = replace(self.counts, **sums)
 
     def add_failure(self, key: str, reason: str) -> None:
         """Counts an item that failed."""
+        self.add(failed=1)
         with self._lock:
-            self._counts = replace(self._counts, failed=self._counts.failed + 1)
             if len(self.failures) < MAX_FAILURES:
                 self.failures.append((key, reason))
 
 
 class Pace:
-    """How fast a run goes at the moment: in the last half minute."""
+    """How fast a run went in the last half minute."""
 
     def __init__(self) -> None:
-        self._seen: deque[tuple[float, Counts]] = deque()
+        self._seen: deque[tuple[float, int, float]] = deque()
 
     def see(self, now: float, counts: Counts) -> tuple[float | None, float | None]:
-        """Notes the counts at a moment.
-
-        Returns:
-            Bytes per second, in and out together, and the seconds that are left; None where that is not known yet.
-        """
-        self._seen.append((now, counts))
+        """Notes the counts at a moment; returns bytes per second in and out, and the seconds that are left, or None."""
+        moved, worked = counts.input_bytes + counts.output_bytes, counts.done + counts.failed + counts.parts
+        self._seen.append((now, moved, worked))
         while len(self._seen) > 2 and self._seen[1][0] < now - _RECENT_S:
             self._seen.popleft()
-        then, before = self._seen[0]
+        then, moved_before, worked_before = self._seen[0]
         if now <= then:
             return None, None
-        moved = counts.input_bytes + counts.output_bytes - before.input_bytes - before.output_bytes
-        worked = _worked(counts) - _worked(before)
+        seconds, progress = now - then, worked - worked_before
         left = max(0.0, counts.left - counts.parts)
-        return moved / (now - then), left * (now - then) / worked if worked > 0 else None
-
-
-def _worked(counts: Counts) -> float:
-    return counts.done + counts.failed + counts.parts
+        return (moved - moved_before) / seconds, left * seconds / progress if progress > 0 else None

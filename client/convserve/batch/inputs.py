@@ -9,27 +9,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.files.arrays import split_member
 from convserve.files.inputs import INPUT_SUFFIXES
 
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
-"""By which of these files in it a folder is known as a Zarr array or group, of version 3 or 2."""
+"""A folder with one of these files is a Zarr array or group, of version 3 or 2."""
 
-_CONTAINERS = (".npz", ".zarr")  # what may hold several arrays
+_SUFFIXES = ", ".join(INPUT_SUFFIXES)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The inputs of a run.
+    """The inputs of a run."""
 
-    Attributes:
-        folder: The folder that all of them share, to which names are relative.
-        names: Their names, sorted, with "/" between folders; `archive.npz:name` for one array of an archive.
-    """
-
-    folder: Path
-    names: list[str]
+    folder: Path  # that all of them share, to which names are relative
+    names: list[str]  # sorted, with "/" between folders; `archive.npz:name` for one array of an archive
 
     def path(self, name: str) -> Path:
         """Returns an input's file, or its folder if it is Zarr's."""
@@ -37,19 +32,10 @@ class Inputs:
 
 
 def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = False) -> Inputs:
-    """Returns the inputs that words of a command line mean.
+    """Returns the inputs that words of a command line mean; refuses words that mean none, and two with one output.
 
     A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
     fits; a file itself. Hidden files are left out of folders, and so is what lies in the output folder.
-
-    Args:
-        arguments: The words.
-        output: The folder for outputs.
-        keep_suffix: Whether an output's name keeps the suffix of its input's.
-
-    Raises:
-        InvalidRequestError: If one does not exist or cannot be read, if there are none, or if two would be written to
-            the same file.
     """
     bases: set[str] = set()
     all_paths: set[str] = set()
@@ -59,9 +45,7 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
         all_paths |= meant
         bases.add(base)
         if not meant:
-            raise _refused(
-                f"files that end in {', '.join(INPUT_SUFFIXES)}, or Zarr", f"{short_repr(argument)}, with none"
-            )
+            raise _refused(f"files that end in {_SUFFIXES}, or Zarr", f"{short_repr(argument)}, with none")
     folder = os.path.commonpath(bases)
     names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in all_paths)
     _check_outputs(names, keep_suffix)
@@ -70,46 +54,40 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
 
 def output_stem(name: str, keep_suffix: bool) -> str:
     """Returns the name of an input's output, without suffix: "a/photo" for "a/photo.jpg"."""
-    file, member = split_member(name)
-    stem = file
-    if not keep_suffix and file.lower().endswith((*INPUT_SUFFIXES, ".zarr")):
-        stem = file[: file.rindex(".")]
+    stem, member = split_member(name)
+    if not keep_suffix and stem.lower().endswith((*INPUT_SUFFIXES, ".zarr")):
+        stem = stem[: stem.rindex(".")]
     return stem if member is None else member_stem(stem, member)
 
 
 def member_stem(stem: str, member: str) -> str:
-    """Returns the name of the output of one of several arrays in an archive or Zarr group.
-
-    Raises:
-        InvalidRequestError: If the array's name leads out of the folder.
-    """
+    """Returns the output's name of one of several arrays; refuses a name that leads out of the folder."""
     if not all(part.strip(".") for part in member.split("/")) or "\\" in member or "\0" in member:
         raise _refused("an array whose name can be a file's", short_repr(member))
     return f"{stem}/{member}"
 
 
-def is_zarr(folder: str | Path) -> bool:
-    """Whether a folder is a Zarr array or group."""
-    return any((Path(folder) / name).is_file() for name in ZARR_METADATA)
+def _is_zarr(folder: str) -> bool:
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ZARR_METADATA)
 
 
 def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
     """Returns the folder to which a word's names are relative, and the paths that it means, absolute."""
     path = os.path.abspath(argument)
     if os.path.isdir(path):
-        if is_zarr(path):
-            return os.path.dirname(path), iter([path])
-        return path, _below(path, output)
+        return (os.path.dirname(path), iter([path])) if _is_zarr(path) else (path, _below(path, output))
     file, member = split_member(path)
     if os.path.isfile(file):
         if member is None and not file.lower().endswith(INPUT_SUFFIXES):
-            raise _refused(f"a file that ends in {', '.join(INPUT_SUFFIXES)}", short_repr(argument))
+            raise _refused(f"a file that ends in {_SUFFIXES}", short_repr(argument))
         return os.path.dirname(file), iter([path])
     if glob.has_magic(argument):
-        return _fixed_part(path), _fitting(path, output)
-    raise _refused(
-        "a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{short_repr(argument)}, which is not there"
-    )
+        fixed = os.path.dirname(path)
+        while glob.has_magic(fixed):
+            fixed = os.path.dirname(fixed)
+        return fixed, _fitting(path, output)
+    expected = "a file, a folder, or a pattern such as 'photos/**/*.jpg'"
+    raise _refused(expected, f"{short_repr(argument)}, which is not there")
 
 
 def _below(folder: str, output: str) -> Iterator[str]:
@@ -118,7 +96,10 @@ def _below(folder: str, output: str) -> Iterator[str]:
             folders.clear()
             yield parent
             continue
-        folders[:] = (name for name in folders if not _is_left_out(os.path.join(parent, name), output))
+        folders[:] = (
+            name for name in folders
+            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != output
+        )  # fmt: skip
         for file in files:
             if file.lower().endswith(INPUT_SUFFIXES) and not file.startswith("."):
                 yield os.path.join(parent, file)
@@ -132,23 +113,8 @@ def _fitting(pattern: str, output: str) -> Iterator[str]:
             within[parent] = f"{os.path.realpath(parent)}{os.sep}".startswith(f"{output}{os.sep}")
         if within[parent] or os.path.realpath(path) == output:
             continue
-        if os.path.isdir(path):
-            if is_zarr(path):
-                yield path
-        elif path.lower().endswith(INPUT_SUFFIXES):
+        if _is_zarr(path) if os.path.isdir(path) else path.lower().endswith(INPUT_SUFFIXES):
             yield path
-
-
-def _is_left_out(folder: str, output: str) -> bool:
-    return os.path.basename(folder).startswith(".") or os.path.realpath(folder) == output
-
-
-def _fixed_part(pattern: str) -> str:
-    """Returns "/photos" for "/photos/**/*.jpg"."""
-    parent = os.path.dirname(pattern)
-    while glob.has_magic(parent):
-        parent = os.path.dirname(parent)
-    return parent
 
 
 def _check_outputs(names: list[str], keep_suffix: bool) -> None:
@@ -158,26 +124,22 @@ def _check_outputs(names: list[str], keep_suffix: bool) -> None:
         stem = output_stem(name, keep_suffix)
         other = taken.setdefault(stem, name)
         if other is not name:
-            advice = "give one of them, or --keep-suffix" if not keep_suffix else "give one of them"
-            raise _refused(
-                "inputs whose outputs have different names",
-                f"{short_repr(other)} and {short_repr(name)}, both for {short_repr(stem)}: {advice}",
-            )
+            advice = "give one of them" if keep_suffix else "give one of them, or --keep-suffix"
+            received = f"{short_repr(other)} and {short_repr(name)}, both for {short_repr(stem)}: {advice}"
+            raise _refused("inputs whose outputs have different names", received)
     stems = sorted(taken)
     for name in names:
-        file, member = split_member(name)
-        if member is not None or not file.lower().endswith(_CONTAINERS):
+        if not name.lower().endswith((".npz", ".zarr")):  # what may hold several arrays
             continue
         folder = output_stem(name, keep_suffix) + "/"  # where the arrays go if there are several
         following = bisect_left(stems, folder)
         if following < len(stems) and stems[following].startswith(folder):
-            other = taken[stems[following]]
-            raise _refused(
-                "inputs whose outputs go to different places",
-                f"{short_repr(other)} beside {short_repr(name)}, whose arrays go to {short_repr(folder)}: "
-                "give them one by one",
+            other = short_repr(taken[stems[following]])
+            received = (
+                f"{other} beside {short_repr(name)}, whose arrays go to {short_repr(folder)}: give them one by one"
             )
+            raise _refused("inputs whose outputs go to different places", received)
 
 
 def _refused(expected: str, received: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation("input", f"Expected {expected}. Received {received}."))
+    return InvalidRequestError.for_field("input", expected, received)

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
 from convserve.tensors.codec import Shape
@@ -31,118 +31,84 @@ NAME = "journal.jsonl"
 _FORMAT = 1
 _SYNC_S = 1.0  # how much of the journal, and so of the work, a power failure may cost
 
+IsDone = Callable[[str, dict[str, Any]], bool]
+"""Whether a line about an input, of this key, still holds: whether input and output are as the line says."""
+
 
 @dataclass(frozen=True)
 class Identity:
-    """What must be the same for a run to go on.
+    """What must be the same for a run to go on."""
 
-    Attributes:
-        folder: The folder of the inputs.
-        layers: The layers' digests, in hexadecimal.
-        options: The options on which outputs and their names depend.
-    """
-
-    folder: str
-    layers: list[str]
-    options: dict[str, Any]
+    folder: str  # of the inputs
+    layers: list[str]  # their digests, in hexadecimal
+    options: dict[str, Any]  # on which outputs and their names depend
 
     def check_same(self, other: Identity) -> None:
-        """Checks that this run goes on with `other`, which is in the folder.
-
-        Raises:
-            InvalidRequestError: If it does not; all differences are named.
-        """
-        differences = []
-        if self.layers != other.layers:
-            received = f"{', '.join(self.layers)}: give another folder for outputs"
-            differences.append(FieldViolation("layer", _same(", ".join(other.layers), received)))
-        if self.folder != other.folder:
-            text = _same(f"inputs in {short_repr(other.folder)}", short_repr(self.folder))
-            differences.append(FieldViolation("input", text))
-        for name, value in self.options.items():
-            before = other.options.get(name)
-            if value != before:
-                differences.append(FieldViolation(name, _same(short_repr(before), short_repr(value))))
+        """Raises InvalidRequestError, with all differences, if this run does not go on with `other`, which is there."""
+        pairs: dict[str, tuple[Any, Any]] = {
+            "layer": (", ".join(other.layers), ", ".join(self.layers)),
+            "input": (other.folder, self.folder),
+        }
+        pairs |= {name: (other.options.get(name), value) for name, value in self.options.items()}
+        expected = "Expected what the results there were made with"
+        differences = [
+            FieldViolation(
+                name, f"{expected}, {short_repr(before)}. Received {short_repr(now)}: give another --output."
+            )
+            for name, (before, now) in pairs.items()
+            if before != now
+        ]
         if differences:
             raise InvalidRequestError(*differences)
 
 
 @dataclass
 class JobStarted:
-    """An output that comes in parts.
+    """An output that comes in parts."""
 
-    Attributes:
-        output: The output's name without suffix.
-        stamp: The input's stamp when it began.
-        shape: The output's shape.
-        dtype: The output's dtype.
-        rows: How many rows a part has.
-        starts: The first rows of the parts that are done.
-    """
-
-    output: str
-    stamp: str
+    output: str  # its name without suffix
+    stamp: str  # the input's stamp when it began
     shape: Shape
     dtype: str
-    rows: int
-    starts: set[int] = field(default_factory=set)
+    rows: int  # of a part
+    starts: set[int] = field(default_factory=set)  # the first rows of the parts that are done
 
 
 class Journal:
-    """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods.
+    """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods."""
 
-    Attributes:
-        done: The keys of the inputs of which a line says that they are done, and of which that is so.
-        failed: Reasons by the keys of inputs that failed lastingly.
-        begun: The outputs that come in parts and are not finished, by key.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._lock = threading.Lock()
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        self._length = 0
-        self._has_results = False  # whether it tells of any, though nothing of what it tells may hold any more
-        self._synced = time.monotonic()
-        self.done: set[str] = set()
-        self.failed: dict[str, str] = {}
-        self.begun: dict[str, JobStarted] = {}
-
-    @classmethod
-    def open(cls, folder: Path, identity: Identity, is_done: Callable[[dict[str, Any]], bool], *, resume: bool) -> Self:
+    def __init__(self, folder: Path, identity: Identity, is_done: IsDone, *, resume: bool) -> None:
         """Opens the journal of a folder for outputs, which is made if need be.
 
-        Args:
-            folder: The folder.
-            identity: What the run is.
-            is_done: Whether a line about an input still holds: whether input and output are as it says.
-            resume: Whether the run may go on with one that is there.
-
-        Raises:
-            InvalidRequestError: If the folder has results and the run is not to go on with them, or has something else
-                in it, or results of another layer or other options; or if another process writes there.
-            OSError: If it cannot be read or written.
+        Raises InvalidRequestError if the folder has results and the run is not to `resume`, or has something else in
+        it, or results of another layer or other options; or if another process writes there.
         """
         path = folder / NAME
         if folder.is_dir() and not path.exists() and any(folder.iterdir()):
-            text = "a new or empty folder, or one with results of `convserve batch`"
-            raise _refused("output", text, f"{short_repr(str(folder))}, which has something else in it")
+            expected = "a new or empty folder, or one with results of `convserve batch`"
+            raise _refused(expected, f"{short_repr(str(folder))}, which has something else in it")
         folder.mkdir(parents=True, exist_ok=True)
-        journal = cls(path)
+        self._lock = threading.Lock()
+        self._length = 0
+        self._has_results = False  # whether it tells of any, though nothing of what it tells may hold any more
+        self._synced = time.monotonic()
+        self.done: set[str] = set()  # the keys of inputs of which a line says that they are done, and that are
+        self.failed: dict[str, str] = {}  # reasons by the keys of inputs that failed lastingly
+        self.begun: dict[str, JobStarted] = {}  # the outputs that come in parts and are not finished, by key
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
-            journal._lock_out_others(folder)
-            before = journal._read(is_done)
-            if before is not None and journal._has_results and not resume:
-                text = "a folder without results, or --resume to go on with them"
-                raise _refused("output", text, f"{short_repr(str(folder))}, which has some")
+            self._lock_out_others(folder)
+            before = self._read(path, is_done)
+            if before is not None and self._has_results and not resume:
+                expected = "a folder without results, or --resume to go on with them"
+                raise _refused(expected, f"{short_repr(str(folder))}, which has some")
             if before is not None and resume:
                 identity.check_same(before)
             else:
-                journal._begin(identity)
+                self._begin(identity)
         except BaseException:
-            journal.close()
+            self.close()
             raise
-        return journal
 
     def note_done(self, key: str, stamp: str, output: str, size: int) -> None:
         """Notes that an output is there."""
@@ -155,9 +121,9 @@ class Journal:
 
     def note_begun(self, key: str, begun: JobStarted) -> None:
         """Notes, durably, that an output begins that comes in parts: none of those noted before counts any more."""
-        described = asdict(begun)
-        del described["starts"]
-        self._add({"begun": key, **described})
+        line = {"begun": key, **asdict(begun)}
+        del line["starts"]
+        self._add(line)
         os.fsync(self._file)
         self.begun[key] = begun
 
@@ -188,7 +154,7 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             received = f"{short_repr(str(folder))}, where one runs"
-            raise _refused("output", "a folder where no other `convserve batch` runs", received) from error
+            raise _refused("a folder where no other `convserve batch` runs", received) from error
 
     def _begin(self, identity: Identity) -> None:
         os.ftruncate(self._file, 0)
@@ -213,7 +179,7 @@ class Journal:
                 os.fsync(self._file)
                 self._synced = now
 
-    def _read(self, is_done: Callable[[dict[str, Any]], bool]) -> Identity | None:
+    def _read(self, path: Path, is_done: IsDone) -> Identity | None:
         """Reads what is there, and cuts off a last line that was not finished; returns whose it is."""
         identity = None
         with open(os.dup(self._file), "rb") as file:
@@ -224,51 +190,43 @@ class Journal:
                 self._has_results = identity is not None
                 try:
                     line = json.loads(text)
-                    if identity is None:
-                        identity = self._identity(line)
-                    else:
+                    if identity is not None:
                         self._take(line, is_done)
+                    elif line["format"] != _FORMAT:
+                        raise ValueError(f"format {short_repr(line['format'])}, of another version of convserve")
+                    else:
+                        identity = Identity(line["folder"], line["layers"], line["options"])
                 except (ValueError, KeyError, TypeError, AttributeError) as error:
                     if identity is None:
-                        received = f"{short_repr(str(self._path))}: {error}"
-                        raise _refused("output", "a journal of `convserve batch`", received) from error
+                        received = f"{short_repr(str(path))}: {error}"
+                        raise _refused("a journal of `convserve batch`", received) from error
                     # A line that a power failure spoilt: its work is done again.
         os.ftruncate(self._file, self._length)
         return identity
 
-    def _identity(self, line: dict[str, Any]) -> Identity:
-        if line["format"] != _FORMAT:
-            raise ValueError(f"format {short_repr(line['format'])}, of another version of convserve")
-        return Identity(line["folder"], line["layers"], line["options"])
-
-    def _take(self, line: dict[str, Any], is_done: Callable[[dict[str, Any]], bool]) -> None:
+    def _take(self, line: dict[str, Any], is_done: IsDone) -> None:
         """Takes over what a line says; of several about an input the last one counts."""
         if "part" in line:
             if line["part"] in self.begun:
                 self.begun[line["part"]].starts.add(line["start"])
             return
         key = line.get("done") or line.get("failed") or line["begun"]
-        holds = is_done(line)
-        if "begun" in line:
+        holds = is_done(key, line)
+        if "failed" not in line:
             self.begun.pop(key, None)
-            if holds:
-                self.begun[key] = JobStarted(
-                    line["output"], line["stamp"], tuple(line["shape"]), line["dtype"], line["rows"]
-                )
+        if "begun" not in line:
+            self.done.discard(key)
+            self.failed.pop(key, None)
+        if not holds:
             return
-        self.done.discard(key)
-        self.failed.pop(key, None)
         if "done" in line:
-            self.begun.pop(key, None)
-            if holds:
-                self.done.add(key)
-        elif holds:
+            self.done.add(key)
+        elif "failed" in line:
             self.failed[key] = line["reason"]
+        else:
+            shape = tuple(line["shape"])
+            self.begun[key] = JobStarted(line["output"], line["stamp"], shape, line["dtype"], line["rows"])
 
 
-def _same(expected: str, received: str) -> str:
-    return f"Expected what the results there were made with, {expected}. Received {received}."
-
-
-def _refused(field_name: str, expected: str, received: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field_name, f"Expected {expected}. Received {received}."))
+def _refused(expected: str, received: str) -> InvalidRequestError:
+    return InvalidRequestError.for_field("output", expected, received)

@@ -12,8 +12,9 @@ import math
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convserve.batch import zarr_files
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.files.arrays import map_array, storable
 from convserve.tensors.codec import Array, Shape, numpy_dtype
 
@@ -50,7 +51,7 @@ class Npy:
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:  # noqa: ARG002
         """Makes an array to be written in parts of so many rows."""
         described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        with _durable(path) as file:
+        with _durable(path, "wb") as file:
             np.lib.format.write_array_header_1_0(file, described)
             file.truncate(file.tell() + math.prod(shape) * dtype.itemsize)
 
@@ -58,11 +59,9 @@ class Npy:
         """Writes a part, durably."""
         array = map_array(path, "output")
         # Not through the mapping: a full disk would then end the program instead of raising an error.
-        with path.open("r+b") as file:
+        with _durable(path, "r+b") as file:
             file.seek(array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:]))
             file.write(np.ascontiguousarray(rows, array.dtype).data.cast("B"))
-            file.flush()
-            os.fsync(file.fileno())
 
     def open(self, path: Path) -> Any:
         """Returns an array that comes in parts."""
@@ -82,7 +81,7 @@ class _Npz(Npy):
 
     def finish(self, parts: Path, path: Path) -> None:
         with (
-            _durable(path) as file,
+            _durable(path, "wb") as file,
             zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
             archive.open(f"{_MEMBER}.npy", "w", force_zip64=True) as member,
             parts.open("rb") as raw,
@@ -92,18 +91,25 @@ class _Npz(Npy):
 
 
 class _Zarr(Npy):
+    """Its chunks are as many rows as a part has, so that each part is a chunk of its own."""
+
     suffix = parts_suffix = ".zarr"
 
     def save(self, path: Path, array: Array) -> None:
         self.create(path, array.shape, array.dtype, len(array))
-        zarr_files.write_rows(path, 0, array)
+        self.write_rows(path, 0, array)
 
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:
-        zarr_files.create(path, shape, dtype, rows)
-        zarr_files.sync(path / "zarr.json")
+        chunks = (min(rows, shape[0]), *shape[1:])
+        zarr_files.zarr_package().create_array(str(path), shape=shape, dtype=dtype, chunks=chunks)
+        _sync(path / "zarr.json")
 
     def write_rows(self, path: Path, start: int, rows: Array) -> None:
-        zarr_files.write_rows(path, start, rows)
+        array = zarr_files.zarr_package().open_array(str(path), mode="r+")
+        array[start : start + len(rows)] = rows
+        chunk = path.joinpath("c", str(start // array.chunks[0]), *["0"] * (rows.ndim - 1))
+        if chunk.exists():  # one that holds nothing but zeros is not written
+            _sync(chunk)
 
     def open(self, path: Path) -> Any:
         return zarr_files.arrays_in(path)[""]
@@ -114,22 +120,13 @@ FORMATS: dict[str, Npy] = {"npy": Npy(), "npz": _Npz(), "zarr": _Zarr()}
 
 
 class OutputFolder:
-    """The folder of a run's outputs.
-
-    Attributes:
-        folder: The folder.
-    """
+    """The folder of a run's outputs. Its methods raise OSError where the disk does not take them."""
 
     def __init__(self, folder: Path, format_name: str) -> None:
-        """Takes a folder that exists or can be made; one of Zarr's makes the first import of the package.
-
-        Raises:
-            InvalidRequestError: If it is no folder.
-            MissingDependencyError: Without zarr, for its format.
-        """
+        """Takes a folder that exists or can be made; one of Zarr's makes the first import of the package."""
         if folder.exists() and not folder.is_dir():
-            text = f"Expected a folder, or a path where one can be made. Received {short_repr(str(folder))}, a file."
-            raise InvalidRequestError(FieldViolation("output", text))
+            expected = "a folder, or a path where one can be made"
+            raise InvalidRequestError.for_field("output", expected, f"{short_repr(str(folder))}, a file")
         self.folder = folder
         self._format = FORMATS[format_name]
         self._unfinished = folder / UNFINISHED
@@ -152,25 +149,11 @@ class OutputFolder:
         return status.st_size
 
     def write(self, stem: str, array: Array) -> int:
-        """Writes an output as a whole, in the place of one that is there, and returns its size.
-
-        Raises:
-            OSError: If that fails; nothing is there then, or what was.
-        """
-        new = self._new(stem)
-        try:
-            self._format.save(new, storable(array))
-        except BaseException:
-            _remove(new)
-            raise
-        return self._put(new, stem)
+        """Writes an output as a whole, in the place of one that is there, and returns its size."""
+        return self._complete(stem, lambda new: self._format.save(new, storable(array)))
 
     def begin(self, stem: str, shape: Shape, dtype: str, rows: int) -> None:
-        """Makes an output that comes in parts of so many rows, the last perhaps of fewer.
-
-        Raises:
-            OSError: If that fails.
-        """
+        """Makes an output that comes in parts of so many rows, the last perhaps of fewer."""
         parts = self._parts(stem)
         _remove(parts)
         self._unfinished.mkdir(exist_ok=True)
@@ -185,26 +168,12 @@ class OutputFolder:
         return tuple(array.shape) == tuple(shape) and array.dtype == _storable_dtype(dtype)
 
     def write_rows(self, stem: str, start: int, rows: Array) -> None:
-        """Writes a part, durably.
-
-        Raises:
-            OSError: If that fails.
-        """
+        """Writes a part, durably."""
         self._format.write_rows(self._parts(stem), start, storable(rows))
 
     def finish(self, stem: str) -> int:
-        """Puts an output, of which all parts are there, in its place, and returns its size.
-
-        Raises:
-            OSError: If that fails.
-        """
-        new = self._new(stem)
-        try:
-            self._format.finish(self._parts(stem), new)
-        except BaseException:
-            _remove(new)
-            raise
-        return self._put(new, stem)
+        """Puts an output, of which all parts are there, in its place, and returns its size."""
+        return self._complete(stem, partial(self._format.finish, self._parts(stem)))
 
     def clear(self, begun: set[str]) -> None:
         """Removes what an earlier run left unfinished, except for the parts of these outputs."""
@@ -217,16 +186,20 @@ class OutputFolder:
         if not kept:
             self._unfinished.rmdir()
 
-    def _new(self, stem: str) -> Path:
-        self._unfinished.mkdir(exist_ok=True)
-        return self._unfinished / f"{_short(stem)}-{os.urandom(4).hex()}{self._format.suffix}"
-
     def _parts(self, stem: str) -> Path:
         return self._unfinished / f"{_short(stem)}{self._format.parts_suffix}"
 
-    def _put(self, new: Path, stem: str) -> int:
-        path = self.path(stem)
-        if self._format.suffix == ".zarr" and path.is_dir():
+    def _complete(self, stem: str, make: Callable[[Path], None]) -> int:
+        """Makes a new file under another name, gives it its own, and returns its size."""
+        path, suffix = self.path(stem), self._format.suffix
+        self._unfinished.mkdir(exist_ok=True)
+        new = self._unfinished / f"{_short(stem)}-{os.urandom(4).hex()}{suffix}"
+        try:
+            make(new)
+        except BaseException:
+            _remove(new)
+            raise
+        if suffix == ".zarr" and path.is_dir():
             _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
         try:
             new.rename(path)
@@ -239,11 +212,16 @@ class OutputFolder:
 
 
 @contextmanager
-def _durable(path: Path) -> Iterator[BinaryIO]:
-    """Opens a new file, and sees to it that what was written survives a power failure before it gets its name."""
-    with path.open("wb") as file:
-        yield file
+def _durable(path: Path, mode: str) -> Iterator[BinaryIO]:
+    """Opens a file, and sees to it that what was written survives a power failure."""
+    with open(path, mode) as file:
+        yield file  # type: ignore[misc] # every mode is binary
         file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
 
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Tally
@@ -48,39 +48,20 @@ _PASSING = (DeadlineExceededError, OverloadedError)
 
 @dataclass
 class _Work:
-    """An array in flight.
-
-    Attributes:
-        array: The array.
-        rows: How many rows a part has.
-        parts: How many parts it has; 1 for what is written as a whole.
-        written: The first rows of the parts that an earlier run wrote.
-        left: How many parts are not written.
-        in_flight: How many parts are sent and not yet written, or failed.
-        is_all_sent: Whether no further part will be sent.
-        is_over: Whether it is finished, or has failed.
-        failure: Why it will not be finished.
-        is_lasting: Whether it would fail again.
-    """
+    """An array in flight."""
 
     array: InputArray
-    rows: int
-    parts: int
-    written: frozenset[int]
-    left: int
-    in_flight: int = 0
-    is_all_sent: bool = False
-    is_over: bool = False
-    failure: str = ""
-    is_lasting: bool = False
+    rows: int  # of a part
+    parts: int  # how many it has; 1 for what is written as a whole
+    written: set[int]  # the first rows of the parts that an earlier run wrote
+    left: int  # how many parts are not written
+    in_flight: int = 1  # how many are sent, and neither written nor failed; and one for the reader until all are sent
+    failure: str = ""  # why it will not be finished
+    is_lasting: bool = False  # whether it would fail again
 
 
 class Batch:
-    """One run over many inputs.
-
-    Attributes:
-        tally: How much is done.
-    """
+    """One run over many inputs; `tally` says how much is done."""
 
     def __init__(
         self,
@@ -94,22 +75,9 @@ class Batch:
         retry_failed: bool = False,
         on_failure: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
-        """Prepares a run.
-
-        Args:
-            layers: The layers, applied in order.
-            inputs: The inputs.
-            outputs: Where outputs go.
-            journal: The journal of that folder, open.
-            reading: How inputs are read.
-            output_dtype: The outputs' dtype; None for that of the computation.
-            retry_failed: Whether items that failed before are tried again.
-            on_failure: Called with key and reason of each item that fails.
-        """
+        """Prepares a run; `on_failure` is called with key and reason of each item that fails."""
         self._layers, self._inputs, self._outputs, self._journal = layers, inputs, outputs, journal
         self._reading, self._output_dtype = reading, output_dtype
-        # By shape and dtype, of which most inputs of a run share a few.
-        self._planned = lru_cache(lambda shape, dtype: planned_call(layers, shape, dtype, output_dtype))
         self._retry_failed, self._on_failure = retry_failed, on_failure
         self._stopping = False
         self._error: Exception | None = None
@@ -122,15 +90,10 @@ class Batch:
         """Lets `run` end when what is in flight is done. A signal's handler may call it."""
         self._stopping = True
 
-    def run(self, client: Client) -> bool:
-        """Computes what is to be computed.
+    def run(self, client: Client) -> None:
+        """Computes what is to be computed, until all is done or failed, or `stop` was called.
 
-        Returns:
-            False if it was stopped before all was done or failed.
-
-        Raises:
-            ConvserveError: If the server cannot be used; what is done is noted.
-            OSError: If outputs cannot be written; likewise.
+        Raises ConvserveError if the server cannot be used, OSError if outputs cannot be written; what is done is noted.
         """
         self._clear()
         with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:
@@ -145,7 +108,6 @@ class Batch:
         if self._error is not None:
             raise self._error
         self._clear()
-        return self.tally.counts.left == 0
 
     def _take(self, number: int, answer: Array | ConvserveError, writers: ThreadPoolExecutor) -> None:
         """Takes what came back for one part."""
@@ -154,6 +116,7 @@ class Batch:
             self._end(answer)
         elif isinstance(answer, ConvserveError):
             self._fail(work, answer)
+            self._release(work)
         else:
             self.tally.add(input_bytes=input_bytes, output_bytes=answer.nbytes)
             self._room.acquire()  # so that outputs do not gather where the disk is slower than the server
@@ -176,20 +139,18 @@ class Batch:
                     break
                 if start in work.written:
                     continue
-                with self._lock:
-                    work.in_flight += 1
                 try:
                     x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
                 except ConvserveError as error:
                     self._fail(work, error)
                     break
+                with self._lock:
+                    work.in_flight += 1
                 self._sent[number] = (work, start, x.nbytes)
                 number += 1
                 yield x
                 del x  # it is in flight, and nothing here holds it longer than that
-            with self._lock:
-                work.is_all_sent = True
-            self._finish_if_over(work)
+            self._release(work)
 
     def _to_be_opened(self) -> Iterator[tuple[int, Callable[[], _Work | None]]]:
         """Yields, for each array that is not done, the size of its file and what opens it."""
@@ -204,7 +165,7 @@ class Batch:
                 self._end(error)
                 return
             except ConvserveError as error:
-                self._note_failure(name, stamp_of(self._inputs.path(name)), _reason(error), is_lasting=True)
+                self._report_failure(name, _reason(error), stamp_of(self._inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
             for source in sources:
@@ -227,32 +188,29 @@ class Batch:
             array = open_array(source, self._reading)
             samples = array.shape[0]
             # Of one sample; an array that has none is refused for it.
-            one = self._planned((min(1, samples), *array.shape[1:]), array.dtype)
+            one = planned_call(self._layers, (min(1, samples), *array.shape[1:]), array.dtype, self._output_dtype)
             rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
             if rows > array.step:
                 rows -= rows % array.step  # whole chunks of Zarr's
             if rows >= samples:
-                return _Work(array, samples, 1, frozenset(), 1)
+                return _Work(array, samples, 1, set(), 1)
             begun = self._begun(source, (samples, *one.output_shape[1:]), one.output_dtype, rows)
             parts = -(-samples // begun.rows)
             self.tally.add(parts=len(begun.starts) / parts)
-            return _Work(array, begun.rows, parts, frozenset(begun.starts), parts - len(begun.starts))
+            return _Work(array, begun.rows, parts, begun.starts, parts - len(begun.starts))
         except (MissingDependencyError, OSError) as error:  # OSError: of the output; the input's comes as the other
             self._end(error)
         except ConvserveError as error:
-            self._note_failure(source.key, source.stamp, _reason(error), is_lasting=True)
+            self._report_failure(source.key, _reason(error), source.stamp)
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
         """Returns the output of an array that is written in parts: one that was begun, or a new one."""
-        begun = self._journal.begun.get(source.key)
-        if (
-            begun is not None
-            and (begun.output, begun.stamp, begun.shape, begun.dtype) == (source.stem, source.stamp, shape, dtype)
-            and self._outputs.has_begun(source.stem, shape, dtype)
-        ):
-            return begun
         begun = JobStarted(source.stem, source.stamp, shape, dtype, rows)
+        before = self._journal.begun.get(source.key)
+        is_same = before is not None and replace(before, rows=rows, starts=set()) == begun
+        if before is not None and is_same and self._outputs.has_begun(source.stem, shape, dtype):
+            return before
         # First the line: else a run that is killed between the two leaves an empty file and lines that call it written.
         self._journal.note_begun(source.key, begun)
         self._outputs.begin(source.stem, shape, dtype, rows)
@@ -264,50 +222,43 @@ class Batch:
         samples = 1 if work.array.is_sample else len(output)
         try:
             if work.parts == 1:
-                self._note_done(source, self._outputs.write(source.stem, output))
+                size = self._outputs.write(source.stem, output)
+                self._journal.note_done(source.key, source.stamp, source.stem, size)
                 self.tally.add(samples=samples, done=1)
             else:
                 self._outputs.write_rows(source.stem, start, output)
                 self._journal.note_part(source.key, start)
                 self.tally.add(samples=samples, parts=1 / work.parts)
-            with self._lock:
-                work.left -= 1
-                work.in_flight -= 1
-            self._finish_if_over(work)
+            self._release(work, written=1)
         except Exception as error:  # whatever it is, the run's own thread raises it
             self._end(error)
 
     def _fail(self, work: _Work, error: ConvserveError) -> None:
         """Notes that a part failed."""
         with self._lock:
-            work.in_flight -= 1
             work.failure = work.failure or _reason(error)
             work.is_lasting |= not isinstance(error, _PASSING)
-        self._finish_if_over(work)
 
-    def _finish_if_over(self, work: _Work) -> None:
-        """Finishes an array when its last part is done."""
+    def _release(self, work: _Work, *, written: int = 0) -> None:
+        """Counts a part as written or failed, or all as sent; the last one finishes the array."""
         with self._lock:
-            if work.in_flight or not work.is_all_sent or work.is_over or (work.left and not work.failure):
+            work.left -= written
+            work.in_flight -= 1
+            if work.in_flight or (work.left and not work.failure):
                 return
-            work.is_over = True
         source = work.array.source
         if work.failure:
-            self._note_failure(source.key, source.stamp, work.failure, is_lasting=work.is_lasting)
+            self._report_failure(source.key, work.failure, source.stamp if work.is_lasting else None)
             self.tally.add(parts=(work.left - work.parts) / work.parts)
         elif work.parts > 1:
-            self._note_done(source, self._outputs.finish(source.stem))
+            size = self._outputs.finish(source.stem)
+            self._journal.note_done(source.key, source.stamp, source.stem, size)
             self.tally.add(done=1, parts=-1)
 
-    def _note_done(self, source: Source, size: int) -> None:
-        self._journal.note_done(source.key, source.stamp, source.stem, size)
-
-    def _note_failure(self, key: str, stamp: str, reason: str, *, is_lasting: bool) -> None:
-        if is_lasting:
+    def _report_failure(self, key: str, reason: str, stamp: str | None = None) -> None:
+        """Counts a failure; notes one that would happen again, for which the input's stamp is given."""
+        if stamp is not None:
             self._journal.note_failed(key, stamp, reason)
-        self._report_failure(key, reason)
-
-    def _report_failure(self, key: str, reason: str) -> None:
         self.tally.add_failure(key, reason)
         self._on_failure(key, reason)
 
@@ -315,9 +266,8 @@ class Batch:
         self._outputs.clear({job.output for job in self._journal.begun.values()})
 
 
-def is_done(inputs: Inputs, outputs: OutputFolder, line: dict[str, Any]) -> bool:
+def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any]) -> bool:
     """Whether a line of the journal still holds: the input is what it was, and the output is there."""
-    key = line.get("done") or line.get("failed") or line["begun"]
     if stamp_of(inputs.path(key)) != line["stamp"]:
         return False
     return "done" not in line or outputs.size(line["output"]) == line["size"]

@@ -13,38 +13,22 @@ from convserve.bench.loops import Subject
 from convserve.bench.workloads import Workload
 from convserve.errors import ConvserveError
 from convserve.protocol.results import Result
-from convserve.tensors.codec import Array
 
 SERVER, IN_PROCESS, ECHO = "convserve", "in process", "raw echo"
 _MAX_MESSAGE_BYTES = 2**31 - 2**16
 
 
 class BenchmarkCase:
-    """A workload, its layer stored on the server, its first calls made.
-
-    Attributes:
-        workload: The workload.
-        plan: What a call comes to.
-        subjects: What can be called, by name: the server, and the layer in process and the raw echo where possible.
-        absent: Why one of them is not there, by name.
-    """
+    """A workload, its layer stored on the server, its first calls made; `plan` is what a call comes to."""
 
     def __init__(self, workload: Workload, client: Client, echo: Echo, *, tf32: bool, with_layer: bool) -> None:
         """Stores the layer, makes the first call of everything, and checks the first answers.
 
-        Args:
-            workload: The workload.
-            client: For the calls to the server.
-            echo: For the raw ones.
-            tf32: Whether the server may use TensorFloat-32.
-            with_layer: Whether to compute the layer in this process too, where that is possible.
-
-        Raises:
-            ConvserveError: If the server does not take the call.
+        `tf32` says whether the server may use TensorFloat-32, `with_layer` whether to compute the layer here too.
         """
         self.workload, self.plan = workload, workload.plan()
-        self.subjects: dict[str, Subject] = {}
-        self.absent: dict[str, str] = {}
+        self.subjects: dict[str, Subject] = {}  # what can be called: the server, and the others where possible
+        self.absent: dict[str, str] = {}  # why one of them is not there
         self._client = client
         self._inputs = workload.inputs()
         self._limit = correctness.limit(workload.layer.config, tf32)
@@ -55,27 +39,21 @@ class BenchmarkCase:
         self._stored = client.put(workload.layer)
         try:
             self._add_in_process(with_layer)
-            self._add_server()
+            self.subjects[SERVER] = Subject(
+                self._call, lambda result: (result.timing.queue_us, result.timing.compute_us, result.batch_size)
+            )
+            self.check({caller: self._call(caller) for caller in range(len(self._inputs))})
             self._add_echo(echo)
         except BaseException:
             self.close()
             raise
 
-    def _input(self, caller: int) -> Array:
-        return self._inputs[caller % len(self._inputs)]
-
-    def _add_server(self) -> None:
-        dtype = self.workload.output_dtype
-
-        def call(caller: int) -> Result:
-            return self._client.convolve(self._stored, self._input(caller), output_dtype=dtype)
-
-        self.check({caller: call(caller) for caller in range(len(self._inputs))})
-        self.subjects[SERVER] = Subject(
-            call, lambda result: (result.timing.queue_us, result.timing.compute_us, result.batch_size)
-        )
+    def _call(self, caller: int) -> Result:
+        x = self._inputs[caller % len(self._inputs)]
+        return self._client.convolve(self._stored, x, output_dtype=self.workload.output_dtype)
 
     def _add_in_process(self, wanted: bool) -> None:
+        inputs = self._inputs
         if not wanted:
             self.absent[IN_PROCESS] = "not asked for"
         elif not in_process.is_possible():
@@ -83,14 +61,15 @@ class BenchmarkCase:
         else:
             try:
                 function = in_process.function(self.workload)
-                self._expected = [correctness.whole(function(x), self.plan) for x in self._inputs]
+                shape, dtype = self.plan.output_shape, self.plan.output_dtype
+                self._expected = [correctness.Expectation(shape, dtype, function(x)) for x in inputs]
             except Exception as error:  # whatever TensorFlow says, the server can be measured all the same
                 self.absent[IN_PROCESS] = str(error).partition("\n")[0][:200]
             else:
                 self._against = "the same layer in process"
-                self.subjects[IN_PROCESS] = Subject(lambda caller: function(self._input(caller)))
+                self.subjects[IN_PROCESS] = Subject(lambda caller: function(inputs[caller % len(inputs)]))
                 return
-        expectations = (correctness.by_definition(self.workload.layer, x, self.plan) for x in self._inputs)
+        expectations = (correctness.by_definition(self.workload.layer, x, self.plan) for x in inputs)
         self._expected = [expectation for expectation in expectations if expectation is not None]
         self._against = "the definition of convolution, at some places" if self._expected else ""
 
@@ -107,15 +86,10 @@ class BenchmarkCase:
             self.subjects[ECHO] = Subject(lambda _: echo(request))
 
     def check(self, answers: dict[int, Result]) -> None:
-        """Compares the server's answers with what they should be.
-
-        Args:
-            answers: By the number of the caller.
-        """
-        if self._expected:
-            for caller, answer in answers.items():
-                expected = self._expected[caller % len(self._expected)]
-                self._difference = max(self._difference, expected.difference(answer.output))
+        """Compares the server's answers, by the number of the caller, with what they should be."""
+        for caller, answer in answers.items() if self._expected else ():
+            expected = self._expected[caller % len(self._expected)]
+            self._difference = max(self._difference, expected.difference(answer.output))
 
     def document(self) -> dict[str, Any]:
         """Returns what the workload is, and whether its answers were right."""

@@ -1,15 +1,19 @@
 """A measurement as a picture: for each workload and load where the time goes, beside the layer in process and the echo.
 
-Needs matplotlib, which comes with `pip install 'convserve[plot]'` and is imported when it is needed.
+Needs matplotlib, which `pip install 'convserve[plot]'` brings, and is imported only for a picture.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from convserve.bench.cases import ECHO, IN_PROCESS, SERVER
 from convserve.errors import MissingDependencyError
+
+try:
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise MissingDependencyError("A plot needs matplotlib: pip install 'convserve[plot]'.") from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,42 +24,24 @@ _PARTS = (
     ("way_ms", "on the way", "#a9c4d9"),
 )
 _MARKS = ((IN_PROCESS, "the layer in process", "#1a7f37", "D"), (ECHO, "raw echo of as many bytes", "#555555", "s"))
-_DPI = 150
-
-
-def check() -> None:
-    """Raises MissingDependencyError without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingDependencyError("A plot needs matplotlib: pip install 'convserve[plot]'.")
 
 
 def write(document: dict[str, Any], path: str) -> None:
     """Draws a measurement's document into a file, whose suffix says the format.
 
     Latencies are means, since only means add up; a line leads from the median to the 99th percentile.
-
-    Raises:
-        MissingDependencyError: Without matplotlib.
-        OSError: If the file cannot be written.
     """
-    check()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     workloads = document["workloads"]
     rows = max(1, sum(len(workload["loads"]) for workload in workloads))
-    figure = Figure(figsize=(9, 1.6 + 0.55 * rows + 0.35 * len(workloads)), dpi=_DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(
-        len(workloads), 1, squeeze=False, height_ratios=[0.6 + len(workload["loads"]) for workload in workloads]
-    )
-    for axes, workload in zip(panels[:, 0], workloads, strict=True):
-        _draw(axes, workload)
-    panels[-1, 0].set_xlabel("milliseconds a call")
+    figure = Figure(figsize=(9, 1.6 + 0.55 * rows + 0.35 * len(workloads)), dpi=150, layout="constrained")
+    heights = [0.6 + len(workload["loads"]) for workload in workloads]
+    panels = figure.subplots(len(workloads), 1, squeeze=False, height_ratios=heights)[:, 0]
     handles: dict[str, Any] = {}
-    for axes in panels[:, 0]:
+    for axes, workload in zip(panels, workloads, strict=True):
+        _draw(axes, workload)
         artists, labels = axes.get_legend_handles_labels()
         handles |= dict(zip(labels, artists, strict=True))
+    panels[-1].set_xlabel("milliseconds a call")
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     server = document["server"]
@@ -74,16 +60,23 @@ def _draw(axes: Axes, workload: dict[str, Any]) -> None:
             axes.barh(row, served[key], left=left, height=0.55, color=colour, label=label)
             left += served[key]
         if "p50_ms" in served:
-            axes.plot(
-                [served["p50_ms"], served["p99_ms"]], [row, row], color="black", linewidth=1, marker="|",
-                label="median to 99th percentile",
-            )  # fmt: skip
+            line: dict[str, Any] = {
+                "color": "black",
+                "linewidth": 1,
+                "marker": "|",
+                "label": "median to 99th percentile",
+            }
+            axes.plot([served["p50_ms"], served["p99_ms"]], [row, row], **line)
         for name, label, colour, marker in _MARKS:
             if "mean_ms" in subjects.get(name, {}):
-                axes.plot(
-                    subjects[name]["mean_ms"], row, color=colour, marker=marker, linestyle="", markersize=6,
-                    markeredgecolor="white", label=label,
-                )  # fmt: skip
+                mark: dict[str, Any] = {
+                    "color": colour,
+                    "marker": marker,
+                    "markersize": 6,
+                    "markeredgecolor": "white",
+                    "label": label,
+                }
+                axes.plot(subjects[name]["mean_ms"], row, linestyle="", **mark)
     axes.set_yticks(range(len(loads)), [load["load"] for load in loads])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import grpc
 
@@ -14,17 +14,10 @@ _METHOD = "/convserve.v1.ConvolutionService/Echo"
 
 
 class Echo:
-    """Sends zeros and gets zeros."""
+    """Sends zeros over a channel, and gets zeros within `timeout` seconds."""
 
     def __init__(self, channel: Any, timeout: float) -> None:
-        """Prepares to call.
-
-        Args:
-            channel: Of a client's access to its target.
-            timeout: Seconds that a call may take.
-        """
-        self._channel = channel
-        self._call: Any = self._channel.unary_unary(_METHOD)  # bytes as they are: no message is made of them
+        self._call: Any = channel.unary_unary(_METHOD)  # bytes as they are: no message is made of them
         self._timeout = timeout
 
     @staticmethod
@@ -34,20 +27,8 @@ class Echo:
         return b"".join((head, framing.opening(sent), bytes(sent)))
 
     def __call__(self, request: bytes) -> bytes:
-        """Returns the answer's bytes.
-
-        Raises:
-            ConvserveError: One of the tree in `convserve.errors`.
-        """
+        """Returns the answer's bytes, or raises a ConvserveError."""
         try:
             return self._call(request, timeout=self._timeout)  # type: ignore[no-any-return]
         except grpc.RpcError as failure:
             raise from_rpc_error(failure) from None
-
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Closes the connection."""
-        self._channel.close()

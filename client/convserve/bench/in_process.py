@@ -1,4 +1,4 @@
-"""The same layer in this process: one `tf.function` around Keras' own layer, numpy in, numpy out.
+"""The same layer in this process: one `tf.function` around Keras' own layer.
 
 The only module beside the Keras drop-in that knows TensorFlow; it is imported where it is to be used, and only if
 `is_possible()`.
@@ -22,11 +22,7 @@ def is_possible() -> bool:
 
 
 def function(workload: Workload) -> Callable[[Array], Array]:
-    """Returns the layer as a function of numpy arrays.
-
-    Raises:
-        Exception: What Keras or TensorFlow say where they cannot compute such a layer here.
-    """
+    """Returns the layer as a function of numpy arrays; Keras and TensorFlow say why they cannot compute one here."""
     compiled = of_tensors(workload)
     import tensorflow as tf
 
@@ -34,11 +30,7 @@ def function(workload: Workload) -> Callable[[Array], Array]:
 
 
 def of_tensors(workload: Workload) -> Callable[[Any], Any]:
-    """Returns the layer as a function of TensorFlow's tensors, which stay on the device where they are.
-
-    Raises:
-        Exception: As `function`.
-    """
+    """Returns the layer as a function of TensorFlow's tensors, which stay on the device where they are."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import tensorflow as tf
@@ -48,9 +40,8 @@ def of_tensors(workload: Workload) -> Callable[[Any], Any]:
             tf.config.experimental.set_memory_growth(gpu, True)  # a server may share it
     layer, config = workload.layer.to_keras(), workload.layer.config
     output_dtype = workload.plan().output_dtype
-    signature = tf.TensorSpec((None, *workload.input_shape[1:]), workload.input_dtype)
 
-    @tf.function(input_signature=[signature])
+    @tf.function(input_signature=[tf.TensorSpec((None, *workload.input_shape[1:]), workload.input_dtype)])
     def forward(x):  # type: ignore[no-untyped-def]
         return tf.cast(layer(tf.cast(x, config.compute_dtype)), output_dtype)
 

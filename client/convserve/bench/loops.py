@@ -18,53 +18,41 @@ _GRACE_S = 0.25  # after which what an open loop has not begun by its end is lef
 
 @dataclass
 class Block:
-    """What a stretch of calls came to.
+    """What a stretch of calls came to."""
 
-    Attributes:
-        seconds: How long it took, until the last answer.
-        latencies: Seconds, one per answer; of an open loop from the moment at which the call was due. What an open loop
-            could not begin is in it with the time that it had waited by the end.
-        notes: What `look` said of each answer.
-        failures: Calls that failed, by the name of the exception.
-        failure: The text of the first.
-        last: Each caller's last answer, by the caller's number.
-        not_begun: How many calls an open loop could not begin.
-    """
-
-    seconds: float = 0.0
+    seconds: float = 0.0  # until the last answer
+    # Seconds, one per answer; of an open loop from the moment at which the call was due. What an open loop could not
+    # begin is in it with the time that it had waited by the end.
     latencies: list[float] = field(default_factory=list)
-    notes: list[Any] = field(default_factory=list)
-    failures: Counter[str] = field(default_factory=Counter)
-    failure: str = ""
-    last: dict[int, Any] = field(default_factory=dict)
-    not_begun: int = 0
+    notes: list[Any] = field(default_factory=list)  # what `look` said of each answer
+    failures: Counter[str] = field(default_factory=Counter)  # by the name of the exception
+    failure: str = ""  # the text of the first
+    last: dict[int, Any] = field(default_factory=dict)  # each caller's last answer, by the caller's number
+    not_begun: int = 0  # how many calls an open loop could not begin
 
     @property
     def answers(self) -> int:
         """How many calls were answered."""
         return len(self.latencies) - self.not_begun
 
+    @property
+    def rate(self) -> float:
+        """Answers per second."""
+        return self.answers / self.seconds
+
 
 @dataclass(frozen=True)
 class Subject:
-    """Something that can be called.
+    """Something that can be called."""
 
-    Attributes:
-        call: Makes a call for the caller of a number, from 0; it may raise.
-        look: Says what is worth keeping of an answer. It is not timed.
-    """
-
-    call: Callable[[int], Any]
-    look: Callable[[Any], Any] = lambda _: None
+    call: Callable[[int], Any]  # for the caller of a number, from 0; it may raise
+    look: Callable[[Any], Any] = lambda _: None  # says what is worth keeping of an answer; it is not timed
 
 
 def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
-    """Lets callers, each a thread, call again as soon as they are answered.
+    """Lets callers, each a thread, call again as soon as they are answered; Ctrl-C asks them to stop.
 
     Every caller makes at least one call, and none after the time is over.
-
-    Raises:
-        KeyboardInterrupt: After the callers were asked to stop.
     """
     block, begin = Block(), time.perf_counter()
     end = begin + seconds
@@ -72,21 +60,12 @@ def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
     def work(caller: int, stop: threading.Event) -> None:
         failed = 0
         while failed < _MAX_FAILURES_IN_A_ROW:
-            start = time.perf_counter()
-            try:
-                answer = subject.call(caller)
-            except Exception as error:
-                _count(block, error)
+            if not _call(block, subject, caller, time.perf_counter()):
                 failed += 1
-                continue
-            now = time.perf_counter()
-            failed = 0
-            block.latencies.append(now - start)
-            block.notes.append(subject.look(answer))
-            if now >= end or stop.is_set():
-                block.last[caller] = answer
+            elif time.perf_counter() >= end or stop.is_set():
                 return
-            del answer  # so that the next one may take its memory, as in a program that is done with it
+            else:
+                failed = 0
 
     _in_threads(work, callers)
     block.seconds = time.perf_counter() - begin
@@ -94,18 +73,11 @@ def closed_loop(subject: Subject, callers: int, seconds: float) -> Block:
 
 
 def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
-    """Makes calls at a steady rate, whether or not those before are answered.
+    """Makes so many calls a second, whether or not those before are answered; Ctrl-C asks the callers to stop.
 
     A latency counts from the moment at which the call was due. So the time that a call waits here because others are
-    slow is part of it, as it is for users who arrive on their own ("no coordinated omission").
-
-    Args:
-        subject: What to call.
-        rate: Calls per second.
-        seconds: How long calls are due. What is not begun soon after, because too many wait for answers, is left.
-
-    Raises:
-        KeyboardInterrupt: After the callers were asked to stop.
+    slow is part of it, as it is for users who arrive on their own ("no coordinated omission"). What is not begun soon
+    after the time is over, because too many wait for answers, is left.
     """
     block, number, numbers = Block(), max(1, round(rate * seconds)), itertools.count()
     begin = time.perf_counter() + _LEAD_S
@@ -119,15 +91,7 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
             if stop.is_set() or time.perf_counter() > end:
                 return
             begun[caller] += 1
-            try:
-                answer = subject.call(caller)
-            except Exception as error:
-                _count(block, error)
-                continue
-            block.latencies.append(time.perf_counter() - due)
-            block.notes.append(subject.look(answer))
-            block.last[caller] = answer
-            del answer
+            _call(block, subject, caller, due)
 
     _in_threads(work, min(_MAX_WAITING, number))
     now = time.perf_counter()
@@ -137,9 +101,19 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
     return block
 
 
-def _count(block: Block, error: Exception) -> None:
-    block.failures[type(error).__name__] += 1
-    block.failure = block.failure or str(error)
+def _call(block: Block, subject: Subject, caller: int, due: float) -> bool:
+    """Makes a call, and returns whether it was answered."""
+    block.last.pop(caller, None)  # so that the next one may take its memory, as in a program that is done with it
+    try:
+        answer = subject.call(caller)
+    except Exception as error:
+        block.failures[type(error).__name__] += 1
+        block.failure = block.failure or str(error)
+        return False
+    block.latencies.append(time.perf_counter() - due)
+    block.notes.append(subject.look(answer))
+    block.last[caller] = answer
+    return True
 
 
 def _in_threads(work: Callable[[int, threading.Event], None], callers: int) -> None:

@@ -13,20 +13,15 @@ from convserve._version import __version__
 
 def described() -> dict[str, str | int]:
     """Returns the time, this machine and the versions."""
+    # How many cores this process may use, where the system says so: Linux does.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "time": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": f"{_processor()}, {usable_cores()} cores, {platform.platform()}",
-        "cores": usable_cores(),
+        "machine": f"{_processor()}, {cores} cores, {platform.platform()}",
+        "cores": cores,
         "convserve": __version__,
         "python": platform.python_version(),
     }
-
-
-def usable_cores() -> int:
-    """Returns how many cores this process may use."""
-    with suppress(AttributeError):  # Linux has it
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from convserve._sync.client import Client
 from convserve.bench import machine, summary
@@ -23,83 +24,50 @@ from convserve.bench.workloads import Workload
 _MIN_ROUNDS = 3
 _MAX_BLOCK_S = 2.0
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Load:
-    """How calls are made.
+    """How calls are made: by callers in a closed loop, else at a rate in an open one."""
 
-    Attributes:
-        callers: Closed loop: how many call again as soon as they are answered.
-        rate: Open loop: calls per second, whether or not others are answered. One of the two is set.
-    """
-
-    callers: int | None = None
-    rate: float | None = None
+    callers: int | None = None  # how many call again as soon as they are answered
+    rate: float = 0.0  # calls per second, whether or not others are answered
 
     def put_on(self, subject: Subject, seconds: float) -> Block:
         """Makes calls for so long."""
-        if self.callers is not None:
-            return closed_loop(subject, self.callers, seconds)
-        assert self.rate is not None  # noqa: S101 (one of the two is set)
-        return open_loop(subject, self.rate, seconds)
+        if self.callers is None:
+            return open_loop(subject, self.rate, seconds)
+        return closed_loop(subject, self.callers, seconds)
 
     def __str__(self) -> str:
         """Returns "8 callers" or "200 calls/s"."""
-        if self.callers is not None:
-            return f"{self.callers} caller{'s' if self.callers != 1 else ''}"
-        return f"{self.rate:g} calls/s"
+        if self.callers is None:
+            return f"{self.rate:g} calls/s"
+        return f"{self.callers} caller{'s' if self.callers != 1 else ''}"
 
 
-class Measurement:
+class Measurement(AbstractContextManager["Measurement"]):
     """Measures workloads under loads. `run` may be interrupted; `document` says what there is so far."""
 
     def __init__(self, client: Client, target: str, loads: Sequence[Load], *, timeout: float) -> None:
-        """Asks the server what it is.
-
-        Args:
-            client: The client, which all callers share as the threads of one program do.
-            target: Its target.
-            loads: How calls are made.
-            timeout: Seconds that a raw echo may take.
-
-        Raises:
-            ConvserveError: If the server does not answer.
-        """
+        """Asks the server what it is; all callers share the client, and a raw echo may take `timeout` seconds."""
         self._client, self._target, self._loads = client, target, list(loads)
         self._info = client.info()
         self._cases: list[BenchmarkCase] = []
-        self._blocks: dict[tuple[BenchmarkCase, Load, str], list[Block]] = {}
+        self._blocks: defaultdict[tuple[BenchmarkCase, Load, str], list[Block]] = defaultdict(list)
         self._seconds = 0.0
         self._opened = ExitStack()
         # gRPC joins channels of one target and the same options, so the echo takes the client's own connection.
-        self._echo = self._opened.enter_context(Echo(client._access.channel(client._target), timeout))
+        channel = self._opened.enter_context(closing(client._access.channel(client._target)))
+        self._echo = Echo(channel, timeout)
 
     def add(self, workload: Workload, *, with_layer_in_process: bool = True) -> None:
-        """Prepares a workload: its layer is stored, the first calls are made and their answers checked.
-
-        Args:
-            workload: The workload.
-            with_layer_in_process: Whether to measure the layer in this process too, where that is possible.
-
-        Raises:
-            ConvserveError: If the server does not take the call.
-        """
+        """Prepares a workload: its layer is stored, the first calls are made and their answers checked."""
         case = BenchmarkCase(workload, self._client, self._echo, tf32=self._info.tf32, with_layer=with_layer_in_process)
         self._opened.enter_context(closing(case))
         self._cases.append(case)
 
-    def run(self, seconds: float, progress: Progress = lambda _: None) -> None:
-        """Measures for about so long; whatever is to be measured is called once at least, however long that takes.
-
-        Args:
-            seconds: How long, over all workloads.
-            progress: Told what is being done.
-
-        Raises:
-            KeyboardInterrupt: On Ctrl-C; what was measured until then is kept.
-        """
+    def run(self, seconds: float, progress: Callable[[str], None] = lambda _: None) -> None:
+        """Measures for about so long over all workloads, each at least once; what there is at Ctrl-C is kept."""
         turns = [(case, load, name) for case in self._cases for load in self._loads for name in case.subjects]
         rounds = max(_MIN_ROUNDS, math.ceil(seconds / len(turns) / _MAX_BLOCK_S))
         begin = time.perf_counter()
@@ -109,18 +77,16 @@ class Measurement:
                     left = begin + seconds - time.perf_counter()
                     if left < 0 and number > 0:
                         return
-                    progress(f"{turn[0].workload.name}, {turn[1]}: {turn[2]}")
+                    case, load, name = turn
+                    progress(f"{case.workload.name}, {load}: {name}")
                     turns_left = (rounds - number) * len(turns) - index
-                    self._take(*turn, seconds=max(0.0, left) / turns_left)
+                    block = load.put_on(case.subjects[name], max(0.0, left) / turns_left)
+                    if name == SERVER:
+                        case.check(block.last)
+                    block.last.clear()
+                    self._blocks[turn].append(block)
         finally:
             self._seconds = time.perf_counter() - begin
-
-    def _take(self, case: BenchmarkCase, load: Load, name: str, *, seconds: float) -> None:
-        block = load.put_on(case.subjects[name], seconds)
-        if name == SERVER:
-            case.check(block.last)
-        block.last.clear()
-        self._blocks.setdefault((case, load, name), []).append(block)
 
     def document(self) -> dict[str, Any]:
         """Returns everything that was found, as values that JSON has."""
@@ -133,7 +99,7 @@ class Measurement:
                 "devices": [f"{device.name} {device.description}".strip() for device in self._info.devices],
                 "tf32": self._info.tf32,
             },
-            "shared_memory": self._client._tensors.shares_memory,
+            "shared_memory": self._client._tensors.sharing.memory() is not None,
             "seconds": self._seconds,
             "workloads": [
                 case.document() | {"loads": [self._of_load(case, load) for load in self._loads]} for case in self._cases
@@ -142,11 +108,11 @@ class Measurement:
 
     def _of_load(self, case: BenchmarkCase, load: Load) -> dict[str, Any]:
         plan = case.plan
-        blocks = {name: self._blocks.get((case, load, name), []) for name in case.subjects}
+        blocks = {name: self._blocks[case, load, name] for name in case.subjects}
         document: dict[str, Any] = {
             "load": str(load),
             "callers": load.callers,
-            "rate": load.rate,
+            "rate": load.rate or None,
             "subjects": {
                 name: summary.figures(listed, plan.input_bytes, plan.output_bytes) for name, listed in blocks.items()
             },
@@ -155,10 +121,6 @@ class Measurement:
         document["subjects"][SERVER] |= summary.server_side(blocks[SERVER])
         return document
 
-    def __enter__(self) -> Self:
-        """Returns itself."""
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Deletes the layers that were not stored before, and closes the echo's connection."""
         self._opened.close()
@@ -166,9 +128,7 @@ class Measurement:
 
 def is_right(document: dict[str, Any]) -> bool:
     """Returns whether no answer was wrong and no call failed."""
-    for workload in document["workloads"]:
-        if workload["check"]["ok"] is False:
-            return False
-        if any(figures["failures"] for load in workload["loads"] for figures in load["subjects"].values()):
-            return False
-    return True
+    workloads = document["workloads"]
+    subjects = (load["subjects"] for workload in workloads for load in workload["loads"])
+    failed = any(figures["failures"] for named in subjects for figures in named.values())
+    return not failed and all(workload["check"]["ok"] is not False for workload in workloads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,20 +13,18 @@ from convserve.bench.loops import Block
 
 Figures = dict[str, Any]
 
-PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "max_ms": 100}
+_PERCENTILES = {"p50_ms": 50, "p90_ms": 90, "p99_ms": 99, "max_ms": 100}
+_RATIOS: dict[str, Callable[[Block], float]] = {
+    "latency": lambda block: statistics.median(block.latencies),
+    "rate": lambda block: block.rate,
+}
 
 
 def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Figures:
-    """Returns what some stretches of the same calls come to.
+    """Returns what some stretches of the same calls, one per round, come to; counts alone if no call was answered.
 
-    Args:
-        blocks: The stretches, one per round.
-        sent_bytes: Bytes of a call's input.
-        received_bytes: Bytes of its output.
-
-    Returns:
-        Latencies in milliseconds over all calls; the rate, in calls per second, and what it moves, in 10**6 bytes per
-        second, as the median of the rounds. Nothing but counts if no call was answered.
+    Latencies are in milliseconds over all calls; the rate, in calls per second, and what it moves, in 10**6 bytes per
+    second, are the medians of the rounds.
     """
     failures: Counter[str] = sum((block.failures for block in blocks), Counter())
     totals: Figures = {
@@ -36,32 +34,27 @@ def figures(blocks: Sequence[Block], sent_bytes: int, received_bytes: int) -> Fi
         "failure": next((block.failure for block in blocks if block.failure), ""),
         "rounds": len(blocks),
     }
-    latencies = [latency for block in blocks for latency in block.latencies]
     if not totals["calls"]:
         return totals
+    latencies = [latency for block in blocks for latency in block.latencies]
     # Of values that were measured, none between two of them.
-    values = np.percentile(latencies, list(PERCENTILES.values()), method="inverted_cdf") * 1e3
-    rate = statistics.median(block.answers / block.seconds for block in blocks)
-    return (
-        totals
-        | dict(zip(PERCENTILES, map(float, values), strict=True))
-        | {
-            "mean_ms": statistics.fmean(latencies) * 1e3,
-            "calls_per_s": rate,
-            "sent_mb_per_s": rate * sent_bytes / 1e6,
-            "received_mb_per_s": rate * received_bytes / 1e6,
-        }
-    )
+    values = np.percentile(latencies, list(_PERCENTILES.values()), method="inverted_cdf") * 1e3
+    rate = statistics.median(block.rate for block in blocks)
+    return {
+        **totals,
+        **dict(zip(_PERCENTILES, map(float, values), strict=True)),
+        "mean_ms": statistics.fmean(latencies) * 1e3,
+        "calls_per_s": rate,
+        "sent_mb_per_s": rate * sent_bytes / 1e6,
+        "received_mb_per_s": rate * received_bytes / 1e6,
+    }
 
 
 def server_side(blocks: Sequence[Block]) -> Figures:
-    """Returns what the server said of its calls, as means.
+    """Returns what the server said of its calls, as means; the blocks' notes are (queue_us, compute_us, batch_size).
 
     They are milliseconds of waiting, of computing, and of everything else (the way there and back, and the two ends of
     it), and batch sizes.
-
-    Args:
-        blocks: Stretches whose notes are (queue_us, compute_us, batch_size).
     """
     notes = [note for block in blocks for note in block.notes]
     if not notes:
@@ -80,23 +73,12 @@ def server_side(blocks: Sequence[Block]) -> Figures:
 def ratios(blocks: Sequence[Block], others: Sequence[Block]) -> Figures:
     """Returns by how much calls took as long, and how many were answered, as others in the same rounds.
 
-    Returns:
-        `latency` and `rate`, each the median over the rounds of the quotient of neighbours, with their extremes.
+    `latency` and `rate` are medians over the rounds of the quotient of neighbours, with their extremes.
     """
     pairs = [(a, b) for a, b in zip(blocks, others, strict=False) if a.answers and b.answers]
-    if not pairs:
-        return {}
     result: Figures = {}
-    for name, value in (("latency", _median_latency), ("rate", _rate)):
+    for name, value in _RATIOS.items() if pairs else ():
         quotients = [value(a) / value(b) for a, b in pairs]
         result[name] = statistics.median(quotients)
         result[f"{name}_least"], result[f"{name}_most"] = min(quotients), max(quotients)
     return result
-
-
-def _median_latency(block: Block) -> float:
-    return statistics.median(block.latencies)
-
-
-def _rate(block: Block) -> float:
-    return block.answers / block.seconds

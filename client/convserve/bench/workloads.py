@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, planned
-from convserve.layers.plan import Plan, kernel_shape
+from convserve.layers.plan import Plan, channel_axis, kernel_shape
 from convserve.tensors.codec import Array, Shape, numpy_dtype
 
 _MAX_INPUT_BYTES = 64_000_000
@@ -19,28 +19,16 @@ _MAX_INPUTS = 4
 
 @dataclass(frozen=True)
 class Workload:
-    """One layer and what it is applied to.
+    """One layer and what it is applied to."""
 
-    Attributes:
-        name: What the report calls it.
-        layer: The layer, with weights.
-        input_shape: Four dimensions, the batch axis first.
-        input_dtype: The input's dtype.
-        output_dtype: The dtype asked for; None for that of the computation.
-    """
-
-    name: str
-    layer: Layer
-    input_shape: Shape
+    name: str  # what the report calls it
+    layer: Layer  # with weights
+    input_shape: Shape  # four dimensions, the batch axis first
     input_dtype: str = "float32"
-    output_dtype: str | None = None
+    output_dtype: str | None = None  # None for that of the computation
 
     def plan(self) -> Plan:
-        """Returns what a call comes to.
-
-        Raises:
-            InvalidArgumentError: If layer and input don't fit.
-        """
+        """Returns what a call comes to; raises InvalidArgumentError if layer and input don't fit."""
         return planned([self.layer], self.input_shape, self.input_dtype, self.output_dtype)
 
     def inputs(self) -> list[Array]:
@@ -56,13 +44,9 @@ def with_weights(config: Conv2D, input_shape: Shape, seed: int = 0) -> Layer:
     """Returns a layer with random weights, whose outputs are about as large as its inputs.
 
     Speed does not depend on the weights, so the configuration's initializers, which only a server has, are not asked.
-
-    Raises:
-        InvalidArgumentError: If the configuration cannot take such an input.
     """
     planned([Layer(config)], input_shape, "float32", None)
-    channels = input_shape[3 if config.data_format == "channels_last" else 1]
-    shape = kernel_shape(config, channels)
+    shape = kernel_shape(config, input_shape[channel_axis(config)])
     rng = np.random.default_rng(seed)
     kernel = rng.standard_normal(shape, dtype=np.float32) / np.float32(math.sqrt(math.prod(shape[:3])))
     bias = rng.standard_normal(config.filters, dtype=np.float32) if config.use_bias else None
@@ -71,16 +55,14 @@ def with_weights(config: Conv2D, input_shape: Shape, seed: int = 0) -> Layer:
 
 def standard() -> list[Workload]:
     """Returns four workloads, from the smallest call that makes sense to a batch for throughput."""
-    image, features = (1, 32, 32, 3), (1, 56, 56, 64)
-    photo, batch = (1, 224, 224, 3), (32, 56, 56, 64)
     same: Any = {"padding": "same", "activation": "relu", "data_format": "channels_last", "dtype": "float32"}
     return [
         Workload(name, with_weights(Conv2D(filters, size, strides=strides, **same), shape), shape)
         for name, filters, size, strides, shape in (
-            ("small image", 16, 3, 1, image),
-            ("feature map", 64, 3, 1, features),
-            ("photo", 64, 7, 2, photo),
-            ("batch", 64, 3, 1, batch),
+            ("small image", 16, 3, 1, (1, 32, 32, 3)),
+            ("feature map", 64, 3, 1, (1, 56, 56, 64)),
+            ("photo", 64, 7, 2, (1, 224, 224, 3)),
+            ("batch", 64, 3, 1, (32, 56, 56, 64)),
         )
     ]
 

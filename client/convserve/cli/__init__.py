@@ -13,29 +13,14 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import metadata
-from typing import Any
 
 import click
 
 from convserve._version import __version__
-from convserve.cli.command import Group
+from convserve.cli.command import Group, help_page
 
 ENTRY_POINTS = "convserve.commands"
 """The entry-point group of commands that other packages bring."""
-
-_HELP = """\
-Conv2D as a service: send a keras.layers.Conv2D layer and a tensor to a server,
-get the output back. No TensorFlow is needed on this side."""
-
-_EXAMPLES = """\
-examples:
-  convserve serve                                    start a server here, on port 50051
-  convserve conv2d photo.jpg --kernel sobel-x --picture edges.png
-  convserve conv2d x.npy --filters 64 --kernel-size 3 --output y.npy
-  convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3
-  convserve layers import resnet50.keras             store the Conv2Ds of a model
-
-'convserve COMMAND --help' explains a command, with examples."""
 
 # The text is kept apart from the modules, so that the list of commands is shown without loading any.
 _COMMANDS = {
@@ -57,44 +42,27 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 class _Program(Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        return list(_COMMANDS)
-
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
-        if cmd_name == "serve":
-            module = importlib.import_module(_SERVE_MODULE)
-        elif cmd_name in _COMMANDS:
-            module = importlib.import_module(f"convserve.cli.commands.{cmd_name}")
-        else:
-            brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
-            return brought[0].load() if brought else None
-        return module.command  # type: ignore[no-any-return]
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("commands"):
-            formatter.write_dl(list(_COMMANDS.items()))
+        if cmd_name in _COMMANDS:
+            module = _SERVE_MODULE if cmd_name == "serve" else f"convserve.cli.commands.{cmd_name}"
+            return importlib.import_module(module).command  # type: ignore[no-any-return]
+        brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
+        return brought[0].load() if brought else None
 
 
-@click.command("convserve", cls=_Program, usages=["COMMAND ..."], help=_HELP, epilog=_EXAMPLES)
+_listed = {name: click.Command(name, short_help=text) for name, text in _COMMANDS.items()}
+
+
+@click.command("convserve", cls=_Program, commands=_listed, **help_page("main"))
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program.
+    """Runs the program with the arguments after its name, None for the process' own.
 
-    Args:
-        argv: The arguments after the program's name; None for the process' own.
-
-    Returns:
-        The exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
+    Returns the exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:

@@ -1,18 +1,23 @@
-"""click's commands with options under headings, texts that are printed as they are written, and failures in words."""
+"""click's commands with options under headings, texts that are printed as they are written, and failures in words.
+
+What the help of a command says beside its options is in help/COMMAND.txt, as it is printed.
+"""
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from difflib import get_close_matches
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from string import Template
 from typing import Any, NamedTuple, TypeVar
 
 import click
 
-from convserve.cli.output.failures import format_error
-from convserve.errors import ConvserveError
+from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
 
+_WHICH_SERVER = "`convserve serve` starts one here; --target or CONVSERVE_TARGET names another"
+_HELP = Path(__file__).parent / "help"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
@@ -23,13 +28,9 @@ class Section(NamedTuple):
     note: str = ""
 
     def option(self, form: str, text: str, *, dest: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
-        """Returns a decorator that adds an option to a command, listed in this section.
+        """Returns a decorator that adds an option, such as of the form "-o --output FILE", to a command.
 
-        Args:
-            form: Flags and what stands for the value, such as "-o --output FILE".
-            text: Its help.
-            dest: The command's argument for it, if not the flag's name.
-            attributes: What else click.Option takes.
+        `dest` is the command's argument for it, if not the flag's name; `attributes` are what else click.Option takes.
         """
         words = form.split(" ")
         flags = [word for word in words if word.startswith("-")]
@@ -60,7 +61,7 @@ class _Option(click.Option):
 
 
 class Command(click.Command):
-    """A command whose help has `usages` (what follows its name), `help` and `epilog` as they are written."""
+    """A command whose help has `usages` (whole lines), `help` and `epilog` as they are written."""
 
     def __init__(self, *args: Any, usages: Sequence[str] = (), **attributes: Any) -> None:
         super().__init__(*args, **attributes)
@@ -71,11 +72,8 @@ class Command(click.Command):
         try:
             return super().parse_args(context, args)
         except click.NoSuchOption as error:
-            flags = [
-                flag for parameter in self.get_params(context) for flag in (*parameter.opts, *parameter.secondary_opts)
-            ]
-            meant = get_close_matches(error.option_name.replace("_", "-"), flags, n=1)
-            raise click.NoSuchOption(error.option_name, possibilities=meant, ctx=context) from None
+            del (error.possibilities or [])[1:]  # but for the one that is nearest
+            raise
 
     def invoke(self, context: click.Context) -> Any:
         """Runs the command; failures that it may expect become texts."""
@@ -86,12 +84,13 @@ class Command(click.Command):
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a line for each way to call the command."""
-        for number, usage in enumerate(self._usages or [" ".join(self.collect_usage_pieces(context))]):
-            formatter.write_usage(context.command_path, usage, prefix="       " if number else "usage: ")
+        path = context.command_path
+        for number, usage in enumerate(self._usages):
+            formatter.write_usage(path, usage.removeprefix(path).lstrip(), prefix="       " if number else "usage: ")
 
     def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Writes what the command does."""
-        formatter.write(f"\n{(self.help or '').rstrip()}\n")
+        formatter.write(f"\n{self.help}\n")
 
     def format_arguments(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Leaves the arguments to `format_options`."""
@@ -112,31 +111,33 @@ class Command(click.Command):
 
     def format_epilog(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Writes the examples."""
-        if self.epilog:
-            formatter.write(f"\n{self.epilog.rstrip()}\n")
+        formatter.write(self.epilog or "")
 
 
 class Group(Command, click.Group):
     """A command of commands."""
 
-    command_class = Command
-
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, and the commands."""
         super().format_options(context, formatter)
-        self.format_commands(context, formatter)
+        with formatter.section("commands"):
+            formatter.write_dl([(name, command.get_short_help_str(99)) for name, command in self.commands.items()])
 
 
-def new_command(short_help: str, text: str, examples: str, *usages: str) -> Callable[[Function], Command]:
-    """Returns a decorator that makes a command of a function, which returns the exit status or None.
+def help_page(name: str, **values: str) -> dict[str, Any]:
+    """Returns a command's attributes that are in help/NAME.txt, with values for its $names.
 
-    Args:
-        short_help: The line about it in the list of commands.
-        text: What it does, below the usage in its help.
-        examples: What is below the options.
-        usages: Ways to call it: what follows its name; () for what click makes of its parameters.
+    They are `usages`; `help`, whose first sentence stands in a list of commands too; and `epilog`.
     """
-    return click.command(cls=Command, short_help=short_help, help=text, epilog=examples, usages=usages)
+    page = Template((_HELP / f"{name}.txt").read_text(encoding="utf-8")).substitute(values)
+    above, _, epilog = page.partition("\n\n[options]\n")
+    usages, _, text = above.partition("\n\n")
+    return {"usages": usages.splitlines(), "help": text, "epilog": epilog}
+
+
+def new_command(name: str, **values: str) -> Callable[[Function], Command]:
+    """Returns a decorator that makes a command of a function, which returns the exit status or None."""
+    return click.command(cls=Command, **help_page(name, **values))
 
 
 JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)
@@ -144,25 +145,20 @@ JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True
 
 
 def options_as_one(
-    name: str, fields: Iterable[str], make: Callable[..., Any], *options: Callable[[Any], Any]
+    name: str, make: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Function], Function]:
-    """Returns a decorator that adds options, of which a command gets one object.
-
-    Args:
-        name: The command's argument for the object.
-        fields: The options' own names.
-        make: Makes the object of their values.
-        options: What adds the options, as the help lists them.
-    """
-    names = tuple(fields)
+    """Returns a decorator that adds options, of which a command gets one object as its argument `name`."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
-            own = {field: values.pop(field) for field in names}
+            own = {option.name: values.pop(option.name) for option in added}
             return function(**{name: make(**own)}, **values)
 
-        return in_order(*options)(run)  # type: ignore[no-any-return]
+        others = len(getattr(run, "__click_params__", ()))
+        adding = in_order(*options)(run)
+        added = adding.__click_params__[others:]
+        return adding  # type: ignore[no-any-return]
 
     return decorate
 
@@ -176,3 +172,29 @@ def in_order(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return function
 
     return decorate
+
+
+def format_error(error: ConvserveError, context: click.Context) -> str:
+    """Returns the text for stderr, in which a field that one of the command's parameters gives is shown as its flag."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, InvalidArgumentError):
+        lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)
+        text = "\n".join(lines) or text
+    if isinstance(error, UnavailableError) and (target := context.params.get("target")):
+        text = f"no server answers at {target}: {text}\n{_WHICH_SERVER}"
+    head, *others = text.splitlines()
+    return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
+
+
+def _flag(field: str, context: click.Context) -> str:
+    """Returns "--kernel-size" for "kernel_size", and "--kernel-initializer (seed)" for "kernel_initializer.seed"."""
+    argument, _, within = field.replace("tls.", "tls_").partition(".")
+    for parameter in context.command.params:
+        if isinstance(parameter, click.Argument):
+            flag, names = parameter.human_readable_name, {parameter.name}
+        else:
+            flag = max(parameter.opts, key=len)
+            names = {parameter.name, flag.removeprefix("--").replace("-", "_")}
+        if argument in names or (argument == "input" and parameter.name == "input_shape"):
+            return f"{flag} ({within})" if within else flag
+    return field

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM for a command that runs long: the first one asks it to stop, a second one ends the process.
 
-Python raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which
-then stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
+Python makes one of two signals of a kind that come before it has called a handler: a second Ctrl-C can be lost. And it
+raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which then
+stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
 signal's number into a socket, a thread reads it, and no lock of any other thread can keep the second signal from ending
 the process.
 """
@@ -22,14 +23,10 @@ _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep th
 
 @contextmanager
 def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
-    """Handles SIGINT and SIGTERM while the block runs. Only the main thread may enter it.
+    """Handles SIGINT and SIGTERM while the block runs, and yields those that came. Only the main thread may enter it.
 
-    Yields the signals that came.
-
-    Args:
-        stop: Called at the first signal, in a thread.
-        last_words: Called with the first signal at the second one, in a thread. The process ends when it returns, after
-            10 seconds, or at a third signal, with status 128 + the first one.
+    At the first one `stop` is called, in a thread; at the second one `last_words` with the first. The process ends when
+    it returns, after 10 seconds, or at a third signal, with status 128 + the first one.
     """
     received: list[int] = []
     reader, writer = socket.socketpair()

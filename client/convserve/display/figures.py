@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from convserve.display.pixels import MAX_MAPS, Array, ValueRange, brightness, chosen, finite_range, is_picture
+from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, is_picture
 from convserve.errors import MissingDependencyError
+from convserve.tensors.codec import Array
 
 try:
     from matplotlib import colormaps
@@ -66,9 +67,6 @@ def draw_output(
     """Returns a figure of an output, 1 or 3 channels as a picture unless they are named, others as a grid of maps.
 
     `pixels` and `beside`, the input, are of shape (height, width, channels), float32 or float64.
-
-    Raises:
-        InvalidRequestError: If there is no such channel.
     """
     left = None
     if beside is not None and is_picture(beside.shape[-1]):
@@ -104,11 +102,10 @@ def draw_panels(
     """
     aspect, count = panels[0].aspect, len(panels)
     if columns is None:  # the form of a screen, and few empty places
-
-        def badness(columns: int) -> float:
-            return abs(columns * aspect - 1.2 * math.ceil(count / columns)) + 2 * (-count % columns)
-
-        columns = min(range(1, count + 1), key=badness)
+        columns = min(
+            range(1, count + 1),
+            key=lambda number: abs(number * aspect - 1.2 * math.ceil(count / number)) + 2 * (-count % number),
+        )
     rows = math.ceil(count / columns)
     width = min(max_inches, max_inches * aspect, _MAX_GRID / columns, _MAX_GRID * aspect / rows)
     grid_width = columns * (width + 0.1) * (1.05 if colorbar else 1.0) + (0.4 if colorbar else 0.0)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
-
-Array = npt.NDArray[Any]
+from convserve.errors import InvalidRequestError, short_repr
+from convserve.tensors.codec import Array
 
 MAX_MAPS = 64
 """The most feature maps that one picture shows, unless more are named."""
@@ -28,12 +26,10 @@ def is_picture(maps: int) -> bool:
 def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "output") -> Array:
     """Returns one sample of a tensor of any dtype as (height, width, channels), float32 or float64.
 
-    Raises:
-        InvalidRequestError: For the field, if its rank is not 4 or an axis is empty; or if there is no such sample.
+    InvalidRequestError is raised for another rank than 4, an empty axis, or a sample that there is not.
     """
     if tensor.ndim != 4 or not tensor.size:
-        text = f"Expected rank 4 and no axis of 0. Received shape {tensor.shape}."
-        raise InvalidRequestError(FieldViolation(field, text))
+        raise InvalidRequestError.for_field(field, "rank 4 and no axis of 0", f"shape {tensor.shape}")
     check_sample(sample, tensor.shape[0])
     pixels: Array = tensor[sample] if data_format == "channels_last" else np.moveaxis(tensor[sample], 0, -1)
     return pixels if pixels.dtype in (np.float32, np.float64) else pixels.astype(np.float32)
@@ -42,22 +38,17 @@ def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "ou
 def check_sample(sample: int, batch: int) -> None:
     """Raises InvalidRequestError if a batch has no sample of this number."""
     if not 0 <= sample < batch:
-        expected = f"a sample from 0 to {batch - 1}"
-        raise InvalidRequestError(FieldViolation("sample", f"Expected {expected}. Received {sample}."))
+        raise InvalidRequestError.for_field("sample", f"a sample from 0 to {batch - 1}", sample)
 
 
 def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str) -> list[int]:
-    """Returns which of some channels or filters to draw: those named, else the first ones.
-
-    Raises:
-        InvalidRequestError: If none is named, or one that there is not.
-    """
+    """Returns which channels or filters to draw, those named or the first; raises InvalidRequestError for others."""
     if numbers is None:
         return list(range(min(available, most)))
     listed = list(numbers)
     if not listed or not all(isinstance(number, int | np.integer) and 0 <= number < available for number in listed):
-        text = f"Expected numbers from 0 to {available - 1}, one at least. Received {short_repr(listed)}."
-        raise InvalidRequestError(FieldViolation(field, text))
+        expected = f"numbers from 0 to {available - 1}, one at least"
+        raise InvalidRequestError.for_field(field, expected, short_repr(listed))
     return listed
 
 

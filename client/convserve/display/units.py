@@ -23,7 +23,5 @@ def duration_text(microseconds: float) -> str:
 
 
 def _scaled(amount: int, units: tuple[str, ...]) -> str:
-    scale = 0
-    while scale < len(units) - 1 and amount >= 1000 ** (scale + 1):
-        scale += 1
+    scale = next((scale for scale in range(len(units) - 1) if amount < 1000 ** (scale + 1)), len(units) - 1)
     return f"{amount} {units[0]}" if scale == 0 else f"{amount / 1000**scale:.4g} {units[scale]}"

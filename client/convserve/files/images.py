@@ -16,19 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from convserve.display.pixels import (
-    MAX_MAPS,
-    Array,
-    ValueRange,
-    brightness,
-    check_sample,
-    chosen,
-    finite_range,
-    is_picture,
-    sample_pixels,
-)
-from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError
+from convserve.display import pixels as display
+from convserve.display.pixels import MAX_MAPS, ValueRange, is_picture, sample_pixels
+from convserve.errors import InvalidTensorError, MissingDependencyError
 from convserve.files.arrays import check_destination, unwritable
+from convserve.tensors.codec import Array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +41,6 @@ class Rendered:
     """The value drawn darkest; where each map has its own scale, the least of all maps shown. NaN: none is finite."""
     high: float
     maps: int
-    """How many channels the output has."""
     maps_shown: int
 
 
@@ -61,13 +52,9 @@ def read_image(
     Grey pictures have one channel and all others are converted to RGB. Transparency is composited onto white, as most
     viewers show it: what lies under a transparent pixel is arbitrary.
 
-    Args:
-        path: The file.
-        data_format: "channels_last" or "channels_first": where the channels go.
-        value_range: The values of black and white; the pixels are then float32. None: they are uint8, as they are.
-
     Returns:
-        Shape (1, height, width, 1 or 3), or (1, 1 or 3, height, width) with "channels_first"; a new array.
+        Shape (1, height, width, 1 or 3), or (1, 1 or 3, height, width) with "channels_first"; uint8, or float32 between
+        the values of black and white where `value_range` gives them.
 
     Raises:
         InvalidTensorError: If the file cannot be read, is not a PNG or JPEG, has more than 8 bits of grey per pixel
@@ -103,14 +90,9 @@ def read_image(
 
 
 def check_picture(path: str | Path, sample: int, batch: int) -> None:
-    """Checks what can be known of `write_picture` before the work whose result is drawn.
-
-    Raises:
-        InvalidRequestError: If the file's name or folder is wrong, or the batch has no such sample.
-        MissingDependencyError: Without Pillow.
-    """
+    """Raises what can be known of `write_picture`'s errors before the work whose result is drawn."""
     check_destination(path, PICTURE_SUFFIXES, "picture")
-    check_sample(sample, batch)
+    display.check_sample(sample, batch)
     _pillow()
 
 
@@ -128,19 +110,8 @@ def write_picture(
     """Draws one sample of a layer's output, of rank 4 and any dtype, into a PNG or JPEG file.
 
     One channel or three become the picture itself, pixel by pixel, scaled linearly so that the sample's least value is
-    black and its greatest white. Any other number becomes a labelled grid of feature maps, each with its own scale.
-    Values that are not finite are drawn black in a picture and grey in a map.
-
-    Args:
-        path: The file to write.
-        output: The batch.
-        data_format: Where `output` and `beside` have their channels.
-        sample: Which sample of the batch.
-        channels: Which channels to draw, as a grid also if there are one or three. None: all, but of a grid the first
-            `MAX_MAPS`.
-        value_range: The values to draw black and white, for all maps of a grid; "shared": the range of what is drawn.
-        beside: The input, of as many samples, drawn beside the output; a picture is then not drawn pixel by pixel.
-        title: Text above a grid, or above two pictures. None: the output's shape.
+    black and its greatest white, unless `channels` names some or the input is drawn `beside`. Any other number becomes
+    what `plot.feature_maps` draws. Values that are not finite are drawn black in a picture and grey in a map.
 
     Raises:
         InvalidRequestError: If there is no such sample or channel, or the file cannot be written.
@@ -149,11 +120,11 @@ def write_picture(
     pixels = sample_pixels(output, sample, data_format)
     count = pixels.shape[-1]
     as_picture = channels is None and is_picture(count)
-    numbers = chosen(channels, count, MAX_MAPS, "channels")
-    low, high = value_range if isinstance(value_range, tuple) else finite_range(pixels[..., numbers])
+    numbers = display.chosen(channels, count, MAX_MAPS, "channels")
+    low, high = value_range if isinstance(value_range, tuple) else display.finite_range(pixels[..., numbers])
     try:
         if as_picture and beside is None:
-            eight_bit = np.rint(brightness(pixels, low, high) * 255).astype(np.uint8)
+            eight_bit = np.rint(display.brightness(pixels, low, high) * 255).astype(np.uint8)
             _pillow().fromarray(eight_bit[..., 0] if count == 1 else eight_bit).save(path)
         else:
             from convserve.display.figures import draw_output
@@ -185,10 +156,9 @@ def _pillow() -> ModuleType:
     try:
         return importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise MissingDependencyError(
-            "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
-        ) from error
+        text = "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
+        raise MissingDependencyError(text) from error
 
 
 def _unreadable(expected: str, path: str | Path, problem: object) -> InvalidTensorError:
-    return InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {str(path)!r}: {problem}."))
+    return InvalidTensorError.for_field("input", expected, f"{str(path)!r}: {problem}")

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidTensorError
-from convserve.files.arrays import ARRAY_SUFFIXES, Array, as_batch, load_array
+from convserve.errors import InvalidTensorError
+from convserve.files.arrays import ARRAY_SUFFIXES, as_batch, load_array
 from convserve.files.images import PICTURE_SUFFIXES, read_image
+from convserve.tensors.codec import Array
 
 INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *PICTURE_SUFFIXES)
 """How the names of the files that `read_input` reads end."""
 
 
 def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
-    """Returns what a file holds as a layer's input of rank 4.
-
-    Args:
-        path: As in `load_array` or `read_image`; the end of its name says which.
-        data_format: "channels_last" or "channels_first": where the layer has its channels.
+    """Returns what a file holds as a layer's input of rank 4, by `load_array` or `read_image` as its name ends.
 
     Raises:
         InvalidTensorError: If the file cannot be read, its name ends otherwise, or its array has another rank than 2
@@ -30,4 +27,4 @@ def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
     if name.lower().endswith(ARRAY_SUFFIXES) or ".npz:" in name:
         return as_batch(load_array(path), path, data_format)
     expected = f"a file that ends in {', '.join(INPUT_SUFFIXES)}"
-    raise InvalidTensorError(FieldViolation("input", f"Expected {expected}. Received {name!r}."))
+    raise InvalidTensorError.for_field("input", expected, repr(name))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from google.protobuf import json_format
 
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.files import safetensors
 from convserve.files.arrays import storable, unwritable
 from convserve.layers import messages
@@ -27,10 +27,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
     """Writes a layer with its weights, as `convserve.importing.read` reads it.
 
     A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
-    loss, as NumPy's format cannot name it.
-
-    Raises:
-        InvalidRequestError: If the name ends otherwise, or the file cannot be written.
+    loss. InvalidRequestError is raised if the name ends otherwise, or the file cannot be written.
     """
     file = Path(path)
     weights = {"kernel": layer.kernel, "bias": layer.bias}
@@ -44,19 +41,14 @@ def save_layer(path: str | Path, layer: Layer) -> None:
             with file.open("wb") as opened:
                 np.savez(opened, **named)
         else:
-            text = f"Expected a file name that ends in {' or '.join(LAYER_SUFFIXES)}. Received {short_repr(str(path))}."
-            raise InvalidRequestError(FieldViolation("output", text))
+            expected = f"a file name that ends in {' or '.join(LAYER_SUFFIXES)}"
+            raise InvalidRequestError.for_field("output", expected, short_repr(str(path)))
     except OSError as error:
         raise unwritable("output", path, error) from error
 
 
 def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
-    """Returns the configuration in a safetensors file's metadata, or None where there is none.
-
-    Raises:
-        ValueError: If it is not the JSON form of the contract's Conv2D.
-        InvalidConfigurationError: If a parameter is wrong.
-    """
+    """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
     if not FORMAT.items() <= metadata.items():
         return None
     try:

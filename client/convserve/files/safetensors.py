@@ -21,15 +21,11 @@ DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float6
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor as a file's header describes it.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype's name, the format's own where it is no floating-point type that layers have.
-    """
+    """A tensor as a file's header describes it."""
 
     shape: Shape
     dtype: str
+    """The name; the format's own where it is no floating-point type that layers have."""
 
     @property
     def nbytes(self) -> int:
@@ -43,16 +39,14 @@ class SafetensorsFile:
     Attributes:
         tensors: The tensors by name.
         metadata: Texts by name.
+
+    Raises:
+        ValueError: If it is no safetensors file.
+        OSError: If it cannot be read.
+        MissingDependencyError: Without safetensors.
     """
 
     def __init__(self, file: Path) -> None:
-        """Reads the header.
-
-        Raises:
-            ValueError: If it is no safetensors file.
-            OSError: If it cannot be read.
-            MissingDependencyError: Without safetensors.
-        """
         self._file = file
         self.tensors: dict[str, StoredTensor] = {}
         with _package() as safetensors, safetensors.safe_open(file, framework="numpy") as opened:
@@ -63,11 +57,7 @@ class SafetensorsFile:
                 self.tensors[name] = StoredTensor(tuple(tensor.get_shape()), DTYPES.get(dtype, dtype))
 
     def read(self, name: str) -> Array:
-        """Returns a tensor's elements; bfloat16, of which NumPy has no type, as float32 without loss.
-
-        Raises:
-            ValueError: If the file is broken.
-        """
+        """Returns a tensor's elements; bfloat16, of which NumPy has no type, as float32 without loss."""
         tensor = self.tensors[name]
         if tensor.dtype == "bfloat16":
             return float32_of_bfloat16_bits(np.frombuffer(self._bfloat16[name], "<u2")).reshape(tensor.shape)
@@ -83,12 +73,7 @@ class SafetensorsFile:
 
 
 def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
-    """Writes arrays of floating-point numbers.
-
-    Raises:
-        OSError: If the file cannot be written.
-        MissingDependencyError: Without safetensors.
-    """
+    """Writes arrays of floating-point numbers."""
     with _package():
         from safetensors.numpy import save
 

@@ -14,25 +14,25 @@ own with a time limit, because some damaged files make libhdf5 loop or crash.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from convserve.errors import short_repr
-from convserve.importing import keras_files, named_arrays, numpy_files, state_dict
+from convserve.importing import keras_files, numpy_files, state_dict
 from convserve.importing.imported import Contents, Imported, Skipped
 from convserve.importing.named_arrays import Geometry
-from convserve.importing.untrusted import Budget, checked_file, refusal, wrap_read_errors
+from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read_errors
 
 __all__ = ["Imported", "Skipped", "read"]
 
-_EXPECTED = {
-    ".keras": "a .keras archive",
-    ".h5": "an .h5 file of a Keras model",
-    ".hdf5": "an .hdf5 file of a Keras model",
-    ".npz": "a .npz archive of arrays of numbers",
-    ".npy": "a .npy file with an array of numbers",
-    ".safetensors": "a .safetensors file",
+_READERS: dict[str, tuple[str, Callable[[Path, Budget, Geometry], Contents]]] = {
+    ".keras": ("a .keras archive", keras_files.read_archive),
+    ".h5": ("an .h5 file of a Keras model", keras_files.read_h5),
+    ".hdf5": ("an .hdf5 file of a Keras model", keras_files.read_h5),
+    ".npz": ("a .npz archive of arrays of numbers", numpy_files.read_npz),
+    ".npy": ("a .npy file with an array of numbers", numpy_files.read_npy),
+    ".safetensors": ("a .safetensors file", state_dict.read),
 }
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 
@@ -73,23 +73,12 @@ def read(
     file, geometry = Path(path), Geometry(parameters, config or {})
     kind = file.suffix.lower()
     if kind in _PICKLES:
-        advice = "from Python: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
-        raise refusal(
-            "a file that runs no code when it is read",
-            f"{short_repr(str(path))}, which may be a pickle. Save it {advice}",
-        )
-    if kind not in _EXPECTED:
-        raise refusal(f"a file that ends in {', '.join(_EXPECTED)}", short_repr(str(path)))
-    file = checked_file(path)
-    with wrap_read_errors(file, _EXPECTED[kind]):
-        return _contents(kind, file, Budget(file), geometry).named(prefix)
-
-
-def _contents(kind: str, file: Path, budget: Budget, geometry: Geometry) -> Contents:
-    if kind in (".keras", ".h5", ".hdf5"):
-        geometry.check_none()
-        return keras_files.read_archive(file, budget) if kind == ".keras" else keras_files.read_h5(file, budget)
-    if kind == ".safetensors":
-        return state_dict.read(file, budget, geometry)
-    arrays = numpy_files.read_npz(file, budget) if kind == ".npz" else numpy_files.read_npy(file, budget)
-    return named_arrays.contents(file.stem, arrays, geometry)
+        advice = "Save it from Python: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
+        received = f"{short_repr(str(path))}, which may be a pickle. {advice}"
+        raise refusal("a file that runs no code when it is read", received)
+    if kind not in _READERS:
+        raise refusal(f"a file that ends in {', '.join(_READERS)}", short_repr(str(path)))
+    check_file(file)
+    expected, read_contents = _READERS[kind]
+    with wrap_read_errors(file, expected):
+        return read_contents(file, Budget(file), geometry).named(prefix)

@@ -1,9 +1,8 @@
 """HDF5 files from strangers: groups, arrays and texts that are in the file itself, and nothing else.
 
-A file may name other files (external links, external storage, virtual arrays) and plugins (filters); each of these is
-refused before libhdf5 would follow it. On damaged bytes libhdf5 itself loops or crashes now and then, so h5py runs in a
-process of its own, `hdf5_program.py`, which is given the file's bytes, is asked for one thing after another, and is
-ended when it has taken too long.
+Links, external storage, virtual arrays and filters lead to other files and plugins; each is refused before libhdf5
+follows it. On damaged bytes libhdf5 loops or crashes now and then, so h5py runs in a process of its own,
+`hdf5_program.py`, which is given the file's bytes, answers questions, and is ended when it has taken too long.
 """
 
 from __future__ import annotations
@@ -37,45 +36,25 @@ _BYTES_A_SECOND = 2**20
 
 
 class Hdf5File:
-    """A file that a process of its own has open; paths in it are absolute, without the "/" at the beginning."""
+    """A file that a process of its own has open; paths in it are absolute, without the "/" at the beginning.
+
+    Every method raises InvalidRequestError for what is not in the file itself, and OSError if the process has ended.
+    """
 
     def __init__(self, process: subprocess.Popen[bytes], seconds: float, budget: Budget) -> None:
-        """Takes over a process of `hdf5_program.py`.
-
-        Args:
-            process: The process.
-            seconds: After which it is ended.
-            budget: What may be read, in arrays.
-        """
         self._process = process
         self._seconds = seconds
         self._ends = time.monotonic() + seconds
         self._budget = budget
 
-    def send(self, data: bytes) -> None:
-        """Gives it the file, once and before anything else.
-
-        Raises:
-            OSError: If it is no HDF5 file.
-        """
-        self._write(struct.pack("<Q", len(data)), data)
-        self._answer()
-
     def has(self, path: str) -> bool:
-        """Whether there is a group or an array under a path.
-
-        Raises:
-            InvalidRequestError: If a link is on the way.
-        """
+        """Whether there is a group or an array under a path."""
         return bool(self._described(path)["kind"] != "nothing")
 
     def array(self, path: str) -> Array | None:
         """Returns an array of floating-point numbers, or None if there is nothing under this path.
 
         bfloat16, of which HDF5 knows only the bits, becomes float32, without loss.
-
-        Raises:
-            InvalidRequestError: If it is something else, or not in the file itself.
         """
         described = self._described(path)
         if described["kind"] == "nothing":
@@ -92,7 +71,10 @@ class Hdf5File:
         size = math.prod(shape) * dtype.itemsize
         self._budget.spend(size, f"the array {short_repr(path)}")
         self._ask("elements", path)
-        elements = np.ndarray(shape, dtype, self._read(size))
+        data = bytearray(size)
+        if cast(Any, self._process.stdout).readinto(data) < size:
+            raise self._end()
+        elements = np.ndarray(shape, dtype, data)
         return float32_of_bfloat16_bits(elements.view("<u2")) if dtype == np.dtype("V2") else elements
 
     def text(self, path: str, name: str) -> str | None:
@@ -102,15 +84,13 @@ class Hdf5File:
 
     def texts(self, path: str, name: str) -> list[str]:
         """Returns an attribute that is a list of texts; Keras splits a long one into `name0`, `name1` and so on."""
-        texts = self._ask("texts", path, name)
+        texts: list[str] | None = self._ask("texts", path, name)
         if texts is not None:
-            return cast(list[str], texts)
-        parts: list[str] = []
-        number = 0
-        while (part := self._ask("texts", path, f"{name}{number}")) is not None:
-            parts += part
-            number += 1
-        return parts
+            return texts
+        parts: list[list[str]] = []
+        while (part := self._ask("texts", path, f"{name}{len(parts)}")) is not None:
+            parts.append(part)
+        return [text for part in parts for text in part]
 
     def _described(self, path: str) -> dict[str, Any]:
         described: dict[str, Any] = self._ask("describe", path)
@@ -119,19 +99,17 @@ class Hdf5File:
         return described
 
     def _ask(self, *question: str) -> Any:
-        self._write(json.dumps(question).encode() + b"\n")
-        return self._answer()
+        return self._exchange(json.dumps(question).encode(), b"\n")
 
-    def _write(self, *parts: bytes) -> None:
-        asked = cast(IO[bytes], self._process.stdin)
+    def _exchange(self, *parts: bytes) -> Any:
+        """Returns the answer to a question, or to the file itself, which comes first."""
+        stdin = cast(IO[bytes], self._process.stdin)
         try:
             for part in parts:
-                asked.write(part)
-            asked.flush()
+                stdin.write(part)
+            stdin.flush()
         except BrokenPipeError as error:
             raise self._end() from error
-
-    def _answer(self) -> Any:
         line = cast(IO[bytes], self._process.stdout).readline()
         if not line.endswith(b"\n"):
             raise self._end()
@@ -139,12 +117,6 @@ class Hdf5File:
         if "error" in message:
             raise ValueError(message["error"])
         return message["answer"]
-
-    def _read(self, size: int) -> bytearray:
-        elements = bytearray(size)
-        if cast(Any, self._process.stdout).readinto(elements) < size:
-            raise self._end()
-        return elements
 
     def _end(self) -> OSError:
         """Returns why there is no answer."""
@@ -156,11 +128,7 @@ class Hdf5File:
 
 @contextmanager
 def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
-    """Opens a file.
-
-    Args:
-        data: The file's bytes.
-        budget: What may be read, in arrays.
+    """Opens the file of these bytes, of whose arrays as much may be read as the budget allows.
 
     Raises:
         OSError: If it is no HDF5 file.
@@ -182,7 +150,7 @@ def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
     timer.daemon = True
     timer.start()
     try:
-        file.send(data)
+        file._exchange(struct.pack("<Q", len(data)), data)
         del data  # which may be gigabytes
         yield file
     finally:

@@ -2,10 +2,10 @@
 
     python hdf5_program.py SECONDS
 
-It ends after so many seconds in any case. Standard input begins with the file, 8 bytes of its length before it. After
-that each line is a question in JSON: the name of a function below and its arguments. Each answer is a line of JSON on
-standard output, {"answer": ...} or {"error": TEXT}, and the first one says that the file is open; an array's elements
-follow theirs. Nothing of convserve is imported, which would take longer than everything else here.
+It ends after so many seconds. Standard input has the file, 8 bytes of its length before it, and then a question a line:
+in JSON, the name of a function below and its arguments. Each answer is a line of JSON, {"answer": ...} or
+{"error": TEXT}, the first when the file is open; an array's elements follow theirs. Nothing of convserve is imported,
+which would take longer than everything else here.
 """
 
 from __future__ import annotations
@@ -67,13 +67,6 @@ def _texts(value: Any) -> list[str]:
     return [text.decode() if isinstance(text, bytes) else text for text in listed if isinstance(text, bytes | str)]
 
 
-def _opened() -> Any:
-    import h5py
-
-    (length,) = struct.unpack("<Q", sys.stdin.buffer.read(8))
-    return h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
-
-
 def _send(message: dict[str, Any], follows: Any = b"") -> None:
     sys.stdout.buffer.write(json.dumps(message).encode() + b"\n")
     sys.stdout.buffer.write(follows)
@@ -85,7 +78,10 @@ def main() -> None:
     faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)  # also when nobody is left to end this process
     questions = {function.__name__: function for function in (describe, texts, elements)}
     try:
-        root = _opened()
+        import h5py
+
+        (length,) = struct.unpack("<Q", sys.stdin.buffer.read(8))
+        root = h5py.File(io.BytesIO(sys.stdin.buffer.read(length)), "r")
         _send({"answer": None})
         for line in sys.stdin.buffer:
             name, *arguments = json.loads(line)

@@ -12,29 +12,21 @@ from convserve.protocol.stored_layers import MAX_NAME, check_name
 
 
 class Skipped(NamedTuple):
-    """Something in a file that is not imported.
-
-    Attributes:
-        name: Its name in the file, after the names of the models around it.
-        kind: Its class, or "array".
-        reason: Why it is skipped.
-    """
+    """Something in a file that is not imported, and why."""
 
     name: str
+    """Its name in the file, after the names of the models around it."""
     kind: str
+    """Its class, or "array of rank N"."""
     reason: str
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What `read` found.
-
-    Attributes:
-        layers: Every Conv2D with its weights, in the file's order, by the name to store it under.
-        skipped: Everything else.
-    """
+    """What `read` found."""
 
     layers: dict[str, Layer]
+    """Every Conv2D with its weights, in the file's order, by the name to store it under."""
     skipped: list[Skipped]
 
     def __repr__(self) -> str:
@@ -44,29 +36,22 @@ class Imported:
 
 @dataclass
 class Contents:
-    """What a reader found, under the file's own names.
-
-    Attributes:
-        model: The model's name, or the file's where it has none.
-        layers: Names and layers; "" for the only one of a file that has no name for it.
-        skipped: Everything else.
-    """
+    """What a reader found, under the file's own names."""
 
     model: str
+    """The model's name, or the file's where it has none."""
     layers: list[tuple[str, Layer]] = field(default_factory=list)
+    """Names and layers; "" for the only one of a file that has no name for it."""
     skipped: list[Skipped] = field(default_factory=list)
 
-    def skip(self, name: str, kind: str, reason: str) -> None:
-        """Lists something as skipped."""
-        self.skipped.append(Skipped(name, kind, reason))
-
     def named(self, prefix: str | None) -> Imported:
-        """Returns the same under names for a store.
-
-        Args:
-            prefix: What stands before every name; None for the model's name, "" for nothing.
-        """
-        before = self.model if prefix is None else _checked_prefix(prefix)
+        """Returns the same under names for a store, after a prefix; None for the model's name, "" for nothing."""
+        if prefix is None:
+            before = self.model
+        else:
+            before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
+            if before != "":
+                check_name(before, "prefix")
         layers: dict[str, Layer] = {}
         numbers: dict[str, int] = {}
         for name, layer in self.layers:
@@ -85,7 +70,6 @@ def fitting_name(text: str) -> str:
     """Returns a text as a name that LayerService takes; one that it takes already is not changed.
 
     Other characters become "_", two dots become one, and what is too long is cut and ends in a digest of all of it.
-    Where that makes one name out of two, the later one gets a number: "name_2".
     """
     name = re.sub(r"[^A-Za-z0-9._/-]", "_", text)
     name = re.sub(r"\.{2,}", ".", name)
@@ -94,10 +78,3 @@ def fitting_name(text: str) -> str:
         return name
     ending = "-" + hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
     return name[: MAX_NAME - len(ending)] + ending
-
-
-def _checked_prefix(prefix: str) -> str:
-    before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
-    if before != "":
-        check_name(before, "prefix")
-    return before

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.importing.imported import Skipped
 from convserve.importing.untrusted import refusal
 from convserve.layers.conv2d import Conv2D
@@ -27,19 +27,15 @@ _INITIALIZERS = ("kernel_initializer", "bias_initializer")
 
 @dataclass(frozen=True)
 class Conv2DEntry:
-    """A Conv2D in a model's configuration.
-
-    Attributes:
-        names: The names of the models around it, the outermost first, and its own.
-        group: Where a `.keras` archive keeps what belongs to it.
-        config: What its `get_config` gave.
-        identities: Two entries that have one in common are one and the same layer: it is shared, or a model around it.
-    """
+    """A Conv2D in a model's configuration."""
 
     names: tuple[str, ...]
+    """The names of the models around it, the outermost first, and its own."""
     group: str
+    """Where a `.keras` archive keeps what belongs to it."""
     config: Mapping[str, Any]
     identities: tuple[str, ...]
+    """Two entries that have one in common are one and the same layer: it is shared, or a model around it."""
 
     @property
     def name(self) -> str:
@@ -48,28 +44,15 @@ class Conv2DEntry:
 
 
 def parse(text: str | bytes) -> Mapping[str, Any]:
-    """Returns the JSON object in a text.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Returns the JSON object in a text; raises ValueError if there is none."""
     config = json.loads(text)
     if not isinstance(config, dict):
         raise ValueError("its configuration is not a JSON object")
     return config
 
 
-def model_name(model: Mapping[str, Any], otherwise: str) -> str:
-    """Returns a model's name, or another where the configuration has none."""
-    return _name(model) or otherwise
-
-
 def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipped]:
-    """Yields what a model is made of, nested models included, in the order in which Keras saves them.
-
-    Raises:
-        InvalidRequestError: If it is no model's configuration.
-    """
+    """Yields what a model is made of, nested models included, in the order in which Keras saves them."""
     if not isinstance(model.get("class_name"), str) or "config" not in model:
         raise refusal("the configuration of a Keras model", f"an object with the keys {short_repr(list(model))}")
     layers = _layers(model)
@@ -80,28 +63,28 @@ def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipp
 
 
 def configuration(entry: Conv2DEntry) -> Conv2D:
-    """Returns the configuration of an entry.
-
-    Raises:
-        InvalidConfigurationError: If it has something that has no counterpart, such as an activation of its author's.
-    """
+    """Returns the configuration of an entry; raises InvalidConfigurationError for what has no counterpart."""
     config = dict(entry.config)
     for field in ("filters", "kernel_size"):
         if field not in config:
-            raise InvalidConfigurationError(FieldViolation(field, f"Expected {field}. Received a layer without it."))
+            raise InvalidConfigurationError.for_field(field, field, "a layer without it")
     policy = config.get("dtype")
     if isinstance(policy, dict) and not isinstance(policy.get("config"), dict):
-        raise InvalidConfigurationError(
-            FieldViolation("dtype", f"Expected a dtype policy. Received {short_repr(policy)}.")
-        )
+        raise InvalidConfigurationError.for_field("dtype", "a dtype policy", short_repr(policy))
     if "/" in str(config.get("name")):  # Keras 2 allowed it
         del config["name"]
     for field, value in config.items():
         why = _custom(value) if isinstance(value, dict) and field not in _INITIALIZERS else ""
         if why:
-            text = f"Expected one of Keras' own. Received a {why} class: {short_repr(value.get('class_name'))}."
-            raise InvalidConfigurationError(FieldViolation(field, text))
-    config["activation"] = _activation(config.get("activation"))
+            received = f"a {why} class: {short_repr(value.get('class_name'))}"
+            raise InvalidConfigurationError.for_field(field, "one of Keras' own", received)
+    activation = config.get("activation")
+    if isinstance(activation, dict) and activation.get("class_name") == "LeakyReLU":
+        # Keras 2 calls the slope alpha, and the layer's default is 0.3 where the function's is 0.2.
+        given = activation.get("config")
+        slope = dict(given) if isinstance(given, dict) else {}
+        slope.setdefault("negative_slope", slope.pop("alpha", 0.3))
+        config["activation"] = {**activation, "config": slope}
     try:
         return Conv2D.from_keras(config)
     except InvalidConfigurationError as error:
@@ -120,9 +103,9 @@ def _walk(
     for position, entry in enumerate(layers):
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
             raise refusal("a layer with its class_name", short_repr(entry))
-        kind, own = entry["class_name"], (*names, _name(entry) or entry["class_name"])
+        kind, own = entry["class_name"], (*names, name_of(entry) or entry["class_name"])
         path = "/".join(own[1:])
-        if _is_operation(entry):
+        if str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops.")):
             # Such as `x + 1`: Keras does not count it among a model's layers, so it takes no number.
             yield Skipped(path, kind, "not a Conv2D")
             continue
@@ -160,12 +143,9 @@ def _why_skipped(entry: Mapping[str, Any]) -> str:
     config = entry.get("config")
     inner = config.get("layer") if isinstance(config, dict) else None
     if entry["class_name"] in _WRAPPERS and isinstance(inner, dict):
-        return (
-            f"a wrapper, here around {short_repr(inner.get('class_name'))}, computes something else than what it wraps"
-        )
-    if _custom(entry):
-        return f"{_custom(entry)} class"
-    return "not a Conv2D"
+        around = short_repr(inner.get("class_name"))
+        return f"a wrapper, here around {around}, computes something else than what it wraps"
+    return f"{_custom(entry)} class" if _custom(entry) else "not a Conv2D"
 
 
 def _custom(entry: Mapping[str, Any]) -> str:
@@ -178,11 +158,8 @@ def _custom(entry: Mapping[str, Any]) -> str:
     return ""
 
 
-def _is_operation(entry: Mapping[str, Any]) -> bool:
-    return str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops."))
-
-
-def _name(entry: Mapping[str, Any]) -> str:
+def name_of(entry: Mapping[str, Any]) -> str:
+    """Returns the name of a model or a layer, or nothing where its configuration has none."""
     config = entry.get("config")
     for place in (config, entry):
         name = place.get("name") if isinstance(place, dict) else None
@@ -196,16 +173,3 @@ def _snake_case(name: str) -> str:
     name = re.sub(r"\W+", "", name)
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def _activation(value: Any) -> Any:
-    """Returns an activation with the slope of a LeakyReLU layer where Keras 3 looks for it.
-
-    Keras 2 calls it alpha, and the layer's default is 0.3 where the function's is 0.2.
-    """
-    if not isinstance(value, dict) or value.get("class_name") != "LeakyReLU":
-        return value
-    given = value.get("config")
-    config = dict(given) if isinstance(given, dict) else {}
-    config.setdefault("negative_slope", config.pop("alpha", 0.3))
-    return {**value, "config": config}

@@ -18,6 +18,7 @@ from convserve.importing import hdf5, keras_config
 from convserve.importing.hdf5 import Hdf5File
 from convserve.importing.imported import Contents, Skipped
 from convserve.importing.keras_config import Conv2DEntry
+from convserve.importing.named_arrays import Geometry
 from convserve.importing.untrusted import Budget, read_member, refusal
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
@@ -29,8 +30,9 @@ class _NoWeightsError(Exception):
     """A layer's weights are not in the file, or cannot be told from another's."""
 
 
-def read_archive(file: Path, budget: Budget) -> Contents:
+def read_archive(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns what a `.keras` archive holds."""
+    geometry.check_none()
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if "config.json" not in names or "model.weights.h5" not in names:
@@ -42,22 +44,20 @@ def read_archive(file: Path, budget: Budget) -> Contents:
             return _contents(model, file, lambda entry: _archived_weights(weights, entry))
 
 
-def read_h5(file: Path, budget: Budget) -> Contents:
+def read_h5(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns what an `.h5` file of a whole model holds."""
+    geometry.check_none()
     with hdf5.opened(file.read_bytes(), budget) as opened:
         text = opened.text("", "model_config")
         if text is None or not opened.has("model_weights"):
             expected = "a whole model, as model.save writes it"
             raise refusal(expected, "an .h5 file without model_config, perhaps of weights alone")
         model = keras_config.parse(text)
-        listed = keras_config.entries(model, keras_config.model_name(model, file.stem))
-        return _contents(
-            model, file, _NamedWeights(opened, [entry for entry in listed if isinstance(entry, Conv2DEntry)])
-        )
+        return _contents(model, file, _NamedWeights(opened, model, file.stem).of)
 
 
 def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2DEntry], _Weights]) -> Contents:
-    contents = Contents(keras_config.model_name(model, file.stem))
+    contents = Contents(keras_config.name_of(model) or file.stem)
     shared: dict[str, Layer] = {}
     for entry in keras_config.entries(model, contents.model):
         if isinstance(entry, Skipped):
@@ -66,7 +66,7 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
         try:
             config = keras_config.configuration(entry)
         except InvalidConfigurationError as error:
-            contents.skip(entry.name, "Conv2D", " ".join(str(error).split()))
+            contents.skipped.append(Skipped(entry.name, "Conv2D", " ".join(str(error).split())))
             continue
         try:
             weights = weights_of(entry)
@@ -74,7 +74,7 @@ def _contents(model: Mapping[str, Any], file: Path, weights_of: Callable[[Conv2D
             # A layer that models share is saved with the first of them, as are the layers of a model that they share.
             layer = next((shared[identity] for identity in entry.identities if identity in shared), None)
             if layer is None or layer.config != config:
-                contents.skip(entry.name, "Conv2D", str(error))
+                contents.skipped.append(Skipped(entry.name, "Conv2D", str(error)))
                 continue
         else:
             try:
@@ -92,10 +92,8 @@ def _archived_weights(opened: Hdf5File, entry: Conv2DEntry) -> _Weights:
     kernel = opened.array(f"{place}/0")
     if kernel is None:
         # Keras loses the identity of what it first meets in a nested model, and then cannot load the file itself.
-        why = (
-            ": it is one with a layer before it, and only an .h5 file would say with which" if entry.identities else ""
-        )
-        raise _NoWeightsError(f"the file has no weights for it at {place}{why}")
+        why = ": it is one with a layer before it, and only an .h5 file would say with which"
+        raise _NoWeightsError(f"the file has no weights for it at {place}{why if entry.identities else ''}")
     name = opened.text(place, "name")
     if name is not None and name != entry.names[-1]:
         raise _NoWeightsError(f"the weights at {place} are those of {short_repr(name)}")
@@ -106,17 +104,17 @@ class _NamedWeights:
     """Where an `.h5` file keeps the weights of each Conv2D.
 
     A layer of the outermost model has a group of its own. All weights of a nested model are in that model's one group,
-    where names of layers tell them apart, of which Keras' loader takes no notice: it goes by the order of all weights.
-    So where names leave a doubt, a layer is left out rather than given another's weights.
+    where names of layers tell them apart. Where they leave a doubt, a layer is left out rather than given another's.
     """
 
-    def __init__(self, opened: Hdf5File, entries: list[Conv2DEntry]) -> None:
+    def __init__(self, opened: Hdf5File, model: Mapping[str, Any], file_name: str) -> None:
         self._opened = opened
         # A model of a thousand layers has its list of names read once.
         self._listed: dict[str, dict[str, dict[str, str]]] = {}
-        self._claims = Counter(place for place in map(self._place, entries) if place is not None)
+        entries = keras_config.entries(model, keras_config.name_of(model) or file_name)
+        self._claims = Counter(self._place(entry) for entry in entries if isinstance(entry, Conv2DEntry))
 
-    def __call__(self, entry: Conv2DEntry) -> _Weights:
+    def of(self, entry: Conv2DEntry) -> _Weights:
         """Returns the weights of a Conv2D."""
         if entry.config.get("lora_rank"):
             raise _NoWeightsError("its LoRA is apart from its kernel in an .h5 file: save the model as .keras")

@@ -6,33 +6,32 @@ import io
 import math
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from convserve.errors import short_repr
-from convserve.importing.named_arrays import NamedArray
+from convserve.importing.imported import Contents
+from convserve.importing.named_arrays import Geometry, NamedArray, contents
 from convserve.importing.untrusted import Budget, read_member, refusal
-from convserve.tensors.codec import Array
 
 # Version (3, 0) is only for names of fields that are not Latin-1.
 _READ_HEAD = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-def read_npy(file: Path, budget: Budget) -> list[NamedArray]:
+def read_npy(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns the array in a `.npy` file, as a kernel without a layer's name."""
     data = file.read_bytes()
     budget.spend(len(data), "the array")
-    return [_array("kernel", data)]
+    return contents(file.stem, [_array("kernel", data)], geometry)
 
 
-def read_npz(file: Path, budget: Budget) -> list[NamedArray]:
+def read_npz(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns the arrays in a `.npz` archive."""
     with zipfile.ZipFile(file) as archive:
-        return [
-            _array(name.removesuffix(".npy"), read_member(archive, name, budget))
-            for name in archive.namelist()
-            if name.endswith(".npy")
-        ]
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+        arrays = [_array(name.removesuffix(".npy"), read_member(archive, name, budget)) for name in names]
+    return contents(file.stem, arrays, geometry)
 
 
 def _array(name: str, data: bytes) -> NamedArray:
@@ -40,18 +39,13 @@ def _array(name: str, data: bytes) -> NamedArray:
     opened = io.BytesIO(data)
     version = np.lib.format.read_magic(opened)
     if version not in _READ_HEAD:
-        raise refusal(
-            f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format",
-            f"{short_repr(name)} in {version}",
-        )
+        expected = f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format"
+        raise refusal(expected, f"{short_repr(name)} in {version}")
     shape, fortran_order, dtype = _READ_HEAD[version](opened)
     if dtype.hasobject:
         raise refusal("arrays of numbers", f"{short_repr(name)} of Python objects: a pickle, of which nothing was run")
     elements = memoryview(data)[opened.tell() :]
     if math.prod(shape) * dtype.itemsize != elements.nbytes:
         raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{short_repr(name)} of {elements.nbytes} bytes")
-
-    def read() -> Array:
-        return np.frombuffer(elements, dtype).reshape(shape, order="F" if fortran_order else "C")
-
-    return NamedArray(name, shape, dtype.name, read)
+    order: Any = "F" if fortran_order else "C"
+    return NamedArray(name, shape, dtype.name, lambda: np.frombuffer(elements, dtype).reshape(shape, order=order))

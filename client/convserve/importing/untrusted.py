@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import ConvserveError, InvalidRequestError, short_repr
 
 _ALWAYS_BYTES = 64 * 2**20
 _MAX_EXPANSION = 16
@@ -24,11 +24,10 @@ _STUMBLES = (
 
 
 class Budget:
-    """How many bytes a file may still unpack to.
+    """How many bytes a file may still unpack to: all that is read out of it is counted here.
 
-    Everything that is read out of a file is counted here: a compressed member of a zip archive, a data set that says it
-    is larger than what is stored of it, one tensor that a thousand names lead to. Files of weights hardly compress, so
-    a genuine one stays far below the bound, and a bomb is refused before memory is taken for it.
+    Files of weights hardly compress, so a genuine one stays far below the bound, and a bomb (a compressed member, a
+    data set larger than what is stored of it, one tensor under many names) is refused before memory is taken for it.
     """
 
     def __init__(self, file: Path) -> None:
@@ -37,11 +36,7 @@ class Budget:
         self._why = f"{_ALWAYS_BYTES} and {_MAX_EXPANSION} times the {size} of the file"
 
     def spend(self, amount: int, what: str) -> None:
-        """Counts bytes that are about to be read.
-
-        Raises:
-            InvalidRequestError: If they are more than are left.
-        """
+        """Counts bytes that are about to be read; raises InvalidRequestError if they are more than are left."""
         if amount > self._left:
             expected = f"a file that unpacks to at most {self._most} bytes ({self._why})"
             raise refusal(expected, f"{what} of {amount} bytes after {self._most - self._left} others")
@@ -50,38 +45,26 @@ class Budget:
 
 def refusal(expected: str, received: str) -> InvalidRequestError:
     """Returns the error for a file that is not what it should be."""
-    return InvalidRequestError(FieldViolation("file", f"Expected {expected}. Received {received}."))
+    return InvalidRequestError.for_field("file", expected, received)
 
 
-def checked_file(path: str | Path) -> Path:
-    """Returns the path of a regular file.
-
-    Raises:
-        InvalidRequestError: If there is none, or it is a folder or a device, from which one could read forever.
-    """
-    file = Path(path)
+def check_file(file: Path) -> None:
+    """Raises InvalidRequestError unless this is a regular file: from a device one could read forever."""
     try:
         regular = stat.S_ISREG(file.stat().st_mode)
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         reason = error.strerror if isinstance(error, OSError) else error
-        raise refusal("a file that can be read", f"{short_repr(str(path))}: {reason}") from error
+        raise refusal("a file that can be read", f"{short_repr(str(file))}: {reason}") from error
     if not regular:
-        raise refusal("a file", f"{short_repr(str(path))}, which is none")
-    return file
+        raise refusal("a file", f"{short_repr(str(file))}, which is none")
 
 
 def read_member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
-    """Returns a member's bytes, whose checksum was right.
-
-    Raises:
-        KeyError: If there is none.
-        InvalidRequestError: If it is compressed in an unusual way, or larger than the budget.
-    """
+    """Returns a member's bytes, whose checksum was right; raises KeyError if there is no such member."""
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise refusal(
-            "an archive that is stored or deflated", f"{short_repr(name)} with compression {info.compress_type}"
-        )
+        received = f"{short_repr(name)} with compression {info.compress_type}"
+        raise refusal("an archive that is stored or deflated", received)
     budget.spend(info.file_size, f"the member {short_repr(name)}")
     with archive.open(info) as opened:
         # With a size, zipfile unpacks no more than that; without one it would unpack all there is before it cuts it off
@@ -99,23 +82,16 @@ def wrap_read_errors(file: Path, expected: str) -> Iterator[None]:
     except MemoryError as error:
         raise refusal(f"{expected} that fits into memory", short_repr(str(file))) from error
     except _STUMBLES as error:
-        raise _broken(file, expected, error) from error
-
-
-def _broken(file: Path, expected: str, error: Exception) -> InvalidRequestError:
-    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    text = " ".join(str(reason).split())[:_MAX_REASON]
-    pickled = " It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
-    return InvalidRequestError(
-        FieldViolation("file", f"Expected {expected}. Received {short_repr(str(file))}: {text}.{pickled}")
-    )
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        received = f"{short_repr(str(file))}: {' '.join(str(reason).split())[:_MAX_REASON]}"
+        hint = "It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
+        raise InvalidRequestError.for_field("file", expected, received, hint) from error
 
 
 def _is_pickle(file: Path) -> bool:
     """Whether a file begins as pickles of protocol 2 and later do."""
     try:
         with file.open("rb") as opened:
-            begin = opened.read(2)
+            return opened.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     except OSError:
         return False
-    return begin[:1] == b"\x80" and begin[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")

@@ -14,7 +14,6 @@ from convserve._sync.stored_layer import StoredLayer
 from convserve.errors import ConvserveError, OverloadedError, PermissionDeniedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import put_parts
 from convserve.tensors.codec import Array, numpy_dtype
 
 Server = str | tuple[str, ...]
@@ -28,12 +27,7 @@ _granted: dict[Server, tuple[str | None, TLS | bool | None]] = {}  # this proces
 
 
 class Remote:
-    """A layer's side of the connection.
-
-    Attributes:
-        server: The server's target.
-        timeout: Seconds that a call may take; None for the client's default.
-    """
+    """A layer's side of the connection."""
 
     def __init__(self, server: Server, timeout: float | None) -> None:
         self.server = server
@@ -45,11 +39,7 @@ class Remote:
         return type(self), (self.server, self.timeout)
 
     def convolve(self, name: str, config: Conv2D, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """Returns the output of the layer `name` for an input.
-
-        Raises:
-            ConvserveError: One of the tree in `convserve.errors`.
-        """
+        """Returns the output of the layer `name` for an input; raises a ConvserveError with a note of both names."""
         with in_layer(f"{name!r} on {self.server}"):
             if len(x) == 0:  # a server refuses an empty batch, Keras does not
                 shape = config.output_shape((1, *x.shape[1:]))
@@ -73,7 +63,9 @@ class Remote:
             self._put = put = client.put(layer, timeout=self.timeout)
         except (OverloadedError, PermissionDeniedError, TooLargeError):
             # The server cannot keep it, or not for this caller, so its calls bring the weights along.
-            self._put = put = StoredLayer(client, **put_parts(layer))
+            self._put = put = StoredLayer(
+                client, digest=layer.digest, config=config, kernel_shape=kernel.shape, local=layer
+            )
         return put
 
 
@@ -86,28 +78,20 @@ def _same_bits(a: Array | None, b: Array | None) -> bool:
 
 def _client(server: Server) -> Client:
     """Returns this process' client of a server."""
-    known = _clients.get(server)
-    if known is None:
+    if server not in _clients:
         token, tls = _granted.get(server, (None, None))
         made = Client(server, token=token, tls=tls)
-        known = _clients.setdefault(server, made)  # atomic, and unlike a lock it survives a fork
-        if known is not made:
+        if _clients.setdefault(server, made) is not made:  # atomic, and unlike a lock it survives a fork
             made.close()
-    return known
+    return _clients[server]
 
 
 def grant(server: Server, token: str | None, tls: TLS | bool | None) -> None:
-    """Has all layers of a server call it with a token and TLS from now on, if any is given.
-
-    Raises:
-        InvalidRequestError: As `Client` does.
-    """
+    """Has all layers of a server call it with a token and TLS from now on, if any is given; raises as Client does."""
     credentials = token, tls
-    if credentials == (None, None) or _granted.get(server) == credentials:
-        return
-    client = Client(server, token=token, tls=tls)
-    _granted[server] = credentials
-    _clients[server] = client
+    if credentials not in ((None, None), _granted.get(server)):
+        _clients[server] = Client(server, token=token, tls=tls)
+        _granted[server] = credentials
 
 
 @contextmanager

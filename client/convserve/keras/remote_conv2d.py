@@ -12,7 +12,7 @@ from convserve._rpc.channel import DEFAULT_TARGET, channel_target
 from convserve._rpc.credentials import TLS
 from convserve._rpc.retries import checked_timeout
 from convserve.activations import Activation
-from convserve.errors import FieldViolation, InvalidRequestError, MissingDependencyError
+from convserve.errors import InvalidRequestError, MissingDependencyError
 from convserve.keras.remote_calls import Remote, grant, in_layer
 from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import Array
@@ -83,9 +83,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
             ValueError: For wrong arguments, by Keras.
         """
         if keras.backend.backend() != "tensorflow":
-            text = f"Expected Keras on TensorFlow. Received a Keras on {keras.backend.backend()}: "
-            hint = "set KERAS_BACKEND=tensorflow before Keras is imported."
-            raise InvalidRequestError(FieldViolation("backend", text + hint))
+            received = f"a Keras on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow before Keras is imported"
+            raise InvalidRequestError.for_field("backend", "Keras on TensorFlow", received)
         target = server if isinstance(server, str) else tuple(server)
         channel_target(target)
         if timeout is not None:
@@ -126,8 +125,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
         """
         with in_layer(repr(self.name)):
             if self.trainable and not isinstance(training, tf.Tensor) and training:
-                text = "Expected inference, for the server returns no gradients. Received training=True: "
-                raise InvalidRequestError(FieldViolation("training", f"{text}{_HOW_TO_TRAIN}."))
+                expected = "inference, for the server returns no gradients"
+                raise InvalidRequestError.for_field("training", expected, f"training=True: {_HOW_TO_TRAIN}")
             served = self._served_activation()
             config = _config(
                 self.filters,
@@ -164,8 +163,8 @@ def _applied(function: Callable[..., Array], dtype: str, *tensors: Any) -> Any:
     """Returns a function of arrays, applied to tensors now or in the graph. A gradient through it is refused."""
 
     def gradient(*_: Any) -> Any:
-        text = "Expected no gradient through a layer that a server computes. Received one to compute: "
-        raise InvalidRequestError(FieldViolation("gradient", f"{text}{_HOW_TO_TRAIN}."))
+        expected = "no gradient through a layer that a server computes"
+        raise InvalidRequestError.for_field("gradient", expected, f"one to compute: {_HOW_TO_TRAIN}")
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
     def applied(*arrays: Any) -> Any:

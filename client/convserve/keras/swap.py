@@ -11,7 +11,7 @@ import keras
 
 from convserve._rpc.channel import DEFAULT_TARGET
 from convserve._rpc.credentials import TLS
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.remote_calls import grant
 from convserve.keras.remote_conv2d import RemoteConv2D
 
@@ -65,8 +65,10 @@ def to_local(model: Any) -> Any:
 def _swapped(model: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
     """Returns a copy of a model with the layers of some kinds made as others, with further arguments."""
     if not isinstance(model, keras.Sequential | keras.Function):
-        text = "Expected a Sequential or Functional model, whose layers are known; in a model of your own class, make "
-        raise InvalidRequestError(FieldViolation("model", f"{text}RemoteConv2D itself. Received {short_repr(model)}."))
+        expected = (
+            "a Sequential or Functional model, whose layers are known; in one of your own, make RemoteConv2D itself"
+        )
+        raise InvalidRequestError.for_field("model", expected, short_repr(model))
     pairs: list[tuple[Any, Any]] = []
 
     def copy(layer: Any) -> Any:

@@ -7,6 +7,7 @@ import json
 import operator
 import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -46,9 +47,9 @@ class Arguments:
             self.violations.extend(error.violations)
             return cast(T, None)
 
-    def refuse(self, field: str, description: str) -> None:
+    def refuse(self, field: str, expected: str, received: str) -> None:
         """Keeps one more wrong field."""
-        self.violations.append(FieldViolation(field, description))
+        self.violations.extend(InvalidConfigurationError.for_field(field, expected, received).violations)
 
     def finish(self) -> None:
         """Raises InvalidConfigurationError if anything was wrong."""
@@ -57,9 +58,7 @@ class Arguments:
 
 
 def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationError:
-    return InvalidConfigurationError(
-        FieldViolation(field, f"Expected {expected}. Received {field}={short_repr(value)}.")
-    )
+    return InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}")
 
 
 def positive_integer(value: object, field: str) -> int:
@@ -67,7 +66,7 @@ def positive_integer(value: object, field: str) -> int:
     try:
         number = operator.index(cast(int, value))
     except TypeError:
-        raise _refusal(field, "an integer greater than 0", value) from None
+        number = 0
     if not 0 < number <= _LARGEST:
         raise _refusal(field, f"an integer greater than 0 and at most {_LARGEST}", value)
     return number
@@ -75,15 +74,15 @@ def positive_integer(value: object, field: str) -> int:
 
 def positive_pair(value: object, field: str) -> Pair:
     """Returns (height, width) from an integer or two integers, each of at least 1."""
-    expected = "an integer greater than 0, or a tuple or list of two of them (height, width)"
     try:
         height = width = operator.index(cast(int, value))
     except TypeError:
         try:
             height, width = (operator.index(size) for size in cast(Iterable[int], value))
         except (TypeError, ValueError):
-            raise _refusal(field, expected, value) from None
+            height = width = 0
     if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
+        expected = "an integer greater than 0, or a tuple or list of two of them (height, width)"
         raise _refusal(field, expected, value)
     return height, width
 
@@ -93,9 +92,7 @@ def standard_padding(value: object, field: str = "padding") -> Padding:
     if isinstance(value, str) and value.lower() in ("valid", "same"):
         return cast(Padding, value.lower())
     try:
-        rows, columns = cast(Iterable[Iterable[int]], value)
-        top, bottom = (operator.index(amount) for amount in rows)
-        left, right = (operator.index(amount) for amount in columns)
+        (top, bottom), (left, right) = (map(operator.index, side) for side in cast(Iterable[Iterable[int]], value))
     except (TypeError, ValueError):
         expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0"
         raise _refusal(field, expected, value) from None
@@ -123,26 +120,17 @@ def standard_dtype_policy(value: object, field: str = "dtype") -> str:
     else:
         name = getattr(value, "name", None)
         if not isinstance(name, str):
-            try:
+            with suppress(TypeError):
                 name = np.dtype(cast(Any, value)).name
-            except TypeError:
-                name = None
     if isinstance(name, str) and name in DTYPE_POLICIES:
         return name
     raise _refusal(field, f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}", value)
 
 
-def truth(value: object, field: str) -> bool:
-    """Returns True or False; as in Keras, None is False, and so is 0."""
-    if value is None or isinstance(value, bool | np.bool_ | int):
+def truth(value: object, field: str, kinds: Any = bool | np.bool_ | int | None) -> bool:
+    """Returns True or False from a value of one of some kinds; as in Keras, None is False, and so is 0."""
+    if isinstance(value, kinds):
         return bool(value)
-    raise _refusal(field, "True or False", value)
-
-
-def standard_trainable(value: object, field: str = "trainable") -> bool:
-    """Returns True or False, and as Keras takes nothing that merely resembles them."""
-    if isinstance(value, bool):
-        return value
     raise _refusal(field, "True or False", value)
 
 
@@ -169,11 +157,7 @@ def standard_input_shape(value: object, field: str = "input_shape") -> tuple[int
 
 
 def keras_setting(key: str, default: str) -> str:
-    """Returns what the caller's Keras configuration file says, as Keras itself would read it.
-
-    Keras' defaults for `data_format` and `dtype` come from `keras.json` in `$KERAS_HOME` or `~/.keras`. A caller who
-    has that file means it, with this client as with Keras; without one Keras' own defaults hold.
-    """
+    """Returns what `keras.json` in `$KERAS_HOME` or `~/.keras` says, from which Keras takes its defaults too."""
     home = os.environ.get("KERAS_HOME")
     try:
         path = (Path(home) if home else Path.home() / ".keras") / "keras.json"

@@ -1,14 +1,7 @@
-"""Classic image kernels by name, for a first picture without training anything.
+"""Classic image kernels by name, for a first picture without training anything, in the usual textbook forms.
 
 As everywhere in convserve (and in Keras), a kernel is not flipped: the value at the top left of the table weighs the
-pixel at the top left of the window. The tables are the usual textbook forms:
-
-    sobel-x, sobel-y   Sobel and Feldman's gradient operator (1968): a central difference, smoothed across by 1-2-1
-    laplacian          the four-neighbour discrete Laplace operator
-    gaussian           rows and columns of the binomial 1-4-6-4-1, divided by 256, so that the sum is 1
-    sharpen            the identity minus the four-neighbour Laplacian; the sum is 1
-    emboss             a diagonal difference added to the identity; the sum is 1
-    box                the mean over 3 x 3 pixels
+pixel at the top left of the window.
 """
 
 from __future__ import annotations
@@ -19,17 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 
 
 @dataclass(frozen=True)
 class ClassicKernel:
-    """A kernel for one channel.
-
-    Attributes:
-        values: Shape (kernel height, kernel width), float32, read-only.
-        description: What it does to a picture, in one line.
-    """
+    """A kernel for one channel: its read-only values (kernel height, kernel width), and what it does to a picture."""
 
     values: npt.NDArray[np.float32]
     description: str
@@ -41,8 +29,7 @@ def _kernel(rows: list[list[float]], description: str, *, divisor: float = 1.0) 
     return ClassicKernel(values, description)
 
 
-_BINOMIAL = np.array([1, 4, 6, 4, 1])
-
+_BINOMIAL = (1, 4, 6, 4, 1)
 CLASSIC_KERNELS: dict[str, ClassicKernel] = {
     "sobel-x": _kernel(
         [[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], "vertical edges: positive where brightness rises to the right"
@@ -64,10 +51,6 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
 
     Use it with `filters=channels, groups=channels, use_bias=False`: an RGB picture then stays an RGB picture.
 
-    Args:
-        name: One of `CLASSIC_KERNELS`, such as "sobel-x".
-        channels: The input's channels, at least 1.
-
     Returns:
         Shape (kernel height, kernel width, 1, channels), float32, a new array.
 
@@ -76,15 +59,9 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
     """
     if name not in CLASSIC_KERNELS:
         nearest = difflib.get_close_matches(str(name), CLASSIC_KERNELS, n=1)
-        hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-        raise InvalidConfigurationError(
-            FieldViolation(
-                "kernel", f"Expected one of {', '.join(CLASSIC_KERNELS)}. Received {short_repr(name)}.{hint}"
-            )
-        )
+        hint = f"Did you mean {nearest[0]!r}?" if nearest else ""
+        expected = f"one of {', '.join(CLASSIC_KERNELS)}"
+        raise InvalidConfigurationError.for_field("kernel", expected, short_repr(name), hint)
     if channels < 1:
-        raise InvalidConfigurationError(
-            FieldViolation("channels", f"Expected the input's channels, at least 1. Received {channels}.")
-        )
-    values = CLASSIC_KERNELS[name].values
-    return np.repeat(values[:, :, np.newaxis, np.newaxis], channels, axis=3)
+        raise InvalidConfigurationError.for_field("channels", "the input's channels, at least 1", channels)
+    return np.repeat(CLASSIC_KERNELS[name].values[:, :, np.newaxis, np.newaxis], channels, axis=3)

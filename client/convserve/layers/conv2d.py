@@ -9,8 +9,8 @@ from typing import Any
 from convserve.activations import Activation
 from convserve.constraints import Constraint
 from convserve.display import html_tables
-from convserve.errors import FieldViolation, InvalidConfigurationError, short_repr
-from convserve.initializers import Initializer, Orthogonal
+from convserve.errors import InvalidConfigurationError, short_repr
+from convserve.initializers import GlorotUniform, Initializer, Orthogonal
 from convserve.layers import arguments as standard
 from convserve.layers.arguments import Arguments
 from convserve.layers.plan import Geometry
@@ -93,7 +93,7 @@ class Conv2D(Geometry):
             activity_regularizer: Likewise.
             kernel_constraint: None, or likewise of `convserve.constraints`; applied when weights are updated.
             bias_constraint: Likewise.
-            name: A label without "/", or None.
+            name: A label without "/".
             dtype: A dtype policy: "float32", "float16", "bfloat16", "float64", "mixed_float16", "mixed_bfloat16"; or
                 None for `floatx` of the caller's keras.json.
             trainable: A layer that is not trainable has no kernel or bias loss; nothing else changes.
@@ -122,20 +122,17 @@ class Conv2D(Geometry):
             "bias_constraint": arguments.take(Constraint.get, bias_constraint, "bias_constraint"),
             "name": arguments.take(standard.standard_name, name),
             "dtype": arguments.take(standard.standard_dtype_policy, dtype),
-            "trainable": arguments.take(standard.standard_trainable, trainable),
+            "trainable": arguments.take(standard.truth, trainable, "trainable", bool),
             "input_shape": arguments.take(standard.standard_input_shape, input_shape),
         }
         for field, value in values.items():
             object.__setattr__(self, field, value)
         wrong = {violation.field.partition(".")[0] for violation in arguments.violations}
         if not wrong & {"filters", "groups"} and self.filters % self.groups:
-            text = f"Expected a number that is divisible by groups={self.groups}. Received filters={self.filters}."
-            arguments.refuse("filters", text)
+            arguments.refuse("filters", f"a number divisible by groups={self.groups}", f"filters={self.filters}")
         if not wrong & {"strides", "dilation_rate"} and max(self.strides) > 1 and max(self.dilation_rate) > 1:
-            text = "Expected strides of 1 together with dilation_rate > 1, as in Keras. "
-            arguments.refuse(
-                "strides", f"{text}Received strides={self.strides} and dilation_rate={self.dilation_rate}."
-            )
+            received = f"strides={self.strides} and dilation_rate={self.dilation_rate}"
+            arguments.refuse("strides", "strides of 1 together with dilation_rate > 1, as in Keras", received)
         arguments.finish()
 
     @classmethod
@@ -156,8 +153,8 @@ class Conv2D(Geometry):
         # LoRA's matrices are part of the effective kernel, and autocast is always on here.
         strange = set(config) - known - {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
         if strange:
-            text = f"Expected the configuration of a keras.layers.Conv2D. Received {', '.join(sorted(strange))} too."
-            raise InvalidConfigurationError(FieldViolation("config", text))
+            received = f"{', '.join(sorted(strange))} too"
+            raise InvalidConfigurationError.for_field("config", "the configuration of a keras.layers.Conv2D", received)
         return cls(**{key: value for key, value in config.items() if key in known})
 
     def to_keras_config(self) -> dict[str, Any]:
@@ -167,16 +164,13 @@ class Conv2D(Geometry):
             InvalidConfigurationError: For explicit padding or an activation that Keras has no serializable form of.
         """
         if not isinstance(self.padding, str):
-            text = f"Expected 'valid' or 'same', which is all that Keras has. Received padding={self.padding}."
-            raise InvalidConfigurationError(FieldViolation("padding", text))
-        config: dict[str, Any] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            config[field.name] = value.to_keras_config() if hasattr(value, "to_keras_config") else value
-        for absent in ("name", "input_shape"):
-            if config[absent] is None:
-                del config[absent]
-        return config
+            expected = "'valid' or 'same', which is all that Keras has"
+            raise InvalidConfigurationError.for_field("padding", expected, f"padding={self.padding}")
+        return {
+            field: value.to_keras_config() if hasattr(value, "to_keras_config") else value
+            for field, value in vars(self).items()
+            if value is not None or field not in ("name", "input_shape")
+        }
 
     def with_seed(self, seed: int) -> Conv2D:
         """Returns the same configuration with this seed in every random initializer that has none of its own."""
@@ -187,7 +181,7 @@ class Conv2D(Geometry):
 
     def replace(self, **changes: Any) -> Conv2D:
         """Returns the same configuration with some parameters changed, validated again."""
-        return Conv2D(**{field.name: getattr(self, field.name) for field in dataclasses.fields(self)} | changes)
+        return Conv2D(**vars(self) | changes)
 
     def check_initializers(self) -> None:
         """Checks that weights can be drawn.
@@ -196,37 +190,28 @@ class Conv2D(Geometry):
             InvalidConfigurationError: For an initializer that cannot make this weight, as Keras finds when it builds.
         """
         arguments = Arguments()
-        kernel, bias = self.kernel_initializer, self.bias_initializer
-        if kernel.refusal:
-            arguments.refuse(
-                "kernel_initializer",
-                f"Expected one that suits a kernel. Received {short_repr(kernel)}: {kernel.refusal}.",
-            )
-        if isinstance(kernel, Orthogonal) and self.variable_dtype == "bfloat16":
-            arguments.refuse(
-                "kernel_initializer", "Expected another one for bfloat16. Received orthogonal, which has no bfloat16."
-            )
-        if self.use_bias and (bias.refusal or isinstance(bias, Orthogonal)):
-            why = bias.refusal or "orthogonal makes matrices; a bias has rank 1"
-            arguments.refuse("bias_initializer", f"Expected one that suits a bias. Received {short_repr(bias)}: {why}.")
-        for field, rank, initializer in (("kernel_initializer", 4, kernel), ("bias_initializer", 1, bias)):
-            if field == "bias_initializer" and not self.use_bias:
-                continue
+        weights = [("kernel", 4, self.kernel_initializer), ("bias", 1, self.bias_initializer)]
+        for weight, rank, initializer in weights if self.use_bias else weights[:1]:
+            refusal = initializer.refusal
+            if isinstance(initializer, Orthogonal) and weight == "bias":
+                refusal = "orthogonal makes matrices; a bias has rank 1"
+            elif isinstance(initializer, Orthogonal) and self.variable_dtype == "bfloat16":
+                refusal = "orthogonal has no bfloat16"
+            field = f"{weight}_initializer"
+            if refusal:
+                arguments.refuse(field, f"one that suits a {weight}", f"{short_repr(initializer)}: {refusal}")
             lists = [(name, initializer.parameters.get(name)) for name in ("input_axes", "output_axes")]
             for name, axes in lists:
                 # As in Keras, both lists are read or none.
                 if axes and all(given for _, given in lists) and any(not -rank <= axis < rank for axis in axes):
-                    text = f"Expected axes of a weight of rank {rank}. Received {name}={axes}."
-                    arguments.refuse(f"{field}.{name}", text)
+                    arguments.refuse(f"{field}.{name}", f"axes of a weight of rank {rank}", f"{name}={axes}")
         arguments.finish()
 
     def given(self) -> dict[str, Any]:
         """Returns `filters`, `kernel_size`, and the parameters that are not the defaults."""
-        values: dict[str, Any] = {"filters": self.filters, "kernel_size": self.kernel_size}
-        for field, value in vars(Conv2D(1, 1, data_format="channels_last", dtype="float32")).items():
-            if field not in values and getattr(self, field) != value:
-                values[field] = getattr(self, field)
-        return values
+        defaults = vars(Conv2D(1, 1, data_format="channels_last", dtype="float32"))
+        always = ("filters", "kernel_size")
+        return {field: value for field, value in vars(self).items() if field in always or value != defaults[field]}
 
     def __repr__(self) -> str:
         """Returns the call that makes this configuration, without the defaults."""
@@ -239,14 +224,14 @@ class Conv2D(Geometry):
 
 def _initializer(value: object, field: str) -> Initializer:
     if hasattr(value, "__array__"):
-        text = "Expected the name of an initializer. Received an array: pass given weights as kernel= and bias=."
-        raise InvalidConfigurationError(FieldViolation(field, text))
-    return Initializer.get(value, field) or Initializer.members["glorot_uniform"]()  # type: ignore[return-value]
+        received = "an array: pass given weights as kernel= and bias="
+        raise InvalidConfigurationError.for_field(field, "the name of an initializer", received)
+    return Initializer.get(value, field) or GlorotUniform()
 
 
 def _regularizer(value: object, field: str) -> Regularizer | None:
     regularizer = Regularizer.get(value, field)
     if regularizer is not None and regularizer.refusal:
-        text = f"Expected one that suits a Conv2D. Received {short_repr(regularizer)}: {regularizer.refusal}."
-        raise InvalidConfigurationError(FieldViolation(field, text))
+        received = f"{short_repr(regularizer)}: {regularizer.refusal}"
+        raise InvalidConfigurationError.for_field(field, "one that suits a Conv2D", received)
     return regularizer

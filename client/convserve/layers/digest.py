@@ -20,10 +20,7 @@ _FIELDS = (
 def digest(config: Conv2D, kernel: Array, bias: Array | None) -> bytes:
     """Returns the 32 bytes that identify a layer on every server.
 
-    Args:
-        config: The configuration.
-        kernel: In the policy's weight dtype, C-contiguous and little-endian, as a Layer holds it.
-        bias: Likewise, or None.
+    The weights are in the policy's weight dtype, C-contiguous and little-endian, as a Layer holds them.
     """
     hashed = hashlib.sha256(canonical_text(config, kernel, bias).encode("ascii"))
     for weight in (kernel, bias):

@@ -15,11 +15,7 @@ def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_cha
     Keras has no explicit padding, so a layer that has it becomes a `keras.Sequential` of a `ZeroPadding2D` and a
     Conv2D, which computes the same. A layer without weights becomes one that is not built.
 
-    Args:
-        config: The configuration. Its `input_shape` is left out, because Keras wants it in an Input instead.
-        kernel: The kernel, or None.
-        bias: The bias, or None.
-        input_channels: The channels that the kernel is made for; None without one.
+    The configuration's `input_shape` is left out, because Keras wants it in an Input instead.
 
     Raises:
         InvalidConfigurationError: For an activation with parameters that Keras cannot serialize.
@@ -28,22 +24,20 @@ def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_cha
     try:
         import keras
     except ImportError as error:
-        raise MissingDependencyError(
-            "A Keras layer needs Keras: pip install keras, and one of its backends."
-        ) from error
+        text = "A Keras layer needs Keras: pip install keras, and one of its backends."
+        raise MissingDependencyError(text) from error
     padding = config.padding
-    explicit = not isinstance(padding, str)
-    config = config.replace(input_shape=None, **({"padding": "valid"} if explicit else {}))
+    config = config.replace(input_shape=None, padding=padding if isinstance(padding, str) else "valid")
     conv2d = keras.layers.Conv2D.from_config(config.to_keras_config())
+    last = config.data_format == "channels_last"
+    shape = (None, None, None, input_channels) if last else (None, input_channels, None, None)
     if input_channels is not None:
-        last = config.data_format == "channels_last"
-        sides = (None, None, input_channels) if last else (input_channels, None, None)
-        conv2d.build((None, *sides))
+        conv2d.build(shape)
         conv2d.set_weights([kernel] if bias is None else [kernel, bias])
-    if not explicit:
+    if isinstance(padding, str):
         return conv2d
     pad = keras.layers.ZeroPadding2D(padding, data_format=config.data_format, dtype=config.dtype)
     model = keras.Sequential([pad, conv2d], name=config.name)
     if input_channels is not None:
-        model.build((None, *sides))
+        model.build(shape)
     return model

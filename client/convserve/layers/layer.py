@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol, TypedDict
@@ -13,7 +14,6 @@ import numpy as np
 
 from convserve.display import html_tables
 from convserve.errors import (
-    FieldViolation,
     InvalidConfigurationError,
     InvalidTensorError,
     InvalidWeightsError,
@@ -25,7 +25,7 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
 from convserve.layers.keras_export import to_keras
 from convserve.layers.plan import Plan, plan, weight_rows
-from convserve.layers.weight_shapes import bias_presence_text, bias_text, check_kernel_channels, kernel_text
+from convserve.layers.weight_shapes import check_bias_shape, check_kernel_channels, check_weight_shapes
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
 from convserve.v1 import layer_pb2
 
@@ -68,36 +68,27 @@ class Layer:
     bias: Array | None
 
     def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
-        """Checks the weights against the configuration and casts them to its policy's weight dtype.
-
-        Args:
-            config: The configuration.
-            kernel: Array of shape (kernel height, kernel width, input channels / groups, filters), floating-point.
-            bias: Array of shape (filters,); given with the kernel if and only if `config.use_bias`.
+        """Casts weights of any floating-point dtype to the policy's; a kernel needs a bias if `config.use_bias`.
 
         Raises:
             InvalidWeightsError: If weights are missing or don't fit.
         """
         object.__setattr__(self, "config", config)
         if kernel is None and bias is not None:
-            text = "Expected a kernel together with the bias. Received a bias alone."
-            raise InvalidWeightsError(FieldViolation("kernel", text))
-        text = "" if kernel is None else bias_presence_text(config, bias is not None)
-        if text:
-            raise InvalidWeightsError(FieldViolation("bias", text))
-        object.__setattr__(self, "kernel", None if kernel is None else self._weight(kernel, "kernel", kernel_text))
-        object.__setattr__(self, "bias", None if bias is None else self._weight(bias, "bias", bias_text))
-
-    def _weight(self, value: Any, field: str, mismatch: Any) -> Array:
-        try:
-            array = standard_array(value, field, FLOAT_DTYPES)
-        except InvalidTensorError as error:
-            raise InvalidWeightsError(*error.violations) from None
-        text = mismatch(self.config, array.shape)
-        if text:
-            raise InvalidWeightsError(FieldViolation(field, text))
-        with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
-            return array.astype(numpy_dtype(self.config.variable_dtype), copy=False)
+            raise InvalidWeightsError.for_field("kernel", "a kernel together with the bias", "a bias alone")
+        arrays = {"kernel": kernel, "bias": bias}
+        for field, value in arrays.items():
+            if value is not None:
+                with _as_weights_error():
+                    arrays[field] = standard_array(value, field, FLOAT_DTYPES)
+        if kernel is not None:
+            check_weight_shapes(config, arrays["kernel"].shape, bias is not None)
+        if bias is not None:
+            check_bias_shape(config, arrays["bias"].shape)
+        for field, array in arrays.items():
+            with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
+                cast = None if array is None else array.astype(numpy_dtype(config.variable_dtype), copy=False)
+            object.__setattr__(self, field, cast)
 
     def __repr__(self) -> str:
         """Returns configuration and shapes; the weights themselves would fill a screen."""
@@ -118,8 +109,8 @@ class Layer:
             InvalidWeightsError: If the weights are still to be drawn.
         """
         if self.kernel is None:
-            text = "Expected weights, over which a digest is computed. Received a layer whose weights a server draws."
-            raise InvalidWeightsError(FieldViolation("kernel", text))
+            expected = "weights, over which a digest is computed"
+            raise InvalidWeightsError.for_field("kernel", expected, "a layer whose weights a server draws")
         if self.kernel.flags.writeable or (self.bias is not None and self.bias.flags.writeable):
             return digest(self.config, self.kernel, self.bias)
         return self._lasting_digest
@@ -140,12 +131,7 @@ class Layer:
         return None if self.kernel is None else int(self.kernel.shape[2]) * self.config.groups
 
     def check_input_channels(self, channels: int) -> None:
-        """Checks that the layer has, or can be given, weights for an input of so many channels.
-
-        Raises:
-            InvalidWeightsError: If the kernel is made for another number.
-            InvalidConfigurationError: If weights must be drawn and an initializer cannot.
-        """
+        """Raises InvalidArgumentError unless the layer has, or can be given, weights for so many input channels."""
         _check_channels(self.config, self.kernel_shape, channels)
 
     @classmethod
@@ -171,23 +157,18 @@ class Layer:
         seed: int | None,
         parameters: Conv2DParameters,
     ) -> Layer:
-        """Returns the layer that the arguments of `Client.conv2d` describe.
+        """Returns the layer that the arguments of `Client.conv2d` describe; raises as Conv2D and Layer do.
 
         With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias.
-
-        Raises:
-            InvalidConfigurationError: For wrong or unknown parameters.
-            InvalidWeightsError: For weights that don't fit.
         """
         known = list(inspect.signature(Conv2D).parameters)
         for name in parameters:
             if name not in known:
-                near = difflib.get_close_matches(
-                    name, [*known, "kernel", "bias", "seed", "output_dtype", "timeout"], n=1
-                )
-                hint = f" Did you mean {near[0]}?" if near else f" They are {', '.join(known)}."
-                text = f"Expected a parameter of keras.layers.Conv2D. Received {short_repr(name)}.{hint}"
-                raise InvalidConfigurationError(FieldViolation(name, text))
+                words = [*known, "kernel", "bias", "seed", "output_dtype", "timeout"]
+                near = difflib.get_close_matches(name, words, n=1)
+                hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(known)}."
+                expected = "a parameter of keras.layers.Conv2D"
+                raise InvalidConfigurationError.for_field(name, expected, short_repr(name), hint)
         if kernel is not None:
             shape = np.shape(kernel)
             if len(shape) == 4:
@@ -196,9 +177,9 @@ class Layer:
             parameters = {"use_bias": bias is not None, **parameters}
         for name, value in (("filters", filters), ("kernel_size", kernel_size)):
             if value is None:
-                text = f"Expected {name}, or a kernel of shape kernel_size + (input channels / groups, filters)."
+                expected = f"{name}, or a kernel of shape kernel_size + (input channels / groups, filters)"
                 received = "neither" if kernel is None else f"a kernel of shape {np.shape(kernel)}"
-                raise InvalidConfigurationError(FieldViolation(name, f"{text} Received {received}."))
+                raise InvalidConfigurationError.for_field(name, expected, received)
         config = Conv2D(filters, kernel_size, **parameters)  # type: ignore[arg-type]
         return cls(config if seed is None else config.with_seed(seed), kernel, bias)
 
@@ -219,14 +200,6 @@ class Layer:
         """Returns the message that a call names its layer with."""
         return layer_pb2.LayerReference(inline=self.to_message())
 
-    def to_plan_reference(self) -> layer_pb2.LayerReference:
-        """Returns the message with which a plan can be asked for, which needs no weights."""
-        return Layer(self.config).to_reference()
-
-    def to_carried_reference(self) -> layer_pb2.LayerReference:
-        """Returns `to_reference()`: a layer that is not stored travels with every call."""
-        return self.to_reference()
-
     @classmethod
     def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
         """Returns the layer that a message means.
@@ -238,59 +211,59 @@ class Layer:
         config = messages.from_message(message.conv2d)
         if not message.HasField("weights"):
             return cls(config)
-        weights: dict[str, Array] = {}
-        for field in ("kernel", "bias"):
-            if message.weights.HasField(field):
-                try:
-                    weights[field] = decode(getattr(message.weights, field), field, FLOAT_DTYPES)
-                except InvalidTensorError as error:
-                    raise InvalidWeightsError(*error.violations) from None
+        with _as_weights_error():
+            weights = {
+                tensor.name: decode(value, tensor.name, FLOAT_DTYPES) for tensor, value in message.weights.ListFields()
+            }
         if "kernel" not in weights:
-            text = "Expected a kernel where weights are given. Received none."
-            raise InvalidWeightsError(FieldViolation("kernel", text))
+            raise InvalidWeightsError.for_field("kernel", "a kernel where weights are given", "none")
         return cls(config, **weights)
 
 
+@contextmanager
+def _as_weights_error() -> Iterator[None]:
+    """Turns what is wrong with a tensor into an error about weights."""
+    try:
+        yield
+    except InvalidTensorError as error:
+        raise InvalidWeightsError(*error.violations) from None
+
+
 class Planned(Protocol):
-    """What a plan needs of a layer: an inline one or a stored one."""
+    """What a plan needs of a layer: an inline one or a stored one, which has weights."""
 
     @property
-    def config(self) -> Conv2D:
-        """The configuration."""
+    def config(self) -> Conv2D: ...  # noqa: D102
 
     @property
-    def kernel_shape(self) -> Shape | None:
-        """Its kernel's shape; None if a server is to draw the weights."""
+    def kernel_shape(self) -> Shape | None: ...  # noqa: D102
 
 
 def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
     """Returns the plan of a call, having checked all that can be checked without computing.
 
-    Client and server both call it, so both refuse in the same words.
-
-    Raises:
-        InvalidArgumentError: With several layers, fields begin with "layers[i].".
+    Client and server both call it, so both refuse in the same words, with fields that begin with "layers[i].".
     """
-    return _planned(_geometry(layers), input_shape, input_dtype, output_dtype)
+    return _planned(_chain(layers), input_shape, input_dtype, output_dtype)
 
 
 def planned_call(layers: Sequence[Planned], shape: Shape, input_dtype: str, output_dtype: str | None) -> Plan:
     """Returns what `planned` does, for an input that there is: worked out once for calls that come again."""
-    return _planned_once(_geometry(layers), shape, input_dtype, output_dtype)
+    return _planned_once(_chain(layers), shape, input_dtype, output_dtype)
 
 
-_Geometry = tuple[tuple[Conv2D, Shape | None], ...]
+_Chain = tuple[tuple[Conv2D, Shape | None], ...]
 """All that a plan depends on of a chain of layers."""
 
 
-def _geometry(layers: Sequence[Planned]) -> _Geometry:
+def _chain(layers: Sequence[Planned]) -> _Chain:
     return tuple((layer.config, layer.kernel_shape) for layer in layers)
 
 
-def _planned(geometry: _Geometry, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    whole = plan([config for config, _ in geometry], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
-    for index, ((config, shape), step) in enumerate(zip(geometry, whole.layers, strict=True)):
-        with naming_layer(index, len(geometry)):
+def _planned(chain: _Chain, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+    whole = plan([config for config, _ in chain], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    for index, ((config, shape), step) in enumerate(zip(chain, whole.layers, strict=True)):
+        with naming_layer(index, len(chain)):
             _check_channels(config, shape, step.kernel_shape[2] * config.groups)
     return whole
 

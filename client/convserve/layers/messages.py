@@ -8,12 +8,19 @@ from typing import Any
 from convserve._keras_object import KerasObject
 from convserve.activations import Activation
 from convserve.constraints import Constraint
-from convserve.errors import FieldViolation, InvalidConfigurationError
+from convserve.errors import InvalidConfigurationError
 from convserve.initializers import Initializer
 from convserve.layers.arguments import DTYPE_POLICIES, Arguments
 from convserve.layers.conv2d import Conv2D
 from convserve.regularizers import Regularizer
 from convserve.v1 import conv2d_pb2
+
+
+def _number(enum: str, word: str) -> Any:
+    """Returns the number of a word of Keras' in one of the contract's enums: "dtype_policy" is DtypePolicy."""
+    name = f"{enum}_{word}".upper()
+    return getattr(conv2d_pb2, name)
+
 
 _FAMILIES: dict[str, type[KerasObject]] = {
     "activation": Activation,
@@ -26,15 +33,9 @@ _FAMILIES: dict[str, type[KerasObject]] = {
     "bias_constraint": Constraint,
 }
 _MAX_REMEMBERED_BYTES = 4096
-_DATA_FORMATS = {
-    conv2d_pb2.DATA_FORMAT_CHANNELS_LAST: "channels_last",
-    conv2d_pb2.DATA_FORMAT_CHANNELS_FIRST: "channels_first",
-}
-_PADDING_MODES = {conv2d_pb2.PADDING_MODE_VALID: "valid", conv2d_pb2.PADDING_MODE_SAME: "same"}
-_DTYPE_POLICIES: dict[Any, str] = {
-    conv2d_pb2.DTYPE_POLICY_UNSPECIFIED: "float32",
-    **{conv2d_pb2.DtypePolicy.Value(f"DTYPE_POLICY_{name.upper()}"): name for name in DTYPE_POLICIES},
-}
+_DATA_FORMATS = {_number("data_format", word): word for word in ("channels_last", "channels_first")}
+_PADDING_MODES = {_number("padding_mode", word): word for word in ("valid", "same")}
+_DTYPE_POLICIES = {0: "float32"} | {_number("dtype_policy", name): name for name in DTYPE_POLICIES}
 
 
 def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
@@ -43,17 +44,17 @@ def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
         filters=conv2d.filters,
         kernel_size=_size(conv2d.kernel_size),
         strides=_size(conv2d.strides),
-        data_format=next(number for number, name in _DATA_FORMATS.items() if name == conv2d.data_format),
+        data_format=_number("data_format", conv2d.data_format),
         dilation_rate=_size(conv2d.dilation_rate),
         groups=conv2d.groups,
         use_bias=conv2d.use_bias,
         name=conv2d.name or "",
-        dtype=next(number for number, name in _DTYPE_POLICIES.items() if number and name == conv2d.dtype),
+        dtype=_number("dtype_policy", conv2d.dtype),
         trainable=conv2d.trainable,
         input_shape=[-1 if size is None else size for size in conv2d.input_shape or ()],
     )
     if isinstance(conv2d.padding, str):
-        message.padding.mode = next(number for number, name in _PADDING_MODES.items() if name == conv2d.padding)
+        message.padding.mode = _number("padding_mode", conv2d.padding)
     else:
         (top, bottom), (left, right) = conv2d.padding
         message.padding.explicit.CopyFrom(conv2d_pb2.ExplicitPadding(top=top, bottom=bottom, left=left, right=right))
@@ -91,6 +92,7 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
         "groups": message.groups if message.HasField("groups") else 1,
         "name": message.name or None,
         "input_shape": tuple(None if size == -1 else size for size in message.input_shape) or None,
+        "kernel_size": 0,
     }
     for field in ("kernel_size", "strides", "dilation_rate"):
         if message.HasField(field):
@@ -101,14 +103,9 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
             values[field] = arguments.take(family.from_message, getattr(message, field), field)
     refused = {violation.field.partition(".")[0] for violation in arguments.violations}
     # Stand-ins for what was refused, so that the constructor reports the rest.
-    stand_ins = {"data_format": "channels_last", "dtype": "float32"}
-    values |= {field: stand_ins.get(field) for field in refused & set(values)}
-    if "padding" in refused:
-        del values["padding"]
-    try:
-        conv2d = Conv2D(message.filters, values.pop("kernel_size", 0), **values)
-    except InvalidConfigurationError as error:
-        raise InvalidConfigurationError(*arguments.violations, *error.violations) from None
+    stand_ins = {"data_format": "channels_last", "dtype": "float32", "padding": "valid"}
+    values |= {field: stand_ins.get(field) for field in refused}
+    conv2d = arguments.take(lambda: Conv2D(message.filters, **values))
     arguments.finish()
     return conv2d
 
@@ -122,7 +119,7 @@ def _word(words: dict[Any, str], number: int, field: str) -> str:
         return words[number]
     expected = ", ".join(dict.fromkeys(words.values()))
     received = "none: the field is not set" if number == 0 else f"the unknown number {number}"
-    raise InvalidConfigurationError(FieldViolation(field, f"Expected one of {expected}. Received {received}."))
+    raise InvalidConfigurationError.for_field(field, f"one of {expected}", received)
 
 
 def _padding(message: conv2d_pb2.Conv2D) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from convserve.activations import GLU, Activation
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
-from convserve.errors import FieldViolation, InvalidTensorError, naming_layer, short_repr
+from convserve.errors import InvalidTensorError, naming_layer, short_repr
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
 
@@ -173,21 +173,15 @@ def plan(
     )
     if max(whole.flops, whole.memory_bytes) >= 2**63:
         received = f"{whole.memory_bytes} bytes and {whole.flops} operations"
-        text = f"Expected a call of fewer than 2**63 bytes and operations. Received {received}."
-        raise InvalidTensorError(FieldViolation("input", text))
+        raise InvalidTensorError.for_field("input", "a call of fewer than 2**63 bytes and operations", received)
     return whole
 
 
-def checked_input_shape(shape: Sequence[int]) -> Shape:
-    """Returns an input's shape.
-
-    Raises:
-        InvalidTensorError: If it has not four dimensions of at least 1.
-    """
+def _checked_input_shape(shape: Sequence[int]) -> Shape:
+    """Returns an input's shape; raises InvalidTensorError unless it has four dimensions of at least 1."""
     if len(shape) != 4:
-        received = f"Received {len(shape)}: shape {short_repr(tuple(shape))}."
-        text = f"Expected 4 dimensions, the first being the batch. {received}"
-        raise InvalidTensorError(FieldViolation("input", text))
+        received = f"{len(shape)}: shape {short_repr(tuple(shape))}"
+        raise InvalidTensorError.for_field("input", "4 dimensions, the first being the batch", received)
     return checked_shape(shape, "input")
 
 
@@ -212,11 +206,11 @@ def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
 
 def _first_shape(conv2d: Geometry, input_shape: Sequence[int] | None) -> Shape:
     if input_shape is not None:
-        return checked_input_shape(input_shape)
+        return _checked_input_shape(input_shape)
     if conv2d.input_shape is None or None in conv2d.input_shape:
-        text = "Expected an input shape, or a Conv2D whose input_shape leaves no dimension open. Received neither."
-        raise InvalidTensorError(FieldViolation("input_shape", text))
-    return checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
+        expected = "an input shape, or a Conv2D whose input_shape leaves no dimension open"
+        raise InvalidTensorError.for_field("input_shape", expected, "neither")
+    return _checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
 
 
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
@@ -224,29 +218,25 @@ def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     axis = channel_axis(conv2d)
     channels = input_shape[axis]
     if channels % conv2d.groups:
-        text = (
-            f"Expected a number that divides the input's channels. Received groups={conv2d.groups}, but the input has "
-            f"{channels} channels (input shape {input_shape}, data_format='{conv2d.data_format}')."
+        received = (
+            f"groups={conv2d.groups}, but the input has {channels} channels (input shape {input_shape}, "
+            f"data_format='{conv2d.data_format}')"
         )
-        raise InvalidTensorError(FieldViolation("groups", text))
-    first = 1 if conv2d.data_format == "channels_last" else 2
-    height, width = (_positions(conv2d, input_shape, first + direction, direction) for direction in (0, 1))
-    places = input_shape[0] * height * width
-    batch = input_shape[0]
-    if conv2d.data_format == "channels_last":
-        convolved: Shape = (batch, height, width, conv2d.filters)
-    else:
-        convolved = (batch, conv2d.filters, height, width)
+        raise InvalidTensorError.for_field("groups", "a number that divides the input's channels", received)
+    batch, height, width = input_shape[0], _positions(conv2d, input_shape, 0), _positions(conv2d, input_shape, 1)
+    sides = (height, width)
+    convolved = (batch, *sides, conv2d.filters) if axis == 3 else (batch, conv2d.filters, *sides)
     kernel = kernel_shape(conv2d, channels)
-    weights = math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0)
-    flops = places * (2 * math.prod(kernel) + (conv2d.filters if conv2d.use_bias else 0))
+    biases = conv2d.filters if conv2d.use_bias else 0
+    flops = batch * height * width * (2 * math.prod(kernel) + biases)
+    weights = math.prod(kernel) + biases
     step = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
     return step, math.prod(input_shape) + weights + math.prod(convolved)
 
 
-def _positions(conv2d: Geometry, input_shape: Shape, axis: int, direction: int) -> int:
+def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:
     """Returns the output's size along the height (direction 0) or the width (direction 1)."""
-    size = input_shape[axis]
+    size = input_shape[direction + (1 if conv2d.data_format == "channels_last" else 2)]
     stride = conv2d.strides[direction]
     if conv2d.padding == "same":
         return -(-size // stride)
@@ -255,12 +245,12 @@ def _positions(conv2d: Geometry, input_shape: Shape, axis: int, direction: int) 
     if size + before + after < window:
         side, letter = (("height", "rows"), ("width", "columns"))[direction]
         padded = f" and {before + after} {letter} of padding" if before + after else ""
-        text = (
-            f"Expected a {side} of at least {window - before - after}, as kernel_size={conv2d.kernel_size} with "
-            f"dilation_rate={conv2d.dilation_rate}{padded} needs. Received {side} {size} (input shape {input_shape}, "
-            f"data_format='{conv2d.data_format}'). padding='same' would take it."
+        expected = (
+            f"a {side} of at least {window - before - after}, as kernel_size={conv2d.kernel_size} with "
+            f"dilation_rate={conv2d.dilation_rate}{padded} needs"
         )
-        raise InvalidTensorError(FieldViolation("input", text))
+        received = f"{side} {size} (input shape {input_shape}, data_format='{conv2d.data_format}')"
+        raise InvalidTensorError.for_field("input", expected, received, "padding='same' would take it.")
     return (size + before + after - window) // stride + 1
 
 
@@ -269,9 +259,7 @@ def _activated_shape(conv2d: Geometry, shape: Shape) -> Shape:
         return shape
     axis = conv2d.activation.axis % 4
     if shape[axis] % 2:
-        text = (
-            f"Expected an even axis {conv2d.activation.axis}, which glu halves. Received {shape[axis]} "
-            f"(shape {shape} before the activation, data_format='{conv2d.data_format}')."
-        )
-        raise InvalidTensorError(FieldViolation("activation", text))
+        expected = f"an even axis {conv2d.activation.axis}, which glu halves"
+        received = f"{shape[axis]} (shape {shape} before the activation, data_format='{conv2d.data_format}')"
+        raise InvalidTensorError.for_field("activation", expected, received)
     return (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])

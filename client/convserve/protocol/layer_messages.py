@@ -12,6 +12,7 @@ from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeights
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
+from convserve.protocol.pieces import cut
 from convserve.protocol.stored_layers import StoredLayerBase, check_channels, check_name
 from convserve.tensors.codec import FLOAT_DTYPES, Array, dtype_name, dtype_number, numpy_dtype
 from convserve.v1 import layer_service_pb2
@@ -38,15 +39,19 @@ class Upload:
     layer: Layer | None = None
 
     @property
+    def wanted(self) -> tuple[str, str] | None:
+        """The initial metadata with which the server asks for the weights; None if there are none to be asked for."""
+        return (WEIGHTS, SEND_WEIGHTS) if self.layer else None
+
+    @property
     def moves_name(self) -> bool:
         """Whether it gives a name to a layer, which another caller may give to another layer meanwhile."""
         return bool(self.start.start.name)
 
     def pieces(self) -> Iterator[Any]:
         """Yields the messages with the weights."""
-        if self.layer is not None:
-            for piece in weight_pieces(self.layer):
-                yield type(self.start)(piece=piece)
+        for piece in weight_pieces(self.layer) if self.layer else ():
+            yield type(self.start)(piece=piece)
 
 
 def layer_upload(layer: Layer, name: str | None) -> Upload:
@@ -55,13 +60,7 @@ def layer_upload(layer: Layer, name: str | None) -> Upload:
     Raises:
         InvalidRequestError: For a name with other characters than allowed.
     """
-    start = layer_service_pb2.PutLayerStart(
-        conv2d=messages.to_message(layer.config),
-        name=_name_or_none(name),
-        weights=weights_header(layer),
-        expected_digest=layer.digest,
-    )
-    return Upload(layer_service_pb2.PutLayerRequest(start=start), layer)
+    return _put(layer.config, name, layer, weights=weights_header(layer), expected_digest=layer.digest)
 
 
 def config_upload(config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes = b"") -> Upload:
@@ -78,13 +77,14 @@ def config_upload(config: Conv2D, name: str | None, input_channels: int | None, 
         text = "Expected a kernel, or input_channels= for which the server draws one. Received neither."
         raise InvalidWeightsError(FieldViolation("kernel", text))
     check_channels(channels)
-    start = layer_service_pb2.PutLayerStart(
-        conv2d=messages.to_message(config),
-        name=_name_or_none(name),
-        input_channels=channels,
-        expected_digest=expected_digest,
-    )
-    return Upload(layer_service_pb2.PutLayerRequest(start=start))
+    return _put(config, name, None, input_channels=channels, expected_digest=expected_digest)
+
+
+def _put(config: Conv2D, name: str | None, layer: Layer | None, **parts: Any) -> Upload:
+    if name is not None:
+        check_name(name)
+    start = layer_service_pb2.PutLayerStart(conv2d=messages.to_message(config), name=name, **parts)
+    return Upload(layer_service_pb2.PutLayerRequest(start=start), layer)
 
 
 def reinitialization(stored: StoredLayerBase) -> Upload:
@@ -95,39 +95,23 @@ def reinitialization(stored: StoredLayerBase) -> Upload:
 def update_upload(stored: StoredLayerBase, layer: Layer) -> Upload:
     """Returns the upload of new weights for a stored layer's configuration; the layer's name moves to the result."""
     start = layer_service_pb2.UpdateWeightsStart(
-        layer=stored_reference(stored), weights=weights_header(layer), name=stored.name or ""
+        layer=stored_reference(stored), weights=weights_header(layer), name=stored.name
     )
     return Upload(layer_service_pb2.UpdateWeightsRequest(start=start), layer)
 
 
-def _name_or_none(name: str | None) -> str:
-    if name is None:
-        return ""
-    check_name(name)
-    return name
-
-
 def stored_reference(layer: StoredLayerBase | str) -> layer_service_pb2.StoredLayerReference:
-    """Returns the message that says which stored layer is meant: by its digest, or by a name alone.
-
-    Raises:
-        InvalidRequestError: If it is neither a stored layer nor a name.
-    """
+    """Returns the message of a stored layer's digest, or of a name; raises InvalidRequestError for anything else."""
     if isinstance(layer, str):
         return layer_service_pb2.StoredLayerReference(name=layer)
     if isinstance(layer, StoredLayerBase):
         return layer_service_pb2.StoredLayerReference(digest=layer.digest)
-    raise InvalidRequestError(
-        FieldViolation("layer", f"Expected a stored layer or a name. Received {short_repr(layer)}.")
-    )
+    text = f"Expected a stored layer or a name. Received {short_repr(layer)}."
+    raise InvalidRequestError(FieldViolation("layer", text))
 
 
 def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
-    """Returns the message that asks for the first page of layers.
-
-    Raises:
-        InvalidRequestError: If the prefix is no text.
-    """
+    """Returns the message that asks for the first page of layers; raises InvalidRequestError for what is no text."""
     if not isinstance(name_prefix, str):
         text = f"Expected the beginning of names. Received {short_repr(name_prefix)}."
         raise InvalidRequestError(FieldViolation("name_prefix", text))
@@ -152,11 +136,6 @@ def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_se
     ]
 
 
-def upload_answer(metadata: Iterable[tuple[str, str | bytes]] | None) -> str | bytes | None:
-    """Returns ALREADY_STORED or SEND_WEIGHTS, as a server's initial metadata says; None with a refusal."""
-    return next((value for key, value in metadata or () if key == WEIGHTS), None)
-
-
 def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:
     """Returns the head of a layer's weights."""
     assert layer.kernel is not None  # noqa: S101
@@ -169,9 +148,7 @@ def weight_pieces(layer: Layer) -> Iterator[bytes]:
     """Yields a layer's weights in pieces."""
     for weight in (layer.kernel, layer.bias):
         if weight is not None:
-            elements = weight.reshape(-1).view("u1")
-            for begin in range(0, elements.size, _PIECE_BYTES):
-                yield elements[begin : begin + _PIECE_BYTES].tobytes()
+            yield from map(bytes, cut(weight, _PIECE_BYTES))
 
 
 def weights_of(responses: Iterable[layer_service_pb2.ReadWeightsResponse]) -> tuple[Array, Array | None]:

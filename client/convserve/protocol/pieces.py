@@ -1,8 +1,8 @@
-"""Tensors in pieces, as streams carry them."""
+"""How both ends move large tensors: in pieces, and in large HTTP/2 frames."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -11,13 +11,14 @@ from convserve.tensors.codec import Array
 ACCEPTED = ("convserve-start", "accepted")
 """The initial metadata with which a server accepts a stream's start."""
 
-
 PIECE_BYTES = 2**21
 
-
-def is_accepted(metadata: Iterable[tuple[str, str | bytes]] | None) -> bool:
-    """Returns whether a server accepted a start, as its initial metadata says; a refusal comes without."""
-    return any((key, value) == ACCEPTED for key, value in metadata or ())
+LARGE_FRAMES = [
+    ("grpc.http2.max_frame_size", 2**24 - 1),
+    ("grpc.http2.lookahead_bytes", 2**24),
+    ("grpc.http2.write_buffer_size", 2**22),
+]
+"""gRPC options with which both ends take larger steps than by default."""
 
 
 def cut(array: Array, piece_bytes: int) -> Iterator[memoryview]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from convserve.errors import InternalError, InvalidTensorError
 from convserve.layers import messages
@@ -45,7 +45,7 @@ class Losses:
 
     def to_message(self) -> layer_pb2.Losses:
         """Returns the contract's message."""
-        return layer_pb2.Losses(kernel=self.kernel, bias=self.bias, activity=self.activity)
+        return layer_pb2.Losses(**vars(self))
 
     @classmethod
     def from_message(cls, message: layer_pb2.Losses) -> Losses:
@@ -95,12 +95,7 @@ class Result:
     def parse(cls, data: bytes, frame: framing.Frame | None = None) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
-        Args:
-            data: The bytes.
-            frame: That of the output, if it is known.
-
-        Raises:
-            InternalError: If the bytes are no response.
+        It is quicker with the output's frame, if that is known. Raises InternalError for bytes that are no response.
         """
         try:
             read = framing.read if frame is None else frame.read
@@ -197,41 +192,36 @@ class ServerInfo:
     def to_message(self) -> server_info_pb2.ServerInfo:
         """Returns the contract's message."""
         return server_info_pb2.ServerInfo(
-            version=self.version,
-            tensorflow_version=self.tensorflow_version,
-            keras_version=self.keras_version,
+            **_values(self, _SAME),
             devices=[server_info_pb2.Device(**vars(device)) for device in self.devices],
             input_dtypes=map(dtype_number, self.input_dtypes),
             output_dtypes=map(dtype_number, self.output_dtypes),
             numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32),
-            limits=server_info_pb2.Limits(**{name: getattr(self, name) for name in _LIMITS}),
+            limits=server_info_pb2.Limits(**_values(self, _LIMITS)),
             usage=server_info_pb2.Usage(**vars(self.usage)),
-            shared_memory_address=self.shared_memory_address,
         )
 
     @classmethod
     def from_message(cls, message: server_info_pb2.ServerInfo) -> ServerInfo:
         """Returns what a message says."""
         return cls(
-            version=message.version,
-            tensorflow_version=message.tensorflow_version,
-            keras_version=message.keras_version,
-            devices=tuple(Device(**_values(device, Device)) for device in message.devices),
+            **_values(message, _SAME),
+            devices=tuple(Device(**_values(device, Device.__match_args__)) for device in message.devices),
             input_dtypes=tuple(dtype_name(number, "input_dtypes") for number in message.input_dtypes),
             output_dtypes=tuple(dtype_name(number, "output_dtypes") for number in message.output_dtypes),
             tf32=message.numeric_mode.tf32,
-            **{name: getattr(message.limits, name) for name in _LIMITS},
-            usage=Usage(**_values(message.usage, Usage)),
-            shared_memory_address=message.shared_memory_address,
+            **_values(message.limits, _LIMITS),
+            usage=Usage(**_values(message.usage, Usage.__match_args__)),
         )
 
 
+_SAME = ("version", "tensorflow_version", "keras_version", "shared_memory_address")
 _LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
 _AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
 
 
-def _values(message: Message, kind: type[Device | Usage]) -> dict[str, Any]:
-    return {field.name: getattr(message, field.name) for field in fields(kind)}
+def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
+    return {name: getattr(source, name) for name in names}
 
 
 def plan_to_message(plan: Plan) -> plan_pb2.Plan:
@@ -240,7 +230,7 @@ def plan_to_message(plan: Plan) -> plan_pb2.Plan:
         layers=[plan_pb2.LayerPlan(**vars(layer)) for layer in plan.layers],
         output_shape=plan.output_shape,
         output_dtype=dtype_number(plan.output_dtype),
-        **{name: getattr(plan, name) for name in _AMOUNTS},
+        **_values(plan, _AMOUNTS),
     )
 
 
@@ -254,7 +244,7 @@ def plan_from_message(message: convolution_service_pb2.PlanResponse) -> Plan:
         ),
         output_shape=tuple(plan.output_shape),
         output_dtype=dtype_name(plan.output_dtype, "output_dtype"),
-        **{name: getattr(plan, name) for name in _AMOUNTS},
+        **_values(plan, _AMOUNTS),
         admitted=message.admission.admitted,
         refusal=message.admission.refusal or None,
     )

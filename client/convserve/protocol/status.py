@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Any, Protocol
+from contextlib import suppress
 
 import grpc
 from google.protobuf import any_pb2
@@ -15,17 +15,13 @@ from grpc_status import rpc_status
 
 from convserve.errors import (
     ConvserveError,
-    DeadlineExceededError,
     FieldViolation,
     InternalError,
     InvalidArgumentError,
     LayerNotFoundError,
     OverloadedError,
-    PermissionDeniedError,
     TooLargeError,
-    UnauthenticatedError,
     UnavailableError,
-    UnimplementedError,
 )
 from convserve.v1 import convolution_service_pb2, error_pb2
 
@@ -52,19 +48,12 @@ CLASS_OF_REASON = {
 }
 """The class of each ErrorInfo.reason."""
 
-# For what gRPC itself or a proxy answers, without an ErrorInfo of ours.
-_CLASS_OF_CODE: dict[grpc.StatusCode, type[ConvserveError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
-    grpc.StatusCode.OUT_OF_RANGE: InvalidArgumentError,
-    grpc.StatusCode.NOT_FOUND: LayerNotFoundError,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceededError,
-    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
-    grpc.StatusCode.PERMISSION_DENIED: PermissionDeniedError,
-    grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    grpc.StatusCode.CANCELLED: UnavailableError,
-    grpc.StatusCode.UNIMPLEMENTED: UnimplementedError,
-    grpc.StatusCode.INTERNAL: InternalError,
+# For what gRPC itself or a proxy answers, without an ErrorInfo of ours: the first class of the tree with the code.
+_CLASS_OF_CODE = {kind.code_name: kind for kind in reversed(_family(ConvserveError))} | {
+    "OUT_OF_RANGE": InvalidArgumentError,
+    "NOT_FOUND": LayerNotFoundError,
+    "FAILED_PRECONDITION": ConvserveError,
+    "CANCELLED": UnavailableError,
 }
 # Texts of gRPC itself, which has no codes for these cases. Seen in grpcio 1.85.1.
 _BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
@@ -104,38 +93,23 @@ def from_item_error(message: convolution_service_pb2.StreamItemError) -> Convser
 
 def _status_message(error: ConvserveError) -> status_pb2.Status:
     status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _MAX_TEXT))
-    for message in (_info(error), *_beside_info(error)):
+    reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+    metadata = {"error_id": error.error_id} if isinstance(error, InternalError) else {}
+    info = details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    for message in (info, *_beside_info(error)):
         packed = any_pb2.Any()
         packed.Pack(message)
         status.details.append(packed)
     return status
 
 
-class RpcFailure(Protocol):
-    """What `grpc.Call` of a failed call and `grpc.aio.AioRpcError` have in common."""
-
-    def code(self) -> grpc.StatusCode:
-        """Returns the status code."""
-
-    def details(self) -> str | None:
-        """Returns the status' text."""
-
-
-def as_convserve_error(failure: RpcFailure | ConvserveError) -> ConvserveError:
-    """Returns a failure of either kind as an exception of the tree."""
-    return failure if isinstance(failure, ConvserveError) else from_rpc_error(failure)
-
-
-def from_rpc_error(failure: RpcFailure) -> ConvserveError:
-    """Returns the exception that the server raised, or the one that fits gRPC's own status.
-
-    Args:
-        failure: A failed call: `grpc.RpcError` as stubs raise it, or `grpc.aio.AioRpcError`.
-    """
+def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
+    """Returns the exception that the server raised, or the one that fits gRPC's own status; one of ours as it is."""
+    if isinstance(failure, ConvserveError):
+        return failure
     code, text = failure.code(), failure.details() or "no details"
-    call: Any = failure  # grpc_status asks for a grpc.Call, of which it uses what both kinds of failure have
     try:
-        status = rpc_status.from_call(call)
+        status = rpc_status.from_call(failure)  # type: ignore[arg-type]
         packed = status.details if status is not None else ()
     except (ValueError, DecodeError):  # a trailer that is not ours, or contradicts the status
         packed = ()
@@ -143,10 +117,7 @@ def from_rpc_error(failure: RpcFailure) -> ConvserveError:
 
 
 def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
-    try:
-        details = _Details(packed)
-    except DecodeError:  # details that are not what they say
-        details = _Details([])
+    details = _Details(packed)
     if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:
         return _rebuilt(CLASS_OF_REASON[details.info.reason], code, text, details)
     sizes = _MESSAGE_TOO_LARGE.search(text)
@@ -161,7 +132,7 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
     elif code is grpc.StatusCode.UNAVAILABLE:
         tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
         text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"
-    error = _rebuilt(_CLASS_OF_CODE.get(code, ConvserveError), code, text, details)
+    error = _rebuilt(_CLASS_OF_CODE.get(code.name, ConvserveError), code, text, details)
     error.code_name = code.name
     if isinstance(error, UnavailableError):
         error.may_be_done = may_be_done
@@ -178,14 +149,8 @@ class _Details:
         self.resource = details_pb2.ResourceInfo()
         for detail in packed:
             for message in (self.info, self.bad_request, self.retry, self.resource):
-                if detail.Is(message.DESCRIPTOR):
-                    detail.Unpack(message)
-
-
-def _info(error: ConvserveError) -> details_pb2.ErrorInfo:
-    reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
-    metadata = {"error_id": error.error_id} if isinstance(error, InternalError) else {}
-    return details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+                with suppress(DecodeError):  # a detail that is not what it says
+                    detail.Unpack(message)  # does nothing for another type
 
 
 def _beside_info(error: ConvserveError) -> list[Message]:

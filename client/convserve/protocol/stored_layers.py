@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import weight_rows
 from convserve.layers.weight_shapes import check_kernel_channels
-from convserve.tensors.codec import Array, Shape
+from convserve.tensors.codec import Shape
 from convserve.v1 import layer_pb2
 
 MAX_NAME = 200
@@ -25,45 +26,33 @@ MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
 
 
+@dataclass(eq=False, repr=False)
 class StoredLayerBase:
     """A stored layer, by its digest, with its weights where this process has them.
 
     Attributes:
         digest: The 32 bytes that identify it on every server.
-        name: The name under which it was put or found, or None.
-        names: All names that led to it when it was put or found.
         config: Its configuration, every seed filled in.
         kernel_shape: Its kernel's shape.
+        name: The name under which it was put or found, or None.
+        names: All names that led to it when it was put or found.
         local: The layer with its weights, if they came from this process or have been read; else None.
         uploads: How many times it was uploaded to servers that lacked it.
         forms: What its calls have in common, by shape and dtype of the input; `_rpc.requests` fills it.
     """
 
-    def __init__(
-        self,
-        digest: bytes,
-        name: str | None,
-        names: tuple[str, ...],
-        config: Conv2D,
-        kernel_shape: Shape,
-        local: Layer | None,
-    ) -> None:
-        self.digest = digest
-        self.name = name
-        self.names = names
-        self.config = config
-        self.kernel_shape = kernel_shape
-        self.local = local
-        self.uploads = 0
-        self.forms: dict[Hashable, Any] = {}
+    digest: bytes
+    config: Conv2D
+    kernel_shape: Shape
+    name: str | None = None
+    names: tuple[str, ...] = ()
+    local: Layer | None = None
+    uploads: int = field(default=0, init=False)
+    forms: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
     def to_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that names the layer."""
         return layer_pb2.LayerReference(digest=self.digest)
-
-    def to_plan_reference(self) -> layer_pb2.LayerReference:
-        """Returns the message with which a plan can be asked for, which needs no weights."""
-        return Layer(self.config).to_reference()
 
     def to_carried_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that brings the layer to a server that does not hold it."""
@@ -105,11 +94,7 @@ def check_name(name: str, field: str = "name") -> None:
 
 
 def check_channels(channels: Any) -> None:
-    """Checks what is given as the number of an input's channels.
-
-    Raises:
-        InvalidWeightsError: If it is not one.
-    """
+    """Raises InvalidWeightsError for what is not a number of an input's channels."""
     if isinstance(channels, bool) or not isinstance(channels, int | np.integer) or not 0 < channels < 2**31:
         text = f"Expected the number of the input's channels, above 0. Received {short_repr(channels)}."
         raise InvalidWeightsError(FieldViolation("input_channels", text))
@@ -139,15 +124,11 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
     if input_channels is not None:
         check_channels(input_channels)
         check_kernel_channels(checked.config, checked.kernel.shape, input_channels)
-    return Layer(
-        checked.config, *(None if weight is None else _frozen(weight) for weight in (checked.kernel, checked.bias))
-    )
-
-
-def _frozen(array: Array) -> Array:
-    own = array.copy()
-    own.flags.writeable = False
-    return own
+    own = [None if weight is None else weight.copy() for weight in (checked.kernel, checked.bias)]
+    for weight in own:
+        if weight is not None:
+            weight.flags.writeable = False
+    return Layer(checked.config, *own)
 
 
 def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix: str) -> list[dict[str, Any]]:
@@ -155,30 +136,12 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
 
     Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
-    by_digest: dict[bytes, layer_pb2.StoredLayer] = {}
-    names: dict[bytes, set[str]] = {}
+    by_digest: dict[bytes, dict[str, Any]] = {}
     for message in itertools.chain.from_iterable(servers):
-        by_digest[message.digest] = message
-        names.setdefault(message.digest, set()).update(message.names)
-    parts = []
-    for digest, message in sorted(by_digest.items()):
-        ordered = sorted(names[digest])
-        name = next((name for name in ordered if name.startswith(name_prefix)), None)
-        parts.append(known_parts(message, name, None) | {"names": tuple(ordered)})
-    return parts
-
-
-def put_parts(layer: Layer) -> dict[str, Any]:
-    """Returns the arguments of a StoredLayerBase for a layer with its weights that no server need hold yet."""
-    assert layer.kernel is not None  # noqa: S101
-    return {
-        "digest": layer.digest,
-        "name": None,
-        "names": (),
-        "config": layer.config,
-        "kernel_shape": layer.kernel.shape,
-        "local": layer,
-    }
+        parts = by_digest.setdefault(message.digest, known_parts(message, None, None))
+        parts["names"] = tuple(sorted({*parts["names"], *message.names}))
+        parts["name"] = next((name for name in parts["names"] if name.startswith(name_prefix)), None)
+    return [by_digest[digest] for digest in sorted(by_digest)]
 
 
 def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer | None) -> dict[str, Any]:

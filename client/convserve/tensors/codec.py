@@ -27,16 +27,19 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 INPUT_DTYPES = (*FLOAT_DTYPES, "uint8", "int8")
 """Names of the element types that an input may have."""
 
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "float64": 8, "uint8": 1, "int8": 1}
 _NUMBER_OF_NAME: dict[str, Any] = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.upper()}") for name in INPUT_DTYPES}
 _NAME_OF_NUMBER = {number: name for name, number in _NUMBER_OF_NAME.items()}
 _NUMPY_DTYPE = {name: np.dtype(name).newbyteorder("<") for name in INPUT_DTYPES if name != "bfloat16"}
 _NAME_OF_DTYPE = {dtype: name for name, dtype in _NUMPY_DTYPE.items()}
 
 
+def _wrong(field: str, text: str) -> InvalidTensorError:
+    return InvalidTensorError(FieldViolation(field, f"Expected {text}."))
+
+
 def itemsize(dtype: str) -> int:
     """Returns the bytes of one element of the named type."""
-    return _ITEMSIZE[dtype]
+    return 2 if dtype == "bfloat16" else _NUMPY_DTYPE[dtype].itemsize
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
@@ -78,9 +81,7 @@ def dtype_name(number: int, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
     """
     name = _NAME_OF_NUMBER.get(number)
     if name is None or name not in allowed:
-        raise InvalidTensorError(
-            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {name or number}.")
-        )
+        raise _wrong(field, f"a dtype out of {', '.join(allowed)}. Received {name or number}")
     return name
 
 
@@ -97,9 +98,7 @@ def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
         except (TypeError, ValueError):
             name = None
     if name not in allowed:
-        raise InvalidTensorError(
-            FieldViolation(field, f"Expected a dtype out of {', '.join(allowed)}. Received {short_repr(dtype)}.")
-        )
+        raise _wrong(field, f"a dtype out of {', '.join(allowed)}. Received {short_repr(dtype)}")
     return str(name)
 
 
@@ -117,18 +116,11 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires grad
-        raise InvalidTensorError(
-            FieldViolation(field, f"Expected an array. Received {type(value).__name__}: {error}.")
-        ) from error
+        raise _wrong(field, f"an array. Received {type(value).__name__}: {error}") from error
     name = name_of(array)
     if name not in allowed:
-        raise InvalidTensorError(
-            FieldViolation(
-                field,
-                f"Expected an array with dtype {', '.join(allowed)}. Received dtype {name}; "
-                f"convert it first, for example with .astype('float32').",
-            )
-        )
+        remedy = "convert it first, for example with .astype('float32')"
+        raise _wrong(field, f"an array with dtype {', '.join(allowed)}. Received dtype {name}; {remedy}")
     checked_shape(array.shape, field)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
@@ -141,16 +133,11 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
     """
     if len(shape) > 8:
         received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
-        raise InvalidTensorError(FieldViolation(field, f"Expected at most 8 dimensions. Received {received}."))
-    expected = ""
+        raise _wrong(field, f"at most 8 dimensions. Received {received}")
     if shape and min(shape) < 1:
-        expected = "every dimension to be at least 1"
-    elif math.prod(shape) >= 2**63:
-        expected = "at most 2**63 - 1 elements"
-    if expected:
-        raise InvalidTensorError(
-            FieldViolation(field, f"Expected {expected}. Received shape {short_repr(tuple(shape))}.")
-        )
+        raise _wrong(field, f"every dimension to be at least 1. Received shape {short_repr(tuple(shape))}")
+    if math.prod(shape) >= 2**63:
+        raise _wrong(field, f"at most 2**63 - 1 elements. Received shape {short_repr(tuple(shape))}")
     return tuple(int(size) for size in shape)
 
 
@@ -177,9 +164,9 @@ def decode(
 
     Args:
         message: Its dtype and shape, and its elements unless `elements` has them.
-        field: What to call it in an error.
+        field: What an error calls it.
         allowed: Names of the dtypes to accept.
-        elements: The elements where they were kept out of the message.
+        elements: The elements, if they were kept out of the message.
 
     Raises:
         InvalidTensorError: If dtype, shape and byte count don't agree.
@@ -190,6 +177,5 @@ def decode(
     shape = checked_shape(message.shape, field)
     expected = math.prod(shape) * itemsize(name)
     if len(data) != expected:
-        text = f"Expected {expected} bytes, as shape {shape} and dtype {name} need. Received {len(data)} bytes."
-        raise InvalidTensorError(FieldViolation(field, text))
+        raise _wrong(field, f"{expected} bytes, as shape {shape} and dtype {name} need. Received {len(data)} bytes")
     return np.frombuffer(data, dtype=numpy_dtype(name)).reshape(shape)

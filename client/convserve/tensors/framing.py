@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
@@ -47,40 +48,26 @@ class Frame:
         if begin < 0 or data[begin:end] != self.opening:
             return read(kind, name, data)
         # A message is what its fields are, one after the other: the frame is one if those before are whole.
-        try:
+        with suppress(DecodeError):
             message = kind.FromString(data[:begin])
-        except DecodeError:
-            return read(kind, name, data)
-        if message.HasField(name):  # two tensors, which protobuf merges
-            return read(kind, name, data)
-        return message, np.frombuffer(data, numpy_dtype(self._name), offset=end).reshape(self._shape)
+            if not message.HasField(name):  # else two tensors, which protobuf merges
+                return message, np.frombuffer(data, numpy_dtype(self._name), offset=end).reshape(self._shape)
+        return read(kind, name, data)
 
 
 frame = functools.lru_cache(1024)(Frame)  # callers send what is shaped like what they sent before
 
 
 def write(message: Message, array: Array) -> bytes:
-    """Returns the bytes of a message whose tensor (field 15), not set in it, is `array`.
-
-    Args:
-        message: The rest of the message.
-        array: C-contiguous and little-endian.
-    """
+    """Returns the bytes of a message whose tensor (field 15), not set in it, is a C-contiguous, little-endian array."""
     opened = frame(name_of(array), array.shape).opening
     return b"".join((message.SerializeToString(), opened, array.reshape(-1).view("u1").data))
 
 
 def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
-    """Returns a message without its tensor, and the tensor as a read-only array on `data` itself.
+    """Returns a message without its tensor, field 15 with this name, and that as a read-only array on `data` itself.
 
-    Args:
-        kind: The message's class.
-        name: The name of its tensor, which is field 15.
-        data: The message's bytes.
-
-    Returns:
-        The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in
-        the message.
+    The array is None if the message has no tensor, or one whose elements are in shared memory; that one stays in it.
 
     Raises:
         DecodeError: If the bytes are no such message.
@@ -105,15 +92,7 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
 
 
 def head(kind: type[M], data: bytes) -> M:
-    """Returns a message without its field 15, at whose contents nobody looks.
-
-    Args:
-        kind: The message's class.
-        data: The message's bytes.
-
-    Raises:
-        DecodeError: If the bytes are no such message.
-    """
+    """Returns a message without its field 15, at whose contents nobody looks; raises DecodeError if it is none."""
     start = _last_field(memoryview(data))
     return kind.FromString(data if start is None else data[: start[0]])
 
@@ -125,7 +104,7 @@ def opening(length: int) -> bytes:
 
 def write_piece(head: bytes, elements: memoryview) -> bytes:
     """Returns the bytes of a stream's message: fields before 15, and in that one a piece of a tensor's elements."""
-    return b"".join((head, _PAYLOAD_TAG, _varint(len(elements)), elements))
+    return b"".join((head, opening(len(elements)), elements))
 
 
 def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:
@@ -143,11 +122,8 @@ def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryv
 def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]] | None:
     """Returns what stands before a message's fields of this number, and the contents of each, if they are the last.
 
-    The contents are on `data` itself. It returns None, whatever there is, for what only the stock parser is to read.
-
-    Args:
-        number: Of a field that is `repeated bytes`, below 16.
-        data: The message's bytes.
+    The field is `repeated bytes`, its number below 16; the contents are on `data` itself. It returns None, whatever
+    there is, for what only the stock parser is to read.
     """
     view, tag = memoryview(data), number << 3 | _LENGTH
     begin = _first_field(view, number)
@@ -178,21 +154,13 @@ def _first_field(view: memoryview, number: int) -> int | None:
     try:
         for _ in range(_MAX_FIELDS):
             start = position
-            tag = view[position]  # nearly all tags and lengths are of one byte
-            if tag < 0x80:
-                position += 1
-            else:
-                tag, position = _read_varint(view, position)
+            tag, position = _read_varint(view, position)
             if tag >> 3 == number:
                 return start
             kind = tag & 7
             if kind == _LENGTH:
-                length = view[position]
-                if length < 0x80:
-                    position += 1 + length
-                else:
-                    length, position = _read_varint(view, position)
-                    position += length
+                length, position = _read_varint(view, position)
+                position += length
             elif kind == _VARINT:
                 position = _read_varint(view, position)[1]
             elif kind in (_FIXED32, _FIXED64):

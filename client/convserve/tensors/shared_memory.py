@@ -67,6 +67,7 @@ class Region:
     Attributes:
         name: By which the server knows it.
         size: Its length in bytes.
+        private: A map in which what is written stays in this process.
         forks: How often this process had forked when the region was taken into use.
     """
 
@@ -84,16 +85,11 @@ class Region:
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
             fcntl.fcntl(self.descriptor, fcntl.F_ADD_SEALS, seals)
             self._shared = Map(self.descriptor, size, mmap.MAP_SHARED)
-            # For results. What their holder writes there stays in this process, as in any array.
-            self._private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
+            self.private = Map(self.descriptor, size, mmap.MAP_PRIVATE)
         except BaseException:
             os.close(self.descriptor)
             raise
         self.forks = _Forks.count
-
-    def handed_over(self) -> None:
-        """Closes the descriptor; the maps stay."""
-        os.close(self.descriptor)
 
     def place(self, offset: int = 0) -> tensor_pb2.SharedMemory:
         """Returns the contract's message of a place in this region."""
@@ -103,25 +99,15 @@ class Region:
         """Returns the bytes; what is written there, the server sees."""
         return self._shared.array()
 
-    def written(self) -> Array:
-        """Returns the bytes that the server wrote, without what the holder of an earlier result wrote over them."""
-        self._private.forget_changes()
-        return self._private.array()
-
 
 class SharedMemory:
     """The regions that this process shares with one server. It may be shared by threads."""
 
     def __init__(self, addresses: Sequence[str], ticket: bytes, timeout: float = MAX_ANSWER_S) -> None:
-        """Connects to the first socket that answers.
-
-        Args:
-            addresses: Paths of Unix sockets; names in the abstract namespace begin with a zero byte.
-            ticket: What the server wants to see first.
-            timeout: Seconds that each socket may take to answer.
+        """Connects to the first socket that answers within so many seconds, and shows a ticket.
 
         Raises:
-            OSError: If none answers, or this system has no such memory.
+            OSError: If none of the addresses answers, or this system has no such memory.
         """
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
@@ -145,14 +131,10 @@ class SharedMemory:
         self.lost = False
 
     def region(self, size: int, timeout: float = MAX_ANSWER_S) -> Region:
-        """Returns a region of at least so many bytes that nobody else uses; `give_back` ends its use.
-
-        Args:
-            size: Its least size in bytes.
-            timeout: Seconds that the server may take to answer.
+        """Returns a region of at least `size` bytes that nobody else uses; `give_back` ends its use.
 
         Raises:
-            OSError: If there is no memory for it, or the server does not take it in time.
+            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
         """
         if not self._lock.acquire(timeout=timeout):
             raise TimeoutError("the server has not answered another call in time")
@@ -173,7 +155,7 @@ class SharedMemory:
                     if not self._is_taken(made):
                         raise OSError("the server does not take the region")
             finally:
-                made.handed_over()
+                os.close(made.descriptor)  # the maps stay
             self.used = True
             # The server learns of a region that is dropped before it is asked for the next one.
             weakref.finalize(made, self._dropped.append, made.name).atexit = False
@@ -206,12 +188,13 @@ class SharedMemory:
         key = id(root)
         self._lent[key] = region
         # The region returns when the last array on it is gone.
-        weakref.finalize(root, self._ended, key, region).atexit = False
+        weakref.finalize(root, lambda: self._returned.append(self._lent.pop(key))).atexit = False
         return _as_array(root, shape, dtype)
 
     def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
         """Returns what a server has written at a region's beginning; the region returns with the array's end."""
-        root = region.written()
+        region.private.forget_changes()  # those of the holder of an earlier result
+        root = region.private.array()
         weakref.finalize(root, self._returned.append, region).atexit = False
         return _as_array(root, shape, dtype)
 
@@ -234,10 +217,6 @@ class SharedMemory:
         with self._lock:
             self._socket.close()
             self._unused.clear()
-
-    def _ended(self, key: int, region: Region) -> None:
-        del self._lent[key]
-        self._returned.append(region)
 
     def _sort_returned(self) -> None:
         while self._returned:

@@ -7,16 +7,7 @@ import functools
 import grpc
 
 from convserve.errors import PermissionDeniedError, UnauthenticatedError, short_repr
-from convserve_server.auth.identity import (
-    ALL,
-    CERTIFICATE,
-    CHANGE,
-    COMPUTE,
-    READ,
-    Identity,
-    anyone,
-    certificate_name,
-)
+from convserve_server.auth.identity import ALL, CERTIFICATE, CHANGE, COMPUTE, READ, Identity, anyone, certificate_name
 from convserve_server.auth.tokens import Tokens
 
 # By method, or by service where one permission is that of all its methods. What is in none of them needs all
@@ -52,31 +43,27 @@ class Authenticator:
     """Says who a call is from, and refuses callers without the permission that a method needs."""
 
     def __init__(self, tokens: Tokens | None = None, *, by_certificate: bool = False) -> None:
-        """Prepares to ask for tokens, if there are any.
-
-        Args:
-            tokens: Those of the server.
-            by_certificate: Whether callers show certificates (mutual TLS), and are known by them.
-        """
+        """Asks for tokens, if there are any; `by_certificate`: whether callers are known by theirs (mutual TLS)."""
         self._tokens = tokens or None
         self._by_certificate = by_certificate
 
     def identify(self, method: str, context: grpc.ServicerContext) -> Identity:
-        """Returns who a call is from.
+        """Returns who a call of "/package.Service/Method" is from.
 
-        Args:
-            method: The path of the method, "/package.Service/Method".
-            context: The call's.
-
-        Raises:
-            UnauthenticatedError: If it shows no token that the server knows, and the method needs one.
-            PermissionDeniedError: If its token does not allow the method.
+        Raises UnauthenticatedError if the method needs a token and the call shows none that the server knows, or
+        PermissionDeniedError if its token does not allow the method.
         """
         permissions = ALL
         if self._tokens is not None:
-            needed = permissions_for(method)
-            if needed:
-                return _with_token(self._tokens, needed, method, context)
+            if needed := permissions_for(method):
+                identity = self._tokens.caller(_token(context))
+                if identity is None:
+                    raise UnauthenticatedError("Expected a token that this server knows. Received another.")
+                if not needed <= identity.permissions:
+                    wanted, held = " and ".join(sorted(needed)), ", ".join(sorted(identity.permissions))
+                    expected = f"Expected a token with the permission {wanted} for {short_repr(method)}"
+                    raise PermissionDeniedError(f"{expected}. Received that of {identity.name}, which has {held}.")
+                return identity
             permissions = frozenset()
         if self._by_certificate and (name := certificate_name(context.auth_context())):
             return Identity(name, permissions, CERTIFICATE)
@@ -85,11 +72,7 @@ class Authenticator:
 
 @functools.lru_cache(maxsize=256)
 def permissions_for(method: str) -> frozenset[str]:
-    """Returns the permissions that a method needs; none for a method that is open to all.
-
-    Args:
-        method: Its path, "/package.Service/Method".
-    """
+    """Returns the permissions that "/package.Service/Method" needs; none if it is open to all."""
     service, _, name = method.removeprefix("/").partition("/")
     if service == _OPEN_SERVICE:
         return frozenset()
@@ -97,24 +80,8 @@ def permissions_for(method: str) -> frozenset[str]:
     return ALL if needed is None else frozenset((needed,))
 
 
-def _with_token(tokens: Tokens, needed: frozenset[str], method: str, context: grpc.ServicerContext) -> Identity:
-    identity = tokens.caller(_token(context))
-    if identity is None:
-        raise UnauthenticatedError("Expected a token that this server knows. Received another.")
-    if not needed <= identity.permissions:
-        raise PermissionDeniedError(
-            f"Expected a token with the permission {' and '.join(sorted(needed))} for {short_repr(method)}. "
-            f"Received that of {identity.name}, which has {', '.join(sorted(identity.permissions))}."
-        )
-    return identity
-
-
 def _token(context: grpc.ServicerContext) -> str:
-    """Returns the token of a call.
-
-    Raises:
-        UnauthenticatedError: If it has none, or several.
-    """
+    """Returns the token of a call. Raises UnauthenticatedError if it has none, or several."""
     headers = [str(value) for key, value in context.invocation_metadata() or () if key == "authorization"]
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     if scheme.lower() != "bearer" or not token:

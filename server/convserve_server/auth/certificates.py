@@ -20,26 +20,16 @@ class Certificate:
     """PEM files of a certificate with its chain, its private key, and of the CA that signs callers' certificates."""
 
     def __init__(self, certificate: str, key: str, client_ca: str = "") -> None:
-        """Reads the files.
+        """Reads the files; without a `client_ca` callers need no certificate.
 
-        Args:
-            certificate: Path of the certificate, followed in its file by those between it and the CA.
-            key: Path of its private key, which is not encrypted.
-            client_ca: Path of the certificates one of which must have signed a caller's; empty to ask for none.
-
-        Raises:
-            SettingsError: If a file cannot be read or is wrong, or the key is not the certificate's.
+        Raises SettingsError if a file cannot be read or is wrong, or the key is not the certificate's.
         """
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._files = ReloadedFiles([certificate, key, client_ca], self._read, "--tls-certificate")
 
     @classmethod
     def of(cls, certificate: str, key: str, client_ca: str) -> Certificate | None:
-        """Returns the certificate of these settings; None if they ask for no TLS.
-
-        Raises:
-            SettingsError: If they contradict each other, and as above.
-        """
+        """Returns the certificate of these settings; None if they ask for no TLS. Raises SettingsError."""
         if bool(certificate) != bool(key):
             present, lacking = ("certificate", "key") if certificate else ("key", "certificate")
             raise SettingsError(f"--tls-{lacking}: Expected a file, for --tls-{present} is given. Received none.")
@@ -69,24 +59,20 @@ class Certificate:
     def _read(self) -> Any:
         # OpenSSL says what is wrong with the files, and gRPC does not.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        expected = (
+            "--tls-certificate, --tls-key: Expected PEM files of a certificate and of its private key, not encrypted"
+        )
+        received = f"{self._certificate} and {self._key}"
         try:
             context.load_cert_chain(self._certificate, self._key, password=lambda: b"")
-        except (OSError, ValueError) as error:
-            files = f"{self._certificate} and {self._key}"
-            expected = "PEM files of a certificate and of its private key, not encrypted"
-            text = f"--tls-certificate, --tls-key: Expected {expected}. Received {files}: {_why(error)}."
-            raise SettingsError(text) from None
-        try:
+            chain, key, root = Path(self._certificate).read_bytes(), Path(self._key).read_bytes(), None
             if self._client_ca:
+                expected = "--tls-client-ca: Expected a PEM file of certificates"
+                received = self._client_ca
                 context.load_verify_locations(self._client_ca)
+                root = Path(self._client_ca).read_bytes()
         except (OSError, ValueError) as error:
-            text = f"Expected a PEM file of certificates. Received {self._client_ca}: {_why(error)}."
-            raise SettingsError(f"--tls-client-ca: {text}") from None
-        try:
-            chain, key = Path(self._certificate).read_bytes(), Path(self._key).read_bytes()
-            root = Path(self._client_ca).read_bytes() if self._client_ca else None
-        except OSError as error:  # taken away since
-            raise SettingsError(f"--tls-certificate: Expected files that can be read: {_why(error)}.") from None
+            raise SettingsError(f"{expected}. Received {received}: {_why(error)}.") from None
         return grpc.ssl_server_certificate_configuration([(key, chain)], root)
 
 

@@ -14,17 +14,11 @@ TOKEN, CERTIFICATE = "token", "certificate"
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """A caller.
+    """A caller."""
 
-    Attributes:
-        name: The name of its token or certificate; without one its host, or on this machine its connection.
-        permissions: What it may do, out of PERMISSIONS.
-        proof: TOKEN or CERTIFICATE; empty for a caller that showed neither.
-    """
-
-    name: str
-    permissions: frozenset[str]
-    proof: str = TOKEN
+    name: str  # of its token or certificate; without one its host, or on this machine its connection
+    permissions: frozenset[str]  # what it may do, out of PERMISSIONS
+    proof: str = TOKEN  # or CERTIFICATE; empty for a caller that showed neither
 
     @property
     def caller(self) -> str:
@@ -38,12 +32,7 @@ class Identity:
 
 
 def anyone(peer: str, permissions: frozenset[str] = ALL) -> Identity:
-    """Returns the identity of a caller that showed nothing.
-
-    Args:
-        peer: Where it is, as gRPC names it.
-        permissions: What it may do: everything, where the server has no tokens.
-    """
+    """Returns the identity of a caller that showed nothing, from where it is, as gRPC names it."""
     return Identity(peer if is_local(peer) else peer.rpartition(":")[0], permissions, "")
 
 

@@ -19,15 +19,9 @@ class ReloadedFiles(Generic[T]):
     """What some files hold. If they are wrong after a change, what they held before stays in use."""
 
     def __init__(self, paths: Sequence[str], read: Callable[[], T], option: str) -> None:
-        """Reads the files.
+        """Reads the files, without empty paths, that a setting names.
 
-        Args:
-            paths: The files; empty ones are passed over.
-            read: Reads them; raises a SettingsError that shows nothing of them if they are wrong.
-            option: The setting that names them, for the log.
-
-        Raises:
-            SettingsError: As `read`.
+        `read` raises a SettingsError that shows nothing of them if they are wrong, and then so does this.
         """
         self._paths, self._read, self._option = [path for path in paths if path], read, option
         self._lock = threading.Lock()
@@ -54,8 +48,7 @@ class ReloadedFiles(Generic[T]):
         for path in self._paths:
             try:
                 status = os.stat(path)
+                states.append((status.st_ino, status.st_size, status.st_mtime_ns))
             except OSError:
                 states.append(())
-            else:
-                states.append((status.st_ino, status.st_size, status.st_mtime_ns))
         return states

@@ -29,15 +29,7 @@ class Tokens:
     """All tokens of a server."""
 
     def __init__(self, path: str = "", token: str = "") -> None:
-        """Reads the file.
-
-        Args:
-            path: The file; empty for none.
-            token: A further token, which allows everything; empty for none.
-
-        Raises:
-            SettingsError: If the file cannot be read, or is wrong.
-        """
+        """Reads the file, if any. A further token allows everything. SettingsError if the file is wrong or missing."""
         self._by_variable = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
         self._file = ReloadedFiles([path], lambda: _read(path), "--tokens-file") if path else None
 
@@ -57,8 +49,7 @@ class Tokens:
 def parse(text: str) -> Digests:
     """Returns the tokens of a file's text.
 
-    Raises:
-        ValueError: Says which line is wrong, and shows no word of it that may be a token in the wrong place.
+    Raises a ValueError that says which line is wrong, and shows no word of it that may be a token in the wrong place.
     """
     digests: Digests = {}
     for number, line in enumerate(text.splitlines(), start=1):

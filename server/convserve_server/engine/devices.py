@@ -11,12 +11,8 @@ from convserve_server.settings import SettingsError
 def claim(device: str, logical_cpus: int) -> tuple[Device, ...]:
     """Returns the devices and makes them the only ones that TensorFlow uses, growing a GPU's memory as needed.
 
-    Args:
-        device: "auto", "cpu", "gpu:N", or several GPUs separated by commas.
-        logical_cpus: How many devices the CPU is to appear as.
-
-    Raises:
-        SettingsError: If there is no such GPU.
+    `device` is "auto", "cpu", "gpu:N", or several GPUs separated by commas; the CPU appears as `logical_cpus` devices.
+    Raises SettingsError if there is no such GPU.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if device == "cpu" or (device == "auto" and not gpus):

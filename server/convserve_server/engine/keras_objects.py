@@ -36,7 +36,7 @@ def keras_activation(activation: Activation) -> Function:
     """Returns Keras' activation function with its parameters bound."""
     if isinstance(activation, GLU):
         # keras.activations.glu asks for the axis' size while it is traced, where height and width are not known.
-        return lambda x: _glu(x, activation.axis)
+        return lambda x: _glu(*tf.split(x, 2, axis=activation.axis))
     function = getattr(keras.activations, activation.keras_name)
     parameters = activation.parameters
     if isinstance(activation, Sparsemax):
@@ -54,6 +54,5 @@ def _of_open_shape(function: Any, x: Any, parameters: dict[str, Any]) -> Any:
     return tf.ensure_shape(function(hidden, **parameters), x.shape)
 
 
-def _glu(x: Any, axis: int) -> Any:
-    gated, gate = tf.split(x, 2, axis=axis)
+def _glu(gated: Any, gate: Any) -> Any:
     return gated * tf.sigmoid(gate)

@@ -20,21 +20,17 @@ def load_engine(
     memory_bytes: int = 0,
     verbose: bool,
 ) -> Engine:
-    """Returns the TensorFlow engine.
+    """Returns the TensorFlow engine; the settings of these names say what they mean. Raises SettingsError.
 
     Args:
         device: "auto", "cpu", "gpu:N", or several GPUs separated by commas.
         tf32: Whether TensorFloat-32 may be used.
-        intra_op_threads: How many threads work at one operation on the CPU; 0 is TensorFlow's choice.
-        inter_op_threads: How many operations run at once on the CPU; 0 is TensorFlow's choice.
-        keep_memory: Whether TensorFlow keeps the CPU's memory of a result for the next ones. Otherwise it comes from
-            the system and goes back to it, and touching fresh pages takes several times as long as computing.
-        memory_bytes: The most that it keeps and takes of the CPU's memory then; 0 is as much as there is. What does not
-            fit is an OutOfMemoryError, where the system would end the process.
+        intra_op_threads: 0 is TensorFlow's choice, as of `inter_op_threads`.
+        inter_op_threads: Operations that run at once on the CPU.
+        keep_memory: Otherwise touching fresh pages for results takes several times as long as computing.
+        memory_bytes: The most of the CPU's memory that it takes then; 0 is all. What does not fit is an
+            OutOfMemoryError, where the system would end the process.
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `logs.held_stderr`.
-
-    Raises:
-        SettingsError: If there is no such device.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
     # TensorFlow turns oneDNN's kernels on by itself where a CPU has AVX-512 VNNI or the like. They give wrong numbers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,18 +32,7 @@ class TensorFlowEngine:
     def __init__(
         self, device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0, logical_cpus: int = 1
     ) -> None:
-        """Takes devices.
-
-        Args:
-            device: "auto" (the first GPU, else the CPU), "cpu", "gpu:N", or several GPUs as "gpu:N,gpu:M".
-            tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
-            intra_op_threads: As of `load_engine`.
-            inter_op_threads: As of `load_engine`.
-            logical_cpus: How many devices the CPU is to appear as.
-
-        Raises:
-            SettingsError: If there is no such GPU.
-        """
+        """Takes devices, as `load_engine` and `devices.claim` say."""
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
         self.devices = claim(device, logical_cpus)
@@ -61,12 +50,12 @@ class TensorFlowEngine:
     @property
     def traces(self) -> int:
         """How many functions are kept, each of which is traced once."""
-        return len(self._traces)
+        return len(self._traces.traces)
 
     @property
     def warm_shapes(self) -> int:
         """How many shapes of inputs they were asked for."""
-        return self._traces.shapes
+        return len(self._traces.shapes)
 
     def device_memory(self) -> dict[str, int]:
         """Returns the bytes in use on each GPU by its name; nothing on a CPU, where TensorFlow does not count them."""
@@ -79,16 +68,12 @@ class TensorFlowEngine:
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
         """Returns the layer with weights of Keras' initializers, and with every seed filled in."""
-        seeded = config.with_seed(random.SystemRandom().randrange(2**31))
+        seeded, dtype = config.with_seed(random.SystemRandom().randrange(2**31)), config.variable_dtype
         with tf.device(self._names[0]), _memory_errors():
-            kernel = keras_initializer(seeded.kernel_initializer)(
-                kernel_shape(seeded, input_channels), dtype=seeded.variable_dtype
-            ).numpy()
-            bias = None
+            weights = [keras_initializer(seeded.kernel_initializer)(kernel_shape(seeded, input_channels), dtype)]
             if seeded.use_bias:
-                shape = (seeded.filters,)
-                bias = keras_initializer(seeded.bias_initializer)(shape, dtype=seeded.variable_dtype).numpy()
-        return Layer(seeded, aligned(kernel), None if bias is None else aligned(bias))
+                weights.append(keras_initializer(seeded.bias_initializer)((seeded.filters,), dtype))
+            return Layer(seeded, *(aligned(weight.numpy()) for weight in weights))
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns the layer with its constraints applied to its weights, and the losses of these weights."""
@@ -108,9 +93,7 @@ class TensorFlowEngine:
         """Applies layers that all have weights, in order, to inputs that are computed together.
 
         On a CPU one input that `aligned` would not copy is read where it is, and the output is TensorFlow's memory.
-
-        Raises:
-            OutOfMemoryError: If the device's memory did not suffice.
+        Raises OutOfMemoryError if the device's memory did not suffice.
         """
         try:
             return self._convolve(layers, inputs, output_dtype, device)
@@ -156,13 +139,11 @@ class TensorFlowEngine:
 _NO_LOSSES = Losses()
 
 
-class _memory_errors:  # noqa: N801 (it reads as a phrase: with _memory_errors())
+@contextmanager
+def _memory_errors() -> Iterator[None]:
     """Turns what TensorFlow raises for want of memory into OutOfMemoryError."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, tf.errors.ResourceExhaustedError | MemoryError):
-            text = "Expected a call that fits the device's memory. This one did not: send smaller batches."
-            raise OutOfMemoryError(text) from error
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        text = "Expected a call that fits the device's memory. This one did not: send smaller batches."
+        raise OutOfMemoryError(text) from error

@@ -7,6 +7,7 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 from convserve.layers.conv2d import Conv2D
@@ -19,71 +20,56 @@ _MAX_TRACES = 1000
 _MAX_SHAPES = 100_000
 # What a trace depends on. Initializers and constraints act elsewhere, and the rest are labels.
 _TRACED_FIELDS = tuple(
-    field.name
-    for field in dataclasses.fields(Conv2D)
-    if field.name not in ("name", "input_shape") and not field.name.endswith(("_initializer", "_constraint"))
+    parameter.name
+    for parameter in dataclasses.fields(Conv2D)
+    if parameter.name not in ("name", "input_shape") and not parameter.name.endswith(("_initializer", "_constraint"))
 )
 
 
+@dataclass
 class _Trace:
     """A forward pass that is traced when it is first asked for, by one thread; others wait for it."""
 
-    def __init__(self, number: int) -> None:
-        self.number = number
-        self.lock = threading.Lock()
-        self.forward: Forward | None = None
+    number: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    forward: Forward | None = None
 
 
 class Traces:
     """Forward passes by geometry and dtypes. Its methods may be called from any thread."""
 
     def __init__(self, on_gpu: bool) -> None:
-        """Starts empty, for one kind of device."""
         self._on_gpu = on_gpu
         self._lock = threading.Lock()
-        self._traces: OrderedDict[Hashable, _Trace] = OrderedDict()
+        self.traces: OrderedDict[Hashable, _Trace] = OrderedDict()
         self._numbers = itertools.count()
         # Which shapes each trace, by its number, was asked for.
-        self._shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
+        self.shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
         self._geometries: WeakKeyDictionary[Layer, Hashable] = WeakKeyDictionary()
-
-    def __len__(self) -> int:
-        """Returns how many are kept."""
-        return len(self._traces)
-
-    @property
-    def shapes(self) -> int:
-        """How many shapes they were asked for."""
-        return len(self._shapes)
 
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
             channels = shape[channel_axis(layers[0].config)]
             key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
-            trace = self._traces.get(key)
+            trace = self.traces.get(key)
             if trace is None:
-                trace = self._traces[key] = _Trace(next(self._numbers))
-            self._traces.move_to_end(key)
-            warm = (trace.number, shape) in self._shapes
-            self._shapes[trace.number, shape] = None
-            if len(self._traces) > _MAX_TRACES:
-                self._traces.popitem(last=False)
-            if len(self._shapes) > _MAX_SHAPES:
-                self._shapes.popitem(last=False)
-        return trace.forward or self._traced(trace, layers, channels, input_dtype, output_dtype), warm
+                trace = self.traces[key] = _Trace(next(self._numbers))
+            self.traces.move_to_end(key)
+            warm = (trace.number, shape) in self.shapes
+            self.shapes[trace.number, shape] = None
+            if len(self.traces) > _MAX_TRACES:
+                self.traces.popitem(last=False)
+            if len(self.shapes) > _MAX_SHAPES:
+                self.shapes.popitem(last=False)
+        with trace.lock:
+            if trace.forward is None:
+                chain = [layer.config for layer in layers]
+                trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
+            return trace.forward, warm
 
     def _geometry(self, layer: Layer) -> Hashable:
         geometry = self._geometries.get(layer)
         if geometry is None:
             geometry = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
         return geometry
-
-    def _traced(
-        self, trace: _Trace, layers: Sequence[Layer], channels: int, input_dtype: str, output_dtype: str
-    ) -> Forward:
-        with trace.lock:
-            if trace.forward is None:
-                chain = [layer.config for layer in layers]
-                trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
-            return trace.forward

@@ -1,10 +1,10 @@
-"""Layers in memory, within a budget, ready to be computed with. Users with several threads hold a lock."""
+"""Layers in memory, within a budget, ready to be computed with. Its users hold a lock."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from convserve.layers.layer import Layer
 from convserve_server.memory.aligned import aligned_constant
@@ -16,61 +16,39 @@ _OVERHEAD_BYTES = 4096
 Key = TypeVar("Key", bound=Hashable)
 
 
-class LayerCache(Generic[Key]):
-    """Layers by a key, in the order of their use.
-
-    Attributes:
-        budget: The most bytes of them.
-        size: What they take.
-        evictions: How many have left for want of room.
-    """
+class LayerCache(OrderedDict[Key, Layer]):
+    """Layers by a key, in the order of their use."""
 
     def __init__(self, budget: int) -> None:
+        super().__init__()
         self.budget = budget
         self.size = self.evictions = 0
-        self._layers: OrderedDict[Key, Layer] = OrderedDict()
-
-    def peek(self, key: Key) -> Layer | None:
-        """Returns a layer, or None."""
-        return self._layers.get(key)
 
     def use(self, key: Key) -> Layer | None:
         """Returns a layer, which becomes the one used last, or None."""
-        layer = self._layers.get(key)
+        layer = self.get(key)
         if layer is not None:
-            self._layers.move_to_end(key)
+            self.move_to_end(key)
         return layer
 
     def add(self, key: Key, layer: Layer) -> None:
         """Adds a layer that is not there, as the one used last; `evict` makes room for it."""
-        self._layers[key] = layer
+        self[key] = layer
         self.size += size_of(layer)
 
     def remove(self, key: Key) -> None:
         """Removes a layer if it is there."""
-        layer = self._layers.pop(key, None)
-        self.size -= size_of(layer) if layer is not None else 0
+        if (layer := self.pop(key, None)) is not None:
+            self.size -= size_of(layer)
 
     def evict(self, keeps: Callable[[Key], bool] = lambda _: False) -> None:
         """Removes the layers that were used longest ago, without those that are to be kept, until the budget holds."""
-        for oldest in list(self._layers) if self.size > self.budget else ():
+        for oldest in list(self) if self.size > self.budget else ():
             if not keeps(oldest):
                 self.remove(oldest)
                 self.evictions += 1
                 if self.size <= self.budget:
                     break
-
-    def size_of(self, key: Key) -> int:
-        """Returns what a layer that is there takes."""
-        return size_of(self._layers[key])
-
-    def keys(self) -> set[Key]:
-        """Returns the layers' keys."""
-        return set(self._layers)
-
-    def __contains__(self, key: Key) -> bool:
-        """Returns whether a layer is there."""
-        return key in self._layers
 
 
 def size_of(layer: Layer) -> int:

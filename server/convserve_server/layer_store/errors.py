@@ -1,15 +1,30 @@
-"""The errors of a layer that is not stored, is not the expected one, or has no room."""
+"""The errors of a request's field, and of a layer that is not stored, is not the expected one, or has no room."""
 
 from __future__ import annotations
 
 from convserve.errors import (
     FieldViolation,
+    InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
     OverloadedError,
     TooLargeError,
     short_repr,
 )
+
+
+def wrong_field(
+    field: str, expected: str, received: object, error: type[InvalidArgumentError] = InvalidRequestError
+) -> InvalidArgumentError:
+    """Returns the error of one field, saying what was expected and received there."""
+    return error(FieldViolation(field, f"Expected {expected}. Received {received}."))
+
+
+def checked_digest(digest: bytes) -> bytes:
+    """Returns a caller's digest. Raises InvalidRequestError if it has another length."""
+    if len(digest) != 32:
+        raise wrong_field("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
+    return digest
 
 
 def not_found(key: bytes) -> LayerNotFoundError:
@@ -26,36 +41,20 @@ def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
 
 
 def check_digest(key: bytes, expected: bytes) -> None:
-    """Checks that a layer has the digest that its caller expects, if any.
-
-    Raises:
-        InvalidRequestError: If it has another.
-    """
+    """Checks the digest that a caller expects, if any. Raises InvalidRequestError if the layer has another."""
     if expected and key != expected:
-        text = f"Expected what arrives to have the digest {expected.hex()}. Received a layer with digest {key.hex()}."
-        raise InvalidRequestError(FieldViolation("expected_digest", text))
+        text = f"what arrives to have the digest {expected.hex()}"
+        raise wrong_field("expected_digest", text, f"a layer with digest {key.hex()}")
 
 
 def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:
-    """Checks that a layer fits under a budget beside what is there.
+    """Checks that a layer fits under a setting's budget beside the bytes that its holder does not free.
 
-    Args:
-        size: The layer's bytes.
-        held: The bytes that cannot be freed.
-        budget: The most of both together.
-        setting: The budget's name.
-        holder: What takes the bytes that cannot be freed.
-
-    Raises:
-        TooLargeError: If it is larger than the whole budget.
-        OverloadedError: If there is no room and nothing may be evicted.
+    Raises TooLargeError if it is larger than the whole budget, or OverloadedError if there is no room now.
     """
     if size > budget:
-        text = (
-            f"Expected a layer of at most {budget} bytes, the server's --{setting}. Received one of {size} bytes: "
-            "ask the operator to raise it."
-        )
-        raise TooLargeError(FieldViolation("kernel", text))
+        expected = f"a layer of at most {budget} bytes, the server's --{setting}"
+        raise wrong_field("kernel", expected, f"one of {size} bytes: ask the operator to raise it", TooLargeError)
     if held + size > budget:
         text = (
             f"Expected room for {size} bytes under the server's --{setting} of {budget}. Received none, because "

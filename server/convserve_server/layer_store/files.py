@@ -18,6 +18,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import threading
 import time
@@ -46,12 +47,7 @@ class LayerFiles:
     def __init__(self, folder: Path, budget: int) -> None:
         """Makes the folder where it is missing, and clears what an interrupted write left.
 
-        Args:
-            folder: Where.
-            budget: The most bytes of all layers.
-
-        Raises:
-            OSError: If the folder cannot be made or written to; EBUSY if another process has it open.
+        Raises OSError if the folder cannot be made or written to; EBUSY if another process has it open.
         """
         self._layers, self._names, self._quarantined = (folder / name for name in ("layers", "names", "quarantine"))
         for subfolder in (self._layers, self._names, self._quarantined):
@@ -84,20 +80,13 @@ class LayerFiles:
         return key in self._sizes
 
     def check_room(self, size: int) -> None:
-        """Checks that there is room for a layer of so many bytes.
-
-        Raises:
-            TooLargeError: If it is larger than the whole budget.
-            OverloadedError: If there is none now.
-        """
+        """Checks that there is room for a layer of so many bytes. Raises TooLargeError or OverloadedError."""
         check_room(size, self._total, self._budget, "store-bytes", "the layers on disk")
 
     def write(self, layer: Layer, key: bytes, size: int) -> None:
         """Stores a layer of about so many bytes, synced to the disk when this returns.
 
-        Raises:
-            TooLargeError: As `check_room`.
-            OverloadedError: As `check_room`, or if the disk is full.
+        Raises TooLargeError or OverloadedError as `check_room`; OverloadedError too if the disk is full.
         """
         with self._lock:
             self.check_room(size)
@@ -147,11 +136,7 @@ class LayerFiles:
         self._forget(key)
 
     def write_name(self, name: str, versions: NameVersions) -> None:
-        """Lets a name lead to the last of its versions, synced to the disk when this returns.
-
-        Raises:
-            OverloadedError: If the disk is full.
-        """
+        """Lets a name lead to the last of its versions, synced to the disk. Raises OverloadedError if that is full."""
         *before, digest = (key.hex() for key in versions.digests)
         entry = {"name": name, "digest": digest, "before": before, "first": versions.first}
         _write_whole(self._name_path(name), json.dumps(entry).encode())
@@ -189,14 +174,10 @@ class LayerFiles:
         """Returns the bytes of every layer's file by digest. Contents are checked when they are read."""
         sizes = {}
         for path in sorted(self._layers.iterdir()):
-            try:
-                key = bytes.fromhex(path.stem)
-                if len(key) != 32 or path != self._path(key) or not path.is_file():
-                    raise ValueError
-            except ValueError:
-                self._quarantine(path, ValueError("its name is not a digest"))
-                continue
-            sizes[key] = path.stat().st_size
+            if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name) and path.is_file():
+                sizes[bytes.fromhex(path.stem)] = path.stat().st_size
+            else:
+                self._quarantine(path, "its name is not a digest")
         return sizes
 
     def _path(self, key: bytes) -> Path:
@@ -206,7 +187,7 @@ class LayerFiles:
         # Hashed, so that no name, whatever its characters, can lead out of the folder or be too long for it.
         return self._names / f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
-    def _quarantine(self, path: Path, why: Exception) -> None:
+    def _quarantine(self, path: Path, why: object) -> None:
         # A name may already be as long as names of files can be.
         target = self._quarantined / f"{time.time_ns()}-{os.fsdecode(os.fsencode(path.name)[-200:])}"
         # As Python texts, because a name that is no UTF-8 could not be written to a log.

@@ -54,21 +54,13 @@ def encode(layer: Layer) -> bytes:
 
 
 def read_head(file: BinaryIO) -> LayerHead:
-    """Returns what a file says of its layer. It reads the header alone, so the weights may be others.
-
-    Raises:
-        DAMAGE: If the header is no layer's, or describes a file of another size.
-    """
+    """Returns what a file's header says of its layer, of which the weights may be others; or raises a DAMAGE."""
     header = _read_header(file)
     return LayerHead(header.config, header.shapes["kernel"])
 
 
 def read_layer(file: BinaryIO, key: bytes) -> Layer:
-    """Returns the layer with this digest, its weights in aligned, read-only memory.
-
-    Raises:
-        DAMAGE: If the file is no layer's, or holds another layer.
-    """
+    """Returns the layer with this digest, its weights in aligned, read-only memory; or raises a DAMAGE."""
     header = _read_header(file)
     weights: dict[str, Array] = {}
     for name, shape in header.shapes.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 MAX_VERSIONS = 1000
@@ -12,15 +12,10 @@ MAX_VERSIONS = 1000
 
 @dataclass(frozen=True)
 class NameVersions:
-    """The layers that a name has led to, numbered from 1 on in the order in which it moved.
+    """The layers that a name has led to, numbered from 1 on in the order in which it moved."""
 
-    Attributes:
-        digests: Those of the versions, oldest first; the name leads to the last one.
-        first: The number of the first of them. Above 1 where older ones are forgotten.
-    """
-
-    digests: tuple[bytes, ...]
-    first: int = 1
+    digests: tuple[bytes, ...]  # oldest first; the name leads to the last one
+    first: int = 1  # the number of the first of them, above 1 where older ones are forgotten
 
     @property
     def digest(self) -> bytes:
@@ -31,10 +26,6 @@ class NameVersions:
     def latest(self) -> int:
         """The number of the version that the name leads to."""
         return self.first + len(self.digests) - 1
-
-    def numbered(self) -> Iterator[tuple[int, bytes]]:
-        """Yields each version's number and digest, oldest first."""
-        yield from enumerate(self.digests, start=self.first)
 
     def of(self, number: int) -> bytes | None:
         """Returns the digest of a version, or None."""
@@ -47,26 +38,17 @@ class NameVersions:
 
 
 class LayerNames:
-    """Names to digests and back, and the layers that they keep in memory: pinned ones, and where asked for named ones.
-
-    Attributes:
-        kept_bytes: The bytes of the layers that must stay in memory.
-    """
+    """Names to digests and back, and the layers that they keep in memory: pinned ones, and if so asked named ones."""
 
     def __init__(self, size_of: Callable[[bytes], int], *, keep_named: bool) -> None:
-        """Starts without any.
-
-        Args:
-            size_of: Returns the bytes of a layer in memory.
-            keep_named: Whether a name keeps the layer that it leads to, which then is in memory.
-        """
+        """Starts without any; `keep_named`: whether a name keeps the layer in memory that it leads to."""
         self._size_of, self._keep_named = size_of, keep_named
         self._versions: dict[str, NameVersions] = {}
         self._names: dict[bytes, set[str]] = {}
         self._pins: dict[str, set[bytes]] = {}
         # How often names keep each layer: an eviction asks this for every layer, and there may be as many names.
         self._holds: Counter[bytes] = Counter()
-        self.kept_bytes = 0
+        self.kept_bytes = 0  # of the layers that must stay in memory
 
     def digest_of(self, name: str) -> bytes | None:
         """Returns the digest that a name leads to, or None."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,11 @@ class LayerStore:
     """Layers by digest and by name. Its methods may be called from any thread."""
 
     def __init__(self, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None) -> None:
-        """Opens the store.
-
-        Args:
-            memory_bytes: The budget of layers in memory.
-            disk_bytes: The budget of layers in the folder.
-            folder: Where layers are durable; None for memory alone.
-
-        Raises:
-            OSError: If the folder cannot be used.
-        """
+        """Opens the store with its budgets, in memory alone without a folder. Raises OSError if that cannot be used."""
         self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
-        self._memory: LayerCache[bytes] = LayerCache(memory_bytes)
+        self._memory = memory = LayerCache[bytes](memory_bytes)
         self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
-        self._names = LayerNames(self._memory.size_of, keep_named=self._files is None)
+        self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=self._files is None)
         for name, versions in self._files.names() if self._files else ():
             self._names.move(name, versions)
             if versions.digest not in self:
@@ -57,11 +49,7 @@ class LayerStore:
     # Reading
 
     def layer(self, reference: Reference) -> Layer:
-        """Returns a layer with its weights, read-only.
-
-        Raises:
-            LayerNotFoundError: If there is none.
-        """
+        """Returns a layer with its weights, read-only. Raises LayerNotFoundError if there is none."""
         key = self._digest(reference)
         layer = self.find(key)
         if layer is None:
@@ -79,31 +67,21 @@ class LayerStore:
         return layer
 
     def describe(self, reference: Reference) -> StoredLayer:
-        """Returns what is known of a layer without its weights, which are neither read nor verified for it.
-
-        Raises:
-            LayerNotFoundError: If there is none.
-        """
+        """Returns what is known of a layer, or raises LayerNotFoundError. It neither reads nor verifies weights."""
         key = self._digest(reference)
-        with self._lock:
-            layer = self._memory.peek(key)
+        layer = self._memory.get(key)
         head = LayerHead.of(layer) if layer else self._files.head(key) if self._files else None
         if head is None:
             with self._locked(key):  # a damaged file is quarantined
-                layer = self._memory.peek(key) or self._read(key)
+                layer = self._memory.get(key) or self._read(key)
             if layer is None:
                 raise not_found(key)
             head = LayerHead.of(layer)
         return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
-        """Returns the digest that a name leads to.
-
-        Raises:
-            LayerNotFoundError: If it leads nowhere.
-        """
-        with self._lock:
-            key = self._names.digest_of(name)
+        """Returns the digest that a name leads to. Raises LayerNotFoundError if it leads nowhere."""
+        key = self._names.digest_of(name)
         if key is None or key not in self:
             raise name_not_found(name, key)
         return key
@@ -114,48 +92,33 @@ class LayerStore:
             return self._names.all()
 
     def versions(self, name: str) -> NameVersions:
-        """Returns the layers that a name has led to, of which some may not be stored any more.
-
-        Raises:
-            LayerNotFoundError: If there is no such name.
-        """
-        with self._lock:
-            versions = self._names.versions(name)
+        """Returns the layers that a name has led to, some perhaps not stored any more, or raises LayerNotFoundError."""
+        versions = self._names.versions(name)
         if versions is None:
             raise name_not_found(name)
         return versions
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those digests that are not stored, in their order."""
-        with self._lock:
-            return [key for key in keys if key not in self]
+        return [key for key in keys if key not in self]
 
     def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
-        """Returns up to `size` layers in the order of their digests.
-
-        Args:
-            prefix: Only layers with a name that begins so; empty for all.
-            after: Only digests greater than this.
-            size: The most layers.
-        """
-        with self._lock:
-            keys = self._keys()
-            if prefix:
+        """Returns up to `size` layers by their digests: those `after` one that have a name with this prefix, if any."""
+        keys = self._keys()
+        if prefix:
+            with self._lock:
                 keys &= self._names.starting_with(prefix)
         layers: list[StoredLayer] = []
         for key in sorted(key for key in keys if key > after):
             if len(layers) == size:
                 break
-            try:
+            with suppress(LayerNotFoundError):  # it was deleted or quarantined just now
                 layers.append(self.describe(key))
-            except LayerNotFoundError:  # it was deleted or quarantined just now
-                continue
         return layers
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""
-        with self._lock:
-            return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions)
+        return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions)
 
     def __contains__(self, key: bytes) -> bool:
         """Returns whether a layer with this digest is stored."""
@@ -166,11 +129,8 @@ class LayerStore:
     def check_room(self, size: int, name: str = "") -> None:
         """Checks that a layer of so many bytes may be put; without a folder, layers with a name are never evicted.
 
-        The layer that `name` is taken from may be, if it has no other.
-
-        Raises:
-            TooLargeError: If it is larger than the whole store.
-            OverloadedError: If there is no room and nothing may be evicted.
+        The layer that `name` is taken from may be, if it has no other. Raises TooLargeError if the layer is larger than
+        the whole store, or OverloadedError if there is no room and nothing may be evicted.
         """
         if self._files:
             self._files.check_room(size)
@@ -182,12 +142,8 @@ class LayerStore:
     def put(self, layer: Layer, name: str = "", expected_digest: bytes = b"") -> tuple[StoredLayer, bool]:
         """Stores a layer, and lets a name lead to it; returns it and whether it was there before.
 
-        The store keeps the layer's own weights if they are aligned: nobody may change them any more.
-
-        Raises:
-            InvalidRequestError: For a name with other characters than allowed, or another digest than expected.
-            TooLargeError: If it is larger than the whole store.
-            OverloadedError: If there is no room and nothing may be evicted.
+        The store keeps the layer's own weights if they are aligned: nobody may change them any more. Raises what
+        `check_room` does, and InvalidRequestError for a wrong name, or another digest than expected.
         """
         if name:
             check_name(name)
@@ -197,17 +153,17 @@ class LayerStore:
         with self._locked(key):
             existing = self.find(key)
             if existing is None:
-                self._add(key, layer, name)
+                if self._files:
+                    self._files.write(layer, key, size_of(layer))
+                else:
+                    self.check_room(size_of(layer), name)
+                self._remember(key, layer, name)
             if name:
                 self._move_name(name, key)
             return StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer)), existing is not None
 
     def delete(self, reference: Reference) -> None:
-        """Removes a layer and its names; or a name, and its layer if no other name leads to it.
-
-        Raises:
-            LayerNotFoundError: If there is none.
-        """
+        """Removes a layer and its names; or a name, and the layer that only it leads to. LayerNotFoundError if none."""
         if not isinstance(reference, str):
             with self._locked(reference):
                 if reference not in self:
@@ -227,9 +183,7 @@ class LayerStore:
     def pin(self, name: str) -> None:
         """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
 
-        Raises:
-            LayerNotFoundError: If it leads nowhere.
-            OverloadedError: If there is no room beside what is pinned already.
+        Raises LayerNotFoundError if it leads nowhere, or OverloadedError without room beside what is pinned already.
         """
         key = self.digest_of(name)
         with self._locked(key):
@@ -250,13 +204,6 @@ class LayerStore:
             self._names.unpin(name)
 
     # Of a layer or a name whose lock is held
-
-    def _add(self, key: bytes, layer: Layer, name: str) -> None:
-        if self._files:
-            self._files.write(layer, key, size_of(layer))
-        else:
-            self.check_room(size_of(layer), name)
-        self._remember(key, layer, name)
 
     def _remember(self, key: bytes, layer: Layer, name: str = "") -> None:
         """Holds a layer in memory, from which others may have to go."""
@@ -316,7 +263,8 @@ class LayerStore:
         return self._lock if self._files is None else self._files.lock(reference)
 
     def _keys(self) -> set[bytes]:
-        return self._files.keys() if self._files else self._memory.keys()
+        with self._lock:
+            return self._files.keys() if self._files else set(self._memory)
 
     def _names_of(self, key: bytes) -> tuple[str, ...]:
         with self._lock:

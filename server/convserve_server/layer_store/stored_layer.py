@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
@@ -26,16 +26,8 @@ class LayerHead(NamedTuple):
         return cls(layer.config, layer.kernel.shape)
 
 
-@dataclass(frozen=True)
-class StoredLayer:
-    """A stored layer without its weights.
-
-    Attributes:
-        digest: Its identity.
-        names: The names that lead to it, sorted.
-        config: Its configuration, every seed filled in.
-        kernel_shape: The kernel's shape.
-    """
+class StoredLayer(NamedTuple):
+    """A stored layer without its weights: its digest, the names that lead to it, sorted, and its configuration."""
 
     digest: bytes
     names: tuple[str, ...]
@@ -45,8 +37,7 @@ class StoredLayer:
     @property
     def parameter_count(self) -> int:
         """The number of weights."""
-        height, width, inputs, filters = self.kernel_shape
-        return height * width * inputs * filters + (filters if self.config.use_bias else 0)
+        return math.prod(self.kernel_shape) + (self.config.filters if self.config.use_bias else 0)
 
     @property
     def weight_bytes(self) -> int:
@@ -54,16 +45,9 @@ class StoredLayer:
         return self.parameter_count * itemsize(self.config.variable_dtype)
 
 
-@dataclass(frozen=True)
-class StoreUsage:
-    """What the store holds, and has done since the start.
+class StoreUsage(NamedTuple):
+    """What the store holds, and has done since the start."""
 
-    Attributes:
-        layers: Layers, in memory or on disk.
-        memory_bytes: What the layers in memory take.
-        evictions: Layers that left the memory for want of room.
-    """
-
-    layers: int
+    layers: int  # in memory or on disk
     memory_bytes: int
-    evictions: int
+    evictions: int  # layers that left the memory for want of room

@@ -12,16 +12,9 @@ _MAX_PIECE_BYTES = 2**25
 def configure_malloc(most_bytes: int) -> bool:
     """Sets M_MMAP_THRESHOLD and M_TRIM_THRESHOLD, so that messages of up to 32 MiB reuse freed memory.
 
-    Calls that move tens of megabytes take a tenth less time.
-
-    Args:
-        most_bytes: The most that stays free at the end of a heap.
-
-    Returns:
-        Whether the C library has these settings: glibc has.
+    Calls that move tens of megabytes take a tenth less time. At most `most_bytes` stay free at the end of a heap.
+    Returns whether the C library has these settings: glibc has.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    return mallopt is not None and all(
-        mallopt(what, value)
-        for what, value in ((_MMAP_THRESHOLD, _MAX_PIECE_BYTES), (_TRIM_THRESHOLD, min(most_bytes, 2**31 - 1)))
-    )
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: False)
+    kept = min(most_bytes, 2**31 - 1)
+    return bool(mallopt(_MMAP_THRESHOLD, _MAX_PIECE_BYTES) and mallopt(_TRIM_THRESHOLD, kept))

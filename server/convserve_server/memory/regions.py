@@ -26,24 +26,13 @@ class RegionTable(Generic[Key, AnyRegion]):
     def __init__(
         self, max_bytes: int, max_regions: int, is_abandoned: Callable[[AnyRegion], bool] = lambda _: False
     ) -> None:
-        """Starts without any.
-
-        Args:
-            max_bytes: The most bytes of all regions together.
-            max_regions: The most regions.
-            is_abandoned: Whether a region may be unregistered where there is no room for another.
-        """
+        """Starts without any. Abandoned regions are unregistered where there is no room for another."""
         self._max_bytes, self._max_regions, self._is_abandoned = max_bytes, max_regions, is_abandoned
         self._lock = threading.Lock()
         self._regions: dict[Key, AnyRegion] = {}
 
     def register(self, key: Key, region: AnyRegion) -> None:
-        """Adds a region.
-
-        Raises:
-            KeyError: If the key is taken.
-            OverloadedError: If there is no room for it.
-        """
+        """Adds a region. Raises KeyError if the key is taken or OverloadedError if there is no room for it."""
         with self._lock:
             if key in self._regions:
                 raise KeyError(key)
@@ -68,10 +57,10 @@ class RegionTable(Generic[Key, AnyRegion]):
         """Returns a region, or None."""
         return self._regions.get(key)
 
-    def items(self) -> list[tuple[Key, AnyRegion]]:
-        """Returns all regions with their keys."""
+    def all(self) -> dict[Key, AnyRegion]:
+        """Returns all regions by their keys."""
         with self._lock:
-            return list(self._regions.items())
+            return dict(self._regions)
 
     def _has_room(self, size: int) -> bool:
         taken = sum(region.size for region in self._regions.values())

@@ -8,8 +8,10 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
 
 from convserve.errors import ConvserveError, InternalError, PermissionDeniedError
 from convserve.v1 import error_pb2
@@ -55,74 +57,36 @@ class Observer:
         """A call is over for both ends; the record is complete."""
 
 
+@dataclass(eq=False)
 class CallRecord:
-    """A call.
+    """A call that arrives now."""
 
-    Attributes:
-        method: "package.Service/Method", or UNKNOWN_METHOD: a name out of a bounded number.
-        method_label: The same, but an unknown one as the caller named it.
-        metadata: What the caller sent beside the request. It may have secrets.
-        request_id: The caller's, or one that was made.
-        trace_id: In hexadecimal, where the call is traced; else empty.
-        identity: Who called; None until it is authenticated.
-        caller: Who called, in one word; empty until it is known.
-        arrived_ns: When, in nanoseconds since 1970.
-        duration_us: From then until the last byte was sent, in microseconds.
-        code: The status code's name; empty while the call is under way.
-        reason: Why it failed, a name of ErrorReason; else empty.
-        error_id: Under which the log has a defect; else empty.
-        first: The first forward pass; None without one.
-        items: How many forward passes there were.
-        items_refused: How many items of a stream were refused.
-        queue_us: Of all forward passes together.
-        compute_us: Of all forward passes together.
-        batch_size: The largest.
-        received_bytes: Of messages.
-        sent_bytes: Of messages.
-        answered: Whether the method has returned its whole answer.
-    """
+    method: str  # "package.Service/Method", or UNKNOWN_METHOD: a name out of a bounded number
+    method_label: str  # the same, but an unknown one as the caller named it
+    metadata: Metadata = ()  # what the caller sent beside the request; it may have secrets
+    observers: Sequence[Observer] = ()
+    trace_id: str = ""  # in hexadecimal, where the call is traced
+    identity: Identity | None = None  # who called; None until it is authenticated
+    arrived_ns: int = field(default_factory=time.time_ns)
+    duration_us: int = 0  # until the last byte was sent
+    code: str = ""  # the status code's name; empty while the call is under way
+    reason: str = ""  # why it failed, a name of ErrorReason
+    error_id: str = ""  # under which the log has a defect
+    first: Computation | None = None  # the first forward pass
+    items: int = 0  # how many forward passes there were
+    items_refused: int = 0  # of a stream
+    queue_us: int = 0  # of all forward passes together
+    compute_us: int = 0  # of all forward passes together
+    batch_size: int = 0  # the largest
+    received_bytes: int = 0  # of messages
+    sent_bytes: int = 0  # of messages
+    answered: bool = False  # whether the method has returned its whole answer
+    _began_ns: int = field(default_factory=time.monotonic_ns)
+    _lock: threading.Lock = field(default_factory=threading.Lock)  # several threads compute items of a stream
 
-    __slots__ = (
-        "_began",
-        "_lock",
-        "_observers",
-        "answered",
-        "arrived_ns",
-        "batch_size",
-        "code",
-        "compute_us",
-        "duration_us",
-        "error_id",
-        "first",
-        "identity",
-        "items",
-        "items_refused",
-        "metadata",
-        "method",
-        "method_label",
-        "queue_us",
-        "reason",
-        "received_bytes",
-        "request_id",
-        "sent_bytes",
-        "trace_id",
-    )
-
-    def __init__(
-        self, method: str, method_label: str, metadata: Metadata = (), observers: Sequence[Observer] = ()
-    ) -> None:
-        """Starts the record of a call that arrives now."""
-        self.arrived_ns, self._began = time.time_ns(), time.monotonic_ns()
-        self.method, self.method_label, self.metadata = method, method_label, metadata
-        self.request_id = _request_id(metadata)
-        self._observers = observers
-        self._lock = threading.Lock()  # items of a stream are computed by several threads
-        self.trace_id = self.code = self.reason = self.error_id = ""
-        self.identity: Identity | None = None
-        self.first: Computation | None = None
-        self.items = self.items_refused = self.queue_us = self.compute_us = self.batch_size = 0
-        self.received_bytes = self.sent_bytes = self.duration_us = 0
-        self.answered = False
+    def __post_init__(self) -> None:
+        """Takes the caller's id for the request, or makes one."""
+        self.request_id = _request_id(self.metadata)
 
     @property
     def caller(self) -> str:
@@ -131,8 +95,7 @@ class CallRecord:
 
     def begin(self) -> None:
         """Notes that a thread has taken the call."""
-        if self._observers:
-            self._notify(lambda observer: observer.began(self))
+        self._notify("began")
 
     def computed(self, computation: Computation) -> None:
         """Adds a forward pass."""
@@ -142,8 +105,7 @@ class CallRecord:
             self.queue_us += computation.queue_us
             self.compute_us += computation.compute_us
             self.batch_size = max(self.batch_size, computation.batch_size)
-        if self._observers:
-            self._notify(lambda observer: observer.computed(self, computation))
+        self._notify("computed", computation)
 
     def refused(self, error: ConvserveError) -> None:
         """Notes what the call fails with."""
@@ -160,19 +122,18 @@ class CallRecord:
         if isinstance(error, InternalError):
             self.error_id = error.error_id
         if error.reason in REASONS:
-            self._notify(lambda observer: observer.refused(self, REASONS[error.reason]))
+            self._notify("refused", REASONS[error.reason])
 
     def end(self, code: str) -> None:
         """Completes the record."""
         self.code = code
-        self.duration_us = (time.monotonic_ns() - self._began) // 1000
-        if self._observers:
-            self._notify(lambda observer: observer.ended(self))
+        self.duration_us = (time.monotonic_ns() - self._began_ns) // 1000
+        self._notify("ended")
 
-    def _notify(self, notify: Callable[[Observer], None]) -> None:
-        for observer in self._observers:
+    def _notify(self, event: str, *details: Any) -> None:
+        for observer in self.observers:
             try:
-                notify(observer)
+                getattr(observer, event)(self, *details)
             except Exception:
                 log.exception("%s failed at a call of %s", type(observer).__name__, self.method_label)
 
@@ -182,21 +143,13 @@ class CallRecorder:
 
     A call counts from the moment that a thread takes it; one that its caller gives up before is not counted. Watches of
     the health, which last as long as their connection and keep no thread, are not recorded.
-
-    Attributes:
-        arrivals: How many calls have come, watches too; gRPC's one thread counts them.
     """
 
     def __init__(self, methods: Iterable[str] = (), observers: Sequence[Observer] = ()) -> None:
-        """Prepares to record calls.
-
-        Args:
-            methods: The paths of the methods that the server may have; calls of others are not told apart.
-            observers: Are notified of each call.
-        """
+        """Prepares to record calls of methods with these paths; calls of others are not told apart."""
         self._names = {path: path.removeprefix("/") for path in methods}
         self._observers = tuple(observers)
-        self.arrivals = 0
+        self.arrivals = 0  # calls that have come, watches too; gRPC's one thread counts them
 
     def arrived(self, path: str, metadata: Metadata) -> CallRecord:
         """Returns the record of a call that arrives, which is this context's from now on."""
@@ -218,8 +171,7 @@ def make_current(call: CallRecord) -> None:
 def current_call() -> CallRecord:
     """Returns the record of the call that this thread answers; other threads that work for it are given it.
 
-    Raises:
-        PermissionDeniedError: If this thread answers none that came through the interceptor.
+    Raises PermissionDeniedError if this thread answers none that came through the interceptor.
     """
     call = _current.get(None)
     if call is None:
@@ -228,11 +180,7 @@ def current_call() -> CallRecord:
 
 
 def current_identity() -> Identity:
-    """Returns who the call is from that this thread answers.
-
-    Raises:
-        PermissionDeniedError: If that is not known: a caller who was not authenticated may do nothing.
-    """
+    """Returns who the call is from that this thread answers. Raises PermissionDeniedError if that is not known."""
     identity = current_call().identity
     if identity is None:
         raise PermissionDeniedError("Expected a caller who was authenticated. Received one who was not.")

@@ -17,13 +17,8 @@ _progress = logging.getLogger("convserve.progress")
 def start_logging(level: str, form: str) -> logging.Handler:
     """Sends the log of the server, of gRPC and of OpenTelemetry to stderr, and progress to stdout.
 
-    Args:
-        level: The least important that is logged, such as "info".
-        form: "text", or "json" for an object a line with the keys "level", "message" and "time", in UTC, then
-            "exc_info" where there is a traceback, and whatever else the record was given.
-
-    Returns:
-        The handler that writes the log.
+    `form` is "text", or "json" for an object a line with the keys "level", "message" and "time", in UTC, then
+    "exc_info" where there is a traceback, and whatever else the record was given. Returns the log's handler.
     """
     # Not sys.stderr: what is written there while TensorFlow starts is held back.
     handler = logging.StreamHandler(open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
@@ -31,9 +26,9 @@ def start_logging(level: str, form: str) -> logging.Handler:
     stdout = _Stdout(sys.stdout)
     stdout.setFormatter(formatter(form, "%(message)s"))
     _progress.addHandler(stdout)
+    _progress.propagate = False
     for logger in (log, logging.getLogger("grpc"), logging.getLogger("opentelemetry")):
         logger.addHandler(handler)
-    for logger in (log, _progress, logging.getLogger("grpc"), logging.getLogger("opentelemetry")):
         logger.propagate = False
     log.setLevel(level.upper())
     _progress.setLevel(logging.INFO)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -31,103 +32,68 @@ log = logging.getLogger("convserve")
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-class _Method:
-    """The metrics of one method, whose labels are looked up once."""
-
-    def __init__(self, of: CallMetrics, name: str) -> None:
-        self.in_flight = of.in_flight.labels(name)
-        self.duration = of.duration.labels(name)
-        self.received, self.sent = of.received.labels(name), of.sent.labels(name)
-        self.by_code: dict[str, Counter] = {}
-
-
-class _Computing:
-    """The metrics that only methods have that compute."""
-
-    def __init__(self, of: CallMetrics, name: str) -> None:
-        self.queue, self.compute = of.queue.labels(name), of.compute.labels(name)
-        self.batch = of.batch.labels(name)
-        self.input, self.output = of.input.labels(name), of.output.labels(name)
-
-
 class CallMetrics(Observer):
-    """Counts calls, and what was computed for them."""
+    """Counts calls, and what was computed for them.
+
+    `labels` is cached: prometheus_client takes a lock for each.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        """Registers the metrics."""
+        def counter(name: str, text: str, *labels: str) -> Callable[..., Counter]:
+            return cache(Counter(f"convserve_{name}", text, labels, registry=registry).labels)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"convserve_{name}", text, labels, registry=registry)
+        def histogram(name: str, text: str, buckets: Sequence[float]) -> Callable[..., Histogram]:
+            return cache(Histogram(f"convserve_{name}", text, ("method",), buckets=buckets, registry=registry).labels)
 
-        def seconds(name: str, text: str) -> Histogram:
-            return Histogram(f"convserve_{name}_seconds", text, ("method",), buckets=_SECONDS, registry=registry)
-
-        self.requests = counter("requests_total", "Calls that ended.", "method", "code")
-        self.in_flight = Gauge(
-            "convserve_requests_in_flight", "Calls that have not ended.", ("method",), registry=registry
-        )
-        self.duration = seconds("request_duration", "Calls, from their arrival until all was sent.")
-        self.received = counter("received_bytes_total", "Bytes of messages that arrived.", "method")
-        self.sent = counter("sent_bytes_total", "Bytes of messages that were sent.", "method")
-        self.queue = seconds("queue", "What a call, or an item of a stream, waited for memory and a device.")
-        self.compute = seconds("compute", "What a device took for the batch of a call or an item.")
-        self.batch = Histogram(
-            "convserve_batch_samples",
-            "Samples that were computed together, for each call and item.",
-            ("method",),
-            buckets=_SAMPLES,
-            registry=registry,
-        )
-        self.input = counter("input_bytes_total", "Bytes of tensors that were computed with.", "method")
-        self.output = counter("output_bytes_total", "Bytes of tensors that were computed.", "method")
-        refused = counter("refused_total", "Calls, and items of streams, that were answered with an error.", "reason")
-        self._refused = {reason: refused.labels(reason) for reason in REASONS.values()}
-        self._methods: dict[str, _Method] = {}
-        self._computing: dict[str, _Computing] = {}
+        in_flight = Gauge("convserve_requests_in_flight", "Calls that have not ended.", ("method",), registry=registry)
+        self._in_flight = cache(in_flight.labels)
+        self._requests = counter("requests_total", "Calls that ended.", "method", "code")
+        text = "Calls, from their arrival until all was sent."
+        self._duration = histogram("request_duration_seconds", text, _SECONDS)
+        self._received = counter("received_bytes_total", "Bytes of messages that arrived.", "method")
+        self._sent = counter("sent_bytes_total", "Bytes of messages that were sent.", "method")
+        text = "What a call, or an item of a stream, waited for memory and a device."
+        self._queue = histogram("queue_seconds", text, _SECONDS)
+        text = "What a device took for the batch of a call or an item."
+        self._compute = histogram("compute_seconds", text, _SECONDS)
+        text = "Samples that were computed together, for each call and item."
+        self._batch = histogram("batch_samples", text, _SAMPLES)
+        self._input = counter("input_bytes_total", "Bytes of tensors that were computed with.", "method")
+        self._output = counter("output_bytes_total", "Bytes of tensors that were computed.", "method")
+        text = "Calls, and items of streams, that were answered with an error."
+        self._refused = counter("refused_total", text, "reason")
+        for reason in REASONS.values():
+            self._refused(reason)  # there from the start, so that a rate sees the first
 
     def began(self, call: CallRecord) -> None:
         """Counts a call that has begun."""
-        self._method(call.method).in_flight.inc()
+        self._in_flight(call.method).inc()
 
     def computed(self, call: CallRecord, computation: Computation) -> None:
         """Counts a forward pass."""
-        metrics = self._computing.get(call.method)
-        if metrics is None:  # of two made at once either will do: their labels are the same
-            metrics = self._computing[call.method] = _Computing(self, call.method)
-        metrics.queue.observe(computation.queue_us / 1e6)
-        metrics.compute.observe(computation.compute_us / 1e6)
-        metrics.batch.observe(computation.batch_size)
-        metrics.input.inc(computation.input_bytes)
-        metrics.output.inc(computation.output_bytes)
+        self._queue(call.method).observe(computation.queue_us / 1e6)
+        self._compute(call.method).observe(computation.compute_us / 1e6)
+        self._batch(call.method).observe(computation.batch_size)
+        self._input(call.method).inc(computation.input_bytes)
+        self._output(call.method).inc(computation.output_bytes)
 
     def refused(self, call: CallRecord, reason: str) -> None:  # noqa: ARG002 (whichever call it is)
         """Counts a reason."""
-        self._refused[reason].inc()
+        self._refused(reason).inc()
 
     def ended(self, call: CallRecord) -> None:
         """Counts a call that is over."""
-        metrics = self._method(call.method)
-        metrics.in_flight.dec()
-        metrics.duration.observe(call.duration_us / 1e6)
-        metrics.received.inc(call.received_bytes)
-        metrics.sent.inc(call.sent_bytes)
-        requests = metrics.by_code.get(call.code)
-        if requests is None:
-            requests = metrics.by_code[call.code] = self.requests.labels(call.method, call.code)
-        requests.inc()
-
-    def _method(self, name: str) -> _Method:
-        metrics = self._methods.get(name)
-        if metrics is None:
-            metrics = self._methods[name] = _Method(self, name)
-        return metrics
+        self._in_flight(call.method).dec()
+        self._duration(call.method).observe(call.duration_us / 1e6)
+        self._received(call.method).inc(call.received_bytes)
+        self._sent(call.method).inc(call.sent_bytes)
+        self._requests(call.method, call.code).inc()
 
 
 class Holdings(Collector):
     """What the server holds and does at the moment, read at each scrape."""
 
     def __init__(self) -> None:
-        """Starts empty, until the server is ready."""
         self._backend: Backend | None = None
 
     def open(self, backend: Backend) -> None:
@@ -163,21 +129,10 @@ class MetricsEndpoint:
     """Serves a registry over HTTP.
 
     prometheus_client.start_http_server would take a thread for each scrape, however many, for as long as it stalls.
-
-    Attributes:
-        url: Where.
     """
 
     def __init__(self, address: str, registry: CollectorRegistry) -> None:
-        """Starts to serve.
-
-        Args:
-            address: "HOST:PORT"; port 0 picks a free one.
-            registry: What is served.
-
-        Raises:
-            OSError: If the address is not free.
-        """
+        """Starts to serve at "HOST:PORT"; port 0 picks a free one. Raises OSError if the address is not free."""
         host, _, port = address.rpartition(":")
         bare = host.strip("[]")
 

@@ -12,6 +12,7 @@ from convserve_server.observability.call_record import CallRecord, Observer
 # Lines that wait to be written. Where nobody reads the log, further ones are dropped.
 _MAX_WAITING = 10_000
 _HEALTH = "grpc.health."
+_COUNTS = ("items", "items_refused", "received_bytes", "sent_bytes")
 
 
 class RequestLog(Observer):
@@ -21,12 +22,7 @@ class RequestLog(Observer):
     """
 
     def __init__(self, handler: logging.Handler, *, as_fields: bool) -> None:
-        """Starts to write.
-
-        Args:
-            handler: Writes the lines.
-            as_fields: Whether the handler writes a record's fields, as JSON; else the line is in words.
-        """
+        """Starts to write. `as_fields`: the handler writes a record's fields, as JSON; else lines are in words."""
         self._as_fields = as_fields
         self._log = logging.getLogger("convserve.requests")
         self._log.propagate = False
@@ -63,26 +59,11 @@ class _Waiting(QueueHandler):
 def fields_of(call: CallRecord) -> dict[str, Any]:
     """Returns what a line says; a field that means nothing for a call is None."""
     first = call.first
-    return {
-        "request_id": call.request_id,
-        "trace_id": call.trace_id or None,
-        "caller": call.caller,
-        "method": call.method_label,
-        "code": call.code,
-        "reason": call.reason or None,
-        "error_id": call.error_id or None,
-        "duration_us": call.duration_us,
-        "queue_us": call.queue_us if first else None,
-        "compute_us": call.compute_us if first else None,
-        "batch_size": call.batch_size if first else None,
-        "device": first.device if first else None,
-        "input_shape": first.input_shape if first else None,
-        "output_shape": first.output_shape if first else None,
-        "items": call.items,
-        "items_refused": call.items_refused,
-        "received_bytes": call.received_bytes,
-        "sent_bytes": call.sent_bytes,
-    }
+    fields: dict[str, Any] = {"method": call.method_label}
+    fields |= {name: getattr(call, name) for name in ("request_id", "caller", "code", "duration_us", *_COUNTS)}
+    fields |= {name: getattr(call, name) or None for name in ("trace_id", "reason", "error_id")}
+    fields |= {name: getattr(call, name) if first else None for name in ("queue_us", "compute_us", "batch_size")}
+    return fields | {name: getattr(first, name, None) for name in ("device", "input_shape", "output_shape")}
 
 
 class _Words:

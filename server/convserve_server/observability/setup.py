@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Protocol
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
@@ -22,31 +23,16 @@ log = logging.getLogger("convserve")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
 class Observability:
-    """The observers of all calls, and the metrics' endpoint.
-
-    Attributes:
-        recorder: Begins the records that they are notified of.
-        metrics_url: Where the metrics are; empty for none.
-    """
+    """The observers of all calls, and the metrics' endpoint."""
 
     def __init__(self, settings: Settings, services: Iterable[ServiceDescriptor], log_handler: logging.Handler) -> None:
-        """Starts what the settings and OpenTelemetry's variables ask for.
+        """Starts what the settings and OpenTelemetry's variables ask for. `services`: all that the server may have.
 
-        Args:
-            settings: The server's.
-            services: All that the server may have.
-            log_handler: Writes the log.
-
-        Raises:
-            SettingsError: If the metrics' address cannot be listened on, or OpenTelemetry does not take its variables.
+        Raises SettingsError if the metrics' address cannot be listened on, or OpenTelemetry refuses its variables.
         """
-        self.metrics_url = ""
-        self._closables: list[_Closable] = []
+        self.metrics_url = ""  # without metrics
+        self._closing = ExitStack()
         self._holdings = None
         observers: list[Observer] = []
         if settings.metrics:
@@ -61,15 +47,15 @@ class Observability:
                 expected = "Expected an address that is free and may be used"
                 raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}.") from error
             self.metrics_url = endpoint.url
-            self._closables.append(endpoint)
+            self._closing.callback(endpoint.close)
         tracing = _tracing()
         if tracing is not None:  # before the log, whose lines have the spans' ids
             observers.append(tracing)
-            self._closables.append(tracing)
+            self._closing.callback(tracing.close)
         if settings.log_requests:
             request_log = RequestLog(log_handler, as_fields=settings.log_format == "json")
             observers.append(request_log)
-            self._closables.append(request_log)
+            self._closing.callback(request_log.close)
         paths = [f"/{service.full_name}/{method.name}" for service in services for method in service.methods]
         self.recorder = CallRecorder(paths, observers)
 
@@ -80,16 +66,14 @@ class Observability:
 
     def close(self) -> None:
         """Writes and sends what is left, and stops."""
-        for closable in self._closables:
-            closable.close()
+        self._closing.close()
 
 
 def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
     """Returns whether OpenTelemetry's own variables say where spans are to go, and do not turn them off."""
-    off = (
-        environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or environment.get("OTEL_TRACES_EXPORTER") == "none"
-    )
-    return not off and any(environment.get(name) for name in _ENDPOINTS)
+    is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    is_unsent = environment.get("OTEL_TRACES_EXPORTER") == "none"
+    return not (is_off or is_unsent) and any(environment.get(name) for name in _ENDPOINTS)
 
 
 def _tracing() -> Tracing | None:

@@ -13,7 +13,6 @@ from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
-from opentelemetry.util.types import AttributeValue
 
 from convserve._version import __version__
 from convserve_server.observability.call_record import CallRecord, Observer
@@ -27,7 +26,6 @@ class Tracing(Observer):
     """Makes spans of calls. OpenTelemetry's own variables, OTEL_*, say where they go."""
 
     def __init__(self) -> None:
-        """Starts to send spans."""
         resource = Resource.create({SERVICE_VERSION: __version__})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "convserve"}))
@@ -42,11 +40,13 @@ class Tracing(Observer):
             return
         # Not OpenTelemetry's baggage: it goes nowhere from here, and a malformed one would be logged.
         carrier = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
+        service, _, method = call.method.rpartition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
         span = self._tracer.start_span(
             call.method,
             propagate.extract(carrier),
             SpanKind.SERVER,
-            _attributes(call),
+            attributes | {"convserve.request_id": call.request_id},
             start_time=call.arrived_ns,
         )
         call.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
@@ -62,13 +62,8 @@ class Tracing(Observer):
         began = computation.began_ns
         started = began + computation.queue_us * 1000
         self._tracer.start_span("queue", below, start_time=began).end(started)
-        attributes: dict[str, AttributeValue] = {
-            "convserve.batch_size": computation.batch_size,
-            "convserve.device": computation.device,
-            "convserve.warm": computation.warm,
-            "convserve.input_shape": computation.input_shape,
-            "convserve.output_shape": computation.output_shape,
-        }
+        names = ("batch_size", "device", "warm", "input_shape", "output_shape")
+        attributes = {f"convserve.{name}": getattr(computation, name) for name in names}
         compute = self._tracer.start_span("compute", below, attributes=attributes, start_time=started)
         compute.end(started + computation.compute_us * 1000)
 
@@ -85,10 +80,9 @@ class Tracing(Observer):
             return
         span.set_attribute("rpc.grpc.status_code", grpc.StatusCode[call.code].value[0])
         span.set_attribute("convserve.caller", call.caller)
-        if call.reason:
-            span.set_attribute("error.type", call.reason)
-        if call.error_id:
-            span.set_attribute("convserve.error_id", call.error_id)
+        for name, value in (("error.type", call.reason), ("convserve.error_id", call.error_id)):
+            if value:
+                span.set_attribute(name, value)
         if call.code in _FAULTS:
             span.set_status(Status(StatusCode.ERROR, call.code))
         span.end(call.arrived_ns + call.duration_us * 1000)
@@ -96,13 +90,3 @@ class Tracing(Observer):
     def close(self) -> None:
         """Sends the spans that are left."""
         self._provider.shutdown()
-
-
-def _attributes(call: CallRecord) -> dict[str, str]:
-    service, _, method = call.method.rpartition("/")
-    return {
-        "rpc.system": "grpc",
-        "rpc.service": service,
-        "rpc.method": method,
-        "convserve.request_id": call.request_id,
-    }

@@ -21,11 +21,7 @@ InferItems = InFlightItems[InferRequest, str, InferResponse]
 def infer_stream(
     infer: Callable[[InferRequest, Caller], InferResponse], items: InferItems, call: CallRecord
 ) -> Iterator[bytes]:
-    """Yields the messages that answer one stream's requests, in order.
-
-    Raises:
-        InvalidRequestError: If what comes is no request.
-    """
+    """Yields the messages that answer one stream's requests, in order; InvalidRequestError if one is no request."""
 
     def read() -> None:
         while (request := items.next_message()) is not None:

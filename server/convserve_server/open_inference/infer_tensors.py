@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, short_repr
+from convserve.errors import InvalidArgumentError, InvalidTensorError, short_repr
 from convserve.tensors.codec import INPUT_DTYPES, Array, Shape, checked_shape, itemsize, numpy_dtype
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest
 
@@ -27,40 +27,21 @@ DATATYPES = {
 _DTYPES = {datatype: dtype for dtype, datatype in DATATYPES.items()}
 
 _REGION, _SIZE, _OFFSET = "shared_memory_region", "shared_memory_byte_size", "shared_memory_offset"
-_CONTENTS = {
-    "float32": "fp32_contents",
-    "float64": "fp64_contents",
-    "uint8": "uint_contents",
-    "int8": "int_contents",
-}
+_CONTENTS = {"float32": "fp32_contents", "float64": "fp64_contents", "uint8": "uint_contents", "int8": "int_contents"}
 _Parameters = Mapping[str, messages.InferParameter]
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where in shared memory a tensor is.
+class Place(NamedTuple):
+    """Where in shared memory a tensor is."""
 
-    Attributes:
-        region: The region's name.
-        offset: Where it begins there, in bytes.
-        size: How many bytes the caller reserved for it.
-        field: What to call it in an error.
-    """
-
-    region: str
-    offset: int
-    size: int
-    field: str
+    region: str  # its name
+    offset: int  # where it begins there, in bytes
+    size: int  # how many bytes the caller reserved for it
+    field: str  # what to call it in an error
 
 
 class Input(NamedTuple):
-    """An input.
-
-    Attributes:
-        shape: Its dimensions.
-        dtype: Its dtype's name.
-        elements: Itself, or where it is.
-    """
+    """An input, or where it is."""
 
     shape: Shape
     dtype: str
@@ -70,9 +51,8 @@ class Input(NamedTuple):
 def read_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str] = ()) -> dict[str, Input]:
     """Returns the inputs by their names.
 
-    Raises:
-        InvalidRequestError: If one is missing, unknown or there twice, or elements are missing or left over.
-        InvalidTensorError: If one contradicts itself.
+    Raises InvalidRequestError if one is missing, unknown or there twice, or elements are missing or left over, or
+    InvalidTensorError if one contradicts itself.
     """
     inputs: dict[str, Input] = {}
     raw = iter(request.raw)
@@ -83,39 +63,31 @@ def read_inputs(request: InferRequest, required: Sequence[str], optional: Sequen
     if any(name not in inputs for name in required):
         raise _wrong_inputs(request, required, optional)
     if next(raw, None) is not None:
-        raise _wrong_raw(len(request.raw))
+        raise _wrong_raw(f"{len(request.raw)}, which is too many")
     return inputs
 
 
 def read_output_place(request: InferRequest, name: str) -> Place | None:
-    """Returns where the caller wants the only output, or None for the response.
-
-    Raises:
-        InvalidRequestError: If it asks for another, or for what there is not.
-    """
+    """Returns where the caller wants the only output, or None for the response. Raises InvalidRequestError."""
     outputs = request.message.outputs
     if not outputs:
         return None
     if len(outputs) != 1 or outputs[0].name != name:
         received = ", ".join(short_repr(output.name) for output in outputs[:8])
-        raise InvalidRequestError(FieldViolation("outputs", f"Expected {name} alone. Received {received}."))
+        raise wrong_field("outputs", f"{name} alone", received)
     parameters = outputs[0].parameters
     if "classification" in parameters:
-        text = "Expected none, as the output is no list of classes. Received one."
-        raise InvalidRequestError(FieldViolation(f"outputs.{name}.parameters.classification", text))
+        field = f"outputs.{name}.parameters.classification"
+        raise wrong_field(field, "none, as the output is no list of classes", "one")
     return _place(parameters, f"outputs.{name}")
 
 
 def dtype_of(datatype: str, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> str:
-    """Returns the dtype that the protocol calls so.
-
-    Raises:
-        InvalidTensorError: If it is none of the `allowed` ones.
-    """
+    """Returns the dtype that the protocol calls so. Raises InvalidTensorError if it is none of the `allowed` ones."""
     dtype = _DTYPES.get(datatype)
     if dtype is None or dtype not in allowed:
         names = ", ".join(DATATYPES[name] for name in allowed)
-        raise InvalidTensorError(FieldViolation(field, f"Expected one of {names}. Received {short_repr(datatype)}."))
+        raise wrong_field(field, f"one of {names}", short_repr(datatype), InvalidTensorError)
     return dtype
 
 
@@ -131,37 +103,34 @@ def _input(tensor: messages.ModelInferRequest.InferInputTensor, raw: Iterator[me
         return Input(shape, dtype, _typed(tensor.contents, shape, dtype, field))
     data = next(raw, None)
     if data is None:
-        raise _wrong_raw(None)
+        raise _wrong_raw("too few")
     _check_size(len(data), size, shape, dtype, field)
     return Input(shape, dtype, np.frombuffer(data, numpy_dtype(dtype)).reshape(shape))
 
 
 def _typed(contents: messages.InferTensorContents, shape: Shape, dtype: str, field: str) -> Array:
-    name = _CONTENTS.get(dtype)
+    name, field = _CONTENTS.get(dtype), f"{field}.contents"
     if name is None:
-        text = (
-            f"Expected {DATATYPES[dtype]} in raw_input_contents, as contents have no field for it. Received contents."
-        )
-        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+        expected = f"{DATATYPES[dtype]} in raw_input_contents, as contents have no field for it"
+        raise wrong_field(field, expected, "contents", InvalidTensorError)
     values = getattr(contents, name)
     if len(values) != math.prod(shape):
-        text = f"Expected {math.prod(shape)} elements in {name}, as shape {shape} needs. Received {len(values)}."
-        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+        expected = f"{math.prod(shape)} elements in {name}, as shape {shape} needs"
+        raise wrong_field(field, expected, len(values), InvalidTensorError)
     if dtype in ("float32", "float64"):
         return np.fromiter(values, numpy_dtype(dtype), len(values)).reshape(shape)
     integers, bounds = np.fromiter(values, np.int64, len(values)), np.iinfo(dtype)
     if integers.min() < bounds.min or integers.max() > bounds.max:
-        text = f"Expected {DATATYPES[dtype]}, from {bounds.min} to {bounds.max}. Received other integers."
-        raise InvalidTensorError(FieldViolation(f"{field}.contents", text))
+        expected = f"{DATATYPES[dtype]}, from {bounds.min} to {bounds.max}"
+        raise wrong_field(field, expected, "other integers", InvalidTensorError)
     return integers.astype(dtype).reshape(shape)
 
 
 def _place(parameters: _Parameters, field: str) -> Place | None:
     if _REGION not in parameters:
         return None
-    region = parameters[_REGION].string_param
-    size, offset = (_integer(parameters, name, field) for name in (_SIZE, _OFFSET))
-    return Place(region, offset, size, field)
+    offset, size = (_integer(parameters, name, field) for name in (_OFFSET, _SIZE))
+    return Place(parameters[_REGION].string_param, offset, size, field)
 
 
 def _integer(parameters: _Parameters, name: str, field: str) -> int:
@@ -171,27 +140,23 @@ def _integer(parameters: _Parameters, name: str, field: str) -> int:
     choice = parameters[name].WhichOneof("parameter_choice")
     value = getattr(parameters[name], choice) if choice in ("int64_param", "uint64_param") else -1
     if value < 0:
-        text = f"Expected an integer of at least 0. Received {'another' if choice == 'int64_param' else choice}."
-        raise InvalidRequestError(FieldViolation(f"{field}.parameters.{name}", text))
+        received = "another" if choice == "int64_param" else choice
+        raise wrong_field(f"{field}.parameters.{name}", "an integer of at least 0", received)
     return int(value)
 
 
 def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: str) -> None:
     if received != expected:
-        needs = f"as shape {list(shape)} and datatype {DATATYPES[dtype]} need"
-        text = f"Expected {expected} bytes, {needs}. Received {received} bytes."
-        raise InvalidTensorError(FieldViolation(field, text))
+        needed = f"{expected} bytes, as shape {list(shape)} and datatype {DATATYPES[dtype]} need"
+        raise wrong_field(field, needed, f"{received} bytes", InvalidTensorError)
 
 
-def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidRequestError:
+def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidArgumentError:
     names = ", ".join((*required, *(f"{name} if need be" for name in optional)))
     received = ", ".join(short_repr(tensor.name) for tensor in request.message.inputs[:8]) or "none"
-    return InvalidRequestError(FieldViolation("inputs", f"Expected {names}, each once. Received {received}."))
+    return wrong_field("inputs", f"{names}, each once", received)
 
 
-def _wrong_raw(count: int | None) -> InvalidRequestError:
-    received = "too few" if count is None else f"{count}, which is too many"
-    text = (
-        f"Expected the elements of each input that is neither in shared memory nor has contents. Received {received}."
-    )
-    return InvalidRequestError(FieldViolation("raw_input_contents", text))
+def _wrong_raw(received: str) -> InvalidArgumentError:
+    expected = "the elements of each input that is neither in shared memory nor has contents"
+    return wrong_field("raw_input_contents", expected, received)

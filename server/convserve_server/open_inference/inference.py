@@ -7,17 +7,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidArgumentError,
-    InvalidRequestError,
-    InvalidTensorError,
-    TooLargeError,
-)
+from convserve.errors import FieldViolation, InvalidArgumentError, InvalidTensorError, TooLargeError
 from convserve.layers.layer import Layer
-from convserve.protocol.results import Losses
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
 from convserve_server.backend import Backend
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.open_inference.infer_tensors import (
@@ -53,44 +47,25 @@ FindRegion = Callable[[str, str], Region]
 
 
 class _Model(NamedTuple):
-    """What is computed.
-
-    Attributes:
-        name: The model's name.
-        version: The version.
-        layers: The layers, in order.
-        x: The input.
-    """
+    """What is computed."""
 
     name: str
     version: str
-    layers: list[Layer]
+    layers: list[Layer]  # in order
     x: Input
 
 
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
-    def __init__(self, backend: Backend, models: LayerModels, statistics: ModelStatistics) -> None:
-        """Joins the parts."""
-        self._backend = backend
-        self._models = models
-        self._statistics = statistics
+    def __init__(self, backend: Backend, statistics: ModelStatistics) -> None:
+        self._backend, self._statistics = backend, statistics
+        self.models = LayerModels(backend.store)
 
     def infer(self, request: InferRequest, caller: Caller, find_region: FindRegion, call: CallRecord) -> InferResponse:
-        """Returns a request's response.
-
-        Args:
-            request: The request.
-            caller: Who waits for the response.
-            find_region: Finds shared memory, or says that there is none for this caller.
-            call: The record of the call that the request came by.
-
-        Raises:
-            ConvserveError: Any of the server's.
-        """
+        """Returns the response to a request of a call, for which a caller waits; or raises any ConvserveError."""
         began_ns = time.monotonic_ns()
-        found = self._models.find(request.message.model_name, request.message.model_version, "model_version")
+        found = self.models.find(request.message.model_name, request.message.model_version, "model_version")
         name, version, is_stored = found.name, found.version, found.name != STATELESS
         try:
             model = self._stored(request, found) if is_stored else self._stateless(request, version, find_region)
@@ -99,7 +74,8 @@ class Inferences:
             self._statistics.failed(name, version, time.monotonic_ns() - began_ns)
             if not isinstance(error, InvalidArgumentError):
                 raise
-            raise _renamed(error, _stored_field if is_stored else _stateless_field)  # noqa: B904 (as it has its cause)
+            named = ((_protocol_field(wrong.field, is_stored), wrong.description) for wrong in error.violations)
+            raise type(error)(*(FieldViolation(*parts) for parts in named))  # noqa: B904 (as it has its cause)
         self._statistics.succeeded(name, version, inference)
         return response
 
@@ -115,23 +91,22 @@ class Inferences:
         """Returns a request's response and the times that it took."""
         place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
         asked_ns = time.monotonic_ns()
-        permit = self._backend.admission.admit(
-            model.layers,
-            model.x.shape,
-            model.x.dtype,
-            output_dtype,
-            caller,
-            output_room=0 if place is None else math.inf,
-        )
+        layers, sent, room = model.layers, model.x, 0 if place is None else math.inf
+        permit = self._backend.admission.admit(layers, sent.shape, sent.dtype, output_dtype, caller, output_room=room)
         try:
-            region = None if place is None else _output_region(place, permit.plan.output_bytes, find_region)
+            region = None
+            if place is not None:
+                if place.size < (size := permit.plan.output_bytes):
+                    expected = f"shared_memory_byte_size of at least {size}, as the output needs"
+                    raise wrong_field(place.field, expected, place.size)
+                region = find_region(place.region, place.field)
             reading_ns = time.monotonic_ns()
-            x = _array(model.x, find_region)
+            x = _array(sent, find_region)
         except BaseException:
             permit.release()
             raise
         input_ns = asked_ns - began_ns + time.monotonic_ns() - reading_ns  # without the wait for admission
-        result = self._backend.scheduler.convolve(permit, model.layers, x, caller)
+        result = self._backend.scheduler.convolve(permit, layers, x, caller)
         call.computed(result.computation)
         computed_ns, output = time.monotonic_ns(), result.output
         if place is not None and region is not None:
@@ -150,7 +125,7 @@ class Inferences:
 
     def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
         """Returns a model of stored layers."""
-        layers, x = self._models.layers(model), read_inputs(request, ("x",))["x"]
+        layers, x = self.models.layers(model), read_inputs(request, ("x",))["x"]
         first = layers[0]
         assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
         _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
@@ -167,15 +142,15 @@ class Inferences:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
         most = self._backend.admission.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
-            text = f"Expected at most {most} bytes, the server's --max-message-bytes. Received {given.elements.size}."
-            raise TooLargeError(FieldViolation(f"inputs.{name}", text))
+            expected = f"at most {most} bytes, the server's --max-message-bytes"
+            raise wrong_field(f"inputs.{name}", expected, given.elements.size, TooLargeError)
         return _array(given, find_region)
 
 
 def _check_shape(shape: Shape, expected: list[int]) -> None:
     if len(shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, shape, strict=True)):
-        text = f"Expected shape {expected}, -1 for any size. Received shape {list(shape)}."
-        raise InvalidTensorError(FieldViolation("inputs.x.shape", text))
+        text = f"shape {expected}, -1 for any size"
+        raise wrong_field("inputs.x.shape", text, f"shape {list(shape)}", InvalidTensorError)
 
 
 def _output_dtype(request: InferRequest) -> str | None:
@@ -183,13 +158,6 @@ def _output_dtype(request: InferRequest) -> str | None:
     if OUTPUT_DTYPE not in parameters:
         return None
     return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
-
-
-def _output_region(place: Place, size: int, find_region: FindRegion) -> Region:
-    if place.size < size:
-        text = f"Expected shared_memory_byte_size of at least {size}, as the output needs. Received {place.size}."
-        raise InvalidRequestError(FieldViolation(place.field, text))
-    return find_region(place.region, place.field)
 
 
 def _array(given: Input, find_region: FindRegion) -> Array:
@@ -212,26 +180,14 @@ def _message(request: InferRequest, model: _Model, place: Place | None, result: 
         tensor.parameters["shared_memory_byte_size"].int64_param = output.nbytes
         tensor.parameters["shared_memory_offset"].int64_param = place.offset
     for index, losses in enumerate(result.losses):
-        if losses != _NO_LOSSES:
-            for kind, loss in vars(losses).items():
-                if loss is not None:
-                    message.parameters[f"layers[{index}].losses.{kind}"].double_param = loss
+        for kind, loss in vars(losses).items():
+            if loss is not None:
+                message.parameters[f"layers[{index}].losses.{kind}"].double_param = loss
     return message
 
 
-_NO_LOSSES = Losses()
-
-
-def _stored_field(field: str) -> str:
+def _protocol_field(field: str, is_stored: bool) -> str:
     """Returns what the protocol calls a field that the request path has named."""
-    return _FIELDS.get(field, field)
-
-
-def _stateless_field(field: str) -> str:
-    """Returns the same for the stateless model."""
+    if is_stored:
+        return _FIELDS.get(field, field)
     return _STATELESS_FIELDS.get(field) or (field if field.partition(".")[0] in _OWN_FIELDS else f"parameters.{field}")
-
-
-def _renamed(error: InvalidArgumentError, name: Callable[[str], str]) -> InvalidArgumentError:
-    """Returns an error whose fields are called as the protocol does."""
-    return type(error)(*(FieldViolation(name(wrong.field), wrong.description) for wrong in error.violations))

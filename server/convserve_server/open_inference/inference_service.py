@@ -4,33 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
+from grpc import ServicerContext as Context
 
 from convserve._version import __version__
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    LayerNotFoundError,
-    UnimplementedError,
-    short_repr,
-)
+from convserve.errors import LayerNotFoundError, UnimplementedError, short_repr
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import BackendGate
-from convserve_server.layer_store.store import LayerStore
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
-from convserve_server.open_inference.layer_models import (
-    SEPARATOR,
-    LayerModels,
-    stored_names,
-)
+from convserve_server.open_inference.layer_models import SEPARATOR, LayerModels, names_of
 from convserve_server.open_inference.model_statistics import ModelStatistics
-from convserve_server.open_inference.system_memory import PeerUsers, SystemMemory
+from convserve_server.open_inference.system_memory import SystemMemory, recent_user_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
@@ -42,87 +34,60 @@ from convserve_server.transport.thread_pool import ThreadPool
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
 
-class _Ready(NamedTuple):
-    """What a server that is ready answers with."""
-
-    models: LayerModels
-    inferences: Inferences
-    store: LayerStore
-
-
 class InferenceService:
-    """Answers the protocol."""
+    """Answers the protocol. `memory`: regions that callers on this machine register; None where they may not."""
 
     def __init__(
         self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None
     ) -> None:
-        """Joins the parts.
-
-        Args:
-            gate: Gives the backend.
-            stream_pool: Reads streams and computes their requests.
-            idle: For how long a stream's caller may send nothing.
-            memory: Regions that callers on this machine register; None where they may not.
-        """
         self._gate, self._stream_pool, self._idle, self._memory = gate, stream_pool, idle, memory
-        self._users = PeerUsers()
         self._statistics = ModelStatistics()
 
     @cached_property
-    def _ready(self) -> _Ready:
-        backend = self._gate.backend  # which raises while the server starts
-        models = LayerModels(backend.store)
-        return _Ready(models, Inferences(backend, models, self._statistics), backend.store)
+    def _inferences(self) -> Inferences:
+        return Inferences(self._gate.backend, self._statistics)
+
+    @property
+    def _models(self) -> LayerModels:
+        return self._inferences.models
 
     # What there is
 
-    def ServerLive(
-        self, request: messages.ServerLiveRequest, context: grpc.ServicerContext
-    ) -> messages.ServerLiveResponse:
+    def ServerLive(self, request: messages.ServerLiveRequest, context: Context) -> messages.ServerLiveResponse:
         return messages.ServerLiveResponse(live=True)
 
-    def ServerReady(
-        self, request: messages.ServerReadyRequest, context: grpc.ServicerContext
-    ) -> messages.ServerReadyResponse:
+    def ServerReady(self, request: messages.ServerReadyRequest, context: Context) -> messages.ServerReadyResponse:
         return messages.ServerReadyResponse(ready=self._gate.is_ready)
 
     def ServerMetadata(
-        self, request: messages.ServerMetadataRequest, context: grpc.ServicerContext
+        self, request: messages.ServerMetadataRequest, context: Context
     ) -> messages.ServerMetadataResponse:
         shared = () if self._memory is None else ("system_shared_memory",)
         return messages.ServerMetadataResponse(
             name=model_descriptions.PLATFORM, version=__version__, extensions=(*_EXTENSIONS, *shared)
         )
 
-    def ModelReady(
-        self, request: messages.ModelReadyRequest, context: grpc.ServicerContext
-    ) -> messages.ModelReadyResponse:
+    def ModelReady(self, request: messages.ModelReadyRequest, context: Context) -> messages.ModelReadyResponse:
         if not self._gate.is_ready:
             return messages.ModelReadyResponse(ready=False)
         try:
-            self._ready.models.find(request.name, request.version)
+            self._models.find(request.name, request.version)
+            return messages.ModelReadyResponse(ready=True)
         except LayerNotFoundError:
             return messages.ModelReadyResponse(ready=False)
-        return messages.ModelReadyResponse(ready=True)
 
-    def ModelMetadata(
-        self, request: messages.ModelMetadataRequest, context: grpc.ServicerContext
-    ) -> messages.ModelMetadataResponse:
-        models = self._ready.models
-        layers = models.described(models.find(request.name, request.version))
-        return model_descriptions.metadata(request.name, models.versions(request.name), layers)
+    def ModelMetadata(self, request: messages.ModelMetadataRequest, context: Context) -> messages.ModelMetadataResponse:
+        layers = self._models.described(request.name, request.version)
+        return model_descriptions.metadata(request.name, self._models.versions(request.name), layers)
 
-    def ModelConfig(
-        self, request: messages.ModelConfigRequest, context: grpc.ServicerContext
-    ) -> messages.ModelConfigResponse:
-        models = self._ready.models
-        layers = models.described(models.find(request.name, request.version))
+    def ModelConfig(self, request: messages.ModelConfigRequest, context: Context) -> messages.ModelConfigResponse:
+        layers = self._models.described(request.name, request.version)
         return messages.ModelConfigResponse(config=model_descriptions.model_config(request.name, layers))
 
     def ModelStatistics(
-        self, request: messages.ModelStatisticsRequest, context: grpc.ServicerContext
+        self, request: messages.ModelStatisticsRequest, context: Context
     ) -> messages.ModelStatisticsResponse:
-        models = self._ready.models
+        models = self._models
         if request.name:
             version = models.find(request.name, request.version).version
             versions = [version] if request.version else models.versions(request.name)
@@ -130,36 +95,29 @@ class InferenceService:
         else:
             listed = [(model.name, model.version) for model in models.listed() if not model.reason]
             for chain in (name for name in self._statistics.names() if SEPARATOR in name):
-                listed += [(chain, version) for version in _versions(models, chain)]
-        return messages.ModelStatisticsResponse(
-            model_stats=[self._statistics.message(name, version) for name, version in listed]
-        )
+                with suppress(LayerNotFoundError):  # deleted since
+                    listed += [(chain, version) for version in models.versions(chain)]
+        figures = [self._statistics.message(name, version) for name, version in listed]
+        return messages.ModelStatisticsResponse(model_stats=figures)
 
     # The repository
 
     def RepositoryIndex(
-        self, request: messages.RepositoryIndexRequest, context: grpc.ServicerContext
+        self, request: messages.RepositoryIndexRequest, context: Context
     ) -> messages.RepositoryIndexResponse:
-        _check_repository(request.repository_name)
-        return messages.RepositoryIndexResponse(
-            models=[
-                messages.RepositoryIndexResponse.ModelIndex(
-                    name=model.name,
-                    version=model.version,
-                    state="UNAVAILABLE" if model.reason else "READY",
-                    reason=model.reason,
-                )
-                for model in self._ready.models.listed()
-                if not (model.reason and request.ready)
-            ]
-        )
+        _check_repository(request)
+        index = messages.RepositoryIndexResponse()
+        for model in self._models.listed():
+            if not (model.reason and request.ready):
+                state = "UNAVAILABLE" if model.reason else "READY"
+                index.models.add(name=model.name, version=model.version, state=state, reason=model.reason)
+        return index
 
     def RepositoryModelLoad(
-        self, request: messages.RepositoryModelLoadRequest, context: grpc.ServicerContext
+        self, request: messages.RepositoryModelLoadRequest, context: Context
     ) -> messages.RepositoryModelLoadResponse:
-        _check_repository(request.repository_name)
-        _check_parameters(request.parameters, ())
-        store, names = self._ready.store, stored_names(request.model_name)
+        _check_repository(request, ())
+        store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
@@ -167,11 +125,10 @@ class InferenceService:
         return messages.RepositoryModelLoadResponse()
 
     def RepositoryModelUnload(
-        self, request: messages.RepositoryModelUnloadRequest, context: grpc.ServicerContext
+        self, request: messages.RepositoryModelUnloadRequest, context: Context
     ) -> messages.RepositoryModelUnloadResponse:
-        _check_repository(request.repository_name)
-        _check_parameters(request.parameters, ("unload_dependents",))
-        store, names = self._ready.store, stored_names(request.model_name)
+        _check_repository(request, ("unload_dependents",))
+        store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
@@ -180,15 +137,13 @@ class InferenceService:
 
     # Inference
 
-    def ModelInfer(self, request: InferRequest, context: grpc.ServicerContext) -> InferResponse:
-        return self._ready.inferences.infer(
+    def ModelInfer(self, request: InferRequest, context: Context) -> InferResponse:
+        return self._inferences.infer(
             request, current_caller(context), self._region_finder(context.peer()), current_call()
         )
 
-    def ModelStreamInfer(
-        self, request_iterator: Iterator[InferRequest], context: grpc.ServicerContext
-    ) -> Iterator[bytes]:
-        inferences, caller, call = self._ready.inferences, current_caller(context), current_call()
+    def ModelStreamInfer(self, request_iterator: Iterator[InferRequest], context: Context) -> Iterator[bytes]:
+        inferences, caller, call = self._inferences, current_caller(context), current_call()
         find_region = self._region_finder(context.peer())
 
         def infer(request: InferRequest, caller: Caller) -> InferResponse:
@@ -204,34 +159,32 @@ class InferenceService:
 
     def _owner(self, peer: str, identity: Identity) -> str:
         """Returns whose regions a call may use: its caller's where it showed who it is, else its user's."""
-        return identity.caller if identity.proof else f"user:{self._users.of(peer)}"
+        return identity.caller if identity.proof else f"user:{recent_user_of(peer)}"
 
     # Shared memory
 
     def SystemSharedMemoryStatus(
-        self, request: messages.SystemSharedMemoryStatusRequest, context: grpc.ServicerContext
+        self, request: messages.SystemSharedMemoryStatusRequest, context: Context
     ) -> messages.SystemSharedMemoryStatusResponse:
         if self._memory is None and not request.name:
             return messages.SystemSharedMemoryStatusResponse()
-        peer, status = context.peer(), messages.SystemSharedMemoryStatusResponse.RegionStatus
-        return messages.SystemSharedMemoryStatusResponse(
-            regions={
-                region.name: status(name=region.name, key=region.key, offset=region.offset, byte_size=region.size)
-                for region in self._shared(peer).regions(self._owner(peer, current_identity()), request.name)
-            }
-        )
+        answer, peer = messages.SystemSharedMemoryStatusResponse(), context.peer()
+        for region in self._shared(peer).regions(self._owner(peer, current_identity()), request.name):
+            status = answer.RegionStatus(name=region.name, key=region.key, offset=region.offset, byte_size=region.size)
+            answer.regions[region.name].MergeFrom(status)
+        return answer
 
     def SystemSharedMemoryRegister(
-        self, request: messages.SystemSharedMemoryRegisterRequest, context: grpc.ServicerContext
+        self, request: messages.SystemSharedMemoryRegisterRequest, context: Context
     ) -> messages.SystemSharedMemoryRegisterResponse:
         peer = context.peer()
-        memory, user = self._shared(peer), self._users.of(peer)
-        owner = self._owner(peer, current_identity())
+        memory, owner = self._shared(peer), self._owner(peer, current_identity())
+        user = recent_user_of(peer)
         memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
         return messages.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(
-        self, request: messages.SystemSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+        self, request: messages.SystemSharedMemoryUnregisterRequest, context: Context
     ) -> messages.SystemSharedMemoryUnregisterResponse:
         peer = context.peer()
         if self._memory is not None and is_local(peer):
@@ -239,20 +192,19 @@ class InferenceService:
         return messages.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryStatus(
-        self, request: messages.CudaSharedMemoryStatusRequest, context: grpc.ServicerContext
+        self, request: messages.CudaSharedMemoryStatusRequest, context: Context
     ) -> messages.CudaSharedMemoryStatusResponse:
         if request.name:
-            text = f"Expected no name, as no memory of a GPU is shared. Received {short_repr(request.name)}."
-            raise InvalidRequestError(FieldViolation("name", text))
+            raise wrong_field("name", "no name, as no memory of a GPU is shared", short_repr(request.name))
         return messages.CudaSharedMemoryStatusResponse()
 
     def CudaSharedMemoryRegister(
-        self, request: messages.CudaSharedMemoryRegisterRequest, context: grpc.ServicerContext
+        self, request: messages.CudaSharedMemoryRegisterRequest, context: Context
     ) -> messages.CudaSharedMemoryRegisterResponse:
         raise UnimplementedError("Expected a region of system shared memory. Received one of a GPU's memory.")
 
     def CudaSharedMemoryUnregister(
-        self, request: messages.CudaSharedMemoryUnregisterRequest, context: grpc.ServicerContext
+        self, request: messages.CudaSharedMemoryUnregisterRequest, context: Context
     ) -> messages.CudaSharedMemoryUnregisterResponse:
         return messages.CudaSharedMemoryUnregisterResponse()
 
@@ -281,21 +233,9 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
 
-def _versions(models: LayerModels, name: str) -> list[str]:
-    try:
-        return models.versions(name)
-    except LayerNotFoundError:  # deleted since
-        return []
-
-
-def _check_repository(name: str) -> None:
-    if name:
-        text = f"Expected no name, as there is one repository. Received {short_repr(name)}."
-        raise InvalidRequestError(FieldViolation("repository_name", text))
-
-
-def _check_parameters(parameters: Any, known: tuple[str, ...]) -> None:
-    strange = sorted(set(parameters) - set(known))
+def _check_repository(request: Any, known_parameters: tuple[str, ...] | None = None) -> None:
+    if request.repository_name:
+        raise wrong_field("repository_name", "no name, as there is one repository", short_repr(request.repository_name))
+    strange = [] if known_parameters is None else sorted(set(request.parameters) - set(known_parameters))
     if strange:
-        text = f"Expected {' or '.join(known) or 'none'}. Received {short_repr(strange[0])}."
-        raise InvalidRequestError(FieldViolation("parameters", text))
+        raise wrong_field("parameters", " or ".join(known_parameters or ()) or "none", short_repr(strange[0]))

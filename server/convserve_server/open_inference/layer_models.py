@@ -7,9 +7,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from convserve.errors import FieldViolation, InvalidRequestError, LayerNotFoundError, short_repr
+from convserve.errors import LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
@@ -36,53 +37,36 @@ T = TypeVar("T")
 
 
 class LayerModel(NamedTuple):
-    """A version of a model.
-
-    Attributes:
-        name: The model's name.
-        version: The version's number, as the wire has it.
-        digests: The layers, in order; none of the stateless model.
-    """
+    """A version of a model."""
 
     name: str
-    version: str
-    digests: tuple[bytes, ...]
+    version: str  # the number, as the wire has it
+    digests: tuple[bytes, ...]  # of the layers, in order; none of the stateless model
 
 
 class ListedModel(NamedTuple):
-    """A version of a model in the repository's index.
-
-    Attributes:
-        name: The model's name.
-        version: The version's number.
-        reason: Why it cannot be called; empty if it can.
-    """
+    """A version of a model in the repository's index."""
 
     name: str
     version: str
-    reason: str = ""
+    reason: str = ""  # why it cannot be called
 
 
 class LayerModels:
     """Finds models among the stored layers."""
 
     def __init__(self, store: LayerStore) -> None:
-        """Looks into a store."""
-        self._store = store
+        self.store = store
 
     def find(self, name: str, version: str, field: str = "version") -> LayerModel:
-        """Returns a version of a model.
+        """Returns a version of a model: a layer's name, several with commas between them, or the stateless model's.
 
-        Args:
-            name: A layer's name, several with commas between them, or the stateless model's.
-            version: A decimal integer; empty for the newest.
-            field: What to call it in an error.
-
-        Raises:
-            InvalidRequestError: For a version that is no number.
-            LayerNotFoundError: If there is no such model, or its layers are not stored.
+        The version is a decimal integer, or empty for the newest. Raises InvalidRequestError, which calls it `field`,
+        if it is no number, or LayerNotFoundError if there is no such model, or its layers are not stored.
         """
-        number = version_number(version, field)
+        if version and not _NUMBER.fullmatch(version):
+            raise wrong_field(field, "a decimal integer, or nothing for the newest version", short_repr(version))
+        number = int(version) if version else None
         if name == STATELESS:
             if number not in (None, int(_ONLY)):
                 text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
@@ -95,33 +79,21 @@ class LayerModels:
             number = latest
         elif number != latest:
             digests = (chain[0].of(number) if len(chain) == 1 else None,)
-        stored = tuple(digest for digest in digests if digest is not None and digest in self._store)
+        stored = tuple(digest for digest in digests if digest is not None and digest in self.store)
         if len(stored) < len(digests):
             raise self._no_version(name, chain, number)
         return LayerModel(name, str(number), stored)
 
     def layers(self, model: LayerModel) -> list[Layer]:
-        """Returns a model's layers with their weights.
+        """Returns a model's layers with their weights. Raises LayerNotFoundError if one is not stored any more."""
+        return self._each(model, self.store.layer)
 
-        Raises:
-            LayerNotFoundError: If one is not stored any more.
-        """
-        return self._each(model, self._store.layer)
-
-    def described(self, model: LayerModel) -> list[StoredLayer]:
-        """Returns what is known of a model's layers without their weights.
-
-        Raises:
-            LayerNotFoundError: If one is not stored any more.
-        """
-        return self._each(model, self._store.describe)
+    def described(self, name: str, version: str) -> list[StoredLayer]:
+        """Returns what is known of a model's layers without their weights. Raises as `find`."""
+        return self._each(self.find(name, version), self.store.describe)
 
     def versions(self, name: str) -> list[str]:
-        """Returns the versions of a model that can be called, oldest first.
-
-        Raises:
-            LayerNotFoundError: If there is no such model.
-        """
+        """Returns the versions of a model that can be called, oldest first. Raises LayerNotFoundError."""
         if name == STATELESS:
             return [_ONLY]
         return self._callable(name, self._versions(name))
@@ -129,11 +101,11 @@ class LayerModels:
     def listed(self) -> Iterator[ListedModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
         yield ListedModel(STATELESS, _ONLY)
-        for name in self._store.names():
+        for name in self.store.names():
             if name == STATELESS:
                 continue
             try:
-                versions = self._store.versions(name)
+                versions = self.store.versions(name)
             except LayerNotFoundError:  # it was deleted just now
                 continue
             numbers = self._callable(name, [versions])
@@ -143,7 +115,7 @@ class LayerModels:
                 yield ListedModel(name, str(versions.latest), reason)
 
     def _versions(self, model: str) -> list[NameVersions]:
-        return [self._store.versions(name) for name in names_of(model)]
+        return [self.store.versions(name) for name in names_of(model)]
 
     def _each(self, model: LayerModel, find: Callable[[bytes], T]) -> list[T]:
         try:
@@ -153,9 +125,9 @@ class LayerModels:
 
     def _callable(self, model: str, chain: list[NameVersions]) -> list[str]:
         if SEPARATOR in model:
-            is_whole = all(versions.digest in self._store for versions in chain)
+            is_whole = all(versions.digest in self.store for versions in chain)
             return [str(_latest(chain))] if is_whole else []
-        return [str(number) for number, digest in chain[0].numbered() if digest in self._store]
+        return [str(number) for number, digest in enumerate(chain[0].digests, chain[0].first) if digest in self.store]
 
     def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
         stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"
@@ -164,35 +136,13 @@ class LayerModels:
 
 
 def names_of(model: str) -> list[str]:
-    """Returns the names of a model's layers, in order.
-
-    Raises:
-        InvalidRequestError: If there are more than any call has, which would keep the server busy.
-    """
+    """Returns the names of a model's stored layers, in order. Raises InvalidRequestError for too long a chain."""
+    if model == STATELESS:
+        return []
     names = model.split(SEPARATOR, MAX_LAYERS)
     if len(names) > MAX_LAYERS:
-        text = f"Expected a chain of at most {MAX_LAYERS} layers. Received a longer one."
-        raise InvalidRequestError(FieldViolation("model_name", text))
+        raise wrong_field("model_name", f"a chain of at most {MAX_LAYERS} layers", "a longer one")
     return names
-
-
-def stored_names(model: str) -> list[str]:
-    """Returns the names of those of a model's layers that are stored: none of the stateless model's."""
-    return [] if model == STATELESS else names_of(model)
-
-
-def version_number(version: str, field: str) -> int | None:
-    """Returns a version's number, or None for the newest.
-
-    Raises:
-        InvalidRequestError: If it is none.
-    """
-    if not version:
-        return None
-    if not _NUMBER.fullmatch(version):
-        text = f"Expected a decimal integer, or nothing for the newest version. Received {short_repr(version)}."
-        raise InvalidRequestError(FieldViolation(field, text))
-    return int(version)
 
 
 def _latest(chain: list[NameVersions]) -> int:
@@ -203,19 +153,11 @@ def _latest(chain: list[NameVersions]) -> int:
 def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: Array, bias: Array | None) -> Layer:
     """Returns the layer that a request describes.
 
-    Args:
-        parameters: The request's. Texts that begin with "[" or "{" are JSON, as in strides="[2, 1]".
-        kernel: Array of shape (kernel height, kernel width, input channels / groups, filters).
-        bias: Array of shape (filters,), or None.
-
-    Raises:
-        InvalidArgumentError: For wrong or unknown parameters, or weights that don't fit.
+    Texts among its parameters that begin with "[" or "{" are JSON, as in strides="[2, 1]". Raises InvalidArgumentError
+    for wrong or unknown parameters, or weights that don't fit.
     """
-    given = {
-        name: _value(name, value)
-        for name, value in parameters.items()
-        if name not in _IGNORED and not name.startswith("triton_")
-    }
+    names = [name for name in parameters if name not in _IGNORED and not name.startswith("triton_")]
+    given = {name: _value(name, parameters[name]) for name in names}
     filters, kernel_size = given.pop("filters", None), given.pop("kernel_size", None)
     return Layer.from_arguments(filters, kernel_size, kernel, bias, None, _DEFAULTS | given)  # type: ignore[arg-type]
 
@@ -223,7 +165,7 @@ def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: A
 def _value(name: str, parameter: messages.InferParameter) -> Any:
     choice = parameter.WhichOneof("parameter_choice")
     if choice is None:
-        raise InvalidRequestError(FieldViolation(f"parameters.{name}", "Expected a value. Received none."))
+        raise wrong_field(f"parameters.{name}", "a value", "none")
     value = getattr(parameter, choice)
     if choice != "string_param" or not value.startswith(("[", "{")):
         return value
@@ -232,6 +174,5 @@ def _value(name: str, parameter: messages.InferParameter) -> Any:
             raise ValueError
         return json.loads(value)
     except (ValueError, RecursionError):
-        most = f"at most {_MAX_JSON} characters of JSON"
-        text = f"Expected {most}, as it begins with {value[0]}. Received {short_repr(value)}."
-        raise InvalidRequestError(FieldViolation(f"parameters.{name}", text)) from None
+        expected = f"at most {_MAX_JSON} characters of JSON, as it begins with {value[0]}"
+        raise wrong_field(f"parameters.{name}", expected, short_repr(value)) from None

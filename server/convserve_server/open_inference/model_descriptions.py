@@ -28,7 +28,7 @@ _FORMATS: dict[str, Any] = {
 
 
 class _Tensor(NamedTuple):
-    """An input or output: its name, dtype, shape, and as an input its layout and whether it may be left out."""
+    """An input or output; as an input with its layout."""
 
     name: str
     dtype: str
@@ -57,15 +57,11 @@ def output_shape(conv2d: Conv2D) -> list[int]:
 
 def metadata(name: str, versions: Sequence[str], layers: Sequence[StoredLayer]) -> messages.ModelMetadataResponse:
     """Returns the metadata of a model of layers in order, or of the stateless model, which has none."""
-    *inputs, output = (
-        messages.ModelMetadataResponse.TensorMetadata(
-            name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=tensor.shape
-        )
-        for tensor in _tensors(layers)
-    )
-    return messages.ModelMetadataResponse(
-        name=name, versions=versions, platform=PLATFORM, inputs=inputs, outputs=[output]
-    )
+    answer = messages.ModelMetadataResponse(name=name, versions=versions, platform=PLATFORM)
+    for tensor in _tensors(layers):
+        listed = answer.outputs if tensor.name == "y" else answer.inputs
+        listed.add(name=tensor.name, datatype=DATATYPES[tensor.dtype], shape=tensor.shape)
+    return answer
 
 
 def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig:
@@ -74,28 +70,22 @@ def model_config(name: str, layers: Sequence[StoredLayer]) -> config.ModelConfig
     Layers are served in batches, so that dimensions are without the batch's. The stateless model is not, as a kernel
     has no batch, so that dimensions are whole.
     """
-    *inputs, output = _tensors(layers)
-    first = 1 if layers else 0
     model = config.ModelConfig(
         name=name,
         platform=PLATFORM,
         backend=PLATFORM,
         version_policy=config.ModelVersionPolicy(all=config.ModelVersionPolicy.All()),
         max_batch_size=_MAX_SAMPLES if layers else 0,
-        input=[
-            config.ModelInput(
-                name=tensor.name,
-                data_type=_data_type(tensor),
-                format=tensor.layout,
-                dims=tensor.shape[first:],
-                optional=tensor.optional,
-            )
-            for tensor in inputs
-        ],
-        output=[config.ModelOutput(name=output.name, data_type=_data_type(output), dims=output.shape[first:])],
         dynamic_batching=config.ModelDynamicBatching() if layers else None,
         model_transaction_policy=config.ModelTransactionPolicy(decoupled=False),
     )
+    for tensor in _tensors(layers):
+        dims, dtype = tensor.shape[1 if layers else 0 :], f"TYPE_{DATATYPES[tensor.dtype]}"
+        if tensor.name == "y":
+            model.output.add(name=tensor.name, data_type=dtype, dims=dims)
+        else:
+            layout, optional = tensor.layout, tensor.optional
+            model.input.add(name=tensor.name, data_type=dtype, format=layout, dims=dims, optional=optional)
     for index, layer in enumerate(layers):
         text = json_format.MessageToJson(conv2d_message.to_message(layer.config), indent=None)
         model.parameters[f"layers[{index}]"].string_value = text
@@ -116,7 +106,3 @@ def _shape(conv2d: Conv2D, channels: int) -> list[int]:
     shape = [_ANY_SIZE] * 4
     shape[channel_axis(conv2d)] = channels
     return shape
-
-
-def _data_type(tensor: _Tensor) -> Any:
-    return config.DataType.Value(f"TYPE_{DATATYPES[tensor.dtype]}")

@@ -21,25 +21,15 @@ _PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 class Inference(NamedTuple):
-    """A request that was answered; times in nanoseconds.
-
-    Attributes:
-        samples: Its samples.
-        batch_size: Those that were computed together.
-        success: From its arrival on.
-        queue: What it waited.
-        compute_input: What finding the inputs' elements took.
-        compute_infer: What the computation took.
-        compute_output: What putting the response together took.
-    """
+    """A request that was answered; times in nanoseconds."""
 
     samples: int
-    batch_size: int
-    success: int
+    batch_size: int  # samples that were computed together
+    success: int  # from its arrival on
     queue: int
-    compute_input: int
+    compute_input: int  # to find the inputs' elements
     compute_infer: int
-    compute_output: int
+    compute_output: int  # to put the response together
 
 
 @dataclass
@@ -68,7 +58,6 @@ class ModelStatistics:
     """The figures of models by name and version; those used last are kept. Methods may be called from any thread."""
 
     def __init__(self) -> None:
-        """Starts without any."""
         self._lock = threading.Lock()
         self._figures: OrderedDict[tuple[str, str], _Figures] = OrderedDict()
         self._characters = 0
@@ -138,15 +127,9 @@ def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatis
     duration = messages.StatisticDuration
     batch_stats = []
     for size, batches in sorted(figures.batches.items()):
-        count, ns = _executions(batches, size), batches.ns
-        batch_stats.append(
-            messages.InferBatchStatistics(
-                batch_size=size,
-                compute_input=duration(count=count, ns=ns["compute_input"]),
-                compute_infer=duration(count=count, ns=ns["compute_infer"] // size),
-                compute_output=duration(count=count, ns=ns["compute_output"]),
-            )
-        )
+        ns = {**batches.ns, "compute_infer": batches.ns["compute_infer"] // size}
+        parts = {part: duration(count=_executions(batches, size), ns=ns[part]) for part in _PARTS[1:]}
+        batch_stats.append(messages.InferBatchStatistics(batch_size=size, **parts))
     return messages.ModelStatistics(
         name=name,
         version=version,

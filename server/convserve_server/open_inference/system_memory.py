@@ -21,14 +21,15 @@ import socket
 import stat
 import time
 import weakref
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidArgumentError, short_repr
 from convserve.tensors.codec import Array
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.regions import RegionTable, is_within
 from convserve_server.open_inference.infer_tensors import Place
 
@@ -40,38 +41,24 @@ _ESTABLISHED = "01"
 _IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
 _NOBODY = -1
-_KNOWN_S = 1.0
-_MAX_PEERS = 10_000
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A region. Its file is open for as long as anybody has this.
+    """A region. Its file is open for as long as anybody has this."""
 
-    Attributes:
-        name: What its caller calls it.
-        key: Its POSIX name.
-        offset: Where it begins in the file, in bytes.
-        size: Its bytes.
-        descriptor: The file.
-    """
-
-    name: str
-    key: str
-    offset: int
-    size: int
-    descriptor: int
+    name: str  # its caller's
+    key: str  # its POSIX name
+    offset: int  # where it begins in the file, in bytes
+    size: int  # bytes
+    descriptor: int  # of the file
 
     def __post_init__(self) -> None:
         """Has the file closed with the last reference, so that no call reads from another one of the same number."""
         weakref.finalize(self, os.close, self.descriptor)
 
     def read(self, place: Place, into: Array) -> None:
-        """Fills an array, C-contiguous, with the bytes at a place.
-
-        Raises:
-            InvalidRequestError: If the file does not have them.
-        """
+        """Fills a C-contiguous array with the bytes at a place; InvalidRequestError if the file does not have them."""
         begin = self._begin(place, into.nbytes)
         rest = into.reshape(-1).view(np.uint8).data
         while rest:
@@ -81,11 +68,7 @@ class Region:
             rest, begin = rest[count:], begin + count
 
     def write(self, place: Place, array: Array) -> None:
-        """Writes an array, C-contiguous, to a place.
-
-        Raises:
-            InvalidRequestError: If there is no room for it, or it cannot be written to.
-        """
+        """Writes a C-contiguous array to a place; InvalidRequestError without room, or if it cannot be written to."""
         begin = self._begin(place, array.nbytes)
         rest = array.reshape(-1).view(np.uint8).data
         # Else the file would grow again, in memory that belongs to no budget.
@@ -96,99 +79,70 @@ class Region:
                 count = os.pwrite(self.descriptor, rest, begin)
                 rest, begin = rest[count:], begin + count
         except OSError as error:  # sealed against it, or a machine without memory
-            text = f"Expected a region that can be written to. Received one that cannot: {error.strerror}."
-            raise InvalidRequestError(FieldViolation(place.field, text)) from None
+            received = f"one that cannot: {error.strerror}"
+            raise wrong_field(place.field, "a region that can be written to", received) from None
 
     def _begin(self, place: Place, size: int) -> int:
         """Returns where so many bytes are in the file."""
-        if not is_within(self, place.offset, max(size, place.size)):
-            text = (
-                f"Expected {max(size, place.size)} bytes from shared_memory_offset on, within the region {self.name!r} "
-                f"of {self.size}. Received shared_memory_offset={place.offset}."
-            )
-            raise InvalidRequestError(FieldViolation(place.field, text))
+        size = max(size, place.size)
+        if not is_within(self, place.offset, size):
+            expected = f"{size} bytes from shared_memory_offset on, within the region {self.name!r} of {self.size}"
+            raise wrong_field(place.field, expected, f"shared_memory_offset={place.offset}")
         return self.offset + place.offset
 
-    def _short(self, place: Place, end: int) -> InvalidRequestError:
-        text = f"Expected shared memory {self.key!r} of at least {end} bytes. Received a shorter one: it was truncated."
-        return InvalidRequestError(FieldViolation(place.field, text))
+    def _short(self, place: Place, end: int) -> InvalidArgumentError:
+        expected = f"shared memory {self.key!r} of at least {end} bytes"
+        return wrong_field(place.field, expected, "a shorter one: it was truncated")
 
 
 class SystemMemory:
     """The regions that are registered. Its methods may be called from any thread."""
 
     def __init__(self, most_bytes: int) -> None:
-        """Starts without any.
-
-        Args:
-            most_bytes: The most bytes of all regions together.
-        """
+        """Starts without any; all regions together have at most so many bytes."""
         # The other descriptors are for connections and the store's files.
         max_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._regions: RegionTable[tuple[str, str], Region] = RegionTable(most_bytes, max_regions, _is_unlinked)
 
     def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
-        """Takes a region.
+        """Takes an owner's region: so many bytes from an offset on, of a user's shared memory that has this POSIX name.
 
-        Args:
-            owner: Whose it is to be.
-            user: The id of the caller's user; as `user_of`.
-            name: What the owner calls it.
-            key: Its POSIX name.
-            offset: Where it begins in the file, in bytes.
-            size: Its bytes.
-
-        Raises:
-            InvalidRequestError: If name or key are wrong, the name is taken, or there is no such memory of the user's.
-            OverloadedError: As `RegionTable.register`.
+        Raises OverloadedError as `RegionTable.register`, or InvalidRequestError if name or key are wrong, the name is
+        taken, or the user has no such memory.
         """
         if not 0 < len(name) <= _MAX_NAME:
-            raise _refusal("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
+            raise wrong_field("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
         if not _KEY.fullmatch(key):
-            raise _refusal(
-                "key", "a name of POSIX shared memory: '/' and up to 250 characters without it", short_repr(key)
-            )
+            expected = "a name of POSIX shared memory: '/' and up to 250 characters without it"
+            raise wrong_field("key", expected, short_repr(key))
         if not size:
-            raise _refusal("byte_size", "a number above 0", "0")
+            raise wrong_field("byte_size", "a number above 0", "0")
         region = Region(name, key, offset, size, _opened(key, user))
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
-            raise _refusal("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
+            raise wrong_field("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
         try:
             self._regions.register((owner, name), region)
         except KeyError:
             expected = "one that is not registered yet, or was unregistered"
-            raise _refusal("name", expected, short_repr(name)) from None
+            raise wrong_field("name", expected, short_repr(name)) from None
 
     def unregister(self, owner: str, name: str) -> None:
         """Removes an owner's region, or all of them if the name is empty. It ignores one that is not registered."""
-        keys = (key for key, _ in self._regions.items())
-        self._regions.unregister([(owner, name)] if name else [key for key in keys if key[0] == owner])
+        keys = [(owner, name)] if name else [key for key in self._regions.all() if key[0] == owner]
+        self._regions.unregister(keys)
 
     def regions(self, owner: str, name: str = "") -> list[Region]:
-        """Returns an owner's regions, or the one of this name.
-
-        Raises:
-            InvalidRequestError: If there is none of this name.
-        """
+        """Returns an owner's regions, or the one of this name; InvalidRequestError if there is none."""
         if name:
             return [self.region(owner, name, "name")]
-        return [region for (whose, _), region in self._regions.items() if whose == owner]
+        return [region for (whose, _), region in self._regions.all().items() if whose == owner]
 
     def region(self, owner: str, name: str, field: str) -> Region:
-        """Returns an owner's region.
-
-        Args:
-            owner: Whose it is.
-            name: What the owner calls it.
-            field: What to call the name in an error.
-
-        Raises:
-            InvalidRequestError: If there is none.
-        """
+        """Returns an owner's region, or raises an InvalidRequestError that calls the name `field`."""
         region = self._regions.get((owner, name))
         if region is None:
-            raise _refusal(field, "the name of a registered region of system shared memory", short_repr(name))
+            raise wrong_field(field, "the name of a registered region of system shared memory", short_repr(name))
         return region
 
 
@@ -197,33 +151,23 @@ def _is_unlinked(region: Region) -> bool:
     return not os.fstat(region.descriptor).st_nlink
 
 
-class PeerUsers:
-    """Users of peers, each asked for anew after a second. Its methods may be called from any thread."""
+def recent_user_of(peer: str) -> int:
+    """Returns what `user_of` does, or has done in this second: it takes longer than a small call.
 
-    def __init__(self) -> None:
-        """Starts without any."""
-        self._known: dict[str, tuple[float, int]] = {}
+    A second, because a port may be another user's next.
+    """
+    return _user_in(peer, int(time.monotonic()))
 
-    def of(self, peer: str) -> int:
-        """Returns what `user_of` does, or has done just now, as that takes longer than a small call."""
-        now = time.monotonic()
-        until, user = self._known.get(peer, (now, _NOBODY))
-        if until <= now:
-            if len(self._known) >= _MAX_PEERS:
-                self._known.clear()
-            user = user_of(peer)
-            # A port may be another user's next.
-            self._known[peer] = now + _KNOWN_S, user
-        return user
+
+@lru_cache(maxsize=10_000)
+def _user_in(peer: str, second: int) -> int:  # noqa: ARG001 (what was known in another second is not asked for)
+    return user_of(peer)
 
 
 def user_of(peer: str) -> int:
-    """Returns the id of the user whose process a peer on this machine is, or one that nobody has.
+    """Returns the id of the user whose process a local peer, such as "ipv4:127.0.0.1:40000", is; or nobody's.
 
     Of a Unix socket it is the server's own user: the socket's permissions say who else may be it.
-
-    Args:
-        peer: As gRPC names it, such as "ipv4:127.0.0.1:40000".
     """
     if peer.startswith("unix:"):
         return os.geteuid()
@@ -233,17 +177,12 @@ def user_of(peer: str) -> int:
         wanted = {f"{address}:{int(port):04X}", f"{_IPV4_IN_IPV6}{address}:{int(port):04X}"}
     else:
         wanted = {f"{_IPV6_LOOPBACK}:{int(port):04X}"}
+    # A row has the connection's own address, its state and its user's id.
+    tables = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
+    rows = [fields for fields in map(str.split, tables.splitlines()) if fields[1] in wanted]
     # Processes of two users may call two servers from one port.
-    users = {user for local, user in _connections() if local in wanted}
+    users = {int(fields[7]) for fields in rows if fields[3] == _ESTABLISHED}
     return users.pop() if len(users) == 1 else _NOBODY
-
-
-def _connections() -> Iterator[tuple[str, int]]:
-    """Yields each connection's own address, as the kernel writes it, and its user's id."""
-    for table in ("tcp", "tcp6"):
-        for fields in map(str.split, Path("/proc/net", table).read_text().splitlines()[1:]):
-            if fields[3] == _ESTABLISHED:
-                yield fields[1], int(fields[7])
 
 
 def _opened(key: str, user: int) -> int:
@@ -253,13 +192,9 @@ def _opened(key: str, user: int) -> int:
         path = f"{_FOLDER}/{key.removeprefix('/')}"
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # one text for all, so that nobody learns what others have
-        raise _refusal("key", expected, short_repr(key)) from None
+        raise wrong_field("key", expected, short_repr(key)) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != user:
         os.close(descriptor)
-        raise _refusal("key", expected, short_repr(key))
+        raise wrong_field("key", expected, short_repr(key))
     return descriptor
-
-
-def _refusal(field: str, expected: str, received: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {received}."))

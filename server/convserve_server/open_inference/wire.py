@@ -29,23 +29,14 @@ _INFER_RESPONSE = messages.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 
 
 class InferRequest(NamedTuple):
-    """A request of an inference.
+    """A request of an inference."""
 
-    Attributes:
-        message: The message; its raw_input_contents are not to be used.
-        raw: Those, on the received bytes.
-    """
-
-    message: messages.ModelInferRequest
-    raw: Sequence[memoryview | bytes]
+    message: messages.ModelInferRequest  # its raw_input_contents are not to be used
+    raw: Sequence[memoryview | bytes]  # those, on the received bytes
 
     @classmethod
     def parse(cls, data: bytes) -> InferRequest:
-        """Reads a request's bytes.
-
-        Raises:
-            DecodeError: If they are none.
-        """
+        """Reads a request's bytes. Raises DecodeError if they are none."""
         split = framing.read_last_fields(_RAW_INPUT_CONTENTS, data)
         if split is not None:
             return cls(messages.ModelInferRequest.FromString(split[0]), split[1])
@@ -54,15 +45,10 @@ class InferRequest(NamedTuple):
 
 
 class InferResponse(NamedTuple):
-    """A response with one output.
+    """A response with one output."""
 
-    Attributes:
-        message: The message without raw_output_contents.
-        output: The output in the engine's memory, or None if it is in the caller's.
-    """
-
-    message: messages.ModelInferResponse
-    output: Array | None
+    message: messages.ModelInferResponse  # without raw_output_contents
+    output: Array | None  # in the engine's memory; None if it is in the caller's
 
     def _parts(self) -> list[bytes | memoryview]:
         elements = b"" if self.output is None else self.output.reshape(-1).view("u1").data

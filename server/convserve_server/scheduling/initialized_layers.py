@@ -40,7 +40,7 @@ class InitializedLayerCache:
         if layer.config != config or size_of(layer) > self._layers.budget:
             return layer
         with self._lock:
-            faster = self._layers.peek(key)  # another thread's: calls that share one layer can be computed together
+            faster = self._layers.get(key)  # another thread's: calls that share one layer can be computed together
             if faster is not None:
                 return faster
             self._layers.add(key, layer)

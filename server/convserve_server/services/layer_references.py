@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, naming_layer
+from convserve.errors import ConvserveError, naming_layer
 from convserve.layers.layer import Layer
 from convserve.v1 import layer_pb2
 from convserve_server.layer_store.cache import at_rest
+from convserve_server.layer_store.errors import checked_digest, wrong_field
 from convserve_server.layer_store.store import LayerStore
 
 log = logging.getLogger("convserve")
@@ -19,34 +20,16 @@ def find_layers(
 ) -> list[Layer]:
     """Returns the layers of a call; without weights where the server is to initialize them.
 
-    Args:
-        references: Which.
-        store: Of stored layers.
-        may_store: Whether the caller may have layers stored that travel with the call.
-
-    Raises:
-        InvalidArgumentError: If a reference is incomplete, or an inline layer is wrong.
-        LayerNotFoundError: If one is not stored.
+    It stores those that travel with the call and ask for it, if the caller `may_store`. Raises InvalidArgumentError if
+    a reference is incomplete or an inline layer is wrong, or LayerNotFoundError if one is not stored.
     """
     if not references:
-        raise InvalidRequestError(FieldViolation("layers", "Expected at least one layer. Received none."))
+        raise wrong_field("layers", "at least one layer", "none")
     layers = []
     for index, reference in enumerate(references):
         with naming_layer(index, len(references)):
             layers.append(_layer(reference, store, may_store))
     return layers
-
-
-def checked_digest(digest: bytes) -> bytes:
-    """Returns a digest.
-
-    Raises:
-        InvalidRequestError: If it has another length.
-    """
-    if len(digest) != 32:
-        text = f"Expected a digest of 32 bytes. Received {len(digest)} bytes."
-        raise InvalidRequestError(FieldViolation("digest", text))
-    return digest
 
 
 def _layer(reference: layer_pb2.LayerReference, store: LayerStore, may_store: bool) -> Layer:
@@ -56,8 +39,7 @@ def _layer(reference: layer_pb2.LayerReference, store: LayerStore, may_store: bo
         case "name":
             return store.layer(reference.name)
         case None:
-            text = "Expected a digest, a name or an inline layer. Received none of them."
-            raise InvalidRequestError(FieldViolation("layers", text))
+            raise wrong_field("layers", "a digest, a name or an inline layer", "none of them")
     layer = Layer.from_message(reference.inline)
     if reference.inline.store and may_store and layer.kernel is not None:
         layer = at_rest(layer)  # the call computes with the memory that the store keeps

@@ -5,39 +5,26 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import grpc
 import numpy as np
+from grpc import ServicerContext as Context
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    InvalidTensorError,
-    InvalidWeightsError,
-    short_repr,
-)
+from convserve.errors import InvalidTensorError, InvalidWeightsError, short_repr
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.weight_shapes import check_weight_shapes
-from convserve.protocol.layer_messages import (
-    ALREADY_STORED,
-    MAX_DIGESTS,
-    SEND_WEIGHTS,
-    WEIGHTS,
-    weight_pieces,
-    weights_header,
-)
+from convserve.protocol import layer_messages
+from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_WEIGHTS, WEIGHTS
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.backend import BackendGate
+from convserve_server.layer_store.errors import checked_digest, wrong_field
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 from convserve_server.memory.aligned import aligned_empty
-from convserve_server.services.layer_references import checked_digest
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
@@ -55,14 +42,14 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         return self._gate.backend.registry
 
     def PutLayer(
-        self, request_iterator: Iterator[messages.PutLayerRequest], context: grpc.ServicerContext
+        self, request_iterator: Iterator[messages.PutLayerRequest], context: Context
     ) -> messages.PutLayerResponse:
         registry = self._registry
         start = _start(request_iterator)
         source = start.WhichOneof("source")
         if source is None:
             if not start.expected_digest:
-                raise _refusal("source", "weights, input_channels or the expected_digest of a stored layer", "none")
+                raise wrong_field("source", "weights, input_channels or the expected_digest of a stored layer", "none")
             _no_more(request_iterator)
             layer = registry.store.layer(checked_digest(start.expected_digest))
             stored, existed = registry.store.put(layer, start.name)
@@ -77,44 +64,39 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             )
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
 
-    def GetLayer(self, request: messages.GetLayerRequest, context: grpc.ServicerContext) -> messages.GetLayerResponse:
-        return messages.GetLayerResponse(
-            layer=_stored_message(self._registry.store.describe(_reference(request.layer)))
-        )
+    def GetLayer(self, request: messages.GetLayerRequest, context: Context) -> messages.GetLayerResponse:
+        stored = self._registry.store.describe(_reference(request.layer))
+        return messages.GetLayerResponse(layer=_stored_message(stored))
 
-    def ListLayers(
-        self, request: messages.ListLayersRequest, context: grpc.ServicerContext
-    ) -> messages.ListLayersResponse:
+    def ListLayers(self, request: messages.ListLayersRequest, context: Context) -> messages.ListLayersResponse:
         if request.page_size < 0:
-            raise _refusal("page_size", "a number of at least 0", str(request.page_size))
+            raise wrong_field("page_size", "a number of at least 0", str(request.page_size))
         try:
             after = bytes.fromhex(request.page_token)
         except ValueError:
             after = b""
         if after.hex() != request.page_token or len(after) not in (0, 32):
-            raise _refusal("page_token", "a token that this server gave", short_repr(request.page_token))
+            raise wrong_field("page_token", "a token that this server gave", short_repr(request.page_token))
         size = min(request.page_size or 100, _MAX_LAYERS_A_PAGE)
         layers = self._registry.store.page(request.name_prefix, after, size + 1)
         token = layers[size - 1].digest.hex() if len(layers) > size else ""
         return messages.ListLayersResponse(layers=map(_stored_message, layers[:size]), next_page_token=token)
 
     def FindMissingLayers(
-        self, request: messages.FindMissingLayersRequest, context: grpc.ServicerContext
+        self, request: messages.FindMissingLayersRequest, context: Context
     ) -> messages.FindMissingLayersResponse:
         if len(request.digests) > MAX_DIGESTS:
-            raise _refusal("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
+            raise wrong_field("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
             checked_digest(digest)
         return messages.FindMissingLayersResponse(missing_digests=self._registry.store.missing(request.digests))
 
-    def DeleteLayer(
-        self, request: messages.DeleteLayerRequest, context: grpc.ServicerContext
-    ) -> messages.DeleteLayerResponse:
+    def DeleteLayer(self, request: messages.DeleteLayerRequest, context: Context) -> messages.DeleteLayerResponse:
         self._registry.store.delete(_reference(request.layer))
         return messages.DeleteLayerResponse()
 
     def UpdateWeights(
-        self, request_iterator: Iterator[messages.UpdateWeightsRequest], context: grpc.ServicerContext
+        self, request_iterator: Iterator[messages.UpdateWeightsRequest], context: Context
     ) -> messages.UpdateWeightsResponse:
         registry = self._registry
         start = _start(request_iterator)
@@ -128,16 +110,16 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
 
     def ReadWeights(
-        self, request: messages.ReadWeightsRequest, context: grpc.ServicerContext
+        self, request: messages.ReadWeightsRequest, context: Context
     ) -> Iterator[messages.ReadWeightsResponse]:
         layer = self._registry.store.layer(_reference(request.layer))
-        yield messages.ReadWeightsResponse(start=weights_header(layer))
-        for piece in weight_pieces(layer):
+        yield messages.ReadWeightsResponse(start=layer_messages.weights_header(layer))
+        for piece in layer_messages.weight_pieces(layer):
             yield messages.ReadWeightsResponse(piece=piece)
 
 
 def _put_weights(
-    registry: LayerRegistry, start: Any, requests: Iterator[Any], context: grpc.ServicerContext
+    registry: LayerRegistry, start: Any, requests: Iterator[Any], context: Context
 ) -> tuple[StoredLayer, bool]:
     """Stores a layer whose weights the caller has; returns it and whether it was there before."""
     config = conv2d_message.from_message(start.conv2d)
@@ -162,38 +144,26 @@ def _start(requests: Iterator[Any]) -> Any:
     first = next(requests, None)
     if first is None or first.WhichOneof("message") != "start":
         received = "none" if first is None else f"a {first.WhichOneof('message') or 'message without content'}"
-        raise _refusal("start", "a start as the first message", received)
+        raise wrong_field("start", "a start as the first message", received)
     return first.start
 
 
 def _no_more(requests: Iterator[Any]) -> None:
     if next(requests, None) is not None:
-        raise _refusal("piece", "no pieces, as the start announces no weights", "one")
+        raise wrong_field("piece", "no pieces, as the start announces no weights", "one")
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """Weights that a start announces.
-
-    Attributes:
-        dtype: In which they arrive.
-        kernel_shape: The kernel's shape.
-        bias_size: The number of the bias' elements, or 0.
-        input_channels: Those that they are for.
-    """
+class _Weights(NamedTuple):
+    """Weights that a start announces, and their dtype on the wire."""
 
     dtype: str
     kernel_shape: Shape
-    bias_size: int
+    bias_size: int  # elements; 0 without a bias
     input_channels: int
 
     @classmethod
     def announced(cls, header: messages.WeightsHeader, config: Conv2D) -> _Weights:
-        """Checks a header against the layer's configuration.
-
-        Raises:
-            InvalidWeightsError: If such weights don't fit.
-        """
+        """Checks a header against the layer's configuration. Raises InvalidWeightsError if such weights don't fit."""
         shape = tuple(header.kernel_shape)
         check_weight_shapes(config, shape, header.has_bias)
         try:
@@ -212,14 +182,14 @@ class _Weights:
         try:
             for request in requests:
                 if request.WhichOneof("message") != "piece":
-                    raise _refusal("piece", "a piece after the start", "another message")
+                    raise wrong_field("piece", "a piece after the start", "another message")
                 end = position + len(request.piece)
                 if end > total:
-                    raise _refusal("piece", expected, f"at least {end} bytes")
+                    raise wrong_field("piece", expected, f"at least {end} bytes")
                 buffer[position:end] = np.frombuffer(request.piece, np.uint8)
                 position = end
             if position != total:
-                raise _refusal("piece", expected, f"{position} bytes")
+                raise wrong_field("piece", expected, f"{position} bytes")
         except BaseException:
             # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
             del buffer
@@ -234,7 +204,7 @@ def _reference(message: messages.StoredLayerReference) -> Reference:
             return checked_digest(message.digest)
         case "name":
             return message.name
-    raise _refusal("layer", "a digest or a name", "neither")
+    raise wrong_field("layer", "a digest or a name", "neither")
 
 
 def _expected_digest(start: Any) -> bytes:
@@ -250,7 +220,3 @@ def _stored_message(stored: StoredLayer) -> layer_pb2.StoredLayer:
         parameter_count=stored.parameter_count,
         weight_bytes=stored.weight_bytes,
     )
-
-
-def _refusal(field: str, expected: str, received: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field, f"Expected {expected}. Received {received}."))

@@ -23,11 +23,12 @@ import threading
 import time
 from pathlib import Path
 
-from convserve.errors import FieldViolation, InvalidTensorError, OverloadedError, SharedMemoryLostError
+from convserve.errors import InvalidTensorError, OverloadedError, SharedMemoryLostError
 from convserve.tensors.codec import Array
 from convserve.tensors.mapped_memory import Map
 from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.regions import RegionTable, is_within
 
 log = logging.getLogger("convserve")
@@ -39,14 +40,12 @@ _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
 
 class SharedMemory:
-    """Registers regions in a thread of its own, and returns arrays on them."""
+    """Registers regions in a thread of its own, and returns arrays on them.
+
+    It listens on a socket in the abstract namespace. All regions together have at most so many bytes.
+    """
 
     def __init__(self, most_bytes: int) -> None:
-        """Opens a socket in the abstract namespace.
-
-        Args:
-            most_bytes: The most bytes of all regions together.
-        """
         self.address = f"convserve-{secrets.token_hex(16)}"
         self.ticket = secrets.token_bytes(TICKET_BYTES)
         # The other descriptors are for gRPC's connections and the store's files.
@@ -76,16 +75,10 @@ class SharedMemory:
             self._paths.append(path)
 
     def array(self, place: tensor_pb2.SharedMemory, size: int | None, field: str) -> Array:
-        """Returns so many bytes of a region, as an array that may be written to.
+        """Returns `size` bytes of a region, or all that are left of it, as an array that may be written to.
 
-        Args:
-            place: Where they begin.
-            size: How many; None for all up to the region's end.
-            field: What to call it in an error.
-
-        Raises:
-            SharedMemoryLostError: If no such region is known.
-            InvalidTensorError: If the bytes are not within the region, or not aligned.
+        `field` is what errors call it. Raises SharedMemoryLostError if no such region is known, or
+        InvalidTensorError if the bytes are not within it.
         """
         region = self._regions.get(place.region)
         if region is None:
@@ -94,11 +87,8 @@ class SharedMemory:
         if size is None:
             size = max(0, region.size - begin)
         if begin % ALIGNMENT or not is_within(region, begin, size):
-            text = (
-                f"Expected {size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}. "
-                f"Received offset_bytes={begin}."
-            )
-            raise InvalidTensorError(FieldViolation(field, text))
+            expected = f"{size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}"
+            raise wrong_field(field, expected, f"offset_bytes={begin}", InvalidTensorError)
         return region.array()[begin : begin + size]
 
     def close(self) -> None:
@@ -109,7 +99,7 @@ class SharedMemory:
             key.fileobj.close()  # type: ignore[union-attr]
         self._selector.close()
         self._wake.close()
-        self._regions.unregister([key for key, _ in self._regions.items()])
+        self._regions.unregister(self._regions.all())
         for path in self._paths:
             Path(path).unlink(missing_ok=True)
 

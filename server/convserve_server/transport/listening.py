@@ -14,11 +14,7 @@ from convserve_server.settings import SettingsError, is_loopback
 
 
 def listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
-    """Listens on an address, encrypted if there is a certificate; returns the address with its port.
-
-    Raises:
-        SettingsError: If it is not free, or may not be used.
-    """
+    """Listens on an address, encrypted if there is a certificate; returns it with its port. Raises SettingsError."""
     port, path = 0, unix_path(address)
     if not (path and _is_taken(path)):
         with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below

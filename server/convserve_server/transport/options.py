@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convserve.protocol.http2_options import LARGE_FRAMES
+from convserve.protocol.pieces import LARGE_FRAMES
 from convserve_server.settings import Settings
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
@@ -13,6 +13,9 @@ _MAX_METADATA_BYTES = 2**14
 
 def server_options(settings: Settings) -> list[tuple[str, Any]]:
     """Returns the options with which a `grpc.server` is made."""
+    # Integers: gRPC passes over floats without a word.
+    age_ms, grace_ms = (int(seconds * 1000) for seconds in (settings.max_connection_age_s, settings.drain_s))
+    renewal = [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)]
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
         ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -31,12 +34,5 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.absolute_max_metadata_size", _MAX_METADATA_BYTES),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         ("grpc.http2.max_ping_strikes", 2),
-        *(
-            [
-                ("grpc.max_connection_age_ms", settings.max_connection_age_s * 1000),
-                ("grpc.max_connection_age_grace_ms", settings.drain_s * 1000),
-            ]
-            if settings.max_connection_age_s
-            else []
-        ),
+        *(renewal if age_ms else ()),
     ]

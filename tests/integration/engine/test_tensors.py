@@ -35,7 +35,7 @@ def test_the_op_of_a_function_call_takes_a_concrete_function_and_its_captured_in
     def function(x: Any, y: Any) -> list[Any]:
         return [x * captured + y, tf.cast(tf.shape(x), tf.int64)]
 
-    call = tensors.DirectCall(function.get_concrete_function())
+    call = tensors.direct_call(function.get_concrete_function())
     for size in (1, 5):
         x = tf.range(size, dtype=tf.float32)
         for found, expected in zip(call([x, tf.constant(1.0)]), function(x, tf.constant(1.0)), strict=True):

@@ -34,7 +34,7 @@ def weights_of_keras(initializer: Any, dtype: str, what: str) -> np.ndarray:
 
 SEEDED = {
     kind.keras_name: kind(**({"seed": 7} if "seed" in kind.__dataclass_fields__ else {}))
-    for kind in initializers.MEMBERS
+    for kind in dict.fromkeys(initializers.Initializer.members.values())
     if not kind.refusal
 }
 """Every initializer that suits a Conv2D, with a seed where it draws at random."""

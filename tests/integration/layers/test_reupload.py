@@ -144,9 +144,9 @@ def slow() -> Iterator[SlowServer]:
 def test_one_timeout_holds_for_all_that_a_call_takes(slow: SlowServer, make_client: Any) -> None:
     from convserve._async.stored_layer import AsyncStoredLayer
     from convserve._sync.stored_layer import StoredLayer
-    from convserve.protocol.stored_layers import put_parts
 
-    parts = put_parts(Layer(CONFIG, KERNEL, BIAS))
+    local = Layer(CONFIG, KERNEL, BIAS)
+    parts: dict[str, Any] = {"digest": local.digest, "config": CONFIG, "kernel_shape": KERNEL.shape, "local": local}
     with make_client([slow.target] * 2, shared_memory=False) as client:
         made = client._wrapped if hasattr(client, "_wrapped") else client
         layer = (AsyncStoredLayer if made is not client else StoredLayer)(made, **parts)
@@ -163,12 +163,12 @@ def test_a_put_that_takes_too_long_to_send_says_so(server: RunningServer, make_c
     large = Layer(Conv2D(1024, 1, use_bias=False), np.zeros((1, 1, 2**14, 1024), "f4"))
     with make_client(server.target) as client:
         for _ in range(3):
-            with pytest.raises(DeadlineExceededError, match=r"timeout=0\.04 seconds"):
-                client.put(large, timeout=0.04)
+            with pytest.raises(DeadlineExceededError, match=r"timeout=0\.02 seconds"):
+                client.put(large, timeout=0.02)
 
 
 def test_a_call_that_breaks_off_when_its_time_is_up_is_told_as_that() -> None:
-    call = retries.Call(RetryRule(), retries.Deadline(1e-9))
+    call = retries.Call(RetryRule(), retries.Deadline(1e-9), retries.RetryBudget(RetryRule()))
     with pytest.raises(DeadlineExceededError):
         call.delay_after(convserve.UnavailableError("the call ended in the middle"))
 
@@ -183,7 +183,7 @@ def test_a_call_does_not_wait_longer_than_it_may_for_another_ones_put(server: Ru
             layer(X, timeout=0.5)
         # In a process that was forked just then nobody will ever release it.
         lock.acquire()
-        client._home._process = -1
+        client._home = -1
         np.testing.assert_array_equal(layer(X, timeout=20), expected)
 
 

@@ -344,7 +344,7 @@ def test_computing_alone_is_enough_to_compute_and_reading_shares_memory(guarded,
         with make_client(guarded.target, token=token) as client:
             assert (client.conv2d(LARGE, 1, 1, kernel_initializer="ones") == 1).all()
             assert client.empty((1, 2, 2, 1)).shape == (1, 2, 2, 1)
-            assert (client._tensors._sharing.memory() is not None) == shares
+            assert (client._tensors.sharing.memory() is not None) == shares
 
 
 # The command line

@@ -280,7 +280,7 @@ def test_all_ways_of_tensors_are_encrypted(encrypted, make_client, shared_memory
         for size in (4, 600):
             x = np.ones((1, size, size, 1), "f4")
             assert (client.conv2d(x, 1, 1, kernel_initializer="ones", data_format="channels_last") == 1).all()
-        assert (client._tensors._sharing.memory() is not None) == shared_memory
+        assert (client._tensors.sharing.memory() is not None) == shared_memory
         assert client.layers() == []
 
 

@@ -10,11 +10,9 @@ import gc
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -23,7 +21,6 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from convserve._rpc import retries
 from convserve._rpc.retries import Deadline
 from convserve.tensors.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
@@ -194,7 +191,7 @@ def test_a_system_without_it(
 
 def test_a_socket_that_cannot_be_reached(everywhere: RunningServer, taken: Taken, said: Any) -> None:
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
-        sharing = client._connected()._tensors._sharing
+        sharing = client._connected()._tensors.sharing
         assert sharing.is_to_connect()
         sharing.connect(ServerInfo(shared_memory_address="convserve-of-another-machine"), Deadline(60))
         check(client)
@@ -233,7 +230,7 @@ def test_what_the_client_does_not_use_makes_room(everywhere: RunningServer, take
 def test_a_huge_call_now_and_then_leaves_the_others_their_memory(everywhere: RunningServer) -> None:
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
         check(client)
-        memory = client._tensors._sharing.memory()
+        memory = client._tensors.sharing.memory()
         small = [memory.region(2**17) for _ in range(2)]
         huge = memory.region(MIB)  # too large to be used for a small one
         memory._max_unused_bytes = sum(each.size for each in (*small, huge)) - 1
@@ -246,7 +243,7 @@ def test_what_is_dropped_is_forgotten_by_the_server_too(everywhere: RunningServe
     server = everywhere.process.pid
     with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
         check(client)
-        memory = client._tensors._sharing.memory()
+        memory = client._tensors.sharing.memory()
         for _ in range(20):
             memory.region(3 * MIB)  # as a call does that is cancelled before it is made
         assert len(shared_maps(server)) <= 4
@@ -277,23 +274,21 @@ def test_calls_that_fail_or_are_cancelled_keep_nothing(everywhere: RunningServer
 def test_asking_for_shared_memory_takes_of_the_calls_own_time(
     everywhere: RunningServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late, given = 0.0, []
-    monkeypatch.setattr(retries, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late, sleep=time.sleep))
-    with convserve.Client(f"127.0.0.1:{port(everywhere)}", timeout=600) as client:
+    now, given = 0.0, []
+    with convserve.Client(f"127.0.0.1:{port(everywhere)}") as client:
         tensors = client._connected()._tensors
-        connect, convolve = tensors.connect, tensors._convolve_shared
+        connect, convolve = tensors.connect, tensors._convolve
 
         def slowly(*arguments: Any) -> None:
-            nonlocal late
+            nonlocal now
             connect(*arguments)
-            late = 500.0
+            now = 50.0
 
-        def noted(message: Any, timeout: float) -> Any:
+        def noted(data: bytes, timeout: float) -> Any:
             given.append(timeout)
-            return convolve(message, timeout=timeout)
+            return convolve(data, timeout=60)
 
         monkeypatch.setattr(tensors, "connect", slowly)
-        monkeypatch.setattr(tensors, "_convolve_shared", noted)
-        check(client)
-    (left,) = given
-    assert 0 < left <= 100
+        monkeypatch.setattr(tensors, "_convolve", noted)
+        client.convolve(DOUBLE, np.ones((2, 600, 600, 1), "f4"), timeout=Deadline(60, lambda: now))  # type: ignore[arg-type]
+    assert given == [10.0]

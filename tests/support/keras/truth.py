@@ -75,7 +75,8 @@ class _Watched:
 def keras_value(value: Any) -> Any:
     """Returns a value of convserve's as Keras' own object, and any other as it is."""
     if isinstance(value, Activation):
-        return functools.partial(getattr(keras.activations, value.keras_name), **value.parameters)
+        function = getattr(keras.activations, value.keras_name)  # which Keras can serialize, unlike a partial
+        return functools.partial(function, **value.parameters) if value.parameters else function
     if isinstance(value, KerasObject):
         return getattr(getattr(keras, f"{value.family}s"), type(value).__name__)(**value.parameters)
     return value

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from convserve.initializers import MEMBERS as INITIALIZERS
+from convserve.initializers import Initializer
 from convserve.layers.arguments import DTYPE_POLICIES
 from convserve.v1 import conv2d_pb2, convolution_service_pb2, error_pb2, initializer_pb2, layer_service_pb2, tensor_pb2
 from tests.support.repository import ROOT
@@ -87,6 +87,6 @@ def test_every_reason_has_one_exception_class() -> None:
 
 def test_contract_and_client_know_the_same_names() -> None:
     kinds = initializer_pb2.Initializer.DESCRIPTOR.oneofs_by_name["kind"].fields
-    assert {field.name for field in kinds} == {member.keras_name for member in INITIALIZERS}
+    assert {field.name for field in kinds} == {member.keras_name for member in Initializer.members.values()}
     policies = {name.removeprefix("DTYPE_POLICY_").lower() for name in conv2d_pb2.DtypePolicy.keys()}  # noqa: SIM118
     assert policies - {"unspecified"} == set(DTYPE_POLICIES)

@@ -14,7 +14,7 @@ from convserve.cli.command import OUTPUT, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options
 from convserve.cli.options.layer_reference import REFERENCE, find
-from convserve.cli.options.values import numbers, seconds
+from convserve.cli.options.values import counts, rates, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
 from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
@@ -24,73 +24,22 @@ if TYPE_CHECKING:
     from convserve import Client
     from convserve.bench.workloads import Workload
 
-_HELP = """\
-Measures how fast a server is from here: latency percentiles, calls and bytes per
-second, and what share of the time the server waits and computes. Beside it, in
-turns of a second or so, the same layer is measured in this process (where
-TensorFlow is installed) and a raw echo of as many bytes over the same connection,
-which is the most that the connection can do. All answers are checked: a fast
-wrong one ends with exit status 1.
-
-Without --input-shape four layers are measured, from a small image to a batch."""
-
-_EPILOG = """\
-examples:
-  is it fast here?
-    convserve bench
-
-  one layer and one shape, by one, 8 and 32 threads, for a minute:
-    convserve bench --filters 64 --kernel-size 3 --input-shape 8,224,224,3 \\
-      --concurrency 1,8,32 --seconds 60
-
-  what users see who arrive at 200 calls a second, answered or not:
-    convserve bench --filters 16 --kernel-size 3 --input-shape 1,32,32,3 \\
-      --rate 200
-
-  a stored layer, on another machine, with a picture and a file for a program:
-    convserve bench --layer resnet50/conv1_conv --input-shape 1,224,224,3 \\
-      --target gpu-host:50051 --plot bench.png --json bench.json
-
-Weights that are not given are random, whatever the initializers: speed does not
-depend on them. MB are 1,000,000 bytes of tensors. Ctrl-C prints what there is."""
-
 _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def _counts(text: str) -> list[int]:
-    counts = numbers(text, int)
-    if not counts or min(counts) < 1 or max(counts) > 1000:
-        raise click.BadParameter(f"expected numbers from 1 to 1000 such as 1,8. Received {text!r}.")
-    return counts
-
-
-def _rates(text: str) -> list[float]:
-    rates = numbers(text, float)
-    if not rates or not all(0 < rate <= 1e6 for rate in rates):
-        raise click.BadParameter(f"expected calls per second, above 0, such as 50,200. Received {text!r}.")
-    return rates
-
-
-@new_command(
-    "measure a server: latency, throughput, and where the time goes",
-    _HELP,
-    _EPILOG,
-    "[OPTIONS]",
-    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
-    "--input-shape N,H,W,C --layer NAME|DIGEST [OPTIONS]",
-)
+@new_command("bench")
 @_LOAD.option(
     "--concurrency N[,N...]",
     "callers that call again as soon as they are answered, as threads that share a client (default: 1,8; none "
     "with --rate)",
-    type=_counts,
+    type=counts,
 )
 @_LOAD.option(
     "--rate N[,N...]",
     "calls per second that wait for no answer; latencies then count from when a call was due",
-    dest="rates",
-    type=_rates,
+    dest="open_rates",
+    type=rates,
 )
 @_LOAD.option("--seconds N", "how long to measure in all (default: 20)", dest="duration_s", type=seconds, default=20.0)
 @_LOAD.option("--no-shared-memory", "send tensors over the connection, also to a server here", is_flag=True)
@@ -104,7 +53,7 @@ def _rates(text: str) -> list[float]:
 @connection_options(timeout=60.0)
 def command(
     concurrency: list[int] | None,
-    rates: list[float] | None,
+    open_rates: list[float] | None,
     duration_s: float,
     no_shared_memory: bool,
     no_in_process: bool,
@@ -116,16 +65,19 @@ def command(
     from convserve.bench.measurement import Load, Measurement, is_right
     from convserve.cli.output.bench_table import print_document
 
-    _refuse_contradictions(**call)
+    stored, shape = call["reference"], call["input_shape"]
+    described = bool(call["parameters"]) or any(value is not None for value in call["weights"])
+    if shape is None and (described or stored is not None):
+        raise click.UsageError("a layer needs an input: give --input-shape")
+    if described and stored is not None:
+        raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")
     if json_path not in (None, "-"):
         check_destination(json_path, (".json",), "json")
     if plot is not None:
         check_destination(plot, _PICTURES, "plot")
         from convserve.bench import chart
-
-        chart.check()
-    loads = [Load(callers=callers) for callers in concurrency or ([] if rates else [1, 8])]
-    loads += [Load(rate=rate) for rate in rates or []]
+    loads = [Load(callers=callers) for callers in concurrency or ([] if open_rates else [1, 8])]
+    loads += [Load(rate=rate) for rate in open_rates or []]
     interrupted = False
     with (
         connection.client(shared_memory=not no_shared_memory) as client,
@@ -151,9 +103,7 @@ def command(
     if plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
         chart.write(document, plot)
         print(f"drawn in {plot}", file=sys.stderr)
-    if interrupted:
-        return 130
-    return 0 if is_right(document) else 1
+    return 130 if interrupted else int(not is_right(document))
 
 
 def _workloads(
@@ -178,14 +128,3 @@ def _workloads(
     if layer.kernel is None:
         layer = with_weights(layer.config, input_shape, weights.seed or 0)
     return [Workload(layer.config.name or "layer", layer, input_shape, **dtypes)]
-
-
-def _refuse_contradictions(
-    input_shape: Shape | None, reference: str | None, parameters: Parameters, weights: Weights, **_: Any
-) -> None:
-    """Refuses options that say nothing together."""
-    described = bool(parameters) or any(value is not None for value in weights)
-    if input_shape is None and (described or reference is not None):
-        raise click.UsageError("a layer needs an input: give --input-shape")
-    if described and reference is not None:
-        raise click.UsageError("--layer: the stored layer has parameters and weights already; give no others")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import SimpleNamespace
 
 import click
 
@@ -16,7 +16,7 @@ from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.options.values import channels, value_range
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
-from convserve.cli.output.report import print_json
+from convserve.cli.output.report import print_result
 from convserve.display.pixels import MAX_MAPS, chosen, is_picture
 from convserve.files.arrays import check_destination, save_array
 from convserve.files.images import Rendered, check_picture, write_picture
@@ -25,70 +25,8 @@ from convserve.layers.arguments import standard_data_format
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Array
 
-_HELP = """\
-Sends a Conv2D layer and an input to the server, and shows what comes back: the
-output's shape, range, losses, times. The layer's parameters are those of
-keras.layers.Conv2D, under Keras' names; its weights are drawn with the
-initializers, or given with --kernel."""
 
-_EPILOG = f"""\
-classic kernels, for --kernel:
-{classic_kernel_list()}
-
-examples:
-  edges of a photo, as a picture (each channel by itself, so RGB stays RGB):
-    convserve conv2d photo.jpg --kernel sobel-x --picture edges.png
-
-  a sharper photo with the brightness of the original:
-    convserve conv2d photo.jpg --kernel sharpen --picture sharp.jpg \\
-      --picture-range 0,255
-
-  64 random filters with ReLU, as an array and as a grid of feature maps:
-    convserve conv2d photo.jpg --filters 64 --kernel-size 3 --strides 2 \\
-      --padding same --activation relu --seed 0 -o maps.npy --picture maps.png
-
-  weights of your own, saved with numpy.save:
-    convserve conv2d x.npy --kernel kernel.npy --bias bias.npy -o y.npy
-
-  an initializer and a regularizer with parameters; the loss is printed:
-    convserve conv2d x.npy --filters 8 --kernel-size 3x5 \\
-      --kernel-initializer '{{"class_name": "HeNormal", "config": {{"seed": 3}}}}' \\
-      --kernel-regularizer '{{"class_name": "L2", "config": {{"l2": 0.1}}}}'
-
-  a layer that is stored, such as one of an imported model:
-    convserve conv2d photo.jpg --layer resnet50/conv1_conv --picture maps.png
-
-  one array out of several in an archive, on another machine, for a program:
-    convserve conv2d data.npz:images --filters 4 --kernel-size 3 \\
-      --target gpu-host:50051 --json"""
-
-
-class _Files(NamedTuple):
-    """The options that say what is written."""
-
-    output: str | None
-    picture: str | None
-    picture_range: Any
-    picture_channels: list[int] | None
-    picture_input: bool | None
-    sample: int
-
-    def wants_input(self, output: Array, data_format: str) -> bool:
-        """Returns whether the input is drawn beside the output: a picture alone is one that can be used further."""
-        if self.picture_input is not None:
-            return self.picture_input
-        maps = output.shape[-1 if data_format == "channels_last" else 1]
-        return self.picture_channels is not None or not is_picture(maps)
-
-
-@new_command(
-    "apply a Conv2D layer to an array or a picture",
-    _HELP,
-    _EPILOG,
-    "INPUT --filters N --kernel-size N [OPTIONS]",
-    "INPUT --kernel NAME|FILE [OPTIONS]",
-    "INPUT --layer NAME|DIGEST [OPTIONS]",
-)
+@new_command("conv2d", kernels=classic_kernel_list())
 @click.argument(
     "input",
     metavar="INPUT",
@@ -102,8 +40,7 @@ class _Files(NamedTuple):
 @weight_options
 @options_as_one(
     "files",
-    _Files._fields,
-    _Files,
+    SimpleNamespace,
     OUTPUT.option("-o --output FILE.npy", "write the output as an array"),
     OUTPUT.option(
         "--picture FILE.png",
@@ -136,7 +73,7 @@ def command(
     reference: str | None,
     parameters: Parameters,
     weights: Weights,
-    files: _Files,
+    files: SimpleNamespace,
     output_dtype: str | None,
     as_json: bool,
     connection: Connection,
@@ -166,6 +103,10 @@ def command(
     if files.picture is not None:
         title = f"{Path(input).name}: output {result.output.shape}"
         title += f", sample {files.sample}" if x.shape[0] > 1 else ""
+        with_input = files.picture_input
+        if with_input is None:  # a picture alone is one that can be used further
+            maps = result.output.shape[-1 if data_format == "channels_last" else 1]
+            with_input = files.picture_channels is not None or not is_picture(maps)
         drawn = write_picture(
             files.picture,
             result.output,
@@ -173,18 +114,16 @@ def command(
             sample=files.sample,
             channels=files.picture_channels,
             value_range=files.picture_range,
-            beside=x if files.wants_input(result.output, data_format) else None,
+            beside=x if with_input else None,
             title=title,
         )
-    if as_json:
-        written = [path for path in (files.output, files.picture) if path is not None]
-        print_json(conv2d_summary.document(input, x, result, total_us, written))
-    else:
-        lines = _written(files, result.output, drawn)
-        conv2d_summary.print_summary(x, layer.config, result, total_us, lines)
+    written = [path for path in (files.output, files.picture) if path is not None]
+    document = conv2d_summary.document(input, x, result, total_us, written)
+    lines = _written(files, result.output, drawn)
+    print_result(conv2d_summary.rows(document, layer.config, lines), document, as_json=as_json)
 
 
-def _written(files: _Files, output: Array, drawn: Rendered | None) -> list[str]:
+def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> list[str]:
     """Returns a line for each file, with what one should know of it."""
     lines = []
     if files.output is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import closing
 
@@ -12,67 +11,40 @@ from google.protobuf.wrappers_pb2 import Int32Value
 
 from convserve._rpc.channel import channel_target
 from convserve._rpc.credentials import Access
-from convserve.cli.command import new_command
+from convserve.cli.command import Failure, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.errors import DeadlineExceededError
 from convserve.protocol.status import from_rpc_error
 
-_HELP = """\
-Asks the server's standard health service (grpc.health.v1.Health/Check). Prints
-SERVING and ends with status 0 if it is ready for calls; otherwise prints one line
-that says why on stderr, and ends with status 1. It asks once and waits at most
---timeout seconds. It shows no token, for health is open to all."""
-
-_EPILOG = """\
-examples:
-  convserve health
-  convserve health --target gpu-host:50051 --timeout 2
-
-  in a Dockerfile:
-    HEALTHCHECK CMD ["convserve", "health", "--timeout", "3"]
-
-  wait until a server is ready:
-    until convserve health; do sleep 1; done"""
-
 _METHOD = "/grpc.health.v1.Health/Check"
-_SERVING = 1
-_STATUSES = {0: "UNKNOWN", _SERVING: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
+_STATUSES = {0: "UNKNOWN", 1: "SERVING", 2: "NOT_SERVING", 3: "SERVICE_UNKNOWN"}
 
 
-@new_command("ask whether a server is serving (for probes of containers)", _HELP, _EPILOG)
+@new_command("health")
 @connection_options(timeout=5.0)
-def command(connection: Connection) -> int:
+def command(connection: Connection) -> None:
     target = channel_target(connection.target)
     with closing(Access(target, "", connection.encryption()).channel(target)) as channel:
         check: Callable[..., bytes] = channel.unary_unary(_METHOD)
         try:
             # The request names no service, which asks for the whole server's health: an empty message.
             status = status_number(check(b"", timeout=connection.timeout))
+            found = _STATUSES.get(status, f"status {status}")
         except grpc.RpcError as failure:
             error = from_rpc_error(failure)
             late = isinstance(error, DeadlineExceededError)
-            text = f"no answer within {connection.timeout:g} s" if late else " ".join(str(error).split())
-            return _unhealthy(connection.target, text)
+            found = f"no answer within {connection.timeout:g} s" if late else " ".join(str(error).split())
         except DecodeError:
-            return _unhealthy(connection.target, "the answer is not that of a health service")
-    if status != _SERVING:
-        return _unhealthy(connection.target, _STATUSES.get(status, f"status {status}"))
-    print("SERVING")
-    return 0
+            found = "the answer is not that of a health service"
+    if found != "SERVING":
+        raise Failure(f"not serving: {connection.target}: {found}")
+    print(found)
 
 
 def status_number(response: bytes) -> int:
-    """Returns the status in a serialized grpc.health.v1.HealthCheckResponse.
+    """Returns the status in a serialized grpc.health.v1.HealthCheckResponse, or raises DecodeError.
 
     That message is one enum under field 1, so on the wire it is what google.protobuf.Int32Value is. Reading it so needs
     no grpcio-health-checking, which the base install does not have.
-
-    Raises:
-        DecodeError: If the bytes are no such message.
     """
     return Int32Value.FromString(response).value
-
-
-def _unhealthy(target: str, reason: str) -> int:
-    print(f"not serving: {target}: {reason}", file=sys.stderr)
-    return 1

@@ -6,44 +6,30 @@ import dataclasses
 
 from convserve.cli.command import JSON, new_command
 from convserve.cli.options.connection import Connection, connection_options
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_result
 from convserve.display.units import bytes_text
 
-_HELP = """\
-Says what the server is: its versions, the devices that compute, the types that it
-takes and gives, whether float32 convolutions may use TensorFloat-32, the limits of
-one call, and the layers that it stores."""
 
-_EPILOG = """\
-examples:
-  convserve info
-  convserve info --target gpu-host:50051 --json"""
-
-
-@new_command("say what a server is: versions, devices, dtypes, limits", _HELP, _EPILOG)
+@new_command("info")
 @JSON
 @connection_options(timeout=10.0)
 def command(as_json: bool, connection: Connection) -> None:
     with connection.client() as client:
         info = client.info()
-    if as_json:
-        print_json(dataclasses.asdict(info))
-        return
     devices = [
         f"{device.name} ({device.description})" if device.description else device.name for device in info.devices
     ]
     usage = info.usage
     tf32 = "on: float32 convolutions on a GPU round factors to 10 bits" if info.tf32 else "off"
-    print_rows(
-        [
-            ("server", f"convserve {info.version}, TensorFlow {info.tensorflow_version}, Keras {info.keras_version}"),
-            ("devices", "\n".join(devices)),
-            ("inputs", ", ".join(info.input_dtypes)),
-            ("outputs", ", ".join(info.output_dtypes)),
-            ("TF32", tf32),
-            ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
-            ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
-            ("layers", f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory"),
-            ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
-        ]
-    )
+    rows = [
+        ("server", f"convserve {info.version}, TensorFlow {info.tensorflow_version}, Keras {info.keras_version}"),
+        ("devices", "\n".join(devices)),
+        ("inputs", ", ".join(info.input_dtypes)),
+        ("outputs", ", ".join(info.output_dtypes)),
+        ("TF32", tf32),
+        ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
+        ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
+        ("layers", f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory"),
+        ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
+    ]
+    print_result(rows, dataclasses.asdict(info), as_json=as_json)

@@ -4,57 +4,19 @@ from __future__ import annotations
 
 import click
 
-from convserve.cli.command import JSON, OPTIONS, Group, new_command
-from convserve.cli.commands import layers_import, layers_put
+from convserve.cli.command import JSON, OPTIONS, Group, help_page, new_command
+from convserve.cli.commands import layers_import
 from convserve.cli.options.connection import Connection, connection_options
+from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
 from convserve.cli.options.layer_reference import REFERENCE, find
+from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output.layer_table import Row, document, layer_rows, print_table
-from convserve.cli.output.report import print_json, print_rows
+from convserve.cli.output.report import print_json, print_result
 from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
 
-_HELP = """\
-A server keeps layers: a layer's weights are sent once, and calls name it. A layer
-goes by its digest, which follows from its configuration and weights and never
-changes, and by names, which lead to one layer each and can be moved."""
 
-_EPILOG = """\
-examples:
-  every Conv2D of a model, under names such as resnet50/conv1_conv:
-    convserve layers import resnet50.keras
-    convserve layers list --prefix resnet50/
-
-  one layer; the next call with another kernel moves the name:
-    convserve layers put --name edges --kernel sobel-x --input-channels 3
-    convserve layers get edges -o edges.safetensors
-    convserve layers delete edges
-
-'convserve layers COMMAND --help' explains a command, with examples."""
-
-_LIST_EPILOG = """\
-examples:
-  convserve layers list
-  convserve layers list --prefix resnet50/ --json"""
-
-_GET_EPILOG = """\
-examples:
-  convserve layers get resnet50/conv1_conv
-  convserve layers get 3f1b2c4d -o weights.npz
-  convserve layers get edges -o edges.safetensors     # configuration too
-
-`convserve layers import` and numpy.load read what this writes."""
-
-_DELETE_HELP = """\
-Given a name, deletes the name, and the layer with the last of its names. Given a
-digest, or enough of its beginning, deletes the layer and all its names."""
-
-_DELETE_EPILOG = """\
-examples:
-  convserve layers delete edges
-  convserve layers delete 3f1b2c4d"""
-
-
-@new_command("list stored layers", "Lists stored layers.", _LIST_EPILOG)
+@new_command("layers-list")
 @OPTIONS.option("--prefix TEXT", "only layers with a name that begins so", default="")
 @JSON
 @connection_options(timeout=10.0)
@@ -67,7 +29,7 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
         print_table(rows)
 
 
-@new_command("show a stored layer, or write it to a file", "Shows a stored layer, or writes it to a file.", _GET_EPILOG)
+@new_command("layers-get")
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @OPTIONS.option(
     "-o --output FILE",
@@ -85,13 +47,11 @@ def _get(reference: str, output: str | None, as_json: bool, connection: Connecti
         if output is not None:
             save_layer(output, Layer(layer.config, *layer.weights()))
     row = Row.of_stored(layer)
-    if as_json:
-        print_json(document(row) | ({} if output is None else {"file": output}))
-    else:
-        print_rows([*layer_rows(row), ("written", output or "")])
+    described = document(row) | ({} if output is None else {"file": output})
+    print_result([*layer_rows(row), ("written", output or "")], described, as_json=as_json)
 
 
-@new_command("delete a name or a stored layer", _DELETE_HELP, _DELETE_EPILOG)
+@new_command("layers-delete")
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
 @JSON
 @connection_options(timeout=10.0)
@@ -107,11 +67,39 @@ def _delete(reference: str, as_json: bool, connection: Connection) -> None:
         print(f"deleted {what} {layer.digest.hex()[:12]}")
 
 
-_COMMANDS = {
-    "list": _list,
-    "put": layers_put.command,
-    "get": _get,
-    "delete": _delete,
-    "import": layers_import.command,
-}
-command = Group("layers", help=_HELP, epilog=_EPILOG, commands=_COMMANDS)
+@new_command("layers-put", kernels=classic_kernel_list())
+@OPTIONS.option(
+    "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
+)
+@OPTIONS.option(
+    "--input-channels N",
+    "the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
+    "(default: 1)",
+    type=click.IntRange(min=1),
+)
+@JSON
+# Without the label, which is no part of what is stored under a name.
+@layer_options([parameter for parameter in PARAMETERS if parameter != "name"])
+@weight_options
+@connection_options(timeout=60.0)
+def _put(
+    name: str | None,
+    input_channels: int | None,
+    as_json: bool,
+    parameters: Parameters,
+    weights: Weights,
+    connection: Connection,
+) -> None:
+    if weights.kernel is None and input_channels is None:
+        raise click.UsageError("--input-channels is needed where the server draws the weights")
+    layer = layer_for(parameters, weights, input_channels or 1)
+    if input_channels is not None:
+        layer.check_input_channels(input_channels)
+    with connection.client() as client:
+        what = layer.config if layer.kernel is None else layer
+        row = Row.of_stored(client.put(what, name=name, input_channels=input_channels))
+    print_result(layer_rows(row), document(row), as_json=as_json)
+
+
+_COMMANDS = {"list": _list, "put": _put, "get": _get, "delete": _delete, "import": layers_import.command}
+command = Group("layers", commands=_COMMANDS, **help_page("layers"))

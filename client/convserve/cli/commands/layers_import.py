@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -15,45 +16,19 @@ from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import torch_padding
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
 from convserve.cli.output.report import print_json, print_rows, show_progress
-from convserve.errors import ConvserveError, FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import ConvserveError, InvalidRequestError, short_repr
 
 if TYPE_CHECKING:
     from convserve import Client, Layer
-    from convserve.importing import Imported, Skipped
+    from convserve.importing import Skipped
 
-_HELP = """\
-Stores every Conv2D that is in a file, under names such as MODEL/LAYER, and lists
-what it skips. Only what the server does not hold is sent. Nothing in the file is
-run or unpickled, and neither Keras nor PyTorch is needed. All but .npz and .npy
-need the extra: pip install 'convserve[import]'.
-
-  .keras, .h5      a whole Keras model, nested models included
-  .safetensors     a state dictionary: each NAME.weight with four dimensions is a
-                   PyTorch Conv2d's, each NAME.kernel has Keras' and JAX' order of
-                   axes; or a layer that `convserve layers get -o` wrote
-  .npz, .npy       arrays with such names, or a single one"""
-
-_EPILOG = """\
-A state dictionary and an archive of arrays don't say a layer's strides, padding,
-dilation and groups. They come from the options, for all layers, or from --config, a
-JSON file with parameters by layer, in Keras' or PyTorch's words; patterns are
-allowed, a later one wins, and null leaves a layer out:
-    {"conv1": {"stride": 2, "padding": 3}, "layer*.conv2": {"padding": 1}, "up": null}
-
-examples:
-  convserve layers import resnet50.keras
-  convserve layers import resnet50.keras --prefix vision/v2 --dry-run
-  convserve layers import resnet18.safetensors --config geometry.json
-  convserve layers import filters.npz --padding same --activation relu"""
 
 _MAX_LINES = 20
 _GEOMETRY = Section("layers of a file that has no configurations")
 _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_format", "dtype")
 
 
-@new_command(
-    "store every Conv2D of a Keras model, a state dictionary or an archive of arrays", _HELP, _EPILOG, "FILE [OPTIONS]"
-)
+@new_command("layers-import")
 @click.argument("path", metavar="FILE", help="the file; the end of its name says what it is")
 @OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
 @OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)
@@ -86,13 +61,15 @@ def command(
         with connection.client() as client:
             sent = {layer.digest for layer in client.missing(list(imported.layers.values()))}
             _put(client, imported.layers)
+    rows = [Row.of_layer(name, layer) for name, layer in imported.layers.items()]
     if as_json:
-        print_json({"file": path, "dry_run": dry_run, **_document(imported, sent)})
+        listed = [document(row) | {"sent": bytes.fromhex(row.digest) in sent} for row in rows]
+        skipped = [skipped._asdict() for skipped in imported.skipped]
+        print_json({"file": path, "dry_run": dry_run, "imported": listed, "skipped": skipped})
     else:
-        _print(imported, sent, dry_run=dry_run)
+        _print(rows, imported.skipped, sent, dry_run=dry_run)
     if not imported.layers:
-        text = f"Expected a file with a Conv2D. Received {short_repr(path)}, which has none."
-        raise InvalidRequestError(FieldViolation("file", text))
+        raise InvalidRequestError.for_field("file", "a file with a Conv2D", f"{short_repr(path)}, which has none")
 
 
 def _put(client: Client, layers: dict[str, Layer]) -> None:
@@ -108,35 +85,20 @@ def _put(client: Client, layers: dict[str, Layer]) -> None:
     show_progress("")
 
 
-def _print(imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:
-    rows = [Row.of_layer(name, layer) for name, layer in imported.layers.items()]
+def _print(rows: list[Row], skipped: Sequence[Skipped], sent: set[bytes], *, dry_run: bool) -> None:
     if rows:
         print_table(rows)
     new = [row for row in rows if bytes.fromhex(row.digest) in sent]
     held = "; the server held the others" if len(new) < len(rows) else ""
     done = f"{total_text(new)}{held}" if new else "nothing: the server held them all"
     done = "nothing: --dry-run" if dry_run else done
-    plain = Counter(skipped.kind for skipped in imported.skipped if _is_plain(skipped))
-    others = [skipped for skipped in imported.skipped if not _is_plain(skipped)]
+    # What is skipped for what it is ("not a Conv2D") is only counted by kind.
+    plain = Counter(layer.kind for layer in skipped if layer.reason.startswith("not "))
+    others = [layer for layer in skipped if not layer.reason.startswith("not ")]
     lines = [", ".join(f"{count} {kind}" for kind, count in plain.most_common())] if plain else []
     lines += [f"{other.name} ({other.kind}): {other.reason}" for other in others[:_MAX_LINES]]
     lines += [f"and {len(others) - _MAX_LINES} more; --json lists all"] if len(others) > _MAX_LINES else []
     print_rows([("sent", done if rows else ""), ("skipped", "\n".join(lines))])
-
-
-def _is_plain(skipped: Skipped) -> bool:
-    """Whether something is skipped for what it is, so that a number says enough."""
-    return skipped.reason.startswith("not ")
-
-
-def _document(imported: Imported, sent: set[bytes]) -> dict[str, Any]:
-    return {
-        "imported": [
-            document(Row.of_layer(name, layer)) | {"sent": layer.digest in sent}
-            for name, layer in imported.layers.items()
-        ],
-        "skipped": [skipped._asdict() for skipped in imported.skipped],
-    }
 
 
 def _read_config(path: str) -> dict[str, Any]:
@@ -145,11 +107,10 @@ def _read_config(path: str) -> dict[str, Any]:
             config = json.load(file)
         received = short_repr(config)
     except OSError as error:
-        text = f"Expected a file that can be read. Received {short_repr(path)}: {error.strerror or error}."
-        raise InvalidRequestError(FieldViolation("config", text)) from error
+        received = f"{short_repr(path)}: {error.strerror or error}"
+        raise InvalidRequestError.for_field("config", "a file that can be read", received) from error
     except (ValueError, RecursionError) as error:
         config, received = None, f"{short_repr(path)}: {error}"
     if not isinstance(config, dict):
-        text = f"Expected a JSON file with an object of parameters by layer. Received {received}."
-        raise InvalidRequestError(FieldViolation("config", text))
+        raise InvalidRequestError.for_field("config", "a JSON file with an object of parameters by layer", received)
     return config

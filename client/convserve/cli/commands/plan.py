@@ -8,38 +8,12 @@ from typing import Any
 from convserve.cli.command import JSON, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options, require
-from convserve.cli.output.report import print_json, print_rows, shape_text
+from convserve.cli.output.report import print_result, shape_text
 from convserve.display.units import bytes_text, flops_text
 from convserve.tensors.codec import Shape
 
-_HELP = """\
-Says what a call with this layer and this input shape would do: output shape,
-parameters, floating-point operations, bytes, memory. Nothing is computed. The
-server is asked, because it also says whether it would admit the call; with
---local no server is needed, and admission stays open."""
 
-_EPILOG = """\
-examples:
-  will a batch of four photos fit the server?
-    convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3
-
-  the same without a server, for a program:
-    convserve plan --input-shape 4,600,600,3 --filters 64 --kernel-size 3 --local --json
-
-  8-bit input, strided, padded as in PyTorch's padding=1, float16 back:
-    convserve plan --input-shape 1x224x224x3 --input-dtype uint8 --filters 64 \\
-      --kernel-size 3 --strides 2 --padding 1,1,1,1 --output-dtype float16
-
-Bytes are decimal: 1 MB is 1,000,000 bytes. A multiplication and an addition are
-two operations. The exit status is 0 whether or not the call would be admitted."""
-
-
-@new_command(
-    "say what a call would cost, without computing it",
-    _HELP,
-    _EPILOG,
-    "--input-shape N,H,W,C --filters N --kernel-size N [OPTIONS]",
-)
+@new_command("plan")
 @call_options(required=True)
 @CALL.option("--local", "compute the plan here, without a server", is_flag=True)
 @JSON
@@ -58,22 +32,18 @@ def command(
         with connection.client() as client:
             plan = client.plan(conv2d, input_shape, **dtypes)
     kernel_shape = plan.layers[0].kernel_shape
-    if as_json:
-        document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
-        del document["layers"]
-        print_json(document)
-        return
     admitted = "not asked (--local)"
     if plan.admitted is not None:
         admitted = "yes" if plan.admitted else f"no: {plan.refusal}"
-    print_rows(
-        [
-            ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
-            ("kernel", str(kernel_shape)),
-            ("parameters", f"{plan.parameters:,}, {bytes_text(plan.weight_bytes)}"),
-            ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
-            ("work", flops_text(plan.flops)),
-            ("memory", f"{bytes_text(plan.memory_bytes)} at once on the server, at least"),
-            ("admitted", admitted),
-        ]
-    )
+    rows = [
+        ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
+        ("kernel", str(kernel_shape)),
+        ("parameters", f"{plan.parameters:,}, {bytes_text(plan.weight_bytes)}"),
+        ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
+        ("work", flops_text(plan.flops)),
+        ("memory", f"{bytes_text(plan.memory_bytes)} at once on the server, at least"),
+        ("admitted", admitted),
+    ]
+    document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
+    del document["layers"]
+    print_result(rows, document, as_json=as_json)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import click
 from convserve._rpc.channel import DEFAULT_TARGET
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import seconds
+from convserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from convserve import TLS, Client
@@ -37,11 +37,7 @@ class Connection:
     tls_server_name: str | None = None
 
     def client(self, *, shared_memory: bool = True) -> Client:
-        """Returns a client of the server, which may send tensors through shared memory.
-
-        Raises:
-            InvalidRequestError: If the file of the token cannot be read, or holds something else.
-        """
+        """Returns a client of the server, which may send tensors through shared memory."""
         from convserve import Client
 
         return Client(
@@ -62,33 +58,29 @@ class Connection:
     def _token(self) -> str | None:
         if self.token_file is None:
             return None
-        from convserve.errors import FieldViolation, InvalidRequestError
-
-        why = "it holds something else"
+        words, why = [], "it holds something else"
         try:
             words = Path(self.token_file).read_text(encoding="ascii").split()
         except OSError as error:
-            words, why = [], error.strerror or str(error)
+            why = error.strerror or str(error)
         except ValueError:
-            words, why = [], "it has other bytes than ASCII"
+            why = "it has other bytes than ASCII"
         if len(words) != 1:
-            text = f"Expected a file that holds a token and nothing else. Received {self.token_file}: {why}."
-            raise InvalidRequestError(FieldViolation("token_file", text))
+            expected = "a file that holds a token and nothing else"
+            raise InvalidRequestError.for_field("token_file", expected, f"{self.token_file}: {why}")
         return words[0]
 
 
 def connection_options(*, timeout: float) -> Callable[[Any], Any]:
-    """Returns a decorator that adds the options, of which the command gets a `Connection` named `connection`.
-
-    Args:
-        timeout: The command's default timeout in seconds.
-    """
+    """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default."""
     return options_as_one(
         "connection",
-        (field.name for field in fields(Connection)),
-        _connection,
+        Connection,
         _SERVER.option(
-            "--target HOST:PORT", f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})"
+            "--target HOST:PORT",
+            f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
+            envvar=TARGET_VARIABLE,
+            default=DEFAULT_TARGET,
         ),
         _SERVER.option(
             "--timeout SECONDS", f"how long to wait for an answer (default: {timeout:g})", type=seconds, default=timeout
@@ -107,9 +99,3 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
         _SERVER.option("--tls-key FILE", "PEM file of its private key"),
         _SERVER.option("--tls-server-name NAME", "the name in the server's certificate, if not the target's"),
     )
-
-
-def _connection(target: str | None, **values: Any) -> Connection:
-    target = target or os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
-    click.get_current_context().meta["convserve.target"] = target  # for the text of a failure
-    return Connection(target, **values)

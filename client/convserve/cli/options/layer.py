@@ -66,12 +66,12 @@ def layer_options(only: Iterable[str] = PARAMETERS, section: Section | None = No
 
     The command gets those that are given as its argument `parameters`: the defaults are Conv2D's own.
     """
-    rows = {name: _OPTIONS[name] for name in only}
+    rows = ((name, *_OPTIONS[name]) for name in only)
     options = (
         (section or own).option(f"{flag_of(name)} {value}".rstrip(), text, dest=name, **attributes)
-        for name, (own, text, value, attributes) in rows.items()
+        for name, own, text, value, attributes in rows
     )
-    return options_as_one("parameters", rows, _given, *options)
+    return options_as_one("parameters", _given, *options)
 
 
 def _given(**values: Any) -> Parameters:
@@ -96,22 +96,14 @@ def call_options(*, required: bool) -> Callable[[Any], Any]:
 
 
 def require(parameters: Parameters, *names: str) -> None:
-    """Refuses parameters of which one of these is not given.
-
-    Raises:
-        click.UsageError: Then.
-    """
+    """Raises click.UsageError if one of these parameters is not given."""
     missing = [flag_of(name) for name in names if name not in parameters]
     if missing:
         raise click.UsageError(f"the following arguments are required: {', '.join(missing)}")
 
 
 def refuse(parameters: Parameters, names: tuple[str, ...], reason: str) -> None:
-    """Refuses parameters if one of these is given.
-
-    Raises:
-        click.UsageError: Then, with the reason.
-    """
+    """Raises click.UsageError, with the reason, if one of these parameters is given."""
     for name in names:
         if parameters.get(name) is not None:
             raise click.UsageError(f"argument {flag_of(name)}: not allowed {reason}")

@@ -7,13 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    LayerNotFoundError,
-    PermissionDeniedError,
-    short_repr,
-)
+from convserve.errors import InvalidRequestError, LayerNotFoundError, PermissionDeniedError, short_repr
 
 if TYPE_CHECKING:
     from convserve import Client, Layer, StoredLayer
@@ -32,9 +26,7 @@ _MAX_LISTED = 20  # layers of a file that an error names
 def find(client: Client, reference: str) -> StoredLayer:
     """Returns the stored layer that a name or a digest means.
 
-    Raises:
-        LayerNotFoundError: If there is none.
-        InvalidRequestError: If several digests begin so, or the text is neither.
+    Raises LayerNotFoundError if there is none, and InvalidRequestError if several digests begin so.
     """
     try:
         return client.layer(reference)
@@ -43,8 +35,8 @@ def find(client: Client, reference: str) -> StoredLayer:
             raise
     layers = [layer for layer in client.layers() if layer.digest.hex().startswith(reference)]
     if len(layers) > 1:
-        text = f"Expected more of the digest. Received {short_repr(reference)}, with which {len(layers)} digests begin."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        received = f"{short_repr(reference)}, with which {len(layers)} digests begin"
+        raise InvalidRequestError.for_field("layer", "more of the digest", received)
     if not layers:
         text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
@@ -54,11 +46,8 @@ def find(client: Client, reference: str) -> StoredLayer:
 def find_or_read(client: Client, reference: str) -> StoredLayer:
     """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
 
-    A server that is started again without its layers can then be given it again.
-
-    Raises:
-        LayerNotFoundError: If the server has none of that name or digest.
-        InvalidRequestError: If several digests begin so; or if the file cannot be read, or does not say which layer.
+    A server that is started again without its layers can then be given it again. Raises as `find`, and
+    InvalidRequestError for a file that cannot be read or does not say which layer.
     """
     match = _FILE.fullmatch(reference)
     if match is not None and Path(match["file"]).exists():
@@ -73,21 +62,18 @@ def _read(file: str, name: str | None) -> Layer:
     from convserve import importing
 
     if file.lower().endswith(".safetensors") and not _has_configuration(file):
-        text = "Expected a file that says the layer's configuration. Received "
-        text += (
-            f"{short_repr(file)}, which has weights alone: `convserve layers import` stores them with their strides "
-        )
-        text += "and padding, and --layer takes the name."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        received = f"{short_repr(file)}, which has weights alone"
+        hint = "`convserve layers import` stores them with their strides and padding, and --layer takes the name."
+        expected = "a file that says the layer's configuration"
+        raise InvalidRequestError.for_field("layer", expected, received, hint)
     layers = importing.read(file, prefix="").layers
     if name is None and len(layers) == 1:
         return next(iter(layers.values()))
     if name not in layers:
         listed = ", ".join(list(layers)[:_MAX_LISTED]) + (", ..." if len(layers) > _MAX_LISTED else "")
+        expected = f"one layer of the file, as {short_repr(f'{file}:NAME')} ({listed or 'none'})"
         received = short_repr(file if name is None else f"{file}:{name}")
-        expected = f"Expected one layer of the file, as {short_repr(f'{file}:NAME')} ({listed or 'none'})."
-        text = f"{expected} Received {received}."
-        raise InvalidRequestError(FieldViolation("layer", text))
+        raise InvalidRequestError.for_field("layer", expected, received)
     return layers[name]
 
 

@@ -21,17 +21,17 @@ _MAX_CHANNELS = 10_000
 
 def pair(text: str) -> int | Pair:
     """Returns 3 for "3", and (3, 5) for "3,5" and "3x5"."""
-    numbers = _integers(text)
-    if len(numbers) not in (1, 2):
-        raise click.BadParameter(f"expected one integer, or two such as 3,5 or 3x5. Received {text!r}.")
-    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+    sizes = _integers(text)
+    if len(sizes) not in (1, 2):
+        raise _refused("one integer, or two such as 3,5 or 3x5", text)
+    return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def shape(text: str) -> tuple[int, ...]:
     """Returns (4, 600, 600, 3) for "4,600,600,3" and "4x600x600x3"."""
     dimensions = _integers(text)
     if not dimensions:
-        raise click.BadParameter(f"expected dimensions such as 4,600,600,3. Received {text!r}.")
+        raise _refused("dimensions such as 4,600,600,3", text)
     return tuple(dimensions)
 
 
@@ -41,26 +41,24 @@ def padding(text: str) -> str | tuple[Pair, Pair]:
         return text.lower()
     amounts = _integers(text)
     if len(amounts) != 4:
-        expected = "expected valid, same, or four amounts top,bottom,left,right such as 1,1,2,2"
-        raise click.BadParameter(f"{expected}. Received {text!r}.")
+        raise _refused("valid, same, or four amounts top,bottom,left,right such as 1,1,2,2", text)
     top, bottom, left, right = amounts
     return (top, bottom), (left, right)
 
 
 def torch_padding(text: str) -> Any:
     """Returns what Conv2D takes as padding, or PyTorch's amount or two."""
-    if text.replace("x", ",").count(",") <= 1 and text.lower() not in ("valid", "same"):
-        return pair(text)
-    return padding(text)
+    is_torch = text.replace("x", ",").count(",") <= 1 and text.lower() not in ("valid", "same")
+    return pair(text) if is_torch else padding(text)
 
 
 def value_range(text: str) -> tuple[float, float] | Literal["shared"]:
     """Returns (0.0, 255.0) for "0,255", and the word for "shared"."""
     if text == "shared":
         return "shared"
-    limits = numbers(text, float)
+    limits = _numbers(text, float)
     if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
-        raise click.BadParameter(f"expected two numbers LOW,HIGH such as 0,255, or shared. Received {text!r}.")
+        raise _refused("two numbers LOW,HIGH such as 0,255, or shared", text)
     return limits[0], limits[1]
 
 
@@ -70,7 +68,7 @@ def channels(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         if not (first.isdecimal() and (not dash or last.isdecimal())):
-            raise click.BadParameter(f"expected channels such as 0,5,64-127. Received {text!r}.")
+            raise _refused("channels such as 0,5,64-127", text)
         chosen += range(int(first), min(int(last or first), int(first) + _MAX_CHANNELS) + 1)
     return chosen
 
@@ -81,21 +79,49 @@ def named_object(text: str) -> str | dict[str, Any]:
         return text
     try:
         return json.loads(text)  # type: ignore[no-any-return]
-    except (ValueError, RecursionError) as error:
-        example = """'{"class_name": "L2", "config": {"l2": 0.1}}'"""
-        text = f"expected Keras' name, or JSON such as {example}. Received {text!r}: {error}."
-        raise click.BadParameter(text) from None
+    except (ValueError, RecursionError):
+        raise _refused("""Keras' name, or JSON such as '{"class_name": "L2", "config": {"l2": 0.1}}'""", text) from None
 
 
 def seconds(text: str) -> float:
     """Returns a number of seconds above 0."""
-    amounts = numbers(str(text), float)
+    amounts = _numbers(str(text), float)
     if len(amounts) != 1 or not 0 < amounts[0] < math.inf:
-        raise click.BadParameter(f"expected a number of seconds above 0. Received {text!r}.")
+        raise _refused("a number of seconds above 0", text)
     return amounts[0]
 
 
-def numbers(text: str, number: Callable[[str], Number]) -> list[Number]:
+def counts(text: str) -> list[int]:
+    """Returns [1, 8] for "1,8"."""
+    listed = _numbers(text, int)
+    if not listed or min(listed) < 1 or max(listed) > 1000:
+        raise _refused("numbers from 1 to 1000 such as 1,8", text)
+    return listed
+
+
+def rates(text: str) -> list[float]:
+    """Returns [50.0, 200.0] for "50,200"."""
+    listed = _numbers(text, float)
+    if not listed or not all(0 < rate <= 1e6 for rate in listed):
+        raise _refused("calls per second, above 0, such as 50,200", text)
+    return listed
+
+
+def metrics_url(text: str) -> str:
+    """Returns a URL as it is, and "http://host:9464/metrics" for "host:9464"."""
+    if text.startswith(("http://", "https://")):
+        return text
+    host, _, port = text.rpartition(":")
+    if "/" in text or not host or not port.isdecimal():
+        raise _refused("http://HOST:PORT/metrics or HOST:PORT", text)
+    return f"http://{text}/metrics"
+
+
+def _refused(expected: str, text: str) -> click.BadParameter:
+    return click.BadParameter(f"expected {expected}. Received {text!r}.")
+
+
+def _numbers(text: str, number: Callable[[str], Number]) -> list[Number]:
     """Returns the numbers between commas, or an empty list if something else is among them."""
     try:
         return [number(part) for part in text.split(",")]
@@ -104,4 +130,4 @@ def numbers(text: str, number: Callable[[str], Number]) -> list[Number]:
 
 
 def _integers(text: str) -> list[int]:
-    return numbers(text.replace("x", ","), int)
+    return _numbers(text.replace("x", ","), int)

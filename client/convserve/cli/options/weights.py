@@ -10,7 +10,7 @@ import numpy as np
 
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.layer import Parameters, refuse, require
-from convserve.errors import FieldViolation, InvalidWeightsError
+from convserve.errors import InvalidWeightsError
 from convserve.files.arrays import ARRAY_SUFFIXES, load_array
 from convserve.layers.classic_kernels import CLASSIC_KERNELS, classic_kernel
 from convserve.tensors.codec import Array
@@ -31,7 +31,6 @@ class Weights(NamedTuple):
 
 weight_options = options_as_one(
     "weights",
-    Weights._fields,
     Weights,
     _WEIGHTS.option(
         "--kernel NAME|FILE",
@@ -51,18 +50,9 @@ def classic_kernel_list() -> str:
 
 
 def layer_for(parameters: Parameters, weights: Weights, channels: int) -> Layer:
-    """Returns the layer that the options describe.
+    """Returns the layer that the options describe, for an input of so many channels.
 
-    Args:
-        parameters: Conv2D's parameters as far as they are given.
-        weights: Where the weights come from.
-        channels: The channels of the input, for which a kernel of one channel is repeated.
-
-    Raises:
-        click.UsageError: For options that contradict each other.
-        InvalidConfigurationError: For a wrong parameter or an unknown classic kernel.
-        InvalidWeightsError: For weights that don't fit.
-        InvalidTensorError: For a file that cannot be read.
+    Raises click.UsageError for options that contradict each other, and InvalidArgumentError for what does not fit.
     """
     from convserve import Conv2D, Layer
 
@@ -78,17 +68,14 @@ def layer_for(parameters: Parameters, weights: Weights, channels: int) -> Layer:
     refuse(options, drawing, "with --kernel: weights that are given are not drawn")
     if weights.bias is not None:
         refuse(options, ("use_bias",), "with --bias, which gives one")
-    per_channel = True
-    if not _is_file(weights.kernel):
-        kernel = classic_kernel(weights.kernel, channels)
-    else:
-        kernel = _weights(weights.kernel, "kernel")
-        per_channel = kernel.ndim == 2
-        if per_channel:
-            kernel = np.repeat(kernel[:, :, np.newaxis, np.newaxis], channels, axis=3)
+    is_file = _is_file(weights.kernel)
+    kernel = _weights(weights.kernel, "kernel") if is_file else classic_kernel(weights.kernel, channels)
+    per_channel = not is_file or kernel.ndim == 2
+    if kernel.ndim == 2:
+        kernel = np.repeat(kernel[:, :, np.newaxis, np.newaxis], channels, axis=3)
     if kernel.ndim != 4:
-        expected = "Expected shape (height, width, channels / groups, filters), or (height, width)"
-        raise InvalidWeightsError(FieldViolation("kernel", f"{expected}. Received shape {kernel.shape}."))
+        expected = "shape (height, width, channels / groups, filters), or (height, width)"
+        raise InvalidWeightsError.for_field("kernel", expected, f"shape {kernel.shape}")
     if per_channel:
         refuse(options, ("groups",), "with --kernel: this kernel filters each channel by itself")
         # A picture that is filtered should keep its size.

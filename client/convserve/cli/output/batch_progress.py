@@ -1,38 +1,46 @@
-"""How far a batch is: a bar on a terminal, else a line from time to time."""
+"""How far a batch is, a bar on a terminal and else a line from time to time; and in the end what it came to."""
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import signal
+import sys
 import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Counts, Pace, Tally
+from convserve.batch.inputs import Inputs
+from convserve.batch.runner import Batch
+from convserve.cli.output.report import print_result
+from convserve.display.units import bytes_text
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+REPORT = "report.json"
+"""The report's name in the folder for outputs."""
+_COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes", "output_bytes")
+_OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
-_MAX_SHOWN = 20  # failures, so that a million of them don't bury everything else
+_MAX_SHOWN = 20  # failures, on the way and in the end, so that a million of them don't bury everything else
 
 
 class Progress:
     """Shows texts on stderr and, while a run is watched, how far it is. Any thread may call its methods."""
 
     def __init__(self, *, quiet: bool = False, console: Console | None = None) -> None:
-        """Begins with nothing to show.
-
-        Args:
-            quiet: Whether to show texts alone.
-            console: Where to show it, if not on stderr.
-        """
+        """Shows texts alone if `quiet`; on stderr, if no other console is given."""
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
         self._quiet = quiet
-        self._failures = 0
-        self._lock = threading.Lock()
+        self._failures = itertools.count(1)
         self._shown = ExitStack()
 
     def watch(self, tally: Tally) -> None:
@@ -65,9 +73,7 @@ class Progress:
 
     def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
-        with self._lock:
-            self._failures += 1
-            number = self._failures
+        number = next(self._failures)
         if number <= _MAX_SHOWN:
             self.show(f"failed: {key}: {reason}")
         elif number == _MAX_SHOWN + 1:
@@ -105,7 +111,7 @@ def percent_text(counts: Counts) -> str:
     return f"{int(100 * (counts.items - counts.left + counts.parts) / max(counts.items, 1) + 1e-9)}%"
 
 
-def speed_text(bytes_per_s: float) -> str:
+def _speed_text(bytes_per_s: float) -> str:
     """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
     amount = bytes_per_s / 1e6
     return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
@@ -117,8 +123,57 @@ def _items_text(counts: Counts) -> str:
 
 def _speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
     """Returns "41.2 MB/s" and "0:02:10 left", as far as they are known."""
-    speed = [] if bytes_per_s is None else [speed_text(bytes_per_s)]
+    speed = [] if bytes_per_s is None else [_speed_text(bytes_per_s)]
     if left_s is None:
         return speed
     minutes, seconds = divmod(round(left_s), 60)
     return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
+
+
+def publish(
+    batch: Batch, inputs: Inputs, folder: Path, as_json: bool, number: int | None, failure: Exception | None
+) -> dict[str, Any]:
+    """Writes what a run came to, which a signal or a failure may have ended, to the report's file, and prints it."""
+    counts, seconds = batch.tally.counts, batch.tally.seconds
+    moved = counts.input_bytes + counts.output_bytes
+    stopped = None if number is None else signal.Signals(number).name
+    report = {
+        "input": str(inputs.folder),
+        "output": str(folder),
+        **{name: getattr(counts, name) for name in _COUNTS},
+        "seconds": round(seconds, 3),
+        "mb_per_s": round(moved / seconds / 1e6, 3),
+        "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
+        "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
+    }
+    path = folder / REPORT
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        partial_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial_path, path)
+    except OSError as error:  # the same report is printed, and a full disk has an error of its own
+        print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
+    print_result(_rows(report, folder), report, as_json=as_json)
+    return report
+
+
+def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
+    parts = [f"{report['done']:,} done"]
+    parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
+    samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
+    seconds = f"{report['seconds']:,.1f} s, {_speed_text(report['mb_per_s'] * 1e6)} in and out together"
+    failures = [f"{failed['input']}: {failed['reason']}" for failed in report["failures"][:_MAX_SHOWN]]
+    if report["failed"] > len(failures):
+        failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
+    advice = "--resume does the rest" if report["left"] else ""
+    if report["failed"] and not report["left"]:
+        advice = "--retry-failed tries what failed again"
+    return [
+        ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
+        ("in", bytes_text(report["input_bytes"])),
+        ("out", bytes_text(report["output_bytes"])),
+        ("time", seconds),
+        ("failed", "\n".join(failures)),
+        ("written", str(folder)),
+        ("next", advice),
+    ]

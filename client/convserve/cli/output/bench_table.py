@@ -8,27 +8,23 @@ from convserve.cli.output.report import print_rows, print_table, shape_text, sho
 from convserve.display.units import bytes_text, duration_text, flops_text
 
 _COLUMNS = ("p50", "p90", "p99", "max", "calls/s", "MB/s\nsent", "MB/s\nback", "latency\nratio", "calls/s\nratio")
-_RATIOS = "ratios: convserve's figure divided by that of the row"
 
 
 def print_document(document: dict[str, Any]) -> None:
     """Prints what a measurement found."""
     server = document["server"]
+    interruption = " until it was interrupted" if document["interrupted"] else ""
     print_rows(
         [
             ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
             ("here", document["machine"]),
             ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
-            ("time", f"{document['time']}, measured for {document['seconds']:.1f} s" + _interruption(document)),
+            ("time", f"{document['time']}, measured for {document['seconds']:.1f} s{interruption}"),
         ]
     )
     for workload in document["workloads"]:
         print()
         _print_workload(workload)
-
-
-def _interruption(document: dict[str, Any]) -> str:
-    return " until it was interrupted" if document["interrupted"] else ""
 
 
 def _print_workload(workload: dict[str, Any]) -> None:
@@ -56,20 +52,22 @@ def _answers(check: dict[str, Any]) -> str:
 
 def _print_load(load: dict[str, Any]) -> None:
     rows: list[tuple[str, ...]] = []
-    notes = [_RATIOS] if load["over"] else []
+    notes = ["ratios: convserve's figure divided by that of the row"] if load["over"] else []
     for name, figures in load["subjects"].items():
         if "p50_ms" not in figures:
             rows.append((f"    {name}", "no answer" if figures["failures"] else "not measured yet", *[""] * 8))
         else:
-            rows.append((f"    {name}", *_figures(figures), *_ratios(load["over"].get(name, {}))))
+            latencies = (duration_text(figures[f"{key}_ms"] * 1e3) for key in ("p50", "p90", "p99", "max"))
+            rates = (short_text(figures[key]) for key in ("calls_per_s", "sent_mb_per_s", "received_mb_per_s"))
+            over = load["over"].get(name)
+            ratios = (f"{over[key]:.2f}" for key in ("latency", "rate")) if over else ("", "")
+            rows.append((f"    {name}", *latencies, *rates, *ratios))
         if figures["failures"]:
             counts = ", ".join(f"{number} {kind}" for kind, number in figures["failures"].items())
             notes.append(f"{name}: failed calls: {counts}: {figures['failure'].partition(chr(10))[0]}")
         if figures["not_begun"]:
-            notes.append(
-                f"{name}: too slow for this rate: {figures['not_begun']} calls were not begun in time, "
-                "and latencies only grow with the time"
-            )
+            late = f"{figures['not_begun']} calls were not begun in time, and latencies only grow with the time"
+            notes.append(f"{name}: too slow for this rate: {late}")
         if "compute_ms" in figures:
             notes.append(_where(name, figures))
     print_table(("", *_COLUMNS), rows, title=f"  {load['load']}", numbers=len(_COLUMNS))
@@ -77,22 +75,10 @@ def _print_load(load: dict[str, Any]) -> None:
         print(f"    {note}")
 
 
-def _figures(figures: dict[str, Any]) -> tuple[str, ...]:
-    latencies = (duration_text(figures[name] * 1e3) for name in ("p50_ms", "p90_ms", "p99_ms", "max_ms"))
-    rates = (figures["calls_per_s"], figures["sent_mb_per_s"], figures["received_mb_per_s"])
-    return (*latencies, *map(short_text, rates))
-
-
-def _ratios(ratios: dict[str, Any]) -> tuple[str, str]:
-    return (f"{ratios['latency']:.2f}", f"{ratios['rate']:.2f}") if ratios else ("", "")
-
-
 def _where(name: str, figures: dict[str, Any]) -> str:
     total = figures["queue_ms"] + figures["compute_ms"] + figures["way_ms"]
-    shares = ", ".join(
-        f"{what} {figures[key] / total:.0%}"
-        for what, key in (("waiting", "queue_ms"), ("computing", "compute_ms"), ("on the way", "way_ms"))
-    )
+    parts = {"waiting": "queue_ms", "computing": "compute_ms", "on the way": "way_ms"}
+    shares = ", ".join(f"{what} {figures[key] / total:.0%}" for what, key in parts.items())
     mean = figures["mean_batch_size"]
     batch = f"{mean:.3g} sample{'s' if mean != 1 else ''} at once"
     most = figures["largest_batch_size"]

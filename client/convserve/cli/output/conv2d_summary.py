@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from convserve.cli.output.report import print_rows, shape_text
+from convserve.cli.output.report import shape_text
 from convserve.display.pixels import finite_range
 from convserve.display.units import bytes_text, duration_text
 from convserve.tensors.codec import Array
@@ -16,80 +16,45 @@ if TYPE_CHECKING:
     from convserve import Conv2D, Result
 
 
-def print_summary(x: Array, config: Conv2D, result: Result, total_us: float, written: list[str]) -> None:
-    """Prints what came of a call.
-
-    Args:
-        x: The input.
-        config: The layer as it was sent.
-        result: The result.
-        total_us: How long the call took, in microseconds.
-        written: A line for each file that was written.
-    """
-    output = result.output
-    low, high = _range(output)
-    infinite = _not_finite(output)
-    values = f"{low:.6g} to {high:.6g}"
-    if infinite:
-        values = "no finite value" if math.isnan(low) else f"{values}; {infinite} not finite"
-    computing, waiting = duration_text(result.timing.compute_us), duration_text(result.timing.queue_us)
-    times = f"{duration_text(total_us)}: the server computed for {computing}, after a wait of {waiting}"
-    if not result.warm:
-        times += "\n(its first call with this geometry; the next will be faster)"
-    print_rows(
-        [
-            ("input", shape_text(x.shape, x.dtype.name)),
-            ("output", f"{shape_text(output.shape, output.dtype.name)}, {bytes_text(output.nbytes)}"),
-            ("range", values),
-            ("losses", ", ".join(f"{name} {value:.6g}" for name, value in _losses(result).items())),
-            ("seed", _picked_seed(config, result)),
-            ("time", times),
-            ("device", result.device),
-            ("written", "\n".join(written)),
-        ]
-    )
-
-
-def document(path: str, x: Array, result: Result, total_us: float, written: list[str]) -> dict[str, Any]:
-    """Returns the same for programs; `path` is the input's, `written` the files' paths."""
-    output = result.output
-    low, high = _range(output)
+def document(path: str, x: Array, result: Result, total_us: float, files: list[str]) -> dict[str, Any]:
+    """Returns what came of a call on the input of a file, and which files were written."""
+    output, losses, timing = result.output, result.losses[0], result.timing
+    low, high = finite_range(output.astype(np.float32) if output.dtype.name == "bfloat16" else output)
+    named = {name: getattr(losses, name) for name in ("kernel", "bias", "activity")}
+    shown = {"shape": output.shape, "dtype": output.dtype.name, "bytes": output.nbytes, "min": low, "max": high}
     return {
         "input": {"path": path, "shape": x.shape, "dtype": x.dtype.name},
-        "output": {
-            "shape": output.shape,
-            "dtype": output.dtype.name,
-            "bytes": output.nbytes,
-            "min": low,
-            "max": high,
-            "not_finite": _not_finite(output),
-        },
-        "losses": _losses(result),
+        "output": shown | {"not_finite": output.size - int(np.count_nonzero(np.isfinite(output)))},
+        "losses": {name: value for name, value in named.items() if value is not None},
         "seeds": _seeds(result.layers[0]),
-        "timing": {
-            "total_us": round(total_us),
-            "queue_us": result.timing.queue_us,
-            "compute_us": result.timing.compute_us,
-        },
+        "timing": {"total_us": round(total_us), "queue_us": timing.queue_us, "compute_us": timing.compute_us},
         "batch_size": result.batch_size,
         "device": result.device,
         "warm": result.warm,
-        "files": written,
+        "files": files,
     }
 
 
-def _not_finite(output: Array) -> int:
-    return output.size - int(np.count_nonzero(np.isfinite(output)))
-
-
-def _range(output: Array) -> tuple[float, float]:
-    return finite_range(output.astype(np.float32) if output.dtype.name == "bfloat16" else output)
-
-
-def _losses(result: Result) -> dict[str, float]:
-    losses = result.losses[0]
-    named = {"kernel": losses.kernel, "bias": losses.bias, "activity": losses.activity}
-    return {name: value for name, value in named.items() if value is not None}
+def rows(found: dict[str, Any], sent: Conv2D, written: list[str]) -> list[tuple[str, str]]:
+    """Returns such a document for people, given the layer as it was sent and a line for each file."""
+    output, timing = found["output"], found["timing"]
+    values = f"{output['min']:.6g} to {output['max']:.6g}"
+    if output["not_finite"]:
+        values = "no finite value" if math.isnan(output["min"]) else f"{values}; {output['not_finite']} not finite"
+    total, waiting, computing = (duration_text(timing[name]) for name in ("total_us", "queue_us", "compute_us"))
+    times = f"{total}: the server computed for {computing}, after a wait of {waiting}"
+    if not found["warm"]:
+        times += "\n(its first call with this geometry; the next will be faster)"
+    return [
+        ("input", shape_text(found["input"]["shape"], found["input"]["dtype"])),
+        ("output", f"{shape_text(output['shape'], output['dtype'])}, {bytes_text(output['bytes'])}"),
+        ("range", values),
+        ("losses", ", ".join(f"{name} {value:.6g}" for name, value in found["losses"].items())),
+        ("seed", _picked(found["seeds"], _seeds(sent))),
+        ("time", times),
+        ("device", found["device"]),
+        ("written", "\n".join(written)),
+    ]
 
 
 def _seeds(config: Conv2D | None) -> dict[str, int]:
@@ -101,10 +66,9 @@ def _seeds(config: Conv2D | None) -> dict[str, int]:
     return {name: seed for name, seed in seeds.items() if seed is not None}
 
 
-def _picked_seed(sent: Conv2D, result: Result) -> str:
+def _picked(seeds: dict[str, int], given: dict[str, int]) -> str:
     """Returns how to get the same weights again where the server picked a seed, otherwise nothing."""
-    given = _seeds(sent)
-    picked = {name: seed for name, seed in _seeds(result.layers[0]).items() if name not in given}
+    picked = {name: seed for name, seed in seeds.items() if name not in given}
     if len(set(picked.values())) == 1:
         return f"{next(iter(picked.values()))}, picked by the server: with --seed it draws the same weights again"
     return ", ".join(f"{name} {seed}" for name, seed in picked.items())

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from google.protobuf import json_format
 
 from convserve.cli.output import report
 from convserve.display.units import bytes_text
 from convserve.layers import messages
+from convserve.layers.plan import weight_rows
 from convserve.tensors.codec import Shape, itemsize
 
 if TYPE_CHECKING:
@@ -20,21 +20,12 @@ if TYPE_CHECKING:
 _HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
 
 
-@dataclass(frozen=True)
-class Row:
-    """A layer with its weights, as far as it is shown.
+class Row(NamedTuple):
+    """A layer with its weights, as far as it is shown."""
 
-    Attributes:
-        name: A name that leads to it, or None.
-        names: All of them.
-        digest: Its digest in hexadecimal.
-        config: Its configuration.
-        kernel_shape: Its kernel's shape.
-    """
-
-    name: str | None
-    names: tuple[str, ...]
-    digest: str
+    name: str | None  # a name that leads to it
+    names: tuple[str, ...]  # all of them
+    digest: str  # in hexadecimal
     config: Conv2D
     kernel_shape: Shape
 
@@ -79,8 +70,7 @@ def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
         ("name", ", ".join(row.names)),
         ("digest", row.digest),
         ("layer", repr(row.config)),
-        ("kernel", f"{row.kernel_shape} {row.config.variable_dtype}"),
-        ("parameters", f"{row.parameters:,}, {bytes_text(row.weight_bytes)}"),
+        *((label, str(text)) for label, text in weight_rows(row.config, row.kernel_shape)),
     ]
 
 
@@ -99,9 +89,8 @@ def document(row: Row) -> dict[str, Any]:
 
 def _cells(row: Row) -> tuple[str, ...]:
     config = row.config
-    padding = (
-        config.padding if isinstance(config.padding, str) else ",".join(str(n) for side in config.padding for n in side)
-    )
+    padding = config.padding
+    amounts = padding if isinstance(padding, str) else ",".join(str(rows) for side in padding for rows in side)
     groups = f" in {config.groups} groups" if config.groups > 1 else ""
     dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
     return (
@@ -109,7 +98,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         row.digest[:12],
         f"{row.kernel_shape}{groups}{dilated}",
         _pair(config.strides),
-        padding,
+        amounts,
         config.activation.keras_name,
         bytes_text(row.weight_bytes),
     )

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 _WIDE = 1000  # characters of a line where there is no terminal: whoever reads a table then wants its rows whole
+
+
+def print_result(rows: Iterable[tuple[str, str]], document: dict[str, Any], *, as_json: bool) -> None:
+    """Prints a result: rows for people, or a document for programs."""
+    if as_json:
+        print_json(document)
+    else:
+        print_rows(rows)
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:
@@ -23,28 +32,32 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
         print(f"{label:<{width}}  {indented}")
 
 
-def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", numbers: int = 0) -> None:
-    """Prints a table, of which the last `numbers` columns are aligned on the right."""
+def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", numbers: int = 0) -> Table:
+    """Returns a table, of which the last `numbers` columns are aligned on the right."""
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        title=title or None, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0)
-    )
+    table = Table(title=title or None, title_justify="left", title_style="", box=None, pad_edge=False)
+    table.padding, table.show_header = (0, 2, 0, 0), any(headings)
     for index, heading in enumerate(headings):
         right = index >= len(headings) - numbers
         table.add_column(heading, justify="right" if right else "left", header_style="", no_wrap=right)
     for row in rows:
         table.add_row(*map(Text, row))  # Text, because what has brackets would else be taken for markup
-    stdout_console(_WIDE).print(table)
+    return table
 
 
-def stdout_console(width: int) -> Console:
-    """Returns stdout for rich, of so many characters where it is no terminal."""
+def print_table(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", numbers: int = 0) -> None:
+    """Prints a table as `table_of` makes it."""
+    stdout_console().print(table_of(headings, rows, title=title, numbers=numbers))
+
+
+def stdout_console() -> Console:
+    """Returns stdout for rich."""
     from rich.console import Console
 
     console = Console()
-    return console if console.is_terminal else Console(width=width)
+    return console if console.is_terminal else Console(width=_WIDE)
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -64,8 +77,10 @@ def show_progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def short_text(value: float) -> str:
-    """Returns three digits, or all of those before the point."""
+def short_text(value: float | None) -> str:
+    """Returns three digits, or all of those before the point; "" for None."""
+    if value is None:
+        return ""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _START = "process_start_time_seconds"
 
@@ -13,19 +13,14 @@ Labels = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Scrape:
-    """Metrics at one moment.
+    """Metrics at one moment."""
 
-    Attributes:
-        time: When, in seconds since 1970.
-        samples: Values by a sample's name and its labels.
-    """
+    time: float  # in seconds since 1970
+    samples: dict[str, dict[Labels, float]]  # values by a sample's name and its labels
 
-    time: float
-    samples: dict[str, dict[Labels, float]] = field(default_factory=dict)
-
-    def value(self, name: str, **labels: str) -> float:
-        """Returns a sample's value; 0 for one that is not there."""
-        return self.samples.get(name, {}).get(frozenset(labels.items()), 0.0)
+    def value(self, name: str) -> float:
+        """Returns the sum of a sample's values; 0 for one that is not there."""
+        return sum(self.samples.get(name, {}).values())
 
     def by(self, label: str, name: str) -> dict[str, float]:
         """Returns the sums of a sample's values for each value of a label."""
@@ -37,35 +32,20 @@ class Scrape:
 
 @dataclass(frozen=True)
 class MethodFigures:
-    """What was called in a period.
-
-    Attributes:
-        calls_per_s: Calls that ended.
-        in_flight: Calls that have not, at the end of the period.
-        latency_s: The 50th, 90th and 99th percentile of their duration in seconds; None without calls.
-        queue_s: The 90th of what was waited for a device; None where nothing was computed.
-        compute_s: The 90th of what a device took; None likewise.
-        batch: Samples that were computed together, in the mean; None likewise.
-        input_bytes_per_s: Of tensors.
-        output_bytes_per_s: Of tensors.
-    """
+    """What was called in a period; None for what was not measured, as there were no calls or nothing was computed."""
 
     calls_per_s: float
-    in_flight: int
-    latency_s: tuple[float, float, float] | None
-    queue_s: float | None
-    compute_s: float | None
-    batch: float | None
+    in_flight: int  # at the end of the period
+    latency_s: tuple[float | None, ...]  # the 50th, 90th and 99th percentile
+    queue_s: float | None  # the 90th of what was waited for a device
+    compute_s: float | None  # the 90th of what a device took
+    batch: float | None  # samples that were computed together, in the mean
     input_bytes_per_s: float
     output_bytes_per_s: float
 
 
 def read(text: str, time: float) -> Scrape:
-    """Returns what a page of metrics says.
-
-    Raises:
-        ValueError: If it is not one of a convserve server.
-    """
+    """Returns what a page of metrics says; raises ValueError if it is not one of a convserve server."""
     from prometheus_client.parser import text_string_to_metric_families
 
     samples: dict[str, dict[Labels, float]] = defaultdict(dict)
@@ -77,62 +57,33 @@ def read(text: str, time: float) -> Scrape:
     return Scrape(time, dict(samples))
 
 
-def before_the_start(scrape: Scrape) -> Scrape:
-    """Returns what the metrics were when the server's process started: nothing."""
-    return Scrape(scrape.value(_START))
-
-
-def counted_from(before: Scrape, after: Scrape) -> Scrape:
-    """Returns what the later metrics count from: the earlier ones, or nothing if the server was started in between."""
-    return before if before.value(_START) == after.value(_START) else before_the_start(after)
+def counted_from(before: Scrape | None, after: Scrape) -> Scrape:
+    """Returns what the later metrics count from: the earlier ones, or nothing where the server has started since."""
+    start = after.value(_START)
+    return before if before is not None and before.value(_START) == start else Scrape(start, {})
 
 
 def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
     """Returns the figures of each method that was called in a period, or is."""
-    seconds = max(after.time - before.time, 1e-9)
-
-    def grown(name: str, method: str) -> float:
-        return after.by("method", name).get(method, 0.0) - before.by("method", name).get(method, 0.0)
-
-    figures = {}
-    for method, in_flight in sorted(after.by("method", "convserve_requests_in_flight").items()):
-        calls = grown("convserve_requests_total", method)
-        passes = grown("convserve_batch_samples_count", method)
-        if not (calls or in_flight or passes):
-            continue
-        latencies = _buckets(before, after, "convserve_request_duration_seconds", method)
-        queue = _buckets(before, after, "convserve_queue_seconds", method)
-        compute = _buckets(before, after, "convserve_compute_seconds", method)
-        figures[method] = MethodFigures(
-            calls_per_s=calls / seconds,
-            in_flight=int(in_flight),
-            latency_s=(quantile(latencies, 0.5), quantile(latencies, 0.9), quantile(latencies, 0.99))
-            if calls
-            else None,
-            queue_s=quantile(queue, 0.9) if passes else None,
-            compute_s=quantile(compute, 0.9) if passes else None,
-            batch=grown("convserve_batch_samples_sum", method) / passes if passes else None,
-            input_bytes_per_s=grown("convserve_input_bytes_total", method) / seconds,
-            output_bytes_per_s=grown("convserve_output_bytes_total", method) / seconds,
-        )
-    return figures
+    in_flight = after.by("method", "convserve_requests_in_flight")
+    figures = {method: _figures(before, after, method, int(count)) for method, count in sorted(in_flight.items())}
+    return {method: own for method, own in figures.items() if own.calls_per_s or own.in_flight or own.batch}
 
 
 def refusals(before: Scrape, after: Scrape) -> dict[str, int]:
     """Returns how many calls and items were refused in a period, by reason."""
-    old, new = (scrape.by("reason", "convserve_refused_total") for scrape in (before, after))
-    grown = {reason: int(count - old.get(reason, 0.0)) for reason, count in new.items()}
-    return {reason: count for reason, count in sorted(grown.items()) if count}
+    grown = _grown(before, after, "reason", "convserve_refused_total")
+    return {reason: int(count) for reason, count in sorted(grown.items()) if count}
 
 
-def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float:
-    """Returns a quantile of a histogram as Prometheus' histogram_quantile does, by interpolation within a bucket.
+def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | None:
+    """Returns a quantile of a histogram as Prometheus' histogram_quantile does; None without values.
 
-    Args:
-        buckets: Upper bounds, the last infinite, and how many values are at most as large.
-        share: Which quantile, from 0 to 1.
+    The buckets are upper bounds, the last infinite, and how many values are at most as large.
     """
     listed = sorted(buckets)
+    if not listed or not listed[-1][1]:
+        return None
     rank = share * listed[-1][1]
     lower, below = 0.0, 0.0
     for upper, count in listed:
@@ -143,11 +94,37 @@ def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float:
     return lower
 
 
+def _figures(before: Scrape, after: Scrape, method: str, in_flight: int) -> MethodFigures:
+    seconds = max(after.time - before.time, 1e-9)
+
+    def grown(name: str) -> float:
+        return _grown(before, after, "method", f"convserve_{name}").get(method, 0.0)
+
+    def percentile(name: str, share: float) -> float | None:
+        return quantile(_buckets(before, after, f"convserve_{name}_seconds_bucket", method), share)
+
+    passes = grown("batch_samples_count")
+    return MethodFigures(
+        calls_per_s=grown("requests_total") / seconds,
+        in_flight=in_flight,
+        latency_s=tuple(percentile("request_duration", share) for share in (0.5, 0.9, 0.99)),
+        queue_s=percentile("queue", 0.9),
+        compute_s=percentile("compute", 0.9),
+        batch=grown("batch_samples_sum") / passes if passes else None,
+        input_bytes_per_s=grown("input_bytes_total") / seconds,
+        output_bytes_per_s=grown("output_bytes_total") / seconds,
+    )
+
+
+def _grown(before: Scrape, after: Scrape, label: str, name: str) -> dict[str, float]:
+    old = before.by(label, name)
+    return {key: value - old.get(key, 0.0) for key, value in after.by(label, name).items()}
+
+
 def _buckets(before: Scrape, after: Scrape, name: str, method: str) -> list[tuple[float, float]]:
-    buckets = []
-    old = before.samples.get(f"{name}_bucket", {})
-    for labels, count in after.samples.get(f"{name}_bucket", {}).items():
-        said = dict(labels)
-        if said["method"] == method:
-            buckets.append((float(said["le"]), count - old.get(labels, 0.0)))
-    return buckets
+    old = before.samples.get(name, {})
+    return [
+        (float(dict(labels)["le"]), count - old.get(labels, 0.0))
+        for labels, count in after.samples.get(name, {}).items()
+        if ("method", method) in labels
+    ]

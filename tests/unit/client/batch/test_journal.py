@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -21,11 +20,7 @@ def opened(
     folder: Path, resume: bool = True, identity: Identity = IDENTITY, lies: set[str] | frozenset[str] = frozenset()
 ) -> Journal:
     """Opens a journal in which the lines about the keys in `lies` do not hold any more."""
-
-    def is_done(line: dict[str, Any]) -> bool:
-        return (line.get("done") or line.get("failed") or line["begun"]) not in lies
-
-    return Journal.open(folder, identity, is_done, resume=resume)
+    return Journal(folder, identity, lambda key, _: key not in lies, resume=resume)
 
 
 @pytest.fixture
@@ -161,7 +156,7 @@ def test_a_file_that_is_no_such_journal_is_refused_and_kept(tmp_path: Path, text
 def test_two_runs_do_not_write_to_one_folder(folder: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from convserve.batch.journal import Identity, Journal\n"
-        "try: Journal.open(Path(sys.argv[1]), Identity('', [], {}), lambda line: True, resume=True)\n"
+        "try: Journal(Path(sys.argv[1]), Identity('', [], {}), lambda *_: True, resume=True)\n"
         "except ValueError as error: print(error)\n"
     )
     journal = opened(folder)

@@ -68,7 +68,7 @@ class Run:
         found = find_inputs([str(self.inputs)], self.output)
         outputs = OutputFolder(self.output, format_name)
         identity = Identity(str(found.folder), [DOUBLED.digest.hex()], {"format": format_name})
-        journal = Journal.open(self.output, identity, partial(is_done, found, outputs), resume=True)
+        journal = Journal(self.output, identity, partial(is_done, found, outputs), resume=True)
         self.batch = Batch(
             [DOUBLED], found, outputs, journal, reading=Reading("channels_last"), retry_failed=retry_failed
         )

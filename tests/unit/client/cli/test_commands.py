@@ -8,9 +8,9 @@ import pytest
 
 import convserve
 from convserve import cli
+from convserve.cli.command import format_error
 from convserve.cli.commands import health
 from convserve.cli.output import report
-from convserve.cli.output.failures import format_error
 from convserve.display import units
 
 NOBODY = "127.0.0.1:1"  # a port where nothing listens

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 
 import convserve
-from convserve.cli.command import new_command
 from convserve.cli.options import values
 from convserve.cli.options.layer import layer_options
 from convserve.cli.options.weights import layer_for, weight_options
 
 
-@new_command("describe a layer", "", "")
+@click.command()
 @layer_options()
 @weight_options
 def described(parameters, weights):

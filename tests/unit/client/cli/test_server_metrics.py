@@ -81,13 +81,13 @@ def test_a_call_under_way_is_shown_without_times(metrics):
     counting, scrape = metrics
     CallRecord(CONVOLVE, CONVOLVE, (), (counting,)).begin()
     (found,) = server_metrics.methods(scrape(1.0), scrape(2.0)).values()
-    assert (found.in_flight, found.calls_per_s, found.latency_s, found.batch) == (1, 0, None, None)
+    assert (found.in_flight, found.calls_per_s, found.latency_s, found.batch) == (1, 0, (None,) * 3, None)
 
 
 def test_since_the_start_is_since_the_process_started():
     text = "convserve_refused_total{reason='X'} 2\nprocess_start_time_seconds 50\n".replace("'", '"')
     latest = server_metrics.read(text, 60.0)
-    before = server_metrics.before_the_start(latest)
+    before = server_metrics.counted_from(None, latest)
     assert before.time == 50
     assert server_metrics.refusals(before, latest) == {"X": 2}
 

@@ -173,7 +173,7 @@ class Awaited(StoredLayerBase):
 
 
 def known(kind: type[StoredLayerBase], local: Layer | None = None) -> StoredLayerBase:
-    return kind(bytes(32), "edges", (), Conv2D(4, 3, use_bias=False), (3, 3, 1, 4), local)
+    return kind(bytes(32), Conv2D(4, 3, use_bias=False), (3, 3, 1, 4), "edges", local=local)
 
 
 def test_stored_layers_and_bare_kernels() -> None:

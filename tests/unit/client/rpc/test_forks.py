@@ -22,10 +22,9 @@ def elsewhere(calls: CallsUnderWay) -> Iterator[threading.Event]:
     begun, ended = threading.Event(), threading.Event()
 
     def call() -> None:
-        calls.begin(begun, LONG_S)
-        begun.set()
-        ended.wait(LONG_S)
-        calls.end(begun)
+        with calls.call(LONG_S):
+            begun.set()
+            ended.wait(LONG_S)
 
     thread = threading.Thread(target=call)
     thread.start()
@@ -41,9 +40,8 @@ def test_a_fork_waits_for_calls_and_calls_wait_for_it() -> None:
     calls, order = CallsUnderWay(), []
 
     def call() -> None:
-        calls.begin("later", LONG_S)
-        order.append("call")
-        calls.end("later")
+        with calls.call(LONG_S):
+            order.append("call")
 
     later = threading.Thread(target=call)
     with elsewhere(calls) as ended:
@@ -65,8 +63,8 @@ def test_a_call_waits_for_a_fork_no_longer_than_its_timeout() -> None:
     fork = threading.Thread(target=calls.before_fork)
     fork.start()
     fork.join()
-    calls.begin("call", 0.01)
-    calls.end("call")
+    with calls.call(0.01):
+        pass
 
 
 @pytest.fixture
@@ -92,14 +90,14 @@ def test_a_fork_in_the_middle_of_a_call_that_does_not_end_says_so() -> None:
 
 def test_a_fork_in_the_middle_of_the_calls_of_its_own_thread_waits_for_none_of_them() -> None:
     calls = CallsUnderWay()
-    calls.begin("outer", LONG_S)
-    calls.begin("in a signal's handler", LONG_S)
-    calls.end("in a signal's handler")
-    calls.before_fork()
-    calls.before_fork()  # likewise in a handler
-    calls.begin("between", LONG_S)
-    calls.end("between")
-    calls.after_in_child()
+    with calls.call(LONG_S):
+        with calls.call(LONG_S):  # in a signal's handler
+            pass
+        calls.before_fork()
+        calls.before_fork()  # likewise in a handler
+        with calls.call(LONG_S):
+            pass
+        calls.after_in_child()
     with pytest.raises(InvalidRequestError):
         calls.check_process()
 

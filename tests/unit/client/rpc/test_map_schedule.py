@@ -22,6 +22,7 @@ from convserve import (
     RetryRule,
     UnavailableError,
 )
+from convserve._rpc.map_items import split
 from convserve._rpc.map_schedule import DEFAULT_MAX_BYTES, Pipeline
 from convserve._rpc.retries import with_retries
 from convserve.errors import FieldViolation
@@ -47,8 +48,7 @@ def read(flow: Pipeline, *inputs: Any) -> None:
 
 def answer(flow: Pipeline, items: Any) -> None:
     """Answers a call with its own input."""
-    call = flow.call(items)
-    flow.finish(items, call.outputs(call.request.input.astype("f4")))
+    flow.finish(items, split(flow.request(items).input.astype("f4"), items))
 
 
 def taken(flow: Pipeline) -> list[Any]:
@@ -65,7 +65,7 @@ def test_small_inputs_of_one_shape_and_dtype_go_together_and_come_apart() -> Non
     calls = [flow.next_call() for _ in range(3)]
     assert [[item.number for item in call] for call in calls] == [[0, 1, 2, 3, 5], [4], [6]]
     assert not flow.has_work
-    assert flow.call(calls[0]).request.input.shape == (7, 2, 2, 1)
+    assert flow.request(calls[0]).input.shape == (7, 2, 2, 1)
     for call in calls:
         answer(flow, call)
     found = taken(flow)
@@ -185,11 +185,11 @@ def test_a_call_of_several_that_is_refused_for_what_is_in_it_is_tried_one_by_one
     read(flow, *map(image, range(3)))
     together = flow.next_call()
     assert len(together) == 3
-    flow.fail(together, error)
+    flow.finish(together, error)
     assert not flow.has_output
     alone = [flow.next_call() for _ in range(3)]
     assert [len(each) for each in alone] == [1, 1, 1]
-    flow.fail(alone[1], error)
+    flow.finish(alone[1], error)
     answer(flow, alone[0])
     answer(flow, alone[2])
     first, second, third = taken(flow)
@@ -201,7 +201,7 @@ def test_a_call_of_several_that_is_refused_for_what_is_in_it_is_tried_one_by_one
 def test_a_call_of_several_that_fails_for_another_reason_is_not_tried_again(error: Any) -> None:
     flow = pipeline(errors="return")
     read(flow, *map(image, range(2)))
-    flow.fail(flow.next_call(), error)
+    flow.finish(flow.next_call(), error)
     assert not flow.has_work
     assert taken(flow) == [error, error]
 
@@ -242,7 +242,7 @@ def test_what_reading_raises_comes_after_the_outputs_of_what_was_read() -> None:
 def test_an_error_that_is_none_of_ours_ends_it() -> None:
     flow = pipeline(errors="return")
     read(flow, image(0))
-    flow.fail(flow.next_call(), MemoryError("no room"))
+    flow.finish(flow.next_call(), MemoryError("no room"))
     with pytest.raises(MemoryError, match="no room"):
         flow.take_output()
 
@@ -307,7 +307,7 @@ def test_every_input_is_yielded_once_and_bytes_in_flight_are_bounded(
 def test_weights_that_a_server_draws_are_the_same_for_every_input() -> None:
     flow = pipeline([Conv2D(1, 1, data_format="channels_last"), Conv2D(1, 1, data_format="channels_last")])
     read(flow, image(0), image(1, (1, 3, 3, 1)))
-    layers = [flow.call(flow.next_call()).request.layers for _ in range(2)]
+    layers = [flow.request(flow.next_call()).layers for _ in range(2)]
     assert [each.config for each in layers[0]] == [each.config for each in layers[1]]
     seeds = [each.config.kernel_initializer.parameters["seed"] for each in layers[0]]
     assert None not in seeds

@@ -85,10 +85,10 @@ def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> No
 
     assert (retried(), retried()) == (3, 0)
     for _ in range(4):
-        retries.Call(rule, retries.Deadline(60), budget).record_success()
+        budget.record_success()
     assert retried() == 2
     for _ in range(100):
-        retries.Call(rule, retries.Deadline(60), budget).record_success()
+        budget.record_success()
     assert retried() == 3
     call = retries.Call(rule, retries.Deadline(60), budget)  # nobody answered: that is no overload
     assert all(call.delay_after(UnavailableError("gone")) >= 0 for _ in range(10))

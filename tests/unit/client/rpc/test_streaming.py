@@ -29,11 +29,11 @@ def request(samples: int = 5, layer: Any = DOUBLE) -> ConvolveRequest:
 
 
 @pytest.fixture
-def outgoing(monkeypatch: pytest.MonkeyPatch) -> streaming.Outgoing:
+def stream(monkeypatch: pytest.MonkeyPatch) -> streaming.Stream:
     """Five samples in three items of up to 200 bytes of output, in pieces of 64."""
     monkeypatch.setattr(streaming, "_ITEM_BYTES", 200)
     monkeypatch.setattr(streaming, "PIECE_BYTES", 64)
-    return streaming.Outgoing(request())
+    return streaming.Stream(request())
 
 
 def answer(number: int, x: np.ndarray, piece_bytes: int = 70) -> list[bytes]:
@@ -51,19 +51,18 @@ ITEMS = [slice(0, 2), slice(2, 4), slice(4, 5)]
 ANSWERS = [answer(number, request().input[rows]) for number, rows in enumerate(ITEMS)]
 
 
-def received(outgoing: streaming.Outgoing, messages: list[bytes]) -> Result:
+def received(stream: streaming.Stream, messages: list[bytes]) -> Result:
     """Returns what messages come to."""
-    incoming = streaming.Incoming(outgoing, request())
     for each in messages:
-        incoming.take(each)
-    return incoming.result()
+        stream.take(each)
+    return stream.result()
 
 
-def test_what_is_sent_is_the_batch_in_order(outgoing: streaming.Outgoing) -> None:
-    assert outgoing.items == ITEMS
-    assert ConvolveStreamRequest.FromString(outgoing.start()).start.piece_bytes == 64
+def test_what_is_sent_is_the_batch_in_order(stream: streaming.Stream) -> None:
+    assert stream.items == ITEMS
+    assert ConvolveStreamRequest.FromString(stream.start).start.piece_bytes == 64
     shapes, data = [], b""
-    for each in outgoing.pieces():
+    for each in stream.pieces():
         message = ConvolveStreamRequest.FromString(each)
         if message.WhichOneof("message") == "item":
             assert message.item.item_id == len(shapes)
@@ -79,7 +78,7 @@ def test_what_is_sent_is_the_batch_in_order(outgoing: streaming.Outgoing) -> Non
 def test_items_are_as_large_as_they_may_be(samples: int, item_bytes: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(streaming, "_ITEM_BYTES", item_bytes)
-        items = streaming.Outgoing(request(samples)).items
+        items = streaming.Stream(request(samples)).items
     together = max(1, item_bytes // 96)
     assert [row for rows in items for row in range(samples)[rows]] == list(range(samples))
     assert len(items) == math.ceil(samples / together)
@@ -89,35 +88,33 @@ def test_items_are_as_large_as_they_may_be(samples: int, item_bytes: int) -> Non
 def test_a_batch_with_a_penalty_of_its_own_is_not_divided(monkeypatch: pytest.MonkeyPatch, layers: int) -> None:
     monkeypatch.setattr(streaming, "_ITEM_BYTES", 1)
     plain, active = Conv2D(1, 1), Conv2D(1, 1, activity_regularizer="l2")
-    assert streaming.Outgoing(request(layer=[plain, active][-layers:])).items == [slice(0, 5)]
-    assert len(streaming.Outgoing(request(layer=plain)).items) == 5
+    assert streaming.Stream(request(layer=[plain, active][-layers:])).items == [slice(0, 5)]
+    assert len(streaming.Stream(request(layer=plain)).items) == 5
 
 
-def test_what_comes_back_is_put_together(outgoing: streaming.Outgoing) -> None:
-    result = received(outgoing, [each for messages in ANSWERS for each in messages])
+def test_what_comes_back_is_put_together(stream: streaming.Stream) -> None:
+    result = received(stream, [each for messages in ANSWERS for each in messages])
     np.testing.assert_array_equal(result.output, np.repeat(2 * request().input, 2, axis=-1))
     assert result.batch_size == 2
 
 
-def test_pieces_may_be_of_any_length_and_written_in_any_way(outgoing: streaming.Outgoing) -> None:
-    incoming = streaming.Incoming(outgoing, request())
+def test_pieces_may_be_of_any_length_and_written_in_any_way(stream: streaming.Stream) -> None:
     for number, rows in enumerate(ITEMS):
         head, *pieces = answer(number, request().input[rows], 7)
-        incoming.take(head)
+        stream.take(head)
         for each in pieces:
             message = ConvolveStreamResponse.FromString(each)
-            incoming.take(b"\x7a" + bytes([len(message.piece)]) + message.piece + b"\x08" + bytes([number]))
-        incoming.take(ConvolveStreamResponse(item_id=number, piece=b"").SerializeToString())
-    np.testing.assert_array_equal(incoming.result().output, np.repeat(2 * request().input, 2, axis=-1))
+            stream.take(b"\x7a" + bytes([len(message.piece)]) + message.piece + b"\x08" + bytes([number]))
+        stream.take(ConvolveStreamResponse(item_id=number, piece=b"").SerializeToString())
+    np.testing.assert_array_equal(stream.result().output, np.repeat(2 * request().input, 2, axis=-1))
 
 
 def test_no_memory_is_taken_before_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that no server takes may be one for which this process has no memory either."""
     huge = convolve_request(Conv2D(2**31 - 1, 1), np.zeros((1, 2**10, 2**10, 1), "f4"), None)
-    outgoing = streaming.Outgoing(huge)
     refusal = to_item_error(TooLargeError(FieldViolation("input", "Expected less. Received more.")))
     with pytest.raises(TooLargeError):
-        streaming.Incoming(outgoing, huge).take(ConvolveStreamResponse(error=refusal).SerializeToString())
+        streaming.Stream(huge).take(ConvolveStreamResponse(error=refusal).SerializeToString())
 
 
 FIRST, SECOND, THIRD = ANSWERS
@@ -146,6 +143,6 @@ WRONG = {
 
 
 @pytest.mark.parametrize("messages", WRONG.values(), ids=WRONG)
-def test_an_answer_that_is_none(outgoing: streaming.Outgoing, messages: list[bytes]) -> None:
+def test_an_answer_that_is_none(stream: streaming.Stream, messages: list[bytes]) -> None:
     with pytest.raises(InternalError, match=r"^Expected an answer as the contract has it\. Received another: "):
-        received(outgoing, messages)
+        received(stream, messages)

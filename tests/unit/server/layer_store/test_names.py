@@ -70,7 +70,9 @@ def test_whether_a_layer_is_kept_is_no_question_to_every_name() -> None:
 def numbers(store: LayerStore, name: str) -> list[tuple[int, int]]:
     """Returns the versions of a name and the numbers of their layers."""
     known = {layer(number).digest: number for number in range(10)}
-    return [(version, known[key]) for version, key in store.versions(name).numbered()]
+    return [
+        (version, known[key]) for version, key in enumerate(store.versions(name).digests, store.versions(name).first)
+    ]
 
 
 def test_a_version_begins_with_each_move(folder: Path | None) -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, TooLargeError
+from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
 
 OVERHEAD_BYTES = 4096  # what the store counts beside a layer's weights
@@ -214,7 +215,7 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.missing(every) == [key for key in every if key not in self.held]
         for name, key in self.leads_to.items():
             assert self.store.digest_of(name) == key
-            assert list(self.store.versions(name).numbered()) == list(enumerate(self.versions[name], start=1))
+            assert self.store.versions(name) == NameVersions(tuple(self.versions[name]))
         assert self.store.names() == tuple(sorted(self.leads_to))
 
 

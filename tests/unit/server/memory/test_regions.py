@@ -27,7 +27,7 @@ def test_regions_and_bytes_are_bounded() -> None:
         table.register("c", region(0))
     table.unregister(["a", "never registered"])
     table.register("c", region(60))
-    assert [(key, each.size) for key, each in table.items()] == [("b", 40), ("c", 60)]
+    assert [(key, each.size) for key, each in table.all().items()] == [("b", 40), ("c", 60)]
     assert table.get("a") is None
 
 

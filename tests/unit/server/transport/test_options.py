@@ -1,0 +1,12 @@
+"""What gRPC's server is told."""
+
+from convserve_server.settings import Settings
+from convserve_server.transport.options import server_options
+
+
+def test_ages_are_integers_as_grpc_passes_over_others_without_a_word():
+    options = server_options(Settings(max_connection_age_s="1.5m", drain_s="250ms"))
+    assert {type(value) for _, value in options} == {int}
+    assert dict(options)["grpc.max_connection_age_ms"] == 90_000
+    assert dict(options)["grpc.max_connection_age_grace_ms"] == 250
+    assert "grpc.max_connection_age_ms" not in dict(server_options(Settings()))
