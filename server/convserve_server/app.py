@@ -69,13 +69,8 @@ _DESCRIPTORS = [
 def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
 
-    Args:
-        settings: The server's.
-        load_engine: Returns what computes; it is called as `engine.startup.load_engine`.
-
-    Raises:
-        SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
-            files of tokens and certificates are wrong.
+    `load_engine` is called as `engine.startup.load_engine`. Raises SettingsError if an address cannot be listened on,
+    there is no such device, a layer cannot be warmed up, or the files of tokens and certificates are wrong.
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
     stop = StopSignals()

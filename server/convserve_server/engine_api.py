@@ -48,13 +48,7 @@ class Engine(Protocol):
     def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
         """Applies layers that all have weights, in order, to inputs that are computed together.
 
-        Args:
-            layers: At least one.
-            inputs: At least one; they differ in their numbers of samples at most. The engine does not read them
-                after it returns, and the output, of all their samples in order, lies in none of them.
-            output_dtype: A floating-point dtype's name.
-            device: Its index in `devices`.
-
-        Raises:
-            OutOfMemoryError: If the device's memory did not suffice.
+        The inputs differ in their numbers of samples at most. The engine does not read them after it returns, and the
+        output, of all their samples in order, lies in none of them. The device is an index into `devices`. Raises
+        OutOfMemoryError if its memory did not suffice.
         """

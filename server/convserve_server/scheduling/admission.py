@@ -30,11 +30,7 @@ class Limits:
 
 
 class Admission:
-    """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods.
-
-    Attributes:
-        load: Returns what is in the server now.
-    """
+    """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
     def __init__(self, limits: Limits, concurrent: int, large_bytes: int) -> None:
         """Starts with no call; the arguments are those of `AdmissionQueue`."""
@@ -45,11 +41,7 @@ class Admission:
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
     ) -> Plan:
-        """Returns what a call would do and whether this server takes it.
-
-        Raises:
-            InvalidArgumentError: If the call is wrong, whatever its size.
-        """
+        """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong."""
         plan = planned(layers, input_shape, input_dtype, output_dtype)
         try:
             self._check(plan, math.inf)
@@ -69,24 +61,16 @@ class Admission:
     ) -> Permit:
         """Returns a call's permit once there is memory for the call, whose input has this shape and dtype.
 
-        An output of more bytes than `output_room` travels in the response's message, whose size is bounded.
-
-        Raises:
-            InvalidArgumentError: If the call is wrong.
-            TooLargeError: If this server never takes it.
-            OverloadedError: If too many calls are in the server.
-            DeadlineExceededError: If the caller's deadline can't be met.
+        An output of more bytes than `output_room` travels in the response's message, whose size is bounded. Raises
+        InvalidArgumentError if the call is wrong, TooLargeError if this server never takes it, OverloadedError if too
+        many calls are in the server, or DeadlineExceededError if the caller's deadline can't be met.
         """
         plan = planned_call(layers, shape, dtype, output_dtype)
         self._check(plan, output_room)
         return self._enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """Returns the permit of a call that computes nothing and answers with `size` bytes.
-
-        Raises:
-            TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
-        """
+        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`."""
         plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
         self._check(plan, 0, field="output_bytes")
         return self._enter(caller, plan)

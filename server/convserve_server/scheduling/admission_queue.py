@@ -147,9 +147,8 @@ class AdmissionQueue:
     def enter(self, caller: Caller, plan: Plan) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
 
-        Raises:
-            OverloadedError: If too many calls are in the server.
-            DeadlineExceededError: If the caller's deadline can't be met, or it went away while the call was queued.
+        Raises OverloadedError if too many calls are in the server, or DeadlineExceededError if the caller's deadline
+        can't be met or it went away while the call was queued.
         """
         with self.lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))

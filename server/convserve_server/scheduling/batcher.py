@@ -84,13 +84,10 @@ class Batcher(Generic[AnyJob]):
         return sum(map(len, self._queues))
 
     def run(self, job: AnyJob) -> Any:
-        """Returns a job's result once it is computed.
+        """Returns a job's result once it is computed, or raises what `compute` raises for this job alone.
 
-        Whatever is raised meanwhile, the device is released and every job of the batch gets an outcome.
-
-        Raises:
-            DeadlineExceededError: If the caller was gone before the job was computed.
-            Exception: Whatever `compute` raises for this job alone.
+        Whatever is raised meanwhile, the device is released and every job of the batch gets an outcome. Raises
+        DeadlineExceededError if the caller was gone before the job was computed.
         """
         self._take_device_or_queue(job)
         if job.device is None:

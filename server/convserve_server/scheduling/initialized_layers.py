@@ -27,11 +27,7 @@ class InitializedLayerCache:
             return self._layers.use((config, input_channels))
 
     def initialize(self, config: Conv2D, input_channels: int) -> Layer:
-        """Returns a layer, whose weights are initialized now unless it is cached.
-
-        Raises:
-            ConvserveError: Whatever the initialization raises.
-        """
+        """Returns a layer, whose weights are initialized now unless it is cached."""
         layer = self.get(config, input_channels)
         if layer is not None:
             return layer

@@ -67,11 +67,7 @@ class Scheduler:
     def convolve(
         self, permit: Permit, layers: Sequence[Layer], x: Array, caller: Caller = ANYBODY, *, unbatched: bool = False
     ) -> Result:
-        """Computes a call, alone if it is `unbatched`, and releases its permit. Initializes weights that are missing.
-
-        Raises:
-            ConvserveError: Any of the server's.
-        """
+        """Computes a call, alone if it is `unbatched`, and releases its permit. Initializes missing weights."""
         with permit:
             known = _with_weights(layers, permit.plan, self._cache.get)
             group = None if unbatched else _group(known, x, permit.plan)

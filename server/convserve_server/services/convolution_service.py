@@ -11,38 +11,22 @@ from typing import Any
 
 import grpc
 import numpy as np
+from grpc import ServicerContext as Context
 
 from convserve._version import __version__
 from convserve.errors import SharedMemoryLostError
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
-from convserve.tensors import framing
-from convserve.tensors.codec import (
-    FLOAT_DTYPES,
-    INPUT_DTYPES,
-    Array,
-    checked_shape,
-    decode,
-    dtype_name,
-    head_of,
-    itemsize,
-    name_of,
-)
+from convserve.tensors import codec, framing
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, dtype_name, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import BackendGate
 from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
-from convserve_server.services.convolve_stream import (
-    ConvolveStream,
-    Request,
-    StreamItems,
-    output_dtype,
-    parse,
-    response_without_output,
-)
+from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.callers import current_caller
@@ -70,13 +54,11 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         self._gate, self._shared_memory = gate, shared_memory
         self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
 
-    def _shared_with(self, context: grpc.ServicerContext) -> SharedMemory | None:
+    def _shared_with(self, context: Context) -> SharedMemory | None:
         """Returns the memory that a caller may share with the server: one on its machine."""
         return self._shared_memory if self._shared_memory is not None and is_local(context.peer()) else None
 
-    def GetServerInfo(
-        self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
-    ) -> messages.GetServerInfoResponse:
+    def GetServerInfo(self, request: messages.GetServerInfoRequest, context: Context) -> messages.GetServerInfoResponse:
         engine, limits = self._gate.backend.engine, self._gate.backend.admission.limits
         stored = self._gate.backend.store.usage()
         shared = self._shared_with(context)
@@ -98,16 +80,15 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         message.shared_memory_ticket = shared.ticket if shared else b""
         return messages.GetServerInfoResponse(server_info=message)
 
-    def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        backend = self._gate.backend
+    def Plan(self, request: messages.PlanRequest, context: Context) -> messages.PlanResponse:
+        admission = self._gate.backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        plan = backend.admission.plan(
-            self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
-        )
-        admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
-        return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
+        layers, dtype = self._layers(request.layers), convolve_stream.output_dtype(request.output_dtype)
+        plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
+        verdict = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
+        return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
 
-    def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> bytes:
+    def Convolve(self, request: ConvolveRequest, context: Context) -> bytes:
         backend, (message, x) = self._gate.backend, request
         layers = self._layers(message.layers)
         shared = self._shared_with(context)
@@ -117,19 +98,19 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if message.HasField("output_memory"):
             memory = _existing(shared).array(message.output_memory, None, "output_memory")
             room = len(memory)
-        caller, dtype = current_caller(context), output_dtype(message.output_dtype)
-        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, output_room=room)
+        caller, dtype = current_caller(context), convolve_stream.output_dtype(message.output_dtype)
+        permit = backend.admission.admit(layers, x.shape, codec.name_of(x), dtype, caller, output_room=room)
         result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
         current_call().computed(result.computation)
-        response, output = response_without_output(result), result.output
+        response, output = convolve_stream.response_without_output(result), result.output
         if memory is None or output.nbytes > room:
             return framing.write(response, output)
         memory[: output.nbytes] = output.reshape(-1).view(np.uint8)
-        response.output.CopyFrom(head_of(output))
+        response.output.CopyFrom(codec.head_of(output))
         response.output.shared_memory.CopyFrom(message.output_memory)
         return response.SerializeToString()
 
-    def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def ConvolveStream(self, request_iterator: Iterator[convolve_stream.Request], context: Context) -> Iterator[bytes]:
         backend = self._gate.backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
@@ -137,10 +118,10 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         start, caller = first.start, current_caller(context)
         layers = [_seeded(layer) for layer in self._layers(start.layers)]
         in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
-        items: StreamItems = InFlightItems(
+        items: convolve_stream.StreamItems = InFlightItems(
             request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
         )
-        stream = ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
+        stream = convolve_stream.ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
         context.send_initial_metadata((ACCEPTED,))
         yield from stream.answers()
 
@@ -148,7 +129,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
         return find_layers(references, self._gate.backend.store, may_store=CHANGE in current_identity().permissions)
 
-    def Echo(self, request: messages.EchoRequest, context: grpc.ServicerContext) -> bytes:
+    def Echo(self, request: messages.EchoRequest, context: Context) -> bytes:
         output_bytes = request.output_bytes
         if output_bytes < 0:
             raise wrong_field("output_bytes", "a number of at least 0", output_bytes)
@@ -165,7 +146,7 @@ def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
         "Plan": unary(service.Plan, messages.PlanRequest.FromString, serialize),
         "Echo": unary(service.Echo, partial(framing.head, messages.EchoRequest)),
         "Convolve": unary(service.Convolve, partial(framing.read, messages.ConvolveRequest, "input")),
-        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse),
+        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, convolve_stream.parse),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
 
@@ -182,7 +163,7 @@ def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None
         raise wrong_field("input", "a tensor", "none: the field is not set")
     head = message.input
     size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
-    return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
+    return codec.decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
 def _seeded(layer: Layer) -> Layer:

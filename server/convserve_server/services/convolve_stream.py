@@ -60,11 +60,7 @@ class ConvolveStream:
         self._piece_bytes = min(max(self.start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
-        """Yields the messages of the answer.
-
-        Raises:
-            InvalidRequestError: If the caller's messages are out of order.
-        """
+        """Yields the messages of the answer. Raises InvalidRequestError if the caller's messages are out of order."""
         with closing(self.items.results(self._read)) as results:
             for item_id, result in results:
                 yield from self._messages(item_id, result)

@@ -54,11 +54,9 @@ class TiledEngine:
     ) -> Computed:
         """Applies layers to inputs as the engine does, in parts if need be.
 
-        Several inputs are not divided here: the batcher, which put them together, then computes each by itself.
-
-        Raises:
-            OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
-            DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
+        Several inputs are not divided here: the batcher, which put them together, then computes each by itself. Raises
+        OutOfMemoryError if several inputs, or a part that cannot be divided further, did not fit, or
+        DeadlineExceededError if nobody waited for the output any more before its last part was computed.
         """
         partition = _Partition(self._engine, self._bounds, tuple(layers), output_dtype, device, is_active)
         computed = partition.untiled(inputs)

@@ -72,10 +72,7 @@ def chunks(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
 def tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile:
     """Returns the tile that gives some rows of a chain's output.
 
-    Args:
-        chain: Layers of one data format, none of which mixes rows.
-        shapes: The input's shape, and then each layer's output's.
-        rows: At least one row of the output.
+    The layers have one data format, and none mixes rows. The shapes are the input's, and then each layer's output's.
     """
     (first, end), height = rows, shapes[-1][height_axis(chain[-1])]
     while True:

@@ -56,12 +56,8 @@ class InFlightItems(Generic[Message, Key, Result]):
     def results(self, read: Callable[[], None]) -> Generator[tuple[Key, Future[Result]], None, None]:
         """Yields the keys of items and their results. One is answered when the next is asked for.
 
-        Args:
-            read: Reads all messages, and begins and submits items. It runs in a thread of the pool.
-
-        Raises:
-            OverloadedError: If there is no thread to read with.
-            Exception: What `read` raises.
+        A thread of the pool calls `read`, which is to read all messages, and begin and submit items. Raises what that
+        raises, or OverloadedError if there is no thread.
         """
         self.caller.add_done_callback(self._end)  # at once, whatever this thread waits for
         entry: Any = None
@@ -105,11 +101,7 @@ class InFlightItems(Generic[Message, Key, Result]):
             self._idle.remove(wait)
 
     def begin(self, key: Key) -> Item[Key, Result]:
-        """Returns an item, once there is room for it.
-
-        Raises:
-            CancelledError: If nobody waits for answers any more.
-        """
+        """Returns an item, once there is room for it. Raises CancelledError if nobody waits for answers any more."""
         self._room.acquire()
         item = Item(key, self)
         with self.lock:

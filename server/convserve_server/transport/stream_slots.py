@@ -23,11 +23,7 @@ class StreamSlots:
 
     @contextmanager
     def acquire(self, identity: Identity) -> Iterator[None]:
-        """Takes a slot for the block.
-
-        Raises:
-            OverloadedError: If too few are left.
-        """
+        """Takes a slot for the block. Raises OverloadedError if too few are left."""
         caller = identity.caller
         with self._lock:
             own, total = self._taken[caller], self._taken.total()

@@ -30,16 +30,10 @@ class ThreadPool(Executor):
     """
 
     def __init__(self, max_threads: int, name: str, *, waits_for_threads: bool = True) -> None:
-        """Starts the first thread; others are started when work comes and none is idle.
+        """Starts the first thread, or raises RuntimeError; others are started when work comes and none is idle.
 
-        Args:
-            max_threads: How many threads there may be.
-            name: What their names begin with.
-            waits_for_threads: Whether work waits for a busy thread where the system starts no further one; not so where
-                busy threads may wait for that work.
-
-        Raises:
-            RuntimeError: If the system starts no thread.
+        Where the system starts no further thread, work `waits_for_threads` that are busy, or is refused. It is not to
+        wait where busy threads may wait for it.
         """
         self._max_threads, self._name, self._waits_for_threads = max_threads, name, waits_for_threads
         self._lock = threading.Lock()
@@ -48,11 +42,7 @@ class ThreadPool(Executor):
         self._idle = [self._started_thread()]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Returns the future of a call that a thread will make.
-
-        Raises:
-            OverloadedError: If it does not wait for threads, and the system starts no further one.
-        """
+        """Returns the future of a call that a thread will make; raises OverloadedError if none is there for it."""
         work: _Work = Future(), fn, args, kwargs
         with self._lock:
             inbox = self._idle.pop() if self._idle else self._another()
