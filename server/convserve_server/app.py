@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,7 +21,7 @@ from convserve_server import reflection
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
-from convserve_server.backend import Backend
+from convserve_server.backend import Backend, BackendGate
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
@@ -70,13 +69,8 @@ _DESCRIPTORS = [
 def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) -> int:
     """Serves until SIGTERM or SIGINT. Returns the process' exit status.
 
-    Args:
-        settings: The server's.
-        load_engine: Returns what computes; it is called as `engine.startup.load_engine`.
-
-    Raises:
-        SettingsError: If an address cannot be listened on, there is no such device, a layer cannot be warmed up, or the
-            files of tokens and certificates are wrong.
+    `load_engine` is called as `engine.startup.load_engine`. Raises SettingsError if an address cannot be listened on,
+    there is no such device, a layer cannot be warmed up, or the files of tokens and certificates are wrong.
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
     stop = StopSignals()
@@ -85,13 +79,15 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
-    server, convolutions, layers, inferences, health = _assembled(settings, observability, tokens, certificate)
+    gate = BackendGate()
+    shared_memory = SharedMemory(settings.shared_memory_bytes) if settings.shared_memory else None
+    server, health = _assembled(settings, gate, shared_memory, observability, tokens, certificate)
     addresses = [listen(server, address, certificate) for address in settings.listen]
     server.start()
     _log_settings(settings)
-    if settings.shared_memory:
-        convolutions.shared_memory = _shared_memory(settings, addresses)
     for address in addresses:
+        if shared_memory is not None and (path := unix_path(address)):
+            shared_memory.listen_beside(path)
         say(f"listening on {address}")
         if exposed := exposure(address, certificate, tokens):
             log.warning("%s is open to the network: %s", address, exposed)
@@ -113,19 +109,16 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
             verbose=verbose,
         )
         check_devices(engine)
-    limits = _named(Limits, settings)
-    limits = replace(limits, max_admitted_bytes=limits.max_admitted_bytes or memory_bytes // 2)
-    batching = _named(Batching, settings)
-    batching = replace(batching, max_batch_bytes=min(batching.max_batch_bytes, limits.max_call_bytes))
-    admission = Admission(limits, len(engine.devices), batching.concurrent_calls, batching.max_batch_bytes)
-    backend = Backend(engine, admission, Scheduler(engine, batching), store)
+    limits = _named(Limits, settings, max_admitted_bytes=settings.max_admitted_bytes or memory_bytes // 2)
+    max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
+    batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
+    admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
+    registry = LayerRegistry(engine, store, settings.max_call_bytes)
+    backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
     stop.serving()
-    convolutions.open(backend)
-    layers.open(LayerRegistry(engine, store, settings.max_call_bytes))
-    if inferences is not None:
-        inferences.open(backend)
+    gate.open(backend)
     observability.open(backend)
     # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
     gc.collect()
@@ -136,9 +129,8 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     tf32 = "on" if engine.tf32 else "off"
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
-    if inferences is not None:
-        inferences.drain()
-    return drain(settings, server, health, convolutions.shared_memory, observability)
+    gate.is_ready = False
+    return drain(settings, server, health, shared_memory, observability)
 
 
 def _log_settings(settings: Settings) -> None:
@@ -150,14 +142,19 @@ def _log_settings(settings: Settings) -> None:
         log.warning("%s", warning)
 
 
-def _named(kind: type[T], settings: Settings) -> T:
-    """Returns a dataclass whose fields are settings of the same names."""
-    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__})  # type: ignore[attr-defined]
+def _named(kind: type[T], settings: Settings, **changes: int) -> T:
+    """Returns a dataclass whose fields are settings of the same names, but for some changes."""
+    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
 
 
 def _assembled(
-    settings: Settings, observability: Observability, tokens: Tokens, certificate: Certificate | None
-) -> tuple[grpc.Server, ConvolutionService, LayerService, InferenceService | None, Health]:
+    settings: Settings,
+    gate: BackendGate,
+    shared_memory: SharedMemory | None,
+    observability: Observability,
+    tokens: Tokens,
+    certificate: Certificate | None,
+) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): so many answer calls, of which streams take half at most, so that
     # there are always some for single calls and the health; and as many read streams, half at most, and compute items.
@@ -165,35 +162,29 @@ def _assembled(
     call_pool = ThreadPool(threads, "call")
     stream_pool = ThreadPool(threads, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    slots = StreamSlots(threads // 2)
+    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(threads // 2), idle)
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
-        interceptors=[CallInterceptor(observability.recorder, authenticator, slots, idle)],
+        interceptors=[interceptor],
         options=server_options(settings),
     )
-    convolutions, layers = ConvolutionService(stream_pool, idle, settings.max_items_per_stream), LayerService()
+    convolutions = ConvolutionService(gate, shared_memory, stream_pool, idle, settings.max_items_per_stream)
     convolution_service.add_to_server(convolutions, server)
-    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(layers, server)  # type: ignore[no-untyped-call]
-    inferences = None
+    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(gate), server)  # type: ignore[no-untyped-call]
+    services = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
     if settings.open_inference:
         memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
-        inferences = InferenceService(stream_pool, idle, memory)
-        inference_service.add_to_server(inferences, server)
-    health = Health(_services(settings))
+        inference_service.add_to_server(InferenceService(gate, stream_pool, idle, memory), server)
+        services.append(wire.SERVICE_NAME)
+    health = Health(services)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    listed = [*_services(settings), SERVICE_NAME]
+    listed = [*services, SERVICE_NAME]
     if settings.channelz:
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
-    return server, convolutions, layers, inferences, health
-
-
-def _services(settings: Settings) -> list[str]:
-    """Returns the names of those services that answer once the server is ready."""
-    inference = [wire.SERVICE_NAME] if settings.open_inference else []
-    return [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME, *inference]
+    return server, health
 
 
 def _store(settings: Settings) -> LayerStore:
@@ -204,11 +195,3 @@ def _store(settings: Settings) -> LayerStore:
         expected = "Expected a folder that can be written to and that no other server uses"
         text = f"--store: {expected}. Received {settings.store}: {error.strerror}."
         raise SettingsError(text) from error
-
-
-def _shared_memory(settings: Settings, addresses: Sequence[str]) -> SharedMemory:
-    shared = SharedMemory(settings.shared_memory_bytes)
-    for address in addresses:
-        if path := unix_path(address):
-            shared.listen_beside(path)
-    return shared

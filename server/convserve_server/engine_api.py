@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from convserve.layers.conv2d import Conv2D
@@ -12,37 +12,21 @@ from convserve.tensors.codec import Array
 
 
 class Computed(NamedTuple):
-    """What an engine returns.
+    """What an engine returns."""
 
-    Attributes:
-        output: The output in the dtype asked for.
-        losses: One per layer.
-        device: The device's name.
-        warm: Whether this geometry and shape had been computed before.
-        batch_size: Samples that were computed together; if it was computed in parts, those of the largest.
-    """
-
-    output: Array
-    losses: tuple[Losses, ...]
+    output: Array  # in the dtype asked for
+    losses: tuple[Losses, ...]  # one per layer
     device: str
-    warm: bool
-    batch_size: int
+    warm: bool  # whether this geometry and shape had been computed before
+    batch_size: int  # samples that were computed together; if it was computed in parts, those of the largest
 
 
 class Engine(Protocol):
     """What the request path needs of a framework."""
 
-    @property
-    def devices(self) -> tuple[Device, ...]:
-        """The devices that compute."""
-
-    @property
-    def versions(self) -> dict[str, str]:
-        """Versions of the framework, by package name."""
-
-    @property
-    def tf32(self) -> bool:
-        """Whether TensorFloat-32 is on."""
+    devices: tuple[Device, ...]
+    versions: dict[str, str]  # of the framework, by package name
+    tf32: bool  # whether TensorFloat-32 is on
 
     @property
     def traces(self) -> int:
@@ -61,28 +45,10 @@ class Engine(Protocol):
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
         """Returns a layer with its constraints applied to its weights, and the losses of these weights."""
 
-    def convolve(
-        self,
-        layers: Sequence[Layer],
-        inputs: Sequence[Array],
-        output_dtype: str,
-        device: int,
-        is_active: Callable[[], bool] = lambda: True,
-    ) -> Computed:
-        """Applies layers that all have weights to inputs that are computed together.
+    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
+        """Applies layers that all have weights, in order, to inputs that are computed together.
 
-        Args:
-            layers: The layers, in order.
-            inputs: At least one; they differ in their numbers of samples at most. The engine does not read them
-                after it returns, and the output lies in none of them.
-            output_dtype: A floating-point dtype's name.
-            device: Its index in `devices`.
-            is_active: Whether anybody still waits for the output, for an engine that computes in steps.
-
-        Returns:
-            The output of all inputs' samples, in their order.
-
-        Raises:
-            OutOfMemoryError: If the device's memory did not suffice.
-            DeadlineExceededError: If nobody waits any more.
+        The inputs differ in their numbers of samples at most. The engine does not read them after it returns, and the
+        output, of all their samples in order, lies in none of them. The device is an index into `devices`. Raises
+        OutOfMemoryError if its memory did not suffice.
         """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -89,14 +89,7 @@ class TensorFlowEngine:
                     losses[name] = float(keras_regularizer(regularizer)(tf.constant(weights[name])))
         return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses)
 
-    def convolve(
-        self,
-        layers: Sequence[Layer],
-        inputs: Sequence[Array],
-        output_dtype: str,
-        device: int,
-        is_active: Callable[[], bool] = lambda: True,
-    ) -> Computed:
+    def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
         """Applies layers that all have weights, in order, to inputs that are computed together.
 
         On a CPU one input that `aligned` would not copy is read where it is, and the output is TensorFlow's memory.
@@ -105,7 +98,7 @@ class TensorFlowEngine:
         try:
             return self._convolve(layers, inputs, output_dtype, device)
         except OutOfMemoryError:
-            if not (self._on_gpu and is_active()):  # elsewhere weights take no memory of their own
+            if not self._on_gpu:  # elsewhere weights take no memory of their own
                 raise
         with self._lock:
             self._weights.clear()  # other layers' may have taken the room

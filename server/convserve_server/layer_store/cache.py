@@ -1,9 +1,10 @@
-"""Layers in memory, within a budget, ready to be computed with. It knows no lock."""
+"""Layers in memory, within a budget, ready to be computed with. Its users hold a lock."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
 
 from convserve.layers.layer import Layer
 from convserve_server.memory.aligned import aligned_constant
@@ -12,31 +13,35 @@ from convserve_server.memory.aligned import aligned_constant
 _OVERHEAD_BYTES = 4096
 
 
-class LayerCache(OrderedDict[bytes, Layer]):
-    """Layers by digest, in the order of their use."""
+Key = TypeVar("Key", bound=Hashable)
+
+
+class LayerCache(OrderedDict[Key, Layer]):
+    """Layers by a key, in the order of their use."""
 
     def __init__(self, budget: int) -> None:
         super().__init__()
         self.budget = budget
         self.size = self.evictions = 0
 
-    def use(self, key: bytes) -> Layer | None:
+    def use(self, key: Key) -> Layer | None:
         """Returns a layer, which becomes the one used last, or None."""
-        if key in self:
+        layer = self.get(key)
+        if layer is not None:
             self.move_to_end(key)
-        return self.get(key)
+        return layer
 
-    def add(self, key: bytes, layer: Layer) -> None:
+    def add(self, key: Key, layer: Layer) -> None:
         """Adds a layer that is not there, as the one used last; `evict` makes room for it."""
         self[key] = layer
         self.size += size_of(layer)
 
-    def remove(self, key: bytes) -> None:
+    def remove(self, key: Key) -> None:
         """Removes a layer if it is there."""
         if (layer := self.pop(key, None)) is not None:
             self.size -= size_of(layer)
 
-    def evict(self, keeps: Callable[[bytes], bool]) -> None:
+    def evict(self, keeps: Callable[[Key], bool] = lambda _: False) -> None:
         """Removes the layers that were used longest ago, without those that are to be kept, until the budget holds."""
         for oldest in list(self) if self.size > self.budget else ():
             if not keeps(oldest):

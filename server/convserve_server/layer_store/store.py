@@ -38,7 +38,7 @@ class LayerStore:
     def __init__(self, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None) -> None:
         """Opens the store with its budgets, in memory alone without a folder. Raises OSError if that cannot be used."""
         self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
-        self._memory = memory = LayerCache(memory_bytes)
+        self._memory = memory = LayerCache[bytes](memory_bytes)
         self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
         self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=self._files is None)
         for name, versions in self._files.names() if self._files else ():

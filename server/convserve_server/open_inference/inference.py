@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -90,9 +91,8 @@ class Inferences:
         """Returns a request's response and the times that it took."""
         place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
         asked_ns = time.monotonic_ns()
-        permit = self._backend.admission.admit(
-            model.layers, model.x.shape, model.x.dtype, output_dtype, caller, in_one_message=place is None
-        )
+        layers, sent, room = model.layers, model.x, 0 if place is None else math.inf
+        permit = self._backend.admission.admit(layers, sent.shape, sent.dtype, output_dtype, caller, output_room=room)
         try:
             region = None
             if place is not None:
@@ -101,12 +101,12 @@ class Inferences:
                     raise wrong_field(place.field, expected, place.size)
                 region = find_region(place.region, place.field)
             reading_ns = time.monotonic_ns()
-            x = _array(model.x, find_region)
+            x = _array(sent, find_region)
         except BaseException:
             permit.release()
             raise
         input_ns = asked_ns - began_ns + time.monotonic_ns() - reading_ns  # without the wait for admission
-        result = self._backend.scheduler.convolve(permit, model.layers, x, caller)
+        result = self._backend.scheduler.convolve(permit, layers, x, caller)
         call.computed(result.computation)
         computed_ns, output = time.monotonic_ns(), result.output
         if place is not None and region is not None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import grpc
 from grpc import ServicerContext as Context
 
 from convserve._version import __version__
-from convserve.errors import LayerNotFoundError, UnavailableError, UnimplementedError, short_repr
+from convserve.errors import LayerNotFoundError, UnimplementedError, short_repr
 from convserve_server.auth.identity import Identity, is_local
-from convserve_server.backend import Backend
+from convserve_server.backend import BackendGate
 from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
@@ -34,28 +35,17 @@ _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "paramet
 
 
 class InferenceService:
-    """Answers the protocol. Until it is opened it is not ready, and refuses calls that need more as UNAVAILABLE."""
+    """Answers the protocol. `memory`: regions that callers on this machine register; None where they may not."""
 
-    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None) -> None:
-        """Starts closed. `memory`: regions that callers on this machine register; None where they may not."""
-        self._stream_pool, self._idle, self._memory = stream_pool, idle, memory
+    def __init__(
+        self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None
+    ) -> None:
+        self._gate, self._stream_pool, self._idle, self._memory = gate, stream_pool, idle, memory
         self._statistics = ModelStatistics()
-        self._opened: Inferences | None = None
-        self._is_draining = False
 
-    def open(self, backend: Backend) -> None:
-        """Serves with these parts from now on."""
-        self._opened = Inferences(backend, self._statistics)
-
-    def drain(self) -> None:
-        """Says from now on that it is not ready, and answers all the same."""
-        self._is_draining = True
-
-    @property
+    @cached_property
     def _inferences(self) -> Inferences:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
+        return Inferences(self._gate.backend, self._statistics)
 
     @property
     def _models(self) -> LayerModels:
@@ -67,7 +57,7 @@ class InferenceService:
         return messages.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: messages.ServerReadyRequest, context: Context) -> messages.ServerReadyResponse:
-        return messages.ServerReadyResponse(ready=self._opened is not None and not self._is_draining)
+        return messages.ServerReadyResponse(ready=self._gate.is_ready)
 
     def ServerMetadata(
         self, request: messages.ServerMetadataRequest, context: Context
@@ -78,7 +68,7 @@ class InferenceService:
         )
 
     def ModelReady(self, request: messages.ModelReadyRequest, context: Context) -> messages.ModelReadyResponse:
-        if self._opened is None or self._is_draining:
+        if not self._gate.is_ready:
             return messages.ModelReadyResponse(ready=False)
         try:
             self._models.find(request.name, request.version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from convserve.errors import FieldViolation, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.tensors.codec import Shape
-from convserve_server.scheduling.admission_queue import AdmissionQueue, Load, Permit
+from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
@@ -19,48 +20,31 @@ _MESSAGE_OVERHEAD_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Limits:
-    """How large calls may be; the fields are named as the settings.
+    """How large calls may be; the fields are named as the settings."""
 
-    Attributes:
-        max_message_bytes: Bytes of a response.
-        max_call_bytes: Bytes of one call's `Plan.memory_bytes`.
-        max_admitted_bytes: Bytes of all admitted calls, without the weights of layers.
-        max_waiting_calls: Calls that wait to be computed.
-        max_layers_per_call: Layers of one call.
-    """
-
-    max_message_bytes: int
-    max_call_bytes: int
-    max_admitted_bytes: int
-    max_waiting_calls: int
+    max_message_bytes: int  # of a response
+    max_call_bytes: int  # of one call's `Plan.memory_bytes`
+    max_admitted_bytes: int  # of all admitted calls, without the weights of layers
+    max_waiting_calls: int  # that wait to be computed
     max_layers_per_call: int
 
 
 class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
-    def __init__(self, limits: Limits, devices: int, concurrent: int, large_bytes: int) -> None:
+    def __init__(self, limits: Limits, concurrent: int, large_bytes: int) -> None:
         """Starts with no call; the arguments are those of `AdmissionQueue`."""
         self.limits = limits
-        self._queue = AdmissionQueue(
-            limits.max_admitted_bytes, limits.max_waiting_calls, devices, concurrent, large_bytes
-        )
-
-    def load(self) -> Load:
-        """Returns what is in the server now."""
-        return self._queue.load()
+        queue = AdmissionQueue(limits.max_admitted_bytes, limits.max_waiting_calls, concurrent, large_bytes)
+        self.load, self._enter = queue.load, queue.enter
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
     ) -> Plan:
-        """Returns what a call would do and whether this server takes it.
-
-        Raises:
-            InvalidArgumentError: If the call is wrong, whatever its size.
-        """
+        """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong."""
         plan = planned(layers, input_shape, input_dtype, output_dtype)
         try:
-            self._check(layers, plan, in_one_message=False)
+            self._check(plan, math.inf)
         except TooLargeError as error:
             return dataclasses.replace(plan, admitted=False, refusal=str(error))
         return dataclasses.replace(plan, admitted=True)
@@ -73,53 +57,37 @@ class Admission:
         output_dtype: str | None,
         caller: Caller = ANYBODY,
         *,
-        in_one_message: bool = False,
+        output_room: float = math.inf,
     ) -> Permit:
-        """Returns a call's permit once there is memory for the call.
+        """Returns a call's permit once there is memory for the call, whose input has this shape and dtype.
 
-        Args:
-            layers: The layers, in order.
-            shape: The input's shape.
-            dtype: The input's dtype.
-            output_dtype: The output's dtype; None for that of the computation.
-            caller: Who waits for the answer.
-            in_one_message: Whether the output travels in one message, whose size is bounded.
-
-        Raises:
-            InvalidArgumentError: If the call is wrong.
-            TooLargeError: If this server never takes it.
-            OverloadedError: If too many calls are in the server.
-            DeadlineExceededError: If the caller's deadline can't be met.
+        An output of more bytes than `output_room` travels in the response's message, whose size is bounded. Raises
+        InvalidArgumentError if the call is wrong, TooLargeError if this server never takes it, OverloadedError if too
+        many calls are in the server, or DeadlineExceededError if the caller's deadline can't be met.
         """
         plan = planned_call(layers, shape, dtype, output_dtype)
-        self._check(layers, plan, in_one_message)
-        return self._queue.enter(caller, plan)
+        self._check(plan, output_room)
+        return self._enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """Returns the permit of a call that computes nothing and answers with `size` bytes.
+        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`."""
+        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
+        self._check(plan, 0, field="output_bytes")
+        return self._enter(caller, plan)
 
-        Raises:
-            TooLargeError, OverloadedError, DeadlineExceededError: As for `admit`.
-        """
-        plan = Plan(
-            (), (), "", parameters=0, flops=0, input_bytes=0, weight_bytes=0, output_bytes=size, memory_bytes=size
-        )
-        self._check([], plan, in_one_message=True, field="output_bytes")
-        return self._queue.enter(caller, plan)
-
-    def _check(self, layers: Sequence[Layer], plan: Plan, in_one_message: bool, field: str = "input") -> None:
+    def _check(self, plan: Plan, output_room: float, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
         limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
-        output_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if in_one_message else 0
+        response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
         for unit, size, limit, flag in (
-            ("layers", len(layers), limits.max_layers_per_call, "max-layers-per-call"),
-            ("bytes of response", output_bytes, limits.max_message_bytes, "max-message-bytes"),
+            ("layers", len(plan.layers), limits.max_layers_per_call, "max-layers-per-call"),
+            ("bytes of response", response_bytes, limits.max_message_bytes, "max-message-bytes"),
             ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
         ):
             if size > limit:
                 text = (
                     f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
-                    f"{'split the batch' if layers else 'ask for fewer'}, or ask the operator to raise it."
+                    f"{'split the batch' if plan.layers else 'ask for fewer'}, or ask the operator to raise it."
                 )
                 raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))

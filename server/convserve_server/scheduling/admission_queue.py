@@ -28,7 +28,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from convserve.errors import DeadlineExceededError, OverloadedError
@@ -60,28 +60,17 @@ class Load:
 
 @dataclass(eq=False, slots=True)
 class Permit:
-    """One admitted call: the slot and the bytes that it takes. As a context it is released at the end.
-
-    Attributes:
-        caller: Its caller's name.
-        plan: What the call does.
-        size: Bytes that it takes, without the weights of layers.
-        estimate_s: Its share of a computation, by estimate.
-        waited_s: Seconds for which it waited for its bytes.
-        state: As the module says.
-        refcount: How many releases it takes to free the bytes.
-        granted: Wakes its thread while that waits for bytes; None if they fitted at once.
-    """
+    """One admitted call: the slot and the bytes that it takes. As a context it is released at the end."""
 
     _queue: AdmissionQueue
     caller: str
     plan: Plan
-    size: int
-    estimate_s: float
-    waited_s: float = 0.0
+    size: int  # bytes that it takes, without the weights of layers
+    estimate_s: float  # its share of a computation
+    waited_s: float = 0.0  # for its bytes
     state: int = QUEUED
-    refcount: int = 1
-    granted: threading.Event | None = None
+    refcount: int = 1  # how many releases it takes to free the bytes
+    granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -93,58 +82,54 @@ class Permit:
 
     def started(self) -> None:
         """Notes that its computation has started."""
-        self._queue.started(self)
+        with self._queue.lock:
+            self._queue.move(self, RUNNING)
 
     def computed(self, seconds: float, share: float, warm: bool) -> None:
-        """Notes that its computation has ended.
+        """Notes that its computation, which took so many seconds, has ended.
 
-        Args:
-            seconds: What the computation took.
-            share: This call's part of what was computed together; 0 if it failed, and may be tried again.
-            warm: Whether nothing was prepared that a call alike need not prepare again.
+        The call's share of what was computed together is 0 if it failed, and may be tried again. It was warm if nothing
+        was prepared that a call alike need not prepare again.
         """
-        self._queue.computed(self, seconds, share, warm)
+        with self._queue.lock:
+            self._queue.move(self, COMPUTED if share else ADMITTED)
+            if share and warm:
+                self._queue.estimate(self.plan, seconds * share, seconds)
 
     def release(self) -> None:
         """Drops one reference; the last one frees its slot and its bytes."""
-        self._queue.release(self)
+        with self._queue.lock:
+            self.refcount -= 1
+            if not self.refcount:
+                self._queue.remove(self)
 
 
-@dataclass
 class _CallerLoad:
     """What one caller has in the server: calls that take a slot, and the seconds of its small and its large ones."""
 
-    calls: int = 0
-    ahead_s: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    def __init__(self) -> None:
+        self.calls, self.ahead_s = 0, [0.0, 0.0]
 
 
 class AdmissionQueue:
-    """Gives permits. Any thread may call its methods."""
+    """Gives permits. Any thread may call `load` and `enter`; the rest is for permits, which hold its lock."""
 
     def __init__(
         self,
         max_admitted_bytes: int,
         max_waiting_calls: int,
-        devices: int,
         concurrent: int,
         large_bytes: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Starts empty.
+        """Starts empty, for devices that have `concurrent` computations at once.
 
-        Args:
-            max_admitted_bytes: The most bytes that all permits take together.
-            max_waiting_calls: The most calls that are in the server without being computed.
-            devices: How many devices compute.
-            concurrent: How many computations each has at once.
-            large_bytes: Calls above this wait for devices in a queue of their own, and smaller ones not for them.
-            clock: Returns the time in seconds.
+        Calls above `large_bytes` wait for devices in a queue of their own, and smaller ones not for them.
         """
         self._max_bytes, self._large_bytes = max_admitted_bytes, large_bytes
-        self._concurrent = devices * concurrent
-        self._slots = max_waiting_calls + devices * concurrent
+        self._concurrent, self._slots = concurrent, max_waiting_calls + concurrent
         self._clock = clock
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._bytes = 0
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
         self._counts = [0] * (RELEASED + 1)  # of permits, by state
@@ -155,18 +140,17 @@ class AdmissionQueue:
 
     def load(self) -> Load:
         """Returns what is in the server now."""
-        with self._lock:
+        with self.lock:
             counts = self._counts
             return Load(self._bytes, self._max_bytes, counts[QUEUED] + counts[ADMITTED], counts[RUNNING])
 
     def enter(self, caller: Caller, plan: Plan) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
 
-        Raises:
-            OverloadedError: If too many calls are in the server.
-            DeadlineExceededError: If the caller's deadline can't be met, or it went away while the call was queued.
+        Raises OverloadedError if too many calls are in the server, or DeadlineExceededError if the caller's deadline
+        can't be met or it went away while the call was queued.
         """
-        with self._lock:
+        with self.lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
             permit = Permit(self, caller.name, plan, plan.memory_bytes - plan.weight_bytes, share_s)
             is_large = permit.size > self._large_bytes
@@ -194,38 +178,41 @@ class AdmissionQueue:
             raise
         return permit
 
-    def started(self, permit: Permit) -> None:
-        """As `Permit.started`."""
-        with self._lock:
-            self._move(permit, RUNNING)
+    def estimate(self, plan: Plan, own_s: float, whole_s: float) -> None:
+        """Notes what a call took: its own share of a computation, and the whole of that."""
+        key = _alike(plan)
+        share_s, computation_s = self._estimates.pop(key, (own_s, whole_s))
+        share_s += _SMOOTHING * (own_s - share_s)
+        computation_s += _SMOOTHING * (whole_s - computation_s)
+        self._estimates[key] = share_s, computation_s
+        if len(self._estimates) > _MAX_ESTIMATES:
+            self._estimates.popitem(last=False)
 
-    def computed(self, permit: Permit, seconds: float, share: float, warm: bool) -> None:
-        """As `Permit.computed`."""
-        with self._lock:
-            self._move(permit, COMPUTED if share else ADMITTED)
-            if share and warm:
-                key, own_s = _alike(permit.plan), seconds * share
-                share_s, computation_s = self._estimates.pop(key, (own_s, seconds))
-                share_s += _SMOOTHING * (own_s - share_s)
-                computation_s += _SMOOTHING * (seconds - computation_s)
-                self._estimates[key] = share_s, computation_s
-                if len(self._estimates) > _MAX_ESTIMATES:
-                    self._estimates.popitem(last=False)
+    def remove(self, permit: Permit) -> None:
+        """Frees all that a permit takes, and admits those that it kept waiting."""
+        if permit.state == QUEUED:
+            self._queue.discard(permit.caller, permit)
+        else:
+            self._bytes -= permit.size
+        self.move(permit, RELEASED)
+        while (following := self._queue.first()) is not None and self._bytes + following.size <= self._max_bytes:
+            self._queue.pop()
+            self._admit(following)
 
-    def release(self, permit: Permit) -> None:
-        """As `Permit.release`."""
-        with self._lock:
-            permit.refcount -= 1
-            if permit.refcount:
-                return
-            if permit.state == QUEUED:
-                self._queue.discard(permit.caller, permit)
-            else:
-                self._bytes -= permit.size
-            self._move(permit, RELEASED)
-            while (following := self._queue.first()) is not None and self._bytes + following.size <= self._max_bytes:
-                self._queue.pop()
-                self._admit(following)
+    def move(self, permit: Permit, state: int) -> None:
+        """Moves a permit to a state, and frees its slot if it needs none any more."""
+        before = permit.state
+        if before == RELEASED:
+            return
+        permit.state = state
+        self._counts[before] -= 1
+        self._counts[state] += 1
+        if before <= RUNNING < state:
+            own = self._callers[permit.caller]
+            own.calls -= 1
+            own.ahead_s[permit.size > self._large_bytes] -= permit.estimate_s
+            if not own.calls:
+                del self._callers[permit.caller]
 
     def _wait(self, caller: Caller, permit: Permit, granted: threading.Event) -> None:
         """Waits for a permit's bytes."""
@@ -244,24 +231,9 @@ class AdmissionQueue:
 
     def _admit(self, permit: Permit) -> None:
         self._bytes += permit.size
-        self._move(permit, ADMITTED)
+        self.move(permit, ADMITTED)
         if permit.granted is not None:
             permit.granted.set()
-
-    def _move(self, permit: Permit, state: int) -> None:
-        """Moves a permit to a state, and frees its slot if it needs none any more."""
-        before = permit.state
-        if before == RELEASED:
-            return
-        permit.state = state
-        self._counts[before] -= 1
-        self._counts[state] += 1
-        if before <= RUNNING < state:
-            own = self._callers[permit.caller]
-            own.calls -= 1
-            own.ahead_s[permit.size > self._large_bytes] -= permit.estimate_s
-            if not own.calls:
-                del self._callers[permit.caller]
 
     def _check_slots(self, caller: Caller, own_calls: int, computation_s: float) -> None:
         """Refuses a call that gets no slot, and notes that the server is overloaded."""

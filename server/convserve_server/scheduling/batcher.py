@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from convserve.errors import DeadlineExceededError
@@ -33,46 +33,27 @@ _SMALL, _LARGE = range(2)  # lanes: jobs that fit a batch, and those that are to
 
 @dataclass(frozen=True)
 class Batching:
-    """How jobs share the devices; the fields are named as the settings.
+    """How jobs share the devices; the fields are named as the settings."""
 
-    Attributes:
-        concurrent_calls: Computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones.
-        max_batch_samples: Samples of a batch of several jobs.
-        max_batch_bytes: Bytes of a batch of several jobs: inputs, outputs and what is between.
-    """
-
-    concurrent_calls: int
-    max_batch_samples: int
-    max_batch_bytes: int
+    concurrent_calls: int  # computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones
+    max_batch_samples: int  # of a batch of several jobs
+    max_batch_bytes: int  # of a batch of several jobs: inputs, outputs and what is between
 
 
+@dataclass(eq=False, slots=True)
 class Job:
-    """What one caller wants computed. The batcher sets all but the first four attributes.
+    """What one caller wants computed. The batcher sets all but the first four attributes."""
 
-    Attributes:
-        group: What jobs that may be computed together have in common; None for one that is computed alone.
-        samples: How many samples it has.
-        size: How many bytes it takes while it is computed.
-        caller: Who waits for the result.
-        lane: _SMALL or _LARGE.
-        ready: Released when a job that waited has a device or an outcome.
-        device: The device that its thread holds; None while it has none, and for a member of another job's batch.
-        is_done: Whether result or error is set.
-        result: What `compute` returned for it.
-        error: Why there is no result.
-    """
-
-    __slots__ = ("caller", "device", "error", "group", "is_done", "lane", "ready", "result", "samples", "size")
-
-    def __init__(self, group: Hashable | None, samples: int, size: int, caller: Caller) -> None:
-        self.group, self.samples, self.size, self.caller = group, samples, size, caller
-        self.lane = _SMALL
-        self.ready = threading.Lock()
-        self.ready.acquire()
-        self.device: int | None = None
-        self.is_done = False
-        self.result: Any = None
-        self.error: BaseException | None = None
+    group: Hashable | None  # what jobs that may be computed together have in common; None for one alone
+    samples: int
+    size: int  # bytes that it takes while it is computed
+    caller: Caller
+    lane: int = _SMALL
+    ready: threading.Lock = field(default_factory=threading.Lock)  # held while it waits for a device or an outcome
+    device: int | None = None  # which its thread holds; None while it has none, and for a member of another's batch
+    is_done: bool = False  # whether result or error is set
+    result: Any = None
+    error: BaseException | None = None
 
     def finish(self, result: Any, error: BaseException | None = None) -> None:
         """Sets the outcome."""
@@ -88,13 +69,7 @@ class Batcher(Generic[AnyJob]):
     def __init__(
         self, compute: Callable[[int, Sequence[AnyJob]], Sequence[Any]], devices: int, batching: Batching
     ) -> None:
-        """Starts with no job.
-
-        Args:
-            compute: Computes jobs of one group on the device with this number, and returns one result per job.
-            devices: How many devices there are.
-            batching: How jobs share them.
-        """
+        """Starts with no job; `compute` computes jobs of one group on a device, and returns one result per job."""
         self._compute = compute
         self._max_samples, self._max_bytes = batching.max_batch_samples, batching.max_batch_bytes
         self._lock = threading.Lock()
@@ -109,13 +84,10 @@ class Batcher(Generic[AnyJob]):
         return sum(map(len, self._queues))
 
     def run(self, job: AnyJob) -> Any:
-        """Returns a job's result once it is computed.
+        """Returns a job's result once it is computed, or raises what `compute` raises for this job alone.
 
-        Whatever is raised meanwhile, the device is released and every job of the batch gets an outcome.
-
-        Raises:
-            DeadlineExceededError: If the caller was gone before the job was computed.
-            Exception: Whatever `compute` raises for this job alone.
+        Whatever is raised meanwhile, the device is released and every job of the batch gets an outcome. Raises
+        DeadlineExceededError if the caller was gone before the job was computed.
         """
         self._take_device_or_queue(job)
         if job.device is None:
@@ -141,6 +113,7 @@ class Batcher(Generic[AnyJob]):
                 return
             if job.group is not None:  # first, as a group that cannot be hashed raises
                 self._groups.setdefault(job.group, deque()).append(job)
+            job.ready.acquire()
             self._queues[job.lane].append(job.caller.name, job)
 
     def _wait(self, job: AnyJob) -> None:

@@ -7,21 +7,14 @@ from typing import NamedTuple
 
 
 class Caller(NamedTuple):
-    """One call's caller. The defaults are of one that waits in this process for as long as it takes.
+    """One call's caller. The defaults are of one that waits in this process for as long as it takes."""
 
-    Attributes:
-        name: What the calls of one caller have in common, between which and others' the server is fair.
-        is_identified: Whether the name is one caller's; False where several cannot be told apart.
-        is_active: Whether it still waits for the answer.
-        remaining_s: Seconds until it will not wait any more; None if it says nothing of that.
-        add_done_callback: Has a function called once the caller has its whole answer or does not wait for one any
-            more. It returns False, and calls nothing, where that is so already, or nobody would notice.
-    """
-
-    name: str = ""
-    is_identified: bool = True
-    is_active: Callable[[], bool] = lambda: True
-    remaining_s: Callable[[], float | None] = lambda: None
+    name: str = ""  # what the calls of one caller have in common, between which and others' the server is fair
+    is_identified: bool = True  # whether the name is one caller's; False where several cannot be told apart
+    is_active: Callable[[], bool] = lambda: True  # whether it still waits for the answer
+    remaining_s: Callable[[], float | None] = lambda: None  # until it will not wait any more; None: it does not say
+    # Has a function called once the caller has its whole answer or does not wait for one any more. Returns False, and
+    # calls nothing, where that is so already, or nobody would notice.
     add_done_callback: Callable[[Callable[[], None]], bool] = lambda _: False
 
 

@@ -12,7 +12,6 @@ class FairQueue(Generic[T]):
     """Entries that wait, each of them a caller's. A user with several threads holds a lock around each method."""
 
     def __init__(self) -> None:
-        """Starts empty."""
         # By caller, the next one first; each caller's entries in the order of their arrival.
         self._entries: OrderedDict[str, deque[T]] = OrderedDict()
 

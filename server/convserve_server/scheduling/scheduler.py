@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -20,72 +21,45 @@ from convserve_server.tiling.tiled_engine import TiledEngine
 
 
 class Computation(NamedTuple):
-    """How a call was computed, without its tensors: for metrics, logs and traces.
+    """How a call was computed, without its tensors: for metrics, logs and traces."""
 
-    Attributes:
-        began_ns: When the whole input had arrived, in nanoseconds since 1970.
-        queue_us: Microseconds that the call waited for memory and for a device.
-        compute_us: Microseconds that its batch took on the device.
-        batch_size, device, warm: Of its batch, as in `Computed`.
-        input_shape, output_shape: Its own.
-        input_bytes, output_bytes: Bytes of the elements, whichever way they travel.
-    """
-
-    began_ns: int
-    queue_us: int
-    compute_us: int
-    batch_size: int
+    began_ns: int  # when the whole input had arrived, since 1970
+    queue_us: int  # that it waited for memory and for a device
+    compute_us: int  # that its batch took on the device
+    batch_size: int  # this and the next two: of its batch, as in `Computed`
     device: str
     warm: bool
     input_shape: Shape
     output_shape: Shape
-    input_bytes: int
+    input_bytes: int  # of the elements, whichever way they travel
     output_bytes: int
 
 
 class Result(NamedTuple):
-    """What a call is answered with.
+    """What a call is answered with."""
 
-    Attributes:
-        output: The output in the dtype asked for.
-        losses: One per layer.
-        layers: One per layer: the configuration with its seeds if the server initialized the weights, else None.
-        computation: How it was computed.
-    """
-
-    output: Array
-    losses: tuple[Losses, ...]
-    layers: tuple[Conv2D | None, ...]
+    output: Array  # in the dtype asked for
+    losses: tuple[Losses, ...]  # one per layer
+    layers: tuple[Conv2D | None, ...]  # one per layer: with its seeds if the server initialized the weights, else None
     computation: Computation
 
 
+@dataclass(eq=False, slots=True, kw_only=True)
 class _Convolution(Job):
-    """An admitted call.
+    """An admitted call."""
 
-    Attributes:
-        permit: Its permit.
-        layers: Its layers as they came.
-        known: The same, with weights if the server has them already.
-        x: Its input.
-        received: When the whole input had arrived, by the monotonic clock.
-        began_ns: The same, in nanoseconds since 1970.
-    """
-
-    __slots__ = ("began_ns", "known", "layers", "permit", "received", "x")
-
-    def __init__(
-        self, permit: Permit, layers: Sequence[Layer], known: tuple[Layer, ...], x: Array, caller: Caller, group: Any
-    ) -> None:
-        super().__init__(group, len(x), permit.size, caller)
-        self.permit, self.layers, self.known, self.x = permit, layers, known, x
-        self.received, self.began_ns = time.monotonic(), time.time_ns()
+    permit: Permit
+    layers: Sequence[Layer]  # as they came
+    known: tuple[Layer, ...]  # the same, with weights if the server has them already
+    x: Array
+    received: float = field(default_factory=time.monotonic)  # when the whole input had arrived
+    began_ns: int = field(default_factory=time.time_ns)  # the same, since 1970
 
 
 class Scheduler:
     """Computes admitted calls, together where they may be. Any thread may call its methods."""
 
     def __init__(self, engine: Engine, batching: Batching) -> None:
-        """Prepares to compute with an engine."""
         self._engine = TiledEngine(engine)
         self._cache = InitializedLayerCache(engine.initialize)
         self._batcher: Batcher[_Convolution] = Batcher(self._compute, len(engine.devices), batching)
@@ -93,22 +67,12 @@ class Scheduler:
     def convolve(
         self, permit: Permit, layers: Sequence[Layer], x: Array, caller: Caller = ANYBODY, *, unbatched: bool = False
     ) -> Result:
-        """Computes a call, and releases its permit.
-
-        Args:
-            permit: What admission gave for this call.
-            layers: At least one; the server initializes the weights of those that have none.
-            x: The whole input.
-            caller: Who waits for the result.
-            unbatched: Whether it must not be computed together with other calls.
-
-        Raises:
-            ConvserveError: Any of the server's.
-        """
+        """Computes a call, alone if it is `unbatched`, and releases its permit. Initializes missing weights."""
         with permit:
             known = _with_weights(layers, permit.plan, self._cache.get)
             group = None if unbatched else _group(known, x, permit.plan)
-            result: Result = self._batcher.run(_Convolution(permit, layers, known, x, caller, group))
+            job = _Convolution(group, len(x), permit.size, caller, permit=permit, layers=layers, known=known, x=x)
+            result: Result = self._batcher.run(job)
             return result
 
     def _compute(self, device: int, jobs: Sequence[_Convolution]) -> list[Result]:

@@ -3,45 +3,31 @@
 from __future__ import annotations
 
 import math
+import operator
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import grpc
 import numpy as np
+from grpc import ServicerContext as Context
 
 from convserve._version import __version__
-from convserve.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    SharedMemoryLostError,
-    TooLargeError,
-    UnavailableError,
-)
+from convserve.errors import SharedMemoryLostError
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
-from convserve.tensors import framing
-from convserve.tensors.codec import (
-    FLOAT_DTYPES,
-    INPUT_DTYPES,
-    Array,
-    checked_shape,
-    decode,
-    dtype_name,
-    head_of,
-    itemsize,
-    name_of,
-)
+from convserve.tensors import codec, framing
+from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, dtype_name, itemsize
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
-from convserve_server.backend import Backend
+from convserve_server.backend import BackendGate
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
-from convserve_server.services.convolve_stream import ConvolveStream, Request, StreamItems, parse
+from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
-from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
@@ -49,68 +35,33 @@ from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
-_HEAD_BYTES = 2**16  # what is beside a tensor in a response
 
-
-@dataclass(frozen=True)
-class ConvolveRequest:
-    """A request of Convolve: the message without its tensor, and the tensor on the received bytes."""
-
-    message: messages.ConvolveRequest
-    input: Array | None
-
-    @classmethod
-    def parse(cls, data: bytes) -> ConvolveRequest:
-        """Reads a request's bytes."""
-        return cls(*framing.read(messages.ConvolveRequest, "input", data))
-
-
-@dataclass(frozen=True)
-class ConvolveResponse:
-    """A response of Convolve: the message without its tensor, and the tensor in the engine's memory.
-
-    Without a tensor, the message says where in shared memory it is.
-    """
-
-    message: messages.ConvolveResponse
-    output: Array | None
-
-    def serialize(self) -> bytes:
-        """Returns the message's bytes."""
-        return self.message.SerializeToString() if self.output is None else framing.write(self.message, self.output)
+ConvolveRequest = tuple[messages.ConvolveRequest, Array | None]
+"""A request of Convolve without its tensor, and the tensor on the received bytes; None if it is in shared memory."""
 
 
 class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer):
-    """Answers ConvolutionService. Until it is opened, it refuses every call as UNAVAILABLE."""
+    """Answers ConvolutionService; its pool reads streams, of at most so many items, and computes these."""
 
-    def __init__(self, stream_pool: ThreadPool, idle: IdleTimeouts, max_items: int) -> None:
-        """Starts closed.
-
-        Args:
-            stream_pool: Reads streams and computes their items.
-            idle: For how long a stream's caller may send nothing.
-            max_items: How many items a stream may have.
-        """
+    def __init__(
+        self,
+        gate: BackendGate,
+        shared_memory: SharedMemory | None,
+        stream_pool: ThreadPool,
+        idle: IdleTimeouts,
+        max_items: int,
+    ) -> None:
+        self._gate, self._shared_memory = gate, shared_memory
         self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
-        self.shared_memory: SharedMemory | None = None
-        self._opened: Backend | None = None
 
-    def open(self, backend: Backend) -> None:
-        """Serves with these parts from now on."""
-        self._opened = backend
+    def _shared_with(self, context: Context) -> SharedMemory | None:
+        """Returns the memory that a caller may share with the server: one on its machine."""
+        return self._shared_memory if self._shared_memory is not None and is_local(context.peer()) else None
 
-    @property
-    def _backend(self) -> Backend:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
-
-    def GetServerInfo(
-        self, request: messages.GetServerInfoRequest, context: grpc.ServicerContext
-    ) -> messages.GetServerInfoResponse:
-        engine, limits = self._backend.engine, self._backend.admission.limits
-        stored = self._backend.store.usage()
-        shared = self.shared_memory if is_local(context.peer()) else None
+    def GetServerInfo(self, request: messages.GetServerInfoRequest, context: Context) -> messages.GetServerInfoResponse:
+        engine, limits = self._gate.backend.engine, self._gate.backend.admission.limits
+        stored = self._gate.backend.store.usage()
+        shared = self._shared_with(context)
         info = ServerInfo(
             version=__version__,
             tensorflow_version=engine.versions["tensorflow"],
@@ -129,92 +80,75 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         message.shared_memory_ticket = shared.ticket if shared else b""
         return messages.GetServerInfoResponse(server_info=message)
 
-    def Plan(self, request: messages.PlanRequest, context: grpc.ServicerContext) -> messages.PlanResponse:
-        backend = self._backend
+    def Plan(self, request: messages.PlanRequest, context: Context) -> messages.PlanResponse:
+        admission = self._gate.backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        plan = backend.admission.plan(
-            self._layers(request.layers), request.input_shape or None, input_dtype, output_dtype(request.output_dtype)
-        )
-        admission = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
-        return messages.PlanResponse(plan=plan_to_message(plan), admission=admission)
+        layers, dtype = self._layers(request.layers), convolve_stream.output_dtype(request.output_dtype)
+        plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
+        verdict = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
+        return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
 
-    def Convolve(self, request: ConvolveRequest, context: grpc.ServicerContext) -> ConvolveResponse:
-        backend, message = self._backend, request.message
+    def Convolve(self, request: ConvolveRequest, context: Context) -> bytes:
+        backend, (message, x) = self._gate.backend, request
         layers = self._layers(message.layers)
-        shared = self.shared_memory
-        if shared is not None and not is_local(context.peer()):
-            shared = None
-        x = request.input if request.input is not None else _shared_input(message, shared)
-        place = message.output_memory if message.HasField("output_memory") else None
-        if place is not None:
-            _existing(shared).array(place, 0, "output_memory")
-        caller, dtype = current_caller(context), output_dtype(message.output_dtype)
-        permit = backend.admission.admit(layers, x.shape, name_of(x), dtype, caller, in_one_message=place is None)
+        shared = self._shared_with(context)
+        if x is None:
+            x = _shared_input(message, shared)
+        memory, room = None, 0
+        if message.HasField("output_memory"):
+            memory = _existing(shared).array(message.output_memory, None, "output_memory")
+            room = len(memory)
+        caller, dtype = current_caller(context), convolve_stream.output_dtype(message.output_dtype)
+        permit = backend.admission.admit(layers, x.shape, codec.name_of(x), dtype, caller, output_room=room)
         result = backend.scheduler.convolve(permit, layers, x, caller, unbatched=message.unbatched)
         current_call().computed(result.computation)
-        response, output = response_without_output(result), result.output
-        if place is None:
-            return ConvolveResponse(response, output)
-        memory = _existing(shared)
-        if not memory.has_room(place, output.nbytes):
-            _check_response(output.nbytes, backend.admission.limits.max_message_bytes)
-            return ConvolveResponse(response, output)
-        memory.array(place, output.nbytes, "output_memory")[:] = output.reshape(-1).view(np.uint8)
-        response.output.CopyFrom(head_of(output))
-        response.output.shared_memory.CopyFrom(place)
-        return ConvolveResponse(response, None)
+        response, output = convolve_stream.response_without_output(result), result.output
+        if memory is None or output.nbytes > room:
+            return framing.write(response, output)
+        memory[: output.nbytes] = output.reshape(-1).view(np.uint8)
+        response.output.CopyFrom(codec.head_of(output))
+        response.output.shared_memory.CopyFrom(message.output_memory)
+        return response.SerializeToString()
 
-    def ConvolveStream(self, request_iterator: Iterator[Request], context: grpc.ServicerContext) -> Iterator[bytes]:
-        backend = self._backend
+    def ConvolveStream(self, request_iterator: Iterator[convolve_stream.Request], context: Context) -> Iterator[bytes]:
+        backend = self._gate.backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
-            text = "Expected a start as the first message. Received none."
-            raise InvalidRequestError(FieldViolation("start", text))
+            raise wrong_field("start", "a start as the first message", "none")
         start, caller = first.start, current_caller(context)
         layers = [_seeded(layer) for layer in self._layers(start.layers)]
         in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
-        items: StreamItems = InFlightItems(
+        items: convolve_stream.StreamItems = InFlightItems(
             request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
         )
-        stream = ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
+        stream = convolve_stream.ConvolveStream(backend, layers, start, items, current_call(), self._max_items)
         context.send_initial_metadata((ACCEPTED,))
         yield from stream.answers()
 
     def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
-        return find_layers(references, self._backend.store, may_store=CHANGE in current_identity().permissions)
+        return find_layers(references, self._gate.backend.store, may_store=CHANGE in current_identity().permissions)
 
-    def Echo(self, output_bytes: int, context: grpc.ServicerContext) -> bytes:
+    def Echo(self, request: messages.EchoRequest, context: Context) -> bytes:
+        output_bytes = request.output_bytes
         if output_bytes < 0:
-            text = f"Expected a number of at least 0. Received {output_bytes}."
-            raise InvalidRequestError(FieldViolation("output_bytes", text))
-        with self._backend.admission.admit_bytes(output_bytes, current_caller(context)):
+            raise wrong_field("output_bytes", "a number of at least 0", output_bytes)
+        with self._gate.backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
 
 def add_to_server(service: ConvolutionService, server: grpc.Server) -> None:
-    """Registers the service; Convolve with a reading and writing that copies no tensor through a message."""
+    """Registers the service; where tensors travel it reads and writes bytes, without a copy through a message."""
+    unary, serialize = grpc.unary_unary_rpc_method_handler, operator.methodcaller("SerializeToString")
     handlers: dict[str, Any] = {
-        "GetServerInfo": grpc.unary_unary_rpc_method_handler(
-            service.GetServerInfo,
-            messages.GetServerInfoRequest.FromString,
-            messages.GetServerInfoResponse.SerializeToString,
-        ),
-        "Plan": grpc.unary_unary_rpc_method_handler(
-            service.Plan, messages.PlanRequest.FromString, messages.PlanResponse.SerializeToString
-        ),
-        "Echo": grpc.unary_unary_rpc_method_handler(service.Echo, _echoed_bytes, None),
-        "Convolve": grpc.unary_unary_rpc_method_handler(
-            service.Convolve, ConvolveRequest.parse, ConvolveResponse.serialize
-        ),
-        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, parse, None),
+        "GetServerInfo": unary(service.GetServerInfo, messages.GetServerInfoRequest.FromString, serialize),
+        "Plan": unary(service.Plan, messages.PlanRequest.FromString, serialize),
+        "Echo": unary(service.Echo, partial(framing.head, messages.EchoRequest)),
+        "Convolve": unary(service.Convolve, partial(framing.read, messages.ConvolveRequest, "input")),
+        "ConvolveStream": grpc.stream_stream_rpc_method_handler(service.ConvolveStream, convolve_stream.parse),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
-
-
-def _echoed_bytes(data: bytes) -> int:
-    return framing.head(messages.EchoRequest, data).output_bytes
 
 
 def _existing(shared: SharedMemory | None) -> SharedMemory:
@@ -226,20 +160,10 @@ def _existing(shared: SharedMemory | None) -> SharedMemory:
 
 def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None) -> Array:
     if not message.HasField("input"):
-        raise InvalidRequestError(FieldViolation("input", "Expected a tensor. Received none: the field is not set."))
+        raise wrong_field("input", "a tensor", "none: the field is not set")
     head = message.input
     size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
-    return decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
-
-
-def _check_response(output_bytes: int, most: int) -> None:
-    """Refuses an output that was to go into shared memory, does not fit there, and is too large for a message."""
-    if output_bytes + _HEAD_BYTES > most:
-        text = (
-            f"Expected output_memory with room for the output, or at most {most} bytes of response, the server's "
-            f"--max-message-bytes. Received a call with {output_bytes}."
-        )
-        raise TooLargeError(FieldViolation("output_memory", text))
+    return codec.decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)
 
 
 def _seeded(layer: Layer) -> Layer:

@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, closing
+from dataclasses import dataclass
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import PIECE_BYTES, cut
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
-from convserve.tensors.codec import Array, checked_shape, dtype_name, head_of, numpy_dtype
+from convserve.tensors.codec import FLOAT_DTYPES, Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.backend import Backend
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Result
-from convserve_server.services.responses import output_dtype, response_without_output
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems, Item
 
@@ -42,40 +43,25 @@ def parse(data: bytes) -> Request:
     return memoryview(message.piece) if message.WhichOneof("message") == "piece" else message
 
 
+@dataclass
 class ConvolveStream:
     """One stream: `_read` receives and submits its items, `answers` yields what comes of them."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        layers: Sequence[Layer],
-        start: messages.StreamStart,
-        items: StreamItems,
-        call: CallRecord,
-        max_items: int,
-    ) -> None:
-        """Prepares to answer what comes after the start.
+    backend: Backend
+    layers: Sequence[Layer]
+    start: messages.StreamStart
+    items: StreamItems  # those that come after the start
+    call: CallRecord  # the stream's, which other threads cannot find by themselves
+    max_items: int
 
-        Args:
-            backend: Computes the items.
-            layers: The stream's.
-            start: Its first message.
-            items: Those that come after it.
-            call: The stream's record, which other threads cannot find by themselves.
-            max_items: How many items a stream may have.
-        """
-        self._backend, self._layers, self._items, self._call = backend, layers, items, call
-        self._output_dtype, self._unbatched = output_dtype(start.output_dtype), start.unbatched
-        self._max_items = max_items
-        self._piece_bytes = min(max(start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
+    def __post_init__(self) -> None:
+        """Checks the start."""
+        self._output_dtype = output_dtype(self.start.output_dtype)
+        self._piece_bytes = min(max(self.start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
-        """Yields the messages of the answer.
-
-        Raises:
-            InvalidRequestError: If the caller's messages are out of order.
-        """
-        with closing(self._items.results(self._read)) as results:
+        """Yields the messages of the answer. Raises InvalidRequestError if the caller's messages are out of order."""
+        with closing(self.items.results(self._read)) as results:
             for item_id, result in results:
                 yield from self._messages(item_id, result)
                 del result  # and with it the output, before the wait for the next one
@@ -85,8 +71,8 @@ class ConvolveStream:
             computed = result.result()
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
-            answer = to_convserve_error(error, self._call)
-            self._call.refused_item(answer)
+            answer = to_convserve_error(error, self.call)
+            self.call.refused_item(answer)
             failure = to_item_error(answer)
             del answer
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()
@@ -101,61 +87,73 @@ class ConvolveStream:
     def _read(self) -> None:
         ids: set[int] = set()
         taken = False
-        while (request := self._items.next_message()) is not None:
+        while (request := self.items.next_message()) is not None:
             if isinstance(request, memoryview):
                 # What is left of an item that was refused is passed over, and so is what adds nothing to one.
                 if ids and not (taken and len(request)):
                     continue
-                raise _out_of_order("an item", "a piece")
+                raise wrong_field("message", "an item", "a piece")
             if request.WhichOneof("message") != "item":
-                raise _out_of_order("an item", request.WhichOneof("message"))
+                raise wrong_field("message", "an item", request.WhichOneof("message") or "nothing")
             head = request.item
             if head.item_id in ids:
-                raise _out_of_order("an item_id that is new in the stream", str(head.item_id))
-            if len(ids) == self._max_items:
-                raise _out_of_order(f"at most {self._max_items} items, the server's --max-items-per-stream", "more")
+                raise wrong_field("message", "an item_id that is new in the stream", head.item_id)
+            if len(ids) == self.max_items:
+                raise wrong_field(
+                    "message", f"at most {self.max_items} items, the server's --max-items-per-stream", "more"
+                )
             ids.add(head.item_id)
-            taken = self._take(head, self._items.begin(head.item_id))
+            taken = self._take(head, self.items.begin(head.item_id))
 
     def _take(self, head: messages.StreamItem, item: Item[int, Result]) -> bool:
         """Receives an item's pieces and submits it, unless it is refused. Returns whether it was taken."""
-        try:
-            permit, x = self._admit(head, item.caller())
-        except Exception as error:
-            item.fail(error)
-            return False
+        caller = item.caller()
         with ExitStack() as unless_submitted:
-            unless_submitted.callback(permit.release)
+            try:
+                dtype, shape = dtype_name(head.dtype, "input"), checked_shape(head.shape, "input")
+                permit = self.backend.admission.admit(self.layers, shape, dtype, self._output_dtype, caller)
+                unless_submitted.enter_context(permit)
+                x = aligned_empty(shape, numpy_dtype(dtype))
+            except Exception as error:
+                item.fail(error)
+                return False
             self._receive(x.reshape(-1).view(np.uint8))
-            item.submit(self._convolve, x, permit, item.caller())
+            item.submit(self._convolve, x, permit, caller)
             unless_submitted.pop_all()
         return True
 
-    def _admit(self, head: messages.StreamItem, caller: Caller) -> tuple[Permit, Array]:
-        """Returns an item's permit and memory for its elements, if this server takes it."""
-        dtype = dtype_name(head.dtype, "input")
-        shape = checked_shape(head.shape, "input")
-        permit = self._backend.admission.admit(self._layers, shape, dtype, self._output_dtype, caller)
-        with ExitStack() as unless_made:
-            unless_made.callback(permit.release)
-            memory = aligned_empty(shape, numpy_dtype(dtype))
-            unless_made.pop_all()
-        return permit, memory
-
     def _receive(self, buffer: Array) -> None:
         while len(buffer):
-            piece = self._items.rest_of_item()
+            piece = self.items.next_message(of_item=True)
             if not isinstance(piece, memoryview) or len(piece) > len(buffer):
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
-                raise _out_of_order(f"{len(buffer)} more bytes of an item", received)
+                raise wrong_field("message", f"{len(buffer)} more bytes of an item", received)
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
             buffer = buffer[len(piece) :]
 
     def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
-        result = self._backend.scheduler.convolve(permit, self._layers, x, caller, unbatched=self._unbatched)
-        self._call.computed(result.computation)
+        result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
+        self.call.computed(result.computation)
         return result
 
 
-def _out_of_order(expected: str, received: str | None) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation("message", f"Expected {expected}. Received {received or 'nothing'}."))
+def output_dtype(number: int) -> str | None:
+    """Returns the dtype that a request asks for; None for the last layer's own."""
+    return dtype_name(number, "output_dtype", FLOAT_DTYPES) if number else None
+
+
+def response_without_output(result: Result) -> messages.ConvolveResponse:
+    """Returns the message that says what was computed, without the output."""
+    computation = result.computation
+    return messages.ConvolveResponse(
+        layers=[
+            messages.LayerOutcome(
+                conv2d=None if config is None else conv2d_message.to_message(config), losses=losses.to_message()
+            )
+            for config, losses in zip(result.layers, result.losses, strict=True)
+        ],
+        timing=messages.Timing(queue_us=computation.queue_us, compute_us=computation.compute_us),
+        batch_size=computation.batch_size,
+        device=computation.device,
+        warm=computation.warm,
+    )

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from grpc import ServicerContext as Context
 
-from convserve.errors import InvalidTensorError, InvalidWeightsError, UnavailableError, short_repr
+from convserve.errors import InvalidTensorError, InvalidWeightsError, short_repr
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -20,6 +20,7 @@ from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.backend import BackendGate
 from convserve_server.layer_store.errors import checked_digest, wrong_field
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
@@ -31,20 +32,14 @@ _MAX_LAYERS_A_PAGE = 1000
 
 
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
-    """Answers LayerService. Until it is opened, every call raises UnavailableError."""
+    """Answers LayerService."""
 
-    def __init__(self) -> None:
-        self._opened: LayerRegistry | None = None
-
-    def open(self, registry: LayerRegistry) -> None:
-        """Serves with this registry from now on."""
-        self._opened = registry
+    def __init__(self, gate: BackendGate) -> None:
+        self._gate = gate
 
     @property
     def _registry(self) -> LayerRegistry:
-        if self._opened is None:
-            raise UnavailableError("Expected a server that is ready. This one is still starting; retry.")
-        return self._opened
+        return self._gate.backend.registry
 
     def PutLayer(
         self, request_iterator: Iterator[messages.PutLayerRequest], context: Context

@@ -74,24 +74,22 @@ class SharedMemory:
         else:
             self._paths.append(path)
 
-    def array(self, place: tensor_pb2.SharedMemory, size: int, field: str) -> Array:
-        """Returns `size` bytes of a region, as an array that may be written to; `field` is what errors call it.
+    def array(self, place: tensor_pb2.SharedMemory, size: int | None, field: str) -> Array:
+        """Returns `size` bytes of a region, or all that are left of it, as an array that may be written to.
 
-        Raises SharedMemoryLostError if no such region is known, or InvalidTensorError if the bytes are not within it.
+        `field` is what errors call it. Raises SharedMemoryLostError if no such region is known, or
+        InvalidTensorError if the bytes are not within it.
         """
         region = self._regions.get(place.region)
         if region is None:
             raise SharedMemoryLostError("Expected a region of shared memory that was handed over. Received another.")
         begin = place.offset_bytes
+        if size is None:
+            size = max(0, region.size - begin)
         if begin % ALIGNMENT or not is_within(region, begin, size):
             expected = f"{size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}"
             raise wrong_field(field, expected, f"offset_bytes={begin}", InvalidTensorError)
         return region.array()[begin : begin + size]
-
-    def has_room(self, place: tensor_pb2.SharedMemory, size: int) -> bool:
-        """Returns whether so many bytes fit into a region from a place on."""
-        region = self._regions.get(place.region)
-        return region is not None and is_within(region, place.offset_bytes, size)
 
     def close(self) -> None:
         """Ends the thread, and unregisters all regions."""

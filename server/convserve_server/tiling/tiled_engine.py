@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import EllipsisType
-from typing import NamedTuple
 
 import numpy as np
 
@@ -42,9 +42,7 @@ class TiledEngine:
     """
 
     def __init__(self, engine: Engine) -> None:
-        """Wraps an engine, which computes."""
-        self._engine = engine
-        self._bounds = MemoryBounds()
+        self._engine, self._bounds = engine, MemoryBounds()
 
     def convolve(
         self,
@@ -56,36 +54,22 @@ class TiledEngine:
     ) -> Computed:
         """Applies layers to inputs as the engine does, in parts if need be.
 
-        Several inputs are not divided here: the batcher, which put them together, computes each by itself. Nothing of
-        them has been computed by then.
-
-        Raises:
-            OutOfMemoryError: If several inputs, or a part that cannot be divided further, did not fit.
-            DeadlineExceededError: If nobody waited for the output any more before its last part was computed.
+        Several inputs are not divided here: the batcher, which put them together, then computes each by itself. Raises
+        OutOfMemoryError if several inputs, or a part that cannot be divided further, did not fit, or
+        DeadlineExceededError if nobody waited for the output any more before its last part was computed.
         """
         partition = _Partition(self._engine, self._bounds, tuple(layers), output_dtype, device, is_active)
         computed = partition.untiled(inputs)
         if computed is not None:
             return computed
         if len(inputs) > 1:
-            text = "Expected calls that fit the device's memory together. Received some that do not."
-            raise OutOfMemoryError(text)
+            raise OutOfMemoryError("Expected calls that fit the device's memory together. Received some that do not.")
         return partition.tiled(inputs[0])
-
-
-class _Part(NamedTuple):
-    """A part that was computed: the index of the first of its layers, its samples, and the rest as in `Computed`."""
-
-    first_layer: int
-    samples: int
-    losses: tuple[Losses, ...]
-    warm: bool
-    batch_size: int
 
 
 @dataclass
 class _Partition:
-    """One call, the parts of it that were computed, and those that did not fit; the first six are `convolve`'s."""
+    """One call, what is known of its parts that were computed, and those that did not fit."""
 
     engine: Engine
     bounds: MemoryBounds
@@ -93,13 +77,16 @@ class _Partition:
     output_dtype: str
     device: int
     is_active: Callable[[], bool]
-    parts: list[_Part] = field(default_factory=list)
     misses: list[str] = field(default_factory=list)
+    warm: bool = True
+    batch_size: int = 0
     memory_bytes: int = 0  # by the call's plan, which only `tiled` needs
 
     def __post_init__(self) -> None:
         self.chain = _configs(self.layers)
         self.key = self.device, self.chain
+        # By layer: the losses of any part, and the sum of all parts' activities over their samples.
+        self.losses, self.activities = [Losses()] * len(self.chain), [0.0] * len(self.chain)
 
     def untiled(self, inputs: Sequence[Array]) -> Computed | None:
         """Computes all inputs together; returns None if they do not fit, or are not likely to."""
@@ -122,13 +109,8 @@ class _Partition:
             raise self._refusal("the machine has no memory to put its parts together") from error
         if not self.misses:
             self.bounds.widen(self.key)
-        return Computed(
-            output,
-            _total_losses(self.chain, self.parts, len(x)),
-            self.engine.devices[self.device].name,
-            warm=all(part.warm for part in self.parts),
-            batch_size=max(part.batch_size for part in self.parts),
-        )
+        losses, device = self._total_losses(len(x)), self.engine.devices[self.device].name
+        return Computed(output, losses, device, self.warm, self.batch_size)
 
     def _by_samples(self, x: Array, output: Array) -> None:
         """Computes as many samples at a time as fit, and by rows those that do not fit alone."""
@@ -175,7 +157,9 @@ class _Partition:
             shape = (*x.shape[:axis], middle.input_rows[1] - middle.input_rows[0], *x.shape[axis + 1 :])
             return _bytes(middle.chain, shape, name_of(x), name_of(output))
 
-        first, most, layers = 0, height // 2 if tried else height, chunk
+        # Tiles with the same padding share layers, whose weights an engine keeps on the device.
+        layers_of = functools.cache(functools.partial(with_configs, chunk))
+        first, most = 0, height // 2 if tried else height
         while first < height:
             if most < min_rows:
                 row_text = f"{_counted(min_rows, 'row')} of a sample's output"
@@ -183,10 +167,9 @@ class _Partition:
                 raise self._refusal(f"{why} ({blocker} does not let it be divided)" if blocker else why)
             count = height if blocker else max(1, self._fitting(min(most, height - first), size))
             part = tile(chain, shapes, (first, first + count))
-            layers = with_configs(chunk, part.chain, layers)
             begin = first - part.output_rows[0]
             kept, target = row_slices(axis, begin, begin + count), output[row_slices(axis, first, first + count)]
-            if self._compute(layers, first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
+            if self._compute(layers_of(part.chain), first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
                 first += count
             else:
                 most = self._halve(count, "row", size, min_rows)
@@ -200,8 +183,20 @@ class _Partition:
         if computed is None:
             return False
         output[...] = computed.output[kept]
-        self.parts.append(_Part(first_layer, len(x), computed.losses, computed.warm, computed.batch_size))
+        self.warm, self.batch_size = self.warm and computed.warm, max(self.batch_size, computed.batch_size)
+        for index, losses in enumerate(computed.losses, first_layer):
+            self.losses[index] = losses
+            self.activities[index] += (losses.activity or 0.0) * len(x)  # an engine divides it by the samples
         return True
+
+    def _total_losses(self, samples: int) -> tuple[Losses, ...]:
+        for index, config in enumerate(self.chain):
+            if self.losses[index].activity is not None:
+                dtype = numpy_dtype(config.compute_dtype).type
+                with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
+                    activity = float(dtype(self.activities[index]) / dtype(samples))
+                self.losses[index] = dataclasses.replace(self.losses[index], activity=activity)
+        return tuple(self.losses)
 
     def _attempt(self, layers: tuple[Layer, ...], inputs: Sequence[Array], output_dtype: str) -> Computed | None:
         """Returns what the engine computes; None if it has no memory for it."""
@@ -212,7 +207,6 @@ class _Partition:
             return None  # the error goes, and with it all that its traceback holds
 
     def _samples_size(self, x: Array) -> _SizeOf:
-        """Returns the function that gives the bytes of a computation of so many samples like an input's."""
         return lambda samples: _bytes(self.chain, (samples, *x.shape[1:]), name_of(x), self.output_dtype)
 
     def _fitting(self, most: int, size: _SizeOf) -> int:
@@ -235,22 +229,6 @@ class _Partition:
             f"{self.memory_bytes} bytes by its plan, and {why}. {tried} Send smaller images or fewer "
             "filters at once, or try again when the device has less to do."
         )
-
-
-def _total_losses(chain: Sequence[Conv2D], parts: Sequence[_Part], samples: int) -> tuple[Losses, ...]:
-    """Returns a call's losses, one per layer: weights' are those of any part, activities' are sums over all parts."""
-    totals, activities = [Losses()] * len(chain), [0.0] * len(chain)
-    for part in parts:
-        for index, losses in enumerate(part.losses, start=part.first_layer):
-            totals[index] = losses
-            activities[index] += (losses.activity or 0.0) * part.samples  # an engine divides it by the samples
-    for index, config in enumerate(chain):
-        if totals[index].activity is not None:
-            dtype = numpy_dtype(config.compute_dtype).type
-            with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
-                activity = float(dtype(activities[index]) / dtype(samples))
-            totals[index] = dataclasses.replace(totals[index], activity=activity)
-    return tuple(totals)
 
 
 def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:

@@ -21,17 +21,11 @@ Rows = tuple[int, int]
 
 @dataclass(frozen=True)
 class Tile:
-    """A part of a forward pass.
+    """A part of a forward pass."""
 
-    Attributes:
-        chain: The layers' configurations, whose padding is what is left of it in this tile.
-        input_rows: What they read of the chain's input.
-        output_rows: What they give of the chain's output: what was asked for, or more, where that is padding alone.
-    """
-
-    chain: tuple[Conv2D, ...]
-    input_rows: Rows
-    output_rows: Rows
+    chain: tuple[Conv2D, ...]  # the layers' configurations, whose padding is what is left of it in this tile
+    input_rows: Rows  # what they read of the chain's input
+    output_rows: Rows  # what they give of its output: what was asked for, or more, where that is padding alone
 
 
 def height_axis(config: Conv2D) -> int:
@@ -78,10 +72,7 @@ def chunks(chain: Sequence[Conv2D]) -> Iterator[tuple[int, int]]:
 def tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile:
     """Returns the tile that gives some rows of a chain's output.
 
-    Args:
-        chain: Layers of one data format, none of which mixes rows.
-        shapes: The input's shape, and then each layer's output's.
-        rows: At least one row of the output.
+    The layers have one data format, and none mixes rows. The shapes are the input's, and then each layer's output's.
     """
     (first, end), height = rows, shapes[-1][height_axis(chain[-1])]
     while True:
@@ -97,13 +88,8 @@ def row_slices(axis: int, first: int, end: int) -> tuple[slice, ...]:
     return (*(slice(None) for _ in range(axis)), slice(first, end))
 
 
-def with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D], before: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Returns a chunk's layers with a tile's configurations; those of the tile before if they are alike.
-
-    An engine keeps a layer's weights on the device as long as the layer lives.
-    """
-    if all(layer.config == config for layer, config in zip(before, chain, strict=True)):
-        return before
+def with_configs(chunk: Sequence[Layer], chain: Sequence[Conv2D]) -> tuple[Layer, ...]:
+    """Returns a chunk's layers with a tile's configurations."""
     return tuple(
         layer if layer.config == config else Layer(config, layer.kernel, layer.bias)
         for layer, config in zip(chunk, chain, strict=True)

@@ -10,33 +10,24 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve.errors import (
-    ConvserveError,
-    FieldViolation,
-    InternalError,
-    InvalidRequestError,
-    OutOfMemoryError,
-    UnimplementedError,
-)
+from convserve.errors import ConvserveError, InternalError, OutOfMemoryError, UnimplementedError
 from convserve.protocol.status import to_status
+from convserve_server.auth.identity import anyone
+from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import CallRecord
 
 log = logging.getLogger("convserve")
 
 
 def parsed(parse: Callable[[bytes], Any], data: bytes | None) -> Any:
-    """Returns a request.
-
-    Raises:
-        InvalidRequestError: If there is none, or its bytes are no message.
-    """
+    """Returns a request. Raises InvalidRequestError if there is none, or its bytes are no message."""
     if data is None:
-        raise InvalidRequestError(FieldViolation("request", "Expected one message. Received none."))
+        raise wrong_field("request", "one message", "none")
     try:
         return parse(data)
     except DecodeError as error:
-        text = f"Expected a message of the contract. Received {len(data)} bytes that are none: {error}."
-        raise InvalidRequestError(FieldViolation("request", text)) from None
+        received = f"{len(data)} bytes that are none: {error}"
+        raise wrong_field("request", "a message of the contract", received) from None
 
 
 def to_convserve_error(error: Exception, call: CallRecord) -> ConvserveError:
@@ -56,14 +47,16 @@ def to_convserve_error(error: Exception, call: CallRecord) -> ConvserveError:
     return InternalError(text, error_id=ids["error_id"])
 
 
-def status_of(error: Exception, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status | None:
-    """Returns the status that answers what a method raised, or None if its caller is gone, which is why it raised.
+def status_of(error: Exception, call: CallRecord, context: grpc.ServicerContext) -> grpc.Status:
+    """Returns the status that answers what a method raised; raises it again if its caller is gone, which is why.
 
     Callers `abort` with it once they have forgotten the error: it and its traceback, in which the tensors are, would
     keep each other.
     """
+    if call.identity is None:
+        call.identity = anyone(context.peer(), frozenset())  # for the log
     if not isinstance(error, ConvserveError) and not context.is_active():
-        return None
+        raise error
     answer = to_convserve_error(error, call)
     call.refused(answer)
     return to_status(answer)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -20,7 +22,6 @@ import grpc
 from convserve.errors import PermissionDeniedError
 from convserve.protocol.status import to_status
 from convserve_server.auth.authenticator import Authenticator, permissions_for
-from convserve_server.auth.identity import Identity, anyone
 from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
 from convserve_server.transport.call_errors import abort, parsed, status_of
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
@@ -30,6 +31,8 @@ from convserve_server.transport.stream_slots import StreamSlots
 log = logging.getLogger("convserve")
 
 _MAX_FETCHING = 10  # times as long as for one piece: a whole answer may be fetched for so long
+
+_NO_SLOT = nullcontext()
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -51,7 +54,6 @@ class CallInterceptor(grpc.ServerInterceptor):
     def __init__(
         self, recorder: CallRecorder, authenticator: Authenticator, slots: StreamSlots, idle: IdleTimeouts
     ) -> None:
-        """Prepares to wrap methods."""
         self.recorder, self.authenticator, self.slots, self.idle = recorder, authenticator, slots, idle
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
 
@@ -64,12 +66,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         self.recorder.arrivals += 1
         path = handler_call_details.method
         handler = continuation(handler_call_details)
-        if handler is None:
-            self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
-            return _wrapped(_NO_METHOD, path, self)  # not kept: such paths are any number
-        if is_non_blocking(handler) and not permissions_for(path):
+        if handler is not None and is_non_blocking(handler) and not permissions_for(path):
             return handler  # wrapped, each watch of the health would keep a thread
         self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
+        if handler is None:
+            return _wrapped(_NO_METHOD, path, self)  # not kept: such paths are any number
         known, wrapped = self._wrapped.get(path, (None, None))
         if known is not handler:
             wrapped = _wrapped(handler, path, self)
@@ -96,132 +97,99 @@ class _Method:
         self._serialize = handler.response_serializer or bytes
 
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        call = _Call(self._path, context, self._interceptor)
+        call = _Call(context, self._interceptor.idle)
         try:
-            if self._takes_stream:
-                with self._interceptor.slots.one(call.authenticate()):
-                    answer = self._behaviour(self._requests(raw, call), context)
-            else:
-                call.authenticate()
-                answer = self._behaviour(self._request(raw, call), context)
+            with self._identify(call):
+                answer = self._behaviour(self._receive(raw, call), context)
             data: bytes = self._serialize(answer)
-            call.has_answered(len(data))
+            call.record.sent_bytes += len(data)
+            call.record.answered = True
+            call.start_idle_timer(_MAX_FETCHING)
             return data
         except Exception as error:
-            status = call.status_of(error)
-            if status is None:
-                raise
+            status = status_of(error, call.record, context)
         return abort(status, context)
 
     def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
-        call = _Call(self._path, context, self._interceptor)
+        call = _Call(context, self._interceptor.idle)
         try:
-            identity = call.authenticate()
-            if self._takes_stream:
-                with self._interceptor.slots.one(identity):
-                    yield from self._answers(self._requests(raw, call), call)
-            else:
-                yield from self._answers(self._request(raw, call), call)
+            with self._identify(call):
+                yield from self._answers(self._receive(raw, call), call)
             call.record.answered = True
             return
         except Exception as error:
-            status = call.status_of(error)
-            if status is None:
-                raise
+            status = status_of(error, call.record, context)
         abort(status, context)
+
+    def _identify(self, call: _Call) -> AbstractContextManager[None]:
+        """Notes who calls, or raises if they may not; returns the slot that the call is to keep."""
+        identity = call.record.identity = self._interceptor.authenticator.identify(self._path, call.context)
+        return self._interceptor.slots.acquire(identity) if self._takes_stream else _NO_SLOT
 
     def _answers(self, requests: Any, call: _Call) -> Iterator[list[bytes]]:
         # In a list and by `map`, since this frame would keep an answer, too, while it waits for the next.
         for boxed in map(self._boxed, self._behaviour(requests, call.context)):
             call.record.sent_bytes += len(boxed[0])
-            call.must_act()
+            call.start_idle_timer()
             yield boxed  # until it is sent
-            call.may_wait()
+            call.stop_idle_timer()
 
     def _boxed(self, answer: Any) -> list[bytes]:
         return [self._serialize(answer)]
 
-    def _request(self, raw: Iterator[bytes], call: _Call) -> Any:
+    def _receive(self, raw: Iterator[bytes], call: _Call) -> Any:
+        """Returns the request, or the stream of them."""
+        if self._takes_stream:
+            return self._requests(raw, call)
         data = next(raw, None)
-        call.may_wait()
+        call.stop_idle_timer()
         if data is not None:
             call.record.received_bytes += len(data)
         return parsed(self._parse, data)
 
     def _requests(self, raw: Iterator[bytes], call: _Call) -> Iterator[Any]:
-        # A stream that is answered as it goes knows when it waits for its caller alone.
-        call.may_wait()
-        return _Requests(raw, self._parse, call, watched=not self._gives_stream)
+        """Yields the messages of a stream, parsed, of which it keeps none."""
+        while (data := next(raw, None)) is not None:
+            call.stop_idle_timer()
+            call.record.received_bytes += len(data)
+            boxed = [parsed(self._parse, data)]
+            del data
+            yield boxed.pop()
+            if not self._gives_stream:  # such a method knows itself when it waits for its caller alone
+                call.start_idle_timer()
+        call.stop_idle_timer()
 
 
-class _Requests:
-    """The messages of a stream, parsed, of which it keeps none."""
+class _Call:
+    """A call from the moment that a thread has taken it. Its idle timer runs while the server waits for its caller."""
 
-    def __init__(self, raw: Iterator[bytes], parse: Callable[[bytes], Any], call: _Call, *, watched: bool) -> None:
-        self._raw, self._parse, self._call, self._watched = raw, parse, call, watched
+    __slots__ = ("_idle", "_wait", "context", "record")
 
-    def __iter__(self) -> _Requests:
-        return self
-
-    def __next__(self) -> Any:
-        if self._watched:
-            self._call.must_act()
-        data = next(self._raw)
-        if self._watched:
-            self._call.may_wait()
-        self._call.record.received_bytes += len(data)
-        return parsed(self._parse, data)
-
-
-class _Call(Wait):
-    """A call from the moment that a thread has taken it, and the wait for its caller."""
-
-    __slots__ = ("_idle", "_interceptor", "_path", "context", "record")
-
-    def __init__(self, path: str, context: grpc.ServicerContext, interceptor: CallInterceptor) -> None:
-        self.record = _record(context)
-        self.context, self._path, self._interceptor, self._idle = context, path, interceptor, interceptor.idle
-        self.must_act()
-        self._idle.add(self)
+    def __init__(self, context: grpc.ServicerContext, idle: IdleTimeouts) -> None:
+        try:
+            self.record = current_call()
+        except PermissionDeniedError as error:
+            abort(to_status(error), context)
+        self.context, self._idle = context, idle
+        self._wait = Wait(partial(_abort_idle, self.record, context), idle.deadline())
+        idle.add(self._wait)
         self.record.begin()
         context.set_trailing_metadata(((REQUEST_ID, self.record.request_id),))
         if not context.add_callback(self._end):  # it is over already
             self._end()
 
-    def authenticate(self) -> Identity:
-        self.record.identity = self._interceptor.authenticator.identify(self._path, self.context)
-        return self.record.identity
+    def start_idle_timer(self, times: int = 1) -> None:
+        self._wait.until = self._idle.deadline(times)
 
-    def must_act(self) -> None:
-        """The server waits for the caller from now on."""
-        self.until = self._idle.deadline()
-
-    def may_wait(self) -> None:
-        """The caller waits for the server from now on."""
-        self.until = inf
-
-    def has_answered(self, size: int) -> None:
-        self.record.sent_bytes += size
-        self.record.answered = True
-        self.until = self._idle.deadline(_MAX_FETCHING)
-
-    def status_of(self, error: Exception) -> grpc.Status | None:
-        if self.record.identity is None:
-            self.record.identity = anyone(self.context.peer(), frozenset())  # for the log
-        return status_of(error, self.record, self.context)
-
-    def abort(self) -> None:
-        log.info("%s of %s is ended: its caller was idle for too long", self.record.method_label, self.context.peer())
-        self.context.cancel()
+    def stop_idle_timer(self) -> None:
+        self._wait.until = inf
 
     def _end(self) -> None:
-        self._idle.remove(self)
+        self._idle.remove(self._wait)
         record = self.record
         record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 
 
-def _record(context: grpc.ServicerContext) -> CallRecord:
-    try:
-        return current_call()
-    except PermissionDeniedError as error:
-        abort(to_status(error), context)
+def _abort_idle(record: CallRecord, context: grpc.ServicerContext) -> None:
+    log.info("%s of %s is ended: its caller was idle for too long", record.method_label, context.peer())
+    context.cancel()

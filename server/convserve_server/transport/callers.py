@@ -9,16 +9,7 @@ from convserve_server.scheduling.caller import Caller
 
 
 def current_caller(context: grpc.ServicerContext) -> Caller:
-    """Returns the caller of the call that this thread answers.
-
-    Raises:
-        PermissionDeniedError: If it was not authenticated.
-    """
+    """Returns the caller of this thread's call; raises PermissionDeniedError if it was not authenticated."""
     identity = current_identity()
-    return Caller(
-        identity.caller,
-        identity.is_one_caller,
-        context.is_active,
-        context.time_remaining,
-        context.add_callback,
-    )
+    name, is_identified = identity.caller, identity.is_one_caller
+    return Caller(name, is_identified, context.is_active, context.time_remaining, context.add_callback)

@@ -17,27 +17,16 @@ def is_non_blocking(handler: Any) -> bool:
     return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
 
 
-def code_of(context: grpc.ServicerContext) -> grpc.StatusCode | None:
-    """Returns the code that a method has set; None for none."""
-    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
-    return code
-
-
 def code_at_end(context: grpc.ServicerContext, *, answered: bool, arrived_ns: int) -> str:
-    """Returns the name of the code that a call ended with.
+    """Returns the name of the code that a call, which came at a time in nanoseconds since 1970, ended with.
 
     That is the one that the method set, or OK for a whole answer within the deadline. gRPC does not say why a call
     ended without an answer. DEADLINE_EXCEEDED means that no more of its timeout was left than rounding and transit
     explain, CANCELLED that its caller, or its connection, ended it before.
-
-    Args:
-        context: The call's.
-        answered: Whether the method has returned its whole answer.
-        arrived_ns: When the call came, in nanoseconds since 1970.
     """
-    code = code_of(context)
+    code = context.code()  # type: ignore[attr-defined] # types-grpcio does not know it
     if code is not None and code is not grpc.StatusCode.OK:
-        return code.name
+        return str(code.name)
     remaining_s = context.time_remaining()
     if answered and remaining_s:
         return grpc.StatusCode.OK.name

@@ -6,38 +6,24 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import inf
 
 log = logging.getLogger("convserve")
 
 
+@dataclass(eq=False, slots=True)
 class Wait:
-    """Something that is waited for.
+    """A wait for a caller."""
 
-    Attributes:
-        until: When it is too late, by the monotonic clock; infinite for what may take as long as it likes.
-    """
-
-    __slots__ = ("_abort", "until")
-
-    def __init__(self, abort: Callable[[], object]) -> None:
-        """Begins; `abort` is called, by another thread, when it is too late, and perhaps again."""
-        self._abort, self.until = abort, inf
-
-    def abort(self) -> None:
-        """Ends what is waited for."""
-        self._abort()
+    abort: Callable[[], object]  # ends it; another thread calls this when it is too late, and perhaps again
+    until: float = inf  # by the monotonic clock; infinite for what may take as long as it likes
 
 
 class IdleTimeouts:
-    """Watches what is waited for.
-
-    Attributes:
-        limit_s: Seconds that may pass between two messages of a call.
-    """
+    """Aborts waits that last too long: `limit_s` may pass between two messages of a call."""
 
     def __init__(self, limit_s: float) -> None:
-        """Starts to watch."""
         self.limit_s = limit_s
         self._lock = threading.Lock()
         self._waits: set[Wait] = set()

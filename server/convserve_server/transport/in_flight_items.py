@@ -38,20 +38,14 @@ class InFlightItems(Generic[Message, Key, Result]):
         *,
         in_order: bool = True,
     ) -> None:
-        """Prepares to read a stream.
+        """Prepares to read a stream's messages in a thread of the pool, which also computes the items.
 
-        Args:
-            messages: The stream's.
-            caller: Whose stream it is.
-            pool: Computes the items, and has a thread to read with.
-            idle: For how long the caller may send nothing while it is waited for.
-            cancel: Ends the stream if that takes longer.
-            in_order: Whether results come in the order of their items; else as they are completed.
+        `cancel` ends the stream if its caller is idle for too long. Results come in the order of their items, or as
+        they are completed.
         """
-        self._messages, self._caller, self.pool = messages, caller, pool
-        self._idle, self._cancel, self._in_order = idle, cancel, in_order
+        self.caller, self.pool, self.lock = caller, pool, threading.Lock()
+        self._messages, self._idle, self._cancel, self._in_order = messages, idle, cancel, in_order
         self._room = threading.Semaphore(MAX_IN_FLIGHT)
-        self._lock = threading.Lock()  # of all that follows
         self._in_flight: set[Item[Key, Result]] = set()
         self._begun = 0
         self._last_finished = time.monotonic()
@@ -62,14 +56,10 @@ class InFlightItems(Generic[Message, Key, Result]):
     def results(self, read: Callable[[], None]) -> Generator[tuple[Key, Future[Result]], None, None]:
         """Yields the keys of items and their results. One is answered when the next is asked for.
 
-        Args:
-            read: Reads all messages, and begins and submits items. It runs in a thread of the pool.
-
-        Raises:
-            OverloadedError: If there is no thread to read with.
-            Exception: What `read` raises.
+        A thread of the pool calls `read`, which is to read all messages, and begin and submit items. Raises what that
+        raises, or OverloadedError if there is no thread.
         """
-        self._caller.add_done_callback(self._end)  # at once, whatever this thread waits for
+        self.caller.add_done_callback(self._end)  # at once, whatever this thread waits for
         entry: Any = None
         answered, total = 0, -1
         try:
@@ -92,29 +82,29 @@ class InFlightItems(Generic[Message, Key, Result]):
             # Of what is not answered any more nothing is kept: errors and their tracebacks would keep each other.
             entry = None
             self._end()
-            with self._lock:
+            with self.lock:
                 self._closed = True
                 while not self._queue.empty():
                     self._queue.get()
             self._room.release()  # for a reader that waits
 
-    def next_message(self) -> Message | None:
-        """Returns the next message; None after the last. A caller is idle only while nothing is in flight."""
-        return self._next(self._cancel_if_idle)
+    def next_message(self, *, of_item: bool = False) -> Message | None:
+        """Returns the next message; None after the last.
 
-    def rest_of_item(self) -> Message | None:
-        """Returns the next message, without which an item in flight cannot go on; None after the last."""
-        return self._next(self._cancel)
+        A caller is idle only while nothing is in flight, unless what is in flight cannot go on without the message.
+        """
+        wait = Wait(self._cancel if of_item else self._cancel_if_idle, self._idle.deadline())
+        self._idle.add(wait)
+        try:
+            return next(self._messages, None)
+        finally:
+            self._idle.remove(wait)
 
     def begin(self, key: Key) -> Item[Key, Result]:
-        """Returns an item, once there is room for it.
-
-        Raises:
-            CancelledError: If nobody waits for answers any more.
-        """
+        """Returns an item, once there is room for it. Raises CancelledError if nobody waits for answers any more."""
         self._room.acquire()
-        item = Item(key, self, self._caller)
-        with self._lock:
+        item = Item(key, self)
+        with self.lock:
             if self._ended:
                 self._room.release()  # for whoever asks again
                 raise CancelledError
@@ -130,29 +120,19 @@ class InFlightItems(Generic[Message, Key, Result]):
             result.add_done_callback(lambda done: self._put((item, done)))
 
     def finished(self, item: Item[Key, Result]) -> None:
-        """Notes that nobody waits for an item."""
-        with self._lock:
-            self._last_finished = time.monotonic()
-            self._in_flight.discard(item)
-
-    def _next(self, abort: Callable[[], object]) -> Message | None:
-        wait = Wait(abort)
-        wait.until = self._idle.deadline()
-        self._idle.add(wait)
-        try:
-            return next(self._messages, None)
-        finally:
-            self._idle.remove(wait)
+        """Notes, with the lock held, that nobody waits for an item."""
+        self._last_finished = time.monotonic()
+        self._in_flight.discard(item)
 
     def _cancel_if_idle(self) -> None:
         # What is in flight may be what the caller waits for before it sends more.
-        with self._lock:
+        with self.lock:
             is_idle = not self._in_flight and time.monotonic() >= self._last_finished + self._idle.limit_s
         if is_idle:
             self._cancel()
 
     def _put(self, entry: tuple[Item[Key, Result], Future[Result]] | int | Exception) -> None:
-        with self._lock:
+        with self.lock:
             if not self._closed:
                 self._queue.put(entry)
 
@@ -165,7 +145,7 @@ class InFlightItems(Generic[Message, Key, Result]):
 
     def _end(self) -> None:
         """Ends all items: their caller is gone, or has all answers."""
-        with self._lock:
+        with self.lock:
             self._ended = True
             items = tuple(self._in_flight)
         for item in items:
@@ -173,22 +153,16 @@ class InFlightItems(Generic[Message, Key, Result]):
 
 
 class Item(Generic[Key, Result]):
-    """An item in flight: until it is answered, or its stream ends, its caller waits for it.
+    """An item in flight: until it is answered, or its stream ends, its caller waits for it."""
 
-    Attributes:
-        key: What the stream calls it.
-    """
-
-    def __init__(self, key: Key, items: InFlightItems[Any, Key, Result], stream: Caller) -> None:
-        self.key = key
-        self._items, self._stream = items, stream
-        self._lock = threading.Lock()
+    def __init__(self, key: Key, items: InFlightItems[Any, Key, Result]) -> None:
+        self.key, self._items = key, items
         self._is_finished = False
         self._callbacks: list[Callable[[], None]] = []
 
     def caller(self) -> Caller:
         """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return self._stream._replace(is_active=self._is_active, add_done_callback=self._add_done_callback)
+        return self._items.caller._replace(is_active=self._is_active, add_done_callback=self._add_done_callback)
 
     def submit(self, fn: Callable[..., Result], *args: Any) -> None:
         """Has the pool compute the item as `fn(*args)`; raises an OverloadedError if it has no thread."""
@@ -202,18 +176,18 @@ class Item(Generic[Key, Result]):
 
     def finish(self) -> None:
         """Notes that it is answered, or that nobody waits for it any more."""
-        with self._lock:
+        with self._items.lock:
             self._is_finished = True
             callbacks, self._callbacks = self._callbacks, []
-        self._items.finished(self)
+            self._items.finished(self)
         for callback in callbacks:
             callback()
 
     def _is_active(self) -> bool:
-        return not self._is_finished and self._stream.is_active()
+        return not self._is_finished and self._items.caller.is_active()
 
     def _add_done_callback(self, callback: Callable[[], None]) -> bool:
-        with self._lock:
+        with self._items.lock:
             if not self._is_finished:
                 self._callbacks.append(callback)
             return not self._is_finished

@@ -17,18 +17,13 @@ class StreamSlots:
     """Slots that callers share: one may have as many as are left, so that half of what is left is always for others."""
 
     def __init__(self, slots: int) -> None:
-        """Opens with so many free slots."""
         self._slots = slots
         self._lock = threading.Lock()
         self._taken: Counter[str] = Counter()  # by caller
 
     @contextmanager
-    def one(self, identity: Identity) -> Iterator[None]:
-        """Takes a slot for the block.
-
-        Raises:
-            OverloadedError: If too few are left.
-        """
+    def acquire(self, identity: Identity) -> Iterator[None]:
+        """Takes a slot for the block. Raises OverloadedError if too few are left."""
         caller = identity.caller
         with self._lock:
             own, total = self._taken[caller], self._taken.total()
@@ -45,5 +40,4 @@ class StreamSlots:
         finally:
             with self._lock:
                 self._taken[caller] -= 1
-                if not self._taken[caller]:
-                    del self._taken[caller]
+                self._taken += Counter()  # which drops callers without any

@@ -90,7 +90,9 @@ def silent() -> tuple[Iterator[bytes], threading.Event]:
     return messages(), released
 
 
-@pytest.mark.parametrize("rpc", ["ConvolutionService/Convolve", "ConvolutionService/Plan", "LayerService/PutLayer"])
+@pytest.mark.parametrize(
+    "rpc", [f"ConvolutionService/{name}" for name in ("Convolve", "ConvolveStream", "Plan")] + ["LayerService/PutLayer"]
+)
 def test_who_begins_a_call_and_sends_nothing_is_sent_away(idle_caller: RawCaller, rpc: str) -> None:
     messages, released = silent()
     with pytest.raises(grpc.RpcError) as failure:

@@ -71,7 +71,7 @@ class Served:
 
     def __init__(self, engine: Any, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> None:
         size = min(size, limits.max_call_bytes)
-        self.admission = Admission(limits, len(engine.devices), 1, size)
+        self.admission = Admission(limits, len(engine.devices), size)
         self.scheduler = Scheduler(engine, Batching(1, samples, size))
 
     def convolve(
@@ -82,11 +82,9 @@ class Served:
         caller: Caller = ANYBODY,
         *,
         unbatched: bool = False,
-        in_one_message: bool = True,
+        output_room: float = 0,
     ) -> Result:
-        permit = self.admission.admit(
-            layers, x.shape, x.dtype.name, output_dtype, caller, in_one_message=in_one_message
-        )
+        permit = self.admission.admit(layers, x.shape, x.dtype.name, output_dtype, caller, output_room=output_room)
         return self.scheduler.convolve(permit, layers, x, caller, unbatched=unbatched)
 
 

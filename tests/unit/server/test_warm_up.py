@@ -79,7 +79,7 @@ class Keeper:
 
 def warmed(engine: Engine, text: str) -> None:
     served = Served(engine)
-    warm_up(WarmUp.parse(text), Backend(engine, served.admission, served.scheduler, Keeper()))  # type: ignore[arg-type]
+    warm_up(WarmUp.parse(text), Backend(engine, served.admission, served.scheduler, Keeper(), None))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("layer", ["layer=stored", "filters=1 kernel_size=1 use_bias=false"])

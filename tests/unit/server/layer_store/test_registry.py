@@ -72,9 +72,7 @@ class Context(SimpleNamespace):
 
 
 def served(kept: LayerRegistry) -> LayerService:
-    service = LayerService()
-    service.open(kept)
-    return service
+    return LayerService(SimpleNamespace(backend=SimpleNamespace(registry=kept)))  # type: ignore[arg-type]
 
 
 def test_a_held_layer_that_goes_before_the_caller_ends_its_stream_is_put_again() -> None:

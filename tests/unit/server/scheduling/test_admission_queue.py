@@ -29,7 +29,7 @@ def plan(samples: int) -> Plan:
 
 
 def queue_of(total: int = 100, slots: int = 100, clock: Callable[[], float] = time.monotonic) -> AdmissionQueue:
-    return AdmissionQueue(total * 20, slots, 1, 1, 100, clock)
+    return AdmissionQueue(total * 20, slots, 1, 100, clock)
 
 
 def compute(permit: Permit, seconds: float = 1.0, warm: bool = True) -> None:

@@ -167,7 +167,7 @@ def test_a_plan_that_is_remembered_does_not_let_a_larger_call_pass() -> None:
         served.admission.admit([layer], large.shape, "float32", None).release()  # in pieces
         with pytest.raises(TooLargeError, match="--max-message-bytes"):
             served.convolve([layer], large, None)
-        served.convolve([layer], large, None, in_one_message=False)
+        served.convolve([layer], large, None, output_room=large.nbytes)
         with pytest.raises(TooLargeError, match="--max-layers-per-call"):
             served.convolve([layer] * 5, batch(1), None)
         served.convolve([layer], batch(1), None)

@@ -10,12 +10,12 @@ from convserve import PermissionDeniedError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.tokens import Tokens
-from convserve_server.backend import Backend
+from convserve_server.backend import Backend, BackendGate
 from convserve_server.observability.call_record import CallRecord, CallRecorder, make_current
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.v2 import inference_service_pb2 as inference
 from convserve_server.open_inference.wire import InferRequest
-from convserve_server.services.convolution_service import ConvolutionService, ConvolveRequest
+from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import StreamSlots
@@ -100,15 +100,14 @@ def test_where_no_tokens_are_asked_for_everybody_may_do_everything():
 
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_recorded):
-    ours, theirs = ConvolutionService(None, IDLE, 1), InferenceService(None, IDLE, None)
-    backend = Backend(None, SimpleNamespace(plan=None), None, None)
-    ours.open(backend)
-    theirs.open(backend)
+    gate = BackendGate()
+    gate.open(Backend(None, SimpleNamespace(plan=None), None, None, None))
+    ours, theirs = ConvolutionService(gate, None, None, IDLE, 1), InferenceService(gate, None, IDLE, None)
     start = messages.ConvolveStreamRequest(start=messages.StreamStart())
     infer = InferRequest(inference.ModelInferRequest(), ())
     calls = [
         lambda: ours.Plan(messages.PlanRequest(), CallContext()),
-        lambda: ours.Convolve(ConvolveRequest(messages.ConvolveRequest(), None), CallContext()),
+        lambda: ours.Convolve((messages.ConvolveRequest(), None), CallContext()),
         lambda: list(ours.ConvolveStream(iter((start,)), CallContext())),
         lambda: theirs.ModelInfer(infer, CallContext()),
         lambda: list(theirs.ModelStreamInfer(iter((infer,)), CallContext())),

@@ -7,7 +7,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
-from convserve_server.transport.grpc_private import code_at_end, code_of, is_non_blocking
+from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
 from convserve_server.transport.thread_pool import ThreadPool
 
 
@@ -35,9 +35,9 @@ def test_a_server_needs_no_more_of_its_pool_than_to_submit_and_a_context_tells_i
     codes = []
 
     def answer(request, context):
-        codes.append(code_of(context))
+        codes.append(context.code())
         context.set_code(grpc.StatusCode.DATA_LOSS)
-        codes.append(code_of(context))
+        codes.append(context.code())
         return b""
 
     handlers = {"M": grpc.unary_unary_rpc_method_handler(answer)}

@@ -15,7 +15,7 @@ def taken(slots, identity, stack):
     """Takes slots until there are no more for a caller; returns their number."""
     for number in range(100):
         try:
-            stack.enter_context(slots.one(identity))
+            stack.enter_context(slots.acquire(identity))
         except OverloadedError:
             return number
     raise AssertionError
@@ -25,7 +25,7 @@ def test_half_of_what_is_left_is_always_for_others():
     slots = StreamSlots(8)
     with ExitStack() as stack:
         assert [taken(slots, identity, stack) for identity in (ALICE, BOB, ALICE)] == [4, 2, 0]
-        with pytest.raises(OverloadedError, match="while 6 of 8 are open, 4 of them yours"), slots.one(ALICE):
+        with pytest.raises(OverloadedError, match="while 6 of 8 are open, 4 of them yours"), slots.acquire(ALICE):
             pass
     with ExitStack() as stack:
         assert taken(slots, BOB, stack) == 4
