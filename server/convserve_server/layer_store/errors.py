@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from convserve.errors import (
-    FieldViolation,
     InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
@@ -17,7 +16,7 @@ def wrong_field(
     field: str, expected: str, received: object, error: type[InvalidArgumentError] = InvalidRequestError
 ) -> InvalidArgumentError:
     """Returns the error of one field, saying what was expected and received there."""
-    return error(FieldViolation(field, f"Expected {expected}. Received {received}."))
+    return error.for_field(field, expected, received)
 
 
 def checked_digest(digest: bytes) -> bytes:
