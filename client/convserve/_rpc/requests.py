@@ -45,14 +45,7 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
 
 
 class ConvolveRequest:
-    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory.
-
-    Attributes:
-        layers: The layers.
-        input: The tensor.
-        message: The message.
-        plan: What the call does.
-    """
+    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory."""
 
     __slots__ = ("_form", "input", "layers", "message", "plan")
 
@@ -73,11 +66,7 @@ class ConvolveRequest:
         return max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
 
     def carrying_layers(self) -> ConvolveRequest:
-        """Returns the same request with the stored layers' weights in it, for servers that cannot keep them.
-
-        Raises:
-            TooLargeError: For weights above protobuf's 2 GiB.
-        """
+        """Returns the same request with the stored layers' weights; raises TooLargeError above protobuf's 2 GiB."""
         locals_ = [layer.local if isinstance(layer, StoredLayerBase) else layer for layer in self.layers]
         _check_carried(locals_, "make room for them on the server")
         message = convolution_service_pb2.ConvolveRequest()

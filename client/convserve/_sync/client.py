@@ -26,6 +26,7 @@ class Client(Connection):
     """Calls a convserve server: numpy arrays in, numpy arrays out.
 
     Threads may share it, and a process may use it that was forked after it was made.
+    Each call may raise any ConvserveError of the tree in `convserve.errors`; its method names those that are its own.
 
     Example:
         >>> with Client("localhost:50051") as client:
@@ -64,7 +65,6 @@ class Client(Connection):
 
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
         return (self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout)).output
@@ -92,7 +92,6 @@ class Client(Connection):
 
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = requests.convolve_request(layers, x, output_dtype, batching)
         return self._convolve(request, self._deadline(timeout))
@@ -145,7 +144,6 @@ class Client(Connection):
 
         Raises:
             InvalidTensorError: For a dtype or shape that no input has.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         element, dimensions = numpy_dtype(standard_dtype(dtype, "dtype", INPUT_DTYPES)), checked_shape(shape, "shape")
         deadline, tensors = self._deadline(None), self._connected()._tensors
@@ -173,18 +171,13 @@ class Client(Connection):
 
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = requests.plan_request(layers, input_shape, input_dtype, output_dtype)
         method = functools.partial(io.answer, self._connected()._stub.Plan)
         return plan_from_message(self._call(method, request, timeout))
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
-        """Returns what the server is: versions, devices, dtypes, numeric mode, limits.
-
-        Raises:
-            ConvserveError: One of the tree in `convserve.errors`.
-        """
+        """Returns what the server is: versions, devices, dtypes, numeric mode, limits."""
         request = convolution_service_pb2.GetServerInfoRequest()
         method = functools.partial(io.answer, self._connected()._stub.GetServerInfo)
         return ServerInfo.from_message((self._call(method, request, timeout)).server_info)
@@ -220,7 +213,6 @@ class Client(Connection):
             OverloadedError: If the store is full.
             UnavailableError: If no server answered. With a name, where one may have moved it all the same, the call is
                 not retried, so that it does not undo what another caller has done since.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         checked = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
         if checked.kernel is None:
@@ -235,7 +227,6 @@ class Client(Connection):
 
         Raises:
             LayerNotFoundError: If it leads nowhere.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
         answer = self._call(self._connected()._servers.get, request, timeout)
@@ -245,9 +236,6 @@ class Client(Connection):
         """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.
 
         Each one's `name` is its first that begins so; `names` has all.
-
-        Raises:
-            ConvserveError: One of the tree in `convserve.errors`.
         """
         request = layer_messages.list_request(name_prefix)
         listed = self._call(self._connected()._servers.all_layers, request, timeout)
@@ -259,7 +247,6 @@ class Client(Connection):
         Raises:
             InvalidRequestError: If there is anything but layers.
             InvalidWeightsError: For a layer without weights, which has no digest.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         pages = layer_messages.missing_requests(layers)
         absent = self._call(self._connected()._servers.find_missing, pages, timeout)
@@ -272,7 +259,6 @@ class Client(Connection):
 
         Raises:
             LayerNotFoundError: If there is none.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
         call = retries.Call(self._retry, self._deadline(timeout), self._budget)

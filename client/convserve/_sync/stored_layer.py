@@ -41,7 +41,6 @@ class StoredLayer(stored_layers.StoredLayerBase):
 
         Raises:
             LayerNotFoundError: If the server does not hold the layer any more.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         layer = self._connection._fetch(self, self._connection._deadline(timeout))
         assert layer.kernel is not None  # noqa: S101 (it was read)
@@ -52,7 +51,6 @@ class StoredLayer(stored_layers.StoredLayerBase):
 
         Raises:
             MissingDependencyError: Without Keras.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         return (self._connection._fetch(self, self._connection._deadline(timeout))).to_keras()
 
@@ -70,7 +68,6 @@ class StoredLayer(stored_layers.StoredLayerBase):
             InvalidWeightsError: If the weights don't fit.
             UnavailableError: If no server answered. Where one may have moved the name all the same, the call is not
                 retried, so that it does not undo what another caller has done since.
-            ConvserveError: Another of the tree in `convserve.errors`.
         """
         connection = self._connection
         upload = layer_messages.update_upload(self, Layer(self.config, kernel, bias))

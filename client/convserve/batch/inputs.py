@@ -7,6 +7,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from convserve.errors import InvalidRequestError, short_repr
@@ -96,22 +97,20 @@ def _below(folder: str, output: str) -> Iterator[str]:
             folders.clear()
             yield parent
             continue
-        folders[:] = (
-            name for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) != output
-        )  # fmt: skip
+        seen = (name for name in folders if not name.startswith("."))
+        folders[:] = (name for name in seen if os.path.realpath(os.path.join(parent, name)) != output)
         for file in files:
             if file.lower().endswith(INPUT_SUFFIXES) and not file.startswith("."):
                 yield os.path.join(parent, file)
 
 
 def _fitting(pattern: str, output: str) -> Iterator[str]:
-    within: dict[str, bool] = {}  # by folder, of which there are few: whether it is in that for outputs
+    @cache
+    def is_output(folder: str) -> bool:
+        return f"{os.path.realpath(folder)}{os.sep}".startswith(f"{output}{os.sep}")
+
     for path in glob.iglob(pattern, recursive=True):
-        parent = os.path.dirname(path)
-        if parent not in within:
-            within[parent] = f"{os.path.realpath(parent)}{os.sep}".startswith(f"{output}{os.sep}")
-        if within[parent] or os.path.realpath(path) == output:
+        if is_output(os.path.dirname(path)) or os.path.realpath(path) == output:
             continue
         if _is_zarr(path) if os.path.isdir(path) else path.lower().endswith(INPUT_SUFFIXES):
             yield path
@@ -134,10 +133,8 @@ def _check_outputs(names: list[str], keep_suffix: bool) -> None:
         folder = output_stem(name, keep_suffix) + "/"  # where the arrays go if there are several
         following = bisect_left(stems, folder)
         if following < len(stems) and stems[following].startswith(folder):
-            other = short_repr(taken[stems[following]])
-            received = (
-                f"{other} beside {short_repr(name)}, whose arrays go to {short_repr(folder)}: give them one by one"
-            )
+            both = f"{short_repr(taken[stems[following]])} beside {short_repr(name)}"
+            received = f"{both}, whose arrays go to {short_repr(folder)}: give them one by one"
             raise _refused("inputs whose outputs go to different places", received)
 
 

@@ -105,10 +105,7 @@ def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
 def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> Array:
     """Returns a caller's array as a C-contiguous, little-endian numpy array of an allowed dtype.
 
-    Args:
-        value: Anything `numpy.asarray` takes. It is copied only if its layout or byte order needs it.
-        field: What to call it in an error.
-        allowed: Names of the dtypes to accept.
+    It may be anything that `numpy.asarray` takes, and is copied only if its layout or byte order needs it.
 
     Raises:
         InvalidTensorError: For another dtype, a ragged list, or a dimension of 0.
@@ -160,13 +157,7 @@ def decode(
     *,
     elements: bytes | memoryview | None = None,
 ) -> Array:
-    """Returns a tensor as a read-only array on its own bytes.
-
-    Args:
-        message: Its dtype and shape, and its elements unless `elements` has them.
-        field: What an error calls it.
-        allowed: Names of the dtypes to accept.
-        elements: The elements, if they were kept out of the message.
+    """Returns a tensor as a read-only array on its own bytes, or on `elements` that were kept out of the message.
 
     Raises:
         InvalidTensorError: If dtype, shape and byte count don't agree.

@@ -28,7 +28,6 @@ from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable
 from convserve.files.inputs import INPUT_SUFFIXES
 
-_WAIT_S = 300.0
 _RESUME = Section("going on")
 
 
@@ -60,7 +59,7 @@ _RESUME = Section("going on")
 @OUTPUT.option("--quiet", "show no progress", is_flag=True)
 @_RESUME.option("--resume", "go on in a folder with results of the same run", is_flag=True)
 @_RESUME.option("--retry-failed", "--resume, and try the items again that failed before", is_flag=True)
-@connection_options(timeout=_WAIT_S)
+@connection_options(timeout=300.0)
 def command(
     input: tuple[str, ...],  # noqa: A002 (the name of the field in errors)
     references: tuple[str, ...],
