@@ -146,10 +146,7 @@ class _Partition:
             x = chunk_output
 
     def _by_rows(self, first_layer: int, chunk: tuple[Layer, ...], x: Array, output: Array, tried: bool) -> None:
-        """Computes one sample of a chunk of layers, of which the first has this index, by as many rows as fit.
-
-        If all rows together were tried before, half of them are the most to try.
-        """
+        """Computes one sample of a chunk of layers by as many rows as fit: at most half if all `tried` did not."""
         chain = _configs(chunk)
         shapes = [x.shape, *(step.output_shape for step in plan(chain, x.shape).layers)]
         axis = height_axis(chain[0])
