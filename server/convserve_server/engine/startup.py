@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from convserve_server.engine_api import Engine
+from convserve_server.engine_api import Engine
 
 
 def load_engine(

@@ -39,13 +39,6 @@ def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
     return LayerNotFoundError(text, layer=name, by_name=True)
 
 
-def check_digest(key: bytes, expected: bytes) -> None:
-    """Checks the digest that a caller expects, if any. Raises InvalidRequestError if the layer has another."""
-    if expected and key != expected:
-        text = f"what arrives to have the digest {expected.hex()}"
-        raise wrong_field("expected_digest", text, f"a layer with digest {key.hex()}")
-
-
 def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:
     """Checks that a layer fits under a setting's budget beside the bytes that its holder does not free.
 

@@ -101,12 +101,7 @@ class SystemMemory:
     def __init__(self, max_bytes: int) -> None:
         # The other descriptors are for connections and the store's files.
         max_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(
-            # A region without a link has no name any more: most likely its caller ended and left it behind.
-            max_bytes,
-            max_regions,
-            lambda region: not os.fstat(region.descriptor).st_nlink,
-        )
+        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(max_bytes, max_regions, _is_unlinked)
 
     def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
         """Takes an owner's region: so many bytes from an offset on, of a user's shared memory that has this POSIX name.
@@ -148,6 +143,11 @@ class SystemMemory:
         if region is None:
             raise wrong_field(field, "the name of a registered region of system shared memory", short_repr(name))
         return region
+
+
+def _is_unlinked(region: Region) -> bool:
+    """Returns whether a region's name is gone: most likely its caller ended and left it behind."""
+    return not os.fstat(region.descriptor).st_nlink
 
 
 def recent_user_of(peer: str) -> int:
