@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run as a prog
 import numpy as np
 
 import convserve
-from tests.conftest import running_server
 from tests.support.keras.truth import disagreement, keras
+from tests.support.servers.server_process import running_server
 
 MODELS = ("ResNet50", "MobileNetV2", "EfficientNetB0", "InceptionV3", "DenseNet121")
 TOLERANCE = 1e-5

@@ -9,16 +9,13 @@ import pytest
 
 import convserve
 from tests.support.processes import end_those_of_the_test
-from tests.support.repository import ROOT
-from tests.support.server_process import RunningServer, running_server
+from tests.support.servers.server_process import RunningServer, running_server
 from tests.support.tritonclient.process import KINDS, TritonClient, triton_client
 
 # A developer's own token: clients would show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TOKEN", None)
 # As the server has it: Keras, which answers are held against, is to compute with kernels that are right.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
-__all__ = ["ROOT", "RunningServer", "running_server"]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 import convserve
-from tests.conftest import running_server
 from tests.support.repository import ROOT
+from tests.support.servers.server_process import running_server
 
 
 def main(python: str) -> int:

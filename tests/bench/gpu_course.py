@@ -22,7 +22,7 @@ from convserve.bench.workloads import Workload
 from convserve.tensors.codec import Array, numpy_dtype
 from tests.bench.gpu_cases import MODES, Case
 from tests.bench.gpu_workers import Worker, WorkerError, environment_for_torch
-from tests.conftest import running_server
+from tests.support.servers.server_process import running_server
 
 SHARED, GRPC, TENSORFLOW, TORCH = "shared memory", "gRPC", "tensorflow", "torch"
 Row = dict[str, Any]

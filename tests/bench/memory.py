@@ -21,8 +21,8 @@ import numpy as np
 
 import convserve
 from tests.bench import record, tables
-from tests.conftest import RunningServer, running_server
 from tests.support.processes import forget_peak, status
+from tests.support.servers.server_process import RunningServer, running_server
 
 MAX_GROWTH_BYTES = 32_000_000
 MAX_PEAK = 2.5

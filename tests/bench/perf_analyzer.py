@@ -17,7 +17,7 @@ import numpy as np
 
 import convserve
 from tests.bench import record, tables
-from tests.conftest import running_server
+from tests.support.servers.server_process import running_server
 
 _CHANNELS = {"w1": (3, 16), "w2": (64, 64)}
 _SHAPES = {"w1": "32,32,3", "w2": "56,56,64"}

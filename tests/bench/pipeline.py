@@ -24,8 +24,8 @@ import convserve
 import convserve._rpc.map_items
 from convserve.bench.workloads import with_weights
 from tests.bench import record, tables
-from tests.conftest import RunningServer, running_server
 from tests.support.processes import processor_s, status
+from tests.support.servers.server_process import RunningServer, running_server
 
 MAX_GROWTH_BYTES = 64_000_000
 _SIDE = 224

@@ -29,7 +29,7 @@ import convserve
 from convserve.bench import workloads
 from convserve.bench.echo import Echo
 from tests.bench import record, tables
-from tests.conftest import running_server
+from tests.support.servers.server_process import running_server
 
 CALLS = {
     "bare_echo": "bare grpcio: echo of the same bytes",

@@ -17,10 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.conftest import ROOT
 from tests.containers import base_image
 from tests.containers.engine import Engine, NoEngineError, engine
 from tests.containers.stack import Stack
+from tests.support.repository import ROOT
 
 SERVER, CLIENT = "convserve/server:0.1.0", "convserve/client:0.1.0"
 _MB = 1e6

@@ -7,8 +7,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.conftest import ROOT
 from tests.containers.engine import Engine, NoEngineError
+from tests.support.repository import ROOT
 
 NAME = re.search(r"^ARG PYTHON_IMAGE=(\S+)$", (ROOT / "server/Dockerfile").read_text(), re.MULTILINE)[1]  # type: ignore[index]
 _PACKAGES = "python3,python3-venv,ca-certificates"

@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Self
 
-from tests.conftest import ROOT
 from tests.containers.engine import Engine
-from tests.support.scrapes import Values, values
+from tests.support.observability.scrapes import Values, values
+from tests.support.repository import ROOT
 
 _CLIENT = "convserve/client:0.1.0"
 _MAX_S = 300

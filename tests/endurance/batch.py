@@ -33,7 +33,7 @@ from PIL import Image
 from convserve import Client, Conv2D
 from convserve.files.images import read_image
 from tests.support import processes
-from tests.support.server_process import RunningServer, Serve, running_server
+from tests.support.servers.server_process import RunningServer, Serve, running_server
 
 KERNEL = np.random.default_rng(0).integers(-3, 4, (3, 3, 3, 4)).astype("f4")
 LAYER = Conv2D(4, 3, strides=2, padding="same", use_bias=False, data_format="channels_last")

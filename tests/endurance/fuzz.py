@@ -40,7 +40,7 @@ from tests.support.raw.inference import INFERENCE_RPCS, Output, Tensor, messages
 from tests.support.raw.streams import image, item, start
 from tests.support.raw.wire_fields import varint
 from tests.support.repository import ROOT
-from tests.support.server_process import RunningServer, Serve, running_server
+from tests.support.servers.server_process import RunningServer, Serve, running_server
 
 CORPUS = ROOT / "tests" / "data" / "fuzz_corpus.json"
 _ROUND = 2_000

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Client, Conv2D
-from tests.support.server_process import Serve, running_server
+from tests.support.servers.server_process import Serve, running_server
 from tests.support.waiting import eventually
 
 _LAYER = Conv2D(4, 3, use_bias=False, data_format="channels_last")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Client, Conv2D, ConvserveError, RetryRule
-from tests.support.server_process import Serve, running_server
+from tests.support.servers.server_process import Serve, running_server
 
 _RETRY = RetryRule(longest_s=1.0)
 _TIMEOUT_S = 600.0

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 
 from convserve import AsyncClient, Client, Conv2D, ConvserveError, RetryRule
-from tests.support.counting_proxy import CountingProxy
-from tests.support.server_process import Serve, running_server
+from tests.support.servers.counting_proxy import CountingProxy
+from tests.support.servers.server_process import Serve, running_server
 
 _TIMEOUT_S = 3.0
 _LATE_S = 2.0  # that an error may come after its deadline on a machine that is busy

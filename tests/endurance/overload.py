@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 
 from convserve import Client, Conv2D, DeadlineExceededError, OverloadedError, RetryRule
-from tests.conftest import running_server
 from tests.support.processes import status
+from tests.support.servers.server_process import running_server
 
 _ONCE = RetryRule(attempts=1)
 _SENDERS = 256  # so many that a rate waits for nobody

@@ -19,7 +19,7 @@ import numpy as np
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 
 from convserve import Client, Conv2D, RetryRule
-from tests.support.server_process import Serve, running_server
+from tests.support.servers.server_process import Serve, running_server
 
 _ONCE = RetryRule(attempts=1)
 _CONFIG = Conv2D(8, 15, padding="same", kernel_initializer="ones", data_format="channels_last")

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tests.support.counting_proxy import CountingProxy
+from tests.support.servers.counting_proxy import CountingProxy
 
 
 class HoldingProxy(CountingProxy):

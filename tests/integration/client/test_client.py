@@ -12,7 +12,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer, Losses
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 X = np.random.default_rng(0).normal(size=(2, 9, 9, 3)).astype(np.float32)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convserve import AsyncClient, AsyncStoredLayer, Conv2D, InvalidRequestError
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 IMAGE = np.ones((1, 5, 5, 1), "f4")
 LAYER = Conv2D(1, 3, kernel_initializer="ones")

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 BEGINNING = """
 import asyncio, itertools, os, sys, threading

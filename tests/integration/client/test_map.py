@@ -30,9 +30,8 @@ from convserve import (
 from convserve._rpc.map_schedule import MAX_CALLS
 from convserve._sync import io
 from convserve._sync.io import Calls
-from tests.conftest import RunningServer
 from tests.support.processes import ended_afterwards
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import RunningServer, numpy_server
 from tests.support.waiting import eventually
 
 RNG = np.random.default_rng(0)

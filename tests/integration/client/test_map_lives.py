@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import AsyncClient, Client, Conv2D, Layer, RetryRule
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 LAYER = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2, "f4"))
 IMAGES = [np.full((40, 40, 1), number, "f4") for number in range(200)]

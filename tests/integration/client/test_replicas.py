@@ -14,10 +14,9 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import RunningServer
-from tests.support.counting_proxy import CountingProxy, counting_proxy
 from tests.support.either_client import EITHER_CLIENT
-from tests.support.server_process import running_server
+from tests.support.servers.counting_proxy import CountingProxy, counting_proxy
+from tests.support.servers.server_process import RunningServer, running_server
 
 CALLS = 20
 RNG = np.random.default_rng()

@@ -20,10 +20,9 @@ import pytest
 from convserve import Client, Conv2D, Layer, cli
 from convserve.batch.journal import NAME
 from convserve.files.layers import save_layer
-from tests.conftest import RunningServer
 from tests.support import processes
 from tests.support.holding_proxy import holding_proxy
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import RunningServer, numpy_server
 from tests.support.waiting import eventually
 
 Image = pytest.importorskip("PIL.Image")

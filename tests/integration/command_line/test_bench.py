@@ -12,7 +12,7 @@ from convserve.bench import correctness, in_process
 from convserve.bench.loops import Subject
 from convserve.bench.measurement import Load, Measurement, is_right
 from convserve.bench.workloads import Workload, with_weights
-from tests.conftest import running_server
+from tests.support.servers.server_process import running_server
 
 LAYER = ("--filters", "4", "--kernel-size", "3", "--activation", "relu", "--padding", "same")
 SHORT = ("--seconds", "0.2", "--input-shape", "1,8,8,3", *LAYER)

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.bench.gpu_cases import MODES, RESNET, resnet
-from tests.conftest import ROOT
 from tests.support import gpu_available
 from tests.support.keras.truth import keras
+from tests.support.repository import ROOT
 
 
 def command(*words: str) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import pytest
 import convserve
 from convserve import cli
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from convserve import Client, cli
+from tests.support.observability.scrapes import page
 from tests.support.processes import ended_with_the_test
 from tests.support.raw.calls import convolve_request, raw_caller
-from tests.support.scrapes import page
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import convserve
-from tests.conftest import RunningServer
-from tests.support.server_process import ended, numpy_server
+from tests.support.servers.server_process import RunningServer, ended, numpy_server
 
 WARM = "filters=5 kernel_size=3 activation=relu input_shape=1x16x16x3"
 

@@ -16,12 +16,12 @@ from hypothesis import given
 
 import convserve
 from convserve.bench import correctness
-from tests.conftest import RunningServer, running_server
 from tests.support import gpu_available
 from tests.support.keras import truth as keras_truth
 from tests.support.keras.calls import FLOAT_DTYPES, Call, calls, examples
 from tests.support.keras.tolerance import TOLERANCE, worst_excess
-from tests.support.scrapes import page, values
+from tests.support.observability.scrapes import page, values
+from tests.support.servers.server_process import RunningServer, running_server
 
 GPU = "gpu:0"
 

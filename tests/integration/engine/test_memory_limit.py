@@ -12,8 +12,8 @@ import pytest
 
 import convserve
 from convserve.layers.plan import plan
-from tests.conftest import running_server
 from tests.support.processes import status
+from tests.support.servers.server_process import running_server
 
 UP = convserve.Conv2D(256, 3, padding="same", use_bias=False, data_format="channels_last", dtype="float32")
 DOWN = UP.replace(filters=1)

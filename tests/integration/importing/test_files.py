@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 import convserve
 from convserve import importing
 from convserve.importing.imported import fitting_name
-from tests.conftest import ROOT
+from tests.support.repository import ROOT
 
 # TensorFlow's variables have not the signature that NumPy 2 asks for.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")

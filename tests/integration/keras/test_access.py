@@ -15,8 +15,8 @@ import tensorflow as tf
 from convserve import TLS, InternalError, InvalidRequestError, UnauthenticatedError
 from convserve.keras import RemoteConv2D, to_remote
 from convserve.keras.remote_calls import KERAS_MARK
-from tests.conftest import running_server
-from tests.support.certificates import Authority
+from tests.support.servers.certificates import Authority
+from tests.support.servers.server_process import running_server
 
 # Keras' variables tell numpy that they can be copied in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

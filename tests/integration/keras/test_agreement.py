@@ -12,7 +12,7 @@ import pytest
 
 import convserve
 from tests import agreement
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 
 def kind(case: agreement.Case) -> tuple[Any, ...]:

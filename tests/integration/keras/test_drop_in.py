@@ -22,7 +22,7 @@ import tensorflow as tf
 import convserve
 import convserve.keras
 from convserve.keras import RemoteConv2D
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 # Keras' variables tell numpy that they can be copied in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

@@ -14,12 +14,12 @@ import convserve
 from convserve import activations, constraints, initializers, regularizers
 from convserve._keras_object import KerasObject
 from convserve.v1 import convolution_service_pb2
-from tests.conftest import RunningServer
 from tests.support.keras import truth
 from tests.support.keras.calls import Call, calls, examples, spelled
 from tests.support.keras.refusals import message_of, named, tensor_of
 from tests.support.keras.truth import keras
 from tests.support.raw.calls import raw_caller
+from tests.support.servers.server_process import RunningServer
 
 FAMILIES: dict[str, Any] = {
     "activations": activations.Activation,

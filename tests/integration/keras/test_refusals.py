@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import convserve
-from tests.conftest import RunningServer
 from tests.support.keras import truth
 from tests.support.keras.calls import examples
 from tests.support.keras.refusals import (
@@ -33,6 +32,7 @@ from tests.support.keras.refusals import (
     tensor_of,
 )
 from tests.support.raw.calls import raw_caller
+from tests.support.servers.server_process import RunningServer
 
 FAULTS: list[tuple[dict[str, Any], str]] = [
     *(({name: value}, name) for name in ("filters", "groups") for value in (0, -1, -(2**31))),

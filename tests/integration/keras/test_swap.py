@@ -19,7 +19,7 @@ from PIL import Image
 
 import convserve
 from convserve.keras import RemoteConv2D, to_local, to_remote
-from tests.conftest import RunningServer
+from tests.support.servers.server_process import RunningServer
 
 # Keras' variables tell numpy that they can be copied in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")

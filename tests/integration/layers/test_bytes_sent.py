@@ -10,9 +10,9 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, RetryRule, UnavailableError
 from convserve.protocol import layer_messages
-from tests.conftest import RunningServer
-from tests.support.counting_proxy import CountingProxy, counting_proxy
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.servers.counting_proxy import CountingProxy, counting_proxy
+from tests.support.servers.server_process import RunningServer
 
 CALLS = 20
 SMALL = 20_000  # heads of messages, settings and acknowledgements of connections

@@ -31,8 +31,9 @@ from convserve.v1.layer_service_pb2 import (
     UpdateWeightsStart,
     WeightsHeader,
 )
-from tests.conftest import ROOT, RunningServer
 from tests.support.raw.calls import checked, raw_caller
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import RunningServer
 
 VECTORS: list[dict[str, Any]] = json.loads(Path(ROOT, "proto/convserve/v1/digest_test_vectors.json").read_text("utf-8"))
 DTYPES = {"float32": 1, "float16": 2, "bfloat16": 3, "float64": 4}

@@ -21,9 +21,9 @@ from convserve import (
     Losses,
     constraints,
 )
-from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.keras.truth import keras_value
+from tests.support.servers.server_process import RunningServer
 
 RNG = np.random.default_rng(3)
 X = RNG.normal(size=(2, 7, 7, 4)).astype("f4")

@@ -11,7 +11,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer, OverloadedError, TooLargeError
-from tests.conftest import RunningServer, running_server
+from tests.support.servers.server_process import RunningServer, running_server
 
 LAYERS = int(os.environ.get("CONVSERVE_TEST_LAYERS", "1000"))
 KERNEL_BYTES = 3 * 3 * 64 * 64 * 4

@@ -9,7 +9,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import RunningServer, running_server
+from tests.support.servers.server_process import RunningServer, running_server
 
 CONFIG = Conv2D(4096, 1, use_bias=False, data_format="channels_last", dtype="float32")
 CHANNELS = 4096

@@ -26,9 +26,8 @@ from convserve import (
 from convserve._rpc import requests as _rpc
 from convserve._rpc import retries
 from convserve.protocol.status import to_status
-from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import RunningServer, numpy_server
 
 CONFIG = Conv2D(6, 3, data_format="channels_last", dtype="float32", kernel_initializer="he_normal")
 KERNEL = np.random.default_rng(0).normal(size=(3, 3, 4, 6)).astype("f4")

@@ -19,7 +19,7 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer, LayerNotFoundError, UnavailableError
 from convserve_server.layer_store.store import LayerStore
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 KILLS = int(os.environ.get("CONVSERVE_TEST_KILLS", "3"))
 ONCE = convserve.RetryRule(attempts=1)

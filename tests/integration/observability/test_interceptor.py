@@ -9,8 +9,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import OverloadedError
 from convserve_server.observability.call_record import CallRecorder, current_call
-from tests.support.in_process_servers import EVERY_FORM, PATH, raising, sent, served_methods
-from tests.support.observers import Heard
+from tests.support.observability.observers import Heard
+from tests.support.servers.in_process_servers import EVERY_FORM, PATH, raising, sent, served_methods
 from tests.support.waiting import eventually
 
 

@@ -10,7 +10,7 @@ from convserve import Client
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 CONVOLVE, STREAM, INFO = (
     f"convserve.v1.ConvolutionService/{name}" for name in ("Convolve", "ConvolveStream", "GetServerInfo")

@@ -10,13 +10,13 @@ import pytest
 
 from convserve import Client, Conv2D
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
-from tests.conftest import ROOT
+from tests.support.observability.scrapes import CONVOLVE, STREAM, Meter, families, page, values
 from tests.support.processes import listening_ports
 from tests.support.raw.calls import convolve_request, layer, plan_request, raw_caller, tensor, weights
 from tests.support.raw.shared_memory import Sharer, X, shared_request
 from tests.support.raw.streams import Feed, answers, image, item, opening, start
-from tests.support.scrapes import CONVOLVE, STREAM, Meter, families, page, values
-from tests.support.server_process import running_server
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import running_server
 
 PLAN = "convserve.v1.ConvolutionService/Plan"
 INFO = "convserve.v1.ConvolutionService/GetServerInfo"

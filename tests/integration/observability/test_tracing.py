@@ -10,11 +10,11 @@ import sys
 import grpc
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.observability.span_collector import span_collector
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
-from tests.support.server_process import numpy_server
-from tests.support.span_collector import span_collector
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import numpy_server
 
 SERVER = 2  # SpanKind in the wire format
 CLIENT = 3

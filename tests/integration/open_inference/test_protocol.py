@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import convserve
 from convserve import Client, Conv2D
 from convserve.tensors.codec import numpy_dtype
+from tests.support.observability.scrapes import Meter
 from tests.support.processes import status
 from tests.support.raw.calls import checked
 from tests.support.raw.inference import (
@@ -27,8 +28,7 @@ from tests.support.raw.inference import (
     output_of,
     raw_request,
 )
-from tests.support.scrapes import Meter
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 from tests.support.waiting import eventually
 
 CONV2D = Conv2D(8, 3, use_bias=False, data_format="channels_last")

@@ -23,7 +23,7 @@ from tests.support.raw.inference import (
     place,
     raw_request,
 )
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 FOLDER = Path("/dev/shm")  # noqa: S108
 SIZE = 2**16

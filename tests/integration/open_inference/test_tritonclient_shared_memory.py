@@ -7,7 +7,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 from tests.support.tritonclient.process import InferenceServerError, triton_client
 
 DOUBLE = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2.0))

@@ -10,9 +10,9 @@ import pytest
 
 from convserve_server.auth.authenticator import permissions_for
 from convserve_server.auth.tokens import parse
-from tests.conftest import ROOT
 from tests.support.raw.inference import INFERENCE_RPCS
-from tests.support.server_process import numpy_server
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import numpy_server
 
 PAGE = (ROOT / "docs/access.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

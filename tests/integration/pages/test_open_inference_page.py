@@ -8,7 +8,8 @@ import pytest
 
 from convserve_server.open_inference.wire import SERVICE
 from convserve_server.settings import Settings, flag
-from tests.conftest import ROOT, running_server
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import running_server
 from tests.support.tritonclient.process import PYTHON
 
 PAGE = (ROOT / "docs/open-inference.md").read_text()

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, RunningServer
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import RunningServer
 
 PAGE = (ROOT / "docs/pipelines.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)

@@ -15,7 +15,8 @@ import pytest
 
 from convserve import cli, errors
 from convserve_server import settings
-from tests.conftest import ROOT, RunningServer, running_server
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import RunningServer, running_server
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)

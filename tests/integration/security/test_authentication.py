@@ -18,12 +18,12 @@ import convserve
 from convserve import Client, Conv2D, PermissionDeniedError, RetryRule, UnauthenticatedError
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
 from convserve.v1.layer_service_pb2 import FindMissingLayersRequest
-from tests.support.counting_proxy import counting_proxy
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.raw.calls import RPCS as CONTRACT
 from tests.support.raw.calls import checked, convolve_request, layer, plan_request, weights
 from tests.support.raw.inference import INFERENCE_RPCS
-from tests.support.server_process import numpy_server
+from tests.support.servers.counting_proxy import counting_proxy
+from tests.support.servers.server_process import numpy_server
 
 READ, COMPUTE, CHANGE, BOTH, ADMIN = (f"s3cret-{name}-0123456789" for name in ("read", "comp", "chng", "both", "admin"))
 RPCS = [*CONTRACT, *INFERENCE_RPCS]

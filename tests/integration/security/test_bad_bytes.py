@@ -24,7 +24,7 @@ from tests.support.raw.calls import (
     refused_as,
     weights,
 )
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 LIMIT = 2**22
 POINT = np.zeros((1, 1, 1, 1024), "f4")

@@ -20,9 +20,9 @@ from convserve_server.settings import SettingsError
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import StreamSlots
-from tests.support.certificates import Authority
 from tests.support.either_client import EITHER_CLIENT
-from tests.support.server_process import numpy_server
+from tests.support.servers.certificates import Authority
+from tests.support.servers.server_process import numpy_server
 
 ONCE = RetryRule(attempts=1)
 TOKEN = "s3cret-0123456789"  # noqa: S105

@@ -11,7 +11,7 @@ from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
 from tests.endurance.stops import stop_often
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 
 @pytest.mark.slow  # make slow

@@ -12,8 +12,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import InternalError, OverloadedError
 from convserve.protocol.status import from_rpc_error
-from tests.support.in_process_servers import EVERY_FORM, FORMS, PATH, raising, sent, served_methods
 from tests.support.raw.calls import checked
+from tests.support.servers.in_process_servers import EVERY_FORM, FORMS, PATH, raising, sent, served_methods
 from tests.support.waiting import eventually
 
 PRIVATE = "/home/operator/.ssh/id_rsa"

@@ -20,7 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import Client, Conv2D, Layer, RetryRule, UnavailableError
 from tests.support.processes import ended_afterwards
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 
 ONCE = RetryRule(attempts=1)
 NOT_SERVING, SERVING = 2, 1

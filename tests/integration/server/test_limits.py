@@ -17,11 +17,10 @@ import pytest
 from convserve import Client, Conv2D, DeadlineExceededError, OverloadedError, RetryRule
 from convserve.protocol.status import from_rpc_error
 from convserve.v1.convolution_service_pb2 import EchoRequest
-from tests.conftest import RunningServer
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import RawCaller, checked, convolve_request, layer, raw_caller, tensor, weights
 from tests.support.raw.streams import Feed, answers, image, item, opening, start
-from tests.support.server_process import running_server
+from tests.support.servers.server_process import RunningServer, running_server
 from tests.support.waiting import eventually
 
 ONCE = RetryRule(attempts=1)

@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from convserve import Client
 from convserve_server.settings import Settings
 from tests.support.processes import ended_afterwards
-from tests.support.server_process import ended
+from tests.support.servers.server_process import ended
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
 

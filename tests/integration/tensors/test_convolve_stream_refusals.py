@@ -14,7 +14,7 @@ from convserve.v1.layer_pb2 import LayerReference
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import checked, conv2d, layer, raw_caller, weights
 from tests.support.raw.streams import Feed, answers, expected, image, item, opening, piece, start
-from tests.support.server_process import numpy_server, running_server
+from tests.support.servers.server_process import numpy_server, running_server
 from tests.support.waiting import eventually
 
 PATH = "/convserve.v1.ConvolutionService/ConvolveStream"

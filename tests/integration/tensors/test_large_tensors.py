@@ -12,8 +12,8 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import RunningServer
 from tests.support.processes import forget_peak, status
+from tests.support.servers.server_process import RunningServer
 from tests.support.tensor_paths import observed
 
 MIB = 2**20

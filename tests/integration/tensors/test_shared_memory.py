@@ -13,10 +13,10 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import RunningServer
-from tests.support.counting_proxy import counting_proxy
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.processes import descriptors, shared_maps
+from tests.support.servers.counting_proxy import counting_proxy
+from tests.support.servers.server_process import RunningServer
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
 

@@ -25,12 +25,11 @@ from convserve._rpc.retries import Deadline
 from convserve.tensors.shared_memory import SUFFIX
 from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
 from convserve.v1.server_info_pb2 import ServerInfo
-from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.processes import shared_maps
 from tests.support.raw.calls import raw_caller, tensor
 from tests.support.raw.shared_memory import Sharer, check_sharing, refused, shared_request
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import RunningServer, numpy_server
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
 

@@ -19,7 +19,7 @@ from convserve.v1.convolution_service_pb2 import GetServerInfoRequest
 from tests.support.processes import descriptors, maps_of_memory
 from tests.support.raw.calls import conv2d, layer, raw_caller, weights
 from tests.support.raw.shared_memory import SEALS, Sharer, X, check_sharing, memory, place, refused, shared_request
-from tests.support.server_process import numpy_server
+from tests.support.servers.server_process import numpy_server
 from tests.support.waiting import eventually
 
 LIMIT = 2**24

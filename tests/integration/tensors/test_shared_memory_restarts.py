@@ -12,9 +12,9 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import ROOT, RunningServer
 from tests.support.processes import descriptors, ended_with_the_test, shared_maps
-from tests.support.server_process import numpy_server
+from tests.support.repository import ROOT
+from tests.support.servers.server_process import RunningServer, numpy_server
 from tests.support.tensor_paths import Taken, observed
 from tests.support.waiting import eventually
 

@@ -12,8 +12,8 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.servers.server_process import RunningServer
 from tests.support.tensor_paths import WAYS, by_every_way
 
 LAST = {"data_format": "channels_last"}

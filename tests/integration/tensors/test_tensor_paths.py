@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 import convserve
 from convserve import Conv2D, Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, numpy_dtype
-from tests.conftest import RunningServer
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.servers.server_process import RunningServer
 from tests.support.tensor_paths import WAYS, by_every_way
 
 LAST, FIRST = {"data_format": "channels_last"}, {"data_format": "channels_first"}

@@ -8,7 +8,7 @@ from convserve.cli.output import server_metrics
 from convserve.cli.output.server_metrics import quantile
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.metrics import CallMetrics
-from tests.support.observers import PASS
+from tests.support.observability.observers import PASS
 
 INF = float("inf")
 CONVOLVE = "convserve.v1.ConvolutionService/Convolve"

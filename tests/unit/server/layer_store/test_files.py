@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from convserve import Layer, LayerNotFoundError, OverloadedError
-from tests.support.layer_folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, quarantined
+from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, quarantined
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from tests.support.layer_folder import OTHER, opened
+from tests.support.layers.folder import OTHER, opened
 base, copies = map(Path, sys.argv[1:])
 ended = False
 for step in range(100):
@@ -131,7 +131,7 @@ def test_killed_before_any_step_of_a_put_the_store_has_the_old_or_the_new(folder
 
 def test_a_folder_belongs_to_one_process_however_that_ends(folder: Path) -> None:
     code = (
-        "import sys; from tests.support.layer_folder import *; store = opened(Path(sys.argv[1])); "
+        "import sys; from tests.support.layers.folder import *; store = opened(Path(sys.argv[1])); "
         "print(flush=True); input()"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -18,7 +18,7 @@ from convserve import LayerNotFoundError
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
-from tests.support.layer_folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined
+from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined
 
 
 @pytest.fixture

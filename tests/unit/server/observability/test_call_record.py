@@ -19,7 +19,7 @@ from convserve_server.observability.call_record import (
     current_call,
     current_identity,
 )
-from tests.support.observers import PASS, Heard
+from tests.support.observability.observers import PASS, Heard
 
 
 @pytest.mark.parametrize("given", ["a", "0f8f-1b", "!~", "x" * 128, 'trace:7/3,b="c"'])

@@ -9,8 +9,8 @@ from convserve_server.layer_store.stored_layer import StoreUsage
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.metrics import CallMetrics, Holdings
 from convserve_server.scheduling.admission_queue import Load
-from tests.support.observers import PASS
-from tests.support.scrapes import values
+from tests.support.observability.observers import PASS
+from tests.support.observability.scrapes import values
 
 
 def read(registry):

@@ -9,7 +9,7 @@ import pytest
 
 from convserve_server.observability import metrics
 from convserve_server.observability.metrics import MetricsEndpoint, new_registry
-from tests.support.scrapes import page
+from tests.support.observability.scrapes import page
 from tests.support.waiting import eventually
 
 

@@ -12,7 +12,7 @@ from convserve_server.observability import request_log
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.logs import formatter
 from convserve_server.observability.request_log import RequestLog
-from tests.support.observers import PASS
+from tests.support.observability.observers import PASS
 
 CONVOLVE = "convserve.v1.ConvolutionService/Convolve"
 PRIVATE = "Bearer s3cr3t"

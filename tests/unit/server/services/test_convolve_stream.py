@@ -24,7 +24,7 @@ from convserve_server.services.convolve_stream import ConvolveStream, StreamItem
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool
-from tests.support.observers import PASS
+from tests.support.observability.observers import PASS
 from tests.support.waiting import eventually
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)

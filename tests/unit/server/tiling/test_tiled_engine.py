@@ -21,7 +21,7 @@ from convserve_server.tiling.tiles import height_axis, tiling_blocker
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
-from tests.support.layer_chains import assert_same, chains
+from tests.support.layers.chains import assert_same, chains
 from tests.support.waiting import eventually as until
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}

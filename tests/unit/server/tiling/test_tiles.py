@@ -13,7 +13,7 @@ from convserve import Conv2D, Layer
 from convserve.layers.plan import plan
 from convserve_server.tiling.tiles import Tile, chunks, height_axis, needs_all_rows, tile
 from tests.support.engines.numpy_engine import NumpyEngine
-from tests.support.layer_chains import assert_same, chains
+from tests.support.layers.chains import assert_same, chains
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 

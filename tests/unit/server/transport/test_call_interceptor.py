@@ -19,7 +19,7 @@ from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import StreamSlots
-from tests.support.in_process_servers import FORMS
+from tests.support.servers.in_process_servers import FORMS
 
 IDLE = IdleTimeouts(60)
 
