@@ -56,8 +56,6 @@ T = TypeVar("T")
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
 _FILES = [module.DESCRIPTOR for module in (convolution_service_pb2, layer_service_pb2, health_pb2, channelz_pb2)]
-# Of what errors have beside their status.
-_FILES_OF_DETAILS = [error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR]
 # Of every service that a server may have, whatever the settings.
 _DESCRIPTORS = [
     *(service for file in _FILES for service in file.services_by_name.values()),
@@ -183,7 +181,8 @@ def _assembled(
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
-        reflection.add_to_server(listed, wire.pool_of([*_FILES, *_FILES_OF_DETAILS]), server)
+        details = error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR  # of errors, beside their status
+        reflection.add_to_server(listed, wire.pool_of([*_FILES, *details]), server)
     return server, health
 
 

@@ -71,12 +71,9 @@ class Certificate:
                 received = self._client_ca
                 context.load_verify_locations(self._client_ca)
                 root = Path(self._client_ca).read_bytes()
+            return grpc.ssl_server_certificate_configuration([(key, chain)], root)
+        except ssl.SSLError as error:
+            why = (error.reason or "no PEM").replace("_", " ").lower()
         except (OSError, ValueError) as error:
-            raise SettingsError(f"{expected}. Received {received}: {_why(error)}.") from None
-        return grpc.ssl_server_certificate_configuration([(key, chain)], root)
-
-
-def _why(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return (error.reason or "no PEM").replace("_", " ").lower()
-    return getattr(error, "strerror", None) or "no PEM"
+            why = getattr(error, "strerror", None) or "no PEM"
+        raise SettingsError(f"{expected}. Received {received}: {why}.")

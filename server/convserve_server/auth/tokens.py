@@ -17,10 +17,7 @@ from convserve_server.auth.reloaded_files import ReloadedFiles
 from convserve_server.settings import TOKEN, WHAT_A_TOKEN_IS, SettingsError
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._@-]{0,99}"
-_OF_THE_ENVIRONMENT = "token"  # the name of the token that is a setting
 _LINE = f"NAME TOKEN PERMISSIONS, the permissions out of {', '.join(PERMISSIONS)} with commas between them"
-
-_SHORTEST_TOKEN = 16
 
 Digests = dict[bytes, Identity]
 
@@ -30,7 +27,7 @@ class Tokens:
 
     def __init__(self, path: str = "", token: str = "") -> None:
         """Reads the file, if any. A further token allows everything. SettingsError if the file is wrong or missing."""
-        self._by_variable = {_digest(token): Identity(_OF_THE_ENVIRONMENT, frozenset(PERMISSIONS))} if token else {}
+        self._by_variable = {_digest(token): Identity("token", frozenset(PERMISSIONS))} if token else {}
         self._file = ReloadedFiles([path], lambda: _read(path), "--tokens-file") if path else None
 
     def __bool__(self) -> bool:
@@ -74,7 +71,8 @@ def _parse_line(number: int, words: Sequence[str]) -> tuple[bytes, Identity]:
         raise _wrong(number, f"a token of {WHAT_A_TOKEN_IS} as the second word", "another word")
     allowed = frozenset(permissions.split(","))
     if strange := sorted(allowed - set(PERMISSIONS)):
-        received = repr(strange[0]) if len(strange[0]) < _SHORTEST_TOKEN else "a longer word"
+        # A longer word may be a token.
+        received = repr(strange[0]) if len(strange[0]) < 16 else "a longer word"
         raise _wrong(number, f"permissions out of {', '.join(PERMISSIONS)} as the third word", received)
     return _digest(token), Identity(name, allowed)
 

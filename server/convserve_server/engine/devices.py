@@ -8,20 +8,16 @@ from convserve.protocol.results import Device
 from convserve_server.settings import SettingsError
 
 
-def claim(device: str, logical_cpus: int) -> tuple[Device, ...]:
+def claim(device: str) -> tuple[Device, ...]:
     """Returns the devices and makes them the only ones that TensorFlow uses, growing a GPU's memory as needed.
 
-    `device` is "auto", "cpu", "gpu:N", or several GPUs separated by commas; the CPU appears as `logical_cpus` devices.
+    `device` is "auto", "cpu", "gpu:N", or several GPUs separated by commas.
     Raises SettingsError if there is no such GPU.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if device == "cpu" or (device == "auto" and not gpus):
         tf.config.set_visible_devices([], "GPU")
-        if logical_cpus > 1:
-            (cpu,) = tf.config.list_physical_devices("CPU")
-            pieces = [tf.config.LogicalDeviceConfiguration() for _ in range(logical_cpus)]
-            tf.config.set_logical_device_configuration(cpu, pieces)
-        return tuple(Device(f"cpu:{number}", "cpu", "") for number in range(logical_cpus))
+        return (Device("cpu:0", "cpu", ""),)
     numbers = [0] if device == "auto" else [int(name.partition(":")[2]) for name in dict.fromkeys(device.split(","))]
     if max(numbers) >= len(gpus):
         text = f"Expected a GPU that TensorFlow sees; it sees {len(gpus)}."

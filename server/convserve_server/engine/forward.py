@@ -45,13 +45,10 @@ class Forward:
             if config.use_bias:
                 signature.append(tf.TensorSpec([config.filters], config.variable_dtype))
         function = tf.function(forward, input_signature=signature, autograph=False)
-        self._call = direct_call(function.get_concrete_function())
+        self.call = direct_call(function.get_concrete_function())
+        """Takes x, kernels and biases, x in its carrier dtype; returns the output, as x, and every layer's losses."""
         self.loss_names = tuple(names)
         """For each layer the names of its losses, which are fields of `Losses`."""
-
-    def __call__(self, x: Any, weights: Sequence[Any]) -> list[Any]:
-        """Returns the output, in its carrier dtype as x, and every layer's losses; `weights` are kernels and biases."""
-        return self._call([x, *weights])
 
 
 def _as(x: Any, dtype: str) -> Any:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from convserve_server.engine_api import Engine
+from convserve_server.engine_api import Engine
 
 
 def load_engine(
@@ -23,10 +21,10 @@ def load_engine(
     """Returns the TensorFlow engine; the settings of these names say what they mean. Raises SettingsError.
 
     Args:
-        device: "auto", "cpu", "gpu:N", or several GPUs separated by commas.
+        device: As `devices.claim` takes it.
         tf32: Whether TensorFloat-32 may be used.
-        intra_op_threads: 0 is TensorFlow's choice, as of `inter_op_threads`.
-        inter_op_threads: Operations that run at once on the CPU.
+        intra_op_threads: 0 is TensorFlow's choice.
+        inter_op_threads: The same.
         keep_memory: Otherwise touching fresh pages for results takes several times as long as computing.
         memory_bytes: The most of the CPU's memory that it takes then; 0 is all. What does not fit is an
             OutOfMemoryError, where the system would end the process.

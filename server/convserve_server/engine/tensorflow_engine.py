@@ -29,13 +29,11 @@ from convserve_server.memory.aligned import aligned, joined
 class TensorFlowEngine:
     """Computes with TensorFlow on a CPU or on GPUs. Its methods may be called from any thread."""
 
-    def __init__(
-        self, device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0, logical_cpus: int = 1
-    ) -> None:
+    def __init__(self, device: str, tf32: bool, *, intra_op_threads: int = 0, inter_op_threads: int = 0) -> None:
         """Takes devices, as `load_engine` and `devices.claim` say."""
         tf.config.threading.set_intra_op_parallelism_threads(intra_op_threads)
         tf.config.threading.set_inter_op_parallelism_threads(inter_op_threads)
-        self.devices = claim(device, logical_cpus)
+        self.devices = claim(device)
         self.versions = {"tensorflow": tf.__version__, "keras": keras.__version__}
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         self.tf32 = bool(tf.config.experimental.tensor_float_32_execution_enabled())
@@ -111,13 +109,12 @@ class TensorFlowEngine:
             # Entering the scope of the only CPU, which is the default, would take longer than anything else here.
             with nullcontext() if self._names == ("cpu:0",) else tf.device(self._names[device]):
                 weights = [tensor for layer in layers for tensor in self._on_device(layer, device)]
-                output, *losses = forward(to_tensor(x, self._on_gpu), weights)
+                output, *losses = forward.call([to_tensor(x, self._on_gpu), *weights])
                 values = iter(losses)
                 return Computed(
                     output=to_array(output, output_dtype, self._on_gpu),
                     losses=tuple(
-                        Losses(**{name: float(next(values)) for name in names}) if names else _NO_LOSSES
-                        for names in forward.loss_names
+                        Losses(**{name: float(next(values)) for name in names}) for names in forward.loss_names
                     ),
                     device=self.devices[device].name,
                     warm=warm,
@@ -134,9 +131,6 @@ class TensorFlowEngine:
             with self._lock:
                 self._weights.setdefault(layer, {})[device] = tensors
         return tensors
-
-
-_NO_LOSSES = Losses()
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from convserve.errors import (
-    FieldViolation,
     InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
@@ -17,7 +16,7 @@ def wrong_field(
     field: str, expected: str, received: object, error: type[InvalidArgumentError] = InvalidRequestError
 ) -> InvalidArgumentError:
     """Returns the error of one field, saying what was expected and received there."""
-    return error(FieldViolation(field, f"Expected {expected}. Received {received}."))
+    return error.for_field(field, expected, received)
 
 
 def checked_digest(digest: bytes) -> bytes:
@@ -38,13 +37,6 @@ def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
     lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
     text = f"Expected the name of a stored layer. Received {short_repr(name)}, which leads nowhere{lost}."
     return LayerNotFoundError(text, layer=name, by_name=True)
-
-
-def check_digest(key: bytes, expected: bytes) -> None:
-    """Checks the digest that a caller expects, if any. Raises InvalidRequestError if the layer has another."""
-    if expected and key != expected:
-        text = f"what arrives to have the digest {expected.hex()}"
-        raise wrong_field("expected_digest", text, f"a layer with digest {key.hex()}")
 
 
 def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:

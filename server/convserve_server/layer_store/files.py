@@ -61,7 +61,12 @@ class LayerFiles:
         self._budget = budget
         self._lock = threading.Lock()  # of the tables; no thread holds it while the disk works
         self._locks: weakref.WeakValueDictionary[bytes | str, threading.RLock] = weakref.WeakValueDictionary()
-        self._sizes = self._scan()
+        self._sizes: dict[bytes, int] = {}  # of the files; contents are checked when they are read
+        for path in sorted(self._layers.iterdir()):
+            if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name) and path.is_file():
+                self._sizes[bytes.fromhex(path.stem)] = path.stat().st_size
+            else:
+                self._quarantine(path, "its name is not a digest")
         self._total = sum(self._sizes.values())  # with what is being written
         self._heads: dict[bytes, LayerHead] = {}
 
@@ -169,16 +174,6 @@ class LayerFiles:
         with self._lock:
             self._total -= self._sizes.pop(key, 0)
             self._heads.pop(key, None)
-
-    def _scan(self) -> dict[bytes, int]:
-        """Returns the bytes of every layer's file by digest. Contents are checked when they are read."""
-        sizes = {}
-        for path in sorted(self._layers.iterdir()):
-            if re.fullmatch(r"[0-9a-f]{64}\.safetensors", path.name) and path.is_file():
-                sizes[bytes.fromhex(path.stem)] = path.stat().st_size
-            else:
-                self._quarantine(path, "its name is not a digest")
-        return sizes
 
     def _path(self, key: bytes) -> Path:
         return self._layers / f"{key.hex()}.safetensors"

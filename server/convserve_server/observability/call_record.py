@@ -22,9 +22,7 @@ REQUEST_ID = "x-request-id"
 """The metadata's key of a request's id, on its way in and back."""
 UNKNOWN_METHOD = "unknown"
 """What a method is called that this server does not have; its own name could be anything."""
-REASONS = {
-    number: name.removeprefix("ERROR_REASON_") for name, number in error_pb2.ErrorReason.items() if number
-}  # fmt: skip
+REASONS = {number: name.removeprefix("ERROR_REASON_") for name, number in error_pb2.ErrorReason.items() if number}
 """The names of the reasons for which a call is refused."""
 
 log = logging.getLogger("convserve")
@@ -156,16 +154,12 @@ class CallRecorder:
         name = self._names.get(path)
         # What is no method of ours may be long, or try to look like another line of the log.
         call = CallRecord(name or UNKNOWN_METHOD, name or ascii(path[:_MAX_PATH]), metadata, self._observers)
-        make_current(call)
+        CURRENT_CALL.set(call)
         return call
 
 
-_current: ContextVar[CallRecord] = ContextVar("call")
-
-
-def make_current(call: CallRecord) -> None:
-    """Makes a record that of this context's call; gRPC gives each call a context of its own."""
-    _current.set(call)
+CURRENT_CALL: ContextVar[CallRecord] = ContextVar("call")
+"""The record of this context's call; gRPC gives each call a context of its own."""
 
 
 def current_call() -> CallRecord:
@@ -173,7 +167,7 @@ def current_call() -> CallRecord:
 
     Raises PermissionDeniedError if this thread answers none that came through the interceptor.
     """
-    call = _current.get(None)
+    call = CURRENT_CALL.get(None)
     if call is None:
         raise PermissionDeniedError("Expected a call that was authenticated. Received one of which nothing is known.")
     return call

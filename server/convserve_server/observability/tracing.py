@@ -42,13 +42,9 @@ class Tracing(Observer):
         carrier = {key: value for key, value in call.metadata if isinstance(value, str) and key != "baggage"}
         service, _, method = call.method.rpartition("/")
         attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
-        span = self._tracer.start_span(
-            call.method,
-            propagate.extract(carrier),
-            SpanKind.SERVER,
-            attributes | {"convserve.request_id": call.request_id},
-            start_time=call.arrived_ns,
-        )
+        attributes["convserve.request_id"] = call.request_id
+        above = propagate.extract(carrier)
+        span = self._tracer.start_span(call.method, above, SpanKind.SERVER, attributes, start_time=call.arrived_ns)
         call.trace_id = trace.format_trace_id(span.get_span_context().trace_id)
         if span.is_recording():
             self._spans[call] = span

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from convserve.errors import FieldViolation, InvalidArgumentError, InvalidTensorError, TooLargeError
 from convserve.layers.layer import Layer
-from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve.tensors.codec import FLOAT_DTYPES, Array, name_of, numpy_dtype
 from convserve_server.backend import Backend
 from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.aligned import aligned_empty
@@ -89,7 +89,9 @@ class Inferences:
         began_ns: int,
     ) -> tuple[InferResponse, Inference]:
         """Returns a request's response and the times that it took."""
-        place, output_dtype = read_output_place(request, "y"), _output_dtype(request)
+        place, parameters, output_dtype = read_output_place(request, "y"), request.message.parameters, None
+        if OUTPUT_DTYPE in parameters:
+            output_dtype = dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
         asked_ns = time.monotonic_ns()
         layers, sent, room = model.layers, model.x, 0 if place is None else math.inf
         permit = self._backend.admission.admit(layers, sent.shape, sent.dtype, output_dtype, caller, output_room=room)
@@ -128,7 +130,10 @@ class Inferences:
         layers, x = self.models.layers(model), read_inputs(request, ("x",))["x"]
         first = layers[0]
         assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)
-        _check_shape(x.shape, input_shape(first.config, first.kernel_shape))
+        expected = input_shape(first.config, first.kernel_shape)
+        if len(x.shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, x.shape, strict=True)):
+            text = f"shape {expected}, -1 for any size"
+            raise wrong_field("inputs.x.shape", text, f"shape {list(x.shape)}", InvalidTensorError)
         return _Model(model.name, model.version, layers, x)
 
     def _stateless(self, request: InferRequest, version: str, find_region: FindRegion) -> _Model:
@@ -145,19 +150,6 @@ class Inferences:
             expected = f"at most {most} bytes, the server's --max-message-bytes"
             raise wrong_field(f"inputs.{name}", expected, given.elements.size, TooLargeError)
         return _array(given, find_region)
-
-
-def _check_shape(shape: Shape, expected: list[int]) -> None:
-    if len(shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, shape, strict=True)):
-        text = f"shape {expected}, -1 for any size"
-        raise wrong_field("inputs.x.shape", text, f"shape {list(shape)}", InvalidTensorError)
-
-
-def _output_dtype(request: InferRequest) -> str | None:
-    parameters = request.message.parameters
-    if OUTPUT_DTYPE not in parameters:
-        return None
-    return dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
 
 
 def _array(given: Input, find_region: FindRegion) -> Array:

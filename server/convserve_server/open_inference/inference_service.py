@@ -68,13 +68,11 @@ class InferenceService:
         )
 
     def ModelReady(self, request: messages.ModelReadyRequest, context: Context) -> messages.ModelReadyResponse:
-        if not self._gate.is_ready:
-            return messages.ModelReadyResponse(ready=False)
-        try:
-            self._models.find(request.name, request.version)
-            return messages.ModelReadyResponse(ready=True)
-        except LayerNotFoundError:
-            return messages.ModelReadyResponse(ready=False)
+        with suppress(LayerNotFoundError):
+            if self._gate.is_ready:
+                self._models.find(request.name, request.version)
+                return messages.ModelReadyResponse(ready=True)
+        return messages.ModelReadyResponse(ready=False)
 
     def ModelMetadata(self, request: messages.ModelMetadataRequest, context: Context) -> messages.ModelMetadataResponse:
         layers = self._models.described(request.name, request.version)
@@ -138,9 +136,8 @@ class InferenceService:
     # Inference
 
     def ModelInfer(self, request: InferRequest, context: Context) -> InferResponse:
-        return self._inferences.infer(
-            request, current_caller(context), self._region_finder(context.peer()), current_call()
-        )
+        find_region = self._region_finder(context.peer())
+        return self._inferences.infer(request, current_caller(context), find_region, current_call())
 
     def ModelStreamInfer(self, request_iterator: Iterator[InferRequest], context: Context) -> Iterator[bytes]:
         inferences, caller, call = self._inferences, current_caller(context), current_call()

@@ -21,10 +21,7 @@ PLATFORM = "convserve"
 _ANY_SIZE = -1
 # No number of samples is too many: the server bounds a call's bytes.
 _MAX_SAMPLES = 2**31 - 1
-_FORMATS: dict[str, Any] = {
-    "channels_last": config.ModelInput.FORMAT_NHWC,
-    "channels_first": config.ModelInput.FORMAT_NCHW,
-}
+_FORMATS = {"channels_last": config.ModelInput.FORMAT_NHWC, "channels_first": config.ModelInput.FORMAT_NCHW}
 
 
 class _Tensor(NamedTuple):

@@ -1,7 +1,7 @@
 """What was computed with each model, so that all figures add up.
 
-Requests that were computed together each count the whole of their batch's time. Of a batch nobody else counts anything
-once, so each request counts its share of it, in whole samples: `samples` of a batch of as many are one execution.
+Requests that were computed together each count the whole of their batch's time. The batch itself is counted nowhere, so
+each request counts its share of it, in samples: as many samples as the batch had are one execution.
 """
 
 from __future__ import annotations

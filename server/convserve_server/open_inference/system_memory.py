@@ -8,7 +8,7 @@ nobody can be kept from making it shorter. So:
 * The server never maps it, as memory that is taken away under a map ends the process: it reads and writes the file, and
   finds out what is missing as an error.
 * Names are looked up among POSIX shared memory alone, and only a regular file there is opened.
-* Callers with tokens or certificates have regions of their own, and of the others each user has: else one user could
+* Each caller with a token or certificate has regions of its own, and so has each user without: else one user could
   have the server read and write memory that is another's.
 """
 
@@ -98,11 +98,10 @@ class Region:
 class SystemMemory:
     """The regions that are registered. Its methods may be called from any thread."""
 
-    def __init__(self, most_bytes: int) -> None:
-        """Starts without any; all regions together have at most so many bytes."""
+    def __init__(self, max_bytes: int) -> None:
         # The other descriptors are for connections and the store's files.
         max_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(most_bytes, max_regions, _is_unlinked)
+        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(max_bytes, max_regions, _is_unlinked)
 
     def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
         """Takes an owner's region: so many bytes from an offset on, of a user's shared memory that has this POSIX name.

@@ -84,8 +84,7 @@ def pool_of(files: Iterable[FileDescriptor]) -> descriptor_pool.DescriptorPool:
 
 def _renamed(file: FileDescriptor) -> FileDescriptorProto:
     """Returns a file with the true name of its package, if it is one of this protocol's."""
-    copy = FileDescriptorProto()
-    file.CopyToProto(copy)
+    copy = FileDescriptorProto.FromString(file.serialized_pb)
     if file.package != _PRIVATE:
         return copy
     text = text_format.MessageToString(copy)

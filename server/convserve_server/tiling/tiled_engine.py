@@ -109,8 +109,14 @@ class _Partition:
             raise self._refusal("the machine has no memory to put its parts together") from error
         if not self.misses:
             self.bounds.widen(self.key)
-        losses, device = self._total_losses(len(x)), self.engine.devices[self.device].name
-        return Computed(output, losses, device, self.warm, self.batch_size)
+        for index, config in enumerate(self.chain):
+            if self.losses[index].activity is not None:
+                dtype = numpy_dtype(config.compute_dtype).type
+                with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
+                    activity = float(dtype(self.activities[index]) / dtype(len(x)))
+                self.losses[index] = dataclasses.replace(self.losses[index], activity=activity)
+        device = self.engine.devices[self.device].name
+        return Computed(output, tuple(self.losses), device, self.warm, self.batch_size)
 
     def _by_samples(self, x: Array, output: Array) -> None:
         """Computes as many samples at a time as fit, and by rows those that do not fit alone."""
@@ -140,10 +146,7 @@ class _Partition:
             x = chunk_output
 
     def _by_rows(self, first_layer: int, chunk: tuple[Layer, ...], x: Array, output: Array, tried: bool) -> None:
-        """Computes one sample of a chunk of layers, of which the first has this index, by as many rows as fit.
-
-        If all rows together were tried before, half of them are the most to try.
-        """
+        """Computes one sample of a chunk of layers by as many rows as fit: at most half if all `tried` did not."""
         chain = _configs(chunk)
         shapes = [x.shape, *(step.output_shape for step in plan(chain, x.shape).layers)]
         axis = height_axis(chain[0])
@@ -188,15 +191,6 @@ class _Partition:
             self.losses[index] = losses
             self.activities[index] += (losses.activity or 0.0) * len(x)  # an engine divides it by the samples
         return True
-
-    def _total_losses(self, samples: int) -> tuple[Losses, ...]:
-        for index, config in enumerate(self.chain):
-            if self.losses[index].activity is not None:
-                dtype = numpy_dtype(config.compute_dtype).type
-                with np.errstate(over="ignore"):  # as a whole call's sum, it may be too large for the compute dtype
-                    activity = float(dtype(self.activities[index]) / dtype(samples))
-                self.losses[index] = dataclasses.replace(self.losses[index], activity=activity)
-        return tuple(self.losses)
 
     def _attempt(self, layers: tuple[Layer, ...], inputs: Sequence[Array], output_dtype: str) -> Computed | None:
         """Returns what the engine computes; None if it has no memory for it."""

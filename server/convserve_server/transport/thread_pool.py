@@ -42,7 +42,7 @@ class ThreadPool(Executor):
         self._idle = [self._started_thread()]
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Returns the future of a call that a thread will make; raises OverloadedError if none is there for it."""
+        """Returns the future of a call. Raises OverloadedError if it may not wait, and the system starts no thread."""
         work: _Work = Future(), fn, args, kwargs
         with self._lock:
             inbox = self._idle.pop() if self._idle else self._another()

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve import Conv2D, Layer, OutOfMemoryError
+from convserve.protocol.results import Device
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
 from convserve_server.scheduling.admission import Limits
@@ -32,9 +33,20 @@ LAST = {"data_format": "channels_last", "dtype": "float32"}
 def engine() -> Any:
     """Returns the engine, made when it is first asked for."""
     os.environ |= {"KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "3", "TF_CPU_ALLOCATOR_USE_BFC": "1"}
-    from convserve_server.engine.tensorflow_engine import TensorFlowEngine
+    from convserve_server.engine import tensorflow_engine
 
-    return TensorFlowEngine("cpu", False, intra_op_threads=1, logical_cpus=2)
+    tensorflow_engine.claim = two_cpus
+    return tensorflow_engine.TensorFlowEngine("cpu", False, intra_op_threads=1)
+
+
+def two_cpus(_: str) -> tuple[Device, ...]:
+    """Stands in for `claim`: the CPU as two devices."""
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration() for _ in range(2)])
+    return Device("cpu:0", "cpu", ""), Device("cpu:1", "cpu", "")
 
 
 def integers(*shape: int, seed: int = 0, dtype: Any = "f4") -> Any:
@@ -128,7 +140,7 @@ def checks_memory_of_a_gpu() -> None:
     """A GPU gets copies of tensors, and weights are dropped from its memory for a call that does not fit."""
     import tensorflow as tf
 
-    made = type(engine())("cpu", False, intra_op_threads=1, logical_cpus=2)
+    made = type(engine())("cpu", False, intra_op_threads=1)
     made._on_gpu = True
     for dtype in ("float32", "bfloat16", "float16"):
         of, x = layer(3, 4, dtype=dtype), integers(1, 6, 6, 3, dtype=numpy_dtype(dtype))

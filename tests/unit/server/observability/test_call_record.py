@@ -10,6 +10,7 @@ from convserve import InternalError, InvalidTensorError, OverloadedError, Permis
 from convserve.errors import DeadlineExceededError, FieldViolation
 from convserve_server.auth.identity import Identity
 from convserve_server.observability.call_record import (
+    CURRENT_CALL,
     REASONS,
     UNKNOWN_METHOD,
     CallRecord,
@@ -17,7 +18,6 @@ from convserve_server.observability.call_record import (
     Observer,
     current_call,
     current_identity,
-    make_current,
 )
 from tests.support.observers import PASS, Heard
 
@@ -102,7 +102,7 @@ def test_each_context_has_its_own_call():
     call = CallRecord("m", "m")
 
     def answered():
-        make_current(call)
+        CURRENT_CALL.set(call)
         return current_call()
 
     assert contextvars.copy_context().run(answered) is call
@@ -114,7 +114,7 @@ def test_who_was_not_authenticated_may_do_nothing():
     def identified(identity):
         call = CallRecord("m", "m")
         call.identity = identity
-        make_current(call)
+        CURRENT_CALL.set(call)
         return current_identity()
 
     alice = Identity("alice", frozenset({"read"}))

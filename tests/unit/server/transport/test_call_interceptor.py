@@ -11,7 +11,7 @@ from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.tokens import Tokens
 from convserve_server.backend import Backend, BackendGate
-from convserve_server.observability.call_record import CallRecord, CallRecorder, make_current
+from convserve_server.observability.call_record import CURRENT_CALL, CallRecord, CallRecorder
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.v2 import inference_service_pb2 as inference
 from convserve_server.open_inference.wire import InferRequest
@@ -115,6 +115,6 @@ def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_reco
     for call in calls:
         context = Context()
         if is_recorded:
-            context.run(make_current, CallRecord("m", "m"))
+            context.run(CURRENT_CALL.set, CallRecord("m", "m"))
         with pytest.raises(PermissionDeniedError):
             context.run(call)
