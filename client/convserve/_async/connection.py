@@ -16,7 +16,6 @@ from convserve._rpc.forks import calls_under_way
 from convserve._rpc.requests import ConvolveRequest
 from convserve.errors import (
     ConvserveError,
-    FieldViolation,
     InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
@@ -83,8 +82,7 @@ class Connection:
         return self
 
     def _closed_error(self) -> InvalidRequestError:
-        text = "Expected an open client. Received a call after it was closed."
-        return InvalidRequestError(FieldViolation("client", text))
+        return InvalidRequestError.for_field("client", "an open client", "a call after it was closed")
 
     def _open(self) -> None:
         calls_under_way.check_process()

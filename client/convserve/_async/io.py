@@ -17,7 +17,7 @@ from convserve._rpc import channel
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
 from convserve._rpc.streaming import Stream
-from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.errors import InvalidRequestError
 from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
@@ -40,11 +40,8 @@ connected = calls_under_way.asyncio_clients
 def check_home(loop: asyncio.AbstractEventLoop | None) -> None:
     """Raises InvalidRequestError if a connection is used now in another event loop than the running one."""
     if loop not in (None, home()) and loop.is_running():
-        text = (
-            "Expected one event loop at a time. "
-            "Received a call in another loop than the one that uses it now: make a client for each."
-        )
-        raise InvalidRequestError(FieldViolation("client", text))
+        received = "a call in another loop than the one that uses it now: make a client for each"
+        raise InvalidRequestError.for_field("client", "one event loop at a time", received)
 
 
 async def answer(method: Any, message: Any, deadline: Deadline) -> Any:
@@ -53,12 +50,7 @@ async def answer(method: Any, message: Any, deadline: Deadline) -> Any:
 
 
 async def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
-    """Makes a forward pass' call in pieces.
-
-    Raises:
-        grpc.RpcError: If it fails.
-        ConvserveError: If an item did.
-    """
+    """Makes a forward pass' call in pieces; raises grpc.RpcError if it fails and ConvserveError if an item did."""
     call = method(timeout=deadline.remaining_s())
     sending = asyncio.create_task(_send(call, stream))
     try:

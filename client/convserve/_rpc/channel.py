@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from convserve._version import __version__
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
@@ -47,7 +47,7 @@ def channel_target(target: str | Sequence[str]) -> str:
             "several addresses to be IP addresses of one version with a port; for host names give one DNS name that "
             "resolves to all of them"
         )
-    raise InvalidRequestError(FieldViolation("target", f"Expected {expected}. Received {short_repr(target)}."))
+    raise InvalidRequestError.for_field("target", expected, short_repr(target))
 
 
 def addresses(target: str) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 
 from convserve._rpc import channel as _channel
-from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 
 TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
 """The environment variable that holds the token of a client without token=."""
@@ -46,12 +46,12 @@ class TLS:
         for name in ("ca", "certificate", "key"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, str | os.PathLike | bytes):
-                raise _wrong(f"tls.{name}", f"a path or bytes. Received a {type(value).__name__}")
+                raise InvalidRequestError.for_field(f"tls.{name}", "a path or bytes", f"a {type(value).__name__}")
         if (self.certificate is None) != (self.key is None):
             lacking = "key" if self.key is None else "certificate"
-            raise _wrong(f"tls.{lacking}", "a certificate together with its key. Received one of them")
+            raise InvalidRequestError.for_field(f"tls.{lacking}", "a certificate together with its key", "one of them")
         if self.server_name is not None and not (isinstance(self.server_name, str) and self.server_name):
-            raise _wrong("tls.server_name", f"a name. Received {short_repr(self.server_name)}")
+            raise InvalidRequestError.for_field("tls.server_name", "a name", short_repr(self.server_name))
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Returns gRPC's form of it; raises InvalidRequestError for a file that cannot be read, or is no PEM."""
@@ -76,16 +76,16 @@ class Access:
         shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):
             source = TOKEN_VARIABLE if token is None else "token"
-            text = "a word of ASCII characters without blanks. Received something else, which is not shown"
-            raise _wrong(source, text)
+            expected = "a word of ASCII characters without blanks"
+            raise InvalidRequestError.for_field(source, expected, "something else, which is not shown")
         if not isinstance(tls, TLS | bool | None):
-            raise _wrong("tls", f"None, a bool or a convserve.TLS. Received a {type(tls).__name__}")
+            raise InvalidRequestError.for_field("tls", "None, a bool or a convserve.TLS", f"a {type(tls).__name__}")
         if shown and tls is None and not _channel.is_local(target):
             source = "token=" if token else TOKEN_VARIABLE
-            raise _wrong(
+            raise InvalidRequestError.for_field(
                 "tls",
-                f"an encrypted connection, for a token ({source}) is sent to {target}, where others could read it. "
-                "Received none: give tls=True or tls=convserve.TLS(...). Where something else encrypts it, tls=False "
+                f"an encrypted connection, for a token ({source}) is sent to {target}, where others could read it",
+                "none: give tls=True or tls=convserve.TLS(...). Where something else encrypts it, tls=False "
                 "sends it as it is; token='' sends none",
             )
         self._target = target
@@ -156,11 +156,7 @@ def _pem(name: str, pem: Pem | None) -> bytes | None:
         content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no path"
-        raise _wrong(f"tls.{name}", f"a PEM file. Received {source}: {why}") from None
+        raise InvalidRequestError.for_field(f"tls.{name}", "a PEM file", f"{source}: {why}") from None
     if b"-----BEGIN " not in content:
-        raise _wrong(f"tls.{name}", f"a PEM file. Received {source} without a line '-----BEGIN ...'")
+        raise InvalidRequestError.for_field(f"tls.{name}", "a PEM file", f"{source} without a line '-----BEGIN ...'")
     return content
-
-
-def _wrong(field: str, text: str) -> InvalidRequestError:
-    return InvalidRequestError(FieldViolation(field, f"Expected {text}."))

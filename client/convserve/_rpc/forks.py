@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.errors import InvalidRequestError
 
 MAX_WAIT_S = 10.0
 """How long a fork waits for calls that are under way in other threads."""
@@ -61,13 +61,14 @@ class CallsUnderWay:
     def check_process(self) -> None:
         """Raises InvalidRequestError in a fork in which gRPC does not work."""
         if self._cut:
-            text = (
-                "Expected a process that was forked while no call was under way and no AsyncClient connected, as gRPC "
-                'works in no other: fork before that, or start processes with multiprocessing\'s "spawn" or '
-                '"forkserver". Received one that was forked beside a connected AsyncClient, or a call that did not end '
-                f"in {MAX_WAIT_S:g} s."
+            expected = (
+                "a process that was forked while no call was under way and no AsyncClient connected, as gRPC works in "
+                'no other: fork before that, or start processes with multiprocessing\'s "spawn" or "forkserver"'
             )
-            raise InvalidRequestError(FieldViolation("client", text))
+            forked = (
+                f"one that was forked beside a connected AsyncClient, or a call that did not end in {MAX_WAIT_S:g} s"
+            )
+            raise InvalidRequestError.for_field("client", expected, forked)
 
     def before_fork(self) -> None:
         """Waits until no other thread forks or calls, and lets none begin."""

@@ -20,7 +20,6 @@ from convserve._rpc import requests
 from convserve._rpc.map_items import Group, Item
 from convserve.errors import (
     ConvserveError,
-    FieldViolation,
     InternalError,
     InvalidArgumentError,
     InvalidRequestError,
@@ -46,11 +45,9 @@ class Pipeline:
     ) -> None:
         """Checks the arguments of `Client.map`; raises InvalidArgumentError if one is wrong."""
         if errors not in ("raise", "return"):
-            text = f"Expected 'raise' or 'return'. Received {short_repr(errors)}."
-            raise InvalidRequestError(FieldViolation("errors", text))
+            raise InvalidRequestError.for_field("errors", "'raise' or 'return'", short_repr(errors))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer) or max_bytes < 1:
-            text = f"Expected a number of bytes, above 0. Received {short_repr(max_bytes)}."
-            raise InvalidRequestError(FieldViolation("max_bytes", text))
+            raise InvalidRequestError.for_field("max_bytes", "a number of bytes, above 0", short_repr(max_bytes))
         self._layers = _with_seeds(requests.layers_of(layers))
         self._output_dtype, self._output_name = output_dtype, requests.output_name(output_dtype)
         self._as_completed, self._raises, self._max_bytes = as_completed, errors == "raise", max_bytes
@@ -72,11 +69,9 @@ class Pipeline:
         try:
             array = standard_array(x, "input", INPUT_DTYPES)
             if array.ndim not in (3, 4):
-                text = (
-                    "Expected 4 dimensions, the first being the batch, or the 3 of one sample. "
-                    f"Received {array.ndim}: shape {short_repr(array.shape)}."
-                )
-                raise InvalidTensorError(FieldViolation("input", text))
+                expected = "4 dimensions, the first being the batch, or the 3 of one sample"
+                received = f"{array.ndim}: shape {short_repr(array.shape)}"
+                raise InvalidTensorError.for_field("input", expected, received)
             is_sample = array.ndim == 3
             array = array[np.newaxis] if is_sample else array
             group = array.shape[1:], array.dtype

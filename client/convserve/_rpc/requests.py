@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, TooLargeError, short_repr
+from convserve.errors import InvalidRequestError, TooLargeError, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
@@ -39,8 +39,8 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
     """Returns the layers of a call as a list; raises InvalidRequestError if there is none, or something else."""
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
     if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
-        text = f"Expected a Layer, Conv2D or stored layer, or a list of at least one. Received {short_repr(layers)}."
-        raise InvalidRequestError(FieldViolation("layers", text))
+        expected = "a Layer, Conv2D or stored layer, or a list of at least one"
+        raise InvalidRequestError.for_field("layers", expected, short_repr(layers))
     return [Layer(layer) if isinstance(layer, Conv2D) else layer for layer in listed]
 
 
@@ -80,19 +80,13 @@ class ConvolveRequest:
 
 
 class _Form:
-    """What requests for the same layers, with inputs of the same shape and dtype, have in common.
-
-    Attributes:
-        message: The message without its tensor.
-        plan: What the call does.
-        before_input: The message's bytes, up to the input's elements.
-        output: The output's frame in the answer.
-    """
+    """What requests for the same layers, with inputs of the same shape and dtype, have in common."""
 
     def __init__(self, message: convolution_service_pb2.ConvolveRequest, plan: Plan, array: Array) -> None:
-        self.message, self.plan = message, plan
+        self.message, self.plan = message, plan  # the message is without its tensor
+        # The message's bytes, up to the input's elements.
         self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
-        self.output = framing.frame(plan.output_dtype, plan.output_shape)
+        self.output = framing.frame(plan.output_dtype, plan.output_shape)  # in the answer
 
 
 def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:
@@ -127,11 +121,8 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
 def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str) -> None:
     carried = sum(layer.kernel.nbytes for layer in layers if isinstance(layer, Layer) and layer.kernel is not None)
     if carried >= _MAX_MESSAGE_BYTES:
-        text = (
-            "Expected weights below 2 GiB, protobuf's bound for what a call carries. "
-            f"Received {carried} bytes: {remedy}."
-        )
-        raise TooLargeError(FieldViolation("layers", text))
+        expected = "weights below 2 GiB, protobuf's bound for what a call carries"
+        raise TooLargeError.for_field("layers", expected, f"{carried} bytes: {remedy}")
 
 
 def plan_request(

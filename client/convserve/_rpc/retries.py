@@ -15,7 +15,6 @@ import grpc
 from convserve.errors import (
     ConvserveError,
     DeadlineExceededError,
-    FieldViolation,
     InvalidRequestError,
     OverloadedError,
     UnavailableError,
@@ -98,11 +97,7 @@ class RetryBudget:
 
 
 class Deadline:
-    """When something must be done that may take several calls.
-
-    Attributes:
-        timeout: The seconds that it was given.
-    """
+    """When something must be done that may take several calls, all of them within `timeout` seconds."""
 
     def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.timeout = timeout
@@ -170,6 +165,6 @@ class Call:
 def checked_timeout(timeout: float) -> float:
     """Returns a call's timeout in seconds; raises InvalidRequestError if it is not a number above 0."""
     if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
-        text = f"Expected a number of seconds above 0. Received timeout={short_repr(timeout)}."
-        raise InvalidRequestError(FieldViolation("timeout", text))
+        received = f"timeout={short_repr(timeout)}"
+        raise InvalidRequestError.for_field("timeout", "a number of seconds above 0", received)
     return float(timeout)

@@ -129,18 +129,10 @@ def is_worth_sharing(request: ConvolveRequest) -> bool:
 
 
 class SharedRequest:
-    """A request whose input lies in shared memory, and whose output will; a context in which its call is made.
-
-    Attributes:
-        data: The message's bytes.
-    """
+    """A request whose input lies in shared memory, and whose output will; a context in which its call is made."""
 
     def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
-        """Copies the input there, unless it is there already.
-
-        Raises:
-            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
-        """
+        """Copies the input there, unless it is there; raises OSError if it finds no memory within `timeout` seconds."""
         self._memory = memory
         self._plan = request.plan
         self._regions: list[Region] = []

@@ -24,18 +24,11 @@ _ITEM_BYTES = 2**25  # of input or output, whichever is more
 
 
 class Stream:
-    """One attempt of a request: the messages that it sends, and the result of those that come back.
+    """One attempt of a request: the messages that it sends, and the result of those that come back."""
 
-    Attributes:
-        items: The rows of the batch that go in each item.
-        start: The first message.
-        wanted: The metadata with which a server asks for the further ones.
-    """
-
-    wanted = ACCEPTED
+    wanted = ACCEPTED  # the metadata with which a server asks for the messages after `start`
 
     def __init__(self, request: ConvolveRequest) -> None:
-        """Divides a request's batch into items, where that changes no result."""
         self._request = request
         self._plan = request.plan
         samples = request.input.shape[0]
@@ -43,6 +36,7 @@ class Stream:
         # A sample's result is the same whatever it is computed with, but for the penalty of a batch.
         if any(layer.config.activity_regularizer for layer in request.layers):
             together = samples
+        # The rows of the batch that go in each item.
         self.items = [slice(begin, min(begin + together, samples)) for begin in range(0, samples, together)]
         start = messages.StreamStart(
             layers=request.message.layers,

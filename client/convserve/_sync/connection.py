@@ -17,7 +17,6 @@ from convserve._sync.replicas import LayerServers
 from convserve._sync.transfer import TensorPath
 from convserve.errors import (
     ConvserveError,
-    FieldViolation,
     InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
@@ -84,8 +83,7 @@ class Connection:
         return self
 
     def _closed_error(self) -> InvalidRequestError:
-        text = "Expected an open client. Received a call after it was closed."
-        return InvalidRequestError(FieldViolation("client", text))
+        return InvalidRequestError.for_field("client", "an open client", "a call after it was closed")
 
     def _open(self) -> None:
         calls_under_way.check_process()

@@ -12,7 +12,7 @@ from convserve._rpc.map_items import split
 from convserve._rpc.map_schedule import MAX_CALLS, Pipeline
 from convserve._sync.connection import Connection
 from convserve._sync.io import Calls
-from convserve.errors import FieldViolation, InvalidRequestError
+from convserve.errors import InvalidRequestError
 from convserve.tensors.codec import Array
 
 
@@ -54,8 +54,8 @@ class _Senders:
         for one further input at most.
         """
         if self._process != os.getpid():
-            text = "Expected the process that began with it. Received another one, forked from it: call map there."
-            raise InvalidRequestError(FieldViolation("map", text))
+            received = "another one, forked from it: call map there"
+            raise InvalidRequestError.for_field("map", "the process that began with it", received)
         has_read = False
         pipeline = self._pipeline
         while True:

@@ -14,11 +14,7 @@ from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
 
 
 class TensorPath:
-    """The calls that carry tensors, each by the way that suits its size and where the server is.
-
-    Attributes:
-        sharing: The memory that is shared with the server.
-    """
+    """The calls that carry tensors, each by the way that suits its size and where the server is."""
 
     def __init__(self, channel: Any, target: str, shares_memory: bool) -> None:
         # Without serializers: what is sent and received is bytes.
@@ -48,11 +44,7 @@ class TensorPath:
         return request.result(io.answer(self._convolve, request.serialize(), deadline))
 
     def connect(self, _: None, deadline: Deadline) -> None:
-        """Shares memory with the server, if it shares any.
-
-        Raises:
-            grpc.RpcError: If the server does not say how.
-        """
+        """Shares memory with the server, if it shares any; raises grpc.RpcError if the server does not say how."""
         with self.sharing.asking():
             request = convolution_service_pb2.GetServerInfoRequest()
             answer = io.answer(self._stub.GetServerInfo, request, deadline)

@@ -50,14 +50,12 @@ class Identity:
             "input": (other.folder, self.folder),
         }
         pairs |= {name: (other.options.get(name), value) for name, value in self.options.items()}
-        expected = "Expected what the results there were made with"
-        differences = [
-            FieldViolation(
-                name, f"{expected}, {short_repr(before)}. Received {short_repr(now)}: give another --output."
-            )
-            for name, (before, now) in pairs.items()
-            if before != now
-        ]
+        differences: list[FieldViolation] = []
+        for name, (before, now) in pairs.items():
+            if before != now:
+                expected = f"what the results there were made with, {short_repr(before)}"
+                received = f"{short_repr(now)}: give another --output"
+                differences += InvalidRequestError.for_field(name, expected, received).violations
         if differences:
             raise InvalidRequestError(*differences)
 

@@ -11,9 +11,8 @@ from stat import S_ISDIR, S_ISREG
 
 from convserve.batch import zarr_files
 from convserve.batch.inputs import ZARR_METADATA, Inputs, member_stem, output_stem
-from convserve.errors import InvalidTensorError
 from convserve.files.arrays import as_batch, load_array, map_array, mapped_rows, names_in, split_member
-from convserve.files.images import PICTURE_SUFFIXES, read_image
+from convserve.files.images import PICTURE_SUFFIXES, read_image, unreadable
 from convserve.tensors.codec import Array, Shape, name_of
 
 
@@ -70,7 +69,7 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
             for member in zarr_files.arrays_in(path)
         ]
     elif status is not None and not S_ISREG(status.st_mode):
-        raise _unreadable(path, "it is a pipe or a device")  # which would be waited for
+        raise unreadable("a file that can be read", path, "it is a pipe or a device")  # which would be waited for
     else:
         size = 0 if status is None else status.st_size
         if path.suffix.lower() != ".npz" or chosen is not None:
@@ -82,7 +81,7 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
             for member, own in zip(members, stems, strict=False)
         ]
     if not sources:
-        raise _unreadable(path, "it has no arrays")
+        raise unreadable("a file that can be read", path, "it has no arrays")
     return sources
 
 
@@ -126,7 +125,3 @@ def _status(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:  # reading it says why
         return None
-
-
-def _unreadable(path: Path, why: str) -> InvalidTensorError:
-    return InvalidTensorError.for_field("input", "a file that can be read", f"{str(path)!r}: {why}")

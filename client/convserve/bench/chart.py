@@ -60,23 +60,12 @@ def _draw(axes: Axes, workload: dict[str, Any]) -> None:
             axes.barh(row, served[key], left=left, height=0.55, color=colour, label=label)
             left += served[key]
         if "p50_ms" in served:
-            line: dict[str, Any] = {
-                "color": "black",
-                "linewidth": 1,
-                "marker": "|",
-                "label": "median to 99th percentile",
-            }
-            axes.plot([served["p50_ms"], served["p99_ms"]], [row, row], **line)
+            ends, label = [served["p50_ms"], served["p99_ms"]], "median to 99th percentile"
+            axes.plot(ends, [row, row], color="black", linewidth=1, marker="|", label=label)
         for name, label, colour, marker in _MARKS:
             if "mean_ms" in subjects.get(name, {}):
-                mark: dict[str, Any] = {
-                    "color": colour,
-                    "marker": marker,
-                    "markersize": 6,
-                    "markeredgecolor": "white",
-                    "label": label,
-                }
-                axes.plot(subjects[name]["mean_ms"], row, linestyle="", **mark)
+                look: dict[str, Any] = {"linestyle": "", "markersize": 6, "markeredgecolor": "white"}
+                axes.plot(subjects[name]["mean_ms"], row, color=colour, marker=marker, label=label, **look)
     axes.set_yticks(range(len(loads)), [load["load"] for load in loads])
     axes.invert_yaxis()
     axes.set_xlim(left=0)

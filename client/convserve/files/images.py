@@ -74,12 +74,12 @@ def read_image(
         raise
     except pillow.DecompressionBombError as error:
         most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
-        raise _unreadable(f"a picture of at most {most} megapixels; save a larger one as .npy", path, error) from error
+        raise unreadable(f"a picture of at most {most} megapixels; save a larger one as .npy", path, error) from error
     except pillow.UnidentifiedImageError as error:
-        raise _unreadable("a PNG or JPEG picture", path, "another format") from error
+        raise unreadable("a PNG or JPEG picture", path, "another format") from error
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # Pillow raises all of them
         reason = getattr(error, "strerror", None) or error
-        raise _unreadable("a picture that can be read", path, reason) from error
+        raise unreadable("a picture that can be read", path, reason) from error
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if data_format == "channels_first":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
@@ -141,7 +141,7 @@ def write_picture(
 def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode not in _EIGHT_BIT_MODES:
         text = f"Pillow's mode {image.mode!r}; save it as a .npy array of float32 to keep all its bits"
-        raise _unreadable("a picture with 8 bits per channel", path, text)
+        raise unreadable("a picture with 8 bits per channel", path, text)
     if image.mode in ("1", "L"):
         return image.convert("L")
     if not image.has_transparency_data:
@@ -160,5 +160,6 @@ def _pillow() -> ModuleType:
         raise MissingDependencyError(text) from error
 
 
-def _unreadable(expected: str, path: str | Path, problem: object) -> InvalidTensorError:
+def unreadable(expected: str, path: str | Path, problem: object) -> InvalidTensorError:
+    """Returns the error that says why a file is no input."""
     return InvalidTensorError.for_field("input", expected, f"{str(path)!r}: {problem}")

@@ -34,11 +34,7 @@ class StoredTensor:
 
 
 class SafetensorsFile:
-    """A file whose tensors are read one by one.
-
-    Attributes:
-        tensors: The tensors by name.
-        metadata: Texts by name.
+    """A file whose `tensors` are read one by one; its `metadata` are texts by name.
 
     Raises:
         ValueError: If it is no safetensors file.

@@ -18,8 +18,7 @@ from convserve.v1 import conv2d_pb2
 
 def _number(enum: str, word: str) -> Any:
     """Returns the number of a word of Keras' in one of the contract's enums: "dtype_policy" is DtypePolicy."""
-    name = f"{enum}_{word}".upper()
-    return getattr(conv2d_pb2, name)
+    return getattr(conv2d_pb2, f"{enum}_{word}".upper())
 
 
 _FAMILIES: dict[str, type[KerasObject]] = {

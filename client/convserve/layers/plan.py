@@ -146,7 +146,7 @@ def plan(
     Raises:
         InvalidTensorError: If a layer cannot take its input. With several layers, fields begin with "layers[i].".
     """
-    shape = _first_shape(layers[0], input_shape)
+    shape = _input_shape(layers[0], input_shape)
     input_elements = math.prod(shape)
     input_bytes = input_elements * itemsize(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES))
     last = layers[-1].compute_dtype
@@ -177,8 +177,13 @@ def plan(
     return whole
 
 
-def _checked_input_shape(shape: Sequence[int]) -> Shape:
-    """Returns an input's shape; raises InvalidTensorError unless it has four dimensions of at least 1."""
+def _input_shape(conv2d: Geometry, shape: Sequence[int] | None) -> Shape:
+    """Returns an input's shape, by default one sample's; raises InvalidTensorError unless it has four dimensions."""
+    if shape is None:
+        if conv2d.input_shape is None or None in conv2d.input_shape:
+            expected = "an input shape, or a Conv2D whose input_shape leaves no dimension open"
+            raise InvalidTensorError.for_field("input_shape", expected, "neither")
+        shape = (1, *(size for size in conv2d.input_shape if size is not None))
     if len(shape) != 4:
         received = f"{len(shape)}: shape {short_repr(tuple(shape))}"
         raise InvalidTensorError.for_field("input", "4 dimensions, the first being the batch", received)
@@ -202,15 +207,6 @@ def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
     number = math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
     amount = bytes_text(number * itemsize(conv2d.variable_dtype))
     return [("kernel", f"{shape} {conv2d.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
-
-
-def _first_shape(conv2d: Geometry, input_shape: Sequence[int] | None) -> Shape:
-    if input_shape is not None:
-        return _checked_input_shape(input_shape)
-    if conv2d.input_shape is None or None in conv2d.input_shape:
-        expected = "an input shape, or a Conv2D whose input_shape leaves no dimension open"
-        raise InvalidTensorError.for_field("input_shape", expected, "neither")
-    return _checked_input_shape((1, *(size for size in conv2d.input_shape if size is not None)))
 
 
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:

@@ -23,9 +23,8 @@ def check_weight_shapes(config: Conv2D, kernel_shape: Shape, has_bias: bool) -> 
     """Raises InvalidWeightsError if a kernel's shape, or whether there is a bias, doesn't fit the configuration."""
     height, width = config.kernel_size
     if len(kernel_shape) != 4 or kernel_shape[:2] != (height, width) or kernel_shape[3] != config.filters:
-        expected = (
-            f"shape ({height}, {width}, input channels / groups, {config.filters}), as kernel_size and filters say"
-        )
+        wanted = f"({height}, {width}, input channels / groups, {config.filters})"
+        expected = f"shape {wanted}, as kernel_size and filters say"
         hint = ""
         if len(kernel_shape) == 4 and kernel_shape[2:] == (height, width) and kernel_shape[0] == config.filters:
             hint = "It looks like PyTorch's order (out, in, height, width): pass kernel.transpose(2, 3, 1, 0)."

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
+from convserve.errors import InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -74,8 +74,8 @@ def config_upload(config: Conv2D, name: str | None, input_channels: int | None, 
     if channels is None and config.input_shape is not None:
         channels = config.input_shape[2 if config.data_format == "channels_last" else 0]
     if channels is None:
-        text = "Expected a kernel, or input_channels= for which the server draws one. Received neither."
-        raise InvalidWeightsError(FieldViolation("kernel", text))
+        expected = "a kernel, or input_channels= for which the server draws one"
+        raise InvalidWeightsError.for_field("kernel", expected, "neither")
     check_channels(channels)
     return _put(config, name, None, input_channels=channels, expected_digest=expected_digest)
 
@@ -106,15 +106,13 @@ def stored_reference(layer: StoredLayerBase | str) -> layer_service_pb2.StoredLa
         return layer_service_pb2.StoredLayerReference(name=layer)
     if isinstance(layer, StoredLayerBase):
         return layer_service_pb2.StoredLayerReference(digest=layer.digest)
-    text = f"Expected a stored layer or a name. Received {short_repr(layer)}."
-    raise InvalidRequestError(FieldViolation("layer", text))
+    raise InvalidRequestError.for_field("layer", "a stored layer or a name", short_repr(layer))
 
 
 def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
     """Returns the message that asks for the first page of layers; raises InvalidRequestError for what is no text."""
     if not isinstance(name_prefix, str):
-        text = f"Expected the beginning of names. Received {short_repr(name_prefix)}."
-        raise InvalidRequestError(FieldViolation("name_prefix", text))
+        raise InvalidRequestError.for_field("name_prefix", "the beginning of names", short_repr(name_prefix))
     return layer_service_pb2.ListLayersRequest(name_prefix=name_prefix, page_size=1000)
 
 
@@ -127,8 +125,8 @@ def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_se
     """
     for layer in layers:
         if not isinstance(layer, Layer | StoredLayerBase):
-            text = f"Expected layers with their weights. Received {short_repr(layer)} among them."
-            raise InvalidRequestError(FieldViolation("layers", text))
+            received = f"{short_repr(layer)} among them"
+            raise InvalidRequestError.for_field("layers", "layers with their weights", received)
     digests = [layer.digest for layer in layers]
     return [
         layer_service_pb2.FindMissingLayersRequest(digests=digests[begin : begin + MAX_DIGESTS])

@@ -53,9 +53,6 @@ class Losses:
         return cls(**{field.name: value for field, value in message.ListFields()})
 
 
-_NO_LOSSES = Losses()
-
-
 @dataclass(frozen=True)
 class Timing:
     """Where a call's time went on the server, in microseconds.
@@ -111,10 +108,7 @@ class Result:
         """Returns what a response says whose output came by another way."""
         return cls(
             output=output,
-            losses=tuple(
-                Losses.from_message(layer.losses) if layer.HasField("losses") else _NO_LOSSES
-                for layer in message.layers
-            ),
+            losses=tuple(Losses.from_message(layer.losses) for layer in message.layers),
             layers=tuple(
                 messages.from_message(layer.conv2d) if layer.HasField("conv2d") else None for layer in message.layers
             ),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from convserve.display import html_tables
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, short_repr
+from convserve.errors import InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -86,18 +86,15 @@ def check_name(name: str, field: str = "name") -> None:
         InvalidRequestError: For the field, if it has other characters than allowed.
     """
     if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name) or ".." in name:
-        text = (
-            f"Expected 1 to {MAX_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit, "
-            f"without '..'. Received {short_repr(name)}."
-        )
-        raise InvalidRequestError(FieldViolation(field, text))
+        expected = f"1 to {MAX_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit"
+        raise InvalidRequestError.for_field(field, f"{expected}, without '..'", short_repr(name))
 
 
 def check_channels(channels: Any) -> None:
     """Raises InvalidWeightsError for what is not a number of an input's channels."""
     if isinstance(channels, bool) or not isinstance(channels, int | np.integer) or not 0 < channels < 2**31:
-        text = f"Expected the number of the input's channels, above 0. Received {short_repr(channels)}."
-        raise InvalidWeightsError(FieldViolation("input_channels", text))
+        expected = "the number of the input's channels, above 0"
+        raise InvalidWeightsError.for_field("input_channels", expected, short_repr(channels))
 
 
 def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None, input_channels: int | None) -> Layer:
@@ -111,16 +108,16 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
     if isinstance(layer, Conv2D):
         checked = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
     elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
-        text = "Expected a Conv2D with or without kernel= and bias=, or a Layer, which has them."
-        raise InvalidRequestError(FieldViolation("layer", f"{text} Received {short_repr(layer)}."))
+        expected = "a Conv2D with or without kernel= and bias=, or a Layer, which has them"
+        raise InvalidRequestError.for_field("layer", expected, short_repr(layer))
     else:
         checked = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
     if checked.kernel is None:
         checked.config.check_initializers()
         return checked
     if seed is not None:
-        text = f"Expected no seed beside weights, which need not be drawn. Received seed={short_repr(seed)}."
-        raise InvalidRequestError(FieldViolation("seed", text))
+        expected = "no seed beside weights, which need not be drawn"
+        raise InvalidRequestError.for_field("seed", expected, f"seed={short_repr(seed)}")
     if input_channels is not None:
         check_channels(input_channels)
         check_kernel_channels(checked.config, checked.kernel.shape, input_channels)

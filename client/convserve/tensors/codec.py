@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import FieldViolation, InvalidTensorError, MissingDependencyError, short_repr
+from convserve.errors import InvalidTensorError, MissingDependencyError, short_repr
 from convserve.v1 import tensor_pb2
 
 try:
@@ -31,10 +31,6 @@ _NUMBER_OF_NAME: dict[str, Any] = {name: tensor_pb2.Dtype.Value(f"DTYPE_{name.up
 _NAME_OF_NUMBER = {number: name for name, number in _NUMBER_OF_NAME.items()}
 _NUMPY_DTYPE = {name: np.dtype(name).newbyteorder("<") for name in INPUT_DTYPES if name != "bfloat16"}
 _NAME_OF_DTYPE = {dtype: name for name, dtype in _NUMPY_DTYPE.items()}
-
-
-def _wrong(field: str, text: str) -> InvalidTensorError:
-    return InvalidTensorError(FieldViolation(field, f"Expected {text}."))
 
 
 def itemsize(dtype: str) -> int:
@@ -81,7 +77,7 @@ def dtype_name(number: int, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
     """
     name = _NAME_OF_NUMBER.get(number)
     if name is None or name not in allowed:
-        raise _wrong(field, f"a dtype out of {', '.join(allowed)}. Received {name or number}")
+        raise InvalidTensorError.for_field(field, f"a dtype out of {', '.join(allowed)}", name or number)
     return name
 
 
@@ -98,7 +94,7 @@ def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
         except (TypeError, ValueError):
             name = None
     if name not in allowed:
-        raise _wrong(field, f"a dtype out of {', '.join(allowed)}. Received {short_repr(dtype)}")
+        raise InvalidTensorError.for_field(field, f"a dtype out of {', '.join(allowed)}", short_repr(dtype))
     return str(name)
 
 
@@ -113,11 +109,11 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires grad
-        raise _wrong(field, f"an array. Received {type(value).__name__}: {error}") from error
+        raise InvalidTensorError.for_field(field, "an array", f"{type(value).__name__}: {error}") from error
     name = name_of(array)
     if name not in allowed:
-        remedy = "convert it first, for example with .astype('float32')"
-        raise _wrong(field, f"an array with dtype {', '.join(allowed)}. Received dtype {name}; {remedy}")
+        received = f"dtype {name}; convert it first, for example with .astype('float32')"
+        raise InvalidTensorError.for_field(field, f"an array with dtype {', '.join(allowed)}", received)
     checked_shape(array.shape, field)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
 
@@ -130,11 +126,13 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
     """
     if len(shape) > 8:
         received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
-        raise _wrong(field, f"at most 8 dimensions. Received {received}")
+        raise InvalidTensorError.for_field(field, "at most 8 dimensions", received)
     if shape and min(shape) < 1:
-        raise _wrong(field, f"every dimension to be at least 1. Received shape {short_repr(tuple(shape))}")
+        raise InvalidTensorError.for_field(
+            field, "every dimension to be at least 1", f"shape {short_repr(tuple(shape))}"
+        )
     if math.prod(shape) >= 2**63:
-        raise _wrong(field, f"at most 2**63 - 1 elements. Received shape {short_repr(tuple(shape))}")
+        raise InvalidTensorError.for_field(field, "at most 2**63 - 1 elements", f"shape {short_repr(tuple(shape))}")
     return tuple(int(size) for size in shape)
 
 
@@ -166,7 +164,8 @@ def decode(
     data = message.data if elements is None else elements
     name = dtype_name(message.dtype, field, allowed)
     shape = checked_shape(message.shape, field)
-    expected = math.prod(shape) * itemsize(name)
-    if len(data) != expected:
-        raise _wrong(field, f"{expected} bytes, as shape {shape} and dtype {name} need. Received {len(data)} bytes")
+    size = math.prod(shape) * itemsize(name)
+    if len(data) != size:
+        expected = f"{size} bytes, as shape {shape} and dtype {name} need"
+        raise InvalidTensorError.for_field(field, expected, f"{len(data)} bytes")
     return np.frombuffer(data, dtype=numpy_dtype(name)).reshape(shape)

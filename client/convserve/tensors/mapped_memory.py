@@ -17,11 +17,7 @@ _MAP_FAILED = ctypes.c_void_p(-1).value
 
 
 class Map:
-    """Memory of a file that is mapped into this process, without a descriptor that stays open as mmap.mmap's does.
-
-    Attributes:
-        size: Its length in bytes.
-    """
+    """Memory of a file, of `size` bytes, mapped into this process; unlike mmap.mmap it keeps no descriptor open."""
 
     def __init__(self, descriptor: int, size: int, flags: int) -> None:
         """Maps a file's beginning to be read and written; raises OSError where that is not possible."""

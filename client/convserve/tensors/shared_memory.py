@@ -147,7 +147,9 @@ class SharedMemory:
                 self._unused.remove(best)
                 best.forks = _Forks.count
                 return best
-            made = Region(_rounded(size))
+            # Up to an eighth larger, so that it serves calls of almost the same size.
+            step = max(mmap.PAGESIZE, 1 << max(0, size.bit_length() - 4))
+            made = Region(max(_MIN_REGION, -(-size // step) * step))
             try:
                 if not self._is_taken(made):
                     self._unused.clear()  # which may make room for it
@@ -296,12 +298,6 @@ def _connected(addresses: Sequence[str], timeout: float) -> socket.socket:
             _Forks.connections.add(connection)
             return connection
     raise failure
-
-
-def _rounded(size: int) -> int:
-    """Returns a size up to an eighth above, so that a region serves calls of almost the same size."""
-    step = max(mmap.PAGESIZE, 1 << max(0, size.bit_length() - 4))
-    return max(_MIN_REGION, -(-size // step) * step)
 
 
 def _as_array(root: Array, shape: Sequence[int], dtype: Any) -> Array:

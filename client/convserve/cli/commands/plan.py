@@ -32,9 +32,7 @@ def command(
         with connection.client() as client:
             plan = client.plan(conv2d, input_shape, **dtypes)
     kernel_shape = plan.layers[0].kernel_shape
-    admitted = "not asked (--local)"
-    if plan.admitted is not None:
-        admitted = "yes" if plan.admitted else f"no: {plan.refusal}"
+    answers = {None: "not asked (--local)", True: "yes", False: f"no: {plan.refusal}"}
     rows = [
         ("input", f"{shape_text(input_shape, dtypes['input_dtype'])}, {bytes_text(plan.input_bytes)}"),
         ("kernel", str(kernel_shape)),
@@ -42,7 +40,7 @@ def command(
         ("output", f"{shape_text(plan.output_shape, plan.output_dtype)}, {bytes_text(plan.output_bytes)}"),
         ("work", flops_text(plan.flops)),
         ("memory", f"{bytes_text(plan.memory_bytes)} at once on the server, at least"),
-        ("admitted", admitted),
+        ("admitted", answers[plan.admitted]),
     ]
     document = dataclasses.asdict(plan) | {"kernel_shape": kernel_shape}
     del document["layers"]

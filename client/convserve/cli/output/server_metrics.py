@@ -65,15 +65,15 @@ def counted_from(before: Scrape | None, after: Scrape) -> Scrape:
 
 def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
     """Returns the figures of each method that was called in a period, or is."""
-    in_flight = after.by("method", "convserve_requests_in_flight")
-    figures = {method: _figures(before, after, method, int(count)) for method, count in sorted(in_flight.items())}
+    grown, in_flight = _grown(before, after), after.by("method", "convserve_requests_in_flight")
+    figures = {method: _figures(grown, method, int(count)) for method, count in sorted(in_flight.items())}
     return {method: own for method, own in figures.items() if own.calls_per_s or own.in_flight or own.batch}
 
 
 def refusals(before: Scrape, after: Scrape) -> dict[str, int]:
     """Returns how many calls and items were refused in a period, by reason."""
-    grown = _grown(before, after, "reason", "convserve_refused_total")
-    return {reason: int(count) for reason, count in sorted(grown.items()) if count}
+    refused = _grown(before, after).by("reason", "convserve_refused_total")
+    return {reason: int(count) for reason, count in sorted(refused.items()) if count}
 
 
 def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | None:
@@ -94,37 +94,32 @@ def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | No
     return lower
 
 
-def _figures(before: Scrape, after: Scrape, method: str, in_flight: int) -> MethodFigures:
-    seconds = max(after.time - before.time, 1e-9)
-
-    def grown(name: str) -> float:
-        return _grown(before, after, "method", f"convserve_{name}").get(method, 0.0)
+def _figures(grown: Scrape, method: str, in_flight: int) -> MethodFigures:
+    def total(name: str) -> float:
+        return grown.by("method", f"convserve_{name}").get(method, 0.0)
 
     def percentile(name: str, share: float) -> float | None:
-        return quantile(_buckets(before, after, f"convserve_{name}_seconds_bucket", method), share)
+        buckets = grown.samples.get(f"convserve_{name}_seconds_bucket", {}).items()
+        own = ((float(dict(labels)["le"]), count) for labels, count in buckets if ("method", method) in labels)
+        return quantile(own, share)
 
-    passes = grown("batch_samples_count")
+    passes = total("batch_samples_count")
     return MethodFigures(
-        calls_per_s=grown("requests_total") / seconds,
+        calls_per_s=total("requests_total") / grown.time,
         in_flight=in_flight,
         latency_s=tuple(percentile("request_duration", share) for share in (0.5, 0.9, 0.99)),
         queue_s=percentile("queue", 0.9),
         compute_s=percentile("compute", 0.9),
-        batch=grown("batch_samples_sum") / passes if passes else None,
-        input_bytes_per_s=grown("input_bytes_total") / seconds,
-        output_bytes_per_s=grown("output_bytes_total") / seconds,
+        batch=total("batch_samples_sum") / passes if passes else None,
+        input_bytes_per_s=total("input_bytes_total") / grown.time,
+        output_bytes_per_s=total("output_bytes_total") / grown.time,
     )
 
 
-def _grown(before: Scrape, after: Scrape, label: str, name: str) -> dict[str, float]:
-    old = before.by(label, name)
-    return {key: value - old.get(key, 0.0) for key, value in after.by(label, name).items()}
-
-
-def _buckets(before: Scrape, after: Scrape, name: str, method: str) -> list[tuple[float, float]]:
-    old = before.samples.get(name, {})
-    return [
-        (float(dict(labels)["le"]), count - old.get(labels, 0.0))
-        for labels, count in after.samples.get(name, {}).items()
-        if ("method", method) in labels
-    ]
+def _grown(before: Scrape, after: Scrape) -> Scrape:
+    """Returns by how much all values and the time have grown."""
+    samples: dict[str, dict[Labels, float]] = {}
+    for name, values in after.samples.items():
+        old = before.samples.get(name, {})
+        samples[name] = {labels: value - old.get(labels, 0.0) for labels, value in values.items()}
+    return Scrape(max(after.time - before.time, 1e-9), samples)
