@@ -25,8 +25,7 @@ def channel_target(target: str | Sequence[str]) -> str:
     These are "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
     separated by commas.
 
-    Raises:
-        InvalidRequestError: For an empty target, or several of which one is not an IP address.
+    Raises InvalidRequestError for an empty target, or several of which one is not an IP address.
     """
     listed = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
     if not listed or not all(isinstance(address, str) and address for address in listed):

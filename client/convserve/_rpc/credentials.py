@@ -70,8 +70,7 @@ class Access:
     def __init__(self, target: str, token: str | None, tls: TLS | bool | None) -> None:
         """Checks that the token goes to nobody but the server; the arguments are those of `Client`.
 
-        Raises:
-            InvalidRequestError: For what is no token or no TLS, or a token that others could read on its way.
+        Raises InvalidRequestError for what is no token or no TLS, or a token that others could read on its way.
         """
         shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
         if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):

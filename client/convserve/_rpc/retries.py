@@ -143,8 +143,7 @@ class Call:
     def delay_after(self, failure: grpc.RpcError | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
 
-        Raises:
-            ConvserveError: The failure as one of the tree, if it is not to be retried.
+        Raises ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
         error = from_rpc_error(failure)
         remaining_s = self.deadline.remaining_s()

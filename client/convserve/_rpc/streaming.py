@@ -63,8 +63,7 @@ class Stream:
     def take(self, data: bytes) -> None:
         """Takes the bytes of a message that came.
 
-        Raises:
-            ConvserveError: If it says that an item failed, or is none that could come now.
+        Raises ConvserveError if it says that an item failed, or is none that could come now.
         """
         framed = framing.read_piece(data)
         message = messages.ConvolveStreamResponse.FromString(data if framed is None else framed[0])

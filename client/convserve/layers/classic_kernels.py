@@ -54,8 +54,7 @@ def classic_kernel(name: str, channels: int) -> npt.NDArray[np.float32]:
     Returns:
         Shape (kernel height, kernel width, 1, channels), float32, a new array.
 
-    Raises:
-        InvalidConfigurationError: If there is no kernel of this name, or `channels` is below 1.
+    Raises InvalidConfigurationError if there is no kernel of this name, or `channels` is below 1.
     """
     if name not in CLASSIC_KERNELS:
         nearest = difflib.get_close_matches(str(name), CLASSIC_KERNELS, n=1)

@@ -67,8 +67,7 @@ def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
 def from_message(message: conv2d_pb2.Conv2D) -> Conv2D:
     """Returns the configuration that a message means; what is not set has Keras' default.
 
-    Raises:
-        InvalidConfigurationError: Names every field that is wrong, in the words that Conv2D itself uses.
+    Raises InvalidConfigurationError: Names every field that is wrong, in the words that Conv2D itself uses.
     """
     # A configuration is a value, and most of them come again: with every call that carries its layer.
     data = message.SerializeToString(deterministic=True)

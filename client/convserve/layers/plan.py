@@ -116,8 +116,7 @@ class Geometry:
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of the output for an input of this shape, both with the batch axis.
 
-        Raises:
-            InvalidTensorError: If the layer cannot take such an input.
+        Raises InvalidTensorError if the layer cannot take such an input.
         """
         return self.plan(input_shape).output_shape
 
@@ -143,8 +142,7 @@ def plan(
         input_dtype: The input's dtype.
         output_dtype: The dtype asked for; None for the last layer's compute dtype.
 
-    Raises:
-        InvalidTensorError: If a layer cannot take its input. With several layers, fields begin with "layers[i].".
+    Raises InvalidTensorError if a layer cannot take its input. With several layers, fields begin with "layers[i].".
     """
     shape = _input_shape(layers[0], input_shape)
     input_elements = math.prod(shape)

@@ -57,8 +57,7 @@ class Upload:
 def layer_upload(layer: Layer, name: str | None) -> Upload:
     """Returns the upload of a layer with its weights.
 
-    Raises:
-        InvalidRequestError: For a name with other characters than allowed.
+    Raises InvalidRequestError for a name with other characters than allowed.
     """
     return _put(layer.config, name, layer, weights=weights_header(layer), expected_digest=layer.digest)
 

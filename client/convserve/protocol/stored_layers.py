@@ -82,8 +82,7 @@ class StoredLayerBase:
 def check_name(name: str, field: str = "name") -> None:
     """Checks the name that a layer is to have; client and server both call it.
 
-    Raises:
-        InvalidRequestError: For the field, if it has other characters than allowed.
+    Raises InvalidRequestError for the field, if it has other characters than allowed.
     """
     if not isinstance(name, str) or len(name) > MAX_NAME or not _NAME.fullmatch(name) or ".." in name:
         expected = f"1 to {MAX_NAME} letters, digits, '-', '_', '.' or '/', beginning with a letter or digit"
@@ -102,8 +101,7 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
 
     What is stored is a value: it must not change where the caller later writes to the array that was given.
 
-    Raises:
-        InvalidArgumentError: If they contradict each other.
+    Raises InvalidArgumentError if they contradict each other.
     """
     if isinstance(layer, Conv2D):
         checked = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)

@@ -41,8 +41,7 @@ def itemsize(dtype: str) -> int:
 def numpy_dtype(name: str) -> np.dtype[Any]:
     """Returns numpy's little-endian dtype of this name.
 
-    Raises:
-        MissingDependencyError: For bfloat16 without the package ml_dtypes.
+    Raises MissingDependencyError for bfloat16 without the package ml_dtypes.
     """
     if name == "bfloat16":
         if _BFLOAT16 is None:
@@ -72,8 +71,7 @@ def dtype_number(name: str | None) -> Any:
 def dtype_name(number: int, field: str, allowed: Sequence[str] = INPUT_DTYPES) -> str:
     """Returns the name of a dtype that arrived as a number.
 
-    Raises:
-        InvalidTensorError: If the number is none of the `allowed` types'.
+    Raises InvalidTensorError if the number is none of the `allowed` types'.
     """
     name = _NAME_OF_NUMBER.get(number)
     if name is None or name not in allowed:
@@ -84,8 +82,7 @@ def dtype_name(number: int, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
 def standard_dtype(dtype: object, field: str, allowed: Sequence[str]) -> str:
     """Returns a dtype's name, given as a name, a numpy dtype or type, or another library's dtype with a name.
 
-    Raises:
-        InvalidTensorError: If it is none of the `allowed` types.
+    Raises InvalidTensorError if it is none of the `allowed` types.
     """
     name = dtype if isinstance(dtype, str) else getattr(dtype, "name", None)
     if not isinstance(name, str) and dtype is not None:  # None would be numpy's default, float64
@@ -103,8 +100,7 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
 
     It may be anything that `numpy.asarray` takes, and is copied only if its layout or byte order needs it.
 
-    Raises:
-        InvalidTensorError: For another dtype, a ragged list, or a dimension of 0.
+    Raises InvalidTensorError for another dtype, a ragged list, or a dimension of 0.
     """
     try:
         array = np.asarray(value)
@@ -121,8 +117,7 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
 def checked_shape(shape: Sequence[int], field: str) -> Shape:
     """Returns a shape as a tuple.
 
-    Raises:
-        InvalidTensorError: If a dimension is below 1 or the shape has more than 2**63 - 1 elements.
+    Raises InvalidTensorError if a dimension is below 1 or the shape has more than 2**63 - 1 elements.
     """
     if len(shape) > 8:
         received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"

@@ -106,8 +106,7 @@ class SharedMemory:
     def __init__(self, addresses: Sequence[str], ticket: bytes, timeout: float = MAX_ANSWER_S) -> None:
         """Connects to the first socket that answers within so many seconds, and shows a ticket.
 
-        Raises:
-            OSError: If none of the addresses answers, or this system has no such memory.
+        Raises OSError if none of the addresses answers, or this system has no such memory.
         """
         if not hasattr(os, "memfd_create"):
             raise OSError("this system has no memfd_create")
@@ -133,8 +132,7 @@ class SharedMemory:
     def region(self, size: int, timeout: float = MAX_ANSWER_S) -> Region:
         """Returns a region of at least `size` bytes that nobody else uses; `give_back` ends its use.
 
-        Raises:
-            OSError: If there is no memory for it, or the server does not take it in `timeout` seconds.
+        Raises OSError if there is no memory for it, or the server does not take it in `timeout` seconds.
         """
         if not self._lock.acquire(timeout=timeout):
             raise TimeoutError("the server has not answered another call in time")
@@ -182,8 +180,7 @@ class SharedMemory:
     def empty(self, shape: Sequence[int], dtype: Any, timeout: float = MAX_ANSWER_S) -> Array:
         """Returns an uninitialized array, shape and dtype as given, which is sent without being copied.
 
-        Raises:
-            OSError: As `region`.
+        Raises OSError: As `region`.
         """
         region = self.region(max(1, math.prod(shape) * dtype.itemsize), timeout)
         root = region.shared()

@@ -1,8 +1,0 @@
-"""`python -m convserve.cli` is the program `convserve`."""
-
-import sys
-
-from convserve.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
