@@ -60,9 +60,13 @@ class RawCaller:
 
 @contextmanager
 def raw_caller(target: str) -> Iterator[RawCaller]:
-    """Connects to a server."""
-    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(target, options=unlimited) as channel:
+    """Connects to a server, by a connection of its own: the server may still be putting another caller's streams away."""
+    options = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(target, options=options) as channel:
         yield RawCaller(channel)
 
 
