@@ -60,7 +60,7 @@ class RawCaller:
 
 @contextmanager
 def raw_caller(target: str) -> Iterator[RawCaller]:
-    """Connects to a server, by a connection of its own: the server may still be putting another caller's streams away."""
+    """Connects to a server by a connection of its own, as another caller's streams may still count against theirs."""
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
