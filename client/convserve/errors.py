@@ -77,6 +77,10 @@ class ConvserveError(Exception):
 
         return grpc.StatusCode[self.code_name]
 
+    @code.setter
+    def code(self, code: grpc.StatusCode) -> None:
+        self.code_name = code.name
+
 
 class InvalidArgumentError(ConvserveError, ValueError):
     """The call is wrong and will stay wrong until it is changed.

@@ -154,13 +154,14 @@ def _assembled(
     certificate: Certificate | None,
 ) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
-    # All threads that callers can have (SECURITY.md): so many answer calls, of which streams take half at most, so that
-    # there are always some for single calls and the health; and as many read streams, half at most, and compute items.
+    # All threads that callers can have (SECURITY.md): one for each call, of which streams leave --handler-threads to
+    # single calls and the health; and one that reads each stream, and one for each item that is admitted.
+    streams = max(1, settings.max_waiting_calls)
     threads = settings.handler_threads + settings.max_waiting_calls
     call_pool = ThreadPool(threads, "call")
-    stream_pool = ThreadPool(threads, "stream", waits_for_threads=False)
+    stream_pool = ThreadPool(threads + streams, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(threads // 2), idle)
+    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(streams), idle)
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[interceptor],

@@ -53,7 +53,10 @@ class _Program(Group):
 _listed = {name: click.Command(name, short_help=text) for name, text in _COMMANDS.items()}
 
 
-@click.command("convserve", cls=_Program, commands=_listed, **help_page("main"))
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.command("convserve", cls=_Program, commands=_listed, context_settings=_HELP, **help_page("main"))
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""

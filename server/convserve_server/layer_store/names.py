@@ -83,6 +83,7 @@ class LayerNames:
         """Removes a name, and ends its pins."""
         self.unpin(name)
         self._detach(name)
+        self._versions.pop(name, None)
 
     def pin(self, name: str, key: bytes) -> None:
         """Keeps a layer, which is in memory, until the name is unpinned or removed."""
@@ -113,7 +114,7 @@ class LayerNames:
         return self._size_of(key) if self._keep_named and key is not None and self._holds[key] == 1 else 0
 
     def _detach(self, name: str) -> None:
-        versions = self._versions.pop(name, None)
+        versions = self._versions.get(name)  # which stays: a name that is moved always leads somewhere
         if versions is not None:
             names = self._names[versions.digest]
             names.remove(name)

@@ -97,21 +97,21 @@ class _Method:
         self._serialize = handler.response_serializer or bytes
 
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        call = _Call(context, self._interceptor.idle)
+        call = _Call(context, self._interceptor.idle, gives_stream=self._gives_stream)
         try:
             with self._identify(call):
                 answer = self._behaviour(self._receive(raw, call), context)
             data: bytes = self._serialize(answer)
             call.record.sent_bytes += len(data)
             call.record.answered = True
-            call.start_idle_timer(_MAX_FETCHING)
+            call.fetching.until = self._interceptor.idle.deadline(_MAX_FETCHING)
             return data
         except Exception as error:
             status = status_of(error, call.record, context)
         return abort(status, context)
 
     def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
-        call = _Call(context, self._interceptor.idle)
+        call = _Call(context, self._interceptor.idle, gives_stream=self._gives_stream)
         try:
             with self._identify(call):
                 yield from self._answers(self._receive(raw, call), call)
@@ -130,9 +130,9 @@ class _Method:
         # In a list and by `map`, since this frame would keep an answer, too, while it waits for the next.
         for boxed in map(self._boxed, self._behaviour(requests, call.context)):
             call.record.sent_bytes += len(boxed[0])
-            call.start_idle_timer()
+            call.fetching.until = self._interceptor.idle.deadline()
             yield boxed  # until it is sent
-            call.stop_idle_timer()
+            call.fetching.until = inf
 
     def _boxed(self, answer: Any) -> list[bytes]:
         return [self._serialize(answer)]
@@ -142,7 +142,7 @@ class _Method:
         if self._takes_stream:
             return self._requests(raw, call)
         data = next(raw, None)
-        call.stop_idle_timer()
+        call.receiving.until = inf
         if data is not None:
             call.record.received_bytes += len(data)
         return parsed(self._parse, data)
@@ -150,42 +150,43 @@ class _Method:
     def _requests(self, raw: Iterator[bytes], call: _Call) -> Iterator[Any]:
         """Yields the messages of a stream, parsed, of which it keeps none."""
         while (data := next(raw, None)) is not None:
-            call.stop_idle_timer()
+            call.receiving.until = inf
             call.record.received_bytes += len(data)
             boxed = [parsed(self._parse, data)]
             del data
             yield boxed.pop()
             if not self._gives_stream:  # such a method knows itself when it waits for its caller alone
-                call.start_idle_timer()
-        call.stop_idle_timer()
+                call.receiving.until = self._interceptor.idle.deadline()
+        call.receiving.until = inf
 
 
 class _Call:
-    """A call from the moment that a thread has taken it. Its idle timer runs while the server waits for its caller."""
+    """A call from the moment that a thread has taken it. Its waits run while the server waits for its caller alone.
 
-    __slots__ = ("_idle", "_wait", "context", "record")
+    A stream that is answered as it comes has a wait for each direction: a caller that goes on sending must fetch, too.
+    """
 
-    def __init__(self, context: grpc.ServicerContext, idle: IdleTimeouts) -> None:
+    __slots__ = ("_idle", "context", "fetching", "receiving", "record")
+
+    def __init__(self, context: grpc.ServicerContext, idle: IdleTimeouts, *, gives_stream: bool) -> None:
         try:
             self.record = current_call()
         except PermissionDeniedError as error:
             abort(to_status(error), context)
         self.context, self._idle = context, idle
-        self._wait = Wait(partial(_abort_idle, self.record, context), idle.deadline())
-        idle.add(self._wait)
+        self.receiving = self.fetching = Wait(partial(_abort_idle, self.record, context), idle.deadline())
+        idle.add(self.receiving)
+        if gives_stream:
+            self.fetching = Wait(self.receiving.abort)
+            idle.add(self.fetching)
         self.record.begin()
         context.set_trailing_metadata(((REQUEST_ID, self.record.request_id),))
         if not context.add_callback(self._end):  # it is over already
             self._end()
 
-    def start_idle_timer(self, times: int = 1) -> None:
-        self._wait.until = self._idle.deadline(times)
-
-    def stop_idle_timer(self) -> None:
-        self._wait.until = inf
-
     def _end(self) -> None:
-        self._idle.remove(self._wait)
+        self._idle.remove(self.receiving)
+        self._idle.remove(self.fetching)
         record = self.record
         record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 

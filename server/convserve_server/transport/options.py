@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from convserve.protocol.pieces import LARGE_FRAMES
@@ -14,7 +15,7 @@ _MAX_METADATA_BYTES = 2**14
 def server_options(settings: Settings) -> list[tuple[str, Any]]:
     """Returns the options with which a `grpc.server` is made."""
     # Integers: gRPC passes over floats without a word.
-    age_ms, grace_ms = (int(seconds * 1000) for seconds in (settings.max_connection_age_s, settings.drain_s))
+    age_ms, grace_ms = (math.ceil(seconds * 1000) for seconds in (settings.max_connection_age_s, settings.drain_s))
     renewal = [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)]
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),

@@ -137,6 +137,28 @@ def test_a_stream_whose_answers_nobody_fetches_is_ended(impatient: RunningServer
     assert failure.value.code() is grpc.StatusCode.CANCELLED
 
 
+@pytest.mark.parametrize("then", ["sends", "closes"])
+def test_a_stream_whose_answers_nobody_fetches_is_ended_whatever_its_caller_sends(
+    impatient: RunningServer, idle_caller: RawCaller, then: str
+) -> None:
+    x = np.ones((16, 500, 500, 2), "f4")
+    wide = layer(weights=weights(np.ones((1, 1, 2, 8))))
+    wide.inline.conv2d.filters = 8
+    feed = Feed(start(wide), *item(1, x))
+    call = idle_caller.stub.ConvolveStream(iter(feed), timeout=60)
+    before = impatient.log.read_text().count("idle for too long")
+    next(call)  # what follows is sent while the answer waits to be fetched
+    if then == "sends":
+        feed.send(opening(2, *image(1).shape))
+    else:
+        feed.end()
+    eventually(lambda: impatient.log.read_text().count("idle for too long") > before)
+    with pytest.raises(grpc.RpcError) as failure:
+        list(call)
+    feed.end()
+    assert failure.value.code() is grpc.StatusCode.CANCELLED
+
+
 def test_one_caller_has_half_of_the_streams_that_are_left(bounded: RunningServer, caller: RawCaller) -> None:
     feeds = [Feed(start()) for _ in range(10)]
     calls = [caller.stub.ConvolveStream(iter(each), timeout=60) for each in feeds]

@@ -149,6 +149,13 @@ def test_fields_get_a_prefix_and_keep_their_class(error):
     assert [each.description for each in under.violations] == [each.description for each in TWO]
 
 
+def test_the_code_can_be_set():
+    """As pickles of errors from before have it."""
+    error = errors.LayerNotFoundError("text")
+    error.code = grpc.StatusCode.NOT_FOUND
+    assert (error.code, error.code_name) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND")
+
+
 def test_the_text_names_every_field():
     text = "filters: Expected 1. Received -1.\nstrides: Expected 2. Received 0."
     assert str(errors.InvalidConfigurationError(*TWO)) == text

@@ -25,6 +25,12 @@ def test_help_lists_every_command_with_a_line(capsys):
     assert "examples:" in out
 
 
+@pytest.mark.parametrize("words", [[], ["conv2d"], ["layers", "list"], ["serve"]])
+def test_h_is_help_too(capsys, words):
+    assert cli.main([*words, "-h"]) == 0
+    assert "usage:" in capsys.readouterr().out.lower()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_each_command_teaches_by_example(capsys, monkeypatch, name):
     monkeypatch.setenv("COLUMNS", "80")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,23 @@ def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
 @pytest.fixture(params=["memory", "folder"])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
     return tmp_path if request.param == "folder" else None
+
+
+def test_a_name_that_is_moved_always_leads_somewhere() -> None:
+    names, one, two = LayerNames(lambda _: 1, keep_named=True), b"\0", b"\1"
+    names.move("a", NameVersions((one,)))
+
+    def move() -> None:
+        for number in range(10_000):
+            names.move("a", NameVersions(((one, two)[number % 2],)))
+
+    with ThreadPoolExecutor(1) as pool:
+        moving = pool.submit(move)
+        seen = set()
+        while not moving.done():
+            seen.add(names.digest_of("a"))
+        moving.result()
+    assert seen <= {one, two}
 
 
 def test_pins_and_names_are_counted() -> None:
