@@ -186,8 +186,7 @@ class KerasObject:
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
         """Returns the name and the parameters that an identifier carries.
 
-        Raises:
-            ValueError: For one that carries none; the text says what was expected.
+        Raises ValueError for one that carries none; the text says what was expected.
         """
         if isinstance(identifier, str):
             return identifier, {}
@@ -223,8 +222,7 @@ class KerasObject:
     def from_message(cls, message: Message, field: str) -> Self:
         """Returns what a message means; a parameter that is not set has Keras' default.
 
-        Raises:
-            InvalidConfigurationError: If no kind is set, or a parameter is wrong.
+        Raises InvalidConfigurationError if no kind is set, or a parameter is wrong.
         """
         if not message.ListFields():
             expected = f"one of Keras' {cls.family}s to be set"

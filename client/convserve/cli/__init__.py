@@ -53,10 +53,7 @@ class _Program(Group):
 _listed = {name: click.Command(name, short_help=text) for name, text in _COMMANDS.items()}
 
 
-_HELP = {"help_option_names": ["-h", "--help"]}
-
-
-@click.command("convserve", cls=_Program, commands=_listed, context_settings=_HELP, **help_page("main"))
+@click.command("convserve", cls=_Program, commands=_listed, **help_page("main"))
 @click.version_option(__version__, message="convserve %(version)s")
 def program() -> None:
     """Is the program; each command does what is to be done."""
@@ -69,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with program.make_context("convserve", words) as context:
+        with program.make_context("convserve", words, help_option_names=["-h", "--help"]) as context:
             status = program.invoke(context)
         sys.stdout.flush()  # here rather than at exit, so that a closed pipe is noticed while it can be handled
         return status or 0

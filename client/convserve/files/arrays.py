@@ -22,8 +22,7 @@ ARRAY_SUFFIXES = (".npy", ".npz")
 def load_array(path: str | Path, field: str = "input") -> Array:
     """Returns the array in `file.npy`, the only one in `file.npz`, or the one that `file.npz:name` chooses.
 
-    Raises:
-        InvalidTensorError: For the field, if the file cannot be read, holds Python objects, or needs a name.
+    Raises InvalidTensorError for the field, if the file cannot be read, holds Python objects, or needs a name.
     """
     file, chosen = split_member(str(path))
     with _loaded(file, field) as loaded:
@@ -83,8 +82,7 @@ def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
 def save_array(path: str | Path, array: Array) -> None:
     """Writes an array as a .npy file. bfloat16, which the format cannot name, is written as float32, without loss.
 
-    Raises:
-        InvalidRequestError: If the file cannot be written.
+    Raises InvalidRequestError if the file cannot be written.
     """
     try:
         with Path(path).open("wb") as file:

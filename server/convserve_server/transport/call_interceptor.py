@@ -161,10 +161,7 @@ class _Method:
 
 
 class _Call:
-    """A call from the moment that a thread has taken it. Its waits run while the server waits for its caller alone.
-
-    A stream that is answered as it comes has a wait for each direction: a caller that goes on sending must fetch, too.
-    """
+    """A call, with the waits for its caller: a stream in both directions has two, as one that sends must fetch, too."""
 
     __slots__ = ("_idle", "context", "fetching", "receiving", "record")
 
