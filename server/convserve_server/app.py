@@ -156,8 +156,8 @@ def _assembled(
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): one for each call, of which streams leave --handler-threads to
     # single calls and the health; and one that reads each stream, and one for each item that is admitted.
-    streams = max(1, settings.max_waiting_calls)
-    threads = settings.handler_threads + settings.max_waiting_calls
+    streams = settings.max_waiting_calls
+    threads = settings.handler_threads + streams
     call_pool = ThreadPool(threads, "call")
     stream_pool = ThreadPool(threads + streams, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)

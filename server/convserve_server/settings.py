@@ -143,8 +143,8 @@ class Settings(BaseSettings):
     """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
     waits. 0: half of what the machine, or the container, has."""
     max_waiting_calls: Count = 128
-    """Most calls that wait to be computed; one caller may have half of the places that are left. Further ones are
-    refused, with a time to retry after."""
+    """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
+    Further ones are refused, with a time to retry after."""
     max_layers_per_call: Count = 64
     """Most layers in one call."""
     concurrent_calls: Count = 1

@@ -198,11 +198,16 @@ def kernel_shape(conv2d: Geometry, input_channels: int) -> Shape:
     return (*conv2d.kernel_size, input_channels // conv2d.groups, conv2d.filters)
 
 
+def parameter_count(conv2d: Geometry, shape: Shape) -> int:
+    """Returns the number of a layer's weights, with a kernel of this shape."""
+    return math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
+
+
 def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
     """Returns the rows of a notebook's table for a layer's weights; the shape is None before they are drawn."""
     if shape is None:
         return [("weights", "drawn by the server")]
-    number = math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
+    number = parameter_count(conv2d, shape)
     amount = bytes_text(number * itemsize(conv2d.variable_dtype))
     return [("kernel", f"{shape} {conv2d.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
 
@@ -223,7 +228,7 @@ def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     kernel = kernel_shape(conv2d, channels)
     biases = conv2d.filters if conv2d.use_bias else 0
     flops = batch * height * width * (2 * math.prod(kernel) + biases)
-    weights = math.prod(kernel) + biases
+    weights = parameter_count(conv2d, kernel)
     step = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
     return step, math.prod(input_shape) + weights + math.prod(convolved)
 

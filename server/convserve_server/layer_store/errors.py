@@ -1,9 +1,8 @@
-"""The errors of a request's field, and of a layer that is not stored, is not the expected one, or has no room."""
+"""The errors of a layer that is not stored, or has no room, and of a digest that is none."""
 
 from __future__ import annotations
 
 from convserve.errors import (
-    InvalidArgumentError,
     InvalidRequestError,
     LayerNotFoundError,
     OverloadedError,
@@ -12,17 +11,10 @@ from convserve.errors import (
 )
 
 
-def wrong_field(
-    field: str, expected: str, received: object, error: type[InvalidArgumentError] = InvalidRequestError
-) -> InvalidArgumentError:
-    """Returns the error of one field, saying what was expected and received there."""
-    return error.for_field(field, expected, received)
-
-
 def checked_digest(digest: bytes) -> bytes:
     """Returns a caller's digest. Raises InvalidRequestError if it has another length."""
     if len(digest) != 32:
-        raise wrong_field("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
+        raise InvalidRequestError.for_field("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
     return digest
 
 
@@ -46,7 +38,7 @@ def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> 
     """
     if size > budget:
         expected = f"a layer of at most {budget} bytes, the server's --{setting}"
-        raise wrong_field("kernel", expected, f"one of {size} bytes: ask the operator to raise it", TooLargeError)
+        raise TooLargeError.for_field("kernel", expected, f"one of {size} bytes: ask the operator to raise it")
     if held + size > budget:
         text = (
             f"Expected room for {size} bytes under the server's --{setting} of {budget}. Received none, because "

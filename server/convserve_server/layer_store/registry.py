@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,11 @@ from contextlib import contextmanager
 from convserve.errors import InvalidWeightsError, OverloadedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import kernel_shape
+from convserve.layers.plan import kernel_shape, parameter_count
 from convserve.protocol.results import Losses
 from convserve.protocol.stored_layers import check_name
 from convserve.tensors.codec import Array, itemsize
 from convserve_server.engine_api import Engine
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
 
@@ -42,7 +40,7 @@ class LayerRegistry:
             check_name(name)
         if input_channels < 1 or input_channels % config.groups:
             expected = f"a number above 0 that groups={config.groups} divides"
-            raise wrong_field("kernel", expected, f"{input_channels} channels", InvalidWeightsError)
+            raise InvalidWeightsError.for_field("kernel", expected, f"{input_channels} channels")
         try:
             self.store.check_room(_weight_bytes(config, input_channels), name)
         except OverloadedError:
@@ -54,7 +52,7 @@ class LayerRegistry:
         size = _weight_bytes(config, input_channels)
         if size > self._max_call_bytes:
             expected = f"weights of at most {self._max_call_bytes} bytes, the server's --max-call-bytes"
-            raise wrong_field("kernel", expected, f"{size}: ask the operator to raise it", TooLargeError)
+            raise TooLargeError.for_field("kernel", expected, f"{size}: ask the operator to raise it")
 
     @contextmanager
     def receiving(self, config: Conv2D, input_channels: int, dtype: str) -> Iterator[None]:
@@ -100,5 +98,5 @@ class LayerRegistry:
 
 
 def _weight_bytes(config: Conv2D, input_channels: int, dtype: str = "") -> int:
-    elements = math.prod(kernel_shape(config, input_channels)) + (config.filters if config.use_bias else 0)
-    return elements * itemsize(dtype or config.variable_dtype)
+    shape = kernel_shape(config, input_channels)
+    return parameter_count(config, shape) * itemsize(dtype or config.variable_dtype)

@@ -18,11 +18,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import LayerNotFoundError
+from convserve.errors import InvalidRequestError, LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
-from convserve_server.layer_store.errors import check_room, name_not_found, not_found, wrong_field
+from convserve_server.layer_store.errors import check_room, name_not_found, not_found
 from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
@@ -151,7 +151,7 @@ class LayerStore:
         key = layer.digest
         if expected_digest and key != expected_digest:
             expected = f"what arrives to have the digest {expected_digest.hex()}"
-            raise wrong_field("expected_digest", expected, f"a layer with digest {key.hex()}")
+            raise InvalidRequestError.for_field("expected_digest", expected, f"a layer with digest {key.hex()}")
         with self._locked(key):
             existing = self.find(key)
             if existing is None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
+from convserve.layers.plan import parameter_count
 from convserve.tensors.codec import Shape, itemsize
 
 Reference = bytes | str
@@ -37,7 +37,7 @@ class StoredLayer(NamedTuple):
     @property
     def parameter_count(self) -> int:
         """The number of weights."""
-        return math.prod(self.kernel_shape) + (self.config.filters if self.config.use_bias else 0)
+        return parameter_count(self.config, self.kernel_shape)
 
     @property
     def weight_bytes(self) -> int:

@@ -8,9 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from convserve.errors import InvalidArgumentError, InvalidTensorError, short_repr
+from convserve.errors import InvalidArgumentError, InvalidRequestError, InvalidTensorError, short_repr
 from convserve.tensors.codec import INPUT_DTYPES, Array, Shape, checked_shape, itemsize, numpy_dtype
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import InferRequest
 
@@ -74,11 +73,11 @@ def read_output_place(request: InferRequest, name: str) -> Place | None:
         return None
     if len(outputs) != 1 or outputs[0].name != name:
         received = ", ".join(short_repr(output.name) for output in outputs[:8])
-        raise wrong_field("outputs", f"{name} alone", received)
+        raise InvalidRequestError.for_field("outputs", f"{name} alone", received)
     parameters = outputs[0].parameters
     if "classification" in parameters:
         field = f"outputs.{name}.parameters.classification"
-        raise wrong_field(field, "none, as the output is no list of classes", "one")
+        raise InvalidRequestError.for_field(field, "none, as the output is no list of classes", "one")
     return _place(parameters, f"outputs.{name}")
 
 
@@ -87,7 +86,7 @@ def dtype_of(datatype: str, field: str, allowed: Sequence[str] = INPUT_DTYPES) -
     dtype = _DTYPES.get(datatype)
     if dtype is None or dtype not in allowed:
         names = ", ".join(DATATYPES[name] for name in allowed)
-        raise wrong_field(field, f"one of {names}", short_repr(datatype), InvalidTensorError)
+        raise InvalidTensorError.for_field(field, f"one of {names}", short_repr(datatype))
     return dtype
 
 
@@ -112,17 +111,17 @@ def _typed(contents: messages.InferTensorContents, shape: Shape, dtype: str, fie
     name, field = _CONTENTS.get(dtype), f"{field}.contents"
     if name is None:
         expected = f"{DATATYPES[dtype]} in raw_input_contents, as contents have no field for it"
-        raise wrong_field(field, expected, "contents", InvalidTensorError)
+        raise InvalidTensorError.for_field(field, expected, "contents")
     values = getattr(contents, name)
     if len(values) != math.prod(shape):
         expected = f"{math.prod(shape)} elements in {name}, as shape {shape} needs"
-        raise wrong_field(field, expected, len(values), InvalidTensorError)
+        raise InvalidTensorError.for_field(field, expected, len(values))
     if dtype in ("float32", "float64"):
         return np.fromiter(values, numpy_dtype(dtype), len(values)).reshape(shape)
     integers, bounds = np.fromiter(values, np.int64, len(values)), np.iinfo(dtype)
     if integers.min() < bounds.min or integers.max() > bounds.max:
         expected = f"{DATATYPES[dtype]}, from {bounds.min} to {bounds.max}"
-        raise wrong_field(field, expected, "other integers", InvalidTensorError)
+        raise InvalidTensorError.for_field(field, expected, "other integers")
     return integers.astype(dtype).reshape(shape)
 
 
@@ -141,22 +140,22 @@ def _integer(parameters: _Parameters, name: str, field: str) -> int:
     value = getattr(parameters[name], choice) if choice in ("int64_param", "uint64_param") else -1
     if value < 0:
         received = "another" if choice == "int64_param" else choice
-        raise wrong_field(f"{field}.parameters.{name}", "an integer of at least 0", received)
+        raise InvalidRequestError.for_field(f"{field}.parameters.{name}", "an integer of at least 0", received)
     return int(value)
 
 
 def _check_size(received: int, expected: int, shape: Shape, dtype: str, field: str) -> None:
     if received != expected:
         needed = f"{expected} bytes, as shape {list(shape)} and datatype {DATATYPES[dtype]} need"
-        raise wrong_field(field, needed, f"{received} bytes", InvalidTensorError)
+        raise InvalidTensorError.for_field(field, needed, f"{received} bytes")
 
 
 def _wrong_inputs(request: InferRequest, required: Sequence[str], optional: Sequence[str]) -> InvalidArgumentError:
     names = ", ".join((*required, *(f"{name} if need be" for name in optional)))
     received = ", ".join(short_repr(tensor.name) for tensor in request.message.inputs[:8]) or "none"
-    return wrong_field("inputs", f"{names}, each once", received)
+    return InvalidRequestError.for_field("inputs", f"{names}, each once", received)
 
 
 def _wrong_raw(received: str) -> InvalidArgumentError:
     expected = "the elements of each input that is neither in shared memory nor has contents"
-    return wrong_field("raw_input_contents", expected, received)
+    return InvalidRequestError.for_field("raw_input_contents", expected, received)

@@ -7,11 +7,16 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from convserve.errors import FieldViolation, InvalidArgumentError, InvalidTensorError, TooLargeError
+from convserve.errors import (
+    FieldViolation,
+    InvalidArgumentError,
+    InvalidRequestError,
+    InvalidTensorError,
+    TooLargeError,
+)
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, Array, name_of, numpy_dtype
 from convserve_server.backend import Backend
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.open_inference.infer_tensors import (
@@ -100,7 +105,7 @@ class Inferences:
             if place is not None:
                 if place.size < (size := permit.plan.output_bytes):
                     expected = f"shared_memory_byte_size of at least {size}, as the output needs"
-                    raise wrong_field(place.field, expected, place.size)
+                    raise InvalidRequestError.for_field(place.field, expected, place.size)
                 region = find_region(place.region, place.field)
             reading_ns = time.monotonic_ns()
             x = _array(sent, find_region)
@@ -133,7 +138,7 @@ class Inferences:
         expected = input_shape(first.config, first.kernel_shape)
         if len(x.shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, x.shape, strict=True)):
             text = f"shape {expected}, -1 for any size"
-            raise wrong_field("inputs.x.shape", text, f"shape {list(x.shape)}", InvalidTensorError)
+            raise InvalidTensorError.for_field("inputs.x.shape", text, f"shape {list(x.shape)}")
         return _Model(model.name, model.version, layers, x)
 
     def _stateless(self, request: InferRequest, version: str, find_region: FindRegion) -> _Model:
@@ -148,7 +153,7 @@ class Inferences:
         most = self._backend.admission.limits.max_message_bytes
         if isinstance(given.elements, Place) and given.elements.size > most:
             expected = f"at most {most} bytes, the server's --max-message-bytes"
-            raise wrong_field(f"inputs.{name}", expected, given.elements.size, TooLargeError)
+            raise TooLargeError.for_field(f"inputs.{name}", expected, given.elements.size)
         return _array(given, find_region)
 
 

@@ -12,10 +12,9 @@ import grpc
 from grpc import ServicerContext as Context
 
 from convserve._version import __version__
-from convserve.errors import LayerNotFoundError, UnimplementedError, short_repr
+from convserve.errors import InvalidRequestError, LayerNotFoundError, UnimplementedError, short_repr
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import BackendGate
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
@@ -192,7 +191,9 @@ class InferenceService:
         self, request: messages.CudaSharedMemoryStatusRequest, context: Context
     ) -> messages.CudaSharedMemoryStatusResponse:
         if request.name:
-            raise wrong_field("name", "no name, as no memory of a GPU is shared", short_repr(request.name))
+            raise InvalidRequestError.for_field(
+                "name", "no name, as no memory of a GPU is shared", short_repr(request.name)
+            )
         return messages.CudaSharedMemoryStatusResponse()
 
     def CudaSharedMemoryRegister(
@@ -232,7 +233,11 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
 
 def _check_repository(request: Any, known_parameters: tuple[str, ...] | None = None) -> None:
     if request.repository_name:
-        raise wrong_field("repository_name", "no name, as there is one repository", short_repr(request.repository_name))
+        raise InvalidRequestError.for_field(
+            "repository_name", "no name, as there is one repository", short_repr(request.repository_name)
+        )
     strange = [] if known_parameters is None else sorted(set(request.parameters) - set(known_parameters))
     if strange:
-        raise wrong_field("parameters", " or ".join(known_parameters or ()) or "none", short_repr(strange[0]))
+        raise InvalidRequestError.for_field(
+            "parameters", " or ".join(known_parameters or ()) or "none", short_repr(strange[0])
+        )

@@ -7,10 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from convserve.errors import LayerNotFoundError, short_repr
+from convserve.errors import InvalidRequestError, LayerNotFoundError, short_repr
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
@@ -65,7 +64,9 @@ class LayerModels:
         if it is no number, or LayerNotFoundError if there is no such model, or its layers are not stored.
         """
         if version and not _NUMBER.fullmatch(version):
-            raise wrong_field(field, "a decimal integer, or nothing for the newest version", short_repr(version))
+            raise InvalidRequestError.for_field(
+                field, "a decimal integer, or nothing for the newest version", short_repr(version)
+            )
         number = int(version) if version else None
         if name == STATELESS:
             if number not in (None, int(_ONLY)):
@@ -141,7 +142,7 @@ def names_of(model: str) -> list[str]:
         return []
     names = model.split(SEPARATOR, MAX_LAYERS)
     if len(names) > MAX_LAYERS:
-        raise wrong_field("model_name", f"a chain of at most {MAX_LAYERS} layers", "a longer one")
+        raise InvalidRequestError.for_field("model_name", f"a chain of at most {MAX_LAYERS} layers", "a longer one")
     return names
 
 
@@ -165,7 +166,7 @@ def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: A
 def _value(name: str, parameter: messages.InferParameter) -> Any:
     choice = parameter.WhichOneof("parameter_choice")
     if choice is None:
-        raise wrong_field(f"parameters.{name}", "a value", "none")
+        raise InvalidRequestError.for_field(f"parameters.{name}", "a value", "none")
     value = getattr(parameter, choice)
     if choice != "string_param" or not value.startswith(("[", "{")):
         return value
@@ -175,4 +176,4 @@ def _value(name: str, parameter: messages.InferParameter) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError):
         expected = f"at most {_MAX_JSON} characters of JSON, as it begins with {value[0]}"
-        raise wrong_field(f"parameters.{name}", expected, short_repr(value)) from None
+        raise InvalidRequestError.for_field(f"parameters.{name}", expected, short_repr(value)) from None

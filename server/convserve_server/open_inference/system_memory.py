@@ -27,9 +27,8 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import InvalidArgumentError, short_repr
+from convserve.errors import InvalidArgumentError, InvalidRequestError, short_repr
 from convserve.tensors.codec import Array
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.regions import RegionTable, is_within
 from convserve_server.open_inference.infer_tensors import Place
 
@@ -80,19 +79,19 @@ class Region:
                 rest, begin = rest[count:], begin + count
         except OSError as error:  # sealed against it, or a machine without memory
             received = f"one that cannot: {error.strerror}"
-            raise wrong_field(place.field, "a region that can be written to", received) from None
+            raise InvalidRequestError.for_field(place.field, "a region that can be written to", received) from None
 
     def _begin(self, place: Place, size: int) -> int:
         """Returns where so many bytes are in the file."""
         size = max(size, place.size)
         if not is_within(self, place.offset, size):
             expected = f"{size} bytes from shared_memory_offset on, within the region {self.name!r} of {self.size}"
-            raise wrong_field(place.field, expected, f"shared_memory_offset={place.offset}")
+            raise InvalidRequestError.for_field(place.field, expected, f"shared_memory_offset={place.offset}")
         return self.offset + place.offset
 
     def _short(self, place: Place, end: int) -> InvalidArgumentError:
         expected = f"shared memory {self.key!r} of at least {end} bytes"
-        return wrong_field(place.field, expected, "a shorter one: it was truncated")
+        return InvalidRequestError.for_field(place.field, expected, "a shorter one: it was truncated")
 
 
 class SystemMemory:
@@ -110,21 +109,23 @@ class SystemMemory:
         taken, or the user has no such memory.
         """
         if not 0 < len(name) <= _MAX_NAME:
-            raise wrong_field("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
+            raise InvalidRequestError.for_field("name", f"1 to {_MAX_NAME} characters", f"{len(name)}")
         if not _KEY.fullmatch(key):
             expected = "a name of POSIX shared memory: '/' and up to 250 characters without it"
-            raise wrong_field("key", expected, short_repr(key))
+            raise InvalidRequestError.for_field("key", expected, short_repr(key))
         if not size:
-            raise wrong_field("byte_size", "a number above 0", "0")
+            raise InvalidRequestError.for_field("byte_size", "a number above 0", "0")
         region = Region(name, key, offset, size, _opened(key, user))
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
-            raise wrong_field("byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}")
+            raise InvalidRequestError.for_field(
+                "byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}"
+            )
         try:
             self._regions.register((owner, name), region)
         except KeyError:
             expected = "one that is not registered yet, or was unregistered"
-            raise wrong_field("name", expected, short_repr(name)) from None
+            raise InvalidRequestError.for_field("name", expected, short_repr(name)) from None
 
     def unregister(self, owner: str, name: str) -> None:
         """Removes an owner's region, or all of them if the name is empty. It ignores one that is not registered."""
@@ -141,7 +142,9 @@ class SystemMemory:
         """Returns an owner's region, or raises an InvalidRequestError that calls the name `field`."""
         region = self._regions.get((owner, name))
         if region is None:
-            raise wrong_field(field, "the name of a registered region of system shared memory", short_repr(name))
+            raise InvalidRequestError.for_field(
+                field, "the name of a registered region of system shared memory", short_repr(name)
+            )
         return region
 
 
@@ -191,9 +194,9 @@ def _opened(key: str, user: int) -> int:
         path = f"{_FOLDER}/{key.removeprefix('/')}"
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError):  # one text for all, so that nobody learns what others have
-        raise wrong_field("key", expected, short_repr(key)) from None
+        raise InvalidRequestError.for_field("key", expected, short_repr(key)) from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_uid != user:
         os.close(descriptor)
-        raise wrong_field("key", expected, short_repr(key))
+        raise InvalidRequestError.for_field("key", expected, short_repr(key))
     return descriptor

@@ -14,7 +14,7 @@ import numpy as np
 from grpc import ServicerContext as Context
 
 from convserve._version import __version__
-from convserve.errors import SharedMemoryLostError
+from convserve.errors import InvalidRequestError, SharedMemoryLostError
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import ACCEPTED
 from convserve.protocol.results import ServerInfo, Usage, plan_to_message
@@ -24,7 +24,6 @@ from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import BackendGate
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import current_call, current_identity
 from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
@@ -114,7 +113,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         backend = self._gate.backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
-            raise wrong_field("start", "a start as the first message", "none")
+            raise InvalidRequestError.for_field("start", "a start as the first message", "none")
         start, caller = first.start, current_caller(context)
         layers = [_seeded(layer) for layer in self._layers(start.layers)]
         in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
@@ -132,7 +131,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Echo(self, request: messages.EchoRequest, context: Context) -> bytes:
         output_bytes = request.output_bytes
         if output_bytes < 0:
-            raise wrong_field("output_bytes", "a number of at least 0", output_bytes)
+            raise InvalidRequestError.for_field("output_bytes", "a number of at least 0", output_bytes)
         with self._gate.backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
@@ -160,7 +159,7 @@ def _existing(shared: SharedMemory | None) -> SharedMemory:
 
 def _shared_input(message: messages.ConvolveRequest, shared: SharedMemory | None) -> Array:
     if not message.HasField("input"):
-        raise wrong_field("input", "a tensor", "none: the field is not set")
+        raise InvalidRequestError.for_field("input", "a tensor", "none: the field is not set")
     head = message.input
     size = math.prod(checked_shape(head.shape, "input")) * itemsize(dtype_name(head.dtype, "input"))
     return codec.decode(head, "input", elements=_existing(shared).array(head.shared_memory, size, "input").data)

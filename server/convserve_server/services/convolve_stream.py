@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from convserve.errors import InvalidRequestError
 from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import PIECE_BYTES, cut
@@ -17,7 +18,6 @@ from convserve.tensors import framing
 from convserve.tensors.codec import FLOAT_DTYPES, Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.backend import Backend
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
@@ -92,14 +92,14 @@ class ConvolveStream:
                 # What is left of an item that was refused is passed over, and so is what adds nothing to one.
                 if ids and not (taken and len(request)):
                     continue
-                raise wrong_field("message", "an item", "a piece")
+                raise InvalidRequestError.for_field("message", "an item", "a piece")
             if request.WhichOneof("message") != "item":
-                raise wrong_field("message", "an item", request.WhichOneof("message") or "nothing")
+                raise InvalidRequestError.for_field("message", "an item", request.WhichOneof("message") or "nothing")
             head = request.item
             if head.item_id in ids:
-                raise wrong_field("message", "an item_id that is new in the stream", head.item_id)
+                raise InvalidRequestError.for_field("message", "an item_id that is new in the stream", head.item_id)
             if len(ids) == self.max_items:
-                raise wrong_field(
+                raise InvalidRequestError.for_field(
                     "message", f"at most {self.max_items} items, the server's --max-items-per-stream", "more"
                 )
             ids.add(head.item_id)
@@ -127,7 +127,7 @@ class ConvolveStream:
             piece = self.items.next_message(of_item=True)
             if not isinstance(piece, memoryview) or len(piece) > len(buffer):
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
-                raise wrong_field("message", f"{len(buffer)} more bytes of an item", received)
+                raise InvalidRequestError.for_field("message", f"{len(buffer)} more bytes of an item", received)
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
             buffer = buffer[len(piece) :]
 

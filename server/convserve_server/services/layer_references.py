@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from convserve.errors import ConvserveError, naming_layer
+from convserve.errors import ConvserveError, InvalidRequestError, naming_layer
 from convserve.layers.layer import Layer
 from convserve.v1 import layer_pb2
 from convserve_server.layer_store.cache import at_rest
-from convserve_server.layer_store.errors import checked_digest, wrong_field
+from convserve_server.layer_store.errors import checked_digest
 from convserve_server.layer_store.store import LayerStore
 
 log = logging.getLogger("convserve")
@@ -24,7 +24,7 @@ def find_layers(
     a reference is incomplete or an inline layer is wrong, or LayerNotFoundError if one is not stored.
     """
     if not references:
-        raise wrong_field("layers", "at least one layer", "none")
+        raise InvalidRequestError.for_field("layers", "at least one layer", "none")
     layers = []
     for index, reference in enumerate(references):
         with naming_layer(index, len(references)):
@@ -39,7 +39,7 @@ def _layer(reference: layer_pb2.LayerReference, store: LayerStore, may_store: bo
         case "name":
             return store.layer(reference.name)
         case None:
-            raise wrong_field("layers", "a digest, a name or an inline layer", "none of them")
+            raise InvalidRequestError.for_field("layers", "a digest, a name or an inline layer", "none of them")
     layer = Layer.from_message(reference.inline)
     if reference.inline.store and may_store and layer.kernel is not None:
         layer = at_rest(layer)  # the call computes with the memory that the store keeps

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from grpc import ServicerContext as Context
 
-from convserve.errors import InvalidTensorError, InvalidWeightsError, short_repr
+from convserve.errors import InvalidRequestError, InvalidTensorError, InvalidWeightsError, short_repr
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -21,7 +21,7 @@ from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, item
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.backend import BackendGate
-from convserve_server.layer_store.errors import checked_digest, wrong_field
+from convserve_server.layer_store.errors import checked_digest
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 from convserve_server.memory.aligned import aligned_empty
@@ -49,7 +49,9 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         source = start.WhichOneof("source")
         if source is None:
             if not start.expected_digest:
-                raise wrong_field("source", "weights, input_channels or the expected_digest of a stored layer", "none")
+                raise InvalidRequestError.for_field(
+                    "source", "weights, input_channels or the expected_digest of a stored layer", "none"
+                )
             _no_more(request_iterator)
             layer = registry.store.layer(checked_digest(start.expected_digest))
             stored, existed = registry.store.put(layer, start.name)
@@ -70,13 +72,15 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
 
     def ListLayers(self, request: messages.ListLayersRequest, context: Context) -> messages.ListLayersResponse:
         if request.page_size < 0:
-            raise wrong_field("page_size", "a number of at least 0", str(request.page_size))
+            raise InvalidRequestError.for_field("page_size", "a number of at least 0", str(request.page_size))
         try:
             after = bytes.fromhex(request.page_token)
         except ValueError:
             after = b""
         if after.hex() != request.page_token or len(after) not in (0, 32):
-            raise wrong_field("page_token", "a token that this server gave", short_repr(request.page_token))
+            raise InvalidRequestError.for_field(
+                "page_token", "a token that this server gave", short_repr(request.page_token)
+            )
         size = min(request.page_size or 100, _MAX_LAYERS_A_PAGE)
         layers = self._registry.store.page(request.name_prefix, after, size + 1)
         token = layers[size - 1].digest.hex() if len(layers) > size else ""
@@ -86,7 +90,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         self, request: messages.FindMissingLayersRequest, context: Context
     ) -> messages.FindMissingLayersResponse:
         if len(request.digests) > MAX_DIGESTS:
-            raise wrong_field("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
+            raise InvalidRequestError.for_field("digests", f"at most {MAX_DIGESTS} digests", str(len(request.digests)))
         for digest in request.digests:
             checked_digest(digest)
         return messages.FindMissingLayersResponse(missing_digests=self._registry.store.missing(request.digests))
@@ -144,13 +148,13 @@ def _start(requests: Iterator[Any]) -> Any:
     first = next(requests, None)
     if first is None or first.WhichOneof("message") != "start":
         received = "none" if first is None else f"a {first.WhichOneof('message') or 'message without content'}"
-        raise wrong_field("start", "a start as the first message", received)
+        raise InvalidRequestError.for_field("start", "a start as the first message", received)
     return first.start
 
 
 def _no_more(requests: Iterator[Any]) -> None:
     if next(requests, None) is not None:
-        raise wrong_field("piece", "no pieces, as the start announces no weights", "one")
+        raise InvalidRequestError.for_field("piece", "no pieces, as the start announces no weights", "one")
 
 
 class _Weights(NamedTuple):
@@ -182,14 +186,14 @@ class _Weights(NamedTuple):
         try:
             for request in requests:
                 if request.WhichOneof("message") != "piece":
-                    raise wrong_field("piece", "a piece after the start", "another message")
+                    raise InvalidRequestError.for_field("piece", "a piece after the start", "another message")
                 end = position + len(request.piece)
                 if end > total:
-                    raise wrong_field("piece", expected, f"at least {end} bytes")
+                    raise InvalidRequestError.for_field("piece", expected, f"at least {end} bytes")
                 buffer[position:end] = np.frombuffer(request.piece, np.uint8)
                 position = end
             if position != total:
-                raise wrong_field("piece", expected, f"{position} bytes")
+                raise InvalidRequestError.for_field("piece", expected, f"{position} bytes")
         except BaseException:
             # gRPC keeps the error of a call that ended early, and with it this frame, until Python looks for cycles.
             del buffer
@@ -204,7 +208,7 @@ def _reference(message: messages.StoredLayerReference) -> Reference:
             return checked_digest(message.digest)
         case "name":
             return message.name
-    raise wrong_field("layer", "a digest or a name", "neither")
+    raise InvalidRequestError.for_field("layer", "a digest or a name", "neither")
 
 
 def _expected_digest(start: Any) -> bytes:

@@ -28,7 +28,6 @@ from convserve.tensors.codec import Array
 from convserve.tensors.mapped_memory import Map
 from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.memory.regions import RegionTable, is_within
 
 log = logging.getLogger("convserve")
@@ -88,7 +87,7 @@ class SharedMemory:
             size = max(0, region.size - begin)
         if begin % ALIGNMENT or not is_within(region, begin, size):
             expected = f"{size} bytes within a region of {region.size}, from a multiple of {ALIGNMENT}"
-            raise wrong_field(field, expected, f"offset_bytes={begin}", InvalidTensorError)
+            raise InvalidTensorError.for_field(field, expected, f"offset_bytes={begin}")
         return region.array()[begin : begin + size]
 
     def close(self) -> None:

@@ -10,10 +10,9 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.message import DecodeError
 
-from convserve.errors import ConvserveError, InternalError, OutOfMemoryError, UnimplementedError
+from convserve.errors import ConvserveError, InternalError, InvalidRequestError, OutOfMemoryError, UnimplementedError
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import anyone
-from convserve_server.layer_store.errors import wrong_field
 from convserve_server.observability.call_record import CallRecord
 
 log = logging.getLogger("convserve")
@@ -22,12 +21,12 @@ log = logging.getLogger("convserve")
 def parsed(parse: Callable[[bytes], Any], data: bytes | None) -> Any:
     """Returns a request. Raises InvalidRequestError if there is none, or its bytes are no message."""
     if data is None:
-        raise wrong_field("request", "one message", "none")
+        raise InvalidRequestError.for_field("request", "one message", "none")
     try:
         return parse(data)
     except DecodeError as error:
         received = f"{len(data)} bytes that are none: {error}"
-        raise wrong_field("request", "a message of the contract", received) from None
+        raise InvalidRequestError.for_field("request", "a message of the contract", received) from None
 
 
 def to_convserve_error(error: Exception, call: CallRecord) -> ConvserveError:

@@ -183,7 +183,8 @@ class _Call:
 
     def _end(self) -> None:
         self._idle.remove(self.receiving)
-        self._idle.remove(self.fetching)
+        if self.fetching is not self.receiving:
+            self._idle.remove(self.fetching)
         record = self.record
         record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 

@@ -2,7 +2,7 @@
 
 reader's thread:  message -> begin (waits for room) -> submit --> pool's threads: compute
 |
-handler's thread: answer <-- results, in order or as completed <--------+
+handler's thread: answer <-- results, in order or as completed <-----------+
 """
 
 from __future__ import annotations

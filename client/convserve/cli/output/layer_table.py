@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +10,7 @@ from google.protobuf import json_format
 from convserve.cli.output import report
 from convserve.display.units import bytes_text
 from convserve.layers import messages
-from convserve.layers.plan import weight_rows
+from convserve.layers.plan import parameter_count, weight_rows
 from convserve.tensors.codec import Shape, itemsize
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ class Row(NamedTuple):
     @property
     def parameters(self) -> int:
         """How many weights it has."""
-        return math.prod(self.kernel_shape) + (self.config.filters if self.config.use_bias else 0)
+        return parameter_count(self.config, self.kernel_shape)
 
     @property
     def weight_bytes(self) -> int:

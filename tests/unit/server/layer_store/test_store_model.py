@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import tempfile
-import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -228,37 +228,29 @@ def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
     shared = [Layer(CONFIG, np.full((1, 1, 256, 1), number, "f4")) for number in range(12)]
     budget = 5 * (1024 + OVERHEAD_BYTES)
     for store in (LayerStore(budget), LayerStore(budget, DISK_BYTES, tmp_path)):
-        failures: list[BaseException] = []
 
-        def work(seed: int, store: LayerStore = store, failures: list[BaseException] = failures) -> None:
+        def work(seed: int, store: LayerStore = store) -> None:
             rng = random.Random(seed)
-            try:
-                for _ in range(60):
-                    number = rng.randrange(12)
-                    key = shared[number].digest
-                    try:
-                        if rng.random() < 0.4:
-                            store.put(shared[number], rng.choice(["", "", f"n{rng.randrange(3)}"]))
-                        elif rng.random() < 0.1:
-                            store.delete(key)
-                        elif rng.random() < 0.1:
-                            store.delete(f"n{rng.randrange(3)}")
-                        elif rng.random() < 0.2:
-                            store.page("n", b"", 5)
-                        else:
-                            assert store.layer(key).kernel.flat[0] == number
-                            assert store.describe(key).digest == key
-                    except (LayerNotFoundError, OverloadedError):
-                        pass
-            except BaseException as error:
-                failures.append(error)
+            for _ in range(60):
+                number = rng.randrange(12)
+                key = shared[number].digest
+                try:
+                    if rng.random() < 0.4:
+                        store.put(shared[number], rng.choice(["", "", f"n{rng.randrange(3)}"]))
+                    elif rng.random() < 0.1:
+                        store.delete(key)
+                    elif rng.random() < 0.1:
+                        store.delete(f"n{rng.randrange(3)}")
+                    elif rng.random() < 0.2:
+                        store.page("n", b"", 5)
+                    else:
+                        assert store.layer(key).kernel.flat[0] == number
+                        assert store.describe(key).digest == key
+                except (LayerNotFoundError, OverloadedError):
+                    pass
 
-        threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
-        for each in threads:
-            each.start()
-        for each in threads:
-            each.join()
-        assert not failures
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))  # which raises what a thread raised
         assert 0 < store.usage().memory_bytes <= budget
         for each in store.page("", b"", 100):
             store.delete(each.digest)

@@ -17,7 +17,7 @@ from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.admission_queue import ADMITTED, AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
-from tests.support.waiting import eventually as until
+from tests.support.waiting import eventually
 
 CONFIG = Conv2D(1, 1, data_format="channels_last", dtype="float32", use_bias=False)
 
@@ -67,7 +67,7 @@ class Callers:
     def enter(self, caller: Caller, samples: int) -> Future[Permit]:
         before = self.queue.load().waiting_calls
         future = self.pool.submit(self.queue.enter, caller, plan(samples))
-        until(lambda: future.done() or self.queue.load().waiting_calls > before)
+        eventually(lambda: future.done() or self.queue.load().waiting_calls > before)
         return future
 
 
@@ -112,7 +112,7 @@ def test_callers_take_turns_in_the_queue_for_bytes() -> None:
     order = []
     for _ in range(4):
         compute(before)
-        until(lambda: any(future.done() for name, future in waiting.items() if name not in order))
+        eventually(lambda: any(future.done() for name, future in waiting.items() if name not in order))
         (name,) = (name for name, future in waiting.items() if future.done() and name not in order)
         order.append(name)
         before = waiting[name].result()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
 from convserve_server.scheduling.batcher import Batcher, Batching, Job
 from convserve_server.scheduling.caller import Caller
-from tests.support.waiting import eventually as until
+from tests.support.waiting import eventually
 
 ANYBODY = Caller()
 
@@ -102,12 +102,12 @@ class GatedBatcher:
             "caller": Caller(caller, is_active=wanted),
         }
         future = self._pool.submit(run, self.batcher, task, **arguments)
-        until(lambda: len(self.started) + self.batcher.waiting > before)
+        eventually(lambda: len(self.started) + self.batcher.waiting > before)
         return future
 
     def release(self, number: int) -> None:
         """Lets the computation that began as this number go on, which it has to have begun."""
-        until(lambda: len(self._gates) > number)
+        eventually(lambda: len(self._gates) > number)
         self._gates[number].set()
 
     def close(self) -> None:
@@ -193,9 +193,9 @@ def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> No
         assert d.tasks == [["large0"], ["small0"]]
         assert d.batcher.waiting == 4
         d.release(1)
-        until(lambda: len(d.started) == 3)
+        eventually(lambda: len(d.started) == 3)
         d.release(0)
-        until(lambda: len(d.started) == 4)
+        eventually(lambda: len(d.started) == 4)
         for number in (3, 4, 2):
             d.release(number)
         assert answers(*large, *small) == [
@@ -264,7 +264,7 @@ def test_a_queued_job_ends_as_soon_as_its_caller_is_gone() -> None:
         leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
         gone = pool.submit(run, d.batcher, "gone", group="g", caller=leaving)
-        until(lambda: d.batcher.waiting == 1 and bool(calls))
+        eventually(lambda: d.batcher.waiting == 1 and bool(calls))
         stays = d.submit("stays")
         calls[0]()
         with pytest.raises(DeadlineExceededError, match="not computed"):
@@ -327,7 +327,7 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
             callbacks[step] = fail
         first = d.submit("first", None)
         bad = d._pool.submit(run, d.batcher, "bad", group="g", caller=Caller(**callbacks))
-        until(lambda: d.batcher.waiting or bad.done())
+        eventually(lambda: d.batcher.waiting or bad.done())
         member = d.submit("member")
         d.held = False
         d.release(0)
@@ -391,9 +391,9 @@ def test_the_device_with_the_least_to_do_is_next() -> None:
         waiting = [d.submit(task, None) for task in (6, 7)]
         assert d.batcher.waiting == 2
         d.release(4)  # on device 1
-        until(lambda: len(d.started) == 7)
+        eventually(lambda: len(d.started) == 7)
         d.release(2)  # on device 2
-        until(lambda: len(d.started) == 8)
+        eventually(lambda: len(d.started) == 8)
         assert [device for device, _, _ in d.started[6:]] == [1, 2]
         for number in range(8):
             d.release(number)

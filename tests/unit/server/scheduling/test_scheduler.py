@@ -14,7 +14,7 @@ from convserve import InvalidArgumentError, Layer, TooLargeError
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
 from tests.support.engines.served import CONFIG, LIMITS, Engine, Served, batch, weighing
-from tests.support.waiting import eventually as until
+from tests.support.waiting import eventually
 
 
 class Held:
@@ -31,7 +31,7 @@ class Held:
         batcher = self.served.scheduler._batcher
         before = len(self.engine.calls) + batcher.waiting
         future = self.pool.submit(self.served.convolve, layers, x, output_dtype, **options)
-        until(lambda: len(self.engine.calls) + batcher.waiting > before)
+        eventually(lambda: len(self.engine.calls) + batcher.waiting > before)
         return future
 
     def computed(self) -> list[list[int]]:

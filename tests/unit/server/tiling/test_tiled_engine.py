@@ -22,7 +22,7 @@ from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
 from tests.support.layers.chains import assert_same, chains
-from tests.support.waiting import eventually as until
+from tests.support.waiting import eventually
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 SOFTMAX = {"class_name": "softmax", "config": {"axis": 1}}
@@ -244,11 +244,11 @@ def test_a_batch_that_does_not_fit_is_computed_once() -> None:
     served = Served(limited)
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(served.convolve, [layer()], image(), None)
-        until(lambda: not served.scheduler._batcher._free[0][0])
+        eventually(lambda: not served.scheduler._batcher._free[0][0])
         futures = []
         for waiting, samples in enumerate(sizes, 1):
             futures.append(pool.submit(served.convolve, [of], image(samples), None))
-            until(lambda waiting=waiting: served.scheduler._batcher.waiting == waiting)
+            eventually(lambda waiting=waiting: served.scheduler._batcher.waiting == waiting)
         go.set()
         first.result(30)
         for samples, future in zip(sizes, futures, strict=True):
