@@ -13,9 +13,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import grpc
+
 from convserve.errors import ConvserveError, InternalError, PermissionDeniedError
 from convserve.v1 import error_pb2
 from convserve_server.auth.identity import Identity
+from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Computation
 
 REQUEST_ID = "x-request-id"
@@ -179,6 +182,13 @@ def current_identity() -> Identity:
     if identity is None:
         raise PermissionDeniedError("Expected a caller who was authenticated. Received one who was not.")
     return identity
+
+
+def current_caller(context: grpc.ServicerContext) -> Caller:
+    """Returns the caller of this thread's call, as the scheduler sees it; raises as `current_identity`."""
+    identity = current_identity()
+    name, is_identified = identity.caller, identity.is_one_caller
+    return Caller(name, is_identified, context.is_active, context.time_remaining, context.add_callback)
 
 
 def _request_id(metadata: Metadata) -> str:

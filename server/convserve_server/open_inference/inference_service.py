@@ -15,7 +15,7 @@ from convserve._version import __version__
 from convserve.errors import InvalidRequestError, LayerNotFoundError, UnimplementedError, short_repr
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import BackendGate
-from convserve_server.observability.call_record import current_call, current_identity
+from convserve_server.observability.call_record import current_call, current_caller, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
@@ -25,7 +25,6 @@ from convserve_server.open_inference.system_memory import SystemMemory, recent_u
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
-from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool

@@ -24,11 +24,10 @@ from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import BackendGate
-from convserve_server.observability.call_record import current_call, current_identity
+from convserve_server.observability.call_record import current_call, current_caller, current_identity
 from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.shared_memory import SharedMemory
-from convserve_server.transport.callers import current_caller
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
 from convserve_server.transport.thread_pool import ThreadPool
