@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import socket
-import threading
+import platform
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
+import grpc
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import ThreadingWSGIServer
 from prometheus_client.registry import Collector
 
+from convserve._version import __version__
 from convserve_server.backend import Backend
 from convserve_server.observability.call_record import REASONS, CallRecord, Observer
 from convserve_server.scheduling.scheduler import Computation
@@ -24,11 +21,6 @@ from convserve_server.scheduling.scheduler import Computation
 _SECONDS = (
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
-_MAX_SCRAPES = 16  # at once, each of which has a thread
-_SCRAPE_TIMEOUT_S = 10.0  # that may pass without a byte
-
-log = logging.getLogger("convserve")
-
 _SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -105,6 +97,11 @@ class Holdings(Collector):
         if self._backend is None:
             return
         engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.store.usage()
+        versions = {"version": __version__, "python": platform.python_version(), "grpc": grpc.__version__}
+        versions |= engine.versions
+        build = _gauge("build_info", "What this server is made of; the value is 1.", labels=list(versions))
+        build.add_metric(list(versions.values()), 1)
+        yield build
         yield _gauge("admitted_bytes", "Memory reserved for calls in flight.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be reserved.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
@@ -123,58 +120,6 @@ class Holdings(Collector):
 
 def _gauge(name: str, text: str, value: float | None = None, labels: list[str] | None = None) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"convserve_{name}", text, value=value, labels=labels)
-
-
-class MetricsEndpoint:
-    """Serves a registry over HTTP.
-
-    prometheus_client.start_http_server would take a thread for each scrape, however many, for as long as it stalls.
-    """
-
-    def __init__(self, address: str, registry: CollectorRegistry) -> None:
-        """Starts to serve at "HOST:PORT"; port 0 picks a free one. Raises OSError if the address is not free."""
-        host, _, port = address.rpartition(":")
-        bare = host.strip("[]")
-
-        class Server(_Server):
-            address_family = socket.getaddrinfo(bare, int(port), type=socket.SOCK_STREAM)[0][0]
-
-        self._server = make_server(bare, int(port), prometheus_client.make_wsgi_app(registry), Server, _Scrape)
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
-        self.url = f"http://{host}:{self._server.server_port}/metrics"
-
-    def close(self) -> None:
-        """Stops."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Server(ThreadingWSGIServer):
-    """Answers a bounded number of scrapes at once, and refuses further ones."""
-
-    def server_activate(self) -> None:
-        self._slots = threading.Semaphore(_MAX_SCRAPES)
-        super().server_activate()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._slots.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            super().shutdown_request(request)
-
-    def shutdown_request(self, request: Any) -> None:  # however it ended, also before it had a thread
-        self._slots.release()
-        super().shutdown_request(request)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        log.debug("metrics were not fetched by %s", client_address[0], exc_info=True)
-
-
-class _Scrape(WSGIRequestHandler):
-    timeout = _SCRAPE_TIMEOUT_S
-
-    def log_message(self, *_: Any) -> None:
-        """Does not log requests."""
 
 
 def new_registry() -> CollectorRegistry:

@@ -36,7 +36,8 @@ class Observability:
         self._holdings = None
         observers: list[Observer] = []
         if settings.metrics:
-            from convserve_server.observability.metrics import CallMetrics, Holdings, MetricsEndpoint, new_registry
+            from convserve_server.observability.metrics import CallMetrics, Holdings, new_registry
+            from convserve_server.observability.metrics_endpoint import MetricsEndpoint
 
             registry, self._holdings = new_registry(), Holdings()
             registry.register(self._holdings)
@@ -45,7 +46,7 @@ class Observability:
                 endpoint = MetricsEndpoint(settings.metrics, registry)
             except OSError as error:
                 expected = "Expected an address that is free and may be used"
-                raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}.") from error
+                raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}: {error.strerror}.") from error
             self.metrics_url = endpoint.url
             self._closing.callback(endpoint.close)
         tracing = _tracing()

@@ -211,7 +211,8 @@ def test_a_taken_address_ends_the_server_with_one_line(metered):
     address = metered.metrics.removeprefix("http://").removesuffix("/metrics")
     command = [sys.executable, "-m", "convserve", "serve", "--listen", "127.0.0.1:0", "--metrics", address]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    error = f"error: --metrics: Expected an address that is free and may be used. Received {address}.\n"
+    error = f"error: --metrics: Expected an address that is free and may be used. Received {address}: "
+    error += "Address already in use.\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", error)
 
 

@@ -30,7 +30,7 @@ def exported() -> dict[str, Metric]:
     """Returns what a server exports, by the names of its samples."""
     registry, holdings = new_registry(), Holdings()
     CallMetrics(registry)
-    engine = _Anything(device_memory=lambda: {"GPU:0": 1})
+    engine = _Anything(device_memory=lambda: {"GPU:0": 1}, versions={})
     load, usage = _Anything(load=_Anything), _Anything(usage=_Anything)
     holdings.open(_Anything(engine=engine, admission=load, store=usage))  # type: ignore[arg-type]
     registry.register(holdings)

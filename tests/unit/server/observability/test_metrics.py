@@ -1,10 +1,13 @@
 """Metrics without a server: what is held, on devices that this machine may not have, and labels that stay few."""
 
+import platform
 from types import SimpleNamespace
 
+import grpc
 from prometheus_client import CollectorRegistry, generate_latest
 
 from convserve import InternalError
+from convserve._version import __version__
 from convserve_server.layer_store.stored_layer import StoreUsage
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.observability.metrics import CallMetrics, Holdings
@@ -22,11 +25,14 @@ def test_what_is_held():
     registry.register(holdings)
     assert read(registry) == {}
     memory = {"gpu:0": 1000, "gpu:3": 2000}
-    engine = SimpleNamespace(traces=7, warm_shapes=9, device_memory=lambda: memory)
+    engine = SimpleNamespace(traces=7, warm_shapes=9, device_memory=lambda: memory, versions={"tensorflow": "2.1"})
     admission = SimpleNamespace(load=lambda: Load(100, 4000, 3, 2))
     store = SimpleNamespace(usage=lambda: StoreUsage(5, 600, 4))
     holdings.open(SimpleNamespace(engine=engine, admission=admission, store=store))
+    # In the order of the labels' names: grpc, python, tensorflow, version.
+    build = ("convserve_build_info", grpc.__version__, platform.python_version(), "2.1", __version__)
     assert read(registry) == {
+        build: 1,
         ("convserve_admitted_bytes",): 100,
         ("convserve_max_admitted_bytes",): 4000,
         ("convserve_waiting_calls",): 3,

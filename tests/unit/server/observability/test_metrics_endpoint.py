@@ -1,23 +1,25 @@
 """The port of the metrics: whoever is slow, many or rude keeps it from nobody for long, and is not told in the log."""
 
+import errno
 import socket
 import struct
 import threading
 from contextlib import ExitStack, closing
+from types import SimpleNamespace
 
 import pytest
 
-from convserve_server.observability import metrics
-from convserve_server.observability.metrics import MetricsEndpoint, new_registry
+from convserve_server.observability import metrics_endpoint
+from convserve_server.observability.metrics import new_registry
+from convserve_server.observability.metrics_endpoint import MetricsEndpoint
 from tests.support.observability.scrapes import page
 from tests.support.waiting import eventually
 
 
 @pytest.fixture
 def endpoint(monkeypatch):
-    """An endpoint that answers two at once, and waits a short while for each."""
-    monkeypatch.setattr(metrics, "_MAX_SCRAPES", 2)
-    monkeypatch.setattr(metrics._Scrape, "timeout", 1.0)
+    """An endpoint that answers two at once."""
+    monkeypatch.setattr(metrics_endpoint, "_MAX_SCRAPES", 2)
     with closing(MetricsEndpoint("127.0.0.1:0", new_registry())) as opened:
         yield opened
 
@@ -34,19 +36,72 @@ def is_served(endpoint):
         return False
 
 
-def test_it_is_served_by_every_family_of_addresses():
-    for address in ("127.0.0.1:0", "localhost:0", "[::1]:0"):
-        with closing(MetricsEndpoint(address, new_registry())) as endpoint:
+def served_by(host, endpoint):
+    return is_served(SimpleNamespace(url=f"http://{host}:{endpoint.url.rpartition(':')[2]}"))
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:0", "[::1]:0"])
+def test_it_is_served_by_every_family_of_addresses(address):
+    with closing(MetricsEndpoint(address, new_registry())) as endpoint:
+        assert is_served(endpoint)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])  # noqa: S104
+def test_all_addresses_are_those_of_both_families(host):
+    with closing(MetricsEndpoint(f"{host}:0", new_registry())) as endpoint:
+        assert served_by("127.0.0.1", endpoint)
+        assert served_by("[::1]", endpoint)
+
+
+@pytest.mark.parametrize(("host", "other"), [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")])
+def test_one_address_is_no_other(host, other):
+    with closing(MetricsEndpoint(f"{host}:0", new_registry())) as endpoint:
+        assert not served_by(other, endpoint)
+
+
+def test_a_name_is_served_at_each_of_its_addresses(monkeypatch):
+    # The third is none of this machine's.
+    ips = [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"), (socket.AF_INET, "192.0.2.1")]
+    infos = [(family, socket.SOCK_STREAM, 6, "", (ip, 0)) for family, ip in ips]
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", lambda *_, **__: infos)
+        endpoint = MetricsEndpoint("metrics.test:0", new_registry())
+    with closing(endpoint):
+        assert served_by("127.0.0.1", endpoint)
+        assert served_by("[::1]", endpoint)
+
+
+def test_without_ipv6_all_addresses_are_those_of_ipv4(monkeypatch):
+    bind = metrics_endpoint._Server.server_bind
+
+    def without_ipv6(server):
+        if server.address_family == socket.AF_INET6:
+            raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
+        bind(server)
+
+    monkeypatch.setattr(metrics_endpoint._Server, "server_bind", without_ipv6)
+    with closing(MetricsEndpoint("0.0.0.0:0", new_registry())) as endpoint:
+        assert served_by("127.0.0.1", endpoint)
+    with pytest.raises(OSError, match="Cannot assign"):
+        MetricsEndpoint("[::1]:0", new_registry())
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nX: y\r\n"])
+def test_many_who_are_slow_keep_nobody_out(endpoint, said):
+    with ExitStack() as slow:
+        connections = [slow.enter_context(connected(endpoint)) for _ in range(5)]
+        for each in connections:
+            each.sendall(said)
+        for _ in range(4):
             assert is_served(endpoint)
+        assert connections[0].recv(1) == b""  # the oldest made room
 
 
-def test_who_says_nothing_is_sent_away_and_further_ones_at_once(endpoint):
-    with ExitStack() as silent:
-        first, second = (silent.enter_context(connected(endpoint)) for _ in range(2))
-        second.sendall(b"GET /metrics HTTP/1.1\r\n")
-        assert not is_served(endpoint)
-        assert first.recv(1) == second.recv(1) == b""
-        assert eventually(lambda: is_served(endpoint))
+def test_who_is_slow_is_sent_away(endpoint, monkeypatch):
+    monkeypatch.setattr(metrics_endpoint, "_SCRAPE_S", 0.0)
+    with connected(endpoint) as slow:
+        slow.sendall(b"GET /metrics HTTP/1.1\r\n")
+        assert slow.recv(1) == b""
 
 
 def test_what_had_no_thread_takes_no_place(endpoint, monkeypatch):

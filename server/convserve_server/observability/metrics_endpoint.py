@@ -1,0 +1,148 @@
+"""Serves the metrics over HTTP, to whoever asks quickly: slow and silent connections keep nobody out."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import ThreadingWSGIServer
+
+_MAX_SCRAPES = 16  # at once, each of which has a thread
+_SCRAPE_S = 10.0  # that one may take, from the connection to the last byte
+_DROPPED_S = 1.0  # until the thread of one that was dropped has noticed
+_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+
+log = logging.getLogger("convserve")
+
+
+class MetricsEndpoint:
+    """Serves a registry.
+
+    prometheus_client.start_http_server would take a thread for each scrape, however many, for as long as it stalls.
+    """
+
+    def __init__(self, address: str, registry: CollectorRegistry) -> None:
+        """Starts to serve at "HOST:PORT"; port 0 picks a free one. Raises OSError if the address is not free.
+
+        A name is served at all its addresses on this machine, and 0.0.0.0 by IPv6 too, as gRPC does.
+        """
+        host, _, port = address.rpartition(":")
+        scrapes, app = _Scrapes(), prometheus_client.make_wsgi_app(registry)
+        self._servers: list[_Server] = []
+        self._port, missing = int(port), None
+        for family, ip in _addresses(host.strip("[]"), self._port):
+            try:
+                server = _Server(family, ip, self._port, scrapes)
+            except OSError as error:
+                if error.errno in _NO_SUCH_ADDRESS:
+                    missing = error
+                    continue
+                self.close()
+                raise
+            server.set_app(app)
+            self._servers.append(server)
+            self._port = server.server_port
+            threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+            if ip in _EVERYWHERE:
+                break
+        if not self._servers and missing is not None:
+            raise missing
+        self.url = f"http://{host}:{self._port}/metrics"
+
+    def close(self) -> None:
+        """Stops."""
+        for server in self._servers:
+            server.shutdown()
+            server.server_close()
+
+
+_EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104 (what a user may ask for)
+
+
+def _addresses(host: str, port: int) -> list[tuple[int, str]]:
+    if host in _EVERYWHERE:  # the first takes IPv4 too; the second is for machines without IPv6
+        return [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys((int(family), str(sockaddr[0])) for family, *_, sockaddr in infos))
+
+
+class _Scrapes:
+    """The scrapes in progress. There are as many as slots; a further one takes the place of an old one."""
+
+    def __init__(self) -> None:
+        self._slots, self._lock = threading.Semaphore(_MAX_SCRAPES), threading.Lock()
+        self._open: dict[Any, tuple[str, float]] = {}  # by connection, the oldest first: whose, and since when
+
+    def begin(self, connection: Any, host: str) -> bool:
+        """Takes a slot, if need be that of the oldest scrape of the host that has most. Returns whether it did."""
+        if not self._slots.acquire(blocking=False):
+            with self._lock:
+                busiest = Counter(each for each, _ in self._open.values()).most_common(1)
+                self._drop([each for each, (owner, _) in self._open.items() if owner in dict(busiest)][:1])
+            if not self._slots.acquire(timeout=_DROPPED_S):
+                return False
+        with self._lock:
+            self._open[connection] = host, time.monotonic()
+        return True
+
+    def end(self, connection: Any) -> None:
+        """Frees a slot; of a connection that has none nothing."""
+        with self._lock:
+            if self._open.pop(connection, None) is None:
+                return
+        self._slots.release()
+
+    def drop_late(self) -> None:
+        """Drops those that have taken too long."""
+        with self._lock:
+            self._drop([each for each, (_, since) in self._open.items() if time.monotonic() - since > _SCRAPE_S])
+
+    def _drop(self, connections: list[Any]) -> None:
+        """Has scrapes' threads find their connections closed."""
+        for connection in connections:
+            with suppress(OSError):  # it is closed already
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+class _Server(ThreadingWSGIServer):
+    """Answers the scrapes of one address."""
+
+    def __init__(self, family: int, ip: str, port: int, scrapes: _Scrapes) -> None:
+        self.address_family, self._scrapes = family, scrapes
+        super().__init__((ip, port), _Scrape)
+
+    def server_bind(self) -> None:
+        if self.address_family == socket.AF_INET6:  # whatever the system's default is
+            only = self.server_address[0] not in _EVERYWHERE
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        super().server_bind()
+
+    def service_actions(self) -> None:  # twice a second at least
+        self._scrapes.drop_late()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._scrapes.begin(request, str(client_address[0])):
+            super().process_request(request, client_address)
+        else:
+            super().shutdown_request(request)
+
+    def shutdown_request(self, request: Any) -> None:  # however it ended, also before it had a thread
+        self._scrapes.end(request)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.debug("metrics were not fetched by %s", client_address[0], exc_info=True)
+
+
+class _Scrape(WSGIRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        """Does not log requests."""
