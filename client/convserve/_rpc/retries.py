@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import random
 import sys
 import threading
@@ -22,8 +23,15 @@ from convserve.errors import (
 )
 from convserve.protocol.status import from_rpc_error
 
+LONGEST_S = 365 * 86400.0
+"""The longest timeout."""
+
 _MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,13 @@ class RetryRule:
     factor: float = 2.0
     longest_s: float = 5.0
     budget: float = 100.0
+
+    def __post_init__(self) -> None:
+        """Raises InvalidRequestError for what is no number, or below 0; infinity is one."""
+        for name, value in vars(self).items():
+            least = 1 if name == "attempts" else 0
+            if not (_is_number(value) and value >= least):
+                raise InvalidRequestError.for_field(f"retry.{name}", f"a number of at least {least}", short_repr(value))
 
     def delay_s(self, attempt: int, error: Exception) -> float | None:
         """Returns how long to wait after the given attempt (from 1) failed, or None to give up."""
@@ -161,9 +176,14 @@ class Call:
         return delay
 
 
-def checked_timeout(timeout: float) -> float:
-    """Returns a call's timeout in seconds; raises InvalidRequestError if it is not a number above 0."""
-    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not 0 < timeout < float("inf"):
-        received = f"timeout={short_repr(timeout)}"
-        raise InvalidRequestError.for_field("timeout", "a number of seconds above 0", received)
-    return float(timeout)
+def checked_timeout(timeout: float | None) -> float:
+    """Returns a timeout in seconds, at most `LONGEST_S`; raises InvalidRequestError if it is no number above 0.
+
+    None, infinity and more seconds than gRPC can count are for as long as it takes, which no clock tells from a year.
+    """
+    if timeout is None:
+        return LONGEST_S
+    if not (_is_number(timeout) and timeout > 0):
+        expected = "a number of seconds above 0, or None for as long as it takes"
+        raise InvalidRequestError.for_field("timeout", expected, f"timeout={short_repr(timeout)}")
+    return float(min(timeout, LONGEST_S))

@@ -36,7 +36,7 @@ class Connection:
         self,
         target: str | Sequence[str] = channel.DEFAULT_TARGET,
         *,
-        timeout: float = channel.DEFAULT_TIMEOUT_S,
+        timeout: float | None = channel.DEFAULT_TIMEOUT_S,
         retry: retries.RetryRule | None = None,
         shared_memory: bool = True,
         token: str | None = None,
@@ -46,7 +46,8 @@ class Connection:
 
         Args:
             target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
-            timeout: Seconds that a call may take, retries included, unless it says otherwise.
+            timeout: Seconds that a call may take, retries included, unless it says otherwise; None for as long as it
+                takes.
             retry: When to send a call again; by default up to 5 times within the timeout.
             shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
                 Unix socket, allows it.

@@ -194,6 +194,13 @@ def test_timeout_is_an_error_of_its_own(any_client: Any) -> None:
     assert isinstance(expired.value, TimeoutError)
 
 
+def test_a_call_may_take_as_long_as_it_takes(any_client: Any) -> None:
+    for timeout in (float("inf"), 1e12, 10**400):
+        assert any_client.conv2d(X, 4, 3, seed=0, timeout=timeout).shape == (2, 7, 7, 4)
+        large = any_client.conv2d(np.ones((1, 512, 512, 3), np.float32), 4, 1, seed=0, timeout=timeout)
+        assert large.shape == (1, 512, 512, 4)
+
+
 def test_calls_may_run_at_once(server: RunningServer) -> None:
     async def many() -> list[Any]:
         async with convserve.AsyncClient(server.target) as client:

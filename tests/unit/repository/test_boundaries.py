@@ -113,7 +113,9 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
 
     assert knowing("h5py") == {"convserve.importing.hdf5_program"}  # libhdf5 gets a process of its own
     assert knowing("prometheus_client") <= {
-        *("convserve.cli.output.server_metrics", "convserve_server.observability.metrics")
+        "convserve.cli.output.server_metrics",
+        "convserve_server.observability.metrics",
+        "convserve_server.observability.metrics_endpoint",
     }
     assert knowing("opentelemetry") == {"convserve_server.observability.tracing"}
     engine = {m for m in modules() if any(name.startswith("convserve_server.engine.") for name in imports(m))}

@@ -11,7 +11,7 @@ import click
 
 from convserve._rpc.channel import DEFAULT_TARGET
 from convserve.cli.command import Section, options_as_one
-from convserve.cli.options.values import seconds
+from convserve.cli.options.values import timeout as timeout_type
 from convserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -83,7 +83,10 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
             default=DEFAULT_TARGET,
         ),
         _SERVER.option(
-            "--timeout SECONDS", f"how long to wait for an answer (default: {timeout:g})", type=seconds, default=timeout
+            "--timeout SECONDS",
+            f"how long to wait for an answer, or inf (default: {timeout:g})",
+            type=timeout_type,
+            default=timeout,
         ),
         # A token itself is no option: the command lines of a machine's processes can be read by all its users.
         _SERVER.option(

@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 
 import click
 
+from convserve._rpc.retries import LONGEST_S
+
 Pair = tuple[int, int]
 Number = TypeVar("Number", int, float)
 
@@ -84,11 +86,16 @@ def named_object(text: str) -> str | dict[str, Any]:
 
 
 def seconds(text: str) -> float:
-    """Returns a number of seconds above 0."""
+    """Returns a number of seconds above 0, at most a year."""
     amounts = _numbers(str(text), float)
     if len(amounts) != 1 or not 0 < amounts[0] < math.inf:
         raise _refused("a number of seconds above 0", text)
-    return amounts[0]
+    return min(amounts[0], LONGEST_S)
+
+
+def timeout(text: str) -> float:
+    """Returns the same; for "inf" a year, which is for as long as it takes."""
+    return LONGEST_S if _numbers(str(text), float) == [math.inf] else seconds(text)
 
 
 def counts(text: str) -> list[int]:

@@ -161,10 +161,16 @@ def test_health_reads_the_wire_form(response, status):
     assert health.status_number(response) == status
 
 
-@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf", "soon"])
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "-inf", "soon"])
 def test_a_timeout_is_a_number_of_seconds(capsys, seconds):
     assert cli.main(["health", f"--timeout={seconds}"]) == 2
     assert "expected a number of seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", ["inf", "INF", "1e12", "9" * 400])
+def test_a_timeout_may_be_as_long_as_it_takes(capsys, seconds):
+    assert cli.main(["health", f"--timeout={seconds}", "--target", NOBODY]) == 1
+    assert "expected" not in capsys.readouterr().err
 
 
 def test_the_environment_names_the_server(capsys, monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -53,10 +55,28 @@ def test_targets_that_make_no_sense(target: Any) -> None:
         channel.channel_target(target)
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), "60", True])
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("-inf"), -(10**400), "60", True, [1]])
 def test_timeouts_that_make_no_sense(timeout: Any) -> None:
     with pytest.raises(InvalidRequestError, match="timeout: Expected"):
         Client(timeout=timeout)
+
+
+@pytest.mark.parametrize("timeout", [None, float("inf"), np.float32("inf"), 1e10, 10**400, sys.maxsize, 1e300])
+def test_timeouts_for_as_long_as_it_takes(timeout: Any) -> None:
+    assert retries.checked_timeout(timeout) == retries.LONGEST_S
+    Client(timeout=timeout).close()
+
+
+def test_timeouts_are_any_numbers() -> None:
+    assert [retries.checked_timeout(each) for each in (np.float32(0.5), np.int64(3), Fraction(1, 4))] == [0.5, 3, 0.25]
+
+
+@pytest.mark.parametrize("name", ["attempts", "initial_s", "factor", "longest_s", "budget"])
+@pytest.mark.parametrize("value", [-1, float("nan"), "1", None, True])
+def test_retry_rules_that_make_no_sense(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"retry.{name}: Expected a number"):
+        RetryRule(**{name: value})
+    RetryRule(**{name: float("inf")})
 
 
 def test_delays_grow_are_jittered_and_end() -> None:

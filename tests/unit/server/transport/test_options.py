@@ -10,3 +10,14 @@ def test_ages_are_integers_as_grpc_passes_over_others_without_a_word():
     assert dict(options)["grpc.max_connection_age_ms"] == 90_000
     assert dict(options)["grpc.max_connection_age_grace_ms"] == 250
     assert "grpc.max_connection_age_ms" not in dict(server_options(Settings()))
+
+
+def test_ages_beyond_what_grpc_counts_are_for_ever():
+    options = dict(server_options(Settings(max_connection_age_s="1000h", drain_s="500000h")))
+    assert options["grpc.max_connection_age_ms"] == options["grpc.max_connection_age_grace_ms"] == 2**31 - 1
+
+
+def test_pings_of_other_languages_clients_are_welcome():
+    options = dict(server_options(Settings()))
+    assert options["grpc.http2.min_ping_interval_without_data_ms"] < 10_000  # the least that they let users choose
+    assert options["grpc.keepalive_permit_without_calls"]
