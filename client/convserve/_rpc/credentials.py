@@ -21,6 +21,8 @@ from convserve.errors import InvalidRequestError, short_repr
 TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
 """The environment variable that holds the token of a client without token=."""
 
+_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+
 Pem = str | os.PathLike[str] | bytes
 """The path of a PEM file, or its content."""
 
@@ -30,7 +32,8 @@ class TLS:
     """How a connection is encrypted, and what both sides prove with.
 
     Attributes:
-        ca: Of the CA that signed the server's certificate; None for gRPC's roots.
+        ca: Of the CA that signed the server's certificate; None for those that the system trusts, or SSL_CERT_FILE and
+            SSL_CERT_DIR of the environment name, else gRPC's own.
         certificate: Of this caller, where the server asks for one (mutual TLS).
         key: The private key of that certificate, not encrypted.
         server_name: The name that the server's certificate has, where it is not that of the target.
@@ -55,7 +58,8 @@ class TLS:
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Returns gRPC's form of it; raises InvalidRequestError for a file that cannot be read, or is no PEM."""
-        return grpc.ssl_channel_credentials(*(_pem(name, getattr(self, name)) for name in ("ca", "key", "certificate")))
+        ca, key, certificate = (_pem(f"tls.{name}", getattr(self, name)) for name in ("ca", "key", "certificate"))
+        return grpc.ssl_channel_credentials(_system_roots() if ca is None else ca, key, certificate)
 
     def __repr__(self) -> str:
         """Returns the paths; bytes may be a key, and are not shown."""
@@ -147,6 +151,23 @@ class _TokenMethod:
         return self._method.future(*arguments, metadata=self._metadata, **options)
 
 
+def _system_roots() -> bytes | None:
+    """Returns the CAs that this machine trusts, as OpenSSL and its variables have them; None for gRPC's own."""
+    if os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):  # which gRPC reads
+        return None
+    named, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    if named:
+        return _pem("SSL_CERT_FILE", named)
+    if folder:
+        files = (path.read_bytes() for path in sorted(Path(folder).glob("*")) if path.is_file())
+        return _pem("SSL_CERT_DIR", b"\n".join(content for content in files if b"-----BEGIN CERT" in content))
+    import ssl
+
+    paths = ssl.get_default_verify_paths()
+    found = next((path for path in (paths.cafile, *_BUNDLES) if path and os.path.exists(path)), None)
+    return Path(found).read_bytes() if found else None
+
+
 def _pem(name: str, pem: Pem | None) -> bytes | None:
     if pem is None:
         return None
@@ -155,7 +176,7 @@ def _pem(name: str, pem: Pem | None) -> bytes | None:
         content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no path"
-        raise InvalidRequestError.for_field(f"tls.{name}", "a PEM file", f"{source}: {why}") from None
+        raise InvalidRequestError.for_field(name, "a PEM file", f"{source}: {why}") from None
     if b"-----BEGIN " not in content:
-        raise InvalidRequestError.for_field(f"tls.{name}", "a PEM file", f"{source} without a line '-----BEGIN ...'")
+        raise InvalidRequestError.for_field(name, "a PEM file", f"{source} without a line '-----BEGIN ...'")
     return content

@@ -52,8 +52,8 @@ class Connection:
             shared_memory: Whether tensors go through shared memory where one server on this machine, by loopback or a
                 Unix socket, allows it.
             token: What the server knows this caller by; None for CONVSERVE_TOKEN of the environment, "" for none.
-            tls: How the connection is encrypted: True with gRPC's root certificates, or a `TLS`. None for not at all,
-                which sends no token to another machine; False for not at all, and sends it.
+            tls: How the connection is encrypted: True with the CAs that the system trusts, or a `TLS`. None for not at
+                all, which sends no token to another machine; False for not at all, and sends it.
 
         Raises:
             InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,

@@ -68,10 +68,22 @@ _MESSAGE_TOO_LARGE_TEXT = (
     "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
     "batch, or ask the operator to raise it."
 )
-_TLS_FAILED_TEXT = (
-    "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls=. Received none: "
-    "is it the right CA and name, has the certificate expired, does the server have TLS, does it ask for one of yours?"
-)
+# By what gRPC says, the most certain first.
+_TLS_FAILED_TEXTS = {
+    "Hostname": (
+        "Expected a TLS connection to a server whose certificate has this name. Received the certificate of another: "
+        "give its name (TLS(server_name=...), --tls-server-name), or call the server by it."
+    ),
+    "CERTIFICATE_VERIFY_FAILED": (
+        "Expected a TLS connection to a server whose certificate is valid and signed by a CA that is trusted here. "
+        "Received another certificate: give its CA (TLS(ca=...), --tls-ca, or SSL_CERT_FILE of the environment), or "
+        "renew it if it has expired."
+    ),
+    "": (
+        "Expected a TLS connection to a server with a certificate for this name, signed by the CA in tls= (--tls-ca). "
+        "Received none: does the server have TLS, and does it ask for a certificate of yours?"
+    ),
+}
 
 
 def to_status(error: ConvserveError) -> grpc.Status:
@@ -128,7 +140,8 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
         code = grpc.StatusCode.UNAVAILABLE
         text = "Expected to send the whole request. The call ended in the middle of it."
     elif code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
-        text = f"{_TLS_FAILED_TEXT} ({text})"
+        why = next(why for sign, why in _TLS_FAILED_TEXTS.items() if sign in text)
+        text = f"{why} ({text})"
     elif code is grpc.StatusCode.UNAVAILABLE:
         tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
         text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"

@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -9,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from convserve import TLS, Client, RetryRule, UnauthenticatedError, UnavailableError
+from convserve import TLS, Client, InvalidRequestError, RetryRule, UnauthenticatedError, UnavailableError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1.server_info_pb2 import ServerInfo
 from convserve_server.auth.authenticator import Authenticator
@@ -28,6 +29,13 @@ ONCE = RetryRule(attempts=1)
 TOKEN = "s3cret-0123456789"  # noqa: S105
 CLIENTS = pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
 NOT_TRUSTED = "Expected a TLS connection"
+
+
+@pytest.fixture(autouse=True)
+def no_cas_of_the_environment(monkeypatch):
+    """What this machine's own variables trust is another matter."""
+    for variable in ("SSL_CERT_FILE", "SSL_CERT_DIR", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture
@@ -107,12 +115,45 @@ def test_another_ca_is_told_to_be_the_matter(authority, stranger, make_client):
             text = failure(port, tls, make_client=make_client)
             assert text.startswith(NOT_TRUSTED)
             assert "CERTIFICATE_VERIFY_FAILED" in text
+            assert "--tls-ca" in text
+
+
+@CLIENTS
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_the_environment_names_the_cas_that_are_trusted(authority, tmp_path, make_client, monkeypatch, variable):
+    folder = tmp_path / "cas"
+    folder.mkdir()
+    (folder / "ours.pem").write_bytes(authority.ca.read_bytes())
+    (folder / "README").write_text("What is here are certificates.")
+    monkeypatch.setenv(variable, str(authority.ca if variable == "SSL_CERT_FILE" else folder))
+    with serving(certificate(authority.issue("server"))) as port:
+        assert caller(port, True, make_client)
+        assert caller(port, TLS(server_name="localhost"), make_client)
+
+
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])
+def test_a_ca_that_the_environment_names_is_one(monkeypatch, tmp_path, variable):
+    monkeypatch.setenv(variable, str(tmp_path / "no.pem"))
+    with pytest.raises(InvalidRequestError, match=f"{variable}: Expected a PEM file"):
+        Client("127.0.0.1:1", tls=True)
+    monkeypatch.setenv("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH", "/etc/ssl/cert.pem")  # gRPC's own is before these
+    Client("127.0.0.1:1", tls=True).close()
+
+
+def test_the_systems_cas_are_trusted(authority, monkeypatch, tmp_path):
+    bundle = tmp_path / "bundle.pem"
+    bundle.write_bytes(authority.ca.read_bytes())
+    found = ssl.get_default_verify_paths()._replace(cafile=str(bundle))
+    monkeypatch.setattr(ssl, "get_default_verify_paths", lambda: found)
+    with serving(certificate(authority.issue("server"))) as port:
+        assert caller(port, True)
 
 
 def test_another_name_is_told_to_be_the_matter(authority):
     with serving(certificate(authority.issue("server", "gpu-host.example.org"))) as port:
         text = failure(port, TLS(ca=authority.ca))
         assert text.startswith(NOT_TRUSTED)
+        assert "--tls-server-name" in text
         assert caller(port, TLS(ca=authority.ca, server_name="gpu-host.example.org"))
 
 

@@ -97,7 +97,7 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
             "encrypt the connection; the options below do so too. --no-tls sends a token without encryption",
             default=None,
         ),
-        _SERVER.option("--tls-ca FILE", "PEM file of the server's CA (default: gRPC's roots)"),
+        _SERVER.option("--tls-ca FILE", "PEM file of the server's CA (default: those that the system trusts)"),
         _SERVER.option("--tls-certificate FILE", "PEM file of your certificate, for mutual TLS"),
         _SERVER.option("--tls-key FILE", "PEM file of its private key"),
         _SERVER.option("--tls-server-name NAME", "the name in the server's certificate, if not the target's"),
