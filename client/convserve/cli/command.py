@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from string import Template
@@ -84,9 +85,11 @@ class Command(click.Command):
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a line for each way to call the command."""
-        path = context.command_path
+        indent = " " * len(f"usage: {context.command_path} ")
         for number, usage in enumerate(self._usages):
-            formatter.write_usage(path, usage.removeprefix(path).lstrip(), prefix="       " if number else "usage: ")
+            first = "       " if number else "usage: "
+            whole = textwrap.TextWrapper(formatter.width, first, indent, break_on_hyphens=False)
+            formatter.write(f"{whole.fill(usage)}\n")
 
     def format_help_text(self, context: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         """Writes what the command does."""

@@ -45,6 +45,12 @@ def test_each_command_teaches_by_example(capsys, monkeypatch, name):
         assert "--timeout SECONDS" in out
 
 
+def test_a_usage_breaks_no_option(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    cli.main(["layers", "put", "--help"])
+    assert "--input-channels N [OPTIONS]\n" in capsys.readouterr().out.split("\n\n")[0] + "\n"
+
+
 @pytest.mark.parametrize("name", ["conv2d", "plan", "bench"])
 def test_every_parameter_of_keras_conv2d_is_a_flag(capsys, name):
     cli.main([name, "--help"])
