@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("convserve")
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_OTHER_EXPORTERS = ("OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER")
 
 
 class Observability:
@@ -70,22 +72,41 @@ class Observability:
         self._closing.close()
 
 
-def wants_spans(environment: Mapping[str, str] = os.environ) -> bool:
-    """Returns whether OpenTelemetry's own variables say where spans are to go, and do not turn them off."""
-    is_off = environment.get("OTEL_SDK_DISABLED", "").lower() == "true"
-    is_unsent = environment.get("OTEL_TRACES_EXPORTER") == "none"
-    return not (is_off or is_unsent) and any(environment.get(name) for name in _ENDPOINTS)
+def span_exporters(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Returns what OpenTelemetry's own variables send spans by: "grpc" or "http/protobuf", and "console"; [] for none.
+
+    Raises SettingsError for an exporter or a protocol that the server has not.
+    """
+    named = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(environment.get, _ENDPOINTS)) else "none")
+    exporters = _known("OTEL_TRACES_EXPORTER", [word.strip() for word in named.split(",")], ("otlp", "console", "none"))
+    if environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true" or "none" in exporters:
+        return []
+    variable = next(filter(environment.get, _PROTOCOLS), _PROTOCOLS[0])
+    (protocol,) = _known(variable, [environment.get(variable) or "grpc"], ("grpc", "http/protobuf"))
+    return [protocol if each == "otlp" else each for each in exporters]
+
+
+def _known(variable: str, words: list[str], known: tuple[str, ...]) -> list[str]:
+    for word in words:
+        if word not in known:
+            raise SettingsError(f"{variable}: Expected one of {', '.join(known)}. Received {word!r}.")
+    return list(dict.fromkeys(words))
 
 
 def _tracing() -> Tracing | None:
-    if not wants_spans():
+    exporters = span_exporters()
+    for variable in _OTHER_EXPORTERS:
+        if os.environ.get(variable, "none") not in ("", "none"):
+            log.warning("%s is not heeded: the server serves metrics by --metrics, and logs to stderr", variable)
+    if not exporters:
         return None
     try:
         from convserve_server.observability.tracing import Tracing
 
-        return Tracing()
+        return Tracing(exporters)
     except ModuleNotFoundError:
-        log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", " or ".join(_ENDPOINTS))
+        asked = " or ".join((*_ENDPOINTS, "OTEL_TRACES_EXPORTER"))
+        log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", asked)
         return None
     except Exception as error:
         text = f"OTEL_*: Expected variables as OpenTelemetry takes them. Received one that it does not take: {error}."

@@ -6,12 +6,13 @@ and does not see the status of `ServicerContext.abort_with_status`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import grpc
 from opentelemetry import propagate, trace
-from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from convserve._version import __version__
@@ -25,12 +26,14 @@ _FAULTS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL"
 class Tracing(Observer):
     """Makes spans of calls. OpenTelemetry's own variables, OTEL_*, say where they go."""
 
-    def __init__(self) -> None:
+    def __init__(self, exporters: Iterable[str]) -> None:
+        """Sends spans by each of "grpc", "http/protobuf" and "console", which is stdout."""
         resource = Resource.create({SERVICE_VERSION: __version__})
         if str(resource.attributes[SERVICE_NAME]).startswith("unknown_service"):
             resource = resource.merge(Resource({SERVICE_NAME: "convserve"}))
         self._provider = TracerProvider(resource=resource)
-        self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+        for name in exporters:
+            self._provider.add_span_processor(BatchSpanProcessor(_exporter(name)))
         self._tracer = self._provider.get_tracer("convserve", __version__)
         self._spans: dict[CallRecord, Span] = {}
 
@@ -86,3 +89,15 @@ class Tracing(Observer):
     def close(self) -> None:
         """Sends the spans that are left."""
         self._provider.shutdown()
+
+
+def _exporter(name: str) -> SpanExporter:
+    if name == "console":
+        return ConsoleSpanExporter(formatter=lambda span: f"{span.to_json(indent=None)}\n")  # a line each
+    if name == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc import trace_exporter as by_grpc
+
+        return by_grpc.OTLPSpanExporter()
+    from opentelemetry.exporter.otlp.proto.http import trace_exporter as by_http
+
+    return by_http.OTLPSpanExporter()

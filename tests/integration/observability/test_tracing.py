@@ -10,7 +10,7 @@ import sys
 import grpc
 import pytest
 
-from tests.support.observability.span_collector import span_collector
+from tests.support.observability.span_collector import http_span_collector, span_collector
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
 from tests.support.repository import ROOT
@@ -226,3 +226,25 @@ def test_a_collector_that_is_not_there_holds_nobody_up():
         with raw_caller(running.target) as caller:
             caller.check_service()
         assert running.stop() == 0
+
+
+@pytest.mark.parametrize(("kind", "path"), [("", ""), ("TRACES_", "/v1/traces")])
+def test_spans_are_sent_by_http_where_the_variables_say_so(kind, path):
+    with http_span_collector() as by_http:
+        variables = {"ENDPOINT": by_http.endpoint + path, "PROTOCOL": "http/protobuf"}
+        environment = {f"OTEL_EXPORTER_OTLP_{kind}{name}": value for name, value in variables.items()}
+        with numpy_server(environment=environment) as running, raw_caller(running.target) as connected:
+            connected.stub.Convolve(convolve_request(), timeout=60)
+            assert running.stop() == 0  # which sends what is left
+        assert [each.name for each in by_http.spans()] == [f"{SERVICE}/Convolve", "queue", "compute"]
+
+
+def test_spans_are_lines_of_stdout_where_the_variables_say_so():
+    with (
+        numpy_server("--log-format=json", environment={"OTEL_TRACES_EXPORTER": "console"}) as running,
+        raw_caller(running.target) as connected,
+    ):
+        connected.stub.Convolve(convolve_request(), timeout=60)
+        running.process.terminate()
+        said = [json.loads(line) for line in running.process.stdout]
+    assert {each["name"] for each in said if "name" in each} == {f"{SERVICE}/Convolve", "queue", "compute"}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import grpc
@@ -100,3 +101,27 @@ def span_collector() -> Iterator[Collector]:
     server.start()
     yield collector
     server.stop(None).wait()
+
+
+@contextmanager
+def http_span_collector() -> Iterator[Collector]:
+    """Runs a collector that is sent spans by HTTP, at the path of OpenTelemetry's specification alone."""
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            request = self.rfile.read(int(self.headers["Content-Length"]))
+            is_ours = self.path == "/v1/traces" and self.headers["Content-Type"] == "application/x-protobuf"
+            if is_ours:
+                collector.Export(trace_service_pb2.ExportTraceServiceRequest.FromString(request), None)
+            self.send_response(200 if is_ours else 404)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        collector.endpoint = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield collector
+        server.shutdown()
