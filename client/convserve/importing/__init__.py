@@ -34,6 +34,12 @@ _READERS: dict[str, tuple[str, Callable[[Path, Budget, Geometry], Contents]]] = 
     ".npy": ("a .npy file with an array of numbers", numpy_files.read_npy),
     ".safetensors": ("a .safetensors file", state_dict.read),
 }
+# Whatever a file is called: TensorFlow up to 2.12 wrote HDF5 under the name of .keras.
+_BY_FIRST_BYTES = {
+    b"\x89HDF\r\n\x1a\n": {".keras": ".h5"},
+    b"PK\x03\x04": {".h5": ".keras", ".hdf5": ".keras", ".npy": ".npz"},
+    b"\x93NUMPY": {".npz": ".npy"},
+}
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle", ".joblib")
 
 
@@ -46,13 +52,19 @@ def read(
 ) -> Imported:
     """Returns every Conv2D in a file, with its weights.
 
+    What is no plain Conv2D, or has something wrong, is skipped with the reason, and others are read all the same:
+    subclasses, wrappers, quantized weights, arrays that don't fit, orders of axes that would have to be guessed.
+
     Args:
         path: One of
-            `.keras` or `.h5`: a whole Keras model, nested models included;
+            `.keras` or `.h5`: a whole Keras model of Keras 2 or 3, nested models included; kernels of Theano's are
+            turned over, as Keras 2 did;
             `.safetensors`: a state dictionary, in which each `NAME.weight` with four dimensions is taken for the kernel
-            of a PyTorch Conv2d, and each `NAME.kernel` for one with Keras' and JAX' order of axes, with a `NAME.bias`
-            where there is one; or a single layer, as `convserve layers get -o` writes it;
+            of a PyTorch Conv2d, or of an MLX one if the metadata's `format` is "mlx", and each `NAME.kernel` for one
+            with Keras' and JAX' order of axes, with a `NAME.bias` where there is one; TensorFlow's "NAME/kernel:0" too;
+            or a single layer, as `convserve layers get -o` writes it;
             `.npz`, `.npy`: arrays with such names, or a single one.
+            What is another of these by its first bytes is read as that.
         prefix: What stands before every name and a "/". None: the model's name, or the file's; "": nothing.
         config: For files of arrays, which don't have it: parameters of Conv2D by layer, under the name in the file or a
             pattern such as "layer1.*.conv2"; also in PyTorch's wording, such as {"conv1": {"stride": 2, "padding": 3}}.
@@ -63,9 +75,9 @@ def read(
         The layers by the names to store them under, and a list of what was skipped.
 
     Raises:
-        InvalidRequestError: If the file cannot be read, is broken, or is of another kind.
+        InvalidRequestError: If the file cannot be read, is broken, or is of another kind or version.
         InvalidConfigurationError: If a parameter is wrong.
-        InvalidWeightsError: If weights don't fit their layer's configuration.
+        InvalidWeightsError: If no layer's weights fit its configuration.
         MissingDependencyError: Without h5py or safetensors, for the files that need it.
     """
     if not isinstance(path, str | Path):
@@ -81,4 +93,13 @@ def read(
     check_file(file)
     expected, read_contents = _READERS[kind]
     with wrap_read_errors(file, expected):
+        expected, read_contents = _READERS[_kind_inside(file, kind)]
+    with wrap_read_errors(file, expected):
         return read_contents(file, Budget(file), geometry).named(prefix)
+
+
+def _kind_inside(file: Path, kind: str) -> str:
+    """Returns how the name of a file should end, by its first bytes."""
+    with file.open("rb") as opened:
+        head = opened.read(8)
+    return next((kinds.get(kind, kind) for magic, kinds in _BY_FIRST_BYTES.items() if head.startswith(magic)), kind)

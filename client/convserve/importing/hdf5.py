@@ -23,7 +23,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from convserve.errors import MissingDependencyError, short_repr
+from convserve.errors import InvalidRequestError, InvalidWeightsError, MissingDependencyError, short_repr
 from convserve.importing.untrusted import Budget, refusal
 from convserve.tensors.codec import Array, float32_of_bfloat16_bits
 
@@ -39,6 +39,7 @@ class Hdf5File:
     """A file that a process of its own has open; paths in it are absolute, without the "/" at the beginning.
 
     Every method raises InvalidRequestError for what is not in the file itself, and OSError if the process has ended.
+    InvalidWeightsError is for an array that no layer can have, beside which others may be sound.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], seconds: float, budget: Budget) -> None:
@@ -51,6 +52,11 @@ class Hdf5File:
         """Whether there is a group or an array under a path."""
         return bool(self._described(path)["kind"] != "nothing")
 
+    def members(self, path: str) -> list[str]:
+        """Returns the names in a group; none if there is no group."""
+        listed: list[str] = self._ask("members", path)
+        return listed
+
     def array(self, path: str) -> Array | None:
         """Returns an array of floating-point numbers, or None if there is nothing under this path.
 
@@ -59,15 +65,16 @@ class Hdf5File:
         described = self._described(path)
         if described["kind"] == "nothing":
             return None
-        if described["kind"] != "array":
-            raise refusal("an array", f"{short_repr(path)}, which is none")
-        if described["is_elsewhere"]:
+        if described["kind"] == "array" and described["is_elsewhere"]:
             raise refusal("arrays that are in the file itself", f"{short_repr(path)}, which is in others")
+        if described["kind"] != "array":
+            raise InvalidWeightsError.for_field(path, "an array", "a group")
         if not set(described["filters"]) <= _BUILT_IN_FILTERS:
-            raise refusal("arrays without filters of others' making", f"{short_repr(path)}, which has one")
+            expected = "an array that is stored as it is or deflated, without filters of others' making"
+            raise InvalidWeightsError.for_field(path, expected, f"one with the filters {described['filters']}")
         shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
         if dtype.kind != "f" and not described["is_bfloat16"]:
-            raise refusal("floating-point numbers", f"{short_repr(path)} of dtype {dtype}")
+            raise InvalidWeightsError.for_field(path, "floating-point numbers", f"dtype {dtype}")
         size = math.prod(shape) * dtype.itemsize
         self._budget.spend(size, f"the array {short_repr(path)}")
         self._ask("elements", path)
@@ -139,7 +146,7 @@ def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
     seconds = _ALWAYS_SECONDS + len(data) / _BYTES_A_SECOND
     # It finds the packages that this process finds, and with -P none in a folder that happens to be the working one.
     process = subprocess.Popen(  # noqa: S603 (a program of ours, without a shell)
-        [sys.executable, "-P", _PROGRAM, str(seconds)],
+        [_python(), "-P", _PROGRAM, str(seconds)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -157,3 +164,17 @@ def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
         timer.cancel()
         process.kill()
         process.communicate()  # closes what led there, and waits
+
+
+def _python() -> str:
+    """Returns the Python to start; `sys.executable` is another program where that embeds Python, as uWSGI does.
+
+    Raises InvalidRequestError where there is none.
+    """
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = Path(sys.exec_prefix, "python.exe") if os.name == "nt" else Path(sys.exec_prefix, "bin", version)
+    for path in (Path(sys.executable or ""), beside, beside.with_name("python3")):
+        if path.name.lower().startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            return str(path)
+    received = f"sys.executable={sys.executable!r}, and none at {beside}: import from the command line instead"
+    raise InvalidRequestError.for_field("file", "a Python to read HDF5 in a process of its own", received)

@@ -36,6 +36,12 @@ def describe(root: Any, path: str) -> dict[str, Any]:
     }
 
 
+def members(root: Any, path: str) -> list[str]:
+    """Returns the names in a group; none if there is no group."""
+    kind, member = _find(root, path)
+    return list(member) if kind == "group" else []
+
+
 def texts(root: Any, path: str, name: str) -> list[str] | None:
     """Returns the texts in an attribute, or None if there is no such attribute."""
     _, member = _find(root, path)
@@ -76,7 +82,7 @@ def _send(message: dict[str, Any], follows: Any = b"") -> None:
 def main() -> None:
     """Answers until there are no more questions, or something is wrong."""
     faulthandler.dump_traceback_later(float(sys.argv[1]), exit=True)  # also when nobody is left to end this process
-    questions = {function.__name__: function for function in (describe, texts, elements)}
+    questions = {function.__name__: function for function in (describe, members, texts, elements)}
     try:
         import h5py
 

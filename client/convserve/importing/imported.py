@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from convserve.errors import InvalidArgumentError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import MAX_NAME, check_name
 
@@ -43,15 +44,27 @@ class Contents:
     layers: list[tuple[str, Layer]] = field(default_factory=list)
     """Names and layers; "" for the only one of a file that has no name for it."""
     skipped: list[Skipped] = field(default_factory=list)
+    odd: list[InvalidArgumentError] = field(default_factory=list)
+    """What is wrong with layers that were skipped for it."""
+
+    def skip(self, name: str, kind: str, error: InvalidArgumentError) -> None:
+        """Lists a layer of which something is wrong; it does not stand in the way of others."""
+        self.odd.append(error)
+        self.skipped.append(Skipped(name, kind, " ".join(str(error).split())))
 
     def named(self, prefix: str | None) -> Imported:
-        """Returns the same under names for a store, after a prefix; None for the model's name, "" for nothing."""
+        """Returns the same under names for a store, after a prefix; None for the model's name, "" for nothing.
+
+        Raises what is wrong with the first layer if no other is sound, and InvalidRequestError for a wrong prefix.
+        """
         if prefix is None:
             before = self.model
         else:
             before = prefix.rstrip("/") if isinstance(prefix, str) else prefix
             if before != "":
                 check_name(before, "prefix")
+        if self.odd and not self.layers:
+            raise self.odd[0]
         layers: dict[str, Layer] = {}
         numbers: dict[str, int] = {}
         for name, layer in self.layers:

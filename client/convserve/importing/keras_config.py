@@ -23,6 +23,21 @@ _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralN
 _PACKAGES = frozenset({"keras", "tf_keras"})
 _DEEPEST = 64
 _INITIALIZERS = ("kernel_initializer", "bias_initializer")
+_REMOTE = ("RemoteConv2D", "convserve>RemoteConv2D")  # Keras writes the second into .h5 files
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a layer stands among those of its class in one model, of which Keras makes a path in an archive."""
+
+    snake_case: str
+    """Its class as Keras writes it in paths."""
+    number: int
+    """How many of its class are before it."""
+    rank: int | None
+    """How many of those are saved here; None if it is itself saved elsewhere, being shared and met there first."""
+    saved: Counter[str]
+    """By class, how many in this model are saved here."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +46,8 @@ class Conv2DEntry:
 
     names: tuple[str, ...]
     """The names of the models around it, the outermost first, and its own."""
-    group: str
-    """Where a `.keras` archive keeps what belongs to it."""
+    steps: tuple[Step, ...]
+    """Of every model around it, the outermost first, and its own."""
     config: Mapping[str, Any]
     identities: tuple[str, ...]
     """Two entries that have one in common are one and the same layer: it is shared, or a model around it."""
@@ -51,15 +66,14 @@ def parse(text: str | bytes) -> Mapping[str, Any]:
     return config
 
 
-def entries(model: Mapping[str, Any], name: str) -> Iterator[Conv2DEntry | Skipped]:
-    """Yields what a model is made of, nested models included, in the order in which Keras saves them."""
+def entries(model: Mapping[str, Any], name: str) -> list[Conv2DEntry | Skipped]:
+    """Returns what a model is made of, nested models included, in the order in which Keras saves them."""
     if not isinstance(model.get("class_name"), str) or "config" not in model:
         raise refusal("the configuration of a Keras model", f"an object with the keys {short_repr(list(model))}")
     layers = _layers(model)
     if layers is None:
-        yield Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")
-    else:
-        yield from _walk(layers, (name,), "layers", ())
+        return [Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")]
+    return list(_walk(layers, (name,), (), (), set()))
 
 
 def configuration(entry: Conv2DEntry) -> Conv2D:
@@ -95,11 +109,12 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
 
 
 def _walk(
-    layers: list[Any], names: tuple[str, ...], group: str, identities: tuple[str, ...]
+    layers: list[Any], names: tuple[str, ...], steps: tuple[Step, ...], identities: tuple[str, ...], seen: set[str]
 ) -> Iterator[Conv2DEntry | Skipped]:
     if len(names) > _DEEPEST:
         raise refusal(f"models that are nested at most {_DEEPEST} deep", "deeper ones")
     numbers: Counter[str] = Counter()
+    saved: Counter[str] = Counter()
     for position, entry in enumerate(layers):
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
             raise refusal("a layer with its class_name", short_repr(entry))
@@ -110,23 +125,35 @@ def _walk(
             yield Skipped(path, kind, "not a Conv2D")
             continue
         # Keras' archives have no names in their paths but classes, numbered within each model.
-        snake = _snake_case(kind)
-        place = f"{group}/{snake}_{numbers[snake]}" if numbers[snake] else f"{group}/{snake}"
-        numbers[snake] += 1
+        is_remote = _is_remote(entry)
+        snake = _snake_case("RemoteConv2D" if is_remote else kind)
         inner, config = _layers(entry), entry.get("config")
         known_as = tuple(f"{identity}/{position}" for identity in identities)
         if entry.get("shared_object_id") is not None:
             known_as += (short_repr(entry["shared_object_id"]),)
+        is_first = seen.isdisjoint(known_as)
+        own_steps = (*steps, Step(snake, numbers[snake], saved[snake] if is_first else None, saved))
+        numbers[snake] += 1
+        saved[snake] += is_first
+        seen.update(known_as)
         if inner is not None:
-            yield from _walk(inner, own, f"{place}/layers", known_as)
-        elif kind != "Conv2D":
+            yield from _walk(inner, own, own_steps, known_as, seen)
+        elif kind != "Conv2D" and not is_remote:
             yield Skipped(path, kind, _why_skipped(entry))
-        elif _custom(entry):
+        elif _custom(entry) and not is_remote:
             yield Skipped(path, kind, f"{_custom(entry)} class that calls itself Conv2D")
         elif not isinstance(config, dict):
             raise refusal(f"a configuration of {short_repr(path)}", short_repr(config))
         else:
-            yield Conv2DEntry(own, place, config, known_as)
+            if is_remote:
+                config = {field: value for field, value in config.items() if field not in ("server", "timeout")}
+            yield Conv2DEntry(own, own_steps, config, known_as)
+
+
+def _is_remote(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is `convserve.keras.RemoteConv2D`, which is a Conv2D but for where it is computed."""
+    names = (entry["class_name"], entry.get("registered_name") or entry["class_name"])
+    return entry.get("module") in (None, "convserve.keras") and set(names) <= set(_REMOTE)
 
 
 def _layers(entry: Mapping[str, Any]) -> list[Any] | None:

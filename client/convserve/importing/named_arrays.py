@@ -1,7 +1,10 @@
 """Arrays by name, as archives and state dictionaries have them, put together to layers.
 
 `NAME.kernel` has Keras' and JAX' order of axes (height, width, in / groups, out); `NAME.weight` PyTorch's (out,
-in / groups, height, width). Either may have a `NAME.bias`. Such a file says nothing of strides, padding, dilation and
+in / groups, height, width), or MLX' (out, height, width, in / groups) where a file says that it is MLX'. Either may
+have a `NAME.bias`; a layer with other parts, such as scales of quantized weights, computes something else and is
+skipped.
+Names may be a variable's of TensorFlow, with a "/" and ":0". Such a file says nothing of strides, padding, dilation and
 groups: they come from the caller, in Keras' or PyTorch's wording, and are Conv2D's defaults otherwise, PyTorch's too.
 """
 
@@ -12,6 +15,7 @@ import inspect
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
@@ -22,6 +26,18 @@ from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape
 
 _KINDS = ("kernel", "weight", "bias")
+_HWIO, _OF_OIHW, _OF_OHWI = (0, 1, 2, 3), (2, 3, 1, 0), (1, 2, 3, 0)
+_AXES = {
+    None: {"kernel": _HWIO, "weight": _OF_OIHW},
+    "np": {"kernel": _HWIO, "weight": _OF_OIHW},
+    "pt": {"weight": _OF_OIHW},
+    "mlx": {"weight": _OF_OHWI},
+    "tf": {"kernel": _HWIO},
+    "flax": {"kernel": _HWIO},
+    "jax": {"kernel": _HWIO},
+    "keras": {"kernel": _HWIO},
+}
+"""What brings axes to HWIO, by what a file says of its format, and the last part of an array's name."""
 _FROM_WEIGHTS = ("filters", "kernel_size", "use_bias")
 _PARAMETERS = (
     *(name for name in inspect.signature(Conv2D).parameters if name not in _FROM_WEIGHTS),
@@ -74,68 +90,112 @@ class Geometry:
                 raise InvalidConfigurationError.for_field("config", expected, short_repr(pattern))
 
 
-def contents(model: str, arrays: Sequence[NamedArray], geometry: Geometry) -> Contents:
-    """Returns the layers that a file's arrays make; in errors the field begins with the layer's name."""
-    result, layers = Contents(model), _by_layer(arrays)
+def contents(
+    model: str,
+    arrays: Sequence[NamedArray],
+    geometry: Geometry,
+    *,
+    file_format: str | None = None,
+    odd: Mapping[str, InvalidArgumentError] = MappingProxyType({}),
+) -> Contents:
+    """Returns the layers that a file's arrays make; in errors the field begins with the layer's name.
+
+    Args:
+        model: What stands for the model's name.
+        arrays: The arrays.
+        geometry: What the file does not say.
+        file_format: What the file says of its format, if it does.
+        odd: What is wrong with further arrays, by name.
+
+    Raises:
+        InvalidRequestError: For another `file_format` than the known ones.
+        InvalidConfigurationError: If a parameter of `geometry` is wrong.
+    """
+    if file_format not in _AXES:
+        known = ", ".join(filter(None, _AXES))
+        raise refusal(f"a file whose metadata has no format, or one of {known}", f"format={short_repr(file_format)}")
+    result, layers = Contents(model), _by_layer(arrays, len(arrays) + len(odd) == 1)
     geometry.check_all_used([name or model for name in layers])
-    used = {array.name for parts in layers.values() for array in parts.values()}
+    used = {array.name for parts in layers.values() for kind in _KINDS for array in parts.get(kind, ())}
+    for name, error in odd.items():
+        result.skip(name, "array", error)
     for array in arrays:
         if array.name not in used:
-            kind = f"array of rank {len(array.shape)}"
-            result.skipped.append(Skipped(array.name, kind, "not the kernel of a Conv2D"))
+            result.skipped.append(Skipped(array.name, f"array of rank {len(array.shape)}", _why_unused(array)))
     for name, parts in layers.items():
-        parameters, reason = geometry.of(name or model), _unsuitable(parts)
+        parameters = geometry.of(name or model)
+        kernels = [(kind, array) for kind in ("kernel", "weight") for array in parts.get(kind, ())]
+        reason = "left out, as was asked" if parameters is None else _unsuitable(parts)
+        kind, array = kernels[0]
+        if not reason and kind not in _AXES[file_format]:
+            reason = f"in a file of format {file_format!r}, the order of axes of a {kind} is not known"
         if parameters is None or reason:
-            result.skipped.append(Skipped(name, "array of rank 4", reason or "left out, as was asked"))
+            result.skipped.append(Skipped(name, "array of rank 4", reason))
             continue
-        kernel = parts["kernel"].read() if "kernel" in parts else parts["weight"].read().transpose(2, 3, 1, 0)
-        bias = parts["bias"].read() if "bias" in parts else None
+        biases = parts.get("bias", ())
+        if len(kernels) > 1 or len(biases) > 1:
+            received = " and ".join(f"a {kind}" for kind, _ in [*kernels, *(("bias", bias) for bias in biases[1:])])
+            error = refusal("one kernel for each layer, and one bias", f"{received} for {short_repr(name)}")
+            result.skip(name, "array of rank 4", error)
+            continue
+        kernel = array.read().transpose(_AXES[file_format][kind])
+        bias = biases[0].read() if biases else None
         try:
             config = Conv2D(int(kernel.shape[3]), kernel.shape[:2], use_bias=bias is not None, **parameters)
+        except InvalidConfigurationError as error:
+            raise error.under(f"{name or model}.") from None  # the caller's parameter
+        try:
             result.layers.append((name, Layer(config, kernel, bias)))
         except InvalidArgumentError as error:
-            raise error.under(f"{name or model}.") from None
+            result.skip(name, "array of rank 4", error.under(f"{name or model}."))
     return result
 
 
-def _by_layer(arrays: Sequence[NamedArray]) -> dict[str, dict[str, NamedArray]]:
-    """Returns the kernels in a file, each with its bias, by the names of their layers."""
-    layers: dict[str, dict[str, NamedArray]] = {}
+def _by_layer(arrays: Sequence[NamedArray], is_alone: bool) -> dict[str, dict[str, list[NamedArray]]]:
+    """Returns the kernels in a file, each with what belongs to the same layer, by the last part of its name."""
+    layers: dict[str, dict[str, list[NamedArray]]] = {}
     for array in arrays:
         layer, kind = _split(array.name)
-        if len(array.shape) == 4 and (kind in ("kernel", "weight") or len(arrays) == 1):
-            # A file's only array may have any name.
-            name, kind = (layer, kind) if kind in ("kernel", "weight") else (array.name, "kernel")
-            parts = layers.setdefault(name, {})
-            if parts:
-                raise refusal("one kernel for each layer", f"a kernel and a weight for {short_repr(name)}")
-            parts[kind] = array
+        if len(array.shape) == 4 and kind in ("kernel", "weight"):
+            layers.setdefault(layer, {}).setdefault(kind, []).append(array)
+        elif len(array.shape) == 4 and is_alone:
+            layers[array.name] = {"kernel": [array]}  # a file's only array may have any name
     for array in arrays:
         layer, kind = _split(array.name)
-        if kind == "bias" and layer in layers:
-            layers[layer]["bias"] = array
+        if layer in layers and (kind == "bias" or (layer and kind not in _KINDS)):
+            layers[layer].setdefault(kind, []).append(array)
     return layers
 
 
-def _unsuitable(parts: Mapping[str, NamedArray]) -> str:
+def _why_unused(array: NamedArray) -> str:
+    if len(array.shape) != 4 or _split(array.name)[1] in _KINDS:
+        return "not the kernel of a Conv2D"
+    endings = ".kernel, /kernel, .weight or /weight"
+    return f"its name does not say in which order its axes are: name kernels so that they end in {endings}"
+
+
+def _unsuitable(parts: Mapping[str, Sequence[NamedArray]]) -> str:
     """Returns why arrays are no Conv2D's, or nothing."""
-    for array in parts.values():
+    for array in (array for kind in _KINDS for array in parts.get(kind, ())):
         if array.dtype not in FLOAT_DTYPES:
             return f"dtype {array.dtype}; a layer's weights are floating-point numbers"
+        if 0 in array.shape:
+            return f"{short_repr(array.name)} of shape {array.shape} has no elements"
+    others = sorted(set(parts) - set(_KINDS))
+    if others:
+        return f"it has more than a kernel and a bias: {', '.join(others)}"
     if "weight" in parts and "bias" in parts:
-        shape, biases = parts["weight"].shape, parts["bias"].shape
+        shape, biases = parts["weight"][0].shape, parts["bias"][0].shape
         if biases != shape[:1]:
             return f"weight {shape} with bias {biases}: a transposed convolution's, or no convolution's"
     return ""
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Returns ("conv1", "kernel") for "conv1.kernel" and "conv1/kernel"."""
-    for separator in (".", "/"):
-        layer, _, kind = name.rpartition(separator)
-        if kind in _KINDS:
-            return layer, kind
-    return name, ""
+    """Returns ("conv1", "kernel") for "conv1.kernel", "conv1/kernel" and TensorFlow's "conv1/kernel:0"."""
+    plain = name.removesuffix(":0")
+    cut = max(plain.rfind("."), plain.rfind("/"))
+    return plain[: max(cut, 0)], plain[cut + 1 :]
 
 
 def _conv2d_parameters(given: Any, where: str) -> dict[str, Any]:

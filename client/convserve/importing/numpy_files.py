@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import short_repr
+from convserve.errors import InvalidWeightsError, short_repr
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import Geometry, NamedArray, contents
 from convserve.importing.untrusted import Budget, read_member, refusal
@@ -28,14 +28,19 @@ def read_npy(file: Path, budget: Budget, geometry: Geometry) -> Contents:
 
 def read_npz(file: Path, budget: Budget, geometry: Geometry) -> Contents:
     """Returns the arrays in a `.npz` archive."""
+    arrays, odd = [], {}
     with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".npy")]
-        arrays = [_array(name.removesuffix(".npy"), read_member(archive, name, budget)) for name in names]
-    return contents(file.stem, arrays, geometry)
+        for member in (name for name in archive.namelist() if name.endswith(".npy")):
+            name, data = member.removesuffix(".npy"), read_member(archive, member, budget)
+            try:
+                arrays.append(_array(name, data))
+            except InvalidWeightsError as error:
+                odd[name] = error
+    return contents(file.stem, arrays, geometry, odd=odd)
 
 
 def _array(name: str, data: bytes) -> NamedArray:
-    """Returns the array that is written in the bytes of a `.npy` file."""
+    """Returns the array in the bytes of a `.npy` file; raises InvalidWeightsError if it is none of numbers."""
     opened = io.BytesIO(data)
     version = np.lib.format.read_magic(opened)
     if version not in _READ_HEAD:
@@ -43,7 +48,8 @@ def _array(name: str, data: bytes) -> NamedArray:
         raise refusal(expected, f"{short_repr(name)} in {version}")
     shape, fortran_order, dtype = _READ_HEAD[version](opened)
     if dtype.hasobject:
-        raise refusal("arrays of numbers", f"{short_repr(name)} of Python objects: a pickle, of which nothing was run")
+        received = f"{short_repr(name)} of Python objects: a pickle, of which nothing was run"
+        raise InvalidWeightsError.for_field("file", "arrays of numbers", received)
     elements = memoryview(data)[opened.tell() :]
     if math.prod(shape) * dtype.itemsize != elements.nbytes:
         raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{short_repr(name)} of {elements.nbytes} bytes")

@@ -34,4 +34,4 @@ def read(file: Path, budget: Budget, geometry: Geometry) -> Contents:
         NamedArray(name, tensor_info.shape, tensor_info.dtype, partial(tensor, name))
         for name, tensor_info in opened.tensors.items()
     ]
-    return contents(file.stem, arrays, geometry)
+    return contents(file.stem, arrays, geometry, file_format=opened.metadata.get("format"))

@@ -49,11 +49,12 @@ def write_archive(
     *,
     compression: int = zipfile.ZIP_STORED,
     others: Mapping[str, bytes] | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes a `.keras` archive; the weights are by default those of one Conv2D."""
     text = config if isinstance(config, bytes) else json.dumps(config).encode()
     with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("metadata.json", "{}")
+        archive.writestr("metadata.json", json.dumps(metadata or {}))
         archive.writestr("config.json", text)
         archive.writestr("model.weights.h5", weights_file({"layers/conv2d": WEIGHTS}) if weights is None else weights)
         for name, data in (others or {}).items():

@@ -65,7 +65,8 @@ def command(
     if as_json:
         listed = [document(row) | {"sent": bytes.fromhex(row.digest) in sent} for row in rows]
         skipped = [skipped._asdict() for skipped in imported.skipped]
-        print_json({"file": path, "dry_run": dry_run, "imported": listed, "skipped": skipped})
+        # "layers" is what `layers list --json` calls them.
+        print_json({"file": path, "dry_run": dry_run, "layers": listed, "imported": listed, "skipped": skipped})
     else:
         _print(rows, imported.skipped, sent, dry_run=dry_run)
     if not imported.layers:
