@@ -95,7 +95,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     if settings.keep_memory:
         configure_malloc(min(_MAX_KEPT_BYTES, memory_bytes // 16))
     verbose = settings.log_level == "debug"
-    with nullcontext() if verbose else held_stderr():
+    with nullcontext() if verbose else held_stderr(may_end_here=True):
         # It takes seconds, during which the health check already answers NOT_SERVING.
         engine = load_engine(
             settings.device,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 import click
 
 from convserve_server import settings
+from convserve_server.observability.logs import write_json_lines
 from convserve_server.settings import Settings, default_text, flag, help_text, is_secret, metavar, variable
 
 _DESCRIPTION = """\
@@ -57,6 +59,8 @@ def _option(name: str) -> click.Option:
 
 
 def _serve(**flags: Any) -> None:
+    if (flags["log_format"] or os.environ.get(variable("log_format"))) == "json":
+        write_json_lines()  # first, for whatever is wrong
     try:
         given = {name: value for name, value in flags.items() if value not in (None, ())}
         effective = settings.read(given)

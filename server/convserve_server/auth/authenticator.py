@@ -40,7 +40,7 @@ _OPEN_SERVICE = "grpc.health.v1.Health"  # its callers, such as Kubernetes' prob
 
 
 class Authenticator:
-    """Says who a call is from, and refuses callers without the permission that a method needs."""
+    """Says who a call is from."""
 
     def __init__(self, tokens: Tokens | None = None, *, by_certificate: bool = False) -> None:
         """Asks for tokens, if there are any; `by_certificate`: whether callers are known by theirs (mutual TLS)."""
@@ -48,26 +48,30 @@ class Authenticator:
         self._by_certificate = by_certificate
 
     def identify(self, method: str, context: grpc.ServicerContext) -> Identity:
-        """Returns who a call of "/package.Service/Method" is from.
+        """Returns who a call of "/package.Service/Method" is from; `check` says whether it may be made.
 
-        Raises UnauthenticatedError if the method needs a token and the call shows none that the server knows, or
-        PermissionDeniedError if its token does not allow the method.
+        Raises UnauthenticatedError if the method needs a token and the call shows none that the server knows.
         """
         permissions = ALL
         if self._tokens is not None:
-            if needed := permissions_for(method):
+            if permissions_for(method):
                 identity = self._tokens.caller(_token(context))
                 if identity is None:
                     raise UnauthenticatedError("Expected a token that this server knows. Received another.")
-                if not needed <= identity.permissions:
-                    wanted, held = " and ".join(sorted(needed)), ", ".join(sorted(identity.permissions))
-                    expected = f"Expected a token with the permission {wanted} for {short_repr(method)}"
-                    raise PermissionDeniedError(f"{expected}. Received that of {identity.name}, which has {held}.")
                 return identity
             permissions = frozenset()
         if self._by_certificate and (name := certificate_name(context.auth_context())):
             return Identity(name, permissions, CERTIFICATE)
         return anyone(context.peer(), permissions)
+
+
+def check(identity: Identity, method: str) -> None:
+    """Raises PermissionDeniedError if whoever calls a method of "/package.Service/Method" may not."""
+    needed = permissions_for(method)
+    if not needed <= identity.permissions:
+        wanted, held = " and ".join(sorted(needed)), ", ".join(sorted(identity.permissions))
+        expected = f"Expected a token with the permission {wanted} for {short_repr(method)}"
+        raise PermissionDeniedError(f"{expected}. Received that of {identity.name}, which has {held}.")
 
 
 @functools.lru_cache(maxsize=256)

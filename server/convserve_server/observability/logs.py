@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 log = logging.getLogger("convserve")
 _progress = logging.getLogger("convserve.progress")
+
+_PROGRAM = Path(__file__).with_name("stderr_lines.py")
+# Shows what a file holds once its input has ended.
+_SHOW = "import os, sys; sys.stdin.read(); os.lseek({0}, 0, 0); os.write(2, os.read({0}, 2**20))"
+_MAX_WRITING_S = 5.0
+
+_stderr = 2  # where the log goes: stderr as it was at first
 
 
 def start_logging(level: str, form: str) -> logging.Handler:
@@ -21,15 +31,19 @@ def start_logging(level: str, form: str) -> logging.Handler:
     "exc_info" where there is a traceback, and whatever else the record was given. Returns the log's handler.
     """
     # Not sys.stderr: what is written there while TensorFlow starts is held back.
-    handler = logging.StreamHandler(open(os.dup(2), "w", encoding="utf-8", errors="backslashreplace"))  # noqa: SIM115
+    stderr = open(os.dup(_stderr), "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    handler = logging.StreamHandler(stderr)
     handler.setFormatter(formatter(form))
     stdout = _Stdout(sys.stdout)
     stdout.setFormatter(formatter(form, "%(message)s"))
     _progress.addHandler(stdout)
     _progress.propagate = False
-    for logger in (log, logging.getLogger("grpc"), logging.getLogger("opentelemetry")):
+    for logger in (log, *map(logging.getLogger, ("grpc", "opentelemetry", "py.warnings"))):
         logger.addHandler(handler)
         logger.propagate = False
+    logging.captureWarnings(capture=True)
+    if form == "json":
+        sys.excepthook = lambda *error: log.critical("ended by an error", exc_info=error)
     log.setLevel(level.upper())
     _progress.setLevel(logging.INFO)
     return handler
@@ -55,17 +69,48 @@ class _Stdout(logging.StreamHandler):  # type: ignore[type-arg]
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def write_json_lines() -> None:
+    """Has every line that anything writes to stderr from now on become a JSON object, whatever way the process ends.
+
+    Where no further process can be started, lines other than the log's stay as they are.
+    """
+    global _stderr  # noqa: PLW0603 (a process has one)
+    reader, writer = os.pipe()
+    try:
+        command = [sys.executable, "-I", "-S", str(_PROGRAM)]
+        program = subprocess.Popen(command, stdin=reader, start_new_session=True)  # noqa: S603 (a program of ours)
+    except OSError:
+        os.close(writer)
+        return
+    finally:
+        os.close(reader)
+    first = _stderr = os.dup(2)
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    @atexit.register
+    def write_what_is_left() -> None:
+        sys.stderr.flush()
+        os.dup2(first, 2)
+        with suppress(subprocess.TimeoutExpired):
+            program.wait(_MAX_WRITING_S)
+
+
 @contextmanager
-def held_stderr() -> Iterator[None]:
+def held_stderr(*, may_end_here: bool = False) -> Iterator[None]:
     """Holds back what is written to file descriptor 2, and shows it only if the block fails.
 
-    TensorFlow's C++ side writes there before any of its own settings can stop it, and gRPC's whatever its settings. A
-    signal that ends the process, such as SIGILL on a CPU that TensorFlow was not built for, is still reported.
+    TensorFlow's C++ side writes there before any of its own settings can stop it, and gRPC's whatever its settings.
+    `may_end_here`: the block may end the process, as TensorFlow does on a CPU that it was not built for; then another
+    process shows what was held. The signal is reported, too.
     """
+    if may_end_here and os.getpid() == 1:  # of a container, where no process would be left to show it
+        yield
+        return
     sys.stderr.flush()
     terminal, reports_faults = os.dup(2), faulthandler.is_enabled()
     faulthandler.enable(terminal)
-    with tempfile.TemporaryFile() as held:
+    with tempfile.TemporaryFile() as held, _shown_at_the_end(held.fileno(), wanted=may_end_here):
         os.dup2(held.fileno(), 2)
         try:
             yield
@@ -79,3 +124,23 @@ def held_stderr() -> Iterator[None]:
             if reports_faults:
                 faulthandler.enable()
             os.close(terminal)
+
+
+@contextmanager
+def _shown_at_the_end(file: int, *, wanted: bool) -> Iterator[None]:
+    """Has a file's content written to stderr if this process ends within the block."""
+    watcher = None
+    if wanted:
+        with suppress(OSError):  # no process can be started
+            watcher = subprocess.Popen(  # noqa: S603 (a program of ours)
+                [sys.executable, "-I", "-S", "-c", _SHOW.format(file)],
+                stdin=subprocess.PIPE,
+                pass_fds=[file],
+                start_new_session=True,
+            )
+    try:
+        yield
+    finally:
+        if watcher is not None:
+            watcher.kill()
+            watcher.communicate()

@@ -21,7 +21,7 @@ import grpc
 
 from convserve.errors import PermissionDeniedError
 from convserve.protocol.status import to_status
-from convserve_server.auth.authenticator import Authenticator, permissions_for
+from convserve_server.auth.authenticator import Authenticator, check, permissions_for
 from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
 from convserve_server.transport.call_errors import abort, parsed, status_of
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
@@ -124,6 +124,7 @@ class _Method:
     def _identify(self, call: _Call) -> AbstractContextManager[None]:
         """Notes who calls, or raises if they may not; returns the slot that the call is to keep."""
         identity = call.record.identity = self._interceptor.authenticator.identify(self._path, call.context)
+        check(identity, self._path)  # once the record, and so the log, has its name
         return self._interceptor.slots.acquire(identity) if self._takes_stream else _NO_SLOT
 
     def _answers(self, requests: Any, call: _Call) -> Iterator[list[bytes]]:

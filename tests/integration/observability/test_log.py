@@ -1,6 +1,9 @@
 """The log of a real server: a line per request with --log-requests, every line an object with --log-format json."""
 
 import json
+import os
+import subprocess
+import sys
 
 import grpc
 import numpy as np
@@ -104,3 +107,44 @@ def test_what_else_is_logged_or_printed_is_json_too():
     assert (warning["level"], "is open to the network" in warning["message"]) == ("WARNING", True)
     assert (shown["message"], shown["settings"]["listen"]) == ("settings", ["0.0.0.0:0"])
     assert printed == ["stopping: finishing the calls in flight", "stopped"]
+
+
+def test_what_ends_the_start_is_json_too(tmp_path):
+    program = [sys.executable, "-m", "convserve", "serve", "--listen", "127.0.0.1:0", "--drain-s", "soon"]
+    for arguments, variables in ((("--log-format", "json"), {}), ((), {"CONVSERVE_LOG_FORMAT": "json"})):
+        environment = {**os.environ, **variables}
+        done = subprocess.run(
+            [*program, *arguments], capture_output=True, text=True, timeout=120, env=environment, check=False
+        )
+        (line,) = map(json.loads, done.stderr.splitlines())
+        assert (done.returncode, line["level"]) == (2, "ERROR")
+        assert line["message"].startswith("error: --drain-s")
+
+
+def test_refused_calls_are_logged_with_the_name_of_the_token(tmp_path):
+    tokens = {name: f"s3cret-{name}-0123456789" for name in ("reader", "computer", "stranger")}
+    (tmp_path / "tokens.txt").write_text(f"reader {tokens['reader']} read\ncomputer {tokens['computer']} compute\n")
+
+    def calls(caller):
+        for name, code in (("reader", "PERMISSION_DENIED"), ("computer", "INVALID_ARGUMENT")):
+            with pytest.raises(grpc.RpcError) as caught:
+                caller.stub.Convolve(convolve_request(output_dtype=99), timeout=60, metadata=shown(name))
+            assert caught.value.code().name == code
+        messages = iter([start(), *item(0, image(0))])
+        for stub, request in ((caller.stub.ConvolveStream, messages), (caller.stub.Convolve, convolve_request())):
+            with pytest.raises(grpc.RpcError):
+                tuple(stub(request, timeout=60, metadata=shown("reader")))
+        with pytest.raises(grpc.RpcError):
+            caller.stub.Convolve(convolve_request(), timeout=60, metadata=shown("stranger"))
+
+    def shown(name):
+        return [("authorization", f"Bearer {tokens[name]}")]
+
+    arguments = ("--tokens-file", str(tmp_path / "tokens.txt"), "--log-requests", "--log-format", "json")
+    found = [json.loads(line) for line in lines_of(calls, *arguments)]
+    callers = [(each["caller"], each["code"]) for each in found if each["message"] == "request"]
+    (stranger,) = (pair for pair in callers if pair[1] == "UNAUTHENTICATED")
+    assert stranger[0].startswith("ipv4:127.0.0.1")
+    callers.remove(stranger)
+    assert sorted(callers) == [("token:computer", "INVALID_ARGUMENT"), *[("token:reader", "PERMISSION_DENIED")] * 3]
+    assert "s3cret" not in json.dumps(found)
