@@ -291,8 +291,9 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
     known = [variable(name) for name in Settings.model_fields]
     warnings = []
     for name in sorted(environment):
-        if name.startswith(_PREFIX) and name not in known and not re.fullmatch(_OTHER_VARIABLES, name):
-            similar = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        is_prefixed = name.startswith(_PREFIX)
+        similar = difflib.get_close_matches(name, known, n=1, cutoff=0.8 if is_prefixed else 0.9)
+        if (is_prefixed or similar) and name not in known and not re.fullmatch(_OTHER_VARIABLES, name):
             warnings.append(f"{name} is no setting, and is ignored." + "".join(f" Did you mean {s}?" for s in similar))
     return warnings
 

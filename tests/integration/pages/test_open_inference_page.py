@@ -59,7 +59,7 @@ def test_options_of_the_server_exist():
     flags = set(map(flag, Settings.model_fields))
     ours = PAGE.partition("## perf_analyzer")[0]
     options = set(re.findall(r"`--(?:no-)?([\w-]+)`", ours))
-    assert options == {"open-inference", "shared-memory"}
+    assert options == {"open-inference", "shared-memory", "compression"}
     assert {f"--{each}" for each in options} <= flags
 
 

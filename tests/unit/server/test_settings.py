@@ -137,6 +137,10 @@ def test_variables_that_look_like_settings_are_warned_of():
         "CONVSERVE_DRAIN is no setting, and is ignored. Did you mean CONVSERVE_DRAIN_S?",
         "CONVSERVE_WHATEVER is no setting, and is ignored.",
     ]
+    assert unknown_variables(["CONSERVE_STORE_BYTES", "CONVSERV_LISTEN", "STORE", "SERVER_LISTEN"]) == [
+        "CONSERVE_STORE_BYTES is no setting, and is ignored. Did you mean CONVSERVE_STORE_BYTES?",
+        "CONVSERV_LISTEN is no setting, and is ignored. Did you mean CONVSERVE_LISTEN?",
+    ]
 
 
 # Kinds of values

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convserve._rpc.channel import DEFAULT_TARGET
+from convserve._rpc.credentials import TOKEN_VARIABLE
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import timeout as timeout_type
 from convserve.errors import InvalidRequestError
@@ -35,6 +38,13 @@ class Connection:
     tls_certificate: str | None = None
     tls_key: str | None = None
     tls_server_name: str | None = None
+
+    def __post_init__(self) -> None:
+        """Warns of variables of the environment that are mistyped."""
+        known = (TARGET_VARIABLE, TOKEN_VARIABLE)
+        for name in sorted(set(os.environ) - set(known)):
+            for similar in difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9):
+                click.echo(f"warning: {name} is not heeded. Did you mean {similar}?", err=True)
 
     def client(self, *, shared_memory: bool = True) -> Client:
         """Returns a client of the server, which may send tensors through shared memory."""

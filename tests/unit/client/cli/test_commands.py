@@ -173,6 +173,17 @@ def test_a_timeout_may_be_as_long_as_it_takes(capsys, seconds):
     assert "expected" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["CONVSERVE_TARGT", "CONVSERV_TARGET", "convserve_target", "CONVSERVE_TOKENS"])
+def test_a_mistyped_variable_is_warned_of(capsys, monkeypatch, name):
+    for known in ("CONVSERVE_TARGET", "CONVSERVE_TOKEN", "CONVSERVE_TOKENS_FILE", "CONVSERVE_LISTEN"):
+        monkeypatch.setenv(known, NOBODY)
+    assert cli.main(["info", "--timeout", "2"]) == 1
+    assert "warning:" not in capsys.readouterr().err
+    monkeypatch.setenv(name, NOBODY)
+    assert cli.main(["info", "--timeout", "2"]) == 1
+    assert f"warning: {name} is not heeded. Did you mean CONVSERVE_T" in capsys.readouterr().err
+
+
 def test_the_environment_names_the_server(capsys, monkeypatch):
     monkeypatch.setenv("CONVSERVE_TARGET", NOBODY)
     assert cli.main(["health", "--timeout", "2"]) == 1
