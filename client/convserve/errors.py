@@ -50,6 +50,13 @@ def short_repr(value: object) -> str:
     return f"{text[:_MAX_VALUE]}... ({max(length, len(text))} characters)"
 
 
+def printable(text: str) -> str:
+    """Returns another program's text with its control characters escaped, so that no terminal obeys them."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text)
+
+
 @dataclass(frozen=True)
 class FieldViolation:
     """One wrong field: the parameter by its Keras name, or "input", "kernel" or "bias"."""

@@ -173,7 +173,7 @@ class AsyncClient(Connection):
         """
         request = requests.plan_request(layers, input_shape, input_dtype, output_dtype)
         method = functools.partial(io.answer, self._connected()._stub.Plan)
-        return plan_from_message(await self._call(method, request, timeout))
+        return plan_from_message(await self._call(method, request, timeout), len(request.layers))
 
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server is: versions, devices, dtypes, numeric mode, limits."""
@@ -219,7 +219,7 @@ class AsyncClient(Connection):
         else:
             upload = layer_messages.layer_upload(checked, name)
         answer = await self._call(self._connected()._servers.put, upload, timeout)
-        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
+        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))
 
     async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
         """Returns the stored layer that a name leads to, to be called with inputs.
@@ -229,7 +229,7 @@ class AsyncClient(Connection):
         """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
         answer = await self._call(self._connected()._servers.get, request, timeout)
-        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, None))
+        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name))
 
     async def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[AsyncStoredLayer]:
         """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.

@@ -25,7 +25,7 @@ from convserve.layers.layer import Layer
 from convserve.protocol import layer_messages
 from convserve.protocol.results import Result
 from convserve.protocol.stored_layers import StoredLayerBase
-from convserve.v1 import convolution_service_pb2_grpc, layer_service_pb2
+from convserve.v1 import convolution_service_pb2_grpc
 
 
 class Connection:
@@ -177,16 +177,15 @@ class Connection:
         """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
         if layer.local is None:
             servers = self._connected()._servers
-            request = layer_service_pb2.ReadWeightsRequest(layer=layer_messages.stored_reference(layer))
             try:
-                messages = await self._call(servers.read, request, deadline, retry)
+                weights = await self._call(servers.read, layer, deadline, retry)
             except LayerNotFoundError as lost:
                 try:
                     await self._call(servers.put, layer_messages.reinitialization(layer), deadline, retry)
                 except InvalidArgumentError:  # other weights came out: a caller had given these
                     raise lost from None
-                messages = await self._call(servers.read, request, deadline, retry)
-            layer.local = Layer(layer.config, *layer_messages.weights_of(messages))
+                weights = await self._call(servers.read, layer, deadline, retry)
+            layer.local = weights
         return layer.local
 
     async def close(self) -> None:

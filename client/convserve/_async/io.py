@@ -6,7 +6,7 @@ The modules beside this one, but `map`, are written for asyncio, and `client/una
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -18,6 +18,7 @@ from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
 from convserve._rpc.streaming import Stream
 from convserve.errors import InvalidRequestError
+from convserve.protocol.layer_answers import Answer
 from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
@@ -83,9 +84,14 @@ async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
         call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
 
 
-async def read_all(messages: AsyncIterable[T]) -> list[T]:
-    """Returns a stream's messages."""
-    return [message async for message in messages]
+async def received(call: Any, answer: Answer[T]) -> T:
+    """Returns what the messages of a call's stream come to."""
+    try:
+        async for message in call:
+            answer.take(message)
+        return answer.result()
+    finally:
+        call.cancel()  # for when a message was refused; after the end it does nothing
 
 
 @asynccontextmanager

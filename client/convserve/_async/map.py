@@ -54,7 +54,14 @@ class _Senders:
         """Begins a task, which `stop` ends."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:  # else the caller would wait for ever for what this task had taken
+            self._pipeline.fail(error)
+            self._changed.set()
 
     async def stop(self) -> None:
         """Ends all tasks."""

@@ -16,6 +16,8 @@ from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
 DEFAULT_TIMEOUT_S = 60.0
+MAX_ANSWER_BYTES = 2**24
+"""Of a message that a server sends: more than any of an honest one's."""
 _SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
 
 
@@ -110,9 +112,10 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 OPTIONS: list[tuple[str, Any]] = [
-    # A tensor is as large as it is: protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB.
+    # Weights go in the message of their call, so protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB. What comes
+    # back is smaller: large tensors come in pieces, and lists in pages.
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     *LARGE_FRAMES,
     # Replicas are interchangeable, so calls are spread over all addresses.
     ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),

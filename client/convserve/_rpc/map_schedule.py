@@ -55,7 +55,7 @@ class Pipeline:
         self._read = 0
         self._ended = False
         self._end_error: BaseException | None = None
-        self._broken: Exception | None = None
+        self._broken: BaseException | None = None
         self._held: Item | None = None
         # Those with items that wait or are under way; that which was served longest ago is the first.
         self._groups: dict[Hashable, Group] = {}
@@ -155,7 +155,7 @@ class Pipeline:
                 self._groups.setdefault(item.group, Group()).add(item)
             return
         if isinstance(outcome, Exception) and not isinstance(outcome, ConvserveError):
-            self._broken = outcome
+            self.fail(outcome)
             return
         parts: Sequence[Array | ConvserveError]
         parts = [outcome] * len(items) if isinstance(outcome, ConvserveError) else outcome
@@ -166,13 +166,17 @@ class Pipeline:
             self._finished[item.number] = item
             self._admit()
 
+    def fail(self, error: BaseException) -> None:
+        """Ends all with what ended one of those that make the calls."""
+        self._broken = self._broken or error
+
     def take_output(self) -> Any:
         """Returns what is to be yielded now. Only while `has_output`.
 
         Raises:
             ConvserveError: The error of an item whose turn it is, unless errors are returned.
-            Exception: What reading the inputs raised, once all before is yielded; or what a call raised that should
-                raise nothing but ConvserveError.
+            Exception: What reading the inputs raised, once all before is yielded; or what ended one of those that
+                make the calls, which raise nothing but ConvserveError.
         """
         if self._broken is not None:
             raise self._broken

@@ -57,8 +57,8 @@ class ConvolveRequest:
         return self._form.before_input + self.input.reshape(-1).view("u1").data
 
     def result(self, data: bytes) -> Result:
-        """Returns what the answer's bytes say; raises InternalError if they are none."""
-        return Result.parse(data, self._form.output)
+        """Returns what the answer's bytes say; raises InternalError if they answer another call, or none."""
+        return Result.parse(data, self.plan)
 
     @property
     def is_large(self) -> bool:
@@ -86,7 +86,6 @@ class _Form:
         self.message, self.plan = message, plan  # the message is without its tensor
         # The message's bytes, up to the input's elements.
         self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
-        self.output = framing.frame(plan.output_dtype, plan.output_shape)  # in the answer
 
 
 def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from convserve._rpc import channel
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
-from convserve.protocol.results import Result, reading_answers
-from convserve.tensors.codec import Array, Shape, dtype_number, head_of, numpy_dtype
+from convserve.protocol.results import Result, check_answer, check_size, reading_answers
+from convserve.tensors.codec import Array, Shape, head_of, numpy_dtype
 from convserve.tensors.shared_memory import MAX_ANSWER_S, SUFFIX, Region, SharedMemory
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import server_info_pb2
@@ -157,16 +157,18 @@ class SharedRequest:
 
     @reading_answers()
     def result(self, data: bytes) -> Result:
-        """Returns what the answer's bytes say; raises InternalError if they are none."""
+        """Returns what the answer's bytes say; raises InternalError if they answer another call, or none."""
+        plan = self._plan
+        check_size(len(data), plan, plan.output_bytes)
         message = messages.ConvolveResponse.FromString(data)
-        head, plan = message.output, self._plan
+        head = message.output
         if not head.HasField("shared_memory"):
-            output = Result.parse(data).output
+            output = Result.parse(data, plan).output
         else:
             shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
-            is_planned = tuple(head.shape) == shape and head.dtype == dtype_number(plan.output_dtype)
-            if head.shared_memory != self._output.place() or not is_planned:
-                raise DecodeError("another output, or in another place, than was asked for")
+            check_answer(message, plan, tuple(head.shape), head.dtype)
+            if head.shared_memory != self._output.place():
+                raise DecodeError("an output in another place than was asked for")
             if plan.output_bytes < _MIN_KEPT_BYTES:
                 output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
             else:

@@ -13,11 +13,12 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from convserve._rpc.requests import ConvolveRequest
+from convserve.errors import ConvserveError
 from convserve.protocol.pieces import ACCEPTED, PIECE_BYTES, cut
-from convserve.protocol.results import Result, Timing, reading_answers
+from convserve.protocol.results import Result, Timing, check_answer, check_size, reading_answers
 from convserve.protocol.status import from_item_error
 from convserve.tensors import framing
-from convserve.tensors.codec import Array, dtype_number, head_of, numpy_dtype
+from convserve.tensors.codec import Array, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 
 _ITEM_BYTES = 2**25  # of input or output, whichever is more
@@ -59,37 +60,44 @@ class Stream:
             for piece in cut(part, PIECE_BYTES):
                 yield framing.write_piece(b"", piece)
 
-    @reading_answers()
     def take(self, data: bytes) -> None:
         """Takes the bytes of a message that came.
 
         Raises ConvserveError if it says that an item failed, or is none that could come now.
         """
+        if (error := self._take(data)) is not None:
+            raise error
+
+    @reading_answers()
+    def _take(self, data: bytes) -> ConvserveError | None:
+        """Takes a message; returns the error of an item that failed."""
         framed = framing.read_piece(data)
+        check_size(len(data if framed is None else framed[0]), self._plan, PIECE_BYTES)
         message = messages.ConvolveStreamResponse.FromString(data if framed is None else framed[0])
         if framed is None and message.WhichOneof("message") != "piece":
-            self._begin(message)
-            return
+            return self._begin(message)
         piece = memoryview(message.piece) if framed is None else framed[1]
         if message.item_id != len(self._results) - 1 or len(piece) > len(self._rest):
             raise DecodeError("a piece that was not announced")
         self._rest[: len(piece)] = np.frombuffer(piece, np.uint8)
         self._rest = self._rest[len(piece) :]
+        return None
 
-    def _begin(self, message: messages.ConvolveStreamResponse) -> None:
+    def _begin(self, message: messages.ConvolveStreamResponse) -> ConvserveError | None:
         if message.WhichOneof("message") == "error":
-            raise from_item_error(message.error)
+            return from_item_error(message.error)
         rows = self.items[message.item_id : message.item_id + 1]
         if len(self._rest) or message.item_id != len(self._results) or not rows:
             raise DecodeError("an item out of turn")
+        head, plan = message.result.output, self._plan
+        shape = (rows[0].stop - rows[0].start, *plan.output_shape[1:])
+        check_answer(message.result, replace(plan, output_shape=shape), tuple(head.shape), head.dtype)
         if self._output is None:  # which no server computes, there may be no memory for
-            self._output = np.empty(self._plan.output_shape, numpy_dtype(self._plan.output_dtype))
+            self._output = np.empty(plan.output_shape, numpy_dtype(plan.output_dtype))
         output = self._output[rows[0]]
-        head = message.result.output
-        if tuple(head.shape) != output.shape or head.dtype != dtype_number(self._plan.output_dtype):
-            raise DecodeError("an output of another shape or dtype than planned")
         self._results.append(Result.from_message(message.result, output))
         self._rest = output.reshape(-1).view(np.uint8)
+        return None
 
     @reading_answers()
     def result(self) -> Result:

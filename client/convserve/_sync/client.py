@@ -174,7 +174,7 @@ class Client(Connection):
         """
         request = requests.plan_request(layers, input_shape, input_dtype, output_dtype)
         method = functools.partial(io.answer, self._connected()._stub.Plan)
-        return plan_from_message(self._call(method, request, timeout))
+        return plan_from_message(self._call(method, request, timeout), len(request.layers))
 
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """Returns what the server is: versions, devices, dtypes, numeric mode, limits."""
@@ -220,7 +220,7 @@ class Client(Connection):
         else:
             upload = layer_messages.layer_upload(checked, name)
         answer = self._call(self._connected()._servers.put, upload, timeout)
-        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, upload.layer))
+        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))
 
     def layer(self, name: str, *, timeout: float | None = None) -> StoredLayer:
         """Returns the stored layer that a name leads to, to be called with inputs.
@@ -230,7 +230,7 @@ class Client(Connection):
         """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
         answer = self._call(self._connected()._servers.get, request, timeout)
-        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, None))
+        return StoredLayer(self, **stored_layers.known_parts(answer.layer, name))
 
     def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
         """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.

@@ -17,6 +17,7 @@ from convserve._rpc import channel
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
 from convserve._rpc.streaming import Stream
+from convserve.protocol.layer_answers import Answer
 from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
@@ -28,7 +29,6 @@ Lock = threading.Lock
 RpcError = grpc.RpcError
 ClosedChannelError = ValueError
 """What a call raises whose channel another thread has closed."""
-read_all = list
 home = os.getpid
 """Where a connection is used: in one process, for a channel does not survive a fork."""
 channels = grpc
@@ -135,6 +135,16 @@ def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
         return call.result()
     finally:
         metadata.cancel()
+
+
+def received(call: Any, answer: Answer[T]) -> T:
+    """Returns what the messages of a call's stream come to."""
+    try:
+        for message in call:
+            answer.take(message)
+        return answer.result()
+    finally:
+        call.cancel()  # for when a message was refused; after the end it does nothing
 
 
 @contextmanager

@@ -119,8 +119,13 @@ class _Senders:
 
     def _send(self) -> None:
         self._calls.take_this_thread()
-        while self._send_one():
-            pass  # nothing of the call before is held here
+        try:
+            while self._send_one():
+                pass  # nothing of the call before is held here
+        except BaseException as error:  # else the caller would wait for ever for what this thread had taken
+            with self._lock:
+                self._pipeline.fail(error)
+                self._came.notify()
 
     def _send_one(self) -> bool:
         """Makes the next call, waiting for it if need be; returns False at the end."""

@@ -20,8 +20,11 @@ from convserve.errors import (
     TooLargeError,
     UnavailableError,
 )
-from convserve.protocol.layer_messages import Upload
+from convserve.layers.layer import Layer
+from convserve.protocol.layer_answers import Listing, ReceivedWeights
+from convserve.protocol.layer_messages import Upload, stored_reference
 from convserve.protocol.status import from_rpc_error
+from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 
 T = TypeVar("T")
@@ -74,12 +77,16 @@ class LayerServers:
         """Returns the description of the first server that holds a layer."""
         return self._first(lambda server: server.GetLayer(request, timeout=deadline.remaining_s()), deadline)
 
-    def read(self, request: layer_service_pb2.ReadWeightsRequest, deadline: Deadline) -> list[Any]:
-        """Returns the messages with a layer's weights, from the first server that holds it."""
-        # All of them, so that a stream that breaks is read again like any call.
-        return self._first(
-            lambda server: io.read_all(server.ReadWeights(request, timeout=deadline.remaining_s())), deadline
-        )
+    def read(self, layer: StoredLayerBase, deadline: Deadline) -> Layer:
+        """Returns a layer with its weights, from the first server that holds it."""
+        request = layer_service_pb2.ReadWeightsRequest(layer=stored_reference(layer))
+
+        # To the end in one attempt, so that a stream that breaks is read again like any call.
+        def read(server: Any) -> Layer:
+            call = server.ReadWeights(request, timeout=deadline.remaining_s())
+            return io.received(call, ReceivedWeights(layer))
+
+        return self._first(read, deadline)
 
     def delete(self, request: layer_service_pb2.DeleteLayerRequest, deadline: Deadline) -> None:
         """Deletes a layer or a name on every server that answers."""
@@ -89,15 +96,10 @@ class LayerServers:
         """Returns every server's layers, all pages of each."""
 
         def pages(server: Any) -> list[Any]:
-            layers: list[Any] = []
-            following = layer_service_pb2.ListLayersRequest()
-            following.CopyFrom(request)
-            while True:
-                page = server.ListLayers(following, timeout=deadline.remaining_s())
-                layers += page.layers
-                following.page_token = page.next_page_token
-                if not following.page_token:
-                    return layers
+            listing = Listing(request)
+            while not listing.is_whole:
+                listing.take(server.ListLayers(listing.following, timeout=deadline.remaining_s()))
+            return listing.layers
 
         return self._every(pages, deadline)
 

@@ -70,7 +70,8 @@ class StoredLayer(stored_layers.StoredLayerBase):
                 retried, so that it does not undo what another caller has done since.
         """
         connection = self._connection
-        upload = layer_messages.update_upload(self, Layer(self.config, kernel, bias))
+        layer = Layer(self.config, kernel, bias)
+        upload = layer_messages.update_upload(self, layer)
         deadline = connection._deadline(timeout)
         update, uploads = connection._connected()._servers.update, self.uploads
         try:
@@ -78,5 +79,8 @@ class StoredLayer(stored_layers.StoredLayerBase):
         except LayerNotFoundError:
             connection._upload([self], [uploads], deadline)
             answer = connection._call(update, upload, deadline)
-        made = StoredLayer(connection, **stored_layers.known_parts(answer.layer, self.name, None))
+        # What constraints made of the weights, only the server knows.
+        sent = Layer(self.config) if self.config.kernel_constraint or self.config.bias_constraint else layer
+        parts = stored_layers.known_parts(answer.layer, self.name, sent) | {"local": None}
+        made = StoredLayer(connection, **parts)
         return made, Losses.from_message(answer.losses)

@@ -29,6 +29,11 @@ def digest(config: Conv2D, kernel: Array, bias: Array | None) -> bytes:
     return hashed.digest()
 
 
+def compute_alike(one: Conv2D, other: Conv2D) -> bool:
+    """Returns whether two configurations have the same digest with the same weights."""
+    return all(getattr(one, field) == getattr(other, field) for field in _FIELDS)
+
+
 def canonical_text(config: Conv2D, kernel: Array, bias: Array | None) -> str:
     """Returns the part of the canonical form that comes before the elements."""
     lines = ["convserve.v1.layer", *(f"{field}={_text(getattr(config, field))}" for field in _FIELDS)]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
@@ -14,7 +12,7 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.protocol.pieces import cut
 from convserve.protocol.stored_layers import StoredLayerBase, check_channels, check_name
-from convserve.tensors.codec import FLOAT_DTYPES, Array, dtype_name, dtype_number, numpy_dtype
+from convserve.tensors.codec import dtype_number
 from convserve.v1 import layer_service_pb2
 
 WEIGHTS, ALREADY_STORED, SEND_WEIGHTS = "convserve-weights", "held", "wanted"
@@ -146,18 +144,3 @@ def weight_pieces(layer: Layer) -> Iterator[bytes]:
     for weight in (layer.kernel, layer.bias):
         if weight is not None:
             yield from map(bytes, cut(weight, _PIECE_BYTES))
-
-
-def weights_of(responses: Iterable[layer_service_pb2.ReadWeightsResponse]) -> tuple[Array, Array | None]:
-    """Returns kernel and bias from the messages of ReadWeights."""
-    header, pieces = layer_service_pb2.WeightsHeader(), bytearray()
-    for response in responses:
-        if response.WhichOneof("message") == "start":
-            header = response.start
-        else:
-            pieces += response.piece
-    dtype = numpy_dtype(dtype_name(header.dtype, "kernel", FLOAT_DTYPES))
-    elements = np.frombuffer(bytes(pieces), dtype)
-    shape = tuple(header.kernel_shape)
-    kernel, bias = np.split(elements, [int(np.prod(shape))])
-    return kernel.reshape(shape), bias if header.has_bias else None

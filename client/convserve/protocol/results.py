@@ -9,24 +9,43 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from convserve.errors import InternalError, InvalidTensorError
+from convserve.errors import InternalError, InvalidArgumentError, printable
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.plan import LayerPlan, Plan
 from convserve.tensors import framing
-from convserve.tensors.codec import Array, dtype_name, dtype_number
+from convserve.tensors.codec import Array, Shape, dtype_name, dtype_number, name_of
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
 
 _NO_ANSWER = "Expected an answer as the contract has it. Received another"
+_MAX_BYTES_BESIDE = 2**14  # of an answer: beside its tensor, and for each of its layers
 
 
 @contextmanager
 def reading_answers() -> Iterator[None]:
-    """Raises InternalError for an answer that is none."""
+    """Raises InternalError for an answer that is none, or says what cannot be."""
     try:
         yield
-    except DecodeError as error:
-        raise InternalError(f"{_NO_ANSWER}: {error}.") from error
+    except (DecodeError, InvalidArgumentError) as error:
+        raise InternalError(f"{_NO_ANSWER}: {printable(str(error)).rstrip('.')}.") from error
+
+
+def check_size(size: int, plan: Plan, output_bytes: int = 0) -> None:
+    """Raises DecodeError for more bytes, before anybody parses them, than an answer to a planned call can have."""
+    if size > output_bytes + _MAX_BYTES_BESIDE * (1 + len(plan.layers)):
+        raise DecodeError(f"{size} bytes to a call of {len(plan.layers)} layers with {output_bytes} bytes of output")
+
+
+def check_answer(message: convolution_service_pb2.ConvolveResponse, plan: Plan, shape: Shape, dtype: int) -> None:
+    """Raises DecodeError for an answer to another call than the planned one: of another output, or other layers.
+
+    It is asked wherever an answer comes, in one message, in pieces or through shared memory, before the output is used.
+    """
+    if shape != plan.output_shape or dtype != dtype_number(plan.output_dtype):
+        expected = f"{plan.output_shape} {plan.output_dtype}"
+        raise DecodeError(f"an output of shape {shape} and dtype number {dtype} where {expected} is planned")
+    if len(message.layers) != len(plan.layers):
+        raise DecodeError(f"what came of {len(message.layers)} layers where {len(plan.layers)} were sent")
 
 
 @dataclass(frozen=True)
@@ -89,21 +108,22 @@ class Result:
     warm: bool
 
     @classmethod
-    def parse(cls, data: bytes, frame: framing.Frame | None = None) -> Result:
+    @reading_answers()
+    def parse(cls, data: bytes, plan: Plan) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
-        It is quicker with the output's frame, if that is known. Raises InternalError for bytes that are no response.
+        Raises InternalError for bytes that are no response to the planned call.
         """
-        try:
-            read = framing.read if frame is None else frame.read
-            message, output = read(convolution_service_pb2.ConvolveResponse, "output", data)
-        except (DecodeError, InvalidTensorError) as error:
-            raise InternalError(f"{_NO_ANSWER}: {error}.") from error
+        check_size(len(data), plan, plan.output_bytes)
+        frame = framing.frame(plan.output_dtype, plan.output_shape)
+        message, output = frame.read(convolution_service_pb2.ConvolveResponse, "output", data)
         if output is None:
-            raise InternalError(f"{_NO_ANSWER}: a response without an output.")
+            raise DecodeError("a response without an output")
+        check_answer(message, plan, output.shape, dtype_number(name_of(output)))
         return cls.from_message(message, output.copy())
 
     @classmethod
+    @reading_answers()
     def from_message(cls, message: convolution_service_pb2.ConvolveResponse, output: Array) -> Result:
         """Returns what a response says whose output came by another way."""
         return cls(
@@ -114,7 +134,7 @@ class Result:
             ),
             timing=Timing(message.timing.queue_us, message.timing.compute_us),
             batch_size=message.batch_size,
-            device=message.device,
+            device=printable(message.device),
             warm=message.warm,
         )
 
@@ -196,8 +216,11 @@ class ServerInfo:
         )
 
     @classmethod
+    @reading_answers()
     def from_message(cls, message: server_info_pb2.ServerInfo) -> ServerInfo:
-        """Returns what a message says."""
+        """Returns what a message says; raises InternalError for one that no server sends."""
+        if (size := message.ByteSize()) > _MAX_INFO_BYTES:
+            raise DecodeError(f"{size} bytes about a server")
         return cls(
             **_values(message, _SAME),
             devices=tuple(Device(**_values(device, Device.__match_args__)) for device in message.devices),
@@ -209,13 +232,15 @@ class ServerInfo:
         )
 
 
+_MAX_INFO_BYTES = 2**16
 _SAME = ("version", "tensorflow_version", "keras_version", "shared_memory_address")
 _LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
 _AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
 
 
 def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
-    return {name: getattr(source, name) for name in names}
+    values = {name: getattr(source, name) for name in names}
+    return {name: printable(value) if isinstance(value, str) else value for name, value in values.items()}
 
 
 def plan_to_message(plan: Plan) -> plan_pb2.Plan:
@@ -228,9 +253,15 @@ def plan_to_message(plan: Plan) -> plan_pb2.Plan:
     )
 
 
-def plan_from_message(message: convolution_service_pb2.PlanResponse) -> Plan:
-    """Returns the plan that a server answered, with its word on admission."""
+@reading_answers()
+def plan_from_message(message: convolution_service_pb2.PlanResponse, layers: int) -> Plan:
+    """Returns the plan that a server answered, with its word on admission.
+
+    Raises InternalError for one of another number of layers than were sent.
+    """
     plan = message.plan
+    if len(plan.layers) != layers:
+        raise DecodeError(f"a plan of {len(plan.layers)} layers where {layers} were sent")
     return Plan(
         layers=tuple(
             LayerPlan(tuple(layer.output_shape), tuple(layer.kernel_shape), layer.parameters, layer.flops)
@@ -240,5 +271,5 @@ def plan_from_message(message: convolution_service_pb2.PlanResponse) -> Plan:
         output_dtype=dtype_name(plan.output_dtype, "output_dtype"),
         **_values(plan, _AMOUNTS),
         admitted=message.admission.admitted,
-        refusal=message.admission.refusal or None,
+        refusal=printable(message.admission.refusal) or None,
     )

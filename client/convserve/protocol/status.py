@@ -22,6 +22,7 @@ from convserve.errors import (
     OverloadedError,
     TooLargeError,
     UnavailableError,
+    printable,
 )
 from convserve.v1 import convolution_service_pb2, error_pb2
 
@@ -57,6 +58,7 @@ _CLASS_OF_CODE = {kind.code_name: kind for kind in reversed(_family(ConvserveErr
 }
 # Texts of gRPC itself, which has no codes for these cases. Seen in grpcio 1.85.1.
 _BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
+_ANSWER_TOO_LARGE = "CLIENT: Received message larger than max"
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # with RESOURCE_EXHAUSTED
 # With UNAVAILABLE: no connection was made, so that no server has received the call ...
 _NOT_SENT = re.compile(r"failed to connect to all addresses|connections to all backends failing|DNS resolution failed")
@@ -129,9 +131,11 @@ def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
 
 
 def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
-    details = _Details(packed)
+    details, text = _Details(packed), printable(text)
     if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:
         return _rebuilt(CLASS_OF_REASON[details.info.reason], code, text, details)
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _ANSWER_TOO_LARGE in text:
+        return InternalError(f"Expected an answer as the contract has it. Received another: {text}.")
     sizes = _MESSAGE_TOO_LARGE.search(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
@@ -191,14 +195,17 @@ def _beside_info(error: ConvserveError) -> list[Message]:
 def _rebuilt(kind: type[ConvserveError], code: grpc.StatusCode, text: str, details: _Details) -> ConvserveError:
     """Makes an exception again from what crossed the wire."""
     if issubclass(kind, InvalidArgumentError):
-        violations = [FieldViolation(wrong.field, wrong.description) for wrong in details.bad_request.field_violations]
+        violations = [
+            FieldViolation(printable(wrong.field), printable(wrong.description))
+            for wrong in details.bad_request.field_violations
+        ]
         return kind(*(violations or [FieldViolation("request", text)]))
     if issubclass(kind, LayerNotFoundError):
-        return kind(text, layer=details.resource.resource_name, by_name=code is grpc.StatusCode.NOT_FOUND)
+        return kind(text, layer=printable(details.resource.resource_name), by_name=code is grpc.StatusCode.NOT_FOUND)
     if issubclass(kind, OverloadedError):
         return kind(text, retry_after_s=details.retry.retry_delay.ToNanoseconds() / 1e9)
     if issubclass(kind, InternalError):
-        return kind(text, error_id=details.info.metadata.get("error_id", ""))
+        return kind(text, error_id=printable(details.info.metadata.get("error_id", "")))
     return kind(text)
 
 

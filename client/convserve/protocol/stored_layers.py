@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from convserve.display import html_tables
 from convserve.errors import InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.digest import compute_alike
 from convserve.layers.layer import Layer
 from convserve.layers.plan import weight_rows
-from convserve.layers.weight_shapes import check_kernel_channels
-from convserve.tensors.codec import Shape
+from convserve.layers.weight_shapes import check_kernel_channels, check_weight_shapes
+from convserve.protocol.results import reading_answers
+from convserve.tensors.codec import Shape, checked_shape
 from convserve.v1 import layer_pb2
 
+DIGEST_BYTES = 32
 MAX_NAME = 200
 """Characters that a layer's name may have."""
 
@@ -133,19 +137,35 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
     """
     by_digest: dict[bytes, dict[str, Any]] = {}
     for message in itertools.chain.from_iterable(servers):
-        parts = by_digest.setdefault(message.digest, known_parts(message, None, None))
+        parts = by_digest.setdefault(message.digest, known_parts(message, None))
         parts["names"] = tuple(sorted({*parts["names"], *message.names}))
         parts["name"] = next((name for name in parts["names"] if name.startswith(name_prefix)), None)
     return [by_digest[digest] for digest in sorted(by_digest)]
 
 
-def known_parts(message: layer_pb2.StoredLayer, name: str | None, local: Layer | None) -> dict[str, Any]:
-    """Returns the arguments of StoredLayerBase that a message gives."""
+@reading_answers()
+def known_parts(message: layer_pb2.StoredLayer, name: str | None, sent: Layer | None = None) -> dict[str, Any]:
+    """Returns the arguments of StoredLayerBase that a message gives.
+
+    Raises InternalError for what is no stored layer, or another one than was sent.
+    """
+    config = messages.from_message(message.conv2d)
+    shape = checked_shape(message.kernel_shape, "kernel")
+    check_weight_shapes(config, shape, config.use_bias)
+    if len(message.digest) != DIGEST_BYTES:
+        raise DecodeError(f"a digest of {len(message.digest)} bytes")
+    local = None if sent is None or sent.kernel is None else sent
+    if sent is not None and not compute_alike(config, sent.config):
+        raise DecodeError(f"another configuration than was sent, {short_repr(config)}")
+    if local is not None and (message.digest, shape) != (local.digest, local.kernel_shape):
+        raise DecodeError(f"the digest {message.digest.hex()}, of another layer than was sent")
+    for listed in message.names:
+        check_name(listed, "names")
     return {
         "digest": message.digest,
         "name": name,
         "names": tuple(message.names),
-        "config": messages.from_message(message.conv2d),
-        "kernel_shape": tuple(message.kernel_shape),
+        "config": config,
+        "kernel_shape": shape,
         "local": local,
     }

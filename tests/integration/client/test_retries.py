@@ -13,7 +13,7 @@ from convserve import AsyncClient, Client, DeadlineExceededError, OverloadedErro
 from convserve.errors import FieldViolation
 from convserve.protocol.status import to_status
 from convserve.tensors import framing
-from convserve.v1.convolution_service_pb2 import ConvolveResponse
+from convserve.v1.convolution_service_pb2 import ConvolveResponse, LayerOutcome
 
 IMAGE = np.arange(2**18, dtype="f4").reshape(1, 512, 512, 1)  # 1 MiB, four times what gRPC itself would send again
 QUICK = RetryRule(initial_s=0.001, longest_s=0.01)
@@ -45,7 +45,7 @@ class ScriptedServer:
             self.released.wait()
         elif step is not None:
             context.abort_with_status(to_status(step))
-        return framing.write(ConvolveResponse(), IMAGE * 2)
+        return framing.write(ConvolveResponse(layers=[LayerOutcome()]), IMAGE * 2)
 
     def stop(self):
         self.released.set()

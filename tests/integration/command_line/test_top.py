@@ -1,5 +1,6 @@
 """`convserve top` with a real server, and with what is none."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -77,9 +78,13 @@ class Page(BaseHTTPRequestHandler):
     """Answers with something else."""
 
     def do_GET(self):
-        self.send_response(404 if self.path == "/404" else 200)
+        if self.path == "/escapes":
+            self.send_response(500, "\x1b[2J\x07")
+        else:
+            self.send_response(404 if self.path == "/404" else 200)
         self.end_headers()
-        self.wfile.write(b"up 1\n")
+        with contextlib.suppress(OSError):  # whoever has read enough hangs up
+            self.wfile.write(b"up 1\n" * (2**22 if self.path == "/endless" else 1))
 
     def log_message(self, *_):
         """Says nothing."""
@@ -102,6 +107,13 @@ def test_another_server_is_told_in_one_line(other, capsys, path, reason):
     status, out, error = told(capsys, other + path, "--once")
     assert (status, out, error.count("\n")) == (1, "", 1)
     assert f"Received none ({reason}): start it with --metrics HOST:PORT" in error
+
+
+@pytest.mark.parametrize("path", ["/escapes", "/endless"])
+def test_no_terminal_obeys_another_server_and_no_page_is_without_end(other, capsys, path):
+    status, out, error = told(capsys, other + path, "--once")
+    assert (status, out) == (1, "")
+    assert error.replace("\n", "").isprintable()
 
 
 def test_nobody_is_told_in_one_line(capsys):

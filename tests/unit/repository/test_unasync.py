@@ -31,7 +31,7 @@ def test_what_stands_by_hand_has_the_same_names() -> None:
 
     def names(module: Any) -> set[str]:
         own = {
-            *("Lock", "RpcError", "ClosedChannelError", "sleep", "in_thread", "read_all"),
+            *("Lock", "RpcError", "ClosedChannelError", "sleep", "in_thread", "received"),
             *("home", "channels", "attempt", "connected"),
         }
         return own & set(vars(module)) | {

@@ -14,7 +14,7 @@ from convserve.cli.options.values import metrics_url, seconds
 from convserve.cli.output import server_metrics
 from convserve.cli.output.report import short_text, stdout_console, table_of
 from convserve.display.units import bytes_text
-from convserve.errors import MissingDependencyError, UnavailableError
+from convserve.errors import MissingDependencyError, UnavailableError, printable
 
 if TYPE_CHECKING:
     from convserve.cli.output.server_metrics import MethodFigures, Scrape
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 _TIMEOUT_S = 5.0
+_MAX_BYTES = 2**24
 # Most in two lines, so that a terminal of 80 characters shows them all.
 _COLUMNS = ("calls\n/s", "now", *(f"{name}\nms" for name in ("p50", "p90", "p99", "queue", "compute")), "batch")
 _COLUMNS += ("in\nMB/s", "out\nMB/s")
@@ -58,14 +59,17 @@ def _scraped(url: str) -> Scrape:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=_TIMEOUT_S) as answer:
-            return server_metrics.read(answer.read().decode(), time.time())
+            body = answer.read(_MAX_BYTES + 1)
+        if len(body) > _MAX_BYTES:
+            raise ValueError(f"more than {_MAX_BYTES} bytes")
+        return server_metrics.read(printable(body.decode()), time.time())
     except ModuleNotFoundError as error:
         text = "`convserve top` needs the package prometheus-client: pip install 'convserve[top]'."
         raise MissingDependencyError(text) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         advice = "start it with --metrics HOST:PORT, and name that address"
-        text = f"Expected a server's metrics at {url}. Received none ({reason}): {advice}."
+        text = f"Expected a server's metrics at {url}. Received none ({printable(str(reason))}): {advice}."
         raise UnavailableError(text) from error
 
 

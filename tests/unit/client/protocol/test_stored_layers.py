@@ -112,7 +112,8 @@ def test_a_names_addresses_have_one_order() -> None:
 
 
 def stored(number: int, *names: str) -> layer_pb2.StoredLayer:
-    return layer_pb2.StoredLayer(digest=bytes([number]) * 32, names=names, conv2d=Layer(CONFIG).to_message().conv2d)
+    conv2d = Layer(CONFIG).to_message().conv2d
+    return layer_pb2.StoredLayer(digest=bytes([number]) * 32, names=names, conv2d=conv2d, kernel_shape=KERNEL.shape)
 
 
 def test_lists_of_several_servers_are_one() -> None:

@@ -19,7 +19,12 @@ from convserve.protocol.results import Result
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
 from convserve.tensors.codec import head_of
-from convserve.v1.convolution_service_pb2 import ConvolveResponse, ConvolveStreamRequest, ConvolveStreamResponse
+from convserve.v1.convolution_service_pb2 import (
+    ConvolveResponse,
+    ConvolveStreamRequest,
+    ConvolveStreamResponse,
+    LayerOutcome,
+)
 
 DOUBLE = Layer(Conv2D(2, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 2), 2.0))
 
@@ -39,7 +44,8 @@ def stream(monkeypatch: pytest.MonkeyPatch) -> streaming.Stream:
 def answer(number: int, x: np.ndarray, piece_bytes: int = 70) -> list[bytes]:
     """Returns the messages with which a server answers an item."""
     output = np.repeat(2 * x, 2, axis=-1)
-    result = ConvolveResponse(output=head_of(output), batch_size=len(x), device="cpu:0")
+    layers = [LayerOutcome()]
+    result = ConvolveResponse(output=head_of(output), layers=layers, batch_size=len(x), device="cpu:0")
     head = ConvolveStreamResponse(item_id=number).SerializeToString()
     return [
         ConvolveStreamResponse(item_id=number, result=result).SerializeToString(),
@@ -118,8 +124,8 @@ def test_no_memory_is_taken_before_the_first_answer(monkeypatch: pytest.MonkeyPa
 
 
 FIRST, SECOND, THIRD = ANSWERS
-OTHER_SHAPE = ConvolveResponse(output=head_of(np.zeros((2, 3, 4, 1), "f4")))
-OTHER_TYPE = ConvolveResponse(output=head_of(np.zeros((2, 3, 4, 2), "f8")))
+OTHER_SHAPE = ConvolveResponse(layers=[LayerOutcome()], output=head_of(np.zeros((2, 3, 4, 1), "f4")))
+OTHER_TYPE = ConvolveResponse(layers=[LayerOutcome()], output=head_of(np.zeros((2, 3, 4, 2), "f8")))
 WRONG = {
     "nothing": [],
     "too little": [*FIRST, *SECOND, *THIRD[:-1]],
