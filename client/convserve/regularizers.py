@@ -33,7 +33,10 @@ class L1L2(Regularizer):
 
 
 class OrthogonalRegularizer(Regularizer):
-    """A penalty on rows or columns that are not orthogonal. Keras has it for rank 2 only, so no Conv2D can use it."""
+    """A penalty on rows or columns that are not orthogonal.
+
+    Keras has it for rank 2 only. So an activity_regularizer cannot be one, and that of a kernel or a bias has no loss.
+    """
 
     refusal = "orthogonal_regularizer needs a tensor of rank 2; a Conv2D has none"
     factor: float = number(0.01, at_least=0)

@@ -99,13 +99,8 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
         slope = dict(given) if isinstance(given, dict) else {}
         slope.setdefault("negative_slope", slope.pop("alpha", 0.3))
         config["activation"] = {**activation, "config": slope}
-    try:
-        return Conv2D.from_keras(config)
-    except InvalidConfigurationError as error:
-        if any(violation.field.partition(".")[0] not in _INITIALIZERS for violation in error.violations):
-            raise
     # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
-    return Conv2D.from_keras({field: value for field, value in config.items() if field not in _INITIALIZERS})
+    return Conv2D.from_keras(config, optional=_INITIALIZERS)
 
 
 def _walk(

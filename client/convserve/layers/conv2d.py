@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from convserve.activations import Activation
@@ -136,26 +136,41 @@ class Conv2D(Geometry):
         arguments.finish()
 
     @classmethod
-    def from_keras(cls, layer: Any) -> Conv2D:
+    def from_keras(cls, layer: Any, *, optional: Collection[str] = ()) -> Conv2D:
         """Returns the configuration of a `keras.layers.Conv2D`, or of the dictionary that its `get_config` gives.
 
         Keras is not imported for it. Weights are not part of a configuration: see `Layer.from_keras`.
 
+        Args:
+            layer: The layer, of that class itself or `convserve.keras.RemoteConv2D`, or the dictionary.
+            optional: Parameters that are left at their defaults where they have no counterpart.
+
         Raises:
-            InvalidConfigurationError: If the layer has something that has no counterpart, such as a function of the
-                user's own as activation.
+            InvalidConfigurationError: If the layer is of a subclass, which may compute something else, or has something
+                that has no counterpart, such as a function of the user's own as activation.
         """
-        config = dict(layer if isinstance(layer, dict) else layer.get_config())
-        if not isinstance(layer, dict):
-            # An activation with parameters survives only in the layer's attribute.
-            config["activation"] = getattr(layer, "activation", config.get("activation"))
         known = {field.name for field in dataclasses.fields(cls)}
-        # LoRA's matrices are part of the effective kernel, and autocast is always on here.
-        strange = set(config) - known - {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
-        if strange:
-            received = f"{', '.join(sorted(strange))} too"
-            raise InvalidConfigurationError.for_field("config", "the configuration of a keras.layers.Conv2D", received)
-        return cls(**{key: value for key, value in config.items() if key in known})
+        if isinstance(layer, dict):
+            # LoRA's matrices are part of the effective kernel, and autocast is always on here.
+            ignored = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
+            strange = set(layer) - known - ignored
+            if strange:
+                received = f"{', '.join(sorted(map(str, strange)))} too"
+                expected = "the configuration of a keras.layers.Conv2D"
+                raise InvalidConfigurationError.for_field("config", expected, received)
+            given = {key: value for key, value in layer.items() if key in known}
+        else:
+            _check_keras_class(layer)
+            # Attributes rather than `get_config`, which objects of the user's own need not have.
+            given = {name: getattr(layer, name, None) for name in known - {"dtype", "input_shape"}}
+            given["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+        try:
+            return cls(**given)
+        except InvalidConfigurationError as error:
+            wrong = {violation.field.partition(".")[0] for violation in error.violations}
+            if not wrong <= set(optional):
+                raise
+        return cls(**{name: value for name, value in given.items() if name not in wrong})
 
     def to_keras_config(self) -> dict[str, Any]:
         """Returns what `keras.layers.Conv2D.from_config` takes.
@@ -171,6 +186,15 @@ class Conv2D(Geometry):
             for field, value in vars(self).items()
             if value is not None or field not in ("name", "input_shape")
         }
+
+    def weight_penalty(self, weight: str) -> Regularizer | None:
+        """Returns the regularizer that a loss of the kernel or the bias is computed with.
+
+        As in Keras there is none for what is not trainable. Of an orthogonal one Keras raises when losses are read, and
+        computes outputs all the same; here it has no loss.
+        """
+        regularizer: Regularizer | None = getattr(self, f"{weight}_regularizer")
+        return regularizer if regularizer is not None and self.trainable and not regularizer.refusal else None
 
     def with_seed(self, seed: int) -> Conv2D:
         """Returns the same configuration with this seed in every random initializer that has none of its own."""
@@ -222,6 +246,18 @@ class Conv2D(Geometry):
         return html_tables.table("Conv2D", self.given().items())
 
 
+def _check_keras_class(layer: object) -> None:
+    """Raises InvalidConfigurationError unless a layer computes what a Conv2D computes."""
+    kind = type(layer)
+    package = (kind.__module__ or "").partition(".")[0]
+    is_remote = (kind.__name__, kind.__module__) == ("RemoteConv2D", "convserve.keras")
+    is_keras_own = kind.__name__ == "Conv2D" and package in ("keras", "tf_keras", "tensorflow")
+    if not (is_keras_own or is_remote) or "call" in vars(layer):
+        hint = "One that computes nothing else goes by its configuration: Conv2D(**parameters) and its weights."
+        received = f"{kind.__module__}.{kind.__qualname__}, which may compute something else"
+        raise InvalidConfigurationError.for_field("layer", "a keras.layers.Conv2D itself", received, hint)
+
+
 def _initializer(value: object, field: str) -> Initializer:
     if hasattr(value, "__array__"):
         received = "an array: pass given weights as kernel= and bias="
@@ -231,7 +267,7 @@ def _initializer(value: object, field: str) -> Initializer:
 
 def _regularizer(value: object, field: str) -> Regularizer | None:
     regularizer = Regularizer.get(value, field)
-    if regularizer is not None and regularizer.refusal:
+    if regularizer is not None and regularizer.refusal and field == "activity_regularizer":
         received = f"{short_repr(regularizer)}: {regularizer.refusal}"
         raise InvalidConfigurationError.for_field(field, "one that suits a Conv2D", received)
     return regularizer

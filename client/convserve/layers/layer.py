@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +26,20 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
 from convserve.layers.keras_export import to_keras
 from convserve.layers.plan import Plan, plan, weight_rows
-from convserve.layers.weight_shapes import check_bias_shape, check_kernel_channels, check_weight_shapes
-from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, numpy_dtype, standard_array
+from convserve.layers.weight_shapes import (
+    WEIGHT_DTYPES,
+    cast_weight,
+    check_bias_shape,
+    check_kernel_channels,
+    check_weight_shapes,
+)
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, standard_array
 from convserve.v1 import layer_pb2
+
+_INITIALIZERS = ("kernel_initializer", "bias_initializer")
+_BESIDE_OUTPUTS = (
+    "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint"
+)  # fmt: skip
 
 
 class Conv2DParameters(TypedDict, total=False):
@@ -68,7 +80,9 @@ class Layer:
     bias: Array | None
 
     def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
-        """Casts weights of any floating-point dtype to the policy's; a kernel needs a bias if `config.use_bias`.
+        """Casts weights to the policy's dtype: of any floating-point dtype, and integers that it has exactly.
+
+        A kernel needs a bias if `config.use_bias`.
 
         Raises:
             InvalidWeightsError: If weights are missing or don't fit.
@@ -80,15 +94,13 @@ class Layer:
         for field, value in arrays.items():
             if value is not None:
                 with _as_weights_error():
-                    arrays[field] = standard_array(value, field, FLOAT_DTYPES)
+                    arrays[field] = standard_array(value, field, WEIGHT_DTYPES)
         if kernel is not None:
             check_weight_shapes(config, arrays["kernel"].shape, bias is not None)
         if bias is not None:
             check_bias_shape(config, arrays["bias"].shape)
         for field, array in arrays.items():
-            with np.errstate(over="ignore"):  # what is too large for float16 becomes infinite, as in Keras
-                cast = None if array is None else array.astype(numpy_dtype(config.variable_dtype), copy=False)
-            object.__setattr__(self, field, cast)
+            object.__setattr__(self, field, None if array is None else cast_weight(array, field, config.variable_dtype))
 
     def __repr__(self) -> str:
         """Returns configuration and shapes; the weights themselves would fill a screen."""
@@ -138,12 +150,19 @@ class Layer:
     def from_keras(cls, layer: Any) -> Layer:
         """Returns a `keras.layers.Conv2D` as a Layer: with its weights if it is built, without if it is not.
 
+        What drew the weights of a built layer does not matter. Regularizers and constraints of the user's own are left
+        out of it with a warning: its outputs are the same, but a server does not compute them.
+
         Raises:
             InvalidConfigurationError: As `Conv2D.from_keras`.
         """
-        config = Conv2D.from_keras(layer)
         if not getattr(layer, "built", False):
-            return cls(config)
+            return cls(Conv2D.from_keras(layer))
+        config = Conv2D.from_keras(layer, optional=(*_INITIALIZERS, *_BESIDE_OUTPUTS))
+        left_out = [name for name in _BESIDE_OUTPUTS if getattr(layer, name) and not getattr(config, name)]
+        if left_out:
+            text = "left out, being none of Keras'. Outputs are the same; losses and constraints of it there are none."
+            warnings.warn(f"{', '.join(left_out)}: {text}", stacklevel=2)
         # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
         return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
 

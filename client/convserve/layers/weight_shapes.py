@@ -1,11 +1,16 @@
-"""Whether weights of some shapes fit a configuration and an input."""
+"""Whether given weights fit a configuration and an input: shapes and dtypes."""
 
 from __future__ import annotations
+
+import numpy as np
 
 from convserve.errors import InvalidWeightsError, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.plan import kernel_shape
-from convserve.tensors.codec import Shape
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+
+WEIGHT_DTYPES = (*FLOAT_DTYPES, "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
+"""Names of the element types that given weights may have."""
 
 
 def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:
@@ -40,3 +45,18 @@ def check_bias_shape(config: Conv2D, shape: Shape) -> None:
     """Raises InvalidWeightsError if a bias' shape doesn't fit the configuration."""
     if shape != (config.filters,):
         raise InvalidWeightsError.for_field("bias", f"shape ({config.filters},)", f"shape {short_repr(shape)}")
+
+
+def cast_weight(array: Array, field: str, dtype: str) -> Array:
+    """Returns a weight as floating-point numbers of the named type.
+
+    What is too large for float16 becomes infinite, as in Keras. Raises InvalidWeightsError for integers that the type
+    does not have exactly.
+    """
+    with np.errstate(over="ignore"):
+        cast: Array = array.astype(numpy_dtype(dtype), copy=False)
+    # As Python's numbers, of which those of different types compare exactly.
+    if array.dtype.kind in "biu" and not np.array_equal(array.astype(object), cast.astype(np.float64).astype(object)):
+        received = f"{name_of(array)} numbers that it rounds: convert them first, for example with .astype('{dtype}')"
+        raise InvalidWeightsError.for_field(field, f"integers that {dtype} has exactly", received)
+    return cast

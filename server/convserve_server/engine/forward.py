@@ -60,10 +60,9 @@ def _step(config: Conv2D, on_gpu: bool) -> Callable[..., tuple[Any, dict[str, An
     """Returns one layer's part: (x, kernel[, bias]) to (output, losses)."""
     activation = keras_activation(config.activation)
     penalties: dict[str, Function] = {}
-    for what in ("kernel", "bias", "activity"):
-        regularizer = getattr(config, f"{what}_regularizer")
-        # As in Keras: what is not trainable has no penalty on its weights.
-        if regularizer is not None and (config.trainable or what == "activity"):
+    regularizers = {what: config.weight_penalty(what) for what in ("kernel", "bias")}
+    for what, regularizer in (regularizers | {"activity": config.activity_regularizer}).items():
+        if regularizer is not None:
             penalties[what] = keras_regularizer(regularizer)
 
     def step(x: Any, kernel: Any, bias: Any = None) -> tuple[Any, dict[str, Any]]:

@@ -80,10 +80,10 @@ class TensorFlowEngine:
             for name, weight in weights.items():
                 if weight is None:
                     continue
-                constraint, regularizer = (getattr(config, f"{name}_{kind}") for kind in ("constraint", "regularizer"))
+                constraint, regularizer = getattr(config, f"{name}_constraint"), config.weight_penalty(name)
                 if constraint is not None:
                     weights[name] = keras_constraint(constraint)(tf.constant(weight)).numpy()
-                if regularizer is not None and config.trainable:
+                if regularizer is not None:
                     losses[name] = float(keras_regularizer(regularizer)(tf.constant(weights[name])))
         return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses)
 

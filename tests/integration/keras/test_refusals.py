@@ -82,10 +82,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
             ("l2", "l2", INFINITY), ("l2", "l2", 1e300), ("l1l2", "l1", -1.0), ("l1l2", "l2", NAN),
         )
     ),
-    *(
-        ({f"{what}_regularizer": named("OrthogonalRegularizer")}, f"{what}_regularizer")
-        for what in ("kernel", "bias", "activity")
-    ),
+    ({"activity_regularizer": named("OrthogonalRegularizer")}, "activity_regularizer"),
     ({"kernel_regularizer": named("OrthogonalRegularizer", factor=-1.0)}, "kernel_regularizer.factor"),
     ({"kernel_regularizer": named("OrthogonalRegularizer", mode="diagonals")}, "kernel_regularizer.mode"),
 ]  # fmt: skip

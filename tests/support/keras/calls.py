@@ -153,6 +153,10 @@ REGULARIZERS = st.one_of(
         st.builds(regularizers.L1L2, st.just(0.0) | POSITIVE, st.just(0.0) | POSITIVE),
     ),
 )
+# Of which outputs are computed, and no loss.
+WEIGHT_REGULARIZERS = REGULARIZERS | st.builds(
+    regularizers.OrthogonalRegularizer, POSITIVE, st.sampled_from(("rows", "columns"))
+)
 NORM_AXES = st.lists(st.integers(-4, 3), min_size=1, max_size=3, unique=True)
 CONSTRAINTS = st.one_of(
     st.none(),
@@ -248,8 +252,8 @@ def calls(draw: Any) -> Call:
         "use_bias": draw(st.sampled_from((True, True, False, None, 0, 1))),
         "kernel_initializer": draw(seeded(4, orthogonal=POLICIES[policy][1] != "bfloat16")),
         "bias_initializer": draw(seeded(1, orthogonal=False)),
-        "kernel_regularizer": draw(REGULARIZERS),
-        "bias_regularizer": draw(REGULARIZERS),
+        "kernel_regularizer": draw(WEIGHT_REGULARIZERS),
+        "bias_regularizer": draw(WEIGHT_REGULARIZERS),
         "activity_regularizer": draw(REGULARIZERS),
         "kernel_constraint": draw(CONSTRAINTS),
         "bias_constraint": draw(CONSTRAINTS),

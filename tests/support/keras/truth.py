@@ -121,6 +121,9 @@ def run(arguments: Arguments, x: np.ndarray, kernel: Any = None, bias: Any = Non
     layer.build(x.shape)
     if kernel is not None:
         layer.set_weights([kernel] if bias is None else [kernel, bias])
+    for weight in layer.weights:
+        if isinstance(weight.regularizer, keras.regularizers.OrthogonalRegularizer):
+            weight.regularizer = None  # Keras computes outputs, and raises when losses are read
     output = layer(x) if layer.data_format == "channels_last" else _called_channels_first(layer, arguments, x)
     before = np.asarray(watched.seen)
     names = [what for what in ("activity", "kernel", "bias") if _has_loss(layer, what)]
@@ -179,4 +182,4 @@ def _has_loss(layer: keras.layers.Conv2D, what: str) -> bool:
     """Returns whether Keras has a loss for it; that it has exactly these is checked by their number."""
     if getattr(layer, f"{what}_regularizer") is None:
         return False
-    return what == "activity" or (layer.trainable and (what == "kernel" or layer.use_bias))
+    return what == "activity" or (layer.trainable and getattr(getattr(layer, what), "regularizer", None) is not None)

@@ -35,7 +35,9 @@ def test_weights_are_cast_to_the_policys_weight_type() -> None:
         (KERNEL[..., 0], BIAS, True, "kernel", "(3, 3, 2)"),
         (KERNEL.transpose(3, 2, 0, 1), BIAS, True, "kernel", "kernel.transpose(2, 3, 1, 0)"),
         (KERNEL, BIAS[:3], True, "bias", "(3,)"),
-        (KERNEL.astype(int), BIAS, True, "kernel", "int64"),
+        (KERNEL.astype(int) + 2**24, BIAS, True, "kernel", "int64 numbers that it rounds"),
+        (KERNEL, [0, 0, 0, 2**63 - 1], True, "bias", "integers that float32 has exactly"),
+        (KERNEL.astype(complex), BIAS, True, "kernel", "complex128"),
         (np.zeros((3, 3, 0, 4)), BIAS, True, "kernel", "at least 1"),
     ],
 )
@@ -45,6 +47,38 @@ def test_weights_that_do_not_fit_are_refused(kernel: Any, bias: Any, use_bias: b
     (violation,) = refused.value.violations
     assert violation.field == field
     assert words in violation.description
+
+
+@pytest.mark.parametrize("dtype", ["?", "i1", ">i2", "<i4", "i8", "u1", "u2", ">u4", "u8"])
+def test_integers_are_numbers(dtype: str) -> None:
+    kernel = (KERNEL % 2).astype(dtype)
+    layer = Layer(CONFIG, kernel, np.asarray(BIAS, dtype).tolist())
+    assert layer.digest == Layer(CONFIG, KERNEL % 2, BIAS).digest
+
+
+@pytest.mark.parametrize(
+    ("number", "dtype", "is_exact"),
+    [
+        (2**24, "float32", True), (2**24 + 1, "float32", False), (2**30, "float32", True), (-(2**63), "float32", True),
+        (2**63 - 1, "float32", False), (2**63, "float64", True), (2**63 - 1, "float64", False),
+        (2049, "float16", False), (2050, "float16", True), (65504, "float16", True), (65536, "float16", False),
+        (256, "bfloat16", True), (257, "bfloat16", False), (257, "mixed_bfloat16", True),
+    ],
+)  # fmt: skip
+def test_integers_are_taken_where_they_are_exact(number: int, dtype: str, is_exact: bool) -> None:
+    config, kernel = Conv2D(1, 1, use_bias=False, dtype=dtype), [[[[number]]]]
+    if is_exact:
+        assert Layer(config, kernel).kernel == number
+    else:
+        with pytest.raises(InvalidWeightsError, match=rf"integers that {config.variable_dtype} has exactly"):
+            Layer(config, kernel)
+
+
+def test_a_sobel_as_a_list_is_a_kernel() -> None:
+    sobel: Any = [[[[-1]], [[0]], [[1]]], [[[-2]], [[0]], [[2]]], [[[-1]], [[0]], [[1]]]]
+    assert Layer.from_arguments(None, None, sobel, [3], None, {}).digest == Layer(
+        Conv2D(1, 3), np.float32(sobel), np.float32([3])
+    ).digest  # fmt: skip
 
 
 def test_kernel_for_other_channels_is_refused() -> None:
