@@ -27,7 +27,7 @@ from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.memory.machine import machine_memory_bytes
+from convserve_server.memory.machine import machine_memory_bytes, machine_processors
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
@@ -94,14 +94,16 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     started, memory_bytes = time.monotonic(), machine_memory_bytes()
     if settings.keep_memory:
         configure_malloc(min(_MAX_KEPT_BYTES, memory_bytes // 16))
+    processors = machine_processors()
+    threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr(may_end_here=True):
         # It takes seconds, during which the health check already answers NOT_SERVING.
         engine = load_engine(
             settings.device,
             settings.tf32,
-            intra_op_threads=settings.intra_op_threads,
-            inter_op_threads=settings.inter_op_threads,
+            intra_op_threads=settings.intra_op_threads or threads,
+            inter_op_threads=settings.inter_op_threads or threads,
             keep_memory=settings.keep_memory,
             memory_bytes=memory_bytes * 3 // 4,  # the rest is for what gRPC and this process hold
             verbose=verbose,

@@ -124,9 +124,10 @@ class Settings(BaseSettings):
     tf32: bool = False
     """Let float32 convolutions on a GPU use TensorFloat-32: faster, factors rounded to 10 bits of mantissa."""
     intra_op_threads: CountOrZero = 0
-    """Threads that work at one operation on the CPU; 0 is TensorFlow's choice, one per core."""
+    """Threads that work at one operation on the CPU; 0: one per processor that the server may use, by a container's
+    quota too."""
     inter_op_threads: CountOrZero = 0
-    """Operations that run at once on the CPU; 0 is TensorFlow's choice."""
+    """Operations that run at once on the CPU; 0: likewise."""
     keep_memory: bool = True
     """Keep the CPU's memory of tensors for the next ones: with large ones up to several times as fast as to get it from
     the system each time, but the server stays as large as it has been."""

@@ -1,7 +1,8 @@
-"""How much memory this process may take: the machine's, or less under a limit of its container or its own."""
+"""What this process may take of the machine: memory and processors, less under a limit of its container or its own."""
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from collections.abc import Iterator
@@ -15,23 +16,35 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def machine_memory_bytes() -> int:
     """Returns the bytes."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in _cgroup_files():
+    for file in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
             limits.append(int(file.read_text()))
     own = (resource.getrlimit(resource_type)[0] for resource_type in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     return min([*limits, *(limit for limit in own if limit != resource.RLIM_INFINITY)])
 
 
-def _cgroup_files() -> Iterator[Path]:
+def machine_processors() -> int:
+    """Returns how many processors' time there is, rounded up: a container's quota counts as fewer of them."""
+    counts = [float(len(os.sched_getaffinity(0)))]
+    for file in _cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
+        with suppress(OSError, ValueError):  # there is no such file, or it says "max"
+            quota_us, _, period_us = file.read_text().partition(" ")  # of cgroups v2 both, of v1 the first
+            period_us = period_us or file.with_name("cpu.cfs_period_us").read_text()
+            if int(quota_us) > 0:  # -1 is for none
+                counts.append(int(quota_us) / int(period_us))
+    return max(1, math.ceil(min(counts)))
+
+
+def _cgroup_files(controller: str, name: str, old_name: str) -> Iterator[Path]:
     """Yields the files that may have a limit: of this process' cgroup, as systemd makes them, and of all above it.
 
-    A container sees its own cgroup as the topmost one.
+    A container sees its own cgroup as the topmost one. `old_name` is the file's in cgroups v1.
     """
     lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else []
     for line in lines:  # number:controllers:path
         _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        top, name = (_CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (_CGROUPS, "memory.max")
+        top, file = (_CGROUPS / controller, old_name) if controllers else (_CGROUPS, name)
         own = Path(path.lstrip("/"))
-        yield from (top / cgroup / name for cgroup in (own, *own.parents))
+        yield from (top / cgroup / file for cgroup in (own, *own.parents))
