@@ -144,6 +144,11 @@ class KerasObject:
         if violations:
             raise InvalidConfigurationError(*violations)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how to make it again, by its Keras name: of most activations no module holds the class."""
+        family = cast(type[KerasObject], next(kind for kind in type(self).__mro__ if "family" in vars(kind)))
+        return family.get, ({"class_name": self.keras_name, "config": self.parameters}, family.family)
+
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters by name, defaults included."""

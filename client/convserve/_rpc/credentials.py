@@ -23,6 +23,9 @@ TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
 
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
+TOKEN_LEFT_BEHIND = "\0"  # noqa: S105
+"""What stands for a token in what a client is pickled to."""
+
 Pem = str | os.PathLike[str] | bytes
 """The path of a PEM file, or its content."""
 
@@ -76,9 +79,14 @@ class Access:
 
         Raises InvalidRequestError for what is no token or no TLS, or a token that others could read on its way.
         """
-        shown = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+        shown = token
+        if token in (None, TOKEN_LEFT_BEHIND):
+            shown = os.environ.get(TOKEN_VARIABLE, "")
+        if token == TOKEN_LEFT_BEHIND and not shown:
+            expected = f"the token again, which does not go from one process to another: in {TOKEN_VARIABLE}"
+            raise InvalidRequestError.for_field("token", f"{expected}, or a client that is made there", "none")
         if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):
-            source = TOKEN_VARIABLE if token is None else "token"
+            source = TOKEN_VARIABLE if token in (None, TOKEN_LEFT_BEHIND) else "token"
             expected = "a word of ASCII characters without blanks"
             raise InvalidRequestError.for_field(source, expected, "something else, which is not shown")
         if not isinstance(tls, TLS | bool | None):

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from convserve._rpc import channel, retries
+from convserve._rpc import channel, credentials, retries
 from convserve._rpc.credentials import TLS, Access
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.requests import ConvolveRequest
@@ -59,15 +60,46 @@ class Connection:
             InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
                 or files of `tls` that cannot be used.
         """
-        self._target = channel.channel_target(target)
-        self._access = Access(self._target, token, tls)
-        self._timeout = retries.checked_timeout(timeout)
-        self._retry = retry or retries.RetryRule()
-        self._budget = retries.RetryBudget(self._retry)
-        self._shares_memory = shared_memory
+        self._arguments: dict[str, Any] = {"target": target, "timeout": timeout, "retry": retry}
+        self._arguments |= {"shared_memory": shared_memory, "token": token, "tls": tls}
+        self._refusal: ConvserveError | None = None
         self._closed = False
         self._home: Any = None  # where the channel is used
         self._channel: Any = None
+        self._target = channel.channel_target(target)
+        self._timeout = retries.checked_timeout(timeout)
+        self._access = Access(self._target, token, tls)
+        self._retry = retry or retries.RetryRule()
+        self._budget = retries.RetryBudget(self._retry)
+        self._shares_memory = shared_memory
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the settings, with which the copy connects anew; a token that was given is left behind.
+
+        Raises InvalidRequestError for a private key that was given as bytes.
+        """
+        token, tls = self._arguments["token"], self._arguments["tls"]
+        if isinstance(tls, TLS) and isinstance(tls.key, bytes):
+            expected = "the path of a file where the client goes to another process"
+            raise InvalidRequestError.for_field("tls.key", expected, "bytes: make the client there")
+        return self._arguments | {"token": credentials.TOKEN_LEFT_BEHIND if token else token}
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        """Prepares a connection."""
+        try:
+            Connection.__init__(self, **arguments)
+        except ConvserveError as error:  # the first call raises it: pools of processes hang on what cannot be read
+            self._refusal = error
+
+    def __copy__(self) -> Self:
+        """Returns a client with the same settings, token included, that connects anew."""
+        copied = type(self).__new__(type(self))
+        Connection.__init__(copied, **self._arguments)
+        return copied
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Self:
+        """Returns a client with the same settings, token included, that connects anew."""
+        return copy.copy(self)
 
     def _connected(self) -> Self:
         """Returns itself, with a channel that can be used here.
@@ -77,6 +109,8 @@ class Connection:
         """
         if self._closed:
             raise self._closed_error()
+        if self._refusal is not None:
+            raise self._refusal
         if self._home != io.home():
             with calls_under_way.setup:
                 if self._home != io.home():

@@ -102,6 +102,10 @@ class Layer:
         for field, array in arrays.items():
             object.__setattr__(self, field, None if array is None else cast_weight(array, field, config.variable_dtype))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Returns how to make it again; what was computed of the weights is left behind."""
+        return type(self), (self.config, self.kernel, self.bias)
+
     def __repr__(self) -> str:
         """Returns configuration and shapes; the weights themselves would fill a screen."""
         weights = "" if self.kernel is None else f", kernel {self.kernel.shape}"

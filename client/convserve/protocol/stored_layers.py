@@ -54,6 +54,10 @@ class StoredLayerBase:
     uploads: int = field(default=0, init=False)
     forms: dict[Hashable, Any] = field(default_factory=dict, init=False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns what the layer is; what this process has kept of its calls is left behind."""
+        return vars(self) | {"uploads": 0, "forms": {}}
+
     def to_reference(self) -> layer_pb2.LayerReference:
         """Returns the message that names the layer."""
         return layer_pb2.LayerReference(digest=self.digest)

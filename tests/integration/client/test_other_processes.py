@@ -1,0 +1,37 @@
+"""Clients and layers in worker processes, to which they are sent as values."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import numpy as np
+import pytest
+
+from convserve import Client, Conv2D, InvalidWeightsError, Layer
+from tests.support.servers.server_process import RunningServer, numpy_server
+
+LAYER = Layer(Conv2D(4, 3, activation="tanh", data_format="channels_last"), np.ones((3, 3, 2, 4), "f4"), np.ones(4))
+INPUTS = [np.full((1, 6, 6, 2), number, "f4") for number in range(4)]
+
+
+@pytest.fixture(scope="module")
+def numpys() -> Iterator[RunningServer]:
+    with numpy_server() as running:
+        yield running
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_spawned_workers_call_a_stored_layer_and_a_client(numpys: RunningServer, shared_memory: bool) -> None:
+    context = multiprocessing.get_context("spawn")
+    with Client(numpys.target, shared_memory=shared_memory) as client, ProcessPoolExecutor(1, context) as pool:
+        layer = client.put(LAYER)
+        outputs = list(pool.map(layer, INPUTS))
+        result = pool.submit(client.convolve, LAYER, INPUTS[1]).result(60)
+        with pytest.raises(InvalidWeightsError, match="3 channels"):
+            pool.submit(layer, np.zeros((1, 6, 6, 3), "f4")).result(60)
+        for x, y in zip(INPUTS, outputs, strict=True):
+            np.testing.assert_array_equal(y, layer(x))
+        np.testing.assert_array_equal(result.output, outputs[1])
+        assert result.layers == (None,)
