@@ -160,7 +160,7 @@ class Client(Connection):
         output_dtype: Any = None,
         timeout: float | None = None,
     ) -> Plan:
-        """Asks the server what a call would do, and whether it would take it. `Conv2D.plan` asks nobody.
+        """Asks the server what a call would do, and whether it would take it. `Conv2D.plan` needs no server.
 
         Args:
             layers: A Layer or Conv2D, or a list of them.
