@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -45,8 +46,11 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     `keras.activations` is applied here, to what the server returns.
 
     It does not train: `training=True` is refused unless the layer is frozen (`trainable=False`), and so is a gradient
-    through it. Weights files (`save_weights`) go by the names of classes: load one before `to_remote`, write one after
-    `to_local`. `Model.export` writes a graph, which holds no connection: export what `to_local` returns.
+    through it. Through a frozen layer the gradient for its input is computed in this process, as Keras computes it, so
+    what is before it can train, and within a `tf.GradientTape` a frozen model can `predict`.
+
+    Weights files (`save_weights`) go by the names of classes: load one before `to_remote`, write one after `to_local`.
+    `Model.export` writes a graph, which holds no connection: export what `to_local` returns.
 
     In a graph (`predict`, `tf.function`, `tf.data`) TensorFlow turns what a call raises into an error of its own, with
     the name of the class and the text in it; outside of one it is one of `convserve.errors`.
@@ -146,7 +150,7 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
                 weights = [tf.stop_gradient(weight) for weight in weights]
             # Bound to the connection rather than to the layer, which a graph would keep alive.
             convolve = functools.partial(self._remote.convolve, self.name, config)
-            outputs = _applied(convolve, config.compute_dtype, tf.convert_to_tensor(inputs), *weights)
+            outputs = _applied(weakref.ref(self), convolve, config, tf.convert_to_tensor(inputs), *weights)
         outputs.set_shape(self.compute_output_shape(tuple(inputs.shape)))  # which a graph cannot know
         return outputs if served or self.activation is None else self.activation(outputs)
 
@@ -159,18 +163,45 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
         return name if self.activation is keras.activations.get(name) else None
 
 
-def _applied(function: Callable[..., Array], dtype: str, *tensors: Any) -> Any:
-    """Returns a function of arrays, applied to tensors now or in the graph. A gradient through it is refused."""
+def _applied(
+    layer: Callable[[], RemoteConv2D | None], function: Callable[..., Array], config: Conv2D, x: Any, *weights: Any
+) -> Any:
+    """Returns a function of arrays, applied to tensors now or in the graph.
 
-    def gradient(*_: Any) -> Any:
-        expected = "no gradient through a layer that a server computes"
-        raise InvalidRequestError.for_field("gradient", expected, f"one to compute: {_HOW_TO_TRAIN}")
+    Its gradient for `x` is computed here, and refused if the layer, where there is one, is not frozen by then.
+    """
 
     @tf.custom_gradient  # type: ignore[untyped-decorator]
-    def applied(*arrays: Any) -> Any:
-        if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(*map(np.asarray, arrays))), gradient
-        # A convolution is pure. That said, TensorFlow computes branches of a model side by side.
-        return tf.numpy_function(function, arrays, dtype, stateful=False), gradient
+    def applied(x: Any, *weights: Any) -> Any:
+        def gradient(upstream: Any) -> Any:
+            of = layer()
+            if of is not None and of.trainable:
+                expected = "no gradient through a layer that a server computes"
+                raise InvalidRequestError.for_field("gradient", expected, f"one to compute: {_HOW_TO_TRAIN}")
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                output = _computed_here(config, x, *weights)
+            return tape.gradient(output, x, upstream), *(None for _ in weights)
 
-    return applied(*tensors)
+        if tf.executing_eagerly():
+            return tf.convert_to_tensor(function(*map(np.asarray, (x, *weights)))), gradient
+        # A convolution is pure. That said, TensorFlow computes branches of a model side by side.
+        return tf.numpy_function(function, (x, *weights), config.compute_dtype, stateful=False), gradient
+
+    return applied(x, *weights)
+
+
+def _computed_here(config: Conv2D, x: Any, kernel: Any, bias: Any = None) -> Any:
+    """Returns what the server returns, computed by Keras."""
+    x, kernel = (tf.cast(each, config.compute_dtype) for each in (x, kernel))
+    is_first = config.data_format == "channels_first"  # of which TensorFlow has no convolution for CPUs
+    x = keras.ops.conv(
+        tf.transpose(x, (0, 2, 3, 1)) if is_first else x,
+        kernel,
+        config.strides,
+        config.padding,
+        dilation_rate=config.dilation_rate,
+        data_format="channels_last",
+    )
+    x = x if bias is None else x + tf.cast(bias, config.compute_dtype)
+    return keras.activations.get(config.activation.keras_name)(tf.transpose(x, (0, 3, 1, 2)) if is_first else x)

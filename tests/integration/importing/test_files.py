@@ -144,6 +144,24 @@ def test_a_layer_that_keras_itself_does_not_find_again_is_skipped_with_advice(ke
     assert_same(keras, model, importing.read(tmp_path / "model.h5"))
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_layers_of_a_saved_remote_model_are_found(keras, tmp_path, suffix):
+    from convserve.keras import RemoteConv2D, to_remote
+
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((8, 8, 4)), layers.Conv2D(4, 3, padding="same", name="a")], name="inner")
+    parts = [layers.Conv2D(4, 1, activation=layers.LeakyReLU(0.25), name="b"), layers.Conv2D(4, 1, name="c"), inner]
+    model = with_random_weights(keras, keras.Sequential([keras.Input((8, 8, 4)), *parts], name="m"))
+    remote = to_remote(model, ["127.0.0.1:1", "127.0.0.1:2"], timeout=3)
+    assert {type(each) for each in remote.layers} == {RemoteConv2D, keras.Sequential}
+    remote.save(tmp_path / f"x.{suffix}")
+    layers = importing.read(tmp_path / f"x.{suffix}").layers
+    assert {name: layer.digest for name, layer in layers.items()} == {
+        f"m/{name}": convserve.Layer.from_keras(layer).digest for name, layer in conv2ds(keras, model)
+    }
+
+
 @pytest.fixture(scope="module")
 def nested(keras):
     """Models in models, layers that share their names, one layer in two models, groups, other dtypes, an operation."""

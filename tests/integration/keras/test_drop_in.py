@@ -213,7 +213,7 @@ def test_training_is_refused_in_words(server: RunningServer) -> None:
             compute()
 
 
-def test_a_head_learns_on_frozen_remote_layers_and_gradients_do_not_vanish_in_them(server: RunningServer) -> None:
+def test_a_head_learns_on_frozen_remote_layers(server: RunningServer) -> None:
     original, remote = twins(server.target, 6, 3, trainable=False)
     before = remote.get_weights()
     head = [keras.layers.GlobalMaxPooling2D(), keras.layers.Dense(1, kernel_initializer="ones")]
@@ -226,10 +226,6 @@ def test_a_head_learns_on_frozen_remote_layers_and_gradients_do_not_vanish_in_th
         histories.append(model.fit(X, np.ones((2, 1)), epochs=3, verbose=0).history["loss"])
     assert np.allclose(*histories, rtol=1e-4)
     assert all(map(np.array_equal, remote.get_weights(), before))
-    behind = keras.Sequential([keras.Input((16, 16, 4)), keras.layers.Dense(4), remote])
-    behind.compile("sgd", "mse")
-    with pytest.raises(convserve.InvalidRequestError, match="no gradient through a layer"):
-        behind.fit(X, np.zeros((2, 14, 14, 6)), verbose=0)
 
 
 def test_evaluate_agrees_where_keras_looks_for_logits(server: RunningServer) -> None:

@@ -86,6 +86,40 @@ def test_infinities_and_nan_are_computed_with(client: convserve.Client, dtype: s
     assert worst_excess(client.convolve(convserve.Layer(call.config, *call.weights), x).output, truth) <= 1
 
 
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"groups": 4, "padding": "same"}, {"groups": 4, "strides": 2}, {"groups": 4, "dilation_rate": 2},
+        {"groups": 4, "strides": (1, 2)}, {"groups": 2, "padding": "same"},
+        {"groups": 4, "padding": ((1, 0), (2, 1)), "dilation_rate": 2, "data_format": "channels_first"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_infinities_stay_within_their_group(client: convserve.Client, parameters: dict[str, Any], dtype: str) -> None:
+    """Unlike Keras', which XLA computes on CPUs in float64 with zeros for other groups, and zero times infinity is NaN.
+
+    The truth is a layer of each group alone.
+    """
+    groups, is_first = parameters["groups"], parameters.get("data_format") == "channels_first"
+    values = {"filters": 8, "kernel_size": 2, "dtype": dtype} | parameters
+    call = Call(values, "convserve", (1, 4, 7, 8) if is_first else (1, 7, 8, 4))
+    x, (kernel, bias) = call.x, call.weights
+    channels = x if is_first else x.transpose(0, 3, 1, 2)  # views
+    channels[0, 0, 3, 3], channels[0, 0, 5, 1], channels[0, -1, 2, 6] = np.inf, -np.inf, np.nan
+    found = client.convolve(convserve.Layer(call.config, kernel, bias), x).output
+    alone = []
+    for channel, first in zip(range(0, 4, 4 // groups), range(0, 8, 8 // groups), strict=True):
+        own, its = slice(channel, channel + 4 // groups), slice(first, first + 8 // groups)
+        one = values | {"groups": 1, "filters": 8 // groups}
+        part = channels[:, own] if is_first else x[..., own]
+        alone.append(keras_truth.run(one, part, kernel[..., its], bias[its]).output)
+    expected = np.concatenate(alone, 1 if is_first else -1)
+    assert np.isnan(expected).any()
+    np.testing.assert_array_equal(np.isfinite(found.astype("f4")), np.isfinite(expected.astype("f4")))
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(expected))
+
+
 def test_channels_first_truth_is_what_keras_computes_when_compiled() -> None:
     """Keras runs channels_first on a CPU after all if XLA compiles it: the transpositions are the same layer.
 
