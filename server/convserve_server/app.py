@@ -16,6 +16,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve._version import __version__
+from convserve.protocol.layer_messages import MAX_DIGESTS
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import reflection
 from convserve_server.auth.authenticator import Authenticator
@@ -46,8 +47,9 @@ from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.listening import exposure, listen, unix_path
+from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
-from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from convserve_server.transport.thread_pool import ThreadPool
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
@@ -156,14 +158,22 @@ def _assembled(
     certificate: Certificate | None,
 ) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
-    # All threads that callers can have (SECURITY.md): one for each call, of which streams leave --handler-threads to
-    # single calls and the health; and one that reads each stream, and one for each item that is admitted.
+    # All threads that callers can have (SECURITY.md): one for each call, of which streams, and calls without a message,
+    # leave --handler-threads to the others and the health; and one that reads each stream, and one for each item that
+    # is admitted.
     streams = settings.max_waiting_calls
-    threads = settings.handler_threads + streams
+    threads = 2 * settings.handler_threads + streams
     call_pool = ThreadPool(threads, "call")
-    stream_pool = ThreadPool(threads + streams, "stream", waits_for_threads=False)
+    stream_pool = ThreadPool(settings.handler_threads + 2 * streams, "stream", waits_for_threads=False)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(streams), idle)
+    receiving = ReceivingSlots(settings.handler_threads)
+    max_fields = MAX_DIGESTS + FIELDS_OF_A_LAYER * settings.max_layers_per_call
+    bounds = {
+        f"/{service.full_name}/{method.name}": MessageBound(max_fields, method.input_type)
+        for service in _DESCRIPTORS
+        for method in service.methods
+    }
+    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(streams), receiving, idle, bounds)
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[interceptor],

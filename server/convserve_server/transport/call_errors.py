@@ -14,15 +14,17 @@ from convserve.errors import ConvserveError, InternalError, InvalidRequestError,
 from convserve.protocol.status import to_status
 from convserve_server.auth.identity import anyone
 from convserve_server.observability.call_record import CallRecord
+from convserve_server.transport.message_bounds import MessageBound
 
 log = logging.getLogger("convserve")
 
 
-def parsed(parse: Callable[[bytes], Any], data: bytes | None) -> Any:
-    """Returns a request. Raises InvalidRequestError if there is none, or its bytes are no message."""
+def parsed(parse: Callable[[bytes], Any], data: bytes | None, bound: MessageBound) -> Any:
+    """Returns a request. Raises InvalidRequestError if there is none, or its bytes are no message, or TooLargeError."""
     if data is None:
         raise InvalidRequestError.for_field("request", "one message", "none")
     try:
+        bound.check(data)
         return parse(data)
     except DecodeError as error:
         received = f"{len(data)} bytes that are none: {error}"

@@ -11,7 +11,7 @@ wire it is: gRPC's own way to receive it would keep the thread for as long as th
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import inf
@@ -19,20 +19,23 @@ from typing import Any
 
 import grpc
 
-from convserve.errors import PermissionDeniedError
+from convserve.errors import ConvserveError, PermissionDeniedError
 from convserve.protocol.status import to_status
 from convserve_server.auth.authenticator import Authenticator, check, permissions_for
+from convserve_server.auth.identity import Identity, anyone
 from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
 from convserve_server.transport.call_errors import abort, parsed, status_of
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
 from convserve_server.transport.idle_timeouts import IdleTimeouts, Wait
-from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.message_bounds import MessageBound
+from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 
 log = logging.getLogger("convserve")
 
 _MAX_FETCHING = 10  # times as long as for one piece: a whole answer may be fetched for so long
 
 _NO_SLOT = nullcontext()
+_UNKNOWN_MESSAGES = MessageBound(0)
 
 Handler = Any  # grpc.RpcMethodHandler: gRPC types its four behaviours as optional, of which one is always there
 
@@ -47,14 +50,22 @@ _NO_METHOD: Handler = grpc.unary_unary_rpc_method_handler(_no_method)
 class CallInterceptor(grpc.ServerInterceptor):
     """Wraps each method once. It is to be the only interceptor.
 
-    A call whose requests are a stream keeps a slot, of which there are fewer than threads: so streams that stall cannot
-    take the threads of other calls.
+    A call whose requests are a stream keeps a slot, and any other has one until its request has come. There are fewer
+    of both together than threads: so callers that stall cannot take the threads of other calls.
     """
 
     def __init__(
-        self, recorder: CallRecorder, authenticator: Authenticator, slots: StreamSlots, idle: IdleTimeouts
+        self,
+        recorder: CallRecorder,
+        authenticator: Authenticator,
+        slots: StreamSlots,
+        receiving: ReceivingSlots,
+        idle: IdleTimeouts,
+        bounds: Mapping[str, MessageBound],
     ) -> None:
+        """Takes the parts that all methods share, and the `bounds` of their requests by their paths."""
         self.recorder, self.authenticator, self.slots, self.idle = recorder, authenticator, slots, idle
+        self.receiving, self.bounds = receiving, bounds
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
 
     def intercept_service(
@@ -66,14 +77,14 @@ class CallInterceptor(grpc.ServerInterceptor):
         self.recorder.arrivals += 1
         path = handler_call_details.method
         handler = continuation(handler_call_details)
-        if handler is not None and is_non_blocking(handler) and not permissions_for(path):
-            return handler  # wrapped, each watch of the health would keep a thread
-        self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
+        is_watch = handler is not None and is_non_blocking(handler) and not permissions_for(path)
+        if not is_watch:
+            self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
         if handler is None:
             return _wrapped(_NO_METHOD, path, self)  # not kept: such paths are any number
         known, wrapped = self._wrapped.get(path, (None, None))
         if known is not handler:
-            wrapped = _wrapped(handler, path, self)
+            wrapped = _wrapped_watch(handler, path, self) if is_watch else _wrapped(handler, path, self)
             self._wrapped[path] = handler, wrapped
         return wrapped
 
@@ -86,6 +97,16 @@ def _wrapped(handler: Handler, path: str, interceptor: CallInterceptor) -> Handl
     return grpc.stream_unary_rpc_method_handler(method.one_answer, None, None)
 
 
+def _wrapped_watch(handler: Handler, path: str, interceptor: CallInterceptor) -> Handler:
+    method = _Method(handler, path, interceptor)
+
+    def watch(raw: Iterator[bytes], context: grpc.ServicerContext, send_response: Callable[[Any], None]) -> None:
+        method.watch(raw, context, send_response)
+
+    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # as `is_non_blocking` has it
+    return grpc.stream_stream_rpc_method_handler(watch, None, handler.response_serializer)
+
+
 class _Method:
     """A method."""
 
@@ -94,6 +115,7 @@ class _Method:
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._takes_stream, self._gives_stream = handler.request_streaming, handler.response_streaming
         self._parse = handler.request_deserializer or bytes
+        self._bound = interceptor.bounds.get(path, _UNKNOWN_MESSAGES)
         self._serialize = handler.response_serializer or bytes
 
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
@@ -142,18 +164,42 @@ class _Method:
         """Returns the request, or the stream of them."""
         if self._takes_stream:
             return self._requests(raw, call)
-        data = next(raw, None)
-        call.receiving.until = inf
+        assert call.record.identity is not None  # noqa: S101 (`_identify` has set it)
+        data = self._one_message(raw, call.record.identity, call.receiving)
         if data is not None:
             call.record.received_bytes += len(data)
-        return parsed(self._parse, data)
+        return parsed(self._parse, data, self._bound)
+
+    def _one_message(self, raw: Iterator[bytes], identity: Identity, wait: Wait) -> bytes | None:
+        """Returns the only message of a call, for which it has a slot until it has come."""
+        slots = self._interceptor.receiving
+        slots.take(identity, wait)
+        try:
+            return next(raw, None)
+        finally:
+            slots.give(identity, wait)
+            wait.until = inf
+
+    def watch(self, raw: Iterator[bytes], context: grpc.ServicerContext, send_response: Callable[[Any], None]) -> None:
+        """Begins a watch of the health, which keeps a thread only until its request has come, and has no record."""
+        wait = Wait(context.cancel, self._interceptor.idle.deadline())
+        self._interceptor.idle.add(wait)
+        try:
+            data = self._one_message(raw, anyone(context.peer()), wait)
+            self._behaviour(parsed(self._parse, data, self._bound), context, send_response)
+            return
+        except ConvserveError as error:
+            status = to_status(error)
+        finally:
+            self._interceptor.idle.remove(wait)
+        abort(status, context)
 
     def _requests(self, raw: Iterator[bytes], call: _Call) -> Iterator[Any]:
         """Yields the messages of a stream, parsed, of which it keeps none."""
         while (data := next(raw, None)) is not None:
             call.receiving.until = inf
             call.record.received_bytes += len(data)
-            boxed = [parsed(self._parse, data)]
+            boxed = [parsed(self._parse, data, self._bound)]
             del data
             yield boxed.pop()
             if not self._gives_stream:  # such a method knows itself when it waits for its caller alone

@@ -1,4 +1,4 @@
-"""How many streams are open at once, and how many of them may be one caller's."""
+"""How many calls may wait for their callers at once, and how many of them may be one caller's."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from convserve.errors import OverloadedError
 from convserve_server.auth.identity import Identity
+from convserve_server.transport.idle_timeouts import Wait
 
 _RETRY_S = 1.0
 
@@ -41,3 +42,53 @@ class StreamSlots:
             with self._lock:
                 self._taken[caller] -= 1
                 self._taken += Counter()  # which drops callers without any
+
+
+class ReceivingSlots:
+    """Slots of calls whose one message has not come yet, which with an honest caller takes little time.
+
+    If all are taken, the caller that has most of them loses its oldest call to another's. So calls without a message
+    keep nobody out, however many there are and wherever they come from.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._lock = threading.Lock()
+        self._count = 0
+        self._waits: dict[str, dict[Wait, None]] = {}  # by caller, the oldest first
+
+    def take(self, identity: Identity, wait: Wait) -> None:
+        """Takes a slot for a wait, until `give`. Raises OverloadedError if all are taken, and nobody has more."""
+        with self._lock:
+            late = self._oldest_of_most(identity) if self._count == self._slots else None
+            self._waits.setdefault(identity.caller, {})[wait] = None
+            self._count += 1
+        if late is not None:
+            late.abort()
+
+    def give(self, identity: Identity, wait: Wait) -> None:
+        """Gives back a slot, if it was not lost."""
+        with self._lock:
+            self._remove(identity.caller, wait)
+
+    def _oldest_of_most(self, identity: Identity) -> Wait:
+        """Removes the wait that loses its slot to a caller, and returns it."""
+        caller = max(self._waits, key=lambda each: len(self._waits[each]))
+        own, most = len(self._waits.get(identity.caller, ())), len(self._waits[caller])
+        if own == most and identity.is_one_caller:
+            text = (
+                f"Expected a server that waits for fewer requests. Received a call without its message while {most} of "
+                f"{self._slots} that are waited for are yours: send each with its call, and retry."
+            )
+            raise OverloadedError(text, retry_after_s=_RETRY_S)
+        oldest = next(iter(self._waits[caller]))
+        self._remove(caller, oldest)
+        return oldest
+
+    def _remove(self, caller: str, wait: Wait) -> None:
+        waits = self._waits.get(caller, {})
+        if wait in waits:
+            del waits[wait]
+            self._count -= 1
+            if not waits:
+                del self._waits[caller]

@@ -20,7 +20,7 @@ from convserve_server.observability.call_record import CallRecorder, current_ide
 from convserve_server.settings import SettingsError
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.servers.certificates import Authority
 from tests.support.servers.server_process import numpy_server
@@ -60,7 +60,9 @@ def serving(certificate=None, tokens=None):
         info, messages.GetServerInfoRequest.FromString, messages.GetServerInfoResponse.SerializeToString
     )
     authenticator = Authenticator(tokens, by_certificate=bool(certificate and certificate.is_mutual))
-    interceptor = CallInterceptor(CallRecorder(), authenticator, StreamSlots(2), IdleTimeouts(60))
+    interceptor = CallInterceptor(
+        CallRecorder(), authenticator, StreamSlots(2), ReceivingSlots(2), IdleTimeouts(60), {}
+    )
     server = grpc.server(ThreadPoolExecutor(2), interceptors=[interceptor])
     handlers = {"GetServerInfo": handler}
     server.add_generic_rpc_handlers(

@@ -10,6 +10,7 @@ from tests.endurance.interrupts import interrupt_often
 from tests.endurance.kills import kill_often
 from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
+from tests.endurance.starvation import starve
 from tests.endurance.stops import stop_often
 from tests.support.servers.server_process import numpy_server
 
@@ -61,3 +62,11 @@ def test_messages_that_nobody_means_are_answered() -> None:
     assert not found.defects
     assert found.inputs == 6_000
     assert len(found.outcomes) > 50
+
+
+@pytest.mark.parametrize("attack", ["Convolve without a message", "Watch without a message"])
+def test_calls_without_a_message_keep_no_thread_from_others(attack: str) -> None:
+    found = starve(attack, seconds=0.5, connections=2, calls=150, serve=numpy_server)  # of 256 threads
+    assert not found.failed
+    assert found.answered
+    assert found.outcomes["RESOURCE_EXHAUSTED"]

@@ -15,7 +15,7 @@ from convserve_server.auth.authenticator import Authenticator
 from convserve_server.observability.call_record import CallRecorder
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.stream_slots import StreamSlots
+from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from convserve_server.transport.thread_pool import ThreadPool
 
 PATH = "/test.Service/Method"
@@ -57,8 +57,10 @@ def served_methods(
 ) -> Iterator[ServedMethods]:
     """Yields the methods of a server, which it stops."""
     methods = ServedMethods()
-    interceptor = CallInterceptor(recorder or CallRecorder(), Authenticator(), StreamSlots(slots), IdleTimeouts(idle_s))
-    pool: Any = ThreadPool(2 * slots, "call")
+    interceptor = CallInterceptor(
+        recorder or CallRecorder(), Authenticator(), StreamSlots(slots), ReceivingSlots(slots), IdleTimeouts(idle_s), {}
+    )
+    pool: Any = ThreadPool(3 * slots, "call")
     server = grpc.server(pool, interceptors=[interceptor])
     server.add_generic_rpc_handlers((methods,))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
