@@ -12,7 +12,8 @@ from tests.support.processes import end_those_of_the_test
 from tests.support.servers.server_process import RunningServer, running_server
 from tests.support.tritonclient.process import KINDS, TritonClient, triton_client
 
-# A developer's own token: clients would show it, and servers ask for it.
+# A developer's own server and token: clients would call it and show it, and servers ask for it.
+os.environ.pop("CONVSERVE_TARGET", None)
 os.environ.pop("CONVSERVE_TOKEN", None)
 # As the server has it: Keras, which answers are held against, is to compute with kernels that are right.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

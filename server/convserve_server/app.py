@@ -16,6 +16,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve._version import __version__
+from convserve.protocol.addresses import unix_path
 from convserve.protocol.layer_messages import MAX_DIGESTS
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
 from convserve_server import reflection
@@ -46,7 +47,7 @@ from convserve_server.settings import Settings, SettingsError, unknown_variables
 from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.listening import exposure, listen, unix_path
+from convserve_server.transport.listening import exposure, listen
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots

@@ -18,6 +18,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from convserve.protocol.addresses import split_address, unix_path
+
 TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
 """What a token is: characters that RFC 6750 allows, and too many to be guessed."""
 WHAT_A_TOKEN_IS = "at least 16 letters, digits and '.', '_', '~', '+', '/', '-'"  # noqa: S105
@@ -63,13 +65,25 @@ def _split(given: Any) -> tuple[str, ...]:
     return tuple(word.strip() for word in (given.split(",") if isinstance(given, str) else given))
 
 
+_HOST_PORT = "HOST:PORT such as localhost:50051 or [::1]:50051"
+
+
 def _has_port(address: str) -> bool:
-    match = re.fullmatch(r"(?!unix:).+:([0-9]{1,5})", address, re.DOTALL)
-    return match is not None and int(match[1]) < 2**16
+    try:
+        return bool(split_address(address, least_port=0))
+    except ValueError:
+        return False
+
+
+def _is_path(address: str) -> bool:
+    try:
+        return bool(unix_path(address))
+    except ValueError:
+        return False
 
 
 def _are_addresses(addresses: tuple[str, ...]) -> bool:
-    return bool(addresses) and all(re.match("unix:.", text) or _has_port(text) for text in addresses)
+    return bool(addresses) and all(_is_path(text) or _has_port(text) for text in addresses)
 
 
 def _check(holds: Callable[[Any], object], expected: str) -> AfterValidator:
@@ -90,10 +104,12 @@ Seconds = Annotated[float, BeforeValidator(_seconds), Field(le=2**31 - 1), "TIME
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
-Addresses = Annotated[Words, _check(_are_addresses, "HOST:PORT or unix:///PATH"), "ADDRESS"]
+Addresses = Annotated[Words, _check(_are_addresses, f"{_HOST_PORT}, or unix:///PATH"), "ADDRESS"]
 _DEVICE = re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*")
 Device = Annotated[str, _check(_DEVICE.fullmatch, "auto, cpu or gpu:N"), "DEVICE"]
-HttpAddress = Annotated[str, _check(lambda given: not given or _has_port(given), "HOST:PORT, or nothing"), "ADDRESS"]
+HttpAddress = Annotated[
+    str, _check(lambda given: not given or _has_port(given), f"{_HOST_PORT}, or nothing"), "ADDRESS"
+]
 Token = Annotated[SecretStr, _check(lambda t: re.fullmatch(f"({TOKEN})?", t.get_secret_value()), WHAT_A_TOKEN_IS)]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import ipaddress
 import json
+import os
+import re
 import socket
 import threading
 from collections.abc import Iterable, Sequence
@@ -12,43 +13,79 @@ from typing import Any
 
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, short_repr
+from convserve.protocol.addresses import ip_address, split_address, unix_path
 from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
+TARGET_VARIABLE = "CONVSERVE_TARGET"
+"""The environment variable that names the server of those who name none."""
 DEFAULT_TIMEOUT_S = 60.0
 MAX_ANSWER_BYTES = 2**24
 """Of a message that a server sends: more than any of an honest one's."""
-_SCHEMES = ("dns:", "unix:", "unix-abstract:", "ipv4:", "ipv6:", "xds:", "vsock:")  # of gRPC's targets
 
 
-def channel_target(target: str | Sequence[str]) -> str:
+Target = str | Sequence[str]
+"""One address, or several as a list or with commas between them."""
+
+
+def default_target() -> str:
+    """Returns the target of those who name none: that of the environment, else this machine's."""
+    return os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+
+
+def given_target(target: Target | None) -> tuple[Target, str]:
+    """Returns the target that a caller names, or that of those who name none, and gRPC's name of it.
+
+    Raises InvalidRequestError as `channel_target`.
+    """
+    if target is not None:
+        return target, channel_target(target)
+    target = default_target()
+    return target, channel_target(target, TARGET_VARIABLE)
+
+
+def channel_target(target: Target, field: str = "target") -> str:
     """Returns gRPC's name of one or several addresses.
 
     These are "host:port", "unix:///path", any other gRPC target with its scheme, or several "ip:port" as a list or
     separated by commas.
 
-    Raises InvalidRequestError for an empty target, or several of which one is not an IP address.
+    Raises InvalidRequestError for anything else; its text says what is wrong.
     """
-    listed = [part.strip() for part in target.split(",")] if isinstance(target, str) else list(target)
-    if not listed or not all(isinstance(address, str) and address for address in listed):
+    try:
+        listed = [address.strip() for address in (target.split(",") if isinstance(target, str) else target)]
+        scheme, _, first = listed[0].partition(":") if listed else ("", "", "")
+        if scheme in ("ipv4", "ipv6"):
+            return _several([first, *listed[1:]])
+        return _one(listed[0]) if len(listed) == 1 else _several(listed)
+    except (ValueError, AttributeError, TypeError) as error:  # the latter for what is no text
         expected = "'host:port', 'unix:///path', or several 'ip:port'"
-    elif len(listed) == 1:
-        host, _, port = listed[0].rpartition(":")
-        if host and port and "]" not in port:
-            # With dns:/// every address of a name is used, not only the first that answers.
-            return listed[0] if listed[0].startswith(_SCHEMES) else f"dns:///{listed[0]}"
-        expected = "'host:port'"
-    else:
-        listed = [address.replace("localhost:", "127.0.0.1:") for address in listed]
-        ips = [_ip(address.rpartition(":")[0]) for address in listed]
-        versions = {ip and ip.version for ip in ips}
-        if len(versions) == 1 and None not in versions:
-            return f"ipv{versions.pop()}:{','.join(listed)}"
-        expected = (
-            "several addresses to be IP addresses of one version with a port; for host names give one DNS name that "
-            "resolves to all of them"
+        why = f": {error}" if isinstance(error, ValueError) else ""
+        raise InvalidRequestError.for_field(field, expected, f"{short_repr(target)}{why}") from None
+
+
+def _one(address: str) -> str:
+    scheme, _, rest = address.partition(":")
+    if unix_path(address) or re.fullmatch(r"unix-abstract:.+|xds://.+|vsock:[0-9]+:[0-9]+", address):
+        return address
+    if scheme == "dns":
+        resolver = re.match("//[^/]*/", rest)  # which may be another than the system's
+        split_address(rest[resolver.end() if resolver else 0 :])
+        return address
+    split_address(address)
+    # With dns:/// every address of a name is used, not only the first that answers.
+    return f"dns:///{address}"
+
+
+def _several(listed: list[str]) -> str:
+    listed = [address.replace("localhost:", "127.0.0.1:") for address in listed]
+    ips = [ip_address(split_address(address)[0]) for address in listed]
+    versions = {ip and ip.version for ip in ips}
+    if len(versions) != 1 or None in versions:
+        raise ValueError(
+            "several are IP addresses of one version; for host names give one DNS name that resolves to all of them"
         )
-    raise InvalidRequestError.for_field("target", expected, short_repr(target))
+    return f"ipv{versions.pop()}:{','.join(listed)}"
 
 
 def addresses(target: str) -> tuple[str, ...]:
@@ -63,7 +100,7 @@ def name_to_resolve(target: str) -> tuple[str, str] | None:
     """Returns host and port of a target of gRPC's that may lead to several servers, or None."""
     scheme, _, address = target.partition(":")
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if scheme != "dns" or not host or host == "localhost" or _ip(host):
+    if scheme != "dns" or not host or host == "localhost" or ip_address(host):
         return None
     return host, port
 
@@ -101,24 +138,36 @@ def is_local(target: str) -> bool:
     if not target.startswith(("dns:", "ipv4:", "ipv6:")):  # others lead where their resolver says
         return False
     hosts = [address.partition(":")[2].removeprefix("///").rpartition(":")[0] for address in addresses(target)]
-    return all(host == "localhost" or ((ip := _ip(host)) and ip.is_loopback) for host in hosts)
+    return all(host == "localhost" or ((ip := ip_address(host)) and ip.is_loopback) for host in hosts)
 
 
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return None
+def options(target: str, address: str) -> list[tuple[str, Any]]:
+    """Returns gRPC's options of a channel to a target of its own, or to one of the addresses that it leads to."""
+    is_listed = target.startswith(("ipv4:", "ipv6:"))
+    name = name_to_resolve(target)
+    is_excepted = name is not None and address != target and _needs_no_proxy(name[0])
+    # gRPC would ask $http_proxy for localhost too, and show it the token; for several addresses it would ask for all
+    # at once; and for an address of a name it looks for the address in $no_proxy.
+    proxy = [("grpc.enable_http_proxy", 0)] if is_local(target) or is_listed or is_excepted else []
+    # Replicas are interchangeable, so calls are spread over all addresses. Those of localhost may be two servers, each
+    # with layers of its own.
+    policy = "pick_first" if target.removeprefix("dns:///").startswith("localhost:") else "round_robin"
+    return [*_OPTIONS, *proxy, ("grpc.service_config", json.dumps({"loadBalancingConfig": [{policy: {}}]}))]
 
 
-OPTIONS: list[tuple[str, Any]] = [
+def _needs_no_proxy(host: str) -> bool:
+    """Returns whether the environment excepts a host, or the domain that it is of, from its proxy."""
+    listed = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy", "")  # noqa: SIM112 (as gRPC has it)
+    domains = (each.strip().removeprefix(".") for each in listed.split(","))
+    return any(domain and f".{host}".endswith(f".{domain}") for domain in domains)
+
+
+_OPTIONS: list[tuple[str, Any]] = [
     # Weights go in the message of their call, so protobuf's 2 GiB is the bound, not gRPC's default of 4 MiB. What comes
     # back is smaller: large tensors come in pieces, and lists in pages.
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
     *LARGE_FRAMES,
-    # Replicas are interchangeable, so calls are spread over all addresses.
-    ("grpc.service_config", json.dumps({"loadBalancingConfig": [{"round_robin": {}}]})),
     # Retries are the client's own (RetryRule): gRPC's would not repeat a tensor.
     ("grpc.enable_retries", 0),
     # A server that restarts is found again while one call is sent again: not after up to two minutes, gRPC's default.

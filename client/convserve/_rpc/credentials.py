@@ -106,9 +106,7 @@ class Access:
 
     def channel(self, address: str, library: Any = grpc) -> Any:
         """Returns a channel of grpc's or grpc.aio's to the target, or to one of the servers that it leads to."""
-        options = [*_channel.OPTIONS]
-        if _channel.is_local(self._target):  # gRPC would ask $http_proxy for localhost too, and show it the token
-            options.append(("grpc.enable_http_proxy", 0))
+        options = _channel.options(self._target, address)
         if self._tls is None:
             channel = library.insecure_channel(address, options=options)
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -35,7 +35,7 @@ class Connection:
 
     def __init__(
         self,
-        target: str | Sequence[str] = channel.DEFAULT_TARGET,
+        target: channel.Target | None = None,
         *,
         timeout: float | None = channel.DEFAULT_TIMEOUT_S,
         retry: retries.RetryRule | None = None,
@@ -46,7 +46,8 @@ class Connection:
         """Prepares a connection; the first call makes it.
 
         Args:
-            target: "host:port", "unix:///path", or several "ip:port", over which calls are spread.
+            target: "host:port", "unix:///path", or several "ip:port", over which calls are spread. None for
+                CONVSERVE_TARGET of the environment, else "localhost:50051".
             timeout: Seconds that a call may take, retries included, unless it says otherwise; None for as long as it
                 takes.
             retry: When to send a call again; by default up to 5 times within the timeout.
@@ -60,13 +61,13 @@ class Connection:
             InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
                 or files of `tls` that cannot be used.
         """
+        target, self._target = channel.given_target(target)
         self._arguments: dict[str, Any] = {"target": target, "timeout": timeout, "retry": retry}
         self._arguments |= {"shared_memory": shared_memory, "token": token, "tls": tls}
         self._refusal: ConvserveError | None = None
         self._closed = False
         self._home: Any = None  # where the channel is used
         self._channel: Any = None
-        self._target = channel.channel_target(target)
         self._timeout = retries.checked_timeout(timeout)
         self._access = Access(self._target, token, tls)
         self._retry = retry or retries.RetryRule()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from convserve._rpc.channel import DEFAULT_TARGET, channel_target
+from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
 from convserve._rpc.retries import checked_timeout
 from convserve.activations import Activation
@@ -65,7 +65,7 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     def __init__(
         self,
         *args: Any,
-        server: str | Sequence[str] = DEFAULT_TARGET,
+        server: Target | None = None,
         timeout: float | None = None,
         token: str | None = None,
         tls: TLS | bool | None = None,
@@ -75,7 +75,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
 
         Args:
             *args: The arguments of `keras.layers.Conv2D`.
-            server: The target of a `convserve.Client`, which all layers of this server share.
+            server: The target of a `convserve.Client`, which all layers of this server share; None for that of the
+                environment, as there.
             timeout: Seconds that a call may take; None for the client's default.
             token: As of `convserve.Client`. It and `tls` hold for all layers of this server in this process, from now
                 on. They are neither in the layer's configuration nor in a file of the model.
@@ -89,8 +90,8 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
         if keras.backend.backend() != "tensorflow":
             received = f"a Keras on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow before Keras is imported"
             raise InvalidRequestError.for_field("backend", "Keras on TensorFlow", received)
+        server, _ = given_target(server)
         target = server if isinstance(server, str) else tuple(server)
-        channel_target(target)
         if timeout is not None:
             checked_timeout(timeout)
         grant(target, token, tls)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from convserve._rpc.channel import DEFAULT_TARGET
+from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.remote_calls import grant
@@ -24,7 +23,7 @@ _OBJECTS = (
 
 def to_remote(
     model: Any,
-    server: str | Sequence[str] = DEFAULT_TARGET,
+    server: Target | None = None,
     timeout: float | None = None,
     *,
     token: str | None = None,
@@ -37,7 +36,7 @@ def to_remote(
 
     Args:
         model: A Sequential or Functional model.
-        server: The target of a `convserve.Client`.
+        server: The target of a `convserve.Client`; None for that of the environment, as there.
         timeout: Seconds that one layer's call may take; None for the client's default.
         token: As for RemoteConv2D.
         tls: As for RemoteConv2D.
@@ -45,6 +44,7 @@ def to_remote(
     Raises:
         InvalidRequestError: If the model is of another kind, or as for RemoteConv2D.
     """
+    server, _ = given_target(server)
     grant(server if isinstance(server, str) else tuple(server), token, tls)
     where = {"server": server, "timeout": timeout}
     return _swapped(model, dict.fromkeys((keras.layers.Conv2D, RemoteConv2D), (RemoteConv2D, where)))

@@ -2,42 +2,114 @@
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
 import socket
+import stat
 from contextlib import suppress
 
 import grpc
 
+from convserve.protocol.addresses import split_address, unix_path
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.logs import held_stderr
 from convserve_server.settings import SettingsError, is_loopback
 
+log = logging.getLogger("convserve")
+
 
 def listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
-    """Listens on an address, encrypted if there is a certificate; returns it with its port. Raises SettingsError."""
-    port, path = 0, unix_path(address)
-    if not (path and _is_taken(path)):
-        with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
-            if certificate is None or path:  # of a Unix socket nothing leaves the machine
-                port = server.add_insecure_port(address)
-            else:
-                port = server.add_secure_port(address, certificate.credentials())
+    """Listens on an address, encrypted if there is a certificate; returns it with its port.
+
+    A name is listened on at all its addresses on this machine. Raises SettingsError, with the system's reason, if one
+    of them is taken or may not be used.
+    """
+    path, place = unix_path(address), address
+    try:
+        if path:
+            _check_free(path)
+            _add(server, address, None)  # of a Unix socket nothing leaves the machine
+            return address
+        host, port = split_address(address, least_port=0)
+        for family, ip in _addresses(host, port):
+            place = f"{address} ({ip})" if ip != host else address
+            with _bound(family, ip, port):
+                pass
+            port = _add(server, f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", certificate)
+    except OSError as error:
+        why = error.strerror or str(error)
+        expected = "Expected an address that is free and may be used"
+        raise SettingsError(f"--listen: {expected}. Received {place}: {why}.") from error
+    return f"{address.rpartition(':')[0]}:{port}"
+
+
+def _add(server: grpc.Server, address: str, certificate: Certificate | None) -> int:
+    """Has gRPC listen on an address, which does not say why it cannot; returns the port."""
+    port = 0
+    with held_stderr(), suppress(RuntimeError):  # gRPC would say there what is said below
+        if certificate is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, certificate.credentials())
     if not port:
-        raise SettingsError(f"--listen: Expected an address that is free and may be used. Received {address}.")
-    return address if path else f"{address.rpartition(':')[0]}:{port}"
+        raise OSError(f"gRPC cannot listen on {address}")
+    return port
 
 
-def unix_path(address: str) -> str:
-    """Returns the path of a Unix socket's address; nothing for any other."""
-    return address.removeprefix("unix:").removeprefix("//") if address.startswith("unix:") else ""
+def _addresses(host: str, port: int) -> list[tuple[int, str]]:
+    """Returns the addresses that a host has on this machine; raises OSError if there is none."""
+    if host == "localhost":  # at both, as callers may try either, whatever this machine's own table says
+        found = [(int(socket.AF_INET), "127.0.0.1"), (int(socket.AF_INET6), "::1")]
+    else:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        found = list(dict.fromkeys((int(family), str(sockaddr[0])) for family, *_, sockaddr in infos))
+    missing: OSError | None = None
+    for family, ip in found.copy():
+        try:
+            _bound(family, ip, 0).close()
+        except OSError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                raise
+            missing = error
+            found.remove((family, ip))
+    if missing is not None:
+        if not found:
+            raise missing
+        log.info("%s is listened on at %s alone: %s", host, ", ".join(ip for _, ip in found), missing.strerror)
+    return found
 
 
-def _is_taken(path: str) -> bool:
-    """Returns whether somebody listens on a Unix socket, which gRPC would take away from them."""
-    with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):
-        probe.connect(path)
-        return True
-    return False
+def _bound(family: int, ip: str, port: int) -> socket.socket:
+    """Returns a socket that has an address as gRPC's will have it, by which the system says why it cannot."""
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((ip, port))
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _check_free(path: str) -> None:
+    """Raises OSError if there cannot be a socket at a path, or there is one that somebody listens on.
+
+    gRPC would take it away from them; one that nobody listens on any more, it replaces.
+    """
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            if not stat.S_ISSOCK(os.stat(path).st_mode):
+                raise OSError(errno.EEXIST, "there is a file that is no socket") from None
+            return
+        except FileNotFoundError:
+            probe.bind(path)
+            os.unlink(path)
+            return
+    raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 def exposure(address: str, certificate: Certificate | None, tokens: Tokens) -> str:

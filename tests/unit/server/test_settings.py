@@ -248,13 +248,16 @@ def test_listen_is_repeated_on_the_command_line_and_separated_by_commas_in_the_v
 
 WRONG_ADDRESSES = [
     "", " ", "localhost", "50051", ":50051", "localhost:", "localhost:http", "localhost:-1", "localhost:65536",
-    "localhost:1.5", "localhost:²", "localhost:٣", "unix:",
+    "localhost:1.5", "localhost:²", "localhost:٣", "unix:", "unix:50051", "unix://a/b", "http://localhost:1",
+    "localhost:1/metrics", "::1:50051", "[::1]", "1.2.3:1", "local host:1", "*:1",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("address", WRONG_ADDRESSES)
 def test_what_is_no_address_is_refused(read, address):
-    expected = "--listen (CONVSERVE_LISTEN): Expected HOST:PORT or unix:///PATH. Received "
+    expected = (
+        "--listen (CONVSERVE_LISTEN): Expected HOST:PORT such as localhost:50051 or [::1]:50051, or unix:///PATH."
+    )
     assert refusal(read, "--listen=localhost:1", f"--listen={address}").startswith(expected)
     assert refusal(read, CONVSERVE_LISTEN=f"localhost:1,{address}").startswith(expected)
 
@@ -262,7 +265,8 @@ def test_what_is_no_address_is_refused(read, address):
 @pytest.mark.parametrize("address", [*(address for address in WRONG_ADDRESSES if address), "unix:///tmp/x.sock"])
 def test_what_is_no_address_of_metrics_is_refused(read, address):
     message = refusal(read, f"--metrics={address}")
-    assert message == f"--metrics (CONVSERVE_METRICS): Expected HOST:PORT, or nothing. Received {address!r}."
+    expected = "Expected HOST:PORT such as localhost:50051 or [::1]:50051, or nothing."
+    assert message == f"--metrics (CONVSERVE_METRICS): {expected} Received {address!r}."
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convserve._rpc.channel import DEFAULT_TARGET
+from convserve._rpc.channel import DEFAULT_TARGET, TARGET_VARIABLE, channel_target, default_target
 from convserve._rpc.credentials import TOKEN_VARIABLE
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import timeout as timeout_type
@@ -19,9 +19,6 @@ from convserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from convserve import TLS, Client
-
-TARGET_VARIABLE = "CONVSERVE_TARGET"
-"""The environment variable that names the server where `--target` does not."""
 
 _SERVER = Section("server")
 
@@ -81,6 +78,15 @@ class Connection:
         return words[0]
 
 
+def _target(text: str) -> str:
+    try:
+        channel_target(text)
+    except InvalidRequestError as error:
+        source = f"{TARGET_VARIABLE}: " if text == os.environ.get(TARGET_VARIABLE) else ""
+        raise click.BadParameter(source + error.violations[0].description) from None
+    return text
+
+
 def connection_options(*, timeout: float) -> Callable[[Any], Any]:
     """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default."""
     return options_as_one(
@@ -89,8 +95,8 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
         _SERVER.option(
             "--target HOST:PORT",
             f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
-            envvar=TARGET_VARIABLE,
-            default=DEFAULT_TARGET,
+            type=_target,
+            default=default_target,
         ),
         _SERVER.option(
             "--timeout SECONDS",

@@ -93,7 +93,6 @@ def test_each_address_is_a_target_of_its_own(target: str, expected: tuple[str, .
     [
         ("convserve.svc:50051", ("convserve.svc", "50051")),
         ("dns://8.8.8.8/convserve.svc:1", ("convserve.svc", "1")),
-        ("dns:///convserve.svc", None),
         ("localhost:50051", None),
         ("127.0.0.1:50051", None),
         ("[::1]:50051", None),

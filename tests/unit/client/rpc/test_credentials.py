@@ -2,6 +2,7 @@
 
 import pickle
 
+import grpc
 import pytest
 
 import convserve
@@ -135,3 +136,45 @@ def test_no_secret_is_shown():
 def test_a_key_that_is_no_pem_is_not_shown():
     violation = refusal(access, "localhost:1", None, TLS(certificate=PEM, key=TOKEN.encode()))
     assert violation.field == "tls.key"
+
+
+# Which channels ask a proxy, and how they are spread
+
+
+def options_of(monkeypatch, target, address=None):
+    """Returns the options of the channel that a target's client makes to it, or to one of its addresses."""
+    made = []
+    monkeypatch.setattr(grpc, "insecure_channel", lambda _, options: made.append(dict(options)))
+    access(target).channel(address or channel_target(target))
+    return made[0]
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "no_proxy", "asks"),
+    [
+        ("gpu-host:1", None, "", True),  # gRPC looks into $no_proxy by itself
+        ("10.0.0.1:1", None, "", True),
+        ("localhost:1", None, "", False),
+        ("unix:///a", None, "", False),
+        ("10.0.0.1:1,10.0.0.2:1", None, "", False),
+        ("10.0.0.1:1,10.0.0.2:1", "ipv4:10.0.0.1:1", "", False),
+        ("[2001:db8::1]:1,[2001:db8::2]:1", None, "", False),
+        ("a.test:1", "ipv4:10.0.0.1:1", "", True),
+        ("a.test:1", "ipv4:10.0.0.1:1", "other.test, .test", False),
+        ("a.test:1", "ipv4:10.0.0.1:1", "a.test", False),
+        ("a.test:1", "ipv4:10.0.0.1:1", "est,b.a.test,", True),
+    ],
+)
+@pytest.mark.parametrize("variable", ["no_proxy", "no_grpc_proxy"])
+def test_what_needs_no_proxy_asks_none(monkeypatch, target, address, no_proxy, asks, variable):
+    monkeypatch.setenv(variable, no_proxy)
+    assert ("grpc.enable_http_proxy" not in options_of(monkeypatch, target, address)) is asks
+
+
+@pytest.mark.parametrize(
+    ("target", "policy"),
+    [("localhost:1", "pick_first"), ("dns:///localhost:1", "pick_first"), ("localhost.test:1", "round_robin"),
+     ("gpu-host:1", "round_robin"), ("127.0.0.1:1,localhost:2", "round_robin")],
+)  # fmt: skip
+def test_a_client_of_localhost_stays_with_the_server_that_it_found(monkeypatch, target, policy):
+    assert policy in options_of(monkeypatch, target)["grpc.service_config"]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import convserve
 from convserve import (
     AsyncClient,
     AsyncStoredLayer,
@@ -41,18 +42,72 @@ X = np.zeros((1, 8, 8, 3), np.float32)
         (["10.0.0.1:1", "10.0.0.2:2"], "ipv4:10.0.0.1:1,10.0.0.2:2"),
         ("10.0.0.1:1, localhost:2", "ipv4:10.0.0.1:1,127.0.0.1:2"),
         ("[::1]:1,[::2]:2", "ipv6:[::1]:1,[::2]:2"),
+        (" localhost:1 ", "dns:///localhost:1"),
+        ("[fe80::1%eth0]:1", "dns:///[fe80::1%eth0]:1"),
+        ("convserve_gpu:65535", "dns:///convserve_gpu:65535"),
+        ("dns://8.8.8.8/a:1", "dns://8.8.8.8/a:1"),
+        ("ipv4:10.0.0.1:1", "ipv4:10.0.0.1:1"),
+        ("ipv4:10.0.0.1:1,10.0.0.2:2", "ipv4:10.0.0.1:1,10.0.0.2:2"),
+        ("unix:x.sock", "unix:x.sock"),
+        ("unix:./1234", "unix:./1234"),
+        ("unix-abstract:x", "unix-abstract:x"),
+        ("xds:///a", "xds:///a"),
+        ("vsock:3:1", "vsock:3:1"),
     ],
 )
 def test_targets(target: Any, expected: str) -> None:
     assert channel.channel_target(target) == expected
 
 
-@pytest.mark.parametrize(
-    "target", ["", [], [""], "gpu-host", "[::1]", "gpu-host:", "a:1,b:2", "10.0.0.1:1,[::1]:2", [3]]
-)
-def test_targets_that_make_no_sense(target: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="target: Expected"):
+NO_TARGETS = {
+    "empty": ["", "  ", [""], "10.0.0.1:1,", "local host:1", "h\x1b:1", "\n"],
+    "several are": [[], "a:1,b:2", "10.0.0.1:1,[::1]:2", "ipv4:a:1"],
+    "it has no port": [
+        *("gpu-host", "127.0.0.1", "[::1]", "[fe80::1%eth0]", "dns:1", "dns:50051", "dns:///a", "dns:a"),
+        *("10.0.0.1:1,10.0.0.2", "ipv4:10.0.0.1"),
+    ],
+    "its port": [
+        *("gpu-host:", "localhost:port", "localhost:0", "localhost:70000", "localhost:-1", "localhost:1.5"),
+        *("localhost:²", "localhost:٣", "localhost:000001", "host:1?x", "10.0.0.1:1,10.0.0.2:0"),
+    ],
+    "leave out 'http://'": ["http://127.0.0.1:1", "10.0.0.1:1,http://10.0.0.2:1"],
+    "leave out 'https://'": ["https://gpu-host:1/"],
+    "leave out 'grpc://'": ["grpc://gpu-host:1"],
+    "leave out '/v2'": ["127.0.0.1:1/v2"],
+    "leave out '/'": ["localhost:1/"],
+    "brackets": ["::1:50051", "::1", "fe80::1%eth0:1", "2001:db8::1:50051"],
+    "is no host": [
+        *(":50051", "256.1.1.1:1", "1.2.3:1", "1:1", "ü:1", "*:1", "-a:1", "user@host:1", "[host]:1", "a:1:1"),
+        "host]:1",
+    ],
+    "a port has a host before it": ["unix:1234"],
+    "no path of a socket": ["unix:", "unix:///", "unix:/a/", "unix:a\0b"],
+    "after unix://": ["unix://", "unix://a/b", "unix://50051"],
+    "Received": [3, None, [3], b"a:1", {}],
+}
+
+
+@pytest.mark.parametrize(("why", "target"), [(why, each) for why, targets in NO_TARGETS.items() for each in targets])
+def test_what_is_no_target_is_refused_in_plain_words(why: str, target: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^target: Expected 'host:port', 'unix:///path'") as caught:
         channel.channel_target(target)
+    assert why in str(caught.value)
+    for client in (convserve.Client, convserve.AsyncClient):
+        if target is not None:  # which is that of the environment
+            with pytest.raises(InvalidRequestError, match=r"^target: Expected"):
+                client(target)
+
+
+def test_who_names_no_target_has_that_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for named, expected in ((None, "localhost:50051"), ("", "localhost:50051"), ("gpu-host:7", "gpu-host:7")):
+        if named is not None:
+            monkeypatch.setenv("CONVSERVE_TARGET", named)
+        for client in (convserve.Client(), convserve.AsyncClient(), convserve.Client(None)):
+            assert client._target == f"dns:///{expected}"
+    assert convserve.Client("localhost:1")._target == "dns:///localhost:1"
+    monkeypatch.setenv("CONVSERVE_TARGET", "http://gpu-host:7")
+    with pytest.raises(InvalidRequestError, match=r"CONVSERVE_TARGET: Expected .* leave out 'http://'"):
+        convserve.Client()
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("-inf"), -(10**400), "60", True, [1]])
