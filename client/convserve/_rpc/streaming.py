@@ -44,6 +44,7 @@ class Stream:
             output_dtype=request.message.output_dtype,
             unbatched=request.message.unbatched,
             piece_bytes=PIECE_BYTES,
+            expected_bytes=request.input.nbytes + request.plan.output_bytes,
         )
         self.start = messages.ConvolveStreamRequest(start=start).SerializeToString()
         self._output: Array | None = None

@@ -117,18 +117,20 @@ class ConvolveStreamRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[StreamStart, _Mapping]] = ..., item: _Optional[_Union[StreamItem, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
 
 class StreamStart(_message.Message):
-    __slots__ = ("layers", "output_dtype", "order", "piece_bytes", "unbatched")
+    __slots__ = ("layers", "output_dtype", "order", "piece_bytes", "unbatched", "expected_bytes")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
     PIECE_BYTES_FIELD_NUMBER: _ClassVar[int]
     UNBATCHED_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[_layer_pb2.LayerReference]
     output_dtype: _tensor_pb2.Dtype
     order: ResultOrder
     piece_bytes: int
     unbatched: bool
-    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., order: _Optional[_Union[ResultOrder, str]] = ..., piece_bytes: _Optional[int] = ..., unbatched: bool = ...) -> None: ...
+    expected_bytes: int
+    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., order: _Optional[_Union[ResultOrder, str]] = ..., piece_bytes: _Optional[int] = ..., unbatched: bool = ..., expected_bytes: _Optional[int] = ...) -> None: ...
 
 class StreamItem(_message.Message):
     __slots__ = ("item_id", "dtype", "shape")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from convserve.errors import FieldViolation, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
-from convserve.tensors.codec import Shape
+from convserve.tensors.codec import Shape, itemsize
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
+from convserve_server.scheduling.transfers import Transfers
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
+_LARGE_TRANSFER_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Admission:
         self.limits = limits
         queue = AdmissionQueue(limits.max_admitted_bytes, limits.max_waiting_calls, concurrent, large_bytes)
         self.load, self._enter = queue.load, queue.enter
+        self.transfers = Transfers(max(large_bytes, _LARGE_TRANSFER_BYTES))
 
     def plan(
         self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
@@ -58,15 +61,19 @@ class Admission:
         caller: Caller = ANYBODY,
         *,
         output_room: float = math.inf,
+        claim: Callable[[int], None] | None = None,
     ) -> Permit:
         """Returns a call's permit once there is memory for the call, whose input has this shape and dtype.
 
-        An output of more bytes than `output_room` travels in the response's message, whose size is bounded. Raises
+        An output of more bytes than `output_room` travels in the response's message, whose size is bounded. `claim`
+        is called with the bytes of input and output before memory is asked for. Raises what it raises,
         InvalidArgumentError if the call is wrong, TooLargeError if this server never takes it, OverloadedError if too
         many calls are in the server, or DeadlineExceededError if the caller's deadline can't be met.
         """
         plan = planned_call(layers, shape, dtype, output_dtype)
         self._check(plan, output_room)
+        if claim is not None:
+            claim(math.prod(shape) * itemsize(dtype) + plan.output_bytes)
         return self._enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:

@@ -27,6 +27,10 @@ class FairQueue(Generic[T]):
         """Returns the next entry, which stays; None if the queue is empty."""
         return next(iter(self._entries.values()))[0] if self._entries else None
 
+    def firsts(self) -> list[T]:
+        """Returns the next entry of each caller."""
+        return [entries[0] for entries in self._entries.values()]
+
     def pop(self) -> T | None:
         """Removes and returns the next entry, after which another caller is next; None if the queue is empty."""
         if not self._entries:

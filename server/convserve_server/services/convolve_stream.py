@@ -23,6 +23,7 @@ from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Result
+from convserve_server.scheduling.transfers import Transfer
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.in_flight_items import InFlightItems, Item
 
@@ -57,14 +58,18 @@ class ConvolveStream:
     def __post_init__(self) -> None:
         """Checks the start."""
         self._output_dtype = output_dtype(self.start.output_dtype)
+        self._transfer = Transfer(self.backend.admission.transfers, self.items.caller, self.start.expected_bytes)
         self._piece_bytes = min(max(self.start.piece_bytes or PIECE_BYTES, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
 
     def answers(self) -> Iterator[bytes]:
         """Yields the messages of the answer. Raises InvalidRequestError if the caller's messages are out of order."""
-        with closing(self.items.results(self._read)) as results:
-            for item_id, result in results:
-                yield from self._messages(item_id, result)
-                del result  # and with it the output, before the wait for the next one
+        try:
+            with closing(self.items.results(self._read)) as results:
+                for item_id, result in results:
+                    yield from self._messages(item_id, result)
+                    del result  # and with it the output, before the wait for the next one
+        finally:
+            self._transfer.ended()
 
     def _messages(self, item_id: int, result: Future[Result]) -> Iterator[bytes]:
         try:
@@ -82,7 +87,8 @@ class ConvolveStream:
         head = messages.ConvolveStreamResponse(item_id=item_id).SerializeToString()
         yield messages.ConvolveStreamResponse(item_id=item_id, result=response).SerializeToString()
         for piece in cut(output, self._piece_bytes):
-            yield framing.write_piece(head, piece)
+            yield framing.write_piece(head, piece)  # until it is sent
+            self._transfer.moved(len(piece))
 
     def _read(self) -> None:
         ids: set[int] = set()
@@ -111,7 +117,9 @@ class ConvolveStream:
         with ExitStack() as unless_submitted:
             try:
                 dtype, shape = dtype_name(head.dtype, "input"), checked_shape(head.shape, "input")
-                permit = self.backend.admission.admit(self.layers, shape, dtype, self._output_dtype, caller)
+                permit = self.backend.admission.admit(
+                    self.layers, shape, dtype, self._output_dtype, caller, claim=self._transfer.claim
+                )
                 unless_submitted.enter_context(permit)
                 x = aligned_empty(shape, numpy_dtype(dtype))
             except Exception as error:
@@ -129,10 +137,12 @@ class ConvolveStream:
                 received = "the stream's end" if piece is None else "another message, or a longer piece"
                 raise InvalidRequestError.for_field("message", f"{len(buffer)} more bytes of an item", received)
             buffer[: len(piece)] = np.frombuffer(piece, np.uint8)
+            self._transfer.moved(len(piece))
             buffer = buffer[len(piece) :]
 
     def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
-        result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
+        with self._transfer.computed():
+            result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
         self.call.computed(result.computation)
         return result
 

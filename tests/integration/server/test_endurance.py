@@ -8,6 +8,7 @@ from tests.endurance.batch import batch_often_killed
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.interrupts import interrupt_often
 from tests.endurance.kills import kill_often
+from tests.endurance.large_transfers import large_transfers
 from tests.endurance.network import bad_network
 from tests.endurance.overload import overload
 from tests.endurance.starvation import starve
@@ -42,6 +43,13 @@ def test_a_batch_whose_client_and_server_are_killed_loses_and_doubles_nothing() 
 def test_a_batch_that_is_interrupted_twice_ends() -> None:
     found = interrupt_often(times=6, serve=numpy_server)
     assert (found.times, found.defects) == (6, [])
+
+
+def test_of_large_tensors_that_cannot_all_be_moved_in_time_some_are() -> None:
+    found = large_transfers(callers=6, side=300, samples=1, possible=0.5, serve=numpy_server)
+    assert not found.wrong
+    assert found.answered >= found.possible // 2
+    assert found.answered + sum(found.refused.values()) == 6
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:

@@ -20,6 +20,7 @@ from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Result
+from convserve_server.scheduling.transfers import Transfers
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
@@ -46,9 +47,13 @@ class Served:
 
     def __init__(self, room: AdmissionQueue, fate: str) -> None:
         self.room, self.fate = room, fate
+        self.transfers = Transfers(large_bytes=0)
         self.tensors: list[weakref.ref[Any]] = []
 
-    def admit(self, _layers: Any, shape: Any, _dtype: str, _output_dtype: Any, caller: Caller) -> Permit:
+    def admit(
+        self, _layers: Any, shape: Any, _dtype: str, _output_dtype: Any, caller: Caller, claim: Callable[[int], None]
+    ) -> Permit:
+        claim(SIZE)
         if self.fate == "refused":
             raise OutOfMemoryError("no")
         return self.room.enter(caller, CONFIG.plan(shape))
@@ -138,6 +143,7 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
     finally:
         gc.enable()
     eventually(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
+    assert not served.transfers._going
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
