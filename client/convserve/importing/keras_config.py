@@ -16,13 +16,12 @@ from typing import Any
 from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.importing.imported import Skipped
 from convserve.importing.untrusted import refusal
-from convserve.layers.conv2d import Conv2D
+from convserve.layers.conv2d import INITIALIZERS, Conv2D
 
 _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
 _PACKAGES = frozenset({"keras", "tf_keras"})
 _DEEPEST = 64
-_INITIALIZERS = ("kernel_initializer", "bias_initializer")
 _REMOTE = ("RemoteConv2D", "convserve>RemoteConv2D")  # Keras writes the second into .h5 files
 
 
@@ -88,7 +87,7 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
     if "/" in str(config.get("name")):  # Keras 2 allowed it
         del config["name"]
     for field, value in config.items():
-        why = _custom(value) if isinstance(value, dict) and field not in _INITIALIZERS else ""
+        why = _custom(value) if isinstance(value, dict) and field not in INITIALIZERS else ""
         if why:
             received = f"a {why} class: {short_repr(value.get('class_name'))}"
             raise InvalidConfigurationError.for_field(field, "one of Keras' own", received)
@@ -100,7 +99,7 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
         slope.setdefault("negative_slope", slope.pop("alpha", 0.3))
         config["activation"] = {**activation, "config": slope}
     # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
-    return Conv2D.from_keras(config, optional=_INITIALIZERS)
+    return Conv2D.from_keras(config, optional=INITIALIZERS)
 
 
 def _walk(
@@ -138,7 +137,7 @@ def _walk(
         elif _custom(entry) and not is_remote:
             yield Skipped(path, kind, f"{_custom(entry)} class that calls itself Conv2D")
         elif not isinstance(config, dict):
-            raise refusal(f"a configuration of {short_repr(path)}", short_repr(config))
+            yield Skipped(path, kind, f"its configuration is no object but {short_repr(config)}")
         else:
             if is_remote:
                 config = {field: value for field, value in config.items() if field not in ("server", "timeout")}
@@ -167,6 +166,8 @@ def _why_skipped(entry: Mapping[str, Any]) -> str:
     if entry["class_name"] in _WRAPPERS and isinstance(inner, dict):
         around = short_repr(inner.get("class_name"))
         return f"a wrapper, here around {around}, computes something else than what it wraps"
+    if entry["class_name"] == "Convolution2D":
+        return "a layer of Keras 1: load the model in Keras 2, and save it anew"
     return f"{_custom(entry)} class" if _custom(entry) else "not a Conv2D"
 
 

@@ -65,11 +65,15 @@ def read_h5(file: Path, budget: Budget, geometry: Geometry) -> Contents:
         if text is None or not opened.has("model_weights"):
             expected = "a whole model, as model.save writes it"
             raise refusal(expected, "an .h5 file without model_config, perhaps of weights alone")
-        _check_version(opened.text("", "keras_version"))
-        backend = opened.text("", "backend")
+        model = keras_config.parse(text)
+        said = {}
+        for name in ("keras_version", "backend"):
+            places = (opened.text("", name), opened.text("model_weights", name), model.get(name))
+            said[name] = next((value for value in places if value is not None), None)
+        _check_version(said["keras_version"])
+        backend = said["backend"]
         if backend is not None and backend not in _BACKENDS:
             raise refusal(f"weights of one of the backends {', '.join(_BACKENDS)}", f"backend={short_repr(backend)}")
-        model = keras_config.parse(text)
         return _contents(model, file, _NamedWeights(opened, model, file.stem, is_flipped=backend == "theano").of)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -16,6 +17,11 @@ from convserve.layers.arguments import Arguments
 from convserve.layers.plan import Geometry
 from convserve.regularizers import Regularizer
 
+INITIALIZERS = ("kernel_initializer", "bias_initializer")
+_BESIDE_OUTPUTS = (
+    *INITIALIZERS, "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
+    "bias_constraint",
+)  # fmt: skip
 _DEFAULT_ACTIVATION = Activation.members["linear"]()
 
 
@@ -141,9 +147,12 @@ class Conv2D(Geometry):
 
         Keras is not imported for it. Weights are not part of a configuration: see `Layer.from_keras`.
 
+        Outputs of a layer that is built depend on its weights, not on what drew, penalizes or constrains them. Such
+        objects of the user's own are left out with a warning.
+
         Args:
             layer: The layer, of that class itself or `convserve.keras.RemoteConv2D`, or the dictionary.
-            optional: Parameters that are left at their defaults where they have no counterpart.
+            optional: Parameters that are left at their defaults, without a warning, where they have no counterpart.
 
         Raises:
             InvalidConfigurationError: If the layer is of a subclass, which may compute something else, or has something
@@ -168,8 +177,13 @@ class Conv2D(Geometry):
             return cls(**given)
         except InvalidConfigurationError as error:
             wrong = {violation.field.partition(".")[0] for violation in error.violations}
-            if not wrong <= set(optional):
+            beside_outputs = _BESIDE_OUTPUTS if getattr(layer, "built", False) else ()
+            if not wrong <= {*optional, *beside_outputs}:
                 raise
+        left_out = [name for name in _BESIDE_OUTPUTS if name in wrong and name not in optional]
+        if left_out:
+            text = "left out, being none of Keras'. With the layer's own weights outputs are the same."
+            warnings.warn(f"{', '.join(left_out)}: {text}", stacklevel=2)
         return cls(**{name: value for name, value in given.items() if name not in wrong})
 
     def to_keras_config(self) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers import messages
-from convserve.layers.conv2d import Conv2D
+from convserve.layers.conv2d import INITIALIZERS, Conv2D
 from convserve.layers.digest import digest
 from convserve.layers.keras_export import to_keras
 from convserve.layers.plan import Plan, plan, weight_rows
@@ -35,11 +34,6 @@ from convserve.layers.weight_shapes import (
 )
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, standard_array
 from convserve.v1 import layer_pb2
-
-_INITIALIZERS = ("kernel_initializer", "bias_initializer")
-_BESIDE_OUTPUTS = (
-    "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint", "bias_constraint"
-)  # fmt: skip
 
 
 class Conv2DParameters(TypedDict, total=False):
@@ -162,11 +156,7 @@ class Layer:
         """
         if not getattr(layer, "built", False):
             return cls(Conv2D.from_keras(layer))
-        config = Conv2D.from_keras(layer, optional=(*_INITIALIZERS, *_BESIDE_OUTPUTS))
-        left_out = [name for name in _BESIDE_OUTPUTS if getattr(layer, name) and not getattr(config, name)]
-        if left_out:
-            text = "left out, being none of Keras'. Outputs are the same; losses and constraints of it there are none."
-            warnings.warn(f"{', '.join(left_out)}: {text}", stacklevel=2)
+        config = Conv2D.from_keras(layer, optional=INITIALIZERS)
         # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
         return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
 

@@ -113,6 +113,8 @@ def test_what_drew_the_weights_of_a_built_layer_does_not_matter(client: convserv
     parameters = {"kernel_initializer": drawn, "bias_initializer": drawn}
     layer = built(**parameters)
     np.testing.assert_allclose(client.convolve(convserve.Layer.from_keras(layer), X).output, layer(X), atol=1e-5)
+    with pytest.warns(UserWarning, match="^kernel_initializer, bias_initializer: left out"):
+        assert convserve.Conv2D.from_keras(layer) == convserve.Conv2D(4, 3, name=layer.name)
     for unbuilt in (layers.Conv2D(4, 3, **parameters), layers.Conv2D(4, 3, bias_initializer=drawn)):
         with pytest.raises(convserve.InvalidConfigurationError, match="_initializer: Expected"):
             convserve.Layer.from_keras(unbuilt)
@@ -133,9 +135,9 @@ def test_what_is_beside_outputs_is_left_out_of_a_built_layer_with_a_word(
     with pytest.warns(UserWarning, match=f"^{name}: left out"):
         taken = convserve.Layer.from_keras(layer)
     np.testing.assert_allclose(client.convolve(taken, X).output, layer(X), atol=1e-5)
-    for strict in (layer, layers.Conv2D(4, 3, **{name: value})):
+    for take in (convserve.Layer.from_keras, convserve.Conv2D.from_keras):
         with pytest.raises(convserve.InvalidConfigurationError, match=f"{name}: Expected"):
-            convserve.Conv2D.from_keras(strict)
+            take(layers.Conv2D(4, 3, **{name: value}))
 
 
 def test_an_activation_of_the_users_own_is_refused_of_a_built_layer_too() -> None:
