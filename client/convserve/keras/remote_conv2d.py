@@ -16,7 +16,7 @@ from convserve.activations import Activation
 from convserve.errors import InvalidRequestError, MissingDependencyError
 from convserve.keras.remote_calls import Remote, grant, in_layer
 from convserve.layers.conv2d import Conv2D
-from convserve.tensors.codec import Array
+from convserve.tensors.codec import Array, check_unmasked
 
 try:
     import keras
@@ -117,6 +117,16 @@ class RemoteConv2D(keras.layers.Conv2D):  # type: ignore[misc]
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
         """Makes a variable that is read in its own dtype: the server casts, and the digest is that of the weights."""
         return super().add_weight(*args, **{"autocast": False, **kwargs})
+
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Calls the layer as Keras does; a masked array, whose mask Keras would drop, is refused."""
+        check_unmasked(inputs, "input")
+        return super().__call__(inputs, *args, **kwargs)
+
+    def set_weights(self, weights: Any) -> None:
+        """Sets the weights as Keras does; masked arrays are refused."""
+        check_unmasked(weights, "weights")
+        super().set_weights(weights)
 
     def call(self, inputs: Any, training: Any = None) -> Any:
         """Returns `activation(conv2d(inputs, kernel) + bias)`.

@@ -100,10 +100,13 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
 
     It may be anything that `numpy.asarray` takes, and is copied only if its layout or byte order needs it.
 
-    Raises InvalidTensorError for another dtype, a ragged list, or a dimension of 0.
+    Raises InvalidTensorError for another dtype, a ragged list, a mask that hides elements, or a dimension of 0.
     """
     try:
+        check_unmasked(value, field)
         array = np.asarray(value)
+    except InvalidTensorError:
+        raise
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires grad
         raise InvalidTensorError.for_field(field, "an array", f"{type(value).__name__}: {error}") from error
     name = name_of(array)
@@ -112,6 +115,20 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
         raise InvalidTensorError.for_field(field, f"an array with dtype {', '.join(allowed)}", received)
     checked_shape(array.shape, field)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def check_unmasked(value: object, field: str) -> None:
+    """Raises InvalidTensorError for an array, or a list of arrays, with a mask, which its values alone would lose."""
+    if type(value) is np.ndarray:  # by far most
+        return
+    if isinstance(value, list | tuple):
+        for member in value:
+            check_unmasked(member, field)
+        return
+    mask = getattr(value, "mask", None)  # NumPy's masked arrays, Astropy's; a method of this name is pandas'
+    if not (mask is None or callable(mask)) and np.any(mask):
+        received = f"{type(value).__name__} with a mask; give it the values to compute with, such as by .filled(0)"
+        raise InvalidTensorError.for_field(field, "an array without masked elements", received)
 
 
 def checked_shape(shape: Sequence[int], field: str) -> Shape:

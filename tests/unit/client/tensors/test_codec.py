@@ -158,10 +158,37 @@ def test_lists_and_scalars_are_arrays_too():
     assert standard_array(2.5, "x").shape == ()
 
 
-def test_of_a_masked_array_the_data_is_taken_as_numpy_does():
-    masked = np.ma.masked_array([[1.0, 2.0]], mask=[[False, True]])
-    assert type(standard_array(masked, "x")) is np.ndarray
-    assert standard_array(masked, "x").tolist() == np.asarray(masked).tolist()
+class MaskedElsewhere:
+    """An array of another library with a mask, such as Astropy's."""
+
+    mask = np.array([False, True])
+
+    def __array__(self, dtype=None, copy=None):
+        return np.float32([1, 2])
+
+
+HIDDEN = np.ma.masked_array(np.float32([1, -9999]), mask=[False, True])
+
+
+@pytest.mark.parametrize(
+    "masked",
+    [HIDDEN, [HIDDEN, HIDDEN], [[1.0, (2.0, np.ma.masked)]], np.ma.masked, HIDDEN[::-1], MaskedElsewhere()],
+)
+def test_values_that_a_mask_hides_are_refused(masked):
+    assert "give it the values to compute with, such as by .filled(0)" in refusal(standard_array, masked, "x")
+
+
+def test_a_mask_that_hides_nothing_loses_nothing():
+    for mask in (np.ma.nomask, [False, False]):
+        masked = np.ma.masked_array(np.float32([1, 2]), mask=mask)
+        assert type(standard_array(masked, "x")) is np.ndarray
+        assert standard_array([masked], "x").tolist() == [[1, 2]]
+
+
+def test_a_list_that_holds_itself_is_refused():
+    endless: list[object] = [1.0]
+    endless.append(endless)
+    refusal(standard_array, endless, "x")
 
 
 class Refusing:
