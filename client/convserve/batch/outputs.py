@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
@@ -23,7 +23,7 @@ import numpy as np
 
 from convserve.batch import zarr_files
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.files.arrays import map_array, storable
+from convserve.files.arrays import NpyFile, storable
 from convserve.tensors.codec import Array, Shape, numpy_dtype
 
 UNFINISHED = ".unfinished"
@@ -57,15 +57,15 @@ class Npy:
 
     def write_rows(self, path: Path, start: int, rows: Array) -> None:
         """Writes a part, durably."""
-        array = map_array(path, "output")
-        # Not through the mapping: a full disk would then end the program instead of raising an error.
+        array = NpyFile(path, "output")
+        # Not through a mapping: a full disk would then end the program instead of raising an error.
         with _durable(path, "r+b") as file:
             file.seek(array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:]))
             file.write(np.ascontiguousarray(rows, array.dtype).data.cast("B"))
 
     def open(self, path: Path) -> Any:
         """Returns an array that comes in parts."""
-        return map_array(path)
+        return NpyFile(path)
 
     def finish(self, parts: Path, path: Path) -> None:
         """Makes the file that `save` would have written, of which all parts are there; `parts` may be moved."""
@@ -139,14 +139,10 @@ class OutputFolder:
 
     def size(self, stem: str) -> int | None:
         """Returns the size of an output's file, of Zarr that of all its files, or None if there is none."""
-        path = self.path(stem)
         try:
-            status = path.stat()
-            if S_ISDIR(status.st_mode):
-                return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            return _size(self.path(stem))
         except OSError:
             return None
-        return status.st_size
 
     def write(self, stem: str, array: Array) -> int:
         """Writes an output as a whole, in the place of one that is there, and returns its size."""
@@ -155,6 +151,8 @@ class OutputFolder:
     def begin(self, stem: str, shape: Shape, dtype: str, rows: int) -> None:
         """Makes an output that comes in parts of so many rows, the last perhaps of fewer."""
         parts = self._parts(stem)
+        with suppress(FileNotFoundError):
+            self.path(stem).lstat()  # a name that is too long is better refused now than when all is computed
         _remove(parts)
         self._unfinished.mkdir(exist_ok=True)
         self._format.create(parts, shape, _storable_dtype(dtype), rows)
@@ -196,18 +194,14 @@ class OutputFolder:
         new = self._unfinished / f"{_short(stem)}-{os.urandom(4).hex()}{suffix}"
         try:
             make(new)
+            size = _size(new)
+            if suffix == ".zarr" and path.is_dir():
+                _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
+            path.parent.mkdir(parents=True, exist_ok=True)
+            new.rename(path)
         except BaseException:
             _remove(new)
             raise
-        if suffix == ".zarr" and path.is_dir():
-            _remove(path)  # a folder cannot be replaced at once; what was in it is out of date
-        try:
-            new.rename(path)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            new.rename(path)
-        size = self.size(stem)
-        assert size is not None  # noqa: S101 (it was just put there)
         return size
 
 
@@ -218,6 +212,13 @@ def _durable(path: Path, mode: str) -> Iterator[BinaryIO]:
         yield file  # type: ignore[misc] # every mode is binary
         file.flush()
         os.fsync(file.fileno())
+
+
+def _size(path: Path) -> int:
+    status = path.stat()
+    if S_ISDIR(status.st_mode):
+        return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return status.st_size
 
 
 def _sync(path: Path) -> None:

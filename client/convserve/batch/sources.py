@@ -10,10 +10,14 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
 from convserve.batch import zarr_files
-from convserve.batch.inputs import ZARR_METADATA, Inputs, member_stem, output_stem
-from convserve.files.arrays import as_batch, load_array, map_array, mapped_rows, names_in, split_member
-from convserve.files.images import PICTURE_SUFFIXES, read_image, unreadable
+from convserve.batch.inputs import Inputs, member_stem, output_stem
+from convserve.batch.listing import ZARR_METADATA
+from convserve.files.arrays import NpyFile, as_batch, load_array, names_in, split_member
+from convserve.files.images import INPUT_PICTURE_SUFFIXES, read_image
+from convserve.files.reading import unreadable, wrap_read_errors
 from convserve.tensors.codec import Array, Shape, name_of
+
+_EXPECTED = "an input that can be read"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,12 @@ class Source:
     member: str  # its name in an archive or group; "" without
     stamp: str  # of the file: its size and time of change
     file_bytes: int
+    stamped: Path  # what the stamp is of: the file, or the array's folder in Zarr's group
+
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file is still what it was when this was made."""
+        return stamp_of(self.stamped) == self.stamp
 
 
 @dataclass(frozen=True)
@@ -59,25 +69,31 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
 
     Raises InvalidTensorError for what cannot be read or has none, and MissingDependencyError without zarr.
     """
-    path, stem, chosen = inputs.path(name), output_stem(name, keep_suffix), split_member(name)[1]
+    with wrap_read_errors(inputs.path(name), "input", _EXPECTED):
+        return _sources_in(inputs.path(name), name, keep_suffix)
+
+
+def _sources_in(path: Path, name: str, keep_suffix: bool) -> list[Source]:
+    stem, chosen = output_stem(name, keep_suffix), split_member(name)[1]
     status, stamp = _status(path), stamp_of(path)
     if status is not None and S_ISDIR(status.st_mode):
         sources = [
-            Source(f"{name}/{member}", member_stem(stem, member), path, member, stamp_of(path / member), 0)
+            Source(f"{name}/{member}", member_stem(stem, member), path, member, stamp_of(own), 0, own)
             if member
-            else Source(name, stem, path, member, stamp, 0)
+            else Source(name, stem, path, member, stamp, 0, path)
             for member in zarr_files.arrays_in(path)
+            for own in (path / member,)
         ]
     elif status is not None and not S_ISREG(status.st_mode):
         raise unreadable("a file that can be read", path, "it is a pipe or a device")  # which would be waited for
     else:
         size = 0 if status is None else status.st_size
         if path.suffix.lower() != ".npz" or chosen is not None:
-            return [Source(name, stem, path, chosen or "", stamp, size)]
+            return [Source(name, stem, path, chosen or "", stamp, size, path)]
         members = names_in(path)
         stems = [member_stem(stem, member) for member in members] if len(members) > 1 else [stem]
         sources = [
-            Source(f"{name}:{member}", own, path, member, stamp, size)
+            Source(f"{name}:{member}", own, path, member, stamp, size, path)
             for member, own in zip(members, stems, strict=False)
         ]
     if not sources:
@@ -98,8 +114,13 @@ def open_array(source: Source, reading: Reading) -> InputArray:
 
     Raises InvalidTensorError for what cannot be read or has a rank of no layer's inputs.
     """
+    with wrap_read_errors(source.path, "input", _EXPECTED):
+        return _opened(source, reading)
+
+
+def _opened(source: Source, reading: Reading) -> InputArray:
     path, suffix = source.path, source.path.suffix.lower()
-    if suffix in PICTURE_SUFFIXES:
+    if suffix in INPUT_PICTURE_SUFFIXES:
         return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
     if path.is_dir():
         stored = zarr_files.arrays_in(path)[source.member]
@@ -109,10 +130,10 @@ def open_array(source: Source, reading: Reading) -> InputArray:
         return InputArray(source, tuple(stored.shape), stored.dtype.name, False, stored.chunks[0], rows)
     if suffix == ".npz":
         return _loaded(source, load_array(f"{path}:{source.member}"), reading)
-    mapped = map_array(path)
-    if mapped.ndim != 4:
+    file = NpyFile(path)
+    if len(file.shape) != 4:
         return _loaded(source, load_array(path), reading)
-    return InputArray(source, tuple(mapped.shape), name_of(mapped), False, 1, partial(mapped_rows, mapped))
+    return InputArray(source, file.shape, file.dtype.name, False, 1, file.rows)
 
 
 def _loaded(source: Source, array: Array, reading: Reading) -> InputArray:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convserve.errors import InvalidTensorError, MissingDependencyError, short_repr
+from convserve.errors import MissingDependencyError
+from convserve.files.reading import wrap_read_errors
 from convserve.tensors.codec import Array
+
+_EXPECTED = "a Zarr array or group that can be read"
 
 
 def zarr_package() -> Any:
@@ -29,7 +30,7 @@ def arrays_in(path: Path) -> dict[str, Any]:
     Raises InvalidTensorError if it cannot be read.
     """
     zarr = zarr_package()
-    with _wrap_read_errors(path):
+    with wrap_read_errors(path, "input", _EXPECTED):
         opened = zarr.open(str(path), mode="r")
         if isinstance(opened, zarr.Array):
             return {"": opened}
@@ -39,17 +40,5 @@ def arrays_in(path: Path) -> dict[str, Any]:
 
 def read_rows(array: Any, path: Path, start: int | None, stop: int | None) -> Array:
     """Returns `array[start:stop]`, or raises InvalidTensorError."""
-    with _wrap_read_errors(path):
+    with wrap_read_errors(path, "input", _EXPECTED):
         return np.asarray(array[start:stop])
-
-
-@contextmanager
-def _wrap_read_errors(path: Path) -> Iterator[None]:
-    """Turns what zarr raises in the block for what it cannot read into an InvalidTensorError."""
-    try:
-        yield
-    except Exception as error:  # a codec raises whatever its library does
-        is_too_large = isinstance(error, MemoryError)
-        expected = "an array that fits into memory" if is_too_large else "a Zarr array or group that can be read"
-        received = f"{short_repr(str(path))}: {str(error) or type(error).__name__}"
-        raise InvalidTensorError.for_field("input", expected, received) from error

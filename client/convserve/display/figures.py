@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, is_picture
-from convserve.errors import MissingDependencyError
+from convserve.errors import MissingDependencyError, printable
 from convserve.tensors.codec import Array
 
 try:
@@ -118,7 +118,9 @@ def draw_panels(
     figure_width = max(left_width + grid_width, _CHARACTER_WIDTH * max(map(len, lines), default=0), 3.0)
     figure_height = max(grid_height, left_height + _LABEL_HEIGHT) + 0.2 * (1 + len(lines))
     figure = NotebookFigure(figsize=(figure_width, figure_height), dpi=120, layout="constrained")
-    figure.suptitle(title, x=0.05 / figure_width, horizontalalignment="left", fontsize=10)
+    # A title has a file's name, in which a $ begins no formula.
+    x = 0.05 / figure_width
+    figure.suptitle(printable(title), x=x, horizontalalignment="left", fontsize=10, parse_math=False)
     grid: Any = figure
     if beside is not None:
         parts: Any = figure.subfigures(1, 2, width_ratios=(left_width, figure_width - left_width))

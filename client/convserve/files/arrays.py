@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import zipfile
-import zlib
+import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidTensorError, short_repr
-from convserve.tensors.codec import Array
+from convserve.files.reading import open_file, unreadable, wrap_read_errors
+from convserve.tensors.codec import Array, Shape
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 """How the names of the files that `load_array` reads end."""
+_EXPECTED = "a .npy or .npz file of numbers"
 
 
 def load_array(path: str | Path, field: str = "input") -> Array:
@@ -41,26 +42,61 @@ def names_in(path: str | Path) -> list[str]:
         return list(loaded.files)
 
 
-def map_array(path: str | Path, field: str = "input") -> np.memmap[Any, Any]:
-    """Returns the array in a .npy file as a memory map; raises as `load_array` does."""
-    with _wrap_read_errors(str(path), field):
-        return np.lib.format.open_memmap(path, mode="r")
+class NpyFile:
+    """A .npy file of which rows are read when they are asked for.
 
+    They are read, not mapped: a file that is cut short ends a program that reads a mapping of it, by SIGBUS.
 
-def mapped_rows(array: np.memmap[Any, Any], start: int, stop: int) -> Array:
-    """Returns `array[start:stop]` of what `map_array` returned, in a mapping of its own.
-
-    A slice of the whole mapping would keep every page in memory that was ever read through it. InvalidTensorError is
-    raised if the file has become shorter.
+    Attributes:
+        shape: Of the whole array.
+        dtype: Likewise.
+        offset: Where in the file the elements begin.
     """
-    file: Any = array.filename  # NumPy's types allow None, for an array in no file
-    with _wrap_read_errors(str(file), "input"):
-        rows: Array
-        if not array.flags.c_contiguous:  # Fortran's order: a row's elements lie all over the file
-            rows = np.memmap(file, array.dtype, "r", array.offset, array.shape, order="F")
-            return np.ascontiguousarray(rows[start:stop])
-        offset = array.offset + start * array.dtype.itemsize * math.prod(array.shape[1:])
-        return np.memmap(file, array.dtype, "r", offset, (stop - start, *array.shape[1:]))
+
+    def __init__(self, path: str | Path, field: str = "input") -> None:
+        """Reads the header; raises InvalidTensorError as `load_array` does."""
+        self._path, self._field = path, field
+        with _wrap_read_errors(path, field), open_file(path) as file:
+            self.shape, self._is_fortran, self.dtype = read_header(file)
+            self.offset = file.tell()
+            size = os.fstat(file.fileno()).st_size - self.offset
+        if self.dtype.hasobject:
+            raise unreadable(_EXPECTED, path, "an array of Python objects", field)
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if size != needed:
+            received = f"{size} bytes, where its header says {needed}: shape {self.shape}, dtype {self.dtype}"
+            raise unreadable("a .npy file of one whole array", path, received, field)
+
+    def rows(self, start: int, stop: int) -> Array:
+        """Returns `array[start:stop]`; raises InvalidTensorError if the file has become shorter."""
+        count, inner, size = stop - start, math.prod(self.shape[1:]), self.dtype.itemsize
+        with _wrap_read_errors(self._path, self._field), open_file(self._path) as file:
+            if not self._is_fortran:
+                array = np.empty((count, *self.shape[1:]), self.dtype)
+                self._fill(file, start * inner * size, array)
+                return array
+            # A row's elements lie all over the file; those of one place in all rows lie together.
+            columns = np.empty((*reversed(self.shape[1:]), count), self.dtype)
+            for number, column in enumerate(columns.reshape(inner, count)):
+                self._fill(file, (number * self.shape[0] + start) * size, column)
+            return np.ascontiguousarray(columns.T)
+
+    def _fill(self, file: BinaryIO, begin: int, array: Array) -> None:
+        file.seek(self.offset + begin)
+        if array.nbytes and file.readinto(array.view("u1").data) != array.nbytes:  # type: ignore[attr-defined]
+            raise unreadable("a .npy file of one whole array", self._path, "it has become shorter", self._field)
+
+
+# Version (3, 0) is only for names of fields that are not Latin-1.
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def read_header(file: Any) -> tuple[Shape, bool, np.dtype[Any]]:
+    """Returns shape, whether the order is Fortran's, and dtype at the beginning of a .npy file; or raises anything."""
+    version = np.lib.format.read_magic(file)
+    if version not in _READ_HEADER:
+        raise ValueError(f"version {version} of NumPy's format, which is not one of {list(_READ_HEADER)}")
+    return _READ_HEADER[version](file)
 
 
 def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
@@ -117,28 +153,25 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 @contextmanager
 def _loaded(file: str, field: str) -> Iterator[Any]:
     """Opens an array or an archive of arrays."""
-    # Given the path, NumPy leaks the open file where the archive is broken.
-    with _wrap_read_errors(file, field), Path(file).open("rb") as opened:
-        yield np.load(opened, allow_pickle=False)
+    with _wrap_read_errors(file, field), open_file(file) as opened:
+        loaded = np.load(opened, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            if opened.read(1):
+                raise unreadable("a .npy file of one array", file, "something follows the array", field)
+        elif len(set(loaded.files)) < len(loaded.files):
+            raise unreadable("an archive of arrays with different names", file, ", ".join(loaded.files), field)
+        yield loaded
 
 
-@contextmanager
-def _wrap_read_errors(file: str, field: str) -> Iterator[None]:
+def _wrap_read_errors(file: str | Path, field: str) -> AbstractContextManager[None]:
     """Turns what NumPy and the system raise in the block into an InvalidTensorError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        received = f"{file!r}: {error.strerror or error}"
-        raise InvalidTensorError.for_field(field, "a file that can be read", received) from error
-    except InvalidTensorError:  # our own refusals, which are ValueErrors too
-        raise
-    except MemoryError as error:
-        raise InvalidTensorError.for_field(field, "an array that fits into memory", f"{file!r}: {error}") from error
-    except (ValueError, EOFError, RuntimeError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
-        # numpy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
-        pickled = "Object arrays" in str(error) or "Python objects" in str(error)
-        problem = "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
-        raise InvalidTensorError.for_field(field, "a .npy or .npz file of numbers", f"{file!r}: {problem}") from error
+    return wrap_read_errors(file, field, _EXPECTED, _why_not)
+
+
+def _why_not(error: Exception) -> str:
+    # NumPy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
+    pickled = "Object arrays" in str(error) or "Python objects" in str(error)
+    return "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
 
 
 def split_member(path: str) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""Pictures in and out: a PNG or JPEG file as an input, and a layer's output as something to look at.
+"""Pictures in and out: a file as an input, and a layer's output as something to look at.
 
 Needs Pillow, and matplotlib for grids of feature maps; both are imported when they are needed, and both come with
 `pip install 'convserve[plot]'`.
@@ -7,6 +7,7 @@ Needs Pillow, and matplotlib for grids of feature maps; both are imported when t
 from __future__ import annotations
 
 import importlib
+import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,17 +19,25 @@ import numpy as np
 
 from convserve.display import pixels as display
 from convserve.display.pixels import MAX_MAPS, ValueRange, is_picture, sample_pixels
-from convserve.errors import InvalidTensorError, MissingDependencyError
+from convserve.errors import MissingDependencyError, short_repr
 from convserve.files.arrays import check_destination, unwritable
+from convserve.files.reading import open_file, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array
 
 if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
-"""How the names of the files that `read_image` reads and `write_picture` writes end."""
+"""How the names of the files that `write_picture` writes end."""
+INPUT_PICTURE_SUFFIXES = (*PICTURE_SUFFIXES, ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""How the names of the files that `read_image` reads end."""
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes that convert to 8 bits per channel without losing any."""
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _NO_DATA = 258, 277, 339, 42113
+"""Tags of TIFF; the last one is GDAL's."""
+_ORIENTATION = 0x112
+_SAVE_ALL = "save it as a .npy array to keep all of it"
 
 
 @dataclass(frozen=True)
@@ -47,39 +56,37 @@ class Rendered:
 def read_image(
     path: str | Path, data_format: str = "channels_last", value_range: tuple[float, float] | None = None
 ) -> Array:
-    """Returns a PNG or JPEG picture as one sample, turned upright as its EXIF orientation says.
+    """Returns a PNG, JPEG, WebP, TIFF, BMP or GIF picture as one sample, turned upright as its orientation (EXIF) says.
 
-    Grey pictures have one channel and all others are converted to RGB. Transparency is composited onto white, as most
-    viewers show it: what lies under a transparent pixel is arbitrary.
+    Grey pictures have one channel and all others are converted to RGB, of CMYK and palettes too. Transparency is
+    composited onto white, as most viewers show it: what lies under a transparent pixel is arbitrary. Colour profiles
+    and gamma are not applied: values are as they are stored.
 
     Returns:
         Shape (1, height, width, 1 or 3), or (1, 1 or 3, height, width) with "channels_first"; uint8, or float32 between
         the values of black and white where `value_range` gives them.
 
     Raises:
-        InvalidTensorError: If the file cannot be read, is not a PNG or JPEG, has more than 8 bits of grey per pixel
-            (cutting them would lose data silently), or has more pixels than Pillow's bound against bombs.
+        InvalidTensorError: If the file cannot be read, is no such picture, has something that 8 bits of grey or RGB
+            cannot hold (more bits, further channels or frames, values that mean no data), or has more pixels than
+            Pillow's bound against bombs.
         MissingDependencyError: Without Pillow.
     """
     pillow = _pillow()
-    from PIL import ImageOps
-
-    try:
-        with warnings.catch_warnings():
-            # Pillow warns of a large picture, and refuses one twice as large. The refusal is enough.
-            warnings.simplefilter("ignore", pillow.DecompressionBombWarning)
-            with pillow.open(path, formats=("PNG", "JPEG")) as opened:
-                pixels = np.array(_grey_or_rgb(ImageOps.exif_transpose(opened), path), dtype=np.uint8)
-    except InvalidTensorError:  # our own refusal, which is a ValueError too
-        raise
-    except pillow.DecompressionBombError as error:
-        most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
-        raise unreadable(f"a picture of at most {most} megapixels; save a larger one as .npy", path, error) from error
-    except pillow.UnidentifiedImageError as error:
-        raise unreadable("a PNG or JPEG picture", path, "another format") from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:  # Pillow raises all of them
-        reason = getattr(error, "strerror", None) or error
-        raise unreadable("a picture that can be read", path, reason) from error
+    # Pillow warns of large pictures, of which it refuses those twice as large, and of odd metadata.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with wrap_read_errors(path, "input", "a picture that can be read"):
+        try:
+            with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=_FORMATS) as opened:  # type: ignore[attr-defined]
+                _check_kept(opened, path)
+                pixels = np.array(_grey_or_rgb(_upright(opened), path), dtype=np.uint8)
+        except pillow.DecompressionBombError as error:
+            most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
+            raise unreadable(
+                f"a picture of at most {most} megapixels; save a larger one as .npy", path, error
+            ) from error
+        except pillow.UnidentifiedImageError as error:
+            raise unreadable("a PNG, JPEG, WebP, TIFF, BMP or GIF picture", path, "another format") from error
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if data_format == "channels_first":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
@@ -138,18 +145,61 @@ def write_picture(
     return Rendered("picture" if as_picture else "feature maps", low, high, count, len(numbers))
 
 
+class _Unmapped(io.BufferedReader):
+    """A file without a descriptor: libtiff would map it, and who maps a file that is cut short meanwhile is killed."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("a file that is read, not mapped")
+
+
+def _check_kept(image: Image.Image, path: str | Path) -> None:
+    """Refuses a picture of which Pillow would leave something out, or something would lose its meaning."""
+    frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)  # MPO: previews beside a photo
+    if frames > 1:
+        raise unreadable("a picture of one frame", path, f"{frames} frames or pages; save each by itself, or a .npy")
+    packed = [tile[3] for tile in image.tile] if image.format == "PNG" else []
+    if "transparency" in image.info and packed and packed[0] in ("L;2", "L;4"):  # which Pillow compares unscaled
+        raise unreadable("transparency in a picture of 8 bits", path, f"one of {packed[0][2:]} bits; {_SAVE_ALL}")
+    tags = getattr(image, "tag_v2", {})
+    bits = 16 if "16" in str(packed) else max(tags.get(_BITS_PER_SAMPLE, (8,)))
+    if bits > 8:
+        raise unreadable("a picture with 8 bits per channel", path, f"{bits} bits; {_SAVE_ALL}")
+    if set(tags.get(_SAMPLE_FORMAT, (1,))) != {1}:
+        raise unreadable("a picture of unsigned integers", path, f"other numbers; {_SAVE_ALL}")
+    if (channels := tags.get(_SAMPLES_PER_PIXEL, 1)) > len(image.getbands()):
+        raise unreadable(f"{image.mode}, which is what Pillow reads of it", path, f"{channels} channels; {_SAVE_ALL}")
+    if _NO_DATA in tags:
+        received = f"the value {short_repr(tags[_NO_DATA])} for none; {_SAVE_ALL}"
+        raise unreadable("a picture in which every pixel has a value", path, received)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # ImageOps.exif_transpose would also write all other tags anew, and so fail at those that make no sense.
+    image.load()
+    methods = importlib.import_module("PIL.Image").Transpose
+    method = {
+        2: methods.FLIP_LEFT_RIGHT,
+        3: methods.ROTATE_180,
+        4: methods.FLIP_TOP_BOTTOM,
+        5: methods.TRANSPOSE,
+        6: methods.ROTATE_270,
+        7: methods.TRANSVERSE,
+        8: methods.ROTATE_90,
+    }.get(image.getexif().get(_ORIENTATION, 1))
+    return image if method is None else image.transpose(method)
+
+
 def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     if image.mode not in _EIGHT_BIT_MODES:
-        text = f"Pillow's mode {image.mode!r}; save it as a .npy array of float32 to keep all its bits"
-        raise unreadable("a picture with 8 bits per channel", path, text)
-    if image.mode in ("1", "L"):
-        return image.convert("L")
+        received = f"Pillow's mode {image.mode!r}; {_SAVE_ALL}"
+        raise unreadable("a picture with 8 bits per channel, in grey or RGB", path, received)
+    is_grey = image.mode in ("1", "L", "LA")
     if not image.has_transparency_data:
-        return image.convert("RGB")
+        return image.convert("L" if is_grey else "RGB")
     layered = image.convert("RGBA")
     white = _pillow().new("RGBA", layered.size, "white")
     flat: Image.Image = _pillow().alpha_composite(white, layered)
-    return flat.convert("L" if image.mode == "LA" else "RGB")
+    return flat.convert("L" if is_grey else "RGB")
 
 
 def _pillow() -> ModuleType:
@@ -158,8 +208,3 @@ def _pillow() -> ModuleType:
     except ImportError as error:
         text = "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
         raise MissingDependencyError(text) from error
-
-
-def unreadable(expected: str, path: str | Path, problem: object) -> InvalidTensorError:
-    """Returns the error that says why a file is no input."""
-    return InvalidTensorError.for_field("input", expected, f"{str(path)!r}: {problem}")

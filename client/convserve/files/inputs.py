@@ -6,10 +6,10 @@ from pathlib import Path
 
 from convserve.errors import InvalidTensorError
 from convserve.files.arrays import ARRAY_SUFFIXES, as_batch, load_array
-from convserve.files.images import PICTURE_SUFFIXES, read_image
+from convserve.files.images import INPUT_PICTURE_SUFFIXES, read_image
 from convserve.tensors.codec import Array
 
-INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *PICTURE_SUFFIXES)
+INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *INPUT_PICTURE_SUFFIXES)
 """How the names of the files that `read_input` reads end."""
 
 
@@ -22,7 +22,7 @@ def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
         MissingDependencyError: Without Pillow, for a picture.
     """
     name = str(path)
-    if name.lower().endswith(PICTURE_SUFFIXES):
+    if name.lower().endswith(INPUT_PICTURE_SUFFIXES):
         return read_image(path, data_format)
     if name.lower().endswith(ARRAY_SUFFIXES) or ".npz:" in name:
         return as_batch(load_array(path), path, data_format)

@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InvalidWeightsError, short_repr
+from convserve.files.arrays import read_header
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import Geometry, NamedArray, contents
 from convserve.importing.untrusted import Budget, read_member, refusal
-
-# Version (3, 0) is only for names of fields that are not Latin-1.
-_READ_HEAD = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_npy(file: Path, budget: Budget, geometry: Geometry) -> Contents:
@@ -42,11 +40,7 @@ def read_npz(file: Path, budget: Budget, geometry: Geometry) -> Contents:
 def _array(name: str, data: bytes) -> NamedArray:
     """Returns the array in the bytes of a `.npy` file; raises InvalidWeightsError if it is none of numbers."""
     opened = io.BytesIO(data)
-    version = np.lib.format.read_magic(opened)
-    if version not in _READ_HEAD:
-        expected = f"an array in one of the versions {list(_READ_HEAD)} of NumPy's format"
-        raise refusal(expected, f"{short_repr(name)} in {version}")
-    shape, fortran_order, dtype = _READ_HEAD[version](opened)
+    shape, fortran_order, dtype = read_header(opened)
     if dtype.hasobject:
         received = f"{short_repr(name)} of Python objects: a pickle, of which nothing was run"
         raise InvalidWeightsError.for_field("file", "arrays of numbers", received)

@@ -30,8 +30,8 @@ from convserve.tensors.codec import Array
 @click.argument(
     "input",
     metavar="INPUT",
-    help="a .npy file, a .npz file (file.npz:name picks one array), or a PNG or JPEG picture; an array of one sample "
-    "may leave out its batch axis",
+    help="a .npy file, a .npz file (file.npz:name picks one array), or a picture (PNG, JPEG, WebP, TIFF, BMP, GIF); an "
+    "array of one sample may leave out its batch axis",
 )
 @OPTIONS.option(
     "--layer NAME|DIGEST", f"a layer that the server stores (see `convserve layers`): {REFERENCE}", dest="reference"

@@ -1,13 +1,15 @@
 """Arrays in .npy and .npz files: what is read, what is refused, what is written."""
 
 import io
+import os
+import zipfile
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 from convserve.errors import InvalidRequestError, InvalidTensorError
-from convserve.files.arrays import check_destination, load_array, save_array
+from convserve.files.arrays import NpyFile, check_destination, load_array, names_in, save_array
 from convserve.files.inputs import read_input
 
 
@@ -135,3 +137,86 @@ def test_a_destination_is_checked_before_the_work(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InvalidRequestError, match="a folder that exists"):
         check_destination(tmp_path / "folder.npy", (".npy",), "output")
+
+
+def npy(header: str, data: bytes = bytes(96)) -> bytes:
+    """Returns a file with this header."""
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode("latin1") + data
+
+
+BROKEN = {
+    "a bracket that is not closed": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), \n"),
+    "a text that is not closed": npy("{'descr': '<f4, 'fortran_order': False, 'shape': (2, 3, 4), }\n"),
+    "brackets in brackets": npy("(" * 9000),
+    "too long": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }" + " " * 20000),
+    "a zero in it": npy("{'descr': '<f4\0', 'fortran_order': False, 'shape': (2, 3, 4), }\n"),
+    "no bytes": b"",
+    "half a head": b"\x93NUM",
+    "a size beyond all": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (" + "9" * 5000 + ", 3, 4), }\n"),
+    "a size below zero": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 3, 4), }\n"),
+    "elements without size": npy("{'descr': '|V0', 'fortran_order': False, 'shape': (2, 3, 4), }\n"),
+    "a list for a shape": npy("{'descr': '<f4', 'fortran_order': False, 'shape': [2, 3, 4], }\n"),
+    "a list for it all": npy("[1, 2]\n"),
+    "Python objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (12,), }\n"),
+    "version 9": npy("{}").replace(b"\x01\x00", b"\x09\x00", 1),
+    "cut short": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }\n", bytes(95)),
+    "something behind it": npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3, 4), }\n", bytes(97)),
+}
+
+
+@pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("read", [load_array, NpyFile])
+def test_a_damaged_file_is_refused_by_name_and_by_whoever_reads_it(tmp_path, data, read):
+    (tmp_path / "x.npy").write_bytes(data)
+    described = refusal(read, tmp_path / "x.npy").description
+    assert str(tmp_path / "x.npy") in described
+    assert "pickle" not in described
+
+
+def test_a_second_array_behind_the_first_is_not_left_out(tmp_path):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.save(file, np.zeros(3))
+        np.save(file, np.zeros(3))
+    assert "something follows the array" in refusal(load_array, tmp_path / "x.npy").description
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_two_arrays_of_one_name_are_refused(tmp_path):
+    np.savez(tmp_path / "x.npz", a=np.zeros(3))
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive, archive.open("a.npy", "w") as member:
+        np.save(member, np.ones(3))
+    for read in (names_in, load_array, lambda path: load_array(f"{path}:a")):
+        assert "different names" in refusal(read, tmp_path / "x.npz").description
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x.npy")
+    for read in (load_array, NpyFile, names_in):
+        assert "a pipe or a device" in refusal(read, tmp_path / "x.npy").description
+
+
+@pytest.mark.parametrize("order", "CF")
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "u1", "<f8"])
+@pytest.mark.parametrize("shape", [(7, 3, 2, 4), (5,), (4, 2), (3, 0, 2), ()])
+def test_rows_are_those_of_the_array(tmp_path, order, dtype, shape):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(dtype, order=order)
+    np.save(tmp_path / "x.npy", array)
+    file = NpyFile(tmp_path / "x.npy")
+    assert (file.shape, file.dtype) == (shape, np.dtype(dtype))
+    for start in range(shape[0] if shape else 0):
+        for stop in range(start, shape[0] + 1):
+            rows = file.rows(start, stop)
+            np.testing.assert_array_equal(rows, array[start:stop])
+            assert rows.flags.c_contiguous
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_rows_of_a_file_that_has_become_shorter_are_refused_and_kill_nobody(tmp_path, order):
+    """A mapping of it would: its pages are gone, though the part that is read was there when it was opened."""
+    path = tmp_path / "x.npy"
+    np.save(path, np.ones((4, 1000, 1000), order=order))
+    file = NpyFile(path)
+    os.truncate(path, file.offset + 8_000_000)
+    assert "it has become shorter" in refusal(lambda: file.rows(0, 4)).description
+    path.unlink()
+    assert "No such file" in refusal(lambda: file.rows(0, 4)).description

@@ -108,10 +108,10 @@ def test_16_bit_grey_is_refused_rather_than_cut(tmp_path):
 
 def test_other_formats_are_refused_whatever_their_name(tmp_path):
     path = tmp_path / "x.png"
-    Image.new("RGB", (2, 2)).save(path, format="BMP")
-    assert "a PNG or JPEG picture" in refusal(path)
+    Image.new("RGB", (2, 2)).save(path, format="PPM")
+    assert "a PNG, JPEG, WebP, TIFF, BMP or GIF picture" in refusal(path)
     path.write_text("no picture")
-    assert "a PNG or JPEG picture" in refusal(path)
+    assert "a PNG, JPEG, WebP, TIFF, BMP or GIF picture" in refusal(path)
 
 
 def test_a_file_that_was_cut_is_refused(tmp_path):

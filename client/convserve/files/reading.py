@@ -1,0 +1,59 @@
+"""Files that are read: only regular ones are opened, and whatever a reader raises for one becomes one kind of error."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import BinaryIO, cast
+
+from convserve.errors import ConvserveError, InvalidTensorError, short_repr
+
+_MAX_REASON = 200
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Opens a file to be read; OSError is raised for a pipe, which would be waited for, and for a device."""
+    return cast(BinaryIO, open(path, "rb", opener=_open_regular))
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())[:_MAX_REASON]
+
+
+@contextmanager
+def wrap_read_errors(
+    path: str | Path, field: str, expected: str, reason: Callable[[Exception], str] = _reason
+) -> Iterator[None]:
+    """Turns whatever the block raises into an InvalidTensorError that names the file, what was expected, and why.
+
+    A library may raise anything for bytes that make no sense: Pillow struct.error, NumPy tokenize.TokenError.
+    """
+    try:
+        yield
+    except ConvserveError:
+        raise
+    except MemoryError as error:
+        raise unreadable("an input that fits into memory", path, _reason(error), field) from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's, and no library's
+            raise unreadable("a file that can be read", path, _reason(error), field) from error
+        raise unreadable(expected, path, reason(error), field) from error
+
+
+def unreadable(expected: str, path: str | Path, problem: object, field: str = "input") -> InvalidTensorError:
+    """Returns the error that says why a file is no input."""
+    return InvalidTensorError.for_field(field, expected, f"{short_repr(str(path))}: {problem}")
+
+
+def _open_regular(path: str, flags: int) -> int:
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    mode = os.fstat(descriptor).st_mode
+    if not S_ISREG(mode) and not S_ISDIR(mode):  # for a folder `open` says what is wrong
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is a pipe or a device")
+    return descriptor
