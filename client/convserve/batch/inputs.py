@@ -5,19 +5,17 @@ from __future__ import annotations
 import glob
 import os
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from convserve.batch.listing import Listing, is_zarr
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.files.arrays import split_member
 from convserve.files.inputs import INPUT_SUFFIXES
 
-ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
-"""A folder with one of these files is a Zarr array or group, of version 3 or 2."""
-
 _SUFFIXES = ", ".join(INPUT_SUFFIXES)
+_MAX_KINDS = 20
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,8 @@ class Inputs:
 
     folder: Path  # that all of them share, to which names are relative
     names: list[str]  # sorted, with "/" between folders; `archive.npz:name` for one array of an archive
+    unread: dict[str, str] = field(default_factory=dict)  # folders, whose names end with "/", and why they are unread
+    left_out: dict[str, int] = field(default_factory=dict)  # how many files and folders, by kind
 
     def path(self, name: str) -> Path:
         """Returns an input's file, or its folder if it is Zarr's."""
@@ -36,21 +36,26 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     """Returns the inputs that words of a command line mean; refuses words that mean none, and two with one output.
 
     A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
-    fits; a file itself. Hidden files are left out of folders, and so is what lies in the output folder.
+    fits; a file itself. Hidden files and links to folders are left out of folders, and so is what lies in the output
+    folder.
     """
     bases: set[str] = set()
-    all_paths: set[str] = set()
+    whole = Listing("")
     for argument in arguments:
-        base, paths = _meant(argument, os.path.realpath(output))
-        meant = set(paths)
-        all_paths |= meant
-        bases.add(base)
-        if not meant:
-            raise _refused(f"files that end in {_SUFFIXES}, or Zarr", f"{short_repr(argument)}, with none")
+        listing = Listing(os.path.realpath(output))
+        bases.add(_list(argument, listing))
+        if not listing.found:
+            raise _refused(f"files that end in {_SUFFIXES}, or Zarr", f"{short_repr(argument)}, with {_none(listing)}")
+        whole.add(listing)
     folder = os.path.commonpath(bases)
-    names = sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in all_paths)
+
+    def name_of(path: str) -> str:
+        return os.path.relpath(path, folder).replace(os.sep, "/")
+
+    names = sorted(map(name_of, whole.found))
     _check_outputs(names, keep_suffix)
-    return Inputs(Path(folder), names)
+    unread = {f"{name_of(path)}/": reason for path, reason in sorted(whole.unread.items())}
+    return Inputs(Path(folder), names, unread, _counted(whole))
 
 
 def output_stem(name: str, keep_suffix: bool) -> str:
@@ -68,52 +73,47 @@ def member_stem(stem: str, member: str) -> str:
     return f"{stem}/{member}"
 
 
-def _is_zarr(folder: str) -> bool:
-    return any(os.path.isfile(os.path.join(folder, name)) for name in ZARR_METADATA)
-
-
-def _meant(argument: str, output: str) -> tuple[str, Iterator[str]]:
-    """Returns the folder to which a word's names are relative, and the paths that it means, absolute."""
+def _list(argument: str, listing: Listing) -> str:
+    """Lists the paths that a word means, absolute; returns the folder to which their names are relative."""
     path = os.path.abspath(argument)
     if os.path.isdir(path):
-        return (os.path.dirname(path), iter([path])) if _is_zarr(path) else (path, _below(path, output))
+        if is_zarr(path):
+            listing.found.add(path)
+            return os.path.dirname(path)
+        listing.add_folder(path)
+        return path
     file, member = split_member(path)
     if os.path.isfile(file):
         if member is None and not file.lower().endswith(INPUT_SUFFIXES):
             raise _refused(f"a file that ends in {_SUFFIXES}", short_repr(argument))
-        return os.path.dirname(file), iter([path])
+        listing.found.add(path)
+        return os.path.dirname(file)
     if glob.has_magic(argument):
         fixed = os.path.dirname(path)
         while glob.has_magic(fixed):
             fixed = os.path.dirname(fixed)
-        return fixed, _fitting(path, output)
-    expected = "a file, a folder, or a pattern such as 'photos/**/*.jpg'"
-    raise _refused(expected, f"{short_repr(argument)}, which is not there")
+        listing.add_pattern(fixed, os.path.relpath(path, fixed).split(os.sep))
+        return fixed
+    try:
+        os.stat(file)
+        reason = "which is no file"
+    except OSError as error:
+        reason = f"which cannot be read: {error.strerror or error}"
+    raise _refused("a file, a folder, or a pattern such as 'photos/**/*.jpg'", f"{short_repr(argument)}, {reason}")
 
 
-def _below(folder: str, output: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        if any(name in files for name in ZARR_METADATA):
-            folders.clear()
-            yield parent
-            continue
-        seen = (name for name in folders if not name.startswith("."))
-        folders[:] = (name for name in seen if os.path.realpath(os.path.join(parent, name)) != output)
-        for file in files:
-            if file.lower().endswith(INPUT_SUFFIXES) and not file.startswith("."):
-                yield os.path.join(parent, file)
+def _none(listing: Listing) -> str:
+    """Returns "none", and what there is instead."""
+    kinds = [f"{count} {kind}" for kind, count in _counted(listing).items()]
+    unread = [f"{short_repr(path)}: {reason}" for path, reason in list(listing.unread.items())[:_MAX_KINDS]]
+    return "; ".join(filter(None, [", ".join(["none", *kinds]), *unread]))
 
 
-def _fitting(pattern: str, output: str) -> Iterator[str]:
-    @cache
-    def is_output(folder: str) -> bool:
-        return f"{os.path.realpath(folder)}{os.sep}".startswith(f"{output}{os.sep}")
-
-    for path in glob.iglob(pattern, recursive=True):
-        if is_output(os.path.dirname(path)) or os.path.realpath(path) == output:
-            continue
-        if _is_zarr(path) if os.path.isdir(path) else path.lower().endswith(INPUT_SUFFIXES):
-            yield path
+def _counted(listing: Listing) -> dict[str, int]:
+    """Returns how many files and folders of which kinds are left out, the most frequent first."""
+    kinds = listing.kinds().most_common()
+    others = sum(count for _, count in kinds[_MAX_KINDS:])
+    return dict(kinds[:_MAX_KINDS]) | ({"others": others} if others else {})
 
 
 def _check_outputs(names: list[str], keep_suffix: bool) -> None:

@@ -193,8 +193,9 @@ class Journal:
                     elif line["format"] != _FORMAT:
                         raise ValueError(f"format {short_repr(line['format'])}, of another version of convserve")
                     else:
-                        identity = Identity(line["folder"], line["layers"], line["options"])
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                        layers = [str(digest) for digest in line["layers"]]
+                        identity = Identity(str(line["folder"]), layers, dict(line["options"]))
+                except Exception as error:  # of bytes that make no sense: RecursionError, too
                     if identity is None:
                         received = f"{short_repr(str(path))}: {error}"
                         raise _refused("a journal of `convserve batch`", received) from error
@@ -205,10 +206,11 @@ class Journal:
     def _take(self, line: dict[str, Any], is_done: IsDone) -> None:
         """Takes over what a line says; of several about an input the last one counts."""
         if "part" in line:
-            if line["part"] in self.begun:
-                self.begun[line["part"]].starts.add(line["start"])
+            begun, start = self.begun.get(line["part"]), int(line["start"])
+            if begun is not None and start in range(0, begun.shape[0], begun.rows):
+                begun.starts.add(start)
             return
-        key = line.get("done") or line.get("failed") or line["begun"]
+        key = str(line.get("done") or line.get("failed") or line["begun"])
         holds = is_done(key, line)
         if "failed" not in line:
             self.begun.pop(key, None)
@@ -220,10 +222,12 @@ class Journal:
         if "done" in line:
             self.done.add(key)
         elif "failed" in line:
-            self.failed[key] = line["reason"]
+            self.failed[key] = str(line["reason"])
         else:
-            shape = tuple(line["shape"])
-            self.begun[key] = JobStarted(line["output"], line["stamp"], shape, line["dtype"], line["rows"])
+            shape, rows = tuple(map(int, line["shape"])), int(line["rows"])
+            if rows < 1:
+                raise ValueError(f"parts of {rows} rows")
+            self.begun[key] = JobStarted(line["output"], line["stamp"], shape, line["dtype"], rows)
 
 
 def _refused(expected: str, received: str) -> InvalidRequestError:

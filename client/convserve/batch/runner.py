@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from convserve.errors import (
     UnauthenticatedError,
     UnavailableError,
     UnimplementedError,
+    short_repr,
 )
 from convserve.layers.layer import Layer, planned_call
 from convserve.tensors.codec import Array, Shape
@@ -42,7 +44,15 @@ _HELD = 2 * _WRITERS  # outputs that wait to be written, at most
 
 _ENDING = (LayerNotFoundError, PermissionDeniedError, UnauthenticatedError, UnavailableError, UnimplementedError)
 """With these every other item would fail likewise: the run ends, and can go on later."""
-_PASSING = (DeadlineExceededError, OverloadedError)
+_ALL_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""With these of the system's errors no other output could be written either: the run ends, and can go on later."""
+
+
+class _ItemError(Exception):
+    """One output cannot be written, such as one with too long a name, or an input is no longer what was read."""
+
+
+_PASSING = (DeadlineExceededError, OverloadedError, _ItemError)
 """These say nothing about the item: a run that goes on tries it again without being asked."""
 
 
@@ -58,6 +68,7 @@ class _Work:
     in_flight: int = 1  # how many are sent, and neither written nor failed; and one for the reader until all are sent
     failure: str = ""  # why it will not be finished
     is_lasting: bool = False  # whether it would fail again
+    is_hopeless: bool = False  # whether its other parts would fail likewise
 
 
 class Batch:
@@ -96,6 +107,9 @@ class Batch:
         Raises ConvserveError if the server cannot be used, OSError if outputs cannot be written; what is done is noted.
         """
         self._clear()
+        self.tally.add(items=len(self._inputs.unread))
+        for folder, reason in self._inputs.unread.items():
+            self._report_failure(folder, f"The folder cannot be read: {reason}.")
         with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:
             answers = client.map(
                 self._layers, self._tensors(), as_completed=True, errors="return", output_dtype=self._output_dtype
@@ -134,14 +148,13 @@ class Batch:
             if work is None:
                 continue
             for start in range(0, work.array.shape[0], work.rows):
-                # What the server refuses for one part it refuses for all.
-                if self._stopping or work.is_lasting:
+                if self._stopping or work.is_hopeless:
                     break
                 if start in work.written:
                     continue
                 try:
                     x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
-                except ConvserveError as error:
+                except Exception as error:  # whatever it is, it is this input's
                     self._fail(work, error)
                     break
                 with self._lock:
@@ -164,7 +177,7 @@ class Batch:
             except MissingDependencyError as error:
                 self._end(error)
                 return
-            except ConvserveError as error:
+            except Exception as error:
                 self._report_failure(name, _reason(error), stamp_of(self._inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
@@ -198,10 +211,10 @@ class Batch:
             parts = -(-samples // begun.rows)
             self.tally.add(parts=len(begun.starts) / parts)
             return _Work(array, begun.rows, parts, begun.starts, parts - len(begun.starts))
-        except (MissingDependencyError, OSError) as error:  # OSError: of the output; the input's comes as the other
+        except (MissingDependencyError, OSError) as error:  # OSError: of all outputs; the input's comes as the other
             self._end(error)
-        except ConvserveError as error:
-            self._report_failure(source.key, _reason(error), source.stamp)
+        except Exception as error:  # whatever it is, it is this input's
+            self._report_failure(source.key, _reason(error), None if isinstance(error, _PASSING) else source.stamp)
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
@@ -213,31 +226,58 @@ class Batch:
             return before
         # First the line: else a run that is killed between the two leaves an empty file and lines that call it written.
         self._journal.note_begun(source.key, begun)
-        self._outputs.begin(source.stem, shape, dtype, rows)
+        with self._one_output(source):
+            self._outputs.begin(source.stem, shape, dtype, rows)
         return begun
 
     def _write(self, work: _Work, start: int, output: Array) -> None:
         """Writes a part, in a thread."""
         source = work.array.source
         samples = 1 if work.array.is_sample else len(output)
+        written = 1
         try:
-            if work.parts == 1:
-                size = self._outputs.write(source.stem, output)
-                self._journal.note_done(source.key, source.stamp, source.stem, size)
-                self.tally.add(samples=samples, done=1)
+            try:
+                with self._one_output(source):
+                    if work.parts == 1:
+                        size = self._outputs.write(source.stem, output)
+                    else:
+                        self._outputs.write_rows(source.stem, start, output)
+            except _ItemError as error:
+                self._fail(work, error)
+                written = 0
             else:
-                self._outputs.write_rows(source.stem, start, output)
-                self._journal.note_part(source.key, start)
-                self.tally.add(samples=samples, parts=1 / work.parts)
-            self._release(work, written=1)
+                if work.parts == 1:
+                    self._journal.note_done(source.key, source.stamp, source.stem, size)
+                    self.tally.add(samples=samples, done=1)
+                else:
+                    self._journal.note_part(source.key, start)
+                    self.tally.add(samples=samples, parts=1 / work.parts)
+            self._release(work, written=written)
         except Exception as error:  # whatever it is, the run's own thread raises it
             self._end(error)
 
-    def _fail(self, work: _Work, error: ConvserveError) -> None:
+    @contextmanager
+    def _one_output(self, source: Source) -> Iterator[None]:
+        """Turns what is raised when one array's output is written into an error of this one, if it is no other's."""
+        if not source.is_unchanged:
+            raise _ItemError("It has changed since it was read. --resume computes it again.")
+        try:
+            yield
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in _ALL_OUTPUTS:
+                raise
+            path, reason = str(self._outputs.path(source.stem)), getattr(error, "strerror", None) or error
+            raise _ItemError(f"{short_repr(path)} cannot be written: {reason}.") from error
+
+    def _fail(self, work: _Work, error: Exception) -> None:
         """Notes that a part failed."""
         with self._lock:
             work.failure = work.failure or _reason(error)
             work.is_lasting |= not isinstance(error, _PASSING)
+            # What the server refuses for one part it refuses for all.
+            work.is_hopeless |= work.is_lasting or isinstance(error, _ItemError)
 
     def _release(self, work: _Work, *, written: int = 0) -> None:
         """Counts a part as written or failed, or all as sent; the last one finishes the array."""
@@ -247,13 +287,17 @@ class Batch:
             if work.in_flight or (work.left and not work.failure):
                 return
         source = work.array.source
+        if not work.failure and work.parts > 1:
+            try:
+                with self._one_output(source):
+                    size = self._outputs.finish(source.stem)
+                self._journal.note_done(source.key, source.stamp, source.stem, size)
+                self.tally.add(done=1, parts=-1)
+            except _ItemError as error:
+                self._fail(work, error)
         if work.failure:
             self._report_failure(source.key, work.failure, source.stamp if work.is_lasting else None)
             self.tally.add(parts=(work.left - work.parts) / work.parts)
-        elif work.parts > 1:
-            size = self._outputs.finish(source.stem)
-            self._journal.note_done(source.key, source.stamp, source.stem, size)
-            self.tally.add(done=1, parts=-1)
 
     def _report_failure(self, key: str, reason: str, stamp: str | None = None) -> None:
         """Counts a failure; notes one that would happen again, for which the input's stamp is given."""
@@ -273,7 +317,7 @@ def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any
     return "done" not in line or outputs.size(line["output"]) == line["size"]
 
 
-def _reason(error: ConvserveError) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, InvalidArgumentError):
         return " ".join(violation.description for violation in error.violations) or str(error)
     return str(error) or type(error).__name__

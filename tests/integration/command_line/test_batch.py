@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import random
 import signal
 import subprocess
@@ -18,7 +20,7 @@ import numpy as np
 import pytest
 
 from convserve import Client, Conv2D, Layer, cli
-from convserve.batch.journal import NAME
+from convserve.batch.journal import NAME, Journal
 from convserve.files.layers import save_layer
 from tests.support import processes
 from tests.support.holding_proxy import holding_proxy
@@ -194,7 +196,7 @@ def test_failures_are_listed_and_retried(run: Any, layer: Any, tmp_path: Path) -
     status, out, err = run(tmp_path / "in", "-o", tmp_path / "out")
     assert status == 1
     assert "4 done, 2 failed" in out
-    assert "failed: bad.jpg: Expected a PNG or JPEG picture" in err
+    assert "failed: bad.jpg: Expected a PNG, JPEG, " in err
     assert "grey.npy: Expected" in out
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "in" / "bad.jpg")
     np.save(tmp_path / "in" / "grey.npy", np.zeros((9, 9, 3), np.float32))
@@ -297,22 +299,102 @@ def test_a_second_signal_drops_what_is_in_flight(
     assert f"{report['left']:,} not done" in out
 
 
-def test_a_disk_that_takes_no_more_ends_the_run_which_goes_on_later(
+def test_a_file_larger_than_the_disk_takes_fails_alone(
     server: RunningServer, layer: Any, started: Any, tmp_path: Path
 ) -> None:
     pixels = save_pictures(tmp_path / "in", 20)
     pixels["even/0010"] = RNG.integers(0, 256, (200, 200, 3), dtype=np.uint8)  # its output is the largest
     Image.fromarray(pixels["even/0010"]).save(tmp_path / "in" / "even" / "0010.png")
-    process = started(server.target, limit=100_000)
-    _, err = process.communicate(timeout=120)
+    process = started(server.target, "--json", limit=100_000)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert err.endswith("File too large.\n")
-    assert err.splitlines()[-1].startswith("error: --output: Expected a file that can be written.")
+    assert "0010.npy' cannot be written: File too large." in err
+    assert (json.loads(out)["done"], json.loads(out)["left"]) == (19, 0)
     assert not (tmp_path / "out" / "even" / "0010.npy").exists()
     process = started(server.target, "--resume")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     check_all_once(tmp_path, pixels, layer)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), ZeroDivisionError("a defect")])
+def test_what_ends_a_run_is_in_its_report(
+    run: Any, layer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    pixels = save_pictures(tmp_path / "in", 3)
+
+    def full(*_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "note_done", full)
+        if isinstance(error, OSError):
+            status, _, err = run(tmp_path / "in", "-o", tmp_path / "out")
+            assert (status, err.splitlines()[-1].startswith("error: --output: Expected a file that can be")) == (
+                1,
+                True,
+            )
+        else:
+            with pytest.raises(ZeroDivisionError):
+                run(tmp_path / "in", "-o", tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["stopped"], report["left"]) == (str(error), 3)
+    assert run(tmp_path / "in", "-o", tmp_path / "out", "--resume")[0] == 0
+    check_all_once(tmp_path, pixels, layer)
+
+
+def test_bad_items_of_every_kind_end_no_run(run: Any, layer: Any, tmp_path: Path) -> None:
+    """Names are shown so that no terminal obeys them, and are in the report as they are."""
+    pixels = save_pictures(tmp_path / "in", 4)
+    strange = "new\nline\x1b[31m\udcff"
+    (tmp_path / "in" / f"{strange}.jpg").write_bytes(b"nothing")
+    (tmp_path / "in" / "cut.npy").write_bytes(b"\x93NUMPY\1\0\x76\0{'descr': '<f4', ")
+    (tmp_path / "in" / "gone.tif").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "in" / "pipe.npz")
+    (tmp_path / "in" / "notes.txt").touch()
+    for more in ((), ("--resume",), ("--retry-failed",)):
+        status, out, err = run(tmp_path / "in", "-o", tmp_path / "out", *more)
+        assert status == 1
+        assert "4 failed" in out
+        assert "left out  1 .txt" in out
+        assert r"failed: new\nline\x1b[31m\udcff.jpg: Expected a PNG" in err
+        assert "\x1b" not in out + err
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert {each["input"] for each in report["failures"]} == {
+            *("cut.npy", "gone.tif", "pipe.npz", f"{strange}.jpg"),
+        }
+        assert report["left_out"] == {".txt": 1}
+    for name in pixels:
+        assert (tmp_path / "out" / f"{name}.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("streams", "status"),
+    [("<&- >&- 2>&-", 1), (">/dev/full 2>/dev/full", 1), ("| head -0", 141), ("2>&1 | head -1", 141)],
+)
+def test_a_run_ends_as_ever_when_nobody_hears_of_it(
+    server: RunningServer, layer: Any, tmp_path: Path, streams: str, status: int
+) -> None:
+    pixels = save_pictures(tmp_path / "in", 4)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"nothing")
+    words = ("batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--layer", "batch", "--target", server.target)
+    script = f'"$@" {streams}; exit ${{PIPESTATUS[0]}}'
+    command = ["bash", "-c", script, "bash", sys.executable, "-m", "convserve", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
+    assert "Exception ignored" not in done.stderr
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["done"], report["failed"], report["stopped"]) == (4, 1, None)
+    assert noted(tmp_path) == Counter({f"{name}.png": 1 for name in pixels})
+
+
+def test_an_output_folder_that_cannot_be_made_is_told(run: Any, layer: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 1)
+    (tmp_path / "file").touch()
+    for wrong in ("x" * 300, "file/out"):
+        status, _, err = run(tmp_path / "in", "-o", tmp_path / wrong)
+        assert (status in (1, 2), err.startswith("error: --output: Expected ")) == (True, True)
 
 
 def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, started: Any, tmp_path: Path) -> None:

@@ -72,19 +72,16 @@ def command(
     **options: Any,
 ) -> int:
     folder = Path(output)
-    with _usage_errors():
+    with _usage_errors(folder):
         inputs = find_inputs(input, folder, options["keep_suffix"])
         outputs = OutputFolder(folder, options["format"])
     with connection.client() as client:
         layers = [find_or_read(client, reference) for reference in references]
         noted = options | {"input_range": options["input_range"] and list(options["input_range"])}  # as JSON has it
         identity = Identity(str(inputs.folder), [layer.digest.hex() for layer in layers], noted)
-        try:
-            with _usage_errors():
-                holds = partial(is_done, inputs, outputs)
-                journal = Journal(folder, identity, holds, resume=resume or retry_failed)
-        except OSError as error:
-            raise unwritable("output", folder, error) from error
+        with _usage_errors(folder):
+            holds = partial(is_done, inputs, outputs)
+            journal = Journal(folder, identity, holds, resume=resume or retry_failed)
         with closing(Progress(quiet=quiet)) as progress:
             reading = Reading(layers[0].config.data_format, options["input_range"], options["keep_suffix"])
             batch = Batch(
@@ -113,25 +110,27 @@ def command(
             with graceful_stop(stop, last_words) as signals:
                 try:
                     batch.run(client)
-                except (ConvserveError, OSError) as error:
+                    journal.close()
+                except Exception as error:  # a defect, too, ends a run with a report
                     failure = error
-                finally:
                     journal.close()
                 progress.close()
                 report = publish(signals[0] if signals else None, failure)
-    if isinstance(failure, ConvserveError):
-        raise failure
+    if isinstance(failure, OSError) and not isinstance(failure, ConvserveError):
+        raise unwritable("output", folder, failure) from failure
     if failure is not None:
-        raise unwritable("output", folder, failure) from failure  # type: ignore[arg-type]
+        raise failure
     if signals and report["left"]:
         return 128 + signals[0]
     return 1 if report["failed"] else 0
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Gives what is wrong with the command the status of wrong usage."""
+def _usage_errors(folder: Path) -> Iterator[None]:
+    """Gives what is wrong with the command the status of wrong usage; a folder that cannot be written is in words."""
     try:
         yield
     except InvalidRequestError as error:
         raise Failure(format_error(error, click.get_current_context()), exit_code=2) from error
+    except OSError as error:
+        raise unwritable("output", folder, error) from error

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from convserve.batch.inputs import Inputs
 from convserve.batch.runner import Batch
 from convserve.cli.output.report import print_result
 from convserve.display.units import bytes_text
+from convserve.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +40,8 @@ class Progress:
         from rich.console import Console
 
         self._console = console or Console(stderr=True)
+        # Else rich ends the program, of which stderr is the least part.
+        self._console.on_broken_pipe = lambda: None  # type: ignore[method-assign]
         self._quiet = quiet
         self._failures = itertools.count(1)
         self._shown = ExitStack()
@@ -69,13 +72,14 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Shows a line of text."""
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        with suppress(OSError):  # nobody reads stderr any more, or it is full
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
         number = next(self._failures)
         if number <= _MAX_SHOWN:
-            self.show(f"failed: {key}: {reason}")
+            self.show(f"failed: {_on_a_line(key)}: {_on_a_line(reason)}")
         elif number == _MAX_SHOWN + 1:
             self.show("failed: further ones are in the report")
 
@@ -144,6 +148,7 @@ def publish(
         "seconds": round(seconds, 3),
         "mb_per_s": round(moved / seconds / 1e6, 3),
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
+        "left_out": inputs.left_out,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
     }
     path = folder / REPORT
@@ -157,12 +162,18 @@ def publish(
     return report
 
 
+def _on_a_line(text: str) -> str:
+    """Returns a text, such as a file's name, without what would break the line or steer the terminal."""
+    return printable(text).replace("\n", "\\n")
+
+
 def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parts = [f"{report['done']:,} done"]
     parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
     seconds = f"{report['seconds']:,.1f} s, {_speed_text(report['mb_per_s'] * 1e6)} in and out together"
-    failures = [f"{failed['input']}: {failed['reason']}" for failed in report["failures"][:_MAX_SHOWN]]
+    shown = report["failures"][:_MAX_SHOWN]
+    failures = [f"{_on_a_line(failed['input'])}: {_on_a_line(failed['reason'])}" for failed in shown]
     if report["failed"] > len(failures):
         failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
     advice = "--resume does the rest" if report["left"] else ""
@@ -174,6 +185,7 @@ def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("out", bytes_text(report["output_bytes"])),
         ("time", seconds),
         ("failed", "\n".join(failures)),
+        ("left out", ", ".join(f"{count:,} {_on_a_line(kind)}" for kind, count in report["left_out"].items())),
         ("written", str(folder)),
         ("next", advice),
     ]

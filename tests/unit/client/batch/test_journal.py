@@ -145,7 +145,17 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
-@pytest.mark.parametrize("text", ['{"format":2}\n', "[]\n", "hello\n", '{"format":1}\n'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"format":2}\n',
+        "[]\n",
+        "hello\n",
+        '{"format":1}\n',
+        "[" * 100_000 + "\n",
+        '{"format":1,"folder":"","layers":[],"options":7}\n',
+    ],
+)
 def test_a_file_that_is_no_such_journal_is_refused_and_kept(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(InvalidRequestError, match="Expected a journal of `convserve batch`"):
@@ -174,4 +184,46 @@ def test_keys_of_any_bytes_survive(folder: Path) -> None:
     journal.close()
     journal = opened(folder)
     assert strange in journal.done
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        "9" * 5000,
+        '{"part":"big.npy","start":1}',
+        '{"part":"big.npy","start":12}',
+        '{"part":"big.npy","start":-4}',
+        '{"part":"big.npy","start":[0]}',
+        '{"part":["big.npy"],"start":0}',
+        '{"part":"another","start":0}',
+        '{"begun":"c","output":"c","stamp":"","shape":[9,2,2,1],"dtype":"float32","rows":0}',
+        '{"begun":"c","output":"c","stamp":"","shape":[9,2,2,1],"dtype":"float32","rows":-1}',
+        '{"begun":"c","output":"c","stamp":"","shape":"x","dtype":"float32","rows":1}',
+        '{"done":null}',
+        '{"failed":"c"}',
+        "null",
+        '"done"',
+        "\udcff\udcfe",
+    ],
+)
+def test_a_line_that_makes_no_sense_costs_nothing_else(folder: Path, line: str) -> None:
+    with (folder / NAME).open("ab") as file:
+        file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+    journal = opened(folder)
+    assert (journal.done, set(journal.failed)) == ({"a.npy"}, {"b.npy"})
+    assert journal.begun == {"big.npy": JobStarted("big", "7:1", (9, 2, 2, 1), "float32", 4, {0, 4})}
+    journal.close()
+
+
+@pytest.mark.parametrize("cut", range(0, 400, 7))
+def test_a_journal_that_was_cut_anywhere_is_gone_on_with(folder: Path, cut: int) -> None:
+    path = folder / NAME
+    path.write_bytes(path.read_bytes()[:cut])
+    journal = opened(folder)
+    journal.note_done("c.npy", "3:3", "c", 128)
+    journal.close()
+    journal = opened(folder)
+    assert "c.npy" in journal.done
     journal.close()
