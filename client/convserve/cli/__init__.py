@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns the exit status: 0 for success, 1 for a failure (stderr has the text), 2 for wrong usage, 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     try:
         with program.make_context("convserve", words, help_option_names=["-h", "--help"]) as context:
             status = program.invoke(context)
@@ -73,15 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
-        error.show()
+        with contextlib.suppress(OSError):  # stderr takes no more
+            error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        with contextlib.suppress(OSError, ValueError):  # stdout is not a file, as in a test
-            # So that the flush at exit does not complain about the closed pipe again.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return _BROKEN_PIPE
+    except OSError as error:  # of stdout, most likely; others have been put in words where they came
+        _drop_stdout()
+        with contextlib.suppress(OSError):
+            print(f"error: {error}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         # A module of our own that is missing is a defect; any other one is of the extra.
         own = (error.name or "").startswith(("convserve.", "convserve_server."))
@@ -89,3 +95,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(_MISSING_SERVER, file=sys.stderr)
         return 1
+
+
+def _open_standard_streams() -> None:
+    """Opens standard streams that are closed, so that no file takes their numbers; stdout shows any file's name."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # in the order of their numbers
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115 (it stays open)
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _drop_stdout() -> None:
+    """Drops what is left for a stdout that takes no more, of which the end of Python would complain again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):  # stdout is not a file, as in a test
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
