@@ -155,7 +155,7 @@ class SharedRequest:
         self.data = message.SerializeToString()
         self._regions.append(self._output)
 
-    @reading_answers()
+    @reading_answers
     def result(self, data: bytes) -> Result:
         """Returns what the answer's bytes say; raises InternalError if they answer another call, or none."""
         plan = self._plan

@@ -69,7 +69,7 @@ class Stream:
         if (error := self._take(data)) is not None:
             raise error
 
-    @reading_answers()
+    @reading_answers
     def _take(self, data: bytes) -> ConvserveError | None:
         """Takes a message; returns the error of an item that failed."""
         framed = framing.read_piece(data)
@@ -100,7 +100,7 @@ class Stream:
         self._rest = output.reshape(-1).view(np.uint8)
         return None
 
-    @reading_answers()
+    @reading_answers
     def result(self) -> Result:
         """Returns the result after the last message; raises InternalError if something is missing."""
         if self._output is None or len(self._results) != len(self.items) or len(self._rest):

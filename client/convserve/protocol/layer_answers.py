@@ -38,7 +38,7 @@ class ReceivedWeights:
         self._pieces: list[bytes] = []
         self._is_announced = False
 
-    @reading_answers()
+    @reading_answers
     def take(self, message: layer_service_pb2.ReadWeightsResponse) -> None:
         """Takes a message that came; raises InternalError for one with other weights than the layer has."""
         if message.WhichOneof("message") == "start":
@@ -53,7 +53,7 @@ class ReceivedWeights:
             raise DecodeError("weights that were not announced")
         self._pieces.append(message.piece)
 
-    @reading_answers()
+    @reading_answers
     def result(self) -> Layer:
         """Returns the layer; raises InternalError if weights are missing, or are not those of the digest."""
         if not self._is_announced or self._rest:
@@ -82,7 +82,7 @@ class Listing:
         self.is_whole = False
         self._left = _MAX_LISTED_BYTES
 
-    @reading_answers()
+    @reading_answers
     def take(self, page: layer_service_pb2.ListLayersResponse) -> None:
         """Takes a page; raises InternalError if it does not go on from the one before, or they have no end."""
         digests = [layer.digest for layer in (*self.layers[-1:], *page.layers)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -17,17 +17,23 @@ from convserve.tensors import framing
 from convserve.tensors.codec import Array, Shape, dtype_name, dtype_number, name_of
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _NO_ANSWER = "Expected an answer as the contract has it. Received another"
 _MAX_BYTES_BESIDE = 2**14  # of an answer: beside its tensor, and for each of its layers
 
 
-@contextmanager
-def reading_answers() -> Iterator[None]:
-    """Raises InternalError for an answer that is none, or says what cannot be."""
-    try:
-        yield
-    except (DecodeError, InvalidArgumentError) as error:
-        raise InternalError(f"{_NO_ANSWER}: {printable(str(error)).rstrip('.')}.") from error
+def reading_answers(function: Callable[P, T]) -> Callable[P, T]:
+    """Has a function raise InternalError for an answer that is none, or says what cannot be."""
+
+    @functools.wraps(function)
+    def reading(*arguments: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(*arguments, **options)
+        except (DecodeError, InvalidArgumentError) as error:
+            raise InternalError(f"{_NO_ANSWER}: {printable(str(error)).rstrip('.')}.") from error
+
+    return reading
 
 
 def check_size(size: int, plan: Plan, output_bytes: int = 0) -> None:
@@ -108,7 +114,7 @@ class Result:
     warm: bool
 
     @classmethod
-    @reading_answers()
+    @reading_answers
     def parse(cls, data: bytes, plan: Plan) -> Result:
         """Returns what a response's bytes say; the output is an array of its own, which may be written to.
 
@@ -123,7 +129,7 @@ class Result:
         return cls.from_message(message, output.copy())
 
     @classmethod
-    @reading_answers()
+    @reading_answers
     def from_message(cls, message: convolution_service_pb2.ConvolveResponse, output: Array) -> Result:
         """Returns what a response says whose output came by another way."""
         return cls(
@@ -216,7 +222,7 @@ class ServerInfo:
         )
 
     @classmethod
-    @reading_answers()
+    @reading_answers
     def from_message(cls, message: server_info_pb2.ServerInfo) -> ServerInfo:
         """Returns what a message says; raises InternalError for one that no server sends."""
         if (size := message.ByteSize()) > _MAX_INFO_BYTES:
@@ -253,7 +259,7 @@ def plan_to_message(plan: Plan) -> plan_pb2.Plan:
     )
 
 
-@reading_answers()
+@reading_answers
 def plan_from_message(message: convolution_service_pb2.PlanResponse, layers: int) -> Plan:
     """Returns the plan that a server answered, with its word on admission.
 

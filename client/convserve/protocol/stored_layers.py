@@ -147,7 +147,7 @@ def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix
     return [by_digest[digest] for digest in sorted(by_digest)]
 
 
-@reading_answers()
+@reading_answers
 def known_parts(message: layer_pb2.StoredLayer, name: str | None, sent: Layer | None = None) -> dict[str, Any]:
     """Returns the arguments of StoredLayerBase that a message gives.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -14,7 +16,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 import convserve
-from convserve import Conv2D, Layer
+from convserve import Conv2D, Layer, cli
 from convserve.layers import messages
 from convserve.protocol import layer_answers, status
 from convserve.v1 import convolution_service_pb2 as cs
@@ -390,3 +392,46 @@ def test_no_terminal_obeys_what_a_server_says_of_itself_or_of_a_call(lies: Lying
     said, planned = client.info(), client.plan(LAYER, X.shape)
     for text in (said.version, said.devices[0].description, client.convolve(LAYER, X).device, planned.refusal):
         assert is_harmless(text)
+
+
+COMMANDS = {
+    "info": ["info"],
+    "conv2d": ["conv2d", "x.npy", "--filters", "4", "--kernel-size", "3", "--output", "y.npy"],
+    "layers list": ["layers", "list"],
+    "layers get": ["layers", "get", "a"],
+    "layers put": ["layers", "put", "--name", "a", "--kernel", "sobel-x", "--input-channels", "3"],
+    "batch": ["batch", "x.npy", "--layer", "a", "--output", "outputs"],
+    "bench": ["bench", "--seconds", "1", "--no-in-process", "--input-shape", "2,8,8,3", "--layer", "a"],
+    "health": ["health"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("says", ["an error", "a lie"])
+def test_no_terminal_obeys_a_server_by_a_command(
+    lies: LyingServer,
+    command: str,
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def refuse(method: str, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
+        next(requests, None)
+        if says == "an error":
+            context.abort(grpc.StatusCode.INTERNAL, ESCAPES)
+        yield lies_of_commands.get(method, b"\x0a\x05")
+
+    lies_of_commands = {
+        "Convolve": response((1, 1, 1, 1)),
+        "GetLayer": ls.GetLayerResponse(layer=stored(names=[ESCAPES])),
+        "ListLayers": ls.ListLayersResponse(layers=[stored(names=[ESCAPES])]),
+    }
+    for service in (CONVOLUTION, LAYERS, "/grpc.health.v1.Health/"):
+        for called in ("GetServerInfo", "Convolve", "GetLayer", "ListLayers", "PutLayer", "Check"):
+            lies.let(service + called, functools.partial(refuse, called))
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    assert cli.main([*COMMANDS[command], "--target", lies.target]) == 1
+    out, error = capsys.readouterr()
+    assert (out + error).replace("\n", "").isprintable()
