@@ -5,11 +5,13 @@ bfloat16, which neither DLPack nor Python's buffers carry, travels as uint16 and
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.eager import context
 
 from convserve.tensors.codec import Array, name_of, numpy_dtype
 from convserve_server.memory.aligned import aligned
@@ -22,6 +24,15 @@ def direct_call(function: Any) -> Callable[[Sequence[Any]], list[Any]]:
     """
     captured, types = function.captured_inputs, [output.dtype for output in function.outputs]
     return lambda arguments: tf.raw_ops.StatefulPartitionedCall(args=[*arguments, *captured], Tout=types, f=function)
+
+
+def free_functions() -> None:
+    """Frees the memory of functions that nobody has any more; calls of the others, which may go on, start anew once.
+
+    Not promised: that TensorFlow keeps of each function what its first call prepared, until this call.
+    """
+    gc.collect()  # they are circles
+    context.context().clear_kernel_cache()
 
 
 def carrier(dtype: str) -> str:

@@ -15,8 +15,10 @@ from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
 from convserve_server.engine.forward import Forward
+from convserve_server.engine.tensors import free_functions
 
-_MAX_TRACES = 1000
+_MAX_LAYERS = 1000  # of all traces together: a layer takes about 60 kB
+_DROPPED_LAYERS = 100  # whose memory is freed at once, as it costs what is kept a new start
 _MAX_SHAPES = 100_000
 # What a trace depends on. Initializers and constraints act elsewhere, and the rest are labels.
 _TRACED_FIELDS = tuple(
@@ -31,6 +33,7 @@ class _Trace:
     """A forward pass that is traced when it is first asked for, by one thread; others wait for it."""
 
     number: int
+    layers: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     forward: Forward | None = None
 
@@ -42,6 +45,8 @@ class Traces:
         self._on_gpu = on_gpu
         self._lock = threading.Lock()
         self.traces: OrderedDict[Hashable, _Trace] = OrderedDict()
+        self._layers = 0  # of the traces that are kept
+        self._dropped_layers = 0  # of those that were dropped since the memory of such was freed
         self._numbers = itertools.count()
         # Which shapes each trace, by its number, was asked for.
         self.shapes: OrderedDict[tuple[int, Shape], None] = OrderedDict()
@@ -54,19 +59,32 @@ class Traces:
             key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
             trace = self.traces.get(key)
             if trace is None:
-                trace = self.traces[key] = _Trace(next(self._numbers))
+                trace = self.traces[key] = _Trace(next(self._numbers), len(layers))
+                self._layers += len(layers)
             self.traces.move_to_end(key)
             warm = (trace.number, shape) in self.shapes
             self.shapes[trace.number, shape] = None
-            if len(self.traces) > _MAX_TRACES:
-                self.traces.popitem(last=False)
             if len(self.shapes) > _MAX_SHAPES:
                 self.shapes.popitem(last=False)
+            frees = self._drop_oldest()
+        if frees:
+            free_functions()
         with trace.lock:
             if trace.forward is None:
                 chain = [layer.config for layer in layers]
                 trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
             return trace.forward, warm
+
+    def _drop_oldest(self) -> bool:
+        """Drops what is too much, and returns whether it is time to free the memory of all that was dropped."""
+        while self._layers > _MAX_LAYERS and len(self.traces) > 1:
+            _, oldest = self.traces.popitem(last=False)
+            self._layers -= oldest.layers
+            self._dropped_layers += oldest.layers
+        frees = self._dropped_layers >= _DROPPED_LAYERS
+        if frees:
+            self._dropped_layers = 0
+        return frees
 
     def _geometry(self, layer: Layer) -> Hashable:
         geometry = self._geometries.get(layer)
