@@ -21,7 +21,7 @@ from convserve.errors import (
     UnavailableError,
     short_repr,
 )
-from convserve.protocol.status import from_rpc_error
+from convserve.protocol.status import from_rpc_error, tells_of_tls
 
 LONGEST_S = 365 * 86400.0
 """The longest timeout."""
@@ -154,6 +154,7 @@ class Call:
     moves_name: bool = False
     may_be_done: bool = False
     _attempt: int = 1
+    _tls_failure: ConvserveError | None = None
 
     def delay_after(self, failure: grpc.RpcError | ConvserveError) -> float:
         """Returns the seconds to sleep before the next attempt.
@@ -167,6 +168,11 @@ class Call:
         if late or isinstance(error, DeadlineExceededError):
             raise self.deadline.exceeded(self._attempt) from None
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
+        # Of a name with several addresses gRPC tells why the last one failed, which may be one where nobody listens.
+        if tells_of_tls(error):
+            self._tls_failure = error
+        elif isinstance(error, UnavailableError) and not error.may_be_done:
+            error = self._tls_failure or error
         delay = self.rule.delay_s(self._attempt, error)
         if delay is None or delay >= remaining_s or (self.moves_name and self.may_be_done):
             raise error from None

@@ -130,6 +130,11 @@ def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
     return _from_status(code, text, packed)
 
 
+def tells_of_tls(error: ConvserveError) -> bool:
+    """Returns whether an error says that a connection could not be encrypted."""
+    return isinstance(error, UnavailableError) and any(map(str(error).startswith, _TLS_FAILED_TEXTS.values()))
+
+
 def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
     details, text = _Details(packed), printable(text)
     if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:

@@ -6,8 +6,10 @@ import inspect
 import itertools
 import sys
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
@@ -28,6 +30,7 @@ from convserve import (
     UnavailableError,
 )
 from convserve._rpc import channel, requests, retries
+from convserve.protocol.status import from_rpc_error
 
 X = np.zeros((1, 8, 8, 3), np.float32)
 
@@ -142,6 +145,23 @@ def test_delays_grow_are_jittered_and_end() -> None:
         assert len(delays) > 1
         assert all(longest / 2 <= delay <= longest for delay in delays if delay is not None)
     assert rule.delay_s(4, error) is None
+
+
+def test_what_is_wrong_with_tls_is_told_whichever_address_failed_last() -> None:
+    def failed(why: str) -> Any:
+        text = f"failed to connect to all addresses; last error: {why}"
+        code = grpc.StatusCode.UNAVAILABLE
+        return from_rpc_error(SimpleNamespace(code=lambda: code, details=lambda: text, trailing_metadata=lambda: ()))  # type: ignore[arg-type]
+
+    refused, handshake = (
+        failed(why)
+        for why in ("ipv6:[::1]:1: Connection refused", "ipv4:127.0.0.1:1: CERTIFICATE_VERIFY_FAILED: no issuer")
+    )
+    for failures, told in (((handshake, refused), "--tls-ca"), ((refused, refused), "Expected a server that answers")):
+        call = retries.Call(RetryRule(attempts=2), retries.Deadline(60), retries.RetryBudget(RetryRule()))
+        call.delay_after(failures[0])
+        with pytest.raises(UnavailableError, match=told):
+            call.delay_after(failures[1])
 
 
 def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> None:
