@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from convserve.batch.inputs import Inputs, member_stem, output_stem
 from convserve.batch.listing import ZARR_METADATA
 from convserve.files.arrays import NpyFile, as_batch, load_array, names_in, split_member
 from convserve.files.images import INPUT_PICTURE_SUFFIXES, read_image
-from convserve.files.reading import unreadable, wrap_read_errors
+from convserve.files.reading import check_fits, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array, Shape, name_of
 
 _EXPECTED = "an input that can be read"
@@ -124,7 +125,9 @@ def _opened(source: Source, reading: Reading) -> InputArray:
         return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
     if path.is_dir():
         stored = zarr_files.arrays_in(path)[source.member]
+        zarr_files.check_plain(stored, path)
         rows = partial(zarr_files.read_rows, stored, path)
+        check_fits(stored.dtype.itemsize * math.prod(stored.chunks if stored.ndim == 4 else stored.shape), path)
         if stored.ndim != 4:
             return _loaded(source, rows(None, None), reading)
         return InputArray(source, tuple(stored.shape), stored.dtype.name, False, stored.chunks[0], rows)
@@ -133,6 +136,7 @@ def _opened(source: Source, reading: Reading) -> InputArray:
     file = NpyFile(path)
     if len(file.shape) != 4:
         return _loaded(source, load_array(path), reading)
+    check_fits(file.dtype.itemsize * math.prod(file.shape[1:]), path)  # one sample
     return InputArray(source, file.shape, file.dtype.name, False, 1, file.rows)
 
 

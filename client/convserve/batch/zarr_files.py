@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import MissingDependencyError
-from convserve.files.reading import wrap_read_errors
+from convserve.errors import MissingDependencyError, short_repr
+from convserve.files.reading import unreadable, wrap_read_errors
 from convserve.tensors.codec import Array
 
 _EXPECTED = "a Zarr array or group that can be read"
+_PLAIN: dict[str, Any] = {"scale_factor": 1, "add_offset": 0, "_FillValue": None, "missing_value": None}
+_NANS = ("NaN", "AAAAAAAA+H8=")  # as JSON has it, the second by xarray
 
 
 def zarr_package() -> Any:
@@ -42,3 +44,15 @@ def read_rows(array: Any, path: Path, start: int | None, stop: int | None) -> Ar
     """Returns `array[start:stop]`, or raises InvalidTensorError."""
     with wrap_read_errors(path, "input", _EXPECTED):
         return np.asarray(array[start:stop])
+
+
+def check_plain(array: Any, path: Path) -> None:
+    """Raises InvalidTensorError for an array whose attributes say that its elements are not the values.
+
+    They are packed by the CF conventions, as xarray does it, or some mean that there is no value. NaN stays NaN.
+    """
+    said = {name: array.attrs[name] for name in _PLAIN if name in array.attrs}
+    odd = {name: value for name, value in said.items() if value not in (_PLAIN[name], *_NANS) and value == value}  # noqa: PLR0124
+    if odd:
+        received = f"{short_repr(odd)}; decode it first, for example with xarray.open_zarr"
+        raise unreadable("an array whose elements are its values", path, received)

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidTensorError, short_repr
-from convserve.files.reading import open_file, unreadable, wrap_read_errors
+from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array, Shape
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -28,7 +28,10 @@ def load_array(path: str | Path, field: str = "input") -> Array:
     file, chosen = split_member(str(path))
     with _loaded(file, field) as loaded:
         if isinstance(loaded, np.lib.npyio.NpzFile):
-            return np.asarray(loaded[_member(loaded.files, chosen, file, field)])
+            name = _member(loaded.files, chosen, file, field)
+            sizes = {each.filename.removesuffix(".npy"): each.file_size for each in loaded.zip.infolist()}  # type: ignore[union-attr]
+            check_fits(sizes[name.removesuffix(".npy")], file, field)
+            return np.asarray(loaded[name])
         if chosen is not None:
             raise InvalidTensorError.for_field(field, "a .npz archive before ':'", f"{file!r}, which is a .npy file")
         return np.asarray(loaded)
@@ -154,6 +157,7 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 def _loaded(file: str, field: str) -> Iterator[Any]:
     """Opens an array or an archive of arrays."""
     with _wrap_read_errors(file, field), open_file(file) as opened:
+        check_fits(os.fstat(opened.fileno()).st_size, file, field)
         loaded = np.load(opened, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             if opened.read(1):

@@ -21,7 +21,7 @@ from convserve.display import pixels as display
 from convserve.display.pixels import MAX_MAPS, ValueRange, is_picture, sample_pixels
 from convserve.errors import MissingDependencyError, short_repr
 from convserve.files.arrays import check_destination, unwritable
-from convserve.files.reading import open_file, unreadable, wrap_read_errors
+from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "Y
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _NO_DATA = 258, 277, 339, 42113
 """Tags of TIFF; the last one is GDAL's."""
 _ORIENTATION = 0x112
+_BYTES_PER_PIXEL = 16  # what reading takes at most: Pillow's four, turned, converted, and numpy's
 _SAVE_ALL = "save it as a .npy array to keep all of it"
 
 
@@ -78,6 +79,7 @@ def read_image(
     with wrap_read_errors(path, "input", "a picture that can be read"):
         try:
             with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=_FORMATS) as opened:  # type: ignore[attr-defined]
+                check_fits(opened.width * opened.height * _BYTES_PER_PIXEL, path)
                 _check_kept(opened, path)
                 pixels = np.array(_grey_or_rgb(_upright(opened), path), dtype=np.uint8)
         except pillow.DecompressionBombError as error:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, cast
@@ -18,6 +20,29 @@ _MAX_REASON = 200
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a file to be read; OSError is raised for a pipe, which would be waited for, and for a device."""
     return cast(BinaryIO, open(path, "rb", opener=_open_regular))
+
+
+def check_fits(nbytes: int, path: str | Path, field: str = "input") -> None:
+    """Raises InvalidTensorError for what takes over a quarter of the memory when it is read: several are read at once.
+
+    The system would end the process. A small file may hold much: an archive of zeros, one with holes.
+    """
+    most = memory_bytes() // 4
+    if nbytes > most:
+        expected = f"an input that takes at most {most} bytes, a quarter of the memory"
+        raise unreadable(expected, path, f"{nbytes} bytes", field)
+
+
+@cache
+def memory_bytes() -> int:
+    """Returns the bytes of memory of this machine, or those that its container may have."""
+    found = [sys.maxsize]
+    with suppress(AttributeError, ValueError, OSError):  # Windows has no such names
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+        with suppress(ValueError, OSError):  # "max" is none
+            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+    return min(found)
 
 
 def _reason(error: Exception) -> str:

@@ -18,6 +18,7 @@ from convserve.batch.inputs import find_inputs
 from convserve.batch.journal import Journal
 from convserve.batch.outputs import UNFINISHED, OutputFolder
 from convserve.errors import InvalidTensorError
+from convserve.files import reading
 from convserve.tensors.codec import Array
 from tests.support import batch_runs
 from tests.support.batch_runs import Run, StandIn
@@ -210,6 +211,47 @@ UNREADABLE: dict[str, Callable[[Path], Any]] = {
 def test_what_is_no_readable_file_fails_alone(run: Run, make: Callable[[Path], None], suffix: str) -> None:
     make(run.inputs / f"2a{suffix}")
     check_fails_alone(run, f"2a{suffix}", "Expected ")
+
+
+def save_zarr(folder: Path, name: str, chunks: tuple[int, ...], attributes: dict[str, Any]) -> None:
+    zarr = pytest.importorskip("zarr")
+    array = zarr.create_array(str(folder / name), shape=(6, 4, 4, 1), dtype="f4", chunks=chunks, attributes=attributes)
+    array[:] = 1
+
+
+PACKED: tuple[dict[str, Any], ...] = (
+    *({"scale_factor": 0.1}, {"add_offset": 5}, {"_FillValue": -9999.0}, {"missing_value": [0]}, {"scale_factor": "x"}),
+)
+PLAIN: tuple[dict[str, Any], ...] = (
+    *({}, {"scale_factor": 1.0, "add_offset": 0}, {"_FillValue": float("nan")}, {"_FillValue": "AAAAAAAA+H8="}),
+    {"units": "m"},
+)
+
+
+def test_zarr_whose_elements_are_not_its_values_fails_alone(run: Run) -> None:
+    for number, attributes in enumerate((*PLAIN, *PACKED)):
+        save_zarr(run.inputs, f"{number}.zarr", (2, 4, 4, 1), attributes)
+        (run.inputs / f"{number}.npy").unlink(missing_ok=True)
+    batch = run(StandIn())
+    assert run.counts == (len(PLAIN), 0, len(PACKED), 0)
+    reasons = dict(batch.tally.failures)
+    assert set(reasons) == {f"{number}.zarr" for number in range(len(PLAIN), len(PLAIN) + len(PACKED))}
+    assert all("an array whose elements are its values" in reason for reason in reasons.values())
+
+
+def test_what_would_take_too_much_memory_fails_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 4 * 100_000)
+    run.save("2a.npy", 1, (200, 200, 1))
+    run.save("2b.npy", 1, (2, 200, 200, 1))
+    np.savez_compressed(run.inputs / "2c.npz", np.zeros((200, 200, 1), "f4"))
+    save_zarr(run.inputs, "2d.zarr", (6, 4, 4, 1), {})
+    run(StandIn())
+    assert run.counts == (6, 0, 3, 0)
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 4 * 300)
+    (run.inputs / "2d.zarr" / "zarr.json").touch()
+    (run.output / "2d.npy").unlink()
+    batch = run(StandIn())
+    assert "a quarter of the memory" in dict(batch.tally.failures)["2d.zarr"]
 
 
 STRANGE = (

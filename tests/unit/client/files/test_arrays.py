@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidRequestError, InvalidTensorError
+from convserve.files import reading
 from convserve.files.arrays import NpyFile, check_destination, load_array, names_in, save_array
 from convserve.files.inputs import read_input
 
@@ -220,3 +221,26 @@ def test_rows_of_a_file_that_has_become_shorter_are_refused_and_kill_nobody(tmp_
     assert "it has become shorter" in refusal(lambda: file.rows(0, 4)).description
     path.unlink()
     assert "No such file" in refusal(lambda: file.rows(0, 4)).description
+
+
+@pytest.fixture
+def small_memory(monkeypatch):
+    """Makes the memory one of 4 MB, so that an input may take 1 MB."""
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 4_000_000)
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_what_would_take_too_much_memory_is_refused_before_it_does(tmp_path):
+    small, large = np.zeros((100, 100)), np.zeros((400, 400))
+    np.savez_compressed(tmp_path / "x.npz", small=small, large=large)  # two kilobytes
+    assert load_array(f"{tmp_path}/x.npz:small").shape == (100, 100)
+    assert "a quarter of the memory" in refusal(load_array, f"{tmp_path}/x.npz:large").description
+    np.save(tmp_path / "x.npy", small)
+    assert load_array(tmp_path / "x.npy").shape == (100, 100)
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(10**12)  # of which the disk has almost nothing
+    assert "a quarter of the memory" in refusal(load_array, tmp_path / "x.npy").description
+
+
+def test_the_memory_is_that_of_the_machine_or_less():
+    assert 2**20 < reading.memory_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

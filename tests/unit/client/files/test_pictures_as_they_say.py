@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidTensorError
-from convserve.files import images
+from convserve.files import images, reading
 
 Image = pytest.importorskip("PIL.Image")
 ImageOps = pytest.importorskip("PIL.ImageOps")
@@ -242,3 +242,15 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     assert "a pipe or a device" in refusal(tmp_path / "x.png")
     (tmp_path / "y.png").symlink_to("/dev/zero")
     assert "a pipe or a device" in refusal(tmp_path / "y.png")
+
+
+def test_a_picture_that_would_take_too_much_memory_is_refused_before_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "memory_bytes", lambda: 4_000_000)
+    for side, is_read in ((200, True), (300, False)):
+        Image.new("1", (side, side)).save(tmp_path / "x.png")
+        if is_read:
+            assert images.read_image(tmp_path / "x.png").shape == (1, side, side, 1)
+        else:
+            assert "a quarter of the memory" in refusal(tmp_path / "x.png")
