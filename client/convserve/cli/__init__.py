@@ -81,12 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
-        _drop_stdout()
+        _drop_what_is_left()
         return _BROKEN_PIPE
     except OSError as error:  # of stdout, most likely; others have been put in words where they came
-        _drop_stdout()
         with contextlib.suppress(OSError):
             print(f"error: {error}", file=sys.stderr)
+        _drop_what_is_left()
         return 1
     except ModuleNotFoundError as error:
         # A module of our own that is missing is a defect; any other one is of the extra.
@@ -108,10 +108,11 @@ def _open_standard_streams() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _drop_stdout() -> None:
-    """Drops what is left for a stdout that takes no more, of which the end of Python would complain again."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        with contextlib.suppress(OSError, ValueError):  # stdout is not a file, as in a test
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _drop_what_is_left() -> None:
+    """Drops what is left for stdout or stderr if it takes no more, of which the end of Python would complain again."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # it is not a file, as in a test
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

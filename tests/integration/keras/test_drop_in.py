@@ -240,6 +240,18 @@ def test_evaluate_agrees_where_keras_looks_for_logits(server: RunningServer) -> 
     assert np.allclose(*losses, rtol=1e-5)
 
 
+def test_a_mask_is_refused_where_keras_drops_it(server: RunningServer) -> None:
+    _, remote = twins(server.target, 2, 3)
+    masked = np.ma.masked_less(X, 0)
+    with pytest.raises(convserve.InvalidTensorError, match=r"such as by \.filled\(0\)"):
+        remote(masked)
+    kernel, bias = remote.get_weights()
+    with pytest.raises(convserve.InvalidTensorError, match="weights: "):
+        remote.set_weights([np.ma.masked_less(kernel, 0), bias])
+    np.testing.assert_array_equal(remote.get_weights()[0], kernel)
+    assert remote(masked.filled(0)).shape == remote(np.ma.masked_array(X)).shape == (2, 14, 14, 2)
+
+
 def test_errors_are_ours_and_name_the_layer(server: RunningServer) -> None:
     nobody = RemoteConv2D(6, 3, server="127.0.0.1:1", timeout=30, name="stem")
     model = keras.Sequential([keras.Input((16, 16, 4)), nobody])

@@ -1,6 +1,7 @@
 """The program: help, usage, version, the server's commands, Ctrl-C and closed pipes."""
 
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -194,6 +195,40 @@ def test_ctrl_c_is_130(brought):
 def test_a_closed_pipe_is_141(brought):
     brought("profile", BrokenPipeError())
     assert cli.main(["profile"]) == 141
+
+
+@pytest.mark.parametrize(
+    ("streams", "status", "buffered"),
+    [
+        *((">&-", 0, True), ("<&- >&- 2>&-", 0, False), (">/dev/full", 1, True), (">/dev/full", 1, False)),
+        *((">/dev/full 2>/dev/full", 1, True), (">/dev/full 2>&-", 1, True)),
+    ],
+)
+def test_streams_that_are_closed_or_full_leave_no_traceback(streams, status, buffered):
+    script = f'"$@" {streams}'
+    command = ["bash", "-c", script, "bash", sys.executable, "-m", "convserve", "--version"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
+    assert done.returncode == status
+    told = "error: [Errno 28] No space left on device\n" if status and "2>" not in streams else ""
+    assert (done.stdout, done.stderr) == ("", told)
+
+
+def test_a_name_of_any_bytes_is_printed_in_any_encoding():
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from convserve import cli; sys.argv[1:] = []; cli._open_standard_streams();"
+            "print('\\udcff \\u65e5')",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )
+    assert done.stdout == "\\udcff \\u65e5\n"
 
 
 def test_a_reader_that_went_away_leaves_no_traceback():
