@@ -20,8 +20,9 @@ from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, f
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
+from convserve.layers.weight_shapes import WEIGHT_DTYPES
 from convserve.protocol.stored_layers import StoredLayerBase
-from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, standard_array
+from convserve.tensors.codec import INPUT_DTYPES, Array, standard_array
 
 __all__ = ["feature_maps", "kernels"]
 
@@ -150,7 +151,7 @@ def _kernel(layer: Any) -> Array:
     if kernel is None:
         expected = "a layer with weights, such as `client.put` returns"
         raise InvalidRequestError.for_field("layer", expected, short_repr(layer))
-    array = standard_array(kernel, "layer", FLOAT_DTYPES)
+    array = standard_array(kernel, "layer", WEIGHT_DTYPES)
     if array.ndim != 4:
         expected = "a kernel of (height, width, input channels / groups, filters)"
         raise InvalidRequestError.for_field("layer", expected, f"shape {array.shape}")

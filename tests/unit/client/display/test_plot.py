@@ -180,6 +180,7 @@ def test_stored_layers_and_bare_kernels() -> None:
     assert texts(plot.kernels(known(Stored)))[0] == "edges: kernel (3, 3, 1, 4)"
     assert len(labels(plot.kernels(known(Awaited, layer(3, 3, 1, 4))))) == 4
     assert len(labels(plot.kernels(output(3, 3, 1, 4).astype(np.float16)))) == 4
+    assert len(labels(plot.kernels(np.arange(36).reshape(3, 3, 1, 4)))) == 4
     assert "await" in refused("layer", lambda: plot.kernels(known(Awaited)))
 
 
