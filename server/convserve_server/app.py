@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,34 +30,42 @@ from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.memory.machine import machine_memory_bytes, machine_processors
+from convserve_server.memory.descriptors import Descriptors, descriptors_for
+from convserve_server.memory.machine import is_limited, machine_memory_bytes, machine_processors
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
-from convserve_server.open_inference.system_memory import SystemMemory
+from convserve_server.open_inference.system_memory import MAX_REGIONS, SystemMemory
 from convserve_server.scheduling.admission import Admission, Limits
 from convserve_server.scheduling.batcher import Batching
 from convserve_server.scheduling.scheduler import Scheduler
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
-from convserve_server.services.shared_memory import SharedMemory
+from convserve_server.services.shared_memory import MAX_CONNECTIONS, SharedMemory
 from convserve_server.settings import Settings, SettingsError, unknown_variables
 from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
+from convserve_server.transport.connections import Connections, with_spare
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.listening import exposure, listen
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
-from convserve_server.transport.thread_pool import ThreadPool
 from convserve_server.warm_up import WarmUp, check_devices, warm_up
 
 T = TypeVar("T")
 
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
+
+_MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
+# Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times its
+# input, and where it gets none raises what ends the process.
+_EIGENS_THREADS = 1
+_SMALL_STACK_BYTES = 2**20  # of a thread, where what is mapped and never touched counts too; usual are 8 MiB
 
 _FILES = [module.DESCRIPTOR for module in (convolution_service_pb2, layer_service_pb2, health_pb2, channelz_pb2)]
 # Of every service that a server may have, whatever the settings.
@@ -74,6 +83,8 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     there is no such device, a layer cannot be warmed up, or the files of tokens and certificates are wrong.
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
+    if is_limited():
+        threading.stack_size(_SMALL_STACK_BYTES)
     stop = StopSignals()
     warm_ups = [WarmUp.parse(text) for text in settings.warm_up]
     tokens = Tokens(settings.tokens_file, settings.token.get_secret_value())
@@ -81,22 +92,25 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     store = _store(settings)
     observability = Observability(settings, _DESCRIPTORS, log_handler)
     gate = BackendGate()
-    shared_memory = SharedMemory(settings.shared_memory_bytes) if settings.shared_memory else None
-    server, health = _assembled(settings, gate, shared_memory, observability, tokens, certificate)
+    descriptors = _descriptors(settings)
+    shared_memory = None
+    if settings.shared_memory:
+        shared_memory = SharedMemory(settings.shared_memory_bytes, descriptors.memory_connections)
+    connections = Connections(settings.max_connections, descriptors.connections)
+    server, health = _assembled(
+        settings, gate, shared_memory, observability, tokens, certificate, descriptors, connections
+    )
     addresses = [listen(server, address, certificate) for address in settings.listen]
+    connections.watch(addresses)
     server.start()
     _log_settings(settings)
     for address in addresses:
-        if shared_memory is not None and (path := unix_path(address)):
-            shared_memory.listen_beside(path)
-        say(f"listening on {address}")
-        if exposed := exposure(address, certificate, tokens):
-            log.warning("%s is open to the network: %s", address, exposed)
+        _announce(address, shared_memory, exposure(address, certificate, tokens))
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
-    started, memory_bytes = time.monotonic(), machine_memory_bytes()
+    started = time.monotonic()
     if settings.keep_memory:
-        configure_malloc(min(_MAX_KEPT_BYTES, memory_bytes // 16))
+        configure_malloc(min(_MAX_KEPT_BYTES, machine_memory_bytes() // 16))
     processors = machine_processors()
     threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
     verbose = settings.log_level == "debug"
@@ -105,14 +119,13 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
         engine = load_engine(
             settings.device,
             settings.tf32,
-            intra_op_threads=settings.intra_op_threads or threads,
+            intra_op_threads=settings.intra_op_threads or (_EIGENS_THREADS if is_limited() else threads),
             inter_op_threads=settings.inter_op_threads or threads,
             keep_memory=settings.keep_memory,
-            memory_bytes=memory_bytes * 3 // 4,  # the rest is for what gRPC and this process hold
             verbose=verbose,
         )
         check_devices(engine)
-    limits = _named(Limits, settings, max_admitted_bytes=settings.max_admitted_bytes or memory_bytes // 2)
+    limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings))
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
     admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
@@ -133,7 +146,15 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
     stop.wait()
     gate.is_ready = False
-    return drain(settings, server, health, shared_memory, observability)
+    return drain(settings, server, health, shared_memory, observability, stop)
+
+
+def _announce(address: str, shared_memory: SharedMemory | None, exposed: str) -> None:
+    if shared_memory is not None and (path := unix_path(address)):
+        shared_memory.listen_beside(path)
+    say(f"listening on {address}")
+    if exposed:
+        log.warning("%s is open to the network: %s", address, exposed)
 
 
 def _log_settings(settings: Settings) -> None:
@@ -150,6 +171,16 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
     return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
 
 
+def _max_admitted_bytes(settings: Settings) -> int:
+    """Returns what calls may need together, whatever the setting a third of what limits of the process' own leave."""
+    memory_bytes = machine_memory_bytes()
+    wanted = settings.max_admitted_bytes or memory_bytes // 2
+    if is_limited() and wanted > memory_bytes // 3:
+        wanted = memory_bytes // 3
+        log.warning("--max-admitted-bytes is %d, as ulimit -v or -d leaves this process %d", wanted, memory_bytes)
+    return wanted
+
+
 def _assembled(
     settings: Settings,
     gate: BackendGate,
@@ -157,6 +188,8 @@ def _assembled(
     observability: Observability,
     tokens: Tokens,
     certificate: Certificate | None,
+    descriptors: Descriptors,
+    connections: Connections,
 ) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): one for each call, of which streams, and calls without a message,
@@ -164,8 +197,8 @@ def _assembled(
     # is admitted.
     streams = settings.max_waiting_calls
     threads = 2 * settings.handler_threads + streams
-    call_pool = ThreadPool(threads, "call")
-    stream_pool = ThreadPool(settings.handler_threads + 2 * streams, "stream", waits_for_threads=False)
+    call_pool = ThreadPool(threads, "call", min_threads=_MIN_THREADS, refuses_in_thread=True)
+    stream_pool = ThreadPool(settings.handler_threads + 2 * streams, "stream", min_threads=_MIN_THREADS)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
     receiving = ReceivingSlots(settings.handler_threads)
     max_fields = MAX_DIGESTS + FIELDS_OF_A_LAYER * settings.max_layers_per_call
@@ -174,18 +207,22 @@ def _assembled(
         for service in _DESCRIPTORS
         for method in service.methods
     }
-    interceptor = CallInterceptor(observability.recorder, authenticator, StreamSlots(streams), receiving, idle, bounds)
+    interceptor = CallInterceptor(
+        observability.recorder, authenticator, StreamSlots(streams), receiving, idle, bounds, connections
+    )
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it
         interceptors=[interceptor],
-        options=server_options(settings),
+        options=server_options(settings, descriptors.connections),
     )
     convolutions = ConvolutionService(gate, shared_memory, stream_pool, idle, settings.max_items_per_stream)
     convolution_service.add_to_server(convolutions, server)
     layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(gate), server)  # type: ignore[no-untyped-call]
     services = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
     if settings.open_inference:
-        memory = SystemMemory(settings.shared_memory_bytes) if settings.shared_memory else None
+        memory = None
+        if settings.shared_memory:
+            memory = SystemMemory(settings.shared_memory_bytes, descriptors.memory_files)
         inference_service.add_to_server(InferenceService(gate, stream_pool, idle, memory), server)
         services.append(wire.SERVICE_NAME)
     health = Health(services)
@@ -198,6 +235,13 @@ def _assembled(
         details = error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR  # of errors, beside their status
         reflection.add_to_server(listed, wire.pool_of([*_FILES, *details]), server)
     return server, health
+
+
+def _descriptors(settings: Settings) -> Descriptors:
+    """Returns how many descriptors callers may take."""
+    memory_connections = MAX_CONNECTIONS if settings.shared_memory else 0
+    memory_files = MAX_REGIONS if settings.shared_memory and settings.open_inference else 0
+    return descriptors_for(Descriptors(with_spare(settings.max_connections), memory_connections, memory_files))
 
 
 def _store(settings: Settings) -> LayerStore:

@@ -7,6 +7,8 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
+from contextlib import suppress
 
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
@@ -14,6 +16,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from convserve_server.health import Health
 from convserve_server.observability.logs import log, say
 from convserve_server.observability.setup import Observability
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings
 
@@ -30,6 +33,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self._asked, self._lock, self._is_serving = threading.Event(), threading.Lock(), False
+        self.spare_thread = ThreadPool(1, "closing")
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
@@ -58,7 +62,12 @@ class StopSignals:
 
 
 def drain(
-    settings: Settings, server: grpc.Server, health: Health, memory: SharedMemory | None, observability: Observability
+    settings: Settings,
+    server: grpc.Server,
+    health: Health,
+    memory: SharedMemory | None,
+    observability: Observability,
+    stop: StopSignals,
 ) -> int:
     """Stops: first the health check, then new calls, then the process. Returns its exit status."""
     health.enter_graceful_shutdown()
@@ -67,21 +76,27 @@ def drain(
         time.sleep(settings.pre_stop_s)
     say("stopping: finishing the calls in flight")
     wait_until_taken(lambda: observability.recorder.arrivals)
-    drained = server.stop(settings.drain_s + _MAX_CLOSING_S)
+    _stop(server, settings.drain_s + _MAX_CLOSING_S)
     health.end_watches()
-    is_drained = drained.wait(settings.drain_s)
+    is_drained = not server.wait_for_termination(settings.drain_s)
     if not is_drained:
         log.warning("--drain-s ran out: %d calls in flight were cut off", calls_in_flight())
-        server.stop(0).wait(_MAX_CLOSING_S)
+        _stop(server, 0)
+        server.wait_for_termination(_MAX_CLOSING_S)
     if memory is not None:
         memory.close()
-    closing = threading.Thread(target=observability.close, name="closing", daemon=True)
-    closing.start()
-    closing.join(_MAX_CLOSING_S)
+    closing = stop.spare_thread.submit(observability.close)
+    is_closed = not futures.wait([closing], _MAX_CLOSING_S).not_done
     say("stopped")
-    if closing.is_alive() or not is_drained:
+    if not (is_closed and is_drained):
         os._exit(0)  # what is still computed has lost its caller, and an ordinary exit would wait for it
     return 0
+
+
+def _stop(server: grpc.Server, grace_s: float) -> None:
+    """Takes no more calls, and cuts those off that are left after a grace period, if the system starts a thread."""
+    with suppress(RuntimeError):
+        server.stop(grace_s)
 
 
 def wait_until_taken(arrivals: Callable[[], int]) -> None:

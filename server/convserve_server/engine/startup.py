@@ -6,6 +6,7 @@ import logging
 import os
 
 from convserve_server.engine_api import Engine
+from convserve_server.memory.machine import is_limited, machine_memory_bytes
 
 
 def load_engine(
@@ -15,7 +16,6 @@ def load_engine(
     intra_op_threads: int = 0,
     inter_op_threads: int = 0,
     keep_memory: bool = True,
-    memory_bytes: int = 0,
     verbose: bool,
 ) -> Engine:
     """Returns the TensorFlow engine; the settings of these names say what they mean. Raises SettingsError.
@@ -26,8 +26,8 @@ def load_engine(
         intra_op_threads: 0 is TensorFlow's choice.
         inter_op_threads: The same.
         keep_memory: Otherwise touching fresh pages for results takes several times as long as computing.
-        memory_bytes: The most of the CPU's memory that it takes then; 0 is all. What does not fit is an
-            OutOfMemoryError, where the system would end the process.
+            It takes three quarters of the memory at most, and half where the process has a limit of its own: the rest
+            is for what gRPC and this process hold. What does not fit is an OutOfMemoryError.
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `logs.held_stderr`.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -35,12 +35,18 @@ def load_engine(
     # for some geometries (one channel, strides, and a kernel as wide as the image), end the process at others and where
     # memory does not suffice, and heed no limit of memory.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
-    if memory_bytes:
-        os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = str(max(1, memory_bytes // 2**20))
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from convserve_server.engine.tensorflow_engine import TensorFlowEngine
 
+    # What TensorFlow itself maps is mapped now, and its allocator is made later.
+    memory_bytes = machine_memory_bytes()
+    if is_limited():
+        # Else tensors would take all, and whatever else does not get what it asks for ends the process.
+        keep_memory, memory_bytes = True, memory_bytes // 2
+    else:
+        memory_bytes = memory_bytes * 3 // 4
+    os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
+    os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = str(max(1, memory_bytes // 2**20))
     return TensorFlowEngine(device, tf32, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)

@@ -1,14 +1,29 @@
-"""The errors of a layer that is not stored, or has no room, and of a digest that is none."""
+"""The errors of a layer that is not stored, or has no room, of a digest that is none, and of a disk that fails."""
 
 from __future__ import annotations
 
+import errno
+import functools
+import logging
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
 from convserve.errors import (
+    ConvserveError,
     InvalidRequestError,
     LayerNotFoundError,
     OverloadedError,
     TooLargeError,
+    UnavailableError,
     short_repr,
 )
+
+log = logging.getLogger("convserve")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_RETRY_S = 1.0
 
 
 def checked_digest(digest: bytes) -> bytes:
@@ -45,3 +60,33 @@ def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> 
             f"{holder} take {held}: delete some, or ask the operator to raise it."
         )
         raise OverloadedError(text)
+
+
+def with_disk_errors(method: Callable[P, R]) -> Callable[P, R]:
+    """Makes a method raise OverloadedError or UnavailableError where it would raise the OSError of a disk."""
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except ConvserveError:  # some of which are OSErrors too
+            raise
+        except OSError as error:
+            log.error("the store: %s", error)
+            raise _disk_error(error) from error
+
+    return checked
+
+
+def _disk_error(error: OSError) -> ConvserveError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
+        return OverloadedError(text)
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        text = f"Expected a server that can open a file of its --store now. Received {error.strerror}: retry."
+        return OverloadedError(text, retry_after_s=_RETRY_S)
+    text = (
+        f"Expected a --store that can be read and written. Received one that cannot be: {error.strerror}. "
+        "Its operator has to mend it; the server's log says more."
+    )
+    return UnavailableError(text)

@@ -24,11 +24,11 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from convserve.errors import OverloadedError
 from convserve.layers.layer import Layer
-from convserve_server.layer_store.errors import check_room
+from convserve_server.layer_store.errors import check_room, with_disk_errors
 from convserve_server.layer_store.layer_file import DAMAGE, encode, read_head, read_layer
 from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead
@@ -41,7 +41,9 @@ _MAX_NAME_FILE = 2**12 + 2**7 * MAX_VERSIONS
 class LayerFiles:
     """The durable half of a store: layers and names on the disk, and in memory what is known of them.
 
-    Its methods may be called from any thread, those that change or read a layer or name only under its `lock`.
+    Its methods may be called from any thread, those that change or read a layer or name only under its `lock`. These
+    raise OverloadedError if the disk is full or no file can be opened now, or UnavailableError if the folder is gone or
+    may not be read or written.
     """
 
     def __init__(self, folder: Path, budget: int) -> None:
@@ -88,10 +90,11 @@ class LayerFiles:
         """Checks that there is room for a layer of so many bytes. Raises TooLargeError or OverloadedError."""
         check_room(size, self._total, self._budget, "store-bytes", "the layers on disk")
 
+    @with_disk_errors
     def write(self, layer: Layer, key: bytes, size: int) -> None:
         """Stores a layer of about so many bytes, synced to the disk when this returns.
 
-        Raises TooLargeError or OverloadedError as `check_room`; OverloadedError too if the disk is full.
+        Raises TooLargeError or OverloadedError as `check_room`.
         """
         with self._lock:
             self.check_room(size)
@@ -107,6 +110,7 @@ class LayerFiles:
                 if file_size:
                     self._sizes[key] = file_size
 
+    @with_disk_errors
     def read(self, key: bytes) -> Layer | None:
         """Returns a layer, verified, or None; a damaged file is quarantined and reported."""
         path = self._path(key)
@@ -120,6 +124,7 @@ class LayerFiles:
         self._forget(key)
         return None
 
+    @with_disk_errors
     def head(self, key: bytes) -> LayerHead | None:
         """Returns what a layer's file says of it; None if it is damaged or missing. It needs no lock."""
         head = self._heads.get(key)
@@ -134,18 +139,21 @@ class LayerFiles:
                     self._heads[key] = head
         return head
 
+    @with_disk_errors
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
         self._path(key).unlink(missing_ok=True)
         _sync_folder(self._layers)
         self._forget(key)
 
+    @with_disk_errors
     def write_name(self, name: str, versions: NameVersions) -> None:
-        """Lets a name lead to the last of its versions, synced to the disk. Raises OverloadedError if that is full."""
+        """Lets a name lead to the last of its versions, synced to the disk."""
         *before, digest = (key.hex() for key in versions.digests)
         entry = {"name": name, "digest": digest, "before": before, "first": versions.first}
         _write_whole(self._name_path(name), json.dumps(entry).encode())
 
+    @with_disk_errors
     def delete_name(self, name: str) -> None:
         """Removes a name."""
         self._name_path(name).unlink(missing_ok=True)
@@ -210,13 +218,9 @@ def _write_whole(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         partial.rename(path)
         _sync_folder(path.parent)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        text = f"Expected room on the disk of --store. Received none: {error.strerror}. Delete some layers."
-        raise OverloadedError(text) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or what failed before is what is raised
+            partial.unlink()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,18 +9,38 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+_USED = Path("/proc/self/statm")
 _OWN_CGROUPS = Path("/proc/self/cgroup")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 def machine_memory_bytes() -> int:
-    """Returns the bytes."""
+    """Returns the bytes; of limits of its own what they leave it now, else what all of it may take."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
             limits.append(int(file.read_text()))
-    own = (resource.getrlimit(resource_type)[0] for resource_type in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
-    return min([*limits, *(limit for limit in own if limit != resource.RLIM_INFINITY)])
+    return min([*limits, *_left_by_own_limits()])
+
+
+def is_limited() -> bool:
+    """Returns whether the process has limits of its own: under those, an allocation that fails may end it.
+
+    What is mapped counts for them, also if it is never touched: stacks of threads, and buffers that are larger than
+    what TensorFlow writes to them.
+    """
+    return any(_left_by_own_limits())
+
+
+def _left_by_own_limits() -> list[int]:
+    """Returns what the limits of the address space (ulimit -v) and of data (ulimit -d) leave, where there are any."""
+    pages = _USED.read_text().split() if _USED.exists() else ["0"] * 7
+    left = []
+    for kind, used in ((resource.RLIMIT_AS, pages[0]), (resource.RLIMIT_DATA, pages[5])):
+        limit = resource.getrlimit(kind)[0]
+        if limit != resource.RLIM_INFINITY:
+            left.append(max(1, limit - int(used) * resource.getpagesize()))
+    return left
 
 
 def machine_processors() -> int:

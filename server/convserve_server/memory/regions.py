@@ -24,28 +24,36 @@ class RegionTable(Generic[Key, AnyRegion]):
     """Registered regions by key. Its methods may be called from any thread."""
 
     def __init__(
-        self, max_bytes: int, max_regions: int, is_abandoned: Callable[[AnyRegion], bool] = lambda _: False
+        self, max_bytes: int, max_regions: int, is_abandoned: Callable[[AnyRegion, bool], bool] = lambda *_: False
     ) -> None:
-        """Starts without any. Abandoned regions are unregistered where there is no room for another."""
+        """Starts without any. Abandoned regions are unregistered where there is no room for another.
+
+        `is_abandoned` is told, too, whether there is none for anybody who asks for half of all at most.
+        """
         self._max_bytes, self._max_regions, self._is_abandoned = max_bytes, max_regions, is_abandoned
         self._lock = threading.Lock()
-        self._regions: dict[Key, AnyRegion] = {}
+        self._regions: dict[Key, tuple[AnyRegion, str]] = {}  # with the names of callers
 
-    def register(self, key: Key, region: AnyRegion) -> None:
-        """Adds a region. Raises KeyError if the key is taken or OverloadedError if there is no room for it."""
+    def register(self, key: Key, region: AnyRegion, caller: str = "") -> None:
+        """Adds a region. Afterwards at least as much is left as its caller has, if that has a name.
+
+        Raises KeyError if the key is taken or OverloadedError if there is no room for it.
+        """
         with self._lock:
             if key in self._regions:
                 raise KeyError(key)
-            if not self._has_room(region.size):
-                self._regions = {key: other for key, other in self._regions.items() if not self._is_abandoned(other)}
-            if not self._has_room(region.size):
+            if not self._has_room(region.size, caller):
+                is_full = 2 * region.size <= self._max_bytes and not self._has_room(region.size, "")
+                kept = {key: held for key, held in self._regions.items() if not self._is_abandoned(held[0], is_full)}
+                self._regions = kept
+            if not self._has_room(region.size, caller):
                 text = (
                     f"Expected at most {self._max_regions} regions of {self._max_bytes} bytes together, the server's "
-                    f"--shared-memory-bytes. Received one of {region.size} more: unregister some, or ask the operator "
-                    "to raise it."
+                    f"--shared-memory-bytes, of which a caller may have half of what is left. Received one of "
+                    f"{region.size} more: unregister some, or ask the operator to raise it."
                 )
                 raise OverloadedError(text)
-            self._regions[key] = region
+            self._regions[key] = region, caller
 
     def unregister(self, keys: Iterable[Key]) -> None:
         """Removes regions; it ignores keys that are not registered."""
@@ -55,16 +63,19 @@ class RegionTable(Generic[Key, AnyRegion]):
 
     def get(self, key: Key) -> AnyRegion | None:
         """Returns a region, or None."""
-        return self._regions.get(key)
+        held = self._regions.get(key)
+        return held and held[0]
 
     def all(self) -> dict[Key, AnyRegion]:
         """Returns all regions by their keys."""
         with self._lock:
-            return dict(self._regions)
+            return {key: region for key, (region, _) in self._regions.items()}
 
-    def _has_room(self, size: int) -> bool:
-        taken = sum(region.size for region in self._regions.values())
-        return len(self._regions) < self._max_regions and taken + size <= self._max_bytes
+    def _has_room(self, size: int, caller: str) -> bool:
+        sizes = [size, *(region.size for region, _ in self._regions.values())]
+        own = [size, *(region.size for region, whose in self._regions.values() if whose == caller)] if caller else []
+        left_regions, left_bytes = self._max_regions - len(sizes), self._max_bytes - sum(sizes)
+        return len(own) <= left_regions >= 0 and sum(own) <= left_bytes >= 0
 
 
 def is_within(region: Region, offset: int, size: int) -> bool:

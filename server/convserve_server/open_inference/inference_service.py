@@ -25,9 +25,9 @@ from convserve_server.open_inference.system_memory import SystemMemory, recent_u
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
 from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from convserve_server.transport.thread_pool import ThreadPool
 
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
@@ -172,10 +172,11 @@ class InferenceService:
     def SystemSharedMemoryRegister(
         self, request: messages.SystemSharedMemoryRegisterRequest, context: Context
     ) -> messages.SystemSharedMemoryRegisterResponse:
-        peer = context.peer()
-        memory, owner = self._shared(peer), self._owner(peer, current_identity())
-        user = recent_user_of(peer)
-        memory.register(owner, user, request.name, request.key, request.offset, request.byte_size)
+        peer, identity = context.peer(), current_identity()
+        memory, owner, user = self._shared(peer), self._owner(peer, identity), recent_user_of(peer)
+        caller, connection = (identity.caller, peer) if identity.is_one_caller else ("", "")
+        connection = "" if peer.startswith("unix:") else connection
+        memory.register(owner, user, request.name, request.key, request.offset, request.byte_size, caller, connection)
         return messages.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(

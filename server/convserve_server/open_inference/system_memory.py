@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import socket
 import stat
 import time
 import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +35,7 @@ from convserve_server.open_inference.infer_tensors import Place
 _FOLDER = "/dev/shm"  # noqa: S108 (where Linux has POSIX shared memory)
 _KEY = re.compile(r"/?(?!\.\.?$)[^/\0]{1,250}")
 _MAX_NAME = 1000
-_MAX_REGIONS = 1000
+MAX_REGIONS = 1000
 _ESTABLISHED = "01"
 _IPV4_IN_IPV6 = "0000000000000000FFFF0000"
 _IPV6_LOOPBACK = "00000000000000000000000001000000"
@@ -51,6 +51,7 @@ class Region:
     offset: int  # where it begins in the file, in bytes
     size: int  # bytes
     descriptor: int  # of the file
+    peer: str = ""  # its caller's connection, if that can be told from others
 
     def __post_init__(self) -> None:
         """Has the file closed with the last reference, so that no call reads from another one of the same number."""
@@ -97,14 +98,15 @@ class Region:
 class SystemMemory:
     """The regions that are registered. Its methods may be called from any thread."""
 
-    def __init__(self, max_bytes: int) -> None:
-        # The other descriptors are for connections and the store's files.
-        max_regions = min(_MAX_REGIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(max_bytes, max_regions, _is_unlinked)
+    def __init__(self, max_bytes: int, max_regions: int = MAX_REGIONS) -> None:
+        self._regions: RegionTable[tuple[str, str], Region] = RegionTable(max_bytes, max_regions, _is_abandoned)
 
-    def register(self, owner: str, user: int, name: str, key: str, offset: int, size: int) -> None:
+    def register(
+        self, owner: str, user: int, name: str, key: str, offset: int, size: int, caller: str = "", peer: str = ""
+    ) -> None:
         """Takes an owner's region: so many bytes from an offset on, of a user's shared memory that has this POSIX name.
 
+        It counts as the caller's; where there is no room at all, those whose connection is gone are unregistered.
         Raises OverloadedError as `RegionTable.register`, or InvalidRequestError if name or key are wrong, the name is
         taken, or the user has no such memory.
         """
@@ -115,14 +117,14 @@ class SystemMemory:
             raise InvalidRequestError.for_field("key", expected, short_repr(key))
         if not size:
             raise InvalidRequestError.for_field("byte_size", "a number above 0", "0")
-        region = Region(name, key, offset, size, _opened(key, user))
+        region = Region(name, key, offset, size, _opened(key, user), peer)
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
             raise InvalidRequestError.for_field(
                 "byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}"
             )
         try:
-            self._regions.register((owner, name), region)
+            self._regions.register((owner, name), region, caller)
         except KeyError:
             expected = "one that is not registered yet, or was unregistered"
             raise InvalidRequestError.for_field("name", expected, short_repr(name)) from None
@@ -148,9 +150,11 @@ class SystemMemory:
         return region
 
 
-def _is_unlinked(region: Region) -> bool:
-    """Returns whether a region's name is gone: most likely its caller ended and left it behind."""
-    return not os.fstat(region.descriptor).st_nlink
+def _is_abandoned(region: Region, is_full: bool) -> bool:
+    """Returns whether a region's name is gone, or where there is no room for anybody its caller's connection is."""
+    if not os.fstat(region.descriptor).st_nlink:
+        return True
+    return is_full and bool(region.peer) and not _rows_of(region.peer) & _established(int(time.monotonic()))
 
 
 def recent_user_of(peer: str) -> int:
@@ -173,18 +177,32 @@ def user_of(peer: str) -> int:
     """
     if peer.startswith("unix:"):
         return os.geteuid()
-    host, _, port = peer.rpartition(":")
-    if host.startswith("ipv4:"):
-        address = socket.inet_aton(host.removeprefix("ipv4:"))[::-1].hex().upper()
-        wanted = {f"{address}:{int(port):04X}", f"{_IPV4_IN_IPV6}{address}:{int(port):04X}"}
-    else:
-        wanted = {f"{_IPV6_LOOPBACK}:{int(port):04X}"}
-    # A row has the connection's own address, its state and its user's id.
-    tables = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
-    rows = [fields for fields in map(str.split, tables.splitlines()) if fields[1] in wanted]
+    users = {user for row, user in _connections() if row in _rows_of(peer)}
     # Processes of two users may call two servers from one port.
-    users = {int(fields[7]) for fields in rows if fields[3] == _ESTABLISHED}
     return users.pop() if len(users) == 1 else _NOBODY
+
+
+@lru_cache(maxsize=1)
+def _established(second: int) -> set[str]:  # noqa: ARG001 (as above)
+    """Returns the addresses that have connections."""
+    return {row for row, _ in _connections()}
+
+
+def _rows_of(peer: str) -> set[str]:
+    """Returns how Linux writes the address of a local peer on TCP."""
+    host, _, port = peer.rpartition(":")
+    if not host.startswith("ipv4:"):
+        return {f"{_IPV6_LOOPBACK}:{int(port):04X}"}
+    address = socket.inet_aton(host.removeprefix("ipv4:"))[::-1].hex().upper()
+    return {f"{address}:{int(port):04X}", f"{_IPV4_IN_IPV6}{address}:{int(port):04X}"}
+
+
+def _connections() -> Iterator[tuple[str, int]]:
+    """Yields the near address of each established connection of this machine, and its user's id."""
+    tables = "".join(Path("/proc/net", name).read_text() for name in ("tcp", "tcp6"))
+    for fields in map(str.split, tables.splitlines()):
+        if fields[3] == _ESTABLISHED:
+            yield fields[1], int(fields[7])
 
 
 def _opened(key: str, user: int) -> int:

@@ -25,12 +25,12 @@ from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import BackendGate
 from convserve_server.observability.call_record import current_call, current_caller, current_identity
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from convserve_server.transport.thread_pool import ThreadPool
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 

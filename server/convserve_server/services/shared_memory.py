@@ -5,7 +5,8 @@ descriptor, whose size is sealed so that it stays mapped; the region is unmapped
 server makes none, so it leaves none behind.
 
 All processes of a machine see the socket. So a connection begins with a ticket that only GetServerInfo gives, and
-callers who may not ask for it can take neither room nor connections from those who may.
+callers who may not ask for it can take neither room nor connections from those who may. A process may have half of the
+connections that are left, and of the memory.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import hmac
 import logging
 import mmap
 import os
-import resource
 import secrets
 import selectors
 import socket
+import struct
 import threading
 import time
 from pathlib import Path
@@ -32,7 +33,7 @@ from convserve_server.memory.regions import RegionTable, is_within
 
 log = logging.getLogger("convserve")
 
-_MAX_CONNECTIONS = 1000
+MAX_CONNECTIONS = 1000
 _PAUSE_S = 0.1
 _MAX_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
@@ -44,13 +45,13 @@ class SharedMemory:
     It listens on a socket in the abstract namespace. All regions together have at most so many bytes.
     """
 
-    def __init__(self, most_bytes: int) -> None:
+    def __init__(self, most_bytes: int, most_connections: int = MAX_CONNECTIONS) -> None:
         self.address = f"convserve-{secrets.token_hex(16)}"
         self.ticket = secrets.token_bytes(TICKET_BYTES)
-        # The other descriptors are for gRPC's connections and the store's files.
-        self._most_connections = min(_MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._most_connections = most_connections
         self._regions: RegionTable[bytes, Map] = RegionTable(most_bytes, _MAX_REGIONS)
         self._names: dict[socket.socket, set[bytes]] = {}
+        self._callers: dict[socket.socket, str] = {}
         self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
         self._selector = selectors.DefaultSelector()
         self._paths: list[str] = []
@@ -127,13 +128,18 @@ class SharedMemory:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        if len(self._names) >= self._most_connections:
-            stranger = next(iter(self._without_ticket), None)
+        caller = _process(connection)
+        left = self._most_connections - len(self._names)
+        own = [each for each, whose in self._callers.items() if whose == caller]
+        if len(own) >= left:
+            stranger = next((each for each in self._without_ticket if not left or each in own), None)
             if stranger is None:
+                log.warning("shared memory: %s has %d connections, and gets none of %d left", caller, len(own), left)
                 connection.close()
                 return
             self._end(stranger)
         connection.setblocking(False)
+        self._callers[connection] = caller
         self._selector.register(connection, selectors.EVENT_READ, "answer")
         self._names[connection] = set()
         self._without_ticket[connection] = None
@@ -169,7 +175,9 @@ class SharedMemory:
             # Huge pages may be missing when they are touched, which would end this process.
             if not is_sealed or os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
                 return False
-            self._regions.register(name, Map(descriptor, os.fstat(descriptor).st_size, mmap.MAP_SHARED))
+            self._regions.register(
+                name, Map(descriptor, os.fstat(descriptor).st_size, mmap.MAP_SHARED), self._callers[connection]
+            )
         except (OSError, KeyError, OverloadedError):  # OSError: not of this kind, empty, sealed against writing
             return False
         self._names[connection].add(name)
@@ -179,4 +187,11 @@ class SharedMemory:
         self._selector.unregister(connection)
         self._regions.unregister(self._names.pop(connection))
         self._without_ticket.pop(connection, None)
+        self._callers.pop(connection)
         connection.close()
+
+
+def _process(connection: socket.socket) -> str:
+    """Returns whose a connection is: the process' that made it, which counts as one caller."""
+    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"process {pid}" if pid else f"connection {connection.fileno()}"  # 0: of another container

@@ -24,7 +24,9 @@ from convserve.protocol.status import to_status
 from convserve_server.auth.authenticator import Authenticator, check, permissions_for
 from convserve_server.auth.identity import Identity, anyone
 from convserve_server.observability.call_record import REQUEST_ID, CallRecord, CallRecorder, current_call
+from convserve_server.scheduling.thread_pool import check_thread
 from convserve_server.transport.call_errors import abort, parsed, status_of
+from convserve_server.transport.connections import Connections
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
 from convserve_server.transport.idle_timeouts import IdleTimeouts, Wait
 from convserve_server.transport.message_bounds import MessageBound
@@ -62,10 +64,11 @@ class CallInterceptor(grpc.ServerInterceptor):
         receiving: ReceivingSlots,
         idle: IdleTimeouts,
         bounds: Mapping[str, MessageBound],
+        connections: Connections,
     ) -> None:
         """Takes the parts that all methods share, and the `bounds` of their requests by their paths."""
         self.recorder, self.authenticator, self.slots, self.idle = recorder, authenticator, slots, idle
-        self.receiving, self.bounds = receiving, bounds
+        self.receiving, self.bounds, self.connections = receiving, bounds, connections
         self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
 
     def intercept_service(
@@ -119,7 +122,7 @@ class _Method:
         self._serialize = handler.response_serializer or bytes
 
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        call = _Call(context, self._interceptor.idle, gives_stream=self._gives_stream)
+        call = _Call(context, self._interceptor, gives_stream=self._gives_stream)
         try:
             with self._identify(call):
                 answer = self._behaviour(self._receive(raw, call), context)
@@ -133,7 +136,7 @@ class _Method:
         return abort(status, context)
 
     def many_answers(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[list[bytes]]:
-        call = _Call(context, self._interceptor.idle, gives_stream=self._gives_stream)
+        call = _Call(context, self._interceptor, gives_stream=self._gives_stream)
         try:
             with self._identify(call):
                 yield from self._answers(self._receive(raw, call), call)
@@ -145,7 +148,9 @@ class _Method:
 
     def _identify(self, call: _Call) -> AbstractContextManager[None]:
         """Notes who calls, or raises if they may not; returns the slot that the call is to keep."""
+        check_thread()
         identity = call.record.identity = self._interceptor.authenticator.identify(self._path, call.context)
+        self._interceptor.connections.identified(call.peer, identity)
         check(identity, self._path)  # once the record, and so the log, has its name
         return self._interceptor.slots.acquire(identity) if self._takes_stream else _NO_SLOT
 
@@ -185,6 +190,7 @@ class _Method:
         wait = Wait(context.cancel, self._interceptor.idle.deadline())
         self._interceptor.idle.add(wait)
         try:
+            check_thread()
             data = self._one_message(raw, anyone(context.peer()), wait)
             self._behaviour(parsed(self._parse, data, self._bound), context, send_response)
             return
@@ -210,20 +216,23 @@ class _Method:
 class _Call:
     """A call, with the waits for its caller: a stream in both directions has two, as one that sends must fetch, too."""
 
-    __slots__ = ("_idle", "context", "fetching", "receiving", "record")
+    __slots__ = ("_connections", "_idle", "context", "fetching", "peer", "receiving", "record")
 
-    def __init__(self, context: grpc.ServicerContext, idle: IdleTimeouts, *, gives_stream: bool) -> None:
+    def __init__(self, context: grpc.ServicerContext, interceptor: CallInterceptor, *, gives_stream: bool) -> None:
         try:
             self.record = current_call()
         except PermissionDeniedError as error:
             abort(to_status(error), context)
-        self.context, self._idle = context, idle
+        self.context, self._idle, self._connections = context, interceptor.idle, interceptor.connections
+        idle = self._idle
         self.receiving = self.fetching = Wait(partial(_abort_idle, self.record, context), idle.deadline())
         idle.add(self.receiving)
         if gives_stream:
             self.fetching = Wait(self.receiving.abort)
             idle.add(self.fetching)
         self.record.begin()
+        self.peer = context.peer()
+        self._connections.began(self.peer)
         context.set_trailing_metadata(((REQUEST_ID, self.record.request_id),))
         if not context.add_callback(self._end):  # it is over already
             self._end()
@@ -232,6 +241,7 @@ class _Call:
         self._idle.remove(self.receiving)
         if self.fetching is not self.receiving:
             self._idle.remove(self.fetching)
+        self._connections.ended(self.peer)
         record = self.record
         record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 

@@ -11,10 +11,11 @@ from convserve_server.settings import Settings
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
 _MAX_METADATA_BYTES = 2**14
 _FOR_EVER_MS = 2**31 - 1  # as gRPC reads it
+_IDLE_CONNECTION_MS = 600_000  # after which a connection without calls is closed; callers connect again for the next
 
 
-def server_options(settings: Settings) -> list[tuple[str, Any]]:
-    """Returns the options with which a `grpc.server` is made."""
+def server_options(settings: Settings, max_connections: int) -> list[tuple[str, Any]]:
+    """Returns the options with which a `grpc.server` is made that refuses connections beyond so many."""
     # Integers: gRPC passes over floats without a word.
     times = (settings.max_connection_age_s, settings.drain_s)
     age_ms, grace_ms = (min(math.ceil(seconds * 1000), _FOR_EVER_MS) for seconds in times)
@@ -25,7 +26,8 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
         *LARGE_FRAMES,
         # Otherwise a second server on the same port would silently get a share of the connections.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
         ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
         ("grpc.compression_enabled_algorithms_bitset", _ANY_COMPRESSION if settings.compression else _NO_COMPRESSION),
         ("grpc.server_handshake_timeout_ms", 10_000),

@@ -19,6 +19,7 @@ from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.call_record import CallRecorder, current_identity
 from convserve_server.settings import SettingsError
 from convserve_server.transport.call_interceptor import CallInterceptor
+from convserve_server.transport.connections import Connections
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from tests.support.either_client import EITHER_CLIENT
@@ -60,8 +61,9 @@ def serving(certificate=None, tokens=None):
         info, messages.GetServerInfoRequest.FromString, messages.GetServerInfoResponse.SerializeToString
     )
     authenticator = Authenticator(tokens, by_certificate=bool(certificate and certificate.is_mutual))
+    connections = Connections(8, 16)
     interceptor = CallInterceptor(
-        CallRecorder(), authenticator, StreamSlots(2), ReceivingSlots(2), IdleTimeouts(60), {}
+        CallRecorder(), authenticator, StreamSlots(2), ReceivingSlots(2), IdleTimeouts(60), {}, connections
     )
     server = grpc.server(ThreadPoolExecutor(2), interceptors=[interceptor])
     handlers = {"GetServerInfo": handler}

@@ -51,9 +51,13 @@ class RawCaller:
         path = f"/{rpc.containing_service.full_name}/{rpc.name}"
         return list(self.channel.stream_stream(path)(iter(messages), timeout=60))
 
+    def check_health(self, timeout: float = 60) -> None:
+        """Asserts that the server is healthy."""
+        assert self.health.Check(health_pb2.HealthCheckRequest(), timeout=timeout).status == 1
+
     def check_service(self) -> None:
         """Asserts that the server is healthy, and answers this caller rightly."""
-        assert self.health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+        self.check_health()
         request = convolve_request(layer(weights=weights(np.ones((1, 1, 1, 1)))))
         assert self.stub.Convolve(request, timeout=60).output.data == request.input.data
 

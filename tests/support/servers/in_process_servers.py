@@ -13,10 +13,11 @@ from grpc_health.v1 import health, health_pb2_grpc
 
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.observability.call_record import CallRecorder
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.call_interceptor import CallInterceptor
+from convserve_server.transport.connections import Connections
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
-from convserve_server.transport.thread_pool import ThreadPool
 
 PATH = "/test.Service/Method"
 FORMS = ["unary_unary", "unary_stream", "stream_unary", "stream_stream"]
@@ -57,8 +58,10 @@ def served_methods(
 ) -> Iterator[ServedMethods]:
     """Yields the methods of a server, which it stops."""
     methods = ServedMethods()
+    idle, connections = IdleTimeouts(idle_s), Connections(1000, 2000)
+    stream_slots, receiving = StreamSlots(slots), ReceivingSlots(slots)
     interceptor = CallInterceptor(
-        recorder or CallRecorder(), Authenticator(), StreamSlots(slots), ReceivingSlots(slots), IdleTimeouts(idle_s), {}
+        recorder or CallRecorder(), Authenticator(), stream_slots, receiving, idle, {}, connections
     )
     pool: Any = ThreadPool(3 * slots, "call")
     server = grpc.server(pool, interceptors=[interceptor])

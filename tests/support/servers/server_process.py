@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tests.support.processes import ended_afterwards
@@ -49,24 +51,41 @@ class RunningServer:
 
 @contextmanager
 def running_server(
-    *arguments: str, environment: dict[str, str] | None = None, program: tuple[str, ...] = ("convserve", "serve")
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    program: tuple[str, ...] = ("convserve", "serve"),
+    limits: dict[int, int] | None = None,
 ) -> Iterator[RunningServer]:
-    """Starts a server on a free port, waits until it is ready, and kills it afterwards if it still runs."""
+    """Starts a server on a free port, waits until it is ready, and kills it afterwards if it still runs.
+
+    `limits` are those of its process, by their kind, such as `resource.RLIMIT_NOFILE`.
+    """
     listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
     command = [sys.executable, "-m", *program, "--device", "cpu", *listen, *arguments]
     path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
+    limit = partial(_limit, limits) if limits else None
     variables = {**os.environ, "PYTHONPATH": path.rstrip(":"), **(environment or {})}
     with (
         tempfile.NamedTemporaryFile("w+", suffix=".log") as log,
-        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables) as process,
+        ended_afterwards(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, preexec_fn=limit
+        ) as process,
     ):
         said = _ready(process, Path(log.name))
         yield RunningServer(said["listening on"], process, Path(log.name), said.get("metrics on", ""))
 
 
-def numpy_server(*arguments: str, environment: dict[str, str] | None = None) -> AbstractContextManager[RunningServer]:
+def _limit(limits: dict[int, int]) -> None:
+    for kind, most in limits.items():
+        resource.setrlimit(kind, (most, most))
+
+
+def numpy_server(
+    *arguments: str, environment: dict[str, str] | None = None, limits: dict[int, int] | None = None
+) -> AbstractContextManager[RunningServer]:
     """Starts a server as `running_server` does, with numpy's engine: within a second, where TensorFlow takes some."""
-    return running_server(*arguments, environment=environment, program=("tests.support.engines.numpy_server",))
+    program = ("tests.support.engines.numpy_server",)
+    return running_server(*arguments, environment=environment, program=program, limits=limits)
 
 
 def _ready(process: subprocess.Popen[str], log: Path) -> dict[str, str]:

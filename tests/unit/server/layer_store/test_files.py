@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from convserve import Layer, LayerNotFoundError, OverloadedError
+from convserve import Layer, LayerNotFoundError, OverloadedError, UnavailableError
 from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, quarantined
 
 
@@ -189,7 +189,8 @@ def test_a_file_that_may_not_be_read_is_quarantined(nobodys_folder: Path) -> Non
     ("number", "error", "text"),
     [
         (errno.ENOSPC, OverloadedError, r"--store\. Received none: No space.*Delete some"),
-        (errno.EIO, OSError, "Input/output"),
+        (errno.EMFILE, OverloadedError, "open files: retry"),
+        *((number, UnavailableError, os.strerror(number)) for number in (errno.EIO, errno.EROFS, errno.EACCES)),
     ],
 )
 def test_a_disk_that_fails_leaves_the_old_state(

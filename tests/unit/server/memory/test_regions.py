@@ -32,7 +32,7 @@ def test_regions_and_bytes_are_bounded() -> None:
 
 
 def test_only_abandoned_regions_make_room() -> None:
-    table: RegionTable[str, Any] = RegionTable(100, 10, lambda each: each.abandoned)
+    table: RegionTable[str, Any] = RegionTable(100, 10, lambda each, _: each.abandoned)
     left, kept = region(50), region(50)
     table.register("left", left)
     table.register("kept", kept)
@@ -41,6 +41,43 @@ def test_only_abandoned_regions_make_room() -> None:
     left.abandoned = True
     table.register("new", region(50))
     assert (table.get("left"), table.get("kept")) == (None, kept)
+
+
+@pytest.mark.parametrize("size", [0, 8], ids=["regions", "bytes"])
+def test_a_caller_leaves_as_much_as_it_has(size: int) -> None:
+    """Sixteen of them have no room for more, by their number or by their bytes."""
+    table: RegionTable[str, Any] = RegionTable(16 * 8, 1000 if size else 16)
+
+    def taken_by(caller: str) -> int:
+        for number in range(16):
+            try:
+                table.register(f"{caller} {number}", region(size), caller)
+            except OverloadedError:
+                return number
+        return 16
+
+    assert [taken_by(caller) for caller in ("greedy", "second", "third", "last")] == [8, 4, 2, 1]
+    assert taken_by("") == 1  # of callers that cannot be told apart
+    table.unregister([f"greedy {number}" for number in range(8)])
+    assert taken_by("after") == 4
+
+
+def test_one_region_takes_no_more_than_half() -> None:
+    table: RegionTable[str, Any] = RegionTable(100, 10)
+    with pytest.raises(OverloadedError, match="half of what is left"):
+        table.register("too large", region(51), "caller")
+    table.register("half", region(50), "caller")
+
+
+@pytest.mark.parametrize(("size", "told"), [(40, True), (60, False)])
+def test_what_is_abandoned_is_told_whether_there_is_no_room_for_anybody(size: int, told: bool) -> None:
+    asked = []
+    table: RegionTable[str, Any] = RegionTable(100, 10, lambda _, is_full: asked.append(is_full) or False)
+    table.register("a", region(50))
+    table.register("b", region(30))
+    with pytest.raises(OverloadedError):
+        table.register("c", region(size), "caller")
+    assert asked == [told, told]
 
 
 @pytest.mark.parametrize(

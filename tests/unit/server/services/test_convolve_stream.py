@@ -20,11 +20,11 @@ from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.scheduler import Result
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.scheduling.transfers import Transfers
 from convserve_server.services.convolve_stream import ConvolveStream, StreamItems
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
-from convserve_server.transport.thread_pool import ThreadPool
 from tests.support.observability.observers import PASS
 from tests.support.waiting import eventually
 

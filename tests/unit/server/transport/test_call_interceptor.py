@@ -17,6 +17,7 @@ from convserve_server.open_inference.v2 import inference_service_pb2 as inferenc
 from convserve_server.open_inference.wire import InferRequest
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.transport.call_interceptor import CallInterceptor
+from convserve_server.transport.connections import Connections
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from tests.support.servers.in_process_servers import FORMS
@@ -67,7 +68,10 @@ def reached(request, context):
 def called(form, authenticator, *, has_record):
     """Calls a method through the interceptor; returns the code that it is refused with."""
     handler = getattr(grpc, f"{form}_rpc_method_handler")(reached)
-    interceptor = CallInterceptor(CallRecorder(), authenticator, StreamSlots(2), ReceivingSlots(2), IDLE, {})
+    connections = Connections(8, 16)
+    interceptor = CallInterceptor(
+        CallRecorder(), authenticator, StreamSlots(2), ReceivingSlots(2), IDLE, {}, connections
+    )
     details = SimpleNamespace(method="/convserve.v1.ConvolutionService/Convolve", invocation_metadata=())
     context, own = CallContext(), Context()
     wrapped = own.run(interceptor.intercept_service, lambda _: handler, details)

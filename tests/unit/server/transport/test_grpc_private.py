@@ -7,8 +7,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2_grpc
 
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
-from convserve_server.transport.thread_pool import ThreadPool
 
 
 class Registered:

@@ -8,9 +8,9 @@ import pytest
 from convserve import InvalidRequestError, OverloadedError
 from convserve.errors import FieldViolation
 from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import MAX_IN_FLIGHT, InFlightItems
-from convserve_server.transport.thread_pool import ThreadPool
 from tests.support.waiting import eventually
 
 WAIT_S = 60

@@ -11,12 +11,15 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
 from convserve.errors import OverloadedError
 
 _RETRY_S = 1.0
+
+_thread = threading.local()
 
 _Work = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 _Inbox = SimpleQueue[_Work]
@@ -29,20 +32,24 @@ class ThreadPool(Executor):
     It cannot be shut down: its threads end with the process, whatever they do.
     """
 
-    def __init__(self, max_threads: int, name: str, *, waits_for_threads: bool = True) -> None:
-        """Starts the first thread, or raises RuntimeError; others are started when work comes and none is idle.
+    def __init__(self, max_threads: int, name: str, *, min_threads: int = 1, refuses_in_thread: bool = False) -> None:
+        """Starts `min_threads`, one at least or raises RuntimeError; others when work comes and none is idle.
 
-        Where the system starts no further thread, work `waits_for_threads` that are busy, or is refused. It is not to
-        wait where busy threads may wait for it.
+        Where the system starts no further thread, `submit` refuses work. Or a thread that does no other work has it
+        refused by calling it (`refuses_in_thread`), for those who submit and cannot be told.
         """
-        self._max_threads, self._name, self._waits_for_threads = max_threads, name, waits_for_threads
+        self._max_threads, self._name = max_threads, name
         self._lock = threading.Lock()
         self._waiting: deque[_Work] = deque()
         self._count = 0
+        self._refusing: _Inbox | None = self._started(self._refuse, "refusing") if refuses_in_thread else None
         self._idle = [self._started_thread()]
+        with suppress(RuntimeError):
+            while self._count < min(max_threads, min_threads):
+                self._idle.append(self._started_thread())
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        """Returns the future of a call. Raises OverloadedError if it may not wait, and the system starts no thread."""
+        """Returns the future of a call. Raises OverloadedError if the system starts no thread for it."""
         work: _Work = Future(), fn, args, kwargs
         with self._lock:
             inbox = self._idle.pop() if self._idle else self._another()
@@ -53,23 +60,30 @@ class ThreadPool(Executor):
         return work[0]
 
     def _another(self) -> _Inbox | None:
-        """Starts a thread, if there may be one more and the system lets it start."""
+        """Starts a thread, if there may be one more."""
         if self._count == self._max_threads:
             return None
         try:
             return self._started_thread()
-        except RuntimeError:
-            if self._waits_for_threads:
-                return None
-            text = "Expected a thread. Received none, as the server's system starts no more of them: retry."
-            raise OverloadedError(text, retry_after_s=_RETRY_S) from None
+        except (RuntimeError, MemoryError):
+            if self._refusing is None:
+                raise _no_thread() from None
+            return self._refusing
 
     def _started_thread(self) -> _Inbox:
-        inbox: _Inbox = SimpleQueue()
-        name = f"{self._name}_{self._count + 1}"
-        threading.Thread(target=self._work, args=(inbox,), name=name, daemon=True).start()
+        inbox = self._started(self._work, str(self._count + 1))
         self._count += 1
         return inbox
+
+    def _started(self, work: Callable[[_Inbox], None], name: str) -> _Inbox:
+        inbox: _Inbox = SimpleQueue()
+        threading.Thread(target=work, args=(inbox,), name=f"{self._name}_{name}", daemon=True).start()
+        return inbox
+
+    def _refuse(self, inbox: _Inbox) -> None:
+        _thread.refuses = True
+        while True:
+            _run(*inbox.get())
 
     def _work(self, inbox: _Inbox) -> None:
         while True:
@@ -79,6 +93,17 @@ class ThreadPool(Executor):
                     inbox.put(self._waiting.popleft())
                 else:
                     self._idle.append(inbox)
+
+
+def check_thread() -> None:
+    """Raises OverloadedError in a thread that only refuses: what is called there must not wait for anything."""
+    if getattr(_thread, "refuses", False):
+        raise _no_thread()
+
+
+def _no_thread() -> OverloadedError:
+    text = "Expected a thread. Received none, as the server's system starts no more of them: retry."
+    return OverloadedError(text, retry_after_s=_RETRY_S)
 
 
 def _run(future: Future[Any], fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 from convserve import OverloadedError
-from convserve_server.transport.thread_pool import ThreadPool
+from convserve_server.scheduling.thread_pool import ThreadPool, check_thread
 from tests.support.waiting import eventually
 
 WAIT_S = 60
@@ -91,32 +91,30 @@ def test_what_fails_keeps_nothing_of_what_it_was_given_once_its_future_is_gone()
         gc.enable()
 
 
-def test_a_system_that_starts_no_more_threads_leaves_the_work_to_those_there_are(monkeypatch):
-    def refuse(_thread):
-        raise RuntimeError("can't start new thread")
+def refuse(_thread):
+    raise RuntimeError("can't start new thread")
 
+
+def test_some_threads_are_started_at_once_as_far_as_the_system_starts_them(monkeypatch):
+    assert len(ThreadPool(8, "some", min_threads=3)._idle) == 3
+    start = threading.Thread.start
     with monkeypatch.context() as system:
         system.setattr(threading.Thread, "start", refuse)
         with pytest.raises(RuntimeError, match="new thread"):
             ThreadPool(2, "pair")  # when the server starts, and not at its first call
+        few = iter([start, start])
+
+        def start_few(thread):
+            next(few, refuse)(thread)
+
+        system.setattr(threading.Thread, "start", start_few)
+        pool = ThreadPool(8, "some", min_threads=3)
+    assert len(pool._idle) == 2
+    assert pool.submit(divmod, 7, 2).result(WAIT_S) == (3, 1)
+
+
+def test_work_is_refused_where_the_system_starts_no_more_threads(monkeypatch):
     pool, released = ThreadPool(2, "pair"), threading.Event()
-    first = pool.submit(released.wait, WAIT_S)
-    with monkeypatch.context() as system:
-        system.setattr(threading.Thread, "start", refuse)
-        second = pool.submit(divmod, 7, 2)
-    released.set()
-    assert first.result(WAIT_S)
-    assert second.result(WAIT_S) == (3, 1)
-    both = threading.Barrier(2)
-    for each in [pool.submit(both.wait, WAIT_S) for _ in range(2)]:
-        each.result(WAIT_S)  # a second thread was started, now that it may be
-
-
-def test_work_that_others_wait_for_is_refused_where_the_system_starts_no_more_threads(monkeypatch):
-    def refuse(_thread):
-        raise RuntimeError("can't start new thread")
-
-    pool, released = ThreadPool(2, "pair", waits_for_threads=False), threading.Event()
     first = pool.submit(released.wait, WAIT_S)
     with monkeypatch.context() as system:
         system.setattr(threading.Thread, "start", refuse)
@@ -126,6 +124,25 @@ def test_work_that_others_wait_for_is_refused_where_the_system_starts_no_more_th
     assert second.result(WAIT_S) == (3, 1)
     released.set()
     assert first.result(WAIT_S)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("can't start new thread"), MemoryError()])
+def test_work_of_those_who_cannot_be_told_is_refused_in_a_thread(monkeypatch, error):
+    def fail(_thread):
+        raise error
+
+    pool, released = ThreadPool(2, "pair", refuses_in_thread=True), threading.Event()
+    first = pool.submit(released.wait, WAIT_S)
+    with monkeypatch.context() as system:
+        system.setattr(threading.Thread, "start", fail)
+        for refused in [pool.submit(check_thread) for _ in range(20)]:
+            with pytest.raises(OverloadedError, match="no more of them"):
+                refused.result(WAIT_S)
+    pool.submit(check_thread).result(WAIT_S)  # a second thread was started, now that it may be
+    released.set()
+    assert first.result(WAIT_S)
+    third = pool.submit(released.wait, WAIT_S)
+    assert third.result(WAIT_S)
 
 
 def test_what_is_cancelled_while_it_waits_is_not_run():

@@ -1,0 +1,204 @@
+"""Keeps room for new connections: where there are too many, those that are idle are closed.
+
+gRPC refuses further connections once it has as many as it may have. That alone would let whoever opens enough of them,
+and answers pings, keep everybody else out for ever. So gRPC may have some more than --max-connections (options.py), and
+of those beyond it a thread closes the ones that carry no call, in this order:
+
+1. those that have carried none, after a moment for the first;
+2. those whose callers showed neither token nor certificate;
+3. the others;
+
+of each of these first the ones of whoever has most, be it a host or an identified caller, and those that are idle for
+longest.
+
+gRPC shows Python no connections, so the thread finds them among the process' descriptors. It shuts the socket down,
+which gRPC takes for the peer's doing; the descriptor stays gRPC's own.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import math
+import os
+import socket
+import struct
+import threading
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import quote
+
+from convserve_server.auth.identity import Identity, is_local
+from convserve_server.memory.descriptors import open_descriptors
+from convserve_server.transport.listening import unix_path
+
+log = logging.getLogger("convserve")
+
+_PAUSE_S, _PAUSE_IF_FULL_S = 1.0, 0.05
+_NEARLY_FULL = 0.75  # from when on connections are looked at, so that it is known how long they have been there
+_GRACE_S = 3.0  # for a connection's first call
+_LOG_EVERY_S = 60.0
+
+
+def with_spare(max_connections: int) -> int:
+    """Returns how many connections gRPC may have, with some for those that come before others are closed."""
+    return max_connections + max(8, math.ceil(max_connections / 8))
+
+
+@dataclass(slots=True)
+class _Use:
+    """What calls made of a connection."""
+
+    in_flight: int = 0
+    last: float = 0.0
+    caller: str = ""  # who showed a token or certificate
+
+
+class _Connection(NamedTuple):
+    descriptor: int
+    peer: str  # as gRPC names it; for a Unix socket the process at the other end
+    host: str
+
+
+class Connections:
+    """The connections of a server. Its methods may be called from any thread."""
+
+    def __init__(self, max_connections: int, with_spare: int, clock: Callable[[], float] = time.monotonic) -> None:
+        """Knows of none yet. gRPC may have so many `with_spare`, fewer where descriptors are few."""
+        self._max, self._clock = min(max_connections, max(1, with_spare * 8 // 9)), clock
+        self._lock = threading.Lock()
+        self._used: OrderedDict[str, _Use] = OrderedDict()  # by peer, that of the latest call last
+        self._seen: dict[str, float] = {}  # by peer: since when, of those without a call
+        self._ports: set[int] = set()
+        self._paths: set[str] = set()
+        self._logged, self._closed = -_LOG_EVERY_S, 0
+
+    def began(self, peer: str) -> None:
+        """Notes that a call on a connection began."""
+        with self._lock:
+            use = self._used.pop(peer, None) or _Use()
+            self._used[peer] = use
+            use.in_flight += 1
+            use.last = self._clock()
+            if len(self._used) > 2 * self._max:  # of connections that have ended
+                oldest = next(iter(self._used))
+                if not self._used[oldest].in_flight:
+                    del self._used[oldest]
+
+    def identified(self, peer: str, identity: Identity) -> None:
+        """Notes whose a call is that began."""
+        if identity.proof:
+            self._used[peer].caller = identity.caller
+
+    def ended(self, peer: str) -> None:
+        """Notes that a call ended."""
+        with self._lock:
+            use = self._used[peer]
+            use.in_flight -= 1
+            use.last = self._clock()
+
+    def listens_at(self, address: str) -> None:
+        """Says that gRPC has connections to an address, as `listen` returns it."""
+        if path := unix_path(address):
+            self._paths.add(path)
+        else:
+            self._ports.add(int(address.rpartition(":")[2]))
+
+    def watch(self, addresses: Iterable[str]) -> None:
+        """Starts to keep room among the connections to these addresses."""
+        for address in addresses:
+            self.listens_at(address)
+        threading.Thread(target=self._watch, name="connections", daemon=True).start()
+
+    def _watch(self) -> None:
+        while True:
+            count = len(open_descriptors())  # no connection is without
+            time.sleep(_PAUSE_S if count <= self._max else _PAUSE_IF_FULL_S)
+            if count > _NEARLY_FULL * self._max:
+                try:
+                    self.make_room()
+                except Exception:
+                    log.exception("no connection could be closed to make room for others")
+
+    def make_room(self) -> None:
+        """Closes idle connections, as many as there are too many."""
+        there = list(self._there())
+        now = self._clock()
+        with self._lock:
+            uses = {each.peer: self._used.get(each.peer) for each in there}
+            self._seen = {peer: self._seen.get(peer, now) for peer, use in uses.items() if use is None}
+            owners = [(use.caller if (use := uses[each.peer]) else "") or each.host for each in there]
+        counts = Counter(owners)
+        candidates: list[tuple[tuple[bool, bool, int, float], _Connection]] = []
+        for each, owner in zip(there, owners, strict=True):
+            use = uses[each.peer]
+            if use is not None and use.in_flight:
+                continue
+            # Which of a Unix socket's connections carry calls is not known.
+            if each.host.startswith("process") and counts[owner] <= self._max // 2:
+                continue
+            last = self._seen[each.peer] if use is None else use.last
+            is_used = use is not None or now < last + _GRACE_S
+            is_identified = use is not None and bool(use.caller)
+            candidates.append(((is_identified, is_used, -counts[owner], last), each))
+        excess = len(there) - self._max
+        if excess > 0:  # then of those without any use some more, for as many may come again at once
+            unused = sum(not is_used for (_, is_used, *_), _ in candidates)
+            excess = max(excess, min(unused, excess + self._max // 4))
+        worst = [each for _, each in sorted(candidates)[: max(0, excess)]]
+        closed = sum(self._at(each.descriptor, closed=each) == each for each in worst)
+        self._report(closed, counts, now)
+
+    def _report(self, closed: int, counts: Counter[str], now: float) -> None:
+        self._closed += closed
+        if self._closed and now >= self._logged + _LOG_EVERY_S:
+            host, count = counts.most_common(1)[0]
+            text = "%d idle connections were closed to make room for others: --max-connections allows %d; %s has %d"
+            log.warning(text, self._closed, self._max, host, count)
+            self._logged, self._closed = now, 0
+
+    def _there(self) -> Iterator[_Connection]:
+        return filter(None, map(self._at, open_descriptors()))
+
+    def _at(self, descriptor: int, *, closed: _Connection | None = None) -> _Connection | None:
+        """Returns the connection at a descriptor, if there is one, which is shut down if it is the one to be closed."""
+        with suppress(OSError), _socket(descriptor) as opened:
+            found = self._connection(descriptor, opened)
+            if found is not None and found == closed:
+                opened.shutdown(socket.SHUT_RDWR)
+            return found
+        return None
+
+    def _connection(self, descriptor: int, opened: socket.socket) -> _Connection | None:
+        """Returns what a socket is; raises OSError if it is a listener."""
+        if opened.family == socket.AF_UNIX and opened.getsockname() in self._paths:
+            opened.getpeername()
+            pid, _, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+            return _Connection(descriptor, f"unix:{descriptor}", f"process {pid}")
+        if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.getsockname()[1] not in self._ports:
+            return None
+        host, port, *_ = opened.getpeername()
+        host = host.removeprefix("::ffff:")
+        peer = f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if ":" in host else f"ipv4:{host}:{port}"
+        if is_local(peer):
+            return _Connection(descriptor, peer, "this machine")
+        # Whoever has one address of IPv6 has a network of them.
+        whose = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False)) if ":" in host else host
+        return _Connection(descriptor, peer, whose)
+
+
+@contextmanager
+def _socket(descriptor: int) -> Iterator[socket.socket]:
+    """Opens a socket of this process by another descriptor, which nobody closes meanwhile; OSError if it is none."""
+    copy = os.dup(descriptor)
+    try:
+        opened = socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+    with opened:
+        yield opened

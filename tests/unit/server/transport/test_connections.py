@@ -1,0 +1,151 @@
+"""Which connections are closed where there are too many."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from convserve_server.auth.identity import ALL, Identity, anyone
+from convserve_server.transport.connections import Connections, with_spare
+
+MAX = 4
+
+
+class Listener:
+    """A server's connections, of which the test has both ends."""
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
+        self.opened = ExitStack()
+        self.now = 100.0
+        self.connections = Connections(MAX, with_spare(MAX), clock=lambda: self.now)
+        self.family = socket.AF_INET6 if ":" in address else socket.AF_UNIX if "/" in address else socket.AF_INET
+        self.socket = self.opened.enter_context(socket.socket(self.family))
+        self.socket.bind(address if "/" in address else (address, 0))
+        self.socket.listen()
+        at = f"unix:{address}" if "/" in address else f"{address}:{self.socket.getsockname()[1]}"
+        self.connections.listens_at(at)
+
+    def connect(self) -> socket.socket:
+        """Returns a caller's end."""
+        caller = self.opened.enter_context(socket.socket(self.family))
+        caller.settimeout(30)
+        caller.connect(self.socket.getsockname())
+        self.opened.enter_context(self.socket.accept()[0])
+        return caller
+
+    def peer(self, caller: socket.socket) -> str:
+        """Returns a caller's name, as gRPC has it."""
+        host, port, *_ = caller.getsockname()
+        return f"ipv6:%5B{host}%5D:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+    def call(self, caller: socket.socket, token: str = "", *, ends: bool = True) -> None:
+        peer = self.peer(caller)
+        self.connections.began(peer)
+        self.connections.identified(peer, Identity(token, ALL) if token else anyone(peer))
+        if ends:
+            self.connections.ended(peer)
+
+    def closed(self, *callers: socket.socket) -> list[int]:
+        """Makes room; returns which of the callers have no connection any more."""
+        self.connections.make_room()
+        return [number for number, caller in enumerate(callers) if is_closed(caller)]
+
+
+def is_closed(caller: socket.socket) -> bool:
+    caller.setblocking(False)
+    try:
+        return caller.recv(1) == b""
+    except BlockingIOError:
+        return False
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
+    listening = Listener(request.param)
+    with listening.opened:
+        yield listening
+
+
+def test_none_is_closed_as_long_as_there_are_not_too_many(listener: Listener) -> None:
+    assert listener.closed(*(listener.connect() for _ in range(MAX))) == []
+
+
+def test_those_that_have_carried_no_call_go_first(listener: Listener) -> None:
+    used = [listener.connect() for _ in range(2)]
+    for each in used:
+        listener.call(each)
+    silent = [listener.connect() for _ in range(2)]
+    listener.connections.make_room()
+    listener.now += 60
+    callers = [*used, *silent, listener.connect(), listener.connect()]
+    assert listener.closed(*callers) == [2, 3]
+
+
+def test_a_new_one_has_a_moment_for_its_first_call(listener: Listener) -> None:
+    callers = [listener.connect() for _ in range(MAX)]
+    for each in callers:
+        listener.now += 1
+        listener.call(each)
+    listener.now += 60
+    callers += [listener.connect() for _ in range(2)]
+    assert listener.closed(*callers) == [0, 1]  # those that are idle for longest
+
+
+def test_those_that_carry_a_call_stay(listener: Listener) -> None:
+    callers = [listener.connect() for _ in range(MAX + 2)]
+    for each in callers:
+        listener.call(each, ends=False)
+    assert listener.closed(*callers) == []
+    listener.connections.ended(listener.peer(callers[3]))
+    assert listener.closed(*callers) == [3]
+
+
+def test_those_of_known_callers_go_last_and_of_them_the_ones_of_whoever_has_most(listener: Listener) -> None:
+    modest, *greedy = (listener.connect() for _ in range(MAX))
+    listener.call(modest, "modest")
+    for each in greedy:
+        listener.now += 1
+        listener.call(each, "greedy")
+    strangers = [listener.connect() for _ in range(2)]
+    for each in strangers:
+        listener.now += 1
+        listener.call(each)
+    listener.now += 60
+    assert listener.closed(modest, *greedy, *strangers) == [4, 5]
+    late = [listener.connect() for _ in range(2)]
+    for each in late:
+        listener.call(each, "late")
+    assert listener.closed(modest, *greedy, *late) == [1, 2]
+
+
+def test_other_descriptors_are_left_alone(listener: Listener) -> None:
+    elsewhere = Listener("127.0.0.1")
+    with elsewhere.opened:
+        others = [elsewhere.connect() for _ in range(2 * MAX)]
+        before = len(os.listdir("/dev/fd"))
+        assert listener.closed(*others) == []
+        assert len(os.listdir("/dev/fd")) == before
+
+
+def test_what_is_known_of_connections_that_have_ended_is_bounded(listener: Listener) -> None:
+    for port in range(1000):
+        listener.connections.began(f"ipv4:10.0.0.1:{port}")
+        listener.connections.ended(f"ipv4:10.0.0.1:{port}")
+    assert len(listener.connections._used) <= 2 * MAX
+
+
+def test_on_a_unix_socket_a_process_has_half(tmp_path: Path) -> None:
+    listening = Listener(str(tmp_path / "socket"))
+    with listening.opened:
+        assert listening.closed(*(listening.connect() for _ in range(MAX + 2))) == [0, 1]
+
+
+@pytest.mark.parametrize("given", [1, 9, 90, 100, 1125])
+def test_where_descriptors_are_few_there_are_fewer_connections_than_asked_for(given: int) -> None:
+    assert Connections(100, given)._max == min(100, max(1, given * 8 // 9))
+    assert Connections(given, with_spare(given))._max == given
