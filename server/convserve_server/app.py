@@ -62,8 +62,8 @@ T = TypeVar("T")
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
-# Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times its
-# input, and where it gets none raises what ends the process.
+# Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times as
+# large as its input, and raises what ends the process if it gets none.
 _EIGENS_THREADS = 1
 _SMALL_STACK_BYTES = 2**20  # of a thread, where what is mapped and never touched counts too; usual are 8 MiB
 
@@ -109,22 +109,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
-    if settings.keep_memory:
-        configure_malloc(min(_MAX_KEPT_BYTES, machine_memory_bytes() // 16))
-    processors = machine_processors()
-    threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
-    verbose = settings.log_level == "debug"
-    with nullcontext() if verbose else held_stderr(may_end_here=True):
-        # It takes seconds, during which the health check already answers NOT_SERVING.
-        engine = load_engine(
-            settings.device,
-            settings.tf32,
-            intra_op_threads=settings.intra_op_threads or (_EIGENS_THREADS if is_limited() else threads),
-            inter_op_threads=settings.inter_op_threads or threads,
-            keep_memory=settings.keep_memory,
-            verbose=verbose,
-        )
-        check_devices(engine)
+    engine = _engine(settings, load_engine)
     limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings))
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
@@ -147,6 +132,27 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     stop.wait()
     gate.is_ready = False
     return drain(settings, server, health, shared_memory, observability, stop)
+
+
+def _engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
+    """Returns the engine, once it has computed a known result."""
+    if settings.keep_memory:
+        configure_malloc(min(_MAX_KEPT_BYTES, machine_memory_bytes() // 16))
+    processors = machine_processors()
+    threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
+    verbose = settings.log_level == "debug"
+    with nullcontext() if verbose else held_stderr(may_end_here=True):
+        # It takes seconds, during which the health check already answers NOT_SERVING.
+        engine = load_engine(
+            settings.device,
+            settings.tf32,
+            intra_op_threads=settings.intra_op_threads or (_EIGENS_THREADS if is_limited() else threads),
+            inter_op_threads=settings.inter_op_threads or threads,
+            keep_memory=settings.keep_memory,
+            verbose=verbose,
+        )
+        check_devices(engine)
+    return engine
 
 
 def _announce(address: str, shared_memory: SharedMemory | None, exposed: str) -> None:

@@ -23,13 +23,14 @@ from dataclasses import asdict, dataclass, field
 import grpc
 import numpy as np
 
-from convserve import Client, ConvserveError
+from convserve import Client, ConvserveError, RetryRule
 from tests.support.processes import descriptors
 from tests.support.raw.calls import RawCaller
 from tests.support.raw.silent import SilentConnections
 from tests.support.servers.server_process import Serve, running_server
 
 _TOKEN = "an-honest-callers-token"  # noqa: S105
+_OFTEN = RetryRule(attempts=1000)
 _LOCAL_POOL = [("grpc.use_local_subchannel_pool", 1)]
 _ROUND_S = 0.25
 
@@ -85,7 +86,7 @@ def crowd(
         called: deque[grpc.Channel] = deque()
         silent = opened.enter_context(SilentConnections(server.target))
         mute = opened.enter_context(SilentConnections(server.target, speaks=False))
-        kept = opened.enter_context(Client(server.target, token=token, timeout=20))
+        kept = opened.enter_context(Client(server.target, token=token, timeout=20, retry=_OFTEN))
         _call(kept)
         end = time.monotonic() + seconds
         callers = [
@@ -121,7 +122,9 @@ def _call(client: Client) -> None:
 
 def _new(target: str, token: str | None) -> None:
     # A channel to another name has a connection of its own.
-    with Client(target.replace("127.0.0.1", "localhost"), token=token, timeout=20, shared_memory=False) as client:
+    with Client(
+        target.replace("127.0.0.1", "localhost"), token=token, timeout=20, retry=_OFTEN, shared_memory=False
+    ) as client:
         _call(client)
 
 

@@ -38,8 +38,8 @@ from convserve_server.transport.listening import unix_path
 
 log = logging.getLogger("convserve")
 
-_PAUSE_S, _PAUSE_IF_FULL_S = 1.0, 0.05
-_NEARLY_FULL = 0.75  # from when on connections are looked at, so that it is known how long they have been there
+_PAUSE_S = 0.1
+_NEARLY_FULL, _LOOK_EVERY_S = 0.75, 1.0  # so that it is known how long connections have been there
 _GRACE_S = 3.0  # for a connection's first call
 _LOG_EVERY_S = 60.0
 
@@ -115,14 +115,19 @@ class Connections:
         threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
     def _watch(self) -> None:
+        looked = 0.0
         while True:
-            count = len(open_descriptors())  # no connection is without
-            time.sleep(_PAUSE_S if count <= self._max else _PAUSE_IF_FULL_S)
-            if count > _NEARLY_FULL * self._max:
-                try:
+            time.sleep(_PAUSE_S)
+            now = self._clock()
+            try:
+                count = len(open_descriptors())  # no connection is without a descriptor
+                if count > self._max or (count > _NEARLY_FULL * self._max and now >= looked + _LOOK_EVERY_S):
+                    looked = now
                     self.make_room()
-                except Exception:
-                    log.exception("no connection could be closed to make room for others")
+            except OSError:  # there is no descriptor for the look itself
+                continue
+            except Exception:
+                log.exception("no connection could be closed to make room for others")
 
     def make_room(self) -> None:
         """Closes idle connections, as many as there are too many."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.endurance.batch import batch_often_killed
+from tests.endurance.connections import crowd
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.interrupts import interrupt_often
 from tests.endurance.kills import kill_often
@@ -62,6 +63,17 @@ def test_calls_over_a_network_that_delays_swallows_and_cuts_end_in_time() -> Non
     assert not found.defects
     assert found.calls == 60
     assert found.answered
+
+
+@pytest.mark.parametrize("tokens", [True, False], ids=["known callers", "anybody"])
+def test_connections_that_nobody_needs_keep_nobody_out(tokens: bool) -> None:
+    found = crowd(2, max_connections=40, tokens=tokens, serve=numpy_server)
+    assert not found.failures
+    assert found.kept
+    assert found.new
+    assert found.closed
+    assert found.alive
+    assert found.max_descriptors < 40 + 8 + 100
 
 
 def test_messages_that_nobody_means_are_answered() -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -20,7 +20,7 @@ from convserve.v1.convolution_service_pb2 import EchoRequest
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import RawCaller, checked, convolve_request, layer, raw_caller, tensor, weights
 from tests.support.raw.streams import Feed, answers, image, item, opening, start
-from tests.support.servers.server_process import RunningServer, running_server
+from tests.support.servers.server_process import RunningServer, numpy_server, running_server
 from tests.support.waiting import eventually
 
 ONCE = RetryRule(attempts=1)
@@ -182,26 +182,33 @@ def test_items_of_a_stream_are_bounded(caller: RawCaller) -> None:
     assert "Expected at most 12 items, the server's --max-items-per-stream" in text
 
 
-def test_further_connections_are_closed() -> None:
-    with running_server("--max-connections", "2") as server, grpc.insecure_channel(server.target) as first:
-        RawCaller(first).check_service()
-        with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as second:
-            RawCaller(second).check_service()
-            with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as third:
-                with pytest.raises(grpc.RpcError) as failure:
-                    RawCaller(third).check_service()
-                assert failure.value.code() is grpc.StatusCode.UNAVAILABLE
-        RawCaller(first).check_service()
+def test_further_connections_take_the_place_of_idle_ones_but_not_of_those_with_calls() -> None:
+    own_connection = [("grpc.use_local_subchannel_pool", 1)]
+    with numpy_server("--max-connections", "2") as server, ExitStack() as opened:
+        channels = [opened.enter_context(grpc.insecure_channel(server.target, own_connection)) for _ in range(20)]
+        for channel in channels:  # each of them could be called and is idle then
+            eventually(lambda channel=channel: can_call(channel))
+        feeds = [Feed(start(), *item(1, image(1))) for _ in range(2)]
+        streams = [
+            RawCaller(channel).stub.ConvolveStream(iter(feed), timeout=60)
+            for channel, feed in zip(channels, feeds, strict=False)
+        ]
+        for each in streams:
+            assert next(each)
+        for channel in channels[2:]:
+            eventually(lambda channel=channel: can_call(channel))
+        assert all(each.is_active() for each in streams)
+        for feed in feeds:
+            feed.end()
 
-        def again() -> bool:
-            with grpc.insecure_channel(server.target, [("grpc.use_local_subchannel_pool", 1)]) as other:
-                try:
-                    RawCaller(other).check_service()
-                except grpc.RpcError:
-                    return False
-                return True
 
-        eventually(again)
+def can_call(channel: grpc.Channel) -> bool:
+    """Returns whether a call on a channel is answered."""
+    try:
+        RawCaller(channel).check_service()
+    except grpc.RpcError:
+        return False
+    return True
 
 
 def test_metadata_is_bounded(caller: RawCaller) -> None:

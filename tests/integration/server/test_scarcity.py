@@ -23,7 +23,7 @@ from tests.support.raw.streams import Feed, answers, image, item, start
 from tests.support.servers.server_process import RunningServer, numpy_server, running_server
 from tests.support.waiting import eventually
 
-ONCE = RetryRule(attempts=1)
+ONCE, OFTEN = RetryRule(attempts=1), RetryRule(attempts=1000)
 OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
 
@@ -55,7 +55,7 @@ def test_more_connections_than_files_may_be_open_leave_some_free(tmp_path: Path,
         assert descriptors(server.process.pid) < files - files // 5
         before.put(*layer(5), name="kept")
         assert before.layer("kept")(np.ones((1, 2, 2, 1), "f4")).max() == 5
-        with Client(server.target.replace("127.0.0.1", "localhost"), timeout=20) as new:
+        with Client(server.target.replace("127.0.0.1", "localhost"), retry=OFTEN, timeout=60) as new:
             call(new)
         assert "convserve_requests" in page(server.metrics)
         assert "File descriptor limit reached" not in server.log.read_text()

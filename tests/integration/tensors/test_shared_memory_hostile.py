@@ -108,7 +108,7 @@ def test_what_is_no_sealed_memory_of_some_size_is_not_taken(caller, sharer, tmp_
     assert sharer.send(name, memory(4096)) == GOOD
 
 
-@pytest.mark.parametrize("size", [1, 63, 4095, 4097, LIMIT])
+@pytest.mark.parametrize("size", [1, 63, 4095, 4097, LIMIT // 2])
 def test_memory_of_any_size_within_the_limit_is_taken(caller, sharer, size):
     region = sharer.share(size)
     got = refused(caller, shared_request(region.place(), shape=(1, size // 4 + 1, 1, 1)), *INVALID)
@@ -116,13 +116,14 @@ def test_memory_of_any_size_within_the_limit_is_taken(caller, sharer, size):
 
 
 def test_all_that_is_taken_counts_and_what_is_forgotten_does_not(caller, sharer):
-    half = sharer.share(LIMIT // 2)
+    # Half of the limit, as all are this process'.
+    half = sharer.share(LIMIT // 4)
     with Sharer.of(caller) as other:
-        quarter = other.share(LIMIT // 4)
-        assert other.send(secrets.token_bytes(16), memory(LIMIT // 2)) == REFUSED
-        assert sharer.send(secrets.token_bytes(16), memory(LIMIT // 2)) == REFUSED
+        quarter = other.share(LIMIT // 8)
+        assert other.send(secrets.token_bytes(16), memory(LIMIT // 4)) == REFUSED
+        assert sharer.send(secrets.token_bytes(16), memory(LIMIT // 4)) == REFUSED
         assert sharer.send(half.name) == GOOD
-        other.share(LIMIT // 2)
+        other.share(LIMIT // 4)
         assert sharer.send(half.name, os.dup(half.descriptor)) == REFUSED
         assert other.send(quarter.name) == GOOD
     eventually(lambda: sharer.send(half.name, os.dup(half.descriptor)) == GOOD)  # the other connection is ended

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import stat
 from pathlib import Path
 
@@ -175,6 +176,30 @@ def test_bytes_are_bounded_and_what_was_left_behind_makes_room(key):
     file_of(key).write_bytes(bytes(4096))
     registered(memory, key, name="c")
     assert [each.name for each in memory.regions("")] == ["c"]
+
+
+def test_a_caller_has_half_of_the_regions_that_are_left(key):
+    memory = SystemMemory(2**30, 16)
+
+    def taken_by(caller):
+        for number in range(16):
+            try:
+                memory.register("user", ME, f"{caller} {number}", key, 0, 4096, caller)
+            except OverloadedError:
+                return number
+        return 16
+
+    assert [taken_by(caller) for caller in ("greedy", "second", "third")] == [8, 4, 2]
+
+
+def test_where_there_is_no_room_the_regions_of_callers_that_are_gone_make_some(key):
+    memory = SystemMemory(2**30, 4)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as there:
+        peers = [f"ipv4:127.0.0.1:{there.getsockname()[1]}", "ipv4:127.0.0.1:1"]
+        for number, peer in enumerate((*peers, *peers)):
+            memory.register("user", ME, f"{number}", key, 0, 4096, "", peer)
+        memory.register("user", ME, "new", key, 0, 4096, "caller")
+        assert [each.name for each in memory.regions("user")] == ["0", "2", "new"]
 
 
 def test_a_unix_sockets_peer_is_the_servers_user():
