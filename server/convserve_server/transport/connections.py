@@ -32,9 +32,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import quote
 
+from convserve.protocol.addresses import unix_path
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.memory.descriptors import open_descriptors
-from convserve_server.transport.listening import unix_path
 
 log = logging.getLogger("convserve")
 
