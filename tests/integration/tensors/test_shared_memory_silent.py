@@ -15,7 +15,7 @@ import pytest
 
 import convserve
 from convserve.tensors import framing
-from convserve.v1.convolution_service_pb2 import ConvolveResponse, GetServerInfoResponse
+from convserve.v1.convolution_service_pb2 import ConvolveResponse, GetServerInfoResponse, LayerOutcome
 from convserve.v1.server_info_pb2 import ServerInfo
 from tests.support.either_client import EITHER_CLIENT
 
@@ -47,7 +47,11 @@ class Server:
         info = GetServerInfoResponse(
             server_info=ServerInfo(shared_memory_address=self.address, shared_memory_ticket=bytes(32))
         )
-        answer = info.SerializeToString() if "Info" in call.method else framing.write(ConvolveResponse(), X * 2)
+        answer = (
+            info.SerializeToString()
+            if "Info" in call.method
+            else framing.write(ConvolveResponse(layers=[LayerOutcome()]), X * 2)
+        )
         return grpc.unary_unary_rpc_method_handler(lambda *_: answer)
 
     async def take_regions(self) -> None:
