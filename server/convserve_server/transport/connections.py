@@ -59,6 +59,7 @@ class _Use:
 
 
 class _Connection(NamedTuple):
+    serial: int  # of the system's, which gives later ones higher numbers on the whole
     descriptor: int
     peer: str  # as gRPC names it; for a Unix socket the process at the other end
     host: str
@@ -137,17 +138,20 @@ class Connections:
             uses = {each.peer: self._used.get(each.peer) for each in there}
             self._seen = {peer: self._seen.get(peer, now) for peer, use in uses.items() if use is None}
             owners = [(use.caller if (use := uses[each.peer]) else "") or each.host for each in there]
+        new = sorted((self._seen[each.peer], each) for each in there if uses[each.peer] is None)
+        # The latest ones, so that a flood of others leaves those who are about to call, and those who have called.
+        may_call = {each.peer for first, each in new[-max(1, self._max // 4) :] if now < first + _GRACE_S}
         counts = Counter(owners)
         candidates: list[tuple[tuple[bool, bool, int, float], _Connection]] = []
         for each, owner in zip(there, owners, strict=True):
             use = uses[each.peer]
             if use is not None and use.in_flight:
                 continue
-            # Which of a Unix socket's connections carry calls is not known.
-            if each.host.startswith("process") and counts[owner] <= self._max // 2:
+            is_unix = each.peer.startswith("unix:")  # of which nobody knows whether they carry calls
+            if is_unix and counts[owner] <= self._max // 2:
                 continue
             last = self._seen[each.peer] if use is None else use.last
-            is_used = use is not None or now < last + _GRACE_S
+            is_used = use is not None or each.peer in may_call or is_unix
             is_identified = use is not None and bool(use.caller)
             candidates.append(((is_identified, is_used, -counts[owner], last), each))
         excess = len(there) - self._max
@@ -172,28 +176,28 @@ class Connections:
     def _at(self, descriptor: int, *, closed: _Connection | None = None) -> _Connection | None:
         """Returns the connection at a descriptor, if there is one, which is shut down if it is the one to be closed."""
         with suppress(OSError), _socket(descriptor) as opened:
-            found = self._connection(descriptor, opened)
+            found = self._connection(os.fstat(opened.fileno()).st_ino, descriptor, opened)
             if found is not None and found == closed:
                 opened.shutdown(socket.SHUT_RDWR)
             return found
         return None
 
-    def _connection(self, descriptor: int, opened: socket.socket) -> _Connection | None:
+    def _connection(self, serial: int, descriptor: int, opened: socket.socket) -> _Connection | None:
         """Returns what a socket is; raises OSError if it is a listener."""
         if opened.family == socket.AF_UNIX and opened.getsockname() in self._paths:
             opened.getpeername()
             pid, _, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return _Connection(descriptor, f"unix:{descriptor}", f"process {pid}")
+            return _Connection(serial, descriptor, f"unix:{descriptor}", f"process {pid}")
         if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.getsockname()[1] not in self._ports:
             return None
         host, port, *_ = opened.getpeername()
         host = host.removeprefix("::ffff:")
         peer = f"ipv6:{quote(f'[{host}]', safe=':')}:{port}" if ":" in host else f"ipv4:{host}:{port}"
         if is_local(peer):
-            return _Connection(descriptor, peer, "this machine")
+            return _Connection(serial, descriptor, peer, "this machine")
         # Whoever has one address of IPv6 has a network of them.
         whose = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False)) if ":" in host else host
-        return _Connection(descriptor, peer, whose)
+        return _Connection(serial, descriptor, peer, whose)
 
 
 @contextmanager

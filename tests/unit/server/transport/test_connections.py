@@ -83,7 +83,7 @@ def test_those_that_have_carried_no_call_go_first(listener: Listener) -> None:
     listener.connections.make_room()
     listener.now += 60
     callers = [*used, *silent, listener.connect(), listener.connect()]
-    assert listener.closed(*callers) == [2, 3]
+    assert listener.closed(*callers) == [2, 3, 4]  # and one more than there are too many
 
 
 def test_a_new_one_has_a_moment_for_its_first_call(listener: Listener) -> None:
@@ -92,8 +92,21 @@ def test_a_new_one_has_a_moment_for_its_first_call(listener: Listener) -> None:
         listener.now += 1
         listener.call(each)
     listener.now += 60
-    callers += [listener.connect() for _ in range(2)]
-    assert listener.closed(*callers) == [0, 1]  # those that are idle for longest
+    assert listener.closed(*callers, listener.connect()) == [0]  # that one is idle for longest
+
+
+def test_of_many_new_ones_the_latest_has_that_moment(listener: Listener) -> None:
+    used = listener.connect()
+    listener.call(used)
+    listener.now += 60
+    flood = []
+    for _ in range(2 * MAX):
+        flood.append(listener.connect())
+        listener.connections.make_room()
+        listener.now += 0.1
+    assert not is_closed(used)
+    assert not is_closed(flood[-1])
+    assert is_closed(flood[0])
 
 
 def test_those_that_carry_a_call_stay(listener: Listener) -> None:
