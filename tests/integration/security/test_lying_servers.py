@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 import convserve
 from convserve import Conv2D, Layer, cli
+from convserve.bench.echo import Echo
 from convserve.layers import messages
 from convserve.protocol import layer_answers, status
 from convserve.v1 import convolution_service_pb2 as cs
@@ -435,3 +436,10 @@ def test_no_terminal_obeys_a_server_by_a_command(
     assert cli.main([*COMMANDS[command], "--target", lies.target]) == 1
     out, error = capsys.readouterr()
     assert (out + error).replace("\n", "").isprintable()
+
+
+def test_an_echo_is_as_long_as_it_was_asked_for(lies: LyingServer) -> None:
+    """`convserve bench` asks for as many bytes as a tensor has."""
+    lies.answer(CONVOLUTION + "Echo", bytes(2**25))
+    with convserve.Client(lies.target) as client:
+        assert len(Echo(client._connected()._channel, 60)(Echo.request(0, 2**25))) == 2**25
