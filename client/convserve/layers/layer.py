@@ -274,7 +274,8 @@ def _chain(layers: Sequence[Planned]) -> _Chain:
 
 
 def _planned(chain: _Chain, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    whole = plan([config for config, _ in chain], input_shape, input_dtype=input_dtype, output_dtype=output_dtype)
+    configs, drawn = [config for config, _ in chain], [shape is None for _, shape in chain]
+    whole = plan(configs, input_shape, input_dtype=input_dtype, output_dtype=output_dtype, drawn=drawn)
     for index, ((config, shape), step) in enumerate(zip(chain, whole.layers, strict=True)):
         with naming_layer(index, len(chain)):
             _check_channels(config, shape, step.kernel_shape[2] * config.groups)

@@ -11,6 +11,7 @@ from convserve.activations import GLU, Activation
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidTensorError, naming_layer, short_repr
+from convserve.initializers import Initializer, Orthogonal
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
 
@@ -46,7 +47,8 @@ class Plan:
         weight_bytes: Bytes of all weights in their policy's weight type.
         output_bytes: Bytes of the output's elements.
         memory_bytes: An estimate of the most that the server holds at once for the call, without the convolution
-            algorithm's own working memory.
+            algorithm's own working memory. Weights that it draws, it has once more, and those of the largest layer
+            once more (five times with orthogonal) while it draws them.
         admitted: Whether the server would take the call; None if no server was asked.
         refusal: Where it would not: the error text that the call would get.
     """
@@ -100,6 +102,7 @@ class Geometry:
     groups: int
     activation: Activation
     use_bias: bool
+    kernel_initializer: Initializer
     dtype: str
     input_shape: tuple[int | None, ...] | None
 
@@ -133,6 +136,7 @@ def plan(
     *,
     input_dtype: Any = "float32",
     output_dtype: Any = None,
+    drawn: Sequence[bool] | None = None,
 ) -> Plan:
     """Returns what a call with these layers, in order, would do.
 
@@ -141,6 +145,7 @@ def plan(
         input_shape: Four dimensions with the batch axis. None: one sample of the first layer's own `input_shape`.
         input_dtype: The input's dtype.
         output_dtype: The dtype asked for; None for the last layer's compute dtype.
+        drawn: Of each layer, whether the server draws its weights for the call, as it does where none are given.
 
     Raises InvalidTensorError if a layer cannot take its input. With several layers, fields begin with "layers[i].".
     """
@@ -149,13 +154,17 @@ def plan(
     input_bytes = input_elements * itemsize(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES))
     last = layers[-1].compute_dtype
     output_name = last if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)
-    planned, largest_step, weight_bytes = [], 0, 0
+    planned, largest_step, weight_bytes, drawn_bytes, drawing_bytes = [], 0, 0, 0, 0
     for index, conv2d in enumerate(layers):
         with naming_layer(index, len(layers)):
             step, held_elements = _plan_layer(conv2d, shape)
         planned.append(step)
         largest_step = max(largest_step, held_elements * itemsize(conv2d.compute_dtype))
-        weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)
+        own_bytes = step.parameters * itemsize(conv2d.variable_dtype)
+        weight_bytes += own_bytes
+        if drawn is None or drawn[index]:
+            drawn_bytes += own_bytes
+            drawing_bytes = max(drawing_bytes, own_bytes * _drawing(conv2d))
         shape = step.output_shape
     output_bytes = math.prod(shape) * itemsize(output_name)
     whole = Plan(
@@ -167,12 +176,17 @@ def plan(
         input_bytes=input_bytes,
         weight_bytes=weight_bytes,
         output_bytes=output_bytes,
-        memory_bytes=input_bytes + weight_bytes + largest_step + output_bytes,
+        memory_bytes=input_bytes + weight_bytes + drawn_bytes + drawing_bytes + largest_step + output_bytes,
     )
     if max(whole.flops, whole.memory_bytes) >= 2**63:
         received = f"{whole.memory_bytes} bytes and {whole.flops} operations"
         raise InvalidTensorError.for_field("input", "a call of fewer than 2**63 bytes and operations", received)
     return whole
+
+
+def _drawing(conv2d: Geometry) -> int:
+    """Returns how many times its weights a layer takes while they are drawn, beside them."""
+    return 5 if isinstance(conv2d.kernel_initializer, Orthogonal) else 1  # of a matrix and its decomposition
 
 
 def _input_shape(conv2d: Geometry, shape: Sequence[int] | None) -> Shape:

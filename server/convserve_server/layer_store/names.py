@@ -6,8 +6,14 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from convserve.errors import InvalidRequestError, OverloadedError
+
 MAX_VERSIONS = 1000
 """How many of the layers that a name has led to are remembered."""
+MAX_NAMES_OF_A_LAYER = 100
+MAX_NAMES = 100_000
+MAX_ALL_VERSIONS = 2 * MAX_NAMES
+"""How many versions all names have together, before those that move forget one for each new one."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,9 @@ class NameVersions:
         """Returns the digest of a version, or None."""
         return self.digests[number - self.first] if self.first <= number <= self.latest else None
 
-    def moved_to(self, key: bytes) -> NameVersions:
-        """Returns the versions of the name after it has moved to another layer."""
-        kept = (*self.digests, key)[-MAX_VERSIONS:]
+    def moved_to(self, key: bytes, most: int = MAX_VERSIONS) -> NameVersions:
+        """Returns the versions of the name after it has moved to another layer, `most` of them."""
+        kept = (*self.digests, key)[-most:]
         return NameVersions(kept, self.latest + 2 - len(kept))
 
 
@@ -49,6 +55,7 @@ class LayerNames:
         # How often names keep each layer: an eviction asks this for every layer, and there may be as many names.
         self._holds: Counter[bytes] = Counter()
         self.kept_bytes = 0  # of the layers that must stay in memory
+        self.versions_of_all = 0
 
     def digest_of(self, name: str) -> bytes | None:
         """Returns the digest that a name leads to, or None."""
@@ -71,9 +78,26 @@ class LayerNames:
         """Returns the digests to which a name leads that starts so."""
         return {versions.digest for name, versions in self._versions.items() if name.startswith(prefix)}
 
+    def moved(self, name: str, key: bytes) -> NameVersions:
+        """Returns the versions that a name would have once it leads to a layer, to which it does not lead now.
+
+        Raises InvalidRequestError if the layer has as many names as it may, or OverloadedError if there are too many.
+        """
+        if len(self._names.get(key, ())) >= MAX_NAMES_OF_A_LAYER:
+            expected = f"a name for a layer that has fewer than {MAX_NAMES_OF_A_LAYER}"
+            raise InvalidRequestError.for_field("name", expected, "one more: delete some of them")
+        before = self._versions.get(name)
+        if before is not None:
+            is_full = self.versions_of_all >= MAX_ALL_VERSIONS
+            return before.moved_to(key, len(before.digests) if is_full else MAX_VERSIONS)
+        if len(self._versions) >= MAX_NAMES:
+            raise OverloadedError(f"Expected at most {MAX_NAMES} names of layers. Received one more: delete some.")
+        return NameVersions((key,))
+
     def move(self, name: str, versions: NameVersions) -> None:
         """Lets a name lead to the last of its versions."""
         self._detach(name)
+        self.versions_of_all += len(versions.digests) - self._number_of(name)
         self._versions[name] = versions
         self._names.setdefault(versions.digest, set()).add(name)
         if self._keep_named:
@@ -83,6 +107,7 @@ class LayerNames:
         """Removes a name, and ends its pins."""
         self.unpin(name)
         self._detach(name)
+        self.versions_of_all -= self._number_of(name)
         self._versions.pop(name, None)
 
     def pin(self, name: str, key: bytes) -> None:
@@ -112,6 +137,10 @@ class LayerNames:
         """Returns the bytes of the layer that nothing but this name keeps."""
         key = self.digest_of(name)
         return self._size_of(key) if self._keep_named and key is not None and self._holds[key] == 1 else 0
+
+    def _number_of(self, name: str) -> int:
+        versions = self._versions.get(name)
+        return 0 if versions is None else len(versions.digests)
 
     def _detach(self, name: str) -> None:
         versions = self._versions.get(name)  # which stays: a name that is moved always leads somewhere

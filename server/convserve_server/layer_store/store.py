@@ -91,6 +91,11 @@ class LayerStore:
         with self._lock:
             return self._names.all()
 
+    @property
+    def versions_of_all(self) -> int:
+        """How many versions all names have together."""
+        return self._names.versions_of_all
+
     def versions(self, name: str) -> NameVersions:
         """Returns the layers that a name has led to, some perhaps not stored any more, or raises LayerNotFoundError."""
         versions = self._names.versions(name)
@@ -232,9 +237,9 @@ class LayerStore:
 
     def _move_name(self, name: str, key: bytes) -> None:
         with self._locked(name):
-            before = self._names.versions(name)
-            if before is None or before.digest != key:
-                versions = NameVersions((key,)) if before is None else before.moved_to(key)
+            if self._names.digest_of(name) != key:
+                with self._lock:
+                    versions = self._names.moved(name, key)
                 if self._files:
                     self._files.write_name(name, versions)
                 with self._lock:

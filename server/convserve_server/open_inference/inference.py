@@ -132,6 +132,7 @@ class Inferences:
 
     def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
         """Returns a model of stored layers."""
+        self._backend.admission.check_layers(len(model.digests))
         layers, x = self.models.layers(model), read_inputs(request, ("x",))["x"]
         first = layers[0]
         assert first.kernel_shape is not None  # noqa: S101 (the store takes no layer without)

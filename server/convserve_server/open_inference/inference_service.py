@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cached_property
 from typing import Any
 
@@ -24,10 +24,13 @@ from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import SystemMemory, recent_user_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferRequest, InferResponse
+from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
+
+_LISTED_BYTES = 500  # of one version in a list of all models
 
 _EXTENSIONS = ("model_repository", "model_configuration", "statistics", "parameters")
 
@@ -84,6 +87,12 @@ class InferenceService:
         self, request: messages.ModelStatisticsRequest, context: Context
     ) -> messages.ModelStatisticsResponse:
         models = self._models
+        with self._listing(context) if not request.name else nullcontext():
+            return self._statistics_of(request, models)
+
+    def _statistics_of(
+        self, request: messages.ModelStatisticsRequest, models: LayerModels
+    ) -> messages.ModelStatisticsResponse:
         if request.name:
             version = models.find(request.name, request.version).version
             versions = [version] if request.version else models.versions(request.name)
@@ -96,6 +105,11 @@ class InferenceService:
         figures = [self._statistics.message(name, version) for name, version in listed]
         return messages.ModelStatisticsResponse(model_stats=figures)
 
+    def _listing(self, context: Context) -> Permit:
+        """Returns the permit of a call whose answer lists all models, which the protocol has no pages for."""
+        size = _LISTED_BYTES * self._models.store.versions_of_all
+        return self._gate.backend.admission.admit_bytes(size, current_caller(context))
+
     # The repository
 
     def RepositoryIndex(
@@ -103,10 +117,11 @@ class InferenceService:
     ) -> messages.RepositoryIndexResponse:
         _check_repository(request)
         index = messages.RepositoryIndexResponse()
-        for model in self._models.listed():
-            if not (model.reason and request.ready):
-                state = "UNAVAILABLE" if model.reason else "READY"
-                index.models.add(name=model.name, version=model.version, state=state, reason=model.reason)
+        with self._listing(context):
+            for model in self._models.listed():
+                if not (model.reason and request.ready):
+                    state = "UNAVAILABLE" if model.reason else "READY"
+                    index.models.add(name=model.name, version=model.version, state=state, reason=model.reason)
         return index
 
     def RepositoryModelLoad(

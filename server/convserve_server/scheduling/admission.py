@@ -77,10 +77,22 @@ class Admission:
         return self._enter(caller, plan)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`."""
-        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
+        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`.
+
+        It has them twice: as it has written them, and on their way into the connection.
+        """
+        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=2 * size)
         self._check(plan, 0, field="output_bytes")
         return self._enter(caller, plan)
+
+    def check_layers(self, number: int, most: int = 0) -> None:
+        """Raises TooLargeError if a call has so many layers, for which nothing has been done yet.
+
+        What only describes a call may have `most`, if this server's calls may have fewer.
+        """
+        limit = self.limits.max_layers_per_call
+        if number > max(limit, most):
+            raise _too_large("layers", number, limit, "max-layers-per-call", "layers", "split the batch")
 
     def _check(self, plan: Plan, output_room: float, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
@@ -93,8 +105,13 @@ class Admission:
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
         ):
             if size > limit:
-                text = (
-                    f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
-                    f"{'split the batch' if plan.layers else 'ask for fewer'}, or ask the operator to raise it."
-                )
-                raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))
+                advice = "split the batch" if plan.layers else "ask for fewer"
+                raise _too_large(unit, size, limit, flag, field if unit != "layers" else "layers", advice)
+
+
+def _too_large(unit: str, size: int, limit: int, flag: str, field: str, advice: str) -> TooLargeError:
+    text = (
+        f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
+        f"{advice}, or ask the operator to raise it."
+    )
+    return TooLargeError(FieldViolation(field, text))

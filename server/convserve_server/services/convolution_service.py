@@ -34,6 +34,8 @@ from convserve_server.transport.in_flight_items import InFlightItems
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 
+_MAX_PLANNED = 1000  # layers of a plan, which tells what is wrong with a call of more than the server computes
+
 ConvolveRequest = tuple[messages.ConvolveRequest, Array | None]
 """A request of Convolve without its tensor, and the tensor on the received bytes; None if it is in shared memory."""
 
@@ -81,7 +83,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Plan(self, request: messages.PlanRequest, context: Context) -> messages.PlanResponse:
         admission = self._gate.backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        layers, dtype = self._layers(request.layers), convolve_stream.output_dtype(request.output_dtype)
+        layers, dtype = self._layers(request.layers, _MAX_PLANNED), convolve_stream.output_dtype(request.output_dtype)
         plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
         verdict = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
@@ -123,16 +125,18 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         context.send_initial_metadata((ACCEPTED,))
         yield from stream.answers()
 
-    def _layers(self, references: Sequence[layer_pb2.LayerReference]) -> list[Layer]:
+    def _layers(self, references: Sequence[layer_pb2.LayerReference], most: int = 0) -> list[Layer]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
-        return find_layers(references, self._gate.backend.store, may_store=CHANGE in current_identity().permissions)
+        backend, may_store = self._gate.backend, CHANGE in current_identity().permissions
+        backend.admission.check_layers(len(references), most)
+        return find_layers(references, backend.store, may_store=may_store)
 
     def Echo(self, request: messages.EchoRequest, context: Context) -> bytes:
         output_bytes = request.output_bytes
         if output_bytes < 0:
             raise InvalidRequestError.for_field("output_bytes", "a number of at least 0", output_bytes)
         with self._gate.backend.admission.admit_bytes(output_bytes, current_caller(context)):
-            # Zeros that nobody has written to take no memory, so this is one copy, as any handler makes.
+            # Zeros that nobody has written to take no memory, so this is one copy, and gRPC makes another.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 
 

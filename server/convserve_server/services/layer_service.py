@@ -29,6 +29,7 @@ from convserve_server.memory.aligned import aligned_empty
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
 _MAX_LAYERS_A_PAGE = 1000
+_MAX_BYTES_A_PAGE = 2**20  # if it has more than one layer
 
 
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
@@ -83,8 +84,16 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
             )
         size = min(request.page_size or 100, _MAX_LAYERS_A_PAGE)
         layers = self._registry.store.page(request.name_prefix, after, size + 1)
-        token = layers[size - 1].digest.hex() if len(layers) > size else ""
-        return messages.ListLayersResponse(layers=map(_stored_message, layers[:size]), next_page_token=token)
+        page, page_bytes = messages.ListLayersResponse(), 0
+        for stored in layers[:size]:
+            message = _stored_message(stored)
+            page_bytes += message.ByteSize()
+            if page.layers and page_bytes > _MAX_BYTES_A_PAGE:
+                break
+            page.layers.append(message)
+        if len(page.layers) < len(layers):
+            page.next_page_token = page.layers[-1].digest.hex()
+        return page
 
     def FindMissingLayers(
         self, request: messages.FindMissingLayersRequest, context: Context

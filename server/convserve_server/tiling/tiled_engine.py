@@ -231,7 +231,8 @@ def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:
 
 def _bytes(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> int:
     """Returns what a computation takes by its plan."""
-    return plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype).memory_bytes
+    drawn = [False] * len(chain)  # any more
+    return plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype, drawn=drawn).memory_bytes
 
 
 def _counted(count: int, unit: str) -> str:

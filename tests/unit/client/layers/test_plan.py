@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from convserve import Conv2D, InvalidTensorError
+from convserve import Conv2D, InvalidTensorError, Layer
+from convserve.layers.layer import planned
 from convserve.layers.plan import plan
 
 
@@ -49,8 +51,28 @@ def test_amounts_of_a_layer_worked_out_by_hand() -> None:
     assert found.weight_bytes == 4 * (kernel + 8)  # kept in float32
     assert found.output_bytes == places * 8 * 8
     held_in_float16 = 2 * (2 * 10 * 12 * 4 + kernel + 8 + places * 8)
-    assert found.memory_bytes == found.input_bytes + found.weight_bytes + held_in_float16 + found.output_bytes
+    held = found.input_bytes + found.weight_bytes + held_in_float16 + found.output_bytes
+    assert found.memory_bytes == held + 2 * found.weight_bytes  # which the server draws
     assert found.admitted is None
+
+
+def test_weights_that_the_server_draws_are_the_calls_own_and_drawing_the_largest_takes_more() -> None:
+    one, two = Conv2D(8, 3, data_format="channels_last"), Conv2D(4, 1, data_format="channels_last")
+    orthogonal = two.replace(kernel_initializer="orthogonal")
+
+    def drawn(*drawn: bool, of: Conv2D = two) -> int:
+        plans = (plan([one, of], (1, 9, 9, 3), drawn=each).memory_bytes for each in (drawn, (False, False)))
+        return next(plans) - next(plans)
+
+    sizes = 4 * (3 * 3 * 3 * 8 + 8), 4 * (8 * 4 + 4)
+    assert drawn(True, False) == 2 * sizes[0]
+    assert drawn(False, True) == 2 * sizes[1]
+    assert drawn(True, True) == sum(sizes) + sizes[0]
+    assert drawn(False, True, of=orthogonal) == 6 * sizes[1]
+    weights = np.ones((3, 3, 3, 8), "f4"), np.ones(8, "f4")
+    given, asked = (planned([Layer(one, *each)], (1, 9, 9, 3), "float32", None) for each in (weights, ()))
+    assert asked == one.plan((1, 9, 9, 3))
+    assert asked.memory_bytes - given.memory_bytes == 2 * sizes[0]
 
 
 def test_chain_passes_each_output_on() -> None:

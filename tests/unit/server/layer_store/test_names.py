@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError
-from convserve_server.layer_store.names import MAX_VERSIONS, LayerNames, NameVersions
+from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError
+from convserve_server.layer_store import names as names_module
+from convserve_server.layer_store.names import MAX_NAMES_OF_A_LAYER, MAX_VERSIONS, LayerNames, NameVersions
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -198,3 +200,44 @@ def test_pins_end_with_the_name_and_with_the_layer(folder: Path | None) -> None:
         assert store._recall(layer(1).digest) is None
     with pytest.raises(LayerNotFoundError):
         store.pin("a")
+
+
+def test_a_layer_has_a_bounded_number_of_names(folder: Path | None) -> None:
+    store = opened(folder)
+    for number in range(MAX_NAMES_OF_A_LAYER):
+        store.put(layer(1), f"name-{number}")
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match=f"fewer than {MAX_NAMES_OF_A_LAYER}. Received one more"):
+            store.put(layer(1), "further")
+    assert len(store.describe(layer(1).digest).names) == MAX_NAMES_OF_A_LAYER
+    assert store.put(layer(1), "name-0")[1]  # which it has
+    store.put(layer(2), "name-0")
+    store.put(layer(1), "further")
+    assert store.digest_of("further") == layer(1).digest
+
+
+def test_all_names_have_a_bounded_number_of_versions(folder: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names_module, "MAX_NAMES", 3)
+    monkeypatch.setattr(names_module, "MAX_ALL_VERSIONS", 6)
+    store = opened(folder)
+    for number in (1, 2, 3, 4, 5):
+        store.put(layer(number), "a")
+    store.put(layer(1), "b")
+    assert store.versions_of_all == 6
+    store.put(layer(6), "a")
+    store.put(layer(2), "c")
+    assert (numbers(store, "a"), store.versions_of_all) == ([(2, 2), (3, 3), (4, 4), (5, 5), (6, 6)], 7)
+    with pytest.raises(OverloadedError, match="at most 3 names"):
+        store.put(layer(3), "d")
+    store.delete("a")
+    assert store.versions_of_all == 2
+    store.put(layer(3), "d")
+    if folder is not None:
+        assert opened_again(folder).versions_of_all == 3
+
+
+def opened_again(folder: Path) -> LayerStore:
+    """Opens a folder beside the store that has it."""
+    copy = folder.with_name("copy")
+    shutil.copytree(folder, copy)
+    return opened(copy)

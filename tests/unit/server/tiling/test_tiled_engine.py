@@ -170,8 +170,8 @@ def test_the_error_says_what_was_tried_how_much_it_takes_and_what_to_do() -> Non
     of, x = layer(), image(2, 4)
     with pytest.raises(OutOfMemoryError) as caught:
         convolve(TiledEngine(LimitedEngine(NumpyEngine(), 10)), [of], x)
-    text, whole = str(caught.value), plan([of.config], x.shape).memory_bytes
-    row = plan([of.config.replace(padding=((0, 0), (1, 1)))], (1, 3, 8, 1)).memory_bytes
+    text, whole = str(caught.value), plan([of.config], x.shape, drawn=[False]).memory_bytes
+    row = plan([of.config.replace(padding=((0, 0), (1, 1)))], (1, 3, 8, 1), drawn=[False]).memory_bytes
     assert f"Received one that takes {whole} bytes by its plan, " in text
     assert f"its smallest part, 1 row of a sample's output, takes about {row} of them" in text
     assert "None of these fitted: 2 samples, 1 sample, 1 row." in text
