@@ -114,7 +114,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
     admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
+    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
     backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)

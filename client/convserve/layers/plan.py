@@ -164,7 +164,7 @@ def plan(
         weight_bytes += own_bytes
         if drawn is None or drawn[index]:
             drawn_bytes += own_bytes
-            drawing_bytes = max(drawing_bytes, own_bytes * _drawing(conv2d))
+            drawing_bytes = max(drawing_bytes, own_bytes * drawing(conv2d))
         shape = step.output_shape
     output_bytes = math.prod(shape) * itemsize(output_name)
     whole = Plan(
@@ -184,7 +184,7 @@ def plan(
     return whole
 
 
-def _drawing(conv2d: Geometry) -> int:
+def drawing(conv2d: Geometry) -> int:
     """Returns how many times its weights a layer takes while they are drawn, beside them."""
     return 5 if isinstance(conv2d.kernel_initializer, Orthogonal) else 1  # of a matrix and its decomposition
 

@@ -41,7 +41,10 @@ class ConvolutionServiceStub(object):
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, in gRPC 4 MiB by default, to the size that it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects. A request above 64 KiB may have 64 fields for each of
+    Limits.max_layers_per_call and 10,000 more, with those of the messages in it, and 4 MiB beside its fields of bytes;
+    else the answer is TOO_LARGE. Of single calls that have begun without their message the server keeps a few, and ends
+    others: OVERLOADED, or CANCELLED for one that has waited.
     """
 
     def __init__(self, channel):
@@ -93,7 +96,10 @@ class ConvolutionServiceServicer(object):
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, in gRPC 4 MiB by default, to the size that it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects. A request above 64 KiB may have 64 fields for each of
+    Limits.max_layers_per_call and 10,000 more, with those of the messages in it, and 4 MiB beside its fields of bytes;
+    else the answer is TOO_LARGE. Of single calls that have begun without their message the server keeps a few, and ends
+    others: OVERLOADED, or CANCELLED for one that has waited.
     """
 
     def GetServerInfo(self, request, context):
@@ -109,7 +115,8 @@ class ConvolutionServiceServicer(object):
         """Describes what a Convolve with these layers and this input shape would do, without computing or allocating.
 
         Errors:
-        * INVALID_ARGUMENT, any of its reasons but TOO_LARGE: as Convolve would answer. Don't retry.
+        * INVALID_ARGUMENT, any of its reasons: as Convolve would answer; TOO_LARGE only for more than 1,000 layers, and a
+        message of more parts than the server reads. Don't retry.
         * FAILED_PRECONDITION or NOT_FOUND, LAYER_NOT_FOUND: as Convolve.
 
         The server also plans a call that is merely too large; PlanResponse.admission gives the reason for its refusal.
@@ -218,7 +225,10 @@ class ConvolutionService(object):
     (UNIMPLEMENTED).
 
     A server bounds message sizes (Limits.max_message_bytes); a caller in another language must raise its own receiving
-    limit, in gRPC 4 MiB by default, to the size that it expects.
+    limit, in gRPC 4 MiB by default, to the size that it expects. A request above 64 KiB may have 64 fields for each of
+    Limits.max_layers_per_call and 10,000 more, with those of the messages in it, and 4 MiB beside its fields of bytes;
+    else the answer is TOO_LARGE. Of single calls that have begun without their message the server keeps a few, and ends
+    others: OVERLOADED, or CANCELLED for one that has waited.
     """
 
     @staticmethod

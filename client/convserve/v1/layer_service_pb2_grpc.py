@@ -121,7 +121,8 @@ class LayerServiceServicer(object):
         then the bias'. When the answer arrives the layer is stored, durably where the server has a durable store.
 
         Errors:
-        * INVALID_ARGUMENT: INVALID_REQUEST (name, order of messages, digest that differs from what arrived),
+        * INVALID_ARGUMENT: INVALID_REQUEST (name, a layer of 100 names, order of messages, digest that differs from what
+        arrived),
         INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not stored. Send the weights.
         * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict: delete some, or ask the

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from convserve.errors import InvalidWeightsError, OverloadedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import kernel_shape, parameter_count
+from convserve.layers.plan import drawing, kernel_shape, parameter_count
 from convserve.protocol.results import Losses
 from convserve.protocol.stored_layers import check_name
 from convserve.tensors.codec import Array, itemsize
@@ -47,20 +47,24 @@ class LayerRegistry:
             if expected_digest not in self.store:
                 raise
 
-    def check_computable(self, config: Conv2D, input_channels: int) -> None:
-        """Checks that weights may be initialized or updated: TooLargeError if they are larger than a call may be."""
-        size = _weight_bytes(config, input_channels)
+    def check_computable(self, config: Conv2D, input_channels: int, times: int = 1) -> None:
+        """Checks that weights may be initialized or updated, which takes so many times their bytes.
+
+        Raises TooLargeError if that is more than a call may take.
+        """
+        size = times * _weight_bytes(config, input_channels)
         if size > self._max_call_bytes:
-            expected = f"weights of at most {self._max_call_bytes} bytes, the server's --max-call-bytes"
+            expected = f"weights that take at most {self._max_call_bytes} bytes, the server's --max-call-bytes"
             raise TooLargeError.for_field("kernel", expected, f"{size}: ask the operator to raise it")
 
     @contextmanager
-    def receiving(self, config: Conv2D, input_channels: int, dtype: str) -> Iterator[None]:
+    def receiving(self, config: Conv2D, input_channels: int, dtype: str, times: int = 2) -> Iterator[None]:
         """Reserves memory for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
 
-        It admits what is larger than all of it if nobody else has any; else OverloadedError if others have it now.
+        `times` is how often they are there beside how they arrive. It admits what is larger than all of the memory if
+        nobody else has any; else OverloadedError if others have it now.
         """
-        size = _weight_bytes(config, input_channels, dtype) + 2 * _weight_bytes(config, input_channels)
+        size = _weight_bytes(config, input_channels, dtype) + times * _weight_bytes(config, input_channels)
         with self._lock:
             if self._reserved and self._reserved + size > self._max_call_bytes:
                 text = (
@@ -80,8 +84,9 @@ class LayerRegistry:
     ) -> tuple[StoredLayer, bool]:
         """Makes a layer's weights with its initializers and stores it, as `LayerStore.put`."""
         config.check_initializers()
-        self.check_computable(config, input_channels)
-        with self.receiving(config, input_channels, config.variable_dtype):
+        times = 1 + drawing(config)
+        self.check_computable(config, input_channels, 1 + times)
+        with self.receiving(config, input_channels, config.variable_dtype, times):
             with self._computing:  # one at a time, beside the calls
                 layer = self._engine.initialize(config, input_channels)
             return self.store.put(layer, name, expected_digest)

@@ -151,8 +151,11 @@ def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
 def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> None:
     kept = registry(max_call_bytes=5000)
     kept.store.put(layer(1), "large")
-    with pytest.raises(TooLargeError, match=r"at most 5000 bytes, the server's --max-call-bytes. Received 8192"):
-        kept.initialize_and_put(CONFIG, 8, "", b"")
+    for channels, initializer, size in ((8, "ones", 3 * 8192), (2, "ones", 3 * 2048), (1, "orthogonal", 7 * 1024)):
+        config = CONFIG.replace(kernel_initializer=initializer)  # which is there several times while it is drawn
+        with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --max-call-bytes. Received {size}"):
+            kept.initialize_and_put(config, channels, "", b"")
+    kept.initialize_and_put(CONFIG, 1, "", b"")
     header = messages.WeightsHeader(dtype=1, kernel_shape=(1, 1, 8, 256))
     begin = messages.UpdateWeightsStart(layer={"digest": layer(1).digest}, weights=header)  # type: ignore[arg-type]
     context = Context()
