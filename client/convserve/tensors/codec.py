@@ -104,7 +104,9 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
     """
     try:
         check_unmasked(value, field)
-        array = np.asarray(value)
+        array = np.asanyarray(value)
+        check_unmasked(array, field)  # what another library's array, such as one of Dask's, becomes
+        array = np.asarray(array)
     except InvalidTensorError:
         raise
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: a PyTorch tensor that requires grad
@@ -125,8 +127,8 @@ def check_unmasked(value: object, field: str) -> None:
         for member in value:
             check_unmasked(member, field)
         return
-    mask = getattr(value, "mask", None)  # NumPy's masked arrays, Astropy's; a method of this name is pandas'
-    if not (mask is None or callable(mask)) and np.any(mask):
+    mask: Any = getattr(value, "mask", None)  # NumPy's, Astropy's; pandas has a method, netCDF4 a flag, of this name
+    if np.any(mask) and (isinstance(value, np.ma.MaskedArray) or np.shape(mask)):
         received = f"{type(value).__name__} with a mask; give it the values to compute with, such as by .filled(0)"
         raise InvalidTensorError.for_field(field, "an array without masked elements", received)
 

@@ -158,21 +158,26 @@ def test_lists_and_scalars_are_arrays_too():
     assert standard_array(2.5, "x").shape == ()
 
 
-class MaskedElsewhere:
-    """An array of another library with a mask, such as Astropy's."""
+HIDDEN = np.ma.masked_array(np.float32([1, -9999]), mask=[False, True])
 
-    mask = np.array([False, True])
+
+class Elsewhere:
+    """An array of another library, with what it calls its mask, if anything."""
+
+    def __init__(self, values, **attributes):
+        self.values = values
+        self.__dict__ |= attributes
 
     def __array__(self, dtype=None, copy=None):
-        return np.float32([1, 2])
-
-
-HIDDEN = np.ma.masked_array(np.float32([1, -9999]), mask=[False, True])
+        return self.values
 
 
 @pytest.mark.parametrize(
     "masked",
-    [HIDDEN, [HIDDEN, HIDDEN], [[1.0, (2.0, np.ma.masked)]], np.ma.masked, HIDDEN[::-1], MaskedElsewhere()],
+    [
+        *(HIDDEN, [HIDDEN, HIDDEN], [[1.0, (2.0, np.ma.masked)]], np.ma.masked, HIDDEN[::-1]),
+        *(Elsewhere(np.float32([1, 2]), mask=np.array([0, 1])), Elsewhere(HIDDEN), Elsewhere(HIDDEN, mask=True)),
+    ],
 )
 def test_values_that_a_mask_hides_are_refused(masked):
     assert "give it the values to compute with, such as by .filled(0)" in refusal(standard_array, masked, "x")
@@ -183,6 +188,16 @@ def test_a_mask_that_hides_nothing_loses_nothing():
         masked = np.ma.masked_array(np.float32([1, 2]), mask=mask)
         assert type(standard_array(masked, "x")) is np.ndarray
         assert standard_array([masked], "x").tolist() == [[1, 2]]
+        assert standard_array(Elsewhere(masked), "x").tolist() == [1, 2]
+    for mask in (None, True, lambda: True, np.array([False, False])):
+        assert standard_array(Elsewhere(np.float32([1, 2]), mask=mask), "x").tolist() == [1, 2]
+
+
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+@pytest.mark.parametrize("kind", [np.matrix, np.recarray, type("Own", (np.ndarray,), {})])
+def test_subclasses_of_arrays_are_their_values(kind):
+    taken = standard_array(np.float32([[1, 2], [3, 4]]).view(kind), "x")
+    assert (type(taken), taken.tolist()) == (np.ndarray, [[1, 2], [3, 4]])
 
 
 def test_a_list_that_holds_itself_is_refused():
