@@ -54,13 +54,14 @@ class NpyFile:
         shape: Of the whole array.
         dtype: Likewise.
         offset: Where in the file the elements begin.
+        is_fortran: Whether a row's elements lie all over the file, so that reading a few rows takes long.
     """
 
     def __init__(self, path: str | Path, field: str = "input") -> None:
         """Reads the header; raises InvalidTensorError as `load_array` does."""
         self._path, self._field = path, field
         with _wrap_read_errors(path, field), open_file(path) as file:
-            self.shape, self._is_fortran, self.dtype = read_header(file)
+            self.shape, self.is_fortran, self.dtype = read_header(file)
             self.offset = file.tell()
             size = os.fstat(file.fileno()).st_size - self.offset
         if self.dtype.hasobject:
@@ -74,14 +75,16 @@ class NpyFile:
         """Returns `array[start:stop]`; raises InvalidTensorError if the file has become shorter."""
         count, inner, size = stop - start, math.prod(self.shape[1:]), self.dtype.itemsize
         with _wrap_read_errors(self._path, self._field), open_file(self._path) as file:
-            if not self._is_fortran:
+            if not self.is_fortran:
                 array = np.empty((count, *self.shape[1:]), self.dtype)
                 self._fill(file, start * inner * size, array)
                 return array
-            # A row's elements lie all over the file; those of one place in all rows lie together.
+            # A row's elements lie all over the file; those of one place in all rows lie together. A buffer would be
+            # filled anew for each of them.
+            raw: Any = file.raw  # type: ignore[attr-defined]
             columns = np.empty((*reversed(self.shape[1:]), count), self.dtype)
             for number, column in enumerate(columns.reshape(inner, count)):
-                self._fill(file, (number * self.shape[0] + start) * size, column)
+                self._fill(raw, (number * self.shape[0] + start) * size, column)
             return np.ascontiguousarray(columns.T)
 
     def _fill(self, file: BinaryIO, begin: int, array: Array) -> None:

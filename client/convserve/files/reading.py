@@ -35,13 +35,18 @@ def check_fits(nbytes: int, path: str | Path, field: str = "input") -> None:
 
 @cache
 def memory_bytes() -> int:
-    """Returns the bytes of memory of this machine, or those that its container may have."""
+    """Returns the bytes of memory of this machine, or those that its container or this process may have (`ulimit`)."""
     found = [sys.maxsize]
     with suppress(AttributeError, ValueError, OSError):  # Windows has no such names
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for limit in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
+    with suppress(ImportError):  # likewise
+        import resource
+
+        limits = (resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+        found += [limit for limit in limits if limit != resource.RLIM_INFINITY]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
         with suppress(ValueError, OSError):  # "max" is none
-            found.append(int(Path("/sys/fs/cgroup", limit).read_text()))
+            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
     return min(found)
 
 

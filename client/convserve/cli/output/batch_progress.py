@@ -58,7 +58,8 @@ class Progress:
                 show = line_of if self._console.width < _NARROW else bar_of
                 return show(tally.counts, *pace.see(time.monotonic(), tally.counts))
 
-            self._shown.enter_context(Live(get_renderable=drawn, console=self._console, refresh_per_second=4))
+            with suppress(OSError):
+                self._shown.enter_context(Live(get_renderable=drawn, console=self._console, refresh_per_second=4))
             return
         over = threading.Event()
 
@@ -85,7 +86,8 @@ class Progress:
 
     def close(self) -> None:
         """Shows the counts once more on a terminal, and no more. It may be called again."""
-        self._shown.close()
+        with suppress(OSError):  # of a terminal that has gone
+            self._shown.close()
 
 
 def line_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convserve.batch import runner
+from convserve.batch import runner, sources
 from convserve.batch.journal import NAME, Journal
 from convserve.batch.outputs import UNFINISHED, OutputFolder
 from convserve.errors import DeadlineExceededError, InternalError, MissingDependencyError, UnavailableError
@@ -172,7 +172,11 @@ class TestAnArrayOfManySamples:
         big(again := StandIn(), format_name=format_name)
         assert again.seen == []
 
-    def test_fortrans_order_is_read_as_it_is_meant(self, big: Run) -> None:
+    @pytest.mark.parametrize("at_once", [0, 2**20])
+    def test_fortrans_order_is_read_as_it_is_meant(
+        self, big: Run, at_once: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sources, "_FORTRAN_BYTES", at_once)
         x = np.random.default_rng(0).random((10, 2, 2, 1), dtype=np.float32)
         np.save(big.inputs / "big.npy", np.asfortranarray(x))
         big(StandIn())

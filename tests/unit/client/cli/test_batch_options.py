@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -113,3 +115,23 @@ def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixtur
     assert lines[0] == "failed: 0.jpg: why"
     assert lines[-1] == "failed: further ones are in the report"
     assert len(lines) == 21
+
+
+class Gone(io.StringIO):
+    """A terminal that has gone, or a pipe that nobody reads."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def write(self, text: str) -> int:  # noqa: ARG002
+        raise OSError(self.number, os.strerror(self.number))
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.EIO, errno.ENOSPC])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_that_nobody_reads_ends_nothing(number: int, is_terminal: bool) -> None:
+    console = Console(file=Gone(number), force_terminal=is_terminal)
+    with closing(batch_progress.Progress(console=console)) as progress:
+        progress.watch(Tally(1))
+        progress.show_failure("x.npy", "no")
