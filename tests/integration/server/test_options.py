@@ -184,3 +184,24 @@ def test_reflection_and_channelz_can_be_turned_off(other):
             with pytest.raises(grpc.RpcError) as caught:
                 ask(channel)
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+QUOTA = """
+from convserve_server import app, settings
+app.machine_processors, app.os.cpu_count = (lambda: {processors}), (lambda: 8)
+def load_engine(*_, intra_op_threads, inter_op_threads, **__):
+    print(intra_op_threads, inter_op_threads, flush=True)
+    app.os._exit(0)
+app.run(settings.read({{"listen": "127.0.0.1:0", {given}}}), load_engine)
+"""
+
+
+@pytest.mark.parametrize(
+    ("processors", "given", "threads"),
+    [(3, "'intra_op_threads': '5'", "5 3"), (8, "", "0 0")],  # 0 is TensorFlow's own choice
+)
+def test_tensorflow_has_as_many_threads_as_a_quota_has_processors(processors, given, threads):
+    program = QUOTA.format(processors=processors, given=given)
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == threads

@@ -84,6 +84,13 @@ def test_what_was_held_is_dropped_where_all_goes_well_and_shown_where_it_fails()
     assert "no device" in done.stderr
 
 
+def test_a_containers_first_process_holds_nothing_back():
+    program = HELD.format(json="", end="os.abort()").replace("\nwith", "\nos.getpid = lambda: 1\nwith")
+    done = run(program)
+    assert (done.returncode, done.stderr.splitlines()[0][:10]) == (-signal.SIGABRT, "F0000 this")
+    assert "F0000 this" in run(program.replace("os.abort()", "")).stderr  # at once, so it is not lost
+
+
 def test_a_line_that_is_an_object_stays_one():
     assert json.loads(as_object('{"a": 1}')) == {"a": 1}
     assert json.loads(as_object("{no object}"))["message"] == "{no object}"
