@@ -64,11 +64,14 @@ class Transfer:
     @contextmanager
     def computed(self) -> Iterator[None]:
         """Counts during the block, in which its caller has nothing to do."""
-        self._transfers.computing(self, 1)
+        counts = self.left > 0  # as all that was claimed does
+        if counts:
+            self._transfers.computing(self, 1)
         try:
             yield
         finally:
-            self._transfers.computing(self, -1)
+            if counts:
+                self._transfers.computing(self, -1)
 
     def ended(self) -> None:
         """Lets the next one go."""
