@@ -129,7 +129,10 @@ def test_a_missing_extra_is_told_in_one_line(metered, capsys, monkeypatch):
     assert error.endswith("pip install 'convserve[top]'.\n")
 
 
-@pytest.mark.parametrize("url", ["", "host", ":1", "ftp://host/metrics", "file:///etc/passwd", "host:port"])
+@pytest.mark.parametrize("url",
+    ["", "host", ":1", "ftp://host/metrics", "file:///etc/passwd", "host:port", "host:70000", "host:0", "::1:9464",
+     "http://", "http://host:70000/metrics", "http://host:port/", "http://:1/metrics", "http://[::1/metrics"],
+)  # fmt: skip
 def test_what_is_no_address_is_wrong_usage(capsys, url):
     assert cli.main(["top", url, "--once"]) == 2
     assert "expected http://HOST:PORT/metrics or HOST:PORT" in capsys.readouterr().err

@@ -97,3 +97,37 @@ def test_keras_leaves_an_exception_with_its_mark_as_it_is():
     with pytest.raises(InternalError, match=r"^a text$") as caught:
         Failing()(np.zeros((1, 2), "f4"))
     assert caught.value.error_id == "7"
+
+
+@pytest.mark.parametrize("target", ["http://localhost:1", "gpu-host", "localhost:0", "unix:1", ""])
+def test_what_is_no_server_is_refused_when_the_layer_is_made(target):
+    for make in (lambda: RemoteConv2D(1, 1, server=target), lambda: to_remote(keras.Sequential(), target)):
+        with pytest.raises(InvalidRequestError, match="target: Expected"):
+            make()
+
+
+def test_who_names_no_server_has_that_of_the_environment(monkeypatch):
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(1, 1)])
+    assert RemoteConv2D(1, 1).server == "localhost:50051"
+    monkeypatch.setenv("CONVSERVE_TARGET", "gpu-host:7")
+    layers = [RemoteConv2D(1, 1), to_remote(model).layers[0]]
+    monkeypatch.delenv("CONVSERVE_TARGET")
+    for layer in layers:
+        for each in (layer, copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):  # noqa: S301
+            assert each.server == "gpu-host:7"
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+@pytest.mark.parametrize("protocol", [None, *range(2, pickle.HIGHEST_PROTOCOL + 1)])  # Keras' own from 2
+def test_a_layer_can_be_copied_and_pickled(is_built, protocol):
+    layer = RemoteConv2D(4, 3, activation="tanh", server="gpu-host:7", timeout=9, name="a")
+    if is_built:
+        layer.build((None, 8, 8, 3))
+    # Protocol None stands for copies.
+    made = [copy.copy(layer), copy.deepcopy(layer)]
+    made = made if protocol is None else [pickle.loads(pickle.dumps(layer, protocol))]  # noqa: S301
+    for each in made:
+        assert type(each) is RemoteConv2D
+        assert (each.server, each.timeout, each.name, each.built) == ("gpu-host:7", 9, "a", is_built)
+        for own, copied in zip(layer.get_weights(), each.get_weights(), strict=True):
+            np.testing.assert_array_equal(own, copied)

@@ -9,10 +9,12 @@ import json
 import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
 from convserve._rpc.retries import LONGEST_S
+from convserve.protocol.addresses import split_address
 
 Pair = tuple[int, int]
 Number = TypeVar("Number", int, float)
@@ -116,16 +118,21 @@ def rates(text: str) -> list[float]:
 
 def metrics_url(text: str) -> str:
     """Returns a URL as it is, and "http://host:9464/metrics" for "host:9464"."""
-    if text.startswith(("http://", "https://")):
-        return text
-    host, _, port = text.rpartition(":")
-    if "/" in text or not host or not port.isdecimal():
-        raise _refused("http://HOST:PORT/metrics or HOST:PORT", text)
-    return f"http://{text}/metrics"
+    is_url = text.startswith(("http://", "https://"))
+    try:
+        if is_url:
+            parts = urlsplit(text)
+            if not parts.hostname or parts.port == 0:  # which raises ValueError for what is no number of a port
+                raise ValueError("it has no host, or no port")
+        else:
+            split_address(text)
+    except ValueError as error:
+        raise _refused("http://HOST:PORT/metrics or HOST:PORT", text, str(error)) from None
+    return text if is_url else f"http://{text}/metrics"
 
 
-def _refused(expected: str, text: str) -> click.BadParameter:
-    return click.BadParameter(f"expected {expected}. Received {text!r}.")
+def _refused(expected: str, text: str, why: str = "") -> click.BadParameter:
+    return click.BadParameter(f"expected {expected}. Received {text!r}{f': {why}' if why else ''}.")
 
 
 def _numbers(text: str, number: Callable[[str], Number]) -> list[Number]:
