@@ -123,12 +123,12 @@ class Deadline:
         """Returns the seconds that are left."""
         return max(0.0, self._end - self._clock())
 
-    def exceeded(self, attempts: int = 1) -> DeadlineExceededError:
-        """Returns the error of what was not done in time."""
+    def exceeded(self, attempts: int = 1, refusal: str = "") -> DeadlineExceededError:
+        """Returns the error of what was not done in time, with the words of a server that refused it before."""
         tried = f" in {attempts} attempts" if attempts > 1 else ""
         return DeadlineExceededError(
             f"Expected an answer within timeout={self.timeout:g} seconds. Received none{tried}: "
-            "raise the timeout, or send less in one call."
+            "raise the timeout, or send less in one call." + (f" ({refusal})" if refusal else "")
         )
 
 
@@ -166,7 +166,8 @@ class Call:
         # A call whose time is up while it sends fails as one that broke off.
         late = isinstance(error, UnavailableError) and not remaining_s
         if late or isinstance(error, DeadlineExceededError):
-            raise self.deadline.exceeded(self._attempt) from None
+            is_told = not late and str(error).startswith("Expected ")  # else it is gRPC's own
+            raise self.deadline.exceeded(self._attempt, str(error) if is_told else "") from None
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
         # Of a name with several addresses gRPC tells why the last one failed, which may be one where nobody listens.
         if tells_of_tls(error):

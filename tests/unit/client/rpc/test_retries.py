@@ -19,6 +19,7 @@ from convserve import (
     AsyncStoredLayer,
     Client,
     Conv2D,
+    DeadlineExceededError,
     InvalidArgumentError,
     InvalidRequestError,
     InvalidTensorError,
@@ -145,6 +146,19 @@ def test_delays_grow_are_jittered_and_end() -> None:
         assert len(delays) > 1
         assert all(longest / 2 <= delay <= longest for delay in delays if delay is not None)
     assert rule.delay_s(4, error) is None
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("Deadline Exceeded", r"in one call\.$"),
+        ("Expected a deadline that can be met.", r"call\. \(Expected a deadline"),
+    ],
+)
+def test_why_a_server_refused_a_call_before_its_deadline_is_told(said: str, told: str) -> None:
+    call = retries.Call(RetryRule(), retries.Deadline(60), retries.RetryBudget(RetryRule()))
+    with pytest.raises(DeadlineExceededError, match=f"timeout=60 seconds.*{told}"):
+        call.delay_after(DeadlineExceededError(said))
 
 
 def test_what_is_wrong_with_tls_is_told_whichever_address_failed_last() -> None:
