@@ -82,6 +82,7 @@ def test_only_what_is_missing_is_sent(run, client, archive):
     _, out, _ = run("import", archive, "--prefix", "a/b", "--json")
     found = json.loads(out)
     assert {each["name"]: each["sent"] for each in found["imported"]} == {"a/b/stem": False, "a/b/head": True}
+    assert found["layers"] == found["imported"]  # by the name that `layers list` has for them
     assert client.layer("a/b/stem").config.strides == (2, 2)
     _, out, _ = run("import", archive)
     assert "nothing: the server held them all" in out
