@@ -91,10 +91,12 @@ class LayerServers:
         """Deletes a layer or a name on every server that answers."""
         await self._every(lambda server: server.DeleteLayer(request, timeout=deadline.remaining_s()), deadline)
 
-    async def all_layers(self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline) -> list[list[Any]]:
-        """Returns every server's layers, all pages of each."""
+    async def all_layers(
+        self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline
+    ) -> list[list[dict[str, Any]]]:
+        """Returns what every server says of its layers, all pages of each."""
 
-        async def pages(server: Any) -> list[Any]:
+        async def pages(server: Any) -> list[dict[str, Any]]:
             listing = Listing(request)
             while not listing.is_whole:
                 listing.take(await server.ListLayers(listing.following, timeout=deadline.remaining_s()))

@@ -86,6 +86,7 @@ class Stream:
 
     def _begin(self, message: messages.ConvolveStreamResponse) -> ConvserveError | None:
         if message.WhichOneof("message") == "error":
+            check_size(message.error.ByteSize(), self._plan)
             return from_item_error(message.error)
         rows = self.items[message.item_id : message.item_id + 1]
         if len(self._rest) or message.item_id != len(self._results) or not rows:

@@ -92,10 +92,12 @@ class LayerServers:
         """Deletes a layer or a name on every server that answers."""
         self._every(lambda server: server.DeleteLayer(request, timeout=deadline.remaining_s()), deadline)
 
-    def all_layers(self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline) -> list[list[Any]]:
-        """Returns every server's layers, all pages of each."""
+    def all_layers(
+        self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline
+    ) -> list[list[dict[str, Any]]]:
+        """Returns what every server says of its layers, all pages of each."""
 
-        def pages(server: Any) -> list[Any]:
+        def pages(server: Any) -> list[dict[str, Any]]:
             listing = Listing(request)
             while not listing.is_whole:
                 listing.take(server.ListLayers(listing.following, timeout=deadline.remaining_s()))

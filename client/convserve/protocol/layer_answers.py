@@ -10,13 +10,13 @@ from google.protobuf.message import DecodeError
 
 from convserve.layers.layer import Layer
 from convserve.protocol.results import reading_answers
-from convserve.protocol.stored_layers import StoredLayerBase
+from convserve.protocol.stored_layers import StoredLayerBase, known_parts
 from convserve.tensors.codec import dtype_number, numpy_dtype
 from convserve.v1 import layer_service_pb2
 
 T_co = TypeVar("T_co", covariant=True)
 
-_MAX_LISTED_BYTES = 2**28  # of messages; a layer with a name takes some 150
+_MAX_LISTED_BYTES = 2**26  # of messages; a layer with a name takes some 150
 
 
 class Answer(Protocol[T_co]):
@@ -71,21 +71,21 @@ class Listing:
 
     Attributes:
         following: What asks for its next page.
-        layers: Those of the pages that came.
+        layers: The arguments of a StoredLayerBase for each layer of the pages that came.
         is_whole: Whether there is no further page.
     """
 
     def __init__(self, request: layer_service_pb2.ListLayersRequest) -> None:
         self.following = layer_service_pb2.ListLayersRequest()
         self.following.CopyFrom(request)
-        self.layers: list[Any] = []
+        self.layers: list[dict[str, Any]] = []
         self.is_whole = False
         self._left = _MAX_LISTED_BYTES
 
     @reading_answers
     def take(self, page: layer_service_pb2.ListLayersResponse) -> None:
         """Takes a page; raises InternalError if it does not go on from the one before, or they have no end."""
-        digests = [layer.digest for layer in (*self.layers[-1:], *page.layers)]
+        digests = [*(parts["digest"] for parts in self.layers[-1:]), *(layer.digest for layer in page.layers)]
         if not all(before < after for before, after in itertools.pairwise(digests)):
             raise DecodeError("layers out of the order of their digests")
         if len(page.layers) > self.following.page_size or (page.next_page_token and not page.layers):
@@ -93,6 +93,6 @@ class Listing:
         self._left -= page.ByteSize()
         if self._left < 0:
             raise DecodeError(f"more than {_MAX_LISTED_BYTES} bytes of layers: ask for those with a name prefix")
-        self.layers += page.layers
+        self.layers += [known_parts(layer, None) for layer in page.layers]
         self.following.page_token = page.next_page_token
         self.is_whole = not page.next_page_token

@@ -134,15 +134,15 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
     return Layer(checked.config, *own)
 
 
-def listed_parts(servers: Iterable[Iterable[layer_pb2.StoredLayer]], name_prefix: str) -> list[dict[str, Any]]:
-    """Returns the arguments of a StoredLayerBase for each layer that any server lists, in the order of digests.
+def listed_parts(servers: Iterable[Iterable[dict[str, Any]]], name_prefix: str) -> list[dict[str, Any]]:
+    """Returns the arguments of a StoredLayerBase for each layer, in the order of digests, from those of each server.
 
     Its name is the first that begins with the prefix; its names are those that it has on any server.
     """
     by_digest: dict[bytes, dict[str, Any]] = {}
-    for message in itertools.chain.from_iterable(servers):
-        parts = by_digest.setdefault(message.digest, known_parts(message, None))
-        parts["names"] = tuple(sorted({*parts["names"], *message.names}))
+    for listed in itertools.chain.from_iterable(servers):
+        parts = by_digest.setdefault(listed["digest"], listed)
+        parts["names"] = tuple(sorted({*parts["names"], *listed["names"]}))
         parts["name"] = next((name for name in parts["names"] if name.startswith(name_prefix)), None)
     return [by_digest[digest] for digest in sorted(by_digest)]
 

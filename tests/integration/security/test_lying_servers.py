@@ -112,6 +112,9 @@ IN_PIECES: dict[str, list[Any]] = {
     "no result": [piece(HONEST.tobytes())],
     "no pieces": [result(response())],
     "the result of another item": [result(response(), 7)],
+    "an error of 1 MB": [
+        cs.ConvolveStreamResponse(error=cs.StreamItemError(code=3, message="x" * 2**20)).SerializeToString()
+    ],
     "a result twice": [result(response()), piece(HONEST.tobytes()), result(response())],
     "a piece of another item": [result(response()), piece(HONEST.tobytes(), 1)],
     **{f"a head with {lie}": [result(answer), piece(HONEST.tobytes())] for lie, answer in OUTPUTS.items()},

@@ -116,16 +116,19 @@ def stored(number: int, *names: str) -> layer_pb2.StoredLayer:
 
 
 def test_lists_of_several_servers_are_one() -> None:
-    from convserve.protocol.stored_layers import listed_parts
+    from convserve.protocol.stored_layers import known_parts, listed_parts
+
+    def of(servers: Any) -> Any:
+        return [[known_parts(message, None) for message in listed] for listed in servers]
 
     servers = [[stored(3, "a", "net/b"), stored(1)], [stored(3, "0", "net/a"), stored(2, "net/c")]]
-    parts = listed_parts(servers, "net/")
+    parts = listed_parts(of(servers), "net/")
     assert [(each["digest"][0], each["name"], each["names"]) for each in parts] == [
         (1, None, ()),
         (2, "net/c", ("net/c",)),
         (3, "net/a", ("0", "a", "net/a", "net/b")),
     ]
-    assert [each["name"] for each in listed_parts(servers, "")] == [None, "net/c", "0"]
+    assert [each["name"] for each in listed_parts(of(servers), "")] == [None, "net/c", "0"]
 
 
 def test_many_digests_are_asked_for_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
