@@ -175,7 +175,8 @@ class Settings(BaseSettings):
     max_items_per_stream: Count = 100_000
     """Most items in one ConvolveStream."""
     max_connections: Count = 1000
-    """Most connections at once; further ones are closed."""
+    """Most connections at once; beyond that those that carry no call are closed, first those that never carried one,
+    and those of strangers before those of known callers."""
     max_streams_per_connection: Count = 256
     """Most calls at once on one connection; further ones wait there."""
     max_connection_age_s: Seconds = 0
@@ -199,7 +200,7 @@ class Settings(BaseSettings):
     """Let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the
     Open Inference Protocol in POSIX shared memory of their own user."""
     shared_memory_bytes: Bytes = 8 * _GIB
-    """Most memory that callers may share."""
+    """Most memory that callers may share; one may share half of what is left."""
     pre_stop_s: Seconds = 0
     """After SIGTERM: how long to go on serving while the health check already says NOT_SERVING."""
     drain_s: Seconds = 30
