@@ -191,7 +191,7 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None, *, serve
             shares = [number // _CALLERS + (index < number % _CALLERS) for index in range(_CALLERS)]
             seeds_of_round = [source.randrange(2**63) for _ in shares]
             for part in pool.map(
-                lambda each: _round(server.target, known, *each), zip(seeds_of_round, shares, strict=True)
+                lambda each: send_changed(server.target, known, *each), zip(seeds_of_round, shares, strict=True)
             ):
                 found.inputs += part.inputs
                 found.outcomes += part.outcomes
@@ -222,7 +222,8 @@ def _memory() -> Iterator[None]:
         _MEMORY.unlink(missing_ok=True)
 
 
-def _round(target: str, known: list[Input], seed: int, number: int) -> Fuzz:
+def send_changed(target: str, known: list[Input], seed: int, number: int) -> Fuzz:
+    """Sends a server so many changed inputs; returns how they ended."""
     found, source = Fuzz(), random.Random(seed)
     with raw_caller(target) as caller:
         for _ in range(number):
