@@ -132,7 +132,7 @@ def _polite(target: str, seconds: float) -> tuple[list[float], list[str]]:
 def _attacked(target: str, attack: str, connections: int, calls: int) -> Iterator[dict[str, int]]:
     """Attacks from a process of its own until the block ends. What calls ended with is filled in then."""
     outcomes: dict[str, int] = {}
-    command = [sys.executable, "-m", __name__, "--attack", attack, "--target", target]
+    command = [sys.executable, "-m", "tests.endurance.starvation", "--attack", attack, "--target", target]
     sizes = ["--connections", str(connections), "--calls", str(calls)]
     with ended_afterwards([*command, *sizes], stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout is not None
