@@ -34,7 +34,7 @@ from convserve_server.memory.regions import RegionTable, is_within
 log = logging.getLogger("convserve")
 
 MAX_CONNECTIONS = 1000
-_PAUSE_S = 0.1
+_PAUSE_S, _WARN_EVERY_S = 0.1, 60.0
 _MAX_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
@@ -48,7 +48,7 @@ class SharedMemory:
     def __init__(self, most_bytes: int, most_connections: int = MAX_CONNECTIONS) -> None:
         self.address = f"convserve-{secrets.token_hex(16)}"
         self.ticket = secrets.token_bytes(TICKET_BYTES)
-        self._most_connections = most_connections
+        self._most_connections, self._warns_from = most_connections, 0.0
         self._regions: RegionTable[bytes, Map] = RegionTable(most_bytes, _MAX_REGIONS)
         self._names: dict[socket.socket, set[bytes]] = {}
         self._callers: dict[socket.socket, str] = {}
@@ -134,7 +134,11 @@ class SharedMemory:
         if len(own) >= left:
             stranger = next((each for each in self._without_ticket if not left or each in own), None)
             if stranger is None:
-                log.warning("shared memory: %s has %d connections, and gets none of %d left", caller, len(own), left)
+                if time.monotonic() >= self._warns_from:
+                    self._warns_from = time.monotonic() + _WARN_EVERY_S
+                    log.warning(
+                        "shared memory: %s has %d connections, and gets none of %d left", caller, len(own), left
+                    )
                 connection.close()
                 return
             self._end(stranger)

@@ -6,7 +6,7 @@ import random
 import resource
 import secrets
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -264,6 +264,28 @@ def test_they_make_room_for_those_who_have_one(limited, caller):
         assert descriptors(pid) <= open_files + min(1000, before[0] // 4)
         check_sharing(caller, sharer)
         assert sharer.send(region.name) == GOOD
+
+
+def test_a_process_with_the_ticket_leaves_connections_to_others():
+    with (
+        numpy_server("--shared-memory", limits={resource.RLIMIT_NOFILE: 256}) as few,
+        raw_caller(few.target) as caller,
+        ExitStack() as opened,
+    ):
+        info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
+
+        def is_admitted():
+            connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            connection.settimeout(30)
+            connection.connect(f"\0{info.shared_memory_address}")
+            with suppress(ConnectionError):
+                connection.send(info.shared_memory_ticket)
+                return connection.recv(100) == GOOD
+            return False
+
+        assert 10 < sum(is_admitted() for _ in range(80)) < 40
+        assert few.log.read_text().count("connections, and gets none of") == 1
+        caller.check_service()
 
 
 # Others' regions
