@@ -81,4 +81,5 @@ command = _GroupedCommand(
     help=_DESCRIPTION,
     short_help="start a server",
     epilog=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"]},  # also where it is run by itself
 )
