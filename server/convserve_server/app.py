@@ -55,7 +55,7 @@ from convserve_server.transport.listening import exposure, listen
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
-from convserve_server.warm_up import WarmUp, check_devices, warm_up
+from convserve_server.warm_up import WarmUp, check_devices, flops_per_s, warm_up
 
 T = TypeVar("T")
 
@@ -66,6 +66,8 @@ _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the
 # large as its input, and raises what ends the process if it gets none.
 _EIGENS_THREADS = 1
 _SMALL_STACK_BYTES = 2**20  # of a thread, where what is mapped and never touched counts too; usual are 8 MiB
+
+_MAX_CALL_FLOPS = {"cpu": 10**13, "gpu": 10**15}
 
 _FILES = [module.DESCRIPTOR for module in (convolution_service_pb2, layer_service_pb2, health_pb2, channelz_pb2)]
 # Of every service that a server may have, whatever the settings.
@@ -110,11 +112,18 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
         say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
     engine = _engine(settings, load_engine)
-    limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings))
+    max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
+    limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings), max_call_flops=max_call_flops)
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
+<<<<<<< HEAD
     admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
     registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
+=======
+    concurrent = len(engine.devices) * batching.concurrent_calls
+    admission = Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
+    registry = LayerRegistry(engine, store, settings.max_call_bytes)
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
     backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)

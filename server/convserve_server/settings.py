@@ -31,6 +31,7 @@ _MIB, _GIB = 2**20, 2**30
 _BYTES: dict[str, int | Fraction] = {
     "": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": _MIB, "gi": _GIB, "ti": 2**40,
 }  # fmt: skip
+_FLOPS: dict[str, int | Fraction] = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "p": 10**15}
 _SECONDS: dict[str, int | Fraction] = {"": 1, "ms": Fraction(1, 1000), "s": 1, "m": 60, "h": 3600}
 
 
@@ -52,6 +53,13 @@ def _bytes(given: Any) -> int:
     if size is None or size.denominator != 1:
         raise ValueError("a size such as 8GB, 512MiB or 4096")
     return int(size)
+
+
+def _flops(given: Any) -> int:
+    number = _in_units(re.sub("flops?$", "", str(given).lower()).rstrip(), _FLOPS)
+    if number is None or number.denominator != 1:
+        raise ValueError("a number such as 500G, 10T or 4096")
+    return int(number)
 
 
 def _seconds(given: Any) -> float:
@@ -100,6 +108,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1), "N"]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1), "N"]
 Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=2**63 - 1), "SIZE"]
 BytesOrZero = Annotated[int, BeforeValidator(_bytes), Field(ge=0, le=2**63 - 1), "SIZE"]
+FlopsOrZero = Annotated[int, BeforeValidator(_flops), Field(ge=0, le=2**63 - 1), "FLOPS"]
 Seconds = Annotated[float, BeforeValidator(_seconds), Field(le=2**31 - 1), "TIME"]
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
@@ -156,6 +165,9 @@ class Settings(BaseSettings):
     max_call_bytes: Bytes = 8 * _GIB
     """Largest memory that one call may need by its plan (see `convserve plan`), and that layers being uploaded may take
     together."""
+    max_call_flops: FlopsOrZero = 0
+    """Most floating-point operations of one call by its plan, and of drawing its weights. 0: 10T on a CPU, which takes
+    minutes, and 1P on a GPU."""
     max_admitted_bytes: BytesOrZero = 0
     """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
     waits. 0: half of what the machine, or the container, has."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import re
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +21,7 @@ from convserve_server.engine_api import Engine
 from convserve_server.settings import SettingsError
 
 log = logging.getLogger("convserve")
+_PLAIN = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
 
 _FLAG = "--warm-up (CONVSERVE_WARM_UP)"
 _PARAMETERS = {field.name for field in dataclasses.fields(Conv2D)} - {"input_shape"}
@@ -88,12 +91,24 @@ def warm_up(case: WarmUp, backend: Backend) -> None:
 
 def check_devices(engine: Engine) -> None:
     """Computes a convolution whose result is known. Raises RuntimeError if a device computes it wrongly."""
-    config = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
-    ones, x = Layer(config, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
+    ones, x = Layer(_PLAIN, np.ones((3, 3, 2, 1), "f4")), np.ones((1, 4, 4, 2), "f4")
     for number, device in enumerate(engine.devices):
         output = engine.convolve([ones], [x], "float32", number).output
         if not np.array_equal(output, np.full((1, 2, 2, 1), 18, "f4")):
             raise RuntimeError(f"{device.name} computes wrong results: a 3x3 sum over ones gave {output.ravel()}")
+
+
+def flops_per_s(engine: Engine) -> float:
+    """Measures a CPU at a convolution that suits it; infinite for a GPU, where that goes by dtype and size."""
+    if engine.devices[0].kind == "gpu":
+        return math.inf
+    config, seconds = _PLAIN.replace(filters=64), []
+    layer, x = Layer(config, np.ones((3, 3, 64, 64), "f4")), np.ones((1, 48, 48, 64), "f4")
+    for _ in range(4):  # the first one prepares it
+        began = time.perf_counter()
+        engine.convolve([layer], [x], "float32", 0)
+        seconds.append(time.perf_counter() - began)
+    return config.plan(x.shape).flops / min(seconds)
 
 
 def _value(text: str) -> Any:

@@ -7,13 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convserve.activations import GLU, Activation
+from convserve.activations import GLU, Activation, ReLU
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidTensorError, naming_layer, short_repr
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
+from convserve.regularizers import Regularizer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
+
+# Tensors as large as the convolution's output that an activation holds at once, its input among them, as TensorFlow
+# computes it; others hold one. Measured: tests/endurance/peak_memory.py.
+_HELD_BY_ACTIVATION = {
+    "sparsemax": 5, "soft_shrink": 4, "sparse_plus": 4, "gelu": 3, "hard_shrink": 3, "sparse_sigmoid": 3, "softmax": 2,
+    "log_softmax": 2, "mish": 2, "silu": 2, "celu": 2, "elu": 2, "hard_silu": 2, "tanh_shrink": 2, "squareplus": 2,
+    "glu": 2,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,9 +55,14 @@ class Plan:
         input_bytes: Bytes of the input's elements.
         weight_bytes: Bytes of all weights in their policy's weight type.
         output_bytes: Bytes of the output's elements.
+<<<<<<< HEAD
         memory_bytes: An estimate of the most that the server holds at once for the call, without the convolution
             algorithm's own working memory. Weights that it draws, it has once more, and those of the largest layer
             once more (five times with orthogonal) while it draws them.
+=======
+        memory_bytes: An estimate of the most that a server on a CPU holds at once for the call, with what lies between
+            a convolution and its activation.
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
         admitted: Whether the server would take the call; None if no server was asked.
         refusal: Where it would not: the error text that the call would get.
     """
@@ -102,7 +116,11 @@ class Geometry:
     groups: int
     activation: Activation
     use_bias: bool
+<<<<<<< HEAD
     kernel_initializer: Initializer
+=======
+    activity_regularizer: Regularizer | None
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
     dtype: str
     input_shape: tuple[int | None, ...] | None
 
@@ -157,14 +175,19 @@ def plan(
     planned, largest_step, weight_bytes, drawn_bytes, drawing_bytes = [], 0, 0, 0, 0
     for index, conv2d in enumerate(layers):
         with naming_layer(index, len(layers)):
-            step, held_elements = _plan_layer(conv2d, shape)
+            step, held_bytes = _plan_layer(conv2d, shape)
         planned.append(step)
+<<<<<<< HEAD
         largest_step = max(largest_step, held_elements * itemsize(conv2d.compute_dtype))
         own_bytes = step.parameters * itemsize(conv2d.variable_dtype)
         weight_bytes += own_bytes
         if drawn is None or drawn[index]:
             drawn_bytes += own_bytes
             drawing_bytes = max(drawing_bytes, own_bytes * drawing(conv2d))
+=======
+        largest_step = max(largest_step, held_bytes)
+        weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
         shape = step.output_shape
     output_bytes = math.prod(shape) * itemsize(output_name)
     whole = Plan(
@@ -227,7 +250,7 @@ def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
 
 
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
-    """Returns one layer's plan, and how many elements of input, weights and output exist at once."""
+    """Returns one layer's plan, and how many bytes of input, weights, output and what is between exist at once."""
     axis = channel_axis(conv2d)
     channels = input_shape[axis]
     if channels % conv2d.groups:
@@ -244,7 +267,23 @@ def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     flops = batch * height * width * (2 * math.prod(kernel) + biases)
     weights = parameter_count(conv2d, kernel)
     step = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
-    return step, math.prod(input_shape) + weights + math.prod(convolved)
+    return step, _held_bytes(conv2d, math.prod(input_shape), weights, math.prod(convolved))
+
+
+def _held_bytes(conv2d: Geometry, inputs: int, weights: int, outputs: int) -> int:
+    """Returns the bytes that exist at once while a CPU computes a layer of so many elements."""
+    size = itemsize(conv2d.compute_dtype)
+    # Groups are put side by side and back; 16 bits without groups are computed in 32, in copies twice as large.
+    copies = 2 if conv2d.groups > 1 else 3 if size == 2 else 1
+    elements = copies * (inputs + weights + outputs)
+    if conv2d.data_format == "channels_first":  # to and from channels_last
+        elements = max(elements, 2 * inputs, 2 * outputs)
+    held = _HELD_BY_ACTIVATION.get(conv2d.activation.keras_name, 1)
+    if conv2d.activation.keras_name == "relu" and conv2d.activation != ReLU():
+        held = 3
+    if conv2d.activity_regularizer is not None:
+        held = max(held, 2)
+    return size * max(elements, held * outputs)
 
 
 def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:

@@ -14,6 +14,7 @@ from convserve.tensors.codec import Shape, itemsize
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
 from convserve_server.scheduling.transfers import Transfers
+from convserve_server.tiling.work import drawing_work, work
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
@@ -29,15 +30,18 @@ class Limits:
     max_admitted_bytes: int  # of all admitted calls, without the weights of layers
     max_waiting_calls: int  # that wait to be computed
     max_layers_per_call: int
+    max_call_flops: int = 2**63  # of one call, with what it takes to draw its weights
 
 
 class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
-    def __init__(self, limits: Limits, concurrent: int, large_bytes: int) -> None:
+    def __init__(self, limits: Limits, concurrent: int, large_bytes: int, flops_per_s: float = math.inf) -> None:
         """Starts with no call; the arguments are those of `AdmissionQueue`."""
         self.limits = limits
-        queue = AdmissionQueue(limits.max_admitted_bytes, limits.max_waiting_calls, concurrent, large_bytes)
+        queue = AdmissionQueue(
+            limits.max_admitted_bytes, limits.max_waiting_calls, concurrent, large_bytes, flops_per_s=flops_per_s
+        )
         self.load, self._enter = queue.load, queue.enter
         self.transfers = Transfers(max(large_bytes, _LARGE_TRANSFER_BYTES))
 
@@ -47,7 +51,7 @@ class Admission:
         """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong."""
         plan = planned(layers, input_shape, input_dtype, output_dtype)
         try:
-            self._check(plan, math.inf)
+            self._check(plan, math.inf, _drawing(layers, plan))
         except TooLargeError as error:
             return dataclasses.replace(plan, admitted=False, refusal=str(error))
         return dataclasses.replace(plan, admitted=True)
@@ -71,12 +75,14 @@ class Admission:
         many calls are in the server, or DeadlineExceededError if the caller's deadline can't be met.
         """
         plan = planned_call(layers, shape, dtype, output_dtype)
-        self._check(plan, output_room)
+        drawing = _drawing(layers, plan)
+        self._check(plan, output_room, drawing)
         if claim is not None:
             claim(math.prod(shape) * itemsize(dtype) + plan.output_bytes)
-        return self._enter(caller, plan)
+        return self._enter(caller, plan, work([layer.config for layer in layers], plan) + drawing)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
+<<<<<<< HEAD
         """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`.
 
         It has them twice: as it has written them, and on their way into the connection.
@@ -96,6 +102,15 @@ class Admission:
 
     def _check(self, plan: Plan, output_room: float, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it."""
+=======
+        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`."""
+        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
+        self._check(plan, 0, 0, field="output_bytes")
+        return self._enter(caller, plan)
+
+    def _check(self, plan: Plan, output_room: float, drawing: int, field: str = "input") -> None:
+        """Refuses what this server never takes, before anything is allocated for it; `drawing` is in FLOPs."""
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
         limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
         response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
         for unit, size, limit, flag in (
@@ -103,8 +118,10 @@ class Admission:
             ("bytes of response", response_bytes, limits.max_message_bytes, "max-message-bytes"),
             ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
+            ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops"),
         ):
             if size > limit:
+<<<<<<< HEAD
                 advice = "split the batch" if plan.layers else "ask for fewer"
                 raise _too_large(unit, size, limit, flag, field if unit != "layers" else "layers", advice)
 
@@ -115,3 +132,19 @@ def _too_large(unit: str, size: int, limit: int, flag: str, field: str, advice: 
         f"{advice}, or ask the operator to raise it."
     )
     return TooLargeError(FieldViolation(field, text))
+=======
+                text = (
+                    f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
+                    f"{'split the batch' if plan.layers else 'ask for fewer'}, or ask the operator to raise it."
+                )
+                raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))
+
+
+def _drawing(layers: Sequence[Layer], plan: Plan) -> int:
+    """Returns the work of drawing weights, also of layers that may be cached."""
+    return sum(
+        drawing_work(layer.config, step.kernel_shape)
+        for layer, step in zip(layers, plan.layers, strict=True)
+        if layer.kernel is None
+    )
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)

@@ -24,6 +24,7 @@ only what it computes soon: a late answer helps nobody, and a long queue makes e
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -46,6 +47,8 @@ _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _MAX_ESTIMATES = 1000
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure
 _CERTAIN = 0.5  # of an estimated time: what it takes at least
+_FASTER = 8  # times as fast as measured: what a device may be at most
+_WORK_PER_BYTE = 2048  # of a small call at most: more is as much as a call of so many more bytes
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,17 @@ class Permit:
     caller: str
     plan: Plan
     size: int  # bytes that it takes, without the weights of layers
+    work: int  # see `tiling.work`
     estimate_s: float  # its share of a computation
     waited_s: float = 0.0  # for its bytes
     state: int = QUEUED
     refcount: int = 1  # how many releases it takes to free the bytes
     granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
+
+    @property
+    def burden(self) -> int:
+        """Bytes that it takes, or as many as calls of so much work have."""
+        return max(self.size, self.work // _WORK_PER_BYTE)
 
     def __enter__(self) -> Self:
         """Returns itself."""
@@ -121,11 +130,15 @@ class AdmissionQueue:
         concurrent: int,
         large_bytes: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        flops_per_s: float = math.inf,
     ) -> None:
         """Starts empty, for devices that have `concurrent` computations at once.
 
-        Calls above `large_bytes` wait for devices in a queue of their own, and smaller ones not for them.
+        Calls of a burden above `large_bytes` wait for devices in a queue of their own, and smaller ones not for them.
+        `flops_per_s` is what a device was measured at, if it was.
         """
+        self._flops_per_s = flops_per_s
         self._max_bytes, self._large_bytes = max_admitted_bytes, large_bytes
         self._concurrent, self._slots = concurrent, max_waiting_calls + concurrent
         self._clock = clock
@@ -144,7 +157,7 @@ class AdmissionQueue:
             counts = self._counts
             return Load(self._bytes, self._max_bytes, counts[QUEUED] + counts[ADMITTED], counts[RUNNING])
 
-    def enter(self, caller: Caller, plan: Plan) -> Permit:
+    def enter(self, caller: Caller, plan: Plan, work: int = 0) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
 
         Raises OverloadedError if too many calls are in the server, or DeadlineExceededError if the caller's deadline
@@ -152,11 +165,11 @@ class AdmissionQueue:
         """
         with self.lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
-            permit = Permit(self, caller.name, plan, plan.memory_bytes - plan.weight_bytes, share_s)
-            is_large = permit.size > self._large_bytes
+            permit = Permit(self, caller.name, plan, plan.memory_bytes - plan.weight_bytes, work, share_s)
+            is_large = permit.burden > self._large_bytes
             own = self._callers.get(caller.name) or _CallerLoad()
             self._check_slots(caller, own.calls, computation_s)
-            self._check_deadline(caller, own.ahead_s[is_large])
+            self._check_deadline(caller, own.ahead_s[is_large], plan.flops)
             self._callers[caller.name] = own
             own.calls += 1
             own.ahead_s[is_large] += share_s
@@ -181,6 +194,8 @@ class AdmissionQueue:
     def estimate(self, plan: Plan, own_s: float, whole_s: float) -> None:
         """Notes what a call took: its own share of a computation, and the whole of that."""
         key = _alike(plan)
+        if own_s:
+            self._flops_per_s = max(self._flops_per_s, plan.flops / own_s)
         share_s, computation_s = self._estimates.pop(key, (own_s, whole_s))
         share_s += _SMOOTHING * (own_s - share_s)
         computation_s += _SMOOTHING * (whole_s - computation_s)
@@ -210,7 +225,7 @@ class AdmissionQueue:
         if before <= RUNNING < state:
             own = self._callers[permit.caller]
             own.calls -= 1
-            own.ahead_s[permit.size > self._large_bytes] -= permit.estimate_s
+            own.ahead_s[permit.burden > self._large_bytes] -= permit.estimate_s
             if not own.calls:
                 del self._callers[permit.caller]
 
@@ -255,8 +270,8 @@ class AdmissionQueue:
         )
         raise OverloadedError(text, retry_after_s=retry_s)
 
-    def _check_deadline(self, caller: Caller, ahead_s: float) -> None:
-        """Refuses a call that its caller's own calls make late.
+    def _check_deadline(self, caller: Caller, ahead_s: float, flops: int) -> None:
+        """Refuses a call that its caller's own calls make late, or that no device computes in time.
 
         Others' calls do not count: callers take turns, so that at most one of each other caller comes before it.
         """
@@ -266,6 +281,14 @@ class AdmissionQueue:
             text = (
                 f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and your calls that come "
                 f"before this one take {min_s:.2g} at least: raise the timeout, or retry later."
+            )
+            raise DeadlineExceededError(text)
+        min_s = flops / (_FASTER * self._flops_per_s)
+        if remaining_s is not None and remaining_s < min_s:
+            text = (
+                f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and the {flops} FLOPs of "
+                f"this call take {min_s:.2g} at least on a device that was measured at {self._flops_per_s:.2g} a "
+                "second: raise the timeout, or send less in one call."
             )
             raise DeadlineExceededError(text)
 

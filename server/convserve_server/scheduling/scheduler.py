@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from convserve.errors import DeadlineExceededError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import Plan
@@ -71,7 +72,7 @@ class Scheduler:
         with permit:
             known = _with_weights(layers, permit.plan, self._cache.get)
             group = None if unbatched else _group(known, x, permit.plan)
-            job = _Convolution(group, len(x), permit.size, caller, permit=permit, layers=layers, known=known, x=x)
+            job = _Convolution(group, len(x), permit.burden, caller, permit=permit, layers=layers, known=known, x=x)
             result: Result = self._batcher.run(job)
             return result
 
@@ -81,15 +82,21 @@ class Scheduler:
         plan, computed = jobs[0].permit.plan, None
         for job in jobs:
             job.permit.started()
+
+        def is_active() -> bool:
+            return any(job.caller.is_active() for job in jobs)
+
+        def drawn(config: Conv2D, input_channels: int) -> Layer:
+            if not is_active():  # all layers' may take minutes
+                raise DeadlineExceededError(
+                    "Expected a caller that waits for the result. It is gone: no more is drawn."
+                )
+            return self._cache.initialize(config, input_channels)
+
         try:
-            layers = _with_weights(jobs[0].known, plan, self._cache.initialize)
-            computed = self._engine.convolve(
-                layers,
-                [job.x for job in jobs],
-                plan.output_dtype,
-                device,
-                lambda: any(job.caller.is_active() for job in jobs),
-            )
+            layers = _with_weights(jobs[0].known, plan, drawn)
+            inputs, all_work = [job.x for job in jobs], sum(job.permit.work for job in jobs)
+            computed = self._engine.convolve(layers, inputs, plan.output_dtype, device, is_active, all_work)
         finally:
             seconds = time.monotonic() - started
             for job in jobs:

@@ -5,7 +5,8 @@
                        OutOfMemoryError <---- one row <---+-- some rows <---- all rows of a chunk's output
 
 What does not fit is halved. What fits is known only from trying; what did not is remembered, so that calls alike are
-divided before they are tried.
+divided before they are tried. What would keep a device for seconds is divided, too, at best between layers: before each
+part it is asked whether the caller still waits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import EllipsisType
 
 import numpy as np
 
@@ -29,10 +29,13 @@ from convserve_server.engine_api import Computed, Engine
 from convserve_server.memory.aligned import aligned_empty
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiles import chunks, height_axis, row_slices, tile, tiling_blocker, with_configs
+from convserve_server.tiling.work import work
 
-_Slices = tuple[slice | EllipsisType, ...]
-_SizeOf = Callable[[int], int]
-"""Returns the bytes of a computation of so many samples or rows, by its plan."""
+_SizeOf = Callable[[int], tuple[int, int]]
+"""Returns the bytes of a computation of so many samples or rows, by its plan, and its work."""
+
+# Of a part: about a second of two cores of a CPU. Nothing that a GPU does in a second is as much.
+_MAX_WORK = {"cpu": 2**36, "gpu": 2**43}
 
 
 class TiledEngine:
@@ -51,15 +54,16 @@ class TiledEngine:
         output_dtype: str,
         device: int,
         is_active: Callable[[], bool] = lambda: True,
+        call_work: int | None = None,
     ) -> Computed:
-        """Applies layers to inputs as the engine does, in parts if need be.
+        """Applies layers to inputs as the engine does, in parts if need be; `call_work` is all inputs', if known.
 
         Several inputs are not divided here: the batcher, which put them together, then computes each by itself. Raises
         OutOfMemoryError if several inputs, or a part that cannot be divided further, did not fit, or
         DeadlineExceededError if nobody waited for the output any more before its last part was computed.
         """
         partition = _Partition(self._engine, self._bounds, tuple(layers), output_dtype, device, is_active)
-        computed = partition.untiled(inputs)
+        computed = partition.untiled(inputs, call_work)
         if computed is not None:
             return computed
         if len(inputs) > 1:
@@ -85,15 +89,18 @@ class _Partition:
     def __post_init__(self) -> None:
         self.chain = _configs(self.layers)
         self.key = self.device, self.chain
+        self.max_work = _MAX_WORK[self.engine.devices[self.device].kind]
         # By layer: the losses of any part, and the sum of all parts' activities over their samples.
         self.losses, self.activities = [Losses()] * len(self.chain), [0.0] * len(self.chain)
 
-    def untiled(self, inputs: Sequence[Array]) -> Computed | None:
-        """Computes all inputs together; returns None if they do not fit, or are not likely to."""
+    def untiled(self, inputs: Sequence[Array], call_work: int | None) -> Computed | None:
+        """Computes all inputs together; returns None if they do not fit, are not likely to, or are one long work."""
         samples, size = sum(map(len, inputs)), self._samples_size(inputs[0])
         bound = self.bounds.get(self.key)
-        if bound is not None and size(samples) > bound:
+        if bound is not None and size(samples)[0] > bound:
             return None
+        if len(inputs) == 1 and (size(samples)[1] if call_work is None else call_work) > self.max_work:
+            return None  # several are bounded by the batcher
         computed = self._attempt(self.layers, inputs, self.output_dtype)
         if computed is None:
             self._halve(samples, "sample", size)
@@ -101,7 +108,7 @@ class _Partition:
 
     def tiled(self, x: Array) -> Computed:
         """Computes one input in parts; raises what `convolve` does."""
-        self.memory_bytes = self._samples_size(x)(len(x))
+        self.memory_bytes, _ = self._samples_size(x)(len(x))
         try:
             output = aligned_empty(plan(self.chain, x.shape).output_shape, numpy_dtype(self.output_dtype))
             self._by_samples(x, output)
@@ -126,22 +133,31 @@ class _Partition:
             if not count:
                 break
             rows = slice(first, first + count)
-            if self._compute(self.layers, 0, x[rows], (...,), output[rows]):
-                first += count
-            else:
+            computed = self._compute(self.layers, 0, x[rows], self.output_dtype)
+            if computed is None:
                 most = self._halve(count, "sample", size)
+            else:
+                output[rows] = computed.output
+                first += count
         for sample in range(first, len(x)):
             self._by_chunks(x[sample : sample + 1], output[sample : sample + 1], tried=not most)
 
     def _by_chunks(self, x: Array, output: Array, tried: bool) -> None:
-        """Computes one sample, one chunk of layers after the other, each by rows."""
-        for first, end in chunks(self.chain):
-            chunk = self.layers[first:end]
-            if end == len(self.layers):
-                chunk_output = output
-            else:
-                dtype = numpy_dtype(chunk[-1].config.compute_dtype)
-                chunk_output = aligned_empty(plan(self.chain[first:end], x.shape).output_shape, dtype)
+        """Computes one sample, one chunk of layers after the other, each by rows if need be."""
+        fits = not self.misses and self.bounds.get(self.key) is None
+        # Where there is memory for what is between them, work is divided between layers.
+        steps = ((index, index + 1) for index in range(len(self.layers))) if fits else chunks(self.chain)
+        for first, end in steps:
+            chunk, chain = self.layers[first:end], self.chain[first:end]
+            dtype = output.dtype if end == len(self.layers) else numpy_dtype(chunk[-1].config.compute_dtype)
+            if fits and end < len(self.layers) and self._fits(_measured(chain, x.shape, name_of(x), dtype.name)):
+                computed = self._compute(chunk, first, x, dtype.name)
+                if computed is not None:
+                    x = computed.output
+                    continue
+                fits = False
+            shape = plan(chain, x.shape).output_shape
+            chunk_output = output if end == len(self.layers) else aligned_empty(shape, dtype)
             self._by_rows(first, chunk, x, chunk_output, tried and len(chunk) == len(self.layers))
             x = chunk_output
 
@@ -154,11 +170,11 @@ class _Partition:
         blocker = tiling_blocker(chain)
         min_rows = height if blocker else 1
 
-        def size(rows: int) -> int:
+        def size(rows: int) -> tuple[int, int]:
             # Tiles at the edges are smaller, by their padding.
             middle = tile(chain, shapes, ((height - rows) // 2, (height - rows) // 2 + rows))
             shape = (*x.shape[:axis], middle.input_rows[1] - middle.input_rows[0], *x.shape[axis + 1 :])
-            return _bytes(middle.chain, shape, name_of(x), name_of(output))
+            return _measured(middle.chain, shape, name_of(x), name_of(output))
 
         # Tiles with the same padding share layers, whose weights an engine keeps on the device.
         layers_of = functools.cache(functools.partial(with_configs, chunk))
@@ -166,31 +182,33 @@ class _Partition:
         while first < height:
             if most < min_rows:
                 row_text = f"{_counted(min_rows, 'row')} of a sample's output"
-                why = f"its smallest part, {row_text}, takes about {size(min_rows)} of them"
+                why = f"its smallest part, {row_text}, takes about {size(min_rows)[0]} of them"
                 raise self._refusal(f"{why} ({blocker} does not let it be divided)" if blocker else why)
             count = height if blocker else max(1, self._fitting(min(most, height - first), size))
             part = tile(chain, shapes, (first, first + count))
             begin = first - part.output_rows[0]
             kept, target = row_slices(axis, begin, begin + count), output[row_slices(axis, first, first + count)]
-            if self._compute(layers_of(part.chain), first_layer, x[row_slices(axis, *part.input_rows)], kept, target):
-                first += count
-            else:
+            rows = x[row_slices(axis, *part.input_rows)]
+            computed = self._compute(layers_of(part.chain), first_layer, rows, name_of(output))
+            if computed is None:
                 most = self._halve(count, "row", size, min_rows)
+            else:
+                target[...] = computed.output[kept]
+                first += count
 
-    def _compute(self, layers: tuple[Layer, ...], first_layer: int, x: Array, kept: _Slices, output: Array) -> bool:
-        """Computes a part, copies what is kept of it into `output`, and returns whether there was memory for it."""
+    def _compute(self, layers: tuple[Layer, ...], first_layer: int, x: Array, output_dtype: str) -> Computed | None:
+        """Computes a part and adds up its losses; returns None if there was no memory for it."""
         if not self.is_active():  # all parts may take minutes
             text = "Expected a caller to wait until all parts are computed. Received none: the others are not computed."
             raise DeadlineExceededError(text)
-        computed = self._attempt(layers, [x], name_of(output))
+        computed = self._attempt(layers, [x], output_dtype)
         if computed is None:
-            return False
-        output[...] = computed.output[kept]
+            return None
         self.warm, self.batch_size = self.warm and computed.warm, max(self.batch_size, computed.batch_size)
         for index, losses in enumerate(computed.losses, first_layer):
             self.losses[index] = losses
             self.activities[index] += (losses.activity or 0.0) * len(x)  # an engine divides it by the samples
-        return True
+        return computed
 
     def _attempt(self, layers: tuple[Layer, ...], inputs: Sequence[Array], output_dtype: str) -> Computed | None:
         """Returns what the engine computes; None if it has no memory for it."""
@@ -201,18 +219,23 @@ class _Partition:
             return None  # the error goes, and with it all that its traceback holds
 
     def _samples_size(self, x: Array) -> _SizeOf:
-        return lambda samples: _bytes(self.chain, (samples, *x.shape[1:]), name_of(x), self.output_dtype)
+        return lambda samples: _measured(self.chain, (samples, *x.shape[1:]), name_of(x), self.output_dtype)
+
+    def _fits(self, size_and_work: tuple[int, int]) -> bool:
+        """Returns whether bytes are within the bound, as far as it is known, and work is no more than a part's."""
+        bound = self.bounds.get(self.key)
+        size, amount = size_and_work
+        return (bound is None or size <= bound) and amount <= self.max_work
 
     def _fitting(self, most: int, size: _SizeOf) -> int:
-        """Returns the largest number up to `most` whose size is within the bound, perhaps 0."""
-        bound = self.bounds.get(self.key)
-        return most if bound is None else bisect.bisect_right(range(1, most + 1), bound, key=size)
+        """Returns the largest number up to `most` that `_fits`, perhaps 0."""
+        return bisect.bisect_left(range(1, most + 1), True, key=lambda count: not self._fits(size(count)))
 
     def _halve(self, count: int, unit: str, size: _SizeOf, least: int = 1) -> int:
         """Notes that so many samples or rows did not fit, bounds what is tried next time, and returns half of them."""
         self.misses.append(_counted(count, unit))
         half = count // 2
-        self.bounds.lower(self.key, size(half) if half >= least else size(least) // 2)
+        self.bounds.lower(self.key, size(half)[0] if half >= least else size(least)[0] // 2)
         return half
 
     def _refusal(self, why: str) -> OutOfMemoryError:
@@ -229,10 +252,17 @@ def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:
     return tuple(layer.config for layer in layers)
 
 
+<<<<<<< HEAD
 def _bytes(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> int:
     """Returns what a computation takes by its plan."""
     drawn = [False] * len(chain)  # any more
     return plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype, drawn=drawn).memory_bytes
+=======
+def _measured(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> tuple[int, int]:
+    """Returns the bytes that a computation takes by its plan, and its work."""
+    planned = plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype)
+    return planned.memory_bytes, work(chain, planned)
+>>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
 
 
 def _counted(count: int, unit: str) -> str:

@@ -181,7 +181,8 @@ def test_what_is_no_number_of_that_kind_is_refused(read, name, text):
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_is_taken_up_to_its_bounds(read, name):
     least = {"max_message_bytes": 2**22, "idle_s": 1}.get(name, 0 if name in TIMES or DEFAULTS[name] == 0 else 1)
-    most = 2**63 - 1 if name in SIZES and name != "max_message_bytes" else 2**31 - 1
+    is_large = (name in SIZES and name != "max_message_bytes") or name == "max_call_flops"
+    most = 2**63 - 1 if is_large else 2**31 - 1
     for value in (least, most):
         assert getattr(read(**{variable(name): str(value)}), name) == value
     for value in (least - 1, most + 1):
@@ -201,6 +202,19 @@ def test_a_size_may_have_a_unit(read, text, size):
 def test_another_size_is_refused(read, text):
     expected = "--max-call-bytes (CONVSERVE_MAX_CALL_BYTES): Expected a size such as 8GB, 512MiB or 4096. Received "
     assert refusal(read, "--max-call-bytes", text) == f"{expected}{text!r}."
+
+
+@pytest.mark.parametrize(
+    ("text", "flops"), [("0", 0), ("500G", 5e11), ("1.5 T", 1.5e12), ("10tflops", 1e13), ("1P", 1e15)]
+)
+def test_operations_may_have_a_unit(read, text, flops):
+    assert read("--max-call-flops", text).max_call_flops == flops
+
+
+def test_other_operations_are_refused(read):
+    expected = "--max-call-flops (CONVSERVE_MAX_CALL_FLOPS): Expected a number such as 500G, 10T or 4096. Received "
+    for text in ("10TB", "1.5", "T", "1Ki"):
+        assert refusal(read, "--max-call-flops", text) == f"{expected}{text!r}."
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("30s", 30), ("5m", 300), ("250ms", 0.25), ("1.5 h", 5400)])

@@ -271,3 +271,17 @@ def test_all_slots_and_bytes_are_free_in_the_end(steps: list[tuple[str, int, str
     assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
     assert most[0] <= 160
     assert not callers.queue._callers
+
+
+def test_a_deadline_within_which_no_device_computes_so_much_is_refused() -> None:
+    queue = AdmissionQueue(10**9, 100, 1, 10**9, flops_per_s=1e6)
+    large = replace(plan(1), flops=80_000_000)  # ten seconds of a device eight times as fast as measured
+    for name, remaining_s in (("a", 9.0), ("b", 0.1)):
+        with pytest.raises(DeadlineExceededError, match="80000000 FLOPs of this call take 10 at least"):
+            queue.enter(Leaving(name, remaining_s).caller, large)
+    assert queue.load().waiting_calls == 0
+    for remaining_s in (11.0, None):
+        queue.enter(Leaving("c", remaining_s).caller, large).release()
+    quick = queue.enter(Leaving("d").caller, large)
+    compute(quick, seconds=8)  # ten times as fast as it was measured at first
+    queue.enter(Leaving("e", 2.0).caller, large).release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -112,6 +113,64 @@ def test_a_call_whose_caller_is_gone_is_not_computed() -> None:
     engine = Engine()
     with pytest.raises(DeadlineExceededError, match="not computed"):
         Served(engine).convolve([weighing(2)], batch(1), None, Caller(is_active=lambda: False))
+    assert engine.calls == []
+
+
+# Work
+
+
+def test_a_small_call_does_not_wait_for_one_that_computes_for_long() -> None:
+    """Which is small by its bytes."""
+    engine = Engine()
+    served = Served(engine, limits=replace(LIMITS, max_call_bytes=2**22), size=2**20)
+    long = Layer(CONFIG.replace(kernel_size=400, padding="same"), np.ones((400, 400, 1, 1), "f4"))
+    x = np.ones((1, 100, 100, 1), "f4")
+    assert served.admission.admit([long], x.shape, "float32", None).size < 2**20
+    engine.go.clear()
+    with ThreadPoolExecutor(2) as pool:
+        slow = pool.submit(served.convolve, [long], x, None, output_room=2**20)
+        eventually(lambda: len(engine.calls) == 1)
+        quick = pool.submit(served.convolve, [weighing(2)], batch(1), None)
+        eventually(lambda: len(engine.calls) == 2)
+        engine.go.set()
+        assert quick.result(30).output.item() == 2
+        slow.result(30)
+
+
+def test_calls_of_much_work_are_not_computed_together() -> None:
+    layer, one = weighing(2), batch(1, shape=(8, 8))
+    (burden,) = {Served(Engine()).admission.admit([layer], one.shape, "float32", None).burden}
+    engine = Engine()
+    held = Held(engine, size=2 * burden + 1)
+    for value in range(3):
+        held.call([layer], batch(value, shape=(8, 8)))
+    assert held.computed() == [[1, 1], [1]]
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_call_of_more_operations_than_the_server_takes_is_refused(drawn: bool) -> None:
+    engine = Engine()
+    served = Served(engine, limits=replace(LIMITS, max_call_flops=50_000))
+    config = CONFIG.replace(filters=10, kernel_initializer="orthogonal")
+    taken = batch(1, shape=(50, 50))
+    flops = config.plan(taken.shape).flops
+    assert flops == 50_000
+    layer = Layer(config) if drawn else Layer(config, np.ones((1, 1, 1, 10), "f4"))
+    if not drawn:
+        served.convolve([layer], taken, None, output_room=2**20)
+    expected = r"at most 50000 FLOPs in one call, the server's --max-call-flops\. Received a call with [0-9]+: split"
+    assert re.search(expected, served.admission.plan([layer], (2, 50, 50, 1), "float32", None).refusal or "")
+    with pytest.raises(TooLargeError, match=expected):
+        served.convolve([layer], batch(1, 2, shape=(50, 50)), None)
+    assert not engine.initialized
+
+
+def test_weights_are_drawn_until_the_caller_is_gone() -> None:
+    engine = Engine()
+    caller = Caller(is_active=lambda: len(engine.initialized) < 2)
+    with pytest.raises(DeadlineExceededError, match="no more is drawn"):
+        Served(engine).convolve([Layer(CONFIG)] * 4, batch(1), None, caller)
+    assert len(engine.initialized) == 2
     assert engine.calls == []
 
 

@@ -18,6 +18,7 @@ from convserve_server.tiling import tiled_engine
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiled_engine import TiledEngine
 from convserve_server.tiling.tiles import height_axis, tiling_blocker
+from convserve_server.tiling.work import work
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
@@ -121,6 +122,59 @@ def test_the_computation_stops_when_the_caller_is_gone(x: Any) -> None:
     assert served.admission.load().admitted_bytes == 0
     served.convolve([layer()], x, None)
     assert len(attempts(limited)) > 20
+
+
+@settings(deadline=None, max_examples=200)
+@given(chains(), st.floats(0, 1))
+def test_parts_of_a_long_work_equal_the_whole(made: tuple[list[Layer], Any], share: float) -> None:
+    layers, x = made
+    whole = NumpyEngine().convolve(layers, [x], "float64", 0)
+    chain = [layer.config for layer in layers]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiled_engine._MAX_WORK, "cpu", int(share * work(chain, plan(chain, x.shape))))
+        computed = TiledEngine(NumpyEngine()).convolve(layers, [x], "float64", 0)
+    assert_same(computed.output, whole.output, layers)
+    for losses, expected in zip(computed.losses, whole.losses, strict=True):
+        for name, value in vars(expected).items():
+            assert vars(losses)[name] == (None if value is None else pytest.approx(value, rel=1e-12))
+
+
+def test_a_long_work_is_divided_into_samples_layers_and_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    of, x = layer(), image(4)
+    a_layer = work([of.config], plan([of.config], image().shape))
+    expected = convolve(NumpyEngine(), [of] * 3, x).output
+    for max_work, way in (
+        (12 * a_layer, [(4, 32)]),
+        (6 * a_layer, [(2, 32)] * 2),
+        (2 * a_layer, [(1, 32)] * 12),
+        (a_layer // 2, [(1, 17)] * 24),  # a row more than 16, and padding at the edge
+    ):
+        monkeypatch.setitem(tiled_engine._MAX_WORK, "cpu", max_work)
+        limited = LimitedEngine(NumpyEngine(), 2**30)
+        np.testing.assert_array_equal(convolve(TiledEngine(limited), [of] * 3, x).output, expected)
+        assert [attempt.shape[:2] for attempt in limited.attempts] == way
+
+
+def test_a_long_work_ends_before_the_part_for_which_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, x = layer(), image(4)
+    monkeypatch.setitem(tiled_engine._MAX_WORK, "cpu", 2 * work([of.config], plan([of.config], image().shape)))
+    for parts in range(4):
+        limited = LimitedEngine(NumpyEngine(), 2**30)
+        made = limited.attempts
+        with pytest.raises(DeadlineExceededError, match="Expected a caller to wait until all parts are computed"):
+            TiledEngine(limited).convolve([of] * 3, [x], "float32", 0, lambda made=made, n=parts: len(made) < n)
+        assert len(made) == parts
+
+
+def test_a_long_work_without_memory_is_divided_by_rows_of_all_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, x = layer(), image(2)
+    limited = LimitedEngine(NumpyEngine(), 1200)
+    monkeypatch.setitem(tiled_engine._MAX_WORK, "cpu", work([of.config], plan([of.config], x.shape)))
+    engine, expected = TiledEngine(limited), convolve(NumpyEngine(), [of] * 3, x).output
+    for _ in range(2):
+        np.testing.assert_array_equal(convolve(engine, [of] * 3, x).output, expected)
 
 
 def test_the_batch_size_is_that_of_the_largest_part() -> None:
