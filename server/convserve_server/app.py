@@ -116,14 +116,9 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings), max_call_flops=max_call_flops)
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
-<<<<<<< HEAD
-    admission = Admission(limits, len(engine.devices) * batching.concurrent_calls, batching.max_batch_bytes)
-    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
-=======
     concurrent = len(engine.devices) * batching.concurrent_calls
     admission = Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
-    registry = LayerRegistry(engine, store, settings.max_call_bytes)
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
+    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
     backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)

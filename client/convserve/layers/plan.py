@@ -55,14 +55,9 @@ class Plan:
         input_bytes: Bytes of the input's elements.
         weight_bytes: Bytes of all weights in their policy's weight type.
         output_bytes: Bytes of the output's elements.
-<<<<<<< HEAD
-        memory_bytes: An estimate of the most that the server holds at once for the call, without the convolution
-            algorithm's own working memory. Weights that it draws, it has once more, and those of the largest layer
-            once more (five times with orthogonal) while it draws them.
-=======
         memory_bytes: An estimate of the most that a server on a CPU holds at once for the call, with what lies between
-            a convolution and its activation.
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
+            a convolution and its activation. Weights that it draws, it has once more, and those of the largest layer
+            once more (five times with orthogonal) while it draws them.
         admitted: Whether the server would take the call; None if no server was asked.
         refusal: Where it would not: the error text that the call would get.
     """
@@ -116,11 +111,8 @@ class Geometry:
     groups: int
     activation: Activation
     use_bias: bool
-<<<<<<< HEAD
     kernel_initializer: Initializer
-=======
     activity_regularizer: Regularizer | None
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
     dtype: str
     input_shape: tuple[int | None, ...] | None
 
@@ -177,17 +169,12 @@ def plan(
         with naming_layer(index, len(layers)):
             step, held_bytes = _plan_layer(conv2d, shape)
         planned.append(step)
-<<<<<<< HEAD
-        largest_step = max(largest_step, held_elements * itemsize(conv2d.compute_dtype))
+        largest_step = max(largest_step, held_bytes)
         own_bytes = step.parameters * itemsize(conv2d.variable_dtype)
         weight_bytes += own_bytes
         if drawn is None or drawn[index]:
             drawn_bytes += own_bytes
             drawing_bytes = max(drawing_bytes, own_bytes * drawing(conv2d))
-=======
-        largest_step = max(largest_step, held_bytes)
-        weight_bytes += step.parameters * itemsize(conv2d.variable_dtype)
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
         shape = step.output_shape
     output_bytes = math.prod(shape) * itemsize(output_name)
     whole = Plan(

@@ -82,13 +82,12 @@ class Admission:
         return self._enter(caller, plan, work([layer.config for layer in layers], plan) + drawing)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
-<<<<<<< HEAD
         """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`.
 
         It has them twice: as it has written them, and on their way into the connection.
         """
         plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=2 * size)
-        self._check(plan, 0, field="output_bytes")
+        self._check(plan, 0, 0, field="output_bytes")
         return self._enter(caller, plan)
 
     def check_layers(self, number: int, most: int = 0) -> None:
@@ -100,17 +99,8 @@ class Admission:
         if number > max(limit, most):
             raise _too_large("layers", number, limit, "max-layers-per-call", "layers", "split the batch")
 
-    def _check(self, plan: Plan, output_room: float, field: str = "input") -> None:
-        """Refuses what this server never takes, before anything is allocated for it."""
-=======
-        """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`."""
-        plan = Plan((), (), "", 0, 0, 0, 0, output_bytes=size, memory_bytes=size)
-        self._check(plan, 0, 0, field="output_bytes")
-        return self._enter(caller, plan)
-
     def _check(self, plan: Plan, output_room: float, drawing: int, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it; `drawing` is in FLOPs."""
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
         limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
         response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
         for unit, size, limit, flag in (
@@ -121,23 +111,8 @@ class Admission:
             ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops"),
         ):
             if size > limit:
-<<<<<<< HEAD
                 advice = "split the batch" if plan.layers else "ask for fewer"
                 raise _too_large(unit, size, limit, flag, field if unit != "layers" else "layers", advice)
-
-
-def _too_large(unit: str, size: int, limit: int, flag: str, field: str, advice: str) -> TooLargeError:
-    text = (
-        f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
-        f"{advice}, or ask the operator to raise it."
-    )
-    return TooLargeError(FieldViolation(field, text))
-=======
-                text = (
-                    f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
-                    f"{'split the batch' if plan.layers else 'ask for fewer'}, or ask the operator to raise it."
-                )
-                raise TooLargeError(FieldViolation(field if unit != "layers" else "layers", text))
 
 
 def _drawing(layers: Sequence[Layer], plan: Plan) -> int:
@@ -147,4 +122,11 @@ def _drawing(layers: Sequence[Layer], plan: Plan) -> int:
         for layer, step in zip(layers, plan.layers, strict=True)
         if layer.kernel is None
     )
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
+
+
+def _too_large(unit: str, size: int, limit: int, flag: str, field: str, advice: str) -> TooLargeError:
+    text = (
+        f"Expected at most {limit} {unit} in one call, the server's --{flag}. Received a call with {size}: "
+        f"{advice}, or ask the operator to raise it."
+    )
+    return TooLargeError(FieldViolation(field, text))

@@ -252,17 +252,11 @@ def _configs(layers: Sequence[Layer]) -> tuple[Conv2D, ...]:
     return tuple(layer.config for layer in layers)
 
 
-<<<<<<< HEAD
-def _bytes(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> int:
-    """Returns what a computation takes by its plan."""
-    drawn = [False] * len(chain)  # any more
-    return plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype, drawn=drawn).memory_bytes
-=======
 def _measured(chain: Sequence[Conv2D], shape: Shape, dtype: str, output_dtype: str) -> tuple[int, int]:
     """Returns the bytes that a computation takes by its plan, and its work."""
-    planned = plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype)
+    drawn = [False] * len(chain)  # any more
+    planned = plan(chain, shape, input_dtype=dtype, output_dtype=output_dtype, drawn=drawn)
     return planned.memory_bytes, work(chain, planned)
->>>>>>> 03a3141 (Calls are admitted, placed and divided by their work; plans say what is held)
 
 
 def _counted(count: int, unit: str) -> str:
