@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from convserve import Conv2D, InvalidTensorError, Layer
+from convserve import Conv2D, InvalidTensorError, Layer, activations
 from convserve.layers.layer import planned
 from convserve.layers.plan import plan
 
@@ -50,10 +52,31 @@ def test_amounts_of_a_layer_worked_out_by_hand() -> None:
     assert found.input_bytes == 2 * 10 * 12 * 4
     assert found.weight_bytes == 4 * (kernel + 8)  # kept in float32
     assert found.output_bytes == places * 8 * 8
-    held_in_float16 = 2 * (2 * 10 * 12 * 4 + kernel + 8 + places * 8)
+    held_in_float16 = 2 * 2 * (2 * 10 * 12 * 4 + kernel + 8 + places * 8)  # groups are put side by side, in copies
     held = found.input_bytes + found.weight_bytes + held_in_float16 + found.output_bytes
     assert found.memory_bytes == held + 2 * found.weight_bytes  # which the server draws
     assert found.admitted is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "held"),
+    [
+        ({}, 4 * (100 + 2 + 200)),
+        ({"activation": "relu"}, 4 * (100 + 2 + 200)),
+        ({"activation": "sparsemax"}, 4 * 5 * 200),
+        ({"activation": activations.ReLU(0.1)}, 4 * 3 * 200),
+        ({"activity_regularizer": "l1"}, 4 * 2 * 200),
+        ({"dtype": "float16"}, 2 * 3 * (100 + 2 + 200)),  # a copy in 32 bits
+        ({"dtype": "bfloat16", "activation": "sparsemax"}, 2 * 5 * 200),
+        ({"dtype": "float64"}, 8 * (100 + 2 + 200)),
+        ({"data_format": "channels_first"}, 4 * 2 * 200),  # and channels_last
+    ],
+)
+def test_what_a_layer_holds_between_its_input_and_output_counts(changes: dict[str, Any], held: int) -> None:
+    config = Conv2D(2, 1, **{"use_bias": False, "dtype": "float32", "data_format": "channels_last", **changes})
+    shape = (1, 10, 10, 1) if config.data_format == "channels_last" else (1, 1, 10, 10)
+    found = plan([config], shape, drawn=[False])
+    assert found.memory_bytes - found.input_bytes - found.weight_bytes - found.output_bytes == held
 
 
 def test_weights_that_the_server_draws_are_the_calls_own_and_drawing_the_largest_takes_more() -> None:
