@@ -199,6 +199,23 @@ def drawing(conv2d: Geometry) -> int:
     return 5 if isinstance(conv2d.kernel_initializer, Orthogonal) else 1  # of a matrix and its decomposition
 
 
+def check_padded(layers: Sequence[Geometry], input_shape: Sequence[int] | None, plan: Plan) -> None:
+    """Raises InvalidTensorError if a layer's padding makes its input longer than TensorFlow counts."""
+    shape = _input_shape(layers[0], input_shape)
+    for index, (conv2d, step) in enumerate(zip(layers, plan.layers, strict=True)):
+        for direction, amounts in () if isinstance(conv2d.padding, str) else enumerate(conv2d.padding):
+            size = shape[direction + (1 if conv2d.data_format == "channels_last" else 2)]
+            if size + sum(amounts) >= 2**31:
+                side, letter = (("height", "rows"), ("width", "columns"))[direction]
+                expected, received = (
+                    f"a {side} below 2**31 with the padding",
+                    f"{size} {letter} and {amounts} of padding",
+                )
+                with naming_layer(index, len(layers)):
+                    raise InvalidTensorError.for_field("padding", expected, received)
+        shape = step.output_shape
+
+
 def _input_shape(conv2d: Geometry, shape: Sequence[int] | None) -> Shape:
     """Returns an input's shape, by default one sample's; raises InvalidTensorError unless it has four dimensions."""
     if shape is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from convserve.errors import FieldViolation, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
-from convserve.layers.plan import Plan
+from convserve.layers.plan import Plan, check_padded
 from convserve.tensors.codec import Shape, itemsize
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
@@ -54,6 +54,7 @@ class Admission:
             self._check(plan, math.inf, _drawing(layers, plan))
         except TooLargeError as error:
             return dataclasses.replace(plan, admitted=False, refusal=str(error))
+        check_padded([layer.config for layer in layers], input_shape, plan)
         return dataclasses.replace(plan, admitted=True)
 
     def admit(
@@ -77,6 +78,7 @@ class Admission:
         plan = planned_call(layers, shape, dtype, output_dtype)
         drawing = _drawing(layers, plan)
         self._check(plan, output_room, drawing)
+        check_padded([layer.config for layer in layers], shape, plan)
         if claim is not None:
             claim(math.prod(shape) * itemsize(dtype) + plan.output_bytes)
         return self._enter(caller, plan, work([layer.config for layer in layers], plan) + drawing)
