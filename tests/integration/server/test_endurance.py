@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.endurance.batch import batch_often_killed
+from tests.endurance.bombs import ALL_RPCS, explode
 from tests.endurance.connections import crowd
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.interrupts import interrupt_often
@@ -90,3 +91,10 @@ def test_calls_without_a_message_keep_no_thread_from_others(attack: str) -> None
     assert not found.failed
     assert found.answered
     assert found.outcomes["RESOURCE_EXHAUSTED"]
+
+
+def test_messages_of_empty_messages_take_little_more_than_their_bytes() -> None:
+    names = {"ConvolveStream", "FindMissingLayers", "ModelInfer", "Check", "GetServers", "ServerReflectionInfo"}
+    found = explode(8, [rpc for rpc in ALL_RPCS if rpc.name in names], serve=numpy_server)
+    assert found.worst.keys() == names
+    assert not found.defects
