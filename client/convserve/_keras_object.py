@@ -50,11 +50,14 @@ def flag(default: bool) -> Any:
     return _parameter(default, "True or False", lambda value: _valid(value, isinstance(value, bool)))
 
 
+_MAX_AXES, _MAX_WORD = 8, 100  # of what a layer says of itself, which is kept and listed
+
+
 def word(default: str, *allowed: str) -> Any:
     """Declares one of several words, or any word where none are listed."""
 
     def convert(value: Any) -> str:
-        word: str = _valid(value, isinstance(value, str))
+        word: str = _valid(value, isinstance(value, str) and len(value) <= _MAX_WORD)
         return _valid(word.lower(), word.lower() in allowed) if allowed else word
 
     return _parameter(default, f"one of {', '.join(map(repr, allowed))}" if allowed else "a word", convert)
@@ -65,9 +68,10 @@ def axes(default: tuple[int, ...] | None) -> Any:
 
     def convert(value: object) -> tuple[int, ...]:
         listed = value if isinstance(value, list | tuple) else (value,)
+        _valid(listed, len(listed) <= _MAX_AXES)
         return _valid(tuple(_integer(axis, range(-4, 4)) for axis in listed), bool(listed))
 
-    return _parameter(default, "an integer or a list of integers, axes from -4 to 3", convert)
+    return _parameter(default, f"an integer or a list of up to {_MAX_AXES} integers, axes from -4 to 3", convert)
 
 
 def output_axis() -> Any:

@@ -237,3 +237,12 @@ def test_layers_of_one_client_have_one_afterwards() -> None:
         first, second = copied(layers)
         assert first._connection is second._connection is not client
     assert copy.copy(layers[0])._connection is client
+
+
+def test_what_a_value_says_of_itself_is_bounded() -> None:
+    kept = convserve.initializers.GlorotUniform(input_axes=[0] * 8, output_axes=[-1])
+    assert kept.input_axes == (0,) * 8
+    with pytest.raises(convserve.InvalidConfigurationError, match="up to 8 integers"):
+        convserve.initializers.GlorotUniform(input_axes=[0] * 9)
+    with pytest.raises(convserve.InvalidConfigurationError, match="window"):
+        convserve.initializers.STFT(window="w" * 101)
