@@ -14,12 +14,6 @@ from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.remote_calls import grant
 from convserve.keras.remote_conv2d import RemoteConv2D
 
-# What get_config gives in a form that loses functions of the user's own.
-_OBJECTS = (
-    "kernel_initializer", "bias_initializer", "kernel_regularizer", "bias_regularizer", "activity_regularizer",
-    "kernel_constraint", "bias_constraint",
-)  # fmt: skip
-
 
 def to_remote(
     model: Any,
@@ -92,19 +86,26 @@ def _swapped(model: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
 def _made(layer: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
     """Returns a layer made anew, without its weights, with its kind and what it wraps swapped."""
     config = layer.get_config()
+    for name, value in config.items():
+        given = getattr(layer, name, None)
+        # Functions and objects are handed on: from what get_config makes of them Keras may not find them again. A layer
+        # may have weights: it is made anew.
+        if isinstance(value, dict) and callable(given) and not isinstance(given, keras.Layer):
+            config[name] = given
     if type(layer) in kinds:
         kind, further = kinds[type(layer)]
         config = {name: value for name, value in config.items() if name not in ("server", "timeout")}
-        config |= {name: getattr(layer, name) for name in _OBJECTS}
-        if not isinstance(layer.activation, keras.Layer):  # one that is a layer may have weights: it is made anew
-            config["activation"] = layer.activation
         return kind.from_config(config | further)
+    if isinstance(layer, keras.layers.Lambda):
+        config |= {"output_shape": layer._output_shape, "arguments": layer.arguments}
+        return type(layer)(**config)  # its from_config takes no functions, and it keeps its output_shape to itself
     if isinstance(layer, keras.layers.Wrapper):
         inner = layer.layer
-        if isinstance(inner, keras.Sequential | keras.Function):
-            config["layer"] = keras.saving.serialize_keras_object(_swapped(inner, kinds))
-        elif type(inner) in kinds or isinstance(inner, keras.layers.Wrapper):
-            config["layer"] = keras.saving.serialize_keras_object(_made(inner, kinds))
+        is_model = isinstance(inner, keras.Sequential | keras.Function)
+        made = _swapped(inner, kinds) if is_model else _made(inner, kinds)
+        if type(layer).from_config.__func__ is keras.layers.Wrapper.from_config.__func__:
+            return keras.Layer.from_config.__func__(type(layer), config | {"layer": made})
+        config["layer"] = keras.saving.serialize_keras_object(made)
     return layer.__class__.from_config(config)
 
 

@@ -187,6 +187,47 @@ def test_layers_that_keep_more_than_weights(server: RunningServer, make: Any) ->
     assert np.array_equal(again(X), expected)
 
 
+def doubled(x: Any) -> Any:
+    return x * FACTOR
+
+
+FACTOR = 2.0
+
+
+def times(factor: float) -> Any:
+    return lambda x: x * factor
+
+
+class Halves(keras.initializers.Initializer):
+    """An initializer that Keras cannot find by its name."""
+
+    def __call__(self, shape: Any, dtype: Any = None) -> Any:
+        return 0.5 * np.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        layers.Lambda(doubled),
+        layers.Lambda(lambda x: x * FACTOR),
+        layers.Lambda(times(3.0)),
+        layers.Lambda(lambda x, by: x * by, arguments={"by": 3.0}),
+        layers.Lambda(lambda x: x[:, :6], output_shape=lambda shape: (shape[0], 6, *shape[2:])),
+        layers.Activation(doubled),
+        layers.Dense(3, activation=doubled, kernel_initializer=Halves()),
+        layers.TimeDistributed(layers.Lambda(lambda x: x * FACTOR)),
+        layers.TimeDistributed(layers.TimeDistributed(layers.Lambda(doubled))),
+        in_model(layers.Lambda(lambda x: x * FACTOR), name="inner"),
+    ],
+)
+def test_functions_and_objects_of_ones_own_are_handed_on(server: RunningServer, function: Any) -> None:
+    model = in_model(function, layers.Conv2D(4, 3, kernel_initializer=Halves(), activation=doubled))
+    remote = to_remote(model, server.target)
+    assert apart(remote(X), model(X)) < 1e-5
+    assert remote.layers[0] is not model.layers[0]
+    assert np.array_equal(to_local(remote)(X), model(X))
+
+
 def test_a_vocabulary_is_kept(server: RunningServer) -> None:
     words = layers.StringLookup()
     words.adapt(["cat", "dog"])
