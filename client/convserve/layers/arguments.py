@@ -61,6 +61,11 @@ def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationEr
     return InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}")
 
 
+def _refusal_of_setting(field: str, expected: str, key: str, value: object) -> InvalidConfigurationError:
+    received = f"{field}=None, which is {short_repr(value)} by {key!r} in keras.json"
+    return InvalidConfigurationError.for_field(field, expected, received)
+
+
 def positive_integer(value: object, field: str) -> int:
     """Returns an integer of at least 1."""
     try:
@@ -106,7 +111,10 @@ def standard_data_format(value: object, field: str = "data_format") -> DataForma
     name = keras_setting("image_data_format", "channels_last") if value is None else value
     if isinstance(name, str) and name.lower() in ("channels_last", "channels_first"):
         return cast(DataFormat, name.lower())
-    raise _refusal(field, "'channels_last' or 'channels_first'", value)
+    expected = "'channels_last' or 'channels_first'"
+    if value is None:
+        raise _refusal_of_setting(field, expected, "image_data_format", name)
+    raise _refusal(field, expected, value)
 
 
 def standard_dtype_policy(value: object, field: str = "dtype") -> str:
@@ -124,7 +132,10 @@ def standard_dtype_policy(value: object, field: str = "dtype") -> str:
                 name = np.dtype(cast(Any, value)).name
     if isinstance(name, str) and name in DTYPE_POLICIES:
         return name
-    raise _refusal(field, f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}", value)
+    expected = f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}"
+    if value is None:
+        raise _refusal_of_setting(field, expected, "floatx", name)
+    raise _refusal(field, expected, value)
 
 
 def truth(value: object, field: str, kinds: Any = bool | np.bool_ | int | None) -> bool:

@@ -50,6 +50,22 @@ def test_none_for_data_format_and_dtype_is_what_keras_json_says(
 
 
 @pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"image_data_format": "nhwc"}, "data_format=None, which is 'nhwc' by 'image_data_format' in keras.json"),
+        ({"floatx": "float8"}, "dtype=None, which is 'float8' by 'floatx' in keras.json"),
+    ],
+)
+def test_a_wrong_value_in_keras_json_is_said_to_be_there(
+    given: dict[str, str], text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keras.json").write_text(json.dumps(given))
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    with pytest.raises(InvalidConfigurationError, match=text):
+        Conv2D(4, 3)
+
+
+@pytest.mark.parametrize(
     ("given", "expected"),
     [
         ({"kernel_size": [3, 5]}, {"kernel_size": (3, 5)}),
