@@ -46,6 +46,8 @@ _ENDING = (LayerNotFoundError, PermissionDeniedError, UnauthenticatedError, Unav
 """With these every other item would fail likewise: the run ends, and can go on later."""
 _ALL_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """With these of the system's errors no other output could be written either: the run ends, and can go on later."""
+_ALL_INPUTS = {errno.EMFILE, errno.ENFILE}
+"""With these of the system's errors no other input could be read either: likewise."""
 
 
 class _ItemError(Exception):
@@ -155,7 +157,10 @@ class Batch:
                 try:
                     x = work.array.read(start, min(start + work.rows, work.array.shape[0]))
                 except Exception as error:  # whatever it is, it is this input's
-                    self._fail(work, error)
+                    if _is_every_input(error):
+                        self._end(error)
+                    else:
+                        self._fail(work, error)
                     break
                 with self._lock:
                     work.in_flight += 1
@@ -178,6 +183,9 @@ class Batch:
                 self._end(error)
                 return
             except Exception as error:
+                if _is_every_input(error):
+                    self._end(error)
+                    return
                 self._report_failure(name, _reason(error), stamp_of(self._inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
@@ -214,7 +222,10 @@ class Batch:
         except (MissingDependencyError, OSError) as error:  # OSError: of all outputs; the input's comes as the other
             self._end(error)
         except Exception as error:  # whatever it is, it is this input's
-            self._report_failure(source.key, _reason(error), None if isinstance(error, _PASSING) else source.stamp)
+            if _is_every_input(error):
+                self._end(error)
+            else:
+                self._report_failure(source.key, _reason(error), None if isinstance(error, _PASSING) else source.stamp)
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
@@ -315,6 +326,10 @@ def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any
     if stamp_of(inputs.path(key)) != line["stamp"]:
         return False
     return "done" not in line or outputs.size(line["output"]) == line["size"]
+
+
+def _is_every_input(error: Exception) -> bool:
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _ALL_INPUTS
 
 
 def _reason(error: Exception) -> str:

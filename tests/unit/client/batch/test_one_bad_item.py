@@ -53,7 +53,7 @@ def check_fails_alone(run: Run, key: str, reason: str) -> None:
 READ_ERRORS = (
     *(struct.error("odd"), OverflowError("odd"), MemoryError("odd"), RecursionError("odd"), KeyError("odd")),
     *(OSError("odd"), PermissionError(errno.EACCES, "odd"), UnicodeError("odd"), AssertionError("odd")),
-    *(OSError(errno.EIO, "odd"), OSError(errno.EMFILE, "odd"), InvalidTensorError.for_field("input", "this", "odd")),
+    *(OSError(errno.EIO, "odd"), OSError(errno.ENOENT, "odd"), InvalidTensorError.for_field("input", "this", "odd")),
 )
 
 
@@ -72,6 +72,31 @@ def test_whatever_reading_raises_is_the_failure_of_that_input(
     run.save("2a.npy", 1)
     monkeypatch.setattr(sources, function, raising)
     check_fails_alone(run, "2a.npy", "odd")
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize(
+    ("module", "function"), [(sources, "load_array"), (sources, "NpyFile"), (runner, "sources_in")]
+)
+@pytest.mark.usefixtures("small_parts")
+def test_descriptors_that_run_out_end_the_run_which_can_go_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, number: int
+) -> None:
+    (run.inputs / "3.npy").unlink()
+    np.save(run.inputs / "2a.npy", BIG)
+
+    def none_left(*_: Any) -> None:
+        with reading.wrap_read_errors("2a.npy", "input", "it"):
+            raise OSError(number, "no more")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, function, none_left)
+        with pytest.raises(InvalidTensorError, match=r"2a\.npy': no more"):
+            run(StandIn())
+    assert run.batch is not None
+    assert run.batch.tally.counts.failed == 0
+    run(StandIn())
+    assert run.noted == ["0.npy", "1.npy", "2.npy", "2a.npy", "4.npy"]
 
 
 OUTPUT_ERRORS: tuple[Exception, ...] = (
