@@ -28,10 +28,10 @@ def load_array(path: str | Path, field: str = "input") -> Array:
     file, chosen = split_member(str(path))
     with _loaded(file, field) as loaded:
         if isinstance(loaded, np.lib.npyio.NpzFile):
-            name = _member(loaded.files, chosen, file, field)
-            sizes = {each.filename.removesuffix(".npy"): each.file_size for each in loaded.zip.infolist()}  # type: ignore[union-attr]
-            check_fits(sizes[name.removesuffix(".npy")], file, field)
-            return np.asarray(loaded[name])
+            number = loaded.files.index(_member(loaded.files, chosen, file, field))
+            member = loaded.zip.infolist()[number]  # type: ignore[union-attr]
+            check_fits(member.file_size, file, field)
+            return np.asarray(loaded[member.filename])  # not by the array's name, which may end with .npy too
         if chosen is not None:
             raise InvalidTensorError.for_field(field, "a .npz archive before ':'", f"{file!r}, which is a .npy file")
         return np.asarray(loaded)
@@ -160,7 +160,9 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 def _loaded(file: str, field: str) -> Iterator[Any]:
     """Opens an array or an archive of arrays."""
     with _wrap_read_errors(file, field), open_file(file) as opened:
-        check_fits(os.fstat(opened.fileno()).st_size, file, field)
+        if opened.read(2) != b"PK":  # of an archive no more than its list is read here
+            check_fits(os.fstat(opened.fileno()).st_size, file, field)
+        opened.seek(0)
         loaded = np.load(opened, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             if opened.read(1):

@@ -45,6 +45,12 @@ def test_npz_with_several_arrays_is_chosen_from_by_name(tmp_path):
     assert "Received 'third'" in refusal(load_array, f"{tmp_path}/x.npz:third").description
 
 
+def test_names_that_end_as_files_do_are_not_mistaken(tmp_path):
+    np.savez(tmp_path / "x.npz", **{"a": np.zeros(1), "a.npy": np.ones(2), "b.npy": np.ones(3)})
+    for name, size in (("a", 1), ("a.npy", 2), ("b.npy", 3)):
+        assert load_array(f"{tmp_path}/x.npz:{name}").shape == (size,)
+
+
 def test_an_empty_archive_is_refused(tmp_path):
     np.savez(tmp_path / "x.npz")
     assert "with 0 arrays (none)" in refusal(load_array, tmp_path / "x.npz").description
@@ -240,6 +246,13 @@ def test_what_would_take_too_much_memory_is_refused_before_it_does(tmp_path):
     with (tmp_path / "x.npy").open("r+b") as file:
         file.truncate(10**12)  # of which the disk has almost nothing
     assert "a quarter of the memory" in refusal(load_array, tmp_path / "x.npy").description
+
+
+@pytest.mark.usefixtures("small_memory")
+def test_an_archive_may_be_larger_than_the_memory_if_its_arrays_are_not(tmp_path):
+    np.savez(tmp_path / "x.npz", **{str(number): np.zeros((100, 100)) for number in range(20)})
+    assert len(names_in(tmp_path / "x.npz")) == 20
+    assert load_array(f"{tmp_path}/x.npz:7").shape == (100, 100)
 
 
 def test_the_memory_is_that_of_the_machine_or_less():
