@@ -125,10 +125,11 @@ def check_unmasked(value: object, field: str) -> None:
         return
     if isinstance(value, list | tuple):
         for member in value:
-            check_unmasked(member, field)
+            if type(member) not in (float, int):  # of which there may be very many
+                check_unmasked(member, field)
         return
     mask: Any = getattr(value, "mask", None)  # NumPy's, Astropy's; pandas has a method, netCDF4 a flag, of this name
-    if np.any(mask) and (isinstance(value, np.ma.MaskedArray) or np.shape(mask)):
+    if mask is not None and np.any(mask) and (isinstance(value, np.ma.MaskedArray) or np.shape(mask)):
         received = f"{type(value).__name__} with a mask; give it the values to compute with, such as by .filled(0)"
         raise InvalidTensorError.for_field(field, "an array without masked elements", received)
 

@@ -183,6 +183,14 @@ def test_values_that_a_mask_hides_are_refused(masked):
     assert "give it the values to compute with, such as by .filled(0)" in refusal(standard_array, masked, "x")
 
 
+def test_numbers_in_a_list_are_not_asked_for_masks_one_by_one(monkeypatch):
+    asked = []
+    check = codec.check_unmasked
+    monkeypatch.setattr(codec, "check_unmasked", lambda value, field: asked.append(value) or check(value, field))
+    standard_array(np.zeros((10, 300)).tolist(), "x")
+    assert len(asked) < 30
+
+
 def test_a_mask_that_hides_nothing_loses_nothing():
     for mask in (np.ma.nomask, [False, False]):
         masked = np.ma.masked_array(np.float32([1, 2]), mask=mask)
