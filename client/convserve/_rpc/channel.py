@@ -78,7 +78,7 @@ def _one(address: str) -> str:
 
 
 def _several(listed: list[str]) -> str:
-    listed = [address.replace("localhost:", "127.0.0.1:") for address in listed]
+    listed = [re.sub("^localhost:", "127.0.0.1:", address) for address in listed]
     ips = [ip_address(split_address(address)[0]) for address in listed]
     versions = {ip and ip.version for ip in ips}
     if len(versions) != 1 or None in versions:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partialmethod
 from pathlib import Path
@@ -161,17 +162,30 @@ def _system_roots() -> bytes | None:
     """Returns the CAs that this machine trusts, as OpenSSL and its variables have them; None for gRPC's own."""
     if os.environ.get("GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"):  # which gRPC reads
         return None
-    named, folder = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
+    named, folders = os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR")
     if named:
         return _pem("SSL_CERT_FILE", named)
-    if folder:
-        files = (path.read_bytes() for path in sorted(Path(folder).glob("*")) if path.is_file())
-        return _pem("SSL_CERT_DIR", b"\n".join(content for content in files if b"-----BEGIN CERT" in content))
+    if folders:
+        return _pems_in(folders)
     import ssl
 
     paths = ssl.get_default_verify_paths()
     found = next((path for path in (paths.cafile, *_BUNDLES) if path and os.path.exists(path)), None)
     return Path(found).read_bytes() if found else None
+
+
+def _pems_in(folders: str) -> bytes:
+    """Returns the certificates in the folders of SSL_CERT_DIR; what cannot be read is passed over, as by OpenSSL."""
+    found = []
+    for path in (path for folder in folders.split(os.pathsep) for path in sorted(Path(folder).glob("*"))):
+        with suppress(OSError):
+            if b"-----BEGIN CERT" in (content := path.read_bytes()):
+                found.append(content)
+    if not found:
+        raise InvalidRequestError.for_field(
+            "SSL_CERT_DIR", "a PEM file of a CA in it", f"{short_repr(folders)}, with none"
+        )
+    return b"\n".join(found)
 
 
 def _pem(name: str, pem: Pem | None) -> bytes | None:

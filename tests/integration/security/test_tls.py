@@ -2,6 +2,7 @@
 
 import datetime
 import logging
+import os
 import ssl
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -133,6 +134,20 @@ def test_the_environment_names_the_cas_that_are_trusted(authority, tmp_path, mak
     with serving(certificate(authority.issue("server"))) as port:
         assert caller(port, True, make_client)
         assert caller(port, TLS(server_name="localhost"), make_client)
+
+
+def test_folders_of_cas_may_be_several_and_hold_what_cannot_be_read(authority, tmp_path, monkeypatch):
+    folders = [tmp_path / "first", tmp_path / "second", tmp_path / "absent"]
+    for folder in folders[:2]:
+        (folder / "folder").mkdir(parents=True)
+        (folder / "0123abcd.0").symlink_to("nowhere")
+    (folders[1] / "ours.pem").write_bytes(authority.ca.read_bytes())
+    monkeypatch.setenv("SSL_CERT_DIR", os.pathsep.join(map(str, folders)))
+    with serving(certificate(authority.issue("server"))) as port:
+        assert caller(port, True)
+    monkeypatch.setenv("SSL_CERT_DIR", str(folders[0]))
+    with pytest.raises(InvalidRequestError, match=r"SSL_CERT_DIR: Expected a PEM file of a CA .*first', with none"):
+        Client("127.0.0.1:1", tls=True)
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSL_CERT_DIR"])

@@ -65,7 +65,7 @@ def test_targets(target: Any, expected: str) -> None:
 
 NO_TARGETS = {
     "empty": ["", "  ", [""], "10.0.0.1:1,", "local host:1", "h\x1b:1", "\n"],
-    "several are": [[], "a:1,b:2", "10.0.0.1:1,[::1]:2", "ipv4:a:1"],
+    "several are": [[], "a:1,b:2", "10.0.0.1:1,mylocalhost:2", "10.0.0.1:1,[::1]:2", "ipv4:a:1"],
     "it has no port": [
         *("gpu-host", "127.0.0.1", "[::1]", "[fe80::1%eth0]", "dns:1", "dns:50051", "dns:///a", "dns:a"),
         *("10.0.0.1:1,10.0.0.2", "ipv4:10.0.0.1"),
