@@ -228,6 +228,37 @@ def test_functions_and_objects_of_ones_own_are_handed_on(server: RunningServer, 
     assert np.array_equal(to_local(remote)(X), model(X))
 
 
+@keras.saving.register_keras_serializable("test_swap")
+def tripled(x: Any) -> Any:
+    return x * 3.0
+
+
+@keras.saving.register_keras_serializable("test_swap")
+class Applies(layers.Layer):
+    """Makes a function of what get_config wrote, as Keras' guides have it."""
+
+    def __init__(self, function: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.function = function
+
+    def call(self, x: Any) -> Any:
+        return self.function(x)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "function": keras.saving.serialize_keras_object(self.function)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return cls(keras.saving.deserialize_keras_object(config.pop("function")), **config)
+
+
+def test_a_layer_that_reads_its_own_configuration_gets_what_it_wrote(server: RunningServer) -> None:
+    model = in_model(Applies(tripled), layers.TimeDistributed(Applies(tripled)), layers.Conv2D(4, 3))
+    remote = to_remote(model, server.target)
+    assert apart(remote(X), model(X)) < 1e-5
+    assert np.array_equal(to_local(remote)(X), model(X))
+
+
 def test_a_vocabulary_is_kept(server: RunningServer) -> None:
     words = layers.StringLookup()
     words.adapt(["cat", "dog"])
