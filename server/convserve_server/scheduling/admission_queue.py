@@ -18,8 +18,10 @@
     RELEASED  its bytes are free; a call can be released in any state
 
 A caller may have as many calls in the server as there are free slots, so that however much it sends, half of the free
-slots stay for others. A refusal makes the server overloaded until none was refused for a second. Meanwhile it takes
-only what it computes soon: a late answer helps nobody, and a long queue makes every answer late.
+slots stay for others. Likewise its calls, but for a single one, have at most as many bytes as they leave, so that
+answers which it does not fetch keep nobody out; further ones of its calls wait. A refusal makes the server overloaded
+until none was refused for a second. Meanwhile it takes only what it computes soon: a late answer helps nobody, and a
+long queue makes every answer late.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class Permit:
 
     _queue: AdmissionQueue
     caller: str
+    is_identified: bool  # whether that is one caller
     plan: Plan
     size: int  # bytes that it takes, without the weights of layers
     work: int  # see `tiling.work`
@@ -114,10 +117,10 @@ class Permit:
 
 
 class _CallerLoad:
-    """What one caller has in the server: calls that take a slot, and the seconds of its small and its large ones."""
+    """What one caller has in the server: permits, calls that take a slot, their seconds by lane, and bytes."""
 
     def __init__(self) -> None:
-        self.calls, self.ahead_s = 0, [0.0, 0.0]
+        self.permits, self.calls, self.ahead_s, self.bytes = 0, 0, [0.0, 0.0], 0
 
 
 class AdmissionQueue:
@@ -165,20 +168,23 @@ class AdmissionQueue:
         """
         with self.lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
-            permit = Permit(self, caller.name, plan, plan.memory_bytes - plan.weight_bytes, work, share_s)
+            size = plan.memory_bytes - plan.weight_bytes
+            permit = Permit(self, caller.name, caller.is_identified, plan, size, work, share_s)
             is_large = permit.burden > self._large_bytes
             own = self._callers.get(caller.name) or _CallerLoad()
             self._check_slots(caller, own.calls, computation_s)
             self._check_deadline(caller, own.ahead_s[is_large], plan.flops)
             self._callers[caller.name] = own
+            own.permits += 1
             own.calls += 1
             own.ahead_s[is_large] += share_s
             self._counts[QUEUED] += 1
-            if self._queue.first() is not None or self._bytes + permit.size > self._max_bytes:
+            if self._queue.first() is None and self._fits(permit):
+                self._admit(permit)
+            else:
                 permit.granted = threading.Event()
                 self._queue.append(caller.name, permit)
-            else:
-                self._admit(permit)
+                self._admit_next()
         try:
             if permit.granted is not None:
                 self._wait(caller, permit, permit.granted)
@@ -205,14 +211,17 @@ class AdmissionQueue:
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
+        own = self._callers[permit.caller]
         if permit.state == QUEUED:
             self._queue.discard(permit.caller, permit)
         else:
             self._bytes -= permit.size
+            own.bytes -= permit.size
         self.move(permit, RELEASED)
-        while (following := self._queue.first()) is not None and self._bytes + following.size <= self._max_bytes:
-            self._queue.pop()
-            self._admit(following)
+        own.permits -= 1
+        if not own.permits:
+            del self._callers[permit.caller]
+        self._admit_next()
 
     def move(self, permit: Permit, state: int) -> None:
         """Moves a permit to a state, and frees its slot if it needs none any more."""
@@ -226,8 +235,6 @@ class AdmissionQueue:
             own = self._callers[permit.caller]
             own.calls -= 1
             own.ahead_s[permit.burden > self._large_bytes] -= permit.estimate_s
-            if not own.calls:
-                del self._callers[permit.caller]
 
     def _wait(self, caller: Caller, permit: Permit, granted: threading.Event) -> None:
         """Waits for a permit's bytes."""
@@ -239,13 +246,29 @@ class AdmissionQueue:
         if permit.state == QUEUED or not caller.is_active():
             text = (
                 f"Expected {permit.size} bytes of memory, out of the {self._max_bytes} of the server's "
-                "--max-admitted-bytes, before the deadline. Received none: other calls had them. Raise the timeout, or "
-                "send less at once."
+                "--max-admitted-bytes, before the deadline. Received none: other calls had them, or yours before it, "
+                "up to what is left for others. Raise the timeout, or send less at once."
             )
             raise DeadlineExceededError(text)
 
+    def _fits(self, permit: Permit) -> bool:
+        return self._bytes + permit.size <= self._max_bytes and not self._exceeds_share(permit)
+
+    def _exceeds_share(self, permit: Permit) -> bool:
+        """Returns whether its caller, who has others, would have more bytes than would be left."""
+        own_bytes, left = self._callers[permit.caller].bytes, self._max_bytes - self._bytes - permit.size
+        return permit.is_identified and own_bytes > 0 and own_bytes + permit.size > left
+
+    def _admit_next(self) -> None:
+        """Admits those whose turn it is as long as they fit; passes over callers that have their share."""
+        while (following := next((each for each in self._queue.firsts() if not self._exceeds_share(each)), None)) and (
+            self._fits(following)
+        ):
+            self._admit(self._queue.take(following.caller))
+
     def _admit(self, permit: Permit) -> None:
         self._bytes += permit.size
+        self._callers[permit.caller].bytes += permit.size
         self.move(permit, ADMITTED)
         if permit.granted is not None:
             permit.granted.set()

@@ -33,9 +33,11 @@ class FairQueue(Generic[T]):
 
     def pop(self) -> T | None:
         """Removes and returns the next entry, after which another caller is next; None if the queue is empty."""
-        if not self._entries:
-            return None
-        caller, entries = next(iter(self._entries.items()))
+        return self.take(next(iter(self._entries))) if self._entries else None
+
+    def take(self, caller: str) -> T:
+        """Removes and returns the next entry of a caller that has one, who is the last to come up again."""
+        entries = self._entries[caller]
         entry = entries.popleft()
         if entries:
             self._entries.move_to_end(caller)

@@ -82,6 +82,30 @@ def test_a_permit_holds_its_bytes_until_it_is_computed_and_its_caller_has_the_an
     assert queue.load().admitted_bytes == 0
 
 
+def test_answers_that_a_caller_does_not_fetch_leave_half_to_others() -> None:
+    callers = Callers(queue := queue_of())
+    greedy = Leaving("greedy")
+    for samples in (40, 10):  # 50 of 100 are left
+        compute(queue.enter(greedy.caller, plan(samples)))
+    waits = callers.enter(Leaving("greedy").caller, 10)
+    assert not waits.done()
+    for name in ("one", "another"):  # though the greedy one's waits
+        compute(callers.enter(Leaving(name).caller, 20).result(10))
+    greedy.leave()
+    assert waits.result(10).state == ADMITTED
+
+
+def test_a_single_call_may_have_all_bytes_and_callers_who_cannot_be_told_apart_share_nothing() -> None:
+    queue = queue_of()
+    one = Leaving("one")
+    compute(queue.enter(one.caller, plan(100)))
+    one.leave()
+    unknown = Leaving().caller._replace(is_identified=False)
+    for _ in range(4):
+        compute(Callers(queue).enter(unknown, 25).result(10))
+    assert queue.load().admitted_bytes == 2000
+
+
 def test_a_caller_that_leaves_early_frees_the_bytes_when_the_computation_has_ended() -> None:
     queue, caller = queue_of(), Leaving()
     permit = queue.enter(caller.caller, plan(3))
