@@ -52,6 +52,9 @@ def check_plain(array: Any, path: Path) -> None:
     They are packed by the CF conventions, as xarray does it, or some mean that there is no value. NaN stays NaN.
     """
     said = {name: array.attrs[name] for name in _PLAIN if name in array.attrs}
+    # xarray writes _FillValue there in Zarr's version 2; 0 is what others fill with. NumPy's numbers have no JSON.
+    if "_ARRAY_DIMENSIONS" in array.attrs and array.metadata.zarr_format == 2 and array.fill_value:
+        said.setdefault("_FillValue", array.fill_value.item())
     odd = {name: value for name, value in said.items() if value not in (_PLAIN[name], *_NANS) and value == value}  # noqa: PLR0124
     if odd:
         received = f"{short_repr(odd)}; decode it first, for example with xarray.open_zarr"

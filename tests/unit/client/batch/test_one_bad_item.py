@@ -238,10 +238,10 @@ def test_what_is_no_readable_file_fails_alone(run: Run, make: Callable[[Path], N
     check_fails_alone(run, f"2a{suffix}", "Expected ")
 
 
-def save_zarr(folder: Path, name: str, chunks: tuple[int, ...], attributes: dict[str, Any]) -> None:
+def save_zarr(folder: Path, name: str, chunks: tuple[int, ...], attributes: dict[str, Any], **options: Any) -> None:
     zarr = pytest.importorskip("zarr")
-    array = zarr.create_array(str(folder / name), shape=(6, 4, 4, 1), dtype="f4", chunks=chunks, attributes=attributes)
-    array[:] = 1
+    options = {"dtype": "f4", "chunks": chunks, "attributes": attributes} | options
+    zarr.create_array(str(folder / name), shape=(6, 4, 4, 1), **options)[:] = 1
 
 
 PACKED: tuple[dict[str, Any], ...] = (
@@ -262,6 +262,18 @@ def test_zarr_whose_elements_are_not_its_values_fails_alone(run: Run) -> None:
     reasons = dict(batch.tally.failures)
     assert set(reasons) == {f"{number}.zarr" for number in range(len(PLAIN), len(PLAIN) + len(PACKED))}
     assert all("an array whose elements are its values" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "is_plain"),
+    [("f4", float("nan"), True), ("f4", 0, True), ("u1", 0, True), ("f4", -9999, False), ("i1", -99, False)],
+)
+def test_what_xarray_fills_with_in_version_2_means_no_value(run: Run, dtype: str, fill: float, is_plain: bool) -> None:
+    for name, attributes in (("0.zarr", {}), ("1.zarr", {"_ARRAY_DIMENSIONS": ["time", "y", "x", "band"]})):
+        save_zarr(run.inputs, name, (2, 4, 4, 1), attributes, dtype=dtype, zarr_format=2, fill_value=fill)
+        run.inputs.joinpath(name).with_suffix(".npy").unlink()
+    assert [key for key, _ in run(StandIn()).tally.failures] == ([] if is_plain else ["1.zarr"])
+    assert run.counts == (5 - (not is_plain), 0, not is_plain, 0)
 
 
 def test_what_would_take_too_much_memory_fails_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
