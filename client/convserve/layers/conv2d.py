@@ -266,7 +266,7 @@ def _check_keras_class(layer: object) -> None:
     package = (kind.__module__ or "").partition(".")[0]
     is_remote = (kind.__name__, kind.__module__) == ("RemoteConv2D", "convserve.keras")
     is_keras_own = kind.__name__ == "Conv2D" and package in ("keras", "tf_keras", "tensorflow")
-    if not (is_keras_own or is_remote) or "call" in vars(layer):
+    if not (is_keras_own or is_remote) or vars(layer).keys() & {"call", "convolution_op"}:
         hint = "One that computes nothing else goes by its configuration: Conv2D(**parameters) and its weights."
         received = f"{kind.__module__}.{kind.__qualname__}, which may compute something else"
         raise InvalidConfigurationError.for_field("layer", "a keras.layers.Conv2D itself", received, hint)

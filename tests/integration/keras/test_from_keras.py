@@ -49,10 +49,10 @@ class Conv2D(layers.Conv2D):
     """A class that calls itself Conv2D."""
 
 
-def replaced() -> Any:
-    """Returns a Conv2D whose `call` was replaced."""
+def replaced(method: str) -> Any:
+    """Returns a Conv2D of which a method that computes was replaced."""
     layer = built()
-    layer.call = types.MethodType(lambda _, inputs: inputs, layer)
+    setattr(layer, method, types.MethodType(lambda _, inputs, *__: inputs, layer))
     return layer
 
 
@@ -61,7 +61,7 @@ def replaced() -> Any:
     [
         *(built(kind) for kind in (Standardized, Scaled, Renamed, Conv2D)),
         Standardized(4, 3),
-        replaced(),
+        *map(replaced, ("call", "convolution_op")),
         layers.DepthwiseConv2D(3), layers.Conv2DTranspose(4, 3), layers.SeparableConv2D(4, 3), layers.Conv1D(4, 3),
         layers.Conv3D(4, 3), layers.Dense(4), layers.SpectralNormalization(layers.Conv2D(4, 3)),
         layers.TimeDistributed(layers.Conv2D(4, 3)), keras.Sequential([layers.Conv2D(4, 3)]), None, "Conv2D",
