@@ -52,8 +52,9 @@ class Transfer:
         if size <= self._transfers.large_bytes and not self._unclaimed:
             return
         if size > self._unclaimed or not self.left:
-            self._unclaimed = max(size, self._unclaimed)
-            self._transfers.wait(self, self._unclaimed)
+            together = max(size, self._unclaimed)
+            self._transfers.wait(self, together)
+            self._unclaimed = together
         self._unclaimed -= size
 
     def moved(self, size: int) -> None:

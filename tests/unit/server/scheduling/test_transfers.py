@@ -71,6 +71,16 @@ def test_small_ones_never_wait(world):
     assert not world.queued()
 
 
+def test_after_a_large_one_that_was_refused_small_ones_do_not_wait_either(world):
+    goes(world.claim(world.transfer("z"), 10_000 * MB))
+    stream = world.transfer("a")
+    world.gone.add("a")
+    with pytest.raises(DeadlineExceededError):
+        stream.claim(100 * MB)
+    stream.claim(16 * MB)
+    assert not world.queued()
+
+
 def test_all_go_at_once_that_can_finish(world):
     for name in "abcd":
         assert goes(world.claim(world.transfer(name, 10), 100 * MB))
