@@ -202,11 +202,11 @@ def _assembled(
     connections: Connections,
 ) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
-    # All threads that callers can have (SECURITY.md): one for each call, of which streams, and calls without a message,
-    # leave --handler-threads to the others and the health; and one that reads each stream, and one for each item that
-    # is admitted.
+    # All threads that callers can have (SECURITY.md): one for each call, of which streams, calls without a message and
+    # calls that wait to be computed leave --handler-threads to the others and the health; and one that reads each
+    # stream, and one for each item that is admitted.
     streams = settings.max_waiting_calls
-    threads = 2 * settings.handler_threads + streams
+    threads = 2 * (settings.handler_threads + streams)
     call_pool = ThreadPool(threads, "call", min_threads=_MIN_THREADS, refuses_in_thread=True)
     stream_pool = ThreadPool(settings.handler_threads + 2 * streams, "stream", min_threads=_MIN_THREADS)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)

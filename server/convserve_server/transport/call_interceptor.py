@@ -52,8 +52,8 @@ _NO_METHOD: Handler = grpc.unary_unary_rpc_method_handler(_no_method)
 class CallInterceptor(grpc.ServerInterceptor):
     """Wraps each method once. It is to be the only interceptor.
 
-    A call whose requests are a stream keeps a slot, and any other has one until its request has come. There are fewer
-    of both together than threads: so callers that stall cannot take the threads of other calls.
+    A call whose requests or answers are a stream keeps a slot, and one with a single request has one until that has
+    come. There are fewer of both together than threads: so callers that stall cannot take the threads of other calls.
     """
 
     def __init__(
@@ -130,6 +130,7 @@ class _Method:
             call.record.sent_bytes += len(data)
             call.record.answered = True
             call.fetching.until = self._interceptor.idle.deadline(_MAX_FETCHING)
+            self._interceptor.connections.ended(call.peer, call.record)
             return data
         except Exception as error:
             status = status_of(error, call.record, context)
@@ -152,7 +153,7 @@ class _Method:
         identity = call.record.identity = self._interceptor.authenticator.identify(self._path, call.context)
         self._interceptor.connections.identified(call.peer, identity)
         check(identity, self._path)  # once the record, and so the log, has its name
-        return self._interceptor.slots.acquire(identity) if self._takes_stream else _NO_SLOT
+        return self._interceptor.slots.acquire(identity) if self._takes_stream or self._gives_stream else _NO_SLOT
 
     def _answers(self, requests: Any, call: _Call) -> Iterator[list[bytes]]:
         # In a list and by `map`, since this frame would keep an answer, too, while it waits for the next.
@@ -232,7 +233,7 @@ class _Call:
             idle.add(self.fetching)
         self.record.begin()
         self.peer = context.peer()
-        self._connections.began(self.peer)
+        self._connections.began(self.peer, self.record)
         context.set_trailing_metadata(((REQUEST_ID, self.record.request_id),))
         if not context.add_callback(self._end):  # it is over already
             self._end()
@@ -241,7 +242,7 @@ class _Call:
         self._idle.remove(self.receiving)
         if self.fetching is not self.receiving:
             self._idle.remove(self.fetching)
-        self._connections.ended(self.peer)
+        self._connections.ended(self.peer, self.record)
         record = self.record
         record.end(code_at_end(self.context, answered=record.answered, arrived_ns=record.arrived_ns))
 

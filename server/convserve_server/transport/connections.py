@@ -17,18 +17,20 @@ which gRPC takes for the peer's doing; the descriptor stays gRPC's own.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import math
 import os
 import socket
+import stat
 import struct
 import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -53,7 +55,7 @@ def with_spare(max_connections: int) -> int:
 class _Use:
     """What calls made of a connection."""
 
-    in_flight: int = 0
+    in_flight: set[object] = field(default_factory=set)
     last: float = 0.0
     caller: str = ""  # who showed a token or certificate
 
@@ -78,29 +80,31 @@ class Connections:
         self._paths: set[str] = set()
         self._logged, self._closed = -_LOG_EVERY_S, 0
 
-    def began(self, peer: str) -> None:
+    def began(self, peer: str, call: object) -> None:
         """Notes that a call on a connection began."""
         with self._lock:
             use = self._used.pop(peer, None) or _Use()
             self._used[peer] = use
-            use.in_flight += 1
+            use.in_flight.add(call)
             use.last = self._clock()
-            if len(self._used) > 2 * self._max:  # of connections that have ended
-                oldest = next(iter(self._used))
-                if not self._used[oldest].in_flight:
-                    del self._used[oldest]
+            for _ in range(2 if len(self._used) > 2 * self._max else 0):  # two, so that there are soon fewer
+                oldest, use = self._used.popitem(last=False)
+                if use.in_flight:  # else it has ended, or is as good as new
+                    self._used[oldest] = use
 
     def identified(self, peer: str, identity: Identity) -> None:
         """Notes whose a call is that began."""
-        if identity.proof:
-            self._used[peer].caller = identity.caller
+        use = self._used.get(peer)  # None if the call has ended since
+        if use is not None and identity.proof:
+            use.caller = identity.caller
 
-    def ended(self, peer: str) -> None:
-        """Notes that a call ended."""
+    def ended(self, peer: str, call: object) -> None:
+        """Notes that a call ended, or that a single one has its whole answer, which its caller may never fetch."""
         with self._lock:
-            use = self._used[peer]
-            use.in_flight -= 1
-            use.last = self._clock()
+            use = self._used.get(peer)
+            if use is not None and call in use.in_flight:
+                use.in_flight.remove(call)
+                use.last = self._clock()
 
     def listens_at(self, address: str) -> None:
         """Says that gRPC has connections to an address, as `listen` returns it."""
@@ -203,6 +207,9 @@ class Connections:
 @contextmanager
 def _socket(descriptor: int) -> Iterator[socket.socket]:
     """Opens a socket of this process by another descriptor, which nobody closes meanwhile; OSError if it is none."""
+    # Files are left alone: once any descriptor of one is closed, the process' locks on it end, such as the store's.
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
     copy = os.dup(descriptor)
     try:
         opened = socket.socket(fileno=copy)

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from convserve import InternalError, OverloadedError
 from convserve.protocol.status import from_rpc_error
 from tests.support.raw.calls import checked
-from tests.support.servers.in_process_servers import EVERY_FORM, FORMS, PATH, raising, sent, served_methods
+from tests.support.servers.in_process_servers import EVERY_FORM, PATH, raising, sent, served_methods
 from tests.support.waiting import eventually
 
 PRIVATE = "/home/operator/.ssh/id_rsa"
@@ -115,8 +115,7 @@ def test_a_caller_that_stalls_keeps_half_of_the_slots_of_streams_and_nothing_els
     with ThreadPoolExecutor(6) as threads:
         stalled = [threads.submit(call, form, sum, each, path="/test.Service/Stalled") for each in callers]
         refused = eventually(lambda: len(done := {each for each in stalled if each.done()}) == 4 and done)
-        for other in FORMS[:2]:
-            assert call(other, sum, *sent(7))[-1] == 7
+        assert call("unary_unary", sum, *sent(7)) == [7]
         for each in callers:
             each.released.set()
     for each in refused:
@@ -126,17 +125,20 @@ def test_a_caller_that_stalls_keeps_half_of_the_slots_of_streams_and_nothing_els
         assert [each.result() for each in stalled if each not in refused] == [[-1, 1]] * 2
 
 
-def test_streams_of_any_number_of_callers_leave_threads_for_single_calls_and_the_health():
-    with served_methods(slots=4) as methods, ExitStack() as stack:
-        methods.let("stream_stream", sum, "/test.Service/Stalled")
+@pytest.mark.parametrize("form", ["stream_stream", "unary_stream"])
+def test_streams_of_any_number_of_callers_leave_threads_for_single_calls_and_the_health(form):
+    with served_methods(slots=4, idle_s=60) as methods, ExitStack() as stack:
+        # The answers are larger than what is sent to a caller that does not read.
+        methods.let(form, sum, "/test.Service/Stalled", lambda _: bytes(2**20))
         stalled = []
-        for _ in range(6):  # each is a caller of its own, as each has a connection
-            options = [("grpc.use_local_subchannel_pool", 1)]
+        for _ in range(14):  # each is a caller of its own, as each has a connection
+            options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
             channel = stack.enter_context(grpc.insecure_channel(methods.target, options))
             caller = Stalling()
             stack.callback(caller.released.set)
-            stalled.append(channel.stream_stream("/test.Service/Stalled")(caller, timeout=60))
-        refused = eventually(lambda: len(done := [each for each in stalled if not each.is_active()]) == 2 and done)
+            requests = caller if form == "stream_stream" else iter(caller.messages)
+            stalled.append(channel.stream_stream("/test.Service/Stalled")(requests, timeout=60))
+        refused = eventually(lambda: len(done := [each for each in stalled if not each.is_active()]) == 10 and done)
         for each in refused:
             assert "while 4 of 4 are open" in each.details()
         channel = methods.let("unary_unary", sum)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -45,10 +47,10 @@ class Listener:
 
     def call(self, caller: socket.socket, token: str = "", *, ends: bool = True) -> None:
         peer = self.peer(caller)
-        self.connections.began(peer)
+        self.connections.began(peer, caller)
         self.connections.identified(peer, Identity(token, ALL) if token else anyone(peer))
         if ends:
-            self.connections.ended(peer)
+            self.connections.ended(peer, caller)
 
     def closed(self, *callers: socket.socket) -> list[int]:
         """Makes room; returns which of the callers have no connection any more."""
@@ -114,7 +116,7 @@ def test_those_that_carry_a_call_stay(listener: Listener) -> None:
     for each in callers:
         listener.call(each, ends=False)
     assert listener.closed(*callers) == []
-    listener.connections.ended(listener.peer(callers[3]))
+    listener.connections.ended(listener.peer(callers[3]), callers[3])
     assert listener.closed(*callers) == [3]
 
 
@@ -145,11 +147,44 @@ def test_other_descriptors_are_left_alone(listener: Listener) -> None:
         assert len(os.listdir("/dev/fd")) == before
 
 
-def test_what_is_known_of_connections_that_have_ended_is_bounded(listener: Listener) -> None:
+def test_locks_on_files_stay(listener: Listener, tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("w") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        assert listener.closed(*(listener.connect() for _ in range(MAX + 1)))
+        with multiprocessing.get_context("spawn").Pool(1) as another:
+            assert not another.apply(may_lock, (path,))
+
+
+def may_lock(path: Path) -> bool:
+    with path.open("w") as file, suppress(OSError):
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
+
+
+@pytest.mark.parametrize("lasting", [0, 3])
+def test_what_is_known_of_connections_that_have_ended_is_bounded(listener: Listener, lasting: int) -> None:
     for port in range(1000):
-        listener.connections.began(f"ipv4:10.0.0.1:{port}")
-        listener.connections.ended(f"ipv4:10.0.0.1:{port}")
+        listener.connections.began(f"ipv4:10.0.0.1:{port}", port)
+        if port >= lasting:
+            listener.connections.ended(f"ipv4:10.0.0.1:{port}", port)
     assert len(listener.connections._used) <= 2 * MAX
+    for port in range(lasting):
+        assert listener.connections._used[f"ipv4:10.0.0.1:{port}"].in_flight == {port}
+
+
+def test_a_call_ends_once_and_is_none_of_others(listener: Listener) -> None:
+    callers = [listener.connect() for _ in range(MAX + 1)]
+    for each in callers:
+        listener.call(each, ends=False)
+    peer = listener.peer(callers[1])
+    listener.connections.began(peer, "another")
+    for _ in range(2):  # once it is answered, and once the answer is fetched
+        listener.connections.ended(peer, "another")
+    assert listener.closed(*callers) == []
+    listener.connections.ended(peer, callers[1])
+    assert listener.closed(*callers) == [1]
 
 
 def test_on_a_unix_socket_a_process_has_half(tmp_path: Path) -> None:

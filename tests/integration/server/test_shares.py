@@ -1,0 +1,64 @@
+"""What many callers hold together, each within its share, leaves threads and connections to others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from convserve import Client
+from convserve.v1.convolution_service_pb2 import EchoRequest
+from tests.support.raw.calls import RawCaller, conv2d, convolve_request, layer, tensor, weights
+from tests.support.raw.streams import Feed, start
+from tests.support.servers.server_process import RunningServer, numpy_server
+from tests.support.waiting import eventually
+
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+
+
+@pytest.fixture
+def stranger() -> Any:
+    """Connects one more caller to a server."""
+    with ExitStack() as opened:
+
+        def another(server: RunningServer) -> RawCaller:
+            return RawCaller(opened.enter_context(grpc.insecure_channel(server.target, OWN_CONNECTION)))
+
+        yield another
+
+
+def test_streams_and_calls_that_wait_leave_threads_for_the_health(stranger: Callable[..., RawCaller]) -> None:
+    kernel, size = np.ones((41, 41, 1, 16), "f4"), {"height": 41, "width": 41}
+    config = conv2d(filters=16, kernel_size=size)
+    slow = convolve_request(layer(config, weights=weights(kernel)), input=tensor(np.ones((1, 1000, 1000, 1), "f4")))
+    with numpy_server("--handler-threads", "2", "--max-waiting-calls", "4") as server, ExitStack() as opened:
+        streams = []
+        for _ in range(4):
+            feed = Feed(start())
+            opened.callback(feed.end)
+            streams.append(stranger(server).stub.ConvolveStream(iter(feed), timeout=600))
+            streams[-1].initial_metadata()
+        calls = [stranger(server).stub.Convolve.future(slow, timeout=600) for _ in range(8)]
+
+        def refused() -> int:
+            return sum(each.done() and each.code() is grpc.StatusCode.RESOURCE_EXHAUSTED for each in calls)
+
+        eventually(lambda: refused() == 3)  # the others are computed, or wait
+        stranger(server).check_health()
+        assert not all(each.done() for each in calls)
+        assert all(each.is_active() for each in streams)
+
+
+def test_answers_that_nobody_fetches_keep_no_connection(stranger: Callable[..., RawCaller]) -> None:
+    with numpy_server("--max-connections", "4") as server:
+        echo, calls = EchoRequest(output_bytes=2**20).SerializeToString(), []
+        for _ in range(12):  # as many as gRPC may have
+            several = stranger(server).channel.stream_stream("/convserve.v1.ConvolutionService/Echo")
+            calls.append(several(iter([echo]), timeout=600))
+            calls[-1].initial_metadata()  # the answer is on its way
+        with Client(server.target, timeout=60) as client:
+            assert client.info().version
