@@ -4,8 +4,9 @@
 
 Each attack has a server of its own, whose --idle-s is an hour, so that nothing is mended by waiting: calls of each form
 that send headers and never a message, from few connections and from many; plans of 100,000 layers; messages of empty
-messages; answers that are asked for by a few bytes. Whoever is refused comes again. It prints
-the polite caller's latencies alone and beside them. The exit status is 1 if one of its calls was refused or failed.
+messages; answers that are asked for by a few bytes, some of which nobody fetches. Whoever is refused comes again. It
+prints the polite caller's latencies alone and beside them. The exit status is 1 if one of its calls was refused or
+failed.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ _MESSAGES: dict[str, tuple[str, bytes | None]] = {
     "plans of 100,000 layers": (f"{_OURS}/Plan", 100_000 * plan_request().SerializeToString()[:-6]),
     "messages of empty messages": (f"{_OURS}/Convolve", b"\x0a\x00" * 2**22),
     "answers that are asked for by a few bytes": (f"{_OURS}/Echo", EchoRequest(output_bytes=2**27).SerializeToString()),
+    "answers that nobody fetches": (f"{_OURS}/Echo", EchoRequest(output_bytes=2**26).SerializeToString()),
 }
 ATTACKS = tuple(_MESSAGES)
 _UNLIMITED = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -147,7 +149,7 @@ async def _attack(target: str, attack: str, connections: int, calls: int) -> Non
     outcomes, options = Counter[str](), [*_UNLIMITED, ("grpc.use_local_subchannel_pool", 1)]
     channels = [grpc.aio.insecure_channel(target, [*options, ("connection", number)]) for number in range(connections)]
     tasks = [
-        asyncio.create_task(_attacker(channel, *_MESSAGES[attack], outcomes))
+        asyncio.create_task(_attacker(channel, *_MESSAGES[attack], outcomes, unfetched="fetches" in attack))
         for channel in channels
         for _ in range(calls)
     ]
@@ -158,14 +160,14 @@ async def _attack(target: str, attack: str, connections: int, calls: int) -> Non
     os._exit(0 if all(not task.done() for task in tasks) else 1)  # gRPC would take its time to end so many calls
 
 
-async def _attacker(channel: Any, path: str, message: bytes | None, outcomes: Counter[str]) -> None:
+async def _attacker(channel: Any, path: str, message: bytes | None, outcomes: Counter[str], *, unfetched: bool) -> None:
     while True:
         call = channel.stream_stream(path)()
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it is over before all is written or read
             if message is not None:
                 await call.write(message)
                 await call.done_writing()
-            async for _ in call:
+            while not unfetched and await call.read() is not grpc.aio.EOF:
                 pass
         outcomes[(await call.code()).name] += 1
         await asyncio.sleep(_PAUSE_S)

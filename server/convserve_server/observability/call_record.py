@@ -188,7 +188,7 @@ def current_caller(context: grpc.ServicerContext) -> Caller:
     """Returns the caller of this thread's call, as the scheduler sees it; raises as `current_identity`."""
     identity = current_identity()
     name, is_identified = identity.caller, identity.is_one_caller
-    return Caller(name, is_identified, context.is_active, context.time_remaining, context.add_callback)
+    return Caller(name, is_identified, context.is_active, context.time_remaining, context.add_callback, context.cancel)
 
 
 def _request_id(metadata: Metadata) -> str:

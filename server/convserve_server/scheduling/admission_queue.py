@@ -19,13 +19,15 @@
 
 A caller may have as many calls in the server as there are free slots, so that however much it sends, half of the free
 slots stay for others. Likewise its calls, but for a single one, have at most as many bytes as they leave, so that
-answers which it does not fetch keep nobody out; further ones of its calls wait. A refusal makes the server overloaded
+answers which it does not fetch keep nobody out; further ones of its calls wait. Where calls wait for bytes, single
+answers that are not fetched in a generous time are given up. A refusal makes the server overloaded
 until none was refused for a second. Meanwhile it takes only what it computes soon: a late answer helps nobody, and a
 long queue makes every answer late.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -39,6 +41,8 @@ from convserve.layers.plan import Plan
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
 
+log = logging.getLogger("convserve")
+
 # States of a permit, in order: it has a slot up to RUNNING, and bytes from ADMITTED to COMPUTED.
 QUEUED, ADMITTED, RUNNING, COMPUTED, RELEASED = range(5)
 
@@ -47,6 +51,8 @@ _OVERLOADED_S = 1.0
 _FEW_COMPUTATIONS = 1.25
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
 _MAX_ESTIMATES = 1000
+_LOOK_S = 1.0  # between two looks of a call that waits for bytes at answers that are not fetched
+_FETCH_S, _FETCHED_BYTES_PER_S = 5.0, 20e6  # an answer's time: this, and what it takes at this rate
 _SMOOTHING = 0.2  # of an estimate: the share of the newest figure
 _CERTAIN = 0.5  # of an estimated time: what it takes at least
 _FASTER = 8  # times as fast as measured: what a device may be at most
@@ -68,8 +74,7 @@ class Permit:
     """One admitted call: the slot and the bytes that it takes. As a context it is released at the end."""
 
     _queue: AdmissionQueue
-    caller: str
-    is_identified: bool  # whether that is one caller
+    by: Caller
     plan: Plan
     size: int  # bytes that it takes, without the weights of layers
     work: int  # see `tiling.work`
@@ -78,6 +83,12 @@ class Permit:
     state: int = QUEUED
     refcount: int = 1  # how many releases it takes to free the bytes
     granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
+    fetch_until: float = math.inf  # by when its caller is to have fetched its answer, if others wait for its bytes
+
+    @property
+    def caller(self) -> str:
+        """Its caller's name."""
+        return self.by.name
 
     @property
     def burden(self) -> int:
@@ -114,6 +125,8 @@ class Permit:
             self.refcount -= 1
             if not self.refcount:
                 self._queue.remove(self)
+            else:
+                self._queue.answered(self)
 
 
 class _CallerLoad:
@@ -148,6 +161,7 @@ class AdmissionQueue:
         self.lock = threading.Lock()
         self._bytes = 0
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
+        self._answers: set[Permit] = set()  # on their way
         self._counts = [0] * (RELEASED + 1)  # of permits, by state
         self._callers: dict[str, _CallerLoad] = {}
         self._overloaded_until = 0.0
@@ -169,7 +183,7 @@ class AdmissionQueue:
         with self.lock:
             share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
             size = plan.memory_bytes - plan.weight_bytes
-            permit = Permit(self, caller.name, caller.is_identified, plan, size, work, share_s)
+            permit = Permit(self, caller, plan, size, work, share_s)
             is_large = permit.burden > self._large_bytes
             own = self._callers.get(caller.name) or _CallerLoad()
             self._check_slots(caller, own.calls, computation_s)
@@ -209,8 +223,14 @@ class AdmissionQueue:
         if len(self._estimates) > _MAX_ESTIMATES:
             self._estimates.popitem(last=False)
 
+    def answered(self, permit: Permit) -> None:
+        """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
+        permit.fetch_until = self._clock() + _FETCH_S + permit.size / _FETCHED_BYTES_PER_S
+        self._answers.add(permit)
+
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
+        self._answers.discard(permit)
         own = self._callers[permit.caller]
         if permit.state == QUEUED:
             self._queue.discard(permit.caller, permit)
@@ -241,7 +261,9 @@ class AdmissionQueue:
         queued = self._clock()
         if caller.add_done_callback(granted.set) or caller.is_active():
             remaining_s = caller.remaining_s()
-            granted.wait(None if remaining_s is None else min(max(0.0, remaining_s), threading.TIMEOUT_MAX))
+            end = math.inf if remaining_s is None else time.monotonic() + remaining_s
+            while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
+                self._give_up_answers()
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
@@ -251,13 +273,23 @@ class AdmissionQueue:
             )
             raise DeadlineExceededError(text)
 
+    def _give_up_answers(self) -> None:
+        """Ends calls whose callers do not fetch their answers, as others wait for the bytes of these."""
+        now = self._clock()
+        with self.lock:
+            late = [permit for permit in self._answers if permit.fetch_until < now and permit.by.is_active()]
+        for permit in late:
+            if permit.by.cancel is not None:
+                log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
+                permit.by.cancel()
+
     def _fits(self, permit: Permit) -> bool:
         return self._bytes + permit.size <= self._max_bytes and not self._exceeds_share(permit)
 
     def _exceeds_share(self, permit: Permit) -> bool:
         """Returns whether its caller, who has others, would have more bytes than would be left."""
         own_bytes, left = self._callers[permit.caller].bytes, self._max_bytes - self._bytes - permit.size
-        return permit.is_identified and own_bytes > 0 and own_bytes + permit.size > left
+        return permit.by.is_identified and own_bytes > 0 and own_bytes + permit.size > left
 
     def _admit_next(self) -> None:
         """Admits those whose turn it is as long as they fit; passes over callers that have their share."""

@@ -16,6 +16,7 @@ class Caller(NamedTuple):
     # Has a function called once the caller has its whole answer or does not wait for one any more. Returns False, and
     # calls nothing, where that is so already, or nobody would notice.
     add_done_callback: Callable[[Callable[[], None]], bool] = lambda _: False
+    cancel: Callable[[], object] | None = None  # ends the call, if it has a single answer
 
 
 ANYBODY = Caller()

@@ -162,7 +162,9 @@ class Item(Generic[Key, Result]):
 
     def caller(self) -> Caller:
         """Returns the item's caller. It refers to the item, so the item does not keep it."""
-        return self._items.caller._replace(is_active=self._is_active, add_done_callback=self._add_done_callback)
+        return self._items.caller._replace(
+            is_active=self._is_active, add_done_callback=self._add_done_callback, cancel=None
+        )
 
     def submit(self, fn: Callable[..., Result], *args: Any) -> None:
         """Has the pool compute the item as `fn(*args)`; raises an OverloadedError if it has no thread."""

@@ -95,6 +95,20 @@ def test_answers_that_a_caller_does_not_fetch_leave_half_to_others() -> None:
     assert waits.result(10).state == ADMITTED
 
 
+def test_an_answer_that_is_not_fetched_is_given_up_where_others_wait_for_its_bytes() -> None:
+    now = [0.0]
+    callers = Callers(queue := queue_of(clock=lambda: now[0]))
+    slow, quick, streaming = Leaving("slow"), Leaving("quick"), Leaving("streaming")
+    compute(queue.enter(slow.caller._replace(cancel=slow.leave), plan(40)))
+    compute(queue.enter(streaming.caller, plan(40)))
+    now[0] = 4.0
+    compute(queue.enter(quick.caller._replace(cancel=quick.leave), plan(20)))
+    now[0] = 6.0
+    waits = callers.enter(Leaving("other").caller, 20)
+    assert waits.result(30).state == ADMITTED
+    assert (slow.gone, quick.gone, streaming.gone) == (True, False, False)
+
+
 def test_a_single_call_may_have_all_bytes_and_callers_who_cannot_be_told_apart_share_nothing() -> None:
     queue = queue_of()
     one = Leaving("one")
