@@ -57,8 +57,8 @@ class Connection:
                 all, which sends no token to another machine; False for not at all, and sends it.
 
         Raises:
-            InvalidRequestError: For a target or timeout that makes no sense, a token that others could read on its way,
-                or files of `tls` that cannot be used.
+            InvalidRequestError: For a target, timeout or rule that makes no sense, a token that others could read on
+                its way, or files of `tls` that cannot be used.
         """
         target, self._target = channel.given_target(target)
         self._arguments: dict[str, Any] = {"target": target, "timeout": timeout, "retry": retry}
@@ -69,7 +69,7 @@ class Connection:
         self._channel: Any = None
         self._timeout = retries.checked_timeout(timeout)
         self._access = Access(self._target, token, tls)
-        self._retry = retry or retries.RetryRule()
+        self._retry = retries.checked_rule(retry)
         self._budget = retries.RetryBudget(self._retry)
         self._shares_memory = shared_memory
 

@@ -79,6 +79,14 @@ class RetryRule:
         return backoff
 
 
+def checked_rule(rule: RetryRule | None) -> RetryRule:
+    """Returns a caller's rule, or the default; raises InvalidRequestError for what is none, such as a number."""
+    if not isinstance(rule, RetryRule | None):
+        received = f"retry={short_repr(rule)}: give RetryRule(attempts=...), where 1 is for no retries"
+        raise InvalidRequestError.for_field("retry", "a convserve.RetryRule or None", received)
+    return rule or RetryRule()
+
+
 NO_RETRIES = RetryRule(attempts=1)
 """The rule of a call whose retries the caller counts."""
 

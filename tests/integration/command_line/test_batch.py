@@ -370,7 +370,7 @@ def test_bad_items_of_every_kind_end_no_run(run: Any, layer: Any, tmp_path: Path
 
 @pytest.mark.parametrize(
     ("streams", "status"),
-    [("<&- >&- 2>&-", 1), (">/dev/full 2>/dev/full", 1), ("| head -0", 141), ("2>&1 | head -1", 141)],
+    [("<&- >&- 2>&-", 1), (">/dev/full 2>/dev/full", 1), (">&{gone}", 141), (">&{gone} 2>&{gone}", 141)],
 )
 def test_a_run_ends_as_ever_when_nobody_hears_of_it(
     server: RunningServer, layer: Any, tmp_path: Path, streams: str, status: int
@@ -378,9 +378,12 @@ def test_a_run_ends_as_ever_when_nobody_hears_of_it(
     pixels = save_pictures(tmp_path / "in", 4)
     (tmp_path / "in" / "bad.jpg").write_bytes(b"nothing")
     words = ("batch", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--layer", "batch", "--target", server.target)
-    script = f'"$@" {streams}; exit ${{PIPESTATUS[0]}}'
+    reader, gone = os.pipe()
+    os.close(reader)
+    script = f'exec "$@" {streams.format(gone=gone)}'
     command = ["bash", "-c", script, "bash", sys.executable, "-m", "convserve", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, pass_fds=(gone,))
+    os.close(gone)
     assert done.returncode == status
     assert "Traceback" not in done.stdout + done.stderr
     assert "Exception ignored" not in done.stderr

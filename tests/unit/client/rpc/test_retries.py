@@ -138,6 +138,12 @@ def test_retry_rules_that_make_no_sense(name: str, value: Any) -> None:
     RetryRule(**{name: float("inf")})
 
 
+@pytest.mark.parametrize("rule", [3, 0, False, 2.5, "none", {"attempts": 1}])
+def test_what_is_no_retry_rule_is_refused(rule: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=r"^retry: Expected a convserve.RetryRule or None. Received retry="):
+        Client(retry=rule)
+
+
 def test_delays_grow_are_jittered_and_end() -> None:
     rule = RetryRule(attempts=4, initial_s=1, factor=2, longest_s=3)
     error = UnavailableError("gone")
