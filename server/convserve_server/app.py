@@ -59,6 +59,7 @@ from convserve_server.warm_up import WarmUp, check_devices, flops_per_s, warm_up
 
 T = TypeVar("T")
 
+_MAX_LAYER_BYTES = 2**32  # of stored layers in memory, where the setting leaves it open
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
@@ -184,7 +185,7 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
 def _max_admitted_bytes(settings: Settings) -> int:
     """Returns what calls may need together, whatever the setting a third of what limits of the process' own leave."""
     memory_bytes = machine_memory_bytes()
-    wanted = settings.max_admitted_bytes or memory_bytes // 2
+    wanted = settings.max_admitted_bytes or memory_bytes // 3
     if is_limited() and wanted > memory_bytes // 3:
         wanted = memory_bytes // 3
         log.warning("--max-admitted-bytes is %d, as ulimit -v or -d leaves this process %d", wanted, memory_bytes)
@@ -257,7 +258,8 @@ def _descriptors(settings: Settings) -> Descriptors:
 def _store(settings: Settings) -> LayerStore:
     folder = Path(settings.store) if settings.store else None
     try:
-        return LayerStore(settings.layer_memory_bytes, settings.store_bytes, folder)
+        memory_bytes = settings.layer_memory_bytes or min(_MAX_LAYER_BYTES, machine_memory_bytes() // 8)
+        return LayerStore(memory_bytes, settings.store_bytes, folder)
     except OSError as error:
         expected = "Expected a folder that can be written to and that no other server uses"
         text = f"--store: {expected}. Received {settings.store}: {error.strerror}."

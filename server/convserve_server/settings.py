@@ -170,7 +170,7 @@ class Settings(BaseSettings):
     minutes, and 1P on a GPU."""
     max_admitted_bytes: BytesOrZero = 0
     """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
-    waits. 0: half of what the machine, or the container, has."""
+    waits. 0: a third of what the machine, or the container, has: TensorFlow keeps about as much for further calls."""
     max_waiting_calls: Count = 128
     """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
     Further ones are refused, with a time to retry after."""
@@ -207,8 +207,9 @@ class Settings(BaseSettings):
     """Folder in which stored layers are durable; without one they live in memory."""
     store_bytes: Bytes = 64 * _GIB
     """Most that the layers in that folder may take."""
-    layer_memory_bytes: Bytes = 4 * _GIB
-    """Most that stored layers may take in memory; those that a GPU computes with take as much there."""
+    layer_memory_bytes: BytesOrZero = 0
+    """Most that stored layers may take in memory; those that a GPU computes with take as much there. 0: an eighth of
+    what the machine, or the container, has, and 4GiB at most."""
     shared_memory: bool = False
     """Let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the
     Open Inference Protocol in POSIX shared memory of their own user."""
