@@ -117,8 +117,12 @@ def contents(
     result, layers = Contents(model), _by_layer(arrays, len(arrays) + len(odd) == 1)
     geometry.check_all_used([name or model for name in layers])
     used = {array.name for parts in layers.values() for kind in _KINDS for array in parts.get(kind, ())}
+    spoilt = {}  # by layer, a part that is not known
     for name, error in odd.items():
         result.skip(name, "array", error)
+        layer, kind = _split(name)
+        if layer or kind in _KINDS:
+            spoilt[layer] = name
     for array in arrays:
         if array.name not in used:
             result.skipped.append(Skipped(array.name, f"array of rank {len(array.shape)}", _why_unused(array)))
@@ -126,6 +130,8 @@ def contents(
         parameters = geometry.of(name or model)
         kernels = [(kind, array) for kind in ("kernel", "weight") for array in parts.get(kind, ())]
         reason = "left out, as was asked" if parameters is None else _unsuitable(parts)
+        if name in spoilt:
+            reason = reason or f"{short_repr(spoilt[name])}, which belongs to it, is no array of numbers"
         kind, array = kernels[0]
         if not reason and kind not in _AXES[file_format]:
             reason = f"in a file of format {file_format!r}, the order of axes of a {kind} is not known"

@@ -14,7 +14,7 @@ from convserve.errors import InvalidWeightsError, short_repr
 from convserve.files.arrays import read_header
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import Geometry, NamedArray, contents
-from convserve.importing.untrusted import Budget, read_member, refusal
+from convserve.importing.untrusted import Budget, read_member
 
 
 def read_npy(file: Path, budget: Budget, geometry: Geometry) -> Contents:
@@ -34,6 +34,9 @@ def read_npz(file: Path, budget: Budget, geometry: Geometry) -> Contents:
                 arrays.append(_array(name, data))
             except InvalidWeightsError as error:
                 odd[name] = error
+            except Exception as error:  # NumPy may raise anything for bytes that make no sense
+                received = f"{short_repr(name)}: {error}"
+                odd[name] = InvalidWeightsError.for_field("file", "arrays of numbers", received)
     return contents(file.stem, arrays, geometry, odd=odd)
 
 
@@ -46,6 +49,7 @@ def _array(name: str, data: bytes) -> NamedArray:
         raise InvalidWeightsError.for_field("file", "arrays of numbers", received)
     elements = memoryview(data)[opened.tell() :]
     if math.prod(shape) * dtype.itemsize != elements.nbytes:
-        raise refusal(f"an array of shape {shape} and dtype {dtype}", f"{short_repr(name)} of {elements.nbytes} bytes")
+        expected = f"an array of shape {shape} and dtype {dtype}"
+        raise InvalidWeightsError.for_field("file", expected, f"{short_repr(name)} of {elements.nbytes} bytes")
     order: Any = "F" if fortran_order else "C"
     return NamedArray(name, shape, dtype.name, lambda: np.frombuffer(elements, dtype).reshape(shape, order=order))

@@ -12,6 +12,12 @@ from convserve import importing
 HWIO = np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
 OIHW, OHWI = (np.ascontiguousarray(HWIO.transpose(axes)) for axes in ((3, 2, 0, 1), (3, 0, 1, 2)))
 BIAS = np.arange(5, dtype=np.float32)
+NPY = (
+    b"\x93NUMPY\1\0\x76\0"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (5,), }".ljust(117)
+    + b"\n"
+    + BIAS.tobytes()
+)
 
 
 def read(path, arrays, metadata=None, **options):
@@ -102,6 +108,32 @@ def test_one_odd_array_does_not_stand_in_the_way_of_others(tmp_path):
         "complex": "complex64", "fields": "dtype", "config": "a pickle, of which nothing was run",
     }.items():  # fmt: skip
         assert words in said[name], name
+
+
+def test_a_layer_is_not_taken_without_a_part_that_cannot_be_read(tmp_path):
+    odd = np.array({"a": 1}, dtype=object)
+    arrays = {
+        "good.kernel": HWIO, "biased.kernel": HWIO, "biased.bias": odd, "scaled/kernel:0": HWIO, "scaled/gamma:0": odd,
+        "kernel": HWIO, "bias": odd, "other": odd,
+    }  # fmt: skip
+    imported = read(tmp_path / "x.npz", arrays)
+    assert list(imported.layers) == ["good"]
+    for name in ("biased", "scaled", ""):
+        assert "is no array of numbers" in reasons(imported)[name]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"junk", b"\x93NUMPY\x09\0", b"\x93NUMPY\1\0\xff\xff{", b"\x93NUMPY\1\0\2\0((", NPY[:-9], NPY + b"x"]
+)
+def test_an_array_that_is_broken_does_not_stand_in_the_way_of_others(tmp_path, data):
+    read(tmp_path / "x.npz", {"a.kernel": HWIO, "b.kernel": HWIO})
+    with zipfile.ZipFile(tmp_path / "x.npz", "a") as archive:
+        archive.writestr("b.bias.npy", data)
+        archive.writestr("notes.npy", data)
+    imported = importing.read(tmp_path / "x.npz", prefix="")
+    assert list(imported.layers) == ["a"]
+    assert {"b", "b.bias", "notes"} == set(reasons(imported))
+    assert all("Expected a" in reasons(imported)[name] for name in ("b.bias", "notes"))
 
 
 def test_a_member_that_is_there_twice_is_not_guessed(tmp_path):
