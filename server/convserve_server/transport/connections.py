@@ -79,6 +79,7 @@ class Connections:
         self._ports: set[int] = set()
         self._paths: set[str] = set()
         self._logged, self._closed = -_LOG_EVERY_S, 0
+        self._looked, self._others = 0.0, 0  # when connections were counted, and how many other descriptors there were
 
     def began(self, peer: str, call: object) -> None:
         """Notes that a call on a connection began."""
@@ -120,22 +121,25 @@ class Connections:
         threading.Thread(target=self._watch, name="connections", daemon=True).start()
 
     def _watch(self) -> None:
-        looked = 0.0
         while True:
             time.sleep(_PAUSE_S)
-            now = self._clock()
             try:
-                count = len(open_descriptors())  # no connection is without a descriptor
-                if count > self._max or (count > _NEARLY_FULL * self._max and now >= looked + _LOOK_EVERY_S):
-                    looked = now
-                    self.make_room()
+                self.look()
             except OSError:  # there is no descriptor for the look itself
                 continue
             except Exception:
                 log.exception("no connection could be closed to make room for others")
 
-    def make_room(self) -> None:
-        """Closes idle connections, as many as there are too many."""
+    def look(self) -> None:
+        """Makes room if there may be too many connections, none of which is without a descriptor."""
+        count, now = len(open_descriptors()), self._clock()
+        is_time = now >= self._looked + _LOOK_EVERY_S
+        if count - self._others > self._max or (is_time and count > _NEARLY_FULL * self._max):
+            self._looked = now
+            self._others = count - self.make_room()
+
+    def make_room(self) -> int:
+        """Closes idle connections, as many as there are too many; returns how many there were."""
         there = list(self._there())
         now = self._clock()
         with self._lock:
@@ -165,6 +169,7 @@ class Connections:
         worst = [each for _, each in sorted(candidates)[: max(0, excess)]]
         closed = sum(self._at(each.descriptor, closed=each) == each for each in worst)
         self._report(closed, counts, now)
+        return len(there)
 
     def _report(self, closed: int, counts: Counter[str], now: float) -> None:
         self._closed += closed

@@ -147,6 +147,29 @@ def test_other_descriptors_are_left_alone(listener: Listener) -> None:
         assert len(os.listdir("/dev/fd")) == before
 
 
+def test_files_are_not_taken_for_connections_each_time_anew(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    looked: list[int] = []
+    make_room = listener.connections.make_room
+
+    def counted() -> int:
+        looked.append(make_room())
+        return looked[-1]
+
+    monkeypatch.setattr(listener.connections, "make_room", counted)
+    with ExitStack() as opened:
+        for number in range(2 * MAX):
+            opened.enter_context((tmp_path / str(number)).open("w"))
+        for _ in range(10):
+            listener.connections.look()
+    assert looked == [0]
+    flood = [listener.connect() for _ in range(3 * MAX)]  # more than files were closed
+    listener.connections.look()
+    assert looked == [0, 3 * MAX]
+    assert any(map(is_closed, flood))
+
+
 def test_locks_on_files_stay(listener: Listener, tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with path.open("w") as file:
