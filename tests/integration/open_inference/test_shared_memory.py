@@ -259,8 +259,7 @@ def test_one_caller_leaves_regions_to_others(key):
                     return number
             return 16
 
-        elsewhere = server.target.replace("127.0.0.1", "localhost")  # which is a connection of its own
-        with inference_caller(server.target) as greedy, inference_caller(elsewhere) as modest:
+        with inference_caller(server.target) as greedy, inference_caller(server.target) as modest:
             assert [taken(caller) for caller in (greedy, modest)] == [8, 4]
         with inference_caller(server.target) as late:  # those of the two that are gone stay while there is room
             assert taken(late) == 2

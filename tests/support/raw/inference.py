@@ -58,9 +58,13 @@ class InferenceCaller:
 
 @contextmanager
 def inference_caller(target: str, metadata: Any = ()) -> Iterator[InferenceCaller]:
-    """Connects to a server."""
-    unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    with grpc.insecure_channel(target, options=unlimited) as channel:
+    """Connects to a server by a connection of its own: one that has just ended may otherwise be used again."""
+    options = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    with grpc.insecure_channel(target, options=options) as channel:
         yield InferenceCaller(channel, metadata)
 
 
