@@ -52,6 +52,7 @@ class Region:
     size: int  # bytes
     descriptor: int  # of the file
     peer: str = ""  # its caller's connection, if that can be told from others
+    since: float = 0.0  # when it was registered, by the monotonic clock
 
     def __post_init__(self) -> None:
         """Has the file closed with the last reference, so that no call reads from another one of the same number."""
@@ -117,7 +118,7 @@ class SystemMemory:
             raise InvalidRequestError.for_field("key", expected, short_repr(key))
         if not size:
             raise InvalidRequestError.for_field("byte_size", "a number above 0", "0")
-        region = Region(name, key, offset, size, _opened(key, user), peer)
+        region = Region(name, key, offset, size, _opened(key, user), peer, time.monotonic())
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
             raise InvalidRequestError.for_field(
@@ -154,7 +155,10 @@ def _is_abandoned(region: Region, is_full: bool) -> bool:
     """Returns whether a region's name is gone, or where there is no room for anybody its caller's connection is."""
     if not os.fstat(region.descriptor).st_nlink:
         return True
-    return is_full and bool(region.peer) and not _rows_of(region.peer) & _established(int(time.monotonic()))
+    second = int(time.monotonic())
+    # A connection of this second may be newer than what is known of the second.
+    is_known = bool(region.peer) and region.since < second
+    return is_full and is_known and not _rows_of(region.peer) & _established(second)
 
 
 def recent_user_of(peer: str) -> int:

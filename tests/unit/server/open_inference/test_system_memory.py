@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from convserve import InvalidRequestError, OverloadedError
+from convserve_server.open_inference import system_memory
 from convserve_server.open_inference.infer_tensors import Place
 from convserve_server.open_inference.system_memory import SystemMemory, user_of
 
@@ -192,12 +193,15 @@ def test_a_caller_has_half_of_the_regions_that_are_left(key):
     assert [taken_by(caller) for caller in ("greedy", "second", "third")] == [8, 4, 2]
 
 
-def test_where_there_is_no_room_the_regions_of_callers_that_are_gone_make_some(key):
+def test_where_there_is_no_room_the_regions_of_callers_that_are_gone_make_some(key, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(system_memory.time, "monotonic", lambda: now[0])
     memory = SystemMemory(2**30, 4)
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as there:
         peers = [f"ipv4:127.0.0.1:{there.getsockname()[1]}", "ipv4:127.0.0.1:1"]
         for number, peer in enumerate((*peers, *peers)):
             memory.register("user", ME, f"{number}", key, 0, 4096, "", peer)
+        now[0] += 1  # else the connection might be newer than what is known of connections
         memory.register("user", ME, "new", key, 0, 4096, "caller")
         assert [each.name for each in memory.regions("user")] == ["0", "2", "new"]
 
@@ -209,3 +213,21 @@ def test_a_unix_sockets_peer_is_the_servers_user():
 def test_a_peer_that_is_not_connected_is_nobody():
     assert user_of("ipv4:127.0.0.1:1") == -1
     assert user_of("ipv6:%5B::1%5D:1") == -1
+
+
+def test_of_a_connection_that_has_just_come_no_region_is_abandoned(key, monkeypatch):
+    monkeypatch.setattr(system_memory.time, "monotonic", lambda: 100.9)
+    system_memory._established(100)  # before there is the connection
+    memory = SystemMemory(4096)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
+        host, port = caller.getsockname()
+        memory.register("", ME, "a", key, 0, 4096, caller="", peer=f"ipv4:{host}:{port}")
+        for now in (100.9, 101.5):
+            monkeypatch.setattr(system_memory.time, "monotonic", lambda now=now: now)
+            with pytest.raises(OverloadedError):
+                memory.register("other", ME, "b", key, 0, 2048)
+            assert memory.region("", "a", "name")
+    monkeypatch.setattr(system_memory.time, "monotonic", lambda: 102.0)
+    memory.register("other", ME, "b", key, 0, 2048)
+    with pytest.raises(InvalidRequestError):
+        memory.region("", "a", "name")
