@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from convserve.errors import OverloadedError
@@ -12,6 +13,7 @@ from convserve_server.auth.identity import Identity
 from convserve_server.transport.idle_timeouts import Wait
 
 _RETRY_S = 1.0
+_YOUNG_S = 2.0  # in which an honest caller sends a message that is not large
 
 
 class StreamSlots:
@@ -47,21 +49,22 @@ class StreamSlots:
 class ReceivingSlots:
     """Slots of calls whose one message has not come yet, which with an honest caller takes little time.
 
-    If all are taken, the caller that has most of them loses its oldest call to another's. So calls without a message
-    keep nobody out, however many there are and wherever they come from.
+    If all are taken, the caller that has most of them loses its oldest call to another's, but none its only call before
+    an honest one had time to send it. So calls without a message keep nobody out for long, however many there are and
+    wherever they come from.
     """
 
-    def __init__(self, slots: int) -> None:
-        self._slots = slots
+    def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._slots, self._clock = slots, clock
         self._lock = threading.Lock()
         self._count = 0
-        self._waits: dict[str, dict[Wait, None]] = {}  # by caller, the oldest first
+        self._waits: dict[str, dict[Wait, float]] = {}  # by caller, with their times of beginning, the oldest first
 
     def take(self, identity: Identity, wait: Wait) -> None:
         """Takes a slot for a wait, until `give`. Raises OverloadedError if all are taken, and nobody has more."""
         with self._lock:
             late = self._oldest_of_most(identity) if self._count == self._slots else None
-            self._waits.setdefault(identity.caller, {})[wait] = None
+            self._waits.setdefault(identity.caller, {})[wait] = self._clock()
             self._count += 1
         if late is not None:
             late.abort()
@@ -81,7 +84,13 @@ class ReceivingSlots:
                 f"{self._slots} that are waited for are yours: send each with its call, and retry."
             )
             raise OverloadedError(text, retry_after_s=_RETRY_S)
-        oldest = next(iter(self._waits[caller]))
+        oldest, since = next(iter(self._waits[caller].items()))
+        if most == 1 and self._clock() - since < _YOUNG_S:
+            text = (
+                f"Expected a server that waits for fewer requests. Received a call without its message while those of "
+                f"{self._slots} others are on their way: retry."
+            )
+            raise OverloadedError(text, retry_after_s=_RETRY_S)
         self._remove(caller, oldest)
         return oldest
 

@@ -1,5 +1,6 @@
 """Slots of streams, and of calls without a message: callers share them, and get back what they let go of."""
 
+import itertools
 from contextlib import ExitStack
 from unittest.mock import Mock
 
@@ -68,11 +69,24 @@ def test_who_has_most_calls_without_a_message_loses_the_oldest_to_others():
 
 
 def test_calls_without_a_message_from_any_number_of_callers_keep_nobody_out():
-    slots = ReceivingSlots(4)
+    now = itertools.count()
+    slots = ReceivingSlots(4, lambda: next(now))
     strangers = [waits(slots, Identity(f"stranger {number}", frozenset()), 1)[0] for number in range(100)]
     of_alice = waits(slots, ALICE, 1)
     assert ended(strangers) == [1] * 97 + [0] * 3
     assert ended(of_alice) == [0]
+
+
+def test_an_only_call_has_time_to_send_its_message():
+    now = [0.0]
+    slots = ReceivingSlots(2, lambda: now[0])
+    honest = [waits(slots, Identity(f"honest {number}", frozenset()), 1)[0] for number in range(2)]
+    now[0] = 1.0
+    with pytest.raises(OverloadedError, match="those of 2 others are on their way"):
+        waits(slots, ALICE, 1)
+    now[0] = 3.0
+    waits(slots, ALICE, 1)
+    assert ended(honest) == [1, 0]
 
 
 def test_callers_that_cannot_be_told_apart_lose_the_oldest_to_each_other():
