@@ -53,7 +53,7 @@ BAD_ITEMS = {
     "a negative dimension": (opening(1, -1, 3, -4, 1), "INVALID_TENSOR"),
     "2**63 elements": (opening(1, 2**31, 2**31, 2, 1), "INVALID_TENSOR"),
     "2**252 elements": (opening(1, *[2**63 - 1] * 4), "INVALID_TENSOR"),
-    "a million dimensions": (opening(1, *[2**63 - 1] * 10**6), "INVALID_TENSOR"),
+    "100,000 dimensions": (opening(1, *[2**63 - 1] * 10**5), "INVALID_TENSOR"),
     "bytes above the limit": (opening(1, 1, 10_000, 10_000, 1), "TOO_LARGE"),
     "bytes above any machine's": (opening(1, 1, 2**31, 2**25, 1), "TOO_LARGE"),
 }

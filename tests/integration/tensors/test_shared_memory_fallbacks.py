@@ -45,12 +45,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def everywhere(folder: Path) -> Iterator[RunningServer]:
-    """A server with 8 MiB to share, on all addresses, on a Unix socket, and on one whose path is almost too long."""
+    """A server with 16 MiB to share, a caller half of them, everywhere: one Unix socket's path is almost too long."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as left_behind:
         left_behind.bind(f"{folder}/s{SUFFIX}")  # by a server that was killed
     long = f"{folder}/" + "s" * (105 - len(f"{folder}/"))
     listen = ("--listen", "0.0.0.0:0", "--listen", f"unix://{folder}/s", "--listen", f"unix://{long}")
-    with numpy_server(*listen, "--shared-memory", "--shared-memory-bytes", str(8 * MIB)) as running:
+    with numpy_server(*listen, "--shared-memory", "--shared-memory-bytes", str(16 * MIB)) as running:
         yield running
         assert running.stop() == 0
         said = running.log.read_text()
