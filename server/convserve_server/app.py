@@ -184,12 +184,12 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
 
 def _max_admitted_bytes(settings: Settings) -> int:
     """Returns what calls may need together, whatever the setting a third of what limits of the process' own leave."""
-    memory_bytes = machine_memory_bytes()
-    wanted = settings.max_admitted_bytes or memory_bytes // 3
-    if is_limited() and wanted > memory_bytes // 3:
-        wanted = memory_bytes // 3
-        log.warning("--max-admitted-bytes is %d, as ulimit -v or -d leaves this process %d", wanted, memory_bytes)
-    return wanted
+    memory_bytes, wanted = machine_memory_bytes(), settings.max_admitted_bytes
+    third = memory_bytes // 3
+    if not is_limited() or wanted <= third:
+        return wanted or third
+    log.warning("--max-admitted-bytes is %d, as ulimit -v or -d leaves this process %d", third, memory_bytes)
+    return third
 
 
 def _assembled(

@@ -75,13 +75,13 @@ class Admission:
         InvalidArgumentError if the call is wrong, TooLargeError if this server never takes it, OverloadedError if too
         many calls are in the server, or DeadlineExceededError if the caller's deadline can't be met.
         """
-        plan = planned_call(layers, shape, dtype, output_dtype)
+        plan, chain = planned_call(layers, shape, dtype, output_dtype), [layer.config for layer in layers]
         drawing = _drawing(layers, plan)
         self._check(plan, output_room, drawing)
-        check_padded([layer.config for layer in layers], shape, plan)
+        check_padded(chain, shape, plan)
         if claim is not None:
             claim(math.prod(shape) * itemsize(dtype) + plan.output_bytes)
-        return self._enter(caller, plan, work([layer.config for layer in layers], plan) + drawing)
+        return self._enter(caller, plan, work(chain, plan) + drawing)
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
         """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`.

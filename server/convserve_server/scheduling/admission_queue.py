@@ -161,7 +161,7 @@ class AdmissionQueue:
         self.lock = threading.Lock()
         self._bytes = 0
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
-        self._answers: set[Permit] = set()  # on their way
+        self._answers: dict[Permit, Callable[[], object]] = {}  # on their way, with what ends their calls
         self._counts = [0] * (RELEASED + 1)  # of permits, by state
         self._callers: dict[str, _CallerLoad] = {}
         self._overloaded_until = 0.0
@@ -225,12 +225,13 @@ class AdmissionQueue:
 
     def answered(self, permit: Permit) -> None:
         """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
-        permit.fetch_until = self._clock() + _FETCH_S + permit.size / _FETCHED_BYTES_PER_S
-        self._answers.add(permit)
+        if permit.by.cancel is not None:
+            permit.fetch_until = self._clock() + _FETCH_S + permit.size / _FETCHED_BYTES_PER_S
+            self._answers[permit] = permit.by.cancel
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
-        self._answers.discard(permit)
+        self._answers.pop(permit, None)
         own = self._callers[permit.caller]
         if permit.state == QUEUED:
             self._queue.discard(permit.caller, permit)
@@ -277,11 +278,14 @@ class AdmissionQueue:
         """Ends calls whose callers do not fetch their answers, as others wait for the bytes of these."""
         now = self._clock()
         with self.lock:
-            late = [permit for permit in self._answers if permit.fetch_until < now and permit.by.is_active()]
-        for permit in late:
-            if permit.by.cancel is not None:
-                log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
-                permit.by.cancel()
+            late = [
+                (permit, cancel)
+                for permit, cancel in self._answers.items()
+                if permit.fetch_until < now and permit.by.is_active()
+            ]
+        for permit, cancel in late:
+            log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
+            cancel()
 
     def _fits(self, permit: Permit) -> bool:
         return self._bytes + permit.size <= self._max_bytes and not self._exceeds_share(permit)

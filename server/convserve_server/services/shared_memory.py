@@ -19,7 +19,6 @@ import os
 import secrets
 import selectors
 import socket
-import struct
 import threading
 import time
 from pathlib import Path
@@ -29,6 +28,7 @@ from convserve.tensors.codec import Array
 from convserve.tensors.mapped_memory import Map
 from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
+from convserve_server.auth.identity import peer_process
 from convserve_server.memory.regions import RegionTable, is_within
 
 log = logging.getLogger("convserve")
@@ -197,5 +197,5 @@ class SharedMemory:
 
 def _process(connection: socket.socket) -> str:
     """Returns whose a connection is: the process' that made it, which counts as one caller."""
-    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    pid = peer_process(connection)
     return f"process {pid}" if pid else f"connection {connection.fileno()}"  # 0: of another container

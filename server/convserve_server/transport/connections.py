@@ -24,7 +24,6 @@ import math
 import os
 import socket
 import stat
-import struct
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -35,7 +34,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from convserve.protocol.addresses import unix_path
-from convserve_server.auth.identity import Identity, is_local
+from convserve_server.auth.identity import Identity, is_local, peer_process
 from convserve_server.memory.descriptors import open_descriptors
 
 log = logging.getLogger("convserve")
@@ -195,8 +194,7 @@ class Connections:
         """Returns what a socket is; raises OSError if it is a listener."""
         if opened.family == socket.AF_UNIX and opened.getsockname() in self._paths:
             opened.getpeername()
-            pid, _, _ = struct.unpack("3i", opened.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-            return _Connection(serial, descriptor, f"unix:{descriptor}", f"process {pid}")
+            return _Connection(serial, descriptor, f"unix:{descriptor}", f"process {peer_process(opened)}")
         if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.getsockname()[1] not in self._ports:
             return None
         host, port, *_ = opened.getpeername()
