@@ -44,11 +44,16 @@ class StandIn:
 
 
 class Run:
-    """A folder of inputs and one for outputs, in which runs follow each other."""
+    """A folder of inputs and one for outputs, in which runs follow each other.
 
-    def __init__(self, folder: Path) -> None:
+    So many inputs are there at first: 0.npy, 1.npy and so on, whose values are their numbers.
+    """
+
+    def __init__(self, folder: Path, inputs: int = 0) -> None:
         self.inputs, self.output = folder / "in", folder / "out"
         self.inputs.mkdir()
+        for number in range(inputs):
+            self.save(f"{number}.npy", number)
         self.batch: Batch | None = None
 
     def save(self, name: str, value: float, shape: tuple[int, ...] = (3, 4, 1)) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 import pickle
 import subprocess
@@ -22,6 +23,7 @@ import tensorflow as tf
 import convserve
 import convserve.keras
 from convserve.keras import RemoteConv2D
+from tests.support.keras.twins import built_twins
 from tests.support.servers.server_process import RunningServer
 
 # Keras' variables tell numpy that they can be copied in an older way.
@@ -40,17 +42,7 @@ def apart(found: Any, expected: Any) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def twins(target: str, *arguments: Any, **parameters: Any) -> tuple[Any, Any]:
-    """Returns Keras' layer and ours, built, with the same weights, none of them zero."""
-    original = keras.layers.Conv2D(*arguments, **parameters)
-    remote = RemoteConv2D(*arguments, **parameters, server=target)
-    rng = np.random.default_rng(1)
-    for layer in (original, remote):
-        layer.build((None, 4, 16, 16) if layer.data_format == "channels_first" else (None, 16, 16, 4))
-    weights = [rng.normal(scale=0.2, size=tuple(each.shape)) for each in original.weights]
-    for layer in (original, remote):
-        layer.set_weights(weights)
-    return original, remote
+twins = functools.partial(built_twins, size=16)
 
 
 class Puts:

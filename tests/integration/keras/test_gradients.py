@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 import convserve
-from convserve.keras import RemoteConv2D, to_remote
+from convserve.keras import to_remote
+from tests.support.keras.twins import built_twins
 from tests.support.servers.server_process import RunningServer
 
 # Keras' variables tell numpy that they can be copied in an older way.
@@ -26,17 +28,7 @@ layers = keras.layers
 X = np.random.default_rng(0).standard_normal((2, 8, 8, 4)).astype(np.float32)
 
 
-def twins(target: str, **parameters: Any) -> tuple[Any, Any]:
-    """Returns Keras' layer and ours, frozen, with the same weights, none of them zero."""
-    parameters = {"filters": 6, "kernel_size": 3, "trainable": False} | parameters
-    original, remote = layers.Conv2D(**parameters), RemoteConv2D(**parameters, server=target)
-    rng = np.random.default_rng(1)
-    for layer in (original, remote):
-        layer.build((None, 4, 8, 8) if layer.data_format == "channels_first" else (None, 8, 8, 4))
-    weights = [rng.normal(scale=0.2, size=tuple(each.shape)) for each in original.weights]
-    for layer in (original, remote):
-        layer.set_weights(weights)
-    return original, remote
+twins = functools.partial(built_twins, size=8, filters=6, kernel_size=3, trainable=False)
 
 
 def gradient(layer: Any, x: Any) -> Any:

@@ -28,11 +28,7 @@ BIG = np.arange(10, dtype=np.float32).repeat(4).reshape(10, 2, 2, 1)
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Inputs 0.npy to 4.npy, whose values are their numbers."""
-    made = Run(tmp_path)
-    for number in range(5):
-        made.save(f"{number}.npy", number)
-    return made
+    return Run(tmp_path, inputs=5)
 
 
 @pytest.fixture

@@ -19,11 +19,7 @@ from tests.support.batch_runs import Run, StandIn, failing
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Inputs 0.npy to 9.npy, whose values are their numbers."""
-    made = Run(tmp_path)
-    for number in range(10):
-        made.save(f"{number}.npy", number)
-    return made
+    return Run(tmp_path, inputs=10)
 
 
 def test_every_input_is_computed_once(run: Run) -> None:
