@@ -188,18 +188,25 @@ def test_further_connections_take_the_place_of_idle_ones_but_not_of_those_with_c
         channels = [opened.enter_context(grpc.insecure_channel(server.target, own_connection)) for _ in range(20)]
         for channel in channels:  # each of them could be called and is idle then
             eventually(lambda channel=channel: can_call(channel))
-        feeds = [Feed(start(), *item(1, image(1))) for _ in range(2)]
-        streams = [
-            RawCaller(channel).stub.ConvolveStream(iter(feed), timeout=60)
-            for channel, feed in zip(channels, feeds, strict=False)
-        ]
-        for each in streams:
-            assert next(each)
+        opened_streams = [eventually(lambda channel=channel: open_stream(channel)) for channel in channels[:2]]
+        feeds, streams = zip(*opened_streams, strict=True)
         for channel in channels[2:]:
             eventually(lambda channel=channel: can_call(channel))
         assert all(each.is_active() for each in streams)
         for feed in feeds:
             feed.end()
+
+
+def open_stream(channel: grpc.Channel) -> tuple[Feed, Any] | None:
+    """Returns a stream whose first item is answered, and what feeds it; None if its new connection was closed first."""
+    feed = Feed(start(), *item(1, image(1)))
+    stream = RawCaller(channel).stub.ConvolveStream(iter(feed), timeout=60)
+    try:
+        return (feed, stream) if next(stream) else None
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNAVAILABLE:
+            raise
+        return None
 
 
 def can_call(channel: grpc.Channel) -> bool:
