@@ -62,6 +62,7 @@ T = TypeVar("T")
 _MAX_LAYER_BYTES = 2**32  # of stored layers in memory, where the setting leaves it open
 _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
+_MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
 # Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times as
 # large as its input, and raises what ends the process if it gets none.
@@ -204,14 +205,14 @@ def _assembled(
 ) -> tuple[grpc.Server, Health]:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): one for each call, of which streams, calls without a message and
-    # calls that wait to be computed leave --handler-threads to the others and the health; and one that reads each
+    # calls that wait or are computed leave --handler-threads to the others and the health; and one that reads each
     # stream, and one for each item that is admitted.
-    streams = settings.max_waiting_calls
-    threads = 2 * (settings.handler_threads + streams)
+    streams, receiving = settings.max_waiting_calls, max(_MIN_RECEIVING, settings.handler_threads)
+    admitted = settings.max_waiting_calls + settings.concurrent_calls * len(settings.device.split(","))
+    threads = settings.handler_threads + receiving + streams + admitted
     call_pool = ThreadPool(threads, "call", min_threads=_MIN_THREADS, refuses_in_thread=True)
-    stream_pool = ThreadPool(settings.handler_threads + 2 * streams, "stream", min_threads=_MIN_THREADS)
+    stream_pool = ThreadPool(settings.handler_threads + streams + admitted, "stream", min_threads=_MIN_THREADS)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
-    receiving = ReceivingSlots(settings.handler_threads)
     max_fields = MAX_DIGESTS + FIELDS_OF_A_LAYER * settings.max_layers_per_call
     bounds = {
         f"/{service.full_name}/{method.name}": MessageBound(max_fields, method.input_type)
@@ -219,7 +220,13 @@ def _assembled(
         for method in service.methods
     }
     interceptor = CallInterceptor(
-        observability.recorder, authenticator, StreamSlots(streams), receiving, idle, bounds, connections
+        observability.recorder,
+        authenticator,
+        StreamSlots(streams),
+        ReceivingSlots(receiving),
+        idle,
+        bounds,
+        connections,
     )
     server = grpc.server(
         call_pool,  # type: ignore[arg-type] # gRPC does no more than submit to it

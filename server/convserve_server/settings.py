@@ -200,9 +200,9 @@ class Settings(BaseSettings):
     """Take compressed messages. Tensors hardly shrink, and a small message that swells to a large one would come past
     --max-message-bytes."""
     handler_threads: Count = 64
-    """Threads that receive and answer calls, beside --max-waiting-calls of them for calls that wait, as many for
-    streams, and --handler-threads that wait for the messages of single calls. Others read streams and compute their
-    items."""
+    """Threads that receive and answer calls, beside those of calls that wait or are computed, --max-waiting-calls of
+    streams, and as many as these, 64 at least, that wait for the messages of single calls. Others read streams and
+    compute their items."""
     store: Folder = ""
     """Folder in which stored layers are durable; without one they live in memory."""
     store_bytes: Bytes = 64 * _GIB

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -58,6 +59,17 @@ def test_streams_and_calls_that_wait_leave_threads_for_the_health(stranger: Call
         stranger(server).check_health()
         assert not any(each.done() for each in calls)
         assert all(each.is_active() for each in streams)
+
+
+def test_a_burst_of_one_caller_may_be_without_its_messages_for_a_moment(stranger: Callable[..., RawCaller]) -> None:
+    with numpy_server("--handler-threads", "1", "--max-waiting-calls", "1") as server:
+        caller, ends = stranger(server), threading.Event()
+        method = caller.channel.stream_unary("/convserve.v1.ConvolutionService/GetServerInfo")
+        calls = [method.future(iter(ends.wait, True), timeout=600) for _ in range(63)]
+        caller.check_health()
+        assert not any(call.done() for call in calls)
+        ends.set()
+        assert {call.exception().code() for call in calls} == {grpc.StatusCode.INVALID_ARGUMENT}
 
 
 def test_answers_that_nobody_fetches_keep_no_connection(stranger: Callable[..., RawCaller]) -> None:
