@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 READ, COMPUTE, CHANGE = "read", "compute", "change"
 PERMISSIONS = (READ, COMPUTE, CHANGE)
 """What a token may allow: to look at the server and its layers, to compute, to change which layers are stored."""
 ALL = frozenset(PERMISSIONS)
+_SO_PEERPIDFD = 77  # Linux'; Python has no name for it
 TOKEN, CERTIFICATE = "token", "certificate"
 
 
@@ -56,7 +59,18 @@ def is_local(peer: str) -> bool:
     return peer.startswith(("unix:", "ipv4:127.", "ipv6:[::1]", "ipv6:%5B::1%5D"))
 
 
-def peer_process(connection: socket.socket) -> int:
-    """Returns the process that made a Unix socket's connection; 0 for one of another container."""
-    pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    return int(pid)
+def peer_process(connection: socket.socket) -> str:
+    """Returns what tells the process that made a Unix socket's connection from all others of this machine."""
+    pid, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return f"process {pid}" if pid else other_container(connection, uid)  # of another container no number is known
+
+
+def other_container(connection: socket.socket, uid: int) -> str:
+    """Returns the same of another container's process: as good as Linux knows it, since 6.9; or else its user."""
+    with suppress(OSError):  # an older Linux, or the process has ended
+        (descriptor,) = struct.unpack("i", connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD, 4))
+        try:
+            return f"process {os.fstat(descriptor).st_ino} of another container"
+        finally:
+            os.close(descriptor)
+    return f"user {uid} of another container"

@@ -128,7 +128,7 @@ class SharedMemory:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        caller = _process(connection)
+        caller = peer_process(connection)
         left = self._most_connections - len(self._names)
         own = [each for each, whose in self._callers.items() if whose == caller]
         if len(own) >= left:
@@ -193,9 +193,3 @@ class SharedMemory:
         self._without_ticket.pop(connection, None)
         self._callers.pop(connection)
         connection.close()
-
-
-def _process(connection: socket.socket) -> str:
-    """Returns whose a connection is: the process' that made it, which counts as one caller."""
-    pid = peer_process(connection)
-    return f"process {pid}" if pid else f"connection {connection.fileno()}"  # 0: of another container

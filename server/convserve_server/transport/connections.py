@@ -194,7 +194,7 @@ class Connections:
         """Returns what a socket is; raises OSError if it is a listener."""
         if opened.family == socket.AF_UNIX and opened.getsockname() in self._paths:
             opened.getpeername()
-            return _Connection(serial, descriptor, f"unix:{descriptor}", f"process {peer_process(opened)}")
+            return _Connection(serial, descriptor, f"unix:{descriptor}", peer_process(opened))
         if opened.family not in (socket.AF_INET, socket.AF_INET6) or opened.getsockname()[1] not in self._ports:
             return None
         host, port, *_ = opened.getpeername()
