@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import stat
-from contextlib import suppress
+from contextlib import ExitStack, nullcontext, suppress
 
 import grpc
 
@@ -18,6 +18,8 @@ from convserve_server.observability.logs import held_stderr
 from convserve_server.settings import SettingsError, is_loopback
 
 log = logging.getLogger("convserve")
+
+_MAX_TRIES = 20
 
 
 def listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
@@ -33,7 +35,10 @@ def listen(server: grpc.Server, address: str, certificate: Certificate | None) -
             _add(server, address, None)  # of a Unix socket nothing leaves the machine
             return address
         host, port = split_address(address, least_port=0)
-        for family, ip in _addresses(host, port):
+        addresses = _addresses(host, port)
+        if not port and len(addresses) > 1:
+            port = _free_port(addresses)
+        for family, ip in addresses:
             place = f"{address} ({ip})" if ip != host else address
             with _bound(family, ip, port):
                 pass
@@ -79,6 +84,17 @@ def _addresses(host: str, port: int) -> list[tuple[int, str]]:
             raise missing
         log.info("%s is listened on at %s alone: %s", host, ", ".join(ip for _, ip in found), missing.strerror)
     return found
+
+
+def _free_port(addresses: list[tuple[int, str]]) -> int:
+    """Returns a port that is free at all of these addresses: what the system picks at one may be taken at another."""
+    for left in reversed(range(_MAX_TRIES)):
+        with ExitStack() as bound, suppress(OSError) if left else nullcontext():
+            port = 0
+            for family, ip in addresses:
+                port = bound.enter_context(_bound(family, ip, port)).getsockname()[1]
+            return port
+    raise AssertionError
 
 
 def _bound(family: int, ip: str, port: int) -> socket.socket:
