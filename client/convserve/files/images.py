@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -187,8 +187,16 @@ def _upright(image: Image.Image) -> Image.Image:
         6: methods.ROTATE_270,
         7: methods.TRANSVERSE,
         8: methods.ROTATE_90,
-    }.get(image.getexif().get(_ORIENTATION, 1))
+    }.get(_orientation(image))
     return image if method is None else image.transpose(method)
+
+
+def _orientation(image: Image.Image) -> Any:
+    """Returns what EXIF says, or 1 where it cannot be read, which of a JPEG Pillow itself passes over."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # such as SyntaxError and struct.error: the pixels are whole
+        return 1
 
 
 def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
