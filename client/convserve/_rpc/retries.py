@@ -26,7 +26,7 @@ from convserve.protocol.status import from_rpc_error, tells_of_tls
 LONGEST_S = 365 * 86400.0
 """The longest timeout."""
 
-_MAX_STEPS = 50  # in which a delay grows: a call may be sent so often that the power has no float
+_MAX_STEPS = 50  # in which a delay grows
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
 
 
@@ -62,18 +62,20 @@ class RetryRule:
     budget: float = 100.0
 
     def __post_init__(self) -> None:
-        """Raises InvalidRequestError for what is no number, or below 0; infinity is one."""
+        """Raises InvalidRequestError for what is no number, below 0, or above all floats; infinity is one."""
         for name, value in vars(self).items():
             least = 1 if name == "attempts" else 0
-            if not (_is_number(value) and value >= least):
+            if not (_is_number(value) and (least <= value <= sys.float_info.max or value == math.inf)):
                 raise InvalidRequestError.for_field(f"retry.{name}", f"a number of at least {least}", short_repr(value))
 
     def delay_s(self, attempt: int, error: Exception) -> float | None:
         """Returns how long to wait after the given attempt (from 1) failed, or None to give up."""
         if attempt >= self.attempts or not isinstance(error, UnavailableError | OverloadedError):
             return None
-        growth = self.factor ** min(attempt - 1, _MAX_STEPS)
-        backoff = min(self.longest_s, self.initial_s * growth) * random.uniform(0.5, 1.0)
+        backoff = self.initial_s
+        for _ in range(min(attempt - 1, _MAX_STEPS)):  # of a power some have no float
+            backoff *= self.factor
+        backoff = min(self.longest_s, backoff) * random.uniform(0.5, 1.0)
         if isinstance(error, OverloadedError):  # those that were refused together are not to come back together
             return max(backoff, error.retry_after_s * random.uniform(1.0, 1.5))
         return backoff

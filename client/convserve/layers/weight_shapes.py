@@ -55,8 +55,16 @@ def cast_weight(array: Array, field: str, dtype: str) -> Array:
     """
     with np.errstate(over="ignore"):
         cast: Array = array.astype(numpy_dtype(dtype), copy=False)
-    # As Python's numbers, of which those of different types compare exactly.
-    if array.dtype.kind in "biu" and not np.array_equal(array.astype(object), cast.astype(np.float64).astype(object)):
+    if array.dtype.kind in "iu" and not _is_exact(array, cast.astype(np.float64)):
         received = f"{name_of(array)} numbers that it rounds: convert them first, for example with .astype('{dtype}')"
         raise InvalidWeightsError.for_field(field, f"integers that {dtype} has exactly", received)
     return cast
+
+
+def _is_exact(integers: Array, numbers: Array) -> bool:
+    """Returns whether float64 numbers are these integers."""
+    info = np.iinfo(integers.dtype)
+    # float64 has both bounds, but not each integer of 64 bits: so they are compared as integers, where they are some.
+    if not ((numbers >= float(info.min)) & (numbers < float(info.max + 1))).all():
+        return False
+    return np.array_equal(numbers.astype(integers.dtype), integers)

@@ -74,6 +74,18 @@ def test_integers_are_taken_where_they_are_exact(number: int, dtype: str, is_exa
             Layer(config, kernel)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u4", "i8", "u8"])
+def test_the_bounds_of_every_integer_are_taken_or_refused(dtype: str) -> None:
+    info, config = np.iinfo(dtype), Conv2D(1, 1, use_bias=False, dtype="float64")
+    for number in (info.min, info.min + 1, info.max - 1, info.max):
+        kernel = np.full((1, 1, 1, 1), number, dtype)
+        if int(float(number)) == number:
+            assert Layer(config, kernel).kernel == number
+        else:
+            with pytest.raises(InvalidWeightsError, match="that it rounds"):
+                Layer(config, kernel)
+
+
 def test_a_sobel_as_a_list_is_a_kernel() -> None:
     sobel: Any = [[[[-1]], [[0]], [[1]]], [[[-2]], [[0]], [[2]]], [[[-1]], [[0]], [[1]]]]
     assert Layer.from_arguments(None, None, sobel, [3], None, {}).digest == Layer(

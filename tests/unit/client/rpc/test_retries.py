@@ -136,6 +136,18 @@ def test_retry_rules_that_make_no_sense(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"retry.{name}: Expected a number"):
         RetryRule(**{name: value})
     RetryRule(**{name: float("inf")})
+    with pytest.raises(InvalidRequestError, match=rf"retry.{name}: .* Received "):
+        RetryRule(**{name: 10**400})
+
+
+@pytest.mark.parametrize("name", ["attempts", "initial_s", "factor", "longest_s"])
+@pytest.mark.parametrize("value", [1e10, sys.float_info.max, float("inf"), 10**300, 1e-320, Fraction(1, 3**200)])
+def test_retry_rules_of_any_size_have_delays(name: str, value: Any) -> None:
+    if name == "attempts" and value < 1:
+        return
+    rule = RetryRule(**{"attempts": 10**9, name: value})
+    delays = [rule.delay_s(attempt, UnavailableError("gone")) for attempt in (1, 2, 40, 10**6)]
+    assert all(delay is not None and 0 <= delay <= rule.longest_s for delay in delays)
 
 
 @pytest.mark.parametrize("rule", [3, 0, False, 2.5, "none", {"attempts": 1}])
