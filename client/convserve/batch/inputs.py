@@ -24,7 +24,7 @@ class Inputs:
 
     folder: Path  # that all of them share, to which names are relative
     names: list[str]  # sorted, with "/" between folders; `archive.npz:name` for one array of an archive
-    unread: dict[str, str] = field(default_factory=dict)  # folders, whose names end with "/", and why they are unread
+    unread: dict[str, str] = field(default_factory=dict)  # why folders, whose names end with "/", or words are unread
     left_out: dict[str, int] = field(default_factory=dict)  # how many files and folders, by kind
 
     def path(self, name: str) -> Path:
@@ -33,20 +33,29 @@ class Inputs:
 
 
 def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = False) -> Inputs:
-    """Returns the inputs that words of a command line mean; refuses words that mean none, and two with one output.
+    """Returns the inputs that words of a command line mean; refuses two with one output, and words that all mean none.
 
     A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
     fits; a file itself. Hidden files and links to folders are left out of folders, and so is what lies in the output
-    folder.
+    folder. A word that means none is unread where others mean some.
     """
     bases: set[str] = set()
     whole = Listing("")
+    refused: dict[str, InvalidRequestError] = {}  # by path
     for argument in arguments:
         listing = Listing(os.path.realpath(output))
-        bases.add(_list(argument, listing))
-        if not listing.found:
-            raise _refused(f"files that end in {_SUFFIXES}, or Zarr", f"{short_repr(argument)}, with {_none(listing)}")
+        try:
+            bases.add(_list(argument, listing))
+            if not listing.found:
+                received = f"{short_repr(argument)}, with {_none(listing)}"
+                raise _refused(f"files that end in {_SUFFIXES}, or Zarr", received)
+        except InvalidRequestError as error:
+            path = os.path.abspath(argument)
+            bases.add(os.path.dirname(path))
+            refused[path] = error
         whole.add(listing)
+    if not whole.found:
+        raise next(iter(refused.values()))
     folder = os.path.commonpath(bases)
 
     def name_of(path: str) -> str:
@@ -54,7 +63,8 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
 
     names = sorted(map(name_of, whole.found))
     _check_outputs(names, keep_suffix)
-    unread = {f"{name_of(path)}/": reason for path, reason in sorted(whole.unread.items())}
+    unread = {f"{name_of(path)}/": f"The folder cannot be read: {why}." for path, why in sorted(whole.unread.items())}
+    unread |= {name_of(p): each.violations[0].description for p, each in refused.items() if p not in whole.unread}
     return Inputs(Path(folder), names, unread, _counted(whole))
 
 

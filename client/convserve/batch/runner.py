@@ -110,8 +110,8 @@ class Batch:
         """
         self._clear()
         self.tally.add(items=len(self._inputs.unread))
-        for folder, reason in self._inputs.unread.items():
-            self._report_failure(folder, f"The folder cannot be read: {reason}.")
+        for name, reason in self._inputs.unread.items():
+            self._report_failure(name, reason)
         with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:
             answers = client.map(
                 self._layers, self._tensors(), as_completed=True, errors="return", output_dtype=self._output_dtype

@@ -102,4 +102,4 @@ def test_an_archive_beside_a_folder_of_its_name_is_refused(folder: Path) -> None
 def test_what_means_no_input_is_refused(folder: Path, argument: str) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(InvalidRequestError, match="input: Expected"):
-        names(folder / "1.jpg", folder / argument)
+        names(folder / argument)

@@ -120,10 +120,32 @@ def closed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
 def test_a_folder_that_may_not_be_read_is_named(folder: Path, closed: Any) -> None:
     closed(folder / "a")
     for argument in (folder, f"{folder}/**/*.jpg", f"{folder}/*/../**/*", f"{folder}/**"):
-        assert found(argument, folder / "1.jpg").unread == {"a/": "Permission denied"}
+        assert found(argument, folder / "1.jpg").unread == {"a/": "The folder cannot be read: Permission denied."}
     assert found(f"{folder}/*.jpg").unread == {}
     with pytest.raises(InvalidRequestError, match=r"with none; .*Permission denied"):
         found(folder / "a")
+    assert list(found(folder / "1.jpg", folder / "a").unread) == ["a/"]
+
+
+def test_a_word_that_means_none_is_unread_where_others_mean_some(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    (folder / "notes.txt").touch()
+    os.mkfifo(folder / "pipe.jpg")
+    words = {
+        "typo.jpg": "cannot be read: No such file or directory",
+        "no.npz:a": "cannot be read: No such file or directory",
+        "1.jpg/x": "cannot be read: Not a directory",
+        "*.bmp": "with none",
+        "empty": "with none",
+        "notes.txt": "Expected a file that ends in",
+        "pipe.jpg": "which is no file",
+    }
+    listed = found(*(folder / word for word in words), folder / "1.jpg")
+    assert listed.names == ["1.jpg"]
+    assert set(listed.unread) == set(words)
+    assert all(words[name] in reason for name, reason in listed.unread.items())
+    with pytest.raises(InvalidRequestError, match=r"typo\.jpg"):
+        found(folder / "typo.jpg", folder / "empty")
 
 
 def test_a_refusal_says_what_there_is_instead(folder: Path) -> None:

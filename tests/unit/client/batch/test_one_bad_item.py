@@ -310,7 +310,7 @@ def test_names_of_any_bytes_are_done_and_noted(run: Run, format_name: str) -> No
 def test_a_folder_that_may_not_be_read_is_a_failure_until_it_may(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     def with_unread(*words: Any) -> Any:
         found = find_inputs(*words)
-        found.unread["private/"] = "Permission denied"
+        found.unread["private/"] = "The folder cannot be read: Permission denied."
         return found
 
     with monkeypatch.context() as patched:
