@@ -192,6 +192,7 @@ class ServerInfo:
         max_message_bytes: The largest message either way, in bytes.
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
+        max_call_flops: The most floating-point operations of a call by its plan; 0 where an older server does not say.
         usage: What the server holds at this moment.
         shared_memory_address: The socket that takes shared memory; empty where there is none for this caller.
     """
@@ -208,6 +209,7 @@ class ServerInfo:
     max_layers_per_call: int
     usage: Usage
     shared_memory_address: str = ""
+    max_call_flops: int = 0
 
     def to_message(self) -> server_info_pb2.ServerInfo:
         """Returns the contract's message."""
@@ -240,7 +242,7 @@ class ServerInfo:
 
 _MAX_INFO_BYTES = 2**16
 _SAME = ("version", "tensorflow_version", "keras_version", "shared_memory_address")
-_LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
+_LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call", "max_call_flops")
 _AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
 
 

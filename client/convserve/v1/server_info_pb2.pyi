@@ -62,11 +62,13 @@ class NumericMode(_message.Message):
     def __init__(self, tf32: bool = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ("max_message_bytes", "max_call_bytes", "max_layers_per_call")
+    __slots__ = ("max_message_bytes", "max_call_bytes", "max_layers_per_call", "max_call_flops")
     MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_CALL_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_LAYERS_PER_CALL_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALL_FLOPS_FIELD_NUMBER: _ClassVar[int]
     max_message_bytes: int
     max_call_bytes: int
     max_layers_per_call: int
-    def __init__(self, max_message_bytes: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., max_layers_per_call: _Optional[int] = ...) -> None: ...
+    max_call_flops: int
+    def __init__(self, max_message_bytes: _Optional[int] = ..., max_call_bytes: _Optional[int] = ..., max_layers_per_call: _Optional[int] = ..., max_call_flops: _Optional[int] = ...) -> None: ...

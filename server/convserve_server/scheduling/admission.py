@@ -30,7 +30,7 @@ class Limits:
     max_admitted_bytes: int  # of all admitted calls, without the weights of layers
     max_waiting_calls: int  # that wait to be computed
     max_layers_per_call: int
-    max_call_flops: int = 2**63  # of one call, with what it takes to draw its weights
+    max_call_flops: int = 2**63 - 1  # of one call, with what it takes to draw its weights
 
 
 class Admission:

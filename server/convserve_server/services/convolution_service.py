@@ -73,6 +73,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             max_message_bytes=limits.max_message_bytes,
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,
+            max_call_flops=limits.max_call_flops,
             usage=Usage(stored.layers, stored.memory_bytes, stored.evictions, engine.traces),
             shared_memory_address=shared.address if shared else "",
         )

@@ -156,6 +156,7 @@ def test_info_says_what_the_server_is(any_client: Any) -> None:
     assert info.tf32 is False
     assert set(info.output_dtypes) < set(info.input_dtypes)
     assert info.max_layers_per_call > 1
+    assert info.max_call_flops == 10**13
 
 
 def test_server_refuses_in_the_clients_words(any_client: Any, server: RunningServer) -> None:

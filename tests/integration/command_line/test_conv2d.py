@@ -54,6 +54,7 @@ def test_info_as_json(run):
     assert found["devices"][0]["kind"] in ("cpu", "gpu")
     assert "uint8" in found["input_dtypes"]
     assert found["max_layers_per_call"] >= 1
+    assert found["max_call_flops"] >= 10**13
 
 
 def test_plan_says_whether_the_server_would_take_the_call(run):

@@ -7,7 +7,7 @@ import dataclasses
 from convserve.cli.command import JSON, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.output.report import print_result
-from convserve.display.units import bytes_text
+from convserve.display.units import bytes_text, flops_text
 
 
 @new_command("info")
@@ -29,6 +29,7 @@ def command(as_json: bool, connection: Connection) -> None:
         ("TF32", tf32),
         ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
         ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
+        ("", f"and {flops_text(info.max_call_flops)}" if info.max_call_flops else ""),
         ("layers", f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory"),
         ("", f"{usage.evictions} evicted since the start; {usage.traces} compiled functions"),
     ]
