@@ -170,7 +170,8 @@ class Settings(BaseSettings):
     minutes, and 1P on a GPU."""
     max_admitted_bytes: BytesOrZero = 0
     """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
-    waits. 0: a third of what the machine, or the container, has: TensorFlow keeps about as much for further calls."""
+    waits. Small calls, of a 256th each at most, have a sixteenth beside it. 0: a third of what the machine, or the
+    container, has: TensorFlow keeps about as much for further calls."""
     max_waiting_calls: Count = 128
     """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
     Further ones are refused, with a time to retry after."""

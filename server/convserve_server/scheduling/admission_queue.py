@@ -19,10 +19,10 @@
 
 A caller may have as many calls in the server as there are free slots, so that however much it sends, half of the free
 slots stay for others. Likewise its calls, but for a single one, have at most as many bytes as they leave, so that
-answers which it does not fetch keep nobody out; further ones of its calls wait. Where calls wait for bytes, single
-answers that are not fetched in a generous time are given up. A refusal makes the server overloaded
-until none was refused for a second. Meanwhile it takes only what it computes soon: a late answer helps nobody, and a
-long queue makes every answer late.
+answers which it does not fetch keep nobody out; further ones of its calls wait. Small calls have some bytes to
+themselves, so that they wait for no large ones. Where calls wait for bytes, single answers that are not fetched in a
+generous time are given up. A refusal makes the server overloaded until none was refused for a second. Meanwhile it
+takes only what it computes soon: a late answer helps nobody, and a long queue makes every answer late.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from typing import Self
 
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
+from convserve_server.scheduling.byte_pool import BytePool
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
 
@@ -46,6 +47,8 @@ log = logging.getLogger("convserve")
 # States of a permit, in order: it has a slot up to RUNNING, and bytes from ADMITTED to COMPUTED.
 QUEUED, ADMITTED, RUNNING, COMPUTED, RELEASED = range(5)
 
+# Parts of all bytes: those that small calls have beside them, and what a small call takes at most.
+_RESERVE, _SMALL = 16, 256
 _OVERLOADED_S = 1.0
 # Computations that may be before a call while the server is overloaded: a number between two steps, as estimates vary.
 _FEW_COMPUTATIONS = 1.25
@@ -74,21 +77,17 @@ class Permit:
     """One admitted call: the slot and the bytes that it takes. As a context it is released at the end."""
 
     _queue: AdmissionQueue
-    by: Caller
+    caller: Caller
     plan: Plan
     size: int  # bytes that it takes, without the weights of layers
     work: int  # see `tiling.work`
     estimate_s: float  # its share of a computation
+    pool: BytePool | None = None  # which its bytes are of, once it has them
     waited_s: float = 0.0  # for its bytes
     state: int = QUEUED
     refcount: int = 1  # how many releases it takes to free the bytes
     granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
     fetch_until: float = math.inf  # by when its caller is to have fetched its answer, if others wait for its bytes
-
-    @property
-    def caller(self) -> str:
-        """Its caller's name."""
-        return self.by.name
 
     @property
     def burden(self) -> int:
@@ -130,10 +129,10 @@ class Permit:
 
 
 class _CallerLoad:
-    """What one caller has in the server: permits, calls that take a slot, their seconds by lane, and bytes."""
+    """What one caller has in the server: permits, calls that take a slot, and their seconds by lane."""
 
     def __init__(self) -> None:
-        self.permits, self.calls, self.ahead_s, self.bytes = 0, 0, [0.0, 0.0], 0
+        self.permits, self.calls, self.ahead_s = 0, 0, [0.0, 0.0]
 
 
 class AdmissionQueue:
@@ -155,11 +154,11 @@ class AdmissionQueue:
         `flops_per_s` is what a device was measured at, if it was.
         """
         self._flops_per_s = flops_per_s
-        self._max_bytes, self._large_bytes = max_admitted_bytes, large_bytes
+        self._bytes, self._reserve = BytePool(max_admitted_bytes), BytePool(max_admitted_bytes // _RESERVE)
+        self._large_bytes = large_bytes
         self._concurrent, self._slots = concurrent, max_waiting_calls + concurrent
         self._clock = clock
         self.lock = threading.Lock()
-        self._bytes = 0
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
         self._answers: dict[Permit, Callable[[], object]] = {}  # on their way, with what ends their calls
         self._counts = [0] * (RELEASED + 1)  # of permits, by state
@@ -172,7 +171,8 @@ class AdmissionQueue:
         """Returns what is in the server now."""
         with self.lock:
             counts = self._counts
-            return Load(self._bytes, self._max_bytes, counts[QUEUED] + counts[ADMITTED], counts[RUNNING])
+            used = self._bytes.used + self._reserve.used
+            return Load(used, self._bytes.max_bytes, counts[QUEUED] + counts[ADMITTED], counts[RUNNING])
 
     def enter(self, caller: Caller, plan: Plan, work: int = 0) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
@@ -193,8 +193,10 @@ class AdmissionQueue:
             own.calls += 1
             own.ahead_s[is_large] += share_s
             self._counts[QUEUED] += 1
-            if self._queue.first() is None and self._fits(permit):
-                self._admit(permit)
+            if self._queue.first() is None and self._bytes.fits(caller, size):
+                self._admit(permit, self._bytes)
+            elif self._fits_reserve(permit):
+                self._admit(permit, self._reserve)
             else:
                 permit.granted = threading.Event()
                 self._queue.append(caller.name, permit)
@@ -225,23 +227,22 @@ class AdmissionQueue:
 
     def answered(self, permit: Permit) -> None:
         """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
-        if permit.by.cancel is not None:
+        if permit.caller.cancel is not None:
             permit.fetch_until = self._clock() + _FETCH_S + permit.size / _FETCHED_BYTES_PER_S
-            self._answers[permit] = permit.by.cancel
+            self._answers[permit] = permit.caller.cancel
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
         self._answers.pop(permit, None)
-        own = self._callers[permit.caller]
-        if permit.state == QUEUED:
-            self._queue.discard(permit.caller, permit)
+        own = self._callers[permit.caller.name]
+        if permit.pool is None:
+            self._queue.discard(permit.caller.name, permit)
         else:
-            self._bytes -= permit.size
-            own.bytes -= permit.size
+            permit.pool.give_back(permit.caller, permit.size)
         self.move(permit, RELEASED)
         own.permits -= 1
         if not own.permits:
-            del self._callers[permit.caller]
+            del self._callers[permit.caller.name]
         self._admit_next()
 
     def move(self, permit: Permit, state: int) -> None:
@@ -253,7 +254,7 @@ class AdmissionQueue:
         self._counts[before] -= 1
         self._counts[state] += 1
         if before <= RUNNING < state:
-            own = self._callers[permit.caller]
+            own = self._callers[permit.caller.name]
             own.calls -= 1
             own.ahead_s[permit.burden > self._large_bytes] -= permit.estimate_s
 
@@ -268,7 +269,7 @@ class AdmissionQueue:
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
-                f"Expected {permit.size} bytes of memory, out of the {self._max_bytes} of the server's "
+                f"Expected {permit.size} bytes of memory, out of the {self._bytes.max_bytes} of the server's "
                 "--max-admitted-bytes, before the deadline. Received none: other calls had them, or yours before it, "
                 "up to what is left for others. Raise the timeout, or send less at once."
             )
@@ -281,30 +282,29 @@ class AdmissionQueue:
             late = [
                 (permit, cancel)
                 for permit, cancel in self._answers.items()
-                if permit.fetch_until < now and permit.by.is_active()
+                if permit.fetch_until < now and permit.caller.is_active()
             ]
         for permit, cancel in late:
             log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
             cancel()
 
-    def _fits(self, permit: Permit) -> bool:
-        return self._bytes + permit.size <= self._max_bytes and not self._exceeds_share(permit)
-
-    def _exceeds_share(self, permit: Permit) -> bool:
-        """Returns whether its caller, who has others, would have more bytes than would be left."""
-        own_bytes, left = self._callers[permit.caller].bytes, self._max_bytes - self._bytes - permit.size
-        return permit.by.is_identified and own_bytes > 0 and own_bytes + permit.size > left
+    def _fits_reserve(self, permit: Permit) -> bool:
+        """Returns whether a call is small, and there are bytes of those that are kept for such."""
+        return permit.size * _SMALL <= self._bytes.max_bytes and self._reserve.fits(permit.caller, permit.size)
 
     def _admit_next(self) -> None:
-        """Admits those whose turn it is as long as they fit; passes over callers that have their share."""
-        while (following := next((each for each in self._queue.firsts() if not self._exceeds_share(each)), None)) and (
-            self._fits(following)
-        ):
-            self._admit(self._queue.take(following.caller))
+        """Admits those whose turn it is as long as they fit, and small ones; passes over who has his share."""
+        exceeds, firsts = self._bytes.exceeds_share, self._queue.firsts
+        while following := next((each for each in firsts() if not exceeds(each.caller, each.size)), None):
+            if not self._bytes.fits(following.caller, following.size):
+                break
+            self._admit(self._queue.take(following.caller.name), self._bytes)
+        while small := next(filter(self._fits_reserve, firsts()), None):
+            self._admit(self._queue.take(small.caller.name), self._reserve)
 
-    def _admit(self, permit: Permit) -> None:
-        self._bytes += permit.size
-        self._callers[permit.caller].bytes += permit.size
+    def _admit(self, permit: Permit, pool: BytePool) -> None:
+        pool.take(permit.caller, permit.size)
+        permit.pool = pool
         self.move(permit, ADMITTED)
         if permit.granted is not None:
             permit.granted.set()

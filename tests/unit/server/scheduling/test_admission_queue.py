@@ -143,6 +143,34 @@ def test_a_call_waits_until_its_bytes_fit_and_smaller_calls_do_not_overtake_it()
     assert callers.queue.load().admitted_bytes == 180
 
 
+def test_small_calls_wait_for_no_large_ones_until_their_own_bytes_are_taken() -> None:
+    callers = Callers(queue := queue_of(total=2560))  # a small call has 10 samples at most, all of them 160
+    first = queue.enter(Caller("a"), plan(2560))
+    large = callers.enter(Caller("b"), 2000)
+    small = [callers.enter(Leaving(f"small {number}").caller, 10).result(30) for number in range(16)]
+    assert queue.load().admitted_bytes == 20 * 2720
+    waiting = callers.enter(Caller("late"), 10)
+    not_small = callers.enter(Caller("c"), 11)
+    assert not any(each.done() for each in (waiting, not_small, large))
+    compute(small[0])
+    assert not waiting.done()  # it has an answer that was not fetched
+    small[0].release()
+    assert waiting.result(30).state == ADMITTED
+    assert not large.done()
+    compute(first)
+    assert [each.result(30).state for each in (large, not_small)] == [ADMITTED] * 2
+
+
+def test_a_caller_leaves_half_of_the_bytes_of_small_calls_to_others() -> None:
+    callers = Callers(queue := queue_of(total=2560))
+    queue.enter(Caller("a"), plan(2560))
+    greedy = [queue.enter(Leaving("greedy").caller, plan(10)) for _ in range(8)]
+    waits = callers.enter(Leaving("greedy").caller, 10)
+    other = callers.enter(Leaving("other").caller, 10).result(30)
+    assert not waits.done()
+    assert (other.state, len(greedy)) == (ADMITTED, 8)
+
+
 def test_callers_take_turns_in_the_queue_for_bytes() -> None:
     callers = Callers(queue_of(total=1))
     before = callers.queue.enter(Caller("x"), plan(1))
