@@ -4,7 +4,7 @@
     ├── InvalidArgumentError (ValueError)     INVALID_ARGUMENT: correct the call; `violations` names the fields
     │   ├── InvalidRequestError                   the request is incomplete or contradicts itself
     │   ├── InvalidConfigurationError             a Conv2D parameter that Keras refuses too
-    │   ├── InvalidTensorError                    a tensor contradicts itself, or the layer cannot take it
+    │   ├── InvalidTensorError                    a tensor contradicts itself, or does not fit the layer
     │   ├── InvalidWeightsError                   weights are missing or don't fit
     │   └── TooLargeError                         more than this server ever takes in one call
     ├── LayerNotFoundError (LookupError)      FAILED_PRECONDITION (digest) or NOT_FOUND (name)
@@ -138,7 +138,7 @@ class InvalidConfigurationError(InvalidArgumentError):
 
 
 class InvalidTensorError(InvalidArgumentError):
-    """A tensor contradicts itself, or is an input that the layer cannot take."""
+    """A tensor contradicts itself, or the layer cannot take it as its input, or give its output in it."""
 
     reason = error_pb2.ERROR_REASON_INVALID_TENSOR
 

@@ -20,7 +20,7 @@ class Taken:
     Attributes:
         items: The number of items of each stream.
         copied_inputs: For each call through shared memory, whether its input was copied into it.
-        kept_outputs: For each answer through shared memory, whether the array stayed there.
+        kept_outputs: For each answer through shared memory into no array of the caller's, whether it stayed there.
     """
 
     items: list[int] = field(default_factory=list)
@@ -45,7 +45,8 @@ def observed() -> Iterator[Taken]:
 
         def result(self, data: bytes) -> Any:
             found = super().result(data)
-            taken.kept_outputs.append(not found.output.flags.owndata and found.output.base is not None)
+            if self._out is None:
+                taken.kept_outputs.append(not found.output.flags.owndata and found.output.base is not None)
             return found
 
     with (

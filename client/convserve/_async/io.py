@@ -6,7 +6,7 @@ The modules beside this one, but `map`, are written for asyncio, and `client/una
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
@@ -36,6 +36,15 @@ channels = grpc.aio
 attempt = nullcontext
 """In which an attempt is made: a fork waits for none, as gRPC works in no fork beside a connected asyncio client."""
 connected = calls_under_way.asyncio_clients
+
+
+async def completed(function: Callable[..., T], *arguments: Any) -> T:
+    """Returns `function(*arguments)`, in a thread whose end a caller that is cancelled waits for."""
+    running = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    try:
+        return await asyncio.shield(running)
+    finally:
+        await asyncio.wait([running])  # what it writes to is the caller's again
 
 
 def check_home(loop: asyncio.AbstractEventLoop | None) -> None:

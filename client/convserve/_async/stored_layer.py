@@ -30,9 +30,11 @@ class AsyncStoredLayer(stored_layers.StoredLayerBase):
         super().__init__(**parts)
         self._connection = connection
 
-    async def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
+    async def __call__(
+        self, x: Any, *, output_dtype: Any = None, out: Array | None = None, timeout: float | None = None
+    ) -> Array:
         """Returns the layer's output for an input; see `AsyncClient.conv2d`."""
-        request = requests.convolve_request(self, x, output_dtype)
+        request = requests.convolve_request(self, x, output_dtype, out=out)
         return (await self._connection._convolve(request, self._connection._deadline(timeout))).output
 
     async def weights(self, *, timeout: float | None = None) -> tuple[Array, Array | None]:

@@ -37,7 +37,8 @@ class TensorPath:
                 shared = await io.in_thread(self.sharing.allocate, request, deadline)
                 if shared is not None:
                     with shared:
-                        return shared.result(await io.answer(self._convolve, shared.data, deadline))
+                        data = await io.answer(self._convolve, shared.data, deadline)
+                        return await io.completed(shared.result, data) if shared.is_copied_out else shared.result(data)
         if request.is_large:
             return await io.stream(self._convolve_stream, streaming.Stream(request), deadline)
         return request.result(await io.answer(self._convolve, request.serialize(), deadline))

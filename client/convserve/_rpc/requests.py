@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from convserve._rpc.given_output import check_output
 from convserve.errors import InvalidRequestError, TooLargeError, short_repr
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer, planned, planned_call
@@ -45,20 +47,32 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
 
 
 class ConvolveRequest:
-    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory."""
+    """A forward pass' request: the message without its tensor, and the tensor in the caller's own memory.
 
-    __slots__ = ("_form", "input", "layers", "message", "plan")
+    Attributes:
+        out: The caller's array for the output, if there is one. It is not written to before an answer is known to be
+            one to this call; an answer in pieces that breaks off leaves it half written.
+    """
 
-    def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form) -> None:
-        self.layers, self.input, self._form = layers, array, form
+    __slots__ = ("_form", "input", "layers", "message", "out", "plan")
+
+    def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form, out: Any) -> None:
+        self.layers, self.input, self._form, self.out = layers, array, form, out
         self.message, self.plan = form.message, form.plan
+        if out is not None:
+            weights = [(layer.kernel, layer.bias) for layer in self._locals() if layer is not None]
+            check_output(out, self.plan, (array, *itertools.chain.from_iterable(weights)))
+
+    def _locals(self) -> list[Layer | None]:
+        """Returns the layers with their weights, None for those whose weights only servers have."""
+        return [layer.local if isinstance(layer, StoredLayerBase) else layer for layer in self.layers]
 
     def serialize(self) -> bytes:
         return self._form.before_input + self.input.reshape(-1).view("u1").data
 
     def result(self, data: bytes) -> Result:
         """Returns what the answer's bytes say; raises InternalError if they answer another call, or none."""
-        return Result.parse(data, self.plan)
+        return Result.parse(data, self.plan, self.out)
 
     @property
     def is_large(self) -> bool:
@@ -67,8 +81,7 @@ class ConvolveRequest:
 
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights; raises TooLargeError above protobuf's 2 GiB."""
-        locals_ = [layer.local if isinstance(layer, StoredLayerBase) else layer for layer in self.layers]
-        _check_carried(locals_, "make room for them on the server")
+        _check_carried(self._locals(), "make room for them on the server")
         message = convolution_service_pb2.ConvolveRequest()
         message.CopyFrom(self.message)
         message.ClearField("layers")
@@ -76,7 +89,7 @@ class ConvolveRequest:
             layer.to_carried_reference() if isinstance(layer, StoredLayerBase) else layer.to_reference()
             for layer in self.layers
         )
-        return ConvolveRequest(self.layers, self.input, _Form(message, self.plan, self.input))
+        return ConvolveRequest(self.layers, self.input, _Form(message, self.plan, self.input), self.out)
 
 
 class _Form:
@@ -88,11 +101,13 @@ class _Form:
         self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
 
 
-def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool = True) -> ConvolveRequest:
+def convolve_request(
+    layers: Layers, x: Any, output_dtype: Any, batching: bool = True, out: Any = None
+) -> ConvolveRequest:
     """Returns the request of a forward pass.
 
     Raises:
-        InvalidArgumentError: If anything is wrong with layers or input.
+        InvalidArgumentError: If anything is wrong with layers or input, or `out` cannot take the output.
         TooLargeError: For weights above protobuf's 2 GiB.
     """
     wanted = output_name(output_dtype)
@@ -100,7 +115,7 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
     if is_plain and isinstance(layers, StoredLayerBase):  # by far most calls
         form = layers.forms.get((x.shape, x.dtype, wanted, batching))
         if form is not None:
-            return ConvolveRequest([layers], x, form)
+            return ConvolveRequest([layers], x, form, out)
     listed = layers_of(layers)
     array = standard_array(x, "input", INPUT_DTYPES)
     plan = planned_call(listed, array.shape, name_of(array), wanted)
@@ -114,7 +129,7 @@ def convolve_request(layers: Layers, x: Any, output_dtype: Any, batching: bool =
         if len(layers.forms) >= _MAX_FORMS:
             layers.forms.clear()
         layers.forms[array.shape, array.dtype, wanted, batching] = form
-    return ConvolveRequest(listed, array, form)
+    return ConvolveRequest(listed, array, form, out)
 
 
 def _check_carried(layers: Sequence[Layer | StoredLayerBase | None], remedy: str) -> None:

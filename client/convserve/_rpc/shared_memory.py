@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from convserve._rpc import channel
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
-from convserve.protocol.results import Result, check_answer, check_size, reading_answers
+from convserve.protocol.results import Result, check_answer, check_size, copied, reading_answers
 from convserve.tensors.codec import Array, Shape, head_of, numpy_dtype
 from convserve.tensors.shared_memory import MAX_ANSWER_S, SUFFIX, Region, SharedMemory
 from convserve.v1 import convolution_service_pb2 as messages
@@ -134,7 +134,7 @@ class SharedRequest:
     def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
         """Copies the input there, unless it is there; raises OSError if it finds no memory within `timeout` seconds."""
         self._memory = memory
-        self._plan = request.plan
+        self._plan, self._out = request.plan, request.out
         self._regions: list[Region] = []
         place = memory.place_of(request.input)
         if place is None:
@@ -155,6 +155,11 @@ class SharedRequest:
         self.data = message.SerializeToString()
         self._regions.append(self._output)
 
+    @property
+    def is_copied_out(self) -> bool:
+        """Whether taking the result is to copy a large output."""
+        return self._out is not None and self._plan.output_bytes >= _MIN_KEPT_BYTES
+
     @reading_answers
     def result(self, data: bytes) -> Result:
         """Returns what the answer's bytes say; raises InternalError if they answer another call, or none."""
@@ -163,14 +168,14 @@ class SharedRequest:
         message = messages.ConvolveResponse.FromString(data)
         head = message.output
         if not head.HasField("shared_memory"):
-            output = Result.parse(data, plan).output
+            output = Result.parse(data, plan, self._out).output
         else:
             shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
             check_answer(message, plan, tuple(head.shape), head.dtype)
             if head.shared_memory != self._output.place():
                 raise DecodeError("an output in another place than was asked for")
-            if plan.output_bytes < _MIN_KEPT_BYTES:
-                output = self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape).copy()
+            if self._out is not None or plan.output_bytes < _MIN_KEPT_BYTES:
+                output = copied(self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape), self._out)
             else:
                 output = self._memory.result(self._output, shape, dtype)
                 self._regions.remove(self._output)

@@ -95,8 +95,9 @@ class Stream:
         shape = (rows[0].stop - rows[0].start, *plan.output_shape[1:])
         check_answer(message.result, replace(plan, output_shape=shape), tuple(head.shape), head.dtype)
         if self._output is None:  # which no server computes, there may be no memory for
-            self._output = np.empty(plan.output_shape, numpy_dtype(plan.output_dtype))
-        output = self._output[rows[0]]
+            out = self._request.out
+            self._output = np.empty(plan.output_shape, numpy_dtype(plan.output_dtype)) if out is None else out
+        output = np.asarray(self._output)[rows[0]]
         self._results.append(Result.from_message(message.result, output))
         self._rest = output.reshape(-1).view(np.uint8)
         return None

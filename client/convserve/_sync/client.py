@@ -43,6 +43,7 @@ class Client(Connection):
         bias: Any = None,
         seed: int | None = None,
         output_dtype: Any = None,
+        out: Array | None = None,
         timeout: float | None = None,
         **parameters: Unpack[Conv2DParameters],
     ) -> Array:
@@ -57,17 +58,20 @@ class Client(Connection):
             bias: (filters,), together with a kernel. With a kernel and no bias, none is added.
             seed: For every random initializer of this call that has none of its own.
             output_dtype: A floating-point dtype; None for the policy's compute dtype.
+            out: An array for the output, of its very shape and dtype, C-contiguous, writable, and apart from input and
+                weights in memory. Then it is what is returned. A call that fails may have written part of it.
             timeout: Seconds for this call.
             **parameters: The other parameters of `Conv2D`.
 
         Returns:
-            The output, (batch, new_height, new_width, filters) or (batch, filters, new_height, new_width).
+            The output, (batch, new_height, new_width, filters) or (batch, filters, new_height, new_width); `out` itself
+            where that is given.
 
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
         """
         layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
-        return (self.convolve(layer, x, output_dtype=output_dtype, timeout=timeout)).output
+        return (self.convolve(layer, x, output_dtype=output_dtype, out=out, timeout=timeout)).output
 
     def convolve(
         self,
@@ -76,6 +80,7 @@ class Client(Connection):
         *,
         output_dtype: Any = None,
         batching: bool = True,
+        out: Array | None = None,
         timeout: float | None = None,
     ) -> Result:
         """Applies one or several layers, in order, in one call.
@@ -85,6 +90,7 @@ class Client(Connection):
             x: As in `conv2d`.
             output_dtype: A floating-point dtype; None for the last layer's compute dtype.
             batching: Whether the server may compute this call together with others that wait for the same layers.
+            out: As in `conv2d`; it is the result's `output`.
             timeout: Seconds for this call.
 
         Returns:
@@ -93,7 +99,7 @@ class Client(Connection):
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
         """
-        request = requests.convolve_request(layers, x, output_dtype, batching)
+        request = requests.convolve_request(layers, x, output_dtype, batching, out)
         return self._convolve(request, self._deadline(timeout))
 
     def map(

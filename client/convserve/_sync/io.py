@@ -42,6 +42,9 @@ def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     return function(*arguments)
 
 
+completed = in_thread
+
+
 def sleep(seconds: float) -> None:
     """Waits so long; raises CancelledError if another thread ends the calls of this one, before or meanwhile."""
     calls = Calls.of_this_thread()

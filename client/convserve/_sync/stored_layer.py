@@ -31,9 +31,11 @@ class StoredLayer(stored_layers.StoredLayerBase):
         super().__init__(**parts)
         self._connection = connection
 
-    def __call__(self, x: Any, *, output_dtype: Any = None, timeout: float | None = None) -> Array:
+    def __call__(
+        self, x: Any, *, output_dtype: Any = None, out: Array | None = None, timeout: float | None = None
+    ) -> Array:
         """Returns the layer's output for an input; see `Client.conv2d`."""
-        request = requests.convolve_request(self, x, output_dtype)
+        request = requests.convolve_request(self, x, output_dtype, out=out)
         return (self._connection._convolve(request, self._connection._deadline(timeout))).output
 
     def weights(self, *, timeout: float | None = None) -> tuple[Array, Array | None]:

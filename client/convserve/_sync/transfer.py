@@ -38,7 +38,8 @@ class TensorPath:
                 shared = io.in_thread(self.sharing.allocate, request, deadline)
                 if shared is not None:
                     with shared:
-                        return shared.result(io.answer(self._convolve, shared.data, deadline))
+                        data = io.answer(self._convolve, shared.data, deadline)
+                        return io.completed(shared.result, data) if shared.is_copied_out else shared.result(data)
         if request.is_large:
             return io.stream(self._convolve_stream, streaming.Stream(request), deadline)
         return request.result(io.answer(self._convolve, request.serialize(), deadline))

@@ -177,7 +177,7 @@ class Layer:
         known = list(inspect.signature(Conv2D).parameters)
         for name in parameters:
             if name not in known:
-                words = [*known, "kernel", "bias", "seed", "output_dtype", "timeout"]
+                words = [*known, "kernel", "bias", "seed", "output_dtype", "out", "timeout"]
                 near = difflib.get_close_matches(name, words, n=1)
                 hint = f"Did you mean {near[0]}?" if near else f"They are {', '.join(known)}."
                 expected = "a parameter of keras.layers.Conv2D"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from convserve.errors import InternalError, InvalidArgumentError, printable
@@ -52,6 +53,14 @@ def check_answer(message: convolution_service_pb2.ConvolveResponse, plan: Plan, 
         raise DecodeError(f"an output of shape {shape} and dtype number {dtype} where {expected} is planned")
     if len(message.layers) != len(plan.layers):
         raise DecodeError(f"what came of {len(message.layers)} layers where {len(plan.layers)} were sent")
+
+
+def copied(output: Array, out: Array | None) -> Array:
+    """Returns an output in the caller's array `out`, of which it may be a subclass, or in a new one."""
+    if out is None:
+        return output.copy()
+    np.copyto(np.asarray(out), output)
+    return out
 
 
 @dataclass(frozen=True)
@@ -115,8 +124,8 @@ class Result:
 
     @classmethod
     @reading_answers
-    def parse(cls, data: bytes, plan: Plan) -> Result:
-        """Returns what a response's bytes say; the output is an array of its own, which may be written to.
+    def parse(cls, data: bytes, plan: Plan, out: Array | None = None) -> Result:
+        """Returns what a response's bytes say; the output is `out`, or a new array, which may be written to.
 
         Raises InternalError for bytes that are no response to the planned call.
         """
@@ -126,7 +135,7 @@ class Result:
         if output is None:
             raise DecodeError("a response without an output")
         check_answer(message, plan, output.shape, dtype_number(name_of(output)))
-        return cls.from_message(message, output.copy())
+        return cls.from_message(message, copied(output, out))
 
     @classmethod
     @reading_answers

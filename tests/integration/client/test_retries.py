@@ -59,15 +59,15 @@ def scripted():
     server.stop()
 
 
-def blocking(target, **arguments):
+def blocking(target, out=None, **arguments):
     with Client(target, shared_memory=False, **arguments) as client:
-        return client.conv2d(IMAGE, 1, 1)
+        return client.conv2d(IMAGE, 1, 1, out=out)
 
 
-def awaited(target, **arguments):
+def awaited(target, out=None, **arguments):
     async def call():
         async with AsyncClient(target, shared_memory=False, **arguments) as client:
-            return await client.conv2d(IMAGE, 1, 1)
+            return await client.conv2d(IMAGE, 1, 1, out=out)
 
     return asyncio.run(call())
 
@@ -82,6 +82,18 @@ def test_a_large_message_is_sent_again_whole(scripted, conv2d):
     assert len(scripted.received) == 3
     assert len(scripted.received[0]) > 2**20
     assert scripted.received[0] == scripted.received[1] == scripted.received[2]
+
+
+@BOTH
+def test_the_callers_array_takes_the_answer_of_the_last_attempt_and_of_none_that_failed(scripted, conv2d):
+    out = np.full(IMAGE.shape, 7, "f4")
+    scripted.script = [UnavailableError("starting"), errors.InternalError("x")]
+    with pytest.raises(errors.InternalError):
+        conv2d(scripted.target, out, retry=QUICK)
+    assert (out == 7).all()
+    scripted.script = [UnavailableError("starting")]
+    assert conv2d(scripted.target, out, retry=QUICK) is out
+    assert np.array_equal(out, IMAGE * 2)
 
 
 @BOTH
