@@ -11,6 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from fractions import Fraction
 from typing import Annotated, Any, Literal, get_args
 
@@ -39,34 +40,23 @@ class SettingsError(ValueError):
     """A setting has a value that it cannot have; the text names flag and variable."""
 
 
-def _in_units(text: str, scales: Mapping[str, int | Fraction]) -> Fraction | None:
-    """Returns a number that may be followed by a unit; None for anything else.
+def _in_units(
+    kind: type[int | float], scales: Mapping[str, int | Fraction], ending: str, expected: str
+) -> BeforeValidator:
+    """Returns what reads a number, for integers a whole one, that a unit may follow, and after it an ending.
 
     pydantic's ByteSize is not strict enough: it reads "1.5" as 1 byte, "8 GB x" as 8 GB, and knows bits.
     """
-    match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([a-z]*)", text)
-    return Fraction(match[1]) * scales[match[2]] if match and match[2] in scales else None
 
+    def read(given: Any) -> int | float:
+        text = re.sub(f"{ending}$", "", str(given).lower()).rstrip()
+        match = re.fullmatch(r"([0-9]{1,19}(?:\.[0-9]{1,9})?) ?([a-z]*)", text)
+        number = Fraction(match[1]) * scales[match[2]] if match and match[2] in scales else None
+        if number is None or (kind is int and number.denominator != 1):
+            raise ValueError(expected)
+        return kind(number)
 
-def _bytes(given: Any) -> int:
-    size = _in_units(re.sub("b$", "", str(given).lower()), _BYTES)
-    if size is None or size.denominator != 1:
-        raise ValueError("a size such as 8GB, 512MiB or 4096")
-    return int(size)
-
-
-def _flops(given: Any) -> int:
-    number = _in_units(re.sub("flops?$", "", str(given).lower()).rstrip(), _FLOPS)
-    if number is None or number.denominator != 1:
-        raise ValueError("a number such as 500G, 10T or 4096")
-    return int(number)
-
-
-def _seconds(given: Any) -> float:
-    time = _in_units(str(given).lower(), _SECONDS)
-    if time is None:
-        raise ValueError("a time such as 30s, 5m, 250ms or 1.5")
-    return float(time)
+    return BeforeValidator(read)
 
 
 def _split(given: Any) -> tuple[str, ...]:
@@ -76,29 +66,18 @@ def _split(given: Any) -> tuple[str, ...]:
 _HOST_PORT = "HOST:PORT such as localhost:50051 or [::1]:50051"
 
 
-def _has_port(address: str) -> bool:
-    try:
-        return bool(split_address(address, least_port=0))
-    except ValueError:
-        return False
-
-
-def _is_path(address: str) -> bool:
-    try:
-        return bool(unix_path(address))
-    except ValueError:
-        return False
-
-
 def _are_addresses(addresses: tuple[str, ...]) -> bool:
-    return bool(addresses) and all(_is_path(text) or _has_port(text) for text in addresses)
+    return bool(addresses) and all(unix_path(text) or split_address(text, least_port=0) for text in addresses)
 
 
 def _check(holds: Callable[[Any], object], expected: str) -> AfterValidator:
+    """Returns what refuses values of which something does not hold, or raises ValueError."""
+
     def checked(value: Any) -> Any:
-        if not holds(value):
-            raise ValueError(expected)
-        return value
+        with suppress(ValueError):
+            if holds(value):
+                return value
+        raise ValueError(expected)
 
     return AfterValidator(checked)
 
@@ -106,10 +85,13 @@ def _check(holds: Callable[[Any], object], expected: str) -> AfterValidator:
 # Kinds of values. The text among the metadata is the value's placeholder in the help.
 Count = Annotated[int, Field(ge=1, le=2**31 - 1), "N"]
 CountOrZero = Annotated[int, Field(ge=0, le=2**31 - 1), "N"]
-Bytes = Annotated[int, BeforeValidator(_bytes), Field(ge=1, le=2**63 - 1), "SIZE"]
-BytesOrZero = Annotated[int, BeforeValidator(_bytes), Field(ge=0, le=2**63 - 1), "SIZE"]
-FlopsOrZero = Annotated[int, BeforeValidator(_flops), Field(ge=0, le=2**63 - 1), "FLOPS"]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(le=2**31 - 1), "TIME"]
+_SIZE = _in_units(int, _BYTES, "b", "a size such as 8GB, 512MiB or 4096")
+_WORK = _in_units(int, _FLOPS, "flops?", "a number such as 500G, 10T or 4096")
+_TIME = _in_units(float, _SECONDS, "", "a time such as 30s, 5m, 250ms or 1.5")
+Bytes = Annotated[int, _SIZE, Field(ge=1, le=2**63 - 1), "SIZE"]
+BytesOrZero = Annotated[int, _SIZE, Field(ge=0, le=2**63 - 1), "SIZE"]
+FlopsOrZero = Annotated[int, _WORK, Field(ge=0, le=2**63 - 1), "FLOPS"]
+Seconds = Annotated[float, _TIME, Field(le=2**31 - 1), "TIME"]
 File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
@@ -117,7 +99,7 @@ Addresses = Annotated[Words, _check(_are_addresses, f"{_HOST_PORT}, or unix:///P
 _DEVICE = re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*")
 Device = Annotated[str, _check(_DEVICE.fullmatch, "auto, cpu or gpu:N"), "DEVICE"]
 HttpAddress = Annotated[
-    str, _check(lambda given: not given or _has_port(given), f"{_HOST_PORT}, or nothing"), "ADDRESS"
+    str, _check(lambda given: not given or split_address(given, least_port=0), f"{_HOST_PORT}, or nothing"), "ADDRESS"
 ]
 Token = Annotated[SecretStr, _check(lambda t: re.fullmatch(f"({TOKEN})?", t.get_secret_value()), WHAT_A_TOKEN_IS)]
 
