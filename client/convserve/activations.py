@@ -46,8 +46,7 @@ class Activation(KerasObject):
     def to_keras_config(self) -> dict[str, Any] | str:
         """Returns Keras' form: a name, or for parameters other than the defaults the layer that carries them.
 
-        Raises:
-            InvalidConfigurationError: If Keras has no serializable form for these parameters.
+        Raises InvalidConfigurationError if Keras has no serializable form for these parameters.
         """
         if self.parameters == {field.name: field.default for field in dataclasses.fields(self)}:
             return self.keras_name

@@ -179,9 +179,6 @@ class Batch:
                 continue
             try:
                 sources = sources_in(self._inputs, name, self._reading.keep_suffix)
-            except MissingDependencyError as error:
-                self._end(error)
-                return
             except Exception as error:
                 if _is_every_input(error):
                     self._end(error)
@@ -219,10 +216,8 @@ class Batch:
             parts = -(-samples // begun.rows)
             self.tally.add(parts=len(begun.starts) / parts)
             return _Work(array, begun.rows, parts, begun.starts, parts - len(begun.starts))
-        except (MissingDependencyError, OSError) as error:  # OSError: of all outputs; the input's comes as the other
-            self._end(error)
         except Exception as error:  # whatever it is, it is this input's
-            if _is_every_input(error):
+            if isinstance(error, OSError) or _is_every_input(error):  # OSError: of all outputs
                 self._end(error)
             else:
                 self._report_failure(source.key, _reason(error), None if isinstance(error, _PASSING) else source.stamp)
@@ -329,7 +324,8 @@ def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any
 
 
 def _is_every_input(error: Exception) -> bool:
-    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _ALL_INPUTS
+    cause = error.__cause__
+    return isinstance(error, MissingDependencyError) or (isinstance(cause, OSError) and cause.errno in _ALL_INPUTS)
 
 
 def _reason(error: Exception) -> str:

@@ -37,6 +37,11 @@ _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "Y
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _NO_DATA = 258, 277, 339, 42113
 """Tags of TIFF; the last one is GDAL's."""
 _ORIENTATION = 0x112
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+"""Pillow's way to turn a picture of each orientation upright."""
 _BYTES_PER_PIXEL = 16  # what reading takes at most: Pillow's four, turned, converted, and numpy's
 _SAVE_ALL = "save it as a .npy array to keep all of it"
 
@@ -45,10 +50,8 @@ _SAVE_ALL = "save it as a .npy array to keep all of it"
 class Rendered:
     """What a picture shows."""
 
-    kind: str
-    """"picture" for the output itself, "feature maps" for a grid with one map per channel."""
-    low: float
-    """The value drawn darkest; where each map has its own scale, the least of all maps shown. NaN: none is finite."""
+    kind: str  # "picture" for the output itself, "feature maps" for a grid with one map per channel
+    low: float  # drawn darkest; where each map has its own scale, the least of all maps shown; NaN if none is finite
     high: float
     maps: int
     maps_shown: int
@@ -122,9 +125,8 @@ def write_picture(
     black and its greatest white, unless `channels` names some or the input is drawn `beside`. Any other number becomes
     what `plot.feature_maps` draws. Values that are not finite are drawn black in a picture and grey in a map.
 
-    Raises:
-        InvalidRequestError: If there is no such sample or channel, or the file cannot be written.
-        MissingDependencyError: Without Pillow, or matplotlib where it is needed.
+    Raises InvalidRequestError if there is no such sample or channel, or the file cannot be written, or
+    MissingDependencyError without Pillow, or matplotlib where it is needed.
     """
     pixels = sample_pixels(output, sample, data_format)
     count = pixels.shape[-1]
@@ -178,17 +180,8 @@ def _check_kept(image: Image.Image, path: str | Path) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     # ImageOps.exif_transpose would also write all other tags anew, and so fail at those that make no sense.
     image.load()
-    methods = importlib.import_module("PIL.Image").Transpose
-    method = {
-        2: methods.FLIP_LEFT_RIGHT,
-        3: methods.ROTATE_180,
-        4: methods.FLIP_TOP_BOTTOM,
-        5: methods.TRANSPOSE,
-        6: methods.ROTATE_270,
-        7: methods.TRANSVERSE,
-        8: methods.ROTATE_90,
-    }.get(_orientation(image))
-    return image if method is None else image.transpose(method)
+    method = _UPRIGHT.get(_orientation(image))
+    return image if method is None else image.transpose(_pillow().Transpose[method])
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -16,10 +16,7 @@ INPUT_SUFFIXES = (*ARRAY_SUFFIXES, *INPUT_PICTURE_SUFFIXES)
 def read_input(path: str | Path, data_format: str = "channels_last") -> Array:
     """Returns what a file holds as a layer's input of rank 4, by `load_array` or `read_image` as its name ends.
 
-    Raises:
-        InvalidTensorError: If the file cannot be read, its name ends otherwise, or its array has another rank than 2
-            (height, width), 3 (one sample) or 4.
-        MissingDependencyError: Without Pillow, for a picture.
+    Raises as these and `as_batch`, and InvalidTensorError for another name.
     """
     name = str(path)
     if name.lower().endswith(INPUT_PICTURE_SUFFIXES):

@@ -30,14 +30,12 @@ def save_layer(path: str | Path, layer: Layer) -> None:
     loss. InvalidRequestError is raised if the name ends otherwise, or the file cannot be written.
     """
     file = Path(path)
-    weights = {"kernel": layer.kernel, "bias": layer.bias}
-    arrays = {name: array for name, array in weights.items() if array is not None}
     try:
         if file.suffix.lower() == ".safetensors":
             config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
-            safetensors.write(file, arrays, FORMAT | {"conv2d": config})
+            safetensors.write(file, layer.arrays, FORMAT | {"conv2d": config})
         elif file.suffix.lower() == ".npz":
-            named: dict[str, Any] = {name: storable(array) for name, array in arrays.items()}
+            named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
             with file.open("wb") as opened:
                 np.savez(opened, **named)
         else:

@@ -14,8 +14,6 @@ from typing import BinaryIO, cast
 
 from convserve.errors import ConvserveError, InvalidTensorError, short_repr
 
-_MAX_REASON = 200
-
 
 def open_file(path: str | Path) -> BinaryIO:
     """Opens a file to be read; OSError is raised for a pipe, which would be waited for, and for a device."""
@@ -50,14 +48,15 @@ def memory_bytes() -> int:
     return min(found)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Returns an error's text for people: a line of at most 200 characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(text).split())[:_MAX_REASON]
+    return " ".join(str(text).split())[:200]
 
 
 @contextmanager
 def wrap_read_errors(
-    path: str | Path, field: str, expected: str, reason: Callable[[Exception], str] = _reason
+    path: str | Path, field: str, expected: str, reason: Callable[[Exception], str] = reason_of
 ) -> Iterator[None]:
     """Turns whatever the block raises into an InvalidTensorError that names the file, what was expected, and why.
 
@@ -68,10 +67,10 @@ def wrap_read_errors(
     except ConvserveError:
         raise
     except MemoryError as error:
-        raise unreadable("an input that fits into memory", path, _reason(error), field) from error
+        raise unreadable("an input that fits into memory", path, reason_of(error), field) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, and no library's
-            raise unreadable("a file that can be read", path, _reason(error), field) from error
+            raise unreadable("a file that can be read", path, reason_of(error), field) from error
         raise unreadable(expected, path, reason(error), field) from error
 
 

@@ -24,8 +24,7 @@ class StoredTensor:
     """A tensor as a file's header describes it."""
 
     shape: Shape
-    dtype: str
-    """The name; the format's own where it is no floating-point type that layers have."""
+    dtype: str  # the format's own name where it is no floating-point type that layers have
 
     @property
     def nbytes(self) -> int:
@@ -36,10 +35,7 @@ class StoredTensor:
 class SafetensorsFile:
     """A file whose `tensors` are read one by one; its `metadata` are texts by name.
 
-    Raises:
-        ValueError: If it is no safetensors file.
-        OSError: If it cannot be read.
-        MissingDependencyError: Without safetensors.
+    Raises ValueError for another file, OSError for one that cannot be read, or MissingDependencyError.
     """
 
     def __init__(self, file: Path) -> None:

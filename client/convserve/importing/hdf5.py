@@ -137,9 +137,7 @@ class Hdf5File:
 def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
     """Opens the file of these bytes, of whose arrays as much may be read as the budget allows.
 
-    Raises:
-        OSError: If it is no HDF5 file.
-        MissingDependencyError: Without h5py.
+    Raises ValueError or OSError if it is no HDF5 file, or MissingDependencyError without h5py.
     """
     if importlib.util.find_spec("h5py") is None:
         raise MissingDependencyError("Reading .keras and .h5 files needs h5py: pip install 'convserve[import]'.")

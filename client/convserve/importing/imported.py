@@ -39,13 +39,10 @@ class Imported:
 class Contents:
     """What a reader found, under the file's own names."""
 
-    model: str
-    """The model's name, or the file's where it has none."""
-    layers: list[tuple[str, Layer]] = field(default_factory=list)
-    """Names and layers; "" for the only one of a file that has no name for it."""
+    model: str  # the model's name, or the file's where it has none
+    layers: list[tuple[str, Layer]] = field(default_factory=list)  # with names; "" for the only one of a file without
     skipped: list[Skipped] = field(default_factory=list)
-    odd: list[InvalidArgumentError] = field(default_factory=list)
-    """What is wrong with layers that were skipped for it."""
+    odd: list[InvalidArgumentError] = field(default_factory=list)  # what is wrong with layers that were skipped for it
 
     def skip(self, name: str, kind: str, error: InvalidArgumentError) -> None:
         """Lists a layer of which something is wrong; it does not stand in the way of others."""

@@ -29,27 +29,22 @@ _REMOTE = ("RemoteConv2D", "convserve>RemoteConv2D")  # Keras writes the second 
 class Step:
     """Where a layer stands among those of its class in one model, of which Keras makes a path in an archive."""
 
-    snake_case: str
-    """Its class as Keras writes it in paths."""
-    number: int
-    """How many of its class are before it."""
-    rank: int | None
-    """How many of those are saved here; None if it is itself saved elsewhere, being shared and met there first."""
-    saved: Counter[str]
-    """By class, how many in this model are saved here."""
+    snake_case: str  # its class as Keras writes it in paths
+    number: int  # how many of its class are before it
+    rank: (
+        int | None
+    )  # how many of those are saved here; None if it is saved elsewhere, being shared and met there first
+    saved: Counter[str]  # by class, how many in this model are saved here
 
 
 @dataclass(frozen=True)
 class Conv2DEntry:
     """A Conv2D in a model's configuration."""
 
-    names: tuple[str, ...]
-    """The names of the models around it, the outermost first, and its own."""
-    steps: tuple[Step, ...]
-    """Of every model around it, the outermost first, and its own."""
+    names: tuple[str, ...]  # of the models around it, the outermost first, and its own
+    steps: tuple[Step, ...]  # likewise
     config: Mapping[str, Any]
-    identities: tuple[str, ...]
-    """Two entries that have one in common are one and the same layer: it is shared, or a model around it."""
+    identities: tuple[str, ...]  # entries with one in common are the same layer: it is shared, or a model around it
 
     @property
     def name(self) -> str:

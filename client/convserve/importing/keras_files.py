@@ -179,9 +179,8 @@ class _NamedWeights:
 
     def __init__(self, opened: Hdf5File, model: Mapping[str, Any], file_name: str, *, is_flipped: bool) -> None:
         self._opened = opened
-        self._is_flipped = (
-            is_flipped  # Theano convolves, the others correlate; Keras 2 turned kernels over as it loaded
-        )
+        # Theano convolves, the others correlate; Keras 2 turned kernels over as it loaded.
+        self._is_flipped = is_flipped
         # A model of a thousand layers has its list of names read once.
         self._listed: dict[str, dict[str, dict[str, str]]] = {}
         entries = keras_config.entries(model, keras_config.name_of(model) or file_name)

@@ -60,10 +60,8 @@ class NamedArray:
 class Geometry:
     """What a file of arrays does not say of its layers: parameters of Conv2D, or of torch.nn.Conv2d in its wording."""
 
-    parameters: Mapping[str, Any]
-    """For every layer."""
-    by_layer: Mapping[str, Mapping[str, Any] | None]
-    """By pattern of names, of which a later one wins; None leaves a layer out."""
+    parameters: Mapping[str, Any]  # for every layer
+    by_layer: Mapping[str, Mapping[str, Any] | None]  # by pattern of names, a later one wins; None leaves a layer out
 
     def check_none(self) -> None:
         """Raises InvalidRequestError if there is anything, for a file that has its layers' configurations."""
@@ -100,16 +98,9 @@ def contents(
 ) -> Contents:
     """Returns the layers that a file's arrays make; in errors the field begins with the layer's name.
 
-    Args:
-        model: What stands for the model's name.
-        arrays: The arrays.
-        geometry: What the file does not say.
-        file_format: What the file says of its format, if it does.
-        odd: What is wrong with further arrays, by name.
-
-    Raises:
-        InvalidRequestError: For another `file_format` than the known ones.
-        InvalidConfigurationError: If a parameter of `geometry` is wrong.
+    `model` stands for the model's name, `file_format` is what the file says of its format, `odd` what is wrong with
+    further arrays, by name. Raises InvalidRequestError for an unknown format, or InvalidConfigurationError if a
+    parameter of `geometry` is wrong.
     """
     if file_format not in _AXES:
         known = ", ".join(filter(None, _AXES))
@@ -207,9 +198,8 @@ def _split(name: str) -> tuple[str, str]:
 def _conv2d_parameters(given: Any, where: str) -> dict[str, Any]:
     """Returns torch.nn.Conv2d's parameters as Conv2D's, and those of Conv2D as they are.
 
-    Raises:
-        InvalidConfigurationError: For `where` and a name that is unknown, given in both wordings, or pads with
-            something else than zeros.
+    Raises InvalidConfigurationError, for `where` and the name, for one that is unknown, is given in both wordings, or
+    pads with something else than zeros.
     """
     if not isinstance(given, Mapping):
         field = where.rstrip(".") or "config"

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import stat
-import struct
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
+from convserve.files.reading import reason_of
 
 _ALWAYS_BYTES = 64 * 2**20
 _MAX_EXPANSION = 16
-_MAX_REASON = 200
-# What readers of Python's, NumPy's and ours raise for bytes that make no sense.
-_STUMBLES = (
-    OSError, ValueError, LookupError, TypeError, RuntimeError, EOFError, ArithmeticError, SyntaxError, struct.error,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
 
 
 class Budget:
@@ -74,16 +66,15 @@ def read_member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
 
 @contextmanager
 def wrap_read_errors(file: Path, expected: str) -> Iterator[None]:
-    """Turns what a reader stumbles over in a broken file into an error that says which file was expected."""
+    """Turns whatever a reader raises for a broken file into an error that says which file was expected."""
     try:
         yield
     except ConvserveError:
         raise
     except MemoryError as error:
         raise refusal(f"{expected} that fits into memory", short_repr(str(file))) from error
-    except _STUMBLES as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        received = f"{short_repr(str(file))}: {' '.join(str(reason).split())[:_MAX_REASON]}"
+    except Exception as error:
+        received = f"{short_repr(str(file))}: {reason_of(error)}"
         hint = "It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
         raise InvalidRequestError.for_field("file", expected, received, hint) from error
 

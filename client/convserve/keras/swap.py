@@ -47,11 +47,7 @@ def to_remote(
 def to_local(model: Any) -> Any:
     """Returns a copy of a model in which every RemoteConv2D is a `keras.layers.Conv2D` with the same weights and name.
 
-    Args:
-        model: A Sequential or Functional model.
-
-    Raises:
-        InvalidRequestError: If the model is of another kind.
+    Raises InvalidRequestError for another model than a Sequential or Functional one.
     """
     return _swapped(model, {RemoteConv2D: (keras.layers.Conv2D, {})})
 

@@ -189,8 +189,7 @@ class Conv2D(Geometry):
     def to_keras_config(self) -> dict[str, Any]:
         """Returns what `keras.layers.Conv2D.from_config` takes.
 
-        Raises:
-            InvalidConfigurationError: For explicit padding or an activation that Keras has no serializable form of.
+        Raises InvalidConfigurationError for explicit padding or an activation that Keras has no serializable form of.
         """
         if not isinstance(self.padding, str):
             expected = "'valid' or 'same', which is all that Keras has"
@@ -222,11 +221,7 @@ class Conv2D(Geometry):
         return Conv2D(**vars(self) | changes)
 
     def check_initializers(self) -> None:
-        """Checks that weights can be drawn.
-
-        Raises:
-            InvalidConfigurationError: For an initializer that cannot make this weight, as Keras finds when it builds.
-        """
+        """Raises InvalidConfigurationError for an initializer that cannot make its weight, as Keras does in `build`."""
         arguments = Arguments()
         weights = [("kernel", 4, self.kernel_initializer), ("bias", 1, self.bias_initializer)]
         for weight, rank, initializer in weights if self.use_bias else weights[:1]:

@@ -13,13 +13,10 @@ def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_cha
     """Returns a `keras.layers.Conv2D` with a layer's configuration and weights.
 
     Keras has no explicit padding, so a layer that has it becomes a `keras.Sequential` of a `ZeroPadding2D` and a
-    Conv2D, which computes the same. A layer without weights becomes one that is not built.
+    Conv2D, which computes the same. A layer without weights becomes one that is not built. The configuration's
+    `input_shape` is left out, because Keras wants it in an Input instead.
 
-    The configuration's `input_shape` is left out, because Keras wants it in an Input instead.
-
-    Raises:
-        InvalidConfigurationError: For an activation with parameters that Keras cannot serialize.
-        MissingDependencyError: Without Keras.
+    Raises InvalidConfigurationError as `Conv2D.to_keras_config`, or MissingDependencyError without Keras.
     """
     try:
         import keras

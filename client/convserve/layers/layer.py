@@ -76,10 +76,7 @@ class Layer:
     def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
         """Casts weights to the policy's dtype: of any floating-point dtype, and integers that it has exactly.
 
-        A kernel needs a bias if `config.use_bias`.
-
-        Raises:
-            InvalidWeightsError: If weights are missing or don't fit.
+        A kernel needs a bias if `config.use_bias`. Raises InvalidWeightsError if weights are missing or don't fit.
         """
         object.__setattr__(self, "config", config)
         if kernel is None and bias is not None:
@@ -113,15 +110,13 @@ class Layer:
     def digest(self) -> bytes:
         """The 32 bytes that identify configuration and weights on every server.
 
-        It is computed anew each time unless the weights are read-only, as a caller may change its array.
-
-        Raises:
-            InvalidWeightsError: If the weights are still to be drawn.
+        It is computed anew each time unless the weights are read-only, as a caller may change its array. Raises
+        InvalidWeightsError if the weights are still to be drawn.
         """
         if self.kernel is None:
             expected = "weights, over which a digest is computed"
             raise InvalidWeightsError.for_field("kernel", expected, "a layer whose weights a server draws")
-        if self.kernel.flags.writeable or (self.bias is not None and self.bias.flags.writeable):
+        if any(array.flags.writeable for array in self.arrays.values()):
             return digest(self.config, self.kernel, self.bias)
         return self._lasting_digest
 
@@ -129,6 +124,11 @@ class Layer:
     def _lasting_digest(self) -> bytes:
         assert self.kernel is not None  # noqa: S101 (`digest` saw it)
         return digest(self.config, self.kernel, self.bias)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """The weights that there are, by "kernel" and "bias"."""
+        return {name: array for name, array in (("kernel", self.kernel), ("bias", self.bias)) if array is not None}
 
     @property
     def kernel_shape(self) -> Shape | None:
@@ -149,10 +149,8 @@ class Layer:
         """Returns a `keras.layers.Conv2D` as a Layer: with its weights if it is built, without if it is not.
 
         What drew the weights of a built layer does not matter. Regularizers and constraints of the user's own are left
-        out of it with a warning: its outputs are the same, but a server does not compute them.
-
-        Raises:
-            InvalidConfigurationError: As `Conv2D.from_keras`.
+        out of it with a warning: its outputs are the same, but a server does not compute them. Raises as
+        `Conv2D.from_keras`.
         """
         if not getattr(layer, "built", False):
             return cls(Conv2D.from_keras(layer))
@@ -203,10 +201,8 @@ class Layer:
     def to_message(self) -> layer_pb2.InlineLayer:
         """Returns the message of a layer that travels with a call."""
         message = layer_pb2.InlineLayer(conv2d=messages.to_message(self.config))
-        if self.kernel is not None:
-            message.weights.kernel.CopyFrom(encode(self.kernel))
-        if self.bias is not None:
-            message.weights.bias.CopyFrom(encode(self.bias))
+        for name, array in self.arrays.items():
+            getattr(message.weights, name).CopyFrom(encode(array))
         return message
 
     def to_reference(self) -> layer_pb2.LayerReference:
@@ -217,9 +213,8 @@ class Layer:
     def from_message(cls, message: layer_pb2.InlineLayer) -> Layer:
         """Returns the layer that a message means.
 
-        Raises:
-            InvalidConfigurationError: As `messages.from_message`.
-            InvalidWeightsError: If weights contradict themselves, are missing, or don't fit.
+        Raises as `messages.from_message`, and InvalidWeightsError if weights contradict themselves, are missing, or
+        don't fit.
         """
         config = messages.from_message(message.conv2d)
         if not message.HasField("weights"):

@@ -63,9 +63,8 @@ def layer_upload(layer: Layer, name: str | None) -> Upload:
 def config_upload(config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes = b"") -> Upload:
     """Returns the upload of a configuration, whose weights the server initializes.
 
-    Raises:
-        InvalidWeightsError: If nothing says how many channels the input has, or what does is no number.
-        InvalidRequestError: For a name with other characters than allowed.
+    Raises InvalidWeightsError if nothing says how many channels the input has, or what does is no number, and what
+    `layer_upload` does.
     """
     channels = input_channels
     if channels is None and config.input_shape is not None:
@@ -116,9 +115,7 @@ def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
 def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_service_pb2.FindMissingLayersRequest]:
     """Returns the messages that ask for what is missing, each for as many layers as it may.
 
-    Raises:
-        InvalidRequestError: If there is anything but layers.
-        InvalidWeightsError: For a layer without weights, which has no digest.
+    Raises InvalidRequestError for anything but layers, or InvalidWeightsError for one without weights, so no digest.
     """
     for layer in layers:
         if not isinstance(layer, Layer | StoredLayerBase):
@@ -141,6 +138,5 @@ def weights_header(layer: Layer) -> layer_service_pb2.WeightsHeader:
 
 def weight_pieces(layer: Layer) -> Iterator[bytes]:
     """Yields a layer's weights in pieces."""
-    for weight in (layer.kernel, layer.bias):
-        if weight is not None:
-            yield from map(bytes, cut(weight, _PIECE_BYTES))
+    for array in layer.arrays.values():
+        yield from map(bytes, cut(array, _PIECE_BYTES))

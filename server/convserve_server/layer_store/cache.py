@@ -53,7 +53,7 @@ class LayerCache(OrderedDict[Key, Layer]):
 
 def size_of(layer: Layer) -> int:
     """Returns the bytes that a layer takes in memory."""
-    return sum(weight.nbytes for weight in (layer.kernel, layer.bias) if weight is not None) + _OVERHEAD_BYTES
+    return sum(array.nbytes for array in layer.arrays.values()) + _OVERHEAD_BYTES
 
 
 def at_rest(layer: Layer) -> Layer:

@@ -46,10 +46,8 @@ class _Header(NamedTuple):
 
 def encode(layer: Layer) -> bytes:
     """Returns the contents of a layer's file."""
-    assert layer.kernel is not None  # noqa: S101 (the store takes no layer without)
-    tensors = {"kernel": layer.kernel} | ({} if layer.bias is None else {"bias": layer.bias})
     config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
-    data: bytes = save(tensors, metadata=FORMAT | {"conv2d": config, "checksum": _checksum(config)})
+    data: bytes = save(layer.arrays, metadata=FORMAT | {"conv2d": config, "checksum": _checksum(config)})
     return data
 
 
