@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from convserve._rpc import channel
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
+from convserve.errors import SharedMemoryLostError
 from convserve.protocol.results import Result, check_answer, check_size, copied, reading_answers
 from convserve.tensors.codec import Array, Shape, head_of, numpy_dtype
 from convserve.tensors.shared_memory import MAX_ANSWER_S, SUFFIX, Region, SharedMemory
@@ -26,6 +27,11 @@ log = logging.getLogger("convserve")
 
 _MIN_SHARED_BYTES = 2**18  # of input and output together: below it a message is as quick
 _MIN_KEPT_BYTES = 2**20  # of an output: below it a copy is as quick as a map
+_ANSWERS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
 _RETRY_S = 60.0  # to the next attempt after one that failed
 
 
@@ -132,7 +138,10 @@ class SharedRequest:
     """A request whose input lies in shared memory, and whose output will; a context in which its call is made."""
 
     def __init__(self, memory: SharedMemory, request: ConvolveRequest, timeout: float) -> None:
-        """Copies the input there, unless it is there; raises OSError if it finds no memory within `timeout` seconds."""
+        """Copies the input there, unless it is there, and finds a place for the output: where `out` is, or another.
+
+        Raises OSError if it finds no memory within `timeout` seconds.
+        """
         self._memory = memory
         self._plan, self._out = request.plan, request.out
         self._regions: list[Region] = []
@@ -142,23 +151,28 @@ class SharedRequest:
             self._regions.append(region)
             region.shared()[: request.input.nbytes] = request.input.reshape(-1).view(np.uint8)
             place = region.place()
-        try:
-            self._output = memory.region(request.plan.output_bytes, timeout)
-        except OSError:
-            self._give_back()
-            raise
+        output_place = None if request.out is None else memory.place_of(request.out)
+        self._output: Region | None = None  # in which the output comes, unless it comes in `out`
+        if output_place is None:
+            try:
+                self._output = memory.region(request.plan.output_bytes, timeout)
+            except OSError:
+                self._give_back()
+                raise
+            self._regions.append(self._output)
+            output_place = self._output.place()
+        self._place = output_place
         message = messages.ConvolveRequest()
         message.CopyFrom(request.message)
         message.input.CopyFrom(head_of(request.input))
         message.input.shared_memory.CopyFrom(place)
-        message.output_memory.CopyFrom(self._output.place())
+        message.output_memory.CopyFrom(self._place)
         self.data = message.SerializeToString()
-        self._regions.append(self._output)
 
     @property
     def is_copied_out(self) -> bool:
         """Whether taking the result is to copy a large output."""
-        return self._out is not None and self._plan.output_bytes >= _MIN_KEPT_BYTES
+        return self._out is not None and self._output is not None and self._plan.output_bytes >= _MIN_KEPT_BYTES
 
     @reading_answers
     def result(self, data: bytes) -> Result:
@@ -172,9 +186,15 @@ class SharedRequest:
         else:
             shape, dtype = plan.output_shape, numpy_dtype(plan.output_dtype)
             check_answer(message, plan, tuple(head.shape), head.dtype)
-            if head.shared_memory != self._output.place():
+            if head.shared_memory != self._place:
                 raise DecodeError("an output in another place than was asked for")
-            if self._out is not None or plan.output_bytes < _MIN_KEPT_BYTES:
+            if self._output is None:
+                if self._memory.place_of(self._out) != self._place:
+                    raise SharedMemoryLostError(
+                        "Expected an output in shared memory. Received one in memory of before."
+                    )
+                output = self._out
+            elif self._out is not None or plan.output_bytes < _MIN_KEPT_BYTES:
                 output = copied(self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape), self._out)
             else:
                 output = self._memory.result(self._output, shape, dtype)
@@ -197,3 +217,10 @@ class SharedRequest:
             self._memory.close()
         for region in self._regions:
             self._memory.discard(region)
+        if self._output is None and error is not None and not _is_answer(error):
+            self._memory.withdraw(self._out)
+
+
+def _is_answer(error: BaseException) -> bool:
+    """Returns whether a server that is done with a call has said so."""
+    return isinstance(error, grpc.RpcError) and error.code() in _ANSWERS

@@ -143,10 +143,11 @@ class Client(Connection):
         return _map.outputs(self, pipeline, inputs, timeout)
 
     def empty(self, shape: Sequence[int], dtype: Any = "float32") -> Array:
-        """Returns an uninitialized array to write an input into, which then need not be copied to be sent.
+        """Returns an uninitialized array to write an input into, or for a call's `out`.
 
-        With a server that shares memory it lies there, else it is an array like any other. While a call is under way
-        with it, it is not to be written to.
+        With a server that shares memory it lies there, so that it need not be copied to be sent, and the server itself
+        writes the output into it; else it is an array like any other. While a call is under way with it, it is not to
+        be written to.
 
         Raises:
             InvalidTensorError: For a dtype or shape that no input has.

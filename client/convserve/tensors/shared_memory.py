@@ -99,6 +99,11 @@ class Region:
         """Returns the bytes; what is written there, the server sees."""
         return self._shared.array()
 
+    def withdraw(self) -> None:
+        """Has arrays on `shared` stay as they are, in this process alone, whatever the server still writes."""
+        self.private.forget_changes()
+        self.private.replace(self._shared)
+
 
 class SharedMemory:
     """The regions that this process shares with one server. It may be shared by threads."""
@@ -178,7 +183,7 @@ class SharedMemory:
                 self._lock.release()
 
     def empty(self, shape: Sequence[int], dtype: Any, timeout: float = MAX_ANSWER_S) -> Array:
-        """Returns an uninitialized array, shape and dtype as given, which is sent without being copied.
+        """Returns an uninitialized array, shape and dtype as given, whose elements cross no connection.
 
         Raises OSError: As `region`.
         """
@@ -187,7 +192,7 @@ class SharedMemory:
         key = id(root)
         self._lent[key] = region
         # The region returns when the last array on it is gone.
-        weakref.finalize(root, lambda: self._returned.append(self._lent.pop(key))).atexit = False
+        weakref.finalize(root, self._end_loan, key).atexit = False
         return _as_array(root, shape, dtype)
 
     def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
@@ -199,12 +204,22 @@ class SharedMemory:
 
     def place_of(self, array: Array) -> tensor_pb2.SharedMemory | None:
         """Returns where an array is that `empty` made, or that is a part of one; None for any other."""
-        root: Any = array
-        while isinstance(root.base, np.ndarray):
-            root = root.base
+        root = _root(array)
         region = self._lent.get(id(root))
         offset = 0 if region is None else array.ctypes.data - root.ctypes.data
         return region.place(offset) if region is not None and offset % ALIGNMENT == 0 else None
+
+    def withdraw(self, array: Array) -> None:
+        """Takes the memory of an array that has a place from the server, which may still write to it."""
+        region = self._lent.pop(id(_root(array)), None)
+        if region is not None:
+            region.withdraw()
+            self.discard(region)
+
+    def _end_loan(self, key: int) -> None:
+        region = self._lent.pop(key, None)
+        if region is not None:
+            self._returned.append(region)
 
     def close(self) -> None:
         """Ends the sharing. Arrays that are still held stay what they are."""
@@ -295,6 +310,14 @@ def _connected(addresses: Sequence[str], timeout: float) -> socket.socket:
             _Forks.connections.add(connection)
             return connection
     raise failure
+
+
+def _root(array: Array) -> Any:
+    """Returns the array on all of the memory of which an array is a part."""
+    root: Any = array
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    return root
 
 
 def _as_array(root: Array, shape: Sequence[int], dtype: Any) -> Array:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import pytest
 
-from convserve import Conv2D, InternalError, Layer
+from convserve import Conv2D, InternalError, Layer, SharedMemoryLostError
 from convserve._rpc.requests import convolve_request
 from convserve._rpc.shared_memory import SharedRequest
 from convserve.tensors.shared_memory import Region
@@ -50,6 +51,33 @@ def test_the_output_that_was_asked_for(shared: SharedRequest) -> None:
 def test_another_output(shared: SharedRequest, lie: dict[str, Any]) -> None:
     with pytest.raises(InternalError, match="Expected an answer as the contract has it"):
         shared.result(answer(shared, **lie).SerializeToString())
+
+
+def test_memory_that_was_withdrawn_while_the_server_wrote_into_it() -> None:
+    memory, region, out = mock.Mock(), Region(288 * 4), np.empty(SHAPE, "f4")
+    memory.region.side_effect = lambda size, _: Region(size)
+    memory.place_of.side_effect = lambda array: region.place() if array is out else None
+    shared = SharedRequest(memory, convolve_request(LAYER, np.ones((2, 8, 8, 3), "f4"), None, out=out), 1)
+    data = answer(shared).SerializeToString()
+    assert shared.result(data).output is out
+    memory.place_of.side_effect = lambda _: None
+    with pytest.raises(SharedMemoryLostError):  # which has the call made again
+        shared.result(data)
+
+
+def test_what_a_server_writes_to_memory_that_was_withdrawn_is_not_seen() -> None:
+    region = Region(2**18)
+    own = region.shared()
+    with mmap.mmap(region.descriptor, region.size) as servers:
+        own[:] = 1
+        servers[5:6] = b"\5"
+        region.withdraw()
+        servers[:] = bytes(region.size)
+        assert own[5] == 5
+        assert own.sum() == region.size + 4
+        own[7] = 9
+        assert servers[7] == 0
+        del own, region
 
 
 @pytest.mark.parametrize("place", [{"region": bytes(16)}, {"offset_bytes": 64}, {"offset_bytes": 2**62}], ids=str)
