@@ -26,6 +26,7 @@ from convserve.layers.layer import Layer
 from convserve.protocol import layer_messages
 from convserve.protocol.results import Result
 from convserve.protocol.stored_layers import StoredLayerBase
+from convserve.tensors.freed_memory import reuse_freed_memory
 from convserve.v1 import convolution_service_pb2_grpc
 
 
@@ -123,6 +124,7 @@ class Connection:
     def _open(self) -> None:
         calls_under_way.check_process()
         io.check_home(self._home)
+        reuse_freed_memory()
         self._channel = self._access.channel(self._target, io.channels)
         self._stub = convolution_service_pb2_grpc.ConvolutionServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._tensors = TensorPath(self._channel, self._target, self._shares_memory)

@@ -28,7 +28,9 @@ from convserve.tensors.codec import (
 )
 from convserve.v1 import convolution_service_pb2
 
-_MAX_WHOLE_BYTES = 2**20  # of a tensor that goes in one message; above it pieces are quicker (docs/performance.md)
+# Of a tensor that goes in one message, with which no server's --max-message-bytes is exceeded. Pieces take longer: each
+# end has two threads for them.
+_MAX_WHOLE_BYTES = 2**22 - 2**16
 _MAX_FORMS = 16  # that a stored layer keeps: callers of many image sizes need not keep them all
 _MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 

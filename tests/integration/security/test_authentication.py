@@ -46,7 +46,7 @@ UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"
 DENIED = grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"
 CLIENTS = pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
 X = np.ones((1, 4, 4, 1), "f4")
-LARGE = np.ones((1, 600, 600, 1), "f4")  # above 1 MiB, so it goes in pieces or through shared memory
+LARGE = np.ones((1, 1100, 1100, 1), "f4")  # above 4 MiB, so it goes in pieces or through shared memory
 CONV2D = Conv2D(1, 1, use_bias=False, data_format="channels_last")
 
 

@@ -189,6 +189,13 @@ def attempts(monkeypatch):
     return asked
 
 
+@pytest.mark.parametrize("rows", [1007, 1008, 1009, 1024])
+def test_the_smallest_limit_takes_tensors_of_every_size(limited, rows):
+    x = np.arange(rows * 1024, dtype="f4").reshape(1, rows, 1024, 1)  # about where the client begins to send pieces
+    with Client(limited.target) as client:
+        assert (client.conv2d(x, kernel=np.full((1, 1, 1, 1), 2, "f4")) == 2 * x).all()
+
+
 def test_a_message_above_the_limit_is_too_large_and_not_sent_again(limited, attempts):
     with Client(limited.target) as client, pytest.raises(TooLargeError) as caught:
         client.conv2d(POINT, kernel=WIDE)
