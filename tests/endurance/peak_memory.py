@@ -70,7 +70,7 @@ class Peaks:
         weighed: How many of them had a plan larger than the floor.
         worst: The largest ratio of peak, without the floor, and plan.
         excesses: Calls above RATIO, with plan and peak in bytes.
-        failed: Calls that were not computed, such as sparsemax of bfloat16 along 700 rows, which Keras cannot count.
+        failed: Calls that were not computed, as a server may refuse them.
     """
 
     calls: int

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
-from convserve.activations import GLU, Activation, ReLU
+from convserve.activations import GLU, Activation, ReLU, Sparsemax
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidTensorError, naming_layer, short_repr
@@ -23,6 +24,8 @@ _HELD_BY_ACTIVATION = {
     "log_softmax": 2, "mish": 2, "silu": 2, "celu": 2, "elu": 2, "hard_silu": 2, "tanh_shrink": 2, "squareplus": 2,
     "glu": 2,
 }  # fmt: skip
+
+_SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 
 
 @dataclass(frozen=True)
@@ -313,11 +316,31 @@ def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:
 
 
 def _activated_shape(conv2d: Geometry, shape: Shape) -> Shape:
-    if not isinstance(conv2d.activation, GLU):
+    activation = conv2d.activation
+    if not isinstance(activation, GLU | Sparsemax):
         return shape
-    axis = conv2d.activation.axis % 4
-    if shape[axis] % 2:
-        expected = f"an even axis {conv2d.activation.axis}, which glu halves"
+    axis, expected = activation.axis % 4, ""
+    if isinstance(activation, GLU):
+        if shape[axis] % 2:
+            expected = f"an even axis {activation.axis}, which glu halves"
+    elif not _is_counted(shape[axis], conv2d.compute_dtype):
+        most = 2 ** _SIGNIFICANT_BITS[conv2d.compute_dtype] - 1
+        expected = f"an axis {activation.axis} that Keras' sparsemax can count in {conv2d.compute_dtype}, up to {most}"
+    if expected:
         received = f"{shape[axis]} (shape {shape} before the activation, data_format='{conv2d.data_format}')"
         raise InvalidTensorError.for_field("activation", expected, received)
-    return (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :])
+    return (*shape[:axis], shape[axis] // 2, *shape[axis + 1 :]) if isinstance(activation, GLU) else shape
+
+
+def _is_counted(size: int, dtype: str) -> bool:
+    """Returns whether the numbers from 1 to a size are as many in a dtype.
+
+    Keras' sparsemax numbers its axis so, and cannot compute where some are missing or too many.
+    """
+
+    def rounded(number: int) -> int:
+        unit = 1 << max(0, number.bit_length() - _SIGNIFICANT_BITS[dtype])
+        return round(Fraction(number, unit)) * unit  # half to even
+
+    is_finite = dtype != "float16" or size < 2**16
+    return is_finite and rounded(rounded(size + 1) - 1) == size
