@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from convserve.protocol.addresses import split_address, unix_path
+from convserve.protocol.addresses import is_localhost, split_address, unix_path
 
 TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
 """What a token is: characters that RFC 6750 allows, and too many to be guessed."""
@@ -316,7 +316,7 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
 def is_loopback(address: str) -> bool:
     """Returns whether an address can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or host == "localhost":
+    if address.startswith("unix:") or is_localhost(host):
         return True
     try:
         return ipaddress.ip_address(host).is_loopback

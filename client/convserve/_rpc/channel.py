@@ -13,7 +13,7 @@ from typing import Any
 
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.protocol.addresses import ip_address, split_address, unix_path
+from convserve.protocol.addresses import ip_address, is_localhost, split_address, unix_path
 from convserve.protocol.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
@@ -78,7 +78,7 @@ def _one(address: str) -> str:
 
 
 def _several(listed: list[str]) -> str:
-    listed = [re.sub("^localhost:", "127.0.0.1:", address) for address in listed]
+    listed = [re.sub("^localhost:", "127.0.0.1:", address, flags=re.IGNORECASE) for address in listed]
     ips = [ip_address(split_address(address)[0]) for address in listed]
     versions = {ip and ip.version for ip in ips}
     if len(versions) != 1 or None in versions:
@@ -100,7 +100,7 @@ def name_to_resolve(target: str) -> tuple[str, str] | None:
     """Returns host and port of a target of gRPC's that may lead to several servers, or None."""
     scheme, _, address = target.partition(":")
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if scheme != "dns" or not host or host == "localhost" or ip_address(host):
+    if scheme != "dns" or not host or is_localhost(host) or ip_address(host):
         return None
     return host, port
 
@@ -138,7 +138,7 @@ def is_local(target: str) -> bool:
     if not target.startswith(("dns:", "ipv4:", "ipv6:")):  # others lead where their resolver says
         return False
     hosts = [address.partition(":")[2].removeprefix("///").rpartition(":")[0] for address in addresses(target)]
-    return all(host == "localhost" or ((ip := ip_address(host)) and ip.is_loopback) for host in hosts)
+    return all(is_localhost(host) or ((ip := ip_address(host)) and ip.is_loopback) for host in hosts)
 
 
 def options(target: str, address: str) -> list[tuple[str, Any]]:
@@ -151,7 +151,7 @@ def options(target: str, address: str) -> list[tuple[str, Any]]:
     proxy = [("grpc.enable_http_proxy", 0)] if is_local(target) or is_listed or is_excepted else []
     # Replicas are interchangeable, so calls are spread over all addresses. Those of localhost may be two servers, each
     # with layers of its own.
-    policy = "pick_first" if target.removeprefix("dns:///").startswith("localhost:") else "round_robin"
+    policy = "pick_first" if is_localhost(target.removeprefix("dns:///").rpartition(":")[0]) else "round_robin"
     config = {"loadBalancingConfig": [{policy: {}}], "methodConfig": _METHODS}
     return [*_OPTIONS, *proxy, ("grpc.service_config", json.dumps(config))]
 

@@ -87,6 +87,8 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
             received = f"a {why} class: {short_repr(value.get('class_name'))}"
             raise InvalidConfigurationError.for_field(field, "one of Keras' own", received)
     activation = config.get("activation")
+    if isinstance(activation, dict) and (activation.get("class_name") == "__lambda__" or list(activation) == ["value"]):
+        raise InvalidConfigurationError.for_field("activation", "one of Keras' own", "a lambda, whose code is not run")
     if isinstance(activation, dict) and activation.get("class_name") == "LeakyReLU":
         # Keras 2 calls the slope alpha, and the layer's default is 0.3 where the function's is 0.2.
         given = activation.get("config")

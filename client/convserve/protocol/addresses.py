@@ -56,6 +56,11 @@ def unix_path(text: str) -> str:
     return path
 
 
+def is_localhost(host: str) -> bool:
+    """Returns whether a host is this machine by its name, in whatever case."""
+    return host.lower() == "localhost"
+
+
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     """Returns the IP address that a host is, with or without brackets; None for a name."""
     try:

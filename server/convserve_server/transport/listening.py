@@ -11,7 +11,7 @@ from contextlib import ExitStack, nullcontext, suppress
 
 import grpc
 
-from convserve.protocol.addresses import split_address, unix_path
+from convserve.protocol.addresses import is_localhost, split_address, unix_path
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.logs import held_stderr
@@ -65,7 +65,7 @@ def _add(server: grpc.Server, address: str, certificate: Certificate | None) -> 
 
 def _addresses(host: str, port: int) -> list[tuple[int, str]]:
     """Returns the addresses that a host has on this machine; raises OSError if there is none."""
-    if host == "localhost":  # at both, as callers may try either, whatever this machine's own table says
+    if is_localhost(host):  # at both, as callers may try either, whatever this machine's own table says
         found = [(int(socket.AF_INET), "127.0.0.1"), (int(socket.AF_INET6), "::1")]
     else:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

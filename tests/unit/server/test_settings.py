@@ -285,7 +285,7 @@ def test_what_is_no_address_of_metrics_is_refused(read, address):
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1:1", "127.9.8.7:1", "localhost:0", "[::1]:1", "::1:1", "unix:///tmp/x.sock", "unix:x.sock"],
+    ["127.0.0.1:1", "127.9.8.7:1", "localHost:0", "[::1]:1", "::1:1", "unix:///tmp/x.sock", "unix:x.sock"],
 )
 def test_an_address_of_this_machine_alone_is_loopback(address):
     assert is_loopback(address)

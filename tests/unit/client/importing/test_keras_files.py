@@ -124,6 +124,7 @@ def test_activations_are_those_of_the_file(tmp_path, activation, expected):
     [
         {"activation": {"class_name": "function", "config": "mine", "module": "builtins"}},
         {"activation": {"class_name": "__lambda__", "config": {"value": "4wAAAA=="}}},
+        {"activation": {"value": ["4wAAAA==", None, None]}},
         {"kernel_regularizer": {"class_name": "L2", "config": {}, "module": "mine", "registered_name": "mine>L2"}},
         {"dtype": {"class_name": "DTypePolicy", "config": "float32"}},
         {"dtype": "int8_from_float32"},

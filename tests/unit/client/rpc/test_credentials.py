@@ -13,8 +13,8 @@ from convserve._rpc.credentials import Access, TokenChannel
 TOKEN = "s3cret-of-alice-42"  # noqa: S105
 PEM = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
 HERE = [
-    "localhost:1", "127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "unix:///tmp/x.sock", "unix:x.sock", "unix-abstract:x",
-    ["127.0.0.1:1", "127.0.0.1:2"], "dns:///localhost:1",
+    "localhost:1", "LocalHost:1", "127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "unix:///tmp/x.sock", "unix:x.sock",
+    "unix-abstract:x", ["127.0.0.1:1", "127.0.0.1:2"], "dns:///localhost:1",
 ]  # fmt: skip
 ELSEWHERE = [
     "gpu-host:1", "10.0.0.1:1", "[2001:db8::1]:1", "dns:///gpu-host:1", "dns://8.8.8.8/localhost.example.org:1",
@@ -173,7 +173,7 @@ def test_what_needs_no_proxy_asks_none(monkeypatch, target, address, no_proxy, a
 
 @pytest.mark.parametrize(
     ("target", "policy"),
-    [("localhost:1", "pick_first"), ("dns:///localhost:1", "pick_first"), ("localhost.test:1", "round_robin"),
+    [("LOCALHOST:1", "pick_first"), ("dns:///localhost:1", "pick_first"), ("localhost.test:1", "round_robin"),
      ("gpu-host:1", "round_robin"), ("127.0.0.1:1,localhost:2", "round_robin")],
 )  # fmt: skip
 def test_a_client_of_localhost_stays_with_the_server_that_it_found(monkeypatch, target, policy):
