@@ -94,7 +94,11 @@ class NpyFile:
 
 
 # Version (3, 0) is only for names of fields that are not Latin-1.
-_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_READ_HEADER = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # but for the letters of fields, and no layer takes arrays with these
+}
 
 
 def read_header(file: Any) -> tuple[Shape, bool, np.dtype[Any]]:

@@ -171,6 +171,13 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_of_numpys_format_is_read(tmp_path, version):
+    with (tmp_path / "x.npy").open("wb") as file:
+        np.lib.format.write_array(file, np.ones((1, 2, 3, 4), "f4"), version)
+    assert load_array(tmp_path / "x.npy").shape == NpyFile(tmp_path / "x.npy").shape == (1, 2, 3, 4)
+
+
 @pytest.mark.parametrize("data", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("read", [load_array, NpyFile])
 def test_a_damaged_file_is_refused_by_name_and_by_whoever_reads_it(tmp_path, data, read):
