@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
@@ -103,7 +103,8 @@ def _tracing() -> Tracing | None:
     try:
         from convserve_server.observability.tracing import Tracing
 
-        return Tracing(exporters)
+        with _raised_errors():
+            return Tracing(exporters)
     except ModuleNotFoundError:
         asked = " or ".join((*_ENDPOINTS, "OTEL_TRACES_EXPORTER"))
         log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", asked)
@@ -111,3 +112,33 @@ def _tracing() -> Tracing | None:
     except Exception as error:
         text = f"OTEL_*: Expected variables as OpenTelemetry takes them. Received one that it does not take: {error}."
         raise SettingsError(text) from error
+
+
+class _Errors(logging.Handler):
+    """Keeps what errors say; what is less is for those who handle it else."""
+
+    def __init__(self, others: Sequence[logging.Handler]) -> None:
+        super().__init__()
+        self._others, self.texts = others, list[str]()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.ERROR:
+            self.texts.append(record.getMessage() + (f": {record.exc_info[1]}" if record.exc_info else ""))
+            return
+        for other in self._others:
+            other.handle(record)
+
+
+@contextmanager
+def _raised_errors() -> Iterator[None]:
+    """Raises what OpenTelemetry logs as an error, such as of a CA that it cannot read: it would go on without."""
+    logger = logging.getLogger("opentelemetry")
+    handlers, propagates = logger.handlers, logger.propagate
+    errors = _Errors(handlers)
+    logger.handlers, logger.propagate = [errors], False
+    try:
+        yield
+    finally:
+        logger.handlers, logger.propagate = handlers, propagates
+    if errors.texts:
+        raise ValueError("; ".join(errors.texts))

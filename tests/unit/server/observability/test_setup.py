@@ -63,6 +63,22 @@ def test_what_the_server_cannot_send_spans_by_is_refused(monkeypatch, variable, 
         Observability(Settings(), [], logging.NullHandler())
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nowhere/ca.pem", "No such file"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "many", "'many'"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "'soon'"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "zstd"),
+    ],
+)
+def test_what_opentelemetry_would_go_on_without_is_refused(monkeypatch, variable, value, why):
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:4317")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=rf"^OTEL_\*: .*{why}"):
+        Observability(Settings(), [], logging.NullHandler())
+
+
 @pytest.mark.parametrize("variable", ["OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER"])
 def test_what_is_sent_another_way_is_warned_of(monkeypatch, caplog, variable):
     for value, lines in (("none", 0), ("", 0), ("otlp", 1)):
