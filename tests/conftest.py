@@ -15,6 +15,8 @@ from tests.support.tritonclient.process import KINDS, TritonClient, triton_clien
 # A developer's own server and token: clients would call it and show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TARGET", None)
 os.environ.pop("CONVSERVE_TOKEN", None)
+# Hundreds of processes import our modules, which one of them compiles for all.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As the server has it: Keras, which answers are held against, is to compute with kernels that are right.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
