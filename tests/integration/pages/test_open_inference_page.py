@@ -9,7 +9,7 @@ import pytest
 from convserve_server.open_inference.wire import SERVICE
 from convserve_server.settings import Settings, flag
 from tests.support.repository import ROOT
-from tests.support.servers.server_process import running_server
+from tests.support.servers.server_process import numpy_server
 from tests.support.tritonclient.process import PYTHON
 
 PAGE = (ROOT / "docs/open-inference.md").read_text()
@@ -33,7 +33,7 @@ def run(python, program, target):
 @pytest.fixture(scope="module")
 def target():
     """A server as the page wants one, with the layer that the page puts."""
-    with running_server("--shared-memory") as server:
+    with numpy_server("--shared-memory") as server:
         (program,) = OURS
         run(sys.executable, program, server.target)
         yield server.target

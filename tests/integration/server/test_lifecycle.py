@@ -20,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve import Client, Conv2D, Layer, RetryRule, UnavailableError
 from tests.support.processes import ended_afterwards
+from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 
 ONCE = RetryRule(attempts=1)
@@ -166,13 +167,17 @@ def test_a_stop_that_nobody_reads_of_loses_no_call():
 
 
 def test_a_log_that_nobody_reads_keeps_no_server_from_serving_and_ending():
-    with starting_server("--log-requests") as server, Client(server.target, retry=ONCE) as client:
-        while not server.process.stdout.readline().startswith("ready"):
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "tests.support.engines.numpy_server", "--listen", "127.0.0.1:0", "--log-requests"]
+    with ended_afterwards(command, stdout=pipe, stderr=pipe, text=True, cwd=ROOT) as process:
+        target = process.stdout.readline().removeprefix("listening on ").strip()
+        while not process.stdout.readline().startswith("ready"):
             pass
-        for _ in range(700):  # a pipe holds some 400 lines
-            assert client.info()
-        server.process.send_signal(signal.SIGTERM)
-        assert server.process.wait(timeout=60) == 0
+        with Client(target, retry=ONCE) as client:
+            for _ in range(700):  # a pipe holds some 400 lines
+                assert client.info()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
 
 
 @pytest.mark.parametrize(
@@ -193,8 +198,9 @@ def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
         assert [line.partition(" WARNING ")[2] for line in server.log_lines] == cut
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("seconds", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(
+    ("seconds", "number"), [(0.0, signal.SIGINT), (1.0, signal.SIGTERM), (1.0, signal.SIGINT), (2.5, signal.SIGTERM)]
+)
 def test_a_server_that_still_starts_ends_at_the_first_signal(number, seconds):
     with starting_server("--log-format", "json") as server:
         time.sleep(seconds)  # in the middle of loading TensorFlow, or before, or after: it is the same

@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from convserve import Client
 from convserve_server.settings import Settings
 from tests.support.processes import ended_afterwards
+from tests.support.repository import ROOT
 from tests.support.servers.server_process import ended
 
 OURS = {"convserve.v1.ConvolutionService", "convserve.v1.LayerService"}
@@ -153,10 +154,11 @@ def other(tmp_path_factory):
     """A server with three listeners, one of them open to the network, and without reflection and channelz."""
     folder = tmp_path_factory.mktemp("listen")
     listen = [f"--listen={each}" for each in (f"unix://{folder}/server.sock", "localhost:0", "0.0.0.0:0")]
-    command = [sys.executable, "-m", "convserve", "serve", "--device=cpu", "--no-reflection", "--no-channelz", *listen]
+    program = [sys.executable, "-m", "tests.support.engines.numpy_server"]
+    command = [*program, "--device=cpu", "--no-reflection", "--no-channelz", *listen]
     with (
         (folder / "log").open("w") as log,
-        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True) as process,
+        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT) as process,
     ):
         lines = list(itertools.takewhile(lambda line: not line.startswith("ready"), process.stdout))
         yield SimpleNamespace(lines=lines, log=folder / "log", folder=folder)
