@@ -27,22 +27,19 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 def by_definition(config: convserve.Conv2D, x: Any, kernel: Any, bias: Any) -> Any:
-    """Returns a depthwise layer's output, tap by tap; padding is zeros, which are multiplied as all else is."""
+    """Returns a depthwise layer's output, window by window; padding is zeros, which are multiplied as all else is."""
     x = x if config.data_format == "channels_last" else x.transpose(0, 2, 3, 1)
     shape = config.replace(data_format="channels_last").output_shape(x.shape)
     (top, _), (left, _) = padding(config, x.shape[1:3])
     output = np.zeros(shape, "f4")
-    for row, column, *tap in itertools.product(range(shape[1]), range(shape[2]), *map(range, config.kernel_size)):
-        at = [
-            place * stride + step * dilation - before
-            for place, stride, step, dilation, before in zip(
-                (row, column), config.strides, tap, config.dilation_rate, (top, left), strict=True
-            )
-        ]
-        inside = 0 <= at[0] < x.shape[1] and 0 <= at[1] < x.shape[2]
-        pixel = x[0, at[0], at[1]] if inside else np.zeros(CHANNELS, "f4")
+    taps = [dilation * np.arange(size) for dilation, size in zip(config.dilation_rate, config.kernel_size, strict=True)]
+    for row, column in itertools.product(range(shape[1]), range(shape[2])):
+        rows, columns = row * config.strides[0] + taps[0] - top, column * config.strides[1] + taps[1] - left
+        window = np.zeros((*config.kernel_size, CHANNELS), "f4")
+        in_rows, in_columns = ((at >= 0) & (at < size) for at, size in zip((rows, columns), x.shape[1:3], strict=True))
+        window[np.ix_(in_rows, in_columns)] = x[0][np.ix_(rows[in_rows], columns[in_columns])]
         with np.errstate(invalid="ignore"):
-            output[0, row, column] += np.repeat(pixel, 2) * kernel[tap[0], tap[1], 0]
+            output[0, row, column] += (np.repeat(window, 2, axis=2) * kernel[:, :, 0]).sum(axis=(0, 1))
     output += bias
     return output if config.data_format == "channels_last" else output.transpose(0, 3, 1, 2)
 
