@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -15,11 +16,16 @@ from tests.support.repository import ROOT
 def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An environment with convserve's base dependencies and nothing else."""
     folder = tmp_path_factory.mktemp("base")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT)]
-    subprocess.run([*install, "-c", str(ROOT / ".ci/constraints.txt")], check=True)
+    pip(python, "install", "--quiet", "--no-compile", str(ROOT), "-c", str(ROOT / ".ci/constraints.txt"))
     return python
+
+
+def pip(python: Path, *arguments: str) -> str:
+    """Has this environment's pip do something in that one, which so needs none; returns what it prints."""
+    command = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -27,8 +33,8 @@ def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_only_the_promised_packages_are_installed(python: Path) -> None:
-    listed = run(python, "-m", "pip", "list", "--format=freeze").stdout.lower()
-    assert {line.split("==")[0] for line in listed.split()} - {"pip", "setuptools"} == {
+    listed = pip(python, "list", "--format=freeze").lower()
+    assert {line.split("==")[0] for line in listed.split()} - {"setuptools"} == {
         "click", "convserve", "googleapis-common-protos", "grpcio", "grpcio-status", "markdown-it-py", "mdurl", "numpy",
         "protobuf", "pygments", "rich", "typing_extensions",
     }  # fmt: skip

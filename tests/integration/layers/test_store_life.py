@@ -21,7 +21,7 @@ from convserve import Conv2D, Layer, LayerNotFoundError, UnavailableError
 from convserve_server.layer_store.store import LayerStore
 from tests.support.servers.server_process import numpy_server
 
-KILLS = int(os.environ.get("CONVSERVE_TEST_KILLS", "3"))
+KILLS = int(os.environ.get("CONVSERVE_TEST_KILLS", "2"))
 ONCE = convserve.RetryRule(attempts=1)
 CONFIG = Conv2D(64, 1, use_bias=False, data_format="channels_last", dtype="float32")
 
@@ -54,7 +54,7 @@ class Writer(threading.Thread):
         try:
             with convserve.Client(self._target, retry=ONCE) as client:
                 while True:
-                    given = layer(next(self._seeds), sizes.choice([4, 100, 8000]))
+                    given = layer(next(self._seeds), sizes.choice([4, 100, 3000]))
                     self.led_to = {*self.confirmed[-1:], given.digest}
                     client.put(given, name=self.name)
                     self.confirmed.append(given.digest)
