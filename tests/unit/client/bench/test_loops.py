@@ -83,8 +83,8 @@ def test_a_latency_of_an_open_loop_counts_from_when_the_call_was_due(monkeypatch
 def test_what_an_open_loop_could_not_begin_is_counted_with_the_time_it_waited(monkeypatch):
     monkeypatch.setattr(loops, "_MAX_WAITING", 1)
     monkeypatch.setattr(loops, "_GRACE_S", 0.0)
-    monkeypatch.setattr(loops, "_LEAD_S", 1.0)  # in which the one caller starts, so that it begins the first call
-    block = open_loop(Subject(lambda _: time.sleep(0.2)), rate=100.0, seconds=0.1)
+    # The one caller has a second in which it begins the first call, whose answer comes after that.
+    block = open_loop(Subject(lambda _: time.sleep(1.2)), rate=10.0, seconds=1.0)
     assert (block.answers, block.not_begun) == (1, 9)
     assert len(block.latencies) == 10
     assert min(block.latencies) >= 0.1
