@@ -36,7 +36,6 @@ def filled(page: str, found: Results) -> str:
 def _part(name: str, found: Results) -> str:
     renderer, source = {
         "headline": (tables.headline, "peers"),
-        "targets": (tables.targets, "peers"),
         "open_inference": (tables.open_inference, "open_inference"),
         "perf_analyzer": (tables.perf_analyzer, "perf_analyzer"),
         "peers": (tables.peers, "peers"),

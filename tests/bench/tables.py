@@ -31,17 +31,7 @@ _CELLS = {
     "w3c8": "W3 rate of 8", "w4c1": "W4 latency", "w5c1": "W5 latency",
 }  # fmt: skip
 """The kit's cells; a latency of one caller, or calls per second of eight."""
-TARGETS = {
-    "w1c1": (2.2, 2.0), "w1c8": (0.8, 0.8), "w2c1": (2.2, 1.4), "w3c1": (3.0, 1.35), "w4c1": (2.0, 1.1),
-    "w5c1": (5.0, 1.0),
-}  # fmt: skip
-"""What is aimed at, as multiples of the layer in process: over gRPC and through shared memory."""
 _WAYS = ("convserve_peer", "convserve_shm_peer")
-BESIDE_TRITON = {
-    "w1c1": (1.0, None), "w1c8": (2.0, None), "w2c1": (1.0, 0.8), "w2c8": (1.0, None), "w3c1": (1.0, 0.8),
-    "w3c8": (1.0, None), "w4c1": (1.0, 0.8), "w5c1": (1.0, 0.8),
-}  # fmt: skip
-"""What is aimed at, as multiples of Triton's own server: over gRPC and through system shared memory."""
 _OPEN_INFERENCE_WAYS = (("open_inference_peer", "triton_backend"), ("open_inference_shm_peer", "triton_shm_peer"))
 
 
@@ -110,45 +100,23 @@ def headline(result: Result) -> str:
     )
 
 
-def targets(result: Result) -> str:
-    """Returns what was aimed at and what was reached."""
-    runs = {name: [each for each in result["results"] if each["peer"] == name] for name in _WAYS}
-    rows = []
-    for cell, aims in TARGETS.items():
-        row = [_CELLS[cell]]
-        for name, aim in zip(_WAYS, aims, strict=True):
-            reached = median_of(runs[name], cell, "ratio")
-            row += [_aim(cell, aim), "-" if reached is None else f"{short(reached)}{_missed(cell, reached, aim)}"]
-        rows.append(row)
-    head = [
-        "multiple of the layer in process",
-        "gRPC, aim",
-        "gRPC, reached",
-        "shared memory, aim",
-        "shared memory, reached",
-    ]
-    return table(head, rows)
-
-
 def open_inference(result: Result) -> str:
-    """Returns what Triton's client measures of convserve and of Triton's own server, after what was aimed at."""
+    """Returns what Triton's client measures of convserve and of Triton's own server."""
     return f"{beside_triton(result)}\n\n{peers(result)}"
 
 
 def beside_triton(result: Result) -> str:
-    """Returns what Triton's client measures of convserve as multiples of Triton's own server, and what was aimed at."""
+    """Returns what Triton's client measures of convserve as multiples of Triton's own server."""
     rows = []
-    for cell, aims in BESIDE_TRITON.items():
-        row = [_CELLS[cell]]
-        for pair, aim in zip(_OPEN_INFERENCE_WAYS, aims, strict=True):
+    for cell, name in _CELLS.items():
+        row = [name]
+        for pair in _OPEN_INFERENCE_WAYS:
             ours, theirs = (
-                median_of([each for each in result["results"] if each["peer"] == name], cell, "ratio") for name in pair
+                median_of([each for each in result["results"] if each["peer"] == peer], cell, "ratio") for peer in pair
             )
-            reached = None if ours is None or theirs is None else ours / theirs
-            row += [_aim(cell, aim), "-" if reached is None else f"{short(reached)}{_missed(cell, reached, aim)}"]
+            row.append("-" if ours is None or theirs is None else short(ours / theirs))
         rows.append(row)
-    head = ["gRPC, aim", "gRPC, reached", "system shared memory, aim", "system shared memory, reached"]
-    return table(["multiple of NVIDIA Triton", *head], rows)
+    return table(["multiple of NVIDIA Triton", "gRPC", "system shared memory"], rows)
 
 
 def perf_analyzer(result: Result) -> str:
@@ -247,15 +215,6 @@ def _greatest_difference(runs: Sequence[Result]) -> str:
 def _start(runs: Sequence[Result]) -> str:
     starts = [run["start_s"] for run in runs if "start_s" in run]
     return short(statistics.median(starts)) if starts else "-"
-
-
-def _aim(cell: str, aim: float | None) -> str:
-    return "" if aim is None else f"{'>=' if cell.endswith('c8') else '<='} {aim:g}"
-
-
-def _missed(cell: str, reached: float, aim: float | None) -> str:
-    met = aim is None or (reached >= aim if cell.endswith("c8") else reached <= aim)
-    return "" if met else " (missed)"
 
 
 def short(value: float) -> str:
