@@ -86,7 +86,7 @@ class Device:
         self._clients[SHARED].empty((1, 1, 1, 1))  # it connects
         return {
             "device": f"{device.name} {device.description}".strip(),
-            "shared_memory": self._clients[SHARED]._tensors.shares_memory,
+            "shared_memory": self._clients[SHARED]._tensors.sharing.memory() is not None,
             "versions": {name: worker.about for name, worker in self._workers.items()},
             "absent": dict(self._absent),
         }

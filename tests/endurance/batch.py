@@ -177,7 +177,7 @@ def _keras() -> Callable[[Any], Any]:
     layer = keras.layers.Conv2D(4, 3, strides=2, padding="same", use_bias=False, data_format="channels_last")
     layer.build((None, None, None, 3))
     layer.set_weights([KERNEL])
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 def _compared(folder: Path, items: int) -> dict[str, int]:

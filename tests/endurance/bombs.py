@@ -108,7 +108,7 @@ def _send(caller: RawCaller, rpc: MethodDescriptor, data: bytes) -> grpc.StatusC
     try:
         caller.send(rpc, data)
     except grpc.RpcError as failure:
-        code: grpc.StatusCode = failure.code()  # type: ignore[attr-defined]
+        code: grpc.StatusCode = failure.code()
         return code
     return grpc.StatusCode.OK
 

@@ -34,9 +34,10 @@ from google.protobuf.message import Message
 from convserve.errors import SharedMemoryLostError
 from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, layer_service_pb2
+from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 from tests.support.processes import forget_peak, status
 from tests.support.raw.calls import RPCS, RawCaller, conv2d, convolve_request, layer, plan_request, raw_caller, weights
-from tests.support.raw.inference import INFERENCE_RPCS, Output, Tensor, messages, place, raw_request
+from tests.support.raw.inference import INFERENCE_RPCS, Output, Tensor, place, raw_request
 from tests.support.raw.streams import image, item, start
 from tests.support.raw.wire_fields import varint
 from tests.support.repository import ROOT
@@ -239,8 +240,8 @@ def _outcome(caller: RawCaller, rpc: MethodDescriptor, sent: Input, found: Fuzz)
     try:
         answers = caller.send(rpc, *sent[1])
     except grpc.RpcError as failure:
-        error = from_rpc_error(failure)  # type: ignore[arg-type]
-        code, text = failure.code(), str(failure.details())  # type: ignore[attr-defined]
+        error = from_rpc_error(failure)
+        code, text = failure.code(), str(failure.details())
         is_lost = isinstance(error, SharedMemoryLostError)  # it named a region that nobody handed over
         broken = (grpc.StatusCode.UNKNOWN, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         if code in broken and not is_lost:

@@ -86,7 +86,7 @@ def random_case(rng: random.Random) -> Case:
         channels_last, count = rng.random() < 0.6, rng.choice((1, 1, 2, 3))
         channels = rng.choice((1, 2, 3, 8, 16, 32))
         size = rng.choice((8, 300, 700, 1000)), rng.choice((9, 301, 701, 1001))
-        shape = (rng.choice((1, 1, 3)), *((*size, channels) if channels_last else (channels, *size)))
+        shape: tuple[int, ...] = (rng.choice((1, 1, 3)), *((*size, channels) if channels_last else (channels, *size)))
         layers, at = [], shape
         try:
             for _ in range(count):

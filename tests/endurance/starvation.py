@@ -183,7 +183,8 @@ def main() -> int:
     parser.add_argument("--target", help="attack this server until stdin ends, and nothing else")
     arguments = parser.parse_args()
     if arguments.target:
-        asyncio.run(_attack(arguments.target, *arguments.attack, arguments.connections, arguments.calls))
+        (attack,) = arguments.attack
+        asyncio.run(_attack(arguments.target, attack, arguments.connections, arguments.calls))
     failed = False
     for attack in arguments.attack or ATTACKS:
         starved = starve(attack, arguments.seconds, arguments.connections, arguments.calls)
