@@ -132,7 +132,6 @@ def kernels(
 
 
 def _batch(value: Any, field: str) -> Array:
-    """Returns a tensor with a batch axis."""
     array = standard_array(value, field, INPUT_DTYPES)
     return array[np.newaxis] if array.ndim == 3 else array
 

@@ -60,8 +60,6 @@ _PASSING = (DeadlineExceededError, OverloadedError, _ItemError)
 
 @dataclass
 class _Work:
-    """An array in flight."""
-
     array: InputArray
     rows: int  # of a part
     parts: int  # how many it has; 1 for what is written as a whole
@@ -126,7 +124,6 @@ class Batch:
         self._clear()
 
     def _take(self, number: int, answer: Array | ConvserveError, writers: ThreadPoolExecutor) -> None:
-        """Takes what came back for one part."""
         work, start, input_bytes = self._sent.pop(number)
         if isinstance(answer, _ENDING):
             self._end(answer)
@@ -278,7 +275,6 @@ class Batch:
             raise _ItemError(f"{short_repr(path)} cannot be written: {reason}.") from error
 
     def _fail(self, work: _Work, error: Exception) -> None:
-        """Notes that a part failed."""
         with self._lock:
             work.failure = work.failure or _reason(error)
             work.is_lasting |= not isinstance(error, _PASSING)

@@ -102,7 +102,6 @@ def open_loop(subject: Subject, rate: float, seconds: float) -> Block:
 
 
 def _call(block: Block, subject: Subject, caller: int, due: float) -> bool:
-    """Makes a call, and returns whether it was answered."""
     block.last.pop(caller, None)  # so that the next one may take its memory, as in a program that is done with it
     try:
         answer = subject.call(caller)

@@ -162,7 +162,6 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 
 @contextmanager
 def _loaded(file: str, field: str) -> Iterator[Any]:
-    """Opens an array or an archive of arrays."""
     with _wrap_read_errors(file, field), open_file(file) as opened:
         if opened.read(2) != b"PK":  # of an archive no more than its list is read here
             check_fits(os.fstat(opened.fileno()).st_size, file, field)

@@ -126,7 +126,6 @@ class Hdf5File:
         return message["answer"]
 
     def _end(self) -> OSError:
-        """Returns why there is no answer."""
         status = self._process.wait()
         if time.monotonic() >= self._ends:
             return OSError(f"libhdf5 did not come to an end within {self._seconds:.0f} seconds, so it may be damaged")

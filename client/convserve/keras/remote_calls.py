@@ -77,7 +77,6 @@ def _same_bits(a: Array | None, b: Array | None) -> bool:
 
 
 def _client(server: Server) -> Client:
-    """Returns this process' client of a server."""
     if server not in _clients:
         token, tls = _granted.get(server, (None, None))
         made = Client(server, token=token, tls=tls)

@@ -107,7 +107,6 @@ def _made(layer: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
 
 
 def _copy_state(layer: Any, made: Any) -> None:
-    """Gives a layer that was made anew all that another one has learnt."""
     if layer.built and not made.built:
         made.build_from_config(layer.get_build_config() or {})
     if hasattr(layer, "save_assets"):  # vocabularies

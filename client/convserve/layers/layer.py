@@ -103,7 +103,6 @@ class Layer:
         return f"<Layer {self.config!r}{weights}{'' if self.bias is None else f', bias {self.bias.shape}'}>"
 
     def _repr_html_(self) -> str:
-        """Returns a table for notebooks."""
         return html_tables.table("Layer", [*self.config.given().items(), *weight_rows(self.config, self.kernel_shape)])
 
     @property

@@ -176,7 +176,6 @@ class _Details:
 
 
 def _beside_info(error: ConvserveError) -> list[Message]:
-    """Returns the `google.rpc` messages that travel beside ErrorInfo."""
     if isinstance(error, InvalidArgumentError):
         listed = details_pb2.BadRequest()
         for violation in error.violations:
@@ -198,7 +197,6 @@ def _beside_info(error: ConvserveError) -> list[Message]:
 
 
 def _rebuilt(kind: type[ConvserveError], code: grpc.StatusCode, text: str, details: _Details) -> ConvserveError:
-    """Makes an exception again from what crossed the wire."""
     if issubclass(kind, InvalidArgumentError):
         violations = [
             FieldViolation(printable(wrong.field), printable(wrong.description))

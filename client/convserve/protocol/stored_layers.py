@@ -76,7 +76,6 @@ class StoredLayerBase:
         return f"<{type(self).__name__} {name}{self.digest.hex()[:12]} {self.config!r}>"
 
     def _repr_html_(self) -> str:
-        """Returns a table for notebooks."""
         names = self.names or ((self.name,) if self.name else ())
         rows = [
             ("name", ", ".join(names) or "none"),

@@ -43,7 +43,6 @@ class ReloadedFiles(Generic[T]):
             return self._content
 
     def _files_state(self) -> list[tuple[int, ...]]:
-        """Returns what changes when one of the files does."""
         states: list[tuple[int, ...]] = []
         for path in self._paths:
             try:

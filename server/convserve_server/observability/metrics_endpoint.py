@@ -107,15 +107,12 @@ class _Scrapes:
             self._drop([each for each, (_, since) in self._open.items() if time.monotonic() - since > _SCRAPE_S])
 
     def _drop(self, connections: list[Any]) -> None:
-        """Has scrapes' threads find their connections closed."""
         for connection in connections:
             with suppress(OSError):  # it is closed already
                 connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Server(ThreadingWSGIServer):
-    """Answers the scrapes of one address."""
-
     def __init__(self, family: int, ip: str, port: int, scrapes: _Scrapes) -> None:
         self.address_family, self._scrapes = family, scrapes
         super().__init__((ip, port), _Scrape)

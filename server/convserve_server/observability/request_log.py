@@ -46,8 +46,6 @@ class RequestLog(Observer):
 
 
 class _Waiting(QueueHandler):
-    """Hands records to the thread that writes."""
-
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         return record
 

@@ -36,7 +36,6 @@ def infer_stream(
 
 
 def _message(request_id: str, result: Future[InferResponse], call: CallRecord) -> bytes:
-    """Returns the message that answers a request."""
     try:
         response = result.result()
     except Exception as error:

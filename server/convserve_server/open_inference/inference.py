@@ -52,8 +52,6 @@ FindRegion = Callable[[str, str], Region]
 
 
 class _Model(NamedTuple):
-    """What is computed."""
-
     name: str
     version: str
     layers: list[Layer]  # in order
@@ -93,7 +91,6 @@ class Inferences:
         call: CallRecord,
         began_ns: int,
     ) -> tuple[InferResponse, Inference]:
-        """Returns a request's response and the times that it took."""
         place, parameters, output_dtype = read_output_place(request, "y"), request.message.parameters, None
         if OUTPUT_DTYPE in parameters:
             output_dtype = dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
@@ -131,7 +128,6 @@ class Inferences:
         )
 
     def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
-        """Returns a model of stored layers."""
         self._backend.admission.check_layers(len(model.digests))
         layers, x = self.models.layers(model), read_inputs(request, ("x",))["x"]
         first = layers[0]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -87,22 +87,19 @@ class InferenceService:
         self, request: messages.ModelStatisticsRequest, context: Context
     ) -> messages.ModelStatisticsResponse:
         models = self._models
-        with self._listing(context) if not request.name else nullcontext():
-            return self._statistics_of(request, models)
-
-    def _statistics_of(
-        self, request: messages.ModelStatisticsRequest, models: LayerModels
-    ) -> messages.ModelStatisticsResponse:
         if request.name:
             version = models.find(request.name, request.version).version
             versions = [version] if request.version else models.versions(request.name)
-            listed = [(request.name, version) for version in versions]
-        else:
+            return self._statistics_of((request.name, version) for version in versions)
+        with self._listing(context):
             listed = [(model.name, model.version) for model in models.listed() if not model.reason]
             for chain in (name for name in self._statistics.names() if SEPARATOR in name):
                 with suppress(LayerNotFoundError):  # deleted since
                     listed += [(chain, version) for version in models.versions(chain)]
-        figures = [self._statistics.message(name, version) for name, version in listed]
+            return self._statistics_of(listed)
+
+    def _statistics_of(self, versions: Iterable[tuple[str, str]]) -> messages.ModelStatisticsResponse:
+        figures = [self._statistics.message(name, version) for name, version in versions]
         return messages.ModelStatisticsResponse(model_stats=figures)
 
     def _listing(self, context: Context) -> Permit:
@@ -206,9 +203,8 @@ class InferenceService:
         self, request: messages.CudaSharedMemoryStatusRequest, context: Context
     ) -> messages.CudaSharedMemoryStatusResponse:
         if request.name:
-            raise InvalidRequestError.for_field(
-                "name", "no name, as no memory of a GPU is shared", short_repr(request.name)
-            )
+            expected = "no name, as no memory of a GPU is shared"
+            raise InvalidRequestError.for_field("name", expected, short_repr(request.name))
         return messages.CudaSharedMemoryStatusResponse()
 
     def CudaSharedMemoryRegister(
@@ -248,11 +244,8 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
 
 def _check_repository(request: Any, known_parameters: tuple[str, ...] | None = None) -> None:
     if request.repository_name:
-        raise InvalidRequestError.for_field(
-            "repository_name", "no name, as there is one repository", short_repr(request.repository_name)
-        )
-    strange = [] if known_parameters is None else sorted(set(request.parameters) - set(known_parameters))
-    if strange:
-        raise InvalidRequestError.for_field(
-            "parameters", " or ".join(known_parameters or ()) or "none", short_repr(strange[0])
-        )
+        expected = "no name, as there is one repository"
+        raise InvalidRequestError.for_field("repository_name", expected, short_repr(request.repository_name))
+    if known_parameters is not None and (strange := sorted(set(request.parameters) - set(known_parameters))):
+        expected = " or ".join(known_parameters) or "none"
+        raise InvalidRequestError.for_field("parameters", expected, short_repr(strange[0]))

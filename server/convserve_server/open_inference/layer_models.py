@@ -64,9 +64,8 @@ class LayerModels:
         if it is no number, or LayerNotFoundError if there is no such model, or its layers are not stored.
         """
         if version and not _NUMBER.fullmatch(version):
-            raise InvalidRequestError.for_field(
-                field, "a decimal integer, or nothing for the newest version", short_repr(version)
-            )
+            expected = "a decimal integer, or nothing for the newest version"
+            raise InvalidRequestError.for_field(field, expected, short_repr(version))
         number = int(version) if version else None
         if name == STATELESS:
             if number not in (None, int(_ONLY)):

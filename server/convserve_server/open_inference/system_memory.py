@@ -84,7 +84,6 @@ class Region:
             raise InvalidRequestError.for_field(place.field, "a region that can be written to", received) from None
 
     def _begin(self, place: Place, size: int) -> int:
-        """Returns where so many bytes are in the file."""
         size = max(size, place.size)
         if not is_within(self, place.offset, size):
             expected = f"{size} bytes from shared_memory_offset on, within the region {self.name!r} of {self.size}"
@@ -121,9 +120,8 @@ class SystemMemory:
         region = Region(name, key, offset, size, _opened(key, user), peer, time.monotonic())
         there = os.fstat(region.descriptor).st_size
         if offset + size > there:
-            raise InvalidRequestError.for_field(
-                "byte_size", f"at most {there} bytes with the offset, as {key} has", f"{offset + size}"
-            )
+            expected = f"at most {there} bytes with the offset, as {key} has"
+            raise InvalidRequestError.for_field("byte_size", expected, f"{offset + size}")
         try:
             self._regions.register((owner, name), region, caller)
         except KeyError:
@@ -145,9 +143,8 @@ class SystemMemory:
         """Returns an owner's region, or raises an InvalidRequestError that calls the name `field`."""
         region = self._regions.get((owner, name))
         if region is None:
-            raise InvalidRequestError.for_field(
-                field, "the name of a registered region of system shared memory", short_repr(name)
-            )
+            expected = "the name of a registered region of system shared memory"
+            raise InvalidRequestError.for_field(field, expected, short_repr(name))
         return region
 
 
@@ -188,7 +185,6 @@ def user_of(peer: str) -> int:
 
 @lru_cache(maxsize=1)
 def _established(second: int) -> set[str]:  # noqa: ARG001 (as above)
-    """Returns the addresses that have connections."""
     return {row for row, _ in _connections()}
 
 
@@ -210,7 +206,6 @@ def _connections() -> Iterator[tuple[str, int]]:
 
 
 def _opened(key: str, user: int) -> int:
-    """Returns a descriptor of a user's shared memory."""
     expected = "the name of POSIX shared memory that can be read and written to, and belongs to the caller's user"
     try:
         path = f"{_FOLDER}/{key.removeprefix('/')}"
