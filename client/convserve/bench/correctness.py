@@ -10,7 +10,7 @@ import numpy.typing as npt
 from convserve.activations import ReLU
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import Plan, channel_axis
+from convserve.layers.plan import Plan, channel_axis, padding_amounts
 from convserve.tensors.codec import Array, Shape
 
 LIMITS = {"float32": 1e-4, "float64": 1e-10, "float16": 1e-2, "bfloat16": 5e-2}
@@ -71,9 +71,7 @@ def by_definition(layer: Layer, x: Array, plan: Plan) -> Expectation | None:
     axis = channel_axis(config)
     image = np.moveaxis(x, axis, 3)
     batch, *sides = np.delete(np.array(plan.output_shape), axis)
-    image = np.pad(
-        image, ((0, 0), *(_padding(config, way, image.shape[1 + way], sides[way]) for way in (0, 1)), (0, 0))
-    )
+    image = np.pad(image, ((0, 0), *(padding_amounts(config, image.shape[1 + way], way) for way in (0, 1)), (0, 0)))
     rng = np.random.default_rng(0)
     last_row, last_column = sides[0] - 1, sides[1] - 1
     corners = [(0, 0, 0), (batch - 1, 0, last_column), (0, last_row, 0), (batch - 1, last_row, last_column)]
@@ -93,14 +91,3 @@ def by_definition(layer: Layer, x: Array, plan: Plan) -> Expectation | None:
     if name == "relu":
         outputs = np.maximum(outputs, 0.0)
     return Expectation(plan.output_shape, plan.output_dtype, outputs, places, axis)
-
-
-def _padding(config: Conv2D, way: int, size: int, outputs: int) -> tuple[int, int]:
-    """Returns the zeros before and after the input, along its height (way 0) or width (1)."""
-    if config.padding == "valid":
-        return 0, 0
-    if config.padding != "same":
-        return config.padding[way]
-    window = (config.kernel_size[way] - 1) * config.dilation_rate[way] + 1
-    total = max(0, (outputs - 1) * config.strides[way] + window - size)
-    return total // 2, total - total // 2

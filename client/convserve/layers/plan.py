@@ -239,6 +239,20 @@ def channel_axis(conv2d: Geometry) -> int:
     return 3 if conv2d.data_format == "channels_last" else 1
 
 
+def window(conv2d: Geometry, direction: int) -> int:
+    """Returns how many rows (direction 0) or columns (direction 1) a kernel spans."""
+    return (conv2d.kernel_size[direction] - 1) * conv2d.dilation_rate[direction] + 1
+
+
+def padding_amounts(conv2d: Geometry, size: int, direction: int) -> Pair:
+    """Returns the zeros before and after an input of so many rows or columns, by TensorFlow's rule for "same"."""
+    if not isinstance(conv2d.padding, str):
+        return conv2d.padding[direction]
+    stride = conv2d.strides[direction]
+    total = max(0, (-(-size // stride) - 1) * stride + window(conv2d, direction) - size)
+    return (0, 0) if conv2d.padding == "valid" else (total // 2, total - total // 2)
+
+
 def kernel_shape(conv2d: Geometry, input_channels: int) -> Shape:
     """Returns (kernel height, kernel width, input channels / groups, filters), in both data formats."""
     return (*conv2d.kernel_size, input_channels // conv2d.groups, conv2d.filters)
@@ -301,18 +315,17 @@ def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:
     stride = conv2d.strides[direction]
     if conv2d.padding == "same":
         return -(-size // stride)
-    before, after = (0, 0) if isinstance(conv2d.padding, str) else conv2d.padding[direction]
-    window = (conv2d.kernel_size[direction] - 1) * conv2d.dilation_rate[direction] + 1
-    if size + before + after < window:
+    padding, spanned = sum(padding_amounts(conv2d, size, direction)), window(conv2d, direction)
+    if size + padding < spanned:
         side, letter = (("height", "rows"), ("width", "columns"))[direction]
-        padded = f" and {before + after} {letter} of padding" if before + after else ""
+        padded = f" and {padding} {letter} of padding" if padding else ""
         expected = (
-            f"a {side} of at least {window - before - after}, as kernel_size={conv2d.kernel_size} with "
+            f"a {side} of at least {spanned - padding}, as kernel_size={conv2d.kernel_size} with "
             f"dilation_rate={conv2d.dilation_rate}{padded} needs"
         )
         received = f"{side} {size} (input shape {input_shape}, data_format='{conv2d.data_format}')"
         raise InvalidTensorError.for_field("input", expected, received, "padding='same' would take it.")
-    return (size + before + after - window) // stride + 1
+    return (size + padding - spanned) // stride + 1
 
 
 def _activated_shape(conv2d: Geometry, shape: Shape) -> Shape:

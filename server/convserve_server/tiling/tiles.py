@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import channel_axis
+from convserve.layers.plan import channel_axis, padding_amounts, window
 from convserve.tensors.codec import Shape
 
 Rows = tuple[int, int]
@@ -43,7 +43,7 @@ def tiling_blocker(chain: Sequence[Conv2D]) -> str:
     """Returns what does not let a chunk of layers be computed by tiles; nothing if they can be."""
     if needs_all_rows(chain[-1]):
         return f"{chain[-1].activation.keras_name} along the height"
-    padded = any(max(config.padding[0]) >= _window(config) for config in chain if not isinstance(config.padding, str))
+    padded = any(max(config.padding[0]) >= window(config, 0) for config in chain if not isinstance(config.padding, str))
     if padded and chain[-1].activity_regularizer is not None:
         return "activity_regularizer with rows of padding alone"  # whose tiles overlap, and would count rows twice
     return ""
@@ -105,35 +105,15 @@ def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile 
         if wanted == (0, after[axis]):
             wanted = (0, height)
         else:
-            (top, _), sides = _amounts(config, before)
-            stride, window = config.strides[0], _window(config)
-            first, end = wanted[0] * stride - top, (wanted[1] - 1) * stride - top + window
+            (top, _), sides = (padding_amounts(config, before[axis + direction], direction) for direction in (0, 1))
+            stride = config.strides[0]
+            first, end = wanted[0] * stride - top, (wanted[1] - 1) * stride - top + window(config, 0)
             wanted = max(first, 0), min(end, height)
             if wanted[0] >= wanted[1]:
                 return None
             config = _padded(config, ((wanted[0] - first, end - wanted[1]), sides))  # noqa: PLW2901
         configs.append(config)
     return Tile(tuple(reversed(configs)), wanted, rows)
-
-
-def _window(config: Conv2D, direction: int = 0) -> int:
-    """Returns how many rows (direction 0) or columns (direction 1) a kernel spans."""
-    return (config.kernel_size[direction] - 1) * config.dilation_rate[direction] + 1
-
-
-def _amounts(config: Conv2D, shape: Shape) -> tuple[Rows, Rows]:
-    """Returns ((top, bottom), (left, right)) of an input's padding, by TensorFlow's rule for "same"."""
-    if not isinstance(config.padding, str):
-        return config.padding
-    if config.padding == "valid":
-        return (0, 0), (0, 0)
-    amounts = []
-    for direction in (0, 1):
-        size, stride = shape[height_axis(config) + direction], config.strides[direction]
-        window = _window(config, direction)
-        total = max((-(-size // stride) - 1) * stride + window - size, 0)
-        amounts.append((total // 2, total - total // 2))
-    return amounts[0], amounts[1]
 
 
 @lru_cache(maxsize=1000)
