@@ -16,7 +16,7 @@ from convserve import TLS, InternalError, InvalidRequestError, UnauthenticatedEr
 from convserve.keras import RemoteConv2D, to_remote
 from convserve.keras.remote_calls import KERAS_MARK
 from tests.support.servers.certificates import Authority
-from tests.support.servers.server_process import running_server
+from tests.support.servers.server_process import numpy_server
 
 # Keras' variables tell numpy that they can be copied in an older way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -34,7 +34,7 @@ def guarded(tmp_path_factory):
     pair = authority.issue("server")
     (folder / "tokens.txt").write_text(f"admin {ADMIN} read,compute,change\ncomputer {COMPUTE} compute\n")
     arguments = ("--tls-certificate", pair.certificate, "--tls-key", pair.key, "--tokens-file", folder / "tokens.txt")
-    with running_server(*map(str, arguments)) as running:
+    with numpy_server(*map(str, arguments)) as running:
         yield running.target, TLS(ca=authority.ca.read_bytes())
 
 

@@ -18,7 +18,7 @@ from tests.support.keras.tolerance import TOLERANCE, assert_losses_agree, larges
 
 
 @given(call=calls())
-@examples(150)
+@examples(60)
 def test_outputs_losses_and_amounts_are_keras(client: convserve.Client, call: Call) -> None:
     """All parameters at once: values, each loss, and what the plan says of them."""
     truth = keras_truth.run(call.arguments, call.x, *call.weights)
@@ -39,7 +39,7 @@ def test_outputs_losses_and_amounts_are_keras(client: convserve.Client, call: Ca
 
 
 @given(call=calls())
-@examples(40)
+@examples(20)
 def test_sums_of_whole_numbers_are_exact(client: convserve.Client, call: Call) -> None:
     """Where rounding has no part, nothing differs at all."""
     exact = {"activation": None, "activity_regularizer": None, "dtype": "float32"}
@@ -52,11 +52,15 @@ def test_sums_of_whole_numbers_are_exact(client: convserve.Client, call: Call) -
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)
 @pytest.mark.parametrize("name", sorted(activations.Activation.members))
 def test_every_activation_is_keras(client: convserve.Client, name: str, dtype: str) -> None:
-    """By its name, with Keras' defaults, with a batch, a height and a width that differ from each other."""
+    """By its name, with Keras' defaults, with a batch, a height and a width that differ from each other.
+
+    In one type in both data formats: what transposes does not look at numbers.
+    """
     function: Any = activations.Threshold(0.25, -1.5) if name == "threshold" else name
-    for data_format, shape in (("channels_last", (2, 5, 6, 4)), ("channels_first", (2, 4, 5, 6))):
+    shapes = {"channels_last": (2, 5, 6, 4), "channels_first": (2, 4, 5, 6)}
+    for data_format in shapes if dtype == "float32" else ("channels_last",):
         values = {"filters": 6, "kernel_size": 3, "activation": function, "data_format": data_format, "dtype": dtype}
-        call = Call(values, "convserve", shape)
+        call = Call(values, "convserve", shapes[data_format])
         result = client.convolve(convserve.Layer(call.config, *call.weights), call.x)
         assert worst_excess(result.output, keras_truth.run(values, call.x, *call.weights)) <= 1
 

@@ -1,4 +1,7 @@
-"""A thousand layers of one geometry on a server whose memory holds a tenth of them."""
+"""Hundreds of layers of one geometry on a server whose memory holds a tenth of them.
+
+`CONVSERVE_TEST_LAYERS=1000 pytest -s tests/integration/layers/test_many_layers.py` takes more of them.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import convserve
 from convserve import Conv2D, Layer, OverloadedError, TooLargeError
 from tests.support.servers.server_process import RunningServer, running_server
 
-LAYERS = int(os.environ.get("CONVSERVE_TEST_LAYERS", "1000"))
+LAYERS = int(os.environ.get("CONVSERVE_TEST_LAYERS", "400"))
 KERNEL_BYTES = 3 * 3 * 64 * 64 * 4
 BUDGET = LAYERS // 10 * (KERNEL_BYTES + 4096)
 CONFIG = Conv2D(64, 3, use_bias=False, data_format="channels_last", dtype="float32")
@@ -43,7 +46,7 @@ def resident_bytes(server: RunningServer, what: str = "VmRSS") -> int:
     raise AssertionError(what)
 
 
-def test_a_thousand_layers_take_turns_in_the_memory_and_share_one_trace(
+def test_many_layers_take_turns_in_the_memory_and_share_one_trace(
     small_server: RunningServer, record_property: pytest.RecordProperty
 ) -> None:
     layers = [layer(number) for number in range(LAYERS)]

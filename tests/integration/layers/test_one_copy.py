@@ -12,7 +12,7 @@ from convserve import Conv2D, Layer
 from tests.support.servers.server_process import RunningServer, running_server
 
 CONFIG = Conv2D(4096, 1, use_bias=False, data_format="channels_last", dtype="float32")
-CHANNELS = 4096
+CHANNELS = 2048
 KERNEL_BYTES = CHANNELS * 4096 * 4
 
 
