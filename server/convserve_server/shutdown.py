@@ -25,7 +25,7 @@ _MAX_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers 
 
 
 class StopSignals:
-    """SIGTERM and SIGINT. While the server starts, the first one ends the process; later it is the second one.
+    """SIGTERM, SIGINT, SIGHUP. While the server starts, the first one ends the process; later it is the second one.
 
     A thread waits for them, because the system may hand a signal to any thread, but Python runs handlers in the main
     one only, which would not notice while it loads TensorFlow or waits for a lock.
@@ -37,8 +37,9 @@ class StopSignals:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
+                signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
     def serving(self) -> None:

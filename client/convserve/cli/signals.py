@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM for a command that runs long: the first one asks it to stop, a second one ends the process.
+"""What asks a command that runs long to stop: Ctrl-C, SIGTERM, a closed terminal. A second one ends the process.
 
 Python makes one of two signals of a kind that come before it has called a handler: a second Ctrl-C can be lost. And it
 raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which then
@@ -16,17 +16,19 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_HANGUP: tuple[signal.Signals, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, *_HANGUP)
 _END = 0
 _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep the process
 
 
 @contextmanager
 def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
-    """Handles SIGINT and SIGTERM while the block runs, and yields those that came. Only the main thread may enter it.
+    """Handles such signals while the block runs, and yields those that came. Only the main thread may enter it.
 
     At the first one `stop` is called, in a thread; at the second one `last_words` with the first. The process ends when
-    it returns, after 10 seconds, or at a third signal, with status 128 + the first one.
+    it returns, after 10 seconds, or at a third signal, with status 128 + the first one. A SIGHUP that is ignored, as by
+    `nohup`, stays so.
     """
     received: list[int] = []
     reader, writer = socket.socketpair()
@@ -56,7 +58,11 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
     watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)
     watcher.start()
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    handlers_before = {number: signal.signal(number, lambda *_: None) for number in _NUMBERS}
+    handlers_before = {
+        number: signal.signal(number, lambda *_: None)
+        for number in _NUMBERS
+        if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN
+    }
     try:
         yield received
     finally:

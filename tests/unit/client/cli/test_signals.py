@@ -27,7 +27,7 @@ with graceful_stop(lambda: print("stopping", flush=True), last_words):
 """
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("last_words", ["pass", "lock.acquire()", "raise OSError"])
 def test_a_second_signal_ends_a_process_whose_threads_are_stuck(
     number: signal.Signals, status: int, last_words: str
@@ -60,3 +60,13 @@ def test_the_handlers_are_put_back_after_an_error() -> None:
     with pytest.raises(KeyError), graceful_stop(lambda: None, pytest.fail):
         raise KeyError
     assert [signal.getsignal(number) for number in numbers] == before
+
+
+def test_a_hangup_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with graceful_stop(pytest.fail, pytest.fail) as received:
+            signal.raise_signal(signal.SIGHUP)
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)
