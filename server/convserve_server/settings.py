@@ -7,7 +7,6 @@ A flag wins over its variable, and a variable over the default. The variable of 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from convserve.protocol.addresses import is_localhost, split_address, unix_path
+from convserve.protocol.addresses import ip_address, is_localhost, split_address, unix_path
 
 TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
 """What a token is: characters that RFC 6750 allows, and too many to be guessed."""
@@ -315,10 +314,6 @@ def unknown_variables(environment: Iterable[str]) -> list[str]:
 
 def is_loopback(address: str) -> bool:
     """Returns whether an address can be reached from this machine only."""
-    host = address.rpartition(":")[0].strip("[]")
-    if address.startswith("unix:") or is_localhost(host):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # a name, which may lead anywhere
-        return False
+    host = address.rpartition(":")[0]
+    ip = ip_address(host)  # None for a name, which may lead anywhere
+    return address.startswith("unix:") or is_localhost(host) or (ip is not None and ip.is_loopback)

@@ -24,13 +24,14 @@ from convserve.layers import messages
 from convserve.layers.conv2d import INITIALIZERS, Conv2D
 from convserve.layers.digest import digest
 from convserve.layers.keras_export import to_keras
-from convserve.layers.plan import Plan, plan, weight_rows
+from convserve.layers.plan import Plan, plan
 from convserve.layers.weight_shapes import (
     WEIGHT_DTYPES,
     cast_weight,
     check_bias_shape,
     check_kernel_channels,
     check_weight_shapes,
+    weight_rows,
 )
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, standard_array
 from convserve.v1 import layer_pb2

@@ -212,10 +212,8 @@ def check_padded(layers: Sequence[Geometry], input_shape: Sequence[int] | None, 
             size = shape[direction + (1 if conv2d.data_format == "channels_last" else 2)]
             if size + sum(amounts) >= 2**31:
                 side, letter = (("height", "rows"), ("width", "columns"))[direction]
-                expected, received = (
-                    f"a {side} below 2**31 with the padding",
-                    f"{size} {letter} and {amounts} of padding",
-                )
+                expected = f"a {side} below 2**31 with the padding"
+                received = f"{size} {letter} and {amounts} of padding"
                 with naming_layer(index, len(layers)):
                     raise InvalidTensorError.for_field("padding", expected, received)
         shape = step.output_shape
@@ -261,15 +259,6 @@ def kernel_shape(conv2d: Geometry, input_channels: int) -> Shape:
 def parameter_count(conv2d: Geometry, shape: Shape) -> int:
     """Returns the number of a layer's weights, with a kernel of this shape."""
     return math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
-
-
-def weight_rows(conv2d: Geometry, shape: Shape | None) -> list[html_tables.Row]:
-    """Returns the rows of a notebook's table for a layer's weights; the shape is None before they are drawn."""
-    if shape is None:
-        return [("weights", "drawn by the server")]
-    number = parameter_count(conv2d, shape)
-    amount = bytes_text(number * itemsize(conv2d.variable_dtype))
-    return [("kernel", f"{shape} {conv2d.variable_dtype}"), ("parameters", f"{number:,}, {amount}")]
 
 
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:

@@ -1,16 +1,31 @@
-"""Whether given weights fit a configuration and an input: shapes and dtypes."""
+"""What weights take, and whether given ones fit a configuration and an input: shapes and dtypes."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from convserve.display import html_tables
+from convserve.display.units import bytes_text
 from convserve.errors import InvalidWeightsError, short_repr
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.plan import kernel_shape
-from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, name_of, numpy_dtype
+from convserve.layers.plan import kernel_shape, parameter_count
+from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, itemsize, name_of, numpy_dtype
 
 WEIGHT_DTYPES = (*FLOAT_DTYPES, "bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)))
 """Names of the element types that given weights may have."""
+
+
+def weight_bytes(config: Conv2D, shape: Shape, dtype: str = "") -> int:
+    """Returns the bytes of a layer's weights with a kernel of this shape, in the policy's dtype or another."""
+    return parameter_count(config, shape) * itemsize(dtype or config.variable_dtype)
+
+
+def weight_rows(config: Conv2D, shape: Shape | None) -> list[html_tables.Row]:
+    """Returns the rows of a notebook's table for a layer's weights; the shape is None before they are drawn."""
+    if shape is None:
+        return [("weights", "drawn by the server")]
+    amounts = f"{parameter_count(config, shape):,}, {bytes_text(weight_bytes(config, shape))}"
+    return [("kernel", f"{shape} {config.variable_dtype}"), ("parameters", amounts)]
 
 
 def check_kernel_channels(config: Conv2D, shape: Shape, channels: int) -> None:

@@ -17,8 +17,7 @@ from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import compute_alike
 from convserve.layers.layer import Layer
-from convserve.layers.plan import weight_rows
-from convserve.layers.weight_shapes import check_kernel_channels, check_weight_shapes
+from convserve.layers.weight_shapes import check_kernel_channels, check_weight_shapes, weight_rows
 from convserve.protocol.results import reading_answers
 from convserve.tensors.codec import Shape, checked_shape
 from convserve.v1 import layer_pb2

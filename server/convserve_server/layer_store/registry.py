@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from convserve.errors import InvalidWeightsError, OverloadedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import drawing, kernel_shape, parameter_count
+from convserve.layers.plan import drawing, kernel_shape
+from convserve.layers.weight_shapes import weight_bytes
 from convserve.protocol.results import Losses
 from convserve.protocol.stored_layers import check_name
-from convserve.tensors.codec import Array, itemsize
+from convserve.tensors.codec import Array
 from convserve_server.engine_api import Engine
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
@@ -103,5 +104,4 @@ class LayerRegistry:
 
 
 def _weight_bytes(config: Conv2D, input_channels: int, dtype: str = "") -> int:
-    shape = kernel_shape(config, input_channels)
-    return parameter_count(config, shape) * itemsize(dtype or config.variable_dtype)
+    return weight_bytes(config, kernel_shape(config, input_channels), dtype)

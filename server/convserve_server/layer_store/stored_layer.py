@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import parameter_count
-from convserve.tensors.codec import Shape, itemsize
+from convserve.tensors.codec import Shape
 
 Reference = bytes | str
 """A stored layer's digest, or a name that leads to it."""
@@ -33,16 +32,6 @@ class StoredLayer(NamedTuple):
     names: tuple[str, ...]
     config: Conv2D
     kernel_shape: Shape
-
-    @property
-    def parameter_count(self) -> int:
-        """The number of weights."""
-        return parameter_count(self.config, self.kernel_shape)
-
-    @property
-    def weight_bytes(self) -> int:
-        """The bytes that the weights take."""
-        return self.parameter_count * itemsize(self.config.variable_dtype)
 
 
 class StoreUsage(NamedTuple):

@@ -14,7 +14,8 @@ from convserve.errors import InvalidRequestError, InvalidTensorError, InvalidWei
 from convserve.layers import messages as conv2d_message
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.weight_shapes import check_weight_shapes
+from convserve.layers.plan import parameter_count
+from convserve.layers.weight_shapes import check_weight_shapes, weight_bytes
 from convserve.protocol import layer_messages
 from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_WEIGHTS, WEIGHTS
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
@@ -230,6 +231,6 @@ def _stored_message(stored: StoredLayer) -> layer_pb2.StoredLayer:
         names=stored.names,
         conv2d=conv2d_message.to_message(stored.config),
         kernel_shape=stored.kernel_shape,
-        parameter_count=stored.parameter_count,
-        weight_bytes=stored.weight_bytes,
+        parameter_count=parameter_count(stored.config, stored.kernel_shape),
+        weight_bytes=weight_bytes(stored.config, stored.kernel_shape),
     )

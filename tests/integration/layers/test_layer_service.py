@@ -17,6 +17,7 @@ from google.protobuf import json_format
 
 from convserve import Conv2D, Layer
 from convserve.layers import messages as conv2d_message
+from convserve.tensors.codec import itemsize
 from convserve.v1 import conv2d_pb2, layer_service_pb2_grpc
 from convserve.v1.layer_service_pb2 import (
     DeleteLayerRequest,
@@ -95,6 +96,8 @@ def test_the_server_computes_the_digests_of_the_test_vectors(stub: Any, vector: 
     answer = put(stub, start(header, conv2d=conv2d, expected_digest=digest), *pieces)
     assert answer.layer.digest == digest
     assert answer.layer.parameter_count == math.prod(kernel["shape"]) + (kernel["shape"][3] if bias else 0)
+    dtype = conv2d_message.from_message(conv2d).variable_dtype
+    assert answer.layer.weight_bytes == answer.layer.parameter_count * itemsize(dtype)
 
 
 @pytest.mark.parametrize("cuts", [(16,), (8, 8), (1,) * 16, (5, 0, 0, 7, 4), (0, 16, 0)], ids=str)

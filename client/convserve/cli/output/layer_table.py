@@ -10,8 +10,9 @@ from google.protobuf import json_format
 from convserve.cli.output import report
 from convserve.display.units import bytes_text
 from convserve.layers import messages
-from convserve.layers.plan import parameter_count, weight_rows
-from convserve.tensors.codec import Shape, itemsize
+from convserve.layers.plan import parameter_count
+from convserve.layers.weight_shapes import weight_bytes, weight_rows
+from convserve.tensors.codec import Shape
 
 if TYPE_CHECKING:
     from convserve import Conv2D, Layer, StoredLayer
@@ -40,14 +41,9 @@ class Row(NamedTuple):
         return cls(name, (name,), layer.digest.hex(), layer.config, layer.kernel.shape)
 
     @property
-    def parameters(self) -> int:
-        """How many weights it has."""
-        return parameter_count(self.config, self.kernel_shape)
-
-    @property
     def weight_bytes(self) -> int:
-        """How many bytes they take."""
-        return self.parameters * itemsize(self.config.variable_dtype)
+        """How many bytes its weights take."""
+        return weight_bytes(self.config, self.kernel_shape)
 
 
 def print_table(rows: Sequence[Row]) -> None:
@@ -80,7 +76,7 @@ def document(row: Row) -> dict[str, Any]:
         "names": row.names,
         "digest": row.digest,
         "kernel_shape": row.kernel_shape,
-        "parameters": row.parameters,
+        "parameters": parameter_count(row.config, row.kernel_shape),
         "weight_bytes": row.weight_bytes,
         "config": json_format.MessageToDict(messages.to_message(row.config), preserving_proto_field_name=True),
     }
