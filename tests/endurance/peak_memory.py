@@ -26,10 +26,10 @@ import numpy as np
 
 from convserve import Conv2D, InvalidArgumentError, Layer, activations
 from convserve.layers.plan import Plan, plan
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
-from convserve_server.memory.aligned import aligned_empty
 from tests.support.processes import status
 
 RATIO = 1.5

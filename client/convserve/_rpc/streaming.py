@@ -18,6 +18,7 @@ from convserve.protocol.pieces import ACCEPTED, PIECE_BYTES, cut
 from convserve.protocol.results import Result, Timing, check_answer, check_size, reading_answers
 from convserve.protocol.status import from_item_error
 from convserve.tensors import framing
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 
@@ -96,7 +97,7 @@ class Stream:
         check_answer(message.result, replace(plan, output_shape=shape), tuple(head.shape), head.dtype)
         if self._output is None:  # which no server computes, there may be no memory for
             out = self._request.out
-            self._output = np.empty(plan.output_shape, numpy_dtype(plan.output_dtype)) if out is None else out
+            self._output = aligned_empty(plan.output_shape, numpy_dtype(plan.output_dtype)) if out is None else out
         output = np.asarray(self._output)[rows[0]]
         self._results.append(Result.from_message(message.result, output))
         self._rest = output.reshape(-1).view(np.uint8)

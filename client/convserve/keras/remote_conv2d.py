@@ -16,6 +16,7 @@ from convserve.activations import Activation
 from convserve.errors import InvalidRequestError, MissingDependencyError
 from convserve.keras.remote_calls import Remote, grant, in_layer
 from convserve.layers.conv2d import Conv2D
+from convserve.tensors.aligned import ALIGNMENT, address_of
 from convserve.tensors.codec import Array, check_unmasked
 
 try:
@@ -195,11 +196,18 @@ def _applied(
             return tape.gradient(output, x, upstream), *(None for _ in weights)
 
         if tf.executing_eagerly():
-            return tf.convert_to_tensor(function(*map(np.asarray, (x, *weights)))), gradient
+            return _tensor_of(function(*map(np.asarray, (x, *weights)))), gradient
         # A convolution is pure. That said, TensorFlow computes branches of a model side by side.
         return tf.numpy_function(function, (x, *weights), config.compute_dtype, stateful=False), gradient
 
     return applied(x, *weights)
+
+
+def _tensor_of(output: Array) -> Any:
+    """Returns an array as a tensor: where TensorFlow can compute with it, on its memory, as nobody else has it."""
+    if output.dtype.name == "bfloat16" or not output.size or address_of(output) % ALIGNMENT:
+        return tf.convert_to_tensor(output)
+    return tf.experimental.dlpack.from_dlpack(output.__dlpack__())
 
 
 def _computed_here(config: Conv2D, x: Any, kernel: Any, bias: Any = None) -> Any:

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from convserve.tensors.aligned import ALIGNMENT, address_of
 from convserve.tensors.codec import Array
 from convserve.tensors.mapped_memory import Map
 from convserve.v1 import tensor_pb2
@@ -29,8 +30,6 @@ SUFFIX = ".shared-memory"
 """What a Unix socket's path is followed by in the path of the socket that takes regions."""
 NAME_BYTES = 16
 TICKET_BYTES = 32
-ALIGNMENT = 64
-"""What an array's place in a region is a multiple of, in bytes; TensorFlow computes on such arrays where they are."""
 
 _MIN_REGION = 2**16
 _MAX_UNREAD_ANSWERS = 64  # fewer than a socket holds
@@ -206,7 +205,7 @@ class SharedMemory:
         """Returns where an array is that `empty` made, or that is a part of one; None for any other."""
         root = _root(array)
         region = self._lent.get(id(root))
-        offset = 0 if region is None else array.ctypes.data - root.ctypes.data
+        offset = 0 if region is None else address_of(array) - address_of(root)
         return region.place(offset) if region is not None and offset % ALIGNMENT == 0 else None
 
     def withdraw(self, array: Array) -> None:

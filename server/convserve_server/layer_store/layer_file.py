@@ -22,10 +22,10 @@ from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.weight_shapes import check_weight_shapes
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, Shape, itemsize, numpy_dtype
 from convserve.v1 import conv2d_pb2
 from convserve_server.layer_store.stored_layer import LayerHead
-from convserve_server.memory.aligned import aligned_empty
 
 DAMAGE = (
     json_format.ParseError, ConvserveError, ValueError, KeyError, TypeError, AttributeError, RecursionError,

@@ -1,32 +1,18 @@
-"""Memory that begins where vector instructions like it, on which TensorFlow computes without a copy of its own."""
+"""Arrays as TensorFlow computes on them without a copy of its own."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from convserve.tensors.aligned import ALIGNMENT, address_of, aligned_empty
 from convserve.tensors.codec import Array
-
-ALIGNMENT = 64
-"""Bytes; what TensorFlow asks of its tensors."""
-
-
-def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
-    """Returns an uninitialized array in aligned memory."""
-    dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -_address(memory) % ALIGNMENT
-    array: Array = memory[begin : begin + size].view(dtype).reshape(shape)
-    return array
 
 
 def aligned(array: Array) -> Array:
     """Returns an array itself if it is contiguous and in aligned memory, else a copy that is."""
-    if array.flags.c_contiguous and not _address(array) % ALIGNMENT:
+    if array.flags.c_contiguous and not address_of(array) % ALIGNMENT:
         return array
     copy = aligned_empty(array.shape, array.dtype)
     copy[...] = array
@@ -48,7 +34,3 @@ def joined(arrays: Sequence[Array]) -> Array:
     joint = aligned_empty((rows, *arrays[0].shape[1:]), arrays[0].dtype)
     np.concatenate(arrays, out=joint)
     return joint
-
-
-def _address(array: Array) -> int:
-    return int(array.__array_interface__["data"][0])

@@ -15,9 +15,9 @@ from convserve.errors import (
     TooLargeError,
 )
 from convserve.layers.layer import Layer
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, name_of, numpy_dtype
 from convserve_server.backend import Backend
-from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.open_inference.infer_tensors import (
     DATATYPES,

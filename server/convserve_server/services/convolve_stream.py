@@ -15,10 +15,10 @@ from convserve.layers.layer import Layer
 from convserve.protocol.pieces import PIECE_BYTES, cut
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, checked_shape, dtype_name, head_of, numpy_dtype
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.backend import Backend
-from convserve_server.memory.aligned import aligned_empty
 from convserve_server.observability.call_record import CallRecord
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller

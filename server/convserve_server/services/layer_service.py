@@ -18,6 +18,7 @@ from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import check_weight_shapes, weight_bytes
 from convserve.protocol import layer_messages
 from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_WEIGHTS, WEIGHTS
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
@@ -25,7 +26,6 @@ from convserve_server.backend import BackendGate
 from convserve_server.layer_store.errors import checked_digest
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
-from convserve_server.memory.aligned import aligned_empty
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 

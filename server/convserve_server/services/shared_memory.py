@@ -24,9 +24,10 @@ import time
 from pathlib import Path
 
 from convserve.errors import InvalidTensorError, OverloadedError, SharedMemoryLostError
+from convserve.tensors.aligned import ALIGNMENT
 from convserve.tensors.codec import Array
 from convserve.tensors.mapped_memory import Map
-from convserve.tensors.shared_memory import ALIGNMENT, NAME_BYTES, SUFFIX, TICKET_BYTES
+from convserve.tensors.shared_memory import NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
 from convserve_server.auth.identity import peer_process
 from convserve_server.memory.regions import RegionTable, is_within

@@ -24,9 +24,9 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import plan
 from convserve.protocol.results import Losses
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, Shape, name_of, numpy_dtype
 from convserve_server.engine_api import Computed, Engine
-from convserve_server.memory.aligned import aligned_empty
 from convserve_server.tiling.memory_bounds import MemoryBounds
 from convserve_server.tiling.tiles import chunks, height_axis, row_slices, tile, tiling_blocker, with_configs
 from convserve_server.tiling.work import work

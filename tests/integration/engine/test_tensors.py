@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.memory.aligned import aligned_constant, aligned_empty
+from convserve_server.memory.aligned import aligned_constant
 
 
 @pytest.fixture(scope="module")

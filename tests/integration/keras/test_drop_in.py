@@ -288,3 +288,20 @@ def test_it_asks_for_keras_on_tensorflow(monkeypatch: pytest.MonkeyPatch) -> Non
     code = "import sys; sys.modules['keras'] = None; import convserve.keras"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "MissingDependencyError: convserve.keras needs Keras on TensorFlow (import of keras halted" in answer.stderr
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["gRPC", "shared memory"])
+def test_tensorflow_takes_a_large_output_where_the_client_has_put_it(
+    server: RunningServer, sharing_server: RunningServer, shared: bool
+) -> None:
+    layer = RemoteConv2D(2, 1, bias_initializer="ones", server=(sharing_server if shared else server).target)
+    x = np.random.default_rng(1).random((1, 600, 600, 1), "f4")
+    expected = layer.compute_output_shape(x.shape)
+    outputs = []
+    convolve = layer._remote.convolve
+    layer._remote.convolve = lambda *arguments: outputs.append(convolve(*arguments)) or outputs[-1]
+    y = layer(x)
+    assert y.shape == expected
+    assert apart(y, x * layer.kernel.numpy()[0] + 1) < 1e-6
+    outputs[0][...] = 7
+    assert float(tf.reduce_min(y)) == 7

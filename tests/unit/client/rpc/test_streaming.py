@@ -102,6 +102,7 @@ def test_what_comes_back_is_put_together(stream: streaming.Stream) -> None:
     result = received(stream, [each for messages in ANSWERS for each in messages])
     np.testing.assert_array_equal(result.output, np.repeat(2 * request().input, 2, axis=-1))
     assert result.batch_size == 2
+    assert result.output.ctypes.data % 64 == 0  # so that TensorFlow takes it where it is
 
 
 def test_pieces_may_be_of_any_length_and_written_in_any_way(stream: streaming.Stream) -> None:

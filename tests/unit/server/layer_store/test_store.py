@@ -12,9 +12,9 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.layers.digest import digest
+from convserve.tensors.aligned import ALIGNMENT, aligned_empty
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
-from convserve_server.memory.aligned import ALIGNMENT, aligned_empty
 
 PLENTY = 2**30
 
