@@ -19,8 +19,7 @@ from convserve.v1 import conv2d_pb2
 LAYER_SUFFIXES = (".safetensors", ".npz")
 """How the names of the files that `save_layer` writes end."""
 
-FORMAT = {"format": "convserve.v1.layer"}
-"""The metadata by which such a safetensors file is known; a server's durable store writes the same."""
+_FORMAT = {"format": "convserve.v1.layer"}  # by which such a safetensors file is known
 
 
 def save_layer(path: str | Path, layer: Layer) -> None:
@@ -32,8 +31,7 @@ def save_layer(path: str | Path, layer: Layer) -> None:
     file = Path(path)
     try:
         if file.suffix.lower() == ".safetensors":
-            config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
-            safetensors.write(file, layer.arrays, FORMAT | {"conv2d": config})
+            safetensors.write(file, layer.arrays, metadata_of(layer.config))
         elif file.suffix.lower() == ".npz":
             named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
             with file.open("wb") as opened:
@@ -45,9 +43,14 @@ def save_layer(path: str | Path, layer: Layer) -> None:
         raise unwritable("output", path, error) from error
 
 
+def metadata_of(config: Conv2D) -> dict[str, str]:
+    """Returns the metadata of a safetensors file with a layer's weights; a server's durable store adds to them."""
+    return _FORMAT | {"conv2d": json_format.MessageToJson(messages.to_message(config), indent=None)}
+
+
 def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
     """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
-    if not FORMAT.items() <= metadata.items():
+    if not _FORMAT.items() <= metadata.items():
         return None
     try:
         return messages.from_message(json_format.Parse(metadata.get("conv2d", ""), conv2d_pb2.Conv2D()))

@@ -12,24 +12,20 @@ import operator
 import os
 from typing import BinaryIO, NamedTuple
 
-from google.protobuf import json_format
 from safetensors.numpy import save
 
 from convserve.errors import ConvserveError
-from convserve.files.layers import FORMAT
+from convserve.files.layers import configuration_in, metadata_of
 from convserve.files.safetensors import DTYPES
-from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.weight_shapes import check_weight_shapes
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, Shape, itemsize, numpy_dtype
-from convserve.v1 import conv2d_pb2
 from convserve_server.layer_store.stored_layer import LayerHead
 
 DAMAGE = (
-    json_format.ParseError, ConvserveError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
-    PermissionError, IsADirectoryError,
+    ConvserveError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PermissionError, IsADirectoryError,
 )  # fmt: skip
 """What reading a file of somebody else's raises, or one that may not be read; deep nesting is a RecursionError."""
 
@@ -46,8 +42,8 @@ class _Header(NamedTuple):
 
 def encode(layer: Layer) -> bytes:
     """Returns the contents of a layer's file."""
-    config = json_format.MessageToJson(messages.to_message(layer.config), indent=None)
-    data: bytes = save(layer.arrays, metadata=FORMAT | {"conv2d": config, "checksum": _checksum(config)})
+    metadata = metadata_of(layer.config)
+    data: bytes = save(layer.arrays, metadata | {"checksum": _checksum(metadata["conv2d"])})
     return data
 
 
@@ -80,9 +76,10 @@ def _read_header(file: BinaryIO) -> _Header:
         raise ValueError(f"its header says that it has {length} bytes")
     tensors = json.loads(file.read(length))
     metadata = tensors["__metadata__"]
-    if not FORMAT.items() <= metadata.items() or metadata["checksum"] != _checksum(metadata["conv2d"]):
+    is_sound = metadata["checksum"] == _checksum(metadata["conv2d"])
+    config = configuration_in(metadata) if is_sound else None
+    if config is None:
         raise ValueError("its header has another format, or another checksum")
-    config = messages.from_message(json_format.Parse(metadata["conv2d"], conv2d_pb2.Conv2D()))
     names = ("kernel", "bias") if config.use_bias else ("kernel",)
     shapes: dict[str, Shape] = {name: tuple(map(operator.index, tensors[name]["shape"])) for name in names}
     check_weight_shapes(config, shapes["kernel"], config.use_bias)
