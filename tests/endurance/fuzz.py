@@ -50,7 +50,7 @@ _MAX_GROWTH_BYTES = 300_000_000
 _MAX_AT_ONCE_BYTES = 1_000_000_000  # beside what it had: callers' calls, of 64 MiB by their plans
 _MAX_BYTES = 20_000
 _ALL_RPCS = {rpc.name: rpc for rpc in (*RPCS, *INFERENCE_RPCS)}
-_MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
+MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
 _MEMORY_BYTES = 4096
 _FAILED = "Its log has the details under error id"  # what is told of a defect
 _NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)
@@ -114,7 +114,7 @@ def _inference_seeds() -> dict[str, list[Message]]:
     typed.inputs[0].contents.fp32_contents.extend(range(4))
     shared.inputs.append(place(Tensor(name="x", datatype="FP32", shape=x.shape), "fuzz", x.nbytes))
     named = {"name": "fuzz", "version": "1"}
-    region = {"name": "fuzz", "key": f"/{_MEMORY.name}", "offset": 0, "byte_size": _MEMORY_BYTES}
+    region = {"name": "fuzz", "key": f"/{MEMORY.name}", "offset": 0, "byte_size": _MEMORY_BYTES}
     return {
         "ModelReady": [messages.ModelReadyRequest(**named)],
         "ModelMetadata": [messages.ModelMetadataRequest(**named)],
@@ -216,11 +216,11 @@ def fuzz(inputs: int, seconds: float = 3600.0, seed: int | None = None, *, serve
 @contextmanager
 def _memory() -> Iterator[None]:
     """Makes the shared memory that is registered."""
-    _MEMORY.write_bytes(bytes(_MEMORY_BYTES))
+    MEMORY.write_bytes(bytes(_MEMORY_BYTES))
     try:
         yield
     finally:
-        _MEMORY.unlink(missing_ok=True)
+        MEMORY.unlink(missing_ok=True)
 
 
 def send_changed(target: str, known: list[Input], seed: int, number: int) -> Fuzz:

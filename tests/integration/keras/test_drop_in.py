@@ -261,13 +261,13 @@ def test_errors_are_ours_and_name_the_layer(server: RunningServer) -> None:
 
 def test_it_is_saved_loaded_copied_and_cloned_like_any_layer(server: RunningServer, tmp_path: Path) -> None:
     _, remote = twins(server.target, 6, 3, activation="relu", name="stem")
-    model = keras.Sequential([keras.Input((16, 16, 4)), remote, RemoteConv2D(2, 1, server=[server.target], timeout=9)])
+    model = keras.Sequential([keras.Input((16, 16, 4)), remote, RemoteConv2D(2, 1, server=[server.target], timeout=90)])
     expected = model.predict(X, verbose=0)
     model.save(tmp_path / "model.keras")
     for same in (keras.models.load_model(tmp_path / "model.keras"), pickle.loads(pickle.dumps(model))):  # noqa: S301
         assert [type(each) for each in same.layers] == [RemoteConv2D, RemoteConv2D]
         assert [(each.server, each.timeout) for each in same.layers] == [
-            (server.target, None), ((server.target,), 9)
+            (server.target, None), ((server.target,), 90)
         ]  # fmt: skip
         assert np.array_equal(same.predict(X, verbose=0), expected)
     clone = keras.models.clone_model(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +79,6 @@ def test_a_model_of_keras_applications_agrees_on_a_photograph(server: RunningSer
     assert kinds(back) == kinds(model)
     assert same_weights(back, model)
     assert np.array_equal(back(images), model(images))
-    for name, each in (("local", model), ("remote", remote)):
-        begin = time.perf_counter()
-        each.predict(images, verbose=0)
-        print(f"MobileNet 0.25, two images of 96x96, predict {name}: {time.perf_counter() - begin:.3f} s")
 
 
 def functional() -> Any:
@@ -99,8 +94,8 @@ def functional() -> Any:
 
 def test_nested_and_shared_layers_keep_names_weights_and_losses(server: RunningServer, tmp_path: Path) -> None:
     model = functional()
-    remote = to_remote(model, server.target, timeout=20)
-    assert remote.get_layer("inner").get_layer("within").timeout == 20
+    remote = to_remote(model, server.target, timeout=120)
+    assert remote.get_layer("inner").get_layer("within").timeout == 120
     assert kinds(remote).count("RemoteConv2D") == 3
     assert [each.name for each in remote.layers] == [each.name for each in model.layers]
     assert (remote.name, remote.output_names) == (model.name, model.output_names)
@@ -271,8 +266,8 @@ def test_a_vocabulary_is_kept(server: RunningServer) -> None:
 
 def test_a_remote_model_moves_to_another_server(server: RunningServer) -> None:
     remote = to_remote(in_model(layers.Conv2D(4, 3)), "127.0.0.1:1")
-    moved = to_remote(remote, server.target, timeout=8)
-    assert (moved.layers[0].server, moved.layers[0].timeout) == (server.target, 8)
+    moved = to_remote(remote, server.target, timeout=80)
+    assert (moved.layers[0].server, moved.layers[0].timeout) == (server.target, 80)
     assert apart(moved(X), to_local(remote)(X)) < 1e-5
 
 

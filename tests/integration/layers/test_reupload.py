@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -105,10 +104,11 @@ def test_weights_of_2_gib_cannot_go_with_a_call_though_they_were_put(
 
 
 class SlowServer:
-    """Holds no layer, and takes its time to say so."""
+    """Holds no layer; answers so many calls, and none after these."""
 
     def __init__(self) -> None:
         self.remaining: list[float] = []  # seconds that each call had left when it came
+        self.answers = 0
         self.pool = ThreadPoolExecutor(8)
         self.server = grpc.server(self.pool)
         self.server.add_generic_rpc_handlers((self,))
@@ -119,17 +119,22 @@ class SlowServer:
         return grpc.stream_stream_rpc_method_handler(self.put if call.method.endswith("PutLayer") else self.refuse)
 
     def refuse(self, _: Any, context: Any) -> Iterator[bytes]:
-        self.remaining.append(context.time_remaining())
-        time.sleep(0.4)
+        self.hold(context)
         context.abort_with_status(to_status(LayerNotFoundError("put it", layer="x")))
         yield b""
 
     def put(self, requests: Any, context: Any) -> Iterator[bytes]:
-        self.remaining.append(context.time_remaining())
+        self.hold(context)
         context.send_initial_metadata((("convserve-weights", "held"),))
         list(requests)
-        time.sleep(0.4)
         yield b""
+
+    def hold(self, context: Any) -> None:
+        """Lets a call that is not answered wait until it has ended."""
+        self.remaining.append(context.time_remaining())
+        ended = threading.Event()
+        if len(self.remaining) > self.answers and context.add_callback(ended.set):
+            ended.wait(30)
 
 
 @pytest.fixture
@@ -149,7 +154,7 @@ def test_one_timeout_holds_for_all_that_a_call_takes(slow: SlowServer, make_clie
     with make_client([slow.target] * 2, shared_memory=False) as client:
         made = client._wrapped if hasattr(client, "_wrapped") else client
         layer = (AsyncStoredLayer if made is not client else StoredLayer)(made, **parts)
-        for timeout in (0.2, 1.0):  # less than a call takes, and less than all of them take
+        for timeout, slow.answers in ((0.2, 0), (1.0, 1)):
             slow.remaining.clear()
             with pytest.raises(DeadlineExceededError, match=f"within timeout={timeout:g} seconds"):
                 client.convolve([layer], X, timeout=timeout)
