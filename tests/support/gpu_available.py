@@ -27,19 +27,25 @@ def missing_packages() -> list[str]:
     return [package for module, package in _SERVER_NEEDS.items() if importlib.util.find_spec(module) is None]
 
 
-@functools.cache
-def lacking() -> str | None:
-    """Returns what this machine lacks of a GPU that TensorFlow computes on, or None if it lacks nothing."""
-    found = []
+def lacking_driver() -> str | None:
+    """Returns in words that no GPU can be here, which takes no time to know, or None."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
-        found.append("an NVIDIA driver (libcuda.so.1 cannot be loaded)")
+        return "an NVIDIA driver (libcuda.so.1 cannot be loaded)"
+    return None
+
+
+@functools.cache
+def lacking() -> str | None:
+    """Returns what this machine lacks of a GPU that TensorFlow computes on, or None if it lacks nothing."""
+    driver = lacking_driver()
+    found = [] if driver is None else [driver]
     packages = missing_packages()
     if packages:
         found.append(f"Python packages ({', '.join(packages)})")
     if "tensorflow" not in packages:
-        found += _tensorflow_lacks(has_driver=not found or "driver" not in found[0])
+        found += _tensorflow_lacks(has_driver=driver is None)
     return ", and ".join(found) or None
 
 

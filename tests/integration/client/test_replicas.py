@@ -16,7 +16,7 @@ import convserve
 from convserve import Conv2D, Layer
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.servers.counting_proxy import CountingProxy, counting_proxy
-from tests.support.servers.server_process import RunningServer, running_server
+from tests.support.servers.server_process import RunningServer, numpy_server
 
 CALLS = 20
 RNG = np.random.default_rng()
@@ -26,9 +26,9 @@ WEIGHT_BYTES = 512 * 2048 * 4
 
 
 @pytest.fixture(scope="module")
-def servers(server: RunningServer) -> Iterator[list[RunningServer]]:
-    with running_server() as second:
-        yield [server, second]
+def servers() -> Iterator[list[RunningServer]]:
+    with numpy_server() as first, numpy_server() as second:
+        yield [first, second]
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from convserve.bench import correctness, in_process
 from convserve.bench.loops import Subject
 from convserve.bench.measurement import Load, Measurement, is_right
 from convserve.bench.workloads import Workload, with_weights
-from tests.support.servers.server_process import running_server
+from tests.support.servers.server_process import numpy_server
 
 LAYER = ("--filters", "4", "--kernel-size", "3", "--activation", "relu", "--padding", "same")
 SHORT = ("--seconds", "0.2", "--input-shape", "1,8,8,3", *LAYER)
@@ -75,7 +75,7 @@ def test_json_on_stdout_comes_alone(run):
 
 def test_it_says_how_tensors_travel(capsys):
     large = ("--input-shape", "1,200,200,3", "--filters", "4", "--kernel-size", "3", "--seconds", "0.2")
-    with running_server("--shared-memory") as sharing:
+    with numpy_server("--shared-memory") as sharing:
         command = ["bench", *large, "--target", sharing.target, "--concurrency", "1"]
         assert cli.main(command) == 0
         assert "tensors  in shared memory" in capsys.readouterr().out

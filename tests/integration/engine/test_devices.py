@@ -29,8 +29,8 @@ GPU = "gpu:0"
 @pytest.fixture(scope="module", params=["cpu", pytest.param(GPU, marks=pytest.mark.gpu)])
 def device(request: pytest.FixtureRequest) -> str:
     """A device's name; skips where the machine lacks it."""
-    if request.param == GPU and gpu_available.lacking():
-        pytest.skip(f"this machine lacks {gpu_available.lacking()}")
+    if request.param == GPU and (lacks := gpu_available.lacking_driver() or gpu_available.lacking()):
+        pytest.skip(f"this machine lacks {lacks}")
     return str(request.param)
 
 
@@ -60,6 +60,8 @@ def test_it_computes_where_it_says(device: str, caller: convserve.Client) -> Non
     assert caller.convolve(convserve.Conv2D(2, 3), np.zeros((1, 4, 4, 1), np.float32)).device == only.name
 
 
+# On the CPU tests/integration/keras/test_outputs.py draws more of the same.
+@pytest.mark.parametrize("device", [pytest.param(GPU, marks=pytest.mark.gpu)], indirect=True)
 @given(call=calls())
 @examples(25)
 def test_outputs_are_keras(device: str, caller: convserve.Client, call: Call) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 import convserve
 from tests import agreement
+from tests.support.keras.truth import keras
 from tests.support.servers.server_process import RunningServer
 
 
@@ -57,10 +58,15 @@ class WithoutBias:
         return self._client.convolve(convserve.Layer(layer.config.replace(use_bias=False), layer.kernel), x)
 
 
+def made(name: str, count: int) -> agreement.Case:
+    layer = keras.layers.Conv2D(4, 3, use_bias=name == "biased")
+    layer.build((1, 8, 8, 3))
+    return agreement.Case(name, layer, (1, 8, 8, 3), count)
+
+
 def test_a_layer_that_disagrees_is_found(client: convserve.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison can fail: with the bias left out, the layer that has one disagrees, and the other does not."""
-    plain = min(agreement.cases("MobileNetV2"), key=_flops)
-    biased = min(agreement.cases("ResNet50"), key=_flops)
+    plain, biased = (made(name, count) for name, count in (("plain", 3), ("biased", 4)))
     biased.layer.bias.assign(np.full(biased.layer.bias.shape, 1e-3))
     monkeypatch.setattr(agreement, "cases", lambda _: [plain, biased])
     (row,) = agreement.rows(WithoutBias(client), ["any"])  # type: ignore[arg-type]
