@@ -28,7 +28,7 @@ class RegionTable(Generic[Key, AnyRegion]):
     ) -> None:
         """Starts without any. Abandoned regions are unregistered where there is no room for another.
 
-        `is_abandoned` is told, too, whether there is none for anybody who asks for half of all at most.
+        `is_abandoned` is told, too, whether there is none for a caller without any, who asks for half of all at most.
         """
         self._max_bytes, self._max_regions, self._is_abandoned = max_bytes, max_regions, is_abandoned
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class RegionTable(Generic[Key, AnyRegion]):
             if key in self._regions:
                 raise KeyError(key)
             if not self._has_room(region.size, caller):
-                is_full = 2 * region.size <= self._max_bytes and not self._has_room(region.size, "")
+                is_full = 2 * region.size <= self._max_bytes and not self._has_room(region.size, caller, is_first=True)
                 kept = {key: held for key, held in self._regions.items() if not self._is_abandoned(held[0], is_full)}
                 self._regions = kept
             if not self._has_room(region.size, caller):
@@ -71,9 +71,11 @@ class RegionTable(Generic[Key, AnyRegion]):
         with self._lock:
             return {key: region for key, (region, _) in self._regions.items()}
 
-    def _has_room(self, size: int, caller: str) -> bool:
+    def _has_room(self, size: int, caller: str, *, is_first: bool = False) -> bool:
+        """Returns whether a caller may have another region, or might if it were its first."""
         sizes = [size, *(region.size for region, _ in self._regions.values())]
-        own = [size, *(region.size for region, whose in self._regions.values() if whose == caller)] if caller else []
+        others = () if is_first else (region.size for region, whose in self._regions.values() if whose == caller)
+        own = [size, *others] if caller else []
         left_regions, left_bytes = self._max_regions - len(sizes), self._max_bytes - sum(sizes)
         return len(own) <= left_regions >= 0 and sum(own) <= left_bytes >= 0
 

@@ -62,6 +62,23 @@ def test_a_caller_leaves_as_much_as_it_has(size: int) -> None:
     assert taken_by("after") == 4
 
 
+@pytest.mark.parametrize("size", [0, 8], ids=["regions", "bytes"])
+def test_what_is_abandoned_makes_room_for_a_first_one_that_would_leave_too_little(size: int) -> None:
+    """Many callers with one each fill all but what the share of a further one leaves to others."""
+    table: RegionTable[str, Any] = RegionTable(
+        16 * 8, 1000 if size else 16, lambda each, is_full: is_full and each.abandoned
+    )
+    regions = [region(size) for _ in range(15)]
+    for number, each in enumerate(regions):
+        table.register(f"{number}", each, f"caller {number}")
+    with pytest.raises(OverloadedError):
+        table.register("first", region(size), "honest")
+    for each in regions:
+        each.abandoned = True
+    table.register("first", region(size), "honest")
+    assert list(table.all()) == ["first"]
+
+
 def test_one_region_takes_no_more_than_half() -> None:
     table: RegionTable[str, Any] = RegionTable(100, 10)
     with pytest.raises(OverloadedError, match="half of what is left"):
