@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import convserve
 from tests.support.processes import end_those_of_the_test
@@ -15,6 +16,9 @@ from tests.support.tritonclient.process import KINDS, TritonClient, triton_clien
 # A developer's own server and token: clients would call it and show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TARGET", None)
 os.environ.pop("CONVSERVE_TOKEN", None)
+# On a busy machine an example takes any time, and so does drawing one.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 # Hundreds of processes import our modules, which one of them compiles for all.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # As the server has it: Keras, which answers are held against, is to compute with kernels that are right.

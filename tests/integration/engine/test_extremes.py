@@ -49,7 +49,7 @@ def calls(draw: Any) -> tuple[Conv2D, tuple[int, ...]]:
 
 
 @given(call=calls())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 def test_extremes_are_computed_or_refused_and_no_defect(small: Any, call: tuple[Conv2D, tuple[int, ...]]) -> None:
     server, client = small
     config, shape = call

@@ -469,7 +469,7 @@ def test_shared_memory_is_refused_where_it_is_not_allowed(caller, layer):
 
 
 @pytest.mark.parametrize("rpc", INFERENCE_RPCS, ids=lambda rpc: rpc.name)
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(data=st.binary(max_size=64))
 def test_any_bytes_are_answered_or_refused(caller, rpc, data):
     method = caller.channel.stream_stream(f"/inference.GRPCInferenceService/{rpc.name}")

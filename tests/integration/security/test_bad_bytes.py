@@ -170,7 +170,7 @@ def damaged(draw, whole):
 
 
 @pytest.mark.parametrize("name", ["Convolve", "Plan"])
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_messages_are_answered_or_refused(caller, name, data):
     (rpc,) = (rpc for rpc in RPCS if rpc.name == name)

@@ -118,7 +118,7 @@ def open_clients(sharing_server: RunningServer) -> Iterator[dict[str, convserve.
         }
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_shape_gives_the_same_bits(open_clients: dict[str, convserve.Client], data: st.DataObject) -> None:
     """And the right ones: of whole numbers so small no order of summation rounds anything."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from convserve import (
@@ -259,7 +259,6 @@ def test_one_that_is_larger_than_the_bound_goes_alone() -> None:
     assert flow.has_work
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=40),
     max_bytes=st.integers(1, 200_000),

@@ -219,7 +219,7 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.names() == tuple(sorted(self.leads_to))
 
 
-StoreModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+StoreModel.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
 TestStoreModel = StoreModel.TestCase
 
 

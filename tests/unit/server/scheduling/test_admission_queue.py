@@ -311,7 +311,7 @@ def test_a_call_whose_caller_raises_takes_nothing(step: str, kind: type[BaseExce
     compute(queue.enter(Caller("c"), plan(1)))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 6), st.sampled_from(["stay", "leave", "fail"]))))
 def test_all_slots_and_bytes_are_free_in_the_end(steps: list[tuple[str, int, str]]) -> None:
     callers, most = Callers(queue_of(total=8, slots=200)), [0]

@@ -446,7 +446,7 @@ CALLS = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     callers=st.lists(st.lists(CALLS, min_size=1, max_size=6), min_size=1, max_size=12),
     devices=st.integers(1, 3),
