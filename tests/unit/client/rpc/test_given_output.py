@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import resource
+import threading
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, InternalError, InvalidTensorError, Layer
+from convserve._async import io
 from convserve._rpc import streaming
 from convserve._rpc.requests import convolve_request
 from convserve.protocol import pieces
@@ -164,3 +167,26 @@ def test_an_answer_of_another_form_leaves_it_as_it_is(lie: ConvolveResponse) -> 
     with pytest.raises(InternalError, match="an output of shape"):
         request.result(framing.write(ConvolveResponse(layers=[LayerOutcome()]), output))
     assert (out == 7).all()
+
+
+def test_a_cancelled_caller_waits_for_the_copy_into_it() -> None:
+    begun, released = threading.Event(), threading.Event()
+    written = []
+
+    def copy(number: int) -> None:
+        begun.set()
+        released.wait()
+        written.append(number)
+
+    async def call() -> None:
+        task = asyncio.create_task(io.completed(copy, 1))
+        await asyncio.to_thread(begun.wait)
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+        released.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert written == [1]
+
+    asyncio.run(call())
