@@ -109,7 +109,7 @@ class Connections:
     def listens_at(self, address: str) -> None:
         """Says that gRPC has connections to an address, as `listen` returns it."""
         if path := unix_path(address):
-            self._paths.add(path)
+            self._paths |= {path, address.removeprefix("unix:")}  # as it is, and as gRPC gives it to the system
         else:
             self._ports.add(int(address.rpartition(":")[2]))
 

@@ -7,13 +7,16 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from convserve_server.auth.identity import ALL, Identity, anyone
 from convserve_server.transport.connections import Connections, with_spare
+from tests.support.waiting import eventually
 
 MAX = 4
 
@@ -214,6 +217,22 @@ def test_on_a_unix_socket_a_process_has_half(tmp_path: Path) -> None:
     listening = Listener(str(tmp_path / "socket"))
     with listening.opened:
         assert listening.closed(*(listening.connect() for _ in range(MAX + 2))) == [0, 1]
+
+
+@pytest.mark.parametrize("scheme", ["unix:", "unix://"])
+def test_grpcs_connections_on_a_unix_socket_are_found(tmp_path: Path, scheme: str) -> None:
+    path = tmp_path / "socket"
+    server, connections = grpc.server(ThreadPoolExecutor(1)), Connections(1, 9)
+    server.add_insecure_port(f"{scheme}{path}")
+    server.start()
+    connections.listens_at(f"{scheme}{path}")
+    with ExitStack() as opened:
+        for _ in range(3):
+            opened.enter_context(socket.socket(socket.AF_UNIX)).connect(str(path))
+        eventually(lambda: len(list(connections._there())) == 3)
+        connections.make_room()
+        eventually(lambda: len(list(connections._there())) == 1)
+    server.stop(None).wait()
 
 
 @pytest.mark.parametrize("given", [1, 9, 90, 100, 1125])
