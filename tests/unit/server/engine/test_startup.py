@@ -4,9 +4,11 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
-import pytest
+
+from convserve_server.engine.startup import load_engine
 
 _ROW = """
     import os, sys
@@ -24,14 +26,20 @@ _ROW = """
 """
 
 
-@pytest.mark.parametrize("chosen", [None, "1"], ids=["the server's choice", "the caller's"])
-def test_kernels_of_onednn_are_off_unless_asked_for(chosen):
+def test_kernels_of_onednn_are_off():
     environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    if chosen:
-        environment["TF_ENABLE_ONEDNN_OPTS"] = chosen
     command = [sys.executable, "-c", textwrap.dedent(_ROW)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
     setting, off_by = ended.stdout.split()
-    assert setting == (chosen or "0")
-    if not chosen:  # with them this layer's answer is wrong by 0.1 and more, where the CPU has what they need
-        assert float(off_by) < 10 * np.finfo("f4").eps
+    assert setting == "0"
+    # With them this layer's answer is wrong by 0.1 and more, where the CPU has what they need.
+    assert float(off_by) < 10 * np.finfo("f4").eps
+
+
+def test_they_are_on_if_they_are_asked_for(monkeypatch):
+    found = []
+    engine = SimpleNamespace(TensorFlowEngine=lambda *_, **__: found.append(os.environ["TF_ENABLE_ONEDNN_OPTS"]))
+    monkeypatch.setitem(sys.modules, "convserve_server.engine.tensorflow_engine", engine)
+    monkeypatch.setattr(os, "environ", {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"})
+    load_engine("cpu", tf32=False, verbose=True)
+    assert found == ["1"]
