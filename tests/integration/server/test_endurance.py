@@ -55,7 +55,7 @@ def test_of_large_tensors_that_cannot_all_be_moved_in_time_some_are() -> None:
 
 
 def test_a_server_that_is_told_to_stop_answers_every_call_that_it_took() -> None:
-    found = stop_often(times=2, serve=numpy_server)
+    found = stop_often(times=2, callers=24, serve=numpy_server)
     assert (found.answered, found.statuses) == (found.calls, ())
 
 
