@@ -50,7 +50,7 @@ def attempts(limited: LimitedEngine) -> list[tuple[int, int, bool]]:
     return result
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(chains(), st.floats(0, 1), st.sampled_from([OutOfMemoryError, MemoryError]), st.booleans())
 def test_parts_equal_the_whole(made: tuple[list[Layer], Any], share: float, error: Any, again: bool) -> None:
     layers, x = made
@@ -124,7 +124,7 @@ def test_the_computation_stops_when_the_caller_is_gone(x: Any) -> None:
     assert len(attempts(limited)) > 20
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(chains(), st.floats(0, 1))
 def test_parts_of_a_long_work_equal_the_whole(made: tuple[list[Layer], Any], share: float) -> None:
     layers, x = made

@@ -78,7 +78,7 @@ def test_layers_whose_padding_does_not_change_stay_as_they_are() -> None:
     assert part.chain == tuple(chain)
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(chains(), st.data())
 def test_a_tile_gives_the_rows_of_the_whole(made: tuple[list[Layer], Any], data: st.DataObject) -> None:
     layers, x = made
