@@ -15,6 +15,7 @@ from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.plan import LayerPlan, Plan
 from convserve.tensors import framing
+from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, Shape, dtype_name, dtype_number, name_of
 from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
 
@@ -135,6 +136,8 @@ class Result:
         if output is None:
             raise DecodeError("a response without an output")
         check_answer(message, plan, output.shape, dtype_number(name_of(output)))
+        if out is None:
+            out = aligned_empty(output.shape, output.dtype)
         return cls.from_message(message, copied(output, out))
 
     @classmethod
