@@ -21,8 +21,6 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 # Hundreds of processes import our modules, which one of them compiles for all.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-# As the server has it: Keras, which answers are held against, is to compute with kernels that are right.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -115,7 +115,9 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     started = time.monotonic()
     engine = _engine(settings, load_engine)
     max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
-    limits = _named(Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings), max_call_flops=max_call_flops)
+    limits = _named(
+        Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings, engine.onednn), max_call_flops=max_call_flops
+    )
     max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
     batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
     concurrent = len(engine.devices) * batching.concurrent_calls
@@ -133,11 +135,15 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     health.set_serving()
     versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
     devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
-    tf32 = "on" if engine.tf32 else "off"
-    say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, TF32 {tf32}")
+    modes = f"TF32 {_word(engine.tf32)}, oneDNN {_word(engine.onednn)}"
+    say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, {modes}")
     stop.wait()
     gate.is_ready = False
     return drain(settings, server, health, shared_memory, observability, stop)
+
+
+def _word(is_on: bool) -> str:
+    return "on" if is_on else "off"
 
 
 def _engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
@@ -183,14 +189,17 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
     return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
 
 
-def _max_admitted_bytes(settings: Settings) -> int:
-    """Returns what calls may need together, whatever the setting a third of what limits of the process' own leave."""
+def _max_admitted_bytes(settings: Settings, onednn: bool) -> int:
+    """Returns what calls may need together, and no more than there is where want of memory would end the process."""
     memory_bytes, wanted = machine_memory_bytes(), settings.max_admitted_bytes
     third = memory_bytes // 3
-    if not is_limited() or wanted <= third:
+    # Where TensorFlow's allocator, which has three quarters, has none left, oneDNN's operations write all the same.
+    most = third if is_limited() else memory_bytes // 2 if onednn else wanted
+    if wanted <= most:
         return wanted or third
-    log.warning("--max-admitted-bytes is %d, as ulimit -v or -d leaves this process %d", third, memory_bytes)
-    return third
+    why = "ulimit -v or -d leaves this process" if is_limited() else "for oneDNN's kernels it is half of"
+    log.warning("--max-admitted-bytes is %d, as %s %d", most, why, memory_bytes)
+    return most
 
 
 def _assembled(

@@ -27,6 +27,7 @@ class Engine(Protocol):
     devices: tuple[Device, ...]
     versions: dict[str, str]  # of the framework, by package name
     tf32: bool  # whether TensorFloat-32 is on
+    onednn: bool  # whether oneDNN's kernels compute
 
     @property
     def traces(self) -> int:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve._sync.client import Client
-from convserve.bench import machine, summary
-from convserve.bench.cases import SERVER, BenchmarkCase
+from convserve.bench import in_process, machine, summary
+from convserve.bench.cases import IN_PROCESS, SERVER, BenchmarkCase
 from convserve.bench.echo import Echo
 from convserve.bench.loops import Block, Subject, closed_loop, open_loop
 from convserve.bench.workloads import Workload
@@ -98,7 +98,9 @@ class Measurement(AbstractContextManager["Measurement"]):
                 "tensorflow": self._info.tensorflow_version,
                 "devices": [f"{device.name} {device.description}".strip() for device in self._info.devices],
                 "tf32": self._info.tf32,
+                "onednn": self._info.onednn,
             },
+            "onednn": in_process.has_onednn() if any(IN_PROCESS in case.subjects for case in self._cases) else None,
             "shared_memory": self._client._tensors.sharing.memory() is not None,
             "seconds": self._seconds,
             "workloads": [

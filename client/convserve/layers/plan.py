@@ -8,22 +8,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from convserve.activations import GLU, Activation, ReLU, Sparsemax
+from convserve.activations import GLU, Activation, Sparsemax
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidTensorError, naming_layer, short_repr
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
+from convserve.layers.on_cpu import held_bytes, in_float64
 from convserve.regularizers import Regularizer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, checked_shape, itemsize, standard_dtype
-
-# Tensors as large as the convolution's output that an activation holds at once, its input among them, as TensorFlow
-# computes it; others hold one. Measured: tests/endurance/peak_memory.py.
-_HELD_BY_ACTIVATION = {
-    "sparsemax": 5, "soft_shrink": 4, "sparse_plus": 4, "gelu": 3, "hard_shrink": 3, "sparse_sigmoid": 3, "softmax": 2,
-    "log_softmax": 2, "mish": 2, "silu": 2, "celu": 2, "elu": 2, "hard_silu": 2, "tanh_shrink": 2, "squareplus": 2,
-    "glu": 2,
-}  # fmt: skip
 
 _SIGNIFICANT_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
 
@@ -279,23 +272,9 @@ def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     flops = batch * height * width * (2 * math.prod(kernel) + biases)
     weights = parameter_count(conv2d, kernel)
     step = LayerPlan(_activated_shape(conv2d, convolved), kernel, weights, flops)
-    return step, _held_bytes(conv2d, math.prod(input_shape), weights, math.prod(convolved))
-
-
-def _held_bytes(conv2d: Geometry, inputs: int, weights: int, outputs: int) -> int:
-    """Returns the bytes that exist at once while a CPU computes a layer of so many elements."""
-    size = itemsize(conv2d.compute_dtype)
-    # Groups are put side by side and back; 16 bits without groups are computed in 32, in copies twice as large.
-    copies = 2 if conv2d.groups > 1 else 3 if size == 2 else 1
-    elements = copies * (inputs + weights + outputs)
-    if conv2d.data_format == "channels_first":  # to and from channels_last
-        elements = max(elements, 2 * inputs, 2 * outputs)
-    held = _HELD_BY_ACTIVATION.get(conv2d.activation.keras_name, 1)
-    if conv2d.activation.keras_name == "relu" and conv2d.activation != ReLU():
-        held = 3
-    if conv2d.activity_regularizer is not None:
-        held = max(held, 2)
-    return size * max(elements, held * outputs)
+    wide = in_float64(conv2d, channels)
+    wide = width == 1 if wide is None else wide
+    return step, held_bytes(conv2d, math.prod(input_shape), weights, math.prod(convolved), wide)
 
 
 def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:

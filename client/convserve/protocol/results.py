@@ -201,6 +201,7 @@ class ServerInfo:
         input_dtypes: The names of the dtypes accepted as input.
         output_dtypes: The names of the dtypes that a response may be asked for.
         tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
+        onednn: Whether a CPU computes with oneDNN's kernels, else with TensorFlow's own (Eigen's).
         max_message_bytes: The largest message either way, in bytes.
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
@@ -216,6 +217,7 @@ class ServerInfo:
     input_dtypes: tuple[str, ...]
     output_dtypes: tuple[str, ...]
     tf32: bool
+    onednn: bool
     max_message_bytes: int
     max_call_bytes: int
     max_layers_per_call: int
@@ -230,7 +232,7 @@ class ServerInfo:
             devices=[server_info_pb2.Device(**vars(device)) for device in self.devices],
             input_dtypes=map(dtype_number, self.input_dtypes),
             output_dtypes=map(dtype_number, self.output_dtypes),
-            numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32),
+            numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32, onednn=self.onednn),
             limits=server_info_pb2.Limits(**_values(self, _LIMITS)),
             usage=server_info_pb2.Usage(**vars(self.usage)),
         )
@@ -247,6 +249,7 @@ class ServerInfo:
             input_dtypes=tuple(dtype_name(number, "input_dtypes") for number in message.input_dtypes),
             output_dtypes=tuple(dtype_name(number, "output_dtypes") for number in message.output_dtypes),
             tf32=message.numeric_mode.tf32,
+            onednn=message.numeric_mode.onednn,
             **_values(message.limits, _LIMITS),
             usage=Usage(**_values(message.usage, Usage.__match_args__)),
         )

@@ -56,10 +56,12 @@ class Device(_message.Message):
     def __init__(self, name: _Optional[str] = ..., kind: _Optional[str] = ..., description: _Optional[str] = ...) -> None: ...
 
 class NumericMode(_message.Message):
-    __slots__ = ("tf32",)
+    __slots__ = ("tf32", "onednn")
     TF32_FIELD_NUMBER: _ClassVar[int]
+    ONEDNN_FIELD_NUMBER: _ClassVar[int]
     tf32: bool
-    def __init__(self, tf32: bool = ...) -> None: ...
+    onednn: bool
+    def __init__(self, tf32: bool = ..., onednn: bool = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_message_bytes", "max_call_bytes", "max_layers_per_call", "max_call_flops")

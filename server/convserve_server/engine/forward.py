@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from convserve.layers.conv2d import Conv2D
+from convserve_server.engine import onednn
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
 from convserve_server.engine.tensors import carrier, direct_call
 
@@ -93,15 +94,18 @@ def _convolved(config: Conv2D, x: Any, kernel: Any, bias: Any, on_gpu: bool) -> 
     layout = "NCHW" if channels_first and not transposed else "NHWC"
     strides, dilations = list(config.strides), list(config.dilation_rate)
 
-    def convolved() -> Any:
+    def dense(x: Any, kernel: Any) -> Any:
         return tf.nn.conv2d(x, kernel, strides, _padding(config, layout), data_format=layout, dilations=dilations)
 
-    if on_gpu or not _is_depthwise(config, x):
-        y = convolved()
-    elif max(dilations) == 1 and isinstance(config.padding, str):
-        y = _depthwise(config, x, kernel)
-    else:
-        y = tf.cond(_is_padded_little(config, x), lambda: _depthwise(config, x, kernel), convolved)
+    def on_cpu(x: Any, kernel: Any) -> Any:
+        if not _is_depthwise(config, x):
+            return dense(x, kernel)
+        if max(dilations) == 1 and isinstance(config.padding, str):
+            return _depthwise(config, x, kernel)
+        little = _is_padded_little(config, x)
+        return tf.cond(little, lambda: _depthwise(config, x, kernel), lambda: dense(x, kernel))
+
+    y = dense(x, kernel) if on_gpu else onednn.rightly(on_cpu, config, x, kernel)
     if bias is not None:
         bias = tf.cast(bias, config.compute_dtype)
         if config.groups == 1:

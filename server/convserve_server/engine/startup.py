@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from pathlib import Path
 
 from convserve_server.engine_api import Engine
 from convserve_server.memory.machine import is_limited, machine_memory_bytes
+
+_PROCESSORS = Path("/proc/cpuinfo")
 
 
 def load_engine(
@@ -31,10 +34,11 @@ def load_engine(
         verbose: Whether TensorFlow may log as it likes. What its C++ side writes before is for `logs.held_stderr`.
     """
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    # TensorFlow turns oneDNN's kernels on by itself where a CPU has AVX-512 VNNI or the like. They give wrong numbers
-    # for some geometries (one channel, strides, and a kernel as wide as the image), end the process at others and where
-    # memory does not suffice, and heed no limit of memory.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if is_limited():
+        # Where TensorFlow has no memory for what one of oneDNN's operations asks for, that ends the process.
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    if b" amx_tile" in _PROCESSORS.read_bytes():
+        os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")  # for AMX see `layers.on_cpu`
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -49,4 +53,5 @@ def load_engine(
         memory_bytes = memory_bytes * 3 // 4
     os.environ["TF_CPU_ALLOCATOR_USE_BFC"] = str(keep_memory).lower()
     os.environ["TF_CPU_BFC_MEM_LIMIT_IN_MB"] = str(max(1, memory_bytes // 2**20))
+    os.environ["TF_MKL_ALLOC_MAX_BYTES"] = str(memory_bytes)  # the same with oneDNN, where memory is not to be kept
     return TensorFlowEngine(device, tf32, intra_op_threads=intra_op_threads, inter_op_threads=inter_op_threads)

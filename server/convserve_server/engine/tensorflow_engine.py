@@ -18,6 +18,7 @@ from convserve.layers.layer import Layer
 from convserve.layers.plan import kernel_shape
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, name_of
+from convserve_server.engine import onednn
 from convserve_server.engine.devices import claim
 from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
 from convserve_server.engine.tensors import to_array, to_tensor, weight_to_tensor
@@ -38,6 +39,7 @@ class TensorFlowEngine:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         self.tf32 = bool(tf.config.experimental.tensor_float_32_execution_enabled())
         self._on_gpu = self.devices[0].kind == "gpu"
+        self.onednn = not self._on_gpu and onednn.is_on()
         # TensorFlow numbers the devices that it was left with from 0.
         self._names = tuple(f"{device.kind}:{index}" for index, device in enumerate(self.devices))
         self._traces = Traces(self._on_gpu)

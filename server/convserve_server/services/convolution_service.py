@@ -70,6 +70,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
             input_dtypes=INPUT_DTYPES,
             output_dtypes=FLOAT_DTYPES,
             tf32=engine.tf32,
+            onednn=engine.onednn,
             max_message_bytes=limits.max_message_bytes,
             max_call_bytes=limits.max_call_bytes,
             max_layers_per_call=limits.max_layers_per_call,

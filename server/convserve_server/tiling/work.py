@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.on_cpu import in_float64
 from convserve.layers.plan import Plan
 from convserve.tensors.codec import Shape
 
@@ -20,7 +21,8 @@ def work(chain: Sequence[Conv2D], planned: Plan) -> int:
     """Returns the work of applying layers, with weights, by the plan for them."""
     total = 0
     for config, step in zip(chain, planned.layers, strict=True):
-        factor = _GROUPED if config.groups > 1 else 1 if config.compute_dtype == "float32" else _OTHER_DTYPE
+        is_float32 = config.compute_dtype == "float32" and not in_float64(config, step.kernel_shape[2] * config.groups)
+        factor = _GROUPED if config.groups > 1 else 1 if is_float32 else _OTHER_DTYPE
         operations = 2 * math.prod(step.kernel_shape) + (config.filters if config.use_bias else 0)
         elements = step.flops // operations * config.filters
         each = _SPARSEMAX if config.activation.keras_name == "sparsemax" else _ACTIVATION

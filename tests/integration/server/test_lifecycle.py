@@ -101,7 +101,7 @@ def test_the_process_ends_with_status_0(life):
 def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
     expected = [
         r"listening on 127\.0\.0\.1:[1-9]\d*",
-        r"ready after \d+\.\d s: convserve \d+\.\d+\.\d+, tensorflow \d\S*, keras \d\S*, cpu:0, TF32 off",
+        r"ready after \d+\.\d s: convserve \d+\.\d+\.\d+, tensorflow \d\S*, keras \d\S*, cpu:0, TF32 off, oneDNN \S+",
         r"stopping: serving for 1 s more",
         r"stopping: finishing the calls in flight",
         r"stopped",

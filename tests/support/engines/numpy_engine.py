@@ -56,20 +56,21 @@ def padding(config: Conv2D, size: tuple[int, int]) -> list[tuple[int, int]]:
 
 def activated(config: Conv2D, x: Any) -> Any:
     """Returns the activation's result, for those that tests of this engine use."""
-    activation = config.activation
-    name = activation.keras_name
+    name, axis = config.activation.keras_name, getattr(config.activation, "axis", None)
     if name == "linear":
         return x
-    if name == "relu":
-        return np.maximum(x, 0)
+    if name in ("relu", "relu6"):
+        return np.clip(x, 0, 6 if name == "relu6" else None)
+    if name in ("elu", "leaky_relu"):
+        return np.where(x > 0, x, np.expm1(x) if name == "elu" else 0.2 * x)
     if name == "glu":
-        gated, gate = np.split(x, 2, axis=activation.axis)
+        gated, gate = np.split(x, 2, axis=axis)
         return gated * (gate > 0)  # a gate that keeps integers integers
     if name == "tanh":
         return np.tanh(x)
     assert name == "softmax", f"{name}: this test needs TensorFlow"
-    power = np.exp(x - x.max(axis=activation.axis, keepdims=True))
-    return power / power.sum(axis=activation.axis, keepdims=True)
+    power = np.exp(x - x.max(axis=axis, keepdims=True))
+    return power / power.sum(axis=axis, keepdims=True)
 
 
 def penalty(regularizer: Any, x: Any) -> float | None:
@@ -99,7 +100,7 @@ class NumpyEngine:
     """An Engine; gates of glu are steps."""
 
     versions = {"tensorflow": "none", "keras": "none"}  # noqa: RUF012 (a protocol's)
-    tf32 = False
+    tf32 = onednn = False
     devices = (Device("cpu:0", "cpu", ""),)
 
     def __init__(self) -> None:

@@ -29,7 +29,7 @@ class Engine:
     """Multiplies by each layer's only weight. It waits while it is held."""
 
     versions: dict[str, str] = {}  # noqa: RUF012 (a protocol's)
-    tf32 = False
+    tf32 = onednn = False
     traces = 0
 
     def __init__(self, devices: int = 1) -> None:

@@ -27,6 +27,7 @@ def command(as_json: bool, connection: Connection) -> None:
         ("inputs", ", ".join(info.input_dtypes)),
         ("outputs", ", ".join(info.output_dtypes)),
         ("TF32", tf32),
+        ("oneDNN", "on: its kernels compute on the CPU" if info.onednn else "off"),
         ("limits", f"messages up to {bytes_text(info.max_message_bytes)}"),
         ("", f"calls up to {bytes_text(info.max_call_bytes)} of memory and {info.max_layers_per_call} layers"),
         ("", f"and {flops_text(info.max_call_flops)}" if info.max_call_flops else ""),

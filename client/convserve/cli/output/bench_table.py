@@ -17,6 +17,7 @@ def print_document(document: dict[str, Any]) -> None:
     print_rows(
         [
             ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
+            ("oneDNN", f"on the server {_word(server['onednn'])}, in process {_word(document['onednn'])}"),
             ("here", document["machine"]),
             ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
             ("time", f"{document['time']}, measured for {document['seconds']:.1f} s{interruption}"),
@@ -25,6 +26,10 @@ def print_document(document: dict[str, Any]) -> None:
     for workload in document["workloads"]:
         print()
         _print_workload(workload)
+
+
+def _word(is_on: bool | None) -> str:
+    return "not measured" if is_on is None else "on" if is_on else "off"
 
 
 def _print_workload(workload: dict[str, Any]) -> None:

@@ -1,45 +1,34 @@
-"""TensorFlow as the server starts it: it computes rightly whatever the CPU, unless the caller wants it otherwise."""
+"""What TensorFlow is told before it starts: of oneDNN's kernels nothing, unless they would end the process or err."""
 
 import os
-import subprocess
 import sys
-import textwrap
 from types import SimpleNamespace
 
-import numpy as np
+import pytest
 
-from convserve_server.engine.startup import load_engine
+from convserve_server.engine import startup
 
-_ROW = """
-    import os, sys
-    import numpy as np
-    import convserve
-    from convserve_server.engine.startup import load_engine
-
-    engine = load_engine("cpu", tf32=False, verbose=False)
-    x, kernel = (np.random.default_rng(seed).normal(size=size).astype("f4")
-                 for seed, size in enumerate([(2, 2, 5, 1), (1, 5, 1, 1)]))
-    config = convserve.Conv2D(1, (1, 5), strides=(1, 2), use_bias=False, data_format="channels_last", dtype="float32")
-    found = engine.convolve([convserve.Layer(config, kernel)], [x], "float32", 0).output
-    expected = np.einsum("nhwc,xwcf->nhxf", x.astype("f8"), kernel.astype("f8"))
-    print(os.environ["TF_ENABLE_ONEDNN_OPTS"], abs(found - expected).max())
-"""
+KERNELS, NEWEST = "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA"
 
 
-def test_kernels_of_onednn_are_off():
-    environment = {name: value for name, value in os.environ.items() if name != "TF_ENABLE_ONEDNN_OPTS"}
-    command = [sys.executable, "-c", textwrap.dedent(_ROW)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    setting, off_by = ended.stdout.split()
-    assert setting == "0"
-    # With them this layer's answer is wrong by 0.1 and more, where the CPU has what they need.
-    assert float(off_by) < 10 * np.finfo("f4").eps
-
-
-def test_they_are_on_if_they_are_asked_for(monkeypatch):
+@pytest.mark.parametrize(
+    ("given", "limited", "flags", "expected"),
+    [
+        ({}, False, "avx2 avx512_vnni", {}),
+        ({}, True, "avx2", {KERNELS: "0"}),
+        ({KERNELS: "1"}, True, "avx2", {KERNELS: "1"}),
+        ({}, False, "avx2 amx_tile", {NEWEST: "AVX512_CORE_FP16"}),
+        ({KERNELS: "0", NEWEST: "ALL"}, False, "avx2 amx_tile", {KERNELS: "0", NEWEST: "ALL"}),
+    ],
+    ids=["TensorFlow's choice", "under ulimit", "the user's choice under ulimit", "AMX", "the user's choice with AMX"],
+)
+def test_onednn_is_left_to_tensorflow_and_the_user(monkeypatch, tmp_path, given, limited, flags, expected):
     found = []
-    engine = SimpleNamespace(TensorFlowEngine=lambda *_, **__: found.append(os.environ["TF_ENABLE_ONEDNN_OPTS"]))
+    engine = SimpleNamespace(TensorFlowEngine=lambda *_, **__: found.append(os.environ))
     monkeypatch.setitem(sys.modules, "convserve_server.engine.tensorflow_engine", engine)
-    monkeypatch.setattr(os, "environ", {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"})
-    load_engine("cpu", tf32=False, verbose=True)
-    assert found == ["1"]
+    monkeypatch.setattr(os, "environ", dict(given))
+    monkeypatch.setattr(startup, "is_limited", lambda: limited)
+    monkeypatch.setattr(startup, "_PROCESSORS", tmp_path / "cpuinfo")
+    startup._PROCESSORS.write_text(f"flags\t: {flags} fma\n")
+    startup.load_engine("cpu", tf32=False, verbose=True)
+    assert {name: value for name, value in found[0].items() if name in (KERNELS, NEWEST)} == expected
