@@ -9,6 +9,7 @@ from tests.endurance.bombs import ALL_RPCS, explode
 from tests.endurance.connections import crowd
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.interrupts import interrupt_often
+from tests.endurance.kernels import compare
 from tests.endurance.kills import kill_often
 from tests.endurance.large_transfers import large_transfers
 from tests.endurance.network import bad_network
@@ -98,3 +99,11 @@ def test_messages_of_empty_messages_take_little_more_than_their_bytes() -> None:
     found = explode(4, [rpc for rpc in ALL_RPCS if rpc.name in names], serve=numpy_server)
     assert found.worst.keys() == names
     assert not found.defects
+
+
+def test_what_onednn_computes_wrongly_by_itself_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    found = compare(calls=400, seed=3, known=0.9)
+    assert found.onednn
+    assert (found.wrong, found.dead) == ([], [])
+    assert found.calls >= 400
