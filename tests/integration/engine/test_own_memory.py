@@ -26,7 +26,7 @@ def test_layers_that_nobody_called_before_do_not_let_the_engine_grow() -> None:
 
 
 def test_no_call_takes_much_more_memory_than_its_plan_says() -> None:
-    found = peak_memory(seconds=60, seed=5, cases=12)
+    found = peak_memory(seconds=60, seed=9, cases=12)
     assert found.weighed > 3
     assert not found.failed
     assert not found.excesses, found.excesses
