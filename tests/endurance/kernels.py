@@ -140,7 +140,12 @@ def _check(engine: Engine, configs: list[Conv2D], shape: tuple[int, ...], seed: 
         before = convolved(layer, expected)
         epsilon = _EPSILONS.get(name) or 2 * float(ml_dtypes.finfo(name).eps)
         gain = float(np.abs(np.asarray(layer.kernel, "f8")).sum((0, 1, 2)).max())
-        off = off * gain + epsilon * float(np.abs(before).max())
+        largest = float(np.abs(before).max())
+        if layer.bias is not None:  # which is added afterwards
+            largest += float(np.abs(np.asarray(layer.bias, "f8")).max())
+        if layer.config.activation.keras_name == "elu":  # as TensorFlow rounds exp(x) before it takes 1 from it
+            largest += 1.0
+        off = off * gain + epsilon * largest
         expected = activated(layer.config, before)
     apart = float(np.abs(output - expected).max())  # NaN is no less than anything
     kind = " ".join((configs[0].compute_dtype, configs[0].data_format, f"{len(configs)} layers"))
