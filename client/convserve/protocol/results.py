@@ -201,13 +201,13 @@ class ServerInfo:
         input_dtypes: The names of the dtypes accepted as input.
         output_dtypes: The names of the dtypes that a response may be asked for.
         tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
-        onednn: Whether a CPU computes with oneDNN's kernels, else with TensorFlow's own (Eigen's).
         max_message_bytes: The largest message either way, in bytes.
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
         max_call_flops: The most floating-point operations of a call by its plan; 0 where an older server does not say.
         usage: What the server holds at this moment.
         shared_memory_address: The socket that takes shared memory; empty where there is none for this caller.
+        onednn: Whether a CPU computes with oneDNN's kernels, else with TensorFlow's own (Eigen's).
     """
 
     version: str
@@ -217,13 +217,13 @@ class ServerInfo:
     input_dtypes: tuple[str, ...]
     output_dtypes: tuple[str, ...]
     tf32: bool
-    onednn: bool
     max_message_bytes: int
     max_call_bytes: int
     max_layers_per_call: int
     usage: Usage
     shared_memory_address: str = ""
     max_call_flops: int = 0
+    onednn: bool = False
 
     def to_message(self) -> server_info_pb2.ServerInfo:
         """Returns the contract's message."""
