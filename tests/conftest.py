@@ -16,6 +16,9 @@ from tests.support.tritonclient.process import KINDS, TritonClient, triton_clien
 # A developer's own server and token: clients would call it and show it, and servers ask for it.
 os.environ.pop("CONVSERVE_TARGET", None)
 os.environ.pop("CONVSERVE_TOKEN", None)
+# TensorFlow's own kernels, whatever the CPU: some tests compare bits, and oneDNN's round by what is computed at once.
+# All tests pass with TF_ENABLE_ONEDNN_OPTS=1, too.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 # On a busy machine an example takes any time, and so does drawing one.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")

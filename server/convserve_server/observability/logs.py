@@ -6,6 +6,7 @@ import atexit
 import faulthandler
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -17,9 +18,16 @@ log = logging.getLogger("convserve")
 _progress = logging.getLogger("convserve.progress")
 
 _PROGRAM = Path(__file__).with_name("stderr_lines.py")
-# Shows what a file holds once its input has ended.
-_SHOW = "import os, sys; sys.stdin.read(); os.lseek({0}, 0, 0); os.write(2, os.read({0}, 2**20))"
 _MAX_WRITING_S = 5.0
+# TensorFlow says so, whatever its settings, when oneDNN's kernels are on, after a line that says that it is early.
+_INFORMATION = re.compile(rb"(?m)^(?:I[0-9]{4} |WARNING: All log messages before absl).*\n")
+# Shows what else a file holds once its input has ended.
+_SHOW = f"""
+import os, re, sys
+sys.stdin.read()
+os.lseek(%d, 0, 0)
+os.write(2, re.sub({_INFORMATION.pattern!r}, b"", os.read(%d, 2**20)))
+"""
 
 _stderr = 2  # where the log goes: stderr as it was at first
 
@@ -98,7 +106,7 @@ def write_json_lines() -> None:
 
 @contextmanager
 def held_stderr(*, may_end_here: bool = False) -> Iterator[None]:
-    """Holds back what is written to file descriptor 2, and shows it only if the block fails.
+    """Holds back what is written to file descriptor 2, and shows it only if the block fails, but for information.
 
     TensorFlow's C++ side writes there before any of its own settings can stop it, and gRPC's whatever its settings.
     `may_end_here`: the block may end the process, as TensorFlow does on a CPU that it was not built for; then another
@@ -116,7 +124,7 @@ def held_stderr(*, may_end_here: bool = False) -> Iterator[None]:
             yield
         except BaseException:
             held.seek(0)
-            os.write(terminal, held.read())
+            os.write(terminal, _INFORMATION.sub(b"", held.read()))
             raise
         finally:
             os.dup2(terminal, 2)
@@ -133,7 +141,7 @@ def _shown_at_the_end(file: int, *, wanted: bool) -> Iterator[None]:
     if wanted:
         with suppress(OSError):  # no process can be started
             watcher = subprocess.Popen(  # noqa: S603 (a program of ours)
-                [sys.executable, "-I", "-S", "-c", _SHOW.format(file)],
+                [sys.executable, "-I", "-S", "-c", _SHOW % (file, file)],
                 stdin=subprocess.PIPE,
                 pass_fds=[file],
                 start_new_session=True,

@@ -114,8 +114,8 @@ def test_arguments_go_by_position_as_in_keras_and_keras_refuses_them(server: Run
 
 
 def test_an_empty_batch_gives_an_empty_batch(server: RunningServer) -> None:
-    original, remote = twins(server.target, 6, 3)
-    assert remote(X[:0]).shape == original(X[:0]).shape == (0, 14, 14, 6)
+    original, remote = twins(server.target, 6, 3)  # which with oneDNN's kernels computes no empty batch
+    assert remote(X[:0]).shape == original.compute_output_shape((0, *X.shape[1:])) == (0, 14, 14, 6)
     assert tf.function(remote)(X[:0]).shape == (0, 14, 14, 6)
 
 

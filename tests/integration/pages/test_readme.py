@@ -135,5 +135,8 @@ def test_errors_table_names_every_class() -> None:
 
 
 def test_pictures_and_links_exist() -> None:
-    for path in re.findall(r"\]\(([^)]+)\)", README):
+    for path, heading in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", README):
         assert (ROOT / path).exists(), path
+        if heading:
+            headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}

@@ -171,7 +171,8 @@ def test_weights_that_the_server_draws(every_way: EveryWay) -> None:
     x = np.ones((6, 5, 5, 3), "f4")
     chain = [Conv2D(4, 3, **LAST), LAST_OF_CHAIN]
     for result in every_way(lambda client: client.convolve(chain, x)).values():
-        assert len({sample.tobytes() for sample in result.output}) == 1
+        for sample in result.output[1:]:  # which oneDNN's kernels may round otherwise
+            np.testing.assert_allclose(sample, result.output[0], rtol=1e-5, atol=1e-6)
         assert result.layers[0].kernel_initializer.parameters["seed"] is not None
         again = every_way(lambda client, layers=result.layers: client.convolve(layers, x))
         for each in again.values():
