@@ -216,17 +216,20 @@ def test_a_peer_that_is_not_connected_is_nobody():
 
 
 def test_of_a_connection_that_has_just_come_no_region_is_abandoned(key, monkeypatch):
+    connections = []  # a port that is free again may be another program's at once
+    monkeypatch.setattr(system_memory, "_connections", lambda: iter(connections))
     monkeypatch.setattr(system_memory.time, "monotonic", lambda: 100.9)
+    system_memory._established.cache_clear()
     system_memory._established(100)  # before there is the connection
     memory = SystemMemory(4096)
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as caller:
-        host, port = caller.getsockname()
-        memory.register("", ME, "a", key, 0, 4096, caller="", peer=f"ipv4:{host}:{port}")
-        for now in (100.9, 101.5):
-            monkeypatch.setattr(system_memory.time, "monotonic", lambda now=now: now)
-            with pytest.raises(OverloadedError):
-                memory.register("other", ME, "b", key, 0, 2048)
-            assert memory.region("", "a", "name")
+    connections += [(row, ME) for row in system_memory._rows_of("ipv4:127.0.0.1:40000")]
+    memory.register("", ME, "a", key, 0, 4096, caller="", peer="ipv4:127.0.0.1:40000")
+    for now in (100.9, 101.5):
+        monkeypatch.setattr(system_memory.time, "monotonic", lambda now=now: now)
+        with pytest.raises(OverloadedError):
+            memory.register("other", ME, "b", key, 0, 2048)
+        assert memory.region("", "a", "name")
+    connections.clear()
     monkeypatch.setattr(system_memory.time, "monotonic", lambda: 102.0)
     memory.register("other", ME, "b", key, 0, 2048)
     with pytest.raises(InvalidRequestError):
