@@ -10,6 +10,7 @@ from tensorflow.python.util import _pywrap_util_port
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.on_cpu import in_float64
+from convserve.layers.plan import window
 
 
 def is_on() -> bool:
@@ -36,5 +37,4 @@ def _is_one_column(config: Conv2D, x: Any) -> Any:
     if config.padding == "same":
         return width <= stride
     padded = 0 if isinstance(config.padding, str) else sum(config.padding[1])
-    window = (config.kernel_size[1] - 1) * config.dilation_rate[1] + 1
-    return width + padded - window < stride
+    return width + padded - window(config, 1) < stride
