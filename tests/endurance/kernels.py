@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from convserve import Conv2D, InvalidArgumentError, Layer
-from convserve.layers.plan import plan
+from convserve.layers.plan import plan, window
 from convserve.tensors.codec import Array, numpy_dtype
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
@@ -70,20 +70,24 @@ def _chain(rng: random.Random, known: float) -> tuple[list[Conv2D], int]:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         kernel = [rng.choice((1, 1, 2, 3, 3, 4, 5, 7, 11)) for _ in "hw"]
         strides = [rng.choice((1, 1, 1, 2, 2, 3, 4)) for _ in "hw"]
-        dilation = [1, 1]
+        dilation = [rng.choice((1, 2, 3, 4)) for _ in "hw"] if rng.random() < 0.25 else [1, 1]
         groups = rng.choice((1, 1, 1, channels, 2 if channels % 2 == 0 else 1))
         if is_known:
             groups = channels
             strides = rng.choice(([1, rng.choice((2, 3, 4))], [kernel[0] + rng.choice((1, 2)), rng.choice((1, 2))]))
-        elif rng.random() < 0.2:
-            strides, dilation = [1, 1], [rng.choice((1, 2, 3)) for _ in "hw"]
         windows = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]
         amounts = tuple(tuple(rng.choice((0, 1, size - 1, size, 2 * size)) for _ in "12") for size in windows)
+        padding = rng.choice(("valid", "valid", "same", "same", amounts))
+        if max(strides) > 1 < max(dilation):
+            if is_known or rng.random() < 0.5:
+                padding = amounts
+            else:
+                strides = [1, 1]
         config = Conv2D(
             filters=groups * rng.choice((1, 1, 2, 3, 8, 16, 33)),
             kernel_size=tuple(kernel),
             strides=tuple(strides),
-            padding=rng.choice(("valid", "valid", "same", "same", amounts)),
+            padding=padding,
             data_format=data_format,
             dilation_rate=tuple(dilation),
             groups=groups,
@@ -98,10 +102,10 @@ def _chain(rng: random.Random, known: float) -> tuple[list[Conv2D], int]:
 
 def _shapes(rng: random.Random, configs: list[Conv2D], channels: int) -> Iterator[tuple[int, ...]]:
     """Yields shapes of inputs: half of them have a window's width or little more, some are long."""
-    (height, width), (_, stride) = configs[0].kernel_size, configs[0].strides
-    window = (width - 1) * configs[0].dilation_rate[1] + 1
+    stride = configs[0].strides[1]
+    height, width = (window(configs[0], direction) for direction in (0, 1))
     for _ in range(_SHAPES):
-        columns = rng.choice((window + rng.randrange(stride), rng.randint(1, stride), rng.randint(1, 40)))
+        columns = rng.choice((width + rng.randrange(stride), rng.randint(1, stride), rng.randint(1, 40)))
         rows = rng.choice((height, *(rng.randint(1, 30) for _ in range(6)), rng.randint(100, 400)))
         if rows >= 100 and channels == 1:
             columns = rng.choice((columns, rng.randint(50, 300)))

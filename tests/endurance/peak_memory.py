@@ -121,7 +121,7 @@ def _random_layer(rng: random.Random, channels_last: bool, channels: int) -> dic
     return {
         "filters": max(1, groups) * rng.choice((1, 1, 2, 4)),
         "kernel_size": (rng.choice((1, 2, 3, 5)), rng.choice((1, 2, 3, 5))),
-        "strides": rng.choice((1, 1, 2, far)) if not dilated else 1,
+        "strides": rng.choice((1, 1, 2, far)) if not dilated or not isinstance(padding, str) else 1,
         "dilation_rate": rng.choice(((far, far), (1, far), (2, 3))) if dilated else 1,
         "padding": padding,
         "groups": groups,

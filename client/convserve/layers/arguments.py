@@ -47,9 +47,9 @@ class Arguments:
             self.violations.extend(error.violations)
             return cast(T, None)
 
-    def refuse(self, field: str, expected: str, received: str) -> None:
+    def refuse(self, field: str, expected: str, received: str, hint: str = "") -> None:
         """Keeps one more wrong field."""
-        self.violations.extend(InvalidConfigurationError.for_field(field, expected, received).violations)
+        self.violations.extend(InvalidConfigurationError.for_field(field, expected, received, hint).violations)
 
     def finish(self) -> None:
         """Raises InvalidConfigurationError if anything was wrong."""
@@ -93,17 +93,29 @@ def positive_pair(value: object, field: str) -> Pair:
 
 
 def standard_padding(value: object, field: str = "padding") -> Padding:
-    """Returns "valid", "same", or ((top, bottom), (left, right)) from any case and any sequences."""
+    """Returns "valid", "same", or ((top, bottom), (left, right)) from any case and any sequences.
+
+    As in PyTorch and Keras' ZeroPadding2D, an integer or two (height, width) are amounts at both ends. PyTorch's 1 is
+    not "same" once there are strides: that pads as the output's size needs, with strides of 2 often at the end only.
+    """
     if isinstance(value, str) and value.lower() in ("valid", "same"):
         return cast(Padding, value.lower())
     try:
-        (top, bottom), (left, right) = (map(operator.index, side) for side in cast(Iterable[Iterable[int]], value))
+        (top, bottom), (left, right) = (map(operator.index, _twice(side)) for side in _twice(value))
     except (TypeError, ValueError):
-        expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0"
+        expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0; or PyTorch's one or two"
         raise _refusal(field, expected, value) from None
     if not all(0 <= amount <= _LARGEST for amount in (top, bottom, left, right)):
         raise _refusal(field, f"amounts from 0 to {_LARGEST}", value)
     return (top, bottom), (left, right)
+
+
+def _twice(value: Any) -> Iterable[Any]:
+    """Returns an integer twice, and anything else as it is."""
+    try:
+        return (operator.index(value),) * 2
+    except TypeError:
+        return cast(Iterable[Any], value)
 
 
 def standard_data_format(value: object, field: str = "data_format") -> DataFormat:

@@ -22,6 +22,10 @@ _BESIDE_OUTPUTS = (
     *INITIALIZERS, "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
     "bias_constraint",
 )  # fmt: skip
+_BOTH = {
+    "valid": "With explicit padding both may be above 1, as in PyTorch and ONNX: padding=((0, 0), (0, 0)) is 'valid'.",
+    "same": "With explicit padding, ((top, bottom), (left, right)), both may be above 1, as in PyTorch and ONNX.",
+}
 _DEFAULT_ACTIVATION = Activation.members["linear"]()
 
 
@@ -60,7 +64,7 @@ class Conv2D(Geometry):
         filters: int,
         kernel_size: int | Sequence[int],
         strides: int | Sequence[int] = (1, 1),
-        padding: str | Sequence[Sequence[int]] = "valid",
+        padding: str | int | Sequence[int] | Sequence[Sequence[int]] = "valid",
         data_format: str | None = None,
         dilation_rate: int | Sequence[int] = (1, 1),
         groups: int = 1,
@@ -84,8 +88,9 @@ class Conv2D(Geometry):
         Args:
             filters: Integer greater than 0, divisible by `groups`.
             kernel_size: Integer greater than 0, or two of them (height, width).
-            strides: Likewise. Not above 1 together with a `dilation_rate` above 1.
-            padding: "valid", "same" (any case), or ((top, bottom), (left, right)) rows and columns of zeros.
+            strides: Likewise. Together with a `dilation_rate` above 1 only with explicit padding, as Keras has none.
+            padding: "valid", "same" (any case), or ((top, bottom), (left, right)) rows and columns of zeros; also as in
+                PyTorch an integer or two (height, width), which is as many at both ends.
             data_format: "channels_last", "channels_first", or None for `image_data_format` of the caller's keras.json.
             dilation_rate: Integer greater than 0, or two of them.
             groups: Integer greater than 0 that divides `filters` and the input's channels.
@@ -136,9 +141,11 @@ class Conv2D(Geometry):
         wrong = {violation.field.partition(".")[0] for violation in arguments.violations}
         if not wrong & {"filters", "groups"} and self.filters % self.groups:
             arguments.refuse("filters", f"a number divisible by groups={self.groups}", f"filters={self.filters}")
-        if not wrong & {"strides", "dilation_rate"} and max(self.strides) > 1 and max(self.dilation_rate) > 1:
+        known = not wrong & {"strides", "dilation_rate", "padding"}
+        if known and self.strides_and_dilates and isinstance(self.padding, str):
+            expected = f"strides of 1 together with dilation_rate > 1 and padding={self.padding!r}, as in Keras"
             received = f"strides={self.strides} and dilation_rate={self.dilation_rate}"
-            arguments.refuse("strides", "strides of 1 together with dilation_rate > 1, as in Keras", received)
+            arguments.refuse("strides", expected, received, _BOTH[self.padding])
         arguments.finish()
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from convserve.errors import MissingDependencyError
+from convserve.errors import InvalidConfigurationError, MissingDependencyError
 from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import Array
 
@@ -16,13 +16,18 @@ def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_cha
     Conv2D, which computes the same. A layer without weights becomes one that is not built. The configuration's
     `input_shape` is left out, because Keras wants it in an Input instead.
 
-    Raises InvalidConfigurationError as `Conv2D.to_keras_config`, or MissingDependencyError without Keras.
+    Raises InvalidConfigurationError as `Conv2D.to_keras_config`, and for strides together with a dilation_rate, which
+    no layer of Keras' has, or MissingDependencyError without Keras.
     """
     try:
         import keras
     except ImportError as error:
         text = "A Keras layer needs Keras: pip install keras, and one of its backends."
         raise MissingDependencyError(text) from error
+    if config.strides_and_dilates:
+        expected = "strides or dilation_rate of 1, as Keras has no layer in which both are above 1"
+        received = f"strides={config.strides} and dilation_rate={config.dilation_rate}"
+        raise InvalidConfigurationError.for_field("strides", expected, received)
     padding = config.padding
     config = config.replace(input_shape=None, padding=padding if isinstance(padding, str) else "valid")
     conv2d = keras.layers.Conv2D.from_config(config.to_keras_config())

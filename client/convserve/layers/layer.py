@@ -41,7 +41,7 @@ class Conv2DParameters(TypedDict, total=False):
     """The parameters of Conv2D that a call takes by keyword, for type checkers and editors."""
 
     strides: int | Sequence[int]
-    padding: str | Sequence[Sequence[int]]
+    padding: str | int | Sequence[int] | Sequence[Sequence[int]]
     data_format: str | None
     dilation_rate: int | Sequence[int]
     groups: int

@@ -101,7 +101,7 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
             values[field] = arguments.take(family.from_message, getattr(message, field), field)
     refused = {violation.field.partition(".")[0] for violation in arguments.violations}
     # Stand-ins for what was refused, so that the constructor reports the rest.
-    stand_ins = {"data_format": "channels_last", "dtype": "float32", "padding": "valid"}
+    stand_ins = {"data_format": "channels_last", "dtype": "float32", "padding": ((0, 0), (0, 0))}
     values |= {field: stand_ins.get(field) for field in refused}
     conv2d = arguments.take(lambda: Conv2D(message.filters, **values))
     arguments.finish()

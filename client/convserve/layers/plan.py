@@ -122,6 +122,11 @@ class Geometry:
         """The name of the dtype in which weights are kept."""
         return DTYPE_POLICIES[self.dtype][1]
 
+    @property
+    def strides_and_dilates(self) -> bool:
+        """Whether both a stride and a dilation are above 1, which only explicit padding has."""
+        return max(self.strides) > 1 and max(self.dilation_rate) > 1
+
     def output_shape(self, input_shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of the output for an input of this shape, both with the batch axis.
 
@@ -292,7 +297,8 @@ def _positions(conv2d: Geometry, input_shape: Shape, direction: int) -> int:
             f"dilation_rate={conv2d.dilation_rate}{padded} needs"
         )
         received = f"{side} {size} (input shape {input_shape}, data_format='{conv2d.data_format}')"
-        raise InvalidTensorError.for_field("input", expected, received, "padding='same' would take it.")
+        hint = "" if conv2d.strides_and_dilates else "padding='same' would take it."
+        raise InvalidTensorError.for_field("input", expected, received, hint)
     return (size + padding - spanned) // stride + 1
 
 

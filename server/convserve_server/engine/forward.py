@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from convserve.layers.arguments import Pair
 from convserve.layers.conv2d import Conv2D
 from convserve_server.engine import onednn
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
@@ -123,13 +124,16 @@ def _is_depthwise(config: Conv2D, x: Any) -> bool:
     the grouped one in 32, as does Keras. It copies a kernel for each thread.
     """
     may = config.compute_dtype in ("float32", "float64") and math.prod(config.kernel_size) <= _MAX_DEPTHWISE_TAPS
-    return may and config.groups == x.shape[3] > 1 and config.strides[0] == config.strides[1]
+    _, strides, dilations = _thinned(config)
+    steps = strides[0] == strides[1] and 1 in (max(strides), max(dilations))  # all that it has
+    return may and config.groups == x.shape[3] > 1 and steps
 
 
 def _is_padded_little(config: Conv2D, x: Any) -> Any:
     """Returns a boolean tensor: whether the copies that `_depthwise` makes of an NHWC input are about as large as that.
 
-    They have the padding, and with dilation a multiple of it as height and width: a large one is a bomb.
+    They have the padding, and with dilation a multiple of it as height and width: a large one is a bomb. Where rows and
+    columns are left out they are smaller.
     """
     size, padded = tf.cast(tf.shape(x)[1:3], "float64"), []
     for direction, (kernel, dilation) in enumerate(zip(config.kernel_size, config.dilation_rate, strict=True)):
@@ -143,12 +147,26 @@ def _is_padded_little(config: Conv2D, x: Any) -> Any:
 def _depthwise(config: Conv2D, x: Any, kernel: Any) -> Any:
     """Returns the convolution of an NHWC input with a kernel of (height, width, 1, channels * filters per channel)."""
     padding = _padding(config, "NHWC")
-    dilated = max(config.dilation_rate) > 1
-    if dilated and not isinstance(padding, str):  # which TensorFlow does not take together
+    if max(config.dilation_rate) > 1 and not isinstance(padding, str):  # which TensorFlow does not take together
         x, padding = tf.pad(x, padding), "VALID"
+    (rows, columns), strides, dilations = _thinned(config)
+    if max(rows, columns) > 1:
+        x = x[:, ::rows, ::columns]
     kernel = tf.reshape(kernel, (*config.kernel_size, config.groups, config.filters // config.groups))
-    dilations = config.dilation_rate if dilated else None
-    return tf.nn.depthwise_conv2d(x, kernel, (1, *config.strides, 1), padding, dilations=dilations)
+    dilated = dilations if max(dilations) > 1 else None
+    return tf.nn.depthwise_conv2d(x, kernel, (1, *strides, 1), padding, dilations=dilated)
+
+
+def _thinned(config: Conv2D) -> tuple[Pair, Pair, Pair]:
+    """Returns how many rows and columns to go on from each that is read, and strides and dilations among these alone.
+
+    Where a stride and a dilation have a common divisor, every window starts and goes on by multiples of it.
+    """
+    steps = [math.gcd(*each) for each in zip(config.strides, config.dilation_rate, strict=True)]
+    strides, dilations = (
+        (height // steps[0], width // steps[1]) for height, width in (config.strides, config.dilation_rate)
+    )
+    return (steps[0], steps[1]), strides, dilations
 
 
 def _padding(config: Conv2D, layout: str) -> Any:

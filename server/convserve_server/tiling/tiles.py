@@ -119,5 +119,6 @@ def _tile(chain: Sequence[Conv2D], shapes: Sequence[Shape], rows: Rows) -> Tile 
 @lru_cache(maxsize=1000)
 def _padded(config: Conv2D, amounts: tuple[Rows, Rows]) -> Conv2D:
     """Returns a configuration with this padding: the same one if it has it, so that it shares traces and weights."""
-    padding = amounts if amounts == config.padding or any(map(any, amounts)) else "valid"
+    is_explicit = amounts == config.padding or any(map(any, amounts)) or config.strides_and_dilates
+    padding = amounts if is_explicit else "valid"
     return config if padding == config.padding else config.replace(padding=padding)

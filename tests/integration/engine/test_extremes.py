@@ -34,11 +34,13 @@ def calls(draw: Any) -> tuple[Conv2D, tuple[int, ...]]:
     """Draws a layer and its input's shape."""
     groups, data_format = draw(st.integers(1, 3)), draw(st.sampled_from(("channels_last", "channels_first")))
     channels, sizes = groups * draw(st.integers(1, 2)), (draw(st.integers(1, 9)), draw(st.integers(1, 9)))
-    steps = {draw(st.sampled_from(("strides", "dilation_rate"))): draw(PAIR)}
+    padding = draw(st.sampled_from(("same", "valid")) | PADDING)
+    names = [["strides"], ["dilation_rate"], *([] if isinstance(padding, str) else [["strides", "dilation_rate"]])]
+    steps = {name: draw(PAIR) for name in draw(st.sampled_from(names))}
     config = Conv2D(
         groups * draw(SMALL | st.just(M // groups)),
         draw(st.tuples(SMALL, SMALL) | st.tuples(SMALL, SMALL) | PAIR),
-        padding=draw(st.sampled_from(("same", "valid")) | PADDING),
+        padding=padding,
         data_format=data_format,
         groups=groups,
         dtype=draw(st.sampled_from(("float32", "float16", "bfloat16", "float64"))),

@@ -21,6 +21,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dilation as large as the image": {"kernel_size": 3, "dilation_rate": 7, "padding": "same"},
     "padding": {"kernel_size": 3, "strides": FAR, "padding": ((FAR, FAR), (FAR, FAR))},
     "dilation and padding": {"kernel_size": (2, 3), "dilation_rate": FAR, "padding": ((FAR, 0), (FAR, FAR))},
+    "strides, dilation and padding": {"kernel_size": 3, "strides": FAR, "dilation_rate": FAR, "padding": FAR},
+    "strides of 3, dilation and padding": {"kernel_size": (2, 3), "strides": 3, "dilation_rate": FAR, "padding": FAR},
     "a kernel wider than the image": {"kernel_size": (41, 43), "padding": "same"},
     "dilation 3, which is ordinary": {"kernel_size": 3, "dilation_rate": 3, "padding": "same"},
 }

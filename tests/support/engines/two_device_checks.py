@@ -227,7 +227,7 @@ DEPTHWISE = [
     for case in itertools.product(
         (3,), (1, 3), (1, 2, (1, 2)), (1, 2, (1, 3)), ("valid", ((2, 0), (1, 3))), ("channels_last", "channels_first")
     )
-    if case[2] == 1 or case[3] == 1
+    if 1 in case[2:4] or not isinstance(case[4], str)
 ]
 
 
@@ -248,7 +248,8 @@ def checks_depthwise_layers() -> None:
 def checks_depthwise_layers_do_not_spread_what_is_not_finite() -> None:
     x = integers(1, 9, 9, 3)
     x[0, 4, 4] = np.nan, np.inf, 1
-    for changes in ({}, {"dilation_rate": 2}, {"padding": "same"}, {"strides": 2}):
+    both = {"strides": 2, "dilation_rate": 2, "padding": 2}
+    for changes in ({}, {"dilation_rate": 2}, {"padding": "same"}, {"strides": 2}, both):
         of = layer(3, 3, groups=3, use_bias=False, **changes)
         of.kernel[...] = 1
         result = output(of, x)
@@ -308,6 +309,8 @@ def checks_parts_equal_the_whole() -> None:
         {"groups": 4, "padding": "same"}, {"groups": 4, "padding": "same", "dilation_rate": 2}, {"activation": "relu"},
         {"dtype": "float64", "padding": "same"}, {"dtype": "mixed_float16", "padding": "same"},
         {"activity_regularizer": "l1", "kernel_regularizer": "l2", "padding": "same"},
+        {"strides": 2, "dilation_rate": (2, 3), "padding": ((2, 0), (1, 3))},
+        {"strides": 2, "dilation_rate": 4, "padding": 4, "groups": 4},
     ]  # fmt: skip
     for case, data_format in itertools.product(cases, ("channels_last", "channels_first")):
         chain = [layer(4, 4, seed=seed, data_format=data_format, **case) for seed in (0, 7)]

@@ -33,7 +33,7 @@ def chains(draw: Any) -> tuple[list[Layer], Any]:
         try:
             shape = config.output_shape(shape)
         except InvalidArgumentError:  # the window, or glu, does not suit what is left of the image
-            config = config.replace(padding="same", activation="linear")
+            config = config.replace(padding="same", dilation_rate=1, activation="linear")
             shape = config.output_shape(shape)
         kernel = random.integers(-2, 3, (*config.kernel_size, channels // config.groups, config.filters)).astype("f4")
         bias = random.integers(1, 4, config.filters).astype("f4") if config.use_bias else None
@@ -44,9 +44,11 @@ def chains(draw: Any) -> tuple[list[Layer], Any]:
 @st.composite
 def _configs(draw: Any, data_format: str, channels: int) -> Conv2D:
     groups = draw(st.sampled_from([each for each in (1, 2, channels) if channels % each == 0]))
-    stride, dilation = draw(
-        st.sampled_from([((1, 1), (1, 1)), ((2, 1), (1, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (3, 2))])
-    )
+    padding = draw(_PADDINGS)
+    steps = [((1, 1), (1, 1)), ((2, 1), (1, 1)), ((3, 2), (1, 1)), ((1, 1), (2, 1)), ((1, 1), (3, 2))]
+    if not isinstance(padding, str):
+        steps += [((2, 2), (2, 2)), ((3, 1), (2, 3)), ((1, 2), (2, 1))]
+    stride, dilation = draw(st.sampled_from(steps))
     activation = draw(_ACTIVATIONS)
     if isinstance(activation, tuple):
         activation = {"class_name": activation[0], "config": {"axis": activation[1]}}
@@ -55,7 +57,7 @@ def _configs(draw: Any, data_format: str, channels: int) -> Conv2D:
         groups * draw(st.integers(1, 2)),
         (draw(st.integers(1, 4)), draw(st.integers(1, 3))),
         stride,
-        draw(_PADDINGS),
+        padding,
         data_format,
         dilation,
         groups,

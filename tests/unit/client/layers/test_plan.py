@@ -25,6 +25,8 @@ from convserve.layers.plan import plan
         ({"kernel_size": 3, "dilation_rate": 2}, (4, 596, 596, 64)),
         ({"kernel_size": 3, "strides": 2, "padding": ((1, 1), (1, 1))}, (4, 300, 300, 64)),
         ({"kernel_size": 3, "padding": ((0, 5), (7, 0))}, (4, 603, 605, 64)),
+        ({"kernel_size": 3, "strides": 2, "dilation_rate": 2, "padding": 0}, (4, 298, 298, 64)),
+        ({"kernel_size": 3, "strides": (3, 2), "dilation_rate": (2, 4), "padding": (1, 4)}, (4, 200, 300, 64)),
         ({"kernel_size": 1, "activation": "glu"}, (4, 600, 600, 32)),
     ],
 )
@@ -126,6 +128,7 @@ def test_input_shape_of_the_layer_stands_in_for_one_sample() -> None:
         ({}, (1, 8, 2, 3), "width of at least 3"),
         ({"dilation_rate": 4}, (1, 8, 8, 3), "at least 9"),
         ({"padding": ((1, 0), (0, 0))}, (1, 1, 8, 3), "1 rows of padding"),
+        ({"strides": 2, "dilation_rate": 4, "padding": 0}, (1, 8, 8, 3), r"at least 9,.* height 8 [^.]*\.$"),
         ({"groups": 2}, (1, 8, 8, 3), "groups: .*divides the input's channels"),
         ({"filters": 5, "activation": "glu"}, (1, 8, 8, 3), "activation: .*even"),
         ({"filters": 256, "dtype": "bfloat16", "activation": "sparsemax"}, (1, 8, 8, 3), "in bfloat16, up to 255"),

@@ -30,6 +30,7 @@ def tiled(config: Conv2D, height: int, rows: tuple[int, int]) -> tuple[tuple[int
 
 
 SIDES = (1, 1)
+BOTH = {"kernel_size": 2, "strides": 2, "dilation_rate": 3}
 
 
 @pytest.mark.parametrize(
@@ -44,6 +45,9 @@ SIDES = (1, 1)
         ({"kernel_size": 3, "padding": "same"}, (0, 10), ((0, 10), "same")),
         ({"kernel_size": (3, 1), "padding": "same"}, (4, 6), ((3, 7), "valid")),
         ({"kernel_size": 3, "padding": "same", "dilation_rate": 2}, (1, 3), ((0, 5), ((1, 0), (2, 2)))),
+        # Which Keras' words do not have, so that padding stays explicit where none is left.
+        ({**BOTH, "padding": ((3, 2), (0, 1))}, (0, 2), ((0, 3), ((3, 0), (0, 1)))),
+        ({**BOTH, "padding": ((3, 2), (0, 0))}, (2, 4), ((1, 7), ((0, 0), (0, 0)))),
         # same with strides: one row of padding in all, which TensorFlow puts last.
         ({"kernel_size": 3, "padding": "same", "strides": (2, 1)}, (0, 2), ((0, 5), ((0, 0), SIDES))),
         ({"kernel_size": 3, "padding": "same", "strides": (2, 1)}, (4, 5), ((8, 10), ((0, 1), SIDES))),
