@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from convserve.activations import Activation
@@ -18,7 +18,7 @@ from convserve.layers.plan import Geometry
 from convserve.regularizers import Regularizer
 
 INITIALIZERS = ("kernel_initializer", "bias_initializer")
-_BESIDE_OUTPUTS = (
+BESIDE_OUTPUTS = (
     *INITIALIZERS, "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
     "bias_constraint",
 )  # fmt: skip
@@ -174,23 +174,38 @@ class Conv2D(Geometry):
                 received = f"{', '.join(sorted(map(str, strange)))} too"
                 expected = "the configuration of a keras.layers.Conv2D"
                 raise InvalidConfigurationError.for_field("config", expected, received)
-            given = {key: value for key, value in layer.items() if key in known}
-        else:
-            _check_keras_class(layer)
-            # Attributes rather than `get_config`, which objects of the user's own need not have.
-            given = {name: getattr(layer, name, None) for name in known - {"dtype", "input_shape"}}
-            given["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+            return cls.from_parameters({key: layer[key] for key in layer if key in known}, optional=optional)
+        check_keras_class(layer, ("Conv2D",))
+        # Attributes rather than `get_config`, which objects of the user's own need not have.
+        given = {name: getattr(layer, name, None) for name in known - {"dtype", "input_shape"}}
+        given["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+        beside_outputs = BESIDE_OUTPUTS if getattr(layer, "built", False) else ()
+        return cls.from_parameters(given, optional=optional, dispensable=beside_outputs)
+
+    @classmethod
+    def from_parameters(
+        cls, given: Mapping[str, Any], *, optional: Collection[str] = (), dispensable: Collection[str] = ()
+    ) -> Conv2D:
+        """Returns the configuration with these parameters, without those that have no counterpart and may be left out.
+
+        Args:
+            given: Parameters by name.
+            optional: Those that are left at their defaults where they have no counterpart.
+            dispensable: Likewise, with a warning.
+
+        Raises:
+            InvalidConfigurationError: If others are wrong.
+        """
         try:
             return cls(**given)
         except InvalidConfigurationError as error:
             wrong = {violation.field.partition(".")[0] for violation in error.violations}
-            beside_outputs = _BESIDE_OUTPUTS if getattr(layer, "built", False) else ()
-            if not wrong <= {*optional, *beside_outputs}:
+            if not wrong <= {*optional, *dispensable}:
                 raise
-        left_out = [name for name in _BESIDE_OUTPUTS if name in wrong and name not in optional]
+        left_out = [name for name in BESIDE_OUTPUTS if name in wrong and name not in optional]
         if left_out:
             text = "left out, being none of Keras'. With the layer's own weights outputs are the same."
-            warnings.warn(f"{', '.join(left_out)}: {text}", stacklevel=2)
+            warnings.warn(f"{', '.join(left_out)}: {text}", stacklevel=3)
         return cls(**{name: value for name, value in given.items() if name not in wrong})
 
     def to_keras_config(self) -> dict[str, Any]:
@@ -262,16 +277,17 @@ class Conv2D(Geometry):
         return html_tables.table("Conv2D", self.given().items())
 
 
-def _check_keras_class(layer: object) -> None:
-    """Raises InvalidConfigurationError unless a layer computes what a Conv2D computes."""
+def check_keras_class(layer: object, kinds: Sequence[str], hint: str = "") -> None:
+    """Raises InvalidConfigurationError unless a layer computes what one of some classes of `keras.layers` computes."""
     kind = type(layer)
     package = (kind.__module__ or "").partition(".")[0]
     is_remote = (kind.__name__, kind.__module__) == ("RemoteConv2D", "convserve.keras")
-    is_keras_own = kind.__name__ == "Conv2D" and package in ("keras", "tf_keras", "tensorflow")
+    is_keras_own = kind.__name__ in kinds and package in ("keras", "tf_keras", "tensorflow")
     if not (is_keras_own or is_remote) or vars(layer).keys() & {"call", "convolution_op"}:
-        hint = "One that computes nothing else goes by its configuration: Conv2D(**parameters) and its weights."
+        own = "One that computes nothing else goes by its configuration: Conv2D(**parameters) and its weights."
         received = f"{kind.__module__}.{kind.__qualname__}, which may compute something else"
-        raise InvalidConfigurationError.for_field("layer", "a keras.layers.Conv2D itself", received, hint)
+        expected = f"a keras.layers.{', '.join(kinds)} itself"
+        raise InvalidConfigurationError.for_field("layer", expected, received, hint or own)
 
 
 def _initializer(value: object, field: str) -> Initializer:

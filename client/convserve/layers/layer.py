@@ -21,9 +21,9 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers import messages
-from convserve.layers.conv2d import INITIALIZERS, Conv2D
+from convserve.layers.conv2d import INITIALIZERS, Conv2D, check_keras_class
 from convserve.layers.digest import digest
-from convserve.layers.keras_export import to_keras
+from convserve.layers.keras_layers import CONVOLUTIONS, advice, of_keras_layer, to_keras
 from convserve.layers.plan import Plan, plan
 from convserve.layers.weight_shapes import (
     WEIGHT_DTYPES,
@@ -145,18 +145,35 @@ class Layer:
         _check_channels(self.config, self.kernel_shape, channels)
 
     @classmethod
-    def from_keras(cls, layer: Any) -> Layer:
-        """Returns a `keras.layers.Conv2D` as a Layer: with its weights if it is built, without if it is not.
+    def from_keras(cls, layer: Any) -> Layer | list[Layer]:
+        """Returns one of Keras' convolutions as a Layer: with its weights if it is built, without if it is not.
 
         What drew the weights of a built layer does not matter. Regularizers and constraints of the user's own are left
-        out of it with a warning: its outputs are the same, but a server does not compute them. Raises as
-        `Conv2D.from_keras`.
+        out of it with a warning: its outputs are the same, but a server does not compute them.
+
+        Args:
+            layer: A `keras.layers.Conv2D`, or one of the others in `keras_layers.CONVOLUTIONS`. A DepthwiseConv2D
+                becomes a Conv2D with as many groups as its input has channels, and so has to be built. Conv1D,
+                DepthwiseConv1D and SeparableConv1D become Conv2Ds over a height of 1: pass `x[:, None]` and take
+                `y[:, 0]` of the output, or `x[:, :, None]` and `y[:, :, 0]` with data_format="channels_first".
+
+        Returns:
+            The layer; or for SeparableConv2D and SeparableConv1D a list of two, which is a chain for
+            `client.convolve`.
+
+        Raises:
+            InvalidConfigurationError: If the layer is of another class, or a subclass, which may compute something
+                else; or has something that has no counterpart, such as a function of the user's own as activation.
         """
-        if not getattr(layer, "built", False):
-            return cls(Conv2D.from_keras(layer))
-        config = Conv2D.from_keras(layer, optional=INITIALIZERS)
-        # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
-        return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
+        if type(layer).__name__ not in CONVOLUTIONS[1:]:
+            check_keras_class(layer, CONVOLUTIONS, advice(type(layer).__name__))
+            if not getattr(layer, "built", False):
+                return cls(Conv2D.from_keras(layer))
+            config = Conv2D.from_keras(layer, optional=INITIALIZERS)
+            # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
+            return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
+        chain = [cls(*convolution) for convolution in of_keras_layer(layer)]
+        return chain[0] if len(chain) == 1 else chain
 
     @classmethod
     def from_arguments(
@@ -195,7 +212,7 @@ class Layer:
         return cls(config if seed is None else config.with_seed(seed), kernel, bias)
 
     def to_keras(self) -> Any:
-        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_export.to_keras`."""
+        """Returns a `keras.layers.Conv2D` with this configuration and these weights; see `keras_layers.to_keras`."""
         return to_keras(self.config, self.kernel, self.bias, self.input_channels)
 
     def to_message(self) -> layer_pb2.InlineLayer:

@@ -31,6 +31,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.files": NUMPY | PROTOBUF | {"PIL", "safetensors"},
     "convserve.protocol": NUMPY | GRPC,
     "convserve.plot": NUMPY,
+    "convserve.models": NUMPY,
     "convserve.importing": NUMPY | {"h5py"},
     "convserve._rpc": NUMPY | GRPC,
     "convserve._sync": NUMPY | GRPC,
@@ -122,7 +123,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
     assert {m for m in engine if package(m) != "convserve_server.engine"} == {"convserve_server.app"}
     # Layer.to_keras imports the export when it is called.
     assert {m for m in knowing(*TENSORFLOW) if m.startswith("convserve.")} == {
-        *("convserve.bench.in_process", "convserve.layers.keras_export"),
+        *("convserve.bench.in_process", "convserve.layers.keras_layers"),
         *("convserve.keras.remote_conv2d", "convserve.keras.swap"),
     }
 

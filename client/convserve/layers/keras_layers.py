@@ -1,0 +1,327 @@
+"""Keras' convolutions as Conv2Ds, and a Conv2D as Keras' own layer.
+
+A depthwise convolution is a Conv2D with as many groups as channels, a separable one is two Conv2Ds in a row, and one of
+rank 1 is a Conv2D over a height of 1. Each computes the same numbers from the same weights, in another shape.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convserve.activations import Activation
+from convserve.constraints import Constraint
+from convserve.errors import (
+    FieldViolation,
+    InvalidConfigurationError,
+    InvalidWeightsError,
+    MissingDependencyError,
+    short_repr,
+)
+from convserve.layers.arguments import DataFormat, Pair, positive_integer, truth
+from convserve.layers.conv2d import BESIDE_OUTPUTS, INITIALIZERS, Conv2D, check_keras_class
+from convserve.tensors.codec import Array
+
+CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv1D", "DepthwiseConv1D", "SeparableConv1D")
+"""The classes of `keras.layers` that Conv2Ds compute exactly."""
+
+_PLAIN, _DEPTHWISE, _SEPARABLE = ("kernel",), ("depthwise",), ("depthwise", "pointwise")
+_OF_A_KERNEL = ("initializer", "regularizer", "constraint")
+_ALWAYS = (
+    *("kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation", "use_bias"),
+    *("bias_initializer", "bias_regularizer", "activity_regularizer", "bias_constraint", "name", "trainable"),
+)
+# What a configuration may say besides: shapes, LoRA (part of the effective kernel), and that values are cast, which
+# they always are.
+_IGNORED = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape", "input_shape"}
+
+Convolution = tuple[Conv2D, Array | None, Array | None]
+"""A configuration with its kernel and its bias."""
+
+
+def kernels(kind: str) -> tuple[str, ...]:
+    """Returns what stands before `_initializer` and the like in a class' parameters, for each of its kernels."""
+    return _SEPARABLE if kind.startswith("Separable") else _DEPTHWISE if kind.startswith("Depthwise") else _PLAIN
+
+
+def parameters(kind: str) -> tuple[str, ...]:
+    """Returns the parameters of one of CONVOLUTIONS, but for its dtype."""
+    own = [f"{kernel}_{part}" for kernel in kernels(kind) for part in _OF_A_KERNEL]
+    sizes = {_PLAIN: ("filters", "groups"), _DEPTHWISE: ("depth_multiplier",)}
+    return (*sizes.get(kernels(kind), ("filters", "depth_multiplier")), *_ALWAYS, *own)
+
+
+def convolutions(
+    kind: str,
+    config: Mapping[str, Any],
+    weights: Sequence[Array] | None,
+    *,
+    optional: Collection[str] = (),
+    dispensable: Collection[str] = (),
+) -> list[Convolution]:
+    """Returns a layer of Keras' as one Conv2D, or as two in a row where it is separable, each with its weights.
+
+    Those of rank 1 take and return (batch, 1, width, channels), or (batch, channels, 1, width): the height is what
+    `x[:, None]`, or `x[:, :, None]`, adds.
+
+    Args:
+        kind: One of CONVOLUTIONS.
+        config: What the layer's `get_config` returns, or Keras' own objects by the same names.
+        weights: Its kernels and its bias, in the order of `get_weights()`, or None where it has none yet.
+        optional: Parameters of Conv2D that are left at their defaults where they have no counterpart.
+        dispensable: Likewise, with a warning.
+
+    Raises:
+        InvalidConfigurationError: For what has no counterpart; the fields are those of the layer's class.
+        InvalidWeightsError: If weights don't fit.
+    """
+    if kind not in CONVOLUTIONS:
+        raise InvalidConfigurationError.for_field("layer", f"one of {', '.join(CONVOLUTIONS)}", kind, advice(kind))
+    ignored = {*_IGNORED, "dtype"}
+    if kernels(kind) != _PLAIN:  # Keras 2 derives them from Conv, and so writes what they don't have
+        ignored |= {f"kernel_{part}" for part in _OF_A_KERNEL}
+        ignored |= {"groups"} if config.get("groups") in (1, None) else set()
+    strange = set(config) - set(parameters(kind)) - ignored
+    if strange:
+        received = f"{', '.join(sorted(map(str, strange)))} too"
+        raise InvalidConfigurationError.for_field("config", f"the configuration of a keras.layers.{kind}", received)
+    given = {name: value for name, value in config.items() if name in (*parameters(kind), "dtype")}
+    for name in ("filters", "kernel_size"):
+        if name in parameters(kind) and name not in config:
+            raise InvalidConfigurationError.for_field(name, name, "a layer without it")
+    is_causal = kind in ("Conv1D", "SeparableConv1D") and str(given.get("padding")).lower() == "causal"
+    if is_causal:
+        given["padding"] = "valid"
+    if kind.endswith("1D"):
+        if "padding" in given and not isinstance(given["padding"], str):
+            received = f"padding={short_repr(given['padding'])}"
+            raise InvalidConfigurationError.for_field("padding", f"a word, as keras.layers.{kind} has it", received)
+        given |= {name: _beside_height(given[name], name) for name in _PAIRS if name in given}
+    given_weights = _of_rank_2(kind, weights, truth(given.get("use_bias", True), "use_bias"))
+
+    def configuration(kernel: str, **changed: Any) -> Conv2D:
+        return _configuration(kind, kernel, given | changed, optional, dispensable)
+
+    if kernels(kind) == _PLAIN:
+        first, *others = [(configuration("kernel"), given_weights[0], given_weights[1])]
+    else:
+        first, *others = _by_channel(kind, given, given_weights, configuration)
+    if is_causal:
+        (_, columns), (_, dilation) = first[0].kernel_size, first[0].dilation_rate
+        first = (first[0].replace(padding=((0, 0), (dilation * (columns - 1), 0))), *first[1:])
+    return [first, *others]
+
+
+def of_keras_layer(layer: Any) -> list[Convolution]:
+    """Returns what `convolutions` does for a layer of Keras' itself, with its weights if it is built.
+
+    Raises as `convolutions`, and InvalidConfigurationError for a subclass, which may compute something else.
+    """
+    kind = type(layer).__name__
+    check_keras_class(layer, CONVOLUTIONS, advice(kind))
+    # Attributes rather than `get_config`, which objects of the user's own need not have.
+    config = {name: getattr(layer, name, None) for name in parameters(kind)}
+    config["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+    if not getattr(layer, "built", False):
+        return convolutions(kind, config, None)
+    # Attributes rather than `get_weights()`: with LoRA the kernel is the sum that Keras computes with.
+    names = [f"{kernel}_kernel" for kernel in kernels(kind)]
+    arrays = [layer.kernel if len(names) == 1 and hasattr(layer, "kernel") else getattr(layer, name) for name in names]
+    weights = [np.asarray(array) for array in (*arrays, *((layer.bias,) if layer.use_bias else ()))]
+    return convolutions(kind, config, weights, optional=INITIALIZERS, dispensable=BESIDE_OUTPUTS)
+
+
+def advice(kind: str) -> str:
+    """Returns what to do with a class of Keras' that no Conv2D computes, or nothing where that is not known."""
+    if kind in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
+        return "A transposed convolution spreads its input, which no Conv2D does: compute it locally."
+    if kind == "Conv3D":
+        return "A volume has one direction more than a Conv2D: compute it locally."
+    if kind == "Dense":
+        return (
+            "It is a Conv2D with kernel_size=1 over (batch, 1, 1, channels): "
+            "Layer(Conv2D(units, 1), kernel[None, None], bias)."
+        )
+    if kind.startswith("LocallyConnected"):
+        return "It has other weights at each place, which no Conv2D has: compute it locally."
+    return ""
+
+
+_PAIRS = ("kernel_size", "strides", "dilation_rate")
+
+
+def _beside_height(value: Any, field: str) -> Pair:
+    """Returns (1, width) for an integer, or for a list of one; Conv2D checks how large it is."""
+    try:
+        return 1, operator.index(value)
+    except TypeError:
+        try:
+            (width,) = map(operator.index, value)
+        except (TypeError, ValueError):
+            expected = "an integer greater than 0, or a tuple or list of one"
+            raise InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}") from None
+    return 1, width
+
+
+def _of_rank_2(kind: str, weights: Sequence[Array] | None, use_bias: bool) -> tuple[Array | None, ...]:
+    """Returns each kernel, of rank 4, and the bias; None for each that there is not."""
+    expected = len(kernels(kind)) + use_bias
+    if weights is None:
+        return (None,) * (len(kernels(kind)) + 1)
+    if len(weights) != expected:
+        what = f"{expected} arrays, as use_bias={use_bias} says"
+        raise InvalidWeightsError.for_field("weights", what, f"{len(weights)}")
+    arrays = [np.asarray(weight) for weight in weights]
+    rank = 3 if kind.endswith("1D") else 4
+    for index, kernel in enumerate(kernels(kind)):
+        if arrays[index].ndim != rank:
+            field = kernel if kernel == "kernel" else f"{kernel}_kernel"
+            raise InvalidWeightsError.for_field(field, f"{rank} dimensions", f"shape {arrays[index].shape}")
+        arrays[index] = arrays[index] if rank == 4 else arrays[index][None]
+    return (*arrays, *(() if use_bias else (None,)))
+
+
+def _configuration(
+    kind: str, kernel: str, given: Mapping[str, Any], optional: Collection[str], dispensable: Collection[str]
+) -> Conv2D:
+    """Returns a configuration of which the kernel's parameters have Keras' name for that kernel, in errors too."""
+    names = {f"{kernel}_{part}": f"kernel_{part}" for part in _OF_A_KERNEL}
+    others = {f"{each}_{part}" for each in ("kernel", *_SEPARABLE) for part in _OF_A_KERNEL} | {"depth_multiplier"}
+    kept = {names.get(name, name): value for name, value in given.items() if name in names or name not in others}
+    try:
+        config = Conv2D.from_parameters(kept, optional=optional, dispensable=dispensable)
+        if not kind.endswith("1D"):
+            return config
+        return config.replace(
+            kernel_constraint=_constraint_at_height(config.kernel_constraint),
+            activation=activation_at_height(config.activation, config.data_format),
+        )
+    except InvalidConfigurationError as error:
+        raise InvalidConfigurationError(
+            *(FieldViolation(_renamed(wrong.field, kernel), wrong.description) for wrong in error.violations)
+        ) from None
+
+
+def _renamed(field: str, kernel: str) -> str:
+    name, *rest = field.split(".", 1)
+    part = name.removeprefix("kernel_")
+    return ".".join((f"{kernel}_{part}" if part in _OF_A_KERNEL else name, *rest))
+
+
+def _by_channel(
+    kind: str,
+    given: Mapping[str, Any],
+    weights: tuple[Array | None, ...],
+    configuration: Callable[..., Conv2D],
+) -> list[Convolution]:
+    """Returns a depthwise convolution, and for a separable one the 1x1 convolution after it."""
+    kernel, bias = weights[0], weights[-1]
+    if kernel is None:
+        hint = "Call it once, or layer.build(input_shape), and pass it again."
+        expected = f"a built {kind}, as it has a group for each channel of its input"
+        raise InvalidConfigurationError.for_field("layer", expected, "one whose input is not known yet", hint)
+    multiplier = positive_integer(given.get("depth_multiplier", 1), "depth_multiplier")
+    height, width, channels, own = kernel.shape
+    if own != multiplier or channels == 0:
+        expected = f"shape kernel_size + (input channels, {multiplier}), as depth_multiplier={multiplier} says"
+        field = "kernel" if kernels(kind) == _DEPTHWISE else "depthwise_kernel"
+        raise InvalidWeightsError.for_field(field, expected, f"shape {kernel.shape}")
+    changed: dict[str, Any] = {"filters": channels * multiplier, "groups": channels}
+    if kernels(kind) == _SEPARABLE:
+        changed |= {"use_bias": False, "activation": None, "activity_regularizer": None, **_named(given, "depthwise")}
+        changed |= {"bias_initializer": "zeros", "bias_regularizer": None, "bias_constraint": None}
+    config = configuration("depthwise", **changed)
+    constraint = _with_axes_of_groups(config.kernel_constraint, channels, multiplier)
+    if constraint is None and config.kernel_constraint is not None:
+        text = "depthwise_constraint: left out, as no constraint of a Conv2D has its axes. Outputs are the same."
+        warnings.warn(text, stacklevel=4)
+    config = config.replace(kernel_constraint=constraint)
+    grouped = kernel.reshape(height, width, 1, channels * multiplier)
+    if kernels(kind) == _DEPTHWISE:
+        return [(config, grouped, bias)]
+    window = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid", "groups": 1}
+    pointwise = configuration("pointwise", **window, **_named(given, "pointwise"))
+    return [(config, grouped, None), (pointwise, weights[1], bias)]
+
+
+def _named(given: Mapping[str, Any], part: str) -> dict[str, str]:
+    name = given.get("name")
+    return {"name": f"{name}_{part}"} if isinstance(name, str) and name else {}
+
+
+def _with_axes_of_groups(constraint: Constraint | None, channels: int, multiplier: int) -> Constraint | None:
+    """Returns a constraint of a kernel (height, width, channels, multiplier), for (height, width, 1, filters)."""
+    axes = getattr(constraint, "axis", None)
+    if constraint is None or axes is None:
+        return constraint
+    wanted = {axis % 4 for axis in axes}
+    longer = {axis for axis, size in ((2, channels), (3, multiplier)) if size > 1}
+    if wanted & longer not in (set(), longer):
+        return None  # a norm over some of the filters
+    places = (*sorted(wanted & {0, 1}), 3 if wanted & longer else 2)
+    return type(constraint)(**{**constraint.parameters, "axis": places})
+
+
+def _constraint_at_height(constraint: Constraint | None) -> Constraint | None:
+    """Returns a constraint of a kernel of rank 3, for the same one with a height of 1."""
+    axes = getattr(constraint, "axis", None)
+    if constraint is None or axes is None:
+        return constraint
+    moved = tuple(axis + 1 if axis >= 0 else axis for axis in axes)
+    return type(constraint)(**{**constraint.parameters, "axis": moved})
+
+
+def activation_at_height(activation: Activation, data_format: DataFormat) -> Activation:
+    """Returns an activation of tensors of rank 3, for the same ones with a height of 1.
+
+    Raises InvalidConfigurationError for an axis that a tensor of rank 3 does not have.
+    """
+    axis = getattr(activation, "axis", None)
+    if axis is None:
+        return activation
+    last = data_format == "channels_last"
+    moved = {1: 2, 2: 3, -1: -1, -2: -2} if last else {1: 1, 2: 3, -1: -1, -2: -3}
+    if axis not in moved:
+        expected = "an axis of an output (batch, width, channels) but the first"
+        raise InvalidConfigurationError.for_field("activation.axis", expected, f"axis={axis}")
+    return type(activation)(**{**activation.parameters, "axis": moved[axis]})
+
+
+def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_channels: int | None) -> Any:
+    """Returns a `keras.layers.Conv2D` with a layer's configuration and weights.
+
+    Keras has no explicit padding, so a layer that has it becomes a `keras.Sequential` of a `ZeroPadding2D` and a
+    Conv2D, which computes the same. A layer without weights becomes one that is not built. The configuration's
+    `input_shape` is left out, because Keras wants it in an Input instead.
+
+    Raises InvalidConfigurationError as `Conv2D.to_keras_config`, and for strides together with a dilation_rate, which
+    no layer of Keras' has, or MissingDependencyError without Keras.
+    """
+    try:
+        import keras
+    except ImportError as error:
+        text = "A Keras layer needs Keras: pip install keras, and one of its backends."
+        raise MissingDependencyError(text) from error
+    if config.strides_and_dilates:
+        expected = "strides or dilation_rate of 1, as Keras has no layer in which both are above 1"
+        received = f"strides={config.strides} and dilation_rate={config.dilation_rate}"
+        raise InvalidConfigurationError.for_field("strides", expected, received)
+    padding = config.padding
+    config = config.replace(input_shape=None, padding=padding if isinstance(padding, str) else "valid")
+    conv2d = keras.layers.Conv2D.from_config(config.to_keras_config())
+    last = config.data_format == "channels_last"
+    shape = (None, None, None, input_channels) if last else (None, input_channels, None, None)
+    if input_channels is not None:
+        conv2d.build(shape)
+        conv2d.set_weights([kernel] if bias is None else [kernel, bias])
+    if isinstance(padding, str):
+        return conv2d
+    pad = keras.layers.ZeroPadding2D(padding, data_format=config.data_format, dtype=config.dtype)
+    model = keras.Sequential([pad, conv2d], name=config.name)
+    if input_channels is not None:
+        model.build(shape)
+    return model

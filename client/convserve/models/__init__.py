@@ -1,0 +1,1 @@
+"""What surrounds the convolutions of a whole model, as far as it can become part of them."""

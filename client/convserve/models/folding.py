@@ -1,0 +1,289 @@
+"""Convolutions that take over what stands around them in a model: padding before, normalization and activation behind.
+
+Nothing is folded that would change what anybody else reads: where something is read twice, returned by the model, or
+called at several places, it stays as it is, and the reason is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from convserve.activations import Activation
+from convserve.errors import InvalidArgumentError
+from convserve.layers.keras_layers import activation_at_height
+from convserve.layers.layer import Layer
+from convserve.models.operations import LINEAR, BatchNormalization, ZeroPadding
+from convserve.tensors.codec import Array
+
+Operation = tuple[Layer, ...] | BatchNormalization | ZeroPadding | Activation
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer in a model's graph, however often it is called there.
+
+    Attributes:
+        name: Its name, which no other node has.
+        inputs: The nodes whose outputs it reads, over all its calls: two or more for one that is called twice.
+        operation: A convolution, as a chain of layers (two for a separable one) whose last carries the activation; or
+            what may become part of one; or None for anything else.
+        kind: Its class, such as "Conv2D"; one that ends in "1D" has tensors without a height.
+        dtype: The name of the dtype in which it computes; None for that of the convolution that it is folded into.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    operation: Operation | None
+    kind: str
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Nodes that only follow each other, and the chain of layers that computes what they do."""
+
+    nodes: tuple[str, ...]
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node that might have become part of a convolution, and why it did not."""
+
+    name: str
+    kind: str
+    reason: str
+
+
+def folded(nodes: Sequence[Node], outputs: Collection[str]) -> tuple[list[Run], list[Left]]:
+    """Returns each convolution with what is folded into it, in the order of the nodes, and what is left.
+
+    Args:
+        nodes: The whole graph, so that it is known who reads what.
+        outputs: The nodes that the model returns.
+
+    A convolution without anything to fold is a run of its own.
+    """
+    graph = _Graph(nodes, outputs)
+    runs, taken, reasons = [], set(), {}
+    for node in nodes:
+        if not isinstance(node.operation, tuple):
+            continue
+        run, refused = _run(node, node.operation, graph)
+        runs.append(run)
+        taken.update(run.nodes)
+        reasons.update(refused)
+    left = [
+        Left(node.name, node.kind, reasons.get(node.name) or _why_left(node, graph))
+        for node in nodes
+        if node.operation is not None and node.name not in taken
+    ]
+    return runs, left
+
+
+def joined(runs: Sequence[Run], nodes: Sequence[Node], outputs: Collection[str]) -> list[Run]:
+    """Returns runs of which those that only follow each other are one, in the order in which the first of each stands.
+
+    Args:
+        runs: What `folded` returned, or some of it.
+        nodes: As for `folded`.
+        outputs: As for `folded`.
+    """
+    graph = _Graph(nodes, outputs)
+    by_first = {run.nodes[0]: run for run in runs}
+    following: dict[str, Run] = {}
+    for run in runs:
+        reader = graph.only_reader(run.nodes[-1])
+        if reader is not None and reader.name in by_first:
+            following[run.nodes[0]] = by_first[reader.name]
+    preceded = {run.nodes[0] for run in following.values()}
+    chains = []
+    for run in runs:
+        if run.nodes[0] in preceded:
+            continue
+        chain = [run]
+        while (after := following.get(chain[-1].nodes[0])) is not None:
+            chain.append(after)
+        chains.append(
+            Run(tuple(name for part in chain for name in part.nodes), sum((part.layers for part in chain), ()))
+        )
+    return chains
+
+
+class _Graph:
+    """Who reads whom."""
+
+    def __init__(self, nodes: Iterable[Node], outputs: Collection[str]) -> None:
+        self.by_name = {node.name: node for node in nodes}
+        self._outputs = set(outputs)
+        self._readers: dict[str, list[Node]] = {}
+        for node in self.by_name.values():
+            for name in node.inputs:
+                self._readers.setdefault(name, []).append(node)
+
+    def only_reader(self, name: str) -> Node | None:
+        """Returns the node that alone reads another's output, and reads nothing else; None if there is no such."""
+        readers = self._readers.get(name, ())
+        alone = len(readers) == 1 and name not in self._outputs and len(self.by_name[name].inputs) <= 1
+        return readers[0] if alone and len(readers[0].inputs) == 1 else None
+
+    def why_not_alone(self, name: str, reader: Node) -> str:
+        """Returns why a node's output is not one that this reader alone reads, or nothing."""
+        before = self.by_name.get(name)
+        if len(reader.inputs) > 1:
+            return "it is called at several places, or reads several outputs"
+        if before is None:
+            return f"it follows {name}, which is not part of the model"
+        if len(before.inputs) > 1:
+            return f"it follows {name}, which is called at several places"
+        if name in self._outputs:
+            return f"it follows {name}, whose output the model returns too"
+        if len(self._readers.get(name, ())) > 1:
+            return f"it follows {name}, whose output others read too"
+        return ""
+
+
+def _run(node: Node, layers: tuple[Layer, ...], graph: _Graph) -> tuple[Run, dict[str, str]]:
+    """Returns a convolution's run, and what was in its way, by the name of the node that is left for it."""
+    before: list[str] = []
+    behind: list[str] = []
+    refused: dict[str, str] = {}
+    first = node
+    while len(first.inputs) == 1 and (padding := graph.by_name.get(first.inputs[0])) is not None:
+        if not isinstance(padding.operation, ZeroPadding) or graph.only_reader(padding.name) is not first:
+            break
+        reason = _why_not_padded(padding, padding.operation, layers[0])
+        if reason:
+            refused[padding.name] = reason
+            break
+        layers = (_padded(layers[0], padding.operation), *layers[1:])
+        before.insert(0, padding.name)
+        first = padding
+    last = node
+    while (reader := graph.only_reader(last.name)) is not None:
+        try:
+            after = _after(layers[-1], reader, node.kind)
+        except _LeftError as error:
+            refused[reader.name] = str(error)
+            break
+        if after is None:
+            break
+        layers = (*layers[:-1], after)
+        behind.append(reader.name)
+        last = reader
+    return Run((*before, node.name, *behind), layers), refused
+
+
+class _LeftError(Exception):
+    """Why a node is not folded."""
+
+
+def _why_not_padded(node: Node, padding: ZeroPadding, layer: Layer) -> str:
+    config = layer.config
+    if config.padding == "same":
+        return "the convolution after it pads with 'same', whose amounts depend on the size of what it gets"
+    if padding.data_format not in (None, config.data_format):
+        return f"it pads {padding.data_format}, and the convolution after it is {config.data_format}"
+    return _why_other_dtype(node, layer)
+
+
+def _why_other_dtype(node: Node, layer: Layer) -> str:
+    if node.dtype in (None, layer.config.compute_dtype):
+        return ""
+    return f"it computes in {node.dtype}, and the convolution in {layer.config.compute_dtype}"
+
+
+def _padded(layer: Layer, padding: ZeroPadding) -> Layer:
+    own = layer.config.padding
+    amounts = ((0, 0), (0, 0)) if isinstance(own, str) else own
+    whole = tuple(
+        tuple(mine + its for mine, its in zip(*pairs, strict=True))
+        for pairs in zip(amounts, padding.padding, strict=True)
+    )
+    return Layer(layer.config.replace(padding=whole), layer.kernel, layer.bias)
+
+
+def _after(layer: Layer, node: Node, kind: str) -> Layer | None:
+    """Returns a convolution with what follows it, or None for what never becomes part of one; raises _LeftError."""
+    operation, config = node.operation, layer.config
+    if not isinstance(operation, BatchNormalization | Activation):
+        return None
+    reason = _why_other_dtype(node, layer)
+    if not reason and config.activity_regularizer is not None:
+        reason = "the convolution before it has an activity_regularizer, which is about what is between them"
+    if reason:
+        raise _LeftError(reason)
+    is_linear = config.activation == LINEAR
+    if isinstance(operation, Activation):
+        if operation == LINEAR:
+            return layer
+        if is_linear:
+            return Layer(_activated(layer, operation, kind), layer.kernel, layer.bias)
+    elif is_linear:
+        return _normalized(layer, operation, kind)
+    raise _LeftError(f"the convolution before it has the activation {config.activation.keras_name!r} already")
+
+
+def _activated(layer: Layer, activation: Activation, kind: str) -> Any:
+    try:
+        at_height = kind.endswith("1D")
+        own = activation_at_height(activation, layer.config.data_format) if at_height else activation
+        return layer.config.replace(activation=own)
+    except InvalidArgumentError as error:
+        raise _LeftError(" ".join(str(error).split())) from None
+
+
+def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> Layer:
+    """Returns a convolution that normalizes what it computes; raises _LeftError if it cannot."""
+    config, kernel = layer.config, layer.kernel
+    if kernel is None:
+        raise _LeftError("the convolution before it has no weights yet, but draws them")
+    rank = 3 if kind.endswith("1D") else 4
+    axis = rank - 1 if config.data_format == "channels_last" else 1
+    if normalization.axis not in (None, axis, axis - rank):
+        raise _LeftError(f"its axis {normalization.axis} is not that of the convolution's channels, {axis}")
+    arrays = (normalization.gamma, normalization.beta, normalization.mean, normalization.variance)
+    shapes = {np.shape(array) for array in arrays if array is not None}
+    if shapes != {(config.filters,)}:
+        raise _LeftError(f"its arrays have the shapes {shapes}, and the convolution before it {config.filters} filters")
+    gamma, beta, mean, variance = (None if array is None else _wide(array) for array in arrays)
+    with np.errstate(all="ignore"):
+        scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + normalization.epsilon)
+        moved = (0.0 if layer.bias is None else _wide(layer.bias)) - mean
+        bias = moved * scale + (0.0 if beta is None else beta)
+        # What penalizes and constrains the weights is about others.
+        made = config.replace(
+            use_bias=True, bias_initializer="zeros", kernel_regularizer=None, bias_regularizer=None,
+            kernel_constraint=None, bias_constraint=None,
+        )  # fmt: skip
+        result = Layer(made, _wide(kernel) * scale, bias)
+    if all(np.isfinite(_wide(array)).all() for array in layer.arrays.values()) and not all(
+        np.isfinite(_wide(array)).all() for array in result.arrays.values()
+    ):
+        raise _LeftError(f"with it the weights are not finite in {config.variable_dtype}")
+    return result
+
+
+def _wide(array: Any) -> Array:
+    return np.asarray(array).astype(np.float64)
+
+
+def _why_left(node: Node, graph: _Graph) -> str:
+    """Returns why a node was never met from a convolution."""
+    if isinstance(node.operation, ZeroPadding):
+        reader = graph.only_reader(node.name)
+        if reader is None:
+            return "not exactly one layer, which reads nothing else, follows it"
+        return f"no convolution follows it, but {reader.name} ({reader.kind})"
+    if not node.inputs:
+        return "it follows no convolution"
+    for name in node.inputs:
+        before = graph.by_name.get(name)
+        if before is None or before.operation is None:
+            return f"it follows no convolution, but {name}{'' if before is None else f' ({before.kind})'}"
+    reason = graph.why_not_alone(node.inputs[0], node)
+    return reason or f"it follows no convolution, but {node.inputs[0]}, which is left as it is"

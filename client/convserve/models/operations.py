@@ -1,0 +1,128 @@
+"""What stands beside convolutions in a model and can become part of one: values, read from nobody's code."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.activations import Activation
+from convserve.errors import InvalidConfigurationError
+from convserve.layers.arguments import Pair
+from convserve.tensors.codec import Array
+
+PASS_THROUGH = frozenset({
+    "Identity", "Dropout", "SpatialDropout1D", "SpatialDropout2D", "GaussianDropout", "GaussianNoise", "AlphaDropout",
+    "ActivityRegularization",
+})  # fmt: skip
+"""Layers of Keras' that return their input in inference."""
+
+_ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU"})
+LINEAR = Activation.members["linear"]()
+
+
+@dataclass(frozen=True, eq=False)
+class BatchNormalization:
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta, each of them one number a channel.
+
+    Attributes:
+        gamma: (channels,), or None for 1.
+        beta: (channels,), or None for 0.
+        mean: (channels,).
+        variance: (channels,).
+        epsilon: Greater than or equal to 0.
+        axis: The axis of the input that the channels are, as Keras counts it; None if it is known to be that of the
+            convolution before it.
+    """
+
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    variance: Array
+    epsilon: float
+    axis: int | None = None
+
+
+@dataclass(frozen=True)
+class ZeroPadding:
+    """Rows and columns of zeros around an input.
+
+    Attributes:
+        padding: ((top, bottom), (left, right)), each at least 0.
+        data_format: As of Conv2D; None if it is known to be that of the convolution after it.
+    """
+
+    padding: tuple[Pair, Pair]
+    data_format: str | None = None
+
+
+def activation_of(kind: str, config: Mapping[str, Any]) -> Activation | None:
+    """Returns the activation that one of Keras' activation layers computes, or None for any other layer.
+
+    Args:
+        kind: The layer's class.
+        config: What its `get_config` returns, as Keras 2 or 3 writes it.
+
+    None is also for an activation of the user's own, for parameters that have no counterpart, and for an axis of the
+    batch.
+    """
+    if kind not in _ACTIVATIONS:
+        return LINEAR if kind in PASS_THROUGH else None
+    try:
+        return Activation.get(_identifier(kind, config), "activation") or LINEAR
+    except InvalidConfigurationError:
+        return None
+
+
+def _identifier(kind: str, config: Mapping[str, Any]) -> Any:
+    """Returns what `Activation.get` takes for a layer."""
+    if kind == "Activation":
+        given = config.get("activation")
+        named = isinstance(given, Mapping) and given.get("class_name")
+        inner = given.get("config") if isinstance(given, Mapping) else None
+        if named in _ACTIVATIONS and isinstance(inner, Mapping):  # a layer as the function of another
+            return _identifier(str(named), inner)
+        return given
+    if kind == "ThresholdedReLU":  # of Keras 2
+        return {"class_name": "threshold", "config": {"threshold": config.get("theta", 1.0), "default_value": 0.0}}
+    names = {
+        "ReLU": ("max_value", "negative_slope", "threshold"),
+        "LeakyReLU": ("negative_slope",),
+        "ELU": ("alpha",),
+        "Softmax": ("axis",),
+    }[kind]
+    kept = {name: config[name] for name in names if name in config}
+    if kind == "LeakyReLU":
+        # Keras 2 calls the slope alpha, and the layer's default is 0.3 where the function's is 0.2.
+        kept.setdefault("negative_slope", config.get("alpha", 0.3))
+    return {"class_name": kind, "config": kept}
+
+
+def zero_padding_of(kind: str, config: Mapping[str, Any]) -> ZeroPadding | None:
+    """Returns what a ZeroPadding2D or ZeroPadding1D pads, or None for any other layer, or for amounts it cannot have.
+
+    That of rank 1 pads the width, beside a height of 1.
+    """
+    if kind not in ("ZeroPadding1D", "ZeroPadding2D"):
+        return None
+    directions = 2 if kind == "ZeroPadding2D" else 1
+    given = config.get("padding", 1)
+    try:
+        if isinstance(given, int):
+            amounts = [(given, given)] * directions
+        elif directions == 1:
+            (first, last) = given
+            amounts = [(first, last)]
+        else:
+            amounts = [(side, side) if isinstance(side, int) else tuple(side) for side in given]
+        before_and_after = [(int(first), int(last)) for first, last in amounts if first >= 0 and last >= 0]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if len(before_and_after) != directions or not all(
+        math.isfinite(amount) for pair in before_and_after for amount in pair
+    ):
+        return None
+    data_format = config.get("data_format")
+    rows = before_and_after[0] if directions == 2 else (0, 0)
+    return ZeroPadding((rows, before_and_after[-1]), data_format if isinstance(data_format, str) else None)
