@@ -1,4 +1,4 @@
-"""Real weights out of files: every Conv2D of a Keras model, a state dictionary, or arrays by name.
+"""Real weights out of files: every convolution of a Keras model, a state dictionary, or arrays by name.
 
 >>> from convserve import importing
 >>> imported = importing.read("resnet50.keras")
@@ -26,7 +26,7 @@ from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read
 
 __all__ = ["Imported", "Skipped", "read"]
 
-_READERS: dict[str, tuple[str, Callable[[Path, Budget, Geometry], Contents]]] = {
+_READERS: dict[str, tuple[str, Callable[..., Contents]]] = {
     ".keras": ("a .keras archive", keras_files.read_archive),
     ".h5": ("an .h5 file of a Keras model", keras_files.read_h5),
     ".hdf5": ("an .hdf5 file of a Keras model", keras_files.read_h5),
@@ -34,6 +34,8 @@ _READERS: dict[str, tuple[str, Callable[[Path, Budget, Geometry], Contents]]] = 
     ".npy": ("a .npy file with an array of numbers", numpy_files.read_npy),
     ".safetensors": ("a .safetensors file", state_dict.read),
 }
+_WHOLE_MODELS = (".keras", ".h5", ".hdf5")
+"""Those that say what follows what, and so can be folded."""
 # Whatever a file is called: TensorFlow up to 2.12 wrote HDF5 under the name of .keras.
 _BY_FIRST_BYTES = {
     b"\x89HDF\r\n\x1a\n": {".keras": ".h5"},
@@ -48,12 +50,15 @@ def read(
     *,
     prefix: str | None = None,
     config: Mapping[str, Mapping[str, Any] | None] | None = None,
+    fold_batch_norm: bool = False,
     **parameters: Any,
 ) -> Imported:
-    """Returns every Conv2D in a file, with its weights.
+    """Returns every convolution in a file, with its weights.
 
-    What is no plain Conv2D, or has something wrong, is skipped with the reason, and others are read all the same:
-    subclasses, wrappers, quantized weights, arrays that don't fit, orders of axes that would have to be guessed.
+    Keras' others than Conv2D are read as `Layer.from_keras` takes them; a separable one as two layers, NAME/depthwise
+    and NAME/pointwise. What is no such layer itself, or has something wrong, is skipped with the reason, and others are
+    read all the same: subclasses, wrappers, quantized weights, arrays that don't fit, orders of axes that would have to
+    be guessed.
 
     Args:
         path: One of
@@ -69,6 +74,10 @@ def read(
         config: For files of arrays, which don't have it: parameters of Conv2D by layer, under the name in the file or a
             pattern such as "layer1.*.conv2"; also in PyTorch's wording, such as {"conv1": {"stride": 2, "padding": 3}}.
             None instead of parameters leaves a layer out, such as a transposed convolution, whose arrays look alike.
+        fold_batch_norm: For whole models: whether a convolution takes over the BatchNormalization and the activation
+            behind it and the zero padding before it, as far as each only follows the other. It then computes what they
+            do together. What others read too, or is called at several places, is left and listed. Without it `note`
+            says what the layers lack.
         **parameters: The same for every layer.
 
     Returns:
@@ -91,11 +100,16 @@ def read(
     if kind not in _READERS:
         raise refusal(f"a file that ends in {', '.join(_READERS)}", short_repr(str(path)))
     check_file(file)
+    options = {"fold_batch_norm": True} if fold_batch_norm else {}
     expected, read_contents = _READERS[kind]
     with wrap_read_errors(file, expected):
-        expected, read_contents = _READERS[_kind_inside(file, kind)]
+        kind = _kind_inside(file, kind)
+        expected, read_contents = _READERS[kind]
+    if fold_batch_norm and kind not in _WHOLE_MODELS:
+        received = f"{short_repr(str(path))}, which has arrays only"
+        raise refusal(f"a whole model ({', '.join(_WHOLE_MODELS)}) for fold_batch_norm", received)
     with wrap_read_errors(file, expected):
-        return read_contents(file, Budget(file), geometry).named(prefix)
+        return read_contents(file, Budget(file), geometry, **options).named(prefix)
 
 
 def _kind_inside(file: Path, kind: str) -> str:

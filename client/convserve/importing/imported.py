@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from convserve.errors import InvalidArgumentError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import MAX_NAME, check_name
+
+NOT_FOLDED = "not a Conv2D, but part of what the model computes: with fold_batch_norm=True it becomes part of one"
+"""Why what surrounds convolutions is skipped where it was not asked for."""
+_LEFT = "left as it is: "
+
+
+def left_as_it_is(reason: str) -> str:
+    """Returns why something is skipped that surrounds a convolution, and could not become part of it."""
+    return f"{_LEFT}{reason}"
 
 
 class Skipped(NamedTuple):
@@ -30,9 +40,25 @@ class Imported:
     """Every Conv2D with its weights, in the file's order, by the name to store it under."""
     skipped: list[Skipped]
 
+    @property
+    def note(self) -> str:
+        """What the layers in a row lack of what the model computes, or nothing."""
+        apart = Counter(each.kind for each in self.skipped if each.reason == NOT_FOLDED)
+        left = Counter(each.kind for each in self.skipped if each.reason.startswith(_LEFT))
+        if not self.layers or not (apart or left):
+            return ""
+        listed = ", ".join(f"{count} {kind}" for kind, count in (apart or left).most_common())
+        how = (
+            "fold_batch_norm=True (--fold-batch-norm) makes them part of the layers where it can"
+            if apart
+            else ("they are left as they are, for the reasons given")
+        )
+        return f"the model computes {listed} beside these layers, so they alone give other numbers: {how}"
+
     def __repr__(self) -> str:
         """Returns the numbers; weights would fill a screen."""
-        return f"<Imported {len(self.layers)} layers, {len(self.skipped)} skipped>"
+        note = f"; {self.note}" if self.note else ""
+        return f"<Imported {len(self.layers)} layers, {len(self.skipped)} skipped{note}>"
 
 
 @dataclass

@@ -277,17 +277,22 @@ class Conv2D(Geometry):
         return html_tables.table("Conv2D", self.given().items())
 
 
-def check_keras_class(layer: object, kinds: Sequence[str], hint: str = "") -> None:
-    """Raises InvalidConfigurationError unless a layer computes what one of some classes of `keras.layers` computes."""
+def check_keras_class(layer: object, kinds: Sequence[str], hint: str = "") -> str:
+    """Returns which of some classes of `keras.layers` a layer is, or computes remotely what that computes.
+
+    Raises InvalidConfigurationError if it may compute something else.
+    """
     kind = type(layer)
     package = (kind.__module__ or "").partition(".")[0]
-    is_remote = (kind.__name__, kind.__module__) == ("RemoteConv2D", "convserve.keras")
-    is_keras_own = kind.__name__ in kinds and package in ("keras", "tf_keras", "tensorflow")
-    if not (is_keras_own or is_remote) or vars(layer).keys() & {"call", "convolution_op"}:
+    is_remote = kind.__module__ == "convserve.keras" and kind.__name__.startswith("Remote")
+    name = kind.__name__.removeprefix("Remote") if is_remote else kind.__name__
+    is_own = name in kinds and (is_remote or package in ("keras", "tf_keras", "tensorflow"))
+    if not is_own or vars(layer).keys() & {"call", "convolution_op"}:
         own = "One that computes nothing else goes by its configuration: Conv2D(**parameters) and its weights."
         received = f"{kind.__module__}.{kind.__qualname__}, which may compute something else"
         expected = f"a keras.layers.{', '.join(kinds)} itself"
         raise InvalidConfigurationError.for_field("layer", expected, received, hint or own)
+    return name
 
 
 def _initializer(value: object, field: str) -> Initializer:

@@ -22,14 +22,16 @@ from convserve.errors import (
     MissingDependencyError,
     short_repr,
 )
-from convserve.layers.arguments import DataFormat, Pair, positive_integer, truth
+from convserve.layers.arguments import DataFormat, Pair, positive_integer
 from convserve.layers.conv2d import BESIDE_OUTPUTS, INITIALIZERS, Conv2D, check_keras_class
 from convserve.tensors.codec import Array
 
 CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv1D", "DepthwiseConv1D", "SeparableConv1D")
 """The classes of `keras.layers` that Conv2Ds compute exactly."""
 
-_PLAIN, _DEPTHWISE, _SEPARABLE = ("kernel",), ("depthwise",), ("depthwise", "pointwise")
+_PLAIN: tuple[str, ...] = ("kernel",)
+_DEPTHWISE: tuple[str, ...] = ("depthwise",)
+_SEPARABLE: tuple[str, ...] = ("depthwise", "pointwise")
 _OF_A_KERNEL = ("initializer", "regularizer", "constraint")
 _ALWAYS = (
     *("kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation", "use_bias"),
@@ -51,8 +53,8 @@ def kernels(kind: str) -> tuple[str, ...]:
 def parameters(kind: str) -> tuple[str, ...]:
     """Returns the parameters of one of CONVOLUTIONS, but for its dtype."""
     own = [f"{kernel}_{part}" for kernel in kernels(kind) for part in _OF_A_KERNEL]
-    sizes = {_PLAIN: ("filters", "groups"), _DEPTHWISE: ("depth_multiplier",)}
-    return (*sizes.get(kernels(kind), ("filters", "depth_multiplier")), *_ALWAYS, *own)
+    sizes = {"kernel": ("filters", "groups"), "depthwise": ("depth_multiplier",)}
+    return (*sizes.get("-".join(kernels(kind)), ("filters", "depth_multiplier")), *_ALWAYS, *own)
 
 
 def convolutions(
@@ -79,8 +81,62 @@ def convolutions(
         InvalidConfigurationError: For what has no counterpart; the fields are those of the layer's class.
         InvalidWeightsError: If weights don't fit.
     """
+    kernel, *others = _of_rank_4(kind, weights)
+    channels = None if kernel is None else int(kernel.shape[2])
+    configs = configurations(kind, config, channels, optional=optional, dispensable=dispensable)
+    if kernels(kind) == _PLAIN:
+        return [(configs[0], kernel, others[0])]
+    if kernel is not None:
+        multiplier = config.get("depth_multiplier", 1)
+        if kernel.shape[3] != multiplier:
+            field = "kernel" if kernels(kind) == _DEPTHWISE else "depthwise_kernel"
+            expected = f"shape kernel_size + (input channels, {multiplier}), as depth_multiplier={multiplier} says"
+            raise InvalidWeightsError.for_field(field, expected, f"shape {kernel.shape}")
+        kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
+    if kernels(kind) == _DEPTHWISE:
+        return [(configs[0], kernel, others[0])]
+    return [(configs[0], kernel, None), (configs[1], others[0], others[1])]
+
+
+def configurations(
+    kind: str,
+    config: Mapping[str, Any],
+    channels: int | None,
+    *,
+    optional: Collection[str] = (),
+    dispensable: Collection[str] = (),
+) -> list[Conv2D]:
+    """Returns the configurations of `convolutions`; `channels` are those of the input, None if they are not known.
+
+    Raises InvalidConfigurationError.
+    """
     if kind not in CONVOLUTIONS:
-        raise InvalidConfigurationError.for_field("layer", f"one of {', '.join(CONVOLUTIONS)}", kind, advice(kind))
+        raise InvalidConfigurationError.for_field("layer", f"one of {', '.join(CONVOLUTIONS)}", kind, _hint(kind))
+    given = _known(kind, config)
+    is_causal = kind in ("Conv1D", "SeparableConv1D") and str(given.get("padding")).lower() == "causal"
+    if is_causal:
+        given["padding"] = "valid"
+    if kind.endswith("1D"):
+        if not isinstance(given.get("padding", "valid"), str):
+            received = f"padding={short_repr(given['padding'])}"
+            raise InvalidConfigurationError.for_field("padding", f"a word, as keras.layers.{kind} has it", received)
+        given |= {name: _beside_height(given[name], name) for name in _PAIRS if name in given}
+
+    def configuration(kernel: str, **changed: Any) -> Conv2D:
+        return _configuration(kind, kernel, given | changed, optional, dispensable)
+
+    if kernels(kind) == _PLAIN:
+        first, *others = [configuration("kernel")]
+    else:
+        first, *others = _by_channel(kind, given, channels, configuration)
+    if is_causal:
+        width = first.dilation_rate[1] * (first.kernel_size[1] - 1)
+        first = first.replace(padding=((0, 0), (width, 0)))
+    return [first, *others]
+
+
+def _known(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a class out of a configuration, and refuses what is none of them."""
     ignored = {*_IGNORED, "dtype"}
     if kernels(kind) != _PLAIN:  # Keras 2 derives them from Conv, and so writes what they don't have
         ignored |= {f"kernel_{part}" for part in _OF_A_KERNEL}
@@ -89,31 +145,10 @@ def convolutions(
     if strange:
         received = f"{', '.join(sorted(map(str, strange)))} too"
         raise InvalidConfigurationError.for_field("config", f"the configuration of a keras.layers.{kind}", received)
-    given = {name: value for name, value in config.items() if name in (*parameters(kind), "dtype")}
     for name in ("filters", "kernel_size"):
         if name in parameters(kind) and name not in config:
             raise InvalidConfigurationError.for_field(name, name, "a layer without it")
-    is_causal = kind in ("Conv1D", "SeparableConv1D") and str(given.get("padding")).lower() == "causal"
-    if is_causal:
-        given["padding"] = "valid"
-    if kind.endswith("1D"):
-        if "padding" in given and not isinstance(given["padding"], str):
-            received = f"padding={short_repr(given['padding'])}"
-            raise InvalidConfigurationError.for_field("padding", f"a word, as keras.layers.{kind} has it", received)
-        given |= {name: _beside_height(given[name], name) for name in _PAIRS if name in given}
-    given_weights = _of_rank_2(kind, weights, truth(given.get("use_bias", True), "use_bias"))
-
-    def configuration(kernel: str, **changed: Any) -> Conv2D:
-        return _configuration(kind, kernel, given | changed, optional, dispensable)
-
-    if kernels(kind) == _PLAIN:
-        first, *others = [(configuration("kernel"), given_weights[0], given_weights[1])]
-    else:
-        first, *others = _by_channel(kind, given, given_weights, configuration)
-    if is_causal:
-        (_, columns), (_, dilation) = first[0].kernel_size, first[0].dilation_rate
-        first = (first[0].replace(padding=((0, 0), (dilation * (columns - 1), 0))), *first[1:])
-    return [first, *others]
+    return {name: value for name, value in config.items() if name in (*parameters(kind), "dtype")}
 
 
 def of_keras_layer(layer: Any) -> list[Convolution]:
@@ -121,8 +156,7 @@ def of_keras_layer(layer: Any) -> list[Convolution]:
 
     Raises as `convolutions`, and InvalidConfigurationError for a subclass, which may compute something else.
     """
-    kind = type(layer).__name__
-    check_keras_class(layer, CONVOLUTIONS, advice(kind))
+    kind = check_keras_class(layer, CONVOLUTIONS, _hint(type(layer).__name__))
     # Attributes rather than `get_config`, which objects of the user's own need not have.
     config = {name: getattr(layer, name, None) for name in parameters(kind)}
     config["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
@@ -138,17 +172,22 @@ def of_keras_layer(layer: Any) -> list[Convolution]:
 def advice(kind: str) -> str:
     """Returns what to do with a class of Keras' that no Conv2D computes, or nothing where that is not known."""
     if kind in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
-        return "A transposed convolution spreads its input, which no Conv2D does: compute it locally."
+        return "a transposed convolution spreads its input, which no Conv2D does: compute it locally"
     if kind == "Conv3D":
-        return "A volume has one direction more than a Conv2D: compute it locally."
-    if kind == "Dense":
-        return (
-            "It is a Conv2D with kernel_size=1 over (batch, 1, 1, channels): "
-            "Layer(Conv2D(units, 1), kernel[None, None], bias)."
-        )
+        return "a volume has one direction more than a Conv2D has: compute it locally"
+    if kind.startswith("ConvLSTM"):
+        return "its state goes from step to step, which no Conv2D's does: compute it locally"
     if kind.startswith("LocallyConnected"):
-        return "It has other weights at each place, which no Conv2D has: compute it locally."
+        return "it has other weights at each place, which no Conv2D has: compute it locally"
+    if kind == "Dense":
+        return "as a Conv2D over (batch, 1, 1, channels) it is Layer(Conv2D(units, 1), kernel[None, None], bias)"
     return ""
+
+
+def _hint(kind: str) -> str:
+    """Returns the same as a sentence."""
+    text = advice(kind)
+    return f"{text[:1].upper()}{text[1:]}." if text else ""
 
 
 _PAIRS = ("kernel_size", "strides", "dilation_rate")
@@ -167,22 +206,22 @@ def _beside_height(value: Any, field: str) -> Pair:
     return 1, width
 
 
-def _of_rank_2(kind: str, weights: Sequence[Array] | None, use_bias: bool) -> tuple[Array | None, ...]:
+def _of_rank_4(kind: str, weights: Sequence[Array] | None) -> tuple[Array | None, ...]:
     """Returns each kernel, of rank 4, and the bias; None for each that there is not."""
-    expected = len(kernels(kind)) + use_bias
+    names = [kernel if kernel == "kernel" else f"{kernel}_kernel" for kernel in kernels(kind)]
     if weights is None:
-        return (None,) * (len(kernels(kind)) + 1)
-    if len(weights) != expected:
-        what = f"{expected} arrays, as use_bias={use_bias} says"
-        raise InvalidWeightsError.for_field("weights", what, f"{len(weights)}")
-    arrays = [np.asarray(weight) for weight in weights]
+        return (None,) * (len(names) + 1)
+    if not 0 <= len(weights) - len(names) <= 1:
+        expected = f"{' and '.join(names)}, and a bias or none"
+        raise InvalidWeightsError.for_field("weights", expected, f"{len(weights)} arrays")
+    arrays: list[Array | None] = [np.asarray(weight) for weight in weights]
     rank = 3 if kind.endswith("1D") else 4
-    for index, kernel in enumerate(kernels(kind)):
-        if arrays[index].ndim != rank:
-            field = kernel if kernel == "kernel" else f"{kernel}_kernel"
-            raise InvalidWeightsError.for_field(field, f"{rank} dimensions", f"shape {arrays[index].shape}")
-        arrays[index] = arrays[index] if rank == 4 else arrays[index][None]
-    return (*arrays, *(() if use_bias else (None,)))
+    for index, (name, array) in enumerate(zip(names, weights, strict=False)):
+        if np.ndim(array) != rank or 0 in np.shape(array):
+            expected = f"{rank} dimensions, none of them 0"
+            raise InvalidWeightsError.for_field(name, expected, f"shape {np.shape(array)}")
+        arrays[index] = np.asarray(array) if rank == 4 else np.asarray(array)[None]
+    return (*arrays, *([None] if len(arrays) == len(names) else []))
 
 
 def _configuration(
@@ -213,23 +252,14 @@ def _renamed(field: str, kernel: str) -> str:
 
 
 def _by_channel(
-    kind: str,
-    given: Mapping[str, Any],
-    weights: tuple[Array | None, ...],
-    configuration: Callable[..., Conv2D],
-) -> list[Convolution]:
+    kind: str, given: Mapping[str, Any], channels: int | None, configuration: Callable[..., Conv2D]
+) -> list[Conv2D]:
     """Returns a depthwise convolution, and for a separable one the 1x1 convolution after it."""
-    kernel, bias = weights[0], weights[-1]
-    if kernel is None:
+    if channels is None:
         hint = "Call it once, or layer.build(input_shape), and pass it again."
         expected = f"a built {kind}, as it has a group for each channel of its input"
         raise InvalidConfigurationError.for_field("layer", expected, "one whose input is not known yet", hint)
     multiplier = positive_integer(given.get("depth_multiplier", 1), "depth_multiplier")
-    height, width, channels, own = kernel.shape
-    if own != multiplier or channels == 0:
-        expected = f"shape kernel_size + (input channels, {multiplier}), as depth_multiplier={multiplier} says"
-        field = "kernel" if kernels(kind) == _DEPTHWISE else "depthwise_kernel"
-        raise InvalidWeightsError.for_field(field, expected, f"shape {kernel.shape}")
     changed: dict[str, Any] = {"filters": channels * multiplier, "groups": channels}
     if kernels(kind) == _SEPARABLE:
         changed |= {"use_bias": False, "activation": None, "activity_regularizer": None, **_named(given, "depthwise")}
@@ -238,14 +268,12 @@ def _by_channel(
     constraint = _with_axes_of_groups(config.kernel_constraint, channels, multiplier)
     if constraint is None and config.kernel_constraint is not None:
         text = "depthwise_constraint: left out, as no constraint of a Conv2D has its axes. Outputs are the same."
-        warnings.warn(text, stacklevel=4)
+        warnings.warn(text, stacklevel=5)
     config = config.replace(kernel_constraint=constraint)
-    grouped = kernel.reshape(height, width, 1, channels * multiplier)
     if kernels(kind) == _DEPTHWISE:
-        return [(config, grouped, bias)]
+        return [config]
     window = {"kernel_size": 1, "strides": 1, "dilation_rate": 1, "padding": "valid", "groups": 1}
-    pointwise = configuration("pointwise", **window, **_named(given, "pointwise"))
-    return [(config, grouped, None), (pointwise, weights[1], bias)]
+    return [config, configuration("pointwise", **window, **_named(given, "pointwise"))]
 
 
 def _named(given: Mapping[str, Any], part: str) -> dict[str, str]:

@@ -21,9 +21,9 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers import messages
-from convserve.layers.conv2d import INITIALIZERS, Conv2D, check_keras_class
+from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
-from convserve.layers.keras_layers import CONVOLUTIONS, advice, of_keras_layer, to_keras
+from convserve.layers.keras_layers import of_keras_layer, to_keras
 from convserve.layers.plan import Plan, plan
 from convserve.layers.weight_shapes import (
     WEIGHT_DTYPES,
@@ -165,13 +165,6 @@ class Layer:
             InvalidConfigurationError: If the layer is of another class, or a subclass, which may compute something
                 else; or has something that has no counterpart, such as a function of the user's own as activation.
         """
-        if type(layer).__name__ not in CONVOLUTIONS[1:]:
-            check_keras_class(layer, CONVOLUTIONS, advice(type(layer).__name__))
-            if not getattr(layer, "built", False):
-                return cls(Conv2D.from_keras(layer))
-            config = Conv2D.from_keras(layer, optional=INITIALIZERS)
-            # `kernel` rather than `get_weights()`: with LoRA it is the sum that Keras computes with.
-            return cls(config, np.asarray(layer.kernel), np.asarray(layer.bias) if config.use_bias else None)
         chain = [cls(*convolution) for convolution in of_keras_layer(layer)]
         return chain[0] if len(chain) == 1 else chain
 

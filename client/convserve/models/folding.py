@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from convserve.activations import Activation
 from convserve.errors import InvalidArgumentError
+from convserve.layers.conv2d import Conv2D
 from convserve.layers.keras_layers import activation_at_height
 from convserve.layers.layer import Layer
 from convserve.models.operations import LINEAR, BatchNormalization, ZeroPadding
@@ -69,7 +69,9 @@ def folded(nodes: Sequence[Node], outputs: Collection[str]) -> tuple[list[Run], 
     A convolution without anything to fold is a run of its own.
     """
     graph = _Graph(nodes, outputs)
-    runs, taken, reasons = [], set(), {}
+    runs: list[Run] = []
+    taken: set[str] = set()
+    reasons: dict[str, str] = {}
     for node in nodes:
         if not isinstance(node.operation, tuple):
             continue
@@ -108,9 +110,8 @@ def joined(runs: Sequence[Run], nodes: Sequence[Node], outputs: Collection[str])
         chain = [run]
         while (after := following.get(chain[-1].nodes[0])) is not None:
             chain.append(after)
-        chains.append(
-            Run(tuple(name for part in chain for name in part.nodes), sum((part.layers for part in chain), ()))
-        )
+        names = tuple(name for part in chain for name in part.nodes)
+        chains.append(Run(names, tuple(layer for part in chain for layer in part.layers)))
     return chains
 
 
@@ -127,7 +128,7 @@ class _Graph:
 
     def only_reader(self, name: str) -> Node | None:
         """Returns the node that alone reads another's output, and reads nothing else; None if there is no such."""
-        readers = self._readers.get(name, ())
+        readers = self._readers.get(name, [])
         alone = len(readers) == 1 and name not in self._outputs and len(self.by_name[name].inputs) <= 1
         return readers[0] if alone and len(readers[0].inputs) == 1 else None
 
@@ -156,11 +157,11 @@ def _run(node: Node, layers: tuple[Layer, ...], graph: _Graph) -> tuple[Run, dic
     while len(first.inputs) == 1 and (padding := graph.by_name.get(first.inputs[0])) is not None:
         if not isinstance(padding.operation, ZeroPadding) or graph.only_reader(padding.name) is not first:
             break
-        reason = _why_not_padded(padding, padding.operation, layers[0])
-        if reason:
-            refused[padding.name] = reason
+        try:
+            layers = (_padded(layers[0], padding, padding.operation), *layers[1:])
+        except _LeftError as error:
+            refused[padding.name] = str(error)
             break
-        layers = (_padded(layers[0], padding.operation), *layers[1:])
         before.insert(0, padding.name)
         first = padding
     last = node
@@ -182,29 +183,30 @@ class _LeftError(Exception):
     """Why a node is not folded."""
 
 
-def _why_not_padded(node: Node, padding: ZeroPadding, layer: Layer) -> str:
-    config = layer.config
-    if config.padding == "same":
-        return "the convolution after it pads with 'same', whose amounts depend on the size of what it gets"
-    if padding.data_format not in (None, config.data_format):
-        return f"it pads {padding.data_format}, and the convolution after it is {config.data_format}"
-    return _why_other_dtype(node, layer)
-
-
 def _why_other_dtype(node: Node, layer: Layer) -> str:
     if node.dtype in (None, layer.config.compute_dtype):
         return ""
     return f"it computes in {node.dtype}, and the convolution in {layer.config.compute_dtype}"
 
 
-def _padded(layer: Layer, padding: ZeroPadding) -> Layer:
-    own = layer.config.padding
-    amounts = ((0, 0), (0, 0)) if isinstance(own, str) else own
-    whole = tuple(
-        tuple(mine + its for mine, its in zip(*pairs, strict=True))
-        for pairs in zip(amounts, padding.padding, strict=True)
-    )
-    return Layer(layer.config.replace(padding=whole), layer.kernel, layer.bias)
+def _padded(layer: Layer, node: Node, padding: ZeroPadding) -> Layer:
+    """Returns a convolution that pads what is before it; raises _LeftError if it cannot."""
+    config = layer.config
+    if config.padding == "same":
+        raise _LeftError("the convolution after it pads with 'same', by the size of what it gets")
+    if padding.data_format not in (None, config.data_format):
+        raise _LeftError(f"it pads {padding.data_format}, and the convolution after it is {config.data_format}")
+    reason = _why_other_dtype(node, layer)
+    if reason:
+        raise _LeftError(reason)
+    own = ((0, 0), (0, 0)) if isinstance(config.padding, str) else config.padding
+    (top, bottom), (left, right) = own
+    (above, below), (before, behind) = padding.padding
+    try:
+        whole = config.replace(padding=((top + above, bottom + below), (left + before, right + behind)))
+    except InvalidArgumentError as error:
+        raise _LeftError(" ".join(str(error).split())) from None
+    return Layer(whole, layer.kernel, layer.bias)
 
 
 def _after(layer: Layer, node: Node, kind: str) -> Layer | None:
@@ -228,7 +230,8 @@ def _after(layer: Layer, node: Node, kind: str) -> Layer | None:
     raise _LeftError(f"the convolution before it has the activation {config.activation.keras_name!r} already")
 
 
-def _activated(layer: Layer, activation: Activation, kind: str) -> Any:
+def _activated(layer: Layer, activation: Activation, kind: str) -> Conv2D:
+    """Returns a configuration with an activation; raises _LeftError for an axis that it cannot have."""
     try:
         at_height = kind.endswith("1D")
         own = activation_at_height(activation, layer.config.data_format) if at_height else activation
@@ -250,11 +253,11 @@ def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> L
     shapes = {np.shape(array) for array in arrays if array is not None}
     if shapes != {(config.filters,)}:
         raise _LeftError(f"its arrays have the shapes {shapes}, and the convolution before it {config.filters} filters")
-    gamma, beta, mean, variance = (None if array is None else _wide(array) for array in arrays)
+    zeros, ones = np.zeros(config.filters), np.ones(config.filters)
+    gamma, beta, bias = _wide(normalization.gamma, ones), _wide(normalization.beta, zeros), _wide(layer.bias, zeros)
     with np.errstate(all="ignore"):
-        scale = (1.0 if gamma is None else gamma) / np.sqrt(variance + normalization.epsilon)
-        moved = (0.0 if layer.bias is None else _wide(layer.bias)) - mean
-        bias = moved * scale + (0.0 if beta is None else beta)
+        scale = gamma / np.sqrt(_wide(normalization.variance) + normalization.epsilon)
+        bias = (bias - _wide(normalization.mean)) * scale + beta
         # What penalizes and constrains the weights is about others.
         made = config.replace(
             use_bias=True, bias_initializer="zeros", kernel_regularizer=None, bias_regularizer=None,
@@ -268,8 +271,8 @@ def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> L
     return result
 
 
-def _wide(array: Any) -> Array:
-    return np.asarray(array).astype(np.float64)
+def _wide(array: Array | None, default: Array | None = None) -> Array:
+    return np.asarray(default if array is None else array).astype(np.float64)
 
 
 def _why_left(node: Node, graph: _Graph) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from convserve.activations import Activation
 from convserve.errors import InvalidConfigurationError
@@ -18,8 +18,9 @@ PASS_THROUGH = frozenset({
 })  # fmt: skip
 """Layers of Keras' that return their input in inference."""
 
-_ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU"})
-LINEAR = Activation.members["linear"]()
+ACTIVATIONS = frozenset({"Activation", "ReLU", "LeakyReLU", "ELU", "Softmax", "ThresholdedReLU"})
+PADDINGS = frozenset({"ZeroPadding1D", "ZeroPadding2D"})
+LINEAR = cast(Activation, Activation.members["linear"]())
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +68,7 @@ def activation_of(kind: str, config: Mapping[str, Any]) -> Activation | None:
     None is also for an activation of the user's own, for parameters that have no counterpart, and for an axis of the
     batch.
     """
-    if kind not in _ACTIVATIONS:
+    if kind not in ACTIVATIONS:
         return LINEAR if kind in PASS_THROUGH else None
     try:
         return Activation.get(_identifier(kind, config), "activation") or LINEAR
@@ -81,7 +82,7 @@ def _identifier(kind: str, config: Mapping[str, Any]) -> Any:
         given = config.get("activation")
         named = isinstance(given, Mapping) and given.get("class_name")
         inner = given.get("config") if isinstance(given, Mapping) else None
-        if named in _ACTIVATIONS and isinstance(inner, Mapping):  # a layer as the function of another
+        if named in ACTIVATIONS and isinstance(inner, Mapping):  # a layer as the function of another
             return _identifier(str(named), inner)
         return given
     if kind == "ThresholdedReLU":  # of Keras 2
@@ -104,25 +105,25 @@ def zero_padding_of(kind: str, config: Mapping[str, Any]) -> ZeroPadding | None:
 
     That of rank 1 pads the width, beside a height of 1.
     """
-    if kind not in ("ZeroPadding1D", "ZeroPadding2D"):
+    if kind not in PADDINGS:
         return None
-    directions = 2 if kind == "ZeroPadding2D" else 1
     given = config.get("padding", 1)
     try:
-        if isinstance(given, int):
-            amounts = [(given, given)] * directions
-        elif directions == 1:
-            (first, last) = given
-            amounts = [(first, last)]
+        if kind == "ZeroPadding1D":
+            directions = [(0, 0), _both(given)]
         else:
-            amounts = [(side, side) if isinstance(side, int) else tuple(side) for side in given]
-        before_and_after = [(int(first), int(last)) for first, last in amounts if first >= 0 and last >= 0]
-    except (TypeError, ValueError, OverflowError):
+            directions = [_both(side) for side in ((given, given) if isinstance(given, int) else given)]
+        (top, bottom), (left, right) = directions
+    except (TypeError, ValueError):
         return None
-    if len(before_and_after) != directions or not all(
-        math.isfinite(amount) for pair in before_and_after for amount in pair
-    ):
+    if min(top, bottom, left, right) < 0:
         return None
-    data_format = config.get("data_format")
-    rows = before_and_after[0] if directions == 2 else (0, 0)
-    return ZeroPadding((rows, before_and_after[-1]), data_format if isinstance(data_format, str) else None)
+    # In Keras 2 that of rank 1 has none, and pads the second axis.
+    data_format = config.get("data_format", "channels_last" if kind == "ZeroPadding1D" else None)
+    return ZeroPadding(((top, bottom), (left, right)), data_format if isinstance(data_format, str) else None)
+
+
+def _both(amounts: Any) -> Pair:
+    """Returns how many zeros are before and after, from one number for both or from two."""
+    before, after = (amounts, amounts) if isinstance(amounts, int) else amounts
+    return operator.index(before), operator.index(after)

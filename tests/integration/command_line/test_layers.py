@@ -71,10 +71,25 @@ def test_import_says_what_was_imported_and_what_was_skipped(run, client, archive
     assert lines[3] == "2 layers, 304 bytes of weights"
     assert "sent     2 layers, 304 bytes of weights\n" in out
     assert "skipped  1 ReLU" in out
+    assert "note     the model computes 1 ReLU beside these layers, so they alone give other numbers" in out
     assert "net/mine (Conv2D): custom ('mine') class that calls itself Conv2D" in out
     x = np.ones((1, 5, 5, 2), np.float32)
     np.testing.assert_allclose(client.layer("net/stem")(x)[0, 0, 0], KERNEL.sum((0, 1, 2)) + BIAS, rtol=1e-5)
     assert client.layer("net/head").config.activation.keras_name == "relu"
+
+
+def test_what_surrounds_a_convolution_is_folded_where_that_is_asked(run, client, tmp_path):
+    relu = {"module": "keras.layers", "class_name": "ReLU", "config": {"name": "r"}, "registered_name": None}
+    path = write_archive(tmp_path / "net.keras", model("net", conv2d("stem"), relu, kind="Sequential"))
+    status, out, _ = run("import", path, "--fold-batch-norm", "--json")
+    found = json.loads(out)
+    assert (status, found["skipped"], found["note"]) == (0, [], "")
+    assert client.layer("net/stem").config.activation.keras_name == "relu"
+    assert "--fold-batch-norm" in json.loads(run("import", path, "--json")[1])["note"]
+    np.savez(tmp_path / "x.npz", **{"c.kernel": KERNEL})
+    status, _, err = run("import", tmp_path / "x.npz", "--fold-batch-norm")
+    assert status == 1
+    assert err.startswith("error: file: Expected a whole model")
 
 
 def test_only_what_is_missing_is_sent(run, client, archive):

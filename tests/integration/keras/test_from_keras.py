@@ -62,9 +62,9 @@ def replaced(method: str) -> Any:
         *(built(kind) for kind in (Standardized, Scaled, Renamed, Conv2D)),
         Standardized(4, 3),
         *map(replaced, ("call", "convolution_op")),
-        layers.DepthwiseConv2D(3), layers.Conv2DTranspose(4, 3), layers.SeparableConv2D(4, 3), layers.Conv1D(4, 3),
-        layers.Conv3D(4, 3), layers.Dense(4), layers.SpectralNormalization(layers.Conv2D(4, 3)),
-        layers.TimeDistributed(layers.Conv2D(4, 3)), keras.Sequential([layers.Conv2D(4, 3)]), None, "Conv2D",
+        layers.Conv2DTranspose(4, 3), layers.Conv3D(4, 3), layers.Dense(4),
+        layers.SpectralNormalization(layers.Conv2D(4, 3)), layers.TimeDistributed(layers.Conv2D(4, 3)),
+        keras.Sequential([layers.Conv2D(4, 3)]), None, "Conv2D",
     ],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip
@@ -73,6 +73,12 @@ def test_what_is_no_conv2d_itself_is_refused(layer: Any) -> None:
         with pytest.raises(convserve.InvalidConfigurationError, match=r"layer: Expected a keras\.layers\.Conv2D") as e:
             take(layer)
         assert type(layer).__name__ in str(e.value)
+
+
+@pytest.mark.parametrize("kind", [layers.DepthwiseConv2D, layers.SeparableConv2D, layers.Conv1D])
+def test_other_convolutions_have_no_one_configuration(kind: Any) -> None:
+    with pytest.raises(convserve.InvalidConfigurationError, match=r"layer: Expected a keras\.layers\.Conv2D itself"):
+        convserve.Conv2D.from_keras(kind(kernel_size=3, **({} if kind is layers.DepthwiseConv2D else {"filters": 4})))
 
 
 def test_a_serialized_subclass_is_refused_and_its_configuration_is_the_callers_word() -> None:

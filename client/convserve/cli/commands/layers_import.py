@@ -1,11 +1,10 @@
-"""`convserve layers import`: store every Conv2D of a file."""
+"""`convserve layers import`: store every convolution of a file."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +19,7 @@ from convserve.errors import ConvserveError, InvalidRequestError, short_repr
 
 if TYPE_CHECKING:
     from convserve import Client, Layer
-    from convserve.importing import Skipped
+    from convserve.importing import Imported
 
 
 _MAX_LINES = 20
@@ -32,6 +31,11 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
 @click.argument("path", metavar="FILE", help="the file; the end of its name says what it is")
 @OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
 @OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)
+@OPTIONS.option(
+    "--fold-batch-norm",
+    "of a model: a convolution takes over the BatchNormalization, activation and padding around it",
+    is_flag=True,
+)
 @JSON
 @_GEOMETRY.option("--config FILE.json", "parameters by layer, as below", dest="config_path")
 @_GEOMETRY.option(
@@ -45,6 +49,7 @@ def command(
     path: str,
     prefix: str | None,
     dry_run: bool,
+    fold_batch_norm: bool,
     as_json: bool,
     config_path: str | None,
     padding: Any,
@@ -55,7 +60,7 @@ def command(
 
     geometry = parameters if padding is None else {**parameters, "padding": padding}
     config = None if config_path is None else _read_config(config_path)
-    imported = importing.read(path, prefix=prefix, config=config, **geometry)
+    imported = importing.read(path, prefix=prefix, config=config, fold_batch_norm=fold_batch_norm, **geometry)
     sent: set[bytes] = set()
     if imported.layers and not dry_run:
         with connection.client() as client:
@@ -66,9 +71,10 @@ def command(
         listed = [document(row) | {"sent": bytes.fromhex(row.digest) in sent} for row in rows]
         skipped = [skipped._asdict() for skipped in imported.skipped]
         # "layers" is what `layers list --json` calls them.
-        print_json({"file": path, "dry_run": dry_run, "layers": listed, "imported": listed, "skipped": skipped})
+        said = {"file": path, "dry_run": dry_run, "note": imported.note}
+        print_json({**said, "layers": listed, "imported": listed, "skipped": skipped})
     else:
-        _print(rows, imported.skipped, sent, dry_run=dry_run)
+        _print(rows, imported, sent, dry_run=dry_run)
     if not imported.layers:
         raise InvalidRequestError.for_field("file", "a file with a Conv2D", f"{short_repr(path)}, which has none")
 
@@ -86,7 +92,7 @@ def _put(client: Client, layers: dict[str, Layer]) -> None:
     show_progress("")
 
 
-def _print(rows: list[Row], skipped: Sequence[Skipped], sent: set[bytes], *, dry_run: bool) -> None:
+def _print(rows: list[Row], imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:
     if rows:
         print_table(rows)
     new = [row for row in rows if bytes.fromhex(row.digest) in sent]
@@ -94,12 +100,12 @@ def _print(rows: list[Row], skipped: Sequence[Skipped], sent: set[bytes], *, dry
     done = f"{total_text(new)}{held}" if new else "nothing: the server held them all"
     done = "nothing: --dry-run" if dry_run else done
     # What is skipped for what it is ("not a Conv2D") is only counted by kind.
-    plain = Counter(layer.kind for layer in skipped if layer.reason.startswith("not "))
-    others = [layer for layer in skipped if not layer.reason.startswith("not ")]
+    plain = Counter(layer.kind for layer in imported.skipped if layer.reason.startswith("not "))
+    others = [layer for layer in imported.skipped if not layer.reason.startswith("not ")]
     lines = [", ".join(f"{count} {kind}" for kind, count in plain.most_common())] if plain else []
     lines += [f"{other.name} ({other.kind}): {other.reason}" for other in others[:_MAX_LINES]]
     lines += [f"and {len(others) - _MAX_LINES} more; --json lists all"] if len(others) > _MAX_LINES else []
-    print_rows([("sent", done if rows else ""), ("skipped", "\n".join(lines))])
+    print_rows([("sent", done if rows else ""), ("skipped", "\n".join(lines)), ("note", imported.note)])
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The configuration of a Keras model, read as what it is: JSON. Nothing in it is looked up, imported or called.
 
-It is walked for entries that are Keras' own Conv2D; each goes through Conv2D's allow-lists. Whatever else there is,
-custom classes and Lambda layers with code in them included, is listed by its name and otherwise not touched.
+It is walked for entries that are Keras' own convolutions; each goes through Conv2D's allow-lists. Whatever else there
+is, custom classes and Lambda layers with code in them included, is listed by its name and otherwise not touched.
 """
 
 from __future__ import annotations
@@ -14,15 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve.errors import InvalidConfigurationError, short_repr
-from convserve.importing.imported import Skipped
 from convserve.importing.untrusted import refusal
-from convserve.layers.conv2d import INITIALIZERS, Conv2D
+from convserve.layers.keras_layers import CONVOLUTIONS, advice, kernels
+from convserve.models.operations import ACTIVATIONS, PADDINGS, PASS_THROUGH
 
 _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
 _PACKAGES = frozenset({"keras", "tf_keras"})
 _DEEPEST = 64
-_REMOTE = ("RemoteConv2D", "convserve>RemoteConv2D")  # Keras writes the second into .h5 files
+_REMOTE_ONLY = ("server", "timeout", "load_with")
+# Keras writes the second into .h5 files.
+_REMOTE = {f"{prefix}Remote{kind}": kind for kind in CONVOLUTIONS for prefix in ("", "convserve>")}
+_REMOTE_CHAINS = ("RemoteChain", "convserve>RemoteChain")
+NORMALIZATIONS = frozenset({"BatchNormalization", "BatchNormalizationV1", "SyncBatchNormalization"})
+SURROUNDING = NORMALIZATIONS | ACTIVATIONS | PADDINGS
+"""Layers that may become part of a convolution."""
 
 
 @dataclass(frozen=True)
@@ -38,18 +44,26 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Conv2DEntry:
-    """A Conv2D in a model's configuration."""
+class Entry:
+    """A layer in a model's configuration."""
 
+    kind: str  # its class; of a remote layer, that of the one which it stands for
     names: tuple[str, ...]  # of the models around it, the outermost first, and its own
     steps: tuple[Step, ...]  # likewise
+    position: tuple[int, ...]  # among the layers of each of them
     config: Mapping[str, Any]
     identities: tuple[str, ...]  # entries with one in common are the same layer: it is shared, or a model around it
+    reason: str = ""  # why it is none of those that can be read, or nothing
 
     @property
     def name(self) -> str:
         """Its name after those of the models around it, but for the outermost."""
         return "/".join(self.names[1:])
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is one of Keras' convolutions that Conv2Ds compute."""
+        return not self.reason and self.kind in CONVOLUTIONS
 
 
 def parse(text: str | bytes) -> Mapping[str, Any]:
@@ -60,29 +74,32 @@ def parse(text: str | bytes) -> Mapping[str, Any]:
     return config
 
 
-def entries(model: Mapping[str, Any], name: str) -> list[Conv2DEntry | Skipped]:
+def entries(model: Mapping[str, Any], name: str) -> list[Entry]:
     """Returns what a model is made of, nested models included, in the order in which Keras saves them."""
     if not isinstance(model.get("class_name"), str) or "config" not in model:
         raise refusal("the configuration of a Keras model", f"an object with the keys {short_repr(list(model))}")
-    layers = _layers(model)
+    layers = layers_of(model)
     if layers is None:
-        return [Skipped("", model["class_name"], f"{_custom(model) or 'not a Sequential or Functional'} model")]
-    return list(_walk(layers, (name,), (), (), set()))
+        reason = f"{_custom(model) or 'not a Sequential or Functional'} model"
+        return [Entry(model["class_name"], (name,), (), (), {}, (), reason)]
+    return list(_walk(layers, (name,), (), (), (), set()))
 
 
-def configuration(entry: Conv2DEntry) -> Conv2D:
-    """Returns the configuration of an entry; raises InvalidConfigurationError for what has no counterpart."""
+def checked(entry: Entry) -> dict[str, Any]:
+    """Returns the configuration of a convolution, without what is custom, in today's words.
+
+    Raises InvalidConfigurationError for what has no counterpart. That of a Conv2D is checked elsewhere.
+    """
     config = dict(entry.config)
-    for field in ("filters", "kernel_size"):
-        if field not in config:
-            raise InvalidConfigurationError.for_field(field, field, "a layer without it")
     policy = config.get("dtype")
     if isinstance(policy, dict) and not isinstance(policy.get("config"), dict):
         raise InvalidConfigurationError.for_field("dtype", "a dtype policy", short_repr(policy))
     if "/" in str(config.get("name")):  # Keras 2 allowed it
         del config["name"]
+    # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
+    initializers = {f"{kernel}_initializer" for kernel in (*kernels(entry.kind), "bias")}
     for field, value in config.items():
-        why = _custom(value) if isinstance(value, dict) and field not in INITIALIZERS else ""
+        why = _custom(value) if isinstance(value, dict) and field not in initializers else ""
         if why:
             received = f"a {why} class: {short_repr(value.get('class_name'))}"
             raise InvalidConfigurationError.for_field(field, "one of Keras' own", received)
@@ -95,31 +112,34 @@ def configuration(entry: Conv2DEntry) -> Conv2D:
         slope = dict(given) if isinstance(given, dict) else {}
         slope.setdefault("negative_slope", slope.pop("alpha", 0.3))
         config["activation"] = {**activation, "config": slope}
-    # What drew the weights does not matter once they are there, so an author's own initializer is no obstacle.
-    return Conv2D.from_keras(config, optional=INITIALIZERS)
+    return config
 
 
 def _walk(
-    layers: list[Any], names: tuple[str, ...], steps: tuple[Step, ...], identities: tuple[str, ...], seen: set[str]
-) -> Iterator[Conv2DEntry | Skipped]:
+    layers: list[Any],
+    names: tuple[str, ...],
+    steps: tuple[Step, ...],
+    positions: tuple[int, ...],
+    identities: tuple[str, ...],
+    seen: set[str],
+) -> Iterator[Entry]:
     if len(names) > _DEEPEST:
         raise refusal(f"models that are nested at most {_DEEPEST} deep", "deeper ones")
     numbers: Counter[str] = Counter()
     saved: Counter[str] = Counter()
-    for position, entry in enumerate(layers):
+    for index, entry in enumerate(layers):
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
             raise refusal("a layer with its class_name", short_repr(entry))
-        kind, own = entry["class_name"], (*names, name_of(entry) or entry["class_name"])
-        path = "/".join(own[1:])
+        kind, own, position = entry["class_name"], (*names, name_of(entry) or entry["class_name"]), (*positions, index)
+        config = entry.get("config")
         if str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops.")):
             # Such as `x + 1`: Keras does not count it among a model's layers, so it takes no number.
-            yield Skipped(path, kind, "not a Conv2D")
+            yield Entry(kind, own, (), position, {}, (), "not a Conv2D")
             continue
         # Keras' archives have no names in their paths but classes, numbered within each model.
-        is_remote = _is_remote(entry)
-        snake = _snake_case("RemoteConv2D" if is_remote else kind)
-        inner, config = _layers(entry), entry.get("config")
-        known_as = tuple(f"{identity}/{position}" for identity in identities)
+        remote = _remote(entry)
+        snake = _snake_case(kind.removeprefix("convserve>") if remote or _is_remote_chain(entry) else kind)
+        known_as = tuple(f"{identity}/{index}" for identity in identities)
         if entry.get("shared_object_id") is not None:
             known_as += (short_repr(entry["shared_object_id"]),)
         is_first = seen.isdisjoint(known_as)
@@ -127,29 +147,35 @@ def _walk(
         numbers[snake] += 1
         saved[snake] += is_first
         seen.update(known_as)
+        inner = layers_of(entry)
         if inner is not None:
-            yield from _walk(inner, own, own_steps, known_as, seen)
-        elif kind != "Conv2D" and not is_remote:
-            yield Skipped(path, kind, _why_skipped(entry))
-        elif _custom(entry) and not is_remote:
-            yield Skipped(path, kind, f"{_custom(entry)} class that calls itself Conv2D")
-        elif not isinstance(config, dict):
-            yield Skipped(path, kind, f"its configuration is no object but {short_repr(config)}")
-        else:
-            if is_remote:
-                config = {field: value for field, value in config.items() if field not in ("server", "timeout")}
-            yield Conv2DEntry(own, own_steps, config, known_as)
+            yield from _walk(inner, own, own_steps, position, known_as, seen)
+            continue
+        reason = "" if remote else _why_skipped(entry)
+        if not isinstance(config, dict):
+            reason = reason or f"its configuration is no object but {short_repr(config)}"
+            config = {}
+        if remote:
+            config = {field: value for field, value in config.items() if field not in _REMOTE_ONLY}
+        yield Entry(remote or kind, own, own_steps, position, config, known_as, reason)
 
 
-def _is_remote(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is `convserve.keras.RemoteConv2D`, which is a Conv2D but for where it is computed."""
+def _remote(entry: Mapping[str, Any]) -> str:
+    """Returns the class that a layer of `convserve.keras` stands for, being one but for where it is computed."""
     names = (entry["class_name"], entry.get("registered_name") or entry["class_name"])
-    return entry.get("module") in (None, "convserve.keras") and set(names) <= set(_REMOTE)
+    kinds = {_REMOTE.get(name) if isinstance(name, str) else None for name in names}
+    kind = kinds.pop()
+    return kind if kind and not kinds and entry.get("module") in (None, "convserve.keras") else ""
 
 
-def _layers(entry: Mapping[str, Any]) -> list[Any] | None:
-    """Returns the layers of one of Keras' own models, or None for anything else."""
-    if entry.get("class_name") not in _MODELS or _custom(entry):
+def _is_remote_chain(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry is `convserve.keras.RemoteChain`, which holds layers that follow each other."""
+    return entry.get("class_name") in _REMOTE_CHAINS and entry.get("module") in (None, "convserve.keras")
+
+
+def layers_of(entry: Mapping[str, Any]) -> list[Any] | None:
+    """Returns the layers of one of Keras' own models, or of a chain, or None for anything else."""
+    if not _is_remote_chain(entry) and (entry.get("class_name") not in _MODELS or _custom(entry)):
         return None
     config = entry.get("config")
     # Until Keras 2.2.2 a Sequential's configuration was the list itself.
@@ -157,15 +183,27 @@ def _layers(entry: Mapping[str, Any]) -> list[Any] | None:
     return layers if isinstance(layers, list) else None
 
 
+def is_sequence(entry: Mapping[str, Any]) -> bool:
+    """Whether each of the layers in a model follows the one before it in the list."""
+    return entry.get("class_name") == "Sequential" or _is_remote_chain(entry)
+
+
 def _why_skipped(entry: Mapping[str, Any]) -> str:
-    config = entry.get("config")
+    """Returns why a layer cannot be read, or nothing."""
+    kind, config = entry["class_name"], entry.get("config")
     inner = config.get("layer") if isinstance(config, dict) else None
-    if entry["class_name"] in _WRAPPERS and isinstance(inner, dict):
+    if kind in CONVOLUTIONS:
+        return f"{_custom(entry)} class that calls itself {kind}" if _custom(entry) else ""
+    if kind in _WRAPPERS and isinstance(inner, dict):
         around = short_repr(inner.get("class_name"))
         return f"a wrapper, here around {around}, computes something else than what it wraps"
-    if entry["class_name"] == "Convolution2D":
+    if kind == "Convolution2D":
         return "a layer of Keras 1: load the model in Keras 2, and save it anew"
-    return f"{_custom(entry)} class" if _custom(entry) else "not a Conv2D"
+    if _custom(entry):
+        return f"{_custom(entry)} class"
+    if kind in SURROUNDING or kind in PASS_THROUGH:
+        return ""
+    return advice(kind) or "not a Conv2D"
 
 
 def _custom(entry: Mapping[str, Any]) -> str:

@@ -1,0 +1,130 @@
+"""Who reads whom in a model, by the connections that its configuration has: JSON of Keras 2 and of Keras 3.
+
+A reference to a layer's output is found wherever it is written among a layer's arguments. One too many leaves more as
+it is than need be; where one may be missing, nothing is told of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from convserve.errors import short_repr
+from convserve.importing.keras_models.entries import is_sequence, layers_of, name_of
+
+Position = tuple[int | str, ...]
+"""The indices of a layer among those of the models around it; a nested model begins at "in", ends at "out"."""
+
+
+class UnclearError(Exception):
+    """The configuration does not tell who reads whom; the text says why."""
+
+
+@dataclass(frozen=True)
+class Connected:
+    """A layer in a model's graph, or where a nested model begins or ends."""
+
+    position: Position
+    label: str  # its name after those of the models around it; no other has it
+    kind: str  # its class
+    reads: tuple[str, ...]  # the labels of those whose outputs it reads, over all its calls
+
+
+def connections(model: Mapping[str, Any]) -> tuple[list[Connected], set[str]]:
+    """Returns what is in a model, nested models included, and the labels of those whose outputs it returns.
+
+    Raises UnclearError.
+    """
+    _check_none_shared(model, set())
+    read: dict[Position, _Read] = {}
+    returned = _connect(model, (), "", read)
+    labels: dict[Position, str] = {}
+    used: set[str] = set()
+    for position, each in read.items():
+        labels[position] = each.name if each.name not in used else f"{each.name} at {'.'.join(map(str, position))}"
+        used.add(labels[position])
+    if len(used) < len(labels):
+        raise UnclearError("layers have the same name")
+    graph = [
+        Connected(position, labels[position], each.kind, tuple(labels[other] for other in each.reads))
+        for position, each in read.items()
+    ]
+    return graph, {labels[position] for position in returned}
+
+
+@dataclass(frozen=True)
+class _Read:
+    name: str
+    kind: str
+    reads: tuple[Position, ...]
+
+
+def _check_none_shared(model: Mapping[str, Any], seen: set[str]) -> None:
+    """Raises UnclearError for a layer of several models: Keras 2.12 gives each the connections of the first."""
+    for layer in layers_of(model) or ():
+        identity = layer.get("shared_object_id")
+        if identity is not None and short_repr(identity) in seen:
+            raise UnclearError(f"models share {name_of(layer)}, of which files do not always say what it follows")
+        seen.add(short_repr(identity))
+        _check_none_shared(layer, seen)
+
+
+def _connect(
+    model: Mapping[str, Any], here: Position, before: str, read: dict[Position, _Read]
+) -> tuple[Position, ...]:
+    """Enters the layers of a model, and returns those whose outputs it returns."""
+    layers = layers_of(model) or []
+    begin: tuple[Position, ...] = ((*here, "in"),) if here else ()
+    ends = [(*here, index, *(() if layers_of(layer) is None else ("out",))) for index, layer in enumerate(layers)]
+    sequence = is_sequence(model)
+    places = {} if sequence else _places(layers)
+    for index, layer in enumerate(layers):
+        if sequence:
+            reads = (ends[index - 1],) if index else begin
+        else:
+            reads = tuple(ends[place] for place in _references(layer.get("inbound_nodes"), places))
+            if layer["class_name"] == "InputLayer":
+                reads += begin
+            elif not reads:
+                raise UnclearError(f"the file does not say what {name_of(layer)} follows")
+        name, kind = f"{before}{name_of(layer) or layer['class_name']}", layer["class_name"]
+        if layers_of(layer) is None:
+            read[ends[index]] = _Read(name, kind, reads)
+        else:
+            read[(*here, index, "in")] = _Read(f"{name} (its input)", kind, reads)
+            read[ends[index]] = _Read(name, kind, _connect(layer, (*here, index), f"{name}/", read))
+    if sequence:
+        return tuple(ends[-1:])
+    config = model.get("config")
+    outputs = config.get("output_layers") if isinstance(config, dict) else None
+    returned = tuple(ends[place] for place in _references(outputs, places))
+    if not returned:
+        raise UnclearError("the file does not say what the model returns")
+    return returned
+
+
+def _places(layers: list[Any]) -> dict[str, int]:
+    """Returns the place of each layer by the names that others refer to it by."""
+    places: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        for name in {name_of(layer), str(layer.get("name") or name_of(layer))}:
+            if places.setdefault(name, index) != index:
+                raise UnclearError("layers of one model have the same name")
+    return places
+
+
+def _references(value: Any, places: Mapping[str, int]) -> Iterator[int]:
+    """Yields the place of each layer that is referred to: ["name", call, output, ...], alone or in `keras_history`."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, list):
+            is_reference = len(value) >= 3 and isinstance(value[0], str) and value[0] in places
+            if is_reference and isinstance(value[1], int) and isinstance(value[2], int):
+                yield places[value[0]]
+                waiting += value[3:]  # keyword arguments, in Keras 2
+            else:
+                waiting += value
