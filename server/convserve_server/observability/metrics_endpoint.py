@@ -9,12 +9,14 @@ import threading
 import time
 from collections import Counter
 from contextlib import suppress
+from types import SimpleNamespace
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
 
-import prometheus_client
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer
+
+from convserve_server.observability.metrics_page import MetricsPage
 
 _MAX_SCRAPES = 16  # at once, each of which has a thread
 _SCRAPE_S = 10.0  # that one may take, from the connection to the last byte
@@ -36,7 +38,7 @@ class MetricsEndpoint:
         A name is served at all its addresses on this machine, and 0.0.0.0 by IPv6 too, as gRPC does.
         """
         host, _, port = address.rpartition(":")
-        scrapes, app = _Scrapes(), prometheus_client.make_wsgi_app(registry)
+        scrapes, app = _Scrapes(), MetricsPage(registry)
         self._servers: list[_Server] = []
         self._port, missing = int(port), None
         for family, ip in _addresses(host.strip("[]"), self._port):
@@ -141,5 +143,14 @@ class _Server(ThreadingWSGIServer):
 
 
 class _Scrape(WSGIRequestHandler):
+    def parse_request(self) -> bool:
+        """Returns whether there is a request, to its end: a connection may be closed within it, or dropped."""
+        lines, opened = [b""], self.rfile
+        self.rfile = SimpleNamespace(readline=lambda size=-1: lines.append(opened.readline(size)) or lines[-1])  # type: ignore[assignment,func-returns-value]
+        try:
+            return super().parse_request() and bool(lines[-1])
+        finally:
+            self.rfile = opened
+
     def log_message(self, *_: Any) -> None:
         """Does not log requests."""

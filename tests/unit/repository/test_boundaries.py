@@ -117,6 +117,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
         "convserve.cli.output.server_metrics",
         "convserve_server.observability.metrics",
         "convserve_server.observability.metrics_endpoint",
+        "convserve_server.observability.metrics_page",
     }
     assert knowing("opentelemetry") == {"convserve_server.observability.tracing"}
     engine = {m for m in modules() if any(name.startswith("convserve_server.engine.") for name in imports(m))}

@@ -116,6 +116,18 @@ def test_what_had_no_thread_takes_no_place(endpoint, monkeypatch):
     assert is_served(endpoint)
 
 
+@pytest.mark.parametrize("said", [b"", b"GET", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: "])
+def test_what_ends_before_its_end_is_not_answered(endpoint, said):
+    with connected(endpoint) as broken:
+        broken.sendall(said)
+        broken.shutdown(socket.SHUT_WR)
+        assert broken.recv(1) == b""
+    with connected(endpoint) as whole:
+        whole.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        whole.shutdown(socket.SHUT_WR)
+        assert whole.recv(8) == b"HTTP/1.0"
+
+
 def test_who_breaks_off_is_no_line_of_the_log(endpoint, capfd):
     for _ in range(5):
         with connected(endpoint) as rude:

@@ -1,0 +1,62 @@
+"""The page of the metrics, which takes a share of the interpreter's time at most, however often it is asked for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import prometheus_client
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import gzip_accepted
+
+_REST = 3  # times as long as a page took, no other is begun
+_OPEN_METRICS = "application/openmetrics-text"
+
+
+class _Page(NamedTuple):
+    began: float
+    head: tuple[Any, ...]  # status and headers
+    body: list[bytes]
+
+
+class MetricsPage:
+    """A WSGI application that answers with all of a registry's metrics.
+
+    A page takes milliseconds in which no call goes on. So one is made at a time, with a pause behind it, and those who
+    have waited meanwhile share the next: each gets one that was begun after it had asked.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        """Takes the registry."""
+        self._app = prometheus_client.make_wsgi_app(registry)
+        self._lock = threading.Lock()
+        self._pages: dict[tuple[bool, bool], _Page] = {}  # the last in each form
+        self._may_begin = 0.0
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answers a request: with a page in OpenMetrics' form or Prometheus' own, and compressed, where it asks so."""
+        if environ["REQUEST_METHOD"] != "GET":
+            return self._app(environ, start_response)  # type: ignore[no-any-return]
+        asked = time.monotonic()
+        form = _OPEN_METRICS in environ.get("HTTP_ACCEPT", ""), gzip_accepted(environ.get("HTTP_ACCEPT_ENCODING", ""))
+        with self._lock:
+            page = self._pages.get(form)
+            if page is None or page.began < asked:
+                time.sleep(max(0.0, self._may_begin - time.monotonic()))
+                page = self._pages[form] = self._made(*form)
+                self._may_begin = time.monotonic() + _REST * (time.monotonic() - page.began)
+        start_response(*page.head)
+        return page.body
+
+    def _made(self, open_metrics: bool, compressed: bool) -> _Page:
+        began, head = time.monotonic(), list[Any]()
+        environ = {
+            "REQUEST_METHOD": "GET",
+            "PATH_INFO": "/metrics",
+            "HTTP_ACCEPT": f"{_OPEN_METRICS}; version=1.0.0" if open_metrics else "",
+            "HTTP_ACCEPT_ENCODING": "gzip" if compressed else "",
+        }
+        body = list(self._app(environ, lambda *said: head.extend(said)))
+        return _Page(began, tuple(head), body)
