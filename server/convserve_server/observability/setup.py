@@ -23,6 +23,7 @@ log = logging.getLogger("convserve")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _OTHER_EXPORTERS = ("OTEL_METRICS_EXPORTER", "OTEL_LOGS_EXPORTER")
+_SAMPLING = "opentelemetry.sdk.trace.sampling"  # warns of a sampler or a rate that it does not take
 
 
 class Observability:
@@ -122,7 +123,7 @@ class _Errors(logging.Handler):
         self._others, self.texts = others, list[str]()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno >= logging.ERROR:
+        if record.levelno >= logging.ERROR or record.name == _SAMPLING:
             self.texts.append(record.getMessage() + (f": {record.exc_info[1]}" if record.exc_info else ""))
             return
         for other in self._others:

@@ -168,6 +168,8 @@ class _Method:
 
     def _receive(self, raw: Iterator[bytes], call: _Call) -> Any:
         """Returns the request, or the stream of them."""
+        if self._behaviour is _no_method:
+            raise NotImplementedError  # whatever its request would be
         if self._takes_stream:
             return self._requests(raw, call)
         assert call.record.identity is not None  # noqa: S101 (`_identify` has set it)

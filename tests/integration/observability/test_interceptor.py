@@ -138,9 +138,10 @@ def test_a_caller_that_leaves(methods, kept, form, timeout_s):
         released.set()
 
 
-def test_a_method_that_is_not_there_is_told_in_a_bounded_form(methods, kept):
+@pytest.mark.parametrize("messages", [(), (b"",), (2**17 * b"\xff",)], ids=["none", "empty", "large"])
+def test_a_method_that_is_not_there_is_told_in_a_bounded_form(methods, kept, messages):
     path = "/no/" + "x" * 1000
-    _, error = called(methods.channel, *sent(1), path=path)
+    _, error = called(methods.channel, *messages, path=path)
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
     call = one(kept)
     assert (call.code, call.method, call.reason) == ("UNIMPLEMENTED", "unknown", "UNIMPLEMENTED")
