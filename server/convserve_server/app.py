@@ -24,7 +24,7 @@ from convserve_server import reflection
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
-from convserve_server.backend import Backend, BackendGate
+from convserve_server.backend import Backend
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
@@ -51,7 +51,7 @@ from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.connections import Connections, with_spare
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.listening import exposure, listen
+from convserve_server.transport.listening import Listener, exposure
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
@@ -94,25 +94,50 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     tokens = Tokens(settings.tokens_file, settings.token.get_secret_value())
     certificate = Certificate.of(settings.tls_certificate, settings.tls_key, settings.tls_client_ca)
     store = _store(settings)
-    observability = Observability(settings, _DESCRIPTORS, log_handler)
-    gate = BackendGate()
+    health = Health(_service_names(settings))
+    observability = Observability(settings, _DESCRIPTORS, log_handler, lambda: health.is_serving)
     descriptors = _descriptors(settings)
     shared_memory = None
     if settings.shared_memory:
         shared_memory = SharedMemory(settings.shared_memory_bytes, descriptors.memory_connections)
     connections = Connections(settings.max_connections, descriptors.connections)
-    server, health = _assembled(
-        settings, gate, shared_memory, observability, tokens, certificate, descriptors, connections
-    )
-    addresses = [listen(server, address, certificate) for address in settings.listen]
-    connections.watch(addresses)
-    server.start()
+    listeners = [Listener(address) for address in settings.listen]
     _log_settings(settings)
-    for address in addresses:
-        _announce(address, shared_memory, exposure(address, certificate, tokens))
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
+    backend = _backend(settings, load_engine, store)
+    engine = backend.engine
+    for forward_pass in warm_ups:
+        warm_up(forward_pass, backend)
+    observability.open(backend)
+    server = _assembled(
+        settings, backend, health, shared_memory, observability, tokens, certificate, descriptors, connections
+    )
+    # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
+    gc.collect()
+    gc.freeze()
+    stop.serving()
+    for listener in listeners:
+        listener.listen(server, certificate)
+    connections.watch([listener.address for listener in listeners])
+    health.set_serving()
+    server.start()
+    for listener in listeners:
+        _announce(listener.address, shared_memory, exposure(listener.address, certificate, tokens))
+    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
+    devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
+    modes = f"TF32 {_word(engine.tf32)}, oneDNN {_word(engine.onednn)}"
+    say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, {modes}")
+    stop.wait()
+    return drain(settings, server, health, shared_memory, observability, stop)
+
+
+def _word(is_on: bool) -> str:
+    return "on" if is_on else "off"
+
+
+def _backend(settings: Settings, load_engine: Callable[..., Engine], store: LayerStore) -> Backend:
     engine = _engine(settings, load_engine)
     max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
     limits = _named(
@@ -123,27 +148,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     concurrent = len(engine.devices) * batching.concurrent_calls
     admission = Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
     registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
-    backend = Backend(engine, admission, Scheduler(engine, batching), store, registry)
-    for forward_pass in warm_ups:
-        warm_up(forward_pass, backend)
-    stop.serving()
-    gate.open(backend)
-    observability.open(backend)
-    # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
-    gc.collect()
-    gc.freeze()
-    health.set_serving()
-    versions = ", ".join(f"{name} {version}" for name, version in engine.versions.items())
-    devices = ", ".join(f"{device.name} {device.description}".strip() for device in engine.devices)
-    modes = f"TF32 {_word(engine.tf32)}, oneDNN {_word(engine.onednn)}"
-    say(f"ready after {time.monotonic() - started:.1f} s: convserve {__version__}, {versions}, {devices}, {modes}")
-    stop.wait()
-    gate.is_ready = False
-    return drain(settings, server, health, shared_memory, observability, stop)
-
-
-def _word(is_on: bool) -> str:
-    return "on" if is_on else "off"
+    return Backend(engine, admission, Scheduler(engine, batching), store, registry)
 
 
 def _engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
@@ -154,7 +159,6 @@ def _engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
     threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr(may_end_here=True):
-        # It takes seconds, during which the health check already answers NOT_SERVING.
         engine = load_engine(
             settings.device,
             settings.tf32,
@@ -204,14 +208,15 @@ def _max_admitted_bytes(settings: Settings, onednn: bool) -> int:
 
 def _assembled(
     settings: Settings,
-    gate: BackendGate,
+    backend: Backend,
+    health: Health,
     shared_memory: SharedMemory | None,
     observability: Observability,
     tokens: Tokens,
     certificate: Certificate | None,
     descriptors: Descriptors,
     connections: Connections,
-) -> tuple[grpc.Server, Health]:
+) -> grpc.Server:
     idle = IdleTimeouts(settings.idle_s)
     # All threads that callers can have (SECURITY.md): one for each call, of which streams, calls without a message and
     # calls that wait or are computed leave --handler-threads to the others and the health; and one that reads each
@@ -242,26 +247,28 @@ def _assembled(
         interceptors=[interceptor],
         options=server_options(settings, descriptors.connections),
     )
-    convolutions = ConvolutionService(gate, shared_memory, stream_pool, idle, settings.max_items_per_stream)
+    convolutions = ConvolutionService(backend, shared_memory, stream_pool, idle, settings.max_items_per_stream)
     convolution_service.add_to_server(convolutions, server)
-    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(gate), server)  # type: ignore[no-untyped-call]
-    services = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
+    layer_service_pb2_grpc.add_LayerServiceServicer_to_server(LayerService(backend.registry), server)  # type: ignore[no-untyped-call]
     if settings.open_inference:
         memory = None
         if settings.shared_memory:
             memory = SystemMemory(settings.shared_memory_bytes, descriptors.memory_files)
-        inference_service.add_to_server(InferenceService(gate, stream_pool, idle, memory), server)
-        services.append(wire.SERVICE_NAME)
-    health = Health(services)
+        inference_service.add_to_server(InferenceService(backend, health, stream_pool, idle, memory), server)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    listed = [*services, SERVICE_NAME]
+    listed = [*_service_names(settings), SERVICE_NAME]
     if settings.channelz:
         channelz.add_channelz_servicer(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         details = error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR  # of errors, beside their status
         reflection.add_to_server(listed, wire.pool_of([*_FILES, *details]), server)
-    return server, health
+    return server
+
+
+def _service_names(settings: Settings) -> list[str]:
+    names = [convolution_service.SERVICE_NAME, layer_service.SERVICE_NAME]
+    return [*names, wire.SERVICE_NAME] if settings.open_inference else names
 
 
 def _descriptors(settings: Settings) -> Descriptors:

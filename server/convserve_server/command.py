@@ -13,8 +13,8 @@ from convserve_server.observability.logs import write_json_lines
 from convserve_server.settings import Settings, default_text, flag, help_text, is_secret, metavar, variable
 
 _DESCRIPTION = """\
-Start a server and run until SIGTERM or Ctrl-C. It prints "listening on ADDRESS" for each address and then, once the
-device has computed a known result, "ready"; the gRPC health check says SERVING from then on.
+Start a server and run until SIGTERM or Ctrl-C. Once the device has computed a known result it listens, prints
+"listening on ADDRESS" for each address and then "ready"; the gRPC health check says SERVING.
 """
 
 _EXAMPLES = """\

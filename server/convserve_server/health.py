@@ -21,14 +21,20 @@ class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
     def __init__(self, services: Sequence[str]) -> None:
         """Starts with NOT_SERVING for these services, and for the server, which has no name."""
         super().__init__(experimental_non_blocking=True)
-        self._names, self._watches = ["", *services], set[Any]()
+        self._names, self._watches, self.is_serving = ["", *services], set[Any](), False
         for name in self._names:
             self.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     def set_serving(self) -> None:
         """Tells everybody that the server is ready."""
+        self.is_serving = True
         for name in self._names:
             self.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def enter_graceful_shutdown(self) -> None:
+        """Tells everybody that the server is about to stop, though it still answers calls."""
+        self.is_serving = False
+        super().enter_graceful_shutdown()
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
         """Answers with every change of the health."""

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
@@ -32,13 +33,13 @@ class MetricsEndpoint:
     prometheus_client.start_http_server would take a thread for each scrape, however many, for as long as it stalls.
     """
 
-    def __init__(self, address: str, registry: CollectorRegistry) -> None:
+    def __init__(self, address: str, registry: CollectorRegistry, is_serving: Callable[[], bool]) -> None:
         """Starts to serve at "HOST:PORT"; port 0 picks a free one. Raises OSError if the address is not free.
 
         A name is served at all its addresses on this machine, and 0.0.0.0 by IPv6 too, as gRPC does.
         """
         host, _, port = address.rpartition(":")
-        scrapes, app = _Scrapes(), MetricsPage(registry)
+        scrapes, app = _Scrapes(), MetricsPage(registry, is_serving)
         self._servers: list[_Server] = []
         self._port, missing = int(port), None
         for family, ip in _addresses(host.strip("[]"), self._port):

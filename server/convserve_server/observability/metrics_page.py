@@ -1,4 +1,4 @@
-"""The page of the metrics, which takes a share of the interpreter's time at most, however often it is asked for."""
+"""The page of the metrics, which takes a share of the interpreter's time at most, and /healthz beside it."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ class _Page(NamedTuple):
 
 
 class MetricsPage:
-    """A WSGI application that answers with all of a registry's metrics.
+    """A WSGI application that answers with all of a registry's metrics, and at /healthz whether the server serves.
 
     A page takes milliseconds in which no call goes on. So one is made at a time, with a pause behind it, and those who
     have waited meanwhile share the next: each gets one that was begun after it had asked.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        """Takes the registry."""
-        self._app = prometheus_client.make_wsgi_app(registry)
+    def __init__(self, registry: CollectorRegistry, is_serving: Callable[[], bool]) -> None:
+        """Takes the registry, and what says whether the gRPC health check does."""
+        self._app, self._is_serving = prometheus_client.make_wsgi_app(registry), is_serving
         self._lock = threading.Lock()
         self._pages: dict[tuple[bool, bool], _Page] = {}  # the last in each form
         self._may_begin = 0.0
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answers a request: with a page in OpenMetrics' form or Prometheus' own, and compressed, where it asks so."""
+        if environ["PATH_INFO"] == "/healthz":
+            return self._health(start_response)
         if environ["REQUEST_METHOD"] != "GET":
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         asked = time.monotonic()
@@ -49,6 +51,11 @@ class MetricsPage:
                 self._may_begin = time.monotonic() + _REST * (time.monotonic() - page.began)
         start_response(*page.head)
         return page.body
+
+    def _health(self, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        status, word = ("200 OK", b"SERVING\n") if self._is_serving() else ("503 Service Unavailable", b"NOT_SERVING\n")
+        start_response(status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+        return [word]
 
     def _made(self, open_metrics: bool, compressed: bool) -> _Page:
         began, head = time.monotonic(), list[Any]()

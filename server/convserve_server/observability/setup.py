@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,8 +29,16 @@ _SAMPLING = "opentelemetry.sdk.trace.sampling"  # warns of a sampler or a rate t
 class Observability:
     """The observers of all calls, and the metrics' endpoint."""
 
-    def __init__(self, settings: Settings, services: Iterable[ServiceDescriptor], log_handler: logging.Handler) -> None:
-        """Starts what the settings and OpenTelemetry's variables ask for. `services`: all that the server may have.
+    def __init__(
+        self,
+        settings: Settings,
+        services: Iterable[ServiceDescriptor],
+        log_handler: logging.Handler,
+        is_serving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Starts what the settings and OpenTelemetry's variables ask for.
+
+        `services` are all that the server may have, and `is_serving` says whether it takes calls.
 
         Raises SettingsError if the metrics' address cannot be listened on, or OpenTelemetry refuses its variables.
         """
@@ -46,7 +54,7 @@ class Observability:
             registry.register(self._holdings)
             observers.append(CallMetrics(registry))
             try:
-                endpoint = MetricsEndpoint(settings.metrics, registry)
+                endpoint = MetricsEndpoint(settings.metrics, registry, is_serving)
             except OSError as error:
                 expected = "Expected an address that is free and may be used"
                 raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}: {error.strerror}.") from error

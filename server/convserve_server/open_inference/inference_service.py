@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cached_property
 from typing import Any
 
 import grpc
@@ -14,12 +13,13 @@ from grpc import ServicerContext as Context
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, LayerNotFoundError, UnimplementedError, short_repr
 from convserve_server.auth.identity import Identity, is_local
-from convserve_server.backend import BackendGate
+from convserve_server.backend import Backend
+from convserve_server.health import Health
 from convserve_server.observability.call_record import current_call, current_caller, current_identity
 from convserve_server.open_inference import model_descriptions
 from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
-from convserve_server.open_inference.layer_models import SEPARATOR, LayerModels, names_of
+from convserve_server.open_inference.layer_models import SEPARATOR, names_of
 from convserve_server.open_inference.model_statistics import ModelStatistics
 from convserve_server.open_inference.system_memory import SystemMemory, recent_user_of
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -39,18 +39,13 @@ class InferenceService:
     """Answers the protocol. `memory`: regions that callers on this machine register; None where they may not."""
 
     def __init__(
-        self, gate: BackendGate, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None
+        self, backend: Backend, health: Health, stream_pool: ThreadPool, idle: IdleTimeouts, memory: SystemMemory | None
     ) -> None:
-        self._gate, self._stream_pool, self._idle, self._memory = gate, stream_pool, idle, memory
+        self._backend, self._health, self._memory = backend, health, memory
+        self._stream_pool, self._idle = stream_pool, idle
         self._statistics = ModelStatistics()
-
-    @cached_property
-    def _inferences(self) -> Inferences:
-        return Inferences(self._gate.backend, self._statistics)
-
-    @property
-    def _models(self) -> LayerModels:
-        return self._inferences.models
+        self._inferences = Inferences(backend, self._statistics)
+        self._models = self._inferences.models
 
     # What there is
 
@@ -58,7 +53,7 @@ class InferenceService:
         return messages.ServerLiveResponse(live=True)
 
     def ServerReady(self, request: messages.ServerReadyRequest, context: Context) -> messages.ServerReadyResponse:
-        return messages.ServerReadyResponse(ready=self._gate.is_ready)
+        return messages.ServerReadyResponse(ready=self._health.is_serving)
 
     def ServerMetadata(
         self, request: messages.ServerMetadataRequest, context: Context
@@ -70,7 +65,7 @@ class InferenceService:
 
     def ModelReady(self, request: messages.ModelReadyRequest, context: Context) -> messages.ModelReadyResponse:
         with suppress(LayerNotFoundError):
-            if self._gate.is_ready:
+            if self._health.is_serving:
                 self._models.find(request.name, request.version)
                 return messages.ModelReadyResponse(ready=True)
         return messages.ModelReadyResponse(ready=False)
@@ -105,7 +100,7 @@ class InferenceService:
     def _listing(self, context: Context) -> Permit:
         """Returns the permit of a call whose answer lists all models, which the protocol has no pages for."""
         size = _LISTED_BYTES * self._models.store.versions_of_all
-        return self._gate.backend.admission.admit_bytes(size, current_caller(context))
+        return self._backend.admission.admit_bytes(size, current_caller(context))
 
     # The repository
 

@@ -23,7 +23,7 @@ from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_s
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
-from convserve_server.backend import BackendGate
+from convserve_server.backend import Backend
 from convserve_server.observability.call_record import current_call, current_caller, current_identity
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolve_stream
@@ -45,13 +45,13 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def __init__(
         self,
-        gate: BackendGate,
+        backend: Backend,
         shared_memory: SharedMemory | None,
         stream_pool: ThreadPool,
         idle: IdleTimeouts,
         max_items: int,
     ) -> None:
-        self._gate, self._shared_memory = gate, shared_memory
+        self._backend, self._shared_memory = backend, shared_memory
         self._stream_pool, self._idle, self._max_items = stream_pool, idle, max_items
 
     def _shared_with(self, context: Context) -> SharedMemory | None:
@@ -59,8 +59,8 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return self._shared_memory if self._shared_memory is not None and is_local(context.peer()) else None
 
     def GetServerInfo(self, request: messages.GetServerInfoRequest, context: Context) -> messages.GetServerInfoResponse:
-        engine, limits = self._gate.backend.engine, self._gate.backend.admission.limits
-        stored = self._gate.backend.store.usage()
+        engine, limits = self._backend.engine, self._backend.admission.limits
+        stored = self._backend.store.usage()
         shared = self._shared_with(context)
         info = ServerInfo(
             version=__version__,
@@ -83,7 +83,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.GetServerInfoResponse(server_info=message)
 
     def Plan(self, request: messages.PlanRequest, context: Context) -> messages.PlanResponse:
-        admission = self._gate.backend.admission
+        admission = self._backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         layers, dtype = self._layers(request.layers, _MAX_PLANNED), convolve_stream.output_dtype(request.output_dtype)
         plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
@@ -91,7 +91,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
 
     def Convolve(self, request: ConvolveRequest, context: Context) -> bytes:
-        backend, (message, x) = self._gate.backend, request
+        backend, (message, x) = self._backend, request
         layers = self._layers(message.layers)
         shared = self._shared_with(context)
         if x is None:
@@ -113,7 +113,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         return response.SerializeToString()
 
     def ConvolveStream(self, request_iterator: Iterator[convolve_stream.Request], context: Context) -> Iterator[bytes]:
-        backend = self._gate.backend
+        backend = self._backend
         first = next(request_iterator, None)
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             raise InvalidRequestError.for_field("start", "a start as the first message", "none")
@@ -129,7 +129,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
 
     def _layers(self, references: Sequence[layer_pb2.LayerReference], most: int = 0) -> list[Layer]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
-        backend, may_store = self._gate.backend, CHANGE in current_identity().permissions
+        backend, may_store = self._backend, CHANGE in current_identity().permissions
         backend.admission.check_layers(len(references), most)
         return find_layers(references, backend.store, may_store=may_store)
 
@@ -137,7 +137,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         output_bytes = request.output_bytes
         if output_bytes < 0:
             raise InvalidRequestError.for_field("output_bytes", "a number of at least 0", output_bytes)
-        with self._gate.backend.admission.admit_bytes(output_bytes, current_caller(context)):
+        with self._backend.admission.admit_bytes(output_bytes, current_caller(context)):
             # Zeros that nobody has written to take no memory, so this is one copy, and gRPC makes another.
             return b"".join((framing.opening(output_bytes), bytes(output_bytes)))
 

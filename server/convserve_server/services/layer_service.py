@@ -22,7 +22,6 @@ from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
-from convserve_server.backend import BackendGate
 from convserve_server.layer_store.errors import checked_digest
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
@@ -36,12 +35,8 @@ _MAX_BYTES_A_PAGE = 2**20  # if it has more than one layer
 class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     """Answers LayerService."""
 
-    def __init__(self, gate: BackendGate) -> None:
-        self._gate = gate
-
-    @property
-    def _registry(self) -> LayerRegistry:
-        return self._gate.backend.registry
+    def __init__(self, registry: LayerRegistry) -> None:
+        self._registry = registry
 
     def PutLayer(
         self, request_iterator: Iterator[messages.PutLayerRequest], context: Context

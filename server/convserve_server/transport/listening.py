@@ -22,32 +22,64 @@ log = logging.getLogger("convserve")
 _MAX_TRIES = 20
 
 
-def listen(server: grpc.Server, address: str, certificate: Certificate | None) -> str:
-    """Listens on an address, encrypted if there is a certificate; returns it with its port.
+class Listener:
+    """An address to listen on, which is held until then, so that what is wrong with it is known at once.
 
-    A name is listened on at all its addresses on this machine. Raises SettingsError, with the system's reason, if one
-    of them is taken or may not be used.
+    Nobody is connected while it is only held: a caller that tries is refused, and comes again.
     """
-    path, place = unix_path(address), address
-    try:
-        if path:
-            _check_free(path)
-            _add(server, address, None)  # of a Unix socket nothing leaves the machine
-            return address
-        host, port = split_address(address, least_port=0)
-        addresses = _addresses(host, port)
-        if not port and len(addresses) > 1:
-            port = _free_port(addresses)
-        for family, ip in addresses:
-            place = f"{address} ({ip})" if ip != host else address
-            with _bound(family, ip, port):
-                pass
-            port = _add(server, f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", certificate)
-    except OSError as error:
-        why = error.strerror or str(error)
-        expected = "Expected an address that is free and may be used"
-        raise SettingsError(f"--listen: {expected}. Received {place}: {why}.") from error
-    return f"{address.rpartition(':')[0]}:{port}"
+
+    def __init__(self, address: str) -> None:
+        """Holds an address, a name at all its addresses on this machine, with a port that is free if it has none.
+
+        Raises SettingsError, with the system's reason, if one of them is taken or may not be used.
+        """
+        self.address, self._path = address, unix_path(address)
+        self._held: list[tuple[int, str, socket.socket]] = []
+        self._port = 0
+        place = address
+        try:
+            if self._path:
+                _check_free(self._path)
+                return
+            host, self._port = split_address(address, least_port=0)
+            addresses = _addresses(host, self._port)
+            if not self._port and len(addresses) > 1:
+                self._port = _free_port(addresses)
+            for family, ip in addresses:
+                place = f"{address} ({ip})" if ip != host else address
+                held = _bound(family, ip, self._port)
+                self._held.append((family, ip, held))
+                self._port = held.getsockname()[1]
+        except OSError as error:
+            self.close()
+            raise _refusal(place, error) from error
+        self.address = f"{address.rpartition(':')[0]}:{self._port}"
+
+    def close(self) -> None:
+        """Lets go of what is held."""
+        for *_, held in self._held:
+            held.close()
+
+    def listen(self, server: grpc.Server, certificate: Certificate | None) -> None:
+        """Listens, encrypted if there is a certificate; raises SettingsError if somebody took the address meanwhile."""
+        place = self.address
+        try:
+            if self._path:
+                _check_free(self._path)
+                _add(server, self.address, None)  # of a Unix socket nothing leaves the machine
+            self.close()
+            for family, ip, _ in self._held:
+                place = f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
+                with _bound(family, ip, self._port):  # else another program listens there by now
+                    pass
+                _add(server, place, certificate)
+        except OSError as error:
+            raise _refusal(place, error) from error
+
+
+def _refusal(place: str, error: OSError) -> SettingsError:
+    expected = "Expected an address that is free and may be used"
+    return SettingsError(f"--listen: {expected}. Received {place}: {error.strerror or error}.")
 
 
 def _add(server: grpc.Server, address: str, certificate: Certificate | None) -> int:

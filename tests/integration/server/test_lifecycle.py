@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -37,36 +39,48 @@ def work(client, value, layers=6, size=256):
 
 @contextmanager
 def starting_server(*arguments):
-    """Starts a server, and does not wait until it is ready; gives the process and its target."""
-    command = [sys.executable, "-m", "convserve", "serve", "--device", "cpu", "--listen", "127.0.0.1:0", *arguments]
+    """Starts a server, and does not wait until it is ready; gives the process, and what it says first."""
+    metrics = ("--metrics", "127.0.0.1:0")  # which it says at once
+    command = [sys.executable, "-m", "convserve", "serve", "--device", "cpu", *metrics, *arguments]
     pipe = subprocess.PIPE
     with ended_afterwards(command, stdout=pipe, stderr=pipe, text=True) as process:
-        first = process.stdout.readline()
-        yield SimpleNamespace(process=process, first=first, target=first.removeprefix("listening on ").strip())
+        yield SimpleNamespace(process=process, first=process.stdout.readline())
+
+
+def healthz(url):
+    """Returns the status with which the metrics' port says whether the server serves."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=30) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
 
 
 # One life from beginning to end
 
 
 @pytest.fixture(scope="module")
-def life():
+def life(tmp_path_factory):
     """What can be seen of a server that starts, computes, is asked to stop, and stops."""
-    seen = SimpleNamespace(health=[])
+    seen = SimpleNamespace(health=[], http=[], target=f"unix://{tmp_path_factory.mktemp('life')}/socket")
     with (
-        starting_server("--pre-stop-s", "1", "--drain-s", "3600") as server,
-        Client(server.target, retry=ONCE) as client,
-        grpc.insecure_channel(server.target) as channel,
+        starting_server("--listen", seen.target, "--pre-stop-s", "1", "--drain-s", "3600") as server,
+        Client(seen.target, retry=ONCE) as client,
+        grpc.insecure_channel(seen.target) as channel,
     ):
+        url = server.first.removeprefix("metrics on ").replace("/metrics", "/healthz").strip()
+        with pytest.raises(UnavailableError):
+            client.info()
+        seen.http.append(healthz(url))
         changes = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
         seen.health.append(next(changes).status)
-        with pytest.raises(UnavailableError) as caught:
-            client.info()
-        seen.refusal = str(caught.value)
-        seen.health.append(next(changes).status)
+        seen.http.append(healthz(url))
         seen.computed = [client.conv2d(np.ones((1, 5, 5, 1), "f4"), 1, 3, kernel_initializer="ones")]
         asked = time.monotonic()
         server.process.send_signal(signal.SIGINT)
         seen.health.append(next(changes).status)
+        seen.http.append(healthz(url))
         seen.computed.append(client.conv2d(np.ones((1, 6, 6, 1), "f4"), 1, 3, kernel_initializer="ones"))
         seen.health.extend(each.status for each in changes)
         seen.watch_ended = changes.code()
@@ -77,11 +91,11 @@ def life():
 
 
 def test_health_is_serving_from_ready_until_the_stop(life):
-    assert life.health == [NOT_SERVING, SERVING, NOT_SERVING]
+    assert life.health == [SERVING, NOT_SERVING]
 
 
-def test_a_call_before_that_is_told_to_come_back(life):
-    assert life.refusal == "Expected a server that is ready. This one is still starting; retry."
+def test_balancers_are_told_by_http_too(life):
+    assert life.http == [503, 200, 503]
 
 
 def test_calls_before_the_stop_and_during_its_delay_are_answered(life):
@@ -100,7 +114,8 @@ def test_the_process_ends_with_status_0(life):
 
 def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
     expected = [
-        r"listening on 127\.0\.0\.1:[1-9]\d*",
+        r"metrics on http://127\.0\.0\.1:[1-9]\d*/metrics",
+        rf"listening on {life.target}",
         r"ready after \d+\.\d s: convserve \d+\.\d+\.\d+, tensorflow \d\S*, keras \d\S*, cpu:0, TF32 off, oneDNN \S+",
         r"stopping: serving for 1 s more",
         r"stopping: finishing the calls in flight",
@@ -111,7 +126,7 @@ def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line)
     (settings,) = life.err.splitlines()
-    assert " INFO settings: listen=('127.0.0.1:0',), device=cpu, " in settings
+    assert f" INFO settings: listen=('{life.target}',), device=cpu, " in settings
 
 
 # Calls under way
@@ -202,14 +217,14 @@ def test_no_call_keeps_a_server_that_is_to_end(arguments, signals, status):
     ("seconds", "number"), [(0.0, signal.SIGINT), (1.0, signal.SIGTERM), (1.0, signal.SIGINT), (2.5, signal.SIGTERM)]
 )
 def test_a_server_that_still_starts_ends_at_the_first_signal(number, seconds):
-    with starting_server("--log-format", "json") as server:
+    with starting_server("--listen", "127.0.0.1:0", "--log-format", "json") as server:
         time.sleep(seconds)  # in the middle of loading TensorFlow, or before, or after: it is the same
         server.process.send_signal(number)
         out, err = server.process.communicate(timeout=60)
         assert server.process.returncode == 0
         messages = [json.loads(line)["message"] for line in out.splitlines()]
         assert messages[-1] == "stopped"
-        assert len(messages) == 1 or messages[0].startswith("ready")
+        assert len(messages) == 1 or messages[0].startswith("listening")
         assert [json.loads(line)["message"] for line in err.splitlines()] == ["settings"]
 
 

@@ -72,7 +72,7 @@ class Context(SimpleNamespace):
 
 
 def served(kept: LayerRegistry) -> LayerService:
-    return LayerService(SimpleNamespace(backend=SimpleNamespace(registry=kept)))  # type: ignore[arg-type]
+    return LayerService(kept)
 
 
 def test_a_held_layer_that_goes_before_the_caller_ends_its_stream_is_put_again() -> None:

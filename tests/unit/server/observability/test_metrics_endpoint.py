@@ -20,7 +20,7 @@ from tests.support.waiting import eventually
 def endpoint(monkeypatch):
     """An endpoint that answers two at once."""
     monkeypatch.setattr(metrics_endpoint, "_MAX_SCRAPES", 2)
-    with closing(MetricsEndpoint("127.0.0.1:0", new_registry())) as opened:
+    with closing(MetricsEndpoint("127.0.0.1:0", new_registry(), lambda: True)) as opened:
         yield opened
 
 
@@ -42,20 +42,20 @@ def served_by(host, endpoint):
 
 @pytest.mark.parametrize("address", ["127.0.0.1:0", "localhost:0", "[::1]:0"])
 def test_it_is_served_by_every_family_of_addresses(address):
-    with closing(MetricsEndpoint(address, new_registry())) as endpoint:
+    with closing(MetricsEndpoint(address, new_registry(), lambda: True)) as endpoint:
         assert is_served(endpoint)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])  # noqa: S104
 def test_all_addresses_are_those_of_both_families(host):
-    with closing(MetricsEndpoint(f"{host}:0", new_registry())) as endpoint:
+    with closing(MetricsEndpoint(f"{host}:0", new_registry(), lambda: True)) as endpoint:
         assert served_by("127.0.0.1", endpoint)
         assert served_by("[::1]", endpoint)
 
 
 @pytest.mark.parametrize(("host", "other"), [("127.0.0.1", "[::1]"), ("[::1]", "127.0.0.1")])
 def test_one_address_is_no_other(host, other):
-    with closing(MetricsEndpoint(f"{host}:0", new_registry())) as endpoint:
+    with closing(MetricsEndpoint(f"{host}:0", new_registry(), lambda: True)) as endpoint:
         assert not served_by(other, endpoint)
 
 
@@ -65,7 +65,7 @@ def test_a_name_is_served_at_each_of_its_addresses(monkeypatch):
     infos = [(family, socket.SOCK_STREAM, 6, "", (ip, 0)) for family, ip in ips]
     with monkeypatch.context() as patched:
         patched.setattr(socket, "getaddrinfo", lambda *_, **__: infos)
-        endpoint = MetricsEndpoint("metrics.test:0", new_registry())
+        endpoint = MetricsEndpoint("metrics.test:0", new_registry(), lambda: True)
     with closing(endpoint):
         assert served_by("127.0.0.1", endpoint)
         assert served_by("[::1]", endpoint)
@@ -80,10 +80,10 @@ def test_without_ipv6_all_addresses_are_those_of_ipv4(monkeypatch):
         bind(server)
 
     monkeypatch.setattr(metrics_endpoint._Server, "server_bind", without_ipv6)
-    with closing(MetricsEndpoint("0.0.0.0:0", new_registry())) as endpoint:
+    with closing(MetricsEndpoint("0.0.0.0:0", new_registry(), lambda: True)) as endpoint:
         assert served_by("127.0.0.1", endpoint)
     with pytest.raises(OSError, match="Cannot assign"):
-        MetricsEndpoint("[::1]:0", new_registry())
+        MetricsEndpoint("[::1]:0", new_registry(), lambda: True)
 
 
 @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nX: y\r\n"])
@@ -116,7 +116,7 @@ def test_what_had_no_thread_takes_no_place(endpoint, monkeypatch):
     assert is_served(endpoint)
 
 
-@pytest.mark.parametrize("said", [b"", b"GET", b"GET /metrics HTTP/1.1\r\n", b"GET /metrics HTTP/1.1\r\nHost: "])
+@pytest.mark.parametrize("said", [b"", b"GET /metrics", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: "])
 def test_what_ends_before_its_end_is_not_answered(endpoint, said):
     with connected(endpoint) as broken:
         broken.sendall(said)

@@ -42,7 +42,7 @@ def collector() -> Collector:
 def page(collector: Collector) -> MetricsPage:
     registry = CollectorRegistry()
     registry.register(collector)  # which collects once
-    return MetricsPage(registry)
+    return MetricsPage(registry, lambda: False)
 
 
 def got(page: MetricsPage, **environ: str) -> tuple[str, dict[str, str], bytes]:
@@ -126,6 +126,14 @@ def test_its_form_is_the_one_that_is_asked_for(
     assert headers["Content-Type"].startswith(content_type)
     assert ("Content-Encoding" in headers) == bool(encoding)
     assert b"collected_total" in (gzip.decompress(body) if encoding else body)
+
+
+@pytest.mark.parametrize(("serving", "status"), [(True, "200 OK"), (False, "503 Service Unavailable")])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_health_is_told_beside_it(serving: bool, status: str, method: str, collector: Collector) -> None:
+    page = MetricsPage(CollectorRegistry(), lambda: serving)
+    assert got(page, PATH_INFO="/healthz", REQUEST_METHOD=method)[0] == status
+    assert not collector.collected
 
 
 def test_another_method_is_none(page: MetricsPage, collector: Collector) -> None:

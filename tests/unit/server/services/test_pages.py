@@ -23,7 +23,7 @@ def service(*name_bytes: int) -> Any:
         return [layer for layer in layers if layer.digest > after][:size]
 
     registry = SimpleNamespace(store=SimpleNamespace(page=page))
-    return LayerService(SimpleNamespace(backend=SimpleNamespace(registry=registry)))  # type: ignore[arg-type]
+    return LayerService(registry)  # type: ignore[arg-type]
 
 
 def walked(service: Any, size: int = 0) -> list[list[int]]:

@@ -10,7 +10,8 @@ from convserve import PermissionDeniedError
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.tokens import Tokens
-from convserve_server.backend import Backend, BackendGate
+from convserve_server.backend import Backend
+from convserve_server.health import Health
 from convserve_server.observability.call_record import CURRENT_CALL, CallRecord, CallRecorder
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.v2 import inference_service_pb2 as inference
@@ -104,9 +105,9 @@ def test_where_no_tokens_are_asked_for_everybody_may_do_everything():
 
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_recorded):
-    gate = BackendGate()
-    gate.open(Backend(None, SimpleNamespace(plan=None), None, None, None))
-    ours, theirs = ConvolutionService(gate, None, None, IDLE, 1), InferenceService(gate, None, IDLE, None)
+    backend = Backend(None, SimpleNamespace(plan=None), None, None, None)
+    ours = ConvolutionService(backend, None, None, IDLE, 1)
+    theirs = InferenceService(backend, Health(()), None, IDLE, None)
     start = messages.ConvolveStreamRequest(start=messages.StreamStart())
     infer = InferRequest(inference.ModelInferRequest(), ())
     calls = [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,14 +44,35 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_a_port_that_is_taken_at_one_address_is_not_picked(taken: list[int]) -> None:
     taken[0] = 5
     server: Any = Server()
-    port = listening.listen(server, "localhost:0", None).rpartition(":")[2]
+    listener = listening.Listener("localhost:0")
+    listener.listen(server, None)
+    port = listener.address.rpartition(":")[2]
     assert server.addresses == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
     assert int(port)
 
 
 def test_where_none_is_free_the_reason_is_told(taken: list[int]) -> None:
     taken[0] = 1000
-    server: Any = Server()
     with pytest.raises(SettingsError, match=r"Received localhost:0.*: Address already in use"):
-        listening.listen(server, "localhost:0", None)
+        listening.Listener("localhost:0")
+
+
+def test_what_is_held_is_not_connected_to_before_it_is_listened_on() -> None:
+    listener = listening.Listener("127.0.0.1:0")
+    host, _, port = listener.address.rpartition(":")
+    with closing(listener), pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), 5)
+
+
+@pytest.mark.parametrize("kind", ["port", "path"])
+def test_what_is_taken_meanwhile_is_told_with_the_reason(kind: str, tmp_path: Path) -> None:
+    server: Any = Server()
+    listener = listening.Listener("127.0.0.1:0" if kind == "port" else f"unix://{tmp_path}/socket")
+    with socket.socket(socket.AF_INET if kind == "port" else socket.AF_UNIX) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address = listener.address
+        other.bind(("127.0.0.1", int(address.rpartition(":")[2])) if kind == "port" else f"{tmp_path}/socket")
+        other.listen()
+        with pytest.raises(SettingsError, match=rf"^--listen: .* Received {address}: Address already in use\.$"):
+            listener.listen(server, None)
     assert server.addresses == []
