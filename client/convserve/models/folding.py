@@ -286,7 +286,11 @@ def _why_left(node: Node, graph: _Graph) -> str:
         return "it follows no convolution"
     for name in node.inputs:
         before = graph.by_name.get(name)
-        if before is None or before.operation is None:
-            return f"it follows no convolution, but {name}{'' if before is None else f' ({before.kind})'}"
+        if before is None:
+            return f"it follows no convolution, but {name}"
+        if before.operation is None and "Conv" in before.kind:
+            return f"it follows {name} ({before.kind}), which is left as it is"
+        if before.operation is None:
+            return f"it follows no convolution, but {name} ({before.kind})"
     reason = graph.why_not_alone(node.inputs[0], node)
     return reason or f"it follows no convolution, but {node.inputs[0]}, which is left as it is"

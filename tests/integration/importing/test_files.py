@@ -87,6 +87,12 @@ def test_every_conv2d_of_a_real_model_is_found(keras, tmp_path, name, suffix, op
     imported = importing.read(path)
     assert_same(keras, keras.saving.load_model(path, compile=False, safe_mode=True), imported)
     assert absent in {each.kind for each in imported.skipped}
+    if name == "MobileNetV2":
+        assert "52 BatchNormalization, 35 ReLU, 4 ZeroPadding2D beside these layers" in imported.note
+        folded = importing.read(path, fold_batch_norm=True)
+        assert list(folded.layers) == list(imported.layers)
+        assert len(folded.layers) == 52
+        assert not {"BatchNormalization", "ReLU", "ZeroPadding2D"} & {each.kind for each in folded.skipped}
 
 
 @pytest.mark.parametrize("suffix", ["keras", "h5"])

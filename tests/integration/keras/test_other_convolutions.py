@@ -72,7 +72,7 @@ def assert_close(found: Any, expected: Any, dtype: str) -> None:
 @pytest.mark.parametrize("kind", CONVOLUTIONS[1:])
 def test_drawn_configurations_are_what_keras_computes(client: convserve.Client, kind: str) -> None:
     rng = np.random.default_rng(len(kind))
-    for _ in range(10):
+    for _ in range(5):
         parameters, shape = drawn(kind, rng)
         layer = built(kind, shape, rng, **parameters)
         x = rng.normal(size=shape).astype(np.float32)

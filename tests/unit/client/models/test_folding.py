@@ -131,6 +131,7 @@ def test_what_is_about_weights_is_dropped_with_a_normalization_and_kept_without(
         ([other("y", "x"), act("a", "y")], "a", [], "a", "it follows no convolution, but y (Add)"),
         ([other("y", "x"), bn("b", "y")], "b", [], "b", "it follows no convolution"),
         ([bn("b", "x")], "b", [], "b", "it follows no convolution, but x"),
+        ([Node("t", ("x",), None, "Conv2DTranspose"), bn("b", "t")], "b", [], "b", "it follows t (Conv2D"),
         ([bn("b")], "b", [], "b", "it follows no convolution"),
     ],
 )  # fmt: skip
