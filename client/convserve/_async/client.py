@@ -190,7 +190,7 @@ class AsyncClient(Connection):
 
     async def put(
         self,
-        layer: Conv2D | Layer,
+        layer: Conv2D | Layer | Any,
         kernel: Any = None,
         bias: Any = None,
         *,
@@ -202,7 +202,7 @@ class AsyncClient(Connection):
         """Stores a layer on the server, so that its weights cross the wire once.
 
         Args:
-            layer: A Conv2D, or a Layer with its weights.
+            layer: A Conv2D, a Layer with its weights, or a layer of Keras' (see `Layer.from_keras`).
             kernel: With a Conv2D: the kernel. None: the server draws the weights.
             bias: With a Conv2D: the bias.
             name: An alias; putting another layer under it moves it.

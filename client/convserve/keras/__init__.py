@@ -1,11 +1,36 @@
-"""RemoteConv2D: `keras.layers.Conv2D` in a Keras model, computed by a server. It needs Keras on TensorFlow.
+"""Keras' convolutions in a Keras model, computed by a server. It needs Keras on TensorFlow.
 
->>> from convserve.keras import RemoteConv2D, to_local, to_remote
->>> model = to_remote(keras.applications.MobileNetV2(), server="localhost:50051")
+>>> from convserve.keras import plan, to_local, to_remote
+>>> model = to_remote(keras.applications.MobileNetV2(), server="localhost:50051", fuse=True)
 >>> y = model.predict(images)
 """
 
-from convserve.keras.remote_conv2d import RemoteConv2D
+from convserve.errors import MissingDependencyError
+
+try:
+    import keras as _
+    import tensorflow as _  # noqa: F401, F811 (what the modules below need)
+except ImportError as error:
+    raise MissingDependencyError(
+        f"convserve.keras needs Keras on TensorFlow ({error}): pip install 'convserve[server]' brings both, and "
+        "KERAS_BACKEND=tensorflow chooses it."
+    ) from error
+
+from convserve.keras.layers.remote_chain import RemoteChain
+from convserve.keras.layers.remote_convolutions import (
+    RemoteConv1D,
+    RemoteConv2D,
+    RemoteDepthwiseConv1D,
+    RemoteDepthwiseConv2D,
+    RemoteSeparableConv1D,
+    RemoteSeparableConv2D,
+)
+from convserve.keras.planning import ModelPlan, PlannedCall, plan
+from convserve.keras.reporting import Report, report
 from convserve.keras.swap import to_local, to_remote
 
-__all__ = ["RemoteConv2D", "to_local", "to_remote"]
+__all__ = [
+    "ModelPlan", "PlannedCall", "RemoteChain", "RemoteConv1D", "RemoteConv2D", "RemoteDepthwiseConv1D",
+    "RemoteDepthwiseConv2D", "RemoteSeparableConv1D", "RemoteSeparableConv2D", "Report", "plan", "report", "to_local",
+    "to_remote",
+]  # fmt: skip

@@ -1,18 +1,23 @@
-"""Whole models: every Conv2D in them made a RemoteConv2D, and back."""
+"""Whole models: their convolutions made remote, alone or several in one call, and back."""
 
 from __future__ import annotations
 
-import tempfile
-import warnings
 from typing import Any
 
 import keras
 
 from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
-from convserve.errors import InvalidRequestError, short_repr
-from convserve.keras.remote_calls import grant
-from convserve.keras.remote_conv2d import RemoteConv2D
+from convserve.keras.choice import Choice, Only, within
+from convserve.keras.copying import Copy
+from convserve.keras.graph import check_model, runs_of
+from convserve.keras.layers.remote_calls import grant
+from convserve.keras.layers.remote_chain import RemoteChain
+from convserve.keras.layers.remote_convolutions import LOCAL, REMOTE
+from convserve.keras.layers.remote_layer import RemoteLayer
+from convserve.keras.layers.steps import convolution_kind
+from convserve.keras.reporting import Report, keep
+from convserve.models.folding import Left
 
 
 def to_remote(
@@ -20,111 +25,86 @@ def to_remote(
     server: Target | None = None,
     timeout: float | None = None,
     *,
+    fuse: bool = False,
+    only: Only = None,
     token: str | None = None,
     tls: TLS | bool | None = None,
 ) -> Any:
-    """Returns a copy of a model in which every Conv2D is a RemoteConv2D with the same weights and name.
+    """Returns a copy of a model whose convolutions a server computes, with the same weights and names.
 
-    Nested models and wrappers such as TimeDistributed are gone through. Subclasses of Conv2D stay as they are, except
-    RemoteConv2D, which moves to the server. The optimizer's state is not copied.
+    Conv2D, DepthwiseConv2D, SeparableConv2D, Conv1D, DepthwiseConv1D and SeparableConv1D become RemoteConv2D and its
+    siblings. Nested models and wrappers such as TimeDistributed are gone through. Subclasses stay as they are. Of a
+    model with remote layers a copy is made as of what `to_local` returns. The optimizer's state is not copied.
+
+    What became remote, what stayed local and why, `convserve.keras.report` says of the model that is returned, and the
+    logger "convserve" at level INFO.
 
     Args:
         model: A Sequential or Functional model.
         server: The target of a `convserve.Client`; None for that of the environment, as there.
         timeout: Seconds that one layer's call may take; None for the client's default.
+        fuse: Whether layers that only follow each other become one RemoteChain, for one call in the place of several:
+            convolutions, ZeroPadding2D before one, BatchNormalization and an activation layer behind one. `to_local`
+            gives the single layers back. The weights of the whole model then come in the order of the chains, which
+            for a model with branches is another than before.
+        only: Which convolutions become remote, where not all are to: a collection of their names, a function of a
+            layer, or the least floating-point operations that one takes for one sample, which suits slow connections.
         token: As for RemoteConv2D.
         tls: As for RemoteConv2D.
 
     Raises:
-        InvalidRequestError: If the model is of another kind, or as for RemoteConv2D.
+        InvalidRequestError: If the model is of another kind, `only` names no convolution of it, or as for RemoteConv2D.
     """
     server, _ = given_target(server)
     grant(server if isinstance(server, str) else tuple(server), token, tls)
+    check_model(model)
+    if any(isinstance(layer, RemoteLayer) for layer in within(model)):
+        model = to_local(model)
+    choice = Choice(only, model)
+    remote: list[tuple[str, ...]] = []
+    local: list[Left] = []
     where = {"server": server, "timeout": timeout}
-    return _swapped(model, dict.fromkeys((keras.layers.Conv2D, RemoteConv2D), (RemoteConv2D, where)))
+
+    def is_chosen(layer: Any) -> bool:
+        return not choice.refusal(layer)
+
+    def runs(of: Any) -> list[tuple[Any, ...]]:
+        found, left = runs_of(of, is_chosen)
+        local.extend(left)
+        return found
+
+    def chain(layers: tuple[Any, ...], copies: tuple[Any, ...]) -> Any:
+        remote.append(tuple(layer.name for layer in layers))
+        return RemoteChain(copies, name=f"{layers[0].name}_to_{layers[-1].name}", **where)
+
+    def swapped(layer: Any) -> tuple[Any, dict[str, Any]] | None:
+        if not convolution_kind(layer):
+            if isinstance(layer, keras.Layer) and not isinstance(layer, keras.layers.Wrapper):
+                local.extend(_hidden(layer))
+            return None
+        reason = choice.refusal(layer)
+        if reason:
+            local.append(Left(layer.name, type(layer).__name__, reason))
+            return None
+        remote.append((layer.name,))
+        return REMOTE[type(layer)], where
+
+    made = Copy(swapped, runs if fuse else None, chain).model(model)
+    keep(made, Report(tuple(remote), tuple(local)))
+    return made
 
 
 def to_local(model: Any) -> Any:
-    """Returns a copy of a model in which every RemoteConv2D is a `keras.layers.Conv2D` with the same weights and name.
+    """Returns a copy of a model in which every remote layer is Keras' own again, with the same weights and name.
 
     Raises InvalidRequestError for another model than a Sequential or Functional one.
     """
-    return _swapped(model, {RemoteConv2D: (keras.layers.Conv2D, {})})
+    check_model(model)
+    return Copy(lambda layer: (LOCAL[type(layer)], {}) if type(layer) in LOCAL else None).model(model)
 
 
-def _swapped(model: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
-    """Returns a copy of a model with the layers of some kinds made as others, with further arguments."""
-    if not isinstance(model, keras.Sequential | keras.Function):
-        expected = (
-            "a Sequential or Functional model, whose layers are known; in one of your own, make RemoteConv2D itself"
-        )
-        raise InvalidRequestError.for_field("model", expected, short_repr(model))
-    pairs: list[tuple[Any, Any]] = []
-
-    def copy(layer: Any) -> Any:
-        made = _made(layer, kinds)
-        if isinstance(layer, keras.Layer):  # a function of keras.ops is no layer, and has no state
-            pairs.append((layer, made))
-        return made
-
-    with warnings.catch_warnings():
-        # A model that was compiled on a GPU asks for XLA, which Keras then leaves out.
-        warnings.filterwarnings("ignore", "Model doesn't support `jit_compile=True`", UserWarning)
-        # Functions are handed on as they are; what get_config made of them is not used.
-        warnings.filterwarnings("ignore", "The object being serialized includes a `lambda`", UserWarning)
-        swapped = keras.models.clone_model(model, clone_function=copy, recursive=True)
-    for layer, made in pairs:
-        _copy_state(layer, made)
-    _name_inputs(model, swapped)
-    return swapped
-
-
-def _made(layer: Any, kinds: dict[Any, tuple[Any, dict[str, Any]]]) -> Any:
-    """Returns a layer made anew, without its weights, with its kind and what it wraps swapped."""
-    config = layer.get_config()
-    reads_configs = type(layer).from_config.__module__.partition(".")[0] != "keras"  # one's own, which makes objects
-    for name, value in config.items():
-        given = getattr(layer, name, None)
-        # Functions and objects are handed on: from what get_config makes of them Keras may not find them again. A layer
-        # may have weights: it is made anew.
-        if isinstance(value, dict) and callable(given) and not (reads_configs or isinstance(given, keras.Layer)):
-            config[name] = given
-    if type(layer) in kinds:
-        kind, further = kinds[type(layer)]
-        config = {name: value for name, value in config.items() if name not in ("server", "timeout")}
-        return kind.from_config(config | further)
-    if isinstance(layer, keras.layers.Lambda):
-        config |= {"output_shape": layer._output_shape, "arguments": layer.arguments}
-        return type(layer)(**config)  # its from_config takes no functions, and it keeps its output_shape to itself
-    if isinstance(layer, keras.layers.Wrapper):
-        inner = layer.layer
-        is_model = isinstance(inner, keras.Sequential | keras.Function)
-        made = _swapped(inner, kinds) if is_model else _made(inner, kinds)
-        if type(layer).from_config.__func__ is keras.layers.Wrapper.from_config.__func__:
-            return keras.Layer.from_config.__func__(type(layer), config | {"layer": made})
-        config["layer"] = keras.saving.serialize_keras_object(made)
-    return layer.__class__.from_config(config)
-
-
-def _copy_state(layer: Any, made: Any) -> None:
-    if layer.built and not made.built:
-        made.build_from_config(layer.get_build_config() or {})
-    if hasattr(layer, "save_assets"):  # vocabularies
-        with tempfile.TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            made.load_assets(folder)
-    # As from a file, so that layers such as Normalization see that they have new weights ...
-    store: dict[str, Any] = {}
-    layer.save_own_variables(store)
-    made.load_own_variables(store)
-    # ... and each by itself, for a file has those of LoRA added up.
-    made.set_weights(layer.get_weights())
-
-
-def _name_inputs(model: Any, made: Any) -> None:
-    """Gives input layers the names that they had; those that were not chosen, clone_model makes anew."""
-    for layer, new in zip(model.layers, made.layers, strict=True):
-        if isinstance(layer, keras.layers.InputLayer):
-            new.name = layer.name
-        elif isinstance(layer, keras.Sequential | keras.Function):
-            _name_inputs(layer, new)
+def _hidden(layer: Any) -> list[Left]:
+    """Returns the convolutions that are layers of a layer."""
+    reason = f"It is within {layer.name} ({type(layer).__name__}), whose own code calls it: make a remote layer there."
+    found = layer._flatten_layers(include_self=False)
+    return [Left(each.name, type(each).__name__, reason) for each in found if convolution_kind(each)]

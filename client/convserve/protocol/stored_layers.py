@@ -102,17 +102,19 @@ def check_channels(channels: Any) -> None:
         raise InvalidWeightsError.for_field("input_channels", expected, short_repr(channels))
 
 
-def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None, input_channels: int | None) -> Layer:
+def layer_to_put(layer: Any, kernel: Any, bias: Any, seed: int | None, input_channels: int | None) -> Layer:
     """Returns the layer that the arguments of `Client.put` describe, with weights of its own.
 
     What is stored is a value: it must not change where the caller later writes to the array that was given.
 
-    Raises InvalidArgumentError if they contradict each other.
+    Raises InvalidArgumentError if they contradict each other, or for a layer of Keras' that is none of ours.
     """
+    if _is_of_keras(layer):
+        layer = _from_keras(layer)
     if isinstance(layer, Conv2D):
         checked = Layer(layer if seed is None else layer.with_seed(seed), kernel, bias)
     elif not isinstance(layer, Layer) or kernel is not None or bias is not None:
-        expected = "a Conv2D with or without kernel= and bias=, or a Layer, which has them"
+        expected = "a Conv2D with or without kernel= and bias=, or a Layer or one of Keras', which have them"
         raise InvalidRequestError.for_field("layer", expected, short_repr(layer))
     else:
         checked = layer if layer.kernel is not None or seed is None else Layer(layer.config.with_seed(seed))
@@ -130,6 +132,18 @@ def layer_to_put(layer: Conv2D | Layer, kernel: Any, bias: Any, seed: int | None
         if weight is not None:
             weight.flags.writeable = False
     return Layer(checked.config, *own)
+
+
+def _is_of_keras(layer: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] in ("keras", "tf_keras") for kind in type(layer).__mro__)
+
+
+def _from_keras(layer: Any) -> Layer:
+    made = Layer.from_keras(layer)
+    if isinstance(made, Layer):
+        return made
+    received = f"a {type(layer).__name__}, which is a chain of {len(made)}"
+    raise InvalidRequestError.for_field("layer", "one layer", received, "Put each of Layer.from_keras(layer).")
 
 
 def listed_parts(servers: Iterable[Iterable[dict[str, Any]]], name_prefix: str) -> list[dict[str, Any]]:

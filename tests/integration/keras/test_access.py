@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from convserve import TLS, InternalError, InvalidRequestError, UnauthenticatedError
 from convserve.keras import RemoteConv2D, to_remote
-from convserve.keras.remote_calls import KERAS_MARK
+from convserve.keras.layers.remote_calls import KERAS_MARK
 from tests.support.servers.certificates import Authority
 from tests.support.servers.server_process import numpy_server
 

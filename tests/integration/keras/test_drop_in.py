@@ -280,7 +280,7 @@ def test_it_is_saved_loaded_copied_and_cloned_like_any_layer(server: RunningServ
 
 
 def test_it_asks_for_keras_on_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert convserve.keras.remote_conv2d.keras is keras  # and not itself
+    assert convserve.keras.swap.keras is keras  # and not itself
     with monkeypatch.context() as patched:
         patched.setattr(keras.backend, "backend", lambda: "jax")
         with pytest.raises(convserve.InvalidRequestError, match="KERAS_BACKEND=tensorflow"):

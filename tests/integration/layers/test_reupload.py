@@ -75,7 +75,7 @@ def test_a_layer_that_is_gone_is_updated_too(client: Any) -> None:
 
 def test_a_server_without_room_computes_all_the_same() -> None:
     """In RemoteConv2D too, which puts its weights by itself."""
-    from convserve.keras.remote_calls import Remote
+    from convserve.keras import RemoteConv2D
 
     with numpy_server("--layer-memory-bytes", "20000") as small, convserve.Client(small.target) as client:
         client.put(Conv2D(1, 1), input_channels=3000, name="fills/it")
@@ -84,9 +84,9 @@ def test_a_server_without_room_computes_all_the_same() -> None:
             kernel = np.ones((1, 1, 4, filters), "f4")
             with pytest.raises(refusal):
                 client.put(config, kernel)
-            remote = Remote(small.target, None)
+            remote = RemoteConv2D(filters, 1, use_bias=False, kernel_initializer="ones", server=small.target)
             for _ in range(2):
-                y = remote.convolve("conv", config, X, kernel)
+                y = np.asarray(remote(X))
                 np.testing.assert_allclose(y[..., 0], X.sum(axis=-1), rtol=1e-4, atol=1e-5)
 
 

@@ -1,9 +1,10 @@
-"""What a RemoteConv2D keeps of its server: the connection, and the stored layer of the weights that it had last."""
+"""What a remote layer keeps of its server: the connection, and the stored layers of the weights that it had last."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from convserve._rpc.credentials import TLS
 from convserve._sync.client import Client
 from convserve._sync.stored_layer import StoredLayer
 from convserve.errors import ConvserveError, OverloadedError, PermissionDeniedError, TooLargeError
-from convserve.layers.conv2d import Conv2D
+from convserve.keras.layers.steps import Steps, computed_shape, height_axis, layers_of
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array, numpy_dtype
 
@@ -32,46 +33,76 @@ class Remote:
     def __init__(self, server: Server, timeout: float | None) -> None:
         self.server = server
         self.timeout = timeout
-        self._put: StoredLayer | None = None
+        self._put: _Put | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Returns how to make it again; a connection is not copied."""
         return type(self), (self.server, self.timeout)
 
-    def convolve(self, name: str, config: Conv2D, x: Array, kernel: Array, bias: Array | None = None) -> Array:
-        """Returns the output of the layer `name` for an input; raises a ConvserveError with a note of both names."""
-        with in_layer(f"{name!r} on {self.server}"):
-            if len(x) == 0:  # a server refuses an empty batch, Keras does not
-                shape = config.output_shape((1, *x.shape[1:]))
-                return np.zeros((0, *shape[1:]), numpy_dtype(config.compute_dtype))
-            return self._stored(config, kernel, bias)(x, timeout=self.timeout)
+    def convolve(self, layer: str, steps: Steps, x: Array, *weights: Array) -> Array:
+        """Returns the output of a layer's steps for an input; raises a ConvserveError with a note of layer and server.
 
-    def _stored(self, config: Conv2D, kernel: Array, bias: Array | None) -> StoredLayer:
-        """Returns the stored layer of this configuration and these weights; it is put if it is not the one put last.
+        Args:
+            layer: Its class and name, for errors.
+            steps: What it computes.
+            x: The input, of rank 3 or 4 as the steps take it.
+            *weights: Those of all steps, in order.
+        """
+        with in_layer(f"{layer} on {self.server}"):
+            axis = height_axis(steps)
+            given = x if axis is None else np.expand_dims(x, axis)
+            if len(x) == 0:  # a server refuses an empty batch, Keras does not
+                shape = computed_shape(layers_of(steps, weights), (1, *given.shape[1:]))
+                output = np.zeros((0, *shape[1:]), numpy_dtype(steps[-1].compute_dtype))
+            else:
+                put = self._stored(steps, weights)
+                if len(put.layers) == 1:
+                    output = put.layers[0](given, timeout=self.timeout)
+                else:
+                    output = put.client.convolve(put.layers, given, timeout=self.timeout).output
+            return output if axis is None else output.squeeze(axis)
+
+    def _stored(self, steps: Steps, weights: tuple[Array, ...]) -> _Put:
+        """Returns the stored layers of these steps and weights; they are put if they are not those put last.
 
         Every call compares all bits of the weights: that is right whichever way a variable was changed, and takes a
         fraction of the time that hashing them would.
         """
         client = _client(self.server)
-        put = self._put if self._put and self._put._connection is client else None  # else it has the token of before
-        last = put and put.local
-        if put and last and last.config == config and _same_bits(last.kernel, kernel) and _same_bits(last.bias, bias):
+        put = self._put
+        # With another client it has the token of before.
+        if put and put.client is client and put.steps == steps and all(map(_same_bits, put.weights, weights)):
             return put
-        # Copies, for TensorFlow lends these arrays for the time of the call.
-        layer = Layer(config, kernel.copy(), None if bias is None else bias.copy())
-        try:
-            self._put = put = client.put(layer, timeout=self.timeout)
-        except (OverloadedError, PermissionDeniedError, TooLargeError):
-            # The server cannot keep it, or not for this caller, so its calls bring the weights along.
-            self._put = put = StoredLayer(
-                client, digest=layer.digest, config=config, kernel_shape=kernel.shape, local=layer
-            )
+        own = tuple(weight.copy() for weight in weights)  # TensorFlow lends these arrays for the time of the call
+        layers = [self._store(client, layer) for layer in layers_of(steps, own)]
+        if len(steps) == 1:  # these arrays, kept already
+            kept = [layer.local.arrays for layer in layers if layer.local is not None]
+            arrays = [each["kernel"] for each in kept] + [each["bias"] for each in kept if "bias" in each]
+            own = tuple(array.reshape(weight.shape) for array, weight in zip(arrays, own, strict=True))
+        self._put = put = _Put(client, steps, own, layers)
         return put
 
+    def _store(self, client: Client, layer: Layer) -> StoredLayer:
+        try:
+            return client.put(layer, timeout=self.timeout)
+        except (OverloadedError, PermissionDeniedError, TooLargeError):
+            # The server cannot keep it, or not for this caller, so its calls bring the weights along.
+            return StoredLayer(
+                client, digest=layer.digest, config=layer.config, kernel_shape=layer.kernel_shape, local=layer
+            )
 
-def _same_bits(a: Array | None, b: Array | None) -> bool:
-    if a is None or b is None:
-        return a is b
+
+@dataclass(frozen=True, eq=False)
+class _Put:
+    """What was put last, and as what."""
+
+    client: Client
+    steps: Steps
+    weights: tuple[Array, ...]
+    layers: list[StoredLayer]
+
+
+def _same_bits(a: Array, b: Array) -> bool:
     bits = f"u{a.dtype.itemsize}"  # as floats, NaN would differ from itself, and -0 would not differ from 0
     return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a.view(bits), b.view(bits))
 
@@ -101,5 +132,5 @@ def in_layer(layer: str) -> Iterator[None]:
     except ConvserveError as error:
         if not hasattr(error, KERAS_MARK):
             setattr(error, KERAS_MARK, True)
-            error.add_note(f"In the RemoteConv2D {layer}.")
+            error.add_note(f"In the {layer}.")
         raise

@@ -1,0 +1,103 @@
+"""Which layers of a model a server is to compute, and why others stay where they are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import keras
+
+from convserve.display.units import flops_text
+from convserve.errors import InvalidArgumentError, InvalidRequestError, short_repr
+from convserve.keras.graph import arrays_of, is_model
+from convserve.keras.layers.steps import at_height, convolution_kind, step_of
+from convserve.layers.keras_layers import CONVOLUTIONS, advice
+from convserve.layers.layer import Layer
+from convserve.layers.plan import plan
+
+Only = Collection[str] | Callable[[Any], Any] | int | None
+"""Names of convolutions, a function of a layer, or the least floating-point operations for one sample."""
+
+
+class Choice:
+    """What `only=` says, for the layers of one model."""
+
+    def __init__(self, only: Only, model: Any) -> None:
+        """Checks it; raises InvalidRequestError for what chooses nothing, or names no convolution of the model."""
+        is_number = isinstance(only, int) and not isinstance(only, bool) and only > 0
+        is_names = isinstance(only, Collection) and not isinstance(only, str | bytes | dict)
+        if not (only is None or is_number or is_names or (callable(only) and not isinstance(only, type))):
+            expected = "names of layers, a function of a layer, or the least FLOPs for one sample, above 0"
+            raise InvalidRequestError.for_field("only", expected, short_repr(only))
+        self._only = only
+        self._refusals: dict[int, str] = {}
+        if is_names:
+            known = sorted({layer.name for layer in within(model) if convolution_kind(layer)})
+            for name in only:  # type: ignore[union-attr]
+                if name not in known:
+                    near = difflib.get_close_matches(str(name), known, n=1)
+                    hint = f"Did you mean {near[0]!r}?" if near else f"They are {', '.join(known[:10])}, ..."
+                    raise InvalidRequestError.for_field("only", "names of convolutions", short_repr(name), hint)
+
+    def refusal(self, layer: Any) -> str:
+        """Returns why one of Keras' convolutions, or one that is derived from it, stays local; or nothing."""
+        if id(layer) not in self._refusals:
+            self._refusals[id(layer)] = self._first_refusal(layer)
+        return self._refusals[id(layer)]
+
+    def _first_refusal(self, layer: Any) -> str:
+        kind = convolution_kind(layer)
+        if kind not in CONVOLUTIONS:
+            return advice(kind) or "No Conv2D computes it."
+        if step_of(layer) is None:
+            return f"It is a {type(layer).__name__}, which may compute something else than {kind}, or has more dtypes."
+        layers, reason = _layers(layer)
+        return reason or self._reason(layer, layers)
+
+    def _reason(self, layer: Any, layers: list[Layer] | None) -> str:
+        if self._only is None:
+            return ""
+        if isinstance(self._only, int):
+            flops = _flops(layer, layers)
+            if flops is None:
+                return "The size of its input is open, so its FLOPs are not known."
+            return "" if flops >= self._only else f"It takes {flops_text(flops)} for one sample."
+        is_chosen = self._only(layer) if callable(self._only) else layer.name in self._only
+        return "" if is_chosen else "only= does not choose it."
+
+
+def within(model: Any) -> Iterator[Any]:
+    """Yields the layers of a model, of those in it, and of wrappers."""
+    for layer in model.layers:
+        if is_model(layer):
+            yield from within(layer)
+        else:
+            yield from _and_wrapped(layer)
+
+
+def _and_wrapped(layer: Any) -> Iterator[Any]:
+    yield layer
+    if isinstance(layer, keras.layers.Wrapper):
+        yield from within(layer.layer) if is_model(layer.layer) else _and_wrapped(layer.layer)
+
+
+def _layers(layer: Any) -> tuple[list[Layer] | None, str]:
+    """Returns a convolution as a server computes it, if it has weights, or why it cannot."""
+    step = step_of(layer)
+    assert step is not None  # noqa: S101 (seen before)
+    if not layer.built:
+        return None, ""
+    try:
+        return list(step.operation(arrays_of(layer, step))), ""  # type: ignore[arg-type]
+    except InvalidArgumentError as error:
+        return None, " ".join(str(error).split())
+
+
+def _flops(layer: Any, layers: list[Layer] | None) -> int | None:
+    shape = (layer.get_build_config() or {}).get("input_shape")
+    if layers is None or shape is None or None in shape[1:]:
+        return None
+    step = step_of(layer)
+    assert step is not None  # noqa: S101 (it has layers)
+    return plan([each.config for each in layers], at_height((step,), (1, *shape[1:]))).flops

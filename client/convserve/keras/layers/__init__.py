@@ -1,0 +1,1 @@
+"""The layers that a server computes, and what they keep of it."""

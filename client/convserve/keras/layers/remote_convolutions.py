@@ -1,0 +1,110 @@
+"""Keras' convolutions, each computed by a server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import keras
+
+from convserve.keras.layers.remote_layer import RemoteLayer, tensors
+from convserve.keras.layers.steps import Steps, convolution_step, weights_of
+
+_registered = keras.saving.register_keras_serializable(package="convserve")
+
+
+class _RemoteConvolution(RemoteLayer):
+    """A convolution, with its kind's name."""
+
+    kind: ClassVar[str]
+    activation: Any
+    variable_dtype: str
+
+    def _served(self) -> tuple[Steps, list[Any], Callable[[Any], Any] | None]:
+        step = convolution_step(self, self.kind)
+        weights = tensors(weights_of(self, self.kind), self.variable_dtype)
+        is_served = dict(step.attributes)["activation"] is not None
+        return (step,), weights, None if is_served else self.activation
+
+
+@_registered
+class RemoteConv2D(_RemoteConvolution, keras.layers.Conv2D):  # type: ignore[misc]
+    """`keras.layers.Conv2D` whose forward pass a server computes.
+
+    It is a Conv2D, so building, saving, loading, weights, regularizers' losses and the refusal of wrong arguments are
+    Keras' own. The weights live in its variables. The server gets them with the first call, and again after they
+    changed; in between, calls name them by their digest. An activation that is no plain function of
+    `keras.activations` is applied here, to what the server returns.
+
+    It does not train: `training=True` is refused unless the layer is frozen (`trainable=False`), and so is a gradient
+    through it. Through a frozen layer the gradient for its input is computed in this process, as Keras computes it, so
+    what is before it can train, and within a `tf.GradientTape` a frozen model can `predict`.
+
+    Weights files (`save_weights`) go by the names of classes: load one before `to_remote`, write one after `to_local`.
+    `Model.export` is refused, as a graph holds no connection: export what `to_local` returns. A process that loads a
+    saved model imports `convserve.keras` first; Keras itself imports no such module.
+
+    In a graph (`predict`, `tf.function`, `tf.data`) TensorFlow turns what a call raises into an error of its own, with
+    the name of the class and the text in it; outside of one it is one of `convserve.errors`.
+
+    Example:
+        >>> model = keras.Sequential([keras.Input((32, 32, 3)), RemoteConv2D(64, 3, server="localhost:50051")])
+        >>> y = model.predict(x)
+    """
+
+    __module__ = "convserve.keras"  # Keras writes it into saved models
+    kind = "Conv2D"
+
+
+@_registered
+class RemoteDepthwiseConv2D(_RemoteConvolution, keras.layers.DepthwiseConv2D):  # type: ignore[misc]
+    """`keras.layers.DepthwiseConv2D` whose forward pass a server computes, as RemoteConv2D."""
+
+    __module__ = "convserve.keras"
+    kind = "DepthwiseConv2D"
+
+
+@_registered
+class RemoteSeparableConv2D(_RemoteConvolution, keras.layers.SeparableConv2D):  # type: ignore[misc]
+    """`keras.layers.SeparableConv2D` whose forward pass a server computes in one call, as RemoteConv2D."""
+
+    __module__ = "convserve.keras"
+    kind = "SeparableConv2D"
+
+
+@_registered
+class RemoteConv1D(_RemoteConvolution, keras.layers.Conv1D):  # type: ignore[misc]
+    """`keras.layers.Conv1D` whose forward pass a server computes, as RemoteConv2D."""
+
+    __module__ = "convserve.keras"
+    kind = "Conv1D"
+
+
+@_registered
+class RemoteDepthwiseConv1D(_RemoteConvolution, keras.layers.DepthwiseConv1D):  # type: ignore[misc]
+    """`keras.layers.DepthwiseConv1D` whose forward pass a server computes, as RemoteConv2D."""
+
+    __module__ = "convserve.keras"
+    kind = "DepthwiseConv1D"
+
+
+@_registered
+class RemoteSeparableConv1D(_RemoteConvolution, keras.layers.SeparableConv1D):  # type: ignore[misc]
+    """`keras.layers.SeparableConv1D` whose forward pass a server computes in one call, as RemoteConv2D."""
+
+    __module__ = "convserve.keras"
+    kind = "SeparableConv1D"
+
+
+REMOTE: dict[Any, Any] = {
+    keras.layers.Conv2D: RemoteConv2D,
+    keras.layers.DepthwiseConv2D: RemoteDepthwiseConv2D,
+    keras.layers.SeparableConv2D: RemoteSeparableConv2D,
+    keras.layers.Conv1D: RemoteConv1D,
+    keras.layers.DepthwiseConv1D: RemoteDepthwiseConv1D,
+    keras.layers.SeparableConv1D: RemoteSeparableConv1D,
+}
+"""Of each convolution of Keras' the remote one."""
+
+LOCAL: dict[Any, Any] = {remote: local for local, remote in REMOTE.items()}
+"""Of each remote convolution Keras' own."""

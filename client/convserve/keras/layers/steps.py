@@ -1,0 +1,235 @@
+"""What Keras' layers compute, apart from their weights: a step for each layer, and the chain that a server computes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from convserve.activations import Activation
+from convserve.errors import InvalidWeightsError
+from convserve.layers.keras_layers import CONVOLUTIONS, convolutions
+from convserve.layers.layer import Layer
+from convserve.models.folding import Node, Operation, folded, joined
+from convserve.models.operations import BatchNormalization, activation_of, zero_padding_of
+from convserve.tensors.codec import Array, Shape
+
+_WINDOW = ("kernel_size", "strides", "padding", "data_format", "dilation_rate", "use_bias")
+_SEPARABLE = ("filters", "depth_multiplier", *_WINDOW)
+_ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "Conv2D": ("filters", "groups", *_WINDOW),
+    "DepthwiseConv2D": ("depth_multiplier", *_WINDOW),
+    "SeparableConv2D": _SEPARABLE,
+    "Conv1D": ("filters", "groups", *_WINDOW),
+    "DepthwiseConv1D": ("depth_multiplier", *_WINDOW),
+    "SeparableConv1D": _SEPARABLE,
+    "BatchNormalization": ("axis", "epsilon", "center", "scale"),
+    "ZeroPadding1D": ("padding", "data_format"),
+    "ZeroPadding2D": ("padding", "data_format"),
+    "Activation": ("activation",),
+    "ReLU": ("max_value", "negative_slope", "threshold"),
+    "LeakyReLU": ("negative_slope",),
+    "ELU": ("alpha",),
+    "Identity": (),
+}
+KINDS: dict[Any, str] = {getattr(keras.layers, kind): kind for kind in _ATTRIBUTES}
+"""Of each class of `keras.layers` that can be a step: its name."""
+
+_MIXED = {("float16", "float32"): "mixed_float16", ("bfloat16", "float32"): "mixed_bfloat16"}
+# These two leave their input on their output, where Keras' losses look for it.
+_WITH_LOGITS = {"sigmoid", "softmax"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one layer computes.
+
+    Attributes:
+        kind: The class of `keras.layers`.
+        attributes: What it computes with, by Keras' names.
+        policy: The name of the dtype policy.
+        compute_dtype: The name of the dtype in which it computes.
+        variable_dtype: The name of the dtype of its weights.
+        weights: How many arrays it takes.
+    """
+
+    kind: str
+    attributes: tuple[tuple[str, Any], ...]
+    policy: str
+    compute_dtype: str
+    variable_dtype: str
+    weights: int
+
+    @property
+    def rank(self) -> int | None:
+        """The directions of its input, or None for a step that takes any."""
+        return int(self.kind[-2]) if self.kind.endswith("D") else None
+
+    def operation(self, weights: Sequence[Array]) -> Operation:
+        """Returns what is folded, with the weights in the order of `weights_of`.
+
+        Raises InvalidArgumentError for what a server does not compute.
+        """
+        given = dict(self.attributes)
+        if self.kind in CONVOLUTIONS:
+            return tuple(Layer(*each) for each in convolutions(self.kind, given | {"dtype": self.policy}, weights))
+        if self.kind == "BatchNormalization":
+            found = iter(weights)
+            gamma = next(found) if given["scale"] else None
+            beta = next(found) if given["center"] else None
+            mean, variance = found
+            return BatchNormalization(gamma, beta, mean, variance, given["epsilon"], given["axis"])
+        if self.kind.startswith("ZeroPadding"):
+            padding = zero_padding_of(self.kind, given)
+            assert padding is not None  # noqa: S101 (Keras has checked it)
+            return padding
+        return _activation(self.kind, self.attributes)
+
+    def node(self, name: str, inputs: tuple[str, ...], weights: Sequence[Array]) -> Node:
+        """Returns the step as a node of a graph; raises as `operation`."""
+        return Node(name, inputs, self.operation(weights), self.kind, self.compute_dtype)
+
+
+@functools.lru_cache(1000)
+def _activation(kind: str, attributes: tuple[tuple[str, Any], ...]) -> Activation:
+    found = activation_of(kind, dict(attributes))
+    assert isinstance(found, Activation)  # noqa: S101 (`step_of` saw it)
+    return found
+
+
+Steps = tuple[Step, ...]
+
+
+def convolves(kind: str) -> bool:
+    """Returns whether a class of a step is a convolution."""
+    return kind in CONVOLUTIONS
+
+
+def convolution_kind(layer: Any) -> str:
+    """Returns the name of Keras' convolution that a layer is, or is derived from, or nothing for any other layer."""
+    names = (kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
+    return next((name for name in names if "Conv" in name and not name.startswith("Base")), "")
+
+
+def convolution_step(layer: Any, kind: str) -> Step:
+    """Returns the step of a convolution of a class or derived from it, with the activation that a server applies."""
+    applied = served(layer.activation)
+    return _step(layer, kind, (("activation", applied),))
+
+
+def step_of(layer: Any) -> Step | None:
+    """Returns the step of one of Keras' own layers, or None where a server computes nothing such.
+
+    A convolution whose activation a server does not apply is one with none: it is to be the last.
+    """
+    kind = KINDS.get(type(layer))
+    if kind is None or vars(layer).keys() & {"call", "convolution_op"} or _policy(layer) is None:
+        return None
+    if kind in CONVOLUTIONS:
+        return convolution_step(layer, kind)
+    if layer.activity_regularizer is not None or not _is_served_beside(layer, kind):
+        return None
+    return _step(layer, kind)
+
+
+def _is_served_beside(layer: Any, kind: str) -> bool:
+    """Returns whether a server computes what stands beside convolutions."""
+    if kind == "BatchNormalization":
+        return not getattr(layer, "renorm", False)
+    if kind == "Activation":
+        return served(layer.activation) is not None
+    given = {name: getattr(layer, name) for name in _ATTRIBUTES[kind]}
+    return kind.startswith("ZeroPadding") or activation_of(kind, given) is not None
+
+
+def _step(layer: Any, kind: str, further: tuple[tuple[str, Any], ...] = ()) -> Step:
+    attributes = tuple((name, getattr(layer, name)) for name in _ATTRIBUTES[kind]) + further
+    policy = _policy(layer) or layer.compute_dtype  # which a server then refuses by its name
+    number = len(_names(layer, kind))
+    return Step(kind, attributes, policy, layer.compute_dtype, layer.variable_dtype, number)
+
+
+def _policy(layer: Any) -> str | None:
+    """Returns the name of a layer's dtype policy, or None for one that is more than two dtypes."""
+    if type(layer.dtype_policy) is not keras.DTypePolicy:
+        return None
+    compute_dtype: str = layer.compute_dtype
+    return _MIXED.get((compute_dtype, layer.variable_dtype), compute_dtype)
+
+
+def served(activation: Any) -> str | None:
+    """Returns the name of an activation if a server is to apply it, or None."""
+    if activation is None:
+        return "linear"
+    name = getattr(activation, "__name__", "")
+    if getattr(Activation.members.get(name), "changes_shape", True) or name in _WITH_LOGITS:
+        return None  # of what changes the shape, TensorFlow infers the shape by itself
+    # A function of the same name from elsewhere may have other defaults, as keras.ops.gelu has.
+    return name if activation is keras.activations.get(name) else None
+
+
+def _names(layer: Any, kind: str) -> tuple[str, ...]:
+    """Returns the attributes that are a layer's weights, in the order of `get_weights`."""
+    if kind == "BatchNormalization":
+        first = ("gamma",) if layer.scale else ()
+        return (*first, *(("beta",) if layer.center else ()), "moving_mean", "moving_variance")
+    if kind not in CONVOLUTIONS:
+        return ()
+    kernels = ("depthwise_kernel", "pointwise_kernel") if kind.startswith("Separable") else ("kernel",)
+    return (*kernels, *(("bias",) if layer.use_bias else ()))
+
+
+def weights_of(layer: Any, kind: str) -> list[Any]:
+    """Returns a built layer's weights as Keras computes with them: with LoRA the kernel is a sum."""
+    return [getattr(layer, name) for name in _names(layer, kind)]
+
+
+def by_step(steps: Steps, weights: Sequence[Any]) -> Iterator[tuple[Step, list[Any]]]:
+    """Yields each step with its own weights."""
+    left = iter(weights)
+    for step in steps:
+        yield step, list(itertools.islice(left, step.weights))
+
+
+def layers_of(steps: Steps, weights: Sequence[Array]) -> tuple[Layer, ...]:
+    """Returns the chain that computes what steps compute one after the other, with these weights.
+
+    Raises InvalidArgumentError for what a server does not compute, or where weights do not become one convolution's.
+    """
+    nodes: list[Node] = []
+    for step, own in by_step(steps, weights):
+        above = (nodes[-1].name,) if nodes else ()
+        nodes.append(step.node(str(len(nodes)), above, own))
+    last = (nodes[-1].name,)
+    runs, left = folded(nodes, last)
+    whole = joined(runs, nodes, last)
+    if left or len(whole) != 1:
+        reason = left[0].reason if left else "layers that do not follow each other"
+        hint = "Make it remote without fuse=True."
+        raise InvalidWeightsError.for_field("weights", "weights that convolutions can take over", reason, hint)
+    return whole[0].layers
+
+
+def at_height(steps: Steps, shape: Sequence[int]) -> Shape:
+    """Returns the shape of an input, or an output, as the chain's Conv2Ds have it: of rank 4."""
+    axis = height_axis(steps)
+    return tuple(shape) if axis is None else (*shape[:axis], 1, *shape[axis:])
+
+
+def height_axis(steps: Steps) -> int | None:
+    """Returns where inputs and outputs of rank 3 get their height of 1, or None for those of rank 4."""
+    (first, *_) = (step for step in steps if step.kind in CONVOLUTIONS)
+    if first.rank != 1:
+        return None
+    return 1 if dict(first.attributes)["data_format"] == "channels_last" else 2
+
+
+def computed_shape(layers: Sequence[Layer], shape: Shape) -> Shape:
+    """Returns the shape of a chain's output for an input of this shape."""
+    for layer in layers:
+        shape = layer.config.output_shape(shape)
+    return shape
