@@ -24,6 +24,7 @@ from convserve.errors import (
     InvalidWeightsError,
     LayerNotFoundError,
     MissingDependencyError,
+    NameConflictError,
     OutOfMemoryError,
     OverloadedError,
     PermissionDeniedError,
@@ -36,6 +37,7 @@ from convserve.errors import (
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import LayerPlan, Plan
+from convserve.protocol.name_messages import NameVersion
 from convserve.protocol.results import Device, Losses, Result, ServerInfo, Timing, Usage
 
 if TYPE_CHECKING:
@@ -50,10 +52,10 @@ __all__ = [  # noqa: RUF022 (as sorted() has it; TLS is a class)
     "AsyncClient", "AsyncStoredLayer", "Client", "Conv2D", "ConvserveError", "DeadlineExceededError", "Device",
     "FieldViolation", "InternalError", "InvalidArgumentError", "InvalidConfigurationError", "InvalidRequestError",
     "InvalidTensorError", "InvalidWeightsError", "Layer", "LayerNotFoundError", "LayerPlan", "Losses",
-    "MissingDependencyError", "OutOfMemoryError", "OverloadedError", "PermissionDeniedError", "Plan", "Result",
-    "RetryRule", "ServerInfo", "SharedMemoryLostError", "StoredLayer", "TLS", "Timing", "TooLargeError",
-    "UnauthenticatedError", "UnavailableError", "UnimplementedError", "Usage", "__version__", "activations",
-    "constraints", "errors", "initializers", "regularizers",
+    "MissingDependencyError", "NameConflictError", "NameVersion", "OutOfMemoryError", "OverloadedError",
+    "PermissionDeniedError", "Plan", "Result", "RetryRule", "ServerInfo", "SharedMemoryLostError", "StoredLayer", "TLS",
+    "Timing", "TooLargeError", "UnauthenticatedError", "UnavailableError", "UnimplementedError", "Usage", "__version__",
+    "activations", "constraints", "errors", "initializers", "regularizers",
 ]  # fmt: skip
 
 # Loaded when they are asked for (PEP 562): they bring gRPC, which whoever only needs layers and tensors does without.
@@ -80,5 +82,5 @@ def __dir__() -> list[str]:
 
 
 # What pickles, tracebacks and help() show is the public name, wherever the class is defined.
-for _value in (Conv2D, Device, Layer, LayerPlan, Losses, Plan, Result, ServerInfo, Timing, Usage):
+for _value in (Conv2D, Device, Layer, LayerPlan, Losses, NameVersion, Plan, Result, ServerInfo, Timing, Usage):
     _value.__module__ = __name__

@@ -8,6 +8,7 @@
     │   ├── InvalidWeightsError                   weights are missing or don't fit
     │   └── TooLargeError                         more than this server ever takes in one call
     ├── LayerNotFoundError (LookupError)      FAILED_PRECONDITION (digest) or NOT_FOUND (name)
+    ├── NameConflictError                     ABORTED: the name leads elsewhere than expected; `found` says where
     ├── OverloadedError                       RESOURCE_EXHAUSTED: retry after `retry_after_s`
     ├── OutOfMemoryError                      RESOURCE_EXHAUSTED: send smaller batches
     ├── DeadlineExceededError (TimeoutError)  DEADLINE_EXCEEDED: raise the timeout
@@ -170,6 +171,24 @@ class LayerNotFoundError(ConvserveError, LookupError):
         self.layer = layer
         if by_name:
             self.code_name = "NOT_FOUND"
+
+
+class NameConflictError(ConvserveError):
+    """A name leads elsewhere than the call expects of it. Nothing was changed.
+
+    Attributes:
+        name: The name.
+        found: What is there now: the digest of the layer in hexadecimal, or "absent" if there is no such name. A new
+            attempt may give it as `expect`.
+        version: The number of the version that leads there; 0 if there is no such name.
+    """
+
+    code_name = "ABORTED"
+    reason = error_pb2.ERROR_REASON_NAME_CONFLICT
+
+    def __init__(self, message: str, *, name: str = "", found: str = "", version: int = 0) -> None:
+        super().__init__(message)
+        self.name, self.found, self.version = name, found, version
 
 
 class OverloadedError(ConvserveError):

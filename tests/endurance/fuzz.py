@@ -99,6 +99,8 @@ def seeds() -> list[Input]:
         "GetLayer": [layer_service_pb2.GetLayerRequest(layer=stored)],
         "DeleteLayer": [layer_service_pb2.DeleteLayerRequest(layer=stored)],
         "ReadWeights": [layer_service_pb2.ReadWeightsRequest(layer=stored)],
+        "ListNameVersions": [layer_service_pb2.ListNameVersionsRequest(name="fuzz")],
+        "MoveName": [layer_service_pb2.MoveNameRequest(move=layer_service_pb2.NameMove(name="fuzz"), version=1)],
     }
     known |= _inference_seeds()
     return [(name, tuple(each.SerializeToString() for each in known.get(name, ())) or (b"",)) for name in _ALL_RPCS]

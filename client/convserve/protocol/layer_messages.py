@@ -10,6 +10,7 @@ from convserve.errors import InvalidRequestError, InvalidWeightsError, short_rep
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
+from convserve.protocol.name_messages import Expect, checked_digest, name_move
 from convserve.protocol.pieces import cut
 from convserve.protocol.stored_layers import StoredLayerBase, check_channels, check_name
 from convserve.tensors.codec import dtype_number
@@ -43,8 +44,8 @@ class Upload:
 
     @property
     def moves_name(self) -> bool:
-        """Whether it gives a name to a layer, which another caller may give to another layer meanwhile."""
-        return bool(self.start.start.name)
+        """Whether it gives a name to a layer, and would do so again, later, if it were sent again."""
+        return bool(self.start.start.name)  # a `move` is made once
 
     def pieces(self) -> Iterator[Any]:
         """Yields the messages with the weights."""
@@ -52,15 +53,22 @@ class Upload:
             yield type(self.start)(piece=piece)
 
 
-def layer_upload(layer: Layer, name: str | None) -> Upload:
+def layer_upload(layer: Layer, name: str | None, expect: Expect = None) -> Upload:
     """Returns the upload of a layer with its weights.
 
-    Raises InvalidRequestError for a name with other characters than allowed.
+    Raises InvalidRequestError for a name with other characters than allowed, and what `name_move` does.
     """
-    return _put(layer.config, name, layer, weights=weights_header(layer), expected_digest=layer.digest)
+    return _put(layer.config, name, expect, layer, weights=weights_header(layer), expected_digest=layer.digest)
 
 
-def config_upload(config: Conv2D, name: str | None, input_channels: int | None, expected_digest: bytes = b"") -> Upload:
+def config_upload(
+    config: Conv2D,
+    name: str | None,
+    input_channels: int | None,
+    expect: Expect = None,
+    *,
+    expected_digest: bytes = b"",
+) -> Upload:
     """Returns the upload of a configuration, whose weights the server initializes.
 
     Raises InvalidWeightsError if nothing says how many channels the input has, or what does is no number, and what
@@ -73,31 +81,52 @@ def config_upload(config: Conv2D, name: str | None, input_channels: int | None, 
         expected = "a kernel, or input_channels= for which the server draws one"
         raise InvalidWeightsError.for_field("kernel", expected, "neither")
     check_channels(channels)
-    return _put(config, name, None, input_channels=channels, expected_digest=expected_digest)
+    return _put(config, name, expect, None, input_channels=channels, expected_digest=expected_digest)
 
 
-def _put(config: Conv2D, name: str | None, layer: Layer | None, **parts: Any) -> Upload:
+def _put(config: Conv2D, name: str | None, expect: Expect, layer: Layer | None, **parts: Any) -> Upload:
+    naming = _naming(name, expect)
+    start = layer_service_pb2.PutLayerStart(conv2d=messages.to_message(config), **naming, **parts)
+    return Upload(layer_service_pb2.PutLayerRequest(start=start), layer)
+
+
+def _naming(name: str | None, expect: Expect) -> dict[str, Any]:
+    """Returns the fields of a start that say its name."""
+    if expect is not None:
+        if name is None:
+            raise InvalidRequestError.for_field("expect", "a name of which it is expected", "no name")
+        return {"move": name_move(name, expect)}
     if name is not None:
         check_name(name)
-    start = layer_service_pb2.PutLayerStart(conv2d=messages.to_message(config), name=name, **parts)
-    return Upload(layer_service_pb2.PutLayerRequest(start=start), layer)
+    return {"name": name}
 
 
 def reinitialization(stored: StoredLayerBase) -> Upload:
     """Returns the upload with which a server initializes a layer again; INVALID_ARGUMENT if other weights come out."""
-    return config_upload(stored.config, None, stored.kernel_shape[2] * stored.config.groups, stored.digest)
+    return config_upload(
+        stored.config, None, stored.kernel_shape[2] * stored.config.groups, expected_digest=stored.digest
+    )
 
 
-def update_upload(stored: StoredLayerBase, layer: Layer) -> Upload:
-    """Returns the upload of new weights for a stored layer's configuration; the layer's name moves to the result."""
+def update_upload(stored: StoredLayerBase, layer: Layer, expect: Expect = None) -> Upload:
+    """Returns the upload of new weights for a stored layer's configuration; the layer's name moves to the result.
+
+    Raises what `name_move` does.
+    """
     start = layer_service_pb2.UpdateWeightsStart(
-        layer=stored_reference(stored), weights=weights_header(layer), name=stored.name
+        layer=stored_reference(stored), weights=weights_header(layer), **_naming(stored.name, expect)
     )
     return Upload(layer_service_pb2.UpdateWeightsRequest(start=start), layer)
 
 
-def stored_reference(layer: StoredLayerBase | str) -> layer_service_pb2.StoredLayerReference:
+def stored_reference(
+    layer: StoredLayerBase | str | None, digest: bytes | str | None = None
+) -> layer_service_pb2.StoredLayerReference:
     """Returns the message of a stored layer's digest, or of a name; raises InvalidRequestError for anything else."""
+    if digest is not None and layer is None:
+        return layer_service_pb2.StoredLayerReference(digest=checked_digest(digest))
+    if digest is not None:
+        raise InvalidRequestError.for_field("digest", "a name or a digest", "both")
     if isinstance(layer, str):
         return layer_service_pb2.StoredLayerReference(name=layer)
     if isinstance(layer, StoredLayerBase):

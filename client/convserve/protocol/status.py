@@ -19,6 +19,7 @@ from convserve.errors import (
     InternalError,
     InvalidArgumentError,
     LayerNotFoundError,
+    NameConflictError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
@@ -54,12 +55,14 @@ _CLASS_OF_CODE = {kind.code_name: kind for kind in reversed(_family(ConvserveErr
     "OUT_OF_RANGE": InvalidArgumentError,
     "NOT_FOUND": LayerNotFoundError,
     "FAILED_PRECONDITION": ConvserveError,
+    "ABORTED": ConvserveError,
     "CANCELLED": UnavailableError,
 }
 # Texts of gRPC itself, which has no codes for these cases. Seen in grpcio 1.85.1.
 _BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
 _ANSWER_TOO_LARGE = "CLIENT: Received message larger than max"
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # with RESOURCE_EXHAUSTED
+_VERSION = re.compile(r"[0-9]{1,18}")
 # With UNAVAILABLE: no connection was made, so that no server has received the call ...
 _NOT_SENT = re.compile(r"failed to connect to all addresses|connections to all backends failing|DNS resolution failed")
 # ... one was made and could not be encrypted, or the server ended it, as one with TLS does to a caller without.
@@ -108,8 +111,7 @@ def from_item_error(message: convolution_service_pb2.StreamItemError) -> Convser
 def _status_message(error: ConvserveError) -> status_pb2.Status:
     status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _MAX_TEXT))
     reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
-    metadata = {"error_id": error.error_id} if isinstance(error, InternalError) else {}
-    info = details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=metadata)
+    info = details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error))
     for message in (info, *_beside_info(error)):
         packed = any_pb2.Any()
         packed.Pack(message)
@@ -175,6 +177,15 @@ class _Details:
                     detail.Unpack(message)  # does nothing for another type
 
 
+def _metadata(error: ConvserveError) -> dict[str, str]:
+    if isinstance(error, InternalError):
+        return {"error_id": error.error_id}
+    if isinstance(error, NameConflictError):
+        name, found = _cut(error.name, _MAX_NAME), _cut(error.found, _MAX_NAME)
+        return {"name": name, "found": found, "version": str(error.version)}
+    return {}
+
+
 def _beside_info(error: ConvserveError) -> list[Message]:
     if isinstance(error, InvalidArgumentError):
         listed = details_pb2.BadRequest()
@@ -207,8 +218,13 @@ def _rebuilt(kind: type[ConvserveError], code: grpc.StatusCode, text: str, detai
         return kind(text, layer=printable(details.resource.resource_name), by_name=code is grpc.StatusCode.NOT_FOUND)
     if issubclass(kind, OverloadedError):
         return kind(text, retry_after_s=details.retry.retry_delay.ToNanoseconds() / 1e9)
+    metadata = {key: printable(value) for key, value in details.info.metadata.items()}
     if issubclass(kind, InternalError):
-        return kind(text, error_id=printable(details.info.metadata.get("error_id", "")))
+        return kind(text, error_id=metadata.get("error_id", ""))
+    if issubclass(kind, NameConflictError):
+        number = metadata.get("version", "")
+        version = int(number) if _VERSION.fullmatch(number) else 0
+        return kind(text, name=metadata.get("name", ""), found=metadata.get("found", ""), version=version)
     return kind(text)
 
 

@@ -159,6 +159,17 @@ def listed_parts(servers: Iterable[Iterable[dict[str, Any]]], name_prefix: str) 
     return [by_digest[digest] for digest in sorted(by_digest)]
 
 
+def names_in(layers: Iterable[StoredLayerBase], prefix: str) -> list[str]:
+    """Returns the names of layers that begin so, sorted."""
+    return sorted({name for layer in layers for name in layer.names if name.startswith(prefix)})
+
+
+def deleted_text(deleted: list[str], count: int) -> str:
+    """Returns what was deleted of so many names before something went wrong."""
+    last = f", the last of them {deleted[-1]!r}" if deleted else ""
+    return f"deleted {len(deleted)} of {count} names{last}; another attempt deletes the others"
+
+
 @reading_answers
 def known_parts(message: layer_pb2.StoredLayer, name: str | None, sent: Layer | None = None) -> dict[str, Any]:
     """Returns the arguments of StoredLayerBase that a message gives.

@@ -17,6 +17,18 @@ class StoredLayerReference(_message.Message):
     name: str
     def __init__(self, digest: _Optional[bytes] = ..., name: _Optional[str] = ...) -> None: ...
 
+class NameMove(_message.Message):
+    __slots__ = ("name", "digest", "absent", "move_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
+    MOVE_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    digest: bytes
+    absent: bool
+    move_id: bytes
+    def __init__(self, name: _Optional[str] = ..., digest: _Optional[bytes] = ..., absent: bool = ..., move_id: _Optional[bytes] = ...) -> None: ...
+
 class WeightsHeader(_message.Message):
     __slots__ = ("dtype", "kernel_shape", "has_bias")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -36,26 +48,30 @@ class PutLayerRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[PutLayerStart, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
 
 class PutLayerStart(_message.Message):
-    __slots__ = ("conv2d", "name", "weights", "input_channels", "expected_digest")
+    __slots__ = ("conv2d", "name", "weights", "input_channels", "expected_digest", "move")
     CONV2D_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     INPUT_CHANNELS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     conv2d: _conv2d_pb2.Conv2D
     name: str
     weights: WeightsHeader
     input_channels: int
     expected_digest: bytes
-    def __init__(self, conv2d: _Optional[_Union[_conv2d_pb2.Conv2D, _Mapping]] = ..., name: _Optional[str] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ..., input_channels: _Optional[int] = ..., expected_digest: _Optional[bytes] = ...) -> None: ...
+    move: NameMove
+    def __init__(self, conv2d: _Optional[_Union[_conv2d_pb2.Conv2D, _Mapping]] = ..., name: _Optional[str] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ..., input_channels: _Optional[int] = ..., expected_digest: _Optional[bytes] = ..., move: _Optional[_Union[NameMove, _Mapping]] = ...) -> None: ...
 
 class PutLayerResponse(_message.Message):
-    __slots__ = ("layer", "existed")
+    __slots__ = ("layer", "existed", "version")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     EXISTED_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     layer: _layer_pb2.StoredLayer
     existed: bool
-    def __init__(self, layer: _Optional[_Union[_layer_pb2.StoredLayer, _Mapping]] = ..., existed: bool = ...) -> None: ...
+    version: int
+    def __init__(self, layer: _Optional[_Union[_layer_pb2.StoredLayer, _Mapping]] = ..., existed: bool = ..., version: _Optional[int] = ...) -> None: ...
 
 class GetLayerRequest(_message.Message):
     __slots__ = ("layer",)
@@ -118,22 +134,26 @@ class UpdateWeightsRequest(_message.Message):
     def __init__(self, start: _Optional[_Union[UpdateWeightsStart, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
 
 class UpdateWeightsStart(_message.Message):
-    __slots__ = ("layer", "weights", "name")
+    __slots__ = ("layer", "weights", "name", "move")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
+    MOVE_FIELD_NUMBER: _ClassVar[int]
     layer: StoredLayerReference
     weights: WeightsHeader
     name: str
-    def __init__(self, layer: _Optional[_Union[StoredLayerReference, _Mapping]] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ..., name: _Optional[str] = ...) -> None: ...
+    move: NameMove
+    def __init__(self, layer: _Optional[_Union[StoredLayerReference, _Mapping]] = ..., weights: _Optional[_Union[WeightsHeader, _Mapping]] = ..., name: _Optional[str] = ..., move: _Optional[_Union[NameMove, _Mapping]] = ...) -> None: ...
 
 class UpdateWeightsResponse(_message.Message):
-    __slots__ = ("layer", "losses")
+    __slots__ = ("layer", "losses", "version")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     LOSSES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     layer: _layer_pb2.StoredLayer
     losses: _layer_pb2.Losses
-    def __init__(self, layer: _Optional[_Union[_layer_pb2.StoredLayer, _Mapping]] = ..., losses: _Optional[_Union[_layer_pb2.Losses, _Mapping]] = ...) -> None: ...
+    version: int
+    def __init__(self, layer: _Optional[_Union[_layer_pb2.StoredLayer, _Mapping]] = ..., losses: _Optional[_Union[_layer_pb2.Losses, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class ReadWeightsRequest(_message.Message):
     __slots__ = ("layer",)
@@ -148,3 +168,47 @@ class ReadWeightsResponse(_message.Message):
     start: WeightsHeader
     piece: bytes
     def __init__(self, start: _Optional[_Union[WeightsHeader, _Mapping]] = ..., piece: _Optional[bytes] = ...) -> None: ...
+
+class ListNameVersionsRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class ListNameVersionsResponse(_message.Message):
+    __slots__ = ("versions",)
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[NameVersion]
+    def __init__(self, versions: _Optional[_Iterable[_Union[NameVersion, _Mapping]]] = ...) -> None: ...
+
+class NameVersion(_message.Message):
+    __slots__ = ("version", "digest", "moved_us", "stored")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MOVED_US_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    digest: bytes
+    moved_us: int
+    stored: bool
+    def __init__(self, version: _Optional[int] = ..., digest: _Optional[bytes] = ..., moved_us: _Optional[int] = ..., stored: bool = ...) -> None: ...
+
+class MoveNameRequest(_message.Message):
+    __slots__ = ("move", "layer", "version", "away")
+    MOVE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    AWAY_FIELD_NUMBER: _ClassVar[int]
+    move: NameMove
+    layer: StoredLayerReference
+    version: int
+    away: bool
+    def __init__(self, move: _Optional[_Union[NameMove, _Mapping]] = ..., layer: _Optional[_Union[StoredLayerReference, _Mapping]] = ..., version: _Optional[int] = ..., away: bool = ...) -> None: ...
+
+class MoveNameResponse(_message.Message):
+    __slots__ = ("layer", "version")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    layer: _layer_pb2.StoredLayer
+    version: int
+    def __init__(self, layer: _Optional[_Union[_layer_pb2.StoredLayer, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...

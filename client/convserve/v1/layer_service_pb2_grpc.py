@@ -32,7 +32,12 @@ class LayerServiceStub(object):
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST. Each move of a name to
+    another layer is a version of it, numbered from 1 on; the server remembers the last 1,000 of a name. A name that was
+    removed begins again at 1.
+
+    A caller that moves a name can say what it expects there (see NameMove), so that of several callers none undoes what
+    another one has done, and so that it can send its call again if the answer is lost.
 
     PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
@@ -40,8 +45,8 @@ class LayerServiceStub(object):
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
     nothing for a minute before the stream's end, it gets CANCELLED.
 
-    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
-    all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
+    "change", all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -89,6 +94,16 @@ class LayerServiceStub(object):
                 request_serializer=convserve_dot_v1_dot_layer__service__pb2.ReadWeightsRequest.SerializeToString,
                 response_deserializer=convserve_dot_v1_dot_layer__service__pb2.ReadWeightsResponse.FromString,
                 _registered_method=True)
+        self.ListNameVersions = channel.unary_unary(
+                '/convserve.v1.LayerService/ListNameVersions',
+                request_serializer=convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsRequest.SerializeToString,
+                response_deserializer=convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsResponse.FromString,
+                _registered_method=True)
+        self.MoveName = channel.unary_unary(
+                '/convserve.v1.LayerService/MoveName',
+                request_serializer=convserve_dot_v1_dot_layer__service__pb2.MoveNameRequest.SerializeToString,
+                response_deserializer=convserve_dot_v1_dot_layer__service__pb2.MoveNameResponse.FromString,
+                _registered_method=True)
 
 
 class LayerServiceServicer(object):
@@ -98,7 +113,12 @@ class LayerServiceServicer(object):
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST. Each move of a name to
+    another layer is a version of it, numbered from 1 on; the server remembers the last 1,000 of a name. A name that was
+    removed begins again at 1.
+
+    A caller that moves a name can say what it expects there (see NameMove), so that of several callers none undoes what
+    another one has done, and so that it can send its call again if the answer is lost.
 
     PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
@@ -106,8 +126,8 @@ class LayerServiceServicer(object):
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
     nothing for a minute before the stream's end, it gets CANCELLED.
 
-    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
-    all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
+    "change", all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -125,6 +145,8 @@ class LayerServiceServicer(object):
         arrived),
         INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not stored. Send the weights.
+        * ABORTED, NAME_CONFLICT: `move` expects something else of the name; the layer was not stored. If the digest is known
+        from the start (`expected_digest`), this comes before the weights.
         * RESOURCE_EXHAUSTED, OVERLOADED: the store is full of layers that it may not evict: delete some, or ask the
         operator. With a delay in RetryInfo: other uploads take the server's memory; retry after it.
         * RESOURCE_EXHAUSTED, OUT_OF_MEMORY: the machine has no memory for the weights.
@@ -180,7 +202,7 @@ class LayerServiceServicer(object):
         """Makes a new layer from a stored one's configuration and new weights: applies the configuration's constraints,
         stores the result under its own digest, and lets `name` lead to it. The old layer stays.
 
-        Messages as in PutLayer. Errors: as GetLayer and PutLayer.
+        Messages as in PutLayer. Errors: as GetLayer and PutLayer; NAME_CONFLICT comes after the weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -190,6 +212,32 @@ class LayerServiceServicer(object):
         """Sends a stored layer's weights in pieces: one `start`, then the kernel's elements, then the bias'.
 
         Errors: as GetLayer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNameVersions(self, request, context):
+        """Lists the layers that a name has led to, each move as a version.
+
+        Errors:
+        * NOT_FOUND, LAYER_NOT_FOUND: there is no such name.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveName(self, request, context):
+        """Moves a name to a stored layer, or back to the layer of one of its versions, or away. No weights cross the wire. The
+        move is durable where the server has a durable store, and no two moves of a name are made at once.
+
+        Errors:
+        * ABORTED, NAME_CONFLICT: the request expects something else of the name. Nothing was changed.
+        * FAILED_PRECONDITION, LAYER_NOT_FOUND: the digest, or the layer of the version, is not stored. Put it, then retry.
+        * NOT_FOUND, LAYER_NOT_FOUND: the name to follow, the name to move away, or the version is not there. Of a name to
+        move away this may mean, after a retry, that the first attempt succeeded.
+        * INVALID_ARGUMENT, INVALID_REQUEST: a wrong name, no goal, or a layer of 100 names. Don't retry.
+        * RESOURCE_EXHAUSTED, OVERLOADED: there are as many names as there may be: delete some.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -233,6 +281,16 @@ def add_LayerServiceServicer_to_server(servicer, server):
                     request_deserializer=convserve_dot_v1_dot_layer__service__pb2.ReadWeightsRequest.FromString,
                     response_serializer=convserve_dot_v1_dot_layer__service__pb2.ReadWeightsResponse.SerializeToString,
             ),
+            'ListNameVersions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNameVersions,
+                    request_deserializer=convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsRequest.FromString,
+                    response_serializer=convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsResponse.SerializeToString,
+            ),
+            'MoveName': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveName,
+                    request_deserializer=convserve_dot_v1_dot_layer__service__pb2.MoveNameRequest.FromString,
+                    response_serializer=convserve_dot_v1_dot_layer__service__pb2.MoveNameResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'convserve.v1.LayerService', rpc_method_handlers)
@@ -248,7 +306,12 @@ class LayerService(object):
     the same layer to each. A name is an alias for a digest; putting a layer under a name that is in use moves the name.
 
     Names: 1 to 200 characters out of letters, digits, "-", "_", "." and "/" (ASCII), beginning with a letter or digit,
-    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST.
+    without "..". The server refuses any other with INVALID_ARGUMENT, reason INVALID_REQUEST. Each move of a name to
+    another layer is a version of it, numbered from 1 on; the server remembers the last 1,000 of a name. A name that was
+    removed begins again at 1.
+
+    A caller that moves a name can say what it expects there (see NameMove), so that of several callers none undoes what
+    another one has done, and so that it can send its call again if the answer is lost.
 
     PutLayer and UpdateWeights send initial metadata when they have accepted the start: `convserve-weights` is "wanted", or
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
@@ -256,8 +319,8 @@ class LayerService(object):
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
     nothing for a minute before the stream's end, it gets CANCELLED.
 
-    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights and DeleteLayer need the permission "change",
-    all others "read".
+    On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
+    "change", all others "read".
 
     Any RPC may also answer: UNAUTHENTICATED or PERMISSION_DENIED; UNAVAILABLE while the server starts or stops (retry);
     DEADLINE_EXCEEDED; INTERNAL with an id that the server's log has; UNIMPLEMENTED where the server keeps no layers.
@@ -443,6 +506,60 @@ class LayerService(object):
             '/convserve.v1.LayerService/ReadWeights',
             convserve_dot_v1_dot_layer__service__pb2.ReadWeightsRequest.SerializeToString,
             convserve_dot_v1_dot_layer__service__pb2.ReadWeightsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNameVersions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convserve.v1.LayerService/ListNameVersions',
+            convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsRequest.SerializeToString,
+            convserve_dot_v1_dot_layer__service__pb2.ListNameVersionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveName(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/convserve.v1.LayerService/MoveName',
+            convserve_dot_v1_dot_layer__service__pb2.MoveNameRequest.SerializeToString,
+            convserve_dot_v1_dot_layer__service__pb2.MoveNameResponse.FromString,
             options,
             channel_credentials,
             insecure,

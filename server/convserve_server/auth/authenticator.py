@@ -14,8 +14,9 @@ from convserve_server.auth.tokens import Tokens
 # permissions, so that a method that is forgotten here is closed rather than open.
 _OUR_METHODS = {
     **dict.fromkeys(("GetServerInfo", "Plan", "GetLayer", "ListLayers", "FindMissingLayers", "ReadWeights"), READ),
+    "ListNameVersions": READ,
     **dict.fromkeys(("Convolve", "ConvolveStream", "Echo"), COMPUTE),
-    **dict.fromkeys(("PutLayer", "UpdateWeights", "DeleteLayer"), CHANGE),
+    **dict.fromkeys(("PutLayer", "UpdateWeights", "DeleteLayer", "MoveName"), CHANGE),
 }
 _INFERENCE_METHODS = {
     **dict.fromkeys(("ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata"), READ),

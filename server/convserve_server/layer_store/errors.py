@@ -12,11 +12,13 @@ from convserve.errors import (
     ConvserveError,
     InvalidRequestError,
     LayerNotFoundError,
+    NameConflictError,
     OverloadedError,
     TooLargeError,
     UnavailableError,
     short_repr,
 )
+from convserve.protocol.name_messages import ABSENT
 
 log = logging.getLogger("convserve")
 
@@ -26,10 +28,10 @@ R = TypeVar("R")
 _RETRY_S = 1.0
 
 
-def checked_digest(digest: bytes) -> bytes:
-    """Returns a caller's digest. Raises InvalidRequestError if it has another length."""
+def checked_digest(digest: bytes, field: str = "digest") -> bytes:
+    """Returns a caller's digest. Raises InvalidRequestError for the field if it has another length."""
     if len(digest) != 32:
-        raise InvalidRequestError.for_field("digest", "a digest of 32 bytes", f"{len(digest)} bytes")
+        raise InvalidRequestError.for_field(field, "a digest of 32 bytes", f"{len(digest)} bytes")
     return digest
 
 
@@ -44,6 +46,20 @@ def name_not_found(name: str, key: bytes | None = None) -> LayerNotFoundError:
     lost = f", until the layer {key.hex()}, which was lost, is put again" if key else ""
     text = f"Expected the name of a stored layer. Received {short_repr(name)}, which leads nowhere{lost}."
     return LayerNotFoundError(text, layer=name, by_name=True)
+
+
+def version_not_found(name: str, number: int, first: int, latest: int) -> LayerNotFoundError:
+    """Returns the error of a version that a name does not have, or not any more."""
+    text = f"Expected one of the versions {first} to {latest} of the name {short_repr(name)}. Received {number}."
+    return LayerNotFoundError(text, layer=name, by_name=True)
+
+
+def name_conflict(name: str, expected: bytes | None, found: bytes, version: int) -> NameConflictError:
+    """Returns the error of a name that leads elsewhere than is expected; an empty digest is for nowhere."""
+    wanted = f"the name {short_repr(name)} to lead to {expected.hex()}" if expected else f"no name {short_repr(name)}"
+    received = f"one that leads to {found.hex()}, its version {version}" if found else "a name that leads nowhere"
+    text = f"Expected {wanted}. Received {received}: nothing was changed."
+    return NameConflictError(text, name=name, found=found.hex() or ABSENT, version=version)
 
 
 def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:

@@ -1,8 +1,10 @@
 """Layers in a folder: one safetensors file a layer, one small file a name, each written whole or not at all.
 
     FOLDER/layers/DIGEST.safetensors    a layer, as layer_file.py has it
-    FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ..., "before": [...], "first": ...}: where it leads, the
-                                        digests where it led before, and the version's number of the first of them all
+    FOLDER/names/SHA256-OF-NAME.json    {"name": ..., "digest": ..., "before": [...], "first": ..., "moves": [...]}:
+                                        where it leads, the digests where it led before, the version's number of the
+                                        first of them all, and for each of them all when it moved there, and the id of
+                                        that move
     FOLDER/quarantine/                  what was torn, tampered with or not ours, kept for the operator to look at
     FOLDER/lock                         locked by the one server that has the folder open, however that server ends
 
@@ -17,6 +19,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import operator
 import os
 import re
 import tempfile
@@ -26,11 +29,12 @@ import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.errors import check_room, with_disk_errors
 from convserve_server.layer_store.layer_file import DAMAGE, encode, read_head, read_layer
-from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions
+from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions, Version
 from convserve_server.layer_store.stored_layer import LayerHead
 
 log = logging.getLogger("convserve")
@@ -150,7 +154,8 @@ class LayerFiles:
     def write_name(self, name: str, versions: NameVersions) -> None:
         """Lets a name lead to the last of its versions, synced to the disk."""
         *before, digest = (key.hex() for key in versions.digests)
-        entry = {"name": name, "digest": digest, "before": before, "first": versions.first}
+        moves = [[version.moved_us, version.move_id.hex()] for version in versions.versions]
+        entry = {"name": name, "digest": digest, "before": before, "first": versions.first, "moves": moves}
         _write_whole(self._name_path(name), json.dumps(entry).encode())
 
     @with_disk_errors
@@ -166,17 +171,14 @@ class LayerFiles:
                 if not path.is_file() or path.stat().st_size > _MAX_NAME_FILE:
                     raise ValueError("it is no file of a name")
                 entry = json.loads(path.read_text(encoding="utf-8"))
-                # What was written before names had versions has one.
-                name, first = entry["name"], entry.get("first", 1)
-                digests = tuple(bytes.fromhex(digest) for digest in (*entry.get("before", ()), entry["digest"]))
-                if any(len(digest) != 32 for digest in digests) or path != self._name_path(name):
+                name = entry["name"]
+                if path != self._name_path(name):
                     raise ValueError("its contents don't fit its name")
-                if not isinstance(first, int) or isinstance(first, bool) or first < 1:
-                    raise ValueError("its versions have no number")
+                versions = _versions_of(entry)
             except (OSError, *DAMAGE) as error:
                 self._quarantine(path, error)
                 continue
-            yield name, NameVersions(digests, first)
+            yield name, versions
 
     def _forget(self, key: bytes) -> None:
         with self._lock:
@@ -196,6 +198,23 @@ class LayerFiles:
         # As Python texts, because a name that is no UTF-8 could not be written to a log.
         log.error("%r is quarantined as %r and not served: %s", str(path), str(target), why)
         path.rename(target)
+
+
+def _versions_of(entry: dict[str, Any]) -> NameVersions:
+    """Returns what a name's file says of its versions; raises a DAMAGE for what makes no sense."""
+    # What was written before names had versions has one; before moves were noted, none of these.
+    first = entry.get("first", 1)
+    if not isinstance(first, int) or isinstance(first, bool) or first < 1:
+        raise ValueError("its versions have no number")
+    digests = [bytes.fromhex(digest) for digest in (*entry.get("before", ()), entry["digest"])]
+    moves = entry.get("moves") or [[0, ""]] * len(digests)
+    versions = tuple(
+        Version(digest, operator.index(moved_us), bytes.fromhex(move_id))
+        for digest, (moved_us, move_id) in zip(digests, moves, strict=True)
+    )
+    if any(len(version.digest) != 32 or not 0 <= version.moved_us < 2**63 for version in versions):
+        raise ValueError("its versions make no sense")
+    return NameVersions(versions, first)
 
 
 def _lock_out_other_processes(owner: LayerFiles, path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from convserve.errors import InvalidRequestError, OverloadedError
+from convserve_server.layer_store.errors import name_conflict
 
 MAX_VERSIONS = 1000
 """How many of the layers that a name has led to are remembered."""
@@ -16,30 +19,56 @@ MAX_ALL_VERSIONS = 2 * MAX_NAMES
 """How many versions all names have together, before those that move forget one for each new one."""
 
 
+class Move(NamedTuple):
+    """A caller's wish to move a name."""
+
+    name: str
+    expect: bytes | None = None  # the digest to which the name must lead; empty: there must be no such name
+    id: bytes = b""  # that all attempts to make this move have, and no other move; empty: they are not known by it
+
+
+class Version(NamedTuple):
+    """A move of a name to a layer that was made."""
+
+    digest: bytes
+    moved_us: int = 0  # since 1970; 0 where it is not known
+    move_id: bytes = b""  # the move's
+
+
 @dataclass(frozen=True)
 class NameVersions:
     """The layers that a name has led to, numbered from 1 on in the order in which it moved."""
 
-    digests: tuple[bytes, ...]  # oldest first; the name leads to the last one
+    versions: tuple[Version, ...]  # oldest first; the name leads to the layer of the last one
     first: int = 1  # the number of the first of them, above 1 where older ones are forgotten
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """The digests of the layers, oldest first."""
+        return tuple(version.digest for version in self.versions)
 
     @property
     def digest(self) -> bytes:
         """The digest of the layer that the name leads to."""
-        return self.digests[-1]
+        return self.versions[-1].digest
 
     @property
     def latest(self) -> int:
         """The number of the version that the name leads to."""
-        return self.first + len(self.digests) - 1
+        return self.first + len(self.versions) - 1
 
     def of(self, number: int) -> bytes | None:
         """Returns the digest of a version, or None."""
-        return self.digests[number - self.first] if self.first <= number <= self.latest else None
+        return self.versions[number - self.first].digest if self.first <= number <= self.latest else None
 
-    def moved_to(self, key: bytes, most: int = MAX_VERSIONS) -> NameVersions:
+    def made_by(self, move: Move) -> int | None:
+        """Returns the number of the version that a move made when it was asked for before, or None."""
+        numbered = enumerate(self.versions, self.first) if move.id else ()
+        return next((number for number, version in numbered if version.move_id == move.id), None)
+
+    def moved_to(self, version: Version, most: int = MAX_VERSIONS) -> NameVersions:
         """Returns the versions of the name after it has moved to another layer, `most` of them."""
-        kept = (*self.digests, key)[-most:]
+        kept = (*self.versions, version)[-most:]
         return NameVersions(kept, self.latest + 2 - len(kept))
 
 
@@ -78,26 +107,38 @@ class LayerNames:
         """Returns the digests to which a name leads that starts so."""
         return {versions.digest for name, versions in self._versions.items() if name.startswith(prefix)}
 
-    def moved(self, name: str, key: bytes) -> NameVersions:
-        """Returns the versions that a name would have once it leads to a layer, to which it does not lead now.
+    def moved(self, move: Move, key: bytes) -> NameVersions | None:
+        """Returns the versions that a name would have after a move; None if it leads there, or the move was made.
 
-        Raises InvalidRequestError if the layer has as many names as it may, or OverloadedError if there are too many.
+        Raises NameConflictError if it leads elsewhere than the move expects, InvalidRequestError if the layer has as
+        many names as it may, or OverloadedError if there are too many.
         """
+        before = self._versions.get(move.name)
+        if before is not None and (before.digest == key or before.made_by(move)):
+            return None
+        self.check(move)
         if len(self._names.get(key, ())) >= MAX_NAMES_OF_A_LAYER:
             expected = f"a name for a layer that has fewer than {MAX_NAMES_OF_A_LAYER}"
             raise InvalidRequestError.for_field("name", expected, "one more: delete some of them")
-        before = self._versions.get(name)
+        version = Version(key, time.time_ns() // 1000, move.id)
         if before is not None:
             is_full = self.versions_of_all >= MAX_ALL_VERSIONS
-            return before.moved_to(key, len(before.digests) if is_full else MAX_VERSIONS)
+            return before.moved_to(version, len(before.versions) if is_full else MAX_VERSIONS)
         if len(self._versions) >= MAX_NAMES:
             raise OverloadedError(f"Expected at most {MAX_NAMES} names of layers. Received one more: delete some.")
-        return NameVersions((key,))
+        return NameVersions((version,))
+
+    def check(self, move: Move) -> None:
+        """Raises NameConflictError if a name leads elsewhere than a move expects."""
+        before = self._versions.get(move.name)
+        found, version = (b"", 0) if before is None else (before.digest, before.latest)
+        if move.expect not in (None, found):
+            raise name_conflict(move.name, move.expect, found, version)
 
     def move(self, name: str, versions: NameVersions) -> None:
         """Lets a name lead to the last of its versions."""
         self._detach(name)
-        self.versions_of_all += len(versions.digests) - self._number_of(name)
+        self.versions_of_all += len(versions.versions) - self._number_of(name)
         self._versions[name] = versions
         self._names.setdefault(versions.digest, set()).add(name)
         if self._keep_named:
@@ -140,7 +181,7 @@ class LayerNames:
 
     def _number_of(self, name: str) -> int:
         versions = self._versions.get(name)
-        return 0 if versions is None else len(versions.digests)
+        return 0 if versions is None else len(versions.versions)
 
     def _detach(self, name: str) -> None:
         versions = self._versions.get(name)  # which stays: a name that is moved always leads somewhere

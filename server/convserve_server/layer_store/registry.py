@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from convserve.errors import InvalidWeightsError, OverloadedError, TooLargeError
+from convserve.errors import InvalidWeightsError, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import drawing, kernel_shape
@@ -15,6 +15,7 @@ from convserve.protocol.results import Losses
 from convserve.protocol.stored_layers import check_name
 from convserve.tensors.codec import Array
 from convserve_server.engine_api import Engine
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
 
@@ -32,18 +33,21 @@ class LayerRegistry:
         self._lock = threading.Lock()  # of what is reserved
         self._computing = threading.Lock()
 
-    def check_put(self, name: str, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
+    def check_put(self, move: Move, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
         """Checks what can be checked of a put or update before its weights arrive. What is stored needs no room.
 
-        Raises InvalidArgumentError for a wrong name or wrong channels, and what `LayerStore.check_room` does.
+        Raises InvalidArgumentError for a wrong name or wrong channels, and what `LayerStore.check_room` does, and
+        `check_move` if the digest is known.
         """
-        if name:
-            check_name(name)
+        if move.name:
+            check_name(move.name)
+            if expected_digest:
+                self.store.check_move(move, expected_digest)
         if input_channels < 1 or input_channels % config.groups:
             expected = f"a number above 0 that groups={config.groups} divides"
             raise InvalidWeightsError.for_field("kernel", expected, f"{input_channels} channels")
         try:
-            self.store.check_room(_weight_bytes(config, input_channels), name)
+            self.store.check_room(_weight_bytes(config, input_channels), move.name)
         except OverloadedError:
             if expected_digest not in self.store:
                 raise
@@ -81,26 +85,40 @@ class LayerRegistry:
                 self._reserved -= size
 
     def initialize_and_put(
-        self, config: Conv2D, input_channels: int, name: str, expected_digest: bytes
-    ) -> tuple[StoredLayer, bool]:
-        """Makes a layer's weights with its initializers and stores it, as `LayerStore.put`."""
+        self, config: Conv2D, input_channels: int, move: Move, expected_digest: bytes
+    ) -> tuple[StoredLayer, bool, int]:
+        """Makes a layer's weights with its initializers and stores it, as `LayerStore.put`.
+
+        If the move was made before, it returns the layer that was made then, perhaps with other seeds.
+        """
+        if made := self._made(move):
+            return made
         config.check_initializers()
         times = 1 + drawing(config)
         self.check_computable(config, input_channels, 1 + times)
         with self.receiving(config, input_channels, config.variable_dtype, times):
             with self._computing:  # one at a time, beside the calls
                 layer = self._engine.initialize(config, input_channels)
-            return self.store.put(layer, name, expected_digest)
+            stored = self.store.put(layer, move, expected_digest)
+        made = self._made(move)  # by another attempt just now, with other weights
+        return made if made and made[0].digest != stored[0].digest else stored
 
-    def update(self, config: Conv2D, kernel: Array, bias: Array | None, name: str) -> tuple[StoredLayer, Losses]:
+    def _made(self, move: Move) -> tuple[StoredLayer, bool, int] | None:
+        with suppress(LayerNotFoundError):  # it was deleted since
+            if made := self.store.made(move):
+                return made[0], True, made[1]
+        return None
+
+    def update(self, config: Conv2D, kernel: Array, bias: Array | None, move: Move) -> tuple[StoredLayer, Losses, int]:
         """Makes a layer from a stored one's configuration and new weights, to which its constraints are applied.
 
-        The name, if one is given, leads to the new layer afterwards, as with `LayerStore.put`.
+        The name, if one is given, leads to the new layer afterwards, as with `LayerStore.put`; its version is returned.
         """
         given = Layer(config, kernel, bias)
         with self._computing:
             updated, losses = self._engine.constrain(given)
-        return self.store.put(updated, name)[0], losses
+        stored, _, version = self.store.put(updated, move)
+        return stored, losses, version
 
 
 def _weight_bytes(config: Conv2D, input_channels: int, dtype: str = "") -> int:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,14 @@ from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
 from convserve_server.layer_store.errors import check_room, name_not_found, not_found
 from convserve_server.layer_store.files import LayerFiles
-from convserve_server.layer_store.names import LayerNames, NameVersions
+from convserve_server.layer_store.name_moves import NameMoves
+from convserve_server.layer_store.names import LayerNames, Move, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 
 _MEMORY = "layer-memory-bytes"
+_NO_MOVE = Move("")
 
 
 class LayerStore:
@@ -41,6 +43,7 @@ class LayerStore:
         self._memory = memory = LayerCache[bytes](memory_bytes)
         self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
         self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=self._files is None)
+        self._moves = NameMoves(self._names, self._files, self._lock)
         for name, versions in self._files.names() if self._files else ():
             self._names.move(name, versions)
             if versions.digest not in self:
@@ -98,10 +101,7 @@ class LayerStore:
 
     def versions(self, name: str) -> NameVersions:
         """Returns the layers that a name has led to, some perhaps not stored any more, or raises LayerNotFoundError."""
-        versions = self._names.versions(name)
-        if versions is None:
-            raise name_not_found(name)
-        return versions
+        return self._moves.versions(name)
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those digests that are not stored, in their order."""
@@ -144,30 +144,64 @@ class LayerStore:
             held = self._names.kept_bytes - self._names.freed_by_moving(name)
             check_room(size, held, self._memory.budget, _MEMORY, "the layers with a name")
 
-    def put(self, layer: Layer, name: str = "", expected_digest: bytes = b"") -> tuple[StoredLayer, bool]:
-        """Stores a layer, and lets a name lead to it; returns it and whether it was there before.
+    def check_move(self, move: Move, key: bytes) -> None:
+        """Checks that a name may move to a layer, as `put` and `move` do. Raises what `LayerNames.moved` does."""
+        self._moves.is_to_make(move, key)
+
+    def put(self, layer: Layer, name: str | Move = "", expected_digest: bytes = b"") -> tuple[StoredLayer, bool, int]:
+        """Stores a layer, and lets a name lead to it; returns it, whether it was there before, and the name's version.
 
         The store keeps the layer's own weights if they are aligned: nobody may change them any more. Raises what
-        `check_room` does, and InvalidRequestError for a wrong name, or another digest than expected.
+        `check_room` and `check_move` do, and InvalidRequestError for a wrong name, or another digest than expected.
         """
-        if name:
-            check_name(name)
+        move = name if isinstance(name, Move) else Move(name)
+        if move.name:
+            check_name(move.name)
         layer = at_rest(layer)
         key = layer.digest
         if expected_digest and key != expected_digest:
             expected = f"what arrives to have the digest {expected_digest.hex()}"
             raise InvalidRequestError.for_field("expected_digest", expected, f"a layer with digest {key.hex()}")
-        with self._locked(key):
+        with self._locked(key), self._moves.locked(move.name) if move.name else nullcontext():
+            moves = move if move.name and self._moves.is_to_make(move, key) else _NO_MOVE
             existing = self.find(key)
             if existing is None:
                 if self._files:
                     self._files.write(layer, key, size_of(layer))
                 else:
-                    self.check_room(size_of(layer), name)
-                self._remember(key, layer, name)
-            if name:
-                self._move_name(name, key)
-            return StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer)), existing is not None
+                    self.check_room(size_of(layer), moves.name)
+                self._remember(key, layer, moves)
+            version = self._moves.make(move, key) if move.name else 0
+            stored = StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer))
+            return stored, existing is not None, version
+
+    def move(self, move: Move, to: Reference | int) -> tuple[StoredLayer, int]:
+        """Moves a name to a stored layer, or to that of one of its versions; returns it and the number of the new one.
+
+        A move that was made before is not made again. Raises LayerNotFoundError if there is no such layer or version,
+        InvalidRequestError for a wrong name, and what `check_move` does.
+        """
+        check_name(move.name)
+        if made := self.made(move):
+            return made
+        key = self._moves.version(move.name, to) if isinstance(to, int) else self._digest(to)
+        with self._locked(key):
+            layer = self.describe(key)
+            version = self._moves.make(move, key)
+            # Another attempt may have made it just now, when the other name led elsewhere.
+            return self.made(move) or (layer._replace(names=self._names_of(key)), version)
+
+    def made(self, move: Move) -> tuple[StoredLayer, int] | None:
+        """Returns the layer and the version of a move that was made; None if it was not, or has no id.
+
+        Raises LayerNotFoundError if the layer is not stored any more.
+        """
+        made = self._moves.made(move)
+        return None if made is None else (self.describe(made[0]), made[1])
+
+    def remove_name(self, move: Move) -> None:
+        """Removes a name, and leaves its layer. Raises LayerNotFoundError if there is none, or NameConflictError."""
+        self._moves.remove_expected(move)
 
     def delete(self, reference: Reference) -> None:
         """Removes a layer and its names; or a name, and the layer that only it leads to. LayerNotFoundError if none."""
@@ -183,7 +217,7 @@ class LayerStore:
             if self._names_of(key) == (reference,):
                 self._forget(key)
                 return
-            is_gone = self._remove_name(reference, key)
+            is_gone = self._moves.remove(reference, key)
         if not is_gone:  # it was moved meanwhile
             self.delete(reference)
 
@@ -212,13 +246,13 @@ class LayerStore:
 
     # Of a layer or a name whose lock is held
 
-    def _remember(self, key: bytes, layer: Layer, name: str = "") -> None:
+    def _remember(self, key: bytes, layer: Layer, move: Move = _NO_MOVE) -> None:
         """Holds a layer in memory, from which others may have to go."""
         with self._lock:
             if key not in self._memory:
                 self._memory.add(key, layer)
-                if name and not self._files:
-                    self._move_name(name, key)  # first: what had the name may have to make room
+                if move.name and not self._files:
+                    self._moves.make(move, key)  # first: what had the name may have to make room
                 self._memory.evict(lambda other: self._names.keeps(other) or (other == key and not self._files))
 
     def _recall(self, key: bytes) -> Layer | None:
@@ -235,39 +269,18 @@ class LayerStore:
             self._report_lost(key, *self._names_of(key))
         return layer
 
-    def _move_name(self, name: str, key: bytes) -> None:
-        with self._locked(name):
-            if self._names.digest_of(name) != key:
-                with self._lock:
-                    versions = self._names.moved(name, key)
-                if self._files:
-                    self._files.write_name(name, versions)
-                with self._lock:
-                    self._names.move(name, versions)
-
-    def _remove_name(self, name: str, key: bytes) -> bool:
-        """Removes a name, and returns whether it led to this layer, else leaves it."""
-        with self._locked(name):
-            if self._names.digest_of(name) != key:
-                return False
-            if self._files:
-                self._files.delete_name(name)
-            with self._lock:
-                self._names.remove(name)
-            return True
-
     def _forget(self, key: bytes) -> None:
         for name in self._names_of(key):
-            self._remove_name(name, key)
+            self._moves.remove(name, key)
         if self._files and key in self._files:
             self._files.delete(key)
         with self._lock:
             self._names.unpin_layer(key)
             self._memory.remove(key)
 
-    def _locked(self, reference: Reference) -> Any:
-        """Returns the lock of a layer's or a name's file; without a folder, where nothing is slow, the tables' own."""
-        return self._lock if self._files is None else self._files.lock(reference)
+    def _locked(self, key: bytes) -> Any:
+        """Returns the lock of a layer's file; without a folder, where nothing is slow, the tables' own."""
+        return self._lock if self._files is None else self._files.lock(key)
 
     def _keys(self) -> set[bytes]:
         with self._lock:

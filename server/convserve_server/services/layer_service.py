@@ -18,16 +18,19 @@ from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import check_weight_shapes, weight_bytes
 from convserve.protocol import layer_messages
 from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_WEIGHTS, WEIGHTS
+from convserve.protocol.stored_layers import check_name
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
 from convserve.v1 import layer_pb2, layer_service_pb2_grpc
 from convserve.v1 import layer_service_pb2 as messages
 from convserve_server.layer_store.errors import checked_digest
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
+_MOVE_ID_BYTES = 16
 _MAX_LAYERS_A_PAGE = 1000
 _MAX_BYTES_A_PAGE = 2**20  # if it has more than one layer
 
@@ -43,6 +46,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     ) -> messages.PutLayerResponse:
         registry = self._registry
         start = _start(request_iterator)
+        move = _move_of(start)
         source = start.WhichOneof("source")
         if source is None:
             if not start.expected_digest:
@@ -51,17 +55,17 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
                 )
             _no_more(request_iterator)
             layer = registry.store.layer(checked_digest(start.expected_digest))
-            stored, existed = registry.store.put(layer, start.name)
+            stored, existed, version = registry.store.put(layer, move)
         elif source == "weights":
-            stored, existed = _put_weights(registry, start, request_iterator, context)
+            stored, existed, version = _put_weights(registry, start, move, request_iterator, context)
         else:
             config = conv2d_message.from_message(start.conv2d)
-            registry.check_put(start.name, config, start.input_channels, _expected_digest(start))
+            registry.check_put(move, config, start.input_channels, _expected_digest(start))
             _no_more(request_iterator)
-            stored, existed = registry.initialize_and_put(
-                config, start.input_channels, start.name, start.expected_digest
+            stored, existed, version = registry.initialize_and_put(
+                config, start.input_channels, move, start.expected_digest
             )
-        return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed)
+        return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed, version=version)
 
     def GetLayer(self, request: messages.GetLayerRequest, context: Context) -> messages.GetLayerResponse:
         stored = self._registry.store.describe(_reference(request.layer))
@@ -109,14 +113,17 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     ) -> messages.UpdateWeightsResponse:
         registry = self._registry
         start = _start(request_iterator)
+        move = _move_of(start)
         config = registry.store.layer(_reference(start.layer)).config  # not `describe`: it does not verify
         weights = _Weights.announced(start.weights, config)
-        registry.check_put(start.name, config, weights.input_channels, b"")
+        registry.check_put(move, config, weights.input_channels, b"")
         registry.check_computable(config, weights.input_channels)
         with registry.receiving(config, weights.input_channels, weights.dtype):
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
-            stored, losses = registry.update(config, *weights.receive(request_iterator), start.name)
-        return messages.UpdateWeightsResponse(layer=_stored_message(stored), losses=losses.to_message())
+            stored, losses, version = registry.update(config, *weights.receive(request_iterator), move)
+        return messages.UpdateWeightsResponse(
+            layer=_stored_message(stored), losses=losses.to_message(), version=version
+        )
 
     def ReadWeights(
         self, request: messages.ReadWeightsRequest, context: Context
@@ -126,26 +133,53 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         for piece in layer_messages.weight_pieces(layer):
             yield messages.ReadWeightsResponse(piece=piece)
 
+    def ListNameVersions(
+        self, request: messages.ListNameVersionsRequest, context: Context
+    ) -> messages.ListNameVersionsResponse:
+        store = self._registry.store
+        versions = store.versions(request.name)
+        listed = [
+            messages.NameVersion(
+                version=number, digest=version.digest, moved_us=version.moved_us, stored=version.digest in store
+            )
+            for number, version in enumerate(versions.versions, versions.first)
+        ]
+        return messages.ListNameVersionsResponse(versions=listed)
+
+    def MoveName(self, request: messages.MoveNameRequest, context: Context) -> messages.MoveNameResponse:
+        store, move = self._registry.store, _checked_move(request.move)
+        goal = request.WhichOneof("to")
+        if goal == "away" and request.away:
+            store.remove_name(move)
+            return messages.MoveNameResponse()
+        if goal == "layer":
+            stored, version = store.move(move, _reference(request.layer))
+        elif goal == "version":
+            stored, version = store.move(move, request.version)
+        else:
+            raise InvalidRequestError.for_field("to", "a layer, a version or away", "none of them")
+        return messages.MoveNameResponse(layer=_stored_message(stored), version=version)
+
 
 def _put_weights(
-    registry: LayerRegistry, start: Any, requests: Iterator[Any], context: Context
-) -> tuple[StoredLayer, bool]:
-    """Stores a layer whose weights the caller has; returns it and whether it was there before."""
+    registry: LayerRegistry, start: Any, move: Move, requests: Iterator[Any], context: Context
+) -> tuple[StoredLayer, bool, int]:
+    """Stores a layer whose weights the caller has; returns what `LayerStore.put` does."""
     config = conv2d_message.from_message(start.conv2d)
     weights = _Weights.announced(start.weights, config)
     digest = _expected_digest(start)
-    registry.check_put(start.name, config, weights.input_channels, digest)
+    registry.check_put(move, config, weights.input_channels, digest)
     layer = registry.store.find(digest)
     if layer is not None:
         context.send_initial_metadata(((WEIGHTS, ALREADY_STORED),))
         first = next(requests, None)
         if first is None:
-            return registry.store.put(layer, start.name)  # once more, if it was deleted meanwhile
+            return registry.store.put(layer, move)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
     with registry.receiving(config, weights.input_channels, weights.dtype):
         if layer is None:
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
-        return registry.store.put(Layer(config, *weights.receive(requests)), start.name, digest)
+        return registry.store.put(Layer(config, *weights.receive(requests)), move, digest)
 
 
 def _start(requests: Iterator[Any]) -> Any:
@@ -214,6 +248,30 @@ def _reference(message: messages.StoredLayerReference) -> Reference:
         case "name":
             return message.name
     raise InvalidRequestError.for_field("layer", "a digest or a name", "neither")
+
+
+def _move_of(start: Any) -> Move:
+    """Returns the move of a name that comes with a layer; one without a name if none does."""
+    if not start.HasField("move"):
+        return Move(start.name)
+    if start.name:
+        raise InvalidRequestError.for_field("name", "a name or a move", "both")
+    return _checked_move(start.move)
+
+
+def _checked_move(message: messages.NameMove) -> Move:
+    check_name(message.name)
+    expect = None
+    match message.WhichOneof("expect"):
+        case "digest":
+            expect = checked_digest(message.digest, "expect")
+        case "absent":
+            if not message.absent:
+                raise InvalidRequestError.for_field("expect", "absent to be true, or not set", "false")
+            expect = b""
+    if len(message.move_id) not in (0, _MOVE_ID_BYTES):
+        raise InvalidRequestError.for_field("move_id", f"{_MOVE_ID_BYTES} bytes", f"{len(message.move_id)} bytes")
+    return Move(message.name, expect, message.move_id)
 
 
 def _expected_digest(start: Any) -> bytes:

@@ -35,11 +35,11 @@ both {BOTH} read,compute
 """
 ALLOWED = {
     READ: {"GetServerInfo", "Plan", "GetLayer", "ListLayers", "FindMissingLayers", "ReadWeights",
-           "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig",
-           "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"},
+           "ListNameVersions", "ServerLive", "ServerReady", "ServerMetadata", "ModelReady", "ModelMetadata",
+           "ModelConfig", "ModelStatistics", "RepositoryIndex", "SystemSharedMemoryStatus", "CudaSharedMemoryStatus"},
     COMPUTE: {"Convolve", "ConvolveStream", "Echo", "ModelInfer", "ModelStreamInfer", "SystemSharedMemoryRegister",
               "SystemSharedMemoryUnregister", "CudaSharedMemoryRegister", "CudaSharedMemoryUnregister"},
-    CHANGE: {"PutLayer", "UpdateWeights", "DeleteLayer", "RepositoryModelLoad", "RepositoryModelUnload"},
+    CHANGE: {"PutLayer", "UpdateWeights", "DeleteLayer", "MoveName", "RepositoryModelLoad", "RepositoryModelUnload"},
     ADMIN: {rpc.name for rpc in RPCS},
 }  # fmt: skip
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"

@@ -68,6 +68,8 @@ VALID = {
         stored.UpdateWeightsRequest(piece=ELEMENTS),
     ],
     "ReadWeights": [stored.ReadWeightsRequest(layer=NAMED)],
+    "ListNameVersions": [stored.ListNameVersionsRequest(name="bad-bytes")],
+    "MoveName": [stored.MoveNameRequest(move=stored.NameMove(name="bad-bytes", move_id=bytes(16)), layer=NAMED)],
     "DeleteLayer": [stored.DeleteLayerRequest(layer=NAMED)],
 }
 EVERY_RPC = pytest.mark.parametrize("rpc", RPCS, ids=lambda rpc: rpc.name)

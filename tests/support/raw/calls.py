@@ -145,6 +145,7 @@ _WRONG_CALL = {
     ),
     grpc.StatusCode.NOT_FOUND: ("LAYER_NOT_FOUND",),
     grpc.StatusCode.FAILED_PRECONDITION: ("LAYER_NOT_FOUND",),
+    grpc.StatusCode.ABORTED: ("NAME_CONFLICT",),
     grpc.StatusCode.UNIMPLEMENTED: ("UNIMPLEMENTED",),
     grpc.StatusCode.UNAVAILABLE: ("SHARED_MEMORY_LOST",),  # a damaged message may ask for memory that nobody shares
 }  # fmt: skip

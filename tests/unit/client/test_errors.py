@@ -30,6 +30,7 @@ EXAMPLES = {
     errors.InvalidWeightsError: errors.InvalidWeightsError(*TWO),
     errors.TooLargeError: errors.TooLargeError(*TWO),
     errors.LayerNotFoundError: errors.LayerNotFoundError("text", layer="sobel", by_name=True),
+    errors.NameConflictError: errors.NameConflictError("text", name="a/b", found="00" * 32, version=7),
     errors.OverloadedError: errors.OverloadedError("text", retry_after_s=1.25),
     errors.OutOfMemoryError: errors.OutOfMemoryError("text"),
     errors.DeadlineExceededError: errors.DeadlineExceededError("text"),

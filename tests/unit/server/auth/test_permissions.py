@@ -23,6 +23,8 @@ OURS = {
     "DeleteLayer": CHANGE,
     "UpdateWeights": CHANGE,
     "ReadWeights": READ,
+    "ListNameVersions": READ,
+    "MoveName": CHANGE,
 }
 OPEN_INFERENCE = {
     "ServerLive": READ,

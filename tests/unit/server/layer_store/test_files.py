@@ -16,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from convserve import Layer, LayerNotFoundError, OverloadedError, UnavailableError
+from convserve_server.layer_store.names import Move
 from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, file_of, is_layer, opened, quarantined
 
 
@@ -32,7 +33,7 @@ def test_a_store_that_is_opened_again_has_every_layer_and_name(tmp_path: Path, d
     config = CONFIG.replace(dtype=dtype, use_bias=use_bias, padding=((1, 2), (3, 4)), input_shape=(None, 3, 2))
     kernel = np.float64([[[[0.1, -0.0], [np.nan, 1e-7]]]])
     layer = Layer(config, kernel, [np.inf, 1] if use_bias else None)
-    first, _ = opened(tmp_path).put(layer, "a")
+    first, *_ = opened(tmp_path).put(layer, "a")
     opened(tmp_path).put(layer, "b/c")
     store = opened(tmp_path)
     found = store.layer(store.digest_of("b/c"))
@@ -85,7 +86,8 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(
 KILLED = """
 import os, shutil, sys
 from pathlib import Path
-from tests.support.layers.folder import OTHER, opened
+from convserve_server.layer_store.names import Move
+from tests.support.layers.folder import KEY, OTHER, opened
 base, copies = map(Path, sys.argv[1:])
 ended = False
 for step in range(100):
@@ -100,7 +102,7 @@ for step in range(100):
                     os._exit(9)
                 count += 1
         sys.addaudithook(hook)
-        store.put(OTHER, "net/stem")
+        store.put(OTHER, Move("net/stem", KEY, b"i" * 16))
         os._exit(0)
     if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
         break
@@ -121,6 +123,9 @@ def test_killed_before_any_step_of_a_put_the_store_has_the_old_or_the_new(folder
         led_to.append(store.layer(key).digest)
         assert quarantined(copies / str(step)) == []
         assert not list((copies / str(step)).rglob("*.partial"))
+        # Whoever asks again, not knowing whether it was done, has it done once.
+        assert store.put(OTHER, Move("net/stem", KEY, b"i" * 16))[2] == 2
+        assert opened(copies / str(step)).versions("net/stem").digests == (KEY, OTHER.digest)
     assert len(led_to) > 6
     assert led_to == sorted(led_to, key=[KEY, OTHER.digest].index)  # first the old, then the new
     assert {led_to[0], led_to[-1]} == {KEY, OTHER.digest}

@@ -12,7 +12,7 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError
 from convserve_server.layer_store import names as names_module
-from convserve_server.layer_store.names import MAX_NAMES_OF_A_LAYER, MAX_VERSIONS, LayerNames, NameVersions
+from convserve_server.layer_store.names import MAX_NAMES_OF_A_LAYER, MAX_VERSIONS, LayerNames, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -22,6 +22,10 @@ CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float3
 def layer(number: int) -> Layer:
     """Returns a layer of 4 KiB that differs from that of every other number; the store counts 8 KiB."""
     return Layer(CONFIG, np.full((1, 1, 1024, 1), number, "f4"))
+
+
+def led_to(*keys: bytes) -> NameVersions:
+    return NameVersions(tuple(map(Version, keys)))
 
 
 def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
@@ -35,11 +39,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 def test_a_name_that_is_moved_always_leads_somewhere() -> None:
     names, one, two = LayerNames(lambda _: 1, keep_named=True), b"\0", b"\1"
-    names.move("a", NameVersions((one,)))
+    names.move("a", led_to(one))
 
     def move() -> None:
         for number in range(10_000):
-            names.move("a", NameVersions(((one, two)[number % 2],)))
+            names.move("a", led_to((one, two)[number % 2]))
 
     with ThreadPoolExecutor(1) as pool:
         moving = pool.submit(move)
@@ -53,13 +57,13 @@ def test_a_name_that_is_moved_always_leads_somewhere() -> None:
 def test_pins_and_names_are_counted() -> None:
     names = LayerNames(lambda key: 10 ** key[0], keep_named=True)
     one, two = b"\0", b"\1"
-    names.move("a", NameVersions((one,)))
+    names.move("a", led_to(one))
     assert (names.kept_bytes, names.freed_by_moving("a"), names.freed_by_moving("b")) == (1, 1, 0)
     names.pin("a", one)
     names.pin("a", one)
-    names.move("b", NameVersions((one,)))
+    names.move("b", led_to(one))
     assert (names.kept_bytes, names.freed_by_moving("a")) == (1, 0)
-    names.move("a", NameVersions((one, two)))
+    names.move("a", led_to(one, two))
     names.remove("b")
     assert (names.kept_bytes, names.keeps(one), names.of(one)) == (11, True, ())
     names.unpin("a")
@@ -136,8 +140,12 @@ def test_a_name_of_before_there_were_versions_has_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"first": 0}, {"first": "1"}, {"first": True}, {"before": ["00"]}, {"before": 5}, {"before": [7]}],
-)
+    [
+        {"first": 0}, {"first": "1"}, {"first": True}, {"before": ["00"]}, {"before": 5}, {"before": [7]},
+        {"moves": 5}, {"moves": [[1, ""], [2, ""]]}, {"moves": [[1]]}, {"moves": [["1", ""]]}, {"moves": [[1.5, ""]]},
+        {"moves": [[-1, ""]]}, {"moves": [[2**63, ""]]}, {"moves": [[1, "x"]]}, {"moves": [[1, 2]]},
+    ],
+)  # fmt: skip
 def test_a_name_whose_versions_make_no_sense_is_quarantined(tmp_path: Path, changed: dict[str, object]) -> None:
     opened(tmp_path).put(layer(1), "a")
     (file,) = (tmp_path / "names").iterdir()
@@ -147,9 +155,9 @@ def test_a_name_whose_versions_make_no_sense_is_quarantined(tmp_path: Path, chan
 
 def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: Path) -> None:
     keys = [number.to_bytes(32, "big") for number in range(MAX_VERSIONS + 5)]
-    versions = NameVersions(keys[:1])
+    versions = led_to(keys[0])
     for key in keys[1:]:
-        versions = versions.moved_to(key)
+        versions = versions.moved_to(Version(key))
     assert (versions.first, versions.latest, len(versions.digests)) == (6, MAX_VERSIONS + 5, MAX_VERSIONS)
     assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
     store = opened(tmp_path)

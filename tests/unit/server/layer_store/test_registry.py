@@ -17,6 +17,7 @@ import pytest
 from convserve import Conv2D, Layer, Losses, OverloadedError, TooLargeError
 from convserve.protocol.layer_messages import layer_upload
 from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.services import layer_service
@@ -154,8 +155,8 @@ def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> 
     for channels, initializer, size in ((8, "ones", 3 * 8192), (2, "ones", 3 * 2048), (1, "orthogonal", 7 * 1024)):
         config = CONFIG.replace(kernel_initializer=initializer)  # which is there several times while it is drawn
         with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --max-call-bytes. Received {size}"):
-            kept.initialize_and_put(config, channels, "", b"")
-    kept.initialize_and_put(CONFIG, 1, "", b"")
+            kept.initialize_and_put(config, channels, Move(""), b"")
+    kept.initialize_and_put(CONFIG, 1, Move(""), b"")
     header = messages.WeightsHeader(dtype=1, kernel_shape=(1, 1, 8, 256))
     begin = messages.UpdateWeightsStart(layer={"digest": layer(1).digest}, weights=header)  # type: ignore[arg-type]
     context = Context()
@@ -167,6 +168,6 @@ def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> 
 def test_one_initialization_computes_at_a_time() -> None:
     kept = registry()
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda channels: kept.initialize_and_put(CONFIG, channels, "", b""), range(1, 9)))
+        list(threads.map(lambda channels: kept.initialize_and_put(CONFIG, channels, Move(""), b""), range(1, 9)))
     assert kept._engine.most == 1  # type: ignore[attr-defined]
     assert kept.store.usage().layers == 8

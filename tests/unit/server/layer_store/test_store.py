@@ -49,7 +49,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> LayerStore:
 def test_what_is_put_comes_back(store: LayerStore) -> None:
     config = Conv2D(3, (2, 1), data_format="channels_last", dtype="float32", name="stem", kernel_regularizer="l2")
     given = Layer(config, np.arange(24, dtype="f4").reshape(2, 1, 4, 3), np.float32([1, 2, 3]))
-    described, existed = store.put(given, "net/stem")
+    described, existed, _ = store.put(given, "net/stem")
     assert not existed
     assert described == store.describe(given.digest)
     assert (described.digest, described.names, described.config) == (given.digest, ("net/stem",), config)
@@ -60,9 +60,9 @@ def test_what_is_put_comes_back(store: LayerStore) -> None:
 
 
 def test_putting_again_changes_nothing(store: LayerStore) -> None:
-    first, _ = store.put(layer(1, name="first"))
+    first, *_ = store.put(layer(1, name="first"))
     usage = store.usage()
-    again, existed = store.put(layer(1, name="second", kernel_initializer="ones"))
+    again, existed, _ = store.put(layer(1, name="second", kernel_initializer="ones"))
     assert existed
     assert again == first
     assert again.config.name == "first"

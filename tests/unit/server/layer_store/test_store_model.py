@@ -15,8 +15,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, TooLargeError
-from convserve_server.layer_store.names import NameVersions
+from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError, OverloadedError, TooLargeError
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 
 OVERHEAD_BYTES = 4096  # what the store counts beside a layer's weights
@@ -110,13 +110,14 @@ class StoreModel(RuleBasedStateMachine):
             with pytest.raises(refusal):
                 self.store.put(layer, name)
             return
-        described, existed = self.store.put(layer, name)
+        described, existed, version = self.store.put(layer, name)
         assert existed == (key in self.held)
         self.held[key] = layer
         if name:
             if self.leads_to.get(name) != key:
                 self.versions.setdefault(name, []).append(key)
             self.leads_to[name] = key
+        assert version == (len(self.versions[name]) if name else 0)
         self.used(key)
         assert described.digest == key
         self.described(key, described)
@@ -164,6 +165,47 @@ class StoreModel(RuleBasedStateMachine):
         self.name_gone(name)
         if key not in self.leads_to.values():
             self.gone(key)
+
+    @rule(name=names, layer=layers, expected=st.one_of(st.none(), st.just(b""), layers.map(lambda each: each.digest)))
+    def move(self, name: str, layer: Layer, expected: bytes | None) -> None:
+        key, move = layer.digest, Move(name, expected)
+        if key not in self.held:
+            with pytest.raises(LayerNotFoundError):
+                self.store.move(move, key)
+        elif self.leads_to.get(name) != key and expected not in (None, self.leads_to.get(name, b"")):
+            with pytest.raises(NameConflictError):
+                self.store.move(move, key)
+        else:
+            described, version = self.store.move(move, key)
+            if self.leads_to.get(name) != key:
+                self.versions.setdefault(name, []).append(key)
+            self.leads_to[name] = key
+            assert version == len(self.versions[name])
+            self.described(key, described)
+
+    @rule(name=names, number=st.integers(0, 3))
+    def move_back(self, name: str, number: int) -> None:
+        versions = self.versions.get(name, [])
+        if not 0 < number <= len(versions) or versions[number - 1] not in self.held:
+            with pytest.raises(LayerNotFoundError):
+                self.store.move(Move(name), number)
+            return
+        key = versions[number - 1]
+        assert self.store.move(Move(name), number)[0].digest == key
+        if versions[-1] != key:
+            versions.append(key)
+        self.leads_to[name] = key
+
+    @rule(name=names, expected=st.one_of(st.none(), layers.map(lambda each: each.digest)))
+    def move_away(self, name: str, expected: bytes | None) -> None:
+        key = self.leads_to.get(name)
+        refusal = LayerNotFoundError if key is None else NameConflictError if expected not in (None, key) else None
+        if refusal:
+            with pytest.raises(refusal):
+                self.store.remove_name(Move(name, expected))
+            return
+        self.store.remove_name(Move(name, expected))
+        self.name_gone(name)
 
     @rule(name=names)
     def pin(self, name: str) -> None:
@@ -215,7 +257,8 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.missing(every) == [key for key in every if key not in self.held]
         for name, key in self.leads_to.items():
             assert self.store.digest_of(name) == key
-            assert self.store.versions(name) == NameVersions(tuple(self.versions[name]))
+            assert self.store.versions(name).digests == tuple(self.versions[name])
+            assert self.store.versions(name).first == 1
         assert self.store.names() == tuple(sorted(self.leads_to))
 
 

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from convserve import LayerNotFoundError
 from convserve_server.layer_store.files import LayerFiles
-from convserve_server.layer_store.names import NameVersions
+from convserve_server.layer_store.names import NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined
 
@@ -108,7 +108,7 @@ def test_a_layer_under_the_digest_of_another_is_not_served(folder: Path) -> None
 
 def test_putting_a_layer_whose_file_is_torn_writes_it_anew(folder: Path) -> None:
     file_of(folder).write_bytes(file_of(folder).read_bytes()[:-1])
-    described, existed = opened(folder).put(LAYER, "net/stem")
+    described, existed, _ = opened(folder).put(LAYER, "net/stem")
     assert not existed
     assert described.names == ("net/stem",)
     assert is_layer(opened(folder).layer(KEY))
@@ -236,8 +236,8 @@ def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> Non
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """Not even one that the store would refuse."""
     files = LayerFiles(tmp_path / "store", PLENTY)
-    files.write_name(name, NameVersions((KEY,)))
-    assert list(files.names()) == [(name, NameVersions((KEY,)))]
+    files.write_name(name, NameVersions((Version(KEY),)))
+    assert list(files.names()) == [(name, NameVersions((Version(KEY),)))]
     written = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
     assert written == {tmp_path / "store" / "names"}
     files.delete_name(name)
