@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent / "convserve"
-MODULES = ("client", "connection", "replicas", "stored_layer", "transfer")
+MODULES = ("client", "connection", "layer_calls", "replicas", "stored_layer", "transfer")
 HEAD = "# Generated from convserve/_async/{}.py by client/unasync.py (make sync): change that one.\n"
 
 WORDS = {

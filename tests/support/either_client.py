@@ -34,7 +34,8 @@ class Awaited:
     def _waiting(self, function: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             async def answer() -> Any:
-                return await function(*map(_unwrapped, arguments), **options)
+                named = {name: _unwrapped(value) for name, value in options.items()}
+                return await function(*map(_unwrapped, arguments), **named)
 
             return self._face(self._runner.run(answer()))
 

@@ -8,20 +8,19 @@ from typing import Any, Literal, Unpack
 
 from convserve._async import io
 from convserve._async import map as _map
-from convserve._async.connection import Connection
+from convserve._async.layer_calls import LayerCalls
 from convserve._async.stored_layer import AsyncStoredLayer
-from convserve._rpc import map_schedule, requests, retries
-from convserve.errors import LayerNotFoundError
+from convserve._rpc import map_schedule, requests
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Conv2DParameters, Layer
 from convserve.layers.plan import Plan
-from convserve.protocol import layer_messages, stored_layers
+from convserve.protocol import layer_messages, name_messages, stored_layers
 from convserve.protocol.results import Result, ServerInfo, plan_from_message
 from convserve.tensors.codec import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
-from convserve.v1 import convolution_service_pb2, layer_service_pb2
+from convserve.v1 import convolution_service_pb2
 
 
-class AsyncClient(Connection):
+class AsyncClient(LayerCalls):
     """Calls a convserve server: numpy arrays in, numpy arrays out.
 
     Several event loops may use it one after the other, but no fork of the process while it is connected.
@@ -195,6 +194,7 @@ class AsyncClient(Connection):
         bias: Any = None,
         *,
         name: str | None = None,
+        expect: name_messages.Expect = None,
         input_channels: int | None = None,
         seed: int | None = None,
         timeout: float | None = None,
@@ -206,6 +206,9 @@ class AsyncClient(Connection):
             kernel: With a Conv2D: the kernel. None: the server draws the weights.
             bias: With a Conv2D: the bias.
             name: An alias; putting another layer under it moves it.
+            expect: What must be at the name, so that the put does not undo what another caller did: a layer or its
+                digest (32 bytes or 64 hexadecimal digits), or "absent" for a name that there is not. None for whatever
+                is there. A name that leads to the layer already is no conflict.
             input_channels: For which the server draws weights; None for those of the Conv2D's `input_shape`.
             seed: For every random initializer that has none of its own.
             timeout: Seconds for this call.
@@ -217,59 +220,16 @@ class AsyncClient(Connection):
         Raises:
             InvalidArgumentError: For wrong arguments.
             OverloadedError: If the store is full.
-            UnavailableError: If no server answered. With a name, where one may have moved it all the same, the call is
-                not retried, so that it does not undo what another caller has done since.
+            NameConflictError: If something else than expected is at the name; nothing was stored or moved.
+            UnavailableError: If no server answered. With a name and no `expect`, where one may have moved it all the
+                same, the call is not retried, so that it does not undo what another caller has done since.
+            UnimplementedError: If the server is too old to know `expect`; it has moved no name.
         """
         checked = stored_layers.layer_to_put(layer, kernel, bias, seed, input_channels)
         if checked.kernel is None:
-            upload = layer_messages.config_upload(checked.config, name, input_channels)
+            upload = layer_messages.config_upload(checked.config, name, input_channels, expect)
         else:
-            upload = layer_messages.layer_upload(checked, name)
+            upload = layer_messages.layer_upload(checked, name, expect)
         answer = await self._call(self._connected()._servers.put, upload, timeout)
+        name_messages.check_heeded(expect, answer.version)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))
-
-    async def layer(self, name: str, *, timeout: float | None = None) -> AsyncStoredLayer:
-        """Returns the stored layer that a name leads to, to be called with inputs.
-
-        Raises:
-            LayerNotFoundError: If it leads nowhere.
-        """
-        request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name))
-        answer = await self._call(self._connected()._servers.get, request, timeout)
-        return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name))
-
-    async def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[AsyncStoredLayer]:
-        """Returns the stored layers of all servers, or those with a name that begins so, in the order of digests.
-
-        Each one's `name` is its first that begins so; `names` has all.
-        """
-        request = layer_messages.list_request(name_prefix)
-        listed = await self._call(self._connected()._servers.all_layers, request, timeout)
-        return [AsyncStoredLayer(self, **parts) for parts in stored_layers.listed_parts(listed, name_prefix)]
-
-    async def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
-        """Returns those layers that no server holds, asked in one call, or a few where they are very many.
-
-        Raises:
-            InvalidRequestError: If there is anything but layers.
-            InvalidWeightsError: For a layer without weights, which has no digest.
-        """
-        pages = layer_messages.missing_requests(layers)
-        absent = await self._call(self._connected()._servers.find_missing, pages, timeout)
-        return [layer for layer in layers if layer.digest in absent]
-
-    async def delete(self, layer: AsyncStoredLayer | str, *, timeout: float | None = None) -> None:
-        """Deletes a stored layer with its names, or a name, and its layer with the last one, from every server.
-
-        A server that does not answer is passed over if another one does; it may hold the layer still.
-
-        Raises:
-            LayerNotFoundError: If there is none.
-        """
-        request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        call = retries.Call(self._retry, self._deadline(timeout), self._budget)
-        try:
-            await self._attempt(call, self._connected()._servers.delete, request)
-        except LayerNotFoundError:
-            if not call.may_be_done:
-                raise

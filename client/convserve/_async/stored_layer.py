@@ -8,7 +8,8 @@ from convserve._async.connection import Connection
 from convserve._rpc import requests
 from convserve.errors import LayerNotFoundError
 from convserve.layers.layer import Layer
-from convserve.protocol import layer_messages, stored_layers
+from convserve.protocol import layer_messages, name_messages, stored_layers
+from convserve.protocol.name_messages import Expect
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array
 
@@ -56,23 +57,32 @@ class AsyncStoredLayer(stored_layers.StoredLayerBase):
         return (await self._connection._fetch(self, self._connection._deadline(timeout))).to_keras()
 
     async def update_weights(
-        self, kernel: Any, bias: Any = None, *, timeout: float | None = None
+        self, kernel: Any, bias: Any = None, *, expect: Expect = None, timeout: float | None = None
     ) -> tuple[AsyncStoredLayer, Losses]:
         """Makes a layer of this one's configuration and new weights, to which its constraints are applied.
 
         This layer stays what it is; its name leads to the new one afterwards.
+
+        Args:
+            kernel: The new kernel.
+            bias: The new bias.
+            expect: What must be at the name, as in `AsyncClient.put`: `expect=layer` of `layer.update_weights` does not
+                undo what another caller did.
+            timeout: Seconds for this call.
 
         Returns:
             The new layer, and the penalties of its weights.
 
         Raises:
             InvalidWeightsError: If the weights don't fit.
-            UnavailableError: If no server answered. Where one may have moved the name all the same, the call is not
-                retried, so that it does not undo what another caller has done since.
+            NameConflictError: If something else than expected is at the name; nothing was stored or moved.
+            UnavailableError: If no server answered. Without `expect`, where one may have moved the name all the same,
+                the call is not retried, so that it does not undo what another caller has done since.
+            UnimplementedError: If the server is too old to know `expect`; it has moved no name.
         """
         connection = self._connection
         layer = Layer(self.config, kernel, bias)
-        upload = layer_messages.update_upload(self, layer)
+        upload = layer_messages.update_upload(self, layer, expect)
         deadline = connection._deadline(timeout)
         update, uploads = connection._connected()._servers.update, self.uploads
         try:
@@ -80,6 +90,7 @@ class AsyncStoredLayer(stored_layers.StoredLayerBase):
         except LayerNotFoundError:
             await connection._upload([self], [uploads], deadline)
             answer = await connection._call(update, upload, deadline)
+        name_messages.check_heeded(expect, answer.version)
         # What constraints made of the weights, only the server knows.
         sent = Layer(self.config) if self.config.kernel_constraint or self.config.bias_constraint else layer
         parts = stored_layers.known_parts(answer.layer, self.name, sent) | {"local": None}

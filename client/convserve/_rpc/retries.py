@@ -40,9 +40,9 @@ class RetryRule:
 
     Two failures are retried: nobody answered (UNAVAILABLE), and a server refused the call for the time being
     (OVERLOADED, retried after the delay that the server names). A convolution is pure and a layer is a value, so that
-    is safe, with two exceptions. A `put` or `update_weights` that moves a name is not sent again if a server may have
-    carried it out: another caller may have moved the name since. A `delete` whose retry finds no layer has succeeded
-    if a server may have carried out an earlier attempt.
+    is safe, with two exceptions. A `put`, `update_weights` or `move_away` of a name without `expect` is not sent again
+    if a server may have carried it out: another caller may have moved the name since. A `delete` or `move_away` whose
+    retry finds nothing has succeeded if a server may have carried out an earlier attempt.
 
     The client retries by itself because gRPC's own retries silently leave out messages above 256 KiB.
 

@@ -30,6 +30,8 @@ from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
 T = TypeVar("T")
 log = logging.getLogger("convserve")
 
+_PASSED_OVER = (LayerNotFoundError, UnavailableError)
+
 
 class LayerServers:
     """Each server by itself, because which of several holds a layer can only be found by asking all of them.
@@ -77,6 +79,24 @@ class LayerServers:
         """Returns the description of the first server that holds a layer."""
         return self._first(lambda server: server.GetLayer(request, timeout=deadline.remaining_s()), deadline)
 
+    def versions(self, request: layer_service_pb2.ListNameVersionsRequest, deadline: Deadline) -> Any:
+        """Returns the versions of a name on the first server that has it."""
+        return self._first(lambda server: server.ListNameVersions(request, timeout=deadline.remaining_s()), deadline)
+
+    def move(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> Any:
+        """Moves a name on the first server that answers; by a name or a version: on the first that has it.
+
+        A layer that the first server lacks is to be put there, because callers look for the name there first.
+        """
+        passed_over = (UnavailableError,) if request.layer.digest else _PASSED_OVER
+        return self._first(
+            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over
+        )
+
+    def move_away(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> None:
+        """Removes a name from every server that answers."""
+        self._every(lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline)
+
     def read(self, layer: StoredLayerBase, deadline: Deadline) -> Layer:
         """Returns a layer with its weights, from the first server that holds it."""
         request = layer_service_pb2.ReadWeightsRequest(layer=stored_reference(layer))
@@ -121,10 +141,22 @@ class LayerServers:
         for replica in self._replicas.values():
             replica.channel.close()
 
-    def _first(self, ask: Callable[[Any], T], deadline: Deadline) -> T:
-        return (self._every(ask, deadline, only_first=True))[0]
+    def _first(
+        self,
+        ask: Callable[[Any], T],
+        deadline: Deadline,
+        passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
+    ) -> T:
+        return (self._every(ask, deadline, passed_over, only_first=True))[0]
 
-    def _every(self, ask: Callable[[Any], T], deadline: Deadline, *, only_first: bool = False) -> list[T]:
+    def _every(
+        self,
+        ask: Callable[[Any], T],
+        deadline: Deadline,
+        passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
+        *,
+        only_first: bool = False,
+    ) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
         replicas = self._in_use(deadline)
@@ -134,7 +166,7 @@ class LayerServers:
                     answers.append(ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
                     error = from_rpc_error(failure)
-                    if not isinstance(error, LayerNotFoundError | UnavailableError):
+                    if not isinstance(error, passed_over):
                         raise error from None
                     why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
                     log.debug("one of several servers is passed over: %s", error)

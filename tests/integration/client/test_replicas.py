@@ -75,6 +75,23 @@ def test_a_layer_put_once_is_called_on_both_and_sent_to_each_once(client: Any, p
     assert sent_weights(proxies, before, CALLS) == [1, 1]
 
 
+def test_a_name_moves_on_one_server_which_is_given_the_layer(client: Any, servers: list[RunningServer]) -> None:
+    """On the first, where callers look for it; the layer is on the other one alone."""
+    name, old, new = f"moved/{RNG.integers(2**62)}", new_layer(), new_layer()
+    client.put(old, name=name)
+    with ExitStack() as opened:
+        each = [opened.enter_context(convserve.Client(server.target)) for server in servers]
+        (first,) = (one for one in each if any(name in listed.names for listed in one.layers(name)))
+        (second,) = (one for one in each if one is not first)
+        second.put(new)
+        assert client.move(name, digest=new.digest, expect=old).digest == new.digest
+        assert [one.layers(name) == [] for one in (first, second)] == [False, True]
+        assert first.layer(name).digest == client.layer(name).digest == new.digest
+        second.put(new, name=name)
+        client.move_away(name, expect=new)
+        assert [one.layers(name) for one in each] == [[], []]
+
+
 def test_any_number_of_calls_between_does_not_matter(client: Any, proxies: list[CountingProxy]) -> None:
     """Servers take turns, so what is between two calls decides which of them a call reaches."""
     for calls_between in (1, 2, 3):

@@ -45,6 +45,7 @@ class Writer(threading.Thread):
         self._target = target
         self._seeds = seeds
         self._answered = answered
+        self._expects = number % 2 == 0
         self.confirmed: list[bytes] = []
         self.led_to: set[bytes] = set()
         self.failure: BaseException | None = None
@@ -56,7 +57,9 @@ class Writer(threading.Thread):
                 while True:
                     given = layer(next(self._seeds), sizes.choice([4, 100, 3000]))
                     self.led_to = {*self.confirmed[-1:], given.digest}
-                    client.put(given, name=self.name)
+                    # Every other one says what it expects there: what was confirmed last, after the first put.
+                    expect = self.confirmed[-1] if self.confirmed and self._expects else None
+                    client.put(given, name=self.name, expect=expect)
                     self.confirmed.append(given.digest)
                     self._answered.release()
         except UnavailableError:
@@ -84,6 +87,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
                     assert Layer(each.config, *each.weights()).digest == digest
                 for name, digests in led_to.items():
                     assert client.layer(name).digest in digests
+                    assert client.versions(name)[-1].digest in digests
                 if held:
                     given = rng.choice(list(held.values()))
                     x = np.ones((1, 1, 1, given.kernel_shape[2]), "f4")
