@@ -28,7 +28,7 @@ _COMMANDS = {
     "conv2d": "apply a Conv2D layer to an array or a picture",
     "plan": "say what a call would cost, without computing it",
     "batch": "apply a layer to many files: folders of pictures, arrays, Zarr; can be resumed",
-    "layers": "list, put, get, delete and import stored layers",
+    "layers": "list, put, get, move, delete and import stored layers",
     "bench": "measure a server: latency, throughput, and where the time goes",
     "health": "ask whether a server is serving (for probes of containers)",
     "info": "say what a server is: versions, devices, dtypes, limits",

@@ -48,6 +48,14 @@ def metadata_of(config: Conv2D) -> dict[str, str]:
     return _FORMAT | {"conv2d": json_format.MessageToJson(messages.to_message(config), indent=None)}
 
 
+def holds_a_layer(file: str | Path) -> bool:
+    """Returns whether a safetensors file is one that `save_layer` wrote; true too for one that cannot be read."""
+    try:
+        return configuration_in(safetensors.SafetensorsFile(Path(file)).metadata) is not None
+    except (ValueError, OSError):
+        return True  # reading it says what is wrong
+
+
 def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
     """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
     if not _FORMAT.items() <= metadata.items():

@@ -253,6 +253,6 @@ def test_a_stored_layer_on_a_picture(run, own_server, client, capsys, tmp_path):
 
 
 def test_help_needs_no_server(capsys):
-    for words in ([], ["list"], ["put"], ["get"], ["delete"], ["import"]):
+    for words in ([], ["list"], ["put"], ["get"], ["versions"], ["move"], ["delete"], ["import"]):
         assert cli.main(["layers", *words, "--help"]) == 0
         assert "examples:" in capsys.readouterr().out

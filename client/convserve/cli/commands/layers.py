@@ -5,12 +5,19 @@ from __future__ import annotations
 import click
 
 from convserve.cli.command import JSON, OPTIONS, Group, help_page, new_command
-from convserve.cli.commands import layers_import
+from convserve.cli.commands import layers_import, layers_prefix
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
-from convserve.cli.options.layer_reference import REFERENCE, find
+from convserve.cli.options.layer_reference import EXPECT, REFERENCE, expected, find
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
-from convserve.cli.output.layer_table import Row, document, layer_rows, print_table
+from convserve.cli.output.layer_table import (
+    Row,
+    document,
+    layer_rows,
+    print_table,
+    print_versions,
+    version_document,
+)
 from convserve.cli.output.report import print_json, print_result
 from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
@@ -30,16 +37,26 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
 
 
 @new_command("layers-get")
-@click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
+@click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE, required=False)
+@OPTIONS.option("--prefix TEXT", "get all layers with a name that begins so, instead of one: into the folder --output")
 @OPTIONS.option(
     "-o --output FILE",
     "write the layer: .safetensors with its configuration, or .npz with arrays named kernel and bias",
 )
 @JSON
 @connection_options(timeout=60.0)
-def _get(reference: str, output: str | None, as_json: bool, connection: Connection) -> None:
+def _get(reference: str | None, prefix: str | None, output: str | None, as_json: bool, connection: Connection) -> None:
     from convserve import Layer
 
+    if prefix is not None:
+        _refuse_both(reference, "NAME|DIGEST with --prefix")
+        if output is None:
+            raise click.UsageError("--prefix needs --output, the folder to write into")
+        with connection.client() as client:
+            layers_prefix.get(client, prefix, output, as_json=as_json)
+        return
+    if reference is None:
+        raise click.UsageError("NAME|DIGEST or --prefix is needed")
     if output is not None:
         check_destination(output, LAYER_SUFFIXES, "output")
     with connection.client() as client:
@@ -52,10 +69,24 @@ def _get(reference: str, output: str | None, as_json: bool, connection: Connecti
 
 
 @new_command("layers-delete")
-@click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE)
+@click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE, required=False)
+@OPTIONS.option("--prefix TEXT", "delete all names that begin so, instead of one name or layer")
+@OPTIONS.option("--dry-run", "with --prefix: say what would be deleted, and delete nothing", is_flag=True)
+@OPTIONS.option("--yes", "with --prefix: don't ask, as without a terminal", is_flag=True)
 @JSON
 @connection_options(timeout=10.0)
-def _delete(reference: str, as_json: bool, connection: Connection) -> None:
+def _delete(
+    reference: str | None, prefix: str | None, dry_run: bool, yes: bool, as_json: bool, connection: Connection
+) -> None:
+    if prefix is not None:
+        _refuse_both(reference, "NAME|DIGEST with --prefix")
+        with connection.client() as client:
+            layers_prefix.delete(client, prefix, dry_run=dry_run, yes=yes, as_json=as_json)
+        return
+    if reference is None:
+        raise click.UsageError("NAME|DIGEST or --prefix is needed")
+    if dry_run or yes:
+        raise click.UsageError("--dry-run and --yes are for --prefix")
     with connection.client() as client:
         layer = find(client, reference)
         by_name = layer.name == reference
@@ -67,10 +98,63 @@ def _delete(reference: str, as_json: bool, connection: Connection) -> None:
         print(f"deleted {what} {layer.digest.hex()[:12]}")
 
 
+@new_command("layers-versions")
+@click.argument("name", metavar="NAME", help="the name")
+@JSON
+@connection_options(timeout=10.0)
+def _versions(name: str, as_json: bool, connection: Connection) -> None:
+    with connection.client() as client:
+        versions = client.versions(name)
+    if as_json:
+        print_json({"name": name, "versions": [version_document(version) for version in versions]})
+    else:
+        print_versions(versions)
+
+
+@new_command("layers-move")
+@click.argument("name", metavar="NAME", help="the name to move, which may be a new one")
+@click.argument("reference", metavar="NAME|DIGEST", help=f"where it is to lead: {REFERENCE}", required=False)
+@OPTIONS.option("--version N", "back to the layer of this version of the name", type=int)
+@OPTIONS.option("--away", "remove the name, and leave its layer", is_flag=True)
+@OPTIONS.option("--expect NAME|DIGEST|absent", EXPECT)
+@JSON
+@connection_options(timeout=10.0)
+def _move(
+    name: str,
+    reference: str | None,
+    version: int | None,
+    away: bool,
+    expect: str | None,
+    as_json: bool,
+    connection: Connection,
+) -> None:
+    if (reference is not None) + (version is not None) + away != 1:
+        raise click.UsageError("one of NAME|DIGEST, --version and --away is needed")
+    with connection.client() as client:
+        there = expected(client, expect)
+        moved = None
+        if away:
+            client.move_away(name, expect=there)
+        elif version is not None:
+            moved = client.move(name, version=version, expect=there)
+        else:
+            moved = client.move(name, find(client, str(reference)), expect=there)
+    if as_json:
+        print_json({"name": name, "digest": None if moved is None else moved.digest.hex()})
+    else:
+        print(f"{name} leads {'nowhere' if moved is None else f'to {moved.digest.hex()[:12]}'}")
+
+
+def _refuse_both(reference: str | None, what: str) -> None:
+    if reference is not None:
+        raise click.UsageError(f"{what} is one too many")
+
+
 @new_command("layers-put", kernels=classic_kernel_list())
 @OPTIONS.option(
     "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
 )
+@OPTIONS.option("--expect NAME|DIGEST|absent", f"with --name: {EXPECT}")
 @OPTIONS.option(
     "--input-channels N",
     "the input's channels: needed where the server draws the weights; a classic kernel is repeated for them "
@@ -84,6 +168,7 @@ def _delete(reference: str, as_json: bool, connection: Connection) -> None:
 @connection_options(timeout=60.0)
 def _put(
     name: str | None,
+    expect: str | None,
     input_channels: int | None,
     as_json: bool,
     parameters: Parameters,
@@ -97,9 +182,11 @@ def _put(
         layer.check_input_channels(input_channels)
     with connection.client() as client:
         what = layer.config if layer.kernel is None else layer
-        row = Row.of_stored(client.put(what, name=name, input_channels=input_channels))
+        there = expected(client, expect)
+        row = Row.of_stored(client.put(what, name=name, expect=there, input_channels=input_channels))
     print_result(layer_rows(row), document(row), as_json=as_json)
 
 
-_COMMANDS = {"list": _list, "put": _put, "get": _get, "delete": _delete, "import": layers_import.command}
+_COMMANDS = {"list": _list, "put": _put, "get": _get, "versions": _versions, "move": _move, "delete": _delete}
+_COMMANDS["import"] = layers_import.command
 command = Group("layers", commands=_COMMANDS, **help_page("layers"))

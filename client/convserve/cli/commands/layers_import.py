@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from convserve.cli.command import JSON, OPTIONS, Section, new_command
+from convserve.cli.commands import layers_prefix
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import torch_padding
@@ -28,7 +31,7 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
 
 
 @new_command("layers-import")
-@click.argument("path", metavar="FILE", help="the file; the end of its name says what it is")
+@click.argument("path", metavar="FILE", help="the file; the end of its name says what it is; or a folder")
 @OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
 @OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)
 @OPTIONS.option(
@@ -60,7 +63,8 @@ def command(
 
     geometry = parameters if padding is None else {**parameters, "padding": padding}
     config = None if config_path is None else _read_config(config_path)
-    imported = importing.read(path, prefix=prefix, config=config, fold_batch_norm=fold_batch_norm, **geometry)
+    read: Callable[..., Imported] = layers_prefix.read_folder if Path(path).is_dir() else importing.read
+    imported = read(path, prefix=prefix, config=config, fold_batch_norm=fold_batch_norm, **geometry)
     sent: set[bytes] = set()
     if imported.layers and not dry_run:
         with connection.client() as client:

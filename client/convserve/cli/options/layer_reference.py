@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convserve.errors import InvalidRequestError, LayerNotFoundError, PermissionDeniedError, short_repr
+from convserve.protocol.name_messages import ABSENT
 
 if TYPE_CHECKING:
     from convserve import Client, Layer, StoredLayer
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
 REFERENCE = "a name, or a digest in hexadecimal, of which the first 8 characters suffice where they are unique"
 """The help text of an option that `find` reads."""
 
+EXPECT = (
+    "move the name only if this is there: a digest, or enough of its beginning, another name for the layer, or "
+    "'absent' for a name that there is not"
+)
+"""The help text of an option that `expected` reads."""
+
 FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (FILE:NAME picks one of its layers)"
 """The help text of an option that `find_or_read` reads, beside `REFERENCE`."""
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors))(:(?P<name>.+))?", re.IGNORECASE)
+_WHOLE = 64  # digits of a digest
 _MAX_LISTED = 20  # layers of a file that an error names
 
 
@@ -33,6 +41,8 @@ def find(client: Client, reference: str) -> StoredLayer:
     except LayerNotFoundError:
         if not _DIGEST.fullmatch(reference):
             raise
+    if len(reference) == _WHOLE:
+        return client.layer(digest=reference)
     layers = [layer for layer in client.layers() if layer.digest.hex().startswith(reference)]
     if len(layers) > 1:
         received = f"{short_repr(reference)}, with which {len(layers)} digests begin"
@@ -41,6 +51,16 @@ def find(client: Client, reference: str) -> StoredLayer:
         text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
     return layers[0]
+
+
+def expected(client: Client, reference: str | None) -> bytes | str | None:
+    """Returns what `expect=` takes for the option's value: a name, a digest, or that there is to be no such name.
+
+    Raises as `find`.
+    """
+    if reference is None or reference == ABSENT or (len(reference) == _WHOLE and _DIGEST.fullmatch(reference)):
+        return reference  # of a digest the layer need not be stored any more
+    return find(client, reference).digest
 
 
 def find_or_read(client: Client, reference: str) -> StoredLayer:
@@ -60,8 +80,9 @@ def find_or_read(client: Client, reference: str) -> StoredLayer:
 
 def _read(file: str, name: str | None) -> Layer:
     from convserve import importing
+    from convserve.files.layers import holds_a_layer
 
-    if file.lower().endswith(".safetensors") and not _has_configuration(file):
+    if file.lower().endswith(".safetensors") and not holds_a_layer(file):
         received = f"{short_repr(file)}, which has weights alone"
         hint = "`convserve layers import` stores them with their strides and padding, and --layer takes the name."
         expected = "a file that says the layer's configuration"
@@ -75,13 +96,3 @@ def _read(file: str, name: str | None) -> Layer:
         received = short_repr(file if name is None else f"{file}:{name}")
         raise InvalidRequestError.for_field("layer", expected, received)
     return layers[name]
-
-
-def _has_configuration(file: str) -> bool:
-    from convserve.files.layers import configuration_in
-    from convserve.files.safetensors import SafetensorsFile
-
-    try:
-        return configuration_in(SafetensorsFile(Path(file)).metadata) is not None
-    except (ValueError, OSError):
-        return True  # reading it says what is wrong

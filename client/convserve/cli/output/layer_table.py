@@ -9,13 +9,14 @@ from google.protobuf import json_format
 
 from convserve.cli.output import report
 from convserve.display.units import bytes_text
+from convserve.errors import InvalidConfigurationError
 from convserve.layers import messages
 from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import weight_bytes, weight_rows
 from convserve.tensors.codec import Shape
 
 if TYPE_CHECKING:
-    from convserve import Conv2D, Layer, StoredLayer
+    from convserve import Conv2D, Layer, NameVersion, StoredLayer
 
 _HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
 
@@ -70,7 +71,7 @@ def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
 
 
 def document(row: Row) -> dict[str, Any]:
-    """Returns a layer as JSON; its configuration in the contract's form."""
+    """Returns a layer as JSON; its configuration in the contract's form, and in Keras' if that has one."""
     return {
         "name": row.name,
         "names": row.names,
@@ -78,8 +79,38 @@ def document(row: Row) -> dict[str, Any]:
         "kernel_shape": row.kernel_shape,
         "parameters": parameter_count(row.config, row.kernel_shape),
         "weight_bytes": row.weight_bytes,
+        "keras_config": _keras_config(row.config),
         "config": json_format.MessageToDict(messages.to_message(row.config), preserving_proto_field_name=True),
     }
+
+
+def print_versions(versions: Sequence[NameVersion]) -> None:
+    """Prints a line for each version of a name, the newest first."""
+    rows = []
+    for version in reversed(versions):
+        moved = "not known" if version.moved_at is None else f"{version.moved_at:%Y-%m-%d %H:%M:%S} UTC"
+        state = "current" if version.is_current else ""
+        gone = "" if version.is_stored else "not stored any more"
+        rows.append((str(version.number), version.digest.hex()[:12], moved, ", ".join(filter(None, (state, gone)))))
+    report.print_table(("version", "digest", "moved there", ""), rows)
+
+
+def version_document(version: NameVersion) -> dict[str, Any]:
+    """Returns a version of a name as JSON."""
+    return {
+        "version": version.number,
+        "digest": version.digest.hex(),
+        "moved_at": None if version.moved_at is None else version.moved_at.isoformat(),
+        "stored": version.is_stored,
+        "current": version.is_current,
+    }
+
+
+def _keras_config(config: Conv2D) -> dict[str, Any] | None:
+    try:
+        return config.to_keras_config()
+    except InvalidConfigurationError:
+        return None  # such as of explicit padding
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,0 +1,114 @@
+"""What `convserve layers` does with all layers that have a name with a prefix, and with a folder of such layers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from convserve.cli.output.layer_table import Row, document, print_table, total_text
+from convserve.cli.output.report import print_json, show_progress
+from convserve.errors import ConvserveError, InvalidRequestError, LayerNotFoundError, short_repr
+from convserve.files.layer_folders import layer_files, save_named
+from convserve.protocol.stored_layers import deleted_text, names_in
+
+if TYPE_CHECKING:
+    from convserve import Client, Layer, StoredLayer
+    from convserve.importing import Imported
+
+
+def delete(client: Client, prefix: str, *, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Says which names begin so, asks where there is a terminal, and deletes them, with layers that have no other."""
+    layers = _with_prefix(client, prefix)
+    names = names_in(layers, prefix)
+    going = [layer for layer in layers if all(name.startswith(prefix) for name in layer.names)]
+    if not as_json:
+        for name in names:
+            print(name)
+        print(f"{_count(len(names), 'name')}, and with their last names {total_text([*map(Row.of_stored, going)])}")
+        if names and not dry_run and not yes and sys.stdin.isatty():
+            click.confirm("delete them?", abort=True, err=True)
+    deleted = [] if dry_run else _delete(client, names)
+    if as_json:
+        digests = [layer.digest.hex() for layer in going]
+        print_json({"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted})
+    else:
+        print("deleted nothing: --dry-run" if dry_run else f"deleted {_count(len(deleted), 'name')}")
+
+
+def _delete(client: Client, names: list[str]) -> list[str]:
+    deleted: list[str] = []
+    for name in names:
+        show_progress(f"{len(deleted) + 1}/{len(names)} {name[:60]}")
+        try:
+            client.delete(name)
+        except LayerNotFoundError:  # somebody else has deleted it just now
+            continue
+        except ConvserveError:
+            show_progress("")
+            print(deleted_text(deleted, len(names)), file=sys.stderr)
+            raise
+        deleted.append(name)
+    show_progress("")
+    return deleted
+
+
+def get(client: Client, prefix: str, folder: str, *, as_json: bool) -> None:
+    """Writes each layer with a name that begins so into a folder, a file for each such name."""
+    from convserve import Layer
+
+    layers = _with_prefix(client, prefix)
+    count = len(names_in(layers, prefix))
+    written: dict[str, Row] = {}
+    files: dict[str, str] = {}
+    while layers:
+        layer = layers.pop(0)  # with its weights, of which no more are held than one layer's
+        for name in names_in([layer], prefix):
+            show_progress(f"{len(files) + 1}/{count} {name[:60]}")
+            try:
+                whole = Layer(layer.config, *layer.weights())
+                files[name] = str(save_named(Path(folder), name, whole))
+            except ConvserveError:
+                show_progress("")
+                print(f"wrote {len(files)} of {count} files; another attempt writes all again", file=sys.stderr)
+                raise
+            written[name] = Row.of_stored(layer)._replace(name=name)
+    show_progress("")
+    if as_json:
+        listed = [document(written[name]) | {"file": files[name]} for name in sorted(files)]
+        print_json({"prefix": prefix, "folder": folder, "layers": listed})
+    else:
+        print_table([written[name]._replace(names=(name,)) for name in sorted(files)])
+        print(f"wrote {_count(len(files), 'file')} into {folder}")
+
+
+def _with_prefix(client: Client, prefix: str) -> list[StoredLayer]:
+    if not prefix:
+        raise InvalidRequestError.for_field("prefix", "the beginning of names, such as m1/", "nothing")
+    return client.layers(prefix)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def read_folder(path: str, *, prefix: str | None, **parameters: Any) -> Imported:
+    """Returns the layers that `get` wrote into a folder, as `importing.read` does those of a file.
+
+    Raises what that raises, of the first file with something wrong.
+    """
+    from convserve import importing
+    from convserve.files.layers import holds_a_layer
+
+    before = "" if not prefix else prefix.rstrip("/") + "/"
+    layers: dict[str, Layer] = {}
+    skipped = []
+    for name, file in layer_files(Path(path)).items():
+        if holds_a_layer(file):
+            (layers[before + name],) = importing.read(file, prefix="", **parameters).layers.values()
+        else:
+            reason = f"weights without a configuration: import {short_repr(str(file))} by itself"
+            skipped.append(importing.Skipped(name, "file", reason))
+    return importing.Imported(layers, skipped)
