@@ -53,7 +53,9 @@ class Client(LayerCalls):
                 `data_format="channels_first"`; float32, float16, bfloat16, float64, uint8 or int8.
             filters: The number of filters. It may be left out where a kernel is given.
             kernel_size: The window. It may be left out where a kernel is given.
-            kernel: (kernel height, kernel width, channels / groups, filters). None: drawn with `kernel_initializer`.
+            kernel: (kernel height, kernel width, channels / groups, filters); or the name of a classic one that filters
+                each channel by itself: sobel-x, sobel-y, laplacian, gaussian, sharpen, emboss, box. None: drawn with
+                `kernel_initializer`.
             bias: (filters,), together with a kernel. With a kernel and no bias, none is added.
             seed: For every random initializer of this call that has none of its own.
             output_dtype: A floating-point dtype; None for the policy's compute dtype.
@@ -69,7 +71,7 @@ class Client(LayerCalls):
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is sent.
         """
-        layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters)
+        layer = Layer.from_arguments(filters, kernel_size, kernel, bias, seed, parameters, x)
         return (self.convolve(layer, x, output_dtype=output_dtype, out=out, timeout=timeout)).output
 
     def convolve(
@@ -204,7 +206,8 @@ class Client(LayerCalls):
 
         Args:
             layer: A Conv2D, a Layer with its weights, or a layer of Keras' (see `Layer.from_keras`).
-            kernel: With a Conv2D: the kernel. None: the server draws the weights.
+            kernel: With a Conv2D: the kernel, or as in `conv2d` the name of a classic one, where the Conv2D's filters
+                and groups are the input's channels. None: the server draws the weights.
             bias: With a Conv2D: the bias.
             name: An alias; putting another layer under it moves it.
             expect: What must be at the name, so that the put does not undo what another caller did: a layer or its

@@ -13,6 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from convserve.batch import zarr_files
 from convserve.batch.inputs import Inputs, member_stem, output_stem
 from convserve.batch.listing import ZARR_METADATA
+from convserve.errors import ConvserveError
 from convserve.files.arrays import NpyFile, as_batch, load_array, names_in, split_member
 from convserve.files.images import INPUT_PICTURE_SUFFIXES, read_image
 from convserve.files.reading import check_fits, unreadable, wrap_read_errors
@@ -101,6 +102,19 @@ def _sources_in(path: Path, name: str, keep_suffix: bool) -> list[Source]:
     if not sources:
         raise unreadable("a file that can be read", path, "it has no arrays")
     return sources
+
+
+def first_channels(inputs: Inputs, reading: Reading) -> int:
+    """Returns the channels of the first input that can be read; raises what is wrong with the first if none can be."""
+    error: ConvserveError | None = None
+    for name in inputs.names:
+        try:
+            shape = open_array(sources_in(inputs, name, reading.keep_suffix)[0], reading).shape
+            return shape[3 if reading.data_format == "channels_last" else 1]
+        except ConvserveError as found:
+            error = error or found
+    assert error is not None  # noqa: S101 (a run has inputs)
+    raise error
 
 
 def stamp_of(path: Path) -> str:

@@ -21,6 +21,8 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers import messages
+from convserve.layers.arguments import standard_data_format, standard_input_shape
+from convserve.layers.classic_kernels import classic_kernel
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import digest
 from convserve.layers.keras_layers import of_keras_layer, to_keras
@@ -77,9 +79,13 @@ class Layer:
     def __init__(self, config: Conv2D, kernel: Any = None, bias: Any = None) -> None:
         """Casts weights to the policy's dtype: of any floating-point dtype, and integers that it has exactly.
 
-        A kernel needs a bias if `config.use_bias`. Raises InvalidWeightsError if weights are missing or don't fit.
+        A kernel needs a bias if `config.use_bias`. It may be the name of a classic one, such as "sobel-x", where
+        filters and groups are both the input's channels. Raises InvalidWeightsError if weights are missing or don't
+        fit, or InvalidConfigurationError for a name that is none.
         """
         object.__setattr__(self, "config", config)
+        if isinstance(kernel, str):
+            kernel = _classic(config, kernel)
         if kernel is None and bias is not None:
             raise InvalidWeightsError.for_field("kernel", "a kernel together with the bias", "a bias alone")
         arrays = {"kernel": kernel, "bias": bias}
@@ -177,10 +183,12 @@ class Layer:
         bias: Any,
         seed: int | None,
         parameters: Conv2DParameters,
+        x: Any = None,
     ) -> Layer:
         """Returns the layer that the arguments of `Client.conv2d` describe; raises as Conv2D and Layer do.
 
-        With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias.
+        With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias. With
+        the name of a classic one `filters` and `groups` are the channels of the input `x`, or of an `input_shape`.
         """
         known = list(inspect.signature(Conv2D).parameters)
         for name in parameters:
@@ -191,7 +199,11 @@ class Layer:
                 expected = "a parameter of keras.layers.Conv2D"
                 raise InvalidConfigurationError.for_field(name, expected, short_repr(name), hint)
         if kernel is not None:
-            shape = np.shape(kernel)
+            if isinstance(kernel, str):
+                channels = _channels(kernel, x, parameters)
+                shape, parameters = classic_kernel(kernel, channels).shape, {"groups": channels, **parameters}
+            else:
+                shape = np.shape(kernel)
             if len(shape) == 4:
                 filters = int(shape[3]) if filters is None else filters
                 kernel_size = shape[:2] if kernel_size is None else kernel_size
@@ -236,6 +248,29 @@ class Layer:
         if "kernel" not in weights:
             raise InvalidWeightsError.for_field("kernel", "a kernel where weights are given", "none")
         return cls(config, **weights)
+
+
+def _classic(config: Conv2D, name: str) -> Array:
+    """Returns a classic kernel for a configuration that filters each channel by itself."""
+    kernel = classic_kernel(name, config.groups)
+    if (config.kernel_size, config.filters) != (kernel.shape[:2], config.groups):
+        expected = f"filters and groups both the input's channels, and kernel_size={kernel.shape[:2]}, for {name!r}"
+        received = f"filters={config.filters}, groups={config.groups} and kernel_size={config.kernel_size}"
+        raise InvalidWeightsError.for_field("kernel", expected, received)
+    return kernel
+
+
+def _channels(name: str, x: Any, parameters: Conv2DParameters) -> int:
+    """Returns how many channels a classic kernel is to filter."""
+    shape = standard_input_shape(parameters.get("input_shape")) if x is None else np.shape(x)[1:]
+    if x is not None and len(shape or ()) != 3:
+        return 1  # which no call takes, and says so
+    axis = 0 if standard_data_format(parameters.get("data_format")) == "channels_first" else 2
+    channels = shape[axis] if shape else None
+    if channels is None:
+        expected = "an array, or the name of a classic kernel and an input_shape with the channels"
+        raise InvalidConfigurationError.for_field("kernel", expected, f"{short_repr(name)} alone")
+    return channels
 
 
 @contextmanager

@@ -235,6 +235,13 @@ def channel_axis(conv2d: Geometry) -> int:
     return 3 if conv2d.data_format == "channels_last" else 1
 
 
+def output_channels(conv2d: Geometry) -> int:
+    """Returns the channels of a layer's output: its filters, or half of them where glu halves these."""
+    activation = conv2d.activation
+    is_halved = isinstance(activation, GLU) and activation.axis % 4 == channel_axis(conv2d)
+    return conv2d.filters // 2 if is_halved else conv2d.filters
+
+
 def window(conv2d: Geometry, direction: int) -> int:
     """Returns how many rows (direction 0) or columns (direction 1) a kernel spans."""
     return (conv2d.kernel_size[direction] - 1) * conv2d.dilation_rate[direction] + 1

@@ -179,6 +179,24 @@ def test_layers_come_from_files_and_in_chains(run: Any, client: Client, layer: A
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "even" / "0000.npy"), expected)
 
 
+def test_a_classic_kernel_needs_no_stored_layer(run: Any, client: Client, tmp_path: Path) -> None:
+    pixels = save_pictures(tmp_path / "in", 3)
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")  # comes first, and has no channels
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", "--layer", "sobel-x", layer="box")
+    assert status == 1, err
+    for name, photo in pixels.items():
+        edges = client.conv2d(photo[np.newaxis], kernel="sobel-x", padding="same")
+        expected = client.conv2d(edges, kernel="box", padding="same")[0]
+        np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), expected, rtol=1e-5, atol=1e-3)
+
+
+def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 1)
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer="sobelx")
+    assert status == 1
+    assert "Did you mean the classic kernel 'sobel-x'?" in err
+
+
 def test_a_file_that_does_not_say_which_layer_is_refused(run: Any, tmp_path: Path) -> None:
     from safetensors.numpy import save_file
 

@@ -15,11 +15,11 @@ from convserve.batch.inputs import find_inputs
 from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.outputs import FORMATS, OutputFolder
 from convserve.batch.runner import Batch, is_done
-from convserve.batch.sources import Reading
+from convserve.batch.sources import Reading, first_channels
 from convserve.cli.command import OPTIONS, OUTPUT, Failure, Section, format_error, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
-from convserve.cli.options.layer_reference import FILE, REFERENCE, find_or_read
+from convserve.cli.options.layer_reference import CLASSIC, FILE, REFERENCE, chain
 from convserve.cli.options.values import value_range
 from convserve.cli.output import batch_progress
 from convserve.cli.output.batch_progress import REPORT, Progress
@@ -35,7 +35,7 @@ _RESUME = Section("going on")
 @click.argument("input", metavar="INPUT", nargs=-1, required=True, help="what to compute, as above")
 @OPTIONS.option(
     "--layer NAME|DIGEST|FILE",
-    f"the layer: {REFERENCE}; or {FILE}. Repeat it for several, applied in order",
+    f"the layer: {REFERENCE}; or {FILE}; or {CLASSIC}. Repeat it for several, applied in order",
     dest="references",
     multiple=True,
     required=True,
@@ -76,20 +76,20 @@ def command(
         inputs = find_inputs(input, folder, options["keep_suffix"])
         outputs = OutputFolder(folder, options["format"])
     with connection.client() as client:
-        layers = [find_or_read(client, reference) for reference in references]
+        read_as = partial(Reading, input_range=options["input_range"], keep_suffix=options["keep_suffix"])
+        layers = chain(client, references, lambda data_format: first_channels(inputs, read_as(data_format)))
         noted = options | {"input_range": options["input_range"] and list(options["input_range"])}  # as JSON has it
         identity = Identity(str(inputs.folder), [layer.digest.hex() for layer in layers], noted)
         with _usage_errors(folder):
             holds = partial(is_done, inputs, outputs)
             journal = Journal(folder, identity, holds, resume=resume or retry_failed)
         with closing(Progress(quiet=quiet)) as progress:
-            reading = Reading(layers[0].config.data_format, options["input_range"], options["keep_suffix"])
             batch = Batch(
-                list(layers),
+                layers,
                 inputs,
                 outputs,
                 journal,
-                reading=reading,
+                reading=read_as(layers[0].config.data_format),
                 output_dtype=options["output_dtype"],
                 retry_failed=retry_failed,
                 on_failure=progress.show_failure,

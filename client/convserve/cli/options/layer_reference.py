@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from convserve.cli.options.weights import Weights, layer_for
 from convserve.errors import InvalidRequestError, LayerNotFoundError, PermissionDeniedError, short_repr
+from convserve.layers.arguments import standard_data_format
+from convserve.layers.classic_kernels import CLASSIC_KERNELS
+from convserve.layers.plan import output_channels
 from convserve.protocol.name_messages import ABSENT
 
 if TYPE_CHECKING:
@@ -23,7 +29,10 @@ EXPECT = (
 """The help text of an option that `expected` reads."""
 
 FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (FILE:NAME picks one of its layers)"
-"""The help text of an option that `find_or_read` reads, beside `REFERENCE`."""
+"""The help text of an option that `chain` reads, beside `REFERENCE` and `CLASSIC`."""
+
+CLASSIC = "a classic kernel such as sobel-x, for as many channels as the first input has"
+"""Likewise."""
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
 _FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors))(:(?P<name>.+))?", re.IGNORECASE)
@@ -63,7 +72,31 @@ def expected(client: Client, reference: str | None) -> bytes | str | None:
     return find(client, reference).digest
 
 
-def find_or_read(client: Client, reference: str) -> StoredLayer:
+def chain(client: Client, references: Sequence[str], channels_of: Callable[[str], int]) -> list[Layer | StoredLayer]:
+    """Returns the layers that names, digests, files and names of classic kernels mean, to be applied in this order.
+
+    A stored layer may have the name of a classic kernel, and then is meant. `channels_of` tells the channels of the
+    inputs, by their data format. Raises as `_find_or_read` and `channels_of` do.
+    """
+    layers: list[Layer | StoredLayer] = []
+    for reference in references:
+        try:
+            layers.append(_find_or_read(client, reference))
+        except LayerNotFoundError as error:
+            if reference not in CLASSIC_KERNELS:
+                near = difflib.get_close_matches(reference, CLASSIC_KERNELS, n=1)
+                if not near:
+                    raise
+                text = f"{error} Did you mean the classic kernel {near[0]!r}?"
+                raise LayerNotFoundError(text, layer=reference) from error
+            before = layers[-1].config if layers else None
+            data_format = before.data_format if before else standard_data_format(None)
+            channels = output_channels(before) if before else channels_of(data_format)
+            layers.append(layer_for({"data_format": data_format}, Weights(reference), channels))
+    return layers
+
+
+def _find_or_read(client: Client, reference: str) -> StoredLayer:
     """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
 
     A server that is started again without its layers can then be given it again. Raises as `find`, and

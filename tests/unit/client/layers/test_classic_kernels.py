@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from convserve.errors import InvalidConfigurationError
+from convserve import Conv2D, InvalidArgumentError, InvalidConfigurationError, InvalidTensorError, Layer
 from convserve.layers.classic_kernels import CLASSIC_KERNELS, classic_kernel
+from convserve.protocol.stored_layers import layer_to_put
 
 
 def correlated(picture, kernel):
@@ -78,3 +79,57 @@ def test_a_name_like_no_other_gets_no_hint():
 def test_an_input_has_at_least_one_channel():
     with pytest.raises(InvalidConfigurationError, match="Received 0"):
         classic_kernel("box", 0)
+
+
+# By name, wherever a kernel is taken
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [((2, 7, 8, 3), {"data_format": "channels_last"}), ((2, 3, 7, 8), {"data_format": "channels_first", "strides": 2})],
+)
+def test_a_name_filters_each_channel_of_the_input(shape, parameters):
+    layer = Layer.from_arguments(None, None, "gaussian", None, None, parameters, np.zeros(shape))
+    assert (layer.config.filters, layer.config.groups, layer.config.kernel_size) == (3, 3, (5, 5))
+    assert not layer.config.use_bias
+    np.testing.assert_array_equal(layer.kernel, classic_kernel("gaussian", 3))
+    assert layer.config == Conv2D(3, 5, groups=3, use_bias=False, **parameters)
+
+
+def test_a_name_takes_its_channels_from_an_input_shape_where_there_is_no_input():
+    given = {"input_shape": (None, None, 4), "data_format": "channels_last"}
+    assert Layer.from_arguments(None, None, "box", None, None, given).input_channels == 4
+    for missing in ({}, {"input_shape": (4, 4, None), "data_format": "channels_last"}):
+        with pytest.raises(InvalidConfigurationError, match=r"kernel: Expected an array, or the name .* 'box' alone"):
+            Layer.from_arguments(None, None, "box", None, None, missing)
+
+
+def test_a_layer_takes_a_name_too():
+    config = Conv2D(3, 3, groups=3, padding="same")
+    layer = Layer(config, "sobel-x", [1, 2, 3])
+    assert layer.digest == Layer(config, classic_kernel("sobel-x", 3), np.float32([1, 2, 3])).digest
+    stored = layer_to_put(config.replace(use_bias=False), "sobel-x", None, None, 3)
+    np.testing.assert_array_equal(stored.kernel, layer.kernel)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"kernel": "sobelx"}, r"kernel: .*Did you mean 'sobel-x'\?"),
+        ({"kernel": "blur"}, "kernel: Expected one of sobel-x, sobel-y"),
+        ({"filters": 6}, r"filters and groups both the input's channels, and kernel_size=\(3, 3\), for 'sobel-x'"),
+        ({"kernel_size": 5}, r"Received filters=3, groups=3 and kernel_size=\(5, 5\)"),
+        ({"groups": 1}, "Received filters=3, groups=1"),
+        ({"use_bias": True}, "bias: Expected a bias"),
+    ],
+)
+def test_what_contradicts_a_name_is_told(given, words):
+    filters, size, kernel = given.pop("filters", None), given.pop("kernel_size", None), given.pop("kernel", "sobel-x")
+    with pytest.raises(InvalidArgumentError, match=words):
+        Layer.from_arguments(filters, size, kernel, None, None, given, np.zeros((1, 5, 5, 3)))
+
+
+def test_a_name_for_an_input_of_a_wrong_rank_is_told_as_ever():
+    layer = Layer.from_arguments(None, None, "box", None, None, {}, np.zeros((5, 5, 3)))
+    with pytest.raises(InvalidTensorError, match="Expected 4 dimensions"):
+        layer.config.plan((5, 5, 3))
