@@ -310,13 +310,13 @@ def checks_parts_equal_the_whole() -> None:
         {"dtype": "float64", "padding": "same"}, {"dtype": "mixed_float16", "padding": "same"},
         {"activity_regularizer": "l1", "kernel_regularizer": "l2", "padding": "same"},
         {"strides": 2, "dilation_rate": (2, 3), "padding": ((2, 0), (1, 3))},
-        {"strides": 2, "dilation_rate": 4, "padding": 4, "groups": 4},
+        {"strides": 2, "dilation_rate": 2, "padding": 2, "groups": 4},
     ]  # fmt: skip
     for case, data_format in itertools.product(cases, ("channels_last", "channels_first")):
         chain = [layer(4, 4, seed=seed, data_format=data_format, **case) for seed in (0, 7)]
         is_first = data_format == "channels_first"
         for layers in (chain,) if is_first else (chain[:1], chain):
-            x = integers(3, 33, 20, 4, seed=3)
+            x = integers(3, 129 if chain[0].config.strides_and_dilates else 33, 20, 4, seed=3)
             if is_first:
                 x = aligned(x.transpose(0, 3, 1, 2))
             whole = engine().convolve(layers, [x], "float32", 0)
