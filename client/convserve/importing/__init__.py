@@ -20,8 +20,8 @@ from typing import Any
 
 from convserve.errors import short_repr
 from convserve.importing import keras_files, numpy_files, state_dict
+from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import Contents, Imported, Skipped
-from convserve.importing.named_arrays import Geometry
 from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read_errors
 
 __all__ = ["Imported", "Skipped", "read"]
@@ -51,6 +51,7 @@ def read(
     prefix: str | None = None,
     config: Mapping[str, Mapping[str, Any] | None] | None = None,
     fold_batch_norm: bool = False,
+    assume_defaults: bool = False,
     **parameters: Any,
 ) -> Imported:
     """Returns every convolution in a file, with its weights.
@@ -73,7 +74,12 @@ def read(
         prefix: What stands before every name and a "/". None: the model's name, or the file's; "": nothing.
         config: For files of arrays, which don't have it: parameters of Conv2D by layer, under the name in the file or a
             pattern such as "layer1.*.conv2"; also in PyTorch's wording, such as {"conv1": {"stride": 2, "padding": 3}}.
-            None instead of parameters leaves a layer out, such as a transposed convolution, whose arrays look alike.
+            {} says that the defaults are right. `batch_norm` is the name of the BatchNorm behind a layer, in the file
+            or beside the layer: it is folded into the layer, before the activation, with `epsilon` (by default 1e-5,
+            and 1e-3 for arrays with Keras' names). None instead of parameters leaves a layer out, such as a transposed
+            convolution, whose arrays look alike.
+        assume_defaults: Whether strides are 1 and there is no padding where neither the file nor the caller says them.
+            Else such layers are skipped, unless their kernel is 1x1. `assumed` lists what was assumed of each layer.
         fold_batch_norm: For whole models: whether a convolution takes over the BatchNormalization and the activation
             behind it and the zero padding before it, as far as each only follows the other. It then computes what they
             do together. What others read too, or is called at several places, is left and listed. Without it `note`
@@ -81,17 +87,17 @@ def read(
         **parameters: The same for every layer.
 
     Returns:
-        The layers by the names to store them under, and a list of what was skipped.
+        The layers by the names to store them under, what was assumed of them, and a list of what was skipped.
 
     Raises:
         InvalidRequestError: If the file cannot be read, is broken, or is of another kind or version.
-        InvalidConfigurationError: If a parameter is wrong.
+        InvalidConfigurationError: If a parameter is wrong, or nobody says any layer's strides and padding.
         InvalidWeightsError: If no layer's weights fit its configuration.
         MissingDependencyError: Without h5py or safetensors, for the files that need it.
     """
     if not isinstance(path, str | Path):
         raise refusal("the path of a file", short_repr(path))
-    file, geometry = Path(path), Geometry(parameters, config or {})
+    file, geometry = Path(path), Geometry(parameters, config or {}, assume_defaults)
     kind = file.suffix.lower()
     if kind in _PICKLES:
         advice = "Save it from Python: safetensors.torch.save_file(model.state_dict(), 'model.safetensors')"
@@ -106,7 +112,7 @@ def read(
         kind = _kind_inside(file, kind)
         expected, read_contents = _READERS[kind]
     if fold_batch_norm and kind not in _WHOLE_MODELS:
-        received = f"{short_repr(str(path))}, which has arrays only"
+        received = f"{short_repr(str(path))}, which has arrays only: name each layer's batch_norm in config"
         raise refusal(f"a whole model ({', '.join(_WHOLE_MODELS)}) for fold_batch_norm", received)
     with wrap_read_errors(file, expected):
         return read_contents(file, Budget(file), geometry, **options).named(prefix)

@@ -14,7 +14,14 @@ from convserve.protocol.stored_layers import MAX_NAME, check_name
 
 NOT_FOLDED = "not a Conv2D, but part of what the model computes: with fold_batch_norm=True it becomes part of one"
 """Why what surrounds convolutions is skipped where it was not asked for."""
+NOT_NAMED = "not folded: name it as batch_norm in the configuration of the layer that it follows"
+"""Why a BatchNorm of a file that does not say what follows what is skipped."""
 _LEFT = "left as it is: "
+_HOWS = {
+    NOT_FOLDED: "fold_batch_norm=True (--fold-batch-norm) makes them part of the layers where it can",
+    NOT_NAMED: "batch_norm in a layer's configuration makes one part of it",
+    _LEFT: "they are left as they are, for the reasons given",
+}
 
 
 def left_as_it_is(reason: str) -> str:
@@ -39,21 +46,18 @@ class Imported:
     layers: dict[str, Layer]
     """Every Conv2D with its weights, in the file's order, by the name to store it under."""
     skipped: list[Skipped]
+    assumed: dict[str, str] = field(default_factory=dict)
+    """What neither the file nor the caller says of a layer and was taken for its defaults, by the same names."""
 
     @property
     def note(self) -> str:
         """What the layers in a row lack of what the model computes, or nothing."""
-        apart = Counter(each.kind for each in self.skipped if each.reason == NOT_FOLDED)
-        left = Counter(each.kind for each in self.skipped if each.reason.startswith(_LEFT))
-        if not self.layers or not (apart or left):
-            return ""
-        listed = ", ".join(f"{count} {kind}" for kind, count in (apart or left).most_common())
-        how = (
-            "fold_batch_norm=True (--fold-batch-norm) makes them part of the layers where it can"
-            if apart
-            else ("they are left as they are, for the reasons given")
-        )
-        return f"the model computes {listed} beside these layers, so they alone give other numbers: {how}"
+        for reason, how in _HOWS.items():
+            kinds = Counter(each.kind for each in self.skipped if each.reason.startswith(reason))
+            if self.layers and kinds:
+                listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+                return f"the model computes {listed} beside these layers, so they alone give other numbers: {how}"
+        return ""
 
     def __repr__(self) -> str:
         """Returns the numbers; weights would fill a screen."""
@@ -69,6 +73,13 @@ class Contents:
     layers: list[tuple[str, Layer]] = field(default_factory=list)  # with names; "" for the only one of a file without
     skipped: list[Skipped] = field(default_factory=list)
     odd: list[InvalidArgumentError] = field(default_factory=list)  # what is wrong with layers that were skipped for it
+    assumed: dict[str, str] = field(default_factory=dict)  # by layer, what was taken for its defaults
+
+    def add(self, name: str, layer: Layer, assumed: str) -> None:
+        """Adds a layer, and what is assumed of it; nothing if that is nothing."""
+        self.layers.append((name, layer))
+        if assumed:
+            self.assumed[name] = assumed
 
     def skip(self, name: str, kind: str, error: InvalidArgumentError) -> None:
         """Lists a layer of which something is wrong; it does not stand in the way of others."""
@@ -89,6 +100,7 @@ class Contents:
         if self.odd and not self.layers:
             raise self.odd[0]
         layers: dict[str, Layer] = {}
+        assumed: dict[str, str] = {}
         numbers: dict[str, int] = {}
         for name, layer in self.layers:
             path = (before, name) if name or prefix is None else (before, self.model)
@@ -98,8 +110,10 @@ class Contents:
                 ending = f"_{numbers[wanted]}"
                 free = wanted[: MAX_NAME - len(ending)] + ending
             layers[free] = layer
+            if name in self.assumed:
+                assumed[free] = self.assumed[name]
         skipped = [entry._replace(name="/".join(filter(None, (before, entry.name)))) for entry in self.skipped]
-        return Imported(layers, skipped)
+        return Imported(layers, skipped, assumed)
 
 
 def fitting_name(text: str) -> str:

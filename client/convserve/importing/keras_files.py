@@ -13,6 +13,7 @@ from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
 from convserve.importing import hdf5
+from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_it_is
 from convserve.importing.keras_models.entries import (
     NORMALIZATIONS,
@@ -25,7 +26,6 @@ from convserve.importing.keras_models.entries import (
 )
 from convserve.importing.keras_models.graph import Position, UnclearError, connections
 from convserve.importing.keras_models.weights import ArchivedWeights, NamedWeights, NoWeightsError, WeightsOf, names_of
-from convserve.importing.named_arrays import Geometry
 from convserve.importing.untrusted import Budget, read_member, refusal
 from convserve.layers.arguments import DTYPE_POLICIES, standard_dtype_policy
 from convserve.layers.conv2d import INITIALIZERS, Conv2D

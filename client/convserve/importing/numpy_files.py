@@ -12,8 +12,10 @@ import numpy as np
 
 from convserve.errors import InvalidWeightsError, short_repr
 from convserve.files.arrays import read_header
+from convserve.importing.arrays.geometry import Geometry
+from convserve.importing.arrays.named_array import NamedArray
 from convserve.importing.imported import Contents
-from convserve.importing.named_arrays import Geometry, NamedArray, contents
+from convserve.importing.named_arrays import contents
 from convserve.importing.untrusted import Budget, read_member
 
 

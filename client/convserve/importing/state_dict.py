@@ -8,8 +8,10 @@ from pathlib import Path
 from convserve.errors import short_repr
 from convserve.files.layers import configuration_in
 from convserve.files.safetensors import SafetensorsFile
+from convserve.importing.arrays.geometry import Geometry
+from convserve.importing.arrays.named_array import NamedArray
 from convserve.importing.imported import Contents
-from convserve.importing.named_arrays import Geometry, NamedArray, contents
+from convserve.importing.named_arrays import contents
 from convserve.importing.untrusted import Budget, refusal
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array

@@ -145,6 +145,25 @@ def test_padding_in_each_wording(run, client, tmp_path, padding, expected):
     assert client.layer("k").config.padding == expected
 
 
+def test_geometry_that_nobody_says_is_refused_or_told(run, client, tmp_path):
+    weight, path = np.ascontiguousarray(KERNEL.transpose(3, 2, 0, 1)), tmp_path / "said.npz"
+    np.savez(path, **{"conv1.weight": weight, "conv2.weight": weight})
+    status, _, err = run("import", path)
+    assert status == 1
+    assert err.startswith("error: --config: Expected strides and padding of each layer, which the file does not say.")
+    assert "--assume-defaults" in err
+    status, out, _ = run("import", path, "--assume-defaults")
+    assert status == 0
+    text = "strides 1, padding 'valid', dilation 1, groups 1"
+    assert f"assumed  said/conv1: {text}\n         said/conv2: {text}\n" in out
+    assert client.layer("said/conv2").config.strides == (1, 1)
+    (tmp_path / "one.json").write_text('{"conv1": {"stride": 2}}')
+    status, out, _ = run("import", path, "--config", tmp_path / "one.json", "--json")
+    found = json.loads(out)
+    assert ([each["name"] for each in found["layers"]], found["assumed"]) == (["said/conv1"], {})
+    assert "--padding" in found["skipped"][0]["reason"]
+
+
 def test_what_cannot_be_imported_is_told_in_one_line(run, tmp_path, archive):
     np.save(tmp_path / "flat.npy", KERNEL.ravel())
     (tmp_path / "bad.json").write_text("[1")

@@ -15,7 +15,7 @@ from convserve.cli.command import JSON, OPTIONS, Section, new_command
 from convserve.cli.commands import layers_prefix
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
-from convserve.cli.options.values import torch_padding
+from convserve.cli.options.values import padding as padding_of
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
 from convserve.cli.output.report import print_json, print_rows, show_progress
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
@@ -43,8 +43,13 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
 @_GEOMETRY.option("--config FILE.json", "parameters by layer, as below", dest="config_path")
 @_GEOMETRY.option(
     "--padding PADDING",
-    "valid, same, PyTorch's amount N or H,W, or rows and columns of zeros as top,bottom,left,right (default: valid)",
-    type=torch_padding,
+    "valid, same, PyTorch's amount N or H,W, or rows and columns of zeros as top,bottom,left,right",
+    type=padding_of,
+)
+@_GEOMETRY.option(
+    "--assume-defaults",
+    "take strides 1 and no padding where nothing says them, and list what was assumed",
+    is_flag=True,
 )
 @layer_options(_SHARED_PARAMETERS, _GEOMETRY)
 @connection_options(timeout=60.0)
@@ -56,6 +61,7 @@ def command(
     as_json: bool,
     config_path: str | None,
     padding: Any,
+    assume_defaults: bool,
     parameters: Parameters,
     connection: Connection,
 ) -> None:
@@ -63,8 +69,9 @@ def command(
 
     geometry = parameters if padding is None else {**parameters, "padding": padding}
     config = None if config_path is None else _read_config(config_path)
+    reading: dict[str, Any] = {"config": config, "assume_defaults": assume_defaults, "fold_batch_norm": fold_batch_norm}
     read: Callable[..., Imported] = layers_prefix.read_folder if Path(path).is_dir() else importing.read
-    imported = read(path, prefix=prefix, config=config, fold_batch_norm=fold_batch_norm, **geometry)
+    imported = read(path, prefix=prefix, **reading, **geometry)
     sent: set[bytes] = set()
     if imported.layers and not dry_run:
         with connection.client() as client:
@@ -74,9 +81,9 @@ def command(
     if as_json:
         listed = [document(row) | {"sent": bytes.fromhex(row.digest) in sent} for row in rows]
         skipped = [skipped._asdict() for skipped in imported.skipped]
+        found = {"layers": listed, "imported": listed, "assumed": imported.assumed, "skipped": skipped}
         # "layers" is what `layers list --json` calls them.
-        said = {"file": path, "dry_run": dry_run, "note": imported.note}
-        print_json({**said, "layers": listed, "imported": listed, "skipped": skipped})
+        print_json({"file": path, "dry_run": dry_run, "note": imported.note, **found})
     else:
         _print(rows, imported, sent, dry_run=dry_run)
     if not imported.layers:
@@ -105,11 +112,17 @@ def _print(rows: list[Row], imported: Imported, sent: set[bytes], *, dry_run: bo
     done = "nothing: --dry-run" if dry_run else done
     # What is skipped for what it is ("not a Conv2D") is only counted by kind.
     plain = Counter(layer.kind for layer in imported.skipped if layer.reason.startswith("not "))
-    others = [layer for layer in imported.skipped if not layer.reason.startswith("not ")]
     lines = [", ".join(f"{count} {kind}" for kind, count in plain.most_common())] if plain else []
-    lines += [f"{other.name} ({other.kind}): {other.reason}" for other in others[:_MAX_LINES]]
-    lines += [f"and {len(others) - _MAX_LINES} more; --json lists all"] if len(others) > _MAX_LINES else []
-    print_rows([("sent", done if rows else ""), ("skipped", "\n".join(lines)), ("note", imported.note)])
+    others = [layer for layer in imported.skipped if not layer.reason.startswith("not ")]
+    lines += _listed([f"{other.name} ({other.kind}): {other.reason}" for other in others])
+    assumed = _listed([f"{name}: {what}" for name, what in imported.assumed.items()])
+    told = [("assumed", "\n".join(assumed)), ("skipped", "\n".join(lines)), ("note", imported.note)]
+    print_rows([("sent", done if rows else ""), *told])
+
+
+def _listed(lines: list[str]) -> list[str]:
+    more = [f"and {len(lines) - _MAX_LINES} more; --json lists all"] if len(lines) > _MAX_LINES else []
+    return lines[:_MAX_LINES] + more
 
 
 def _read_config(path: str) -> dict[str, Any]:

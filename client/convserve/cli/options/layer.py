@@ -27,8 +27,8 @@ _OBJECT: Any = ("NAME|JSON", {"type": named_object})
 _INTEGER: Any = ("N", {"type": int})
 _PAIR: Any = ("N|H,W", {"type": pair})
 _NO_BIAS = {"is_flag": True, "flag_value": False, "default": None}
-_PADDING = "valid, same, or rows and columns of zeros as top,bottom,left,right (default: valid; same for a kernel that "
-_PADDING += "filters each channel by itself)"
+_PADDING = "valid, same, PyTorch's amount N or H,W, or rows and columns of zeros as top,bottom,left,right (default: "
+_PADDING += "valid; same for a kernel that filters each channel by itself)"
 _DATA_FORMAT = "where the channels are, in input and output (default: that of keras.json, else channels_last)"
 
 # By the names of Conv2D's parameters: section, help, what stands for a value, and click's attributes.

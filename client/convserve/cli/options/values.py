@@ -39,21 +39,17 @@ def shape(text: str) -> tuple[int, ...]:
     return tuple(dimensions)
 
 
-def padding(text: str) -> str | tuple[Pair, Pair]:
-    """Returns Keras' word, or ((top, bottom), (left, right)) for "top,bottom,left,right"."""
+def padding(text: str) -> str | int | Pair | tuple[Pair, Pair]:
+    """Returns Keras' word, PyTorch's amount or two, or ((top, bottom), (left, right)) for "top,bottom,left,right"."""
     if text.lower() in ("valid", "same"):
         return text.lower()
     amounts = _integers(text)
+    if len(amounts) in (1, 2):
+        return pair(text)
     if len(amounts) != 4:
-        raise _refused("valid, same, or four amounts top,bottom,left,right such as 1,1,2,2", text)
+        raise _refused("valid, same, one amount, two, or four top,bottom,left,right such as 1,1,2,2", text)
     top, bottom, left, right = amounts
     return (top, bottom), (left, right)
-
-
-def torch_padding(text: str) -> Any:
-    """Returns what Conv2D takes as padding, or PyTorch's amount or two."""
-    is_torch = text.replace("x", ",").count(",") <= 1 and text.lower() not in ("valid", "same")
-    return pair(text) if is_torch else padding(text)
 
 
 def value_range(text: str) -> tuple[float, float] | Literal["shared"]:

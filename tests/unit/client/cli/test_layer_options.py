@@ -33,7 +33,14 @@ def test_pair(text, value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("valid", "valid"), ("SAME", "same"), ("1,2,3,4", ((1, 2), (3, 4))), ("0x0x1x1", ((0, 0), (1, 1)))],
+    [
+        ("valid", "valid"),
+        ("SAME", "same"),
+        ("1,2,3,4", ((1, 2), (3, 4))),
+        ("0x0x1x1", ((0, 0), (1, 1))),
+        ("1", 1),
+        ("2,1", (2, 1)),
+    ],
 )
 def test_padding(text, value):
     assert values.padding(text) == value
@@ -67,7 +74,8 @@ def test_named_object():
         (values.pair, "1,2,3"),
         (values.pair, "1.5"),
         (values.padding, "full"),
-        (values.padding, "1,1"),
+        (values.padding, "1,1,1"),
+        (values.padding, "1.5"),
         (values.shape, "a,b"),
         (values.value_range, "0"),
         (values.value_range, "Shared"),

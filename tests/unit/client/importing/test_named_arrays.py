@@ -43,7 +43,7 @@ def refusal(path, **options):
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
 def test_kernels_have_keras_order_of_axes_and_weights_pytorchs(write, suffix):
     arrays = {"a.kernel": HWIO, "a.bias": BIAS, "b.weight": OIHW, "params/c/kernel": HWIO.astype(np.float64)}
-    layers = importing.read(write(f"net.{suffix}", arrays)).layers
+    layers = importing.read(write(f"net.{suffix}", arrays), strides=1).layers
     assert set(layers) == {"net/a", "net/b", "net/params/c"}
     for layer in layers.values():
         np.testing.assert_array_equal(layer.kernel, HWIO)
@@ -65,10 +65,10 @@ def test_kernels_have_keras_order_of_axes_and_weights_pytorchs(write, suffix):
 )
 def test_a_single_layer_may_have_no_name(write, arrays, name, with_prefix):
     path = write("x.npz", arrays)
-    ((found, layer),) = importing.read(path).layers.items()
+    ((found, layer),) = importing.read(path, padding=0).layers.items()
     assert found == name
     np.testing.assert_array_equal(layer.kernel, HWIO)
-    assert list(importing.read(path, prefix="p").layers) == [with_prefix]
+    assert list(importing.read(path, prefix="p", padding=0).layers) == [with_prefix]
 
 
 def test_an_array_alone_is_a_kernel(tmp_path):
@@ -84,7 +84,7 @@ def test_what_is_no_conv2d_is_skipped(write):
         "bn.weight": BIAS, "bn.bias": BIAS, "fc.weight": HWIO[0, 0], "up.weight": OIHW, "up.bias": BIAS[:4],
         "quantized.weight": OIHW.astype(np.int8), "video.weight": OIHW[None], "steps": np.int64(3), "a.weight": OIHW,
     }  # fmt: skip
-    imported = importing.read(write("n.npz", arrays))
+    imported = importing.read(write("n.npz", arrays), strides=1)
     assert list(imported.layers) == ["n/a"]
     reasons = {each.name: (each.kind, each.reason) for each in imported.skipped}
     assert reasons["n/bn.weight"] == ("array of rank 1", "not the kernel of a Conv2D")
@@ -106,10 +106,10 @@ def test_what_is_no_conv2d_is_skipped(write):
 def test_every_type_of_weights_is_read_without_loss(write, dtype):
     weight = (OIHW / 7).astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     path = write("n.safetensors", {"a.weight": weight, "b.weight": weight + 1})
-    layers = importing.read(path).layers
+    layers = importing.read(path, strides=1).layers
     np.testing.assert_array_equal(layers["n/a"].kernel, weight.astype(np.float32).transpose(2, 3, 1, 0))
     np.testing.assert_array_equal(layers["n/b"].kernel, (weight + 1).astype(np.float32).transpose(2, 3, 1, 0))
-    assert importing.read(path, dtype=dtype).layers["n/a"].kernel.dtype == weight.dtype
+    assert importing.read(path, dtype=dtype, strides=1).layers["n/a"].kernel.dtype == weight.dtype
 
 
 # What the file does not say
@@ -117,7 +117,7 @@ def test_every_type_of_weights_is_read_without_loss(write, dtype):
 
 def test_parameters_are_for_every_layer_and_patterns_for_some(write):
     path = write("n.npz", {f"{name}.weight": OIHW for name in ("conv1", "layer1.0.conv2", "layer2.0.conv2", "up")})
-    config = {"*.conv2": {"padding": [1, 2]}, "layer2.*": {"stride": 2, "dilation": 1}, "up": None}
+    config = {"conv1": {}, "*.conv2": {"padding": [1, 2]}, "layer2.*": {"stride": 2, "dilation": 1}, "up": None}
     imported = importing.read(path, config=config, activation="relu")
     paddings = {name: (layer.config.padding, layer.config.strides) for name, layer in imported.layers.items()}
     assert paddings == {
@@ -127,6 +127,71 @@ def test_parameters_are_for_every_layer_and_patterns_for_some(write):
     }
     assert all(layer.config.activation.keras_name == "relu" for layer in imported.layers.values())
     assert imported.skipped == [importing.Skipped("n/up", "array of rank 4", "left out, as was asked")]
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_strides_and_padding_that_nobody_says_are_not_assumed(write, suffix):
+    point = np.ascontiguousarray(OIHW[:, :, :1, :1])
+    path = write(f"n.{suffix}", {"a.weight": OIHW, "b.weight": point, "c.weight": OIHW})
+    # Of a kernel of 1x1 almost everybody means the defaults; what is assumed of it is told all the same.
+    for options in ({}, {"activation": "relu", "dtype": "float64", "groups": 1}, {"config": {"c": {"groups": 1}}}):
+        imported = importing.read(path, **options)
+        assert list(imported.layers) == ["n/b"]
+        assert imported.assumed.keys() == {"n/b"}
+        for name, reason in ((each.name, each.reason) for each in imported.skipped):
+            assert name in ("n/a", "n/c")
+            assert "strides: Expected strides and padding, which the file does not say" in reason
+            assert "none for a kernel of 2x3. Give them by layer in config (--config)" in reason
+            assert "assume_defaults=True (--assume-defaults)" in reason
+
+
+def test_a_file_of_which_nothing_is_left_is_refused(write):
+    arrays = {f"{name}.weight": OIHW for name in "abcde"}
+    violation = refusal(write("n.npz", arrays), activation="relu")
+    assert violation.field == "config"
+    assert "none for 'a', 'b', 'c' and 2 more. Give them" in violation.description
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"strides": 1}, {"stride": 1}, {"padding": 0}, {"dilation": 1}, {"padding": "valid"}, {"config": {"a": {}}},
+        {"config": {"*": {"stride": 1}}}, {"config": {"a": {"padding": "valid"}}},
+    ],
+)  # fmt: skip
+def test_either_of_them_says_it(write, options):
+    imported = importing.read(write("n.npz", {"a.weight": OIHW}), **options)
+    assert imported.layers["n/a"].config == convserve.Conv2D(5, (2, 3), use_bias=False)
+    assert imported.assumed == {}
+
+
+def test_what_is_assumed_is_told_of_each_layer(write):
+    arrays = {f"{name}.weight": OIHW for name in ("a", "b", "a b")}
+    path = write("n.npz", arrays)
+    imported = importing.read(path, assume_defaults=True, config={"b": {"stride": 2}}, activation="relu")
+    text = "strides 1, padding 'valid', dilation 1, groups 1"
+    assert imported.assumed == {"n/a": text, "n/a_b": text}
+    assert imported.layers["n/a"].config == convserve.Conv2D(5, (2, 3), activation="relu", use_bias=False)
+    assert imported.layers["n/b"].config.strides == (2, 2)
+    assert importing.read(path, assume_defaults=True, groups=1).assumed["n/a"] == text.removesuffix(", groups 1")
+
+
+def test_a_layer_that_convserve_wrote_says_it_all(tmp_path):
+    layer = convserve.Layer(convserve.Conv2D(5, (2, 3), strides=2), HWIO, BIAS)
+    save_layer(tmp_path / "l.safetensors", layer)
+    for assume_defaults in (False, True):
+        imported = importing.read(tmp_path / "l.safetensors", assume_defaults=assume_defaults)
+        assert imported.layers["l"].digest == layer.digest
+        assert imported.assumed == {}
+    save_layer(tmp_path / "l.npz", layer)  # which has the weights alone
+    assert refusal(tmp_path / "l.npz").field == "config"
+
+
+def test_strides_and_dilation_together_are_pytorchs(write):
+    path = write("n.npz", {"a.weight": OIHW})
+    for options in ({}, {"padding": 0}, {"padding": ((0, 0), (0, 0))}):
+        config = importing.read(path, stride=2, dilation=2, **options).layers["n/a"].config
+        assert (config.strides, config.dilation_rate, config.padding) == ((2, 2), (2, 2), ((0, 0), (0, 0)))
 
 
 @pytest.mark.parametrize(
@@ -143,8 +208,8 @@ def test_pytorchs_amounts_of_padding_are_explicit(write, padding, expected):
 
 def test_groups_are_the_callers(write):
     path = write("n.npz", {"a.weight": np.ones((6, 1, 3, 3), np.float32)})
-    assert importing.read(path).layers["n/a"].input_channels == 1
-    assert importing.read(path, groups=6).layers["n/a"].input_channels == 6
+    assert importing.read(path, strides=1).layers["n/a"].input_channels == 1
+    assert importing.read(path, strides=1, groups=6).layers["n/a"].input_channels == 6
 
 
 @pytest.mark.parametrize(
@@ -156,15 +221,19 @@ def test_groups_are_the_callers(write):
         ({"padding": -1}, "a.padding", "amounts from 0"),
         ({"padding": "full"}, "a.padding", "'valid', 'same'"),
         ({"padding_mode": "reflect"}, "padding_mode", "'zeros'"),
-        ({"groups": 2}, "a.filters", "divisible"),
+        ({"groups": 2, "strides": 1}, "a.filters", "divisible"),
         ({"filters": 3}, "filters", "Expected one of strides"),
         ({"strade": 3}, "strade", "Expected one of strides"),
-        ({"strides": 2, "dilation": 2}, "a.strides", "as in Keras"),
+        ({"strides": 2, "dilation": 2, "padding": "same"}, "a.strides", "as in Keras"),
+        ({"batch_norm": 3}, "batch_norm", "the name of a BatchNorm"),
+        ({"config": {"a": {"eps": -1}}}, "a.eps", "at least 0"),
+        ({"epsilon": "1e-5"}, "epsilon", "at least 0"),
+        ({"eps": 1, "epsilon": 1}, "epsilon", "PyTorch's wording"),
         ({"config": {"a": {"kernel_size": 3}}}, "a.kernel_size", "Expected one of strides"),
         ({"config": {"a": 3}}, "a", "Expected parameters by name, or null"),
         ({"config": {"b*": {}}}, "config", "Expected the name of a layer, or a pattern, out of a. Received 'b*'"),
-        ({"prefix": "../x"}, "prefix", "without '..'"),
-        ({"prefix": "ä"}, "prefix", "letters"),
+        ({"prefix": "../x", "strides": 1}, "prefix", "without '..'"),
+        ({"prefix": "ä", "strides": 1}, "prefix", "letters"),
     ],
 )
 def test_wrong_parameters_are_told_with_their_layer(write, options, field, text):
@@ -175,7 +244,7 @@ def test_wrong_parameters_are_told_with_their_layer(write, options, field, text)
 
 
 def test_a_bias_that_does_not_fit_is_told_with_its_layer(write):
-    assert refusal(write("n.npz", {"a.kernel": HWIO, "a.bias": np.ones(4, np.float32)})).field == "a.bias"
+    assert refusal(write("n.npz", {"a.kernel": HWIO, "a.bias": np.ones(4, np.float32)}), strides=1).field == "a.bias"
     assert "a kernel and a weight" in refusal(write("n.npz", {"a.kernel": HWIO, "a.weight": OIHW})).description
 
 
@@ -204,7 +273,7 @@ def test_a_layer_comes_back_with_its_configuration(tmp_path, dtype, bias):
     assert layers["p/l"].config == config
     save_layer(tmp_path / "l.npz", layer)
     np.testing.assert_array_equal(
-        importing.read(tmp_path / "l.npz", dtype=dtype).layers["l"].kernel, np.asarray(layer.kernel)
+        importing.read(tmp_path / "l.npz", dtype=dtype, strides=1).layers["l"].kernel, np.asarray(layer.kernel)
     )
 
 
@@ -240,7 +309,7 @@ def test_long_names_are_cut_and_stay_apart(text):
 
 def test_names_that_become_the_same_are_numbered(write):
     arrays = {f"{name}.kernel": HWIO + number for number, name in enumerate(["a b", "a_b", "a:b", "a_b_2"])}
-    layers = importing.read(write("n.npz", arrays), prefix="").layers
+    layers = importing.read(write("n.npz", arrays), prefix="", strides=1).layers
     assert {name: int(layer.kernel[0, 0, 0, 0]) for name, layer in layers.items()} == {
         "a_b": 0, "a_b_2": 1, "a_b_3": 2, "a_b_2_2": 3
     }  # fmt: skip
@@ -253,7 +322,7 @@ def test_nothing_optional_is_loaded_before_a_file_needs_it(tmp_path):
     np.savez(tmp_path / "n.npz", **{"a.weight": OIHW})
     code = (
         "import sys; from convserve import importing; "
-        f"print(list(importing.read({str(tmp_path / 'n.npz')!r}).layers)); "
+        f"print(list(importing.read({str(tmp_path / 'n.npz')!r}, strides=1).layers)); "
         "print([name for name in ('h5py', 'safetensors', 'keras', 'tensorflow', 'torch') if name in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -271,7 +340,7 @@ def test_a_package_that_is_missing_is_named(tmp_path, monkeypatch, package, name
 
 @pytest.mark.parametrize("prefix", [5, b"x", "../x", "-", "p" * 201])
 def test_a_prefix_is_the_beginning_of_a_name(write, prefix):
-    assert refusal(write("x.npz", {"kernel": HWIO}), prefix=prefix).field == "prefix"
+    assert refusal(write("x.npz", {"kernel": HWIO}), prefix=prefix, strides=1).field == "prefix"
 
 
 @pytest.mark.parametrize("path", [None, 5, b"x.npz"])
