@@ -10,10 +10,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import os
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,8 +21,8 @@ from typing import IO, Any, cast
 
 import numpy as np
 
-from convserve.errors import InvalidRequestError, InvalidWeightsError, MissingDependencyError, short_repr
-from convserve.importing.untrusted import Budget, refusal
+from convserve.errors import InvalidWeightsError, MissingDependencyError, short_repr
+from convserve.importing.untrusted import Budget, refusal, start_program
 from convserve.tensors.codec import Array, float32_of_bfloat16_bits
 
 # Deflate, shuffle, Fletcher-32: those that are part of every libhdf5, so that no plugin is looked for.
@@ -141,14 +139,7 @@ def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
     if importlib.util.find_spec("h5py") is None:
         raise MissingDependencyError("Reading .keras and .h5 files needs h5py: pip install 'convserve[import]'.")
     seconds = _ALWAYS_SECONDS + len(data) / _BYTES_A_SECOND
-    # It finds the packages that this process finds, and with -P none in a folder that happens to be the working one.
-    process = subprocess.Popen(  # noqa: S603 (a program of ours, without a shell)
-        [_python(), "-P", _PROGRAM, str(seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, sys.path)))},
-    )
+    process = start_program(_PROGRAM, str(seconds))
     file = Hdf5File(process, seconds, budget)
     timer = threading.Timer(seconds, process.kill)
     timer.daemon = True
@@ -161,17 +152,3 @@ def opened(data: bytes, budget: Budget) -> Iterator[Hdf5File]:
         timer.cancel()
         process.kill()
         process.communicate()  # closes what led there, and waits
-
-
-def _python() -> str:
-    """Returns the Python to start; `sys.executable` is another program where that embeds Python, as uWSGI does.
-
-    Raises InvalidRequestError where there is none.
-    """
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    beside = Path(sys.exec_prefix, "python.exe") if os.name == "nt" else Path(sys.exec_prefix, "bin", version)
-    for path in (Path(sys.executable or ""), beside, beside.with_name("python3")):
-        if path.name.lower().startswith(("python", "pypy")) and os.access(path, os.X_OK):
-            return str(path)
-    received = f"sys.executable={sys.executable!r}, and none at {beside}: import from the command line instead"
-    raise InvalidRequestError.for_field("file", "a Python to read HDF5 in a process of its own", received)

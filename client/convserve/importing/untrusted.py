@@ -1,8 +1,11 @@
-"""What reading a stranger's file needs: a bound on what it unpacks to, and one kind of error for all that is wrong."""
+"""What reading a stranger's file needs: bounds, one kind of error for all that is wrong, and processes of its own."""
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,16 +26,20 @@ class Budget:
     """
 
     def __init__(self, file: Path) -> None:
-        size = file.stat().st_size
-        self._most = self._left = _ALWAYS_BYTES + _MAX_EXPANSION * size
-        self._why = f"{_ALWAYS_BYTES} and {_MAX_EXPANSION} times the {size} of the file"
+        self._stored, self._spent = file.stat().st_size, 0
+
+    def add(self, file: Path) -> None:
+        """Counts another file, to which the first leads, as part of it."""
+        self._stored += file.stat().st_size
 
     def spend(self, amount: int, what: str) -> None:
         """Counts bytes that are about to be read; raises InvalidRequestError if they are more than are left."""
-        if amount > self._left:
-            expected = f"a file that unpacks to at most {self._most} bytes ({self._why})"
-            raise refusal(expected, f"{what} of {amount} bytes after {self._most - self._left} others")
-        self._left -= amount
+        most = _ALWAYS_BYTES + _MAX_EXPANSION * self._stored
+        if self._spent + amount > most:
+            why = f"{_ALWAYS_BYTES} and {_MAX_EXPANSION} times the {self._stored} of the file"
+            expected = f"a file that unpacks to at most {most} bytes ({why})"
+            raise refusal(expected, f"{what} of {amount} bytes after {self._spent} others")
+        self._spent += amount
 
 
 def refusal(expected: str, received: str) -> InvalidRequestError:
@@ -86,3 +93,29 @@ def _is_pickle(file: Path) -> bool:
             return opened.read(2) in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
     except OSError:
         return False
+
+
+def start_program(program: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    """Starts a program of ours as a process of its own, with pipes to its input and from its output.
+
+    It finds the packages that this process finds, and none in a folder that happens to be the working one. Raises
+    InvalidRequestError where there is no Python to start.
+    """
+    return subprocess.Popen(  # noqa: S603 (a program of ours, without a shell)
+        [_python(), "-P", program, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, filter(None, sys.path)))},
+    )
+
+
+def _python() -> str:
+    """Returns the Python to start; `sys.executable` is another program where that embeds Python, as uWSGI does."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    beside = Path(sys.exec_prefix, "python.exe") if os.name == "nt" else Path(sys.exec_prefix, "bin", version)
+    for path in (Path(sys.executable or ""), beside, beside.with_name("python3")):
+        if path.name.lower().startswith(("python", "pypy")) and os.access(path, os.X_OK):
+            return str(path)
+    received = f"sys.executable={sys.executable!r}, and none at {beside}: import from the command line instead"
+    raise refusal("a Python to read the file in a process of its own", received)
