@@ -1,4 +1,4 @@
-"""Real weights out of files: every convolution of a Keras model, a state dictionary, or arrays by name.
+"""Real weights out of files: every convolution of a Keras or ONNX model, a state dictionary, or arrays by name.
 
 >>> from convserve import importing
 >>> imported = importing.read("resnet50.keras")
@@ -8,8 +8,8 @@
 ...     client.put(layer, name=name)
 
 Nothing in a file is run, unpickled, or looked up outside of it. Neither Keras nor PyTorch is needed; h5py is for
-`.keras` and `.h5`, and safetensors for its own format: `pip install 'convserve[import]'`. h5py runs in a process of its
-own with a time limit, because some damaged files make libhdf5 loop or crash.
+`.keras` and `.h5`, safetensors and onnx for their own formats: `pip install 'convserve[import]'`. h5py runs in a
+process of its own with a time limit, because some damaged files make libhdf5 loop or crash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convserve.errors import short_repr
-from convserve.importing import keras_files, numpy_files, state_dict
+from convserve.importing import keras_files, numpy_files, onnx_files, state_dict
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import Contents, Imported, Skipped
 from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read_errors
@@ -33,8 +33,9 @@ _READERS: dict[str, tuple[str, Callable[..., Contents]]] = {
     ".npz": ("a .npz archive of arrays of numbers", numpy_files.read_npz),
     ".npy": ("a .npy file with an array of numbers", numpy_files.read_npy),
     ".safetensors": ("a .safetensors file", state_dict.read),
+    ".onnx": ("an .onnx file with a serialized model", onnx_files.read),
 }
-_WHOLE_MODELS = (".keras", ".h5", ".hdf5")
+_WHOLE_MODELS = (".keras", ".h5", ".hdf5", ".onnx")
 """Those that say what follows what, and so can be folded."""
 # Whatever a file is called: TensorFlow up to 2.12 wrote HDF5 under the name of .keras.
 _BY_FIRST_BYTES = {
@@ -69,7 +70,9 @@ def read(
             of a PyTorch Conv2d, or of an MLX one if the metadata's `format` is "mlx", and each `NAME.kernel` for one
             with Keras' and JAX' order of axes, with a `NAME.bias` where there is one; TensorFlow's "NAME/kernel:0" too;
             or a single layer, as `convserve layers get -o` writes it;
-            `.npz`, `.npy`: arrays with such names, or a single one.
+            `.npz`, `.npy`: arrays with such names, or a single one;
+            `.onnx`: a model, of which each Conv of rank 4 or 3 with constant weights becomes a layer that is
+            `channels_first`; its files of external data have to be in the same folder.
             What is another of these by its first bytes is read as that.
         prefix: What stands before every name and a "/". None: the model's name, or the file's; "": nothing.
         config: For files of arrays, which don't have it: parameters of Conv2D by layer, under the name in the file or a
@@ -93,7 +96,7 @@ def read(
         InvalidRequestError: If the file cannot be read, is broken, or is of another kind or version.
         InvalidConfigurationError: If a parameter is wrong, or nobody says any layer's strides and padding.
         InvalidWeightsError: If no layer's weights fit its configuration.
-        MissingDependencyError: Without h5py or safetensors, for the files that need it.
+        MissingDependencyError: Without h5py, safetensors or onnx, for the files that need it.
     """
     if not isinstance(path, str | Path):
         raise refusal("the path of a file", short_repr(path))

@@ -32,7 +32,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.protocol": NUMPY | GRPC,
     "convserve.plot": NUMPY,
     "convserve.models": NUMPY,
-    "convserve.importing": NUMPY | {"h5py"},
+    "convserve.importing": NUMPY | {"h5py", "onnx"},
     "convserve._rpc": NUMPY | GRPC,
     "convserve._sync": NUMPY | GRPC,
     "convserve._async": NUMPY | GRPC,
@@ -113,6 +113,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
         return {m for m in modules() if {name.split(".")[0] for name in imports(m)} & set(distributions)}
 
     assert knowing("h5py") == {"convserve.importing.hdf5_program"}  # libhdf5 gets a process of its own
+    assert {m for m in knowing("onnx") if not m.startswith("convserve.importing.onnx_")} == set()
     assert knowing("prometheus_client") <= {
         "convserve.cli.output.server_metrics",
         "convserve_server.observability.metrics",

@@ -1,0 +1,241 @@
+"""An ONNX graph: its nodes under names of their own, who computes which tensor, and which tensors are constant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+from convserve.errors import InvalidConfigurationError, short_repr
+from convserve.importing.untrusted import refusal
+
+INPUT = "the input "
+"""What stands before the name of a tensor that no node computes, where a node's name is expected."""
+_FIRST_OPSET = 1
+_DOMAINS = ("", "ai.onnx")
+
+
+class Attributes:
+    """A node's attributes, each read as what it has to be; raises InvalidConfigurationError if it is something else."""
+
+    def __init__(self, node: Any) -> None:
+        self._by_name = {attribute.name: attribute for attribute in node.attribute}
+
+    def has(self, name: str) -> bool:
+        """Whether there is an attribute of this name."""
+        return name in self._by_name
+
+    def integer(self, name: str, default: int) -> int:
+        """Returns an integer."""
+        return int(self._value(name, "INT", "i", default))
+
+    def number(self, name: str, default: float) -> float:
+        """Returns a number."""
+        return float(self._value(name, "FLOAT", "f", default))
+
+    def text(self, name: str, default: str) -> str:
+        """Returns a text."""
+        value = self._value(name, "STRING", "s", default)
+        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+    def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
+        """Returns a list of integers."""
+        values = self._value(name, "INTS", "ints", default)
+        return None if values is None else tuple(values)
+
+    def tensor(self, name: str) -> Any:
+        """Returns a tensor, or None."""
+        return self._value(name, "TENSOR", "t", None)
+
+    def _value(self, name: str, kind: str, where: str, default: Any) -> Any:
+        attribute = self._by_name.get(name)
+        if attribute is None:
+            return default
+        number = attribute.AttributeType.Value(kind)
+        # The first version of the format did not say the type.
+        if attribute.ref_attr_name or attribute.type not in (0, number):
+            received = f"one of type {attribute.type}" if not attribute.ref_attr_name else "a reference"
+            raise InvalidConfigurationError.for_field(name, f"an attribute of type {kind}", received)
+        return getattr(attribute, where)
+
+
+@dataclass(frozen=True)
+class Op:
+    """A node of a graph.
+
+    Attributes:
+        name: Its own name, or its output's, unique in the graph, after the names of the nodes whose subgraphs it is in.
+        kind: Its operator, with the domain before it where that is not ONNX' own.
+        inputs: The names of its tensors; "" for one that is left out.
+        outputs: Likewise.
+        reads: What it reads from this graph or around it, subgraphs included, constants too.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    reads: frozenset[str]
+    proto: Any = field(repr=False)
+
+    def input(self, index: int) -> str:
+        """Returns the name of an input; "" if there is none."""
+        return self.inputs[index] if index < len(self.inputs) else ""
+
+    @property
+    def attributes(self) -> Attributes:
+        """Its attributes."""
+        return Attributes(self.proto)
+
+
+class Graph:
+    """One graph of a model, with what surrounds it."""
+
+    def __init__(self, proto: Any, functions: frozenset[str] = frozenset(), outer: Graph | None = None, path: str = ""):
+        """Takes a GraphProto; raises InvalidRequestError if tensors are computed twice, or by way of themselves."""
+        self.proto = proto
+        self._outer = outer
+        self._functions = functions
+        self._initializers = {tensor.name: tensor for tensor in proto.initializer}
+        self._sparse = {sparse.values.name for sparse in proto.sparse_initializer}
+        self.inputs = {value.name for value in proto.input} - {""}
+        self._known = {*self._initializers, *self._sparse, *self.inputs}
+        self.outputs = tuple(value.name for value in proto.output)
+        self.ops: list[Op] = []
+        self._producers: dict[str, Op] = {}
+        self._sources: dict[str, tuple[Graph | None, str, Op | None]] = {}
+        names: dict[str, int] = {}
+        for node in proto.node:
+            op = self._op(node, names, path)
+            self.ops.append(op)
+            for tensor in filter(None, op.outputs):
+                if tensor in self._producers:
+                    raise refusal("a graph that computes each tensor once", f"{short_repr(tensor)} twice")
+                self._producers[tensor] = op
+        self._check_order()
+
+    def subgraphs(self, op: Op) -> Iterator[Graph]:
+        """Yields the graphs in a node's attributes, such as the branches of an If."""
+        for attribute in op.proto.attribute:
+            for proto in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+                yield Graph(proto, self._functions, self, f"{op.name}/{attribute.name}/")
+
+    def producer(self, tensor: str) -> Op | None:
+        """Returns the node of this graph that computes a tensor."""
+        return self._producers.get(tensor)
+
+    def constant(self, tensor: str) -> Any:
+        """Returns the TensorProto of a tensor that is the same in every run, or None; Identity is looked through."""
+        graph, tensor, op = self._source(tensor)
+        if op is not None:
+            return _constant_of(op)
+        return None if graph is None else graph._initializers.get(tensor)
+
+    def why_not_constant(self, tensor: str) -> str:
+        """Returns where a tensor comes from that is not constant."""
+        graph, tensor, op = self._source(tensor)
+        if op is not None and op.kind == "DequantizeLinear":
+            return "is quantized (DequantizeLinear computes it): import the model as it was before"
+        if op is not None:
+            return f"is computed by {op.name} ({op.kind}): save the model with its constants folded, as onnxslim does"
+        if graph is None:
+            return "is nowhere in the file"
+        return "is sparse" if tensor in graph._sparse else "is an input of the graph, so that every run has its own"
+
+    def _source(self, tensor: str) -> tuple[Graph | None, str, Op | None]:
+        """Returns where a tensor comes from, before any Identity: the graph, its name there, and the node if any."""
+        graph: Graph | None = self
+        passed = []  # so that the next of many in a row need not go all the way
+        found: tuple[Graph | None, str, Op | None] | None = None
+        while graph is not None and found is None:
+            if graph is self:
+                found = self._sources.get(tensor)
+                passed.append(tensor)
+            op = graph._producers.get(tensor)
+            if found is not None:
+                break
+            if op is not None and op.kind == "Identity" and op.input(0):
+                tensor = op.input(0)
+            elif op is not None or tensor in graph._known:
+                found = graph, tensor, op
+            else:
+                graph = graph._outer
+        found = found or (None, tensor, None)
+        self._sources.update(dict.fromkeys(passed, found))
+        return found
+
+    def _op(self, node: Any, names: dict[str, int], path: str) -> Op:
+        outputs = tuple(node.output)
+        # Nodes may have the same name, or none.
+        output = next(filter(None, outputs), "")
+        own = path + ((node.name or output).lstrip("/") or node.op_type)
+        own = f"_{own}" if own.startswith(INPUT) else own
+        name, other = own, path + output.lstrip("/")
+        if name in names and output and not other.startswith(INPUT):
+            name = other
+        while name in names:
+            names[own] += 1
+            name = f"{own}_{names[own]}"
+        names[name] = 1
+        operator = operator_name(node.domain, node.op_type)
+        kind = f"function {operator}" if operator in self._functions else operator
+        return Op(name, kind, tuple(node.input), outputs, frozenset(_reads(node)), node)
+
+    def _check_order(self) -> None:
+        """Raises InvalidRequestError if a tensor is computed by way of itself."""
+        order: TopologicalSorter[int] = TopologicalSorter()
+        numbers = {id(op): number for number, op in enumerate(self.ops)}
+        for number, op in enumerate(self.ops):
+            before = (self._producers.get(tensor) for tensor in op.reads)
+            order.add(number, *(numbers[id(each)] for each in before if each is not None))
+        try:
+            order.prepare()
+        except CycleError as error:
+            circle = ", ".join(short_repr(self.ops[number].name) for number in error.args[1][:4])
+            raise refusal("a graph without circles", f"nodes that read each other: {circle}") from None
+
+
+def opset_of(model: Any) -> int:
+    """Returns the version of ONNX' own operators that a model is written in."""
+    versions = [opset.version for opset in model.opset_import if opset.domain in _DOMAINS]
+    return max(versions, default=_FIRST_OPSET)  # the first format did not say it
+
+
+def operator_name(domain: str, name: str) -> str:
+    """Returns an operator's name, with the domain before it where that is not ONNX' own."""
+    return name if domain in _DOMAINS else f"{domain}.{name}"
+
+
+def _constant_of(op: Op) -> Any:
+    """Returns the TensorProto of a Constant node, or None for any other; those of numbers become tensors."""
+    if op.kind != "Constant":
+        return None
+    attributes = op.attributes
+    if attributes.has("value"):
+        return attributes.tensor("value")
+    from onnx import TensorProto
+
+    for attribute in op.proto.attribute:
+        is_float = attribute.name in ("value_float", "value_floats")
+        if is_float or attribute.name in ("value_int", "value_ints"):
+            result = TensorProto(name=op.outputs[0], data_type=TensorProto.FLOAT if is_float else TensorProto.INT64)
+            is_list = attribute.name.endswith("s")
+            listed = attribute.floats if is_float else attribute.ints
+            values = listed if is_list else [attribute.f if is_float else attribute.i]
+            (result.float_data if is_float else result.int64_data).extend(values)
+            result.dims.extend([len(values)] if is_list else [])
+            return result
+    return None
+
+
+def _reads(node: Any) -> set[str]:
+    """Returns the tensors that a node reads, with those that its subgraphs read from around them."""
+    reads = {*node.input}
+    for attribute in node.attribute:
+        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            inner = {value.name for value in graph.output}.union(*map(_reads, graph.node))
+            own = {name for each in graph.node for name in each.output}
+            own.update(each.name for each in (*graph.input, *graph.initializer))
+            reads |= inner - own
+    return reads - {""}
