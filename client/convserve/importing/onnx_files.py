@@ -19,8 +19,8 @@ from convserve.errors import (
     InvalidRequestError,
     MissingDependencyError,
 )
-from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_it_is
 from convserve.importing.arrays.geometry import Geometry
+from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_it_is
 from convserve.importing.onnx_models import wire
 from convserve.importing.onnx_models.convolutions import NotConvertedError, kernel_rank, layer_of
 from convserve.importing.onnx_models.gates import gates
