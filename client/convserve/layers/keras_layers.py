@@ -180,7 +180,7 @@ def advice(kind: str) -> str:
     if kind.startswith("LocallyConnected"):
         return "it has other weights at each place, which no Conv2D has: compute it locally"
     if kind == "Dense":
-        return "as a Conv2D over (batch, 1, 1, channels) it is Layer(Conv2D(units, 1), kernel[None, None], bias)"
+        return "not a convolution, but over (batch, 1, 1, channels) Layer(Conv2D(units, 1), kernel[None, None], bias)"
     return ""
 
 

@@ -220,19 +220,18 @@ def test_drawn_models_are_what_is_left_and_what_is_folded(tmp_path: Path, seed: 
 
 # What of each is left: it follows no convolution, but what was added, multiplied or put together.
 REAL = {
-    "MobileNetV2": (64, {}),
-    "ResNet50V2": (64, {"ZeroPadding2D": 1, "BatchNormalization": 17, "Activation": 17}),
-    "Xception": (75, {"Activation": 11}),
-    "EfficientNetB0": (64, {}),
-    "NASNetMobile": (64, {"Activation": 112, "ZeroPadding2D": 8, "BatchNormalization": 4}),
+    "MobileNetV2": (64, "h5", {}),
+    "ResNet50V2": (64, "keras", {"ZeroPadding2D": 1, "BatchNormalization": 17, "Activation": 17}),
+    "Xception": (75, "h5", {"Activation": 11}),
+    "EfficientNetB0": (64, "keras", {}),
+    "NASNetMobile": (64, "keras", {"Activation": 112, "ZeroPadding2D": 8, "BatchNormalization": 4}),
 }
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", ["keras", "h5"])
 @pytest.mark.parametrize("name", REAL)
-def test_real_models_are_what_is_left_and_what_is_folded(tmp_path: Path, name: str, suffix: str) -> None:
-    size, expected = REAL[name]
+def test_real_models_are_what_is_left_and_what_is_folded(tmp_path: Path, name: str) -> None:
+    size, suffix, expected = REAL[name]
     model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(size, size, 3))
     with_random_weights(model).save(tmp_path / f"model.{suffix}")
     imported = importing.read(tmp_path / f"model.{suffix}", fold_batch_norm=True, prefix=model.name)

@@ -12,41 +12,26 @@ import convserve
 from convserve import importing
 from convserve.importing.imported import NOT_FOLDED
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive, write_h5
+from tests.support.keras.graphs import (
+    ARRAYS,
+    BETA,
+    DEPTHWISE,
+    GAMMA,
+    MEAN,
+    NORMAL,
+    POINTWISE,
+    VARIANCE,
+    X,
+    as_keras_2,
+    block,
+    entry,
+    following,
+    functional,
+    normalization,
+    others,
+)
 
-GAMMA, BETA, MEAN, VARIANCE = np.float32([[2, 3], [1, -1], [0.5, 4], [3, 8]])
-NORMAL = {"0": GAMMA, "1": BETA, "2": MEAN, "3": VARIANCE}
 SCALE = GAMMA / np.sqrt(VARIANCE + 1)
-
-
-def entry(kind: str, name: str, *reads: str, **config: Any) -> dict[str, Any]:
-    """Returns an entry of any class, with connections as Keras 3 writes them."""
-    given = {"name": name, "dtype": "float32"} | config
-    return following({"module": "keras.layers", "class_name": kind, "config": given, "registered_name": None}, *reads)
-
-
-def following(layer: dict[str, Any], *reads: str) -> dict[str, Any]:
-    """Returns an entry that is called once with each of some layers' outputs."""
-    tensors = [{"class_name": "__keras_tensor__", "config": {"shape": [None, 8, 8, 2], "dtype": "float32",
-                "keras_history": [name, 0, 0]}} for name in reads]  # fmt: skip
-    nodes = [{"args": [tensor], "kwargs": {"mask": None}} for tensor in tensors]
-    return layer | {"name": layer["config"]["name"], "inbound_nodes": nodes}
-
-
-def as_keras_2(layer: dict[str, Any], *reads: str) -> dict[str, Any]:
-    return layer | {"name": layer["config"]["name"], "inbound_nodes": [[[name, 0, 0, {}]] for name in reads]}
-
-
-def normalization(name: str, *reads: str, **config: Any) -> dict[str, Any]:
-    return entry("BatchNormalization", name, *reads, **{"axis": -1, "epsilon": 1.0} | config)
-
-
-def functional(*layers: dict[str, Any], outputs: list[Any], name: str = "m") -> dict[str, Any]:
-    made = model(name, *layers)
-    made["config"] |= {"input_layers": [["x", 0, 0]], "output_layers": outputs}
-    return made
-
-
-X = entry("InputLayer", "x")
 
 
 def archive(tmp_path: Path, config: dict[str, Any], **groups: Any) -> Path:
@@ -56,15 +41,6 @@ def archive(tmp_path: Path, config: dict[str, Any], **groups: Any) -> Path:
 
 def reasons(imported: importing.Imported) -> dict[str, str]:
     return {each.name: each.reason for each in imported.skipped}
-
-
-def block(*, last: str = "r") -> dict[str, Any]:
-    """Returns padding, convolution, normalization, activation, in Keras 3's words."""
-    return functional(
-        X, entry("ZeroPadding2D", "p", "x", padding=[[0, 1], [0, 1]], data_format="channels_last"),
-        following(conv2d("c"), "p"), normalization("b", "c"), entry("ReLU", "r", "b", max_value=6.0),
-        outputs=[last, 0, 0],
-    )  # fmt: skip
 
 
 def test_a_block_becomes_one_layer(tmp_path: Path) -> None:
@@ -219,28 +195,6 @@ def test_a_class_that_calls_itself_batch_normalization_is_not_folded(tmp_path: P
 
 # Keras' other convolutions
 
-DEPTHWISE, POINTWISE = KERNEL[..., :1], np.arange(6, dtype=np.float32).reshape(1, 1, 2, 3)
-
-
-def others() -> list[dict[str, Any]]:
-    base = {"kernel_size": [3, 3], "data_format": "channels_last"}
-    return [
-        entry("DepthwiseConv2D", "d", **base, use_bias=False),
-        entry("SeparableConv2D", "s", filters=3, **base),
-        entry("Conv1D", "c", filters=2, kernel_size=[3], padding="causal", data_format="channels_last"),
-        entry("SeparableConv1D", "t", filters=3, kernel_size=[3], use_bias=False, data_format="channels_last"),
-        entry("DepthwiseConv1D", "e", kernel_size=[3], use_bias=False, data_format="channels_last"),
-    ]
-
-
-ARRAYS = {
-    "d": {"kernel": DEPTHWISE},
-    "s": {"depthwise_kernel": DEPTHWISE, "pointwise_kernel": POINTWISE, "bias": np.float32([7, 8, 9])},
-    "c": {"kernel": KERNEL[0], "bias": BIAS},
-    "t": {"depthwise_kernel": DEPTHWISE[0], "pointwise_kernel": POINTWISE[0]},
-    "e": {"kernel": DEPTHWISE[0]},
-}
-
 
 @pytest.mark.parametrize("suffix", ["keras", "h5", "keras 2"])
 def test_all_of_keras_convolutions_are_imported(tmp_path: Path, suffix: str) -> None:
@@ -297,6 +251,7 @@ def test_what_no_conv2d_computes_says_what_to_do(tmp_path: Path) -> None:
     assert said["m/Conv2DTranspose"].endswith("compute it locally")
     assert said["m/Conv3D"].endswith("compute it locally")
     assert "Layer(Conv2D(units, 1), kernel[None, None], bias)" in said["m/Dense"]
+    assert said["m/Dense"].startswith("not ")  # of which the command line only counts how many there are
 
 
 def remote(layer: dict[str, Any]) -> dict[str, Any]:
