@@ -204,7 +204,7 @@ class _KerasModel:
         layer = self._model.get_layer(name)
         y = layer(x)
         while True:
-            readers = [node.operation for node in layer._outbound_nodes]
+            readers = list({id(node.operation): node.operation for node in layer._outbound_nodes}.values())
             if len(readers) != 1 or readers[0].name in left or "Conv" in type(readers[0]).__name__:
                 return np.asarray(y)
             (layer,) = readers

@@ -10,6 +10,7 @@ from onnx import helper
 
 from convserve import cli, importing
 from convserve.activations import Activation
+from tests.endurance import real_files
 from tests.support.onnx_models import conv, model, normalization, reference, statistics, weights, write
 
 
@@ -156,3 +157,32 @@ def test_the_command_line_stores_a_models_convs(tmp_path, client, server, capsys
     stored = client.layer("onnx/conv1")(x)
     own = importing.read(path, prefix="onnx").layers["onnx/conv1"]
     np.testing.assert_array_equal(stored, client.convolve([own], x).output)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You are saving your model as an HDF5 file", "ignore:__array__ implementation doesn't accept a copy keyword"
+)
+def test_the_command_for_packages_models_compares_all_layers(tmp_path, monkeypatch):
+    import keras
+
+    pads = {"pads": np.int64([0, 0, 0, 1, 0, 0, 1, 0])}
+    nodes = [
+        helper.make_node("Pad", ["x", "pads"], ["p"]),
+        conv("a", "p", "a"),
+        normalization("n", "a", "b"),
+        helper.make_node("Sigmoid", ["b"], ["y"]),
+    ]
+    arrays = weights("a", 4, 3, 3, 2) | statistics("n", 4) | pads
+    onnx = write(tmp_path / "x.onnx", model(nodes, arrays, opset=13))
+    layers = keras.layers
+    parts = [layers.SeparableConv2D(4, 3, name="s"), layers.BatchNormalization(), layers.ReLU(), layers.Conv1D(2, 1)]
+    parts.insert(3, layers.Reshape((-1, 4)))
+    keras.Sequential([keras.Input((9, 9, 3)), *parts]).save(tmp_path / "x.h5")
+    for path, count, folded in ((onnx, 1, 3), (tmp_path / "x.h5", 3, 2)):
+        found = real_files.examine(path, path.name)
+        assert (found.layers, found.folded, found.error) == (count, folded, "")
+        assert 0 < found.worst < 1e-5
+        assert found.compared == (2 if path is onnx else 4)
+    own = real_files._computed
+    monkeypatch.setattr(real_files, "_computed", lambda layer, x: own(layer, x) * 1.001)
+    assert "differs by" in real_files.examine(onnx, "x.onnx").error

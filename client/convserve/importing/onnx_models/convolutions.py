@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from convserve.errors import InvalidConfigurationError, InvalidWeightsError, short_repr
-from convserve.importing.onnx_models.graphs import Attributes, Graph, Op
+from convserve.importing.onnx_models.graphs import Attributes, Dimensions, Graph, Op
 from convserve.importing.onnx_models.tensors import Tensors, dtype_of
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, Shape
 
-Sizes = Callable[[str], tuple[int | None, ...] | None]
-"""Returns the dimensions of a tensor, batch and channels first, None for one that is open; or None."""
+Sizes = Callable[[str], Dimensions | None]
+"""Returns the dimensions of a tensor, or None if nothing is known of them."""
 _AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
 _Pairs = tuple[tuple[int, int], tuple[int, int]]
 

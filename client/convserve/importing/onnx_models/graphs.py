@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -12,6 +13,8 @@ from convserve.importing.untrusted import refusal
 
 INPUT = "the input "
 """What stands before the name of a tensor that no node computes, where a node's name is expected."""
+Dimensions = tuple[int | None, ...]
+"""Those of a tensor, batch and channels first; None for one that is open."""
 _FIRST_OPSET = 1
 _DOMAINS = ("", "ai.onnx")
 
@@ -115,6 +118,11 @@ class Graph:
                 self._producers[tensor] = op
         self._check_order()
 
+    @cached_property
+    def shapes(self) -> dict[str, Dimensions]:
+        """What the file says of the shapes of this graph's tensors."""
+        return stated((*self.proto.value_info, *self.proto.input, *self.proto.output))
+
     def subgraphs(self, op: Op) -> Iterator[Graph]:
         """Yields the graphs in a node's attributes, such as the branches of an If."""
         for attribute in op.proto.attribute:
@@ -194,6 +202,17 @@ class Graph:
         except CycleError as error:
             circle = ", ".join(short_repr(self.ops[number].name) for number in error.args[1][:4])
             raise refusal("a graph without circles", f"nodes that read each other: {circle}") from None
+
+
+def stated(values: Iterable[Any]) -> dict[str, Dimensions]:
+    """Returns what ValueInfoProtos say of shapes."""
+    shapes = {}
+    for value in values:
+        tensor = value.type.tensor_type
+        if tensor.HasField("shape"):
+            dimensions = (each.dim_value if each.HasField("dim_value") else 0 for each in tensor.shape.dim)
+            shapes[value.name] = tuple(size if size > 0 else None for size in dimensions)
+    return shapes
 
 
 def opset_of(model: Any) -> int:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import json
 import math
 import subprocess
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convserve.importing.onnx_models.graphs import Graph
+from convserve.importing.onnx_models.graphs import Dimensions, Graph
 from convserve.importing.untrusted import start_program
 
 _PROGRAM = Path(__file__).with_name("shapes_program.py")
 _SECONDS = 120.0
 _LARGEST_KEPT = 1024
 """Elements of a constant that may be a shape; of a larger one only its own shape is told."""
-Dimensions = tuple[int | None, ...]
 
 
 class Shapes:
@@ -32,24 +30,12 @@ class Shapes:
 
     def of(self, graph: Graph, tensor: str) -> Dimensions | None:
         """Returns the dimensions of a tensor, None for one that is open, or None if nothing is known."""
-        proto = graph.proto
-        said = stated((*proto.value_info, *proto.input, *proto.output)).get(tensor)
+        said = graph.shapes.get(tensor)
         if said is not None and None not in said[2:]:
             return said
         if self._inferred is None:
             self._inferred = _infer(self._model)
         return self._inferred.get(tensor, said)
-
-
-def stated(values: Iterable[Any]) -> dict[str, Dimensions]:
-    """Returns what ValueInfoProtos say of shapes."""
-    shapes = {}
-    for value in values:
-        tensor = value.type.tensor_type
-        if tensor.HasField("shape"):
-            dimensions = (each.dim_value if each.HasField("dim_value") else 0 for each in tensor.shape.dim)
-            shapes[value.name] = tuple(size if size > 0 else None for size in dimensions)
-    return shapes
 
 
 def _infer(model: Any) -> dict[str, Dimensions]:

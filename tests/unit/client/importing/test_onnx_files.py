@@ -357,3 +357,10 @@ def test_a_files_parameters_are_its_own(tmp_path):
     path = write(tmp_path / "x.onnx", model([conv("c")], weights("c", 3, 2, 2, 2)))
     with pytest.raises(convserve.InvalidRequestError, match="no parameters"):
         importing.read(path, strides=2)
+
+
+def test_without_the_package_the_error_names_the_extra(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.onnx", model([conv("c")], weights("c", 3, 2, 2, 2)))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(convserve.MissingDependencyError, match=r"pip install 'convserve\[import\]'"):
+        importing.read(path)
