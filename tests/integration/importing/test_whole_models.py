@@ -104,6 +104,21 @@ class Passing(layers.Layer):
         return inputs
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_saved_remote_model_has_the_same_layers(tmp_path: Path, suffix: str, fuse: bool) -> None:
+    from convserve.keras import to_remote
+
+    model = with_random_weights(inverted_residual())
+    read = []
+    for each in (model, to_remote(model, "127.0.0.1:1", fuse=fuse)):
+        each.save(tmp_path / f"model.{suffix}")
+        read.append(importing.read(tmp_path / f"model.{suffix}", fold_batch_norm=True).layers.values())
+    local, remote = ([layer.digest for layer in layers] for layers in read)
+    assert len(local) == 5
+    assert remote == local
+
+
 def replayed(model: Any, imported: importing.Imported) -> Any:
     """Returns a model whose convolutions are the imported ones, and in which only what was skipped is left beside."""
     left = {each.name for each in imported.skipped}
