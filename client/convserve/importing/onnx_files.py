@@ -24,7 +24,7 @@ from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_
 from convserve.importing.onnx_models import wire
 from convserve.importing.onnx_models.convolutions import NotConvertedError, kernel_rank, layer_of
 from convserve.importing.onnx_models.gates import gates
-from convserve.importing.onnx_models.graphs import INPUT, Graph, Op, operator_name, opset_of
+from convserve.importing.onnx_models.graphs import INPUT, Graph, Op, operator_name, opset_of, text_of
 from convserve.importing.onnx_models.operators import SURROUNDING, is_newer, operation_of
 from convserve.importing.onnx_models.shapes import Shapes
 from convserve.importing.onnx_models.tensors import Tensors
@@ -76,9 +76,9 @@ def _model(file: Path, budget: Budget) -> Any:
     if not model.HasField("graph"):
         raise refusal("an ONNX model", "a file without a graph")
     opset, newest = opset_of(model), onnx.defs.onnx_opset_version()
-    if opset > newest:
-        expected = f"a model of opset {newest} or before, which the installed onnx {onnx.__version__} knows"
-        raise refusal(expected, f"opset {opset}: install a newer onnx")
+    if not 1 <= opset <= newest:
+        expected = f"a model of an opset from 1 to {newest}, which the installed onnx {onnx.__version__} knows"
+        raise refusal(expected, f"opset {opset}{': install a newer onnx' if opset > newest else ''}")
     return model
 
 
@@ -125,7 +125,7 @@ class _Reader:
         for function in self._model.functions:
             for node in function.node:
                 if operator_name(node.domain, node.op_type) == "Conv":
-                    name = f"{function.name}/{node.name or next(iter(node.output), '')}"
+                    name = "/".join(map(text_of, (function.name, node.name or next(iter(node.output), ""))))
                     reason = "it is in a function: onnx.inliner.inline_local_functions puts it into the graph"
                     self.contents.skipped.append(Skipped(name, "Conv", reason))
 

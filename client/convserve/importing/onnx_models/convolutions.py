@@ -34,7 +34,7 @@ def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
     """
     kernel = _constant(op, 1, "kernel", graph)
     bias = _constant(op, 2, "bias", graph) if op.input(2) else None
-    shape = tensors.shape(kernel)
+    shape = tensors.shape(kernel, "kernel")
     rank = len(shape)
     if rank not in (3, 4):
         raise NotConvertedError(f"a Conv of rank {rank}: a Conv2D is of rank 4, and may stand for one of rank 3")
@@ -43,11 +43,11 @@ def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
         raise InvalidWeightsError.for_field("bias", f"{dtype}, as the kernel has", dtype_of(bias))
     if dtype not in FLOAT_DTYPES:
         raise NotConvertedError(f"its kernel has {dtype}; a layer's weights are floating-point numbers")
-    elements = tensors.floats(kernel)
+    elements = tensors.floats(kernel, "kernel")
     config = _configuration(op, shape, dtype, bias is not None, sizes)
     if rank == 3:
         elements = elements.reshape(*shape[:2], 1, shape[2])
-    return Layer(config, elements.transpose(2, 3, 1, 0), None if bias is None else tensors.floats(bias))
+    return Layer(config, elements.transpose(2, 3, 1, 0), None if bias is None else tensors.floats(bias, "bias"))
 
 
 def kernel_rank(op: Op, graph: Graph) -> int | None:

@@ -100,11 +100,11 @@ class Graph:
         self.proto = proto
         self._outer = outer
         self._functions = functions
-        self._initializers = {tensor.name: tensor for tensor in proto.initializer}
-        self._sparse = {sparse.values.name for sparse in proto.sparse_initializer}
-        self.inputs = {value.name for value in proto.input} - {""}
+        self._initializers = {text_of(tensor.name): tensor for tensor in proto.initializer}
+        self._sparse = {text_of(sparse.values.name) for sparse in proto.sparse_initializer}
+        self.inputs = {text_of(value.name) for value in proto.input} - {""}
         self._known = {*self._initializers, *self._sparse, *self.inputs}
-        self.outputs = tuple(value.name for value in proto.output)
+        self.outputs = tuple(text_of(value.name) for value in proto.output)
         self.ops: list[Op] = []
         self._producers: dict[str, Op] = {}
         self._sources: dict[str, tuple[Graph | None, str, Op | None]] = {}
@@ -127,7 +127,7 @@ class Graph:
         """Yields the graphs in a node's attributes, such as the branches of an If."""
         for attribute in op.proto.attribute:
             for proto in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield Graph(proto, self._functions, self, f"{op.name}/{attribute.name}/")
+                yield Graph(proto, self._functions, self, f"{op.name}/{text_of(attribute.name)}/")
 
     def producer(self, tensor: str) -> Op | None:
         """Returns the node of this graph that computes a tensor."""
@@ -174,10 +174,10 @@ class Graph:
         return found
 
     def _op(self, node: Any, names: dict[str, int], path: str) -> Op:
-        outputs = tuple(node.output)
+        outputs = tuple(map(text_of, node.output))
         # Nodes may have the same name, or none.
         output = next(filter(None, outputs), "")
-        own = path + ((node.name or output).lstrip("/") or node.op_type)
+        own = path + ((text_of(node.name) or output).lstrip("/") or text_of(node.op_type))
         own = f"_{own}" if own.startswith(INPUT) else own
         name, other = own, path + output.lstrip("/")
         if name in names and output and not other.startswith(INPUT):
@@ -188,7 +188,7 @@ class Graph:
         names[name] = 1
         operator = operator_name(node.domain, node.op_type)
         kind = f"function {operator}" if operator in self._functions else operator
-        return Op(name, kind, tuple(node.input), outputs, frozenset(_reads(node)), node)
+        return Op(name, kind, tuple(map(text_of, node.input)), outputs, frozenset(_reads(node)), node)
 
     def _check_order(self) -> None:
         """Raises InvalidRequestError if a tensor is computed by way of itself."""
@@ -211,7 +211,7 @@ def stated(values: Iterable[Any]) -> dict[str, Dimensions]:
         tensor = value.type.tensor_type
         if tensor.HasField("shape"):
             dimensions = (each.dim_value if each.HasField("dim_value") else 0 for each in tensor.shape.dim)
-            shapes[value.name] = tuple(size if size > 0 else None for size in dimensions)
+            shapes[text_of(value.name)] = tuple(size if size > 0 else None for size in dimensions)
     return shapes
 
 
@@ -223,7 +223,12 @@ def opset_of(model: Any) -> int:
 
 def operator_name(domain: str, name: str) -> str:
     """Returns an operator's name, with the domain before it where that is not ONNX' own."""
-    return name if domain in _DOMAINS else f"{domain}.{name}"
+    return text_of(name) if domain in _DOMAINS else f"{text_of(domain)}.{text_of(name)}"
+
+
+def text_of(text: str | bytes) -> str:
+    """Returns a text of a message; protobuf gives what is not UTF-8 as bytes."""
+    return text if isinstance(text, str) else text.decode(errors="backslashreplace")
 
 
 def _constant_of(op: Op) -> Any:
@@ -250,11 +255,11 @@ def _constant_of(op: Op) -> Any:
 
 def _reads(node: Any) -> set[str]:
     """Returns the tensors that a node reads, with those that its subgraphs read from around them."""
-    reads = {*node.input}
+    reads = set(map(text_of, node.input))
     for attribute in node.attribute:
         for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            inner = {value.name for value in graph.output}.union(*map(_reads, graph.node))
-            own = {name for each in graph.node for name in each.output}
-            own.update(each.name for each in (*graph.input, *graph.initializer))
+            inner = {text_of(value.name) for value in graph.output}.union(*map(_reads, graph.node))
+            own = {text_of(name) for each in graph.node for name in each.output}
+            own.update(text_of(each.name) for each in (*graph.input, *graph.initializer))
             reads |= inner - own
     return reads - {""}

@@ -30,48 +30,48 @@ class Tensors:
         self._budget = budget
         self._files: dict[Path, int] = {}
 
-    def shape(self, tensor: Any) -> Shape:
+    def shape(self, tensor: Any, field: str) -> Shape:
         """Returns the shape that a tensor says it has; raises InvalidWeightsError for dimensions below 0."""
         shape = tuple(tensor.dims)
         if any(size < 0 for size in shape) or len(shape) > 8:
             expected = "at most 8 dimensions, none of them below 0"
-            raise InvalidWeightsError.for_field(short_repr(tensor.name), expected, f"the dims {short_repr(shape)}")
+            raise InvalidWeightsError.for_field(field, expected, f"the dims {short_repr(shape)}")
         return shape
 
-    def floats(self, tensor: Any) -> Array:
+    def floats(self, tensor: Any, field: str) -> Array:
         """Returns a tensor of floating-point numbers; raises InvalidWeightsError for any other, or a broken one."""
-        return self._array(tensor, FLOAT_DTYPES)
+        return self._array(tensor, field, FLOAT_DTYPES)
 
     def any(self, tensor: Any) -> Array:
         """Returns a tensor of floating-point numbers, integers or truth values."""
-        return self._array(tensor, tuple(_NAMES.values()))
+        return self._array(tensor, "constant", tuple(_NAMES.values()))
 
-    def _array(self, tensor: Any, allowed: tuple[str, ...]) -> Array:
-        name, shape = short_repr(tensor.name), self.shape(tensor)
+    def _array(self, tensor: Any, field: str, allowed: tuple[str, ...]) -> Array:
+        shape = self.shape(tensor, field)
         dtype = _NAMES.get(tensor.data_type, "")
         if dtype not in allowed:
             expected = f"elements of {', '.join(allowed)}"
-            raise InvalidWeightsError.for_field(name, expected, dtype_text(tensor.data_type))
+            raise InvalidWeightsError.for_field(field, expected, dtype_text(tensor.data_type))
         if tensor.HasField("segment"):
-            raise InvalidWeightsError.for_field(name, "a tensor in one piece", "a segment of one")
+            raise InvalidWeightsError.for_field(field, "a tensor in one piece", "a segment of one")
         kind = np.dtype("?") if dtype == "bool" else numpy_dtype(dtype) if dtype in FLOAT_DTYPES else np.dtype(dtype)
         size = math.prod(shape) * kind.itemsize
         if tensor.data_location:
-            data = self._external(tensor, size)
+            data = self._external(tensor, field, size)
         else:
-            field = _FIELDS[dtype]
+            stored_in = _FIELDS[dtype]
             in_raw = tensor.HasField("raw_data")
-            stored = len(tensor.raw_data) if in_raw else len(getattr(tensor, field)) * kind.itemsize
+            stored = len(tensor.raw_data) if in_raw else len(getattr(tensor, stored_in)) * kind.itemsize
             if stored != size:
                 expected = f"{size} bytes, as shape {short_repr(shape)} and {dtype} need"
-                raise InvalidWeightsError.for_field(name, expected, f"{stored} bytes")
-            self._budget.spend(size, f"the tensor {name}")
+                raise InvalidWeightsError.for_field(field, expected, f"{stored} bytes")
+            self._budget.spend(size, f"the tensor {short_repr(tensor.name)}")
             if not in_raw:
-                return _typed(getattr(tensor, field), dtype, kind).reshape(shape)
+                return _typed(getattr(tensor, stored_in), dtype, kind).reshape(shape)
             data = tensor.raw_data
         return np.frombuffer(data, kind.newbyteorder("<")).reshape(shape)
 
-    def _external(self, tensor: Any, size: int) -> bytes:
+    def _external(self, tensor: Any, field: str, size: int) -> bytes:
         """Returns a tensor's bytes out of the file that it names."""
         name = short_repr(tensor.name)
         entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -83,10 +83,10 @@ class Tensors:
         length = _amount(entries.get("length") or str(max(0, self._files[path] - offset)), name)
         if length != size:
             expected = f"{size} bytes of external data, as its shape and dtype need"
-            raise InvalidWeightsError.for_field(name, expected, f"{length} bytes")
+            raise InvalidWeightsError.for_field(field, expected, f"{length} bytes")
         if offset + length > self._files[path]:
             expected = f"external data within the {self._files[path]} bytes of {short_repr(path.name)}"
-            raise InvalidWeightsError.for_field(name, expected, f"{length} bytes from {offset} on")
+            raise InvalidWeightsError.for_field(field, expected, f"{length} bytes from {offset} on")
         self._budget.spend(size, f"the tensor {name}")
         # The path has no links any more; one that has taken a file's place since is not followed.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))

@@ -233,6 +233,20 @@ def test_graphs_that_are_none(tmp_path):
     refused(write(tmp_path / "x.onnx", model(twice, ARRAYS)), "computes each tensor once")
 
 
+def test_names_that_are_no_texts(tmp_path):
+    """A writer of another encoding; the layer is found all the same."""
+    data = model([conv("c", "x", "z"), conv("c", "z", "y")], weights("c", 2, 2, 1, 1)).SerializeToString()
+    for name, other in ((b"c.weight", b"\xb5.weight"[:8]), (b"z", b"\xb5")):
+        data = data.replace(name, other.ljust(len(name), b"t"))
+    (tmp_path / "x.onnx").write_bytes(data)
+    assert list(importing.read(tmp_path / "x.onnx", prefix="", fold_batch_norm=True).layers) == ["c", "y"]
+
+
+@pytest.mark.parametrize("opset", [0, -1])
+def test_opsets_that_never_were(tmp_path, opset):
+    refused(write(tmp_path / "x.onnx", model([conv("c")], ARRAYS, opset=opset)), "an opset from 1 to")
+
+
 def test_many_nodes_of_one_name_take_no_longer(tmp_path):
     nodes = [onnx.NodeProto(op_type="Nothing", name="same") for _ in range(3000)]
     imported = importing.read(write(tmp_path / "x.onnx", model([conv("c"), *nodes], ARRAYS)), prefix="")
