@@ -178,6 +178,30 @@ def test_layers_of_a_saved_remote_model_are_found(keras, tmp_path, suffix):
     }
 
 
+@pytest.mark.parametrize("suffix", ["keras", "h5"])
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+def test_layers_of_a_saved_model_with_remote_chains_are_found(keras, tmp_path, suffix):
+    from convserve.keras import to_remote
+
+    layers = keras.layers
+    parts = [
+        layers.ZeroPadding2D(((0, 1), (0, 1)), name="pad"), layers.Conv2D(4, 3, strides=2, use_bias=False, name="stem"),
+        layers.BatchNormalization(name="norm"), layers.ReLU(6.0, name="relu"),
+        layers.DepthwiseConv2D(3, padding="same", name="deep"), layers.SeparableConv2D(4, 3, name="apart"),
+    ]  # fmt: skip
+    model = with_random_weights(keras, keras.Sequential([keras.Input((9, 9, 2)), *parts], name="m"))
+    model.save(tmp_path / f"local.{suffix}")
+    for name, options in (("single", {}), ("fused", {"fuse": True})):
+        to_remote(model, "127.0.0.1:1", **options).save(tmp_path / f"{name}.{suffix}")
+        for fold in (False, True):
+            found, expected = (
+                [layer.digest for layer in importing.read(file, fold_batch_norm=fold).layers.values()]
+                for file in (tmp_path / f"{name}.{suffix}", tmp_path / f"local.{suffix}")
+            )
+            assert len(expected) == 4, (name, fold)
+            assert found == expected, (name, fold)
+
+
 @pytest.fixture(scope="module")
 def nested(keras):
     """Models in models, layers that share their names, one layer in two models, groups, other dtypes, an operation."""
