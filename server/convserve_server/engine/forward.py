@@ -121,9 +121,12 @@ def _is_depthwise(config: Conv2D, x: Any) -> bool:
     """Returns whether each channel is a group, and TensorFlow's depthwise convolution can and may stand in.
 
     On a CPU it is 3 to 20 times as fast as a grouped one, which goes group by group. In 16 bits it adds up in 16 bits,
-    the grouped one in 32, as does Keras. It copies a kernel for each thread.
+    the grouped one in 32, as does Keras. It copies a kernel for each thread. oneDNN's grouped one is as fast, and takes
+    strides with dilation as they are.
     """
     may = config.compute_dtype in ("float32", "float64") and math.prod(config.kernel_size) <= _MAX_DEPTHWISE_TAPS
+    if config.strides_and_dilates and onednn.is_on() and x.dtype != "float64":
+        return False
     _, strides, dilations = _thinned(config)
     steps = strides[0] == strides[1] and 1 in (max(strides), max(dilations))  # all that it has
     return may and config.groups == x.shape[3] > 1 and steps
@@ -150,8 +153,9 @@ def _depthwise(config: Conv2D, x: Any, kernel: Any) -> Any:
     if max(config.dilation_rate) > 1 and not isinstance(padding, str):  # which TensorFlow does not take together
         x, padding = tf.pad(x, padding), "VALID"
     (rows, columns), strides, dilations = _thinned(config)
-    if max(rows, columns) > 1:
-        x = x[:, ::rows, ::columns]
+    if max(rows, columns) > 1:  # a strided slice would take longer than all the rest
+        x = tf.gather(x, tf.range(0, tf.shape(x)[1], rows), axis=1)
+        x = tf.gather(x, tf.range(0, tf.shape(x)[2], columns), axis=2)
     kernel = tf.reshape(kernel, (*config.kernel_size, config.groups, config.filters // config.groups))
     dilated = dilations if max(dilations) > 1 else None
     return tf.nn.depthwise_conv2d(x, kernel, (1, *strides, 1), padding, dilations=dilated)
