@@ -37,7 +37,7 @@ SPELLINGS: dict[str, list[Any]] = {
     "kernel_size": [*SIZES, (2.0, 2), (2.5, 2)],
     "strides": SIZES,
     "dilation_rate": SIZES,
-    "padding": ["valid", "same", "VALID", "Same", "causal", "full", "", None, 0, 1, [], {}, " valid", b"same"],
+    "padding": ["valid", "same", "VALID", "Same", "causal", "full", "", None, [], {}, " valid", b"same"],
     "data_format": [
         None, "channels_last", "CHANNELS_LAST", "Channels_First", "NHWC", "", 0, True, [], b"channels_last",
     ],
@@ -165,6 +165,9 @@ def test_python_values_that_keras_takes_and_the_client_refuses_on_purpose(name: 
         ("kernel_initializer", named("GlorotUniform", seed=np.int64(3)), initializers.GlorotUniform(seed=3)),
         ("kernel_regularizer", named("L2", l2=np.float32(0.5)), regularizers.L2(0.5)),
         ("activity_regularizer", named("L1", l1=np.int64(2)), regularizers.L1(2)),
+        # PyTorch's amounts.
+        ("padding", 0, ((0, 0), (0, 0))),
+        ("padding", np.int64(1), ((1, 1), (1, 1))),
         # None asks for a parameter's default everywhere, as in Keras' regularizers.
         ("kernel_initializer", named("RandomNormal", seed=1, mean=None), initializers.RandomNormal(seed=1)),
         ("kernel_initializer", named("VarianceScaling", scale=None, mode=None), initializers.VarianceScaling()),
