@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,23 @@ _MODELS = (keras.Sequential, keras.Function)
 def is_model(layer: Any) -> bool:
     """Returns whether a layer is a model whose layers are known."""
     return isinstance(layer, keras.Model) and isinstance(layer, _MODELS)
+
+
+def shared_by_models(model: Any) -> set[int]:
+    """Returns the ids of the layers that several of the models have that a model consists of, itself included."""
+    models: dict[int, Any] = {}
+
+    def visit(layer: Any) -> None:
+        while isinstance(layer, keras.layers.Wrapper):
+            layer = layer.layer
+        if is_model(layer) and id(layer) not in models:
+            models[id(layer)] = layer
+            for each in layer.layers:
+                visit(each)
+
+    visit(model)
+    times = Counter(id(layer) for each in models.values() for layer in each.layers)
+    return {key for key, count in times.items() if count > 1}
 
 
 def check_model(model: Any) -> None:
@@ -73,12 +91,15 @@ def arrays_of(layer: Any, step: Step) -> list[Array]:
     return [keras.ops.convert_to_numpy(weight) for weight in weights_of(layer, step.kind)]
 
 
-def runs_of(model: Any, is_chosen: Callable[[Any], bool]) -> tuple[list[tuple[Any, ...]], list[Left]]:
+def runs_of(
+    model: Any, is_chosen: Callable[[Any], bool], shared: Collection[int]
+) -> tuple[list[tuple[Any, ...]], list[Left]]:
     """Returns the layers of a model that one call computes, where they are several, and what else might have been.
 
     Args:
         model: A Sequential or Functional model.
         is_chosen: Whether a convolution is to be computed by a server.
+        shared: What `shared_by_models` returns for the model that this one is part of.
     """
     calls, returned = calls_of(model)
     by_name = {call.layer.name: call.layer for call in calls}
@@ -90,6 +111,9 @@ def runs_of(model: Any, is_chosen: Callable[[Any], bool]) -> tuple[list[tuple[An
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(by_name, ())
     for call in calls:
         inputs[call.layer.name] += tuple(producer.get(tensor, _INPUT) for tensor in call.inputs)
+    for name, layer in by_name.items():
+        if id(layer) in shared:  # another model calls it too, where other layers follow it
+            inputs[name] *= 2
     activated_here = {name for name, layer in by_name.items() if not served(getattr(layer, "activation", None))}
     ends = {producer[tensor] for tensor in returned if tensor in producer} | activated_here
     for name, above in inputs.items():

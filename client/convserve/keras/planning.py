@@ -14,7 +14,7 @@ from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.choice import Choice, Only, within
-from convserve.keras.graph import arrays_of, check_model, is_model, runs_of
+from convserve.keras.graph import arrays_of, check_model, is_model, runs_of, shared_by_models
 from convserve.keras.layers.remote_layer import RemoteLayer
 from convserve.keras.layers.steps import at_height, convolution_kind, layers_of, step_of
 from convserve.keras.swap import to_local
@@ -129,7 +129,7 @@ def plan(model: Any, input_shape: Any = None, *, only: Only = None) -> ModelPlan
         raise InvalidRequestError.for_field("model", "a built model: call it once", short_repr(model))
     if any(isinstance(layer, RemoteLayer) for layer in within(model)):
         model = to_local(model)
-    walk = _Walk(Choice(only, model))
+    walk = _Walk(Choice(only, model), shared_by_models(model))
     walk.model(model, _inputs(model, input_shape), 1)
     return ModelPlan(Traffic(tuple(walk.separate())), Traffic(tuple(walk.fused())))
 
@@ -163,14 +163,14 @@ def _fits(shape: Any, tensor: Any) -> bool:
 class _Walk:
     """Goes through a model's graph with shapes alone, and notes what its layers get."""
 
-    def __init__(self, choice: Choice) -> None:
-        self._choice = choice
+    def __init__(self, choice: Choice, shared: set[int]) -> None:
+        self._choice, self._shared = choice, shared
         self._seen: list[tuple[Any, Any, int]] = []  # of each call: the layer, what it gets, and how often
         self._runs: dict[int, tuple[Any, ...]] = {}
 
     def model(self, model: Any, inputs: Any, times: int) -> Any:
         """Returns what a model returns for tensors that have a shape alone."""
-        for run in runs_of(model, self._is_chosen)[0]:
+        for run in runs_of(model, self._is_chosen, self._shared)[0]:
             self._runs |= dict.fromkeys(map(id, run), run)
         if isinstance(model, keras.Sequential):
             (x,) = keras.tree.flatten(inputs)

@@ -10,7 +10,7 @@ from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
 from convserve.keras.choice import Choice, Only, within
 from convserve.keras.copying import Copy
-from convserve.keras.graph import check_model, runs_of
+from convserve.keras.graph import check_model, runs_of, shared_by_models
 from convserve.keras.layers.remote_calls import grant
 from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_convolutions import LOCAL, REMOTE
@@ -60,7 +60,7 @@ def to_remote(
     check_model(model)
     if any(isinstance(layer, RemoteLayer) for layer in within(model)):
         model = to_local(model)
-    choice = Choice(only, model)
+    choice, shared = Choice(only, model), shared_by_models(model)
     remote: list[tuple[str, ...]] = []
     local: list[Left] = []
     where = {"server": server, "timeout": timeout}
@@ -69,7 +69,7 @@ def to_remote(
         return not choice.refusal(layer)
 
     def runs(of: Any) -> list[tuple[Any, ...]]:
-        found, left = runs_of(of, is_chosen)
+        found, left = runs_of(of, is_chosen, shared)
         local.extend(left)
         return found
 

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 import convserve
-from convserve.keras import RemoteChain, report, to_local, to_remote
+from convserve.keras import RemoteChain, plan, report, to_local, to_remote
 from tests.support.keras.models import CountedCalls, apart, kinds, same_weights, with_random_statistics
 from tests.support.keras.truth import keras
 from tests.support.servers.server_process import RunningServer
@@ -242,6 +242,22 @@ def test_models_within_models_and_wrappers(server: RunningServer) -> None:
     assert kinds(unbuilt) == ["RemoteConv2D", "BatchNormalization", "ReLU"]
 
 
+@pytest.mark.parametrize("is_whole_first", [True, False])
+def test_models_that_share_layers_are_followed_by_their_own(server: RunningServer, is_whole_first: bool) -> None:
+    x = keras.Input(SHAPE)
+    y = layers.Conv2D(4, 3, name="a")(x)
+    z = layers.ReLU(name="relu")(layers.BatchNormalization(name="bn")(y))
+    parts = [keras.Model(x, z, name="whole"), keras.Model(x, y, name="beginning")][:: 1 if is_whole_first else -1]
+    x = keras.Input(SHAPE)
+    model = with_random_statistics(keras.Model(x, [part(x) for part in parts]))
+    remote = to_remote(model, server.target, fuse=True)
+    assert report(remote).remote == (("a",),)
+    assert "called at several places" in report(remote).local[0].reason
+    assert remote.get_layer("whole").get_layer("a") is remote.get_layer("beginning").get_layer("a")
+    assert all(apart(*outputs) < 1e-5 for outputs in zip(remote(X), model(X), strict=True))
+    assert plan(model).fused.count == plan(model).separate.count == 2
+
+
 def test_it_does_not_train_unless_it_is_frozen(server: RunningServer) -> None:
     model = block()
     remote = to_remote(model, server.target, fuse=True)
@@ -277,6 +293,7 @@ def test_a_chain_made_by_hand(server: RunningServer) -> None:
         ([layers.BatchNormalization()], ""),
         ([layers.Conv2D(4, 3), layers.Dense(4)], "[1]"),
         ([layers.Conv2D(4, 3, activation=lambda x: x), layers.ReLU()], "[0]"),
+        ([layers.Conv2D(4, 3, activity_regularizer="l2"), layers.ReLU()], "[0]"),
     ):
         with pytest.raises(convserve.InvalidRequestError, match="Expected") as refused:
             RemoteChain(wrong, server=server.target)

@@ -40,7 +40,7 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
         Args:
             layers: Convolutions, of `keras.layers` itself, and what stands around them: ZeroPadding2D before one,
                 BatchNormalization and an activation layer behind one. Only the last may have an activation that a
-                server does not apply.
+                server does not apply, and none an activity_regularizer.
             **kwargs: The arguments of RemoteConv2D that are not Conv2D's own.
 
         Raises:
@@ -52,8 +52,9 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
             raise InvalidRequestError.for_field("layers", "layers with a convolution among them", received)
         for index, layer in enumerate(layers):
             is_whole = index == len(layers) - 1 or not hasattr(layer, "activation") or served(layer.activation)
-            if step_of(layer) is None or not is_whole:
-                expected = "a layer of Keras' own that a server computes, with its activation"
+            # Keras adds the loss of an output where it calls the layer, which it does not within a chain.
+            if step_of(layer) is None or not is_whole or layer.activity_regularizer is not None:
+                expected = "a layer of Keras' own that a server computes whole, and without an activity_regularizer"
                 raise InvalidRequestError.for_field(f"layers[{index}]", expected, short_repr(layer))
         super().__init__(**{"dtype": layers[0].dtype_policy, **kwargs})
         for layer in layers:
