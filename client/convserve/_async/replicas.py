@@ -53,7 +53,9 @@ class LayerServers:
 
     async def put(self, upload: Upload, deadline: Deadline) -> Any:
         """Puts a layer on the first server that answers."""
-        return await self._first(lambda server: io.upload(server.PutLayer, upload, deadline), deadline)
+        return await self._first(
+            lambda server: io.upload(server.PutLayer, upload, deadline), deadline, is_move=upload.is_move
+        )
 
     async def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
@@ -72,7 +74,9 @@ class LayerServers:
 
     async def update(self, upload: Upload, deadline: Deadline) -> Any:
         """Updates the weights of a layer on the first server that holds it."""
-        return await self._first(lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline)
+        return await self._first(
+            lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline, is_move=upload.is_move
+        )
 
     async def get(self, request: layer_service_pb2.GetLayerRequest, deadline: Deadline) -> Any:
         """Returns the description of the first server that holds a layer."""
@@ -91,7 +95,7 @@ class LayerServers:
         """
         passed_over = (UnavailableError,) if request.layer.digest else _PASSED_OVER
         return await self._first(
-            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over
+            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over, is_move=True
         )
 
     async def move_away(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> None:
@@ -147,8 +151,10 @@ class LayerServers:
         ask: Callable[[Any], Awaitable[T]],
         deadline: Deadline,
         passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
+        *,
+        is_move: bool = False,
     ) -> T:
-        return (await self._every(ask, deadline, passed_over, only_first=True))[0]
+        return (await self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
 
     async def _every(
         self,
@@ -157,6 +163,7 @@ class LayerServers:
         passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
         *,
         only_first: bool = False,
+        is_move: bool = False,
     ) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
@@ -167,7 +174,10 @@ class LayerServers:
                     answers.append(await ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
                     error = from_rpc_error(failure)
-                    if not isinstance(error, passed_over):
+                    # A server that may have made a move is asked again, for another one would make it too, or refuse
+                    # it for what is there.
+                    is_open = is_move and isinstance(error, UnavailableError) and error.may_be_done
+                    if is_open or not isinstance(error, passed_over):
                         raise error from None
                     why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
                     log.debug("one of several servers is passed over: %s", error)

@@ -54,7 +54,9 @@ class LayerServers:
 
     def put(self, upload: Upload, deadline: Deadline) -> Any:
         """Puts a layer on the first server that answers."""
-        return self._first(lambda server: io.upload(server.PutLayer, upload, deadline), deadline)
+        return self._first(
+            lambda server: io.upload(server.PutLayer, upload, deadline), deadline, is_move=upload.is_move
+        )
 
     def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
@@ -73,7 +75,9 @@ class LayerServers:
 
     def update(self, upload: Upload, deadline: Deadline) -> Any:
         """Updates the weights of a layer on the first server that holds it."""
-        return self._first(lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline)
+        return self._first(
+            lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline, is_move=upload.is_move
+        )
 
     def get(self, request: layer_service_pb2.GetLayerRequest, deadline: Deadline) -> Any:
         """Returns the description of the first server that holds a layer."""
@@ -90,7 +94,7 @@ class LayerServers:
         """
         passed_over = (UnavailableError,) if request.layer.digest else _PASSED_OVER
         return self._first(
-            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over
+            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over, is_move=True
         )
 
     def move_away(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> None:
@@ -146,8 +150,10 @@ class LayerServers:
         ask: Callable[[Any], T],
         deadline: Deadline,
         passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
+        *,
+        is_move: bool = False,
     ) -> T:
-        return (self._every(ask, deadline, passed_over, only_first=True))[0]
+        return (self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
 
     def _every(
         self,
@@ -156,6 +162,7 @@ class LayerServers:
         passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
         *,
         only_first: bool = False,
+        is_move: bool = False,
     ) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
@@ -166,7 +173,10 @@ class LayerServers:
                     answers.append(ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
                     error = from_rpc_error(failure)
-                    if not isinstance(error, passed_over):
+                    # A server that may have made a move is asked again, for another one would make it too, or refuse
+                    # it for what is there.
+                    is_open = is_move and isinstance(error, UnavailableError) and error.may_be_done
+                    if is_open or not isinstance(error, passed_over):
                         raise error from None
                     why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
                     log.debug("one of several servers is passed over: %s", error)

@@ -47,6 +47,11 @@ class Upload:
         """Whether it gives a name to a layer, and would do so again, later, if it were sent again."""
         return bool(self.start.start.name)  # a `move` is made once
 
+    @property
+    def is_move(self) -> bool:
+        """Whether it gives a name to a layer, and a server does so once, however often it is sent there."""
+        return bool(self.start.start.HasField("move"))
+
     def pieces(self) -> Iterator[Any]:
         """Yields the messages with the weights."""
         for piece in weight_pieces(self.layer) if self.layer else ():

@@ -22,6 +22,7 @@ from convserve import (
 )
 from convserve.protocol.status import to_status
 from convserve.v1 import layer_service_pb2_grpc
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.services.layer_service import LayerService
@@ -133,6 +134,21 @@ def test_a_retry_does_not_undo_what_another_caller_did(client: Any, losing: Losi
     losing.lost = [losing.move_back, int]
     assert move(client, found).digest == NEW.digest
     assert losing.led_to == [OLD.digest, NEW.digest, OLD.digest]
+
+
+@EVERY
+@pytest.mark.parametrize("connect", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_no_other_server_is_asked_where_one_may_have_made_it(connect: Any, losing: LosingServer, move: Any) -> None:
+    """Which has no such name, and would say that nothing was moved."""
+    other = LosingServer()
+    other.store.remove_name(Move("name"))
+    with connect([losing.target, other.target], retry=QUICK) as client:
+        found = client.layer("name")
+        losing.lost = [int]
+        assert move(client, found).digest == NEW.digest
+    assert losing.led_to == [OLD.digest, NEW.digest]
+    assert other.store.names() == ()
+    other.server.stop(None).wait()
 
 
 def test_a_layer_is_drawn_once_however_often_it_is_asked_for(client: Any, losing: LosingServer) -> None:
