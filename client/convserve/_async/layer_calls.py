@@ -139,9 +139,14 @@ class LayerCalls(Connection):
         try:
             answer = await self._call(servers.move, request, deadline)
         except LayerNotFoundError:
-            if not request.layer.digest:
+            if not request.HasField("layer"):
                 raise
-            stored = layer if isinstance(layer, AsyncStoredLayer) else await self.layer(digest=request.layer.digest)
+            if isinstance(layer, AsyncStoredLayer):
+                stored = layer
+            else:  # another server may have it, or the name
+                found = await self._call(servers.get, layer_service_pb2.GetLayerRequest(layer=request.layer), deadline)
+                stored = AsyncStoredLayer(self, **stored_layers.known_parts(found.layer, None))
+                request.layer.digest = stored.digest
             await self._upload([stored], [stored.uploads], deadline)
             answer = await self._call(servers.move, request, deadline)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name))

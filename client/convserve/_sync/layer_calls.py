@@ -140,9 +140,14 @@ class LayerCalls(Connection):
         try:
             answer = self._call(servers.move, request, deadline)
         except LayerNotFoundError:
-            if not request.layer.digest:
+            if not request.HasField("layer"):
                 raise
-            stored = layer if isinstance(layer, StoredLayer) else self.layer(digest=request.layer.digest)
+            if isinstance(layer, StoredLayer):
+                stored = layer
+            else:  # another server may have it, or the name
+                found = self._call(servers.get, layer_service_pb2.GetLayerRequest(layer=request.layer), deadline)
+                stored = StoredLayer(self, **stored_layers.known_parts(found.layer, None))
+                request.layer.digest = stored.digest
             self._upload([stored], [stored.uploads], deadline)
             answer = self._call(servers.move, request, deadline)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name))

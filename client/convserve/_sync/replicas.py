@@ -88,11 +88,12 @@ class LayerServers:
         return self._first(lambda server: server.ListNameVersions(request, timeout=deadline.remaining_s()), deadline)
 
     def move(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> Any:
-        """Moves a name on the first server that answers; by a name or a version: on the first that has it.
+        """Moves a name on the first server that answers; to one of its versions on the first that has it.
 
-        A layer that the first server lacks is to be put there, because callers look for the name there first.
+        A layer that the first server lacks, or knows by no such name, is to be put there, because callers look for the
+        name there first.
         """
-        passed_over = (UnavailableError,) if request.layer.digest else _PASSED_OVER
+        passed_over = (UnavailableError,) if request.HasField("layer") else _PASSED_OVER
         return self._first(
             lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over, is_move=True
         )

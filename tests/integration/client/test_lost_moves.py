@@ -151,6 +151,20 @@ def test_no_other_server_is_asked_where_one_may_have_made_it(connect: Any, losin
     other.server.stop(None).wait()
 
 
+@pytest.mark.parametrize("connect", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_name_moves_where_callers_look_for_it_first(connect: Any, losing: LosingServer) -> None:
+    """Though another server alone has the name that it is to follow."""
+    other = LosingServer()
+    other.store.remove_name(Move("name"))
+    other.store.put(NEW, "followed")
+    with connect([losing.target, other.target], retry=QUICK) as client:
+        assert client.move("name", "followed", expect=OLD).digest == NEW.digest
+        assert client.layer("name").digest == NEW.digest
+    assert losing.led_to == [OLD.digest, NEW.digest]
+    assert other.store.names() == ("followed",)
+    other.server.stop(None).wait()
+
+
 def test_a_layer_is_drawn_once_however_often_it_is_asked_for(client: Any, losing: LosingServer) -> None:
     """The server draws other weights each time, for there is no seed."""
     losing.lost = [losing.move_back, int]
