@@ -17,7 +17,8 @@ _OPEN_METRICS = "application/openmetrics-text"
 
 class _Page(NamedTuple):
     began: float
-    head: tuple[Any, ...]  # status and headers
+    status: str
+    headers: list[tuple[str, str]]
     body: list[bytes]
 
 
@@ -49,7 +50,7 @@ class MetricsPage:
                 time.sleep(max(0.0, self._may_begin - time.monotonic()))
                 page = self._pages[form] = self._made(*form)
                 self._may_begin = time.monotonic() + _REST * (time.monotonic() - page.began)
-        start_response(*page.head)
+        start_response(page.status, page.headers.copy())  # to which a server adds others, for each request by itself
         return page.body
 
     def _health(self, start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -66,4 +67,5 @@ class MetricsPage:
             "HTTP_ACCEPT_ENCODING": "gzip" if compressed else "",
         }
         body = list(self._app(environ, lambda *said: head.extend(said)))
-        return _Page(began, tuple(head), body)
+        status, headers = head
+        return _Page(began, status, headers, body)

@@ -91,6 +91,15 @@ def test_those_who_wait_share_the_next_page(
     assert (collector.most, collector.collected - before, len(set(bodies))) == (1, 2, 2)
 
 
+def test_answers_that_share_a_page_have_their_own_headers(page: MetricsPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_page.time, "monotonic", lambda: 100.0)
+    answers: list[list[tuple[str, str]]] = []
+    for _ in range(2):
+        page({"REQUEST_METHOD": "GET", "PATH_INFO": "/metrics"}, lambda _, headers: answers.append(headers))
+        answers[-1].append(("Content-Length", "7"))  # as the server does
+    assert [len(headers) for headers in answers] == [2, 2]
+
+
 def test_there_is_a_pause_behind_each(page: MetricsPage, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     now, pauses = [100.0], list[float]()
     collect = collector.collect
