@@ -163,7 +163,8 @@ class LayerCalls(Connection):
 
         Raises:
             LayerNotFoundError: If there is no such name.
-            NameConflictError: If something else than expected is at the name; it was not removed.
+            NameConflictError: If something else than expected is at the name; it was not removed from that
+                server; of several, others may have removed it.
             UnavailableError: If no server answered. Without `expect`, where one may have removed the name all the same,
                 the call is not retried.
         """

@@ -60,7 +60,7 @@ def to_remote(
     check_model(model)
     if any(isinstance(layer, RemoteLayer) for layer in within(model)):
         model = to_local(model)
-    choice, shared = Choice(only, model), shared_by_models(model)
+    choice, shared, names = Choice(only, model), shared_by_models(model), {layer.name for layer in within(model)}
     remote: list[tuple[str, ...]] = []
     local: list[Left] = []
     where = {"server": server, "timeout": timeout}
@@ -75,7 +75,11 @@ def to_remote(
 
     def chain(layers: tuple[Any, ...], copies: tuple[Any, ...]) -> Any:
         remote.append(tuple(layer.name for layer in layers))
-        return RemoteChain(copies, name=f"{layers[0].name}_to_{layers[-1].name}", **where)
+        name = f"{layers[0].name}_to_{layers[-1].name}"
+        while name in names:
+            name += "_chain"
+        names.add(name)
+        return RemoteChain(copies, name=name, **where)
 
     def swapped(layer: Any) -> tuple[Any, dict[str, Any]] | None:
         if not convolution_kind(layer):

@@ -23,9 +23,10 @@ _MAX_TRIES = 20
 
 
 class Listener:
-    """An address to listen on, which is held until then, so that what is wrong with it is known at once.
+    """An address to listen on, which is held until then, so that what is wrong with it is mostly known at once.
 
-    Nobody is connected while it is only held: a caller that tries is refused, and comes again.
+    Nobody is connected while it is only held: a caller that tries is refused, and comes again. Another server can hold
+    it too, as the system allows while nobody listens; the one that listens later is then refused.
     """
 
     def __init__(self, address: str) -> None:

@@ -298,3 +298,12 @@ def test_a_chain_made_by_hand(server: RunningServer) -> None:
         with pytest.raises(convserve.InvalidRequestError, match="Expected") as refused:
             RemoteChain(wrong, server=server.target)
         assert refused.value.violations[0].field == f"layers{index}"
+
+
+def test_a_chain_has_a_name_that_no_other_layer_has(server: RunningServer) -> None:
+    parts = [layers.Conv2D(2, 1, name="a"), layers.ReLU(name="b"), layers.Flatten(name="a_to_b")]
+    model = keras.Sequential([keras.Input(SHAPE), *parts])
+    remote = to_remote(model, server.target, fuse=True)
+    assert [layer.name for layer in remote.layers] == ["a_to_b_chain", "a_to_b"]
+    np.testing.assert_allclose(remote.predict(X, verbose=0), model.predict(X, verbose=0), rtol=1e-5, atol=1e-6)
+    assert [layer.name for layer in to_local(remote).layers] == ["a", "b", "a_to_b"]

@@ -238,8 +238,8 @@ def test_memory_that_is_handed_over_with_the_ticket_is_not_taken(limited, caller
     info = caller.stub.GetServerInfo(GetServerInfoRequest(), timeout=60).server_info
     open_files = descriptors(limited.process.pid)
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
-        connection.settimeout(30)
         connection.connect(f"\0{info.shared_memory_address}")
+        connection.settimeout(30)
         region = memory(4096)
         socket.send_fds(connection, [info.shared_memory_ticket], [region])
         os.close(region)
@@ -276,8 +276,8 @@ def test_a_process_with_the_ticket_leaves_connections_to_others():
 
         def is_admitted():
             connection = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            connection.settimeout(30)
             connection.connect(f"\0{info.shared_memory_address}")
+            connection.settimeout(30)
             with suppress(ConnectionError):
                 connection.send(info.shared_memory_ticket)
                 return connection.recv(100) == GOOD

@@ -39,8 +39,8 @@ class Sharer:
     def __init__(self, address: str, ticket: bytes) -> None:
         """Connects and shows the ticket; whether it is taken, the first `send` sees."""
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.connect(address)  # which with a timeout would not wait while others fill the queue
         self.socket.settimeout(30)
-        self.socket.connect(address)
         self.socket.send(ticket)
         self._is_admitted = False
 
