@@ -25,7 +25,7 @@ from convserve.importing.onnx_models import wire
 from convserve.importing.onnx_models.convolutions import NotConvertedError, kernel_rank, layer_of
 from convserve.importing.onnx_models.gates import gates
 from convserve.importing.onnx_models.graphs import INPUT, Graph, Op, operator_name, opset_of, text_of
-from convserve.importing.onnx_models.operators import SURROUNDING, is_newer, operation_of
+from convserve.importing.onnx_models.operators import SURROUNDING, is_known, operation_of
 from convserve.importing.onnx_models.shapes import Shapes
 from convserve.importing.onnx_models.tensors import Tensors
 from convserve.importing.untrusted import Budget, refusal
@@ -130,7 +130,7 @@ class _Reader:
                     self.contents.skipped.append(Skipped(name, "Conv", reason))
 
     def _layer(self, op: Op, graph: Graph) -> Layer:
-        if is_newer(op.kind, self._opset):
+        if not is_known(op.kind, self._opset):
             raise NotConvertedError(f"a Conv of opset {self._opset}, which may mean something else than those before")
         return layer_of(op, graph, self._tensors, lambda tensor: self._shapes.of(graph, tensor))
 

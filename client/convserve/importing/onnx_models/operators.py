@@ -26,13 +26,17 @@ NEWEST = {
 """The opset of the newest version that is known here of each operator."""
 
 
-def is_newer(kind: str, opset: int) -> bool:
-    """Whether an operator is of a version that came after this was written, by the onnx package that is installed."""
+def is_known(kind: str, opset: int) -> bool:
+    """Whether an opset has an operator in a version that is known here, by the onnx package that is installed.
+
+    Exporters write operators of later opsets too, such as a Mish of a runtime's own in opset 11.
+    """
     from onnx import defs
 
-    if kind not in NEWEST or not defs.has(kind, ""):
+    try:
+        return bool(defs.get_schema(kind, opset, "").since_version <= NEWEST[kind])
+    except (KeyError, defs.SchemaError):
         return False
-    return bool(defs.get_schema(kind, opset, "").since_version > NEWEST[kind])
 
 
 def operation_of(op: Op, graph: Graph, tensors: Tensors, opset: int, rank: int | None) -> Operation | None:
@@ -41,7 +45,7 @@ def operation_of(op: Op, graph: Graph, tensors: Tensors, opset: int, rank: int |
     None is also for parameters that are not constant, that Keras' function of the name does not have, or that are
     broken. `rank` is that of the convolution after it, if that is known.
     """
-    if is_newer(op.kind, opset):
+    if not is_known(op.kind, opset):
         return None
     try:
         if op.kind in _ACTIVATIONS:

@@ -277,6 +277,14 @@ def test_what_others_read_too_is_not_folded(tmp_path):
     assert [each.kind for each in imported.skipped] == ["Mul"]
 
 
+@pytest.mark.parametrize(("kind", "opset"), [("Mish", 11), ("HardSwish", 11), ("Celu", 9), ("Swish", 21)])
+def test_an_operator_that_its_opset_has_not_is_left(tmp_path, kind, opset):
+    nodes = [conv("c", y="a"), helper.make_node(kind, ["a"], ["y"], name="n")]
+    imported = folded(tmp_path / "x.onnx", model(nodes, ARRAYS, opset=opset))
+    assert imported.layers["c"].config.activation == Activation.members["linear"]()
+    assert imported.skipped == [("n", kind, "left as it is: no Conv2D has it with these parameters")]
+
+
 def test_what_is_left_says_why(tmp_path):
     nodes = [
         helper.make_node("Relu", ["x"], ["r"], name="first"),
