@@ -38,6 +38,7 @@ from convserve.tensors.codec import Array
 _BACKENDS = ("tensorflow", "jax", "torch", "numpy", "openvino", "cntk", "theano")
 
 _MOST_EPSILON = 1e30
+_TRAINS = "it, or a model around it, is called with training=True"
 
 _Found = Operation | str | InvalidArgumentError
 """What a layer computes, why it is skipped, or what is wrong with its weights."""
@@ -203,10 +204,12 @@ class _Model:
         except UnclearError as error:
             reason = left_as_it_is(str(error))
             return alone, dict.fromkeys(read, reason), set()
-        nodes, positions = [], {}
+        nodes, positions, reasons = [], {}, {}
         for each in graph:
             found = read.get(each.position)
             operation = None if isinstance(found, str | InvalidArgumentError) else found
+            if each.trains and (isinstance(operation, BatchNormalization) or (operation and each.kind in PASS_THROUGH)):
+                operation, reasons[each.position] = None, left_as_it_is(_TRAINS)
             dtype = _compute_dtype(configs.get(each.position, {}))
             nodes.append(Node(each.label, each.reads, operation, each.kind, dtype))
             positions[each.label] = each.position
@@ -216,7 +219,7 @@ class _Model:
             (own,) = (positions[name] for name in run.nodes if positions[name] in alone)
             chains[own] = run.layers
         gone = {positions[name] for run in runs for name in run.nodes}
-        reasons = {
+        reasons |= {
             positions[node.name]: "not a Conv2D" if node.kind in PASS_THROUGH else left_as_it_is(node.reason)
             for node in left
         }

@@ -29,6 +29,7 @@ class Connected:
     label: str  # its name after those of the models around it; no other has it
     kind: str  # its class
     reads: tuple[str, ...]  # the labels of those whose outputs it reads, over all its calls
+    trains: bool  # whether it, or a model around it, is called with training=True
 
 
 def connections(model: Mapping[str, Any]) -> tuple[list[Connected], set[str]]:
@@ -38,7 +39,7 @@ def connections(model: Mapping[str, Any]) -> tuple[list[Connected], set[str]]:
     """
     _check_none_shared(model, set())
     read: dict[Position, _Read] = {}
-    returned = _connect(model, (), "", read)
+    returned = _connect(model, (), "", read, trains=False)
     labels: dict[Position, str] = {}
     used: set[str] = set()
     for position, each in read.items():
@@ -47,7 +48,7 @@ def connections(model: Mapping[str, Any]) -> tuple[list[Connected], set[str]]:
     if len(used) < len(labels):
         raise UnclearError("layers have the same name")
     graph = [
-        Connected(position, labels[position], each.kind, tuple(labels[other] for other in each.reads))
+        Connected(position, labels[position], each.kind, tuple(labels[other] for other in each.reads), each.trains)
         for position, each in read.items()
     ]
     return graph, {labels[position] for position in returned}
@@ -58,6 +59,7 @@ class _Read:
     name: str
     kind: str
     reads: tuple[Position, ...]
+    trains: bool
 
 
 def _check_none_shared(model: Mapping[str, Any], seen: set[str]) -> None:
@@ -71,7 +73,7 @@ def _check_none_shared(model: Mapping[str, Any], seen: set[str]) -> None:
 
 
 def _connect(
-    model: Mapping[str, Any], here: Position, before: str, read: dict[Position, _Read]
+    model: Mapping[str, Any], here: Position, before: str, read: dict[Position, _Read], *, trains: bool
 ) -> tuple[Position, ...]:
     """Enters the layers of a model, and returns those whose outputs it returns."""
     layers = layers_of(model) or []
@@ -88,12 +90,14 @@ def _connect(
                 reads += begin
             elif not reads:
                 raise UnclearError(f"the file does not say what {name_of(layer)} follows")
+        trained = trains or _trains(layer.get("inbound_nodes"))
         name, kind = f"{before}{name_of(layer) or layer['class_name']}", layer["class_name"]
         if layers_of(layer) is None:
-            read[ends[index]] = _Read(name, kind, reads)
+            read[ends[index]] = _Read(name, kind, reads, trained)
         else:
-            read[(*here, index, "in")] = _Read(f"{name} (its input)", kind, reads)
-            read[ends[index]] = _Read(name, kind, _connect(layer, (*here, index), f"{name}/", read))
+            read[(*here, index, "in")] = _Read(f"{name} (its input)", kind, reads, trained)
+            returned = _connect(layer, (*here, index), f"{name}/", read, trains=trained)
+            read[ends[index]] = _Read(name, kind, returned, trained)
     if sequence:
         return tuple(ends[-1:])
     config = model.get("config")
@@ -112,6 +116,20 @@ def _places(layers: list[Any]) -> dict[str, int]:
             if places.setdefault(name, index) != index:
                 raise UnclearError("layers of one model have the same name")
     return places
+
+
+def _trains(value: Any) -> bool:
+    """Whether a layer is called with training=True, by whatever name or none: all else that is True is a tensor's."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if value is True:
+            return True
+        if isinstance(value, dict) and value.get("class_name") != "__keras_tensor__":
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return False
 
 
 def _references(value: Any, places: Mapping[str, int]) -> Iterator[int]:

@@ -185,6 +185,46 @@ def test_what_cannot_be_read_is_left_with_the_reason(
     assert reason in reasons(imported)["m/b"]
 
 
+def called_with(layer: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Returns an entry of Keras 3 whose call has more arguments than its tensor."""
+    (node,) = layer["inbound_nodes"]
+    return layer | {"inbound_nodes": [{"args": [*node["args"], *args], "kwargs": kwargs}]}
+
+
+INNER = functional(X, following(conv2d("c"), "x"), normalization("b", "c"), outputs=["b", 0, 0], name="n")
+
+
+@pytest.mark.parametrize(
+    ("layers", "name"),
+    [
+        ([following(conv2d("c"), "x"), called_with(normalization("b", "c"), training=True)], "b"),
+        ([following(conv2d("c"), "x"), called_with(normalization("b", "c"), True)], "b"),
+        ([as_keras_2(conv2d("c"), "x"),
+          normalization("b") | {"name": "b", "inbound_nodes": [[["c", 0, 0, {"training": True}]]]}], "b"),
+        ([following(conv2d("c"), "x"), called_with(entry("Dropout", "d", "c", rate=0.5), training=True),
+          normalization("b", "d")], "d"),
+        ([called_with(following(INNER, "x"), training=True)], "n/b"),
+    ],
+)  # fmt: skip
+def test_what_is_called_for_training_is_not_folded(tmp_path: Path, layers: list[dict[str, Any]], name: str) -> None:
+    config = functional(X, *layers, outputs=[[layers[-1]["name"], 0, 0]])
+    groups = {"conv2d": WEIGHTS, "batch_normalization": NORMAL}
+    groups |= {f"functional/layers/{place}": of for place, of in groups.items()}
+    imported = importing.read(archive(tmp_path, config, **groups), fold_batch_norm=True)
+    (layer,) = imported.layers.values()
+    np.testing.assert_array_equal(layer.kernel, KERNEL)
+    expected = "left as it is: it, or a model around it, is called with training=True"
+    assert reasons(imported)[f"m/{name}"] == expected
+    assert "left as they are" in imported.note
+
+
+def test_what_is_called_for_inference_is_folded(tmp_path: Path) -> None:
+    config = functional(X, called_with(following(INNER, "x"), training=False, mask=None), outputs=[["n", 0, 0]])
+    groups = {"functional/layers/conv2d": WEIGHTS, "functional/layers/batch_normalization": NORMAL}
+    imported = importing.read(archive(tmp_path, config, **groups), fold_batch_norm=True)
+    np.testing.assert_allclose(imported.layers["m/n/c"].kernel, KERNEL * SCALE, rtol=1e-6)
+
+
 def test_a_class_that_calls_itself_batch_normalization_is_not_folded(tmp_path: Path) -> None:
     config = model("m", conv2d("c"), normalization("b") | {"module": "mine"}, kind="Sequential")
     path = archive(tmp_path, config, conv2d=WEIGHTS, batch_normalization=NORMAL)
