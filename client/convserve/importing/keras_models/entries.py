@@ -22,6 +22,7 @@ _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
 _PACKAGES = frozenset({"keras", "tf_keras"})
 _DEEPEST = 64
+_LONGEST_NAME = 1000  # with those of the models around it, which each layer in them has in its own
 _REMOTE_ONLY = ("server", "timeout", "load_with")
 # Keras writes the second into .h5 files.
 _REMOTE = {f"{prefix}Remote{kind}": kind for kind in CONVOLUTIONS for prefix in ("", "convserve>")}
@@ -131,6 +132,8 @@ def _walk(
         if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
             raise refusal("a layer with its class_name", short_repr(entry))
         kind, own, position = entry["class_name"], (*names, name_of(entry) or entry["class_name"]), (*positions, index)
+        if sum(map(len, own)) > _LONGEST_NAME:
+            raise refusal(f"names of at most {_LONGEST_NAME} characters", f"{short_repr(own[-1])}, a longer one")
         config = entry.get("config")
         if str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops.")):
             # Such as `x + 1`: Keras does not count it among a model's layers, so it takes no number.

@@ -16,6 +16,7 @@ INPUT = "the input "
 Dimensions = tuple[int | None, ...]
 """Those of a tensor, batch and channels first; None for one that is open."""
 _FIRST_OPSET = 1
+_LONGEST_NAME = 500  # of a node: each in a subgraph has those of the nodes around it in its own
 _DOMAINS = ("", "ai.onnx")
 
 
@@ -91,6 +92,11 @@ class Op:
         """Its attributes."""
         return Attributes(self.proto)
 
+    @cached_property
+    def constant(self) -> Any:
+        """The TensorProto of a Constant, or None for any other: made once, however many read it."""
+        return _constant_of(self)
+
 
 class Graph:
     """One graph of a model, with what surrounds it."""
@@ -137,7 +143,7 @@ class Graph:
         """Returns the TensorProto of a tensor that is the same in every run, or None; Identity is looked through."""
         graph, tensor, op = self._source(tensor)
         if op is not None:
-            return _constant_of(op)
+            return op.constant
         return None if graph is None else graph._initializers.get(tensor)
 
     def why_not_constant(self, tensor: str) -> str:
@@ -153,23 +159,17 @@ class Graph:
 
     def _source(self, tensor: str) -> tuple[Graph | None, str, Op | None]:
         """Returns where a tensor comes from, before any Identity: the graph, its name there, and the node if any."""
-        graph: Graph | None = self
         passed = []  # so that the next of many in a row need not go all the way
         found: tuple[Graph | None, str, Op | None] | None = None
-        while graph is not None and found is None:
-            if graph is self:
-                found = self._sources.get(tensor)
-                passed.append(tensor)
-            op = graph._producers.get(tensor)
-            if found is not None:
-                break
-            if op is not None and op.kind == "Identity" and op.input(0):
+        while found is None:
+            passed.append(tensor)
+            found, op = self._sources.get(tensor), self._producers.get(tensor)
+            if found is None and op is not None and op.kind == "Identity" and op.input(0):
                 tensor = op.input(0)
-            elif op is not None or tensor in graph._known:
-                found = graph, tensor, op
-            else:
-                graph = graph._outer
-        found = found or (None, tensor, None)
+            elif found is None and (op is not None or tensor in self._known):
+                found = self, tensor, op
+            elif found is None:
+                found = (None, tensor, None) if self._outer is None else self._outer._source(tensor)
         self._sources.update(dict.fromkeys(passed, found))
         return found
 
@@ -178,8 +178,9 @@ class Graph:
         # Nodes may have the same name, or none.
         output = next(filter(None, outputs), "")
         own = path + ((text_of(node.name) or output).lstrip("/") or text_of(node.op_type))
+        own = own[-_LONGEST_NAME:]
         own = f"_{own}" if own.startswith(INPUT) else own
-        name, other = own, path + output.lstrip("/")
+        name, other = own, (path + output.lstrip("/"))[-_LONGEST_NAME:]
         if name in names and output and not other.startswith(INPUT):
             name = other
         while name in names:

@@ -19,6 +19,7 @@ _PROGRAM = Path(__file__).with_name("shapes_program.py")
 _SECONDS = 120.0
 _LARGEST_KEPT = 1024
 """Elements of a constant that may be a shape; of a larger one only its own shape is told."""
+_MOST_DIMENSIONS = 8  # the product of a million would take hours
 
 
 class Shapes:
@@ -64,14 +65,25 @@ def _without_weights(model: Any) -> Any:
     constants = {tensor.name for tensor in model.graph.initializer}
     graph.input.extend(value for value in model.graph.input if value.name not in constants)
     for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) > _LARGEST_KEPT or tensor.data_location:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tuple(tensor.dims)))
+        if _is_large(tensor) or tensor.data_location:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, _dimensions(tensor)))
         else:
             graph.initializer.append(tensor)
     for node in model.graph.node:
-        large = [each.t for each in node.attribute if each.HasField("t") and math.prod(each.t.dims) > _LARGEST_KEPT]
+        large = [each.t for each in node.attribute if each.HasField("t") and _is_large(each.t)]
         if node.op_type == "Constant" and large:
-            graph.input.append(helper.make_tensor_value_info(node.output[0], large[0].data_type, tuple(large[0].dims)))
+            graph.input.append(helper.make_tensor_value_info(node.output[0], large[0].data_type, _dimensions(large[0])))
         else:
             graph.node.append(node)
     return bare
+
+
+def _is_large(tensor: Any) -> bool:
+    """Whether a tensor is none that may be a shape."""
+    dimensions = _dimensions(tensor)
+    return dimensions is None or math.prod(dimensions) > _LARGEST_KEPT
+
+
+def _dimensions(tensor: Any) -> tuple[int, ...] | None:
+    """Returns a tensor's dimensions, or None for one that has more than any weights."""
+    return tuple(tensor.dims) if len(tensor.dims) <= _MOST_DIMENSIONS else None

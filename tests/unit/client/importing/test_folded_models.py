@@ -343,6 +343,13 @@ def test_arrays_alone_cannot_be_folded(tmp_path: Path) -> None:
         importing.read(tmp_path / "x.npz", fold_batch_norm=True)
 
 
+def test_names_made_to_be_repeated_are_refused(tmp_path: Path) -> None:
+    """A layer's name has those of the models around it, so that a long one is there once for each layer in them."""
+    inner = model("n" * 10**6, *(entry("ReLU", f"r{number}") for number in range(1000)), kind="Sequential")
+    with pytest.raises(convserve.InvalidRequestError, match="names of at most 1000 characters"):
+        importing.read(archive(tmp_path, model("m", inner, kind="Sequential")))
+
+
 def test_models_made_to_be_slow_are_read_in_time(tmp_path: Path) -> None:
     """Each of many models nested in each other returns all layers of its own many times."""
     layers: list[dict[str, Any]] = [X, following(conv2d("c"), "x")]

@@ -163,6 +163,38 @@ def test_dimensions_that_are_not_there(tmp_path):
         assert match in skipped(path)
 
 
+def branches(nodes, name=""):
+    """Returns an If whose branches have some nodes."""
+    graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)])
+    return helper.make_node("If", ["x"], ["o"], name=name, then_branch=graph, else_branch=graph)
+
+
+def test_a_long_name_is_not_repeated_for_each_node_in_a_subgraph(tmp_path):
+    inner = [helper.make_node("Relu", ["x"], [f"z{number}"]) for number in range(200)]
+    path = write(tmp_path / "x.onnx", beside_a_sound_one(branches(inner, "n" * 10**6)))
+    imported = importing.read(path, prefix="")
+    names = [each.name for each in imported.skipped]
+    assert len(set(names)) == len(names) == 401
+    assert max(map(len, names)) <= 500
+
+
+def test_models_made_to_be_slow_are_read_in_time(tmp_path):
+    """Each would take minutes or hours if something were gone through again for each of many."""
+    chain = [helper.make_node("Identity", [f"i{number}"], [f"i{number + 1}"]) for number in range(3000)]
+    ends = [helper.make_node("Conv", ["x", f"i{number}"], [f"z{number}"]) for number in range(3000)]
+    constant = helper.make_node("Constant", [], ["k"], value_floats=[1.0] * 10**5)
+    readers = [helper.make_node("Add", ["k", "k"], [f"o{number}"]) for number in range(1000)]
+    dimensions = TensorProto(name="d", data_type=TensorProto.FLOAT, dims=[2**62] * 100_000)
+    strided = conv("c", auto_pad="SAME_LOWER", strides=[2, 2])
+    for made in (
+        beside_a_sound_one(*chain, branches(ends)),
+        beside_a_sound_one(constant, *readers),
+        beside_a_sound_one(strided, arrays=ARRAYS | {"d": dimensions}),
+    ):
+        imported = importing.read(write(tmp_path / "x.onnx", made), prefix="", fold_batch_norm=True)
+        assert list(imported.layers) == ["sound"]
+
+
 def test_one_array_under_many_names_is_counted_each_time(tmp_path):
     arrays = weights("c", 128, 256, 3, 3, bias=False)
     nodes = [helper.make_node("Conv", ["x", "c.weight"], [f"y{number}"]) for number in range(100)]
