@@ -19,6 +19,7 @@ from convserve.layers.layer import Layer
 from convserve.models.operations import LINEAR, BatchNormalization, ZeroPadding
 from convserve.tensors.codec import Array
 
+_MOST_NORMALIZATIONS = 16  # behind one convolution: each goes over all of its kernel, which files of others have large
 Operation = tuple[Layer, ...] | BatchNormalization | ZeroPadding | Activation
 
 
@@ -164,9 +165,12 @@ def _run(node: Node, layers: tuple[Layer, ...], graph: _Graph) -> tuple[Run, dic
             break
         before.insert(0, padding.name)
         first = padding
-    last = node
+    last, normalizations = node, 0
     while (reader := graph.only_reader(last.name)) is not None:
+        normalizations += isinstance(reader.operation, BatchNormalization)
         try:
+            if normalizations > _MOST_NORMALIZATIONS:
+                raise _LeftError(f"{_MOST_NORMALIZATIONS} normalizations before it are part of the convolution already")
             after = _after(layers[-1], reader, node.kind)
         except _LeftError as error:
             refused[reader.name] = str(error)

@@ -91,6 +91,17 @@ def test_one_after_the_other_are_folded_too() -> None:
     assert run.layers[0].config.padding == ((1, 2), (4, 0))
 
 
+def test_no_more_are_folded_than_models_have() -> None:
+    """Each goes over all of a kernel: a file with a large one and many of them would take hours."""
+    nodes = [conv("c"), bn("n0", "c"), *(bn(f"n{number}", f"n{number - 1}") for number in range(1, 18))]
+    (run,), left = folded(nodes, {"n17"})
+    assert run.nodes == ("c", *(f"n{number}" for number in range(16)))
+    assert reasons(left) == {
+        "n16": "16 normalizations before it are part of the convolution already",
+        "n17": "it follows no convolution, but n16, which is left as it is",
+    }
+
+
 def test_what_is_about_weights_is_dropped_with_a_normalization_and_kept_without() -> None:
     about = {"kernel_regularizer": "l2", "bias_regularizer": "l1", "kernel_constraint": "non_neg",
              "bias_constraint": "non_neg"}  # fmt: skip
