@@ -57,7 +57,7 @@ def read_archive(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_n
         metadata = parse(read_member(archive, "metadata.json", budget) if "metadata.json" in names else "{}")
         version = metadata.get("keras_version")
         _check_version(version)
-        model = _Model(parse(read_member(archive, "config.json", budget)), file, fold_batch_norm)
+        model = _Model(parse(read_member(archive, "config.json", budget)), file, fold_batch_norm, version)
         with hdf5.opened(read_member(archive, "model.weights.h5", budget), budget) as opened:
             return model.contents(ArchivedWeights(opened, str(version)).of)
 
@@ -79,7 +79,7 @@ def read_h5(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_norm: 
         backend = said["backend"]
         if backend is not None and backend not in _BACKENDS:
             raise refusal(f"weights of one of the backends {', '.join(_BACKENDS)}", f"backend={short_repr(backend)}")
-        model = _Model(config, file, fold_batch_norm)
+        model = _Model(config, file, fold_batch_norm, said["keras_version"])
         return model.contents(NamedWeights(opened, model.with_weights, is_flipped=backend == "theano").of)
 
 
@@ -93,8 +93,9 @@ def _check_version(version: Any) -> None:
 class _Model:
     """A model in a file, and what of it has been read."""
 
-    def __init__(self, config: Mapping[str, Any], file: Path, fold_batch_norm: bool) -> None:
+    def __init__(self, config: Mapping[str, Any], file: Path, fold_batch_norm: bool, version: Any) -> None:
         self._config = config
+        self._is_keras_2 = str(version).startswith("2.")
         self._contents = Contents(name_of(config) or file.stem)
         self._entries = entries(config, self._contents.model)
         self._folds = fold_batch_norm
@@ -141,7 +142,7 @@ class _Model:
                 return NOT_FOLDED if entry.kind in SURROUNDING else "not a Conv2D"
             if entry.kind in NORMALIZATIONS:
                 return self._normalization(entry, weights_of)
-            config = checked(entry)
+            config = checked(entry, is_keras_2=self._is_keras_2)
         except (InvalidConfigurationError, NoWeightsError) as error:
             reason = " ".join(str(error).split())
             return reason if entry.is_convolution else left_as_it_is(reason)
@@ -156,7 +157,7 @@ class _Model:
         )
 
     def _convolution(self, entry: Entry, weights_of: WeightsOf) -> tuple[Layer, ...]:
-        config = checked(entry)
+        config = checked(entry, is_keras_2=self._is_keras_2)
         # Before weights are read: what is wrong with a configuration may show in its weights too.
         configs = configurations(entry.kind, config, 1, optional=INITIALIZERS)
         weights = list(self._weights(entry, configs, weights_of).values())

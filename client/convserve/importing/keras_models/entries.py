@@ -86,7 +86,7 @@ def entries(model: Mapping[str, Any], name: str) -> list[Entry]:
     return list(_walk(layers, (name,), (), (), (), set()))
 
 
-def checked(entry: Entry) -> dict[str, Any]:
+def checked(entry: Entry, *, is_keras_2: bool = False) -> dict[str, Any]:
     """Returns the configuration of a convolution, without what is custom, in today's words.
 
     Raises InvalidConfigurationError for what has no counterpart. That of a Conv2D is checked elsewhere.
@@ -105,6 +105,10 @@ def checked(entry: Entry) -> dict[str, Any]:
             received = f"a {why} class: {short_repr(value.get('class_name'))}"
             raise InvalidConfigurationError.for_field(field, "one of Keras' own", received)
     activation = config.get("activation")
+    if is_keras_2 and activation == "hard_sigmoid":
+        # Keras 3 loads such a file without a word, and computes other numbers.
+        expected, received = "an activation that Keras 3 has too", "Keras 2's hard_sigmoid, 0.2 * x + 0.5 from 0 to 1"
+        raise InvalidConfigurationError.for_field("activation", expected, received)
     if isinstance(activation, dict) and (activation.get("class_name") == "__lambda__" or list(activation) == ["value"]):
         raise InvalidConfigurationError.for_field("activation", "one of Keras' own", "a lambda, whose code is not run")
     if isinstance(activation, dict) and activation.get("class_name") == "LeakyReLU":

@@ -185,6 +185,20 @@ def test_what_cannot_be_read_is_left_with_the_reason(
     assert reason in reasons(imported)["m/b"]
 
 
+def test_keras_2s_hard_sigmoid_is_another(tmp_path: Path) -> None:
+    layers = [conv2d("c"), entry("Activation", "a", activation="hard_sigmoid"), conv2d("d", activation="hard_sigmoid")]
+    groups = {name: {f"{name}/kernel:0": KERNEL, f"{name}/bias:0": BIAS} for name in "cd"}
+    config = model("m", *layers, kind="Sequential")
+    of_keras_2 = write_h5(tmp_path / "2.h5", config | {"keras_version": "2.15.0"}, groups)
+    imported = importing.read(of_keras_2, fold_batch_norm=True)
+    assert imported.layers["m/c"].config.activation.keras_name == "linear"
+    assert "Received Keras 2's hard_sigmoid" in reasons(imported)["m/a"]
+    assert "Received Keras 2's hard_sigmoid" in reasons(imported)["m/d"]
+    of_keras_3 = write_h5(tmp_path / "3.h5", config | {"keras_version": "3.9.0"}, groups)
+    imported = importing.read(of_keras_3, fold_batch_norm=True)
+    assert [layer.config.activation.keras_name for layer in imported.layers.values()] == ["hard_sigmoid"] * 2
+
+
 def called_with(layer: dict[str, Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Returns an entry of Keras 3 whose call has more arguments than its tensor."""
     (node,) = layer["inbound_nodes"]
