@@ -23,6 +23,7 @@ _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralN
 _PACKAGES = frozenset({"keras", "tf_keras"})
 _DEEPEST = 64
 _LONGEST_NAME = 1000  # with those of the models around it, which each layer in them has in its own
+_MOST_IDENTITIES = 200_000  # of layers that may be shared: each has one for each model around it
 _REMOTE_ONLY = ("server", "timeout", "load_with")
 # Keras writes the second into .h5 files.
 _REMOTE = {f"{prefix}Remote{kind}": kind for kind in CONVOLUTIONS for prefix in ("", "convserve>")}
@@ -154,6 +155,8 @@ def _walk(
         numbers[snake] += 1
         saved[snake] += is_first
         seen.update(known_as)
+        if len(seen) > _MOST_IDENTITIES:
+            raise refusal(f"at most {_MOST_IDENTITIES} layers that models may share, once for each of these", "more")
         inner = layers_of(entry)
         if inner is not None:
             yield from _walk(inner, own, own_steps, position, known_as, seen)

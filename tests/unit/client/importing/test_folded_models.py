@@ -364,6 +364,15 @@ def test_names_made_to_be_repeated_are_refused(tmp_path: Path) -> None:
         importing.read(archive(tmp_path, model("m", inner, kind="Sequential")))
 
 
+def test_layers_made_to_have_many_identities_are_refused(tmp_path: Path) -> None:
+    """A layer in models that may be shared is told apart by each of them, so that a short one may take much memory."""
+    made = model("m", *({"class_name": "A", "config": {}} for _ in range(5000)), kind="Sequential")
+    for _ in range(50):
+        made = model("m", made | {"shared_object_id": "x" * 50}, kind="Sequential")
+    with pytest.raises(convserve.InvalidRequestError, match="at most 200000 layers that models may share"):
+        importing.read(archive(tmp_path, made))
+
+
 def test_models_made_to_be_slow_are_read_in_time(tmp_path: Path) -> None:
     """Each of many models nested in each other returns all layers of its own many times."""
     layers: list[dict[str, Any]] = [X, following(conv2d("c"), "x")]
