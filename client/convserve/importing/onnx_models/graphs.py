@@ -238,7 +238,10 @@ def _constant_of(op: Op) -> Any:
         return None
     attributes = op.attributes
     if attributes.has("value"):
-        return attributes.tensor("value")
+        try:
+            return attributes.tensor("value")
+        except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
+            return None
     from onnx import TensorProto
 
     for attribute in op.proto.attribute:

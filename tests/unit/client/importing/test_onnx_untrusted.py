@@ -163,6 +163,12 @@ def test_dimensions_that_are_not_there(tmp_path):
         assert match in skipped(path)
 
 
+def test_a_broken_constant_does_not_stand_in_the_way_of_others(tmp_path):
+    broken = helper.make_node("Constant", [], ["c.weight"], name="k", value=1.0)
+    path = write(tmp_path / "x.onnx", beside_a_sound_one(broken, conv("c", bias=False), arrays={}))
+    assert "is computed by k (Constant)" in skipped(path)
+
+
 def branches(nodes, name=""):
     """Returns an If whose branches have some nodes."""
     graph = helper.make_graph(nodes, "g", [], [helper.make_tensor_value_info("z", TensorProto.FLOAT, None)])
