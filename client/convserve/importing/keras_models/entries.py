@@ -21,6 +21,7 @@ from convserve.models.operations import ACTIVATIONS, PADDINGS, PASS_THROUGH
 _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
 _PACKAGES = frozenset({"keras", "tf_keras"})
+_LONGEST_JSON = 16 * 2**20  # what takes three bytes takes 60 in memory, and a layer of 30 bytes 750
 _DEEPEST = 64
 _LONGEST_NAME = 1000  # with those of the models around it, which each layer in them has in its own
 _MOST_IDENTITIES = 200_000  # of layers that may be shared: each has one for each model around it
@@ -69,7 +70,9 @@ class Entry:
 
 
 def parse(text: str | bytes) -> Mapping[str, Any]:
-    """Returns the JSON object in a text; raises ValueError if there is none."""
+    """Returns the JSON object in a text; raises ValueError if there is none, InvalidRequestError if it is too long."""
+    if len(text) > _LONGEST_JSON:
+        raise refusal(f"a configuration of at most {_LONGEST_JSON} bytes of JSON", f"{len(text)}")
     config = json.loads(text)
     if not isinstance(config, dict):
         raise ValueError("its configuration is not a JSON object")

@@ -364,6 +364,12 @@ def test_names_made_to_be_repeated_are_refused(tmp_path: Path) -> None:
         importing.read(archive(tmp_path, model("m", inner, kind="Sequential")))
 
 
+def test_a_configuration_of_many_megabytes_is_refused(tmp_path: Path) -> None:
+    """It is deflated to a thousandth, and its objects take twenty times as much as its text."""
+    with pytest.raises(convserve.InvalidRequestError, match="at most 16777216 bytes of JSON"):
+        importing.read(archive(tmp_path, model("m", kind="Sequential") | {"x": [[]] * 2**23}))
+
+
 def test_layers_made_to_have_many_identities_are_refused(tmp_path: Path) -> None:
     """A layer in models that may be shared is told apart by each of them, so that a short one may take much memory."""
     made = model("m", *({"class_name": "A", "config": {}} for _ in range(5000)), kind="Sequential")
