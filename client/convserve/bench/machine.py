@@ -25,8 +25,12 @@ def described() -> dict[str, str | int]:
 
 
 def _processor() -> str:
+    """Returns the processor's name, and whether it has VNNI, where TensorFlow takes oneDNN's kernels by default."""
+    fields: dict[str, str] = {}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+            name, _, value = line.partition(":")
+            fields.setdefault(name.strip(), value.strip())
+    has_vnni = {"avx512_vnni", "avx_vnni"} & set(fields.get("flags", "").split())
+    name = fields.get("model name") or platform.processor() or platform.machine()
+    return f"{name} with VNNI" if has_vnni else name
