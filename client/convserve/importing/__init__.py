@@ -82,7 +82,8 @@ def read(
             and 1e-3 for arrays with Keras' names). None instead of parameters leaves a layer out, such as a transposed
             convolution, whose arrays look alike.
         assume_defaults: Whether strides are 1 and there is no padding where neither the file nor the caller says them.
-            Else such layers are skipped, unless their kernel is 1x1. `assumed` lists what was assumed of each layer.
+            Else such layers are skipped if their arrays are PyTorch's or MLX', unless the kernel is 1x1. `assumed`
+            lists what was assumed of each layer.
         fold_batch_norm: For whole models: whether a convolution takes over the BatchNormalization and the activation
             behind it and the zero padding before it, as far as each only follows the other. It then computes what they
             do together. What others read too, or is called at several places, is left and listed. Without it `note`

@@ -5,8 +5,8 @@ in / groups, height, width), or MLX' (out, height, width, in / groups) where a f
 have a `NAME.bias`; a layer with other parts, such as scales of quantized weights, computes something else and is
 skipped.
 Names may be a variable's of TensorFlow, with a "/" and ":0". Such a file says nothing of strides, padding, dilation and
-groups: they come from the caller, in Keras' or PyTorch's wording. Where the caller does not say them either they are
-not assumed, unless that is asked for, or the kernel is 1x1.
+groups: they come from the caller, in Keras' or PyTorch's wording. Where the caller does not say them either, a kernel
+with PyTorch's or MLX' order of axes is skipped, unless it is 1x1 or defaults are asked for; others have the defaults.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def contents(
         except InvalidArgumentError as error:
             result.skip(name, "array of rank 4", error)
             continue
-        missing = geometry.unsaid(known_as, given, tuple(kernel.shape[axis] for axis in order))
+        # PyTorch's layers often have other strides and padding; arrays with Keras' order of axes are single kernels.
+        shape = tuple(kernel.shape[axis] for axis in order)
+        missing = None if order == _HWIO else geometry.unsaid(known_as, given, shape)
         if missing is not None:
             unsaid.append(known_as)
             result.skip(name, "array of rank 4", missing)

@@ -184,7 +184,14 @@ def test_a_layer_that_convserve_wrote_says_it_all(tmp_path):
         assert imported.layers["l"].digest == layer.digest
         assert imported.assumed == {}
     save_layer(tmp_path / "l.npz", layer)  # which has the weights alone
-    assert refusal(tmp_path / "l.npz").field == "config"
+    assert importing.read(tmp_path / "l.npz").assumed.keys() == {"l"}
+
+
+@pytest.mark.parametrize("name", ["a.kernel", "a/kernel", "a/kernel:0"])
+def test_arrays_with_keras_names_have_the_defaults_and_say_so(write, name):
+    imported = importing.read(write("n.npz", {name: HWIO}))
+    assert imported.layers["n/a"].config.strides == (1, 1)
+    assert imported.assumed.keys() == {"n/a"}
 
 
 def test_strides_and_dilation_together_are_pytorchs(write):
