@@ -13,11 +13,10 @@ import keras
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.keras.choice import Choice, Only, within
+from convserve.keras.choice import Choice, Only
 from convserve.keras.graph import arrays_of, check_model, is_model, runs_of, shared_by_models
-from convserve.keras.layers.remote_layer import RemoteLayer
 from convserve.keras.layers.steps import at_height, convolution_kind, layers_of, step_of
-from convserve.keras.swap import to_local
+from convserve.keras.swap import without_remote
 from convserve.layers.plan import plan as planned
 from convserve.tensors.codec import FLOAT_DTYPES, Shape, itemsize
 
@@ -127,8 +126,7 @@ def plan(model: Any, input_shape: Any = None, *, only: Only = None) -> ModelPlan
     check_model(model)
     if not model.built:
         raise InvalidRequestError.for_field("model", "a built model: call it once", short_repr(model))
-    if any(isinstance(layer, RemoteLayer) for layer in within(model)):
-        model = to_local(model)
+    model = without_remote(model)
     walk = _Walk(Choice(only, model), shared_by_models(model))
     walk.model(model, _inputs(model, input_shape), 1)
     return ModelPlan(Traffic(tuple(walk.separate())), Traffic(tuple(walk.fused())))

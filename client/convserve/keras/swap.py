@@ -58,8 +58,7 @@ def to_remote(
     server, _ = given_target(server)
     grant(server if isinstance(server, str) else tuple(server), token, tls)
     check_model(model)
-    if any(isinstance(layer, RemoteLayer) for layer in within(model)):
-        model = to_local(model)
+    model = without_remote(model)
     choice, shared, names = Choice(only, model), shared_by_models(model), {layer.name for layer in within(model)}
     remote: list[tuple[str, ...]] = []
     local: list[Left] = []
@@ -105,6 +104,11 @@ def to_local(model: Any) -> Any:
     """
     check_model(model)
     return Copy(lambda layer: (LOCAL[type(layer)], {}) if type(layer) in LOCAL else None).model(model)
+
+
+def without_remote(model: Any) -> Any:
+    """Returns a model as it is, or as `to_local` returns it if it has remote layers."""
+    return to_local(model) if any(isinstance(layer, RemoteLayer) for layer in within(model)) else model
 
 
 def _hidden(layer: Any) -> list[Left]:

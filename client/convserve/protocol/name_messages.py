@@ -20,12 +20,13 @@ from convserve.v1 import layer_service_pb2
 ABSENT = "absent"
 """What a caller expects of a name that there is not to be."""
 
+MOVE_ID_BYTES = 16
+
 Expect = StoredLayerBase | Layer | bytes | str | None
 """What must be at a name for it to move: a layer, its digest, or `ABSENT`; None for whatever is there."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _HEX_DIGEST = re.compile(r"[0-9a-fA-F]{64}")
-_MOVE_ID_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def name_move(name: Any, expect: Expect) -> layer_service_pb2.NameMove:
     Raises InvalidRequestError for what is no name, or nothing that can be expected of one.
     """
     check_name(name)
-    message = layer_service_pb2.NameMove(name=name, move_id=os.urandom(_MOVE_ID_BYTES))
+    message = layer_service_pb2.NameMove(name=name, move_id=os.urandom(MOVE_ID_BYTES))
     if isinstance(expect, str) and expect == ABSENT:
         message.absent = True
     elif expect is not None:

@@ -152,10 +152,10 @@ def _depthwise(config: Conv2D, x: Any, kernel: Any) -> Any:
     padding = _padding(config, "NHWC")
     if max(config.dilation_rate) > 1 and not isinstance(padding, str):  # which TensorFlow does not take together
         x, padding = tf.pad(x, padding), "VALID"
-    (rows, columns), strides, dilations = _thinned(config)
-    if max(rows, columns) > 1:  # a strided slice would take longer than all the rest
-        x = tf.gather(x, tf.range(0, tf.shape(x)[1], rows), axis=1)
-        x = tf.gather(x, tf.range(0, tf.shape(x)[2], columns), axis=2)
+    steps, strides, dilations = _thinned(config)
+    for axis, step in enumerate(steps, 1):
+        if step > 1:  # a strided slice would take longer than all the rest
+            x = tf.gather(x, tf.range(0, tf.shape(x)[axis], step), axis=axis)
     kernel = tf.reshape(kernel, (*config.kernel_size, config.groups, config.filters // config.groups))
     dilated = dilations if max(dilations) > 1 else None
     return tf.nn.depthwise_conv2d(x, kernel, (1, *strides, 1), padding, dilations=dilated)

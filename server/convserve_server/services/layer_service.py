@@ -18,6 +18,7 @@ from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import check_weight_shapes, weight_bytes
 from convserve.protocol import layer_messages
 from convserve.protocol.layer_messages import ALREADY_STORED, MAX_DIGESTS, SEND_WEIGHTS, WEIGHTS
+from convserve.protocol.name_messages import MOVE_ID_BYTES
 from convserve.protocol.stored_layers import check_name
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, dtype_name, itemsize, numpy_dtype
@@ -30,7 +31,6 @@ from convserve_server.layer_store.stored_layer import Reference, StoredLayer
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
-_MOVE_ID_BYTES = 16
 _MAX_LAYERS_A_PAGE = 1000
 _MAX_BYTES_A_PAGE = 2**20  # if it has more than one layer
 
@@ -269,8 +269,8 @@ def _checked_move(message: messages.NameMove) -> Move:
             if not message.absent:
                 raise InvalidRequestError.for_field("expect", "absent to be true, or not set", "false")
             expect = b""
-    if len(message.move_id) not in (0, _MOVE_ID_BYTES):
-        raise InvalidRequestError.for_field("move_id", f"{_MOVE_ID_BYTES} bytes", f"{len(message.move_id)} bytes")
+    if len(message.move_id) not in (0, MOVE_ID_BYTES):
+        raise InvalidRequestError.for_field("move_id", f"{MOVE_ID_BYTES} bytes", f"{len(message.move_id)} bytes")
     return Move(message.name, expect, message.move_id)
 
 

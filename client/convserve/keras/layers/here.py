@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from convserve.keras.layers.steps import Step, Steps, by_step
+from convserve.keras.layers.steps import Step, Steps, by_step, normalization_weights
 from convserve.layers.keras_layers import CONVOLUTIONS
 
 
@@ -53,10 +53,7 @@ def _convolved(step: Step, given: dict[str, Any], x: Any, weights: list[Any]) ->
 
 
 def _normalized(step: Step, given: dict[str, Any], x: Any, weights: list[Any]) -> Any:
-    left = iter(weights)
-    gamma = next(left) if given["scale"] else None
-    beta = next(left) if given["center"] else None
-    mean, variance = left
+    gamma, beta, mean, variance = normalization_weights(given, weights)
     wide = tf.cast(x, weights[0].dtype)  # as Keras does, narrow dtypes being prone to overflow
     normalized = keras.ops.batch_normalization(wide, mean, variance, given["axis"], beta, gamma, given["epsilon"])
     return tf.cast(normalized, step.compute_dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,7 @@ class Step:
         if self.kind in CONVOLUTIONS:
             return tuple(Layer(*each) for each in convolutions(self.kind, given | {"dtype": self.policy}, weights))
         if self.kind == "BatchNormalization":
-            found = iter(weights)
-            gamma = next(found) if given["scale"] else None
-            beta = next(found) if given["center"] else None
-            mean, variance = found
-            return BatchNormalization(gamma, beta, mean, variance, given["epsilon"], given["axis"])
+            return BatchNormalization(*normalization_weights(given, weights), given["epsilon"], given["axis"])
         if self.kind.startswith("ZeroPadding"):
             padding = zero_padding_of(self.kind, given)
             assert padding is not None  # noqa: S101 (Keras has checked it)
@@ -186,6 +182,14 @@ def _names(layer: Any, kind: str) -> tuple[str, ...]:
 def weights_of(layer: Any, kind: str) -> list[Any]:
     """Returns a built layer's weights as Keras computes with them: with LoRA the kernel is a sum."""
     return [getattr(layer, name) for name in _names(layer, kind)]
+
+
+def normalization_weights(given: Mapping[str, Any], weights: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
+    """Returns gamma, beta, mean and variance of a BatchNormalization, out of its weights; None for what it has not."""
+    left = iter(weights)
+    gamma, beta = (next(left) if given[flag] else None for flag in ("scale", "center"))
+    mean, variance = left
+    return gamma, beta, mean, variance
 
 
 def by_step(steps: Steps, weights: Sequence[Any]) -> Iterator[tuple[Step, list[Any]]]:
