@@ -16,6 +16,7 @@ from convserve.importing import untrusted
 from convserve.importing.onnx_models import shapes, shapes_program, wire
 from tests.support.onnx_models import conv, model, normalization, statistics, weights, write
 from tests.support.raw.wire_fields import field
+from tests.support.refused_files import refused
 
 ARRAYS = weights("c", 4, 2, 3, 3)
 MAX_MEMORY = 200 * 2**20
@@ -29,18 +30,6 @@ def little_memory():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < MAX_MEMORY
-
-
-def refused(path, match="", **options):
-    """Returns the text with which a whole file is refused."""
-    with pytest.raises(convserve.InvalidRequestError) as caught:
-        importing.read(path, **options)
-    text = str(caught.value)
-    assert text.startswith("file: Expected ")
-    assert " Received " in text
-    assert len(text) < 800
-    assert match in text
-    return text
 
 
 def skipped(path, **options):

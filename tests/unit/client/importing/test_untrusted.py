@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import warnings
 import zipfile
+from functools import partial
 
 import h5py
 import numpy as np
@@ -17,10 +18,13 @@ import pytest
 import convserve
 from convserve import importing
 from convserve.importing import hdf5
+from tests.support import refused_files
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive, write_h5
 
 MAX_MEMORY = 200 * 2**20
 ONE_CONV2D = model("m", conv2d("c"))
+# What is wrong with arrays of a file is said of them.
+refused = partial(refused_files.refused, kind=convserve.ConvserveError)
 
 
 @pytest.fixture(autouse=True)
@@ -49,18 +53,6 @@ def sprung(tmp_path):
     path = tmp_path / "sprung"
     yield path
     assert not path.exists()
-
-
-def refused(path, match="", **options):
-    """Returns the text with which a file is refused."""
-    with pytest.raises(convserve.ConvserveError) as caught:
-        importing.read(path, **options)
-    text = str(caught.value)
-    assert text.startswith("file: Expected ")
-    assert " Received " in text
-    assert len(text) < 800
-    assert match in text
-    return text
 
 
 # Code
