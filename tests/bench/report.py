@@ -1,4 +1,4 @@
-"""Writes the benchmarks' results into docs/performance.md, so that figures and text cannot drift.
+"""Writes the benchmarks' results into docs/performance.md and the README, so that figures and text cannot drift.
 
 The results lie in docs/performance/, under the names that `make bench` and the page's own commands give them; those of
 GPUs lie where `make gpu` puts them, and the newest is shown. A part whose result is not there says so.
@@ -15,6 +15,7 @@ from tests.bench import gpu_tables, tables
 from tests.bench.record import DATA, GPU_RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "performance.md"
+PAGES = (PAGE, ROOT / "README.md")
 _PART = re.compile(r"(<!-- (\w+): written by python -m tests.bench.report -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Results = dict[str, dict[str, Any]]
@@ -35,6 +36,7 @@ def filled(page: str, found: Results) -> str:
 
 def _part(name: str, found: Results) -> str:
     renderer, source = {
+        "cost": (tables.cost, "peers"),
         "headline": (tables.headline, "peers"),
         "open_inference": (tables.open_inference, "open_inference"),
         "perf_analyzer": (tables.perf_analyzer, "perf_analyzer"),
@@ -48,10 +50,11 @@ def _part(name: str, found: Results) -> str:
 
 
 def main() -> int:
-    """Writes the page; returns the exit status."""
+    """Writes the pages; returns the exit status."""
     found = results()
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
-    print(f"wrote {PAGE.relative_to(ROOT)} from {', '.join(found) or 'nothing'}")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+        print(f"wrote {page.relative_to(ROOT)} from {', '.join(found) or 'nothing'}")
     return 0
 
 

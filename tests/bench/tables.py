@@ -1,4 +1,4 @@
-"""Results as Markdown: what the programs print is what docs/performance.md shows."""
+"""Results as Markdown: what the programs print is what docs/performance.md and the README show."""
 
 from __future__ import annotations
 
@@ -78,6 +78,24 @@ def peers(result: Result) -> str:
             if "error" in each
         ]
     )
+
+
+def cost(result: Result) -> str:
+    """Returns what a call costs beside the same layer computed in process, for someone who has a minute."""
+    calls = {
+        "w1c1": "a picture of 32x32, 16 filters", "w2c1": "a network's middle layer, 56x56x64",
+        "w3c1": "a photograph of 224x224, 64 filters", "w4c1": "32 samples of 56x56x64",
+        "w5c1": "4 photographs of 600x600, 369 MB back",
+    }  # fmt: skip
+    ways = ("inproc_keras", "convserve_shm_peer", "convserve_peer")
+    runs = {name: [each for each in result["results"] if each["peer"] == name] for name in ways}
+    rows = [
+        [what, _reference(result["results"], cell), *(_own(runs[name], cell) for name in ways)]
+        for cell, what in calls.items()
+    ]
+    head = ["ms a call", "in process: `tf.function`", "in process: Keras", "remote: shared memory", "remote: gRPC"]
+    machine = result["machine"].partition(", Linux")[0]
+    return f"{table(head, rows)}\n\n`make bench`, {result['time'][:10]}, {machine}."
 
 
 def headline(result: Result) -> str:

@@ -1,142 +1,96 @@
-"""Every block of the README runs, and its tables say what the code says."""
+"""The README: its first call, and its quick start as a newcomer types it."""
 
 from __future__ import annotations
 
+import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from convserve import cli, errors
-from convserve_server import settings
-from tests.support.repository import ROOT
-from tests.support.servers.server_process import RunningServer, running_server
+from tests.support.pages import blocks, languages, links, printed, section, text
+from tests.support.processes import ended_afterwards
+from tests.support.servers.server_process import RunningServer
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-PYTHON = [text for language, text in BLOCKS if language == "python"]
-COMMANDS = [
-    line.partition("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()
-]
+README = text("README.md")
+QUICK_START = "".join(blocks(section(README, "Quick start"), "sh"))
+
+
+def test_it_has_only_blocks_that_are_run_and_is_short() -> None:
+    assert languages(README) == {"python", "sh"}
+    assert README.count("\n") <= 180
+
+
+def test_the_first_call_is_short_and_prints_what_its_comments_say(server: RunningServer) -> None:
+    (program,) = blocks(README, "python")
+    assert len([line for line in program.splitlines() if line.strip() and not line.strip().startswith("#")]) <= 12
+    code = program.replace("localhost:50051", server.target)
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == printed(program)
 
 
 @pytest.fixture(scope="module")
-def readme_server() -> Iterator[RunningServer]:
-    """The server that the README starts, on a free port."""
-    (command,) = (each for each in COMMANDS if each.startswith("convserve serve"))
-    arguments = shlex.split(command)[2:]
-    assert arguments[0] == "--listen"
-    with running_server("--listen", "127.0.0.1:0", *arguments[2:]) as running:
-        for put in (each for each in COMMANDS if each.startswith("convserve layers put")):  # which other commands name
-            words = [*shlex.split(put)[1:], "--target", running.target]
-            assert cli.main(words) == 0
-        yield running
+def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder and the output of the quick start, its lines typed one after the other in an empty folder.
+
+    The environment has the addresses, which the lines leave at their defaults: a socket, as other tests run beside.
+    """
+    folder = tmp_path_factory.mktemp("quick")
+    address = f"unix://{tmp_path_factory.mktemp('socket')}/s"
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "CONVSERVE_LISTEN": address,
+        "CONVSERVE_TARGET": address,
+    }
+    command = ["bash", "-e", "-c", f"{QUICK_START}\nwait %1"]
+    with ended_afterwards(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as shell:
+        out, _ = shell.communicate(timeout=240)
+        assert shell.returncode == 0, out
+    return folder, out
 
 
-def test_readme_has_blocks_and_only_kinds_that_are_run() -> None:
-    assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert len(PYTHON) >= 2
+def test_the_quick_start_works_line_by_line_in_one_folder(typed: tuple[Path, str]) -> None:
+    folder, out = typed
+    assert "SERVING" in out
+    for written in re.findall(r"[\w-]+\.(?:png|npy)", QUICK_START):
+        assert (folder / written).stat().st_size > 0
+    assert [each.name for each in (folder / "blurred").iterdir() if each.stem == "photo"]
 
 
-@pytest.mark.parametrize("index", range(len(PYTHON)))
-def test_python_block_runs_and_prints_what_its_comments_say(
-    index: int, readme_server: RunningServer, tmp_path: Path
-) -> None:
-    code = PYTHON[index].replace("localhost:50051", readme_server.target)
-    # Keras itself warns; our own code may not.
-    strict = [] if "import keras" in code else ["-W", "error"]
-    answer = subprocess.run(
-        [sys.executable, *strict, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
-    )
-    assert answer.returncode == 0, answer.stderr
-    for expected in re.findall(r"print\(.*\)  # (.*)", code):
-        assert expected.removesuffix(" ...") in answer.stdout
+def test_the_quick_start_stops_its_server(typed: tuple[Path, str]) -> None:
+    """`wait` has its status, 0, and the log ends with what a stopping server says."""
+    log = (typed[0] / "server.log").read_text()
+    assert log.index("ready") < log.index("stopping")
 
 
-def test_first_block_is_short() -> None:
-    lines = [line for line in PYTHON[0].splitlines() if line.strip() and not line.strip().startswith("#")]
-    assert len(lines) <= 12
-
-
-@pytest.mark.parametrize(
-    "command", [each for each in COMMANDS if each.startswith("convserve ") and "serve " not in each[9:]]
-)
-def test_command_runs(
-    command: str, readme_server: RunningServer, tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    from matplotlib import cbook
-
-    shutil.copy(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False), tmp_path / "photo.jpg")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("CONVSERVE_TARGET", readme_server.target)
-    words = shlex.split(command)[1:]
-    if words[0] == "bench":
-        words += ["--seconds", "0.1"]
-    if words[0] in ("info", "health"):  # two as users run them
-        answer = subprocess.run(
-            [sys.executable, "-m", "convserve", *words], capture_output=True, text=True, check=False
-        )
-        assert answer.returncode == 0, answer.stderr
-        assert answer.stdout.strip()
-    else:
-        status, captured = cli.main(words), capsys.readouterr()
-        assert status == 0, captured.err
-        assert captured.out.strip()
-    if command.startswith("convserve batch"):
-        assert (tmp_path / "blurred" / "photo.npy").stat().st_size > 0
-    for written in re.findall(r"[\w-]+\.(?:png|npy)", command):
-        assert (tmp_path / written).stat().st_size > 0
+def test_no_link_is_relative_on_pypi() -> None:
+    """What the build makes of them; `make release-check` looks at a wheel's own."""
+    hook = tomllib.loads(text("pyproject.toml"))["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    published = README
+    for each in hook["substitutions"]:
+        published = re.sub(each["pattern"], each["replacement"], published)
+    assert links(README)
+    assert links(published) == []
+    assert "](https://raw.githubusercontent.com/convserve/convserve/v$HFPR_VERSION/docs/demo.svg)" in published
 
 
 def test_pip_commands_name_what_there_is() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    commands = [each for each in COMMANDS if each.startswith("pip ")]
+    extras = tomllib.loads(text("pyproject.toml"))["project"]["optional-dependencies"]
+    commands = re.findall(r"^pip .*?(?=\s*(?:#|$))", README, re.MULTILINE)
     assert commands
     for command in commands:
-        install, folder, extra = re.fullmatch(r"pip (install) '?(\.)(?:\[([\w-]+)\])?'?", command).groups()  # type: ignore[union-attr]
-        assert (install, folder) == ("install", ".")  # test_base_install.py runs it
-        assert extra is None or extra in extras
+        named = re.fullmatch(r"pip install '?\.(?:\[([\w,-]+)\])?'?", command)  # test_base_install.py runs it
+        assert named, command
+        assert set((named[1] or "plot").split(",")) <= extras.keys()
 
 
-def test_make_commands_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in {
-        first or second for first, second in set(re.findall(r"`make (\w+)|^make (\w+)", README, re.MULTILINE))
-    }:
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-
-
-def test_other_commands_are_none() -> None:
-    assert all(each.startswith(("convserve ", "pip ", "make ")) for each in COMMANDS if each)
-
-
-def test_settings_table_is_the_servers() -> None:
-    for name in settings.Settings.model_fields:
-        flag = "none" if settings.is_secret(name) else f"`{settings.flag(name)}`"
-        default = settings.default_text(name)
-        assert f"| {flag} | `{settings.variable(name)}` | {default} | {settings.help_text(name)} |" in README
-
-
-def test_errors_table_names_every_class() -> None:
-    for name, member in vars(errors).items():
-        if (
-            isinstance(member, type)
-            and issubclass(member, errors.ConvserveError)
-            and member is not errors.ConvserveError
-        ):
-            assert f"`{name}`" in README, name
-
-
-def test_pictures_and_links_exist() -> None:
-    for path, heading in re.findall(r"\]\(([^)#]+)(?:#([^)]+))?\)", README):
-        assert (ROOT / path).exists(), path
-        if heading:
-            headings = re.findall(r"^#+ (.*)", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
-            assert heading in {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+def test_the_clone_line_is_of_the_projects_repository() -> None:
+    (cloned,) = re.findall(r"^git clone (\S+)\.git$", README, re.MULTILINE)
+    assert f"]({cloned}/blob/" in text("pyproject.toml")

@@ -1,13 +1,17 @@
-"""docs/performance.md says what the results say."""
+"""docs/performance.md and the README say what the results say."""
 
 import re
+
+import pytest
 
 from tests.bench import report
 from tests.bench.record import ROOT
 
 
-def test_the_page_is_written_from_the_results():
-    page, found = report.PAGE.read_text(encoding="utf-8"), report.results()
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_a_page_is_written_from_the_results(path):
+    page, found = path.read_text(encoding="utf-8"), report.results()
+    assert "written by python -m tests.bench.report" in page
     assert report.filled(page, found) == page, "python -m tests.bench.report writes it again"
 
 
