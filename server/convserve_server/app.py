@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 from google.rpc import error_details_pb2
@@ -30,17 +29,14 @@ from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.local import parts
 from convserve_server.memory.descriptors import Descriptors, descriptors_for
-from convserve_server.memory.machine import is_limited, machine_memory_bytes, machine_processors
-from convserve_server.memory.malloc import configure_malloc
+from convserve_server.memory.machine import is_limited, machine_memory_bytes
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.system_memory import MAX_REGIONS, SystemMemory
-from convserve_server.scheduling.admission import Admission, Limits
-from convserve_server.scheduling.batcher import Batching
-from convserve_server.scheduling.scheduler import Scheduler
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
@@ -55,21 +51,13 @@ from convserve_server.transport.listening import Listener, exposure
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
 from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
-from convserve_server.warm_up import WarmUp, check_devices, flops_per_s, warm_up
-
-T = TypeVar("T")
+from convserve_server.warm_up import WarmUp, warm_up
 
 _MAX_LAYER_BYTES = 2**32  # of stored layers in memory, where the setting leaves it open
-_MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python take what they send and receive from
 
 _MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
-# Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times as
-# large as its input, and raises what ends the process if it gets none.
-_EIGENS_THREADS = 1
 _SMALL_STACK_BYTES = 2**20  # of a thread, where what is mapped and never touched counts too; usual are 8 MiB
-
-_MAX_CALL_FLOPS = {"cpu": 10**13, "gpu": 10**15}
 
 _FILES = [module.DESCRIPTOR for module in (convolution_service_pb2, layer_service_pb2, health_pb2, channelz_pb2)]
 # Of every service that a server may have, whatever the settings.
@@ -138,37 +126,13 @@ def _word(is_on: bool) -> str:
 
 
 def _backend(settings: Settings, load_engine: Callable[..., Engine], store: LayerStore) -> Backend:
-    engine = _engine(settings, load_engine)
-    max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
-    limits = _named(
-        Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings, engine.onednn), max_call_flops=max_call_flops
-    )
-    max_batch_bytes = min(settings.max_batch_bytes, settings.max_call_bytes)
-    batching = _named(Batching, settings, max_batch_bytes=max_batch_bytes)
-    concurrent = len(engine.devices) * batching.concurrent_calls
-    admission = Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
-    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
-    return Backend(engine, admission, Scheduler(engine, batching), store, registry)
-
-
-def _engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
-    """Returns the engine, once it has computed a known result."""
-    if settings.keep_memory:
-        configure_malloc(min(_MAX_KEPT_BYTES, machine_memory_bytes() // 16))
-    processors = machine_processors()
-    threads = processors if processors < (os.cpu_count() or 1) else 0  # TensorFlow does not know of quotas
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr(may_end_here=True):
-        engine = load_engine(
-            settings.device,
-            settings.tf32,
-            intra_op_threads=settings.intra_op_threads or (_EIGENS_THREADS if is_limited() else threads),
-            inter_op_threads=settings.inter_op_threads or threads,
-            keep_memory=settings.keep_memory,
-            verbose=verbose,
-        )
-        check_devices(engine)
-    return engine
+        engine = parts.started_engine(settings, load_engine)
+    admission = parts.admission_of(settings, engine)
+    limits = admission.limits
+    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
+    return Backend(engine, admission, parts.scheduler_of(settings, engine), store, registry)
 
 
 def _announce(address: str, shared_memory: SharedMemory | None, exposed: str) -> None:
@@ -186,24 +150,6 @@ def _log_settings(settings: Settings) -> None:
     log.info("settings" if as_fields else f"settings: {words}", extra={"settings": shown})
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
-
-
-def _named(kind: type[T], settings: Settings, **changes: int) -> T:
-    """Returns a dataclass whose fields are settings of the same names, but for some changes."""
-    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
-
-
-def _max_admitted_bytes(settings: Settings, onednn: bool) -> int:
-    """Returns what calls may need together, and no more than there is where want of memory would end the process."""
-    memory_bytes, wanted = machine_memory_bytes(), settings.max_admitted_bytes
-    third = memory_bytes // 3
-    # Where TensorFlow's allocator, which has three quarters, has none left, oneDNN's operations write all the same.
-    most = third if is_limited() else memory_bytes // 2 if onednn else wanted
-    if wanted <= most:
-        return wanted or third
-    why = "ulimit -v or -d leaves this process" if is_limited() else "for oneDNN's kernels it is half of"
-    log.warning("--max-admitted-bytes is %d, as %s %d", most, why, memory_bytes)
-    return most
 
 
 def _assembled(

@@ -14,7 +14,7 @@ from convserve._rpc import map_schedule, requests
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Conv2DParameters, Layer
 from convserve.layers.plan import Plan
-from convserve.protocol import layer_messages, name_messages, stored_layers
+from convserve.protocol import call_arguments, layer_messages, name_messages, stored_layers
 from convserve.protocol.results import Result, ServerInfo, plan_from_message
 from convserve.tensors.codec import INPUT_DTYPES, Array, checked_shape, numpy_dtype, standard_dtype
 from convserve.v1 import convolution_service_pb2
@@ -75,7 +75,7 @@ class AsyncClient(LayerCalls):
 
     async def convolve(
         self,
-        layers: requests.Layers,
+        layers: call_arguments.Layers,
         x: Any,
         *,
         output_dtype: Any = None,
@@ -104,7 +104,7 @@ class AsyncClient(LayerCalls):
 
     def map(
         self,
-        layers: requests.Layers,
+        layers: call_arguments.Layers,
         inputs: Iterable[Any] | AsyncIterable[Any],
         *,
         as_completed: bool = False,
@@ -160,7 +160,7 @@ class AsyncClient(LayerCalls):
 
     async def plan(
         self,
-        layers: requests.Layers,
+        layers: call_arguments.Layers,
         input_shape: Sequence[int] | None = None,
         *,
         input_dtype: Any = "float32",

@@ -29,6 +29,7 @@ from convserve.errors import (
 )
 from convserve.layers.layer import Layer, planned_call
 from convserve.layers.plan import Plan
+from convserve.protocol import call_arguments
 from convserve.tensors.codec import INPUT_DTYPES, Array, Shape, name_of, standard_array
 
 DEFAULT_MAX_BYTES = 2**27
@@ -41,15 +42,15 @@ class Pipeline:
     """The state of one `map`."""
 
     def __init__(
-        self, layers: requests.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
+        self, layers: call_arguments.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
     ) -> None:
         """Checks the arguments of `Client.map`; raises InvalidArgumentError if one is wrong."""
         if errors not in ("raise", "return"):
             raise InvalidRequestError.for_field("errors", "'raise' or 'return'", short_repr(errors))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer) or max_bytes < 1:
             raise InvalidRequestError.for_field("max_bytes", "a number of bytes, above 0", short_repr(max_bytes))
-        self._layers = _with_seeds(requests.layers_of(layers))
-        self._output_dtype, self._output_name = output_dtype, requests.output_name(output_dtype)
+        self._layers = _with_seeds(call_arguments.layers_of(layers))
+        self._output_dtype, self._output_name = output_dtype, call_arguments.output_name(output_dtype)
         self._as_completed, self._raises, self._max_bytes = as_completed, errors == "raise", max_bytes
         self._planned: tuple[Shape, str, Plan] | None = None  # of the latest input, whose like often comes again
         self._read = 0

@@ -8,16 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve._rpc.given_output import check_output
-from convserve.errors import InvalidRequestError, TooLargeError, short_repr
-from convserve.layers.conv2d import Conv2D
+from convserve.errors import TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
+from convserve.protocol.call_arguments import Layers, check_output, layers_of, output_name
 from convserve.protocol.results import Result
 from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors import framing
 from convserve.tensors.codec import (
-    FLOAT_DTYPES,
     INPUT_DTYPES,
     Array,
     dtype_number,
@@ -33,19 +31,6 @@ from convserve.v1 import convolution_service_pb2
 _MAX_WHOLE_BYTES = 2**22 - 2**16
 _MAX_FORMS = 16  # that a stored layer keeps: callers of many image sizes need not keep them all
 _MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
-
-OneLayer = Layer | Conv2D | StoredLayerBase
-Layers = OneLayer | Sequence[OneLayer]
-"""What `convolve` takes: one layer or several, each stored, with weights, or as a configuration alone."""
-
-
-def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
-    """Returns the layers of a call as a list; raises InvalidRequestError if there is none, or something else."""
-    listed = list(layers) if isinstance(layers, Sequence) else [layers]
-    if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
-        expected = "a Layer, Conv2D or stored layer, or a list of at least one"
-        raise InvalidRequestError.for_field("layers", expected, short_repr(layers))
-    return [Layer(layer) if isinstance(layer, Conv2D) else layer for layer in listed]
 
 
 class ConvolveRequest:
@@ -153,8 +138,3 @@ def plan_request(
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=dtype_number(output_name(output_dtype)),
     )
-
-
-def output_name(output_dtype: Any) -> str | None:
-    """Returns the name of the floating-point dtype that an output is asked for in; None for that of the last layer."""
-    return None if output_dtype is None else standard_dtype(output_dtype, "output_dtype", FLOAT_DTYPES)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import random
 import sys
 import threading
@@ -21,17 +20,11 @@ from convserve.errors import (
     UnavailableError,
     short_repr,
 )
+from convserve.protocol.call_arguments import is_number
 from convserve.protocol.status import from_rpc_error, tells_of_tls
-
-LONGEST_S = 365 * 86400.0
-"""The longest timeout."""
 
 _MAX_STEPS = 50  # in which a delay grows
 _SUCCESS_TOKENS = 0.5  # retries that a success adds to the budget
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -65,7 +58,7 @@ class RetryRule:
         """Raises InvalidRequestError for what is no number, below 0, or above all floats; infinity is one."""
         for name, value in vars(self).items():
             least = 1 if name == "attempts" else 0
-            if not (_is_number(value) and (least <= value <= sys.float_info.max or value == math.inf)):
+            if not (is_number(value) and (least <= value <= sys.float_info.max or value == math.inf)):
                 raise InvalidRequestError.for_field(f"retry.{name}", f"a number of at least {least}", short_repr(value))
 
     def delay_s(self, attempt: int, error: Exception) -> float | None:
@@ -191,16 +184,3 @@ class Call:
             raise error from None
         self._attempt += 1
         return delay
-
-
-def checked_timeout(timeout: float | None) -> float:
-    """Returns a timeout in seconds, at most `LONGEST_S`; raises InvalidRequestError if it is no number above 0.
-
-    None, infinity and more seconds than gRPC can count are for as long as it takes, which no clock tells from a year.
-    """
-    if timeout is None:
-        return LONGEST_S
-    if not (_is_number(timeout) and timeout > 0):
-        expected = "a number of seconds above 0, or None for as long as it takes"
-        raise InvalidRequestError.for_field("timeout", expected, f"timeout={short_repr(timeout)}")
-    return float(min(timeout, LONGEST_S))

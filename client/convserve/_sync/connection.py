@@ -25,6 +25,7 @@ from convserve.errors import (
 )
 from convserve.layers.layer import Layer
 from convserve.protocol import layer_messages
+from convserve.protocol.call_arguments import checked_timeout
 from convserve.protocol.results import Result
 from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors.freed_memory import reuse_freed_memory
@@ -69,7 +70,7 @@ class Connection:
         self._closed = False
         self._home: Any = None  # where the channel is used
         self._channel: Any = None
-        self._timeout = retries.checked_timeout(timeout)
+        self._timeout = checked_timeout(timeout)
         self._access = Access(self._target, token, tls)
         self._retry = retries.checked_rule(retry)
         self._budget = retries.RetryBudget(self._retry)
@@ -137,7 +138,7 @@ class Connection:
     def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
         if isinstance(timeout, retries.Deadline):
             return timeout
-        return retries.Deadline(self._timeout if timeout is None else retries.checked_timeout(timeout))
+        return retries.Deadline(self._timeout if timeout is None else checked_timeout(timeout))
 
     def _call(
         self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None

@@ -189,7 +189,8 @@ def test_reflection_and_channelz_can_be_turned_off(other):
 
 QUOTA = """
 from convserve_server import app, settings
-app.machine_processors, app.os.cpu_count = (lambda: {processors}), (lambda: 8)
+from convserve_server.local import parts
+parts.machine_processors, parts.os.cpu_count = (lambda: {processors}), (lambda: 8)
 def load_engine(*_, intra_op_threads, inter_op_threads, **__):
     print(intra_op_threads, inter_op_threads, flush=True)
     app.os._exit(0)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convserve import Conv2D, Layer, OutOfMemoryError
+from convserve import Conv2D, InvalidRequestError, Layer, OutOfMemoryError
 from convserve.protocol.results import Device
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
@@ -77,6 +77,26 @@ def checks_threads_and_devices() -> None:
         computed = engine().convolve([of], [x], "float32", device)
         assert computed.device == f"cpu:{device}"
         np.testing.assert_array_equal(computed.output, expected(of, x))
+
+
+def checks_an_engine_for_callers_of_the_process() -> None:
+    """It reads an aligned input where it is, gives TensorFlow's output, and has to agree with what is configured."""
+    from convserve_server.local import Engine
+
+    engine()
+    with pytest.raises(InvalidRequestError, match="devices and threads as this process has given TensorFlow already"):
+        Engine("cpu", intra_op_threads=2)
+    of, head, x = layer(3, 4), layer(4, 2, 1, activation="relu"), integers(2, 6, 6, 3)
+    x.flags.writeable = False  # as Ray's are
+    with Engine("cpu", intra_op_threads=1, keep_memory=False) as local:
+        result = local.convolve([of, head], x)
+        y = np.maximum(expected(head, expected(of, x)), 0)
+        np.testing.assert_array_equal(result.output, y)
+        out = np.empty(y.shape, "f4")
+        assert local.convolve([of, head], x, out=out).output is out
+        np.testing.assert_array_equal(out, y)
+        drawn = local.convolve(Conv2D(4, 3, **LAST), x)
+        np.testing.assert_array_equal(local.convolve(drawn.layers, x).output, drawn.output)
 
 
 def checks_inputs_are_read_where_they_are_and_not_kept() -> None:

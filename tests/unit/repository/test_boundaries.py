@@ -56,6 +56,7 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.scheduling": set(),
     "convserve_server.backend": set(),
     "convserve_server.warm_up": NUMPY,
+    "convserve_server.local": set(),
     "convserve_server.auth": {"grpc"},
     "convserve_server.observability": GRPC | {"opentelemetry", "prometheus_client", "pythonjsonlogger"},
     "convserve_server.transport": GRPC,
@@ -122,7 +123,10 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
     }
     assert knowing("opentelemetry") == {"convserve_server.observability.tracing"}
     engine = {m for m in modules() if any(name.startswith("convserve_server.engine.") for name in imports(m))}
-    assert {m for m in engine if package(m) != "convserve_server.engine"} == {"convserve_server.app"}
+    assert {m for m in engine if package(m) != "convserve_server.engine"} == {
+        "convserve_server.app",
+        "convserve_server.local.engine",
+    }
     # Layer.to_keras imports the export when it is called.
     client = {m for m in knowing(*TENSORFLOW) if m.startswith("convserve.") and package(m) != "convserve.keras"}
     assert client == {"convserve.bench.in_process", "convserve.layers.keras_layers"}

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import click
 
-from convserve._rpc.retries import LONGEST_S
 from convserve.protocol.addresses import split_address
+from convserve.protocol.call_arguments import LONGEST_S
 
 Pair = tuple[int, int]
 Number = TypeVar("Number", int, float)

@@ -14,11 +14,11 @@ import tensorflow as tf
 
 from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
-from convserve._rpc.retries import checked_timeout
 from convserve.errors import InvalidRequestError
 from convserve.keras.layers.here import computed_here
 from convserve.keras.layers.remote_calls import Remote, grant, in_layer
 from convserve.keras.layers.steps import Steps
+from convserve.protocol.call_arguments import checked_timeout
 from convserve.tensors.aligned import ALIGNMENT, address_of
 from convserve.tensors.codec import Array, check_unmasked
 

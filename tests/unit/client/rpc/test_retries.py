@@ -31,6 +31,7 @@ from convserve import (
     UnavailableError,
 )
 from convserve._rpc import channel, requests, retries
+from convserve.protocol.call_arguments import LONGEST_S, checked_timeout
 from convserve.protocol.status import from_rpc_error
 
 X = np.zeros((1, 8, 8, 3), np.float32)
@@ -122,12 +123,12 @@ def test_timeouts_that_make_no_sense(timeout: Any) -> None:
 
 @pytest.mark.parametrize("timeout", [None, float("inf"), np.float32("inf"), 1e10, 10**400, sys.maxsize, 1e300])
 def test_timeouts_for_as_long_as_it_takes(timeout: Any) -> None:
-    assert retries.checked_timeout(timeout) == retries.LONGEST_S
+    assert checked_timeout(timeout) == LONGEST_S
     Client(timeout=timeout).close()
 
 
 def test_timeouts_are_any_numbers() -> None:
-    assert [retries.checked_timeout(each) for each in (np.float32(0.5), np.int64(3), Fraction(1, 4))] == [0.5, 3, 0.25]
+    assert [checked_timeout(each) for each in (np.float32(0.5), np.int64(3), Fraction(1, 4))] == [0.5, 3, 0.25]
 
 
 @pytest.mark.parametrize("name", ["attempts", "initial_s", "factor", "longest_s", "budget"])
