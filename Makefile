@@ -6,8 +6,9 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
 KSERVE := .venv-kserve/installed
+DOCS := .venv-docs/installed
 
-.PHONY: demo test slow lint sync stubs breaking agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking docs agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -40,6 +41,10 @@ stubs: $(INSTALLED)
 # Whether the contract broke since a release: make breaking RELEASE=v0.1.0
 breaking: $(INSTALLED)
 	$(BIN)/buf breaking proto --against '.git#tag=$(RELEASE),subdir=proto'
+
+# The pages as a site in site/html, with an API reference: links and anchors are checked.
+docs: $(DOCS)
+	.venv-docs/bin/python docs/build_site.py
 
 # Every Conv2D of several keras.applications models against Keras: about ten minutes.
 agreement: $(INSTALLED)
@@ -78,6 +83,13 @@ $(KSERVE):
 	.venv-kserve/bin/pip install --disable-pip-version-check -q kserve==0.21.0
 	@touch $@
 
+# What builds the site, by itself: nothing of ours is imported for the reference.
+$(DOCS): .ci/docs-constraints.txt
+	@echo "== setting up .venv-docs (once; some seconds) =="
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/pip install --disable-pip-version-check -q -c $< zensical 'mkdocstrings[python]' ruff
+	@touch $@
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -89,6 +101,10 @@ constraints:
 	.venv-constraints/bin/pip install --disable-pip-version-check -q 'tritonclient[grpc]'
 	.venv-constraints/bin/pip freeze > .ci/tritonclient-constraints.txt
 	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/pip install --disable-pip-version-check -q zensical 'mkdocstrings[python]' ruff
+	.venv-constraints/bin/pip freeze > .ci/docs-constraints.txt
+	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient .venv-kserve demo-output dist
+	rm -rf .venv .venv-tritonclient .venv-kserve .venv-docs demo-output dist site

@@ -93,7 +93,7 @@ def cost(result: Result) -> str:
         [what, _reference(result["results"], cell), *(_own(runs[name], cell) for name in ways)]
         for cell, what in calls.items()
     ]
-    head = ["ms a call", "in process: `tf.function`", "in process: Keras", "remote: shared memory", "remote: gRPC"]
+    head = ["ms a call", "TensorFlow here", "Keras here", "shared memory", "gRPC"]
     machine = result["machine"].partition(", Linux")[0]
     return f"{table(head, rows)}\n\n`make bench`, {result['time'][:10]}, {machine}."
 

@@ -26,7 +26,7 @@ class AsyncClient(LayerCalls):
     Several event loops may use it one after the other, but no fork of the process while it is connected.
     Each call may raise any ConvserveError of the tree in `convserve.errors`; its method names those that are its own.
 
-    Example:
+    Examples:
         >>> async with AsyncClient("localhost:50051") as client:
         ...     y = await client.conv2d(x, filters=64, kernel_size=3, activation="relu", seed=0)
     """

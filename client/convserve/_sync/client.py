@@ -27,7 +27,7 @@ class Client(LayerCalls):
     Threads may share it, and a process may use it that was forked after it was made.
     Each call may raise any ConvserveError of the tree in `convserve.errors`; its method names those that are its own.
 
-    Example:
+    Examples:
         >>> with Client("localhost:50051") as client:
         ...     y = client.conv2d(x, filters=64, kernel_size=3, activation="relu", seed=0)
     """

@@ -40,7 +40,7 @@ class Conv2D(Geometry):
     Output shape:
         (batch, new_height, new_width, filters), or (batch, filters, new_height, new_width).
 
-    Example:
+    Examples:
         >>> Conv2D(filters=64, kernel_size=3, strides=2, padding="same").output_shape((4, 600, 600, 3))
         (4, 300, 300, 64)
 

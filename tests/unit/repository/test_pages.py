@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import convserve
 from convserve import errors
 from convserve_server import settings
 from tests.support.pages import anchors, blocks, links, pages, text
 from tests.support.repository import ROOT
 
 PAGES = pages()
+SITE: dict[str, Any] = runpy.run_path(str(ROOT / "docs/build_site.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -81,3 +85,27 @@ def test_flags_and_variables_mean_the_same(monkeypatch: pytest.MonkeyPatch) -> N
     assert {f"CONVSERVE_{name}" for name in variables} <= {
         settings.variable(name) for name in settings.Settings.model_fields
     }
+
+
+def test_the_reference_shows_every_public_name() -> None:
+    shown = {member for _, members in SITE["REFERENCE"].values() for member in members}
+    assert shown <= {*dir(convserve)}
+    left = {*dir(convserve)} - shown - {"__version__"}
+    assert all(hasattr(errors, name) for name in left), left  # the reference shows that module whole
+
+
+def test_links_lead_to_pages_of_the_site_or_to_the_repository() -> None:
+    names = {"README.md": "index.md", "docs/limits.md": "limits.md", "examples/go/README.md": "examples/go/README.md"}
+    moved, repository = SITE["moved"], SITE["REPOSITORY"]
+    assert moved("[a](docs/limits.md#b)", "README.md", names) == "[a](limits.md#b)"
+    assert moved("[a](../README.md) [b](#c)", "docs/limits.md", names) == "[a](index.md) [b](#c)"
+    assert moved("[a](../proto/x.proto)", "docs/limits.md", names) == f"[a]({repository}/proto/x.proto)"
+    assert moved("![a](docs/demo.svg)", "README.md", names) == "![a](demo.svg)"
+    assert moved("[a](../../docs/limits.md)", "examples/go/README.md", names) == "[a](../../limits.md)"
+    assert moved("```md\n[a](docs/limits.md)\n```\n", "README.md", names) == "```md\n[a](docs/limits.md)\n```\n"
+
+
+def test_the_sites_menu_has_every_page() -> None:
+    found = SITE["sources"]()
+    menu = SITE["navigation"](found)
+    assert [name for name, new in found.items() if f'"{new}"' not in menu and not name.startswith("examples/")] == []

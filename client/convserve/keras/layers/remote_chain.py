@@ -26,7 +26,7 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
     Attributes:
         layers: Its layers, in order.
 
-    Example:
+    Examples:
         >>> from keras import layers
         >>> chain = RemoteChain([layers.Conv2D(8, 3, use_bias=False), layers.BatchNormalization(), layers.ReLU()])
         >>> y = chain(x)

@@ -47,7 +47,7 @@ class RemoteConv2D(_RemoteConvolution, keras.layers.Conv2D):  # type: ignore[mis
     In a graph (`predict`, `tf.function`, `tf.data`) TensorFlow turns what a call raises into an error of its own, with
     the name of the class and the text in it; outside of one it is one of `convserve.errors`.
 
-    Example:
+    Examples:
         >>> model = keras.Sequential([keras.Input((32, 32, 3)), RemoteConv2D(64, 3, server="localhost:50051")])
         >>> y = model.predict(x)
     """
