@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent / "convserve"
-MODULES = ("client", "connection", "layer_calls", "replicas", "stored_layer", "transfer")
+MODULES = ("client", "connection", "convolutions", "layer_calls", "replicas", "stored_layer", "transfer")
 HEAD = "# Generated from convserve/_async/{}.py by client/unasync.py (make sync): change that one.\n"
 
 WORDS = {
@@ -21,7 +21,7 @@ WORDS = {
     r"_async\b": "_sync",
     r"Async(Client|StoredLayer)": r"\1",
     r"asyncio client": "blocking client",
-    r"AsyncGenerator\[Any, None\]": "Generator[Any, None, None]",
+    r"AsyncGenerator\[(.+), None\]": r"Generator[\1, None, None]",
     r" \| AsyncIterable\[Any\]": "",
     r"AsyncGenerator, AsyncIterable": "Generator",
     r"Awaitable\[T\]": "T",

@@ -84,6 +84,8 @@ def checked_rule(rule: RetryRule | None) -> RetryRule:
 
 NO_RETRIES = RetryRule(attempts=1)
 """The rule of a call whose retries the caller counts."""
+UNTIL_READY = RetryRule(attempts=sys.maxsize, longest_s=0.5, budget=math.inf)
+"""The rule of a caller that waits for a server."""
 
 
 def with_retries(rule: RetryRule) -> RetryRule:
@@ -157,6 +159,7 @@ class Call:
     moves_name: bool = False
     may_be_done: bool = False
     _attempt: int = 1
+    _earlier: str = ""  # why the attempt before failed
     _tls_failure: ConvserveError | None = None
 
     def delay_after(self, failure: grpc.RpcError | ConvserveError) -> float:
@@ -170,7 +173,7 @@ class Call:
         late = isinstance(error, UnavailableError) and not remaining_s
         if late or isinstance(error, DeadlineExceededError):
             is_told = not late and str(error).startswith("Expected ")  # else it is gRPC's own
-            raise self.deadline.exceeded(self._attempt, str(error) if is_told else "") from None
+            raise self.deadline.exceeded(self._attempt, str(error) if is_told else self._earlier) from None
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
         # Of a name with several addresses gRPC tells why the last one failed, which may be one where nobody listens.
         if tells_of_tls(error):
@@ -183,4 +186,5 @@ class Call:
         if isinstance(error, OverloadedError) and not self.budget.try_spend():
             raise error from None
         self._attempt += 1
+        self._earlier = str(error)
         return delay

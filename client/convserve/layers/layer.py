@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, Protocol, TypedDict
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -38,28 +38,18 @@ from convserve.layers.weight_shapes import (
 from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, decode, encode, standard_array
 from convserve.v1 import layer_pb2
 
+_PARAMETERS = inspect.signature(Conv2D).parameters
 
-class Conv2DParameters(TypedDict, total=False):
-    """The parameters of Conv2D that a call takes by keyword, for type checkers and editors."""
 
-    strides: int | Sequence[int]
-    padding: str | int | Sequence[int] | Sequence[Sequence[int]]
-    data_format: str | None
-    dilation_rate: int | Sequence[int]
-    groups: int
-    activation: Any
-    use_bias: bool
-    kernel_initializer: Any
-    bias_initializer: Any
-    kernel_regularizer: Any
-    bias_regularizer: Any
-    activity_regularizer: Any
-    kernel_constraint: Any
-    bias_constraint: Any
-    name: str | None
-    dtype: Any
-    trainable: bool
-    input_shape: Sequence[int | None] | None
+def given_parameters(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those arguments of `Client.conv2d` that `Layer.from_arguments` takes as parameters.
+
+    Args:
+        arguments: All of them by name; "unknown" holds those that are no parameters.
+    """
+    left_open = {name for name in ("groups", "use_bias") if arguments[name] is _PARAMETERS[name].default}
+    given = {name: arguments[name] for name in _PARAMETERS if name not in left_open | {"filters", "kernel_size"}}
+    return {**given, **arguments["unknown"]}
 
 
 @dataclass(frozen=True, eq=False, init=False, repr=False)
@@ -182,7 +172,7 @@ class Layer:
         kernel: Any,
         bias: Any,
         seed: int | None,
-        parameters: Conv2DParameters,
+        parameters: Mapping[str, Any],
         x: Any = None,
     ) -> Layer:
         """Returns the layer that the arguments of `Client.conv2d` describe; raises as Conv2D and Layer do.
@@ -190,7 +180,7 @@ class Layer:
         With a kernel, `filters` and `kernel_size` may be left out, and `use_bias` means whether there is a bias. With
         the name of a classic one `filters` and `groups` are the channels of the input `x`, or of an `input_shape`.
         """
-        known = list(inspect.signature(Conv2D).parameters)
+        known = list(_PARAMETERS)
         for name in parameters:
             if name not in known:
                 words = [*known, "kernel", "bias", "seed", "output_dtype", "out", "timeout"]
@@ -260,7 +250,7 @@ def _classic(config: Conv2D, name: str) -> Array:
     return kernel
 
 
-def _channels(name: str, x: Any, parameters: Conv2DParameters) -> int:
+def _channels(name: str, x: Any, parameters: Mapping[str, Any]) -> int:
     """Returns how many channels a classic kernel is to filter."""
     shape = standard_input_shape(parameters.get("input_shape")) if x is None else np.shape(x)[1:]
     if x is not None and len(shape or ()) != 3:

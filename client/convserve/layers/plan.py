@@ -226,7 +226,11 @@ def _input_shape(conv2d: Geometry, shape: Sequence[int] | None) -> Shape:
         shape = (1, *(size for size in conv2d.input_shape if size is not None))
     if len(shape) != 4:
         received = f"{len(shape)}: shape {short_repr(tuple(shape))}"
-        raise InvalidTensorError.for_field("input", "4 dimensions, the first being the batch", received)
+        picture = "x[None, :, :, None]" if conv2d.data_format == "channels_last" else "x[None, None]"
+        hints = {2: f"{picture} is a batch of one sample of one channel.", 3: "x[None] is a batch of one sample."}
+        raise InvalidTensorError.for_field(
+            "input", "4 dimensions, the first being the batch", received, hints.get(len(shape), "")
+        )
     return checked_shape(shape, "input")
 
 

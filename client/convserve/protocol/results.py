@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from convserve.errors import InternalError, InvalidArgumentError, printable
@@ -21,6 +22,12 @@ from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_in
 
 P = ParamSpec("P")
 T = TypeVar("T")
+if TYPE_CHECKING:  # a `Result` without more is one of any dtype; typing's own TypeVar has defaults from Python 3.13
+    from typing_extensions import TypeVar as _TypeVar
+
+    S = _TypeVar("S", bound=np.generic, default=Any)
+else:
+    S = TypeVar("S")
 _NO_ANSWER = "Expected an answer as the contract has it. Received another"
 _MAX_BYTES_BESIDE = 2**14  # of an answer: beside its tensor, and for each of its layers
 
@@ -102,7 +109,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Generic[S]):
     """What a forward pass came to.
 
     Attributes:
@@ -115,7 +122,7 @@ class Result:
         warm: Whether the server had computed with this geometry before.
     """
 
-    output: Array
+    output: npt.NDArray[S]
     losses: tuple[Losses, ...]
     layers: tuple[Conv2D | None, ...]
     timing: Timing

@@ -159,7 +159,7 @@ def stateless_layer(parameters: Mapping[str, messages.InferParameter], kernel: A
     names = [name for name in parameters if name not in _IGNORED and not name.startswith("triton_")]
     given = {name: _value(name, parameters[name]) for name in names}
     filters, kernel_size = given.pop("filters", None), given.pop("kernel_size", None)
-    return Layer.from_arguments(filters, kernel_size, kernel, bias, None, _DEFAULTS | given)  # type: ignore[arg-type]
+    return Layer.from_arguments(filters, kernel_size, kernel, bias, None, _DEFAULTS | given)
 
 
 def _value(name: str, parameter: messages.InferParameter) -> Any:

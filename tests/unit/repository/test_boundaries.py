@@ -29,7 +29,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.display": NUMPY | {"matplotlib"},
     "convserve.layers": NUMPY | {"keras"},
     "convserve.files": NUMPY | PROTOBUF | {"PIL", "safetensors"},
-    "convserve.protocol": NUMPY | GRPC,
+    "convserve.protocol": NUMPY | GRPC | {"typing_extensions"},  # for type checkers alone
     "convserve.plot": NUMPY,
     "convserve.models": NUMPY,
     "convserve.importing": NUMPY | {"h5py", "onnx"},

@@ -9,7 +9,6 @@ import pytest
 import convserve
 from convserve import cli
 from convserve.cli.command import format_error
-from convserve.cli.commands import health
 from convserve.cli.output import report
 from convserve.display import units
 
@@ -152,13 +151,6 @@ def test_health_without_a_server_says_why_in_one_line(capsys):
     assert captured.out == ""
     assert captured.err.startswith(f"not serving: {NOBODY}: ")
     assert captured.err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("response", "status"), [(b"", 0), (b"\x08\x01", 1), (b"\x08\x02", 2), (b"\x08\x01\x12\x00", 1)]
-)
-def test_health_reads_the_wire_form(response, status):
-    assert health.status_number(response) == status
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "-inf", "soon"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 import pytest
 
+import convserve
 from convserve import Conv2D, InvalidArgumentError, InvalidConfigurationError, InvalidWeightsError, Layer
+from convserve.layers.layer import given_parameters
 from convserve.v1 import layer_pb2
 
 CONFIG = Conv2D(4, 3, groups=2, data_format="channels_last", dtype="float32")
@@ -158,3 +161,16 @@ def test_the_digest_follows_an_array_that_changes() -> None:
     kernel.flags.writeable = False
     lasting = Layer(config, kernel)
     assert lasting.digest is lasting.digest
+
+
+def test_what_is_not_given_is_not_taken_for_given() -> None:
+    arguments: dict[str, Any] = {
+        name: parameter.default for name, parameter in inspect.signature(convserve.Client.conv2d).parameters.items()
+    }
+    arguments["unknown"] = {}
+    defaults = given_parameters(arguments)
+    assert Layer.from_arguments(4, 3, None, None, None, defaults).config == Conv2D(4, 3)
+    assert Layer.from_arguments(None, None, KERNEL, None, None, defaults).config == Conv2D(4, 3, use_bias=False)
+    given = {"strides": 2, "use_bias": False, "groups": 2, "name": "a"}
+    assert given_parameters(arguments | given | {"kernel": KERNEL, "timeout": 3}) == defaults | given
+    assert given_parameters(arguments | {"unknown": {"stride": 2}}) == defaults | {"stride": 2}

@@ -120,7 +120,9 @@ def test_input_shape_of_the_layer_stands_in_for_one_sample() -> None:
 @pytest.mark.parametrize(
     ("given", "shape", "words"),
     [
-        ({}, (8, 8, 3), "Expected 4 dimensions"),
+        ({}, (8, 8, 3), r"Expected 4 dimensions.*Received 3: .* x\[None\] is a batch of one sample"),
+        ({"data_format": "channels_last"}, (8, 8), r"x\[None, :, :, None\] is a batch of one sample of one channel"),
+        ({"data_format": "channels_first"}, (8, 8), r"x\[None, None\] is a batch of one sample of one channel"),
         ({}, (1, 1, 8, 8, 3), "Expected 4 dimensions"),
         ({}, (0, 8, 8, 3), "at least 1"),
         ({}, (1, 8, 8, -3), "at least 1"),
