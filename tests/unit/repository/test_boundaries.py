@@ -37,6 +37,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve._sync": NUMPY | GRPC,
     "convserve._async": NUMPY | GRPC,
     "convserve": set(),
+    "convserve.ray": NUMPY,  # and no Ray: it is a class of plain arrays
     "convserve.batch": NUMPY,
     "convserve.bench": NUMPY | GRPC | {"matplotlib", "tensorflow"},
     "convserve.keras": NUMPY | TENSORFLOW,
