@@ -66,7 +66,7 @@ gpu:
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@echo "== setting up .venv (once; a few minutes) =="
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,zarr,dev]'
+	$(BIN)/pip install --disable-pip-version-check -q -c .ci/constraints.txt -e '.[server,plot,import,top,tracing,zarr,object-storage,dev]'
 	@touch $@
 
 # Triton's own client by itself, as its users have it: it bounds protobuf and ml_dtypes below those of .venv, and finds
@@ -94,7 +94,7 @@ $(DOCS): .ci/docs-constraints.txt
 constraints:
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints
-	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,zarr,dev]'
+	.venv-constraints/bin/pip install --disable-pip-version-check -q '.[server,plot,import,top,tracing,zarr,object-storage,dev]'
 	.venv-constraints/bin/pip freeze --exclude convserve > .ci/constraints.txt
 	rm -rf .venv-constraints
 	$(PYTHON) -m venv .venv-constraints

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from pathlib import Path
 
 import grpc
 from google.rpc import error_details_pb2
@@ -16,6 +15,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve._version import __version__
+from convserve.errors import ConvserveError
 from convserve.protocol.addresses import unix_path
 from convserve.protocol.layer_messages import MAX_DIGESTS
 from convserve.v1 import convolution_service_pb2, error_pb2, layer_service_pb2, layer_service_pb2_grpc
@@ -27,6 +27,7 @@ from convserve_server.backend import Backend
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine
 from convserve_server.health import SERVICE_NAME, Health
+from convserve_server.layer_store.durable.opening import opened
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.local import parts
@@ -54,6 +55,8 @@ from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from convserve_server.warm_up import WarmUp, warm_up
 
 _MAX_LAYER_BYTES = 2**32  # of stored layers in memory, where the setting leaves it open
+
+_SWEEP_S = 3600.0
 
 _MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
@@ -105,6 +108,8 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     # What is there now stays: each collection would look through TensorFlow's and gRPC's modules again.
     gc.collect()
     gc.freeze()
+    if store.is_shared:
+        threading.Thread(target=_sweep, args=[store], name="sweep", daemon=True).start()
     stop.serving()
     for listener in listeners:
         listener.listen(server, certificate)
@@ -225,11 +230,18 @@ def _descriptors(settings: Settings) -> Descriptors:
 
 
 def _store(settings: Settings) -> LayerStore:
-    folder = Path(settings.store) if settings.store else None
+    memory_bytes = settings.layer_memory_bytes or min(_MAX_LAYER_BYTES, machine_memory_bytes() // 8)
     try:
-        memory_bytes = settings.layer_memory_bytes or min(_MAX_LAYER_BYTES, machine_memory_bytes() // 8)
-        return LayerStore(memory_bytes, settings.store_bytes, folder)
-    except OSError as error:
-        expected = "Expected a folder that can be written to and that no other server uses"
-        text = f"--store: {expected}. Received {settings.store}: {error.strerror}."
-        raise SettingsError(text) from error
+        return LayerStore(memory_bytes, opened(settings))
+    except ConvserveError as error:  # a bucket that went away meanwhile
+        raise SettingsError(f"--store: {error}") from error
+
+
+def _sweep(store: LayerStore) -> None:
+    """Removes what is kept of layers that were deleted, once an hour."""
+    while True:
+        try:
+            store.sweep()
+        except ConvserveError as error:
+            log.debug("what was deleted is removed later: %s", error)
+        time.sleep(_SWEEP_S)

@@ -95,6 +95,17 @@ File = Annotated[str, "FILE"]
 Folder = Annotated[str, "DIR"]
 Words = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Addresses = Annotated[Words, _check(_are_addresses, f"{_HOST_PORT}, or unix:///PATH"), "ADDRESS"]
+BUCKET = re.compile(r"(s3|gs|az)://[A-Za-z0-9][A-Za-z0-9._-]{1,62}(/[A-Za-z0-9._/-]*)?")
+"""What a store in a bucket is; without user, password and query, in which credentials would go."""
+Store = Annotated[
+    str,
+    _check(
+        lambda given: "://" not in given or BUCKET.fullmatch(given),
+        "a folder, or s3://BUCKET/PREFIX, gs:// or az://, with credentials in the environment and not in it (a folder "
+        "that several servers share, file:// too, cannot be: it has no writing on a condition)",
+    ),
+    "DIR_OR_URL",
+]
 _DEVICE = re.compile(r"auto|cpu|gpu:[0-9]{1,3}(,gpu:[0-9]{1,3})*")
 Device = Annotated[str, _check(_DEVICE.fullmatch, "auto, cpu or gpu:N"), "DEVICE"]
 HttpAddress = Annotated[
@@ -185,10 +196,18 @@ class Settings(BaseSettings):
     """Threads that receive and answer calls, beside those of calls that wait or are computed, --max-waiting-calls of
     streams, and as many as these, 64 at least, that wait for the messages of single calls. Others read streams and
     compute their items."""
-    store: Folder = ""
-    """Folder in which stored layers are durable; without one they live in memory."""
+    store: Store = ""
+    """Folder in which stored layers are durable, of this server alone; or a bucket that several servers share, as
+    s3://BUCKET/PREFIX, gs:// or az://, with credentials from the environment. Without one they live in memory."""
     store_bytes: Bytes = 64 * _GIB
-    """Most that the layers in that folder may take."""
+    """Most that the layers in that folder or bucket may take."""
+    store_age_s: Annotated[Seconds, Field(ge=0)] = 1
+    """How long a name that was read from a bucket leads where it led then; after that it is asked whether it moved."""
+    store_cache: Folder = ""
+    """Folder that keeps layers of a bucket on this machine; servers may share it. Without one they are in memory and
+    fetched again."""
+    store_cache_bytes: Bytes = 16 * _GIB
+    """Most that the layers in the folder of --store-cache may take."""
     layer_memory_bytes: BytesOrZero = 0
     """Most that stored layers may take in memory; those that a GPU computes with take as much there. 0: an eighth of
     what the machine, or the container, has, and 4GiB at most."""
@@ -254,6 +273,8 @@ def _refusal(problem: ErrorDetails, flags: Mapping[str, Any]) -> str:
     if is_secret(name):
         return f"{variable(name)}: {expected}. Received something else, which is not shown."
     received = flags.get(name, os.environ.get(variable(name)))
+    if name == "store" and re.search("[@?#]", str(received)):
+        return f"{flag(name)} ({variable(name)}): {expected}. Received something with '@', '?' or '#', not shown."
     return f"{flag(name)} ({variable(name)}): {expected}. Received {received!r}."
 
 

@@ -26,9 +26,10 @@ def _store_layers(folder):
     from peerkit import layers
 
     import convserve
+    from convserve_server.layer_store.durable.files import LayerFiles
     from convserve_server.layer_store.store import LayerStore
 
-    store = LayerStore(memory_bytes=2**30, disk_bytes=2**30, folder=folder)
+    store = LayerStore(2**30, LayerFiles(folder, 2**30))
     for name, layer in layers.LAYERS.items():
         config = convserve.Conv2D(
             layer.filters,

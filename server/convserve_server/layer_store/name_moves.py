@@ -1,36 +1,82 @@
-"""Moves of names: made in the tables, and in the names' files where there is a folder; those of one name in order."""
+"""Moves of names: made in the tables, and durably where there is a folder or a bucket; those of one name in order.
+
+The rules are those of `LayerNames`, whatever makes it durable. Where several servers share a bucket, a name is read
+anew before a rule is held against it, and what another server has moved meanwhile is read again.
+"""
 
 from __future__ import annotations
 
+import os
+import random
 import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any
 
+from convserve.errors import OverloadedError, UnavailableError
+from convserve.protocol.name_messages import MOVE_ID_BYTES
+from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.errors import name_not_found, version_not_found
-from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.names import LayerNames, Move, NameVersions
+
+_READERS = 16  # names that are read at once
+_ATTEMPTS = 100
+_PAUSE_S = 0.005  # after a race that was lost, times the number of the attempt
+_RETRY_S = 1.0
 
 
 class NameMoves:
     """What moves names. Its methods may be called from any thread; who holds a layer's lock has taken it before."""
 
-    def __init__(self, names: LayerNames, files: LayerFiles | None, tables: threading.RLock) -> None:
-        """Takes the names, their files, if there is a folder, and the lock of the tables."""
-        self._names, self._files, self._tables = names, files, tables
+    def __init__(self, names: LayerNames, durable: DurableLayers | None, tables: threading.RLock) -> None:
+        """Takes the names, what makes them durable, if anything does, and the lock of the tables."""
+        self._names, self._durable, self._tables = names, durable, tables
+        self._shared = durable if durable and durable.is_shared else None
 
-    def locked(self, name: str) -> Any:
-        """Returns the lock of a name's file; without a folder, where nothing is slow, the tables' own."""
-        return self._tables if self._files is None else self._files.lock(name)
+    def reserved(self, name: str) -> Any:
+        """Returns what keeps a name where it leads while its layer is written; elsewhere other servers may move it."""
+        return self._locked(name) if name and not self._shared else nullcontext()
+
+    def see(self, name: str, *, latest: bool = False) -> None:
+        """Learns what other servers did to a name: if what is known of it is old, or if the `latest` is asked for."""
+        shared = self._shared
+        if shared is None or (shared.is_fresh(name) and not latest):
+            return
+        with self._locked(name):
+            if latest or not shared.is_fresh(name):  # another thread's reading is as good
+                known = self._names.versions(name)
+                try:
+                    found = shared.read_name(name, known)
+                except UnavailableError:
+                    if latest or known is None:
+                        raise
+                    return  # what was seen last is served
+                with self._tables:
+                    if found is None:
+                        self._names.remove(name)
+                    elif found != known:
+                        self._names.move(name, found)
+
+    def see_all(self, *, latest: bool = False) -> None:
+        """Learns what other servers did to all names."""
+        moved = self._shared.moved_names(latest=latest) if self._shared else ()
+        if moved:
+            with ThreadPoolExecutor(_READERS) as pool:
+                list(pool.map(lambda name: self.see(name, latest=True), moved))
 
     def versions(self, name: str) -> NameVersions:
         """Returns the versions of a name, or raises LayerNotFoundError."""
-        versions = self._names.versions(name)
-        if versions is None:
-            raise name_not_found(name)
-        return versions
+        self.see(name)
+        return self._known(name)
 
     def version(self, name: str, number: int) -> bytes:
         """Returns the digest to which a name led in one of its versions, or raises LayerNotFoundError."""
         versions = self.versions(name)
+        if number > versions.latest:
+            self.see(name, latest=True)
+            versions = self._known(name)
         key = versions.of(number)
         if key is None:
             raise version_not_found(name, number, versions.first, versions.latest)
@@ -38,6 +84,9 @@ class NameMoves:
 
     def made(self, move: Move) -> tuple[bytes, int] | None:
         """Returns digest and number of the version that a move made before; None if it was not made, or has no id."""
+        if not move.id:
+            return None
+        self.see(move.name, latest=True)
         versions = self._names.versions(move.name)
         number = versions.made_by(move) if versions else None
         return (self.version(move.name, number), number) if number else None
@@ -47,6 +96,7 @@ class NameMoves:
 
         Raises what `LayerNames.moved` does.
         """
+        self.see(move.name, latest=True)
         with self._tables:
             return self._names.moved(move, key) is not None
 
@@ -55,31 +105,61 @@ class NameMoves:
 
         Raises what `LayerNames.moved` does.
         """
-        with self.locked(move.name):
-            with self._tables:
-                moved = self._names.moved(move, key)
-            if moved is not None:
-                if self._files:
-                    self._files.write_name(move.name, moved)
+        if self._shared and not move.id:  # by which it is known again where the answer to a write was lost
+            move = move._replace(id=os.urandom(MOVE_ID_BYTES))
+        for _ in self._attempts(move.name):
+            with self._locked(move.name):
+                self.see(move.name, latest=True)
                 with self._tables:
-                    self._names.move(move.name, moved)
-            versions = moved or self.versions(move.name)
-            return versions.made_by(move) or versions.latest
+                    moved = self._names.moved(move, key)
+                if moved is None:
+                    moved = self._known(move.name)
+                elif self._durable is None or self._durable.write_name(move.name, moved):
+                    with self._tables:
+                        self._names.move(move.name, moved)
+                else:
+                    continue
+                return moved.made_by(move) or moved.latest
+        raise AssertionError
 
     def remove(self, name: str, key: bytes) -> bool:
         """Removes a name, and returns whether it led to this layer, else leaves it."""
-        with self.locked(name):
-            if self._names.digest_of(name) != key:
-                return False
-            if self._files:
-                self._files.delete_name(name)
-            with self._tables:
-                self._names.remove(name)
-            return True
+        for _ in self._attempts(name):
+            with self._locked(name):
+                self.see(name, latest=True)
+                if self._names.digest_of(name) != key:
+                    return False
+                if self._durable is None or self._durable.delete_name(name):
+                    with self._tables:
+                        self._names.remove(name)
+                    return True
+        raise AssertionError
 
     def remove_expected(self, move: Move) -> None:
         """Removes a name wherever it leads. Raises LayerNotFoundError if there is none, or NameConflictError."""
-        with self.locked(move.name):
-            key = self.versions(move.name).digest
-            self._names.check(move)
-            self.remove(move.name, key)
+        with self._locked(move.name):
+            while True:
+                self.see(move.name, latest=True)
+                key = self._known(move.name).digest
+                self._names.check(move)
+                if self.remove(move.name, key):
+                    break
+
+    def _known(self, name: str) -> NameVersions:
+        versions = self._names.versions(name)
+        if versions is None:
+            raise name_not_found(name)
+        return versions
+
+    def _locked(self, name: str) -> Any:
+        """Returns the lock of a name; where nothing is slow, the tables' own."""
+        return self._tables if self._durable is None else self._durable.lock(name)
+
+    def _attempts(self, name: str) -> Iterator[int]:
+        """Yields the number of each attempt, after a pause: whoever loses a race to other servers begins again."""
+        for number in range(_ATTEMPTS):
+            if number:
+                time.sleep(random.uniform(0, number * _PAUSE_S))
+            yield number
+        text = f"Expected a name that moves less often. Received {name!r}, which others moved {_ATTEMPTS} times: retry."
+        raise OverloadedError(text, retry_after_s=_RETRY_S)

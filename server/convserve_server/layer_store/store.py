@@ -1,12 +1,16 @@
-"""The layer store: layers by digest, names that lead to them, a budget of memory, and a folder where there is one.
+"""The layer store: layers by digest, names that lead to them, a budget of memory, and a folder or bucket if any.
 
-Without a folder the memory is the store: what was used longest ago goes first when the budget is spent, and layers with
-a name stay. With a folder every layer stays on the disk, and the memory holds those used last, and those that are
+By itself the memory is the store: what was used longest ago goes first when the budget is spent, and layers with a name
+stay. With a folder or a bucket every layer stays there, and the memory holds those used last, and those that are
 pinned. A layer whose file is missing or quarantined is not held, but its names are kept: they lead to it again once it
 is put again.
 
-No thread holds the tables' lock while the disk works. Each layer's file and each name's has a lock for that, so a call
+No thread holds the tables' lock while a disk or bucket works. Each layer and each name has a lock for that, so a call
 waits for a slow disk only if it asks for a layer or name that the disk works at.
+
+Other servers may share a bucket. Between a check and what follows from it they do what they do, so that a check comes
+again afterwards: who lets a name lead to a layer then sees that the layer is still there, or stores it again; and who
+has deleted a layer, of which a copy is kept for a while, then sees that no name leads there, or takes it back.
 """
 
 from __future__ import annotations
@@ -14,16 +18,15 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 from convserve.errors import InvalidRequestError, LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
+from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.errors import check_room, name_not_found, not_found
-from convserve_server.layer_store.files import LayerFiles
 from convserve_server.layer_store.name_moves import NameMoves
 from convserve_server.layer_store.names import LayerNames, Move, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
@@ -37,17 +40,22 @@ _NO_MOVE = Move("")
 class LayerStore:
     """Layers by digest and by name. Its methods may be called from any thread."""
 
-    def __init__(self, memory_bytes: int, disk_bytes: int = 0, folder: Path | None = None) -> None:
-        """Opens the store with its budgets, in memory alone without a folder. Raises OSError if that cannot be used."""
+    def __init__(self, memory_bytes: int, durable: DurableLayers | None = None) -> None:
+        """Opens the store with its budget of memory, and what makes it durable, if anything does."""
         self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
         self._memory = memory = LayerCache[bytes](memory_bytes)
-        self._files = LayerFiles(folder, disk_bytes) if folder is not None else None
-        self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=self._files is None)
-        self._moves = NameMoves(self._names, self._files, self._lock)
-        for name, versions in self._files.names() if self._files else ():
+        self._durable = durable
+        self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=durable is None)
+        self._moves = NameMoves(self._names, durable, self._lock)
+        for name, versions in self._durable.names() if self._durable else ():
             self._names.move(name, versions)
             if versions.digest not in self:
                 self._report_lost(versions.digest, name)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers store and delete its layers too."""
+        return self._durable is not None and self._durable.is_shared
 
     # Reading
 
@@ -55,6 +63,10 @@ class LayerStore:
         """Returns a layer with its weights, read-only. Raises LayerNotFoundError if there is none."""
         key = self._digest(reference)
         layer = self.find(key)
+        if layer is None and isinstance(reference, str):  # the name may lead elsewhere by now
+            self._moves.see(reference, latest=True)
+            key = self._digest(reference)
+            layer = self.find(key)
         if layer is None:
             raise not_found(key)
         return layer
@@ -62,7 +74,7 @@ class LayerStore:
     def find(self, key: bytes) -> Layer | None:
         """Returns the layer with this digest, or None."""
         layer = self._recall(key)
-        if layer is None and self._files and key in self._files:
+        if layer is None and self._durable and key in self._durable:
             with self._locked(key):
                 layer = self._recall(key) or self._read(key)
                 if layer is not None:
@@ -73,7 +85,7 @@ class LayerStore:
         """Returns what is known of a layer, or raises LayerNotFoundError. It neither reads nor verifies weights."""
         key = self._digest(reference)
         layer = self._memory.get(key)
-        head = LayerHead.of(layer) if layer else self._files.head(key) if self._files else None
+        head = LayerHead.of(layer) if layer else self._durable.head(key) if self._durable else None
         if head is None:
             with self._locked(key):  # a damaged file is quarantined
                 layer = self._memory.get(key) or self._read(key)
@@ -84,13 +96,18 @@ class LayerStore:
 
     def digest_of(self, name: str) -> bytes:
         """Returns the digest that a name leads to. Raises LayerNotFoundError if it leads nowhere."""
+        self._moves.see(name)
         key = self._names.digest_of(name)
-        if key is None or key not in self:
+        if key is not None and key not in self:
+            self._moves.see(name, latest=True)
+            key = self._names.digest_of(name)
+        if key is None or (key not in self and not self._is_restored(key)):
             raise name_not_found(name, key)
         return key
 
     def names(self) -> tuple[str, ...]:
         """Returns all names, sorted, of lost layers too."""
+        self._moves.see_all()
         with self._lock:
             return self._names.all()
 
@@ -105,10 +122,16 @@ class LayerStore:
 
     def missing(self, keys: Sequence[bytes]) -> list[bytes]:
         """Returns those digests that are not stored, in their order."""
-        return [key for key in keys if key not in self]
+        if self._durable:
+            self._durable.look()
+        held = self._keys()
+        return [key for key in keys if key not in held and key not in self._memory]
 
     def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
         """Returns up to `size` layers by their digests: those `after` one that have a name with this prefix, if any."""
+        if self._durable:
+            self._durable.look()
+        self._moves.see_all()
         keys = self._keys()
         if prefix:
             with self._lock:
@@ -123,11 +146,12 @@ class LayerStore:
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""
-        return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions)
+        durable = self._durable.usage() if self._durable else None
+        return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions, durable)
 
     def __contains__(self, key: bytes) -> bool:
         """Returns whether a layer with this digest is stored."""
-        return key in self._memory or (self._files is not None and key in self._files)
+        return key in self._memory or (self._durable is not None and key in self._durable)
 
     # Changing
 
@@ -137,8 +161,8 @@ class LayerStore:
         The layer that `name` is taken from may be, if it has no other. Raises TooLargeError if the layer is larger than
         the whole store, or OverloadedError if there is no room and nothing may be evicted.
         """
-        if self._files:
-            self._files.check_room(size)
+        if self._durable:
+            self._durable.check_room(size)
             return
         with self._lock:
             held = self._names.kept_bytes - self._names.freed_by_moving(name)
@@ -162,16 +186,18 @@ class LayerStore:
         if expected_digest and key != expected_digest:
             expected = f"what arrives to have the digest {expected_digest.hex()}"
             raise InvalidRequestError.for_field("expected_digest", expected, f"a layer with digest {key.hex()}")
-        with self._locked(key), self._moves.locked(move.name) if move.name else nullcontext():
+        with self._locked(key), self._moves.reserved(move.name):
             moves = move if move.name and self._moves.is_to_make(move, key) else _NO_MOVE
             existing = self.find(key)
             if existing is None:
-                if self._files:
-                    self._files.write(layer, key, size_of(layer))
+                if self._durable:
+                    self._durable.write(layer, key, size_of(layer))
                 else:
                     self.check_room(size_of(layer), moves.name)
                 self._remember(key, layer, moves)
             version = self._moves.make(move, key) if move.name else 0
+            if existing is not None or move.name:
+                self._check_kept(key, layer)
             stored = StoredLayer(key, self._names_of(key), *LayerHead.of(existing or layer))
             return stored, existing is not None, version
 
@@ -187,7 +213,9 @@ class LayerStore:
         key = self._moves.version(move.name, to) if isinstance(to, int) else self._digest(to)
         with self._locked(key):
             layer = self.describe(key)
+            self._check_kept(key)
             version = self._moves.make(move, key)
+            self._check_kept(key)
             # Another attempt may have made it just now, when the other name led elsewhere.
             return self.made(move) or (layer._replace(names=self._names_of(key)), version)
 
@@ -212,14 +240,25 @@ class LayerStore:
                 self._forget(reference)
             return
         # The name of a layer that is lost can be deleted too.
+        self._moves.see(reference, latest=True)
         key = self.versions(reference).digest
         with self._locked(key):
+            self._moves.see_all(latest=True)
             if self._names_of(key) == (reference,):
                 self._forget(key)
                 return
             is_gone = self._moves.remove(reference, key)
         if not is_gone:  # it was moved meanwhile
             self.delete(reference)
+
+    def sweep(self) -> None:
+        """Removes what is kept of layers that were deleted long ago, but for those to which a name has come to lead."""
+        deleted = self._durable.deleted() if self._durable else []
+        if deleted:
+            self._moves.see_all(latest=True)
+        for key, place in deleted:
+            if self._durable and (not self._names_of(key) or self._durable.keep(key, None)):
+                self._durable.bury(place)
 
     def pin(self, name: str) -> None:
         """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
@@ -251,9 +290,9 @@ class LayerStore:
         with self._lock:
             if key not in self._memory:
                 self._memory.add(key, layer)
-                if move.name and not self._files:
+                if move.name and not self._durable:
                     self._moves.make(move, key)  # first: what had the name may have to make room
-                self._memory.evict(lambda other: self._names.keeps(other) or (other == key and not self._files))
+                self._memory.evict(lambda other: self._names.keeps(other) or (other == key and not self._durable))
 
     def _recall(self, key: bytes) -> Layer | None:
         """Returns a layer that is in memory, and makes it the last used."""
@@ -262,29 +301,44 @@ class LayerStore:
 
     def _read(self, key: bytes) -> Layer | None:
         """Returns a layer from its file, verified; what was quarantined is not held any more."""
-        if self._files is None or key not in self._files:
+        if self._durable is None or key not in self._durable:
             return None
-        layer = self._files.read(key)
+        layer = self._durable.read(key)
+        if layer is None and self._names_of(key) and self._is_restored(key):
+            layer = self._durable.read(key)
         if layer is None:
             self._report_lost(key, *self._names_of(key))
         return layer
 
     def _forget(self, key: bytes) -> None:
+        self._moves.see_all(latest=True)
         for name in self._names_of(key):
             self._moves.remove(name, key)
-        if self._files and key in self._files:
-            self._files.delete(key)
+        if self._durable and key in self._durable:
+            self._durable.delete(key)
         with self._lock:
             self._names.unpin_layer(key)
             self._memory.remove(key)
+        self._moves.see_all(latest=True)
+        if self._names_of(key):  # another server let one lead there meanwhile
+            self._is_restored(key)
+
+    def _check_kept(self, key: bytes, layer: Layer | None = None) -> None:
+        """Stores a layer again that others have deleted meanwhile. Raises LayerNotFoundError if nobody has it."""
+        if self._durable and not self._durable.keep(key, layer or self._memory.get(key)):
+            raise not_found(key)
+
+    def _is_restored(self, key: bytes) -> bool:
+        """Returns whether a layer that was deleted could be taken back, as a name leads there."""
+        return self._durable is not None and self._durable.restore(key)
 
     def _locked(self, key: bytes) -> Any:
-        """Returns the lock of a layer's file; without a folder, where nothing is slow, the tables' own."""
-        return self._lock if self._files is None else self._files.lock(key)
+        """Returns the lock of a layer; in memory alone, where nothing is slow, the tables' own."""
+        return self._lock if self._durable is None else self._durable.lock(key)
 
     def _keys(self) -> set[bytes]:
         with self._lock:
-            return self._files.keys() if self._files else set(self._memory)
+            return self._durable.keys() if self._durable else set(self._memory)
 
     def _names_of(self, key: bytes) -> tuple[str, ...]:
         with self._lock:

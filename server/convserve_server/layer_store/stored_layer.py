@@ -34,9 +34,22 @@ class StoredLayer(NamedTuple):
     kernel_shape: Shape
 
 
+class DurableUsage(NamedTuple):
+    """What was asked of a remote store since the start, and what is kept of it here."""
+
+    is_reachable: bool
+    requests: dict[tuple[str, str], int]  # by operation and result
+    seconds: dict[str, float]  # by operation
+    damaged: int  # objects that were not the layer, or name, that they should be
+    cache_bytes: int
+    cache_hits: int
+    cache_misses: int
+
+
 class StoreUsage(NamedTuple):
     """What the store holds, and has done since the start."""
 
-    layers: int  # in memory or on disk
+    layers: int  # in memory, on disk, or in the bucket
     memory_bytes: int
     evictions: int  # layers that left the memory for want of room
+    durable: DurableUsage | None = None  # of a bucket

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 
 from convserve._version import __version__
 from convserve_server.backend import Backend
+from convserve_server.layer_store.stored_layer import DurableUsage
 from convserve_server.observability.call_record import REASONS, CallRecord, Observer
 from convserve_server.scheduling.scheduler import Computation
 
@@ -106,16 +107,40 @@ class Holdings(Collector):
         yield _gauge("max_admitted_bytes", "The most that may be reserved.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
         yield _gauge("running_calls", "Calls and items that a device computes.", load.running_calls)
-        yield _gauge("stored_layers", "Layers in memory or on disk.", stored.layers)
+        yield _gauge("stored_layers", "Layers in memory, on disk, or in the bucket.", stored.layers)
         yield _gauge("stored_memory_bytes", "What the layers in memory take.", stored.memory_bytes)
         text = "Layers that left the memory for want of room."
         yield CounterMetricFamily("convserve_evictions", text, value=stored.evictions)
+        if stored.durable:
+            yield from _bucket(stored.durable)
         yield _gauge("traces", "Compiled functions that are kept.", engine.traces)
         yield _gauge("warm_shapes", "Shapes of inputs that were computed before.", engine.warm_shapes)
         memory = _gauge("device_memory_bytes", "What TensorFlow has in use on a GPU.", labels=["device"])
         for device, size in engine.device_memory().items():
             memory.add_metric([device], size)
         yield memory
+
+
+def _bucket(usage: DurableUsage) -> Iterator[Metric]:
+    yield _gauge("store_reachable", "Whether the bucket answers.", usage.is_reachable)
+    text = "What was asked of the bucket."
+    requests = CounterMetricFamily("convserve_store_requests", text, labels=["operation", "result"])
+    for labels, count in sorted(usage.requests.items()):
+        requests.add_metric(labels, count)
+    yield requests
+    text = "How long that took."
+    seconds = CounterMetricFamily("convserve_store_request_seconds", text, labels=["operation"])
+    for operation, duration in sorted(usage.seconds.items()):
+        seconds.add_metric([operation], duration)
+    yield seconds
+    text = "Objects in the bucket that were not what their path says."
+    yield CounterMetricFamily("convserve_store_damaged_objects", text, value=usage.damaged)
+    yield _gauge("store_cache_bytes", "What the layers in the cache folder take.", usage.cache_bytes)
+    text = "Layers that were read from the cache folder, or had to be fetched."
+    reads = CounterMetricFamily("convserve_store_cache_reads", text, labels=["result"])
+    for result, count in (("hit", usage.cache_hits), ("miss", usage.cache_misses)):
+        reads.add_metric([result], count)
+    yield reads
 
 
 def _gauge(name: str, text: str, value: float | None = None, labels: list[str] | None = None) -> GaugeMetricFamily:

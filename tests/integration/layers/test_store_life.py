@@ -18,6 +18,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer, LayerNotFoundError, UnavailableError
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from tests.support.servers.server_process import numpy_server
 
@@ -115,7 +116,7 @@ def test_a_server_that_is_killed_again_and_again_loses_nothing(tmp_path: Path) -
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """Five layers under names, of which one is torn and one is tampered with, and things that are no layer."""
-    store = LayerStore(2**30, 2**30, tmp_path)
+    store = LayerStore(2**30, LayerFiles(tmp_path, 2**30))
     for seed in range(5):
         store.put(layer(seed), f"layer/{seed}")
     torn, tampered = file_of(tmp_path, 1), file_of(tmp_path, 2)

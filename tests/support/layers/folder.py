@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from convserve import Conv2D, Layer
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -18,7 +19,7 @@ KEY = LAYER.digest
 
 def opened(folder: Path, memory_bytes: int = 0) -> LayerStore:
     """Returns a store that by default keeps nothing in memory, so that everything is read."""
-    return LayerStore(memory_bytes, PLENTY, folder)
+    return LayerStore(memory_bytes, LayerFiles(folder, PLENTY))
 
 
 def file_of(folder: Path, layer: Layer = LAYER) -> Path:

@@ -52,7 +52,7 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.memory": NUMPY,
     "convserve_server.health": GRPC | {"grpc_health"},
     "convserve_server.engine": NUMPY | TENSORFLOW,
-    "convserve_server.layer_store": NUMPY | PROTOBUF | {"safetensors"},
+    "convserve_server.layer_store": NUMPY | PROTOBUF | {"obstore", "safetensors"},
     "convserve_server.tiling": NUMPY,
     "convserve_server.scheduling": set(),
     "convserve_server.backend": set(),
@@ -122,6 +122,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
         "convserve_server.observability.metrics_endpoint",
         "convserve_server.observability.metrics_page",
     }
+    assert knowing("obstore") == {"convserve_server.layer_store.durable.bucket"}
     assert knowing("opentelemetry") == {"convserve_server.observability.tracing"}
     engine = {m for m in modules() if any(name.startswith("convserve_server.engine.") for name in imports(m))}
     assert {m for m in engine if package(m) != "convserve_server.engine"} == {

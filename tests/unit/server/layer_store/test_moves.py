@@ -11,11 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from obstore.store import MemoryStore
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, NameConflictError, OverloadedError
-from convserve_server.layer_store.files import _MAX_NAME_FILE
+from convserve_server.layer_store.durable.name_file import MAX_BYTES
 from convserve_server.layer_store.names import MAX_VERSIONS, Move, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
+from tests.support.layers.places import Place, opened
 
 PLENTY = 2**30
 CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
@@ -31,19 +33,15 @@ def key(number: int) -> bytes:
     return layer(number).digest
 
 
-def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
-    return LayerStore(memory_bytes, PLENTY, folder)
-
-
-@pytest.fixture(params=["memory", "folder"])
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
-    return tmp_path if request.param == "folder" else None
+@pytest.fixture(params=["memory", "folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return {"memory": None, "folder": tmp_path, "bucket": MemoryStore()}[request.param]
 
 
 @pytest.fixture
-def store(folder: Path | None) -> LayerStore:
+def store(place: Place) -> LayerStore:
     """A store of layers 0 to 4, in which "a" leads to layer 0."""
-    made = opened(folder)
+    made = opened(place)
     for number in range(5):
         made.put(layer(number))
     made.put(layer(0), "a")
@@ -91,12 +89,12 @@ def test_a_name_that_leads_there_already_is_no_conflict(store: LayerStore) -> No
     assert digests(store) == [key(0)]
 
 
-def test_a_put_that_is_refused_stores_nothing(store: LayerStore, folder: Path | None) -> None:
+def test_a_put_that_is_refused_stores_nothing(store: LayerStore, place: Place) -> None:
     with pytest.raises(NameConflictError):
         store.put(layer(9), Move("a", key(1)))
     assert store.missing([key(9)]) == [key(9)]
-    if folder is not None:
-        assert len(list((folder / "layers").iterdir())) == 5
+    if isinstance(place, Path):
+        assert len(list((place / "layers").iterdir())) == 5
     with pytest.raises(NameConflictError):
         store.check_move(Move("a", key(1)), key(9))
     store.check_move(Move("a", key(1)), key(0))  # where it leads
@@ -117,20 +115,20 @@ def test_a_put_of_a_name_gives_back_the_room_of_its_layer_only_if_it_moves() -> 
 # A retry
 
 
-def again(store: LayerStore, folder: Path | None) -> LayerStore:
-    """Returns the store, started again where it has a folder."""
-    return opened(folder) if folder else store
+def again(store: LayerStore, place: Place) -> LayerStore:
+    """Returns the store, started again where it is durable."""
+    return opened(place) if place else store
 
 
 @pytest.mark.parametrize("expect", [key(0), None], ids=["expected", "whatever"])
 def test_a_move_is_made_once_however_often_it_is_asked_for(
-    store: LayerStore, folder: Path | None, expect: bytes | None
+    store: LayerStore, place: Place, expect: bytes | None
 ) -> None:
     """Also if somebody has moved the name back meanwhile, so that it leads where the move expects it."""
     move = Move("a", expect, ID)
     assert store.move(move, key(1))[1] == 2
     assert store.move(Move("a", key(1), OTHER_ID), key(0))[1] == 3
-    store = again(store, folder)
+    store = again(store, place)
     described, version = store.move(move, key(1))
     assert (described.digest, described.names, version) == (key(1), (), 2)
     assert store.put(layer(1), move)[1:] == (True, 2)
@@ -178,13 +176,13 @@ def test_what_is_not_there_is_nowhere_to_move_to(store: LayerStore) -> None:
             store.move(Move(name), key(1))
 
 
-def test_a_name_moves_away_and_its_layer_stays(store: LayerStore, folder: Path | None) -> None:
+def test_a_name_moves_away_and_its_layer_stays(store: LayerStore, place: Place) -> None:
     with pytest.raises(NameConflictError, match=key(0).hex()):
         store.remove_name(Move("a", key(1)))
     store.pin("a")
     store.remove_name(Move("a", key(0)))
     assert not store._names.keeps(key(0))
-    store = again(store, folder)
+    store = again(store, place)
     assert (store.names(), store.missing([key(0)])) == ((), [])
     with pytest.raises(LayerNotFoundError):
         store.remove_name(Move("a"))
@@ -246,10 +244,10 @@ def test_of_many_who_expect_no_name_one_makes_it(store: LayerStore) -> None:
 # On the disk
 
 
-def test_moves_are_durable_with_their_times(store: LayerStore, folder: Path | None) -> None:
+def test_moves_are_durable_with_their_times(store: LayerStore, place: Place) -> None:
     before = time.time_ns() // 1000
     store.move(Move("a", key(0), ID), key(1))
-    (first, second) = again(store, folder).versions("a").versions
+    (first, second) = again(store, place).versions("a").versions
     assert second == Version(key(1), second.moved_us, ID)
     assert before - 10**8 < first.moved_us <= second.moved_us <= time.time_ns() // 1000
 
@@ -272,12 +270,12 @@ def test_a_folder_of_before_moves_were_noted_goes_on(tmp_path: Path) -> None:
 
 def test_a_file_of_a_name_is_as_before_for_those_who_know_no_moves(tmp_path: Path) -> None:
     """A server may be replaced by an older one, which quarantines files that are larger than this."""
-    files = opened(tmp_path)._files
+    files = opened(tmp_path)._durable
     assert files is not None
     versions = tuple(Version(os.urandom(32), 2**52, os.urandom(16)) for _ in range(MAX_VERSIONS))
     files.write_name("n" * 200, NameVersions(versions, 2**40))
     (file,) = (tmp_path / "names").iterdir()
-    assert file.stat().st_size < _MAX_NAME_FILE == 2**12 + 2**7 * 1000
+    assert file.stat().st_size < MAX_BYTES == 2**12 + 2**7 * 1000
     entry = json.loads(file.read_text())
     assert (entry["name"], entry["first"], entry["digest"]) == ("n" * 200, 2**40, versions[-1].digest.hex())
     assert entry["before"] == [version.digest.hex() for version in versions[:-1]]

@@ -12,6 +12,7 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError
 from convserve_server.layer_store import names as names_module
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import MAX_NAMES_OF_A_LAYER, MAX_VERSIONS, LayerNames, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 
@@ -29,7 +30,7 @@ def led_to(*keys: bytes) -> NameVersions:
 
 
 def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
-    return LayerStore(memory_bytes, PLENTY, folder)
+    return LayerStore(memory_bytes, LayerFiles(folder, PLENTY) if folder else None)
 
 
 @pytest.fixture(params=["memory", "folder"])
@@ -162,8 +163,8 @@ def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: 
     assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
     store = opened(tmp_path)
     store.put(layer(1), "a")
-    assert store._files is not None
-    store._files.write_name("a", versions)
+    assert store._durable is not None
+    store._durable.write_name("a", versions)
     assert opened(tmp_path).versions("a") == versions
 
 

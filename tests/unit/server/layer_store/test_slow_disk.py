@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, Layer, LayerNotFoundError
-from convserve_server.layer_store import files as layer_files
+from convserve_server.layer_store.durable import files as layer_files
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -59,10 +60,10 @@ def begun(pool: ThreadPoolExecutor, held: Held, *call: Any) -> Future[Any]:
 @pytest.fixture
 def store(tmp_path: Path) -> LayerStore:
     """A store after a restart, with layers 0 to 3, of which nothing was read yet."""
-    before = LayerStore(PLENTY, PLENTY, tmp_path)
+    before = LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY))
     for number in range(4):
         before.put(layer(number), f"n{number}")
-    return LayerStore(PLENTY, PLENTY, tmp_path)
+    return LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY))
 
 
 @pytest.mark.parametrize("which", [1, 2, 3, 4], ids=["layer", "layers' folder", "name", "names' folder"])
@@ -133,10 +134,10 @@ def bytes_read() -> int:
 
 def test_a_list_reads_headers_and_weights_are_read_once(tmp_path: Path) -> None:
     large = [layer(number, 4096) for number in range(8)]
-    before = LayerStore(0, PLENTY, tmp_path)
+    before = LayerStore(0, LayerFiles(tmp_path, PLENTY))
     for each in large:
         before.put(each)
-    store = LayerStore(PLENTY, PLENTY, tmp_path)
+    store = LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY))
     size = sum(each.kernel.nbytes for each in large)
     start = bytes_read()
     assert len(store.page("", b"", 10)) == 8

@@ -13,6 +13,7 @@ import pytest
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.layers.digest import digest
 from convserve.tensors.aligned import ALIGNMENT, aligned_empty
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
 
@@ -40,7 +41,7 @@ def held(store: LayerStore) -> set[int]:
 
 @pytest.fixture(params=["memory", "folder"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LayerStore:
-    return LayerStore(PLENTY, PLENTY, tmp_path if request.param == "folder" else None)
+    return LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY) if request.param == "folder" else None)
 
 
 # What both kinds do
@@ -266,14 +267,17 @@ def test_a_full_store_says_what_to_raise_and_keeps_what_it_has() -> None:
 
 
 def test_what_is_larger_than_the_store_can_never_be_put(tmp_path: Path) -> None:
-    for store, setting in ((LayerStore(5000), "layer-memory-bytes"), (LayerStore(5000, 5000, tmp_path), "store-bytes")):
+    for store, setting in (
+        (LayerStore(5000), "layer-memory-bytes"),
+        (LayerStore(5000, LayerFiles(tmp_path, 5000)), "store-bytes"),
+    ):
         with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --{setting}"):
             store.put(layer(0))
         assert store.usage() == StoreUsage(0, 0, 0)
 
 
 def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:
-    store = LayerStore(size_of(layer(0), layer(1)), PLENTY, tmp_path)
+    store = LayerStore(size_of(layer(0), layer(1)), LayerFiles(tmp_path, PLENTY))
     for number in range(6):
         store.put(layer(number), f"n{number}")
     usage = store.usage()
@@ -282,7 +286,7 @@ def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:
 
 
 def test_with_a_folder_a_layer_may_be_larger_than_the_memory_which_then_does_not_keep_it(tmp_path: Path) -> None:
-    store = LayerStore(size_of(layer(0)), PLENTY, tmp_path)
+    store = LayerStore(size_of(layer(0)), LayerFiles(tmp_path, PLENTY))
     store.put(layer(0))
     assert store.put(layer(1, kilobytes=64), "large")[0].names == ("large",)
     assert store.usage().memory_bytes <= size_of(layer(0))
@@ -291,7 +295,7 @@ def test_with_a_folder_a_layer_may_be_larger_than_the_memory_which_then_does_not
 
 
 def test_the_disks_budget_holds(tmp_path: Path) -> None:
-    store = LayerStore(PLENTY, 15_000, tmp_path)
+    store = LayerStore(PLENTY, LayerFiles(tmp_path, 15_000))
     store.put(layer(0))
     store.put(layer(1))
     with pytest.raises(OverloadedError, match=r"--store-bytes of 15000\b.*the layers on disk take"):

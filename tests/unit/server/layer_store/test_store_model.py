@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError, OverloadedError, TooLargeError
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 
@@ -51,7 +52,7 @@ class StoreModel(RuleBasedStateMachine):
         self.store = self.opened()
 
     def opened(self) -> LayerStore:
-        return LayerStore(MEMORY_BYTES, DISK_BYTES, Path(self.folder.name) if self.folder else None)
+        return LayerStore(MEMORY_BYTES, LayerFiles(Path(self.folder.name), DISK_BYTES) if self.folder else None)
 
     def teardown(self) -> None:
         if self.folder:
@@ -270,7 +271,7 @@ def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
     """Every layer is the right one at any time, and the books are right at the end."""
     shared = [Layer(CONFIG, np.full((1, 1, 256, 1), number, "f4")) for number in range(12)]
     budget = 5 * (1024 + OVERHEAD_BYTES)
-    for store in (LayerStore(budget), LayerStore(budget, DISK_BYTES, tmp_path)):
+    for store in (LayerStore(budget), LayerStore(budget, LayerFiles(tmp_path, DISK_BYTES))):
 
         def work(seed: int, store: LayerStore = store) -> None:
             rng = random.Random(seed)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from convserve import LayerNotFoundError
-from convserve_server.layer_store.files import LayerFiles
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
+from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModels, ListedModel
 
@@ -87,10 +88,10 @@ def test_all_that_can_be_called_is_listed(store, models):
 
 
 def test_a_lost_layers_name_is_listed_as_such(tmp_path):
-    LayerStore(0, 2**30, tmp_path).put(layer(1), "a")
+    LayerStore(0, LayerFiles(tmp_path, 2**30)).put(layer(1), "a")
     (file,) = (tmp_path / "layers").iterdir()
     file.unlink()
-    models = LayerModels(LayerStore(0, 2**30, tmp_path))
+    models = LayerModels(LayerStore(0, LayerFiles(tmp_path, 2**30)))
     (_, found) = models.listed()
     assert (found.name, found.version) == ("a", "1")
     assert "was lost" in found.reason

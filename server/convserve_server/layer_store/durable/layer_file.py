@@ -47,9 +47,12 @@ def encode(layer: Layer) -> bytes:
     return data
 
 
-def read_head(file: BinaryIO) -> LayerHead:
-    """Returns what a file's header says of its layer, of which the weights may be others; or raises a DAMAGE."""
-    header = _read_header(file)
+def read_head(file: BinaryIO, size: int | None = None) -> LayerHead:
+    """Returns what a file's header says of its layer, of which the weights may be others; or raises a DAMAGE.
+
+    Where only the file's beginning is at hand, its size is given.
+    """
+    header = _read_header(file, size)
     return LayerHead(header.config, header.shapes["kernel"])
 
 
@@ -70,7 +73,7 @@ def read_layer(file: BinaryIO, key: bytes) -> Layer:
     return layer
 
 
-def _read_header(file: BinaryIO) -> _Header:
+def _read_header(file: BinaryIO, size: int | None = None) -> _Header:
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"its header says that it has {length} bytes")
@@ -91,7 +94,7 @@ def _read_header(file: BinaryIO) -> _Header:
             raise ValueError(f"its header describes another {name}")
         offsets[name] = 8 + length + begin
         position += weight_bytes
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END) if size is None else size
     if size != position or shapes.get("bias", (config.filters,)) != (config.filters,):
         raise ValueError(f"it has {size} bytes, and was written with {position}")
     return _Header(config, shapes, offsets)

@@ -1,0 +1,1 @@
+"""What makes stored layers durable: a folder, or a bucket that several servers share."""

@@ -1,0 +1,326 @@
+"""A bucket of an object store, by obstore: objects that are read, created, and moved on if nobody else has moved them.
+
+Whoever cannot reach it learns so at once: after a failure nobody asks it but one thread, every second, until that is
+answered. That it is away, and that it is back, is logged once. What obstore says is logged without query strings, in
+which some clouds' credentials go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, cast
+
+from convserve.errors import ConvserveError, MissingDependencyError, UnavailableError
+
+log = logging.getLogger("convserve")
+
+_FORMAT = "convserve.json"
+_FORMAT_CONTENT = b'{"format": 1}\n'
+_NEVER = '"00000000000000000000000000000000"'
+_PROBE_S = 1.0
+# A name takes milliseconds; so that a bucket that does not answer is noticed, and a call has time left.
+_SMALL: dict[str, Any] = {"connect_timeout": "2s", "timeout": "5s"}
+# A layer may take minutes, as long as something arrives.
+_LARGE: dict[str, Any] = {"connect_timeout": "2s", "read_timeout": "15s", "timeout": "30m"}
+_SCHEMES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
+
+
+class Stamp(NamedTuple):
+    """What an object's content is known by: it has another one after each change."""
+
+    e_tag: str | None
+    version: str | None  # of those stores that number them
+
+    @classmethod
+    def of(cls, meta: Any) -> Stamp:
+        """Returns that of an object's description, or of what a put answers."""
+        return cls(meta["e_tag"], meta["version"])
+
+
+class Listed(NamedTuple):
+    """An object in a listing."""
+
+    path: str
+    size: int
+    e_tag: str | None
+    modified: datetime
+
+
+class Content(NamedTuple):
+    """A small object."""
+
+    content: bytes
+    stamp: Stamp
+
+
+class UnusableBucketError(OSError):
+    """A bucket that a server cannot begin with; the text says what to do."""
+
+
+class Bucket:
+    """Objects by their paths under a prefix. Its methods may be called from any thread.
+
+    All raise UnavailableError if the bucket does not answer, or refuses.
+    """
+
+    def __init__(self, small: Any, large: Any, shown: str) -> None:
+        """Takes obstore's stores for small objects and for large ones, and how the bucket is called in texts."""
+        self._small, self._large, self._shown = small, large, shown
+        self._lock = threading.Lock()
+        self._since: float | None = None  # when it went away
+        self.requests: Counter[tuple[str, str]] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @classmethod
+    def at(cls, url: str) -> Bucket:
+        """Returns the bucket at s3://BUCKET/PREFIX, gs:// or az://, with the credentials of the environment.
+
+        Raises MissingDependencyError without obstore, or UnusableBucketError for a cloud's settings that are wrong.
+        """
+        try:
+            from obstore.store import from_url
+        except ImportError as error:
+            text = f"--store {url} needs obstore: pip install 'convserve[object-storage]'."
+            raise MissingDependencyError(text) from error
+        prefix = _SCHEMES[url.partition(":")[0]]
+        # obstore reads it itself only where it is given no other options.
+        http = {"allow_http": os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true", "yes")}
+        retry: Any = {
+            "max_retries": 2,
+            "retry_timeout": timedelta(seconds=3),
+            "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
+        }
+        try:
+            small, large = (
+                from_url(url.rstrip("/"), client_options=cast(Any, options | http), retry_config=retry)
+                for options in (_SMALL, _LARGE)
+            )
+        except Exception as error:
+            raise UnusableBucketError(f"{url}: {_text(error)}") from None
+        return cls(small, large, url)
+
+    def begin(self) -> None:
+        """Tries everything that a server needs of it: that it is there, and that it holds to conditions.
+
+        Raises UnusableBucketError.
+        """
+        import obstore
+
+        try:
+            with suppress(obstore.exceptions.AlreadyExistsError):
+                obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode="create")
+            next(iter(obstore.list(self._small, chunk_size=1)), None)
+            content = bytes(obstore.get(self._small, _FORMAT).bytes())
+        except Exception as error:
+            text = f"{self._shown} could not be read and written: {_text(error)}"
+            raise UnusableBucketError(text) from None
+        if content != _FORMAT_CONTENT:
+            raise UnusableBucketError(f"{self._shown} has another {_FORMAT}, of a newer convserve or of somebody else")
+        for mode in ("create", {"e_tag": _NEVER, "version": "1"}):
+            try:
+                obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode=mode)  # type: ignore[arg-type]
+            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                continue
+            except Exception as error:
+                raise UnusableBucketError(f"{self._shown} refuses a conditional put: {_text(error)}") from None
+            text = "writes in spite of a condition that does not hold (If-None-Match, If-Match): names would be lost"
+            raise UnusableBucketError(f"{self._shown} {text}")
+
+    @property
+    def is_away(self) -> bool:
+        """Whether it is known not to answer."""
+        return self._since is not None
+
+    def read(self, path: str, seen: Stamp | None = None) -> Content | None:
+        """Returns a small object, or None if there is none. Raises NotModifiedError if it is the one that was seen."""
+        import obstore
+
+        options: Any = {"if_none_match": seen.e_tag} if seen and seen.e_tag else None
+        with self._asking("get"):
+            try:
+                found = obstore.get(self._small, path, options=options)
+                return Content(bytes(found.bytes()), Stamp.of(found.meta))
+            except FileNotFoundError:
+                pass
+            except obstore.exceptions.NotModifiedError:
+                raise NotModifiedError from None
+        self._check()
+        return None
+
+    def chunks(self, path: str, size: int) -> Iterator[tuple[bytes, int, Stamp]]:
+        """Yields a large object in pieces of at least so many bytes, each with the whole object's size and stamp."""
+        import obstore
+
+        with self._asking("get"):
+            try:
+                found = obstore.get(self._large, path)
+            except FileNotFoundError:
+                found = None
+            if found is not None:
+                total, stamp = found.meta["size"], Stamp.of(found.meta)
+                for chunk in found.stream(min_chunk_size=size):
+                    yield chunk, total, stamp
+        if found is None:
+            self._check()
+
+    def beginning(self, path: str, size: int) -> tuple[bytes, int] | None:
+        """Returns an object's first bytes and the size of all of it, or None."""
+        import obstore
+
+        with self._asking("get"), suppress(FileNotFoundError):
+            found = obstore.get(self._small, path, options={"range": (0, size)})
+            return bytes(found.bytes()), found.meta["size"]
+        return None
+
+    def find(self, path: str) -> Listed | None:
+        """Returns what is known of an object, or None if there is none."""
+        import obstore
+
+        with self._asking("head"):
+            try:
+                return _listed(obstore.head(self._small, path))
+            except FileNotFoundError:
+                pass
+        self._check()
+        return None
+
+    def list(self, folder: str) -> list[Listed]:
+        """Returns the objects in a folder and those below it."""
+        import obstore
+
+        with self._asking("list"):
+            return [_listed(meta) for chunk in obstore.list(self._small, folder) for meta in chunk]
+
+    def create(self, path: str, content: bytes) -> bool:
+        """Writes a large object; returns False if there is one already."""
+        import obstore
+
+        with self._asking("put"):
+            try:
+                obstore.put(self._large, path, content, mode="create")
+            except obstore.exceptions.AlreadyExistsError:
+                return False
+            return True
+
+    def overwrite(self, path: str, content: bytes) -> None:
+        """Writes a large object, whatever was there."""
+        import obstore
+
+        with self._asking("put"):
+            obstore.put(self._large, path, content, use_multipart=False)
+
+    def swap(self, path: str, content: bytes, seen: Stamp | None) -> Stamp | None:
+        """Writes a small object if it is still the one that was seen, or still none; returns its stamp, else None.
+
+        No two writes have the same content, so that one whose answer was lost is known again.
+        """
+        import obstore
+
+        mode: Any = {name: value for name, value in seen._asdict().items() if value} if seen else "create"
+        with self._asking("put"):
+            try:
+                return Stamp.of(obstore.put(self._small, path, content, mode=mode))
+            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+                pass
+        found = self.read(path)
+        return found.stamp if found and found.content == content else None
+
+    def copy(self, path: str, to: str) -> bool:
+        """Copies an object within the bucket; returns False if there is none."""
+        import obstore
+
+        with self._asking("copy"):
+            try:
+                obstore.copy(self._large, path, to)
+            except FileNotFoundError:
+                return False
+            return True
+
+    def delete(self, path: str) -> None:
+        """Deletes an object, if it is there."""
+        import obstore
+
+        with self._asking("delete"), suppress(FileNotFoundError):
+            obstore.delete(self._small, path)
+
+    def away(self) -> UnavailableError:
+        """Returns the error of a bucket that is away."""
+        since = f" for {time.monotonic() - self._since:.0f} s" if self._since else ""
+        text = (
+            f"Expected {self._shown}, the server's --store, to answer. Received nothing{since}: layers in memory and "
+            "names that were seen are served meanwhile, and nothing is stored or moved. Retry."
+        )
+        return UnavailableError(text)
+
+    def _check(self) -> None:
+        """Raises UnavailableError if there is no bucket: then no object is there either, but nothing was deleted."""
+        import obstore
+
+        with self._asking("list"):
+            next(iter(obstore.list(self._small, chunk_size=1)), None)
+
+    @contextmanager
+    def _asking(self, operation: str) -> Iterator[None]:
+        """Counts what is asked, and notices that nobody answers."""
+        if self.is_away:
+            raise self.away()
+        began, result = time.monotonic(), "failed"
+        try:
+            yield
+            result = "answered"
+        except (NotModifiedError, GeneratorExit):
+            result = "answered"
+            raise
+        except ConvserveError:
+            raise
+        except Exception as error:
+            self._went_away(error)
+            raise self.away() from None
+        finally:
+            with self._lock:
+                self.requests[operation, result] += 1
+                self.seconds[operation] += time.monotonic() - began
+
+    def _went_away(self, error: Exception) -> None:
+        with self._lock:
+            if self._since is not None:
+                return
+            self._since = time.monotonic()
+        log.error("%s is away: layers in memory and names that were seen are served: %s", self._shown, _text(error))
+        threading.Thread(target=self._watch, name="bucket", daemon=True).start()
+
+    def _watch(self) -> None:
+        """Asks until somebody answers."""
+        import obstore
+
+        while True:
+            with suppress(Exception):
+                next(iter(obstore.list(self._small, chunk_size=1)), None)
+                break
+            time.sleep(_PROBE_S)
+        with self._lock:
+            away_s = time.monotonic() - (self._since or 0)
+            self._since = None
+        log.warning("%s is back after %.1f s", self._shown, away_s)
+
+
+class NotModifiedError(Exception):
+    """An object is the one that was seen."""
+
+
+def _listed(meta: Any) -> Listed:
+    return Listed(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+
+
+def _text(error: Exception) -> str:
+    """Returns what an error says, in a line and without secrets: obstore adds how it came to be in many."""
+    text = str(error).partition("\n\nDebug source")[0]
+    return re.sub(r"\?[^\s\"'>]*", "", " ".join(text.split()))[:500]

@@ -1,0 +1,341 @@
+"""Layers in a bucket that several servers share.
+
+    PREFIX/layers/DIGEST.safetensors    a layer, as layer_file.py has it; created once, as its content never changes
+    PREFIX/names/SHA256-OF-NAME.json    a name, as name_file.py has it, replaced only by who has seen what is replaced;
+                                        of a name that was removed {"name": ..., "removed": ...} stays, for an object
+                                        cannot be deleted on a condition
+    PREFIX/deleted/DIGEST/ID            a layer that was deleted, for a day: see below
+    PREFIX/quarantine/                  what was no layer, and was replaced by the one that it should have been
+    PREFIX/convserve.json               the format
+
+A layer is served only if its digest, computed anew, is the one in its path, from the bucket and from the cache alike.
+
+Deleting. A layer's names go first. It is then copied, deleted, and the names are listed once more: if one leads to the
+layer by now, the copy goes back. Whoever lets a name lead to a layer looks after that whether the layer is there, and
+stores it again or takes the copy back if it is not. Listings and reads show what was written before they began, so
+that one of the two sees the other, whichever came first; and where a server ends in between, whoever misses a layer to
+which a name leads takes the copy back. A server that falls asleep between copying and deleting deletes nothing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, TypeVar
+
+from convserve.errors import UnavailableError
+from convserve.layers.layer import Layer
+from convserve_server.layer_store.durable import name_file
+from convserve_server.layer_store.durable.bucket import Bucket, Content, NotModifiedError, Stamp
+from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
+from convserve_server.layer_store.durable.layers import DurableLayers
+from convserve_server.layer_store.durable.local_cache import LocalCache
+from convserve_server.layer_store.names import NameVersions
+from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
+
+log = logging.getLogger("convserve")
+
+T = TypeVar("T")
+
+_KEPT = timedelta(days=1)  # what was deleted
+_MAX_SLEEP_S = 3600.0  # between copying a layer and deleting it
+_CHUNK = 2**20 + 8  # a layer's header and more, which tells of what follows
+_HEAD = 2**16
+_READERS = 16
+
+
+class _Seen(NamedTuple):
+    """What was seen of a name, and when."""
+
+    stamp: Stamp
+    at: float
+    is_removed: bool = False
+
+
+class BucketLayers(DurableLayers):
+    """Layers and names in a bucket, and copies of layers in a folder if there is one."""
+
+    is_shared = True
+    _holder = "the layers in the bucket"
+
+    def __init__(self, bucket: Bucket, budget: int, *, age_s: float = 1.0, cache: LocalCache | None = None) -> None:
+        """Takes the bucket, in which layers may take so many bytes, and for how long a name that was read is used.
+
+        Raises UnusableBucketError if the bucket does not do what is needed.
+        """
+        super().__init__(budget)
+        self._bucket, self._age_s, self._cache = bucket, age_s, cache
+        self._names_seen: dict[str, _Seen] = {}
+        self._paths: dict[str, str] = {}  # names by their objects' paths
+        self._damaged: dict[bytes, str | None] = {}  # layers' objects that are none, by their ETags
+        self._strange: dict[str, str | None] = {}  # names' objects likewise
+        self._damages = 0
+        self._looked = self._listed = float("-inf")
+        bucket.begin()
+        self.look()
+
+    # Layers
+
+    def look(self) -> None:
+        """Learns which layers others have stored or deleted, unless it did so just now or the bucket is away."""
+        if self._bucket.is_away or time.monotonic() - self._looked < self._age_s:
+            return
+        before, began = self.keys(), time.monotonic()
+        listed = {}
+        try:
+            objects = self._bucket.list("layers")
+        except UnavailableError:
+            if self._looked > 0:
+                return  # what was seen last is served
+            raise
+        for each in objects:
+            if match := re.fullmatch(r"layers/([0-9a-f]{64})\.safetensors", each.path):
+                key = bytes.fromhex(match[1])
+                if key not in self._damaged or self._damaged[key] != each.e_tag:
+                    listed[key] = each.size
+        for key in before - listed.keys():
+            self._forget(key)
+        with self._lock:
+            for key, size in listed.items():
+                self._set_size(key, size)
+        self._looked = began
+
+    def __contains__(self, key: bytes) -> bool:
+        """Returns whether there is a layer with this digest, by asking if it is not known."""
+        if key in self._sizes:
+            return True
+        found = self._bucket.find(_path(key))
+        if found is None or (key in self._damaged and self._damaged[key] == found.e_tag):
+            return False
+        with self._lock:
+            self._set_size(key, found.size)
+        return True
+
+    def read(self, key: bytes) -> Layer | None:
+        """Returns a layer, verified, or None; a damaged object is reported."""
+        layer = self._cache.read(key) if self._cache else None
+        return layer or self._fetch(key)
+
+    def delete(self, key: bytes) -> None:
+        """Removes a layer, to which no name leads, and keeps a copy for a day."""
+        began = time.monotonic()
+        while self._bucket.copy(_path(key), f"deleted/{key.hex()}/{os.urandom(8).hex()}"):
+            if time.monotonic() - began < _MAX_SLEEP_S:
+                self._bucket.delete(_path(key))
+                break
+            began = time.monotonic()
+        if self._cache:
+            self._cache.remove(key)
+        self._forget(key)
+
+    def keep(self, key: bytes, layer: Layer | None) -> bool:
+        """Stores a layer again, if it is given, that others have deleted since; returns whether it is there."""
+        if self._bucket.find(_path(key)) is not None:
+            return True
+        if layer is None:
+            return self.restore(key)
+        size = self._write(layer, key)
+        with self._lock:
+            self._set_size(key, size)
+        return True
+
+    def restore(self, key: bytes) -> bool:
+        """Takes back a layer that was deleted since a day; returns whether it could."""
+        for copy in self._bucket.list(f"deleted/{key.hex()}"):
+            if self._bucket.copy(copy.path, _path(key)):
+                with self._lock:
+                    self._set_size(key, copy.size)
+                log.warning("the layer %s was deleted while a name came to lead there, and is back", key.hex())
+                return True
+        return False
+
+    def deleted(self) -> list[tuple[bytes, str]]:
+        """Returns layers that were deleted more than a day ago, each with the path of its copy."""
+        old = datetime.now(UTC) - _KEPT
+        copies = [each.path for each in self._bucket.list("deleted") if each.modified < old]
+        return [
+            (bytes.fromhex(m[1]), m[0]) for path in copies if (m := re.fullmatch(r"deleted/([0-9a-f]{64})/\w+", path))
+        ]
+
+    def bury(self, place: str) -> None:
+        """Removes the copy of a layer that was deleted."""
+        self._bucket.delete(place)
+
+    def usage(self) -> DurableUsage:
+        """Returns what was asked of the bucket."""
+        bucket, cache = self._bucket, self._cache
+        return DurableUsage(
+            is_reachable=not bucket.is_away,
+            requests=dict(bucket.requests),
+            seconds=dict(bucket.seconds),
+            damaged=self._damages,
+            cache_bytes=cache.size if cache else 0,
+            cache_hits=cache.hits if cache else 0,
+            cache_misses=cache.misses if cache else 0,
+        )
+
+    def _write(self, layer: Layer, key: bytes) -> int:
+        data, path = encode(layer), _path(key)
+        if not self._bucket.create(path, data) and self._fetch(key) is None:
+            self._bucket.copy(path, f"quarantine/{key.hex()}-{time.time_ns()}")
+            self._bucket.overwrite(path, data)
+            log.warning("%s is replaced by the layer that it should have been; it is in quarantine/", path)
+        self._damaged.pop(key, None)
+        if self._cache:
+            self._cache.write(key, data)
+        return len(data)
+
+    def _fetch(self, key: bytes) -> Layer | None:
+        """Returns a layer from the bucket, verified, or None; keeps it in the cache."""
+        chunks: list[bytes] = []
+        for chunk, size, stamp in self._bucket.chunks(_path(key), _CHUNK):
+            if not chunks and not self._is_sound(key, stamp, lambda: read_head(io.BytesIO(chunk), size)):  # noqa: B023
+                return None  # what is no layer is not fetched, whatever its size
+            chunks.append(chunk)
+        if not chunks:
+            self._forget(key)
+            return None
+        content = b"".join(chunks)
+        del chunks
+        layer = self._is_sound(key, stamp, lambda: read_layer(io.BytesIO(content), key))
+        if layer is not None:
+            self._damaged.pop(key, None)
+            if self._cache:
+                self._cache.write(key, content)
+            with self._lock:
+                self._set_size(key, len(content))
+        return layer
+
+    def _is_sound(self, key: bytes, stamp: Stamp, read: Callable[[], T]) -> T | None:
+        """Returns what is read of a layer's object; None where it is damaged, which is reported once."""
+        try:
+            return read()
+        except DAMAGE as error:
+            if self._damaged.get(key, "") != stamp.e_tag:
+                self._damages += 1
+                self._damaged[key] = stamp.e_tag
+                log.error("%s is not that layer, and not served until it is put again: %s", _path(key), error)
+            self._forget(key)
+            return None
+
+    def _read_head(self, key: bytes) -> LayerHead | None:
+        found = self._bucket.beginning(_path(key), _HEAD)
+        try:
+            return read_head(io.BytesIO(found[0]), found[1]) if found else None
+        except DAMAGE:
+            return None
+
+    # Names
+
+    def is_fresh(self, name: str) -> bool:
+        """Returns whether a name was read just now, or is known and the bucket is away."""
+        seen = self._names_seen.get(name)
+        if seen is None or self._bucket.is_away:
+            return seen is not None
+        return not seen.is_removed and time.monotonic() - seen.at < self._age_s
+
+    def read_name(self, name: str, known: NameVersions | None) -> NameVersions | None:
+        """Returns the versions of a name, which are those that are known if it did not move; None if there is none."""
+        path, began, seen = _name_path(name), time.monotonic(), self._names_seen.get(name)
+        try:
+            found = self._bucket.read(path, seen.stamp if seen else None)
+        except NotModifiedError:
+            assert seen is not None  # noqa: S101
+            self._names_seen[name] = seen._replace(at=began)
+            return known
+        if found is None:
+            self._names_seen.pop(name, None)
+            return None
+        _, versions = self._parsed(path, found)
+        # What makes no sense is replaced by who puts the name.
+        self._names_seen[name], self._paths[path] = _Seen(found.stamp, began, versions is None), name
+        return versions
+
+    def write_name(self, name: str, versions: NameVersions) -> bool:
+        """Lets a name lead to the last of its versions; returns False if another server moved it before."""
+        return self._swap(name, name_file.encode(name, versions))
+
+    def delete_name(self, name: str) -> bool:
+        """Removes a name; returns False if another server moved it before."""
+        content = json.dumps({"name": name, "removed": os.urandom(16).hex()}).encode()
+        return self._swap(name, content, is_removed=True)
+
+    def names(self) -> Iterator[tuple[str, NameVersions]]:
+        """Yields every name with its versions."""
+        began = self._listed = time.monotonic()
+        paths = [each.path for each in self._bucket.list("names")]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, found in zip(paths, pool.map(self._bucket.read, paths), strict=True):
+                name, versions = self._parsed(path, found) if found else ("", None)
+                if found and name:
+                    self._names_seen[name], self._paths[path] = _Seen(found.stamp, began, versions is None), name
+                if versions is not None:
+                    yield name, versions
+
+    def moved_names(self, *, latest: bool) -> list[str]:
+        """Returns the names that others have moved, or moved away, since they were read."""
+        began = time.monotonic()
+        if not latest and (self._bucket.is_away or began - self._listed < self._age_s):
+            return []
+        moved, strangers, unseen = [], [], dict(self._names_seen)
+        try:
+            objects = self._bucket.list("names")
+        except UnavailableError:
+            if latest:
+                raise
+            return []
+        for each in objects:
+            name = self._paths.get(each.path)
+            seen = unseen.pop(name, None) if name else None
+            if seen is None:
+                if self._strange.get(each.path, "") != each.e_tag:
+                    strangers.append(each.path)
+            elif seen.stamp.e_tag != each.e_tag:
+                moved.append(str(name))
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, found in zip(strangers, pool.map(self._bucket.read, strangers), strict=True):
+                if found and (name := self._parsed(path, found)[0]):
+                    moved.append(name)  # and is read once more, under its lock
+        self._listed = began
+        return moved + list(unseen)
+
+    def _parsed(self, path: str, found: Content) -> tuple[str, NameVersions | None]:
+        """Returns what a name's object says; an empty name if it makes no sense, None for one that was removed."""
+        try:
+            if len(found.content) > name_file.MAX_BYTES:
+                raise ValueError("it is too large for a name")
+            entry = json.loads(found.content)
+            name = str(entry["name"])
+            versions = None if "removed" in entry else name_file.decode(found.content, path.rpartition("/")[2])[1]
+            if path != _name_path(name):
+                raise ValueError("its contents don't fit its name")
+        except DAMAGE as error:
+            if self._strange.get(path, "") != found.stamp.e_tag:
+                self._damages += 1
+                self._strange[path] = found.stamp.e_tag
+                log.error("%s is no name, and leads nowhere until its name is put again: %s", path, error)
+            return "", None
+        return name, versions
+
+    def _swap(self, name: str, content: bytes, *, is_removed: bool = False) -> bool:
+        path, began, seen = _name_path(name), time.monotonic(), self._names_seen.get(name)
+        stamp = self._bucket.swap(path, content, seen.stamp if seen else None)
+        if stamp is None:
+            return False
+        self._names_seen[name], self._paths[path] = _Seen(stamp, began, is_removed), name
+        return True
+
+
+def _path(key: bytes) -> str:
+    return f"layers/{key.hex()}.safetensors"
+
+
+def _name_path(name: str) -> str:
+    return f"names/{name_file.path_of(name)}"
