@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onvserve/v1/constraint.proto\x12\x0c\x63onvserve.v1\"\xef\x01\n\nConstraint\x12\x33\n\x08max_norm\x18\x01 \x01(\x0b\x32\x1f.convserve.v1.MaxNormConstraintH\x00\x12:\n\x0cmin_max_norm\x18\x02 \x01(\x0b\x32\".convserve.v1.MinMaxNormConstraintH\x00\x12\x31\n\x07non_neg\x18\x03 \x01(\x0b\x32\x1e.convserve.v1.NonNegConstraintH\x00\x12\x35\n\tunit_norm\x18\x04 \x01(\x0b\x32 .convserve.v1.UnitNormConstraintH\x00\x42\x06\n\x04kind\"G\n\x11MaxNormConstraint\x12\x16\n\tmax_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x61xis\x18\x02 \x03(\x05\x42\x0c\n\n_max_value\"\x8c\x01\n\x14MinMaxNormConstraint\x12\x16\n\tmin_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_value\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04rate\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04\x61xis\x18\x04 \x03(\x05\x42\x0c\n\n_min_valueB\x0c\n\n_max_valueB\x07\n\x05_rate\"\x12\n\x10NonNegConstraint\"\"\n\x12UnitNormConstraint\x12\x0c\n\x04\x61xis\x18\x01 \x03(\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63onvserve/v1/constraint.proto\x12\x0c\x63onvserve.v1\"\xef\x01\n\nConstraint\x12\x33\n\x08max_norm\x18\x01 \x01(\x0b\x32\x1f.convserve.v1.MaxNormConstraintH\x00\x12:\n\x0cmin_max_norm\x18\x02 \x01(\x0b\x32\".convserve.v1.MinMaxNormConstraintH\x00\x12\x31\n\x07non_neg\x18\x03 \x01(\x0b\x32\x1e.convserve.v1.NonNegConstraintH\x00\x12\x35\n\tunit_norm\x18\x04 \x01(\x0b\x32 .convserve.v1.UnitNormConstraintH\x00\x42\x06\n\x04kind\"G\n\x11MaxNormConstraint\x12\x16\n\tmax_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04\x61xis\x18\x02 \x03(\x05\x42\x0c\n\n_max_value\"\x8c\x01\n\x14MinMaxNormConstraint\x12\x16\n\tmin_value\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x16\n\tmax_value\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04rate\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x0c\n\x04\x61xis\x18\x04 \x03(\x05\x42\x0c\n\n_min_valueB\x0c\n\n_max_valueB\x07\n\x05_rate\"\x12\n\x10NonNegConstraint\"\"\n\x12UnitNormConstraint\x12\x0c\n\x04\x61xis\x18\x01 \x03(\x05\x42\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.constraint_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
   _globals['_CONSTRAINT']._serialized_start=48
   _globals['_CONSTRAINT']._serialized_end=287
   _globals['_MAXNORMCONSTRAINT']._serialized_start=289

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onvserve/v1/error.proto\x12\x0c\x63onvserve.v1*\x97\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12&\n\"ERROR_REASON_INVALID_CONFIGURATION\x10\x02\x12\x1f\n\x1b\x45RROR_REASON_INVALID_TENSOR\x10\x03\x12 \n\x1c\x45RROR_REASON_INVALID_WEIGHTS\x10\x04\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x05\x12 \n\x1c\x45RROR_REASON_LAYER_NOT_FOUND\x10\x06\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_OUT_OF_MEMORY\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\n\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x0b\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_UNIMPLEMENTED\x10\r\x12#\n\x1f\x45RROR_REASON_SHARED_MEMORY_LOST\x10\x0e\x12\x1e\n\x1a\x45RROR_REASON_NAME_CONFLICT\x10\x0f\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x63onvserve/v1/error.proto\x12\x0c\x63onvserve.v1*\x97\x04\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12 \n\x1c\x45RROR_REASON_INVALID_REQUEST\x10\x01\x12&\n\"ERROR_REASON_INVALID_CONFIGURATION\x10\x02\x12\x1f\n\x1b\x45RROR_REASON_INVALID_TENSOR\x10\x03\x12 \n\x1c\x45RROR_REASON_INVALID_WEIGHTS\x10\x04\x12\x1a\n\x16\x45RROR_REASON_TOO_LARGE\x10\x05\x12 \n\x1c\x45RROR_REASON_LAYER_NOT_FOUND\x10\x06\x12\x1b\n\x17\x45RROR_REASON_OVERLOADED\x10\x07\x12\x1e\n\x1a\x45RROR_REASON_OUT_OF_MEMORY\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\n\x12\x1c\n\x18\x45RROR_REASON_UNAVAILABLE\x10\x0b\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x0c\x12\x1e\n\x1a\x45RROR_REASON_UNIMPLEMENTED\x10\r\x12#\n\x1f\x45RROR_REASON_SHARED_MEMORY_LOST\x10\x0e\x12\x1e\n\x1a\x45RROR_REASON_NAME_CONFLICT\x10\x0f\x42\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.error_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
   _globals['_ERRORREASON']._serialized_start=43
   _globals['_ERRORREASON']._serialized_end=578
 # @@protoc_insertion_point(module_scope)

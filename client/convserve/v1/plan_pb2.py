@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from convserve.v1 import tensor_pb2 as convserve_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63onvserve/v1/plan.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/tensor.proto\"\xea\x01\n\x04Plan\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.convserve.v1.LayerPlan\x12\x14\n\x0coutput_shape\x18\x02 \x03(\x03\x12)\n\x0coutput_dtype\x18\x03 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\x12\n\nparameters\x18\x04 \x01(\x03\x12\r\n\x05\x66lops\x18\x05 \x01(\x03\x12\x13\n\x0binput_bytes\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x03\"Z\n\tLayerPlan\x12\x14\n\x0coutput_shape\x18\x01 \x03(\x03\x12\x14\n\x0ckernel_shape\x18\x02 \x03(\x03\x12\x12\n\nparameters\x18\x03 \x01(\x03\x12\r\n\x05\x66lops\x18\x04 \x01(\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x63onvserve/v1/plan.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/tensor.proto\"\xea\x01\n\x04Plan\x12\'\n\x06layers\x18\x01 \x03(\x0b\x32\x17.convserve.v1.LayerPlan\x12\x14\n\x0coutput_shape\x18\x02 \x03(\x03\x12)\n\x0coutput_dtype\x18\x03 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\x12\n\nparameters\x18\x04 \x01(\x03\x12\r\n\x05\x66lops\x18\x05 \x01(\x03\x12\x13\n\x0binput_bytes\x18\x06 \x01(\x03\x12\x14\n\x0cweight_bytes\x18\x07 \x01(\x03\x12\x14\n\x0coutput_bytes\x18\x08 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x03\"Z\n\tLayerPlan\x12\x14\n\x0coutput_shape\x18\x01 \x03(\x03\x12\x14\n\x0ckernel_shape\x18\x02 \x03(\x03\x12\x12\n\nparameters\x18\x03 \x01(\x03\x12\r\n\x05\x66lops\x18\x04 \x01(\x03\x42\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.plan_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
   _globals['_PLAN']._serialized_start=69
   _globals['_PLAN']._serialized_end=303
   _globals['_LAYERPLAN']._serialized_start=305

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onvserve/v1/regularizer.proto\x12\x0c\x63onvserve.v1\"\xe1\x01\n\x0bRegularizer\x12)\n\x02l1\x18\x01 \x01(\x0b\x32\x1b.convserve.v1.L1RegularizerH\x00\x12)\n\x02l2\x18\x02 \x01(\x0b\x32\x1b.convserve.v1.L2RegularizerH\x00\x12-\n\x04l1l2\x18\x03 \x01(\x0b\x32\x1d.convserve.v1.L1L2RegularizerH\x00\x12\x45\n\x16orthogonal_regularizer\x18\x04 \x01(\x0b\x32#.convserve.v1.OrthogonalRegularizerH\x00\x42\x06\n\x04kind\"\'\n\rL1Regularizer\x12\x0f\n\x02l1\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x05\n\x03_l1\"\'\n\rL2Regularizer\x12\x0f\n\x02l2\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x05\n\x03_l2\"A\n\x0fL1L2Regularizer\x12\x0f\n\x02l1\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x02l2\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x05\n\x03_l1B\x05\n\x03_l2\"S\n\x15OrthogonalRegularizer\x12\x13\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04mode\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_factorB\x07\n\x05_modeb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x63onvserve/v1/regularizer.proto\x12\x0c\x63onvserve.v1\"\xe1\x01\n\x0bRegularizer\x12)\n\x02l1\x18\x01 \x01(\x0b\x32\x1b.convserve.v1.L1RegularizerH\x00\x12)\n\x02l2\x18\x02 \x01(\x0b\x32\x1b.convserve.v1.L2RegularizerH\x00\x12-\n\x04l1l2\x18\x03 \x01(\x0b\x32\x1d.convserve.v1.L1L2RegularizerH\x00\x12\x45\n\x16orthogonal_regularizer\x18\x04 \x01(\x0b\x32#.convserve.v1.OrthogonalRegularizerH\x00\x42\x06\n\x04kind\"\'\n\rL1Regularizer\x12\x0f\n\x02l1\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x05\n\x03_l1\"\'\n\rL2Regularizer\x12\x0f\n\x02l2\x18\x01 \x01(\x01H\x00\x88\x01\x01\x42\x05\n\x03_l2\"A\n\x0fL1L2Regularizer\x12\x0f\n\x02l1\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x0f\n\x02l2\x18\x02 \x01(\x01H\x01\x88\x01\x01\x42\x05\n\x03_l1B\x05\n\x03_l2\"S\n\x15OrthogonalRegularizer\x12\x13\n\x06\x66\x61\x63tor\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x11\n\x04mode\x18\x02 \x01(\tH\x01\x88\x01\x01\x42\t\n\x07_factorB\x07\n\x05_modeB\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.regularizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
   _globals['_REGULARIZER']._serialized_start=49
   _globals['_REGULARIZER']._serialized_end=274
   _globals['_L1REGULARIZER']._serialized_start=276

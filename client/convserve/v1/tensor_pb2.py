@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63onvserve/v1/tensor.proto\x12\x0c\x63onvserve.v1\"\x82\x01\n\x06Tensor\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x31\n\rshared_memory\x18\x03 \x01(\x0b\x32\x1a.convserve.v1.SharedMemory\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0cJ\x04\x08\x04\x10\x0f\"4\n\x0cSharedMemory\x12\x0e\n\x06region\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03*\x8c\x01\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x05\x12\x0e\n\nDTYPE_INT8\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x63onvserve/v1/tensor.proto\x12\x0c\x63onvserve.v1\"\x82\x01\n\x06Tensor\x12\"\n\x05\x64type\x18\x01 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x31\n\rshared_memory\x18\x03 \x01(\x0b\x32\x1a.convserve.v1.SharedMemory\x12\x0c\n\x04\x64\x61ta\x18\x0f \x01(\x0cJ\x04\x08\x04\x10\x0f\"4\n\x0cSharedMemory\x12\x0e\n\x06region\x18\x01 \x01(\x0c\x12\x14\n\x0coffset_bytes\x18\x02 \x01(\x03*\x8c\x01\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0f\n\x0b\x44TYPE_UINT8\x10\x05\x12\x0e\n\nDTYPE_INT8\x10\x06\x42\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
   _globals['_DTYPE']._serialized_start=231
   _globals['_DTYPE']._serialized_end=371
   _globals['_TENSOR']._serialized_start=44
