@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from convserve.display import html_tables
+from convserve.display.units import bytes_text, duration_text, flops_text
 from convserve.errors import InternalError, InvalidArgumentError, printable
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
@@ -84,6 +86,10 @@ class Losses:
     kernel: float | None = None
     bias: float | None = None
     activity: float | None = None
+
+    def given(self) -> list[tuple[str, float]]:
+        """Returns name and value of the losses that there are."""
+        return [(name, value) for name, value in vars(self).items() if value is not None]
 
     def to_message(self) -> layer_pb2.Losses:
         """Returns the contract's message."""
@@ -162,6 +168,29 @@ class Result(Generic[S]):
             device=printable(message.device),
             warm=message.warm,
         )
+
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks: what came out, what it cost, and with several layers a second one of them."""
+        output, timing = self.output, self.timing
+        rows: list[html_tables.Row] = [
+            ("output", f"{output.shape} {output.dtype.name}, {bytes_text(output.nbytes)}"),
+            ("computed in", f"{duration_text(timing.compute_us)}, after a wait of {duration_text(timing.queue_us)}"),
+            ("on", f"{self.device}{'' if self.warm else ', its first call with this geometry'}"),
+            ("together", f"{self.batch_size} samples"),
+        ]
+        if len(self.layers) == 1:
+            rows += [(f"{name} loss", f"{loss:.6g}") for name, loss in self.losses[0].given()]
+            rows += [] if self.layers[0] is None else [("drawn by", repr(self.layers[0]))]
+            return html_tables.table("Result", rows)
+        steps = (
+            (
+                index,
+                "given or stored" if layer is None else repr(layer),
+                ", ".join(f"{name} {loss:.6g}" for name, loss in losses.given()) or "none",
+            )
+            for index, (layer, losses) in enumerate(zip(self.layers, self.losses, strict=True))
+        )
+        return html_tables.table("Result", rows) + html_tables.grid(("layer", "drawn by", "losses"), steps)
 
 
 @dataclass(frozen=True)
@@ -260,6 +289,34 @@ class ServerInfo:
             **_values(message.limits, _LIMITS),
             usage=Usage(**_values(message.usage, Usage.__match_args__)),
         )
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Returns labels and texts that say it to people."""
+        devices = [f"{each.name} ({each.description})" if each.description else each.name for each in self.devices]
+        tf32 = "on: float32 convolutions on a GPU round factors to 10 bits" if self.tf32 else "off"
+        usage = self.usage
+        flops = f"\nand {flops_text(self.max_call_flops)}" if self.max_call_flops else ""
+        return [
+            ("server", f"convserve {self.version}, TensorFlow {self.tensorflow_version}, Keras {self.keras_version}"),
+            ("devices", "\n".join(devices)),
+            ("inputs", ", ".join(self.input_dtypes)),
+            ("outputs", ", ".join(self.output_dtypes)),
+            ("TF32", tf32),
+            ("oneDNN", "on: its kernels compute on the CPU" if self.onednn else "off"),
+            (
+                "limits",
+                f"messages up to {bytes_text(self.max_message_bytes)}\n"
+                f"calls up to {bytes_text(self.max_call_bytes)} of memory and {self.max_layers_per_call} layers{flops}",
+            ),
+            (
+                "layers",
+                f"{usage.stored_layers} stored, {bytes_text(usage.stored_memory_bytes)} in memory\n"
+                f"{usage.evictions} evicted since the start; {usage.traces} compiled functions",
+            ),
+        ]
+
+    def _repr_html_(self) -> str:
+        return html_tables.table("ServerInfo", [(label, text.replace("\n", "; ")) for label, text in self.rows()])
 
 
 _MAX_INFO_BYTES = 2**16
