@@ -11,7 +11,8 @@ import pytest
 import convserve
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.results import Device, Losses, Result, ServerInfo, Timing, Usage
+from convserve.protocol.results import Losses, Result, Timing
+from convserve.protocol.server_info import Device, ServerInfo, Usage
 from convserve.protocol.stored_layers import LayerList, StoredLayerBase
 
 formatters = pytest.importorskip("IPython.core.formatters")
