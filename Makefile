@@ -7,8 +7,13 @@ INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
 KSERVE := .venv-kserve/installed
 DOCS := .venv-docs/installed
+RELEASE_TOOLS := .venv-release/installed
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/convserve/_version.py)
+IMAGE := convserve/(server|server-gpu|client)
+RELEASE := v$(VERSION)
+RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
-.PHONY: demo test slow lint sync stubs breaking docs agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking version release-check docs agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -38,9 +43,20 @@ sync: $(INSTALLED)
 stubs: $(INSTALLED)
 	$(BIN)/python proto/generate.py
 
-# Whether the contract broke since a release: make breaking RELEASE=v0.1.0
+# Whether the contract broke since a release, by default the last one: make breaking [RELEASE=v0.2.0]
 breaking: $(INSTALLED)
-	$(BIN)/buf breaking proto --against '.git#tag=$(RELEASE),subdir=proto'
+	$(BIN)/buf breaking proto --against proto/releases/$(RELEASE).txtpb
+
+# A new version, wherever the project says it, with the contract as it now is: make version VERSION=0.3.0
+version: $(INSTALLED)
+	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' client/convserve/_version.py
+	sed -i 's/^ARG VERSION=.*/ARG VERSION=$(VERSION)/' server/Dockerfile
+	git grep -lE '$(IMAGE):[0-9]' -- . ':!CHANGELOG.md' | xargs sed -i -E 's#($(IMAGE)):[0-9.]+[0-9]#\1:$(VERSION)#g'
+	$(BIN)/buf build proto --exclude-source-info -o proto/releases/v$(VERSION).txtpb
+
+# What would be published: built, checked, installed, and called. Minutes, most of them for TensorFlow.
+release-check: breaking $(RELEASE_TOOLS)
+	.venv-release/bin/python -m tests.release
 
 # The pages as a site in site/html, with an API reference: links and anchors are checked.
 docs: $(DOCS)
@@ -90,6 +106,13 @@ $(DOCS): .ci/docs-constraints.txt
 	.venv-docs/bin/pip install --disable-pip-version-check -q -c $< zensical 'mkdocstrings[python]' ruff
 	@touch $@
 
+# What builds and checks a release, by itself.
+$(RELEASE_TOOLS): .ci/release-constraints.txt
+	@echo "== setting up .venv-release (once; some seconds) =="
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/pip install --disable-pip-version-check -q -c $< $(RELEASE_PACKAGES)
+	@touch $@
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -105,6 +128,10 @@ constraints:
 	.venv-constraints/bin/pip install --disable-pip-version-check -q zensical 'mkdocstrings[python]' ruff
 	.venv-constraints/bin/pip freeze > .ci/docs-constraints.txt
 	rm -rf .venv-constraints
+	$(PYTHON) -m venv .venv-constraints
+	.venv-constraints/bin/pip install --disable-pip-version-check -q $(RELEASE_PACKAGES)
+	.venv-constraints/bin/pip freeze > .ci/release-constraints.txt
+	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient .venv-kserve .venv-docs demo-output dist site
+	rm -rf .venv .venv-tritonclient .venv-kserve .venv-docs .venv-release demo-output dist site

@@ -17,12 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from convserve import __version__
 from tests.containers import base_image
 from tests.containers.engine import Engine, NoEngineError, engine
 from tests.containers.stack import Stack
 from tests.support.repository import ROOT
 
-SERVER, CLIENT = "convserve/server:0.1.0", "convserve/client:0.1.0"
+SERVER, CLIENT = f"convserve/server:{__version__}", f"convserve/client:{__version__}"
 _MB = 1e6
 _KILLS = 2
 
@@ -68,6 +69,15 @@ def build(found: Engine, network: str) -> None:
         started = time.monotonic()
         found.docker("build", *options, "-f", f"{ROOT}/server/Dockerfile", "--target", target, "-t", image, str(ROOT))
         say(image, f"built in {time.monotonic() - started:.0f} s")
+        label = '{{index .Config.Labels "org.opencontainers.image.version"}}'
+        expect("its label", found.docker("image", "inspect", "--format", label, image).strip(), __version__)
+        shown = ["run", "--rm", "--entrypoint", "cat", image]
+        listed = found.docker(*shown, "/usr/share/doc/convserve/licences.md")
+        expect("its licences", [f"| {name}" in listed for name in ("convserve", "numpy", "tensorflow")],
+               [True, True, target == "server"])  # fmt: skip
+        expect(
+            "its bill of materials", "CycloneDX" in found.docker(*shown, "/usr/share/doc/convserve/sbom.cdx.json"), True
+        )
     base = size(found, base_image.NAME)
     for image in (CLIENT, SERVER):
         say(image, f"{(size(found, image) - base) / _MB:.0f} MB beyond the base's {base / _MB:.0f} MB")

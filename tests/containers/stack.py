@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Self
 
+from convserve import __version__
 from tests.containers.engine import Engine
 from tests.support.observability.scrapes import Values, values
 from tests.support.repository import ROOT
 
-_CLIENT = "convserve/client:0.1.0"
+_CLIENT = f"convserve/client:{__version__}"
 _MAX_S = 300
 
 

@@ -6,7 +6,10 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+
+import pytest
 
 import convserve
 from convserve_server import settings
@@ -17,6 +20,13 @@ _TEXT = "".join(
     line for line in DOCKERFILE.read_text().splitlines(keepends=True) if not re.match(r"\s*#", line)
 ).replace("\\\n", " ")
 INSTRUCTIONS = [tuple(line.split(maxsplit=1)) for line in _TEXT.splitlines() if line.strip()]
+
+
+LABELS = {
+    stage.split()[-1]: dict(re.findall(r'(org\.opencontainers\.image\.[\w.]+)="([^"]*)"', body))
+    for stage, body in re.findall(r"^FROM ([^\n]*)\n(.*?)(?=^FROM |\Z)", _TEXT, re.MULTILINE | re.DOTALL)
+}
+"""The labels that each stage sets."""
 
 
 def said(instruction: str) -> list[str]:
@@ -38,6 +48,37 @@ def test_the_environment_sets_what_the_server_reads() -> None:
 
 def test_the_version_is_this_one() -> None:
     assert f"VERSION={convserve.__version__}" in said("ARG")
+
+
+@pytest.mark.parametrize("image", ["client", "server"])
+def test_an_image_has_the_labels_of_the_open_container_initiative(image: str) -> None:
+    labels = {**LABELS["runtime"], **LABELS[image]}
+    names = "title description licenses source url documentation base.name version revision created"
+    assert labels.keys() == {f"org.opencontainers.image.{name}" for name in names.split()}
+    assert labels["org.opencontainers.image.title"] == f"convserve {image}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert labels["org.opencontainers.image.licenses"] == project["license"]
+    assert f"{labels['org.opencontainers.image.source']}.git" in (ROOT / "README.md").read_text()
+    page = labels["org.opencontainers.image.documentation"].partition("/blob/v${VERSION}/")[2]
+    assert (ROOT / page).exists()
+
+
+def test_every_variable_of_a_label_is_declared_in_its_stage() -> None:
+    """A build argument from before the first stage has no value in one that does not name it again."""
+    runtime = _TEXT.partition(" AS runtime\n")[2].partition("\nFROM ")[0]
+    declared = set(re.findall(r"^ARG (\w+)", runtime, re.MULTILINE))
+    used = {name for labels in LABELS.values() for value in labels.values() for name in re.findall(r"\{(\w+)\}", value)}
+    assert used == {"VERSION", "REVISION", "CREATED", "PYTHON_IMAGE"}
+    assert used <= declared
+
+
+def test_both_images_carry_what_they_consist_of() -> None:
+    for image in ("client", "server"):
+        assert f"--from={image}-inventory /inventory /usr/share/doc/convserve" in said("COPY")
+    written = {path for each in said("RUN") for path in re.findall(r"/inventory/(\S+)", each)}
+    assert written == {"sbom.cdx.json", "licences.md", "debian-packages.txt"}
+    page = (ROOT / "docs/containers.md").read_text()
+    assert all(f"`{path}`" in page for path in written)
 
 
 def test_no_image_runs_as_root() -> None:

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from convserve import InvalidRequestError
-from convserve.batch.formats.arrays import FORMATS
-from convserve.batch.outputs import UNFINISHED, OutputFolder
+from convserve.batch.outputs import FORMATS, UNFINISHED, OutputFolder
 
 Y = np.random.default_rng(0).random((7, 5, 4, 3), dtype=np.float32)
 

@@ -16,7 +16,8 @@ from convserve import Conv2D, InternalError, InvalidTensorError, Layer
 from convserve._async import io
 from convserve._rpc import streaming
 from convserve._rpc.requests import convolve_request
-from convserve.tensors import framing, pieces
+from convserve.protocol import pieces
+from convserve.tensors import framing
 from convserve.tensors.codec import head_of
 from convserve.v1.convolution_service_pb2 import ConvolveResponse, ConvolveStreamResponse, LayerOutcome
 

@@ -1,1 +1,0 @@
-"""How outputs are stored: arrays by NumPy and Zarr, and pictures."""
