@@ -38,7 +38,8 @@ from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.plan import LayerPlan, Plan
 from convserve.protocol.name_messages import NameVersion
-from convserve.protocol.results import Device, Losses, Result, ServerInfo, Timing, Usage
+from convserve.protocol.results import Losses, Result, Timing
+from convserve.protocol.server_info import Device, ServerInfo, Usage
 
 if TYPE_CHECKING:
     from convserve._async.client import AsyncClient

@@ -1,4 +1,4 @@
-"""Feature maps and kernels as matplotlib figures, which a notebook shows.
+"""Feature maps and kernels as matplotlib figures, which a notebook shows, in a loop too.
 
 >>> from convserve import plot
 >>> plot.feature_maps(layer(photo), photo)
@@ -15,8 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from convserve.display.figures import NotebookFigure, Panel, draw_output, draw_panels
-from convserve.display.pixels import MAX_MAPS, ValueRange, brightness, chosen, finite_range, sample_pixels
+from convserve.display.figures import Panel, draw_output, draw_panels
+from convserve.display.notebook import NotebookFigure
+from convserve.display.pixels import (
+    MAX_MAPS,
+    Percentiles,
+    ValueRange,
+    brightness,
+    check_percentiles,
+    chosen,
+    finite_range,
+    sample_pixels,
+)
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
@@ -27,7 +37,7 @@ from convserve.tensors.codec import INPUT_DTYPES, Array, standard_array
 __all__ = ["feature_maps", "kernels"]
 
 _MAX_ON_A_SIDE = 8
-_MAX_KERNEL_INCHES = 1.4  # it has but a few pixels
+_MAX_KERNEL_SIZE = 168  # pixels of the figure: it has but a few of its own
 
 
 def feature_maps(
@@ -37,26 +47,32 @@ def feature_maps(
     sample: int = 0,
     channels: Sequence[int] | None = None,
     value_range: ValueRange = None,
+    percentiles: Percentiles | None = None,
     data_format: str | None = None,
     title: str | None = None,
 ) -> NotebookFigure:
     """Draws one sample of a layer's output: a grid of feature maps, or of 1 or 3 channels the picture that they are.
 
-    Values that are not finite are grey in a map and black in a picture.
+    Values that are not finite are grey in a map and black in a picture. If the maps have values of both signs, 0 is
+    white, blue is below and red above, and the colours reach as far down as up; so it is with a range from -v to v.
 
     Args:
         y: The output: rank 4, or rank 3 for one sample, of any dtype that the service knows.
-        x: The input, likewise, drawn beside it. Of other than 1 or 3 channels the mean over them is drawn.
+        x: The input, likewise, drawn beside it to the same scale, so that strides and "valid" padding are seen. Of
+            other than 1 or 3 channels the mean over them is drawn.
         sample: Which sample of the batch.
         channels: Which channels to draw, such as `range(64, 128)`, each as a map of its own. None: the first 64.
         value_range: The values at the ends of the colours of all maps, (low, high); "shared" for the least and the
             greatest that is drawn, so that maps can be compared; None gives each map its own range, so that faint
             ones can be seen.
+        percentiles: Which percentiles of the values are at the ends of the colours, such as (1, 99), so that a few
+            outliers do not make all else look alike. None: (0, 100).
         data_format: "channels_last" or "channels_first": where `y` and `x` have their channels. None: as in Conv2D.
         title: Text above the figure. None: the output's shape.
 
     Returns:
-        A `matplotlib.figure.Figure`; `.savefig(path)` writes it.
+        A `matplotlib.figure.Figure`; `.savefig(path)` writes it. A notebook shows it at the end of the cell if it has
+        not been written; `.show()` shows it at once.
 
     Raises:
         InvalidArgumentError: If there is no such sample or channel, or an argument is none.
@@ -71,12 +87,13 @@ def feature_maps(
     if not (value_range is None or value_range == "shared" or is_range):
         expected = "(low, high) with low < high, 'shared' or None"
         raise InvalidRequestError.for_field("value_range", expected, short_repr(value_range))
+    check_percentiles(percentiles, value_range)
     if title is None:
         title = f"{output.shape} {output.dtype.name}"
         title += f", sample {sample}" if output.shape[0] > 1 else ""
     pixels = sample_pixels(output, sample, layout, "y")
     input_pixels = None if beside is None else sample_pixels(beside, sample, layout, "x")
-    return draw_output(pixels, title, channels, value_range, input_pixels)
+    return draw_output(pixels, title, channels, value_range, input_pixels, percentiles)
 
 
 def kernels(
@@ -120,7 +137,7 @@ def kernels(
     most = most if most > 0 else 1.0  # NaN as well
     if in_colour:
         panels = [Panel(f"filter {number}", brightness(kernel[..., number], -most, most)) for number in numbers]
-        return draw_panels(panels, f"{title}\ngrey is 0, full colour {most:.3g}", max_inches=_MAX_KERNEL_INCHES)
+        return draw_panels(panels, f"{title}\ngrey is 0, full colour {most:.3g}", max_size=_MAX_KERNEL_SIZE)
     labels = {channel: f", channel {channel}" if in_rows else "" for channel in depths}
     panels = [
         Panel(f"filter {number}{labels[channel]}", kernel[:, :, channel, number], -most, most, cmap="RdBu_r")
@@ -128,7 +145,7 @@ def kernels(
         for channel in depths
     ]
     columns = len(depths) if in_rows else None
-    return draw_panels(panels, title, columns=columns, max_inches=_MAX_KERNEL_INCHES, colorbar=True)
+    return draw_panels(panels, title, columns=columns, max_size=_MAX_KERNEL_SIZE, colorbar=True)
 
 
 def _batch(value: Any, field: str) -> Array:

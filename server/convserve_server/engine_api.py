@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.results import Device, Losses
+from convserve.protocol.results import Losses
+from convserve.protocol.server_info import Device
 from convserve.tensors.codec import Array
 
 

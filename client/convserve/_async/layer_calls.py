@@ -42,7 +42,9 @@ class LayerCalls(Connection):
         """
         request = layer_messages.list_request(name_prefix)
         listed = await self._call(self._connected()._servers.all_layers, request, timeout)
-        return [AsyncStoredLayer(self, **parts) for parts in stored_layers.listed_parts(listed, name_prefix)]
+        return stored_layers.LayerList(
+            AsyncStoredLayer(self, **parts) for parts in stored_layers.listed_parts(listed, name_prefix)
+        )
 
     async def missing(self, layers: Sequence[Layer], *, timeout: float | None = None) -> list[Layer]:
         """Returns those layers that no server holds, asked in one call, or a few where they are very many.

@@ -14,7 +14,7 @@ from typing import Any
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.protocol.addresses import ip_address, is_localhost, split_address, unix_path
-from convserve.protocol.pieces import LARGE_FRAMES
+from convserve.tensors.pieces import LARGE_FRAMES
 
 DEFAULT_TARGET = "localhost:50051"
 TARGET_VARIABLE = "CONVSERVE_TARGET"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -106,6 +107,12 @@ class Group:
             self._bytes -= items[-1].call_bytes
         self.calls += 1
         return items
+
+
+def fewest_calls(count: int, size: int) -> int:
+    """Returns the fewest calls that items of so many bytes each, as `Item.call_bytes` counts them, go in."""
+    few, many = min(FEW, FEW_BYTES // max(size, 1)), min(MAX_TOGETHER, MANY_BYTES // max(size, 1))
+    return math.ceil(count / max(1, few, many))
 
 
 def _go_together(items: int, size: int) -> bool:

@@ -14,12 +14,12 @@ from google.protobuf.message import DecodeError
 
 from convserve._rpc.requests import ConvolveRequest
 from convserve.errors import ConvserveError
-from convserve.protocol.pieces import ACCEPTED, PIECE_BYTES, cut
 from convserve.protocol.results import Result, Timing, check_answer, check_size, reading_answers
 from convserve.protocol.status import from_item_error
 from convserve.tensors import framing
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, head_of, numpy_dtype
+from convserve.tensors.pieces import ACCEPTED, PIECE_BYTES, cut
 from convserve.v1 import convolution_service_pb2 as messages
 
 _ITEM_BYTES = 2**25  # of input or output, whichever is more

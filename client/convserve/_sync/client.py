@@ -15,7 +15,7 @@ from convserve.errors import UnavailableError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.protocol import health, layer_messages, name_messages, stored_layers
-from convserve.protocol.results import ServerInfo
+from convserve.protocol.server_info import ServerInfo
 from convserve.v1 import convolution_service_pb2
 
 

@@ -16,6 +16,8 @@ from convserve.files.inputs import INPUT_SUFFIXES
 
 _SUFFIXES = ", ".join(INPUT_SUFFIXES)
 _MAX_KINDS = 20
+_OTHERS = "others"
+_MAX_NAMES = 100
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Inputs:
     names: list[str]  # sorted, with "/" between folders; `archive.npz:name` for one array of an archive
     unread: dict[str, str] = field(default_factory=dict)  # why folders, whose names end with "/", or words are unread
     left_out: dict[str, int] = field(default_factory=dict)  # how many files and folders, by kind
+    left_out_names: dict[str, list[str]] = field(default_factory=dict)  # the first of each kind, sorted
 
     def path(self, name: str) -> Path:
         """Returns an input's file, or its folder if it is Zarr's."""
@@ -65,7 +68,9 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     _check_outputs(names, keep_suffix)
     unread = {f"{name_of(path)}/": f"The folder cannot be read: {why}." for path, why in sorted(whole.unread.items())}
     unread |= {name_of(p): each.violations[0].description for p, each in refused.items() if p not in whole.unread}
-    return Inputs(Path(folder), names, unread, _counted(whole))
+    kinds = _counted(whole)
+    left_out = {kind: list(map(name_of, whole.paths(kind, _MAX_NAMES))) for kind in kinds if kind != _OTHERS}
+    return Inputs(Path(folder), names, unread, kinds, left_out)
 
 
 def output_stem(name: str, keep_suffix: bool) -> str:
@@ -123,7 +128,7 @@ def _counted(listing: Listing) -> dict[str, int]:
     """Returns how many files and folders of which kinds are left out, the most frequent first."""
     kinds = listing.kinds().most_common()
     others = sum(count for _, count in kinds[_MAX_KINDS:])
-    return dict(kinds[:_MAX_KINDS]) | ({"others": others} if others else {})
+    return dict(kinds[:_MAX_KINDS]) | ({_OTHERS: others} if others else {})
 
 
 def _check_outputs(names: list[str], keep_suffix: bool) -> None:

@@ -75,8 +75,10 @@ class JobStarted:
 class Journal:
     """The journal of one folder, which no other process writes meanwhile. Any thread may call its methods."""
 
-    def __init__(self, folder: Path, identity: Identity, is_done: IsDone, *, resume: bool) -> None:
-        """Opens the journal of a folder for outputs, which is made if need be.
+    def __init__(
+        self, folder: Path, identity: Identity, is_done: IsDone, *, resume: bool, read_only: bool = False
+    ) -> None:
+        """Opens the journal of a folder for outputs, which is made if need be, or only reads what is there.
 
         Raises InvalidRequestError if the folder has results and the run is not to `resume`, or has something else in
         it, or results of another layer or other options; or if another process writes there.
@@ -85,7 +87,6 @@ class Journal:
         if folder.is_dir() and not path.exists() and any(folder.iterdir()):
             expected = "a new or empty folder, or one with results of `convserve batch`"
             raise _refused(expected, f"{short_repr(str(folder))}, which has something else in it")
-        folder.mkdir(parents=True, exist_ok=True)
         self._lock = threading.Lock()
         self._length = 0
         self._has_results = False  # whether it tells of any, though nothing of what it tells may hold any more
@@ -93,7 +94,14 @@ class Journal:
         self.done: set[str] = set()  # the keys of inputs of which a line says that they are done, and that are
         self.failed: dict[str, str] = {}  # reasons by the keys of inputs that failed lastingly
         self.begun: dict[str, JobStarted] = {}  # the outputs that come in parts and are not finished, by key
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        self._file = -1
+        self._is_read_only = read_only
+        if read_only and not path.exists():
+            return
+        if not read_only:
+            folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT | os.O_APPEND
+        self._file = os.open(path, flags | os.O_CLOEXEC, 0o666)
         try:
             self._lock_out_others(folder)
             before = self._read(path, is_done)
@@ -102,7 +110,7 @@ class Journal:
                 raise _refused(expected, f"{short_repr(str(folder))}, which has some")
             if before is not None and resume:
                 identity.check_same(before)
-            else:
+            elif not read_only:
                 self._begin(identity)
         except BaseException:
             self.close()
@@ -200,7 +208,8 @@ class Journal:
                         received = f"{short_repr(str(path))}: {error}"
                         raise _refused("a journal of `convserve batch`", received) from error
                     # A line that a power failure spoilt: its work is done again.
-        os.ftruncate(self._file, self._length)
+        if not self._is_read_only:
+            os.ftruncate(self._file, self._length)
         return identity
 
     def _take(self, line: dict[str, Any], is_done: IsDone) -> None:

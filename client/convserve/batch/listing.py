@@ -73,6 +73,11 @@ class Listing:
         known = self.found | self._entered
         return Counter(kind for path, kind in self.left_out.items() if path not in known)
 
+    def paths(self, kind: str, most: int) -> list[str]:
+        """Returns the first paths of a kind that is left out, sorted."""
+        known = self.found | self._entered
+        return sorted(path for path, other in self.left_out.items() if other == kind and path not in known)[:most]
+
     def _add(self, entry: os.DirEntry[str]) -> None:
         path = entry.path
         if _is_folder(entry):

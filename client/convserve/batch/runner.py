@@ -31,6 +31,7 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers.layer import Layer, planned_call
+from convserve.layers.plan import Plan
 from convserve.tensors.codec import Array, Shape
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ class Batch:
                 if _is_every_input(error):
                     self._end(error)
                     return
-                self._report_failure(name, _reason(error), stamp_of(self._inputs.path(name)))
+                self._report_failure(name, reason_of(error), stamp_of(self._inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
             for source in sources:
@@ -204,9 +205,8 @@ class Batch:
             samples = array.shape[0]
             # Of one sample; an array that has none is refused for it.
             one = planned_call(self._layers, (min(1, samples), *array.shape[1:]), array.dtype, self._output_dtype)
-            rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
-            if rows > array.step:
-                rows -= rows % array.step  # whole chunks of Zarr's
+            self._outputs.check(samples)
+            rows = rows_of_part(array, one)
             if rows >= samples:
                 return _Work(array, samples, 1, set(), 1)
             begun = self._begun(source, (samples, *one.output_shape[1:]), one.output_dtype, rows)
@@ -217,7 +217,9 @@ class Batch:
             if isinstance(error, OSError) or _is_every_input(error):  # OSError: of all outputs
                 self._end(error)
             else:
-                self._report_failure(source.key, _reason(error), None if isinstance(error, _PASSING) else source.stamp)
+                self._report_failure(
+                    source.key, reason_of(error), None if isinstance(error, _PASSING) else source.stamp
+                )
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
@@ -276,7 +278,7 @@ class Batch:
 
     def _fail(self, work: _Work, error: Exception) -> None:
         with self._lock:
-            work.failure = work.failure or _reason(error)
+            work.failure = work.failure or reason_of(error)
             work.is_lasting |= not isinstance(error, _PASSING)
             # What the server refuses for one part it refuses for all.
             work.is_hopeless |= work.is_lasting or isinstance(error, _ItemError)
@@ -319,12 +321,19 @@ def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any
     return "done" not in line or outputs.size(line["output"]) == line["size"]
 
 
+def rows_of_part(array: InputArray, one: Plan) -> int:
+    """Returns how many samples of an array are sent together, given the plan of one."""
+    rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
+    return rows - rows % array.step if rows > array.step else rows  # whole chunks of Zarr's
+
+
 def _is_every_input(error: Exception) -> bool:
     cause = error.__cause__
     return isinstance(error, MissingDependencyError) or (isinstance(cause, OSError) and cause.errno in _ALL_INPUTS)
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Returns what an error says of an input."""
     if isinstance(error, InvalidArgumentError):
         return " ".join(violation.description for violation in error.violations) or str(error)
     return str(error) or type(error).__name__

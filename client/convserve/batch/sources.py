@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 
-from convserve.batch import zarr_files
+import numpy as np
+
+from convserve.batch.formats import zarr_files
 from convserve.batch.inputs import Inputs, member_stem, output_stem
 from convserve.batch.listing import ZARR_METADATA
 from convserve.errors import ConvserveError
 from convserve.files.arrays import NpyFile, as_batch, load_array, names_in, split_member
-from convserve.files.images import INPUT_PICTURE_SUFFIXES, read_image
+from convserve.files.images import INPUT_PICTURE_SUFFIXES, image_shape, read_image
 from convserve.files.reading import check_fits, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array, Shape, name_of
 
@@ -109,7 +111,7 @@ def first_channels(inputs: Inputs, reading: Reading) -> int:
     error: ConvserveError | None = None
     for name in inputs.names:
         try:
-            shape = open_array(sources_in(inputs, name, reading.keep_suffix)[0], reading).shape
+            shape = open_array(sources_in(inputs, name, reading.keep_suffix)[0], reading, shape_only=True).shape
             return shape[3 if reading.data_format == "channels_last" else 1]
         except ConvserveError as found:
             error = error or found
@@ -125,17 +127,23 @@ def stamp_of(path: Path) -> str:
     return "" if status is None else f"{status.st_size}:{status.st_mtime_ns}"
 
 
-def open_array(source: Source, reading: Reading) -> InputArray:
+def open_array(source: Source, reading: Reading, *, shape_only: bool = False) -> InputArray:
     """Returns an array, read if it is a single sample or lies in an archive, else left where it is.
+
+    Of a picture the header is read alone if only its shape is wanted; it has no rows then.
 
     Raises InvalidTensorError for what cannot be read or has a rank of no layer's inputs.
     """
     with wrap_read_errors(source.path, "input", _EXPECTED):
-        return _opened(source, reading)
+        return _opened(source, reading, shape_only)
 
 
-def _opened(source: Source, reading: Reading) -> InputArray:
+def _opened(source: Source, reading: Reading, shape_only: bool) -> InputArray:
     path, suffix = source.path, source.path.suffix.lower()
+    if suffix in INPUT_PICTURE_SUFFIXES and shape_only:
+        shape = image_shape(path, reading.data_format)
+        dtype = "uint8" if reading.input_range is None else "float32"
+        return InputArray(source, shape, dtype, True, 1, lambda *_: np.empty(0))
     if suffix in INPUT_PICTURE_SUFFIXES:
         return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
     if path.is_dir():

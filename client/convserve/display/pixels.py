@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,11 @@ MAX_MAPS = 64
 
 ValueRange = tuple[float, float] | Literal["shared"] | None
 """The values at the ends of the colours: given; those of all maps that are drawn; None for each map's own."""
+
+Percentiles = tuple[float, float]
+"""The percentiles of the values at the ends of the colours, where they are not given."""
+
+_ENLARGED_UP_TO, _ENLARGED_TO = 64, 256
 
 
 def is_picture(maps: int) -> bool:
@@ -59,6 +64,50 @@ def finite_range(values: Array) -> tuple[float, float]:
         return low, high
     finite = values[np.isfinite(values)]
     return (float(finite.min()), float(finite.max())) if finite.size else (math.nan, math.nan)
+
+
+def limits_of(values: Array, value_range: ValueRange, percentiles: Percentiles | None) -> tuple[float, float]:
+    """Returns the values at the ends of the colours: those given, or the least and the greatest finite one.
+
+    With percentiles they are these of the finite values, so that a few outliers do not decide.
+    """
+    if isinstance(value_range, tuple):
+        return value_range
+    low, high = finite_range(values)
+    if percentiles is None or math.isnan(low):
+        return low, high
+    low, high = map(float, np.percentile(values[np.isfinite(values)], percentiles))
+    return low, high
+
+
+def is_signed(low: float, high: float, value_range: ValueRange) -> bool:
+    """Whether maps of values from `low` to `high` have 0 in the middle of their colours.
+
+    A range that is given is kept, so that its middle has to be 0.
+    """
+    return low < 0 < high and (not isinstance(value_range, tuple) or low == -high)
+
+
+def check_percentiles(percentiles: Any, value_range: ValueRange, field: str = "percentiles") -> None:
+    """Raises InvalidRequestError for what are no percentiles, or such beside values that are given."""
+    if percentiles is None:
+        return
+    numbers = isinstance(percentiles, tuple | list) and all(isinstance(each, int | float) for each in percentiles)
+    if not numbers or len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        expected = "(low, high) with 0 <= low < high <= 100, such as (1, 99)"
+        raise InvalidRequestError.for_field(field, expected, short_repr(percentiles))
+    if isinstance(value_range, tuple):
+        received = f"{short_repr(percentiles)} and the range {value_range}"
+        raise InvalidRequestError.for_field(field, "percentiles or a range of values", received)
+
+
+def enlargement(*sizes: tuple[int, int]) -> int:
+    """Returns by how much to enlarge small arrays of these heights and widths, so that their pixels can be seen.
+
+    All have one factor, so that an output is drawn to its input's scale; 1 if one of them is larger than 64.
+    """
+    longest = max(max(size) for size in sizes)
+    return 1 if longest > _ENLARGED_UP_TO else _ENLARGED_TO // longest
 
 
 def brightness(pixels: Array, low: float, high: float) -> Array:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -18,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from convserve.display import pixels as display
-from convserve.display.pixels import MAX_MAPS, ValueRange, is_picture, sample_pixels
+from convserve.display.pixels import MAX_MAPS, Percentiles, ValueRange, is_picture, sample_pixels
 from convserve.errors import MissingDependencyError, short_repr
 from convserve.files.arrays import check_destination, unwritable
 from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
-from convserve.tensors.codec import Array
+from convserve.tensors.codec import Array, Shape
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,6 +35,7 @@ INPUT_PICTURE_SUFFIXES = (*PICTURE_SUFFIXES, ".webp", ".tif", ".tiff", ".bmp", "
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes that convert to 8 bits per channel without losing any."""
+_GREY_MODES = ("1", "L", "LA")
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL, _SAMPLE_FORMAT, _NO_DATA = 258, 277, 339, 42113
 """Tags of TIFF; the last one is GDAL's."""
 _ORIENTATION = 0x112
@@ -42,6 +44,9 @@ _UPRIGHT = {
     8: "ROTATE_90",
 }  # fmt: skip
 """Pillow's way to turn a picture of each orientation upright."""
+_QUALITY = 90  # of JPEG and WebP: hardly to be told from the original
+_TURNED = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
+"""Those of them that swap width and height."""
 _BYTES_PER_PIXEL = 16  # what reading takes at most: Pillow's four, turned, converted, and numpy's
 _SAVE_ALL = "save it as a .npy array to keep all of it"
 
@@ -76,22 +81,8 @@ def read_image(
             Pillow's bound against bombs.
         MissingDependencyError: Without Pillow.
     """
-    pillow = _pillow()
-    # Pillow warns of large pictures, of which it refuses those twice as large, and of odd metadata.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    with wrap_read_errors(path, "input", "a picture that can be read"):
-        try:
-            with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=_FORMATS) as opened:  # type: ignore[attr-defined]
-                check_fits(opened.width * opened.height * _BYTES_PER_PIXEL, path)
-                _check_kept(opened, path)
-                pixels = np.array(_grey_or_rgb(_upright(opened), path), dtype=np.uint8)
-        except pillow.DecompressionBombError as error:
-            most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
-            raise unreadable(
-                f"a picture of at most {most} megapixels; save a larger one as .npy", path, error
-            ) from error
-        except pillow.UnidentifiedImageError as error:
-            raise unreadable("a PNG, JPEG, WebP, TIFF, BMP or GIF picture", path, "another format") from error
+    with _opened(path) as opened:
+        pixels = np.array(_grey_or_rgb(_upright(opened), path), dtype=np.uint8)
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if data_format == "channels_first":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
@@ -101,10 +92,41 @@ def read_image(
     return pixels * np.float32((high - low) / 255) + np.float32(low)
 
 
-def check_picture(path: str | Path, sample: int, batch: int) -> None:
-    """Raises what can be known of `write_picture`'s errors before the work whose result is drawn."""
+def image_shape(path: str | Path, data_format: str = "channels_last") -> Shape:
+    """Returns the shape of what `read_image` would return, by the file's header; raises what it can see there."""
+    with _opened(path) as opened:
+        _check_mode(opened, path)
+        width, height = opened.size
+        if _UPRIGHT.get(_orientation(opened), "") in _TURNED:
+            width, height = height, width
+        channels = 1 if opened.mode in _GREY_MODES else 3
+    return (1, height, width, channels) if data_format == "channels_last" else (1, channels, height, width)
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """Opens a picture of which nothing would be lost, and raises in the block what `read_image` says."""
+    pillow = _pillow()
+    # Pillow warns of large pictures, of which it refuses those twice as large, and of odd metadata.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    with wrap_read_errors(path, "input", "a picture that can be read"):
+        try:
+            with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=_FORMATS) as opened:  # type: ignore[attr-defined]
+                check_fits(opened.width * opened.height * _BYTES_PER_PIXEL, path)
+                _check_kept(opened, path)
+                yield opened
+        except pillow.DecompressionBombError as error:
+            most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
+            raise unreadable(
+                f"a picture of at most {most} megapixels; save a larger one as .npy", path, error
+            ) from error
+        except pillow.UnidentifiedImageError as error:
+            raise unreadable("a PNG, JPEG, WebP, TIFF, BMP or GIF picture", path, "another format") from error
+
+
+def check_picture(path: str | Path) -> None:
+    """Raises what can be known of `write_picture`'s errors about a file before the work whose result is drawn."""
     check_destination(path, PICTURE_SUFFIXES, "picture")
-    display.check_sample(sample, batch)
     _pillow()
 
 
@@ -116,14 +138,17 @@ def write_picture(
     sample: int = 0,
     channels: Sequence[int] | None = None,
     value_range: ValueRange = None,
+    percentiles: Percentiles | None = None,
     beside: Array | None = None,
+    scale: int = 1,
     title: str | None = None,
 ) -> Rendered:
     """Draws one sample of a layer's output, of rank 4 and any dtype, into a PNG or JPEG file.
 
-    One channel or three become the picture itself, pixel by pixel, scaled linearly so that the sample's least value is
-    black and its greatest white, unless `channels` names some or the input is drawn `beside`. Any other number becomes
-    what `plot.feature_maps` draws. Values that are not finite are drawn black in a picture and grey in a map.
+    One channel or three become the picture itself, `scale` x `scale` pixels for each of the output's, and linearly from
+    black for the sample's least value to white for its greatest, unless `channels` names some or the input is drawn
+    `beside`. Any other number becomes what `plot.feature_maps` draws. Values that are not finite are drawn black in a
+    picture and grey in a map.
 
     Raises InvalidRequestError if there is no such sample or channel, or the file cannot be written, or
     MissingDependencyError without Pillow, or matplotlib where it is needed.
@@ -132,10 +157,10 @@ def write_picture(
     count = pixels.shape[-1]
     as_picture = channels is None and is_picture(count)
     numbers = display.chosen(channels, count, MAX_MAPS, "channels")
-    low, high = value_range if isinstance(value_range, tuple) else display.finite_range(pixels[..., numbers])
+    low, high = display.limits_of(pixels[..., numbers], value_range, percentiles)
     try:
         if as_picture and beside is None:
-            eight_bit = np.rint(display.brightness(pixels, low, high) * 255).astype(np.uint8)
+            eight_bit = to_eight_bits(pixels, low, high).repeat(scale, axis=0).repeat(scale, axis=1)
             _pillow().fromarray(eight_bit[..., 0] if count == 1 else eight_bit).save(path)
         else:
             from convserve.display.figures import draw_output
@@ -143,10 +168,31 @@ def write_picture(
             if title is None:
                 title = f"output {tuple(output.shape)}, sample {sample}"
             left = None if beside is None else sample_pixels(beside, sample, data_format, "beside")
-            draw_output(pixels, title, channels, value_range, left).savefig(path)
+            draw_output(pixels, title, channels, value_range, left, percentiles).savefig(path)
     except OSError as error:
         raise unwritable("picture", path, error) from error
     return Rendered("picture" if as_picture else "feature maps", low, high, count, len(numbers))
+
+
+def to_eight_bits(pixels: Array, low: float, high: float) -> Array:
+    """Returns values as uint8, from 0 for `low` and below to 255 for `high` and above; 0 for what is not finite."""
+    eight_bit: Array = np.rint(display.brightness(pixels, low, high) * 255).astype(np.uint8)
+    return eight_bit
+
+
+def encode_picture(pixels: Array, format_name: str, mode: str | None) -> bytes:
+    """Returns a file's bytes of (height, width, 1 or 3), uint8, as "png", "jpg" or "webp".
+
+    `mode` is "rgb", "grey" (by the luminance of ITU-R 601), or None for what the channels are. What a format cannot
+    hold, such as too many pixels, raises Pillow's own errors, and MissingDependencyError is raised without Pillow.
+    """
+    image = _pillow().fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if mode is not None:
+        image = image.convert({"rgb": "RGB", "grey": "L"}[mode])
+    with io.BytesIO() as file:
+        options = {} if format_name == "png" else {"quality": _QUALITY}
+        image.save(file, format={"jpg": "JPEG"}.get(format_name, format_name), **options)
+        return file.getvalue()
 
 
 class _Unmapped(io.BufferedReader):
@@ -192,11 +238,15 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _check_mode(image: Image.Image, path: str | Path) -> None:
     if image.mode not in _EIGHT_BIT_MODES:
         received = f"Pillow's mode {image.mode!r}; {_SAVE_ALL}"
         raise unreadable("a picture with 8 bits per channel, in grey or RGB", path, received)
-    is_grey = image.mode in ("1", "L", "LA")
+
+
+def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    _check_mode(image, path)
+    is_grey = image.mode in _GREY_MODES
     if not image.has_transparency_data:
         return image.convert("L" if is_grey else "RGB")
     layered = image.convert("RGBA")

@@ -22,11 +22,11 @@ LAYER_SUFFIXES = (".safetensors", ".npz")
 _FORMAT = {"format": "convserve.v1.layer"}  # by which such a safetensors file is known
 
 
-def save_layer(path: str | Path, layer: Layer) -> None:
+def save_layer(path: str | Path, layer: Layer, field: str = "output") -> None:
     """Writes a layer with its weights, as `convserve.importing.read` reads it.
 
     A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
-    loss. InvalidRequestError is raised if the name ends otherwise, or the file cannot be written.
+    loss. InvalidRequestError is raised for the field if the name ends otherwise, or the file cannot be written.
     """
     file = Path(path)
     try:
@@ -38,9 +38,9 @@ def save_layer(path: str | Path, layer: Layer) -> None:
                 np.savez(opened, **named)
         else:
             expected = f"a file name that ends in {' or '.join(LAYER_SUFFIXES)}"
-            raise InvalidRequestError.for_field("output", expected, short_repr(str(path)))
+            raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))
     except OSError as error:
-        raise unwritable("output", path, error) from error
+        raise unwritable(field, path, error) from error
 
 
 def metadata_of(config: Conv2D) -> dict[str, str]:

@@ -11,9 +11,9 @@ from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.protocol.name_messages import Expect, checked_digest, name_move
-from convserve.protocol.pieces import cut
 from convserve.protocol.stored_layers import StoredLayerBase, check_channels, check_name
 from convserve.tensors.codec import dtype_number
+from convserve.tensors.pieces import cut
 from convserve.v1 import layer_service_pb2
 
 WEIGHTS, ALREADY_STORED, SEND_WEIGHTS = "convserve-weights", "held", "wanted"

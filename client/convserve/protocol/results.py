@@ -1,4 +1,4 @@
-"""What comes back from a call, and what a server says of itself."""
+"""What comes back from a call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
+from convserve.display import html_tables
+from convserve.display.units import bytes_text, duration_text
 from convserve.errors import InternalError, InvalidArgumentError, printable
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
@@ -18,7 +20,7 @@ from convserve.layers.plan import LayerPlan, Plan
 from convserve.tensors import framing
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import Array, Shape, dtype_name, dtype_number, name_of
-from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2, server_info_pb2
+from convserve.v1 import convolution_service_pb2, layer_pb2, plan_pb2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +86,10 @@ class Losses:
     kernel: float | None = None
     bias: float | None = None
     activity: float | None = None
+
+    def given(self) -> list[tuple[str, float]]:
+        """Returns name and value of the losses that there are."""
+        return [(name, value) for name, value in vars(self).items() if value is not None]
 
     def to_message(self) -> layer_pb2.Losses:
         """Returns the contract's message."""
@@ -163,112 +169,35 @@ class Result(Generic[S]):
             warm=message.warm,
         )
 
-
-@dataclass(frozen=True)
-class Device:
-    """A processor that computes.
-
-    Attributes:
-        name: TensorFlow's name, for example "gpu:0".
-        kind: "cpu" or "gpu".
-        description: What the driver calls it; empty where unknown.
-    """
-
-    name: str
-    kind: str
-    description: str
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a server holds.
-
-    Attributes:
-        stored_layers: Stored layers, in memory or on disk.
-        stored_memory_bytes: Bytes of the stored layers that are in memory.
-        evictions: Stored layers that left the memory for want of room, since the start.
-        traces: Compiled functions, which layers of one geometry share.
-    """
-
-    stored_layers: int
-    stored_memory_bytes: int
-    evictions: int
-    traces: int
-
-
-@dataclass(frozen=True)
-class ServerInfo:
-    """What a server is and can do.
-
-    Attributes:
-        version: convserve's version.
-        tensorflow_version: TensorFlow's version.
-        keras_version: Keras' version.
-        devices: The devices that compute.
-        input_dtypes: The names of the dtypes accepted as input.
-        output_dtypes: The names of the dtypes that a response may be asked for.
-        tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
-        max_message_bytes: The largest message either way, in bytes.
-        max_call_bytes: The largest `Plan.memory_bytes` of a call.
-        max_layers_per_call: The most layers in one call.
-        max_call_flops: The most floating-point operations of a call by its plan; 0 where an older server does not say.
-        usage: What the server holds at this moment.
-        shared_memory_address: The socket that takes shared memory; empty where there is none for this caller.
-        onednn: Whether a CPU computes with oneDNN's kernels, else with TensorFlow's own (Eigen's).
-    """
-
-    version: str
-    tensorflow_version: str
-    keras_version: str
-    devices: tuple[Device, ...]
-    input_dtypes: tuple[str, ...]
-    output_dtypes: tuple[str, ...]
-    tf32: bool
-    max_message_bytes: int
-    max_call_bytes: int
-    max_layers_per_call: int
-    usage: Usage
-    shared_memory_address: str = ""
-    max_call_flops: int = 0
-    onednn: bool = False
-
-    def to_message(self) -> server_info_pb2.ServerInfo:
-        """Returns the contract's message."""
-        return server_info_pb2.ServerInfo(
-            **_values(self, _SAME),
-            devices=[server_info_pb2.Device(**vars(device)) for device in self.devices],
-            input_dtypes=map(dtype_number, self.input_dtypes),
-            output_dtypes=map(dtype_number, self.output_dtypes),
-            numeric_mode=server_info_pb2.NumericMode(tf32=self.tf32, onednn=self.onednn),
-            limits=server_info_pb2.Limits(**_values(self, _LIMITS)),
-            usage=server_info_pb2.Usage(**vars(self.usage)),
+    def _repr_html_(self) -> str:
+        """Returns a table for notebooks: what came out, what it cost, and with several layers a second one of them."""
+        output, timing = self.output, self.timing
+        rows: list[html_tables.Row] = [
+            ("output", f"{output.shape} {output.dtype.name}, {bytes_text(output.nbytes)}"),
+            ("computed in", f"{duration_text(timing.compute_us)}, after a wait of {duration_text(timing.queue_us)}"),
+            ("on", f"{self.device}{'' if self.warm else ', its first call with this geometry'}"),
+            ("together", f"{self.batch_size} samples"),
+        ]
+        if len(self.layers) == 1:
+            rows += [(f"{name} loss", f"{loss:.6g}") for name, loss in self.losses[0].given()]
+            rows += [] if self.layers[0] is None else [("drawn by", repr(self.layers[0]))]
+            return html_tables.table("Result", rows)
+        steps = (
+            (
+                index,
+                "given or stored" if layer is None else repr(layer),
+                ", ".join(f"{name} {loss:.6g}" for name, loss in losses.given()) or "none",
+            )
+            for index, (layer, losses) in enumerate(zip(self.layers, self.losses, strict=True))
         )
-
-    @classmethod
-    @reading_answers
-    def from_message(cls, message: server_info_pb2.ServerInfo) -> ServerInfo:
-        """Returns what a message says; raises InternalError for one that no server sends."""
-        if (size := message.ByteSize()) > _MAX_INFO_BYTES:
-            raise DecodeError(f"{size} bytes about a server")
-        return cls(
-            **_values(message, _SAME),
-            devices=tuple(Device(**_values(device, Device.__match_args__)) for device in message.devices),
-            input_dtypes=tuple(dtype_name(number, "input_dtypes") for number in message.input_dtypes),
-            output_dtypes=tuple(dtype_name(number, "output_dtypes") for number in message.output_dtypes),
-            tf32=message.numeric_mode.tf32,
-            onednn=message.numeric_mode.onednn,
-            **_values(message.limits, _LIMITS),
-            usage=Usage(**_values(message.usage, Usage.__match_args__)),
-        )
+        return html_tables.table("Result", rows) + html_tables.grid(("layer", "drawn by", "losses"), steps)
 
 
-_MAX_INFO_BYTES = 2**16
-_SAME = ("version", "tensorflow_version", "keras_version", "shared_memory_address")
-_LIMITS = ("max_message_bytes", "max_call_bytes", "max_layers_per_call", "max_call_flops")
 _AMOUNTS = ("parameters", "flops", "input_bytes", "weight_bytes", "output_bytes", "memory_bytes")  # of a Plan
 
 
-def _values(source: object, names: Iterable[str]) -> dict[str, Any]:
+def values_of(source: object, names: Iterable[str]) -> dict[str, Any]:
+    """Returns attributes of these names, texts without what would steer a terminal."""
     values = {name: getattr(source, name) for name in names}
     return {name: printable(value) if isinstance(value, str) else value for name, value in values.items()}
 
@@ -279,7 +208,7 @@ def plan_to_message(plan: Plan) -> plan_pb2.Plan:
         layers=[plan_pb2.LayerPlan(**vars(layer)) for layer in plan.layers],
         output_shape=plan.output_shape,
         output_dtype=dtype_number(plan.output_dtype),
-        **_values(plan, _AMOUNTS),
+        **values_of(plan, _AMOUNTS),
     )
 
 
@@ -299,7 +228,7 @@ def plan_from_message(message: convolution_service_pb2.PlanResponse, layers: int
         ),
         output_shape=tuple(plan.output_shape),
         output_dtype=dtype_name(plan.output_dtype, "output_dtype"),
-        **_values(plan, _AMOUNTS),
+        **values_of(plan, _AMOUNTS),
         admitted=message.admission.admitted,
         refusal=printable(message.admission.refusal) or None,
     )

@@ -6,18 +6,19 @@ import itertools
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
 from convserve.display import html_tables
+from convserve.display.units import bytes_text
 from convserve.errors import InvalidRequestError, InvalidWeightsError, short_repr
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.digest import compute_alike
 from convserve.layers.layer import Layer
-from convserve.layers.weight_shapes import check_kernel_channels, check_weight_shapes, weight_rows
+from convserve.layers.weight_shapes import check_kernel_channels, check_weight_shapes, weight_bytes, weight_rows
 from convserve.protocol.results import reading_answers
 from convserve.tensors.codec import Shape, checked_shape
 from convserve.v1 import layer_pb2
@@ -83,6 +84,29 @@ class StoredLayerBase:
             *weight_rows(self.config, self.kernel_shape),
         ]
         return html_tables.table(type(self).__name__, rows)
+
+
+Stored = TypeVar("Stored", bound=StoredLayerBase)
+
+
+class LayerList(list[Stored]):
+    """A list of stored layers, which a notebook shows as a table."""
+
+    def _repr_html_(self) -> str:
+        columns = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
+        rows = (
+            (
+                ", ".join(layer.names) or "none",
+                layer.digest.hex()[:12],
+                layer.kernel_shape,
+                layer.config.strides,
+                layer.config.padding,
+                layer.config.activation,
+                bytes_text(weight_bytes(layer.config, layer.kernel_shape)),
+            )
+            for layer in self
+        )
+        return html_tables.grid(columns, rows)
 
 
 def check_name(name: str, field: str = "name") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from convserve.protocol.results import Device
+from convserve.protocol.server_info import Device
 from convserve_server.settings import SettingsError
 
 

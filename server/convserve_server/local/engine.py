@@ -13,7 +13,8 @@ from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeights
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.protocol.call_arguments import Layers, check_output, checked_timeout, layers_of, output_name
-from convserve.protocol.results import Device, Result, Timing, copied
+from convserve.protocol.results import Result, Timing, copied
+from convserve.protocol.server_info import Device
 from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors.codec import INPUT_DTYPES, Array, name_of, standard_array, standard_dtype
 from convserve_server.engine.startup import load_engine

@@ -16,10 +16,11 @@ from grpc import ServicerContext as Context
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, SharedMemoryLostError
 from convserve.layers.layer import Layer
-from convserve.protocol.pieces import ACCEPTED
-from convserve.protocol.results import ServerInfo, Usage, plan_to_message
+from convserve.protocol.results import plan_to_message
+from convserve.protocol.server_info import ServerInfo, Usage
 from convserve.tensors import codec, framing
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Array, checked_shape, dtype_name, itemsize
+from convserve.tensors.pieces import ACCEPTED
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local

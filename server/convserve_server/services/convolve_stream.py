@@ -12,11 +12,11 @@ import numpy as np
 from convserve.errors import InvalidRequestError
 from convserve.layers import messages as conv2d_message
 from convserve.layers.layer import Layer
-from convserve.protocol.pieces import PIECE_BYTES, cut
 from convserve.protocol.status import to_item_error
 from convserve.tensors import framing
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import FLOAT_DTYPES, Array, checked_shape, dtype_name, head_of, numpy_dtype
+from convserve.tensors.pieces import PIECE_BYTES, cut
 from convserve.v1 import convolution_service_pb2 as messages
 from convserve_server.backend import Backend
 from convserve_server.observability.call_record import CallRecord

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from convserve.protocol.pieces import LARGE_FRAMES
+from convserve.tensors.pieces import LARGE_FRAMES
 from convserve_server.settings import Settings
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip

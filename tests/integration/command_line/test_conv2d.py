@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import convserve
+import convserve.importing
 from convserve import cli
 
 Image = pytest.importorskip("PIL.Image")
@@ -70,7 +71,8 @@ def test_plan_says_whether_the_server_would_take_the_call(run):
 
 
 def test_a_classic_kernel_on_a_picture(run, photo, tmp_path):
-    status, out, err = run("conv2d", photo, "--kernel", "sobel-x", "--picture", tmp_path / "edges.png")
+    drawing = ("--picture", tmp_path / "edges.png", "--picture-scale", 1)
+    status, out, err = run("conv2d", photo, "--kernel", "sobel-x", *drawing)
     assert (status, err) == (0, "")
     assert "input    (1, 20, 30, 3) uint8" in out
     assert "output   (1, 20, 30, 3) float32" in out
@@ -106,7 +108,7 @@ def test_a_grid_has_the_input_beside_it_and_a_picture_if_wanted(run, photo, tmp_
     run(*layer, tmp_path / "alone.png", "--no-picture-input")
     assert width_of(tmp_path / "both.png") > width_of(tmp_path / "alone.png") + 100
     kernel = ("conv2d", photo, "--kernel", "box", "--picture")
-    run(*kernel, tmp_path / "picture.png")
+    run(*kernel, tmp_path / "picture.png", "--picture-scale", 1)
     assert width_of(tmp_path / "picture.png") == 30  # the output itself
     status, out, _ = run(*kernel, tmp_path / "beside.png", "--picture-input")
     assert status == 0
@@ -117,9 +119,11 @@ def test_a_grid_has_the_input_beside_it_and_a_picture_if_wanted(run, photo, tmp_
 def test_channels_are_chosen_and_share_a_scale(run, photo, tmp_path):
     layer = ("conv2d", photo, "--filters", 100, "--kernel-size", 3, "--seed", 0, "--picture", tmp_path / "y.png")
     _, out, _ = run(*layer)
-    assert "(the first 64 of 100 feature maps, each scaled by itself)" in out
+    assert "(the first 64 of 100 feature maps, each scaled by itself, 0 is white)" in out
     _, out, _ = run(*layer, "--picture-channels", "3,90-99", "--picture-range", "shared")
-    assert re.search(r"\(11 of 100 feature maps, dark is -?[\d.]+, bright is [\d.]+\)", out)
+    assert re.search(r"\(11 of 100 feature maps, blue is -[\d.]+, white is 0, red is [\d.]+\)", out)
+    _, out, _ = run(*layer, "--activation", "relu", "--picture-range", "shared")
+    assert re.search(r"\(the first 64 of 100 feature maps, dark is 0, bright is [\d.]+\)", out)
     status, _, err = run(*layer, "--picture-channels", "100")
     assert status == 1
     assert err.startswith("error: --picture-channels: Expected numbers from 0 to 99, one at least. Received [100].")
@@ -171,6 +175,81 @@ def test_the_summary_as_json(run, photo, tmp_path):
     assert found["files"] == [str(tmp_path / "y.npy")]
     assert found["timing"]["total_us"] >= found["timing"]["compute_us"] > 0
     assert np.load(tmp_path / "y.npy").dtype == np.float32  # the format has no bfloat16
+
+
+def test_a_small_picture_is_enlarged_to_its_inputs_scale_without_smoothing(run, tmp_path):
+    x = np.zeros((8, 8, 1), np.float32)
+    x[::2] = 1
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "one.npy", np.ones((1, 1, 1, 1), np.float32))
+    for strides, side in ((1, 8), (2, 4)):
+        options = ("--kernel", tmp_path / "one.npy", "--strides", strides, "--picture", tmp_path / "y.png")
+        assert run("conv2d", tmp_path / "x.npy", *options)[0] == 0
+        with Image.open(tmp_path / "y.png") as image:
+            pixels = np.array(image)
+        assert pixels.shape == (32 * side, 32 * side)  # 256 / 8 for each pixel of the input, so of the output too
+        drawn = x[::strides, ::strides, 0] * 255 if strides == 1 else np.full((4, 4), 127)
+        np.testing.assert_array_equal(pixels, drawn.repeat(32, 0).repeat(32, 1))
+    np.save(tmp_path / "x.npy", np.zeros((8, 65, 1), np.float32))
+    run("conv2d", tmp_path / "x.npy", "--kernel", "box", "--picture", tmp_path / "y.png")
+    assert width_of(tmp_path / "y.png") == 65
+
+
+def test_a_few_outliers_do_not_decide(run, tmp_path):
+    x = np.arange(100, dtype=np.float32).reshape(10, 10)
+    x[9, 9] = 1e6
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "one.npy", np.ones((1, 1, 1, 1), np.float32))
+    layer = ("conv2d", tmp_path / "x.npy", "--kernel", tmp_path / "one.npy", "--picture", tmp_path / "y.png")
+    assert "white is 1e+06" in run(*layer)[1]
+    assert "black is 0, white is 49.5" in run(*layer, "--picture-percentiles", "0,50")[1]
+    status, _, err = run(*layer, "--picture-percentiles", "0,50", "--picture-range", "0,1")
+    assert (status, err.startswith("error: --picture-percentiles: Expected percentiles or a range")) == (1, True)
+    assert "two percentiles" in run(*layer, "--picture-percentiles", "50,0")[2]
+
+
+def test_small_outputs_are_printed_and_larger_ones_are_not(run, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(18, dtype=np.float32).reshape(2, 3, 3, 1))
+    kernel = np.float32([1, -0.5]).reshape(1, 1, 1, 2)
+    np.save(tmp_path / "k.npy", kernel)
+    layer = ("conv2d", tmp_path / "x.npy", "--kernel", tmp_path / "k.npy")
+    _, out, _ = run(*layer, "--sample", 1)
+    block = re.search(r"^values +(.*?)^time", out, re.MULTILINE | re.DOTALL)[1]
+    assert [line.split() for line in block.splitlines()] == [
+        *(["filter", "0"], ["9", "10", "11"], ["12", "13", "14"], ["15", "16", "17"]),
+        *(["filter", "1"], ["-4.5", "-5", "-5.5"], ["-6", "-6.5", "-7"], ["-7.5", "-8", "-8.5"]),
+    ]
+    assert json.loads(run(*layer, "--json")[1])["values"][1] == [[0, -0.5, -1], [-1.5, -2, -2.5], [-3, -3.5, -4]]
+    assert "error: --sample: Expected a sample from 0 to 1" in run(*layer, "--sample", 2)[2]
+    np.save(tmp_path / "x.npy", np.zeros((1, 13, 3, 1), np.float32))
+    assert "values" not in run(*layer)[1]
+    assert json.loads(run(*layer, "--json")[1])["values"] is None
+
+
+def test_drawn_given_and_stored_weights_are_written(run, photo, tmp_path, client):
+    layer = ("conv2d", photo, "--filters", 2, "--kernel-size", 3, "--strides", 2, "-o", tmp_path / "y.npy")
+    _, out, _ = run(*layer, "--output-weights", tmp_path / "w.npz")
+    assert "w.npz (the layer's weights)" in out
+    with np.load(tmp_path / "w.npz") as saved, Image.open(photo) as image:
+        again = client.conv2d(np.array(image)[None], kernel=saved["kernel"], bias=saved["bias"], strides=2)
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), again)
+    run(*layer, "--output-weights", tmp_path / "w.safetensors")  # other weights, with the layer's strides
+    (read,) = convserve.importing.read(tmp_path / "w.safetensors").layers.values()
+    assert read.config.strides == (2, 2)
+    client.put(read, name="written")
+    with Image.open(photo) as image:
+        np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), client.convolve(read, np.array(image)[None]).output)
+    run("conv2d", photo, "--layer", "written", "--output-weights", tmp_path / "stored.npz")
+    with np.load(tmp_path / "stored.npz") as saved:
+        np.testing.assert_array_equal(saved["kernel"], read.kernel)
+    run("conv2d", photo, "--kernel", "box", "--output-weights", tmp_path / "box.npz")
+    with np.load(tmp_path / "box.npz") as saved:
+        assert (list(saved), saved["kernel"].shape) == (["kernel"], (3, 3, 1, 3))
+    status, _, err = run(*layer, "--output-weights", tmp_path / "w.npy")
+    assert (status, err.startswith("error: --output-weights: Expected a file name that ends in .safetensors")) == (
+        1,
+        True,
+    )
 
 
 def test_values_that_are_not_finite_are_counted(run, tmp_path):

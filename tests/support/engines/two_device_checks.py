@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from convserve import Conv2D, InvalidRequestError, Layer, OutOfMemoryError
-from convserve.protocol.results import Device
+from convserve.protocol.server_info import Device
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
 from convserve_server.scheduling.admission import Limits

@@ -26,7 +26,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.regularizers": set(),
     "convserve.activations": set(),
     "convserve.tensors": NUMPY | PROTOBUF | {"ml_dtypes"},
-    "convserve.display": NUMPY | {"matplotlib"},
+    "convserve.display": NUMPY | {"matplotlib", "IPython"},
     "convserve.layers": NUMPY | {"keras"},
     "convserve.files": NUMPY | PROTOBUF | {"PIL", "safetensors"},
     "convserve.protocol": NUMPY | GRPC | {"typing_extensions"},  # for type checkers alone

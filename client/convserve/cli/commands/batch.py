@@ -5,23 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from convserve.batch.dry_run import forecast
+from convserve.batch.formats.arrays import FORMATS
+from convserve.batch.formats.pictures import PICTURE_FORMATS, Pictures, picture_range
 from convserve.batch.inputs import find_inputs
 from convserve.batch.journal import NAME, Identity, Journal
-from convserve.batch.outputs import FORMATS, OutputFolder
+from convserve.batch.outputs import OutputFolder
 from convserve.batch.runner import Batch, is_done
 from convserve.batch.sources import Reading, first_channels
 from convserve.cli.command import OPTIONS, OUTPUT, Failure, Section, format_error, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import CLASSIC, FILE, REFERENCE, chain
-from convserve.cli.options.values import value_range
-from convserve.cli.output import batch_progress
+from convserve.cli.options.values import limits, own_range
+from convserve.cli.output import batch_forecast, batch_progress
 from convserve.cli.output.batch_progress import REPORT, Progress
 from convserve.cli.signals import graceful_stop
 from convserve.errors import ConvserveError, InvalidRequestError
@@ -44,14 +48,33 @@ _RESUME = Section("going on")
     "--input-range LOW,HIGH",
     "read pictures as float32, black as LOW and white as HIGH, such as 0,1 or -1,1 (default: uint8 as they are, 0 "
     "to 255, which is a quarter of the bytes)",
-    type=value_range,
+    type=limits,
+)
+@OPTIONS.option("--limit N", "take the first N inputs alone, by their names", type=click.IntRange(1))
+@OPTIONS.option(
+    "--dry-run",
+    "say which inputs there are, their shapes, bytes and calls; send and write nothing (the server is only asked what "
+    "a stored layer is)",
+    is_flag=True,
 )
 @OUTPUT.option("-o --output DIR", "the folder to write to", required=True)
 @OUTPUT.option(
     "--format",
-    "npy: numpy.load maps it; npz: compressed, under the name 'output'; zarr: compressed in chunks (default: npy)",
-    type=click.Choice(tuple(FORMATS)),
+    "npy: numpy.load maps it; npz: compressed, under the name 'output'; zarr: compressed in chunks; png, jpg, webp: "
+    "a picture of 1 or 3 channels (default: npy)",
+    type=click.Choice((*FORMATS, *PICTURE_FORMATS)),
     default="npy",
+)
+@OUTPUT.option(
+    "--value-range LOW,HIGH|own",
+    "in pictures LOW and below is black, HIGH and above white; own: the least and the greatest value of each picture "
+    "(default: that of --input-range, else 0,255)",
+    type=own_range,
+)
+@OUTPUT.option(
+    "--mode",
+    "write all pictures in colour, or in grey (default: as the layer's channels are)",
+    type=click.Choice(("rgb", "grey")),
 )
 @output_dtype_option(OUTPUT)
 @OUTPUT.option("--keep-suffix", "write 1.jpg to 1.jpg.npy, where there is a 1.png too", is_flag=True)
@@ -68,21 +91,36 @@ def command(
     quiet: bool,
     resume: bool,
     retry_failed: bool,
+    limit: int | None,
+    dry_run: bool,
     connection: Connection,
     **options: Any,
 ) -> int:
-    folder = Path(output)
+    folder, format_name = Path(output), options["format"]
     with _usage_errors(folder):
-        inputs = find_inputs(input, folder, options["keep_suffix"])
-        outputs = OutputFolder(folder, options["format"])
+        ends = picture_range(options["value_range"], options["input_range"], format_name, options["mode"])
+        found = find_inputs(input, folder, options["keep_suffix"])
+        inputs = found if limit is None else replace(found, names=found.names[:limit])
+        outputs = OutputFolder(folder, "npy" if format_name in PICTURE_FORMATS else format_name)
     with connection.client() as client:
         read_as = partial(Reading, input_range=options["input_range"], keep_suffix=options["keep_suffix"])
-        layers = chain(client, references, lambda data_format: first_channels(inputs, read_as(data_format)))
-        noted = options | {"input_range": options["input_range"] and list(options["input_range"])}  # as JSON has it
+        layers = chain(
+            client, references, lambda data_format: first_channels(inputs, read_as(data_format)), put=not dry_run
+        )
+        noted = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}  # as JSON
         identity = Identity(str(inputs.folder), [layer.digest.hex() for layer in layers], noted)
         with _usage_errors(folder):
+            if format_name in PICTURE_FORMATS:
+                outputs = OutputFolder(folder, Pictures(format_name, layers[-1].config, ends, options["mode"]))
             holds = partial(is_done, inputs, outputs)
-            journal = Journal(folder, identity, holds, resume=resume or retry_failed)
+            journal = Journal(folder, identity, holds, resume=resume or retry_failed, read_only=dry_run)
+        if dry_run:
+            with closing(journal):
+                how = {"output_dtype": options["output_dtype"], "retry_failed": retry_failed}
+                reading = read_as(layers[0].config.data_format)
+                coming = forecast(layers, inputs, outputs, journal, reading=reading, **how)
+            batch_forecast.show(coming, inputs, folder, format_name, as_json=as_json)
+            return 1 if coming.failures else 0
         with closing(Progress(quiet=quiet)) as progress:
             batch = Batch(
                 layers,
@@ -95,7 +133,7 @@ def command(
                 on_failure=progress.show_failure,
             )
             progress.watch(batch.tally)
-            publish = partial(batch_progress.publish, batch, inputs, folder, as_json)
+            publish = partial(batch_progress.publish, batch, inputs, outputs, as_json)
             failure: Exception | None = None
 
             def stop() -> None:

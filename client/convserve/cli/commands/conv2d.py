@@ -6,6 +6,7 @@ import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,17 +14,31 @@ from convserve.cli.command import OPTIONS, OUTPUT, new_command, options_as_one
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options, output_dtype_option, refuse
 from convserve.cli.options.layer_reference import REFERENCE, find
-from convserve.cli.options.values import channels, value_range
+from convserve.cli.options.values import channels, percentiles, value_range
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
 from convserve.cli.output.report import print_result
-from convserve.display.pixels import MAX_MAPS, chosen, is_picture
+from convserve.display.pixels import (
+    MAX_MAPS,
+    check_percentiles,
+    check_sample,
+    chosen,
+    enlargement,
+    is_picture,
+    is_signed,
+    sample_pixels,
+)
 from convserve.files.arrays import check_destination, save_array
 from convserve.files.images import Rendered, check_picture, write_picture
 from convserve.files.inputs import read_input
+from convserve.files.layers import LAYER_SUFFIXES, save_layer
 from convserve.layers.arguments import standard_data_format
+from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Array
+
+if TYPE_CHECKING:
+    from convserve import Client, Result, StoredLayer
 
 
 @new_command("conv2d", kernels=classic_kernel_list())
@@ -45,13 +60,24 @@ from convserve.tensors.codec import Array
     OUTPUT.option(
         "--picture FILE.png",
         f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
-        f"other numbers as a grid of up to {MAX_MAPS} feature maps beside the input (.png or .jpg)",
+        f"other numbers as a grid of up to {MAX_MAPS} feature maps beside the input, to its scale (.png or .jpg)",
     ),
     OUTPUT.option(
         "--picture-range LOW,HIGH|shared",
         "draw LOW black and HIGH white, such as 0,255 or -1,1; shared: one scale for all maps (default: the least "
         "and the greatest value, of each map by itself)",
         type=value_range,
+    ),
+    OUTPUT.option(
+        "--picture-percentiles LOW,HIGH",
+        "draw these percentiles of the values black and white, such as 1,99, so that a few outliers do not decide",
+        type=percentiles,
+    ),
+    OUTPUT.option(
+        "--picture-scale N",
+        "draw each pixel of a picture as N x N (default: 1; where input and output are small, up to 64 x 64, so many "
+        "that they can be seen)",
+        type=click.IntRange(1, 256),
     ),
     OUTPUT.option(
         "--picture-channels N[-N],...",
@@ -63,7 +89,12 @@ from convserve.tensors.codec import Array
         "draw the input beside the output, or not (default: beside a grid)",
         default=None,
     ),
-    OUTPUT.option("--sample N", "which sample of the batch to draw (default: 0)", type=int, default=0),
+    OUTPUT.option("--sample N", "which sample of the batch to draw and to print (default: 0)", type=int, default=0),
+    OUTPUT.option(
+        "--output-weights FILE",
+        "write the layer's weights, also those that were drawn: .safetensors with the layer's parameters, .npz with "
+        "the arrays kernel and bias (drawn ones are read from the server, which keeps them without a name)",
+    ),
 )
 @output_dtype_option(OUTPUT)
 @OUTPUT.option("--json", "print the summary as JSON", dest="as_json", is_flag=True)
@@ -88,8 +119,12 @@ def command(
         x = read_input(input, data_format)
         if files.output is not None:
             check_destination(files.output, (".npy",), "output")
+        if files.output_weights is not None:
+            check_destination(files.output_weights, LAYER_SUFFIXES, "output_weights")
+        check_sample(files.sample, x.shape[0])
+        check_percentiles(files.picture_percentiles, files.picture_range, "picture_percentiles")
         if files.picture is not None:
-            check_picture(files.picture, files.sample, x.shape[0])
+            check_picture(files.picture)
         layer = stored or layer_for(parameters, weights, x.shape[-1 if data_format == "channels_last" else 1])
         if files.picture_channels is not None:
             made = layer.config.output_shape(x.shape)[channel_axis(layer.config)]
@@ -97,30 +132,50 @@ def command(
         start = time.perf_counter()
         result = client.convolve(layer, x, output_dtype=output_dtype)
         total_us = (time.perf_counter() - start) * 1e6
-    drawn = None
+        if files.output_weights is not None:
+            save_layer(files.output_weights, _with_weights(client, layer, result, x.shape), "output_weights")
     if files.output is not None:
         save_array(files.output, result.output)
-    if files.picture is not None:
-        title = f"{Path(input).name}: output {result.output.shape}"
-        title += f", sample {files.sample}" if x.shape[0] > 1 else ""
-        with_input = files.picture_input
-        if with_input is None:  # a picture alone is one that can be used further
-            maps = result.output.shape[-1 if data_format == "channels_last" else 1]
-            with_input = files.picture_channels is not None or not is_picture(maps)
-        drawn = write_picture(
-            files.picture,
-            result.output,
-            data_format=data_format,
-            sample=files.sample,
-            channels=files.picture_channels,
-            value_range=files.picture_range,
-            beside=x if with_input else None,
-            title=title,
-        )
-    written = [path for path in (files.output, files.picture) if path is not None]
-    document = conv2d_summary.document(input, x, result, total_us, written)
+    drawn = None if files.picture is None else _draw(files, Path(input).name, x, result.output, data_format)
+    written = [path for path in (files.output, files.output_weights, files.picture) if path is not None]
+    shown = sample_pixels(result.output, files.sample, data_format)
+    document = conv2d_summary.document(input, x, result, total_us, written, shown)
     lines = _written(files, result.output, drawn)
     print_result(conv2d_summary.rows(document, layer.config, lines), document, as_json=as_json)
+
+
+def _with_weights(client: Client, layer: Layer | StoredLayer, result: Result, shape: tuple[int, ...]) -> Layer:
+    """Returns a layer with its weights: those that the server draws, once more, by the seeds that it used."""
+    if isinstance(layer, Layer) and layer.kernel is not None:
+        return layer
+    config, stored = result.layers[0], layer
+    if isinstance(layer, Layer):
+        assert config is not None  # noqa: S101 (the server has drawn)
+        stored = client.put(config, input_channels=shape[channel_axis(config)])
+    return Layer(stored.config, *stored.weights())  # type: ignore[union-attr]
+
+
+def _draw(files: SimpleNamespace, name: str, x: Array, output: Array, data_format: str) -> Rendered:
+    """Draws the output as the options say."""
+    title = f"{name}: output {output.shape}"
+    title += f", sample {files.sample}" if x.shape[0] > 1 else ""
+    with_input = files.picture_input
+    if with_input is None:  # a picture alone is one that can be used further
+        maps = output.shape[-1 if data_format == "channels_last" else 1]
+        with_input = files.picture_channels is not None or not is_picture(maps)
+    sides = slice(1, 3) if data_format == "channels_last" else slice(2, 4)
+    return write_picture(
+        files.picture,
+        output,
+        data_format=data_format,
+        sample=files.sample,
+        channels=files.picture_channels,
+        value_range=files.picture_range,
+        percentiles=files.picture_percentiles,
+        beside=x if with_input else None,
+        scale=files.picture_scale or enlargement(x.shape[sides], output.shape[sides]),
+        title=title,
+    )
 
 
 def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> list[str]:
@@ -129,14 +184,20 @@ def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> l
     if files.output is not None:
         cast = " (as float32: the format has no bfloat16)" if output.dtype.name == "bfloat16" else ""
         lines.append(files.output + cast)
+    if files.output_weights is not None:
+        lines.append(f"{files.output_weights} (the layer's weights)")
     if drawn is not None and drawn.kind == "picture":
         scale = "no finite value" if math.isnan(drawn.low) else f"black is {drawn.low:.6g}, white is {drawn.high:.6g}"
         lines.append(f"{files.picture} ({scale})")
     elif drawn is not None:
         first = "" if files.picture_channels else "the first "
         some = "all" if drawn.maps_shown == drawn.maps else f"{first}{drawn.maps_shown} of"
-        scale = "each scaled by itself"
-        if files.picture_range is not None:
+        signed = is_signed(drawn.low, drawn.high, files.picture_range)
+        scale = f"each scaled by itself{', 0 is white' if signed else ''}"
+        if files.picture_range is not None and signed:
+            most = max(-drawn.low, drawn.high)
+            scale = f"blue is {-most:.6g}, white is 0, red is {most:.6g}"
+        elif files.picture_range is not None:
             scale = f"dark is {drawn.low:.6g}, bright is {drawn.high:.6g}"
         lines.append(f"{files.picture} ({some} {drawn.maps} feature maps, {scale})")
     return lines

@@ -72,16 +72,19 @@ def expected(client: Client, reference: str | None) -> bytes | str | None:
     return find(client, reference).digest
 
 
-def chain(client: Client, references: Sequence[str], channels_of: Callable[[str], int]) -> list[Layer | StoredLayer]:
+def chain(
+    client: Client, references: Sequence[str], channels_of: Callable[[str], int], *, put: bool = True
+) -> list[Layer | StoredLayer]:
     """Returns the layers that names, digests, files and names of classic kernels mean, to be applied in this order.
 
     A stored layer may have the name of a classic kernel, and then is meant. `channels_of` tells the channels of the
-    inputs, by their data format. Raises as `_find_or_read` and `channels_of` do.
+    inputs, by their data format. Unless layers are to be `put`, none is sent, and no weights are fetched. Raises as
+    `_find_or_read` and `channels_of` do.
     """
     layers: list[Layer | StoredLayer] = []
     for reference in references:
         try:
-            layers.append(_find_or_read(client, reference))
+            layers.append(_find_or_read(client, reference, put))
         except LayerNotFoundError as error:
             if reference not in CLASSIC_KERNELS:
                 near = difflib.get_close_matches(reference, CLASSIC_KERNELS, n=1)
@@ -96,7 +99,7 @@ def chain(client: Client, references: Sequence[str], channels_of: Callable[[str]
     return layers
 
 
-def _find_or_read(client: Client, reference: str) -> StoredLayer:
+def _find_or_read(client: Client, reference: str, put: bool) -> Layer | StoredLayer:
     """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
 
     A server that is started again without its layers can then be given it again. Raises as `find`, and
@@ -104,10 +107,12 @@ def _find_or_read(client: Client, reference: str) -> StoredLayer:
     """
     match = _FILE.fullmatch(reference)
     if match is not None and Path(match["file"]).exists():
-        return client.put(_read(match["file"], match["name"]))
+        layer = _read(match["file"], match["name"])
+        return client.put(layer) if put else layer
     stored = find(client, reference)
-    with suppress(PermissionDeniedError):  # who may only compute cannot give it again either
-        stored.weights()
+    if put:
+        with suppress(PermissionDeniedError):  # who may only compute cannot give it again either
+            stored.weights()
     return stored
 
 

@@ -54,12 +54,28 @@ def padding(text: str) -> str | int | Pair | tuple[Pair, Pair]:
 
 def value_range(text: str) -> tuple[float, float] | Literal["shared"]:
     """Returns (0.0, 255.0) for "0,255", and the word for "shared"."""
-    if text == "shared":
-        return "shared"
-    limits = _numbers(text, float)
-    if len(limits) != 2 or not -math.inf < limits[0] < limits[1] < math.inf:
-        raise _refused("two numbers LOW,HIGH such as 0,255, or shared", text)
-    return limits[0], limits[1]
+    return "shared" if text == "shared" else limits(text, "shared")
+
+
+def own_range(text: str) -> tuple[float, float] | Literal["own"]:
+    """Returns (0.0, 255.0) for "0,255", and the word for "own"."""
+    return "own" if text == "own" else limits(text, "own")
+
+
+def limits(text: str, word: str = "") -> tuple[float, float]:
+    """Returns (0.0, 255.0) for "0,255"; `word` is what else there might have been."""
+    ends = _numbers(text, float)
+    if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
+        raise _refused(f"two numbers LOW,HIGH such as 0,255{f', or {word}' if word else ''}", text)
+    return ends[0], ends[1]
+
+
+def percentiles(text: str) -> tuple[float, float]:
+    """Returns (1.0, 99.0) for "1,99"."""
+    ends = _numbers(text, float)
+    if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 100:
+        raise _refused("two percentiles LOW,HIGH from 0 to 100 such as 1,99", text)
+    return ends[0], ends[1]
 
 
 def channels(text: str) -> list[int]:

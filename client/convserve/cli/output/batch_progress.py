@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Counts, Pace, Tally
 from convserve.batch.inputs import Inputs
+from convserve.batch.outputs import OutputFolder
 from convserve.batch.runner import Batch
 from convserve.cli.output.report import print_result
 from convserve.display.units import bytes_text
@@ -29,6 +30,7 @@ _COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes
 _OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
+_MAX_NAMES = 3  # of what is left out, of each kind
 _MAX_SHOWN = 20  # failures, on the way and in the end, so that a million of them don't bury everything else
 
 
@@ -80,7 +82,7 @@ class Progress:
         """Shows that an item failed, unless there were many before."""
         number = next(self._failures)
         if number <= _MAX_SHOWN:
-            self.show(f"failed: {_on_a_line(key)}: {_on_a_line(reason)}")
+            self.show(f"failed: {on_a_line(key)}: {on_a_line(reason)}")
         elif number == _MAX_SHOWN + 1:
             self.show("failed: further ones are in the report")
 
@@ -137,9 +139,10 @@ def _speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
 
 
 def publish(
-    batch: Batch, inputs: Inputs, folder: Path, as_json: bool, number: int | None, failure: Exception | None
+    batch: Batch, inputs: Inputs, outputs: OutputFolder, as_json: bool, number: int | None, failure: Exception | None
 ) -> dict[str, Any]:
     """Writes what a run came to, which a signal or a failure may have ended, to the report's file, and prints it."""
+    folder = outputs.folder
     counts, seconds = batch.tally.counts, batch.tally.seconds
     moved = counts.input_bytes + counts.output_bytes
     stopped = None if number is None else signal.Signals(number).name
@@ -150,7 +153,9 @@ def publish(
         "seconds": round(seconds, 3),
         "mb_per_s": round(moved / seconds / 1e6, 3),
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
+        "clipped": outputs.report,
         "left_out": inputs.left_out,
+        "left_out_names": inputs.left_out_names,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
     }
     path = folder / REPORT
@@ -164,9 +169,28 @@ def publish(
     return report
 
 
-def _on_a_line(text: str) -> str:
+def on_a_line(text: str) -> str:
     """Returns a text, such as a file's name, without what would break the line or steer the terminal."""
     return printable(text).replace("\n", "\\n")
+
+
+def left_out_text(kinds: dict[str, int], names: dict[str, list[str]]) -> str:
+    """Returns a line for each kind of what is left out, "3 .txt: a.txt, b.txt, c.txt"."""
+    lines = []
+    for kind, count in kinds.items():
+        shown = names.get(kind, [])[:_MAX_NAMES]
+        more = ", ..." if count > len(shown) else ""
+        listed = f": {', '.join(map(on_a_line, shown))}{more}" if shown else ""
+        lines.append(f"{count:,} {on_a_line(kind)}{listed}")
+    return "\n".join(lines)
+
+
+def _clipped_text(clipped: dict[str, Any] | None) -> str:
+    if clipped is None:
+        return ""
+    low, high = f"{clipped['low']:.6g}", f"{clipped['high']:.6g}"
+    outside = f"values outside --value-range, drawn black or white, in {clipped['pictures']:,} of the pictures"
+    return f"{outside}: from {low} to {high}\n--value-range={low},{high} shows them all"
 
 
 def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
@@ -175,7 +199,7 @@ def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
     seconds = f"{report['seconds']:,.1f} s, {_speed_text(report['mb_per_s'] * 1e6)} in and out together"
     shown = report["failures"][:_MAX_SHOWN]
-    failures = [f"{_on_a_line(failed['input'])}: {_on_a_line(failed['reason'])}" for failed in shown]
+    failures = [f"{on_a_line(failed['input'])}: {on_a_line(failed['reason'])}" for failed in shown]
     if report["failed"] > len(failures):
         failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
     advice = "--resume does the rest" if report["left"] else ""
@@ -187,7 +211,8 @@ def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
         ("out", bytes_text(report["output_bytes"])),
         ("time", seconds),
         ("failed", "\n".join(failures)),
-        ("left out", ", ".join(f"{count:,} {_on_a_line(kind)}" for kind, count in report["left_out"].items())),
+        ("clipped", _clipped_text(report["clipped"])),
+        ("left out", left_out_text(report["left_out"], report["left_out_names"])),
         ("written", str(folder)),
         ("next", advice),
     ]

@@ -16,16 +16,23 @@ if TYPE_CHECKING:
     from convserve import Conv2D, Result
 
 
-def document(path: str, x: Array, result: Result, total_us: float, files: list[str]) -> dict[str, Any]:
-    """Returns what came of a call on the input of a file, and which files were written."""
+_MAX_SIDE, _MAX_CHANNELS = 12, 8
+"""The largest output whose numbers are printed: they fit a screen."""
+
+
+def document(path: str, x: Array, result: Result, total_us: float, files: list[str], sample: Array) -> dict[str, Any]:
+    """Returns what came of a call on the input of a file, and which files were written.
+
+    `sample` is one sample of the output, (height, width, channels), of which small ones are in the document whole.
+    """
     output, losses, timing = result.output, result.losses[0], result.timing
     low, high = finite_range(output.astype(np.float32) if output.dtype.name == "bfloat16" else output)
-    named = {name: getattr(losses, name) for name in ("kernel", "bias", "activity")}
     shown = {"shape": output.shape, "dtype": output.dtype.name, "bytes": output.nbytes, "min": low, "max": high}
     return {
         "input": {"path": path, "shape": x.shape, "dtype": x.dtype.name},
         "output": shown | {"not_finite": output.size - int(np.count_nonzero(np.isfinite(output)))},
-        "losses": {name: value for name, value in named.items() if value is not None},
+        "values": np.moveaxis(sample, -1, 0).tolist() if _is_small(sample) else None,
+        "losses": dict(losses.given()),
         "seeds": _seeds(result.layers[0]),
         "timing": {"total_us": round(total_us), "queue_us": timing.queue_us, "compute_us": timing.compute_us},
         "batch_size": result.batch_size,
@@ -49,12 +56,27 @@ def rows(found: dict[str, Any], sent: Conv2D, written: list[str]) -> list[tuple[
         ("input", shape_text(found["input"]["shape"], found["input"]["dtype"])),
         ("output", f"{shape_text(output['shape'], output['dtype'])}, {bytes_text(output['bytes'])}"),
         ("range", values),
+        ("values", "" if found["values"] is None else _grids(found["values"])),
         ("losses", ", ".join(f"{name} {value:.6g}" for name, value in found["losses"].items())),
         ("seed", _picked(found["seeds"], _seeds(sent))),
         ("time", times),
         ("device", found["device"]),
         ("written", "\n".join(written)),
     ]
+
+
+def _is_small(sample: Array) -> bool:
+    return bool(max(sample.shape[:2]) <= _MAX_SIDE) and sample.shape[2] <= _MAX_CHANNELS
+
+
+def _grids(maps: list[list[list[float]]]) -> str:
+    """Returns the numbers of each map, its columns aligned; a line above each of several maps says which."""
+    texts = [[[f"{value:.4g}" for value in row] for row in each] for each in maps]
+    width = max(len(text) for each in texts for row in each for text in row)
+    grids = ["\n".join("  ".join(text.rjust(width) for text in row) for row in each) for each in texts]
+    if len(grids) == 1:
+        return grids[0]
+    return "\n".join(f"filter {number}\n{grid}" for number, grid in enumerate(grids))
 
 
 def _seeds(config: Conv2D | None) -> dict[str, int]:

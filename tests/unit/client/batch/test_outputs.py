@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from convserve import InvalidRequestError
-from convserve.batch.outputs import FORMATS, UNFINISHED, OutputFolder
+from convserve.batch.formats.arrays import FORMATS
+from convserve.batch.outputs import UNFINISHED, OutputFolder
 
 Y = np.random.default_rng(0).random((7, 5, 4, 3), dtype=np.float32)
 

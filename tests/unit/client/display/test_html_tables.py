@@ -11,7 +11,9 @@ import pytest
 import convserve
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.protocol.stored_layers import StoredLayerBase
+from convserve.protocol.results import Losses, Result, Timing
+from convserve.protocol.server_info import Device, ServerInfo, Usage
+from convserve.protocol.stored_layers import LayerList, StoredLayerBase
 
 formatters = pytest.importorskip("IPython.core.formatters")
 
@@ -56,7 +58,7 @@ class Tables(HTMLParser):
 def displayed(value: object) -> Tables:
     """Returns what a notebook shows of a value."""
     data, _ = formatters.DisplayFormatter().format(value)
-    assert data["text/plain"] == repr(value)
+    assert data["text/plain"].split() == repr(value).split()  # a long list is broken into lines
     tables = Tables(data["text/html"])
     assert tables.tags <= {"table", "caption", "tr", "th", "td"}
     return tables
@@ -125,6 +127,52 @@ def test_a_plan_shows_the_servers_word() -> None:
     assert displayed(dataclasses.replace(plan, admitted=True)).tables[0][-1] == ["admitted", "yes"]
     refused = dataclasses.replace(plan, admitted=False, refusal="Expected <b>less</b>.")
     assert displayed(refused).tables[0][-1] == ["admitted", "no: Expected <b>less</b>."]
+
+
+def test_a_result_shows_what_a_call_came_to() -> None:
+    y = np.zeros((2, 5, 5, 8), np.float32)
+    one = Result(y, (Losses(kernel=0.5),), (CONFIG.with_seed(3),), Timing(20, 3100), 4, "cpu:0", False)
+    tables = displayed(one)
+    assert tables.caption == "Result"
+    (rows,) = tables.tables
+    assert rows[:2] == [["output", "(2, 5, 5, 8) float32, 1.6 kB"], ["computed in", "3.1 ms, after a wait of 20 us"]]
+    assert ["on", "cpu:0, its first call with this geometry"] in rows
+    assert ["together", "4 samples"] in rows
+    assert ["kernel loss", "0.5"] in rows
+    assert rows[-1][0] == "drawn by"
+    assert "seed=3" in rows[-1][1]
+    chain = Result(y, (Losses(), Losses(activity=2.0)), (None, CONFIG), Timing(0, 1), 2, "gpu:0", True)
+    summary, layers = displayed(chain).tables
+    assert ["on", "gpu:0"] in summary
+    assert layers[1] == ["0", "given or stored", "none"]
+    assert layers[2][2] == "activity 2"
+
+
+def test_a_server_shows_what_it_is() -> None:
+    limits = {"max_message_bytes": 2**31 - 1, "max_call_bytes": 2**33, "max_layers_per_call": 64}
+    devices = (Device("gpu:0", "gpu", "a <fast> one"), Device("gpu:1", "gpu", ""))
+    info = ServerInfo(
+        "1", "2.21", "3.15", devices, ("float32",), ("float32",), False, **limits, usage=Usage(2, 500, 0, 7)
+    )
+    tables = displayed(info)
+    assert tables.caption == "ServerInfo"
+    (rows,) = tables.tables
+    assert rows[:2] == [
+        ["server", "convserve 1, TensorFlow 2.21, Keras 3.15"],
+        ["devices", "gpu:0 (a <fast> one); gpu:1"],
+    ]
+    assert rows[-1] == ["layers", "2 stored, 500 bytes in memory; 0 evicted since the start; 7 compiled functions"]
+
+
+def test_a_list_of_layers_has_a_row_for_each() -> None:
+    listed = LayerList([known(), known(name=None, names=())])
+    assert listed == [listed[0], listed[1]]
+    (rows,) = displayed(listed).tables
+    assert rows[0][:3] == ["name", "digest", "kernel"]
+    linear = str(CONFIG.activation)
+    assert rows[1] == ["edges, old/edges", "000102030405", "(3, 3, 3, 8)", "(1, 1)", "valid", linear, "896 bytes"]
+    assert rows[2][0] == "none"
+    assert displayed(LayerList()).tables == [[rows[0]]]
 
 
 @pytest.mark.parametrize("name", ["<script>alert(1)", "<img src=x onerror=y>", '"&amp;<td>'])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from convserve.protocol.stored_layers import StoredLayerBase
 pytest.importorskip("matplotlib")
 
 from convserve import plot
+from convserve.display import notebook
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -55,12 +57,12 @@ def test_each_map_has_its_label_and_range() -> None:
     y = output(1, 9, 9, 4)
     figure = plot.feature_maps(y)
     assert labels(figure) == [f"filter {number}" for number in range(4)]
-    assert texts(figure)[0] == "(1, 9, 9, 4) float32"
+    assert texts(figure)[0].splitlines()[0] == "(1, 9, 9, 4) float32"
     assert f"{y[..., 2].min():.3g} to {y[..., 2].max():.3g}" in texts(figure)
 
 
 def test_of_hundreds_the_first_are_drawn_or_those_that_are_named() -> None:
-    y = output(2, 3, 3, 300)
+    y = np.abs(output(2, 3, 3, 300))
     figure = plot.feature_maps(y)
     assert len(labels(figure)) == 64
     assert texts(figure)[0] == "(2, 3, 3, 300) float32, sample 0\nthe first 64 of 300 filters"
@@ -202,6 +204,105 @@ def test_a_notebook_shows_a_figure_though_nobody_imported_pyplot() -> None:
     formatters = pytest.importorskip("IPython.core.formatters")
     data, _ = formatters.DisplayFormatter().format(plot.kernels(layer(3, 3, 1, 4)))
     assert data["image/png"].startswith(b"\x89PNG")
+
+
+CELL_OF_FIGURES = """
+import numpy as np
+from convserve import plot
+y = np.ones((1, 2, 2, 2), np.float32)
+for title in ("first", "second"):
+    plot.feature_maps(y, title=title)
+plot.feature_maps(y, title="saved").savefig(FILE)
+plot.feature_maps(y, title="at once").show()
+plot.feature_maps(y, title="the cell's value")
+"""
+
+
+def test_a_notebook_shows_figures_of_a_loop_and_each_one_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In IPython's own shell, given what only a kernel's has."""
+    interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
+    capture = pytest.importorskip("IPython.utils.capture")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    config = pytest.importorskip("traitlets.config").Config(HistoryManager={"enabled": False})
+    shell = interactiveshell.InteractiveShell.instance(config=config)
+    try:
+        shell.kernel = object()
+        shell.user_ns["FILE"] = str(tmp_path / "y.png")
+        shown: list[str] = []
+        original = notebook.NotebookFigure._repr_png_
+        monkeypatch.setattr(
+            notebook.NotebookFigure,
+            "_repr_png_",
+            lambda figure: (shown.append(figure.get_suptitle()), original(figure))[1],
+        )
+        with capture.capture_output() as captured:
+            assert shell.run_cell(CELL_OF_FIGURES).success
+        assert shown == ["at once", "the cell's value", "first", "second"]
+        assert [bool(output.data["image/png"]) for output in captured.outputs] == [True] * 3  # and the cell's value
+        with capture.capture_output() as captured:
+            assert shell.run_cell("plot.feature_maps(y, title='a failing cell'); 1 / 0").success is False
+        assert shown[4:] == ["a failing cell"]
+    finally:
+        interactiveshell.InteractiveShell.clear_instance()
+
+
+def test_outside_of_a_notebook_show_says_what_to_do() -> None:
+    assert "savefig" in refused("show", plot.feature_maps(output(1, 2, 2, 2)).show)
+    assert notebook._waiting == []
+
+
+def test_maps_of_both_signs_have_zero_in_the_middle_and_say_so() -> None:
+    y = np.zeros((1, 4, 4, 2), np.float32)
+    y[0, 0, 0] = (-1, 8)
+    figure = plot.feature_maps(y)
+    assert "blue is below 0, white is 0, red is above" in texts(figure)[0]
+    assert [(each.norm.vmin, each.norm.vmax, each.cmap.name) for axes in figure.axes for each in axes.images] == [
+        (-1, 1, "RdBu_r"),
+        (-8, 8, "RdBu_r"),
+    ]
+    for positive in (plot.feature_maps(np.abs(y)), plot.feature_maps(y, value_range=(-1.0, 9.0))):
+        assert "blue" not in texts(positive)[0]
+        assert {axes.images[0].cmap.name for axes in positive.axes if axes.images} == {"viridis"}
+    shared = plot.feature_maps(y, value_range="shared")
+    assert {"-8", "0", "8"} <= set(texts(shared))
+
+
+def test_outliers_are_clipped_on_request() -> None:
+    y = np.arange(101, dtype=np.float32).reshape(1, 1, 101, 1).repeat(2, axis=3)
+    y[0, 0, 100] = (1e6, 100)
+    limits = [
+        (each.norm.vmin, each.norm.vmax)
+        for axes in plot.feature_maps(y, percentiles=(1, 99)).axes
+        for each in axes.images
+    ]
+    assert limits == [(1, 99), (1, 99)]
+    assert plot.feature_maps(y, value_range="shared", percentiles=(0, 50)).axes[0].images[0].norm.vmax == 50
+    picture = pixels_of(plot.feature_maps(y[..., :1].reshape(1, 1, 101, 1), percentiles=(0, 50)))
+    assert (picture[picture.shape[0] // 2] == 255).all(axis=-1).mean() > 0.4
+    for wrong in ((99, 1), (1,), (-1, 99), (0, 101), "1,99", 5):
+        assert "(1, 99)" in refused("percentiles", lambda given=wrong: plot.feature_maps(y, percentiles=given))
+    assert "or a range" in refused(
+        "percentiles", lambda: plot.feature_maps(y, percentiles=(1, 99), value_range=(0.0, 1.0))
+    )
+
+
+def test_an_output_is_drawn_to_its_inputs_scale() -> None:
+    def pixels_per_value(axes: Any) -> tuple[float, float]:
+        box = axes.get_window_extent()
+        height, width = axes.images[0].get_array().shape[:2]
+        return round(box.width / width, 6), round(box.height / height, 6)
+
+    for y, x in (((9, 7), (9, 7)), ((4, 3), (9, 7)), ((1, 1), (28, 28)), ((300, 300), (600, 600))):
+        for channels in (1, 6):
+            figure = plot.feature_maps(output(1, *y, channels), output(1, *x, 3))
+            scales = {pixels_per_value(axes) for axes in figure.axes}
+            assert len(scales) == 1
+            (scale,) = scales
+            assert scale[0] == scale[1]
+            assert scale[0] < 1 or scale[0] == round(scale[0])  # a whole number, so that no pixel is wider than others
+            assert {axes.images[0].get_interpolation() for axes in figure.axes} == (
+                {"nearest"} if scale[0] >= 1 else {"auto"}
+            )
 
 
 def test_pyplot_stays_out() -> None:

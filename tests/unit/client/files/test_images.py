@@ -278,14 +278,25 @@ def test_the_input_is_drawn_beside(tmp_path, data_format):
     x[1, :, :, 0] = 255  # red, and something to scale by
     if data_format == "channels_first":
         x, y = (np.moveaxis(each, -1, 1) for each in (x, y))
-    images.write_picture(tmp_path / "alone.png", y, data_format=data_format, sample=1)
-    images.write_picture(tmp_path / "both.png", y, data_format=data_format, sample=1, beside=x)
-    alone, both = pixels_of(tmp_path / "alone.png"), pixels_of(tmp_path / "both.png")
-    assert both.shape[1] > alone.shape[1] + 100
-    red = (both[..., 0] > 250) & (both[..., 1] < 5) & (both[..., 2] < 5)
-    rows, columns = np.nonzero(red)
-    assert columns.max() < both.shape[1] - alone.shape[1] * 0.9  # all of it at the left
-    assert np.ptp(rows) / np.ptp(columns) == pytest.approx(1.5, rel=0.02)
+    y[1] = 1  # so that maps are of one colour
+    drawing = {"data_format": data_format, "sample": 1, "beside": x, "value_range": (0, 1)}
+    images.write_picture(tmp_path / "y.png", y, **drawing)
+    drawn = pixels_of(tmp_path / "y.png")[..., :3].astype(int)
+
+    def box(colour):
+        rows, columns = np.nonzero(np.abs(drawn - colour).max(axis=2) < 5)
+        return rows, columns
+
+    red_rows, red_columns = box((255, 0, 0))
+    map_rows, map_columns = box((253, 231, 37))
+    assert red_columns.max() < map_columns.min()
+    factor, rest = divmod(np.ptp(red_rows) + 1, 30)
+    assert (factor > 1, rest) == (True, 0)  # each pixel is a square of whole pixels
+    assert np.ptp(red_columns) + 1 == 20 * factor
+    # As many for a pixel of a map: the first row of maps is half as high as the input.
+    first = map_columns[map_rows == map_rows.min()]
+    assert np.count_nonzero(np.diff(np.unique(first)) > 1) + 1 == len(np.unique(first)) / (10 * factor)
+    assert np.all(np.isin(map_rows.min() + np.arange(15 * factor), map_rows))
 
 
 def test_an_input_of_many_channels_is_drawn_as_their_mean(tmp_path):
@@ -317,11 +328,9 @@ def test_a_picture_that_cannot_be_written_is_told(tmp_path, channels):
 
 
 def test_what_can_be_known_before_is_checked_before(tmp_path):
-    images.check_picture(tmp_path / "y.png", 0, 1)
+    images.check_picture(tmp_path / "y.png")
     with pytest.raises(InvalidRequestError, match=r"\.png or \.jpg"):
-        images.check_picture(tmp_path / "y.npy", 0, 1)
-    with pytest.raises(InvalidRequestError, match="sample"):
-        images.check_picture(tmp_path / "y.png", 1, 1)
+        images.check_picture(tmp_path / "y.npy")
 
 
 def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
@@ -329,7 +338,7 @@ def test_without_pillow_the_extra_is_named(tmp_path, monkeypatch):
     for call in (
         lambda: images.read_image(tmp_path / "x.png"),
         lambda: images.write_picture(tmp_path / "y.png", np.zeros((1, 2, 2, 1))),
-        lambda: images.check_picture(tmp_path / "y.png", 0, 1),
+        lambda: images.check_picture(tmp_path / "y.png"),
     ):
         with pytest.raises(MissingDependencyError, match=r"pip install 'convserve\[plot\]'"):
             call()

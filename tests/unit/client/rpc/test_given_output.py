@@ -16,8 +16,7 @@ from convserve import Conv2D, InternalError, InvalidTensorError, Layer
 from convserve._async import io
 from convserve._rpc import streaming
 from convserve._rpc.requests import convolve_request
-from convserve.protocol import pieces
-from convserve.tensors import framing
+from convserve.tensors import framing, pieces
 from convserve.tensors.codec import head_of
 from convserve.v1.convolution_service_pb2 import ConvolveResponse, ConvolveStreamResponse, LayerOutcome
 

@@ -14,10 +14,9 @@ from convserve import Conv2D, InternalError, Layer, TooLargeError
 from convserve._rpc import streaming
 from convserve._rpc.requests import ConvolveRequest, convolve_request
 from convserve.errors import FieldViolation
-from convserve.protocol import pieces
 from convserve.protocol.results import Result
 from convserve.protocol.status import to_item_error
-from convserve.tensors import framing
+from convserve.tensors import framing, pieces
 from convserve.tensors.codec import head_of
 from convserve.v1.convolution_service_pb2 import (
     ConvolveResponse,

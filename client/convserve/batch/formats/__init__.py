@@ -1,0 +1,1 @@
+"""How outputs are stored: arrays by NumPy and Zarr, and pictures."""
