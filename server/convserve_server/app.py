@@ -31,8 +31,9 @@ from convserve_server.layer_store.durable.opening import opened
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.local import parts
+from convserve_server.memory.budget import call_threads, described, fitted, upload_bytes
 from convserve_server.memory.descriptors import Descriptors, descriptors_for
-from convserve_server.memory.machine import is_limited, machine_memory_bytes
+from convserve_server.memory.machine import is_limited
 from convserve_server.observability.logs import held_stderr, log, say, start_logging
 from convserve_server.observability.setup import Observability
 from convserve_server.open_inference import inference_service, wire
@@ -54,11 +55,8 @@ from convserve_server.transport.options import server_options
 from convserve_server.transport.stream_slots import ReceivingSlots, StreamSlots
 from convserve_server.warm_up import WarmUp, warm_up
 
-_MAX_LAYER_BYTES = 2**32  # of stored layers in memory, where the setting leaves it open
-
 _SWEEP_S = 3600.0
 
-_MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
 _MIN_THREADS = 8  # of calls, and of streams, that are started at once, lest the system should not start them later
 _SMALL_STACK_BYTES = 2**20  # of a thread, where what is mapped and never touched counts too; usual are 8 MiB
 
@@ -78,6 +76,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     there is no such device, a layer cannot be warmed up, or the files of tokens and certificates are wrong.
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
+    settings = fitted(settings)
     if is_limited():
         threading.stack_size(_SMALL_STACK_BYTES)
     stop = StopSignals()
@@ -136,7 +135,8 @@ def _backend(settings: Settings, load_engine: Callable[..., Engine], store: Laye
         engine = parts.started_engine(settings, load_engine)
     admission = parts.admission_of(settings, engine)
     limits = admission.limits
-    registry = LayerRegistry(engine, store, min(limits.max_call_bytes, limits.max_admitted_bytes))
+    most = min(limits.max_call_bytes, limits.max_admitted_bytes)
+    registry = LayerRegistry(engine, store, most, min(most, upload_bytes(settings)))
     return Backend(engine, admission, parts.scheduler_of(settings, engine), store, registry)
 
 
@@ -152,7 +152,12 @@ def _log_settings(settings: Settings) -> None:
     shown = settings.shown()
     as_fields = settings.log_format == "json"
     words = ", ".join(f"{name}={value}" for name, value in shown.items())
+    memory, fits = described(settings)
     log.info("settings" if as_fields else f"settings: {words}", extra={"settings": shown})
+    if memory and fits:
+        log.debug("memory: %s", memory)
+    elif memory:
+        log.warning("memory: %s; lower --handler-threads and --max-waiting-calls", memory)
     for warning in unknown_variables(os.environ):
         log.warning("%s", warning)
 
@@ -169,14 +174,12 @@ def _assembled(
     connections: Connections,
 ) -> grpc.Server:
     idle = IdleTimeouts(settings.idle_s)
-    # All threads that callers can have (SECURITY.md): one for each call, of which streams, calls without a message and
-    # calls that wait or are computed leave --handler-threads to the others and the health; and one that reads each
-    # stream, and one for each item that is admitted.
-    streams, receiving = settings.max_waiting_calls, max(_MIN_RECEIVING, settings.handler_threads)
-    admitted = settings.max_waiting_calls + settings.concurrent_calls * len(settings.device.split(","))
-    threads = settings.handler_threads + receiving + streams + admitted
-    call_pool = ThreadPool(threads, "call", min_threads=_MIN_THREADS, refuses_in_thread=True)
-    stream_pool = ThreadPool(settings.handler_threads + streams + admitted, "stream", min_threads=_MIN_THREADS)
+    # One for each call, of which streams, calls without a message and calls that wait or are computed leave
+    # --handler-threads to the others and the health; and one that reads each stream, and one for each item that is
+    # admitted.
+    threads = call_threads(settings)
+    call_pool = ThreadPool(sum(threads), "call", min_threads=_MIN_THREADS, refuses_in_thread=True)
+    stream_pool = ThreadPool(sum(threads) - threads.receiving, "stream", min_threads=_MIN_THREADS)
     authenticator = Authenticator(tokens, by_certificate=certificate is not None and certificate.is_mutual)
     max_fields = MAX_DIGESTS + FIELDS_OF_A_LAYER * settings.max_layers_per_call
     bounds = {
@@ -187,8 +190,8 @@ def _assembled(
     interceptor = CallInterceptor(
         observability.recorder,
         authenticator,
-        StreamSlots(streams),
-        ReceivingSlots(receiving),
+        StreamSlots(threads.streams),
+        ReceivingSlots(threads.receiving),
         idle,
         bounds,
         connections,
@@ -230,9 +233,8 @@ def _descriptors(settings: Settings) -> Descriptors:
 
 
 def _store(settings: Settings) -> LayerStore:
-    memory_bytes = settings.layer_memory_bytes or min(_MAX_LAYER_BYTES, machine_memory_bytes() // 8)
     try:
-        return LayerStore(memory_bytes, opened(settings))
+        return LayerStore(settings.layer_memory_bytes, opened(settings))
     except ConvserveError as error:  # a bucket that went away meanwhile
         raise SettingsError(f"--store: {error}") from error
 

@@ -24,6 +24,9 @@ TOKEN = r"[A-Za-z0-9._~+/-]{16,}=*"  # noqa: S105
 """What a token is: characters that RFC 6750 allows, and too many to be guessed."""
 WHAT_A_TOKEN_IS = "at least 16 letters, digits and '.', '_', '~', '+', '/', '-'"  # noqa: S105
 
+LEAST_MESSAGE_BYTES, LARGEST_MESSAGE_BYTES = 2**22, 2**31 - 1
+"""What --max-message-bytes may be: a piece of a tensor is a message, and gRPC counts in 32 bits."""
+
 _PREFIX = "CONVSERVE_"
 # Variables that are not the server's: the client's, and those that Kubernetes makes of a Service named convserve.
 _OTHER_VARIABLES = rf"{_PREFIX}(TARGET|(.*_)?(SERVICE_HOST|SERVICE_PORT|PORT)(_.*)?)"
@@ -89,6 +92,11 @@ _WORK = _in_units(int, _FLOPS, "flops?", "a number such as 500G, 10T or 4096")
 _TIME = _in_units(float, _SECONDS, "", "a time such as 30s, 5m, 250ms or 1.5")
 Bytes = Annotated[int, _SIZE, Field(ge=1, le=2**63 - 1), "SIZE"]
 BytesOrZero = Annotated[int, _SIZE, Field(ge=0, le=2**63 - 1), "SIZE"]
+MessageBytes = Annotated[
+    BytesOrZero,
+    Field(le=LARGEST_MESSAGE_BYTES),
+    _check(lambda size: not size or size >= LEAST_MESSAGE_BYTES, "0, or a size of at least 4MiB"),
+]
 FlopsOrZero = Annotated[int, _WORK, Field(ge=0, le=2**63 - 1), "FLOPS"]
 Seconds = Annotated[float, _TIME, Field(le=2**31 - 1), "TIME"]
 File = Annotated[str, "FILE"]
@@ -152,8 +160,9 @@ class Settings(BaseSettings):
     """Layer and input to compute before the server is ready, as 'layer=NAME input_shape=1x224x224x3' of a stored layer
     or 'filters=64 kernel_size=7 strides=2 input_shape=1x224x224x3' with Conv2D's parameters; input_dtype= and
     output_dtype= too; repeatable (in the variable: separated by commas)."""
-    max_message_bytes: Annotated[Bytes, Field(ge=4 * _MIB, le=2**31 - 1)] = 2**31 - 1
-    """Largest request and response message, at least 4MiB so that a piece of a tensor is one."""
+    max_message_bytes: MessageBytes = 0
+    """Largest request and response message, at least 4MiB so that a piece of a tensor is one. Each thread for calls may
+    hold one. 0: 2GiB, and in a container what its memory leaves for each thread beside everything else."""
     max_call_bytes: Bytes = 8 * _GIB
     """Largest memory that one call may need by its plan (see `convserve plan`), and that layers being uploaded may take
     together."""
@@ -199,23 +208,26 @@ class Settings(BaseSettings):
     store: Store = ""
     """Folder in which stored layers are durable, of this server alone; or a bucket that several servers share, as
     s3://BUCKET/PREFIX, gs:// or az://, with credentials from the environment. Without one they live in memory."""
-    store_bytes: Bytes = 64 * _GIB
-    """Most that the layers in that folder or bucket may take."""
+    store_bytes: BytesOrZero = 0
+    """Most that the layers in that folder or bucket may take. 0: 64GiB of a bucket; of a folder what they take when the
+    server starts, and nine tenths of what is free then on its volume."""
     store_age_s: Annotated[Seconds, Field(ge=0)] = 1
     """How long a name that was read from a bucket leads where it led then; after that it is asked whether it moved."""
     store_cache: Folder = ""
     """Folder that keeps layers of a bucket on this machine; servers may share it. Without one they are in memory and
     fetched again."""
-    store_cache_bytes: Bytes = 16 * _GIB
-    """Most that the layers in the folder of --store-cache may take."""
+    store_cache_bytes: BytesOrZero = 0
+    """Most that the layers in the folder of --store-cache may take. 0: what they take when the server starts, and nine
+    tenths of what is free then on its volume."""
     layer_memory_bytes: BytesOrZero = 0
     """Most that stored layers may take in memory; those that a GPU computes with take as much there. 0: an eighth of
     what the machine, or the container, has, and 4GiB at most."""
     shared_memory: bool = False
     """Let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the
     Open Inference Protocol in POSIX shared memory of their own user."""
-    shared_memory_bytes: Bytes = 8 * _GIB
-    """Most memory that callers may share; one may share half of what is left."""
+    shared_memory_bytes: BytesOrZero = 0
+    """Most memory that callers may share, by convserve's protocol and as much by the Open Inference Protocol; one may
+    share half of what is left. 0: 8GiB, and in a container an eighth of its memory for both together."""
     pre_stop_s: Seconds = 0
     """After SIGTERM: how long to go on serving while the health check already says NOT_SERVING."""
     drain_s: Seconds = 30

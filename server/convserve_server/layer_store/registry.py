@@ -25,10 +25,10 @@ _RETRY_AFTER_S = 1.0
 class LayerRegistry:
     """Puts layers into a store, with an engine that initializes and constrains weights."""
 
-    def __init__(self, engine: Engine, store: LayerStore, max_call_bytes: int) -> None:
+    def __init__(self, engine: Engine, store: LayerStore, max_call_bytes: int, max_bytes: int = 0) -> None:
+        """Takes what the weights of one initialization or update may take, and all of them and all uploads together."""
         self.store, self._engine = store, engine
-        # What the weights of one initialization or update may take, and all of them and all uploads together.
-        self._max_call_bytes = max_call_bytes
+        self._max_call_bytes, self._max_bytes = max_call_bytes, max_bytes or max_call_bytes
         self._reserved = 0
         self._lock = threading.Lock()  # of what is reserved
         self._computing = threading.Lock()
@@ -71,10 +71,10 @@ class LayerRegistry:
         """
         size = _weight_bytes(config, input_channels, dtype) + times * _weight_bytes(config, input_channels)
         with self._lock:
-            if self._reserved and self._reserved + size > self._max_call_bytes:
+            if self._reserved and self._reserved + size > self._max_bytes:
                 text = (
                     f"Expected {size} bytes of memory for a layer on its way. Received none: layers that others put, "
-                    f"initialize or update take {self._reserved} of {self._max_call_bytes} bytes. Retry."
+                    f"initialize or update take {self._reserved} of {self._max_bytes} bytes. Retry."
                 )
                 raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
             self._reserved += size

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from convserve_server.engine_api import Engine
+from convserve_server.memory.budget import share_of_calls
 from convserve_server.memory.machine import is_limited, machine_memory_bytes, machine_processors
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.scheduling.admission import Admission, Limits
@@ -73,7 +74,7 @@ def _named(kind: type[T], settings: Settings, **changes: int) -> T:
 def _max_admitted_bytes(settings: Settings, onednn: bool) -> int:
     """Returns what calls may need together, and no more than there is where want of memory would end the process."""
     memory_bytes, wanted = machine_memory_bytes(), settings.max_admitted_bytes
-    third = memory_bytes // 3
+    third = share_of_calls(memory_bytes)
     # Where TensorFlow's allocator, which has three quarters, has none left, oneDNN's operations write all the same.
     most = third if is_limited() else memory_bytes // 2 if onednn else wanted
     if wanted <= most:

@@ -16,11 +16,23 @@ _CGROUPS = Path("/sys/fs/cgroup")
 
 def machine_memory_bytes() -> int:
     """Returns the bytes; of limits of its own what they leave it now, else what all of it may take."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    return min([_physical_bytes(), *_container_limits(), *_left_by_own_limits()])
+
+
+def container_memory_bytes() -> int | None:
+    """Returns what the container may take, or None where nothing says so, or as much as the machine has."""
+    limit = min([_physical_bytes(), *_container_limits()])
+    return limit if limit < _physical_bytes() else None
+
+
+def _physical_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _container_limits() -> Iterator[int]:
     for file in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
-            limits.append(int(file.read_text()))
-    return min([*limits, *_left_by_own_limits()])
+            yield int(file.read_text())
 
 
 def is_limited() -> bool:

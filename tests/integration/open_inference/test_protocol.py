@@ -545,6 +545,8 @@ def test_a_stream_that_waits_keeps_no_tensor():
         Client(running.target) as client,
         inference_caller(running.target) as caller,
     ):
+        if client.info().max_message_bytes < 2 * large.ByteSize():
+            pytest.skip("in a container of little memory messages are smaller")
         client.put(CONV2D.replace(filters=1, kernel_size=1), kernel=np.ones((1, 1, 1, 1), "f4"), name="one")
         stream = caller.stream(iter(asked.get, None))
         for request in (large, large, small, large):

@@ -89,7 +89,10 @@ def test_the_native_client_is_answered_the_same(triton, sharing_server):
     np.testing.assert_array_equal(triton.infer("infer-FP32", {"x": x})["arrays"]["y"], native)
 
 
-def test_a_large_tensor_goes_in_one_message(triton):
+def test_a_large_tensor_goes_in_one_message(triton, sharing_server):
+    with convserve.Client(sharing_server.target) as client:
+        if client.info().max_message_bytes < 2**24:
+            pytest.skip("in a container of little memory messages are smaller")
     x = image(5, shape=(3, 500, 600, 2))
     y = triton.infer("infer-FP32", {"x": x})["arrays"]["y"]  # 7 MB there, 14 MB back
     np.testing.assert_array_equal(y, expected(layer(), x))

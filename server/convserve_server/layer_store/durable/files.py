@@ -27,6 +27,7 @@ from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
 from convserve_server.layer_store.durable.layers import DurableLayers
+from convserve_server.layer_store.durable.volume import volume_budget
 from convserve_server.layer_store.errors import with_disk_errors
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead
@@ -61,6 +62,7 @@ class LayerFiles(DurableLayers):
                 self._set_size(bytes.fromhex(path.stem), path.stat().st_size)
             else:
                 self._quarantine(path, "its name is not a digest")
+        self._budget = volume_budget(folder, self._total, budget, "--store-bytes")
 
     @with_disk_errors
     def _write(self, layer: Layer, key: bytes) -> int:

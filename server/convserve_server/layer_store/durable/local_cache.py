@@ -15,6 +15,7 @@ from pathlib import Path
 
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable.layer_file import DAMAGE, read_layer
+from convserve_server.layer_store.durable.volume import volume_budget
 
 log = logging.getLogger("convserve")
 
@@ -27,7 +28,9 @@ class LocalCache:
     def __init__(self, folder: Path, budget: int) -> None:
         """Makes the folder where it is missing. Raises OSError if that, or writing to it, fails."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._budget, self._lock = folder, budget, threading.Lock()
+        held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+        self._budget = volume_budget(folder, held, budget, "--store-cache-bytes")
+        self._folder, self._lock = folder, threading.Lock()
         self.hits = self.misses = self.size = 0
         self._probe()
         self._evict()

@@ -12,6 +12,8 @@ from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.settings import BUCKET, Settings, SettingsError
 
+_BUCKET_BYTES = 2**36  # that layers may take in a bucket, where the setting leaves it open
+
 
 def opened(settings: Settings) -> DurableLayers | None:
     """Returns what makes layers durable, or None without any. Raises SettingsError where it cannot be used."""
@@ -35,6 +37,6 @@ def _bucket(settings: Settings) -> DurableLayers:
         raise SettingsError(f"--store-cache: {text}") from error
     try:
         bucket = Bucket.at(settings.store)
-        return BucketLayers(bucket, settings.store_bytes, age_s=settings.store_age_s, cache=cache)
+        return BucketLayers(bucket, settings.store_bytes or _BUCKET_BYTES, age_s=settings.store_age_s, cache=cache)
     except (UnusableBucketError, UnavailableError, MissingDependencyError) as error:
         raise SettingsError(f"--store: {error}") from error

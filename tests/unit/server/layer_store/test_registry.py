@@ -51,9 +51,9 @@ def layer(number: int, channels: int = 4) -> Layer:
     return Layer(CONFIG, np.full((1, 1, channels, 256), number, "f4"))
 
 
-def registry(store: LayerStore | None = None, max_call_bytes: int = PLENTY) -> LayerRegistry:
+def registry(store: LayerStore | None = None, max_call_bytes: int = PLENTY, max_bytes: int = 0) -> LayerRegistry:
     engine: Any = FakeEngine()
-    return LayerRegistry(engine, store or LayerStore(PLENTY), max_call_bytes)
+    return LayerRegistry(engine, store or LayerStore(PLENTY), max_call_bytes, max_bytes)
 
 
 def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
@@ -134,8 +134,9 @@ def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
         pass
 
 
-def test_puts_under_way_share_the_memory_of_their_buffers() -> None:
-    kept = registry(max_call_bytes=20_000)
+@pytest.mark.parametrize("bounds", [{"max_call_bytes": 20_000}, {"max_bytes": 20_000}, {"max_bytes": 1}])
+def test_puts_under_way_share_the_memory_of_their_buffers(bounds: dict[str, int]) -> None:
+    kept = registry(**bounds)
     service, context = served(kept), Context()
 
     def requests() -> Iterator[Any]:

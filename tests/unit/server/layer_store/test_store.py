@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from obstore.store import MemoryStore
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.layers.digest import digest
@@ -17,7 +17,6 @@ from convserve.tensors.aligned import ALIGNMENT, aligned_empty
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
-from tests.support.layers.places import opened
 
 PLENTY = 2**30
 
@@ -41,12 +40,12 @@ def held(store: LayerStore) -> set[int]:
     return {int(store.layer(each.digest).kernel.flat[0]) for each in store.page("", b"", 1000)}
 
 
-@pytest.fixture(params=["memory", "folder", "bucket"])
+@pytest.fixture(params=["memory", "folder"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LayerStore:
-    return opened({"memory": None, "folder": tmp_path, "bucket": MemoryStore()}[request.param])
+    return LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY) if request.param == "folder" else None)
 
 
-# What all kinds do
+# What both kinds do
 
 
 def test_what_is_put_comes_back(store: LayerStore) -> None:
@@ -69,7 +68,7 @@ def test_putting_again_changes_nothing(store: LayerStore) -> None:
     assert existed
     assert again == first
     assert again.config.name == "first"
-    assert store.usage()[:3] == usage[:3]
+    assert store.usage() == usage
 
 
 def test_weights_are_kept_aligned_and_read_only_and_digested_once(
@@ -128,7 +127,7 @@ def test_deleting_a_layer_deletes_its_names(store: LayerStore) -> None:
         store.digest_of("a")
     assert held(store) == {2}
     store.delete(layer(2).digest)
-    assert store.usage()[:3] == StoreUsage(0, 0, 0)[:3]
+    assert store.usage() == StoreUsage(0, 0, 0)
 
 
 @pytest.mark.parametrize("ask", [LayerStore.layer, LayerStore.describe, LayerStore.delete])
@@ -275,7 +274,7 @@ def test_what_is_larger_than_the_store_can_never_be_put(tmp_path: Path) -> None:
     ):
         with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --{setting}"):
             store.put(layer(0))
-        assert store.usage()[:3] == StoreUsage(0, 0, 0)[:3]
+        assert store.usage() == StoreUsage(0, 0, 0)
 
 
 def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:
@@ -294,6 +293,33 @@ def test_with_a_folder_a_layer_may_be_larger_than_the_memory_which_then_does_not
     assert store.usage().memory_bytes <= size_of(layer(0))
     assert held(store) == {0, 1}
     assert store.usage().memory_bytes <= size_of(layer(0))
+
+
+def test_by_default_the_layers_may_take_nine_tenths_of_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=10_000))
+    first = LayerStore(PLENTY, LayerFiles(tmp_path, 0))
+    first.put(layer(0))
+    with pytest.raises(OverloadedError, match=r"--store-bytes of 9000\b"):
+        first.put(layer(1))
+    del first
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=8000))
+    again = LayerStore(PLENTY, LayerFiles(tmp_path, 0))
+    with pytest.raises(OverloadedError, match=r"--store-bytes of \d+\b"):
+        again.put(layer(1))
+    assert held(again) == {0}, "what the layers take already counts in"
+
+
+@pytest.mark.parametrize(("budget", "is_told"), [(30_001, True), (30_000, False), (0, False)])
+def test_more_than_the_volume_has_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, budget: int, is_told: bool
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=30_000))
+    LayerFiles(tmp_path, budget)
+    assert [record.message for record in caplog.records] == (
+        [f"--store-bytes is {budget}, but {tmp_path} holds 0 and has 30000 free"] if is_told else []
+    )
 
 
 def test_the_disks_budget_holds(tmp_path: Path) -> None:
