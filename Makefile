@@ -7,13 +7,14 @@ INSTALLED := .venv/installed
 TRITONCLIENT := .venv-tritonclient/installed
 KSERVE := .venv-kserve/installed
 DOCS := .venv-docs/installed
+PLAY := .venv-play/installed
 RELEASE_TOOLS := .venv-release/installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/convserve/_version.py)
 IMAGE := convserve/(server|server-gpu|client)
 RELEASE := v$(VERSION)
 RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
-.PHONY: demo test slow lint sync stubs breaking version release-check docs agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve bench gpu constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -62,6 +63,10 @@ release-check: breaking $(RELEASE_TOOLS)
 docs: $(DOCS)
 	.venv-docs/bin/python docs/build_site.py
 
+# The page of `convserve play` in a real browser, which has to be there (chromium; $CHROMIUM names another): minutes.
+play: $(INSTALLED) $(PLAY)
+	PYTHONPATH=client:server .venv-play/bin/python -m pytest -m 'slow or not slow' tests/integration/play
+
 # Every Conv2D of several keras.applications models against Keras: about ten minutes.
 agreement: $(INSTALLED)
 	$(BIN)/python tests/agreement.py
@@ -91,6 +96,15 @@ $(TRITONCLIENT): .ci/tritonclient-constraints.txt
 	@echo "== setting up .venv-tritonclient (once; some seconds) =="
 	$(PYTHON) -m venv .venv-tritonclient
 	.venv-tritonclient/bin/pip install --disable-pip-version-check -q -c $< 'tritonclient[grpc]'
+	@touch $@
+
+# marimo and Playwright are 300 MB that only the page needs; what .venv has is seen from here.
+$(PLAY): $(INSTALLED)
+	@echo "== setting up .venv-play (once; a minute) =="
+	$(PYTHON) -m venv .venv-play
+	purelib='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	$(BIN)/python -c "$$purelib" > "$$(.venv-play/bin/python -c "$$purelib")/beside.pth"
+	.venv-play/bin/pip install --disable-pip-version-check -q marimo==0.25.2 playwright==1.65.2
 	@touch $@
 
 $(KSERVE):
@@ -134,4 +148,4 @@ constraints:
 	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient .venv-kserve .venv-docs .venv-release demo-output dist site
+	rm -rf .venv .venv-tritonclient .venv-kserve .venv-play .venv-docs .venv-release demo-output dist site

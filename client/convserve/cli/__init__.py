@@ -1,8 +1,8 @@
 """The program `convserve`.
 
 Each command is a module of `convserve.cli.commands` with a click command named `command`, and is loaded only when it is
-asked for, so that `convserve --help` is quick. `serve` is loaded from the server's package by name, because the client
-never imports the server; other packages bring commands by entry points of the group `convserve.commands`.
+asked for, so that `convserve --help` is quick. `serve` and `play` are loaded by name, from packages that the command
+line does not import; other packages bring commands by entry points of the group `convserve.commands`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ENTRY_POINTS = "convserve.commands"
 _COMMANDS = {
     "conv2d": "apply a Conv2D layer to an array or a picture",
     "plan": "say what a call would cost, without computing it",
+    "play": "try every parameter on a page in the browser (needs convserve[play])",
     "batch": "apply a layer to many files: folders of pictures, arrays, Zarr; can be resumed",
     "layers": "list, put, get, move, delete and import stored layers",
     "bench": "measure a server: latency, throughput, and where the time goes",
@@ -36,6 +37,8 @@ _COMMANDS = {
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",
 }
 _SERVE_MODULE = "convserve_server.command"
+_ELSEWHERE = {"serve": _SERVE_MODULE, "play": "convserve.play.command"}
+"""Modules of commands that are not in `convserve.cli.commands`."""
 
 _MISSING_SERVER = "convserve serve needs the server extra: pip install 'convserve[server]'"
 _INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended
@@ -45,7 +48,7 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 class _Program(Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name in _COMMANDS:
-            module = _SERVE_MODULE if cmd_name == "serve" else f"convserve.cli.commands.{cmd_name}"
+            module = _ELSEWHERE.get(cmd_name, f"convserve.cli.commands.{cmd_name}")
             return importlib.import_module(module).command  # type: ignore[no-any-return]
         brought = tuple(metadata.entry_points(group=ENTRY_POINTS, name=cmd_name))
         return brought[0].load() if brought else None

@@ -120,6 +120,14 @@ class Command(click.Command):
 class Group(Command, click.Group):
     """A command of commands."""
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Returns the command that is asked for; of a mistyped one says which one was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            del (error.possibilities or [])[1:]  # but for the one that is nearest
+            raise
+
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, and the commands."""
         super().format_options(context, formatter)

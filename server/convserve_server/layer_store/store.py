@@ -213,7 +213,8 @@ class LayerStore:
         key = self._moves.version(move.name, to) if isinstance(to, int) else self._digest(to)
         with self._locked(key):
             layer = self.describe(key)
-            self._check_kept(key)
+            if self._durable and not self._durable.is_there(key):
+                raise not_found(key)
             version = self._moves.make(move, key)
             self._check_kept(key)
             # Another attempt may have made it just now, when the other name led elsewhere.
@@ -304,7 +305,7 @@ class LayerStore:
         if self._durable is None or key not in self._durable:
             return None
         layer = self._durable.read(key)
-        if layer is None and self._names_of(key) and self._is_restored(key):
+        if layer is None and self._is_restored(key):
             layer = self._durable.read(key)
         if layer is None:
             self._report_lost(key, *self._names_of(key))
@@ -320,8 +321,7 @@ class LayerStore:
             self._names.unpin_layer(key)
             self._memory.remove(key)
         self._moves.see_all(latest=True)
-        if self._names_of(key):  # another server let one lead there meanwhile
-            self._is_restored(key)
+        self._is_restored(key)  # if another server let one lead there meanwhile
 
     def _check_kept(self, key: bytes, layer: Layer | None = None) -> None:
         """Stores a layer again that others have deleted meanwhile. Raises LayerNotFoundError if nobody has it."""
@@ -329,8 +329,10 @@ class LayerStore:
             raise not_found(key)
 
     def _is_restored(self, key: bytes) -> bool:
-        """Returns whether a layer that was deleted could be taken back, as a name leads there."""
-        return self._durable is not None and self._durable.restore(key)
+        """Returns whether a layer that was deleted could be taken back, as a name leads there by what is read now."""
+        for name in self._names_of(key):
+            self._moves.see(name, latest=True)
+        return self._durable is not None and bool(self._names_of(key)) and self._durable.restore(key)
 
     def _locked(self, key: bytes) -> Any:
         """Returns the lock of a layer; in memory alone, where nothing is slow, the tables' own."""

@@ -42,6 +42,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.bench": NUMPY | GRPC | {"matplotlib", "tensorflow"},
     "convserve.keras": NUMPY | TENSORFLOW,
     "convserve.cli": NUMPY | GRPC | {"click", "prometheus_client", "rich"},
+    "convserve.play": NUMPY | {"click", "marimo", "matplotlib", "PIL", "uvicorn"},
     "convserve.__main__": set(),
 }
 SHARED = set(list(CLIENT)[: list(CLIENT).index("convserve.plot")]) - {"convserve._keras_object", "convserve.display"}
@@ -122,6 +123,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
         "convserve_server.observability.metrics_endpoint",
         "convserve_server.observability.metrics_page",
     }
+    assert knowing("marimo", "uvicorn") == {"convserve.play.app", "convserve.play.serving"}
     assert knowing("obstore") == {"convserve_server.layer_store.durable.bucket"}
     assert knowing("opentelemetry") == {"convserve_server.observability.tracing"}
     engine = {m for m in modules() if any(name.startswith("convserve_server.engine.") for name in imports(m))}

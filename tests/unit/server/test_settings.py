@@ -25,6 +25,7 @@ OTHER = {
     "log_format": ("json", "json"),
     "metrics": ("localhost:0", "localhost:0"),
     "store": ("/var/lib/convserve", "/var/lib/convserve"),
+    "store_cache": ("/var/cache/convserve", "/var/cache/convserve"),
     **{name: ("/etc/convserve/x", "/etc/convserve/x") for name in NAMES if name.startswith("tls_")},
     "tokens_file": ("/etc/convserve/tokens", "/etc/convserve/tokens"),
     "warm_up": ("layer=a input_shape=1x2x2x1", ("layer=a input_shape=1x2x2x1",)),
@@ -329,3 +330,20 @@ def test_every_other_setting_is_shown(read):
     shown = read("--drain-s=7").shown()
     assert list(shown) == NAMES
     assert shown["drain_s"] == 7
+
+
+@pytest.mark.parametrize("store", ["s3://my-bucket/a/b.c", "gs://bucket", "az://container/", "./layers", "/a@b/c"])
+def test_a_store_is_a_folder_or_a_bucket(read, store):
+    assert read("--store", store).store == store
+
+
+@pytest.mark.parametrize(
+    "store",
+    ["s3://AKIAKEY:secret@bucket/x", "az://c/x?sig=secret", "s3://bucket/x#secret", "file:///x", "s3://", "http://b/x"],
+)
+def test_a_store_that_is_none_is_refused_and_no_secret_is_shown(read, store):
+    for given in ({"words": ("--store", store)}, {"words": (), "CONVSERVE_STORE": store}):
+        with pytest.raises(SettingsError, match=r"--store \(CONVSERVE_STORE\): Expected a folder, or s3:") as refused:
+            read(*given.pop("words"), **given)
+        assert "secret" not in str(refused.value)
+        assert "file://" not in store or "no writing on a condition" in str(refused.value)

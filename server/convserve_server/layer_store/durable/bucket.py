@@ -104,7 +104,8 @@ class Bucket:
                 for options in (_SMALL, _LARGE)
             )
         except Exception as error:
-            raise UnusableBucketError(f"{url}: {_text(error)}") from None
+            text = f"Expected {url} to be opened. Received: {_text(error)}. {_advice(error)}"
+            raise UnusableBucketError(text) from None
         return cls(small, large, url)
 
     def begin(self) -> None:
@@ -120,19 +121,21 @@ class Bucket:
             next(iter(obstore.list(self._small, chunk_size=1)), None)
             content = bytes(obstore.get(self._small, _FORMAT).bytes())
         except Exception as error:
-            text = f"{self._shown} could not be read and written: {_text(error)}"
+            text = f"Expected {self._shown} to be read and written. Received: {_text(error)}. {_advice(error)}"
             raise UnusableBucketError(text) from None
         if content != _FORMAT_CONTENT:
-            raise UnusableBucketError(f"{self._shown} has another {_FORMAT}, of a newer convserve or of somebody else")
+            text = f"Expected {_FORMAT} in {self._shown} to be of this version. Received another: choose another prefix"
+            raise UnusableBucketError(f"{text}, or the version of convserve that wrote it.")
         for mode in ("create", {"e_tag": _NEVER, "version": "1"}):
             try:
                 obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode=mode)  # type: ignore[arg-type]
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 continue
             except Exception as error:
-                raise UnusableBucketError(f"{self._shown} refuses a conditional put: {_text(error)}") from None
-            text = "writes in spite of a condition that does not hold (If-None-Match, If-Match): names would be lost"
-            raise UnusableBucketError(f"{self._shown} {text}")
+                text = f"Expected {self._shown} to take conditional writes. Received: {_text(error)}. {_advice(error)}"
+                raise UnusableBucketError(text) from None
+            text = f"Expected {self._shown} to refuse a write whose condition does not hold (If-Match, If-None-Match)"
+            raise UnusableBucketError(f"{text}. It wrote: names would be lost there. Use another store.")
 
     @property
     def is_away(self) -> bool:
@@ -322,5 +325,17 @@ def _listed(meta: Any) -> Listed:
 
 def _text(error: Exception) -> str:
     """Returns what an error says, in a line and without secrets: obstore adds how it came to be in many."""
-    text = str(error).partition("\n\nDebug source")[0]
-    return re.sub(r"\?[^\s\"'>]*", "", " ".join(text.split()))[:500]
+    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
+    text = re.sub(r"<\?xml.*?<Message>(.*?)</Message>.*", r"\1", text)
+    return re.sub(r"(://[^\s?]*)\?[^\s\"'>]*", r"\1", text)[:500].rstrip(".: ")
+
+
+def _advice(error: Exception) -> str:
+    """Returns what to do where a server cannot start."""
+    text = str(error)
+    if re.search(r"NoSuchBucket|ContainerNotFound|status code: 404", text) or isinstance(error, FileNotFoundError):
+        return "Make the bucket, or check its name, the region and the endpoint."
+    if re.search(r"status code: 40[13]|[Cc]redential|token|Account must", text):
+        what = "may list, read, write and delete there (docs/object-storage.md names the variables)"
+        return f"Check that the environment has credentials which {what}."
+    return "Check that it can be reached from here, and the endpoint; then start again."

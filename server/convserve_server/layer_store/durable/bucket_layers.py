@@ -118,6 +118,10 @@ class BucketLayers(DurableLayers):
             self._set_size(key, found.size)
         return True
 
+    def is_there(self, key: bytes) -> bool:
+        """Returns whether there is an object for this layer now."""
+        return self._bucket.find(_path(key)) is not None
+
     def read(self, key: bytes) -> Layer | None:
         """Returns a layer, verified, or None; a damaged object is reported."""
         layer = self._cache.read(key) if self._cache else None
@@ -137,7 +141,7 @@ class BucketLayers(DurableLayers):
 
     def keep(self, key: bytes, layer: Layer | None) -> bool:
         """Stores a layer again, if it is given, that others have deleted since; returns whether it is there."""
-        if self._bucket.find(_path(key)) is not None:
+        if self.is_there(key):
             return True
         if layer is None:
             return self.restore(key)

@@ -132,6 +132,10 @@ class DurableLayers(ABC):
         """Returns the names that others have moved, or moved away, since they were read."""
         return []
 
+    def is_there(self, key: bytes) -> bool:
+        """Returns whether there is a layer with this digest now, whatever is known of it."""
+        return key in self
+
     def look(self) -> None:  # noqa: B027 (one may, and a folder need not)
         """Learns which layers others have stored or deleted."""
 

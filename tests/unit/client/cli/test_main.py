@@ -15,7 +15,7 @@ import convserve
 from convserve import cli
 from tests.support.processes import ended_afterwards
 
-COMMANDS = ("conv2d", "plan", "batch", "layers", "bench", "health", "info", "top")
+COMMANDS = ("conv2d", "plan", "play", "batch", "layers", "bench", "health", "info", "top")
 
 
 def test_help_lists_every_command_with_a_line(capsys):

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from obstore.store import MemoryStore
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError, TooLargeError
 from convserve.layers.digest import digest
@@ -17,6 +18,7 @@ from convserve.tensors.aligned import ALIGNMENT, aligned_empty
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
+from tests.support.layers.places import opened
 
 PLENTY = 2**30
 
@@ -40,12 +42,12 @@ def held(store: LayerStore) -> set[int]:
     return {int(store.layer(each.digest).kernel.flat[0]) for each in store.page("", b"", 1000)}
 
 
-@pytest.fixture(params=["memory", "folder"])
+@pytest.fixture(params=["memory", "folder", "bucket"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> LayerStore:
-    return LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY) if request.param == "folder" else None)
+    return opened({"memory": None, "folder": tmp_path, "bucket": MemoryStore()}[request.param])
 
 
-# What both kinds do
+# What all kinds do
 
 
 def test_what_is_put_comes_back(store: LayerStore) -> None:
@@ -68,7 +70,7 @@ def test_putting_again_changes_nothing(store: LayerStore) -> None:
     assert existed
     assert again == first
     assert again.config.name == "first"
-    assert store.usage() == usage
+    assert store.usage()[:3] == usage[:3]
 
 
 def test_weights_are_kept_aligned_and_read_only_and_digested_once(
@@ -127,7 +129,7 @@ def test_deleting_a_layer_deletes_its_names(store: LayerStore) -> None:
         store.digest_of("a")
     assert held(store) == {2}
     store.delete(layer(2).digest)
-    assert store.usage() == StoreUsage(0, 0, 0)
+    assert store.usage()[:3] == StoreUsage(0, 0, 0)[:3]
 
 
 @pytest.mark.parametrize("ask", [LayerStore.layer, LayerStore.describe, LayerStore.delete])
@@ -274,7 +276,7 @@ def test_what_is_larger_than_the_store_can_never_be_put(tmp_path: Path) -> None:
     ):
         with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --{setting}"):
             store.put(layer(0))
-        assert store.usage() == StoreUsage(0, 0, 0)
+        assert store.usage()[:3] == StoreUsage(0, 0, 0)[:3]
 
 
 def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from obstore.store import MemoryStore
 
 from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError, OverloadedError, TooLargeError
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
+from tests.support.layers.places import opened
 
 OVERHEAD_BYTES = 4096  # what the store counts beside a layer's weights
 MEMORY_BYTES, DISK_BYTES = 40_000, 2**30
@@ -39,24 +41,27 @@ class StoreModel(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.folder: tempfile.TemporaryDirectory[str] | None = None
+        self.place: tempfile.TemporaryDirectory[str] | MemoryStore | None = None
         self.held: dict[bytes, Layer] = {}
         self.leads_to: dict[str, bytes] = {}
         self.versions: dict[str, list[bytes]] = {}
         self.pins: dict[str, set[bytes]] = {}
         self.in_memory: OrderedDict[bytes, None] = OrderedDict()
 
-    @initialize(durable=st.booleans())
-    def open(self, durable: bool) -> None:
-        self.folder = tempfile.TemporaryDirectory() if durable else None
+    @initialize(kind=st.sampled_from(["memory", "folder", "bucket"]))
+    def open(self, kind: str) -> None:
+        self.place = None
+        if kind != "memory":
+            self.place = tempfile.TemporaryDirectory() if kind == "folder" else MemoryStore()
         self.store = self.opened()
 
     def opened(self) -> LayerStore:
-        return LayerStore(MEMORY_BYTES, LayerFiles(Path(self.folder.name), DISK_BYTES) if self.folder else None)
+        place = Path(self.place.name) if isinstance(self.place, tempfile.TemporaryDirectory) else self.place
+        return opened(place, MEMORY_BYTES, DISK_BYTES)
 
     def teardown(self) -> None:
-        if self.folder:
-            self.folder.cleanup()
+        if isinstance(self.place, tempfile.TemporaryDirectory):
+            self.place.cleanup()
 
     # What the model does
 
@@ -72,9 +77,9 @@ class StoreModel(RuleBasedStateMachine):
                 return
             if oldest in self.pinned():
                 continue
-            if self.folder or (oldest != key and oldest not in self.leads_to.values()):
+            if self.place or (oldest != key and oldest not in self.leads_to.values()):
                 del self.in_memory[oldest]
-                if not self.folder:
+                if not self.place:
                     del self.held[oldest]
 
     def pinned(self) -> set[bytes]:
@@ -93,7 +98,7 @@ class StoreModel(RuleBasedStateMachine):
         self.pins.pop(name, None)
 
     def refusal(self, key: bytes, name: str) -> type[Exception] | None:
-        if key in self.held or self.folder:
+        if key in self.held or self.place:
             return None
         if SIZES[key] > MEMORY_BYTES:
             return TooLargeError
@@ -215,7 +220,7 @@ class StoreModel(RuleBasedStateMachine):
             with pytest.raises(LayerNotFoundError):
                 self.store.pin(name)
             return
-        if self.folder and key not in self.pinned():
+        if self.place and key not in self.pinned():
             beside = sum(SIZES[each] for each in self.pinned())
             if beside + SIZES[key] > MEMORY_BYTES:
                 with pytest.raises((OverloadedError, TooLargeError)):
@@ -240,7 +245,7 @@ class StoreModel(RuleBasedStateMachine):
         expected = sorted(key for key in keys if key > after.digest)[:size]
         assert [each.digest for each in self.store.page(prefix, after.digest, size)] == expected
 
-    @precondition(lambda self: self.folder)
+    @precondition(lambda self: self.place)
     @rule()
     def reopen(self) -> None:
         self.store = self.opened()

@@ -1,0 +1,263 @@
+"""Settings: what all controls of the page say, as one value, which a link carries."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+from convserve._keras_object import KerasObject
+from convserve.activations import Activation
+from convserve.constraints import Constraint
+from convserve.errors import InvalidRequestError, short_repr
+from convserve.initializers import Initializer
+from convserve.layers.arguments import DTYPE_POLICIES, Pair
+from convserve.layers.classic_kernels import CLASSIC_KERNELS
+from convserve.layers.conv2d import Conv2D
+from convserve.regularizers import Regularizer
+
+PICTURES = ("photo", "checkerboard", "digit", "numbers", "upload")
+SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_GRID = 8
+"""The most rows and columns of a grid of numbers."""
+
+Matrix = tuple[tuple[float, ...], ...]
+FAMILIES: dict[str, type[KerasObject]] = {
+    "activation": Activation,
+    "kernel_initializer": Initializer,
+    "bias_initializer": Initializer,
+    "kernel_regularizer": Regularizer,
+    "bias_regularizer": Regularizer,
+    "activity_regularizer": Regularizer,
+    "kernel_constraint": Constraint,
+    "bias_constraint": Constraint,
+}
+OBJECTS = tuple(FAMILIES)
+"""The parameters whose values are a name, perhaps with parameters of its own."""
+_CHOICES = {
+    "picture": PICTURES,
+    "kernel": ("initializer", "numbers", *CLASSIC_KERNELS),
+    "data_format": ("channels_last", "channels_first"),
+    "dtype": tuple(DTYPE_POLICIES),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the controls say. Conv2D's parameters have its names; sizes are (height, width).
+
+    Attributes:
+        picture: One of PICTURES.
+        size: Pixels of the picture's longer side.
+        grey: Whether a picture of colours is made grey, so that it has one channel.
+        grid: The input's numbers where `picture` is "numbers".
+        kernel: "initializer", "numbers", or the name of a classic kernel.
+        numbers: Where `kernel` is "numbers": of each filter a matrix, the same for all of its input channels. Further
+            filters repeat them.
+        seed: For every initializer that has none of its own.
+        padding: "valid", "same", or "top,bottom,left,right".
+        activation: As all of OBJECTS "" for None, a Keras name, or a name with parameters: "l2(l2=0.1)".
+        input_shape: "" for None, or dimensions without the batch axis: "600,600,3".
+        shared_range: Whether all feature maps are drawn on one scale.
+        filter: The feature map whose pixel's sum is written out.
+        row: The pixel's row in the output.
+        column: Its column.
+    """
+
+    picture: str = "photo"
+    size: int = 96
+    grey: bool = False
+    grid: Matrix = tuple(tuple(float(5 * row + column) for column in range(5)) for row in range(5))
+    filters: int = 4
+    kernel_size: Pair = (3, 3)
+    strides: Pair = (1, 1)
+    padding: str = "valid"
+    data_format: str = "channels_last"
+    dilation_rate: Pair = (1, 1)
+    groups: int = 1
+    activation: str = ""
+    use_bias: bool = True
+    kernel: str = "initializer"
+    numbers: tuple[Matrix, ...] = (((-1.0, 0.0, 1.0), (-2.0, 0.0, 2.0), (-1.0, 0.0, 1.0)),)
+    seed: int = 0
+    kernel_initializer: str = "glorot_uniform"
+    bias_initializer: str = "zeros"
+    kernel_regularizer: str = ""
+    bias_regularizer: str = ""
+    activity_regularizer: str = ""
+    kernel_constraint: str = ""
+    bias_constraint: str = ""
+    name: str = ""
+    dtype: str = "float32"
+    trainable: bool = True
+    input_shape: str = ""
+    shared_range: bool = False
+    filter: int = 0
+    row: int = 40
+    column: int = 36
+
+    @classmethod
+    def from_query(cls, query: Mapping[str, str]) -> Settings:
+        """Returns the settings that a link carries; what it leaves out has its default, and other words are ignored.
+
+        Raises InvalidRequestError for a value that cannot be read, naming the field.
+        """
+        return cls(
+            **{
+                field.name: _read(field.name, field.default, query[field.name])
+                for field in dataclasses.fields(cls)
+                if field.name in query
+            }
+        )
+
+    def to_query(self) -> dict[str, str]:
+        """Returns the words of a link: those that are not the defaults."""
+        changed = (field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
+        return {field.name: _text(getattr(self, field.name)) for field in changed}
+
+    @property
+    def link(self) -> str:
+        """The address of the page with these settings, relative to the page."""
+        return "?" + urlencode(self.to_query())
+
+    def conv2d(self, channels: int, kernel_size: Pair | None = None) -> Conv2D:
+        """Returns the configuration for an input of so many channels.
+
+        A classic kernel filters each channel by itself, so that filters and groups are both the channels, and
+        `kernel_size` is the kernel's.
+
+        Raises InvalidArgumentError as Conv2D does.
+        """
+        parameters: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in (
+                *("filters", "kernel_size", "strides", "data_format", "dilation_rate", "groups", "use_bias"),
+                *("dtype", "trainable"),
+            )
+        }
+        if kernel_size is not None:
+            parameters |= {"filters": channels, "groups": channels, "kernel_size": kernel_size}
+        parameters |= {name: named(getattr(self, name), name) for name in OBJECTS}
+        parameters["padding"] = self.padding if self.padding in ("valid", "same") else _explicit(self.padding)
+        parameters["name"] = self.name or None
+        parameters["input_shape"] = _dimensions(self.input_shape)
+        return Conv2D(**parameters).with_seed(self.seed)
+
+    def differences(self, other: Settings) -> list[tuple[str, str, str]]:
+        """Returns what differs from other settings, but for the pixel: the name, and both values as text."""
+        looked_at = ("filter", "row", "column")
+        return [
+            (field.name, _text(getattr(self, field.name)) or "None", _text(getattr(other, field.name)) or "None")
+            for field in dataclasses.fields(self)
+            if field.name not in looked_at and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def named(text: str, field: str) -> dict[str, Any] | None:
+    """Returns None for "", and for "l2(l2=0.1)" a dictionary with `class_name` and `config`.
+
+    Raises InvalidRequestError for anything else.
+    """
+    if not text:
+        return None
+    try:
+        tree = ast.parse(text, mode="eval").body
+        if isinstance(tree, ast.Name):
+            return {"class_name": tree.id, "config": {}}
+        if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:
+            config = {str(word.arg): ast.literal_eval(word.value) for word in tree.keywords if word.arg}
+            if len(config) == len(tree.keywords):
+                return {"class_name": tree.func.id, "config": config}
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        pass
+    raise InvalidRequestError.for_field(field, "a name, and parameters as NAME=VALUE, ...", short_repr(text))
+
+
+def text_of(name: str, parameters: str) -> str:
+    """Returns the text of a name that was chosen and parameters that were typed: "l2(l2=0.1)"."""
+    return f"{name}({parameters.strip()})" if name and parameters.strip() else name
+
+
+def parts_of(text: str) -> tuple[str, str]:
+    """Returns the name and the parameters that a text of `text_of` has."""
+    name, _, parameters = text.partition("(")
+    return name, parameters.removesuffix(")")
+
+
+def resized(matrix: Matrix, rows: int, columns: int) -> Matrix:
+    """Returns a matrix of another size: cut off at the bottom and the right, or continued there with 0."""
+    padded = [[*row, *[0.0] * columns][:columns] for row in matrix] + [[0.0] * columns for _ in range(rows)]
+    return tuple(map(tuple, padded[:rows]))
+
+
+def _explicit(text: str) -> tuple[Pair, Pair]:
+    top, bottom, left, right = _integers("padding", text, 4)
+    return (top, bottom), (left, right)
+
+
+def _dimensions(text: str) -> tuple[int | None, ...] | None:
+    words = text.strip().strip("()").split(",")
+    try:
+        sizes = tuple(None if word.strip() == "None" else int(word) for word in words if word.strip())
+    except ValueError:
+        expected = "dimensions without the batch axis, such as 600,600,3"
+        raise InvalidRequestError.for_field("input_shape", expected, short_repr(text)) from None
+    return sizes or None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, tuple) and value and isinstance(value[0], tuple):
+        mark = "|" if isinstance(value[0][0], tuple) else ";"
+        return mark.join(map(_text, value))
+    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+
+
+def _read(name: str, default: Any, text: str) -> Any:
+    if isinstance(default, bool):
+        return _one_of(name, {"yes": True, "no": False}, text)
+    if isinstance(default, int):
+        return _integers(name, text, 1)[0]
+    if name == "grid":
+        return _matrix(name, text, MAX_GRID)
+    if name == "numbers":
+        return tuple(_matrix(name, part, 99) for part in text.split("|"))
+    if isinstance(default, tuple):
+        return _integers(name, text, len(default))
+    if name in FAMILIES and text:
+        known = sorted({member.keras_name for member in FAMILIES[name].members.values()})
+        _one_of(name, dict.fromkeys(known), parts_of(text)[0])
+    if name == "padding" and text not in ("valid", "same"):
+        _explicit(text)
+    return _one_of(name, dict(zip(_CHOICES[name], _CHOICES[name], strict=True)), text) if name in _CHOICES else text
+
+
+def _one_of(name: str, values: Mapping[str, Any], text: str) -> Any:
+    if text not in values:
+        raise InvalidRequestError.for_field(name, f"one of {', '.join(values)}", short_repr(text))
+    return values[text]
+
+
+def _integers(name: str, text: str, count: int) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(word) for word in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != count:
+        raise InvalidRequestError.for_field(name, f"{count} whole numbers with commas between", short_repr(text))
+    return numbers
+
+
+def _matrix(name: str, text: str, most: int) -> Matrix:
+    try:
+        rows = tuple(tuple(float(word) for word in row.split(",")) for row in text.split(";"))
+    except ValueError:
+        rows = ()
+    if len({len(row) for row in rows}) != 1 or max(len(rows), len(rows[0])) > most:
+        expected = "rows of as many numbers each, such as 1,0;0,1"
+        raise InvalidRequestError.for_field(name, expected, short_repr(text))
+    return rows

@@ -1,0 +1,157 @@
+"""The page, served on loopback, and the server that it asks."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from convserve._rpc.channel import default_target
+from convserve._sync.client import Client
+from convserve.errors import InvalidRequestError, MissingDependencyError, UnavailableError
+
+PAGE = Path(__file__).with_name("app.py")
+_HOST = "127.0.0.1"
+_LAST_LINES = 20
+
+_page: list[tuple[Client, str]] = []
+
+
+def use(client: Client, target: str) -> None:
+    """Has the page ask this client's server, which code to copy calls `target`."""
+    _page[:] = [(client, target)]
+
+
+def client_of_page() -> tuple[Client, str]:
+    """Returns the page's client and target: those of `convserve play`, else of the server at $CONVSERVE_TARGET."""
+    if not _page:
+        target = default_target()
+        use(Client(target), target)
+    return _page[0]
+
+
+class Page:
+    """The page as a web server in a thread.
+
+    Raises MissingDependencyError without marimo, or InvalidRequestError if the port is taken.
+    """
+
+    def __init__(self, file: Path, port: int) -> None:
+        """Takes a port of this machine's, 0 for a free one, for the page of a file."""
+        try:
+            import marimo
+            import uvicorn
+        except ImportError as error:
+            text = f"`convserve play` needs marimo: pip install 'convserve[play]' ({error})."
+            raise MissingDependencyError(text) from error
+        self._socket = socket.socket()
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind((_HOST, port))
+        except OSError as error:
+            self._socket.close()
+            raise InvalidRequestError.for_field("port", "a free port", f"{port}: {error.strerror}") from error
+        self.url = f"http://{_HOST}:{self._socket.getsockname()[1]}/"
+        application: Any = marimo.create_asgi_app(quiet=True).with_app(path="/", root=str(file)).build()
+        # Browsers keep their connections open: they are not waited for.
+        config = uvicorn.Config(_for_own_pages(application), log_level="warning", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+
+    def run(self, opened: Callable[[], None]) -> None:
+        """Serves until `stop`; calls `opened` once the page can be asked for."""
+        # In a thread, so that signals stay with the command.
+        thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, name="convserve-play")
+        thread.start()
+        while thread.is_alive() and not self._server.started:
+            thread.join(0.05)
+        if thread.is_alive():
+            opened()
+        thread.join()
+        self._socket.close()
+
+    def stop(self) -> None:
+        """Ends `run`."""
+        self._server.should_exit = True
+
+
+def _for_own_pages(application: Any) -> Any:
+    """Returns the application for pages that come from itself: marimo answers those of any website in the browser."""
+
+    async def guarded(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] in ("http", "websocket"):
+            headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+            host = headers.get(b"host", "")
+            is_own = headers.get(b"origin", f"http://{host}") == f"http://{host}"
+            if host.partition(":")[0] not in (_HOST, "localhost") or not is_own:
+                is_http = scope["type"] == "http"
+                await send(
+                    {"type": "http.response.start", "status": 403, "headers": []}
+                    if is_http
+                    else {"type": "websocket.close", "code": 1008}
+                )
+                if is_http:
+                    await send({"type": "http.response.body", "body": b"Only for pages of this address."})
+                return
+        await application(scope, receive, send)
+
+    return guarded
+
+
+class OwnServer:
+    """A convserve server that lives as long as the page."""
+
+    def __init__(self) -> None:
+        """Starts one on a free port; raises MissingDependencyError without the server extra."""
+        if any(importlib.util.find_spec(name) is None for name in ("convserve_server", "tensorflow", "keras")):
+            text = f"No server answers at {default_target()}, and none can be started here: pip install "
+            raise MissingDependencyError(f"{text}'convserve[server]', or name a server with --target.")
+        command = [sys.executable, "-m", "convserve", "serve", "--listen", f"{_HOST}:0"]
+        # Away from the terminal, whose Ctrl-C is for the page: it stops the server afterwards.
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def address(self) -> str:
+        """Returns where it listens, once it is ready; raises UnavailableError if it ends before."""
+        assert self._process.stdout is not None  # noqa: S101 (it is a pipe)
+        address, said = "", []
+        for line in self._process.stdout:
+            said.append(line.rstrip())
+            if line.startswith("listening on "):
+                address = line.split()[-1]
+            if line.startswith("ready"):
+                # What it logs later must not fill the pipe.
+                threading.Thread(target=self._process.stdout.read, daemon=True).start()
+                return address
+        text = "\n".join(said[-_LAST_LINES:])
+        raise UnavailableError(f"the server ended with status {self._process.wait()} before it was ready:\n{text}")
+
+    def stop(self) -> None:
+        """Asks it to end."""
+        self._process.terminate()
+
+    def close(self) -> None:
+        """Ends it."""
+        self.stop()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextlib.contextmanager
+def own_server() -> Iterator[OwnServer]:
+    """Starts a server, and ends it with the block."""
+    server = OwnServer()
+    try:
+        yield server
+    finally:
+        server.close()

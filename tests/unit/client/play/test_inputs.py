@@ -1,0 +1,86 @@
+"""The page's inputs and what their code makes; what the controls offer, and how they are read."""
+
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from convserve.errors import InvalidArgumentError
+from convserve.play import choices
+from convserve.play.convolution.pictures import Upload, input_array, input_code
+from convserve.play.convolution.settings import FAMILIES, OBJECTS, SIZES, Settings
+
+
+def made_by(code):
+    names = {}
+    exec(code, names)  # noqa: S102 (code of ours)
+    return names["x"]
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("grey", [False, True])
+@pytest.mark.parametrize("picture", ["photo", "checkerboard", "digit", "numbers"])
+@pytest.mark.parametrize("size", [8, 96])
+def test_the_code_makes_the_same_input(picture, grey, data_format, size):
+    settings = Settings(picture=picture, grey=grey, data_format=data_format, size=size)
+    x = input_array(settings)
+    again = made_by(input_code(settings))
+    assert (again.shape, again.dtype) == (x.shape, x.dtype)
+    assert np.array_equal(again, x)
+    assert x.flags.c_contiguous
+    assert x.dtype == (np.float32 if picture == "numbers" else np.uint8)
+    assert np.ptp(x) > (200 if picture != "numbers" and size > 8 else 20)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_have_the_size_that_is_asked_for(size):
+    for picture in ("photo", "checkerboard", "digit"):
+        assert max(input_array(Settings(picture=picture, size=size)).shape[1:3]) == size
+
+
+def test_an_upload_is_made_small_too(tmp_path, monkeypatch):
+    image = pytest.importorskip("PIL.Image")
+    data = io.BytesIO()
+    image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).save(data, "PNG")
+    settings = Settings(picture="upload", size=8)
+    x = input_array(settings, Upload("grey.png", data.getvalue()))
+    assert x.shape == (1, 3, 8, 3)
+    (tmp_path / "grey.png").write_bytes(data.getvalue())
+    monkeypatch.chdir(tmp_path)
+    assert np.array_equal(made_by(input_code(settings, "grey.png")), x)
+
+
+@pytest.mark.parametrize("upload", [None, Upload("x.png", b""), Upload("x.png", b"GIF89a")])
+def test_what_is_no_picture_is_refused_at_the_picture(upload):
+    with pytest.raises(InvalidArgumentError) as refused:
+        input_array(Settings(picture="upload"), upload)
+    assert refused.value.violations[0].field == "picture"
+
+
+@pytest.mark.parametrize("field", OBJECTS)
+def test_every_name_that_keras_has_can_be_chosen(field):
+    offered = choices.names(field)
+    assert set(offered.values()) - {""} == {member.keras_name for member in FAMILIES[field].members.values()}
+    assert ("" in offered.values()) is not field.endswith("initializer")
+
+
+def test_parameters_are_shown_with_their_defaults():
+    assert choices.parameters("kernel_regularizer", "l2") == "l2=0.01"
+    assert choices.parameters("activation", "tanh") == ""
+    assert "seed" not in choices.parameters("kernel_initializer", "he_normal")
+
+
+def test_the_numbers_of_one_filter_change_and_others_stay():
+    one, two = ((1.0,),), ((2.0,),)
+    assert choices.with_matrix((one,), 0, one, 4) == (one,)
+    assert choices.with_matrix((one,), 2, two, 4) == (one, one, two)
+    assert choices.with_matrix((one,), 2, one, 4) == (one,)  # a repeated one that was not changed
+    assert choices.with_matrix((one, one, two), 2, two, 1) == (two,)
+    assert choices.with_matrix((one,), 0, ((1.0, 5.0),), 4) == (((1.0, 5.0),),)
+
+
+def test_what_was_cleared_is_zero():
+    assert choices.matrix_of(SimpleNamespace(value={"0,0": 1, "0,1": None, "1,0": 2.5, "1,1": 0})) == ((1, 0), (2.5, 0))
+    assert choices.padding_text("explicit", {"top": 1, "bottom": None, "left": 2, "right": 0}) == "1,0,2,0"
+    assert choices.padding_text("same", {}) == "same"
