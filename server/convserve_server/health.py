@@ -42,6 +42,11 @@ class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
         context.add_callback(lambda: self._watches.discard(send_response_callback))
         return super().Watch(request, context, send_response_callback)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether somebody would be told of a change now."""
+        return bool(self._watches)
+
     def end_watches(self) -> None:
         """Ends the watches that are open."""
         for send_response in tuple(self._watches):

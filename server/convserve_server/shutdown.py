@@ -20,6 +20,7 @@ from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings
 
+_LEAVING_S = 0.2  # for callers that watch the health to go to other servers
 _MAX_TAKING_S = 3.0  # for the calls that gRPC's core holds: under an overload there may be some at any time
 _MAX_CLOSING_S = 10.0  # for the log and the spans that are left, whose readers may have stalled
 
@@ -74,7 +75,7 @@ def drain(
     health.enter_graceful_shutdown()
     if settings.pre_stop_s:
         say(f"stopping: serving for {settings.pre_stop_s:g} s more")
-        time.sleep(settings.pre_stop_s)
+    time.sleep(max(settings.pre_stop_s, _LEAVING_S if health.is_watched else 0))
     say("stopping: finishing the calls in flight")
     wait_until_taken(lambda: observability.recorder.arrivals)
     _stop(server, settings.drain_s + _MAX_CLOSING_S)

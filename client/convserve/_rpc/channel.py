@@ -152,7 +152,11 @@ def options(target: str, address: str) -> list[tuple[str, Any]]:
     # Replicas are interchangeable, so calls are spread over all addresses. Those of localhost may be two servers, each
     # with layers of its own.
     policy = "pick_first" if is_localhost(target.removeprefix("dns:///").rpartition(":")[0]) else "round_robin"
-    config = {"loadBalancingConfig": [{policy: {}}], "methodConfig": _METHODS}
+    config: dict[str, Any] = {"loadBalancingConfig": [{policy: {}}], "methodConfig": _METHODS}
+    # A server that stops says so before it refuses calls, which then go to the others. A single address may be a load
+    # balancer's: what it passes on would be the health of one of the servers behind it.
+    if len(addresses(address)) > 1:
+        config["healthCheckConfig"] = {"serviceName": ""}
     return [*_OPTIONS, *proxy, ("grpc.service_config", json.dumps(config))]
 
 

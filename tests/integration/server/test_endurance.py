@@ -7,6 +7,7 @@ import pytest
 from tests.endurance.batch import batch_often_killed
 from tests.endurance.bombs import ALL_RPCS, explode
 from tests.endurance.connections import crowd
+from tests.endurance.drains import drain_often
 from tests.endurance.fuzz import corpus, fuzz
 from tests.endurance.interrupts import interrupt_often
 from tests.endurance.kernels import compare
@@ -92,6 +93,12 @@ def test_calls_without_a_message_keep_no_thread_from_others(attack: str) -> None
     assert not found.failed
     assert found.answered
     assert found.outcomes["RESOURCE_EXHAUSTED"]
+
+
+def test_a_stop_of_one_of_two_servers_costs_callers_without_retries_nothing() -> None:
+    found = drain_often(times=1, pre_stop_s=0)
+    assert found.calls
+    assert (found.failed, found.statuses) == ({}, [])
 
 
 def test_messages_of_empty_messages_take_little_more_than_their_bytes() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2_grpc
+from grpc_health.v1.health import HealthServicer
 
 CONVOLUTION, LAYERS = "/convserve.v1.ConvolutionService/", "/convserve.v1.LayerService/"
 
@@ -58,12 +60,14 @@ class LyingServer(grpc.GenericRpcHandler):
 
 
 @contextmanager
-def lying_server() -> Iterator[LyingServer]:
-    """Yields a server without answers, which it stops."""
+def lying_server(health: HealthServicer | None = None) -> Iterator[LyingServer]:
+    """Yields a server without answers, which it stops, with a health service if one is given."""
     lies = LyingServer()
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     server = grpc.server(ThreadPoolExecutor(8), options=options)
     server.add_generic_rpc_handlers((lies,))
+    if health is not None:
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
     lies.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     server.start()
     yield lies

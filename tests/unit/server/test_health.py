@@ -23,8 +23,11 @@ def test_grpc_still_gives_watch_a_callback_and_no_thread():
 class Context:
     """A call."""
 
+    def __init__(self):
+        self.callbacks = []
+
     def add_callback(self, callback):
-        self.ended = callback
+        self.callbacks.append(callback)
         return True
 
 
@@ -32,8 +35,14 @@ class Context:
 def test_a_watch_sees_every_change_and_is_ended(service):
     service_health, answers = Health(["a.B"]), []
     watch = lambda response: answers.append(response and response.status)  # noqa: E731
-    service_health.Watch(health_pb2.HealthCheckRequest(service=service), Context(), watch)
+    call = Context()
+    assert not service_health.is_watched
+    service_health.Watch(health_pb2.HealthCheckRequest(service=service), call, watch)
+    assert service_health.is_watched
     service_health.set_serving()
     service_health.enter_graceful_shutdown()
     service_health.end_watches()
     assert answers == [NOT_SERVING, SERVING, NOT_SERVING, None]
+    for each in call.callbacks:
+        each()
+    assert not service_health.is_watched

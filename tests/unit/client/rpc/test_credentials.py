@@ -1,5 +1,6 @@
 """What a client's channels are made with: when a token is sent and when not, and that no secret comes out."""
 
+import json
 import pickle
 
 import grpc
@@ -178,3 +179,13 @@ def test_what_needs_no_proxy_asks_none(monkeypatch, target, address, no_proxy, a
 )  # fmt: skip
 def test_a_client_of_localhost_stays_with_the_server_that_it_found(monkeypatch, target, policy):
     assert policy in options_of(monkeypatch, target)["grpc.service_config"]
+
+
+@pytest.mark.parametrize(
+    ("target", "address", "watches"),
+    [("10.0.0.1:1,10.0.0.2:1", None, True), ("[::1]:1,[::1]:2", None, True), ("10.0.0.1:1", None, False),
+     ("10.0.0.1:1,10.0.0.2:1", "ipv4:10.0.0.1:1", False), ("a.test:1", None, False), ("unix:///a", None, False)],
+)  # fmt: skip
+def test_a_client_of_several_servers_watches_the_health_of_each(monkeypatch, target, address, watches):
+    config = json.loads(options_of(monkeypatch, target, address)["grpc.service_config"])
+    assert config.get("healthCheckConfig") == ({"serviceName": ""} if watches else None)
