@@ -59,7 +59,11 @@ _CLASS_OF_CODE = {kind.code_name: kind for kind in reversed(_family(ConvserveErr
     "CANCELLED": UnavailableError,
 }
 # Texts of gRPC itself, which has no codes for these cases. Seen in grpcio 1.85.1.
-_BROKEN_OFF = "Internal error from Core"  # asyncio, with INTERNAL, where a call ended while it was sending
+# A call ended on its way: with INTERNAL, of asyncio where it was sending, and of a load balancer whose server ended
+# (HAProxy); with UNKNOWN, of one that would have sent it to another server (Envoy).
+_BROKEN_OFF = re.compile(
+    r"Internal error from Core$|.*RST_STREAM with error code|exceeded request buffer limit while retrying upstream"
+)
 _ANSWER_TOO_LARGE = "CLIENT: Received message larger than max"
 _MESSAGE_TOO_LARGE = re.compile(r"message larger than max \((\d+) vs\. (\d+)\)")  # with RESOURCE_EXHAUSTED
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -147,9 +151,9 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
         return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
     may_be_done = not _NOT_SENT.search(text)
-    if text == _BROKEN_OFF:
+    if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and _BROKEN_OFF.match(text):
         code = grpc.StatusCode.UNAVAILABLE
-        text = "Expected to send the whole request. The call ended in the middle of it."
+        text = f"Expected an answer to the whole request. The call ended in the middle of it. ({text})"
     elif code is grpc.StatusCode.UNAVAILABLE and _TLS_FAILED.search(text):
         why = next(why for sign, why in _TLS_FAILED_TEXTS.items() if sign in text)
         text = f"{why} ({text})"

@@ -327,3 +327,22 @@ def test_a_value_in_a_text_is_short(value):
 @pytest.mark.parametrize("value", ["text", b"bytes", (1, -2), None, 1.5, "x" * 150])
 def test_a_short_value_in_a_text_is_whole(value):
     assert short_repr(value) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "is_retried"),
+    [
+        ("INTERNAL", "Internal error from Core", True),
+        ("INTERNAL", "RST_STREAM (Received RST_STREAM with error code 0)", True),
+        ("UNKNOWN", "exceeded request buffer limit while retrying upstream", True),
+        ("INTERNAL", "Internal error from Corelli", False),
+        ("UNKNOWN", "Exception calling application: RST", False),
+        ("INVALID_ARGUMENT", "Received RST_STREAM with error code 0", False),
+    ],
+)
+def test_a_call_that_ended_on_its_way_had_no_answer(code: str, text: str, is_retried: bool) -> None:
+    error = from_rpc_error(Failure(grpc.StatusCode[code], text))
+    assert isinstance(error, errors.UnavailableError) is is_retried
+    assert text in str(error)
+    if isinstance(error, errors.UnavailableError):
+        assert (error.code_name, error.may_be_done) == ("UNAVAILABLE", True)
