@@ -14,7 +14,7 @@ IMAGE := convserve/(server|server-gpu|client)
 RELEASE := v$(VERSION)
 RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
-.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve bench gpu constraints clean
+.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve bench gpu matrix constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -127,6 +127,10 @@ $(RELEASE_TOOLS): .ci/release-constraints.txt
 	.venv-release/bin/pip install --disable-pip-version-check -q -c $< $(RELEASE_PACKAGES)
 	@touch $@
 
+# The unit tests under each Python that there is: some minutes and gigabytes for each. make matrix [MATRIX="--all 3.12"]
+matrix:
+	$(PYTHON) -m tests.matrix $(MATRIX)
+
 # Writes the versions that CI installs anew, after a change of the dependencies in pyproject.toml.
 constraints:
 	rm -rf .venv-constraints
@@ -148,4 +152,4 @@ constraints:
 	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient .venv-kserve .venv-play .venv-docs .venv-release demo-output dist site
+	rm -rf .venv .venv-tritonclient .venv-kserve .venv-matrix .venv-play .venv-docs .venv-release demo-output dist site
