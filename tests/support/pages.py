@@ -51,4 +51,5 @@ def links(page: str) -> list[tuple[str, str]]:
 def pages() -> list[Path]:
     """Returns all Markdown pages: those at the root, in docs/, and beside the code."""
     parts = ("docs", "client", "server", "proto", "tests", "examples")
-    return sorted([*ROOT.glob("*.md"), *(path for part in parts for path in (ROOT / part).rglob("*.md"))])
+    found = [*ROOT.glob("*.md"), *(path for part in parts for path in (ROOT / part).rglob("*.md"))]
+    return sorted(path for path in found if "node_modules" not in path.parts)
