@@ -14,7 +14,7 @@ IMAGE := convserve/(server|server-gpu|client)
 RELEASE := v$(VERSION)
 RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
-.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve bench gpu matrix constraints clean
+.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve many-machines bench gpu matrix constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -74,6 +74,11 @@ agreement: $(INSTALLED)
 # KServe's own client calls a server: half a gigabyte is installed, once.
 kserve: $(INSTALLED) $(KSERVE)
 	$(BIN)/python -m tests.kserve_client .venv-kserve/bin/python
+
+# The programs of docs/many-machines.md, each engine's in an environment of its own, several gigabytes in all:
+# make many-machines [ENGINES="ray dask"]
+many-machines: $(INSTALLED)
+	$(BIN)/python -m tests.many_machines $(ENGINES)
 
 # The service beside other servers: make bench PEERS=path/to/the/kit [BENCH="--quick hand_raw"]. Up to an hour.
 bench: $(INSTALLED)

@@ -15,8 +15,7 @@ from tests.support.servers.server_process import RunningServer
 
 PAGE = (ROOT / "docs/pipelines.md").read_text()
 PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-# Too large to be among what every checkout installs: a gigabyte, and forty packages.
-OPTIONAL = ("torch", "apache_beam")
+OPTIONAL = ("torch",)  # too large to be among what every checkout installs
 
 
 def about(program: str) -> str:
@@ -26,9 +25,7 @@ def about(program: str) -> str:
 
 
 def test_there_is_a_program_for_each_library() -> None:
-    assert [about(each) for each in PROGRAMS] == [
-        *("convserve", "tensorflow", "torch", "multiprocessing", "apache_beam")
-    ]
+    assert [about(each) for each in PROGRAMS] == ["convserve", "tensorflow", "torch", "multiprocessing"]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=about)

@@ -215,12 +215,16 @@ def test_a_private_key_is_not_written() -> None:
     assert copy.copy(client)._arguments == client._arguments
 
 
+STORED = {convserve.Client: convserve.StoredLayer, convserve.AsyncClient: convserve.AsyncStoredLayer}
+
+
 @EVERY_COPY
-def test_a_stored_layer_takes_its_weights_along(copied: Copy) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stored_layer_takes_its_weights_along(copied: Copy, kind: Any) -> None:
     layer = Layer(Conv2D(2, 3, activation="mish"), KERNEL, np.ones(2))
-    client = Client("localhost:1", timeout=7)
+    client = kind("localhost:1", timeout=7)
     parts = {"digest": layer.digest, "config": layer.config, "kernel_shape": KERNEL.shape, "local": layer}
-    stored = convserve.StoredLayer(client, **parts, name="a", names=("a", "b"))
+    stored = STORED[kind](client, **parts, name="a", names=("a", "b"))
     stored.uploads, stored.forms["x"] = 3, object()
     again = copied(stored)
     assert (again.digest, again.config, again.name, again.names) == (layer.digest, layer.config, "a", ("a", "b"))
