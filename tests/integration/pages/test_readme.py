@@ -61,13 +61,19 @@ def test_the_quick_start_works_line_by_line_in_one_folder(typed: tuple[Path, str
     assert "SERVING" in out
     for written in re.findall(r"[\w-]+\.(?:png|npy)", QUICK_START):
         assert (folder / written).stat().st_size > 0
-    assert [each.name for each in (folder / "blurred").iterdir() if each.stem == "photo"]
+    assert (folder / "blurred" / "photo.jpg").read_bytes().startswith(b"\xff\xd8")  # which is a JPEG
 
 
 def test_the_quick_start_stops_its_server(typed: tuple[Path, str]) -> None:
     """`wait` has its status, 0, and the log ends with what a stopping server says."""
     log = (typed[0] / "server.log").read_text()
     assert log.index("ready") < log.index("stopping")
+
+
+def test_where_a_gpu_pays_is_what_the_page_on_performance_says() -> None:
+    (said,) = re.findall(r"from about ([\d.]+) GFLOP for each MB on, at 25 Gbit/s", README)
+    (measured,) = re.findall(r"^\| 25 Gbit/s \| ([\d.]+) \|", text("docs/performance.md"), re.MULTILINE)
+    assert float(said) == round(float(measured), 2)
 
 
 def test_no_link_is_relative_on_pypi() -> None:
