@@ -26,8 +26,8 @@ _FORMAT = "convserve.json"
 _FORMAT_CONTENT = b'{"format": 1}\n'
 _NEVER = '"00000000000000000000000000000000"'
 _PROBE_S = 1.0
-# A name takes milliseconds; so that a bucket that does not answer is noticed, and a call has time left.
-_SMALL: dict[str, Any] = {"connect_timeout": "2s", "timeout": "5s"}
+# A name takes milliseconds. A call whose name is asked for when the bucket falls silent waits so long, once.
+_SMALL: dict[str, Any] = {"connect_timeout": "1s", "timeout": "2s"}
 # A layer may take minutes, as long as something arrives.
 _LARGE: dict[str, Any] = {"connect_timeout": "2s", "read_timeout": "15s", "timeout": "30m"}
 _SCHEMES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
@@ -95,7 +95,7 @@ class Bucket:
         http = {"allow_http": os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true", "yes")}
         retry: Any = {
             "max_retries": 2,
-            "retry_timeout": timedelta(seconds=3),
+            "retry_timeout": timedelta(seconds=1),
             "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
         }
         try:
@@ -200,7 +200,7 @@ class Bucket:
         import obstore
 
         with self._asking("list"):
-            return [_listed(meta) for chunk in obstore.list(self._small, folder) for meta in chunk]
+            return [_listed(meta) for chunk in obstore.list(self._large, folder) for meta in chunk]
 
     def create(self, path: str, content: bytes) -> bool:
         """Writes a large object; returns False if there is one already."""
@@ -259,7 +259,7 @@ class Bucket:
         since = f" for {time.monotonic() - self._since:.0f} s" if self._since else ""
         text = (
             f"Expected {self._shown}, the server's --store, to answer. Received nothing{since}: layers in memory and "
-            "names that were seen are served meanwhile, and nothing is stored or moved. Retry."
+            "names that were seen are served meanwhile, and nothing is stored or moved, unless it was under way. Retry."
         )
         return UnavailableError(text)
 
