@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import operator
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import kubernetes_validate
@@ -12,13 +16,15 @@ import yaml
 
 from convserve_server import settings
 from convserve_server.observability.metrics import Holdings
+from tests.support.kubernetes import FOLDER, OVERLAYS, built, container_of, environment_of, merged, only
 from tests.support.repository import ROOT
 
 PAGE = (ROOT / "docs/containers.md").read_text()
-MANIFESTS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / "server/kubernetes").glob("*.yaml")}
-DEPLOYMENT = MANIFESTS["deployment"]
+BUILT = {name: built(FOLDER / "overlays" / name) for name in OVERLAYS}
+MANIFESTS = [(name, each["kind"], each) for name in OVERLAYS for each in BUILT[name]]
+DEPLOYMENT = only(BUILT["cpu"], "Deployment")
 POD = DEPLOYMENT["spec"]["template"]
-(CONTAINER,) = POD["spec"]["containers"]
+CONTAINER = container_of(DEPLOYMENT)
 ENVIRONMENT = {each["name"]: each for each in CONTAINER["env"]}
 VERSIONS = ("1.31", kubernetes_validate.latest_version())
 """An older version that is in use, and the newest that the package knows."""
@@ -29,9 +35,9 @@ def valid(manifest: dict[str, Any], version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", MANIFESTS)
-def test_a_manifest_is_what_kubernetes_takes(name: str, version: str) -> None:
-    valid(MANIFESTS[name], version)
+@pytest.mark.parametrize("manifest", [each for *_, each in MANIFESTS], ids=[" ".join(ids) for *ids, _ in MANIFESTS])
+def test_a_manifest_is_what_kubernetes_takes(manifest: dict[str, Any], version: str) -> None:
+    valid(manifest, version)
 
 
 def test_the_schemas_refuse_what_is_wrong() -> None:
@@ -47,14 +53,66 @@ def test_a_pod_is_given_the_time_that_its_server_takes_to_stop() -> None:
     assert pre_stop > 5, "an address takes some seconds to leave the Service"
 
 
-def test_the_environment_sets_what_the_server_reads() -> None:
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_environment_sets_what_the_server_reads(name: str) -> None:
     rows = {settings.variable(name): name for name in settings.Settings.model_fields}
-    settings.read({rows[name]: each["value"] for name, each in ENVIRONMENT.items() if "value" in each})
-    assert {rows[name] for name, each in ENVIRONMENT.items() if "valueFrom" in each} == {"intra_op_threads"}
+    deployment = only(BUILT[name], "Deployment")
+    settings.read({rows[name]: value for name, value in environment_of(deployment).items()})
+    env = container_of(deployment)["env"]
+    assert {rows[each["name"]] for each in env if "valueFrom" in each} == {"intra_op_threads"}
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_a_pod_may_do_nothing_but_serve(name: str) -> None:
+    deployment = only(BUILT[name], "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    assert (pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsNonRoot"]) == (10001, True)
+    assert pod["automountServiceAccountToken"] is False
+    assert container_of(deployment)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def test_overlays_differ_in_what_they_are_named_for() -> None:
+    cpu, gpu, bucket = (only(BUILT[name], "Deployment") for name in OVERLAYS)
+    assert container_of(cpu)["image"].startswith("convserve/server:")
+    assert container_of(gpu)["image"].startswith("convserve/server-gpu:")
+    assert container_of(gpu)["resources"]["limits"]["nvidia.com/gpu"] == 1
+    assert environment_of(gpu)["CONVSERVE_DEVICE"] == "gpu:0"
+    store = environment_of(bucket)["CONVSERVE_STORE"]
+    assert settings.BUCKET.fullmatch(store)
+    cache = environment_of(bucket)["CONVSERVE_STORE_CACHE"]
+    assert cache in [each["mountPath"] for each in container_of(bucket)["volumeMounts"]]
+    account = only(BUILT["object-storage"], "ServiceAccount")["metadata"]["name"]
+    assert bucket["spec"]["template"]["spec"]["serviceAccountName"] == account
+
+
+def test_the_page_names_every_overlay() -> None:
+    for name in (*(f"overlays/{each}" for each in OVERLAYS), "monitoring"):
+        assert f"kubectl apply -k server/kubernetes/{name}" in PAGE
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="there is no kubectl to compare with")
+@pytest.mark.parametrize("folder", [*(f"overlays/{each}" for each in OVERLAYS), "monitoring"])
+def test_kubectl_builds_the_same(folder: str) -> None:
+    done = subprocess.run(["kubectl", "kustomize", FOLDER / folder], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    found, ours = (sorted(map(_sorted, each)) for each in (yaml.safe_load_all(done.stdout), built(FOLDER / folder)))
+    assert found == ours
+
+
+def _sorted(manifest: Any) -> str:
+    """Returns a manifest as text, its variables in the order of their names, as a merge may change that."""
+    manifest = copy.deepcopy(manifest)
+    if manifest["kind"] == "Deployment":
+        container_of(manifest)["env"].sort(key=operator.itemgetter("name"))
+    return json.dumps(manifest, sort_keys=True)
 
 
 def test_the_autoscaler_goes_by_a_metric_that_is_exported_and_that_the_pages_rule_passes_on() -> None:
-    (metric,) = MANIFESTS["autoscaler"]["spec"]["metrics"]
+    (metric,) = only(BUILT["cpu"], "HorizontalPodAutoscaler")["spec"]["metrics"]
     name = metric["pods"]["metric"]["name"]
     assert (
         f'"{name.removeprefix("convserve_")}"'
@@ -69,19 +127,6 @@ def blocks(key: str) -> Any:
     """Returns the YAML of the page that has a key at its top."""
     (found,) = (each for each in map(yaml.safe_load, re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)) if key in each)
     return found
-
-
-def merged(value: Any, change: Any) -> Any:
-    """Returns a value with a change as `kubectl patch` makes it: lists go by the names of what is in them."""
-    if isinstance(value, dict) and isinstance(change, dict):
-        found = value | {key: merged(value.get(key), each) for key, each in change.items()}
-        return {key: each for key, each in found.items() if each is not None}
-    if isinstance(value, list) and isinstance(change, list):
-        key = "mountPath" if "mountPath" in change[0] else "name"
-        changes = {each[key]: each for each in change}
-        kept = [merged(each, changes.pop(each[key], {})) for each in value]
-        return kept + list(changes.values())
-    return change
 
 
 @pytest.mark.parametrize("version", VERSIONS)

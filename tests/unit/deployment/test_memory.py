@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import yaml
 
 from convserve_server import settings
 from convserve_server.memory import budget
+from tests.support.kubernetes import FOLDER, OVERLAYS, built, container_of, environment_of, only
 from tests.support.repository import ROOT
 
 GIB = 2**30
@@ -21,20 +20,17 @@ def _compose(name: str) -> tuple[dict[str, str], int]:
     return {key: str(value) for key, value in service["environment"].items() if "$" not in str(value)}, int(memory)
 
 
-def _kubernetes() -> tuple[dict[str, str], int]:
-    (container,) = _pod()["containers"]
-    environment = {each["name"]: each["value"] for each in container["env"] if "value" in each}
-    return environment, int(container["resources"]["limits"]["memory"].removesuffix("Gi"))
+def _kubernetes(overlay: str) -> tuple[dict[str, str], int]:
+    deployment = only(built(FOLDER / "overlays" / overlay), "Deployment")
+    memory = container_of(deployment)["resources"]["limits"]["memory"]
+    return environment_of(deployment), int(memory.removesuffix("Gi"))
 
 
-def _pod() -> dict[str, Any]:
-    manifest = yaml.safe_load((ROOT / "server/kubernetes/deployment.yaml").read_text())
-    return manifest["spec"]["template"]["spec"]  # type: ignore[no-any-return]
+_CASES = {f"compose {name}": _compose(name) for name in ("server", "server-gpu")}
+_CASES |= {f"kubernetes {name}": _kubernetes(name) for name in OVERLAYS}
 
 
-@pytest.mark.parametrize(
-    ("environment", "gib"), [_compose("server"), _compose("server-gpu"), _kubernetes()], ids=["cpu", "gpu", "pod"]
-)
+@pytest.mark.parametrize(("environment", "gib"), _CASES.values(), ids=_CASES)
 def test_all_that_callers_can_take_fits_the_container(
     environment: dict[str, str], gib: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,11 +41,12 @@ def test_all_that_callers_can_take_fits_the_container(
     assert fits, text
 
 
-def test_the_layers_of_a_pod_fit_their_volume_and_the_pods_disk() -> None:
-    pod = _pod()
-    (volume,) = (each for each in pod["volumes"] if each["name"] == "layers")
-    environment, _ = _kubernetes()
-    given = settings.read({"store_bytes": environment["CONVSERVE_STORE_BYTES"]}).store_bytes
-    limit = pod["containers"][0]["resources"]["limits"]["ephemeral-storage"]
-    assert given < int(volume["emptyDir"]["sizeLimit"].removesuffix("Gi")) * GIB
-    assert given < int(limit.removesuffix("Gi")) * GIB
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_layers_of_a_pod_fit_their_volume_and_the_pods_disk(overlay: str) -> None:
+    deployment = only(built(FOLDER / "overlays" / overlay), "Deployment")
+    (volume,) = (each for each in deployment["spec"]["template"]["spec"]["volumes"] if each["name"] == "layers")
+    name = "store_cache_bytes" if overlay == "object-storage" else "store_bytes"
+    given = settings.read({name: environment_of(deployment)[settings.variable(name)]})
+    limit = container_of(deployment)["resources"]["limits"]["ephemeral-storage"]
+    for most in (volume["emptyDir"]["sizeLimit"], limit):
+        assert getattr(given, name) < int(most.removesuffix("Gi")) * GIB
