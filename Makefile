@@ -14,7 +14,7 @@ IMAGE := convserve/(server|server-gpu|client)
 RELEASE := v$(VERSION)
 RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
-.PHONY: demo test slow lint sync stubs breaking version release-check docs play agreement kserve many-machines bench gpu matrix constraints clean
+.PHONY: demo test slow lint sync stubs breaking version release-check docs pictures play agreement kserve many-machines bench gpu matrix constraints clean
 
 demo: $(INSTALLED)
 	$(BIN)/python docs/demo.py
@@ -66,6 +66,10 @@ docs: $(DOCS)
 # The page of `convserve play` in a real browser, which has to be there (chromium; $CHROMIUM names another): minutes.
 play: $(INSTALLED) $(PLAY)
 	PYTHONPATH=client:server .venv-play/bin/python -m pytest -m 'slow or not slow' tests/integration/play
+
+# Draws the tutorial's pictures again, after a change of its page: the values are what its blocks compute.
+pictures: $(INSTALLED)
+	$(BIN)/python -m docs.tutorial_pictures
 
 # Every Conv2D of several keras.applications models against Keras: about ten minutes.
 agreement: $(INSTALLED)
