@@ -81,7 +81,7 @@ def output_axis() -> Any:
 
 
 def _integer(value: object, allowed: Container[int]) -> int:
-    integer = operator.index(cast(int, value))
+    integer = operator.index(cast(int, _valid(value, not isinstance(value, bool))))
     return _valid(integer, integer in allowed)
 
 

@@ -42,7 +42,7 @@ def sample_pixels(tensor: Array, sample: int, data_format: str, field: str = "ou
 
 def check_sample(sample: int, batch: int) -> None:
     """Raises InvalidRequestError if a batch has no sample of this number."""
-    if not 0 <= sample < batch:
+    if not _is_index(sample, batch):
         raise InvalidRequestError.for_field("sample", f"a sample from 0 to {batch - 1}", sample)
 
 
@@ -51,10 +51,15 @@ def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str)
     if numbers is None:
         return list(range(min(available, most)))
     listed = list(numbers)
-    if not listed or not all(isinstance(number, int | np.integer) and 0 <= number < available for number in listed):
+    if not listed or not all(_is_index(number, available) for number in listed):
         expected = f"numbers from 0 to {available - 1}, one at least"
         raise InvalidRequestError.for_field(field, expected, short_repr(listed))
     return listed
+
+
+def _is_index(number: Any, count: int) -> bool:
+    is_integer = isinstance(number, int | np.integer) and not isinstance(number, bool)
+    return is_integer and bool(0 <= number < count)
 
 
 def finite_range(values: Array) -> tuple[float, float]:

@@ -66,10 +66,17 @@ def _refusal_of_setting(field: str, expected: str, key: str, value: object) -> I
     return InvalidConfigurationError.for_field(field, expected, received)
 
 
+def integer(value: Any) -> int:
+    """Returns an integer, as `operator.index`; raises TypeError for a bool too, which is more likely a mistake."""
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
 def positive_integer(value: object, field: str) -> int:
     """Returns an integer of at least 1."""
     try:
-        number = operator.index(cast(int, value))
+        number = integer(value)
     except TypeError:
         number = 0
     if not 0 < number <= _LARGEST:
@@ -80,10 +87,10 @@ def positive_integer(value: object, field: str) -> int:
 def positive_pair(value: object, field: str) -> Pair:
     """Returns (height, width) from an integer or two integers, each of at least 1."""
     try:
-        height = width = operator.index(cast(int, value))
+        height = width = integer(value)
     except TypeError:
         try:
-            height, width = (operator.index(size) for size in cast(Iterable[int], value))
+            height, width = map(integer, cast(Iterable[int], value))
         except (TypeError, ValueError):
             height = width = 0
     if not (0 < height <= _LARGEST and 0 < width <= _LARGEST):
@@ -101,7 +108,7 @@ def standard_padding(value: object, field: str = "padding") -> Padding:
     if isinstance(value, str) and value.lower() in ("valid", "same"):
         return cast(Padding, value.lower())
     try:
-        (top, bottom), (left, right) = (map(operator.index, _twice(side)) for side in _twice(value))
+        (top, bottom), (left, right) = (map(integer, _twice(side)) for side in _twice(value))
     except (TypeError, ValueError):
         expected = "'valid', 'same' or ((top, bottom), (left, right)), amounts of at least 0; or PyTorch's one or two"
         raise _refusal(field, expected, value) from None
@@ -113,7 +120,7 @@ def standard_padding(value: object, field: str = "padding") -> Padding:
 def _twice(value: Any) -> Iterable[Any]:
     """Returns an integer twice, and anything else as it is."""
     try:
-        return (operator.index(value),) * 2
+        return (integer(value),) * 2
     except TypeError:
         return cast(Iterable[Any], value)
 
@@ -171,7 +178,7 @@ def standard_input_shape(value: object, field: str = "input_shape") -> tuple[int
     if value is None:
         return None
     try:
-        shape = tuple(None if size is None else operator.index(size) for size in cast(Iterable[int | None], value))
+        shape = tuple(None if size is None else integer(size) for size in cast(Iterable[int | None], value))
     except TypeError:
         shape = ()
     if len(shape) == 3 and all(size is None or 0 < size < 2**63 for size in shape):

@@ -6,7 +6,6 @@ rank 1 is a Conv2D over a height of 1. Each computes the same numbers from the s
 
 from __future__ import annotations
 
-import operator
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -22,7 +21,7 @@ from convserve.errors import (
     MissingDependencyError,
     short_repr,
 )
-from convserve.layers.arguments import DataFormat, Pair, positive_integer
+from convserve.layers.arguments import DataFormat, Pair, integer, positive_integer
 from convserve.layers.conv2d import BESIDE_OUTPUTS, INITIALIZERS, Conv2D, check_keras_class
 from convserve.tensors.codec import Array
 
@@ -196,10 +195,10 @@ _PAIRS = ("kernel_size", "strides", "dilation_rate")
 def _beside_height(value: Any, field: str) -> Pair:
     """Returns (1, width) for an integer, or for a list of one; Conv2D checks how large it is."""
     try:
-        return 1, operator.index(value)
+        return 1, integer(value)
     except TypeError:
         try:
-            (width,) = map(operator.index, value)
+            (width,) = map(integer, value)
         except (TypeError, ValueError):
             expected = "an integer greater than 0, or a tuple or list of one"
             raise InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}") from None

@@ -142,7 +142,7 @@ def checked_shape(shape: Sequence[int], field: str) -> Shape:
     if len(shape) > 8:
         received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
         raise InvalidTensorError.for_field(field, "at most 8 dimensions", received)
-    if shape and min(shape) < 1:
+    if shape and (min(shape) < 1 or any(isinstance(size, bool) for size in shape)):
         raise InvalidTensorError.for_field(
             field, "every dimension to be at least 1", f"shape {short_repr(tuple(shape))}"
         )

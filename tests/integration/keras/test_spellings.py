@@ -25,11 +25,11 @@ from tests.support.keras.truth import keras
 
 ROOMY = (1, 8, 8, 8)
 SOMETHING = object()
-INTEGERS = [1, 2, 4, True, np.int64(4), np.int8(2), 0, -1, None, "4", 4.0, 2.5, [4], (4,), {}, b"4", NAN, SOMETHING, ""]
+INTEGERS = [1, 2, 4, np.int64(4), np.int8(2), 0, -1, None, "4", 4.0, 2.5, [4], (4,), {}, b"4", NAN, SOMETHING, ""]
 SIZES = [
-    1, 2, True, (2, 2), [2, 3], (1, 2), (np.int64(2), 2), np.array([2, 2]), range(2, 4), {2: 1, 3: 1}, 0, -1, None, "3",
+    1, 2, (2, 2), [2, 3], (1, 2), (np.int64(2), 2), np.array([2, 2]), range(2, 4), {2: 1, 3: 1}, 0, -1, None, "3",
     "33", 3.0, 2.5, [2], (2,), (2, 2, 2), (2, 0), (0, 2), (-1, 2), ("2", "2"), (None, 2), {}, [], "", NAN, (NAN, 2),
-    SOMETHING, [[2, 2]], False,
+    SOMETHING, [[2, 2]],
 ]  # fmt: skip
 SPELLINGS: dict[str, list[Any]] = {
     "filters": INTEGERS,
@@ -142,6 +142,11 @@ def test_the_client_takes_and_refuses_what_keras_takes_and_refuses(name: str) ->
         ("activation", keras.layers.PReLU()),
         # Weights as an array are given as weights.
         ("kernel_initializer", named("Constant", value=[2.0])),
+        # A truth value is no number of anything.
+        *((name, True) for name in ("filters", "groups", "kernel_size", "strides", "dilation_rate")),
+        ("strides", (2, True)),
+        ("input_shape", (True, 6, 4)),
+        ("kernel_constraint", named("MaxNorm", axis=True)),
         # A size is a whole number.
         ("strides", (2.0, 2)),
         ("dilation_rate", (2.0, 2)),
