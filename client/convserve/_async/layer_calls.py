@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from convserve._async import io
 from convserve._async.connection import Connection
 from convserve._async.stored_layer import AsyncStoredLayer
 from convserve._rpc import retries
-from convserve.errors import ConvserveError, InvalidRequestError, LayerNotFoundError, short_repr
+from convserve.errors import ConvserveError, LayerNotFoundError
 from convserve.layers.layer import Layer
 from convserve.protocol import layer_messages, name_messages, stored_layers
 from convserve.protocol.name_messages import Expect, NameVersion
 from convserve.v1 import layer_service_pb2
+
+OnName = Callable[[str, int, int], None]
+"""Called with each name, its number and how many there are, before something is done with it."""
 
 
 class LayerCalls(Connection):
@@ -81,11 +87,17 @@ class LayerCalls(Connection):
         Raises:
             InvalidRequestError: If it is empty, for that would be all.
         """
-        if not isinstance(prefix, str) or not prefix:
-            raise InvalidRequestError.for_field("prefix", "the beginning of the names to delete", short_repr(prefix))
+        stored_layers.check_prefix(prefix)
         names = stored_layers.names_in(await self.layers(prefix, timeout=timeout), prefix)
+        return await self._delete_names(names, timeout=timeout)
+
+    async def _delete_names(
+        self, names: list[str], on_name: OnName | None = None, *, timeout: float | None = None
+    ) -> list[str]:
         deleted: list[str] = []
-        for name in names:
+        for number, name in enumerate(names, 1):
+            if on_name:
+                on_name(name, number, len(names))
             try:
                 await self.delete(name, timeout=timeout)
             except LayerNotFoundError:
@@ -95,6 +107,53 @@ class LayerCalls(Connection):
                 raise
             deleted.append(name)
         return deleted
+
+    async def save_all(
+        self, prefix: str, folder: str | os.PathLike[str], *, timeout: float | None = None
+    ) -> dict[str, Path]:
+        """Writes each layer with a name that begins so into a folder, a file for each such name; returns the files.
+
+        A file is safetensors and has the weights and the configuration: `importing.read` reads it, and `convserve
+        layers import FOLDER` all of them. Each "/" in a name makes a folder. Of several layers the weights of one are
+        in memory at a time. What ends it in the middle has a note of what was written.
+
+        Args:
+            prefix: The beginning of the names, such as "m1/".
+            folder: Where the files go; one that is there under the same name is replaced, whole or not at all.
+            timeout: Seconds for each call.
+
+        Raises:
+            InvalidRequestError: If the prefix is empty, for that would be all, or a file cannot be written.
+            LayerNotFoundError: If another caller deletes a layer meanwhile.
+        """
+        stored_layers.check_prefix(prefix)
+        return await self._save(await self.layers(prefix, timeout=timeout), prefix, Path(folder), timeout=timeout)
+
+    async def _save(
+        self,
+        layers: list[AsyncStoredLayer],
+        prefix: str,
+        folder: Path,
+        on_name: OnName | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> dict[str, Path]:
+        from convserve.files.layer_folders import save_named  # late: few callers write files
+
+        count = len(stored_layers.names_in(layers, prefix))
+        files: dict[str, Path] = {}
+        while layers:
+            layer = layers.pop(0)  # with its weights, of which no more are held than one layer's
+            for name in stored_layers.names_in([layer], prefix):
+                if on_name:
+                    on_name(name, len(files) + 1, count)
+                try:
+                    whole = Layer(layer.config, *await layer.weights(timeout=timeout))
+                    files[name] = await io.in_thread(save_named, folder, name, whole)
+                except ConvserveError as error:
+                    error.add_note(f"wrote {len(files)} of {count} files; another attempt writes all again")
+                    raise
+        return dict(sorted(files.items()))
 
     async def versions(self, name: str, *, timeout: float | None = None) -> list[NameVersion]:
         """Returns the layers that a name has led to, oldest first; the last is the one it leads to now.

@@ -183,6 +183,12 @@ def listed_parts(servers: Iterable[Iterable[dict[str, Any]]], name_prefix: str) 
     return [by_digest[digest] for digest in sorted(by_digest)]
 
 
+def check_prefix(prefix: object) -> None:
+    """Raises InvalidRequestError for what is no beginning of names, or the beginning of all."""
+    if not isinstance(prefix, str) or not prefix:
+        raise InvalidRequestError.for_field("prefix", "the beginning of names, such as m1/", short_repr(prefix))
+
+
 def names_in(layers: Iterable[StoredLayerBase], prefix: str) -> list[str]:
     """Returns the names of layers that begin so, sorted."""
     return sorted({name for layer in layers for name in layer.names if name.startswith(prefix)})

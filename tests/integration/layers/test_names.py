@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import convserve
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, NameConflictError
+from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, NameConflictError, importing
 from convserve.v1 import layer_service_pb2_grpc
 from convserve.v1.layer_service_pb2 import (
     ListNameVersionsRequest,
@@ -313,3 +313,23 @@ def test_a_conflict_is_told_to_programs(own_server: RunningServer, name: str) ->
         checked(refused.value, grpc.StatusCode.ABORTED, "NAME_CONFLICT")
         request.move.digest = key(1)
         assert stub.MoveName(request, timeout=60).version == stub.MoveName(request, timeout=60).version == 2
+
+
+def test_all_layers_under_a_prefix_are_saved_and_read_again(client: Any, name: str, tmp_path: Path) -> None:
+    for key, number in {"m1/a": 1, "m1/deep/b": 2, "m1/c": 1, "m2/a": 3}.items():
+        client.put(layer(number), name=f"{name}/{key}")
+    files = client.save_all(f"{name}/m1/", tmp_path / "saved")
+    assert list(files) == [f"{name}/m1/a", f"{name}/m1/c", f"{name}/m1/deep/b"]
+    assert sorted((tmp_path / "saved").rglob("*.*")) == sorted(files.values())
+    for each, number in zip(files, (1, 1, 2), strict=True):
+        (read,) = importing.read(files[each]).layers.values()
+        assert read.digest == layer(number).digest
+    assert client.save_all(f"{name}/m3/", tmp_path) == {}
+    for wrong in ("", None, b"m1/"):
+        with pytest.raises(InvalidRequestError, match="prefix: Expected the beginning of names"):
+            client.save_all(wrong, tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequestError, match="output: ") as caught:
+        client.save_all(f"{name}/m1/", tmp_path / "file")
+    assert caught.value.__notes__ == ["wrote 0 of 3 files; another attempt writes all again"]
+    client.delete_all(name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +12,9 @@ import click
 
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
 from convserve.cli.output.report import print_json, show_progress
-from convserve.errors import ConvserveError, InvalidRequestError, LayerNotFoundError, short_repr
-from convserve.files.layer_folders import layer_files, save_named
-from convserve.protocol.stored_layers import deleted_text, names_in
+from convserve.errors import ConvserveError, short_repr
+from convserve.files.layer_folders import layer_files
+from convserve.protocol.stored_layers import check_prefix, names_in
 
 if TYPE_CHECKING:
     from convserve import Client, Layer, StoredLayer
@@ -30,7 +32,8 @@ def delete(client: Client, prefix: str, *, dry_run: bool, yes: bool, as_json: bo
         print(f"{_count(len(names), 'name')}, and with their last names {total_text([*map(Row.of_stored, going)])}")
         if names and not dry_run and not yes and sys.stdin.isatty():
             click.confirm("delete them?", abort=True, err=True)
-    deleted = [] if dry_run else _delete(client, names)
+    with _shown():
+        deleted = [] if dry_run else client._delete_names(names, _show)
     if as_json:
         digests = [layer.digest.hex() for layer in going]
         print_json({"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted})
@@ -38,55 +41,39 @@ def delete(client: Client, prefix: str, *, dry_run: bool, yes: bool, as_json: bo
         print("deleted nothing: --dry-run" if dry_run else f"deleted {_count(len(deleted), 'name')}")
 
 
-def _delete(client: Client, names: list[str]) -> list[str]:
-    deleted: list[str] = []
-    for name in names:
-        show_progress(f"{len(deleted) + 1}/{len(names)} {name[:60]}")
-        try:
-            client.delete(name)
-        except LayerNotFoundError:  # somebody else has deleted it just now
-            continue
-        except ConvserveError:
-            show_progress("")
-            print(deleted_text(deleted, len(names)), file=sys.stderr)
-            raise
-        deleted.append(name)
+@contextmanager
+def _shown() -> Iterator[None]:
+    """Ends the line of progress, and says beside an error how far the work came."""
+    try:
+        yield
+    except ConvserveError as error:
+        show_progress("")
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
+        raise
     show_progress("")
-    return deleted
+
+
+def _show(name: str, number: int, count: int) -> None:
+    show_progress(f"{number}/{count} {name[:60]}")
 
 
 def get(client: Client, prefix: str, folder: str, *, as_json: bool) -> None:
     """Writes each layer with a name that begins so into a folder, a file for each such name."""
-    from convserve import Layer
-
     layers = _with_prefix(client, prefix)
-    count = len(names_in(layers, prefix))
-    written: dict[str, Row] = {}
-    files: dict[str, str] = {}
-    while layers:
-        layer = layers.pop(0)  # with its weights, of which no more are held than one layer's
-        for name in names_in([layer], prefix):
-            show_progress(f"{len(files) + 1}/{count} {name[:60]}")
-            try:
-                whole = Layer(layer.config, *layer.weights())
-                files[name] = str(save_named(Path(folder), name, whole))
-            except ConvserveError:
-                show_progress("")
-                print(f"wrote {len(files)} of {count} files; another attempt writes all again", file=sys.stderr)
-                raise
-            written[name] = Row.of_stored(layer)._replace(name=name)
-    show_progress("")
+    written = {name: Row.of_stored(layer)._replace(name=name) for layer in layers for name in names_in([layer], prefix)}
+    with _shown():
+        files = client._save(layers, prefix, Path(folder), _show)
     if as_json:
-        listed = [document(written[name]) | {"file": files[name]} for name in sorted(files)]
+        listed = [document(written[name]) | {"file": str(file)} for name, file in files.items()]
         print_json({"prefix": prefix, "folder": folder, "layers": listed})
     else:
-        print_table([written[name]._replace(names=(name,)) for name in sorted(files)])
+        print_table([written[name]._replace(names=(name,)) for name in files])
         print(f"wrote {_count(len(files), 'file')} into {folder}")
 
 
 def _with_prefix(client: Client, prefix: str) -> list[StoredLayer]:
-    if not prefix:
-        raise InvalidRequestError.for_field("prefix", "the beginning of names, such as m1/", "nothing")
+    check_prefix(prefix)
     return client.layers(prefix)
 
 
