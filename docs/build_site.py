@@ -88,10 +88,10 @@ def gather() -> None:
         path = SITE / "pages" / new
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(moved((ROOT / name).read_text(encoding="utf-8"), name, pages), encoding="utf-8")
-    for picture in [*(ROOT / "docs").rglob("*.svg"), *(ROOT / "docs").rglob("*.png")]:
-        path = SITE / "pages" / picture.relative_to(ROOT / "docs")
+    for beside in (path for kind in ("svg", "png", "css") for path in (ROOT / "docs").rglob(f"*.{kind}")):
+        path = SITE / "pages" / beside.relative_to(ROOT / "docs")
         path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(picture, path)
+        shutil.copy(beside, path)
     (SITE / "pages" / "reference").mkdir()
     for name, (title, members) in REFERENCE.items():
         body = "\n\n".join(f"::: convserve.{member}" for member in members)
