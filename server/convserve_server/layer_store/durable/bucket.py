@@ -26,6 +26,7 @@ _FORMAT = "convserve.json"
 _FORMAT_CONTENT = b'{"format": 1}\n'
 _NEVER = '"00000000000000000000000000000000"'
 _PROBE_S = 1.0
+_REFUSAL_S = 1.0  # a failure that takes longer is none of a bucket that answers
 # A name takes milliseconds. A call whose name is asked for when the bucket falls silent waits so long, once.
 _SMALL: dict[str, Any] = {"connect_timeout": "1s", "timeout": "2s"}
 # A layer may take minutes, as long as something arrives.
@@ -44,13 +45,18 @@ class Stamp(NamedTuple):
         """Returns that of an object's description, or of what a put answers."""
         return cls(meta["e_tag"], meta["version"])
 
+    @property
+    def bare(self) -> str:
+        """The ETag as listings have it, some of which leave out its quotes."""
+        return _bare(self.e_tag)
+
 
 class Listed(NamedTuple):
     """An object in a listing."""
 
     path: str
     size: int
-    e_tag: str | None
+    e_tag: str  # without its quotes
     modified: datetime
 
 
@@ -76,6 +82,7 @@ class Bucket:
         self._small, self._large, self._shown = small, large, shown
         self._lock = threading.Lock()
         self._since: float | None = None  # when it went away
+        self._refused: set[str] = set()  # operations
         self.requests: Counter[tuple[str, str]] = Counter()
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -155,7 +162,8 @@ class Bucket:
                 pass
             except obstore.exceptions.NotModifiedError:
                 raise NotModifiedError from None
-        self._check()
+        if seen:
+            self._check()
         return None
 
     def chunks(self, path: str, size: int) -> Iterator[tuple[bytes, int, Stamp]]:
@@ -191,9 +199,7 @@ class Bucket:
             try:
                 return _listed(obstore.head(self._small, path))
             except FileNotFoundError:
-                pass
-        self._check()
-        return None
+                return None
 
     def list(self, folder: str) -> list[Listed]:
         """Returns the objects in a folder and those below it."""
@@ -255,11 +261,14 @@ class Bucket:
             obstore.delete(self._small, path)
 
     def away(self) -> UnavailableError:
-        """Returns the error of a bucket that is away."""
-        since = f" for {time.monotonic() - self._since:.0f} s" if self._since else ""
+        """Returns the error of a bucket that is away, or has refused something."""
+        since = self._since
+        received = "a refusal, which is in the server's log"
+        if since is not None:
+            received = f"nothing for {time.monotonic() - since:.0f} s"
         text = (
-            f"Expected {self._shown}, the server's --store, to answer. Received nothing{since}: layers in memory and "
-            "names that were seen are served meanwhile, and nothing is stored or moved, unless it was under way. Retry."
+            f"Expected {self._shown}, the server's --store, to answer. Received {received}: layers in memory and names "
+            "that were seen are served meanwhile, and nothing is stored or moved, unless it was under way. Retry."
         )
         return UnavailableError(text)
 
@@ -279,18 +288,38 @@ class Bucket:
         try:
             yield
             result = "answered"
+            self._refused.discard(operation)
         except (NotModifiedError, GeneratorExit):
             result = "answered"
             raise
         except ConvserveError:
             raise
         except Exception as error:
-            self._went_away(error)
+            if time.monotonic() - began < _REFUSAL_S and self._answers():
+                self._report_refusal(operation, error)
+            else:
+                self._went_away(error)
             raise self.away() from None
         finally:
             with self._lock:
                 self.requests[operation, result] += 1
                 self.seconds[operation] += time.monotonic() - began
+
+    def _answers(self) -> bool:
+        import obstore
+
+        with suppress(Exception):
+            next(iter(obstore.list(self._small, chunk_size=1)), None)
+            return True
+        return False
+
+    def _report_refusal(self, operation: str, error: Exception) -> None:
+        """Says once, until it is done again, that something is refused by a bucket that answers."""
+        with self._lock:
+            is_known = operation in self._refused
+            self._refused.add(operation)
+        if not is_known:
+            log.error("%s refuses %s: %s", self._shown, operation, _text(error))
 
     def _went_away(self, error: Exception) -> None:
         with self._lock:
@@ -302,12 +331,7 @@ class Bucket:
 
     def _watch(self) -> None:
         """Asks until somebody answers."""
-        import obstore
-
-        while True:
-            with suppress(Exception):
-                next(iter(obstore.list(self._small, chunk_size=1)), None)
-                break
+        while not self._answers():
             time.sleep(_PROBE_S)
         with self._lock:
             away_s = time.monotonic() - (self._since or 0)
@@ -320,7 +344,11 @@ class NotModifiedError(Exception):
 
 
 def _listed(meta: Any) -> Listed:
-    return Listed(meta["path"], meta["size"], meta["e_tag"], meta["last_modified"])
+    return Listed(meta["path"], meta["size"], _bare(meta["e_tag"]), meta["last_modified"])
+
+
+def _bare(e_tag: str | None) -> str:
+    return (e_tag or "").strip('"')
 
 
 def _text(error: Exception) -> str:

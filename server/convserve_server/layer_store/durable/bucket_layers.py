@@ -74,8 +74,8 @@ class BucketLayers(DurableLayers):
         self._bucket, self._age_s, self._cache = bucket, age_s, cache
         self._names_seen: dict[str, _Seen] = {}
         self._paths: dict[str, str] = {}  # names by their objects' paths
-        self._damaged: dict[bytes, str | None] = {}  # layers' objects that are none, by their ETags
-        self._strange: dict[str, str | None] = {}  # names' objects likewise
+        self._damaged: dict[bytes, str] = {}  # layers' objects that are none, by their ETags
+        self._strange: dict[str, str] = {}  # names' objects likewise
         self._damages = 0
         self._looked = self._listed = float("-inf")
         bucket.begin()
@@ -222,9 +222,9 @@ class BucketLayers(DurableLayers):
         try:
             return read()
         except DAMAGE as error:
-            if self._damaged.get(key, "") != stamp.e_tag:
+            if self._damaged.get(key) != stamp.bare:
                 self._damages += 1
-                self._damaged[key] = stamp.e_tag
+                self._damaged[key] = stamp.bare
                 log.error("%s is not that layer, and not served until it is put again: %s", _path(key), error)
             self._forget(key)
             return None
@@ -299,9 +299,9 @@ class BucketLayers(DurableLayers):
             name = self._paths.get(each.path)
             seen = unseen.pop(name, None) if name else None
             if seen is None:
-                if self._strange.get(each.path, "") != each.e_tag:
+                if self._strange.get(each.path) != each.e_tag:
                     strangers.append(each.path)
-            elif seen.stamp.e_tag != each.e_tag:
+            elif seen.stamp.bare != each.e_tag:
                 moved.append(str(name))
         with ThreadPoolExecutor(_READERS) as pool:
             for path, found in zip(strangers, pool.map(self._bucket.read, strangers), strict=True):
@@ -321,9 +321,9 @@ class BucketLayers(DurableLayers):
             if path != _name_path(name):
                 raise ValueError("its contents don't fit its name")
         except DAMAGE as error:
-            if self._strange.get(path, "") != found.stamp.e_tag:
+            if self._strange.get(path) != found.stamp.bare:
                 self._damages += 1
-                self._strange[path] = found.stamp.e_tag
+                self._strange[path] = found.stamp.bare
                 log.error("%s is no name, and leads nowhere until its name is put again: %s", path, error)
             return "", None
         return name, versions

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import obstore
 import pytest
+from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
 from convserve import Conv2D, Layer, LayerNotFoundError, MissingDependencyError, UnavailableError
@@ -136,6 +137,26 @@ def test_a_bucket_that_was_removed_is_away_and_not_empty(
             store.put(layer(2), "b")
     eventually(lambda: is_reachable(store))
     assert store.versions("a").digests == (key(1),)
+
+
+def test_a_bucket_that_refuses_writes_alone_is_not_away(
+    bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, other = opened(bucket), opened(bucket)
+    other.put(layer(1), "a")
+
+    def refused(*_: object, **__: object) -> None:
+        raise GenericError("status code: 403 Forbidden")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(obstore, "put", refused)
+        for _ in range(3):
+            with pytest.raises(UnavailableError, match="Received a refusal, which is in the server's log"):
+                store.put(layer(2), "b")
+            assert number_under(store, "a") == 1
+            assert is_reachable(store)
+    assert store.put(layer(2), "b")[2] == 1
+    assert [record.getMessage() for record in caplog.records] == ["s3://bucket refuses put: status code: 403 Forbidden"]
 
 
 # Objects that are not what they should be
