@@ -1,32 +1,20 @@
-"""A bucket of an object store, by obstore: objects that are read, created, and moved on if nobody else has moved them.
-
-Whoever cannot reach it learns so at once: after a failure nobody asks it but one thread, every second, until that is
-answered. That it is away, and that it is back, is logged once. What obstore says is logged without query strings, in
-which some clouds' credentials go.
-"""
+"""A bucket of an object store, by obstore: objects that are read, created, and moved on if nobody else did before."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import threading
-import time
-from collections import Counter, defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from convserve.errors import ConvserveError, MissingDependencyError, UnavailableError
-
-log = logging.getLogger("convserve")
+from convserve.errors import MissingDependencyError
+from convserve_server.layer_store.durable.reachability import NotModifiedError, Reachability, text_of
 
 _FORMAT = "convserve.json"
 _FORMAT_CONTENT = b'{"format": 1}\n'
 _NEVER = '"00000000000000000000000000000000"'
-_PROBE_S = 1.0
-_REFUSAL_S = 1.0  # a failure that takes longer is none of a bucket that answers
 # A name takes milliseconds. A call whose name is asked for when the bucket falls silent waits so long, once.
 _SMALL: dict[str, Any] = {"connect_timeout": "1s", "timeout": "2s"}
 # A layer may take minutes, as long as something arrives.
@@ -74,17 +62,13 @@ class UnusableBucketError(OSError):
 class Bucket:
     """Objects by their paths under a prefix. Its methods may be called from any thread.
 
-    All raise UnavailableError if the bucket does not answer, or refuses.
+    All raise UnavailableError if the bucket does not answer, or refuses, which `reachability` knows.
     """
 
     def __init__(self, small: Any, large: Any, shown: str) -> None:
         """Takes obstore's stores for small objects and for large ones, and how the bucket is called in texts."""
         self._small, self._large, self._shown = small, large, shown
-        self._lock = threading.Lock()
-        self._since: float | None = None  # when it went away
-        self._refused: set[str] = set()  # operations
-        self.requests: Counter[tuple[str, str]] = Counter()
-        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.reachability = Reachability(shown, self._probe)
 
     @classmethod
     def at(cls, url: str) -> Bucket:
@@ -111,7 +95,7 @@ class Bucket:
                 for options in (_SMALL, _LARGE)
             )
         except Exception as error:
-            text = f"Expected {url} to be opened. Received: {_text(error)}. {_advice(error)}"
+            text = f"Expected {url} to be opened. Received: {text_of(error)}. {_advice(error)}"
             raise UnusableBucketError(text) from None
         return cls(small, large, url)
 
@@ -125,10 +109,10 @@ class Bucket:
         try:
             with suppress(obstore.exceptions.AlreadyExistsError):
                 obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode="create")
-            next(iter(obstore.list(self._small, chunk_size=1)), None)
+            self._probe()
             content = bytes(obstore.get(self._small, _FORMAT).bytes())
         except Exception as error:
-            text = f"Expected {self._shown} to be read and written. Received: {_text(error)}. {_advice(error)}"
+            text = f"Expected {self._shown} to be read and written. Received: {text_of(error)}. {_advice(error)}"
             raise UnusableBucketError(text) from None
         if content != _FORMAT_CONTENT:
             text = f"Expected {_FORMAT} in {self._shown} to be of this version. Received another: choose another prefix"
@@ -139,22 +123,19 @@ class Bucket:
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
                 continue
             except Exception as error:
-                text = f"Expected {self._shown} to take conditional writes. Received: {_text(error)}. {_advice(error)}"
+                text = (
+                    f"Expected {self._shown} to take conditional writes. Received: {text_of(error)}. {_advice(error)}"
+                )
                 raise UnusableBucketError(text) from None
             text = f"Expected {self._shown} to refuse a write whose condition does not hold (If-Match, If-None-Match)"
             raise UnusableBucketError(f"{text}. It wrote: names would be lost there. Use another store.")
-
-    @property
-    def is_away(self) -> bool:
-        """Whether it is known not to answer."""
-        return self._since is not None
 
     def read(self, path: str, seen: Stamp | None = None) -> Content | None:
         """Returns a small object, or None if there is none. Raises NotModifiedError if it is the one that was seen."""
         import obstore
 
         options: Any = {"if_none_match": seen.e_tag} if seen and seen.e_tag else None
-        with self._asking("get"):
+        with self.reachability.asking("get"):
             try:
                 found = obstore.get(self._small, path, options=options)
                 return Content(bytes(found.bytes()), Stamp.of(found.meta))
@@ -170,7 +151,7 @@ class Bucket:
         """Yields a large object in pieces of at least so many bytes, each with the whole object's size and stamp."""
         import obstore
 
-        with self._asking("get"):
+        with self.reachability.asking("get"):
             try:
                 found = obstore.get(self._large, path)
             except FileNotFoundError:
@@ -186,7 +167,7 @@ class Bucket:
         """Returns an object's first bytes and the size of all of it, or None."""
         import obstore
 
-        with self._asking("get"), suppress(FileNotFoundError):
+        with self.reachability.asking("get"), suppress(FileNotFoundError):
             found = obstore.get(self._small, path, options={"range": (0, size)})
             return bytes(found.bytes()), found.meta["size"]
         return None
@@ -195,7 +176,7 @@ class Bucket:
         """Returns what is known of an object, or None if there is none."""
         import obstore
 
-        with self._asking("head"):
+        with self.reachability.asking("head"):
             try:
                 return _listed(obstore.head(self._small, path))
             except FileNotFoundError:
@@ -205,14 +186,14 @@ class Bucket:
         """Returns the objects in a folder and those below it."""
         import obstore
 
-        with self._asking("list"):
+        with self.reachability.asking("list"):
             return [_listed(meta) for chunk in obstore.list(self._large, folder) for meta in chunk]
 
     def create(self, path: str, content: bytes) -> bool:
         """Writes a large object; returns False if there is one already."""
         import obstore
 
-        with self._asking("put"):
+        with self.reachability.asking("put"):
             try:
                 obstore.put(self._large, path, content, mode="create")
             except obstore.exceptions.AlreadyExistsError:
@@ -223,7 +204,7 @@ class Bucket:
         """Writes a large object, whatever was there."""
         import obstore
 
-        with self._asking("put"):
+        with self.reachability.asking("put"):
             obstore.put(self._large, path, content, use_multipart=False)
 
     def swap(self, path: str, content: bytes, seen: Stamp | None) -> Stamp | None:
@@ -234,7 +215,7 @@ class Bucket:
         import obstore
 
         mode: Any = {name: value for name, value in seen._asdict().items() if value} if seen else "create"
-        with self._asking("put"):
+        with self.reachability.asking("put"):
             try:
                 return Stamp.of(obstore.put(self._small, path, content, mode=mode))
             except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
@@ -246,7 +227,7 @@ class Bucket:
         """Copies an object within the bucket; returns False if there is none."""
         import obstore
 
-        with self._asking("copy"):
+        with self.reachability.asking("copy"):
             try:
                 obstore.copy(self._large, path, to)
             except FileNotFoundError:
@@ -257,90 +238,18 @@ class Bucket:
         """Deletes an object, if it is there."""
         import obstore
 
-        with self._asking("delete"), suppress(FileNotFoundError):
+        with self.reachability.asking("delete"), suppress(FileNotFoundError):
             obstore.delete(self._small, path)
-
-    def away(self) -> UnavailableError:
-        """Returns the error of a bucket that is away, or has refused something."""
-        since = self._since
-        received = "a refusal, which is in the server's log"
-        if since is not None:
-            received = f"nothing for {time.monotonic() - since:.0f} s"
-        text = (
-            f"Expected {self._shown}, the server's --store, to answer. Received {received}: layers in memory and names "
-            "that were seen are served meanwhile, and nothing is stored or moved, unless it was under way. Retry."
-        )
-        return UnavailableError(text)
 
     def _check(self) -> None:
         """Raises UnavailableError if there is no bucket: then no object is there either, but nothing was deleted."""
+        with self.reachability.asking("list"):
+            self._probe()
+
+    def _probe(self) -> None:
         import obstore
 
-        with self._asking("list"):
-            next(iter(obstore.list(self._small, chunk_size=1)), None)
-
-    @contextmanager
-    def _asking(self, operation: str) -> Iterator[None]:
-        """Counts what is asked, and notices that nobody answers."""
-        if self.is_away:
-            raise self.away()
-        began, result = time.monotonic(), "failed"
-        try:
-            yield
-            result = "answered"
-            self._refused.discard(operation)
-        except (NotModifiedError, GeneratorExit):
-            result = "answered"
-            raise
-        except ConvserveError:
-            raise
-        except Exception as error:
-            if time.monotonic() - began < _REFUSAL_S and self._answers():
-                self._report_refusal(operation, error)
-            else:
-                self._went_away(error)
-            raise self.away() from None
-        finally:
-            with self._lock:
-                self.requests[operation, result] += 1
-                self.seconds[operation] += time.monotonic() - began
-
-    def _answers(self) -> bool:
-        import obstore
-
-        with suppress(Exception):
-            next(iter(obstore.list(self._small, chunk_size=1)), None)
-            return True
-        return False
-
-    def _report_refusal(self, operation: str, error: Exception) -> None:
-        """Says once, until it is done again, that something is refused by a bucket that answers."""
-        with self._lock:
-            is_known = operation in self._refused
-            self._refused.add(operation)
-        if not is_known:
-            log.error("%s refuses %s: %s", self._shown, operation, _text(error))
-
-    def _went_away(self, error: Exception) -> None:
-        with self._lock:
-            if self._since is not None:
-                return
-            self._since = time.monotonic()
-        log.error("%s is away: layers in memory and names that were seen are served: %s", self._shown, _text(error))
-        threading.Thread(target=self._watch, name="bucket", daemon=True).start()
-
-    def _watch(self) -> None:
-        """Asks until somebody answers."""
-        while not self._answers():
-            time.sleep(_PROBE_S)
-        with self._lock:
-            away_s = time.monotonic() - (self._since or 0)
-            self._since = None
-        log.warning("%s is back after %.1f s", self._shown, away_s)
-
-
-class NotModifiedError(Exception):
-    """An object is the one that was seen."""
+        next(iter(obstore.list(self._small, chunk_size=1)), None)
 
 
 def _listed(meta: Any) -> Listed:
@@ -349,13 +258,6 @@ def _listed(meta: Any) -> Listed:
 
 def _bare(e_tag: str | None) -> str:
     return (e_tag or "").strip('"')
-
-
-def _text(error: Exception) -> str:
-    """Returns what an error says, in a line and without secrets: obstore adds how it came to be in many."""
-    text = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    text = re.sub(r"<\?xml.*?<Message>(.*?)</Message>.*", r"\1", text)
-    return re.sub(r"(://[^\s?]*)\?[^\s\"'>]*", r"\1", text)[:500].rstrip(".: ")
 
 
 def _advice(error: Exception) -> str:

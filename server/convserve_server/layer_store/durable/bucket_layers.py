@@ -33,10 +33,11 @@ from typing import NamedTuple, TypeVar
 from convserve.errors import UnavailableError
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
-from convserve_server.layer_store.durable.bucket import Bucket, Content, NotModifiedError, Stamp
+from convserve_server.layer_store.durable.bucket import Bucket, Content, Stamp
 from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
 from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.durable.local_cache import LocalCache
+from convserve_server.layer_store.durable.reachability import NotModifiedError
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
 
@@ -85,7 +86,7 @@ class BucketLayers(DurableLayers):
 
     def look(self) -> None:
         """Learns which layers others have stored or deleted, unless it did so just now or the bucket is away."""
-        if self._bucket.is_away or time.monotonic() - self._looked < self._age_s:
+        if self._bucket.reachability.is_away or time.monotonic() - self._looked < self._age_s:
             return
         before, began = self.keys(), time.monotonic()
         listed = {}
@@ -174,7 +175,7 @@ class BucketLayers(DurableLayers):
 
     def usage(self) -> DurableUsage:
         """Returns what was asked of the bucket."""
-        bucket, cache = self._bucket, self._cache
+        bucket, cache = self._bucket.reachability, self._cache
         return DurableUsage(
             is_reachable=not bucket.is_away,
             requests=dict(bucket.requests),
@@ -241,7 +242,7 @@ class BucketLayers(DurableLayers):
     def is_fresh(self, name: str) -> bool:
         """Returns whether a name was read just now, or is known and the bucket is away."""
         seen = self._names_seen.get(name)
-        if seen is None or self._bucket.is_away:
+        if seen is None or self._bucket.reachability.is_away:
             return seen is not None
         return not seen.is_removed and time.monotonic() - seen.at < self._age_s
 
@@ -286,7 +287,7 @@ class BucketLayers(DurableLayers):
     def moved_names(self, *, latest: bool) -> list[str]:
         """Returns the names that others have moved, or moved away, since they were read."""
         began = time.monotonic()
-        if not latest and (self._bucket.is_away or began - self._listed < self._age_s):
+        if not latest and (self._bucket.reachability.is_away or began - self._listed < self._age_s):
             return []
         moved, strangers, unseen = [], [], dict(self._names_seen)
         try:

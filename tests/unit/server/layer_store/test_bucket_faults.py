@@ -16,7 +16,7 @@ from obstore.store import MemoryStore
 
 from convserve import Conv2D, Layer, LayerNotFoundError, MissingDependencyError, UnavailableError
 from convserve_server.layer_store.durable import bucket as buckets
-from convserve_server.layer_store.durable import bucket_layers
+from convserve_server.layer_store.durable import bucket_layers, reachability
 from convserve_server.layer_store.durable.layer_file import encode
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.name_file import path_of
@@ -52,7 +52,7 @@ def bucket() -> MemoryStore:
 
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> BucketRequests:
-    monkeypatch.setattr(buckets, "_PROBE_S", 0.005)
+    monkeypatch.setattr(reachability, "_PROBE_S", 0.005)
     return BucketRequests(monkeypatch)
 
 
