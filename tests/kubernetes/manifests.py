@@ -1,0 +1,64 @@
+"""The CPU overlay as a trial applies it: another image, small requests, and older kinds for older clusters."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from tests.support.kubernetes import FOLDER, built, container_of, only
+
+_PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+CALLERS = "convserve-callers"
+_SCRIPT = "callers.py"
+
+
+def trial_manifests(image: str, minor: int, memory: str = "3Gi") -> list[dict[str, Any]]:
+    """Returns the manifests for a cluster of Kubernetes 1.MINOR."""
+    manifests = copy.deepcopy(built(FOLDER / "overlays/cpu"))
+    deployment = only(manifests, "Deployment")
+    container = container_of(deployment)
+    container |= {"image": image, "imagePullPolicy": "IfNotPresent"}
+    container["resources"] = {"requests": {"cpu": "500m", "memory": memory}, "limits": {"memory": memory}}
+    if minor < 24:  # which has no probes of gRPC
+        for probe in _PROBES:
+            del container[probe]["grpc"]
+            container[probe]["httpGet"] = {"path": "/healthz", "port": "metrics"}
+    budget, autoscaler = only(manifests, "PodDisruptionBudget"), only(manifests, "HorizontalPodAutoscaler")
+    if minor < 26:
+        budget["spec"].pop("unhealthyPodEvictionPolicy")
+    if minor < 21:
+        budget["apiVersion"] = "policy/v1beta1"
+    if minor < 23:
+        autoscaler["apiVersion"] = "autoscaling/v2beta2"
+    return manifests
+
+
+def callers_manifests(image: str, script: str, target: str) -> list[dict[str, Any]]:
+    """Returns a pod that runs callers.py, whose text is given, until its /tmp/stop is there."""
+    name = {"name": CALLERS}
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": {_SCRIPT: script}},
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": name | {"labels": {"convserve-caller": "true"}},
+            "spec": {
+                "restartPolicy": "Never",
+                "automountServiceAccountToken": False,
+                "securityContext": {"runAsNonRoot": True, "runAsUser": 10001, "runAsGroup": 10001},
+                "containers": [
+                    {
+                        "name": "callers",
+                        "image": image,
+                        "imagePullPolicy": "IfNotPresent",
+                        "command": ["python", f"/callers/{_SCRIPT}", target, "/tmp/stop"],  # noqa: S108
+                        "volumeMounts": [
+                            {"name": "script", "mountPath": "/callers"},
+                            {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108
+                        ],
+                    }
+                ],
+                "volumes": [{"name": "script", "configMap": name}, {"name": "tmp", "emptyDir": {}}],
+            },
+        },
+    ]
