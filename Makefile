@@ -161,4 +161,4 @@ constraints:
 	rm -rf .venv-constraints
 
 clean:
-	rm -rf .venv .venv-tritonclient .venv-kserve .venv-matrix .venv-play .venv-docs .venv-release demo-output dist site
+	rm -rf .venv .venv-* demo-output dist site

@@ -29,6 +29,7 @@ REFERENCE = {
     "errors": ("Errors", ["errors"]),
     "importing": ("Importing models", ["importing"]),
     "keras": ("Remote Keras layers", ["keras"]),
+    "ray": ("Ray Data", ["ray"]),
     "plot": ("Plots", ["plot"]),
 }
 """The pages of the API reference: their file, their title, and what of `convserve` they show."""

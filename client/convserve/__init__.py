@@ -79,7 +79,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, "importing", "keras", "plot"})
+    return sorted({*__all__, "importing", "keras", "plot", "ray"})
 
 
 # What pickles, tracebacks and help() show is the public name, wherever the class is defined.

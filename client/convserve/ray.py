@@ -2,7 +2,9 @@
 
 >>> import convserve.ray
 >>> features = images.map_batches(
-...     convserve.ray.Convolve, fn_constructor_kwargs={"layers": [stem], "server": "10.0.0.1:50051"}, concurrency=4
+...     convserve.ray.Convolve,
+...     fn_constructor_kwargs={"layers": [stem], "server": "10.0.0.1:50051"},
+...     compute=ray.data.ActorPoolStrategy(size=4),
 ... )
 """
 

@@ -5,7 +5,8 @@
 
 It makes the photographs, reads them with `read_images`, convolves them with `convserve.ray.Convolve` on a server that
 it starts, and writes Parquet. Meanwhile it kills (SIGKILL) an actor of the stage, a worker that reads, and the server,
-which it starts again on the same address a little later. The exit status is 1 if a row was lost, doubled or wrong.
+which it starts again on the same address a little later. The exit status is 1 if a row was lost, doubled or wrong, or
+the job was over before all three were killed.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ import convserve
 import convserve.ray
 
 SIZE, BATCH = 64, 32
+_AWAY_S = 3.0  # from the server's end until it starts again, which takes some more
 LAYER = convserve.Layer(
     convserve.Conv2D(8, 5, strides=4, activation="relu", data_format="channels_last"),
     np.random.default_rng(1).normal(size=(5, 5, 3, 8)).astype("f4"),
@@ -40,12 +42,17 @@ LAYER = convserve.Layer(
 )
 
 
+# A large picture, gradients with noise, of which each photograph is another part.
+_WHOLE = (
+    np.indices((512, 512)).sum(0)[..., None] // np.array([5, 6, 8])
+    + np.random.default_rng(0).integers(0, 50, (512, 512, 3))
+).astype(np.uint8)
+
+
 def photograph(number: int) -> Any:
-    """Returns a picture that is like no other: two gradients, and noise."""
-    rng = np.random.default_rng(number)
-    x, y = np.meshgrid(np.arange(SIZE), np.arange(SIZE))
-    plain = np.stack([x * rng.uniform(0, 3), y * rng.uniform(0, 3), (x + y) * rng.uniform(0, 1.5)], -1)
-    return (plain + rng.integers(0, 50, plain.shape)).astype(np.uint8)
+    """Returns a picture that is like no other, of up to 200,000."""
+    y, x = divmod(number, _WHOLE.shape[1] - SIZE)
+    return _WHOLE[y : y + SIZE, x : x + SIZE]
 
 
 class Counted(convserve.ray.Convolve):
@@ -111,33 +118,42 @@ def batches(log: Path) -> list[tuple[int, int, int]]:
     return [tuple(map(int, line.split())) for line in lines]
 
 
-def kills(log: Path, photographs: int, server: Server, is_over: threading.Event) -> None:
-    """Kills an actor after a fifth of the rows, a worker after two, and the server after three."""
+class Kills(threading.Thread):
+    """Kills a worker that reads with the first rows, an actor after a tenth of them, and the server after a third.
 
-    def reached(share: float) -> bool:
-        while sum(rows for _, rows, _ in batches(log)) < share * photographs:
-            if is_over.wait(0.05):
-                return False
-        return True
+    Attributes:
+        killed: What was killed while the job was under way.
+    """
 
-    def kill(what: str, title: str) -> None:
-        while not is_over.is_set():
+    def __init__(self, log: Path, photographs: int, server: Server) -> None:
+        super().__init__()
+        self._log, self._photographs, self._server = log, photographs, server
+        self.killed: list[str] = []
+        self.is_over = threading.Event()
+
+    def run(self) -> None:
+        for share, kill in (
+            (0.0, lambda: self._worker("a worker", "ReadImage")),
+            (0.1, lambda: self._worker("an actor", "MapWorker")),
+            (0.33, self._restart),
+        ):
+            while sum(rows for _, rows, _ in batches(self._log)) <= share * self._photographs:
+                if self.is_over.wait(0.05):
+                    return
+            kill()
+
+    def _worker(self, what: str, title: str) -> None:
+        while not self.is_over.wait(0.01):
             if processes := workers(title):
                 os.kill(processes[0], signal.SIGKILL)
-                print(f"killed {what}, process {processes[0]}", flush=True)
+                self.killed.append(what)
                 return
-            time.sleep(0.01)
 
-    if reached(0.2):
-        kill("an actor", "MapWorker")
-    if reached(0.4):
-        kill("a worker", "ReadImage")
-    if reached(0.6):
-        server.kill()
-        print("killed the server", flush=True)
-        is_over.wait(3)
-        server.start()
-        print("started the server again", flush=True)
+    def _restart(self) -> None:
+        self._server.kill()
+        self.killed.append("the server")
+        self.is_over.wait(_AWAY_S)
+        self._server.start()
 
 
 def rows(folder: Path) -> Iterator[tuple[int, Any]]:
@@ -174,25 +190,25 @@ def main() -> int:
         pictures, log, written = folder / "photographs", folder / "batches", folder / "features"
         pictures.mkdir()
         for number in range(photographs):
-            PIL.Image.fromarray(photograph(number)).save(pictures / f"{number:06}.png")
+            PIL.Image.fromarray(photograph(number)).save(pictures / f"{number:06}.png", compress_level=1)
         print(f"made {photographs} photographs", flush=True)
         server = Server(folder)
         ray.init(num_cpus=4, object_store_memory=400 * 2**20, include_dashboard=False, log_to_driver=False)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        is_over = threading.Event()
-        killer = threading.Thread(target=kills, args=(log, photographs, server, is_over))
+        kills = Kills(log, photographs, server)
         began = time.monotonic()
         try:
-            killer.start()
+            kills.start()
             images = ray.data.read_images(
                 str(pictures), include_paths=True, mode="RGB", override_num_blocks=max(8, photographs // 100)
             )
             options = {"layers": LAYER, "server": server.address, "log": str(log)}
-            done = images.map_batches(Counted, fn_constructor_kwargs=options, batch_size=BATCH, concurrency=(1, 2))
+            actors = ray.data.ActorPoolStrategy(min_size=1, max_size=2)
+            done = images.map_batches(Counted, fn_constructor_kwargs=options, batch_size=BATCH, compute=actors)
             done.write_parquet(str(written))
         finally:
-            is_over.set()
-            killer.join()
+            kills.is_over.set()
+            kills.join()
             server.kill()
         seconds = time.monotonic() - began
         noted = batches(log)
@@ -201,8 +217,13 @@ def main() -> int:
             latest = {process: memory for process, _, memory in part[-20:]}
             print(f"after {share:4.0%} of the batches: {', '.join(f'{each} MB' for each in latest.values())}")
         found = check(written, photographs)
-    print(json.dumps({"photographs": photographs, "seconds": round(seconds, 1), **found}, indent=2))
-    return 0 if found == {"once": photographs, "lost": 0, "doubled": 0, "wrong": 0} else 1
+    print(
+        json.dumps(
+            {"photographs": photographs, "seconds": round(seconds, 1), "killed": kills.killed, **found}, indent=2
+        )
+    )
+    is_right = found == {"once": photographs, "lost": 0, "doubled": 0, "wrong": 0}
+    return 0 if is_right and len(kills.killed) == 3 else 1
 
 
 if __name__ == "__main__":

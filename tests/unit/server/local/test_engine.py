@@ -31,6 +31,7 @@ from convserve import (
     StoredLayer,
     TooLargeError,
 )
+from convserve.tensors.aligned import aligned_empty
 from convserve_server.engine_api import Computed
 from convserve_server.local import Engine
 from convserve_server.settings import SettingsError
@@ -97,6 +98,20 @@ def test_a_stored_layer_is_computed_with_the_weights_that_are_known_here(engine:
     with pytest.raises(InvalidWeightsError, match=r"layers: .*only servers have\. Its weights\(\) brings them here"):
         engine.convolve(layer, X)
     assert engine.plan(layer, X.shape).output_shape == (3, 5, 6, 2)
+
+
+def test_an_aligned_input_is_read_where_it_is() -> None:
+    class Keeping(NumpyEngine):
+        def convolve(self, layers: Any, inputs: Any, *arguments: Any) -> Computed:
+            self.inputs = inputs
+            return super().convolve(layers, inputs, *arguments)
+
+    made = Keeping()
+    engine, x = local(made), aligned_empty(X.shape, X.dtype)
+    x[...] = X
+    x.flags.writeable = False  # as Ray's batches are
+    engine.convolve(LAYER, x)
+    assert np.shares_memory(made.inputs[0], x)
 
 
 def test_weights_that_are_written_to_take_effect_in_the_next_call(engine: Engine) -> None:
