@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import convserve
-from convserve import errors
+from convserve import cli, errors
 from convserve_server import settings
 from tests.support.pages import anchors, blocks, links, pages, text
 from tests.support.repository import ROOT
@@ -109,3 +109,29 @@ def test_the_sites_menu_has_every_page() -> None:
     found = SITE["sources"]()
     menu = SITE["navigation"](found)
     assert [name for name, new in found.items() if f'"{new}"' not in menu and not name.startswith("examples/")] == []
+
+
+def commands() -> set[str]:
+    """Returns what follows `convserve` in the commands of all pages' blocks for a shell."""
+    shell = "".join("".join(blocks(page.read_text(encoding="utf-8"), "sh")) for page in PAGES).replace("\\\n", " ")
+    return set(re.findall(r"^(?:until |\w+=\S+ )*(?:\S*/)?convserve (.*?)(?: #.*)?$", shell, re.MULTILINE))
+
+
+def test_options_of_commands_on_pages_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    used: dict[tuple[str, ...], set[str]] = {}
+    for line in commands():
+        words = line.split()
+        command = words[: 2 if words[0] == "layers" else 1]
+        used.setdefault(tuple(command), set()).update(re.findall(r"(?<=\s)--[\w-]+", " ".join(words)))
+    assert {("serve",), ("conv2d",), ("layers", "put"), ("batch",), ("info",)} <= used.keys()
+    for command, options in used.items():
+        assert cli.main([*command, "--help"]) == 0, command
+        shown = capsys.readouterr().out
+        unknown = {option for option in options if not re.search(rf"{option}\b", shown)}
+        assert not unknown, (command, unknown)
+
+
+def test_contributing_says_what_every_command_of_the_makefile_does() -> None:
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", text("Makefile"), re.MULTILINE)
+    said = text("CONTRIBUTING.md") + text("README.md")
+    assert [target for target in targets.split() if not re.search(rf"`?make {target}\b", said)] == []
