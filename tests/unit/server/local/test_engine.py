@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import sys
@@ -33,7 +34,7 @@ from convserve import (
 )
 from convserve.tensors.aligned import aligned_empty
 from convserve_server.engine_api import Computed
-from convserve_server.local import Engine
+from convserve_server.local import Engine, parts
 from convserve_server.settings import SettingsError
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
@@ -62,6 +63,12 @@ class HeldEngine(NumpyEngine):
         self.calls += 1
         assert self.go.wait(30)
         return super().convolve(*arguments)
+
+
+@pytest.fixture(autouse=True)
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measuring NumPy takes longer than anything else here."""
+    monkeypatch.setattr(parts, "flops_per_s", lambda _: math.inf)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +209,7 @@ def test_threads_share_batches_and_have_slots() -> None:
         first = threads.submit(engine.convolve, layer, batch(1))
         eventually(lambda: held.calls == 1)
         others = [threads.submit(engine.convolve, layer, batch(number)) for number in (2, 3, 4)]
-        eventually(lambda: engine._admission.load().waiting_calls == 3)
+        eventually(lambda: engine._scheduler._batcher.waiting == 3)
         with pytest.raises(OverloadedError, match="--max-waiting-calls"):
             engine.convolve(layer, batch(5))
         held.go.set()
