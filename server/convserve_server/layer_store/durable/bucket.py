@@ -19,6 +19,7 @@ _NEVER = '"00000000000000000000000000000000"'
 _SMALL: dict[str, Any] = {"connect_timeout": "1s", "timeout": "2s"}
 # A layer may take minutes, as long as something arrives.
 _LARGE: dict[str, Any] = {"connect_timeout": "2s", "read_timeout": "15s", "timeout": "30m"}
+_MAX_SMALL = 2**20
 _SCHEMES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 
 
@@ -138,7 +139,8 @@ class Bucket:
         with self.reachability.asking("get"):
             try:
                 found = obstore.get(self._small, path, options=options)
-                return Content(bytes(found.bytes()), Stamp.of(found.meta))
+                is_small = found.meta["size"] <= _MAX_SMALL  # what is larger is no name, and not fetched
+                return Content(bytes(found.bytes()) if is_small else b"", Stamp.of(found.meta))
             except FileNotFoundError:
                 pass
             except obstore.exceptions.NotModifiedError:

@@ -205,7 +205,7 @@ def test_a_names_object_that_is_none_leads_nowhere_until_it_is_put(
     one.put(layer(1), "a")
     one.put(layer(2), "b")
     at = f"names/{path_of('a')}"
-    foreign = [b"hello", b'{"name": "b", "digest": "00"}', b"{}", b"x" * 200_000]
+    foreign = [b"hello", b'{"name": "b", "digest": "00"}', b"{}", b"x" * 200_000, b" " * 2**21]
     for content in foreign:
         obstore.put(bucket, at, content)
         for store in (one, opened(bucket)):
