@@ -1,6 +1,6 @@
 """Tries the load balancers' configurations of server/load_balancers with the balancers that this machine has.
 
-    python -m tests.load_balancers [nginx] [haproxy] [envoy]
+    python -m tests.load_balancers [nginx] [haproxy] [envoy] [envoy-web]
 
 Three servers are behind each, which compute with numpy. A balancer that is not there, or too old, is left out, and said
 to be. Prints a table; the exit status is 1 if something does not hold.
@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.load_balancers import single_calls, under_load
 from tests.load_balancers.balancers import BALANCERS, Balancer, NotTriedError, running
 from tests.load_balancers.servers import Servers
+from tests.load_balancers.web import curl, describe_contract, fetch
 from tests.support.servers.certificates import Authority
 
 _PRE_STOP_S = 6
@@ -47,6 +48,11 @@ def tried(balancer: Balancer, folder: Path, ca: Path) -> Iterator[tuple[str, str
     """Tries a balancer; yields what was tried, what came of it, and whether that is right."""
     with Servers(3, f"--pre-stop-s={_PRE_STOP_S}") as servers:
         servers.start(0, 1, 2)
+        if not balancer.speaks_grpc:
+            describe_contract(folder)
+            with running(balancer, servers.places, folder) as target:
+                yield from outcomes([("curl", lambda: curl(target)), ("fetch", lambda: fetch(target, servers, folder))])
+            return
         with running(balancer, servers.places, folder) as target:
             yield from outcomes(checks(balancer, target, servers))
         with running(balancer, servers.places, folder, tls=True) as target:
@@ -68,11 +74,11 @@ def outcomes(checks: Iterator[Check] | list[Check]) -> Iterator[tuple[str, str, 
 def main() -> int:
     """Runs it; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.load_balancers", description=__doc__.split("\n", 1)[0])
-    names = [each.name for each in BALANCERS]
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names)}; all of them by default")
+    known = [each.name for each in BALANCERS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all of them by default")
     given = parser.parse_args().names
-    if unknown := set(given) - set(names):
-        parser.error(f"Expected names among {', '.join(names)}. Received {', '.join(sorted(unknown))}.")
+    if unknown := set(given) - set(known):
+        parser.error(f"Expected names among {', '.join(known)}. Received {', '.join(sorted(unknown))}.")
     rows, all_hold = [], True
     for balancer in BALANCERS:
         if given and balancer.name not in given:

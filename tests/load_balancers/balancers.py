@@ -18,7 +18,7 @@ from tests.support.waiting import eventually
 
 FILES = ROOT / "server/load_balancers"
 LAST = "10.0.0.13"  # of the servers in the files; those that a trial has beyond it are put beside it
-_PORT, _TLS_PORT, _METRICS_PORT = "50051", "50443", "9464"
+_PORT, _TLS_PORT, _WEB_PORT, _METRICS_PORT = "50051", "50443", "8080", "9464"
 
 
 class NotTriedError(Exception):
@@ -36,6 +36,7 @@ class Balancer:
         version: The arguments that make it say its version.
         command: The arguments that start it, by its file and the folder of what it writes.
         asks_health: Whether it asks servers for their health, rather than wait until a call fails.
+        speaks_grpc: Whether it is for gRPC's own clients, rather than for JSON and browsers.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Balancer:
     version: Sequence[str]
     command: Callable[[Path], Sequence[str]]
     asks_health: bool = True
+    speaks_grpc: bool = True
 
     def found(self) -> str:
         """Returns the version on this machine; raises NotTriedError."""
@@ -79,6 +81,7 @@ BALANCERS = (
     Balancer("nginx", "nginx.conf", "nginx", (1, 22), ("-v",), _nginx, asks_health=False),
     Balancer("haproxy", "haproxy.cfg", "haproxy", (3, 1), ("-v",), _haproxy),
     Balancer("envoy", "envoy.yaml", "envoy", (1, 30), ("--version",), _envoy),
+    Balancer("envoy-web", "envoy-web.yaml", "envoy", (1, 30), ("--version",), _envoy, speaks_grpc=False),
 )
 
 
@@ -115,7 +118,7 @@ def placed(
 
 def _listening_here(line: str, port: int, tls_port: int) -> str:
     """Returns a line that listens on loopback at our ports, if it listens."""
-    for theirs, ours in ((_PORT, port), (_TLS_PORT, tls_port)):
+    for theirs, ours in ((_PORT, port), (_WEB_PORT, port), (_TLS_PORT, tls_port)):
         line = re.sub(rf"(listen |bind ):?{theirs}\b", rf"\g<1>127.0.0.1:{ours}", line)
         line = line.replace(f"0.0.0.0, port_value: {theirs}", f"127.0.0.1, port_value: {ours}")
     return line

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 # Nothing that Chromium does by itself: no updates, no look-ups.
-_FLAGS = (
+FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+"""With which Chromium is started."""
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -32,7 +33,7 @@ def browser() -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: see `make play`")
     path = chromium()
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=path, args=list(_FLAGS))
+        opened = driver.chromium.launch(executable_path=path, args=list(FLAGS))
         try:
             yield opened
         finally:
