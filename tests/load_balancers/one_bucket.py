@@ -115,7 +115,7 @@ def main() -> int:
     parser.add_argument("--away", type=float, default=60.0, help="seconds without the bucket")
     given, holds = parser.parse_args(), True
     for balancer in BALANCERS:
-        if given.names and balancer.name not in given.names:
+        if not balancer.speaks_grpc or (given.names and balancer.name not in given.names):
             continue
         try:
             version = balancer.found()
