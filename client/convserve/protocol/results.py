@@ -176,7 +176,7 @@ class Result(Generic[S]):
             ("output", f"{output.shape} {output.dtype.name}, {bytes_text(output.nbytes)}"),
             ("computed in", f"{duration_text(timing.compute_us)}, after a wait of {duration_text(timing.queue_us)}"),
             ("on", f"{self.device}{'' if self.warm else ', its first call with this geometry'}"),
-            ("together", f"{self.batch_size} samples"),
+            ("batch size", self.batch_size),
         ]
         if len(self.layers) == 1:
             rows += [(f"{name} loss", f"{loss:.6g}") for name, loss in self.losses[0].given()]

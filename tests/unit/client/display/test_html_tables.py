@@ -137,7 +137,7 @@ def test_a_result_shows_what_a_call_came_to() -> None:
     (rows,) = tables.tables
     assert rows[:2] == [["output", "(2, 5, 5, 8) float32, 1.6 kB"], ["computed in", "3.1 ms, after a wait of 20 us"]]
     assert ["on", "cpu:0, its first call with this geometry"] in rows
-    assert ["together", "4 samples"] in rows
+    assert ["batch size", "4"] in rows
     assert ["kernel loss", "0.5"] in rows
     assert rows[-1][0] == "drawn by"
     assert "seed=3" in rows[-1][1]
