@@ -197,21 +197,24 @@ def _(held, link, shown):
 
 
 @app.cell
-def _(client, held, set_held, shown, uploaded):
-    """Two settings side by side."""
+def _(set_held, shown):
+    """Two settings side by side: buttons, in a cell of their own, as marimo runs no cell again for what it sets."""
     _query = urlencode(shown.settings.to_query()) or "filters=4"
-    _buttons = [mo.ui.button(label="Hold these settings", on_change=lambda _: set_held(_query), kind="success")]
-    _compared = ""
+    hold = mo.ui.button(label="Hold these settings", on_change=lambda _: set_held(_query), kind="success")
+    release = mo.ui.button(label="Let them go", on_change=lambda _: set_held(""))
+    return hold, release
+
+
+@app.cell
+def _(client, held, hold, release, shown, uploaded):
+    comparison = layout.beside(hold, *([release] if held() else []))
     if held():
-        _buttons.append(mo.ui.button(label="Let them go", on_change=lambda _: set_held("")))
         try:
             _settings = Settings.from_query(dict(parse_qsl(held())))
-            _compared = view.comparison(outcome(_settings, client, uploaded), shown)
+            comparison += view.comparison(outcome(_settings, client, uploaded), shown)
         except InvalidArgumentError as error:
-            _compared = layout.plain_refusal(str(error))
-    buttons = mo.ui.array(_buttons)
-    comparison = layout.beside(*buttons) + _compared
-    return buttons, comparison
+            comparison += layout.plain_refusal(str(error))
+    return (comparison,)
 
 
 @app.cell

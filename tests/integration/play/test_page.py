@@ -29,6 +29,12 @@ def browser():
 
 
 @pytest.fixture(scope="module")
+def context(browser):
+    """What the pages share, so that marimo's files are read once."""
+    return browser.new_context()
+
+
+@pytest.fixture(scope="module")
 def url(server, browser):
     """The page's address; the browser is asked for first, so that nothing starts where there is none."""
     command = [sys.executable, "-m", "convserve", "play", "--no-browser", "--target", server.target]
@@ -85,21 +91,23 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser, url):
+def opened(context, url):
     """Opens the page with a query, at a width and in a colour scheme."""
-    contexts = []
+    pages = []
 
     def open_page(query="", width=1280, scheme="light"):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
-        page, asked = contexts[-1].new_page(), []
+        pages.append(context.new_page())
+        page, asked = pages[-1], []
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
         page.on("request", lambda request: asked.append(request.url))
         page.goto(f"{url}?{query}")
         page.wait_for_selector(".play .pictures svg", timeout=SETTLED_MS * 2)
         return Opened(page, asked)
 
     yield open_page
-    for context in contexts:
-        context.close()
+    for page in pages:
+        page.close()
 
 
 def test_a_slider_moves_the_shape_and_a_refusal_stands_at_its_control(opened, url):
@@ -206,8 +214,8 @@ def test_the_pixel_moves_with_its_window_and_its_sum(opened):
     assert at.html(".one-pixel") != before
     assert at.page.locator(".input .tap").count() == 9
     assert at.page.locator(".zoom .gap").count() == 25 - 9
-    at.changed(PICTURES, lambda: at.page.locator(".top [role=switch]").click())
-    assert "One scale" in at.page.locator(".top").inner_text()
+    at.changed(".top", lambda: at.page.locator(".top [role=switch]").click())
+    at.page.get_by_text("One scale: ").wait_for()
 
 
 @pytest.mark.slow
@@ -279,5 +287,5 @@ def test_nothing_is_wider_than_the_window(opened, query, width, scheme):
     )
     assert wider == []
     assert at.page.evaluate("document.documentElement.scrollWidth") <= width
-    grounds = at.page.evaluate("getComputedStyle(document.querySelector('#App')).backgroundColor")
-    assert (max(map(int, re.findall(r"\d+", grounds)[:3])) < 90) is (scheme == "dark")
+    ink = at.page.evaluate("getComputedStyle(document.querySelector('.play')).color")
+    assert (min(map(int, re.findall(r"\d+", ink)[:3])) > 200) is (scheme == "dark")
