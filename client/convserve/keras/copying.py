@@ -44,6 +44,7 @@ class Copy:
         made = self._graph(model)
         for layer, copy in self._pairs:
             _copy_state(layer, copy)
+        _keep_order(model, made, self._pairs)
         return made
 
     def _graph(self, model: Any) -> Any:
@@ -174,6 +175,28 @@ def _copy_state(layer: Any, made: Any) -> None:
     # have another order.
     if not _wraps_model(layer):
         made.set_weights(layer.get_weights())
+
+
+def _keep_order(model: Any, made: Any, pairs: list[tuple[Any, Any]]) -> None:
+    """Has `get_weights` and `set_weights` of a copy go by the order of the model's weights, where its own is another.
+
+    A chain brings its layers' weights together, between which a model with branches has others.
+    """
+    own = [pair for pair in pairs if not _wraps_model(pair[0])]
+    twins = {id(a): b for layer, copy in own for a, b in zip(layer.weights, copy.weights, strict=True)}
+    ordered = [twins[id(weight)] for weight in model.weights]
+    places = {id(weight): place for place, weight in enumerate(ordered)}
+    order = [places[id(weight)] for weight in made.weights]
+    if order == sorted(order):
+        return
+
+    def set_weights(weights: Any) -> None:
+        given = list(weights)
+        # Of another number Keras says what is wrong.
+        type(made).set_weights(made, [given[place] for place in order] if len(given) == len(order) else given)
+
+    made.get_weights = lambda: [keras.ops.convert_to_numpy(weight) for weight in ordered]
+    made.set_weights = set_weights
 
 
 def _wraps_model(layer: Any) -> bool:

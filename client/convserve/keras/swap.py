@@ -45,8 +45,9 @@ def to_remote(
         timeout: Seconds that one layer's call may take; None for the client's default.
         fuse: Whether layers that only follow each other become one RemoteChain, for one call in the place of several:
             convolutions, ZeroPadding2D before one, BatchNormalization and an activation layer behind one. `to_local`
-            gives the single layers back. The weights of the whole model then come in the order of the chains, which
-            for a model with branches is another than before.
+            gives the single layers back. `get_weights` and `set_weights` of the model that is returned have the
+            order of the given model's. `weights`, and a model that was loaded, have that of the chains, which for a
+            model with branches is another.
         only: Which convolutions become remote, where not all are to: a collection of their names, a function of a
             layer, or the least floating-point operations that one takes for one sample, which suits slow connections.
         token: As for RemoteConv2D.

@@ -300,6 +300,63 @@ def test_a_chain_made_by_hand(server: RunningServer) -> None:
         assert refused.value.violations[0].field == f"layers{index}"
 
 
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (lambda: [layers.Conv2D(4, 3), layers.ZeroPadding2D()], r"layers\[1\], ZeroPadding2D: not exactly one layer"),
+        (lambda: [layers.BatchNormalization(), layers.Conv2D(4, 3)], r"layers\[0\], BatchNormalization: it follows no"),
+        (lambda: [layers.ZeroPadding2D(), layers.Conv2D(4, 3, padding="same")], "pads with 'same'"),
+        (lambda: [layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization()], "activation 'relu' already"),
+        (lambda: [layers.Conv2D(4, 3), layers.BatchNormalization(axis=1)], "its axis 1 is not that"),
+    ],
+)
+def test_layers_that_become_no_chain_are_refused_when_it_is_made(parts: Callable[[], list[Any]], words: str) -> None:
+    with pytest.raises(convserve.InvalidRequestError, match=f"layers: Expected .*{words}"):
+        RemoteChain(parts())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        lambda: [layers.ZeroPadding1D(), layers.Conv1D(4, 3), layers.SeparableConv1D(4, 3), layers.ReLU()],
+        lambda: [
+            layers.Conv2D(8, 3, groups=4),
+            layers.DepthwiseConv2D(3, depth_multiplier=2),
+            layers.BatchNormalization(),
+        ],
+        lambda: [
+            layers.SeparableConv2D(6, 3, depth_multiplier=2, use_bias=False),
+            layers.BatchNormalization(scale=False),
+        ],
+    ],
+)
+def test_layers_that_become_a_chain_are_taken(parts: Callable[[], list[Any]]) -> None:
+    assert len(RemoteChain(parts()).layers) == len(parts())
+
+
+def test_weights_of_a_model_with_branches_keep_their_order(server: RunningServer) -> None:
+    x = keras.Input(SHAPE)
+    left, right = x, x
+    for number in range(2):  # all kernels of a branch have one shape, so that Keras sees no confusion of them
+        left = layers.Conv2D(3, 3, padding="same", name=f"left_{number}")(left)
+        right = layers.Conv2D(3, 3, padding="same", name=f"right_{number}")(right)
+    model = with_random_statistics(keras.Model(x, layers.Add()([left, right])))
+    remote = to_remote(model, server.target, fuse=True)
+    assert len(report(remote).remote) == 2
+    for one, other in zip(remote.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    halves = [weight / 2 for weight in model.get_weights()]
+    model.set_weights(halves)
+    remote.set_weights(halves)
+    assert apart(remote.predict(X, verbose=0), model.predict(X, verbose=0)) < 1e-5
+    same_weights(to_local(remote), model)
+    with pytest.raises(ValueError, match="expecting 8 weights"):
+        remote.set_weights(halves[1:])
+    outer = to_remote(keras.Sequential([keras.Input(SHAPE), model]), server.target, fuse=True)
+    outer.set_weights(halves)
+    assert apart(outer.predict(X, verbose=0), model.predict(X, verbose=0)) < 1e-5
+
+
 def test_a_chain_has_a_name_that_no_other_layer_has(server: RunningServer) -> None:
     parts = [layers.Conv2D(2, 1, name="a"), layers.ReLU(name="b"), layers.Flatten(name="a_to_b")]
     model = keras.Sequential([keras.Input(SHAPE), *parts])

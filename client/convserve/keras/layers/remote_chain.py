@@ -10,7 +10,7 @@ import keras
 
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.layers.remote_layer import RemoteLayer, tensors
-from convserve.keras.layers.steps import KINDS, Steps, convolves, served, step_of, weights_of
+from convserve.keras.layers.steps import KINDS, Steps, convolves, served, step_of, weights_of, why_no_chain
 
 
 @keras.saving.register_keras_serializable(package="convserve")
@@ -56,6 +56,9 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
             if step_of(layer) is None or not is_whole or layer.activity_regularizer is not None:
                 expected = "a layer of Keras' own that a server computes whole, and without an activity_regularizer"
                 raise InvalidRequestError.for_field(f"layers[{index}]", expected, short_repr(layer))
+        if reason := why_no_chain([step for layer in layers if (step := step_of(layer))]):
+            expected = "layers that become one chain of convolutions"
+            raise InvalidRequestError.for_field("layers", expected, reason)
         super().__init__(**{"dtype": layers[0].dtype_policy, **kwargs})
         for layer in layers:
             if not layer.built:  # as RemoteLayer.add_weight

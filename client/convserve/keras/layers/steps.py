@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import keras
+import numpy as np
 
 from convserve.activations import Activation
 from convserve.errors import InvalidWeightsError
@@ -204,17 +205,45 @@ def layers_of(steps: Steps, weights: Sequence[Array]) -> tuple[Layer, ...]:
 
     Raises InvalidArgumentError for what a server does not compute, or where weights do not become one convolution's.
     """
+    chain = _chain(steps, weights)
+    if isinstance(chain, str):
+        hint = "Make it remote without fuse=True."
+        raise InvalidWeightsError.for_field("weights", "weights that convolutions can take over", chain, hint)
+    return chain
+
+
+def why_no_chain(steps: Sequence[Step]) -> str:
+    """Returns why no weights whatever make steps one chain of convolutions, or nothing where some do.
+
+    Raises InvalidArgumentError for what a server does not compute.
+    """
+    weights: list[Array] = []
+    channels = 1
+    for step in steps:
+        given = dict(step.attributes)
+        if step.kind in CONVOLUTIONS:
+            size, depth = given["kernel_size"], given.get("depth_multiplier", 1)
+            channels = given.get("filters", depth)
+            kernels = [(*size, 1, depth), (*(1 for _ in size), depth, channels)]
+            kernels = kernels if step.kind.startswith("Separable") else [(*size, 1, channels)]
+            weights += [np.zeros(shape) for shape in (*kernels, (channels,))[: step.weights]]
+        else:
+            weights += [np.ones(channels) for _ in range(step.weights)]
+    chain = _chain(tuple(steps), weights)
+    return chain if isinstance(chain, str) else ""
+
+
+def _chain(steps: Steps, weights: Sequence[Array]) -> tuple[Layer, ...] | str:
+    """Returns the chain that steps become, or why they do not."""
     nodes: list[Node] = []
     for step, own in by_step(steps, weights):
         above = (nodes[-1].name,) if nodes else ()
-        nodes.append(step.node(str(len(nodes)), above, own))
+        nodes.append(step.node(f"layers[{len(nodes)}]", above, own))
     last = (nodes[-1].name,)
     runs, left = folded(nodes, last)
     whole = joined(runs, nodes, last)
     if left or len(whole) != 1:
-        reason = left[0].reason if left else "layers that do not follow each other"
-        hint = "Make it remote without fuse=True."
-        raise InvalidWeightsError.for_field("weights", "weights that convolutions can take over", reason, hint)
+        return f"{left[0].name}, {left[0].kind}: {left[0].reason}" if left else "layers that do not follow each other"
     return whole[0].layers
 
 
