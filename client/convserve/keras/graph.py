@@ -18,6 +18,7 @@ MAX_LAYERS = 64
 """Of one call: what a server takes by default."""
 
 _INPUT = "the model's input"
+_TRAINS = "it is called with training=True, and normalizes by the statistics of the batch"
 _MODELS = (keras.Sequential, keras.Function)
 
 
@@ -60,12 +61,14 @@ class Call:
         inputs: The tensors that it reads, each by a number.
         output: The tensor that it returns; None where it is not one.
         is_plain: Whether it gets one tensor and nothing else.
+        trains: Whether it is called with `training=True`.
     """
 
     layer: Any
     inputs: tuple[int, ...]
     output: int | None
     is_plain: bool
+    trains: bool = False
 
 
 def calls_of(model: Any) -> tuple[list[Call], set[int]]:
@@ -83,7 +86,8 @@ def _call(node: Any) -> Call:
     is_plain = len(arguments.args) == len(outputs) == 1 and isinstance(arguments.args[0], keras.KerasTensor)
     is_plain = is_plain and all(value is None for value in arguments.kwargs.values())
     inputs = tuple(id(tensor) for tensor in node.input_tensors)
-    return Call(node.operation, inputs, id(outputs[0]) if len(outputs) == 1 else None, is_plain)
+    output = id(outputs[0]) if len(outputs) == 1 else None
+    return Call(node.operation, inputs, output, is_plain, arguments.kwargs.get("training") is True)
 
 
 def arrays_of(layer: Any, step: Step) -> list[Array]:
@@ -126,7 +130,15 @@ def runs_of(
     too_long = {name for chain in chains for name in _cuts(chain, runs)}
     chains = joined(runs, nodes, ends | too_long) if too_long else chains
     left = [_with_reason(each, inputs[each.name], activated_here) for each in left]
+    left += [
+        Left(call.layer.name, kind, _TRAINS) for call in calls if call.trains and (kind := _normalizes(call.layer))
+    ]
     return [tuple(by_name[name] for name in chain.nodes) for chain in chains if len(chain.nodes) > 1], left
+
+
+def _normalizes(layer: Any) -> str:
+    """Returns the class of a BatchNormalization, or nothing for another layer."""
+    return type(layer).__name__ if isinstance(layer, keras.layers.BatchNormalization) else ""
 
 
 def _with_reason(left: Left, above: tuple[str, ...], activated_here: set[str]) -> Left:

@@ -196,6 +196,14 @@ ENDS: list[tuple[Callable[[], Any], list[tuple[str, ...]], dict[str, str]]] = [
 ]  # fmt: skip
 
 
+def test_a_normalization_that_trains_is_listed() -> None:
+    x = keras.Input(SHAPE)
+    y = layers.BatchNormalization(name="bn")(layers.Conv2D(4, 1, name="a")(x), training=True)
+    y = layers.BatchNormalization(name="other")(layers.Conv2D(4, 1, name="b")(y), training=False)
+    made = report(to_remote(keras.Model(x, y), "localhost:1", fuse=True))
+    assert {each.name: each.reason for each in made.local if "training=True" in each.reason}.keys() == {"bn"}
+
+
 @pytest.mark.parametrize(("make", "expected", "left"), ENDS)
 def test_where_a_chain_ends(
     server: RunningServer, make: Any, expected: list[tuple[str, ...]], left: dict[str, str]

@@ -93,7 +93,18 @@ class Geometry:
         if parameters is None:
             return None
         batch_norm, epsilon = (parameters.pop(each, None) for each in ("batch_norm", "epsilon"))
+        if epsilon is not None and batch_norm is None and not self._names_batch_norms:
+            expected = "batch_norm beside it, the name of the BatchNorm that it is of"
+            raise InvalidConfigurationError.for_field(
+                f"{name}.epsilon", expected, f"epsilon={short_repr(epsilon)} alone"
+            )
         return Given(parameters, batch_norm, epsilon, is_default or any(each in parameters for each in _SAYING))
+
+    @property
+    def _names_batch_norms(self) -> bool:
+        """Whether a BatchNorm is named for some layer, so that an epsilon for all is not without any."""
+        of_all = any(name in self.parameters for name in ("epsilon", "eps"))
+        return of_all and any(given and given.get("batch_norm") for given in self.by_layer.values())
 
     def unsaid(self, name: str, given: Given, kernel_shape: Shape) -> InvalidConfigurationError | None:
         """Returns the error of a layer whose strides and padding nobody says, and that are not to be assumed.

@@ -118,6 +118,7 @@ def test_what_is_no_batch_norm_is_none(tmp_path, arrays):
          {"batch_norm": "bn1"}, "'bn1': its arrays have the shapes"),
         (pytorchs("bn1", running_var=-VARIANCE - 1), {"batch_norm": "bn1"}, "weights are not finite"),
         ({}, {"batch_norm": "bn1", "activity_regularizer": "l2"}, "activity_regularizer"),
+        ({}, {"eps": 1e-3}, r"conv1.epsilon: Expected batch_norm beside it.* Received epsilon=0.001 alone"),
         ({"conv2.weight": WEIGHT}, {"batch_norm": "bn1"}, "a BatchNorm of this layer alone. Received 'bn1', which"),
     ],
 )  # fmt: skip
