@@ -191,23 +191,22 @@ class Bucket:
         with self.reachability.asking("list"):
             return [_listed(meta) for chunk in obstore.list(self._large, folder) for meta in chunk]
 
-    def create(self, path: str, content: bytes) -> bool:
-        """Writes a large object; returns False if there is one already."""
+    def create(self, path: str, content: bytes) -> Stamp | None:
+        """Writes a large object; returns None if there is one already."""
         import obstore
 
         with self.reachability.asking("put"):
             try:
-                obstore.put(self._large, path, content, mode="create")
+                return Stamp.of(obstore.put(self._large, path, content, mode="create"))
             except obstore.exceptions.AlreadyExistsError:
-                return False
-            return True
+                return None
 
-    def overwrite(self, path: str, content: bytes) -> None:
+    def overwrite(self, path: str, content: bytes) -> Stamp:
         """Writes a large object, whatever was there."""
         import obstore
 
         with self.reachability.asking("put"):
-            obstore.put(self._large, path, content, use_multipart=False)
+            return Stamp.of(obstore.put(self._large, path, content, use_multipart=False))
 
     def swap(self, path: str, content: bytes, seen: Stamp | None) -> Stamp | None:
         """Writes a small object if it is still the one that was seen, or still none; returns its stamp, else None.

@@ -76,6 +76,7 @@ class BucketLayers(DurableLayers):
         self._names_seen: dict[str, _Seen] = {}
         self._paths: dict[str, str] = {}  # names by their objects' paths
         self._damaged: dict[bytes, str] = {}  # layers' objects that are none, by their ETags
+        self._sound: dict[bytes, str] = {}  # those that were verified or written
         self._strange: dict[str, str] = {}  # names' objects likewise
         self._damages = 0
         self._looked = self._listed = float("-inf")
@@ -141,8 +142,9 @@ class BucketLayers(DurableLayers):
         self._forget(key)
 
     def keep(self, key: bytes, layer: Layer | None) -> bool:
-        """Stores a layer again, if it is given, that others have deleted since; returns whether it is there."""
-        if self.is_there(key):
+        """Stores a layer again, if it is given, that others deleted or replaced; returns whether it is there."""
+        found = self._bucket.find(_path(key))
+        if found is not None and (layer is None or self._sound.get(key) == found.e_tag):
             return True
         if layer is None:
             return self.restore(key)
@@ -188,10 +190,13 @@ class BucketLayers(DurableLayers):
 
     def _write(self, layer: Layer, key: bytes) -> int:
         data, path = encode(layer), _path(key)
-        if not self._bucket.create(path, data) and self._fetch(key) is None:
+        stamp = self._bucket.create(path, data)
+        if stamp is None and self._fetch(key) is None:
             self._bucket.copy(path, f"quarantine/{key.hex()}-{time.time_ns()}")
-            self._bucket.overwrite(path, data)
+            stamp = self._bucket.overwrite(path, data)
             log.warning("%s is replaced by the layer that it should have been; it is in quarantine/", path)
+        if stamp is not None:
+            self._sound[key] = stamp.bare
         self._damaged.pop(key, None)
         if self._cache:
             self._cache.write(key, data)
@@ -211,6 +216,7 @@ class BucketLayers(DurableLayers):
         del chunks
         layer = self._is_sound(key, stamp, lambda: read_layer(io.BytesIO(content), key))
         if layer is not None:
+            self._sound[key] = stamp.bare
             self._damaged.pop(key, None)
             if self._cache:
                 self._cache.write(key, content)

@@ -198,6 +198,14 @@ def test_another_server_that_mends_a_layer_mends_it_for_all(bucket: MemoryStore)
     assert number_under(store, "a") == 1
 
 
+def test_a_put_mends_a_layer_that_its_server_has_in_memory(bucket: MemoryStore) -> None:
+    store = opened(bucket)
+    store.put(layer(1), "a")
+    obstore.put(bucket, path(1), encode(layer(2)))
+    assert store.put(layer(1))[1] is True
+    assert number_under(opened(bucket), "a") == 1
+
+
 def test_a_names_object_that_is_none_leads_nowhere_until_it_is_put(
     bucket: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
