@@ -184,7 +184,8 @@ class LayerCalls(Connection):
             name: The name, which may be a new one.
             layer: Where it is to lead: a stored layer, or another name for the layer to which that leads now.
             digest: Instead of a layer: its digest, 32 bytes or 64 hexadecimal digits.
-            version: Instead of a layer: the number of one of the name's versions, to go back to it.
+            version: Instead of a layer: the number of one of the name's versions, to go back to it. Of several servers,
+                each of which counts by itself, it is one of the first that answers and has it, as in `versions`.
             expect: As in `put`.
             timeout: Seconds for this call.
 
@@ -193,7 +194,8 @@ class LayerCalls(Connection):
 
         Raises:
             LayerNotFoundError: If there is no such layer, name or version.
-            NameConflictError: If something else than expected is at the name; nothing was moved.
+            NameConflictError: If something else than expected is at the name; nothing was moved. So it is too, with
+                "absent" found, where the server that had the name is gone for good and another one answers.
         """
         request = name_messages.move_request(name, layer, digest, version, expect)
         deadline, servers = self._deadline(timeout), self._connected()._servers
