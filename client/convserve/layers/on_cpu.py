@@ -1,8 +1,8 @@
-"""How a server computes a layer on a CPU: what it holds at once, and when in float64.
+"""How a server computes a layer on a CPU: what it holds at once, when in float64, and when with a channel of zeros.
 
-It does that where oneDNN's kernels err; they have none for float64. TensorFlow 2.21 has oneDNN 3.7.3, which for AVX-512
-(`brg_conv_fwd`) copies some images first, row by row (`exec_trans`): those of one channel (in bfloat16 also groups of
-one), and those that a kernel of width 1 makes an output of width 1 of. Sizes of that copy are wrong:
+It computes in float64 where oneDNN's kernels err; they have none for float64. TensorFlow 2.21 has oneDNN 3.7.3, which
+for AVX-512 (`brg_conv_fwd`) copies some images first, row by row (`exec_trans`): those of one channel (in bfloat16 also
+groups of one), and those that a kernel of width 1 makes an output of width 1 of. Sizes of that copy are wrong:
 
 * with one channel, a stride along the width and an output of width 1 the kernel looks for rows at multiples of stride
   times window, where they are not (`LDA` under `reduce_kw`): it gives numbers of anything that lies there;
@@ -11,6 +11,9 @@ one), and those that a kernel of width 1 makes an output of width 1 of. Sizes of
 
 By oneDNN's issue 5942 padding of whole windows ends processes. For AMX it copies whatever it computes, so the
 server lets it use none.
+
+In bfloat16 the kernels multiply pairs of channels. An odd one they pair with what lies behind it, the next pixel, times
+zero: of an infinity or NaN there this makes NaN, outside its windows. A channel of zeros makes the number even.
 """
 
 from __future__ import annotations
@@ -47,14 +50,20 @@ def in_float64(conv2d: Any, channels: int) -> bool | None:
     return None if (one_channel and stride_w > 1) or stride_h > height > 1 == width else False
 
 
+def with_even_channels(conv2d: Any, channels: int) -> bool:
+    """Returns whether a group's channels get one of zeros; `conv2d` and `channels` are as for `in_float64`."""
+    is_depthwise = conv2d.filters == conv2d.groups == channels > 1  # which has kernels without pairs
+    return conv2d.compute_dtype == "bfloat16" and channels // conv2d.groups % 2 == 1 and not is_depthwise
+
+
 def held_bytes(conv2d: Any, inputs: int, weights: int, outputs: int, wide: bool) -> int:
     """Returns the bytes that exist at once while a CPU computes a layer of so many elements; if `wide` in float64.
 
     With TensorFlow's own kernels it never is.
     """
     size = itemsize(conv2d.compute_dtype)
-    # Groups are put side by side and back; 16 bits without groups are computed in 32, in copies twice as large.
-    copies = 2 if conv2d.groups > 1 else 3 if size == 2 else 1
+    # Groups are put side by side and back; 16 bits are computed in 32, in copies twice as large, or with even channels.
+    copies = 3 if size == 2 else 2 if conv2d.groups > 1 else 1
     elements = copies * (inputs + weights + outputs)
     if conv2d.data_format == "channels_first":  # to and from channels_last
         elements = max(elements, 2 * inputs, 2 * outputs)

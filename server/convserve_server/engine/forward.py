@@ -26,28 +26,34 @@ class Forward:
     """A traced forward pass; it may be called from any thread and on any device of the kind that it was traced for."""
 
     def __init__(
-        self, chain: Sequence[Conv2D], input_channels: int, input_dtype: str, output_dtype: str, on_gpu: bool
+        self, chain: Sequence[Conv2D], channels: Sequence[int], input_dtype: str, output_dtype: str, on_gpu: bool
     ) -> None:
-        """Traces a chain; it reads of a configuration only geometry, activation, regularizers and dtypes."""
+        """Traces a chain; it reads of a configuration only geometry, activation, regularizers and dtypes.
+
+        `channels` are each layer's input's. They are no property of the chain alone: where data formats are mixed, a
+        layer's channels are the rows of the image before it.
+        """
         names: list[tuple[str, ...]] = []
 
         def forward(x: Any, *weights: Any) -> list[Any]:
             names.clear()  # should TensorFlow trace more than once
             x, rest = _as(x, input_dtype), list(weights)
             losses: list[Any] = []
-            for config in chain:
+            for config, own in zip(chain, channels, strict=True):
                 given, rest = rest[: 1 + config.use_bias], rest[1 + config.use_bias :]
+                x.set_shape(
+                    [None, None, None, own] if config.data_format == "channels_last" else [None, own, None, None]
+                )
                 x, layer_losses = _step(config, on_gpu)(x, *given)
                 names.append(tuple(layer_losses))
                 losses += layer_losses.values()
             x = tf.cast(x, output_dtype)
             return [_as(x, carrier(output_dtype)), *losses]
 
-        channels_last = chain[0].data_format == "channels_last"
-        shape = [None, None, None, input_channels] if channels_last else [None, input_channels, None, None]
-        signature = [tf.TensorSpec(shape, carrier(input_dtype))]
-        for config in chain:
-            signature.append(tf.TensorSpec([*config.kernel_size, None, config.filters], config.variable_dtype))
+        signature = [tf.TensorSpec([None] * 4, carrier(input_dtype))]
+        for config, own in zip(chain, channels, strict=True):
+            kernel = [*config.kernel_size, own // config.groups, config.filters]
+            signature.append(tf.TensorSpec(kernel, config.variable_dtype))
             if config.use_bias:
                 signature.append(tf.TensorSpec([config.filters], config.variable_dtype))
         function = tf.function(forward, input_signature=signature, autograph=False)

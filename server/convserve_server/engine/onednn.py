@@ -9,7 +9,7 @@ import tensorflow as tf
 from tensorflow.python.util import _pywrap_util_port
 
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.on_cpu import in_float64
+from convserve.layers.on_cpu import in_float64, with_even_channels
 from convserve.layers.plan import window
 
 
@@ -20,15 +20,30 @@ def is_on() -> bool:
 
 
 def rightly(convolved: Callable[[Any, Any], Any], config: Conv2D, x: Any, kernel: Any) -> Any:
-    """Returns convolved(x, kernel) of an NHWC image on a CPU, in float64 where oneDNN's kernels would err."""
+    """Returns convolved(x, kernel) of an NHWC image on a CPU; what oneDNN's kernels err at is computed another way."""
     errs = in_float64(config, x.shape[3]) if is_on() else False
 
     def widened() -> Any:
         return tf.cast(convolved(tf.cast(x, "float64"), tf.cast(kernel, "float64")), config.compute_dtype)
 
+    def narrow() -> Any:
+        if is_on() and with_even_channels(config, x.shape[3]):
+            return convolved(*_with_zeros(config, x, kernel))
+        return convolved(x, kernel)
+
     if errs is None:
-        return tf.cond(_is_one_column(config, x), widened, lambda: convolved(x, kernel))
-    return widened() if errs else convolved(x, kernel)
+        return tf.cond(_is_one_column(config, x), widened, narrow)
+    return widened() if errs else narrow()
+
+
+def _with_zeros(config: Conv2D, x: Any, kernel: Any) -> tuple[Any, Any]:
+    """Returns an image and a kernel with a channel of zeros behind those of each group."""
+    batch, height, width = tf.unstack(tf.shape(x)[:3])
+    sizes, own = (batch, height, width, config.groups), x.shape[3] // config.groups
+    # tf.pad would end the process: TensorFlow fuses it with the convolution, and takes a kernel's for the image's.
+    x = tf.concat([tf.reshape(x, (*sizes, own)), tf.zeros((*sizes, 1), x.dtype)], 4)
+    x = tf.reshape(x, (batch, height, width, config.groups * (own + 1)))
+    return x, tf.concat([kernel, tf.zeros((*config.kernel_size, 1, config.filters), kernel.dtype)], 2)
 
 
 def _is_one_column(config: Conv2D, x: Any) -> Any:

@@ -12,7 +12,6 @@ from weakref import WeakKeyDictionary
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
-from convserve.layers.plan import channel_axis
 from convserve.tensors.codec import Shape
 from convserve_server.engine.forward import Forward
 from convserve_server.engine.tensors import free_functions
@@ -55,7 +54,7 @@ class Traces:
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
-            channels = shape[channel_axis(layers[0].config)]
+            channels = tuple(layer.kernel.shape[2] * layer.config.groups for layer in layers)
             key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
             trace = self.traces.get(key)
             if trace is None:

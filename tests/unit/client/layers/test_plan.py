@@ -54,7 +54,7 @@ def test_amounts_of_a_layer_worked_out_by_hand() -> None:
     assert found.input_bytes == 2 * 10 * 12 * 4
     assert found.weight_bytes == 4 * (kernel + 8)  # kept in float32
     assert found.output_bytes == places * 8 * 8
-    held_in_float16 = 2 * 2 * (2 * 10 * 12 * 4 + kernel + 8 + places * 8)  # groups are put side by side, in copies
+    held_in_float16 = 2 * 3 * (2 * 10 * 12 * 4 + kernel + 8 + places * 8)  # a copy in 32 bits
     held = found.input_bytes + found.weight_bytes + held_in_float16 + found.output_bytes
     assert found.memory_bytes == held + 2 * found.weight_bytes  # which the server draws
     assert found.admitted is None
