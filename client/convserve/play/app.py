@@ -87,7 +87,7 @@ def _(start):
             "groups": choices.slider(mo.ui, 1, 8, start.groups),
             "use_bias": mo.ui.switch(start.use_bias),
             "kernel": choices.dropdown(mo.ui, choices.KERNELS, start.kernel),
-            "seed": mo.ui.number(0, 2**31 - 1, value=start.seed, step=1, full_width=True),
+            "seed": mo.ui.number(step=1, value=start.seed, full_width=True),
             "name": mo.ui.text(start.name, placeholder="None", full_width=True),
             "dtype": choices.dropdown(mo.ui, list(DTYPE_POLICIES), start.dtype),
             "trainable": mo.ui.switch(start.trainable),
@@ -140,9 +140,10 @@ def _(edited, kept, layer):
 def _(edited, given, grid, kept, layer, numbers, parameters, start, typed):
     """All that the controls say, as one value."""
     kept["grid"] = choices.matrix_of(grid)
-    kept["numbers"] = choices.with_matrix(
-        kept["numbers"], edited.value, choices.matrix_of(numbers), layer.value["filters"]
-    )
+    if layer.value["kernel"] == "numbers":
+        kept["numbers"] = choices.with_matrix(
+            kept["numbers"], edited.value, choices.matrix_of(numbers), layer.value["filters"]
+        )
     typed.update({field: (typed[field][0], text) for field, text in parameters.value.items()})
     _said = given.value | layer.value
     settings = dataclasses.replace(

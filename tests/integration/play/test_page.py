@@ -2,11 +2,15 @@
 
 import contextlib
 import io
+import os
 import re
 import signal
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -121,6 +125,48 @@ def test_a_slider_moves_the_shape_and_a_refusal_stands_at_its_control(opened, ur
     assert at.page.locator(".refusal").count() == 1
     assert parse_qs(urlsplit(at.page.url).query) == {"size": ["16"], "strides": ["2,1"], "dilation_rate": ["1,2"]}
     assert {urlsplit(each).netloc for each in at.asked if each.startswith("http")} == {urlsplit(url).netloc}
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:8000"}, 200),  # a forwarded port
+        ({"Host": "example.com"}, 403),
+        ({"Origin": "http://example.com"}, 403),
+    ],
+)
+def test_the_page_is_for_this_machine_and_for_no_other_website(url, headers, status):
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers)) as answer:  # noqa: S310 (our own)
+            found = answer.status
+    except urllib.error.HTTPError as refused:
+        found = refused.code
+        refused.close()
+    assert found == status
+
+
+@pytest.mark.slow
+def test_without_a_server_one_is_started_and_stopped(browser, tmp_path):
+    opener = tmp_path / "opener"
+    opener.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    opener.chmod(0o755)
+    command = [sys.executable, "-m", "convserve", "play"]
+    environment = {**os.environ, "BROWSER": str(opener)}
+    with ended_afterwards(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        said = process.stdout.readline()
+        if "no server answers" not in said:
+            pytest.skip("a server listens at the usual address")
+        address = re.search(r"http://\S+", process.stdout.readline())[0]
+        (own,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_selector(".play .facts", timeout=SETTLED_MS * 4)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+        page.close()
+    assert (tmp_path / "opened").read_text().strip() == address
+    assert not Path(f"/proc/{own}").exists()
 
 
 ACTS = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidTensorError, MissingDependencyError
-from convserve.play.convolution.settings import Settings
+from convserve.play.convolution.settings import Settings, exact
 from convserve.tensors.codec import Array
 
 
@@ -58,7 +58,7 @@ def input_code(settings: Settings, file: str = "picture.png") -> str:
             "x = np.uint8(np.clip(0.09 - from_line, 0, 0.05) * 20 * 255)",
         ]
     elif settings.picture == "numbers":
-        rows = ["    [" + ", ".join(f"{number:g}" for number in row) + "]," for row in settings.grid]
+        rows = ["    [" + ", ".join(map(exact, row)) + "]," for row in settings.grid]
         lines += ["", "x = np.float32([", *rows, "])"]
     else:
         upload = settings.picture == "upload"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ FAMILIES: dict[str, type[KerasObject]] = {
 }
 OBJECTS = tuple(FAMILIES)
 """The parameters whose values are a name, perhaps with parameters of its own."""
+_MOST = {"filters": 1024, "kernel_size": 15, "dilation_rate": 12}
+"""The largest values that a link may have: what a page can show and draw."""
 _CHOICES = {
     "picture": PICTURES,
     "kernel": ("initializer", "numbers", *CLASSIC_KERNELS),
@@ -193,6 +196,11 @@ def resized(matrix: Matrix, rows: int, columns: int) -> Matrix:
     return tuple(map(tuple, padded[:rows]))
 
 
+def exact(number: float) -> str:
+    """Returns the shortest text that means this very number."""
+    return repr(number).removesuffix(".0")
+
+
 def _explicit(text: str) -> tuple[Pair, Pair]:
     top, bottom, left, right = _integers("padding", text, 4)
     return (top, bottom), (left, right)
@@ -214,7 +222,7 @@ def _text(value: Any) -> str:
     if isinstance(value, tuple) and value and isinstance(value[0], tuple):
         mark = "|" if isinstance(value[0][0], tuple) else ";"
         return mark.join(map(_text, value))
-    return ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+    return ",".join(map(exact, value)) if isinstance(value, tuple) else str(value)
 
 
 def _read(name: str, default: Any, text: str) -> Any:
@@ -225,7 +233,7 @@ def _read(name: str, default: Any, text: str) -> Any:
     if name == "grid":
         return _matrix(name, text, MAX_GRID)
     if name == "numbers":
-        return tuple(_matrix(name, part, 99) for part in text.split("|"))
+        return tuple(_matrix(name, part, _MOST["kernel_size"]) for part in text.split("|"))
     if isinstance(default, tuple):
         return _integers(name, text, len(default))
     if name in FAMILIES and text:
@@ -247,8 +255,10 @@ def _integers(name: str, text: str, count: int) -> tuple[int, ...]:
         numbers = tuple(int(word) for word in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != count:
-        raise InvalidRequestError.for_field(name, f"{count} whole numbers with commas between", short_repr(text))
+    most = _MOST.get(name, 2**31 - 1)
+    if len(numbers) != count or not all(-most <= number <= most for number in numbers):
+        words = "a whole number" if count == 1 else f"{count} whole numbers with commas between,"
+        raise InvalidRequestError.for_field(name, f"{words} of at most {most}", short_repr(text))
     return numbers
 
 
@@ -257,7 +267,8 @@ def _matrix(name: str, text: str, most: int) -> Matrix:
         rows = tuple(tuple(float(word) for word in row.split(",")) for row in text.split(";"))
     except ValueError:
         rows = ()
-    if len({len(row) for row in rows}) != 1 or max(len(rows), len(rows[0])) > most:
+    is_finite = all(math.isfinite(number) for row in rows for number in row)
+    if not is_finite or len({len(row) for row in rows}) != 1 or max(len(rows), len(rows[0])) > most:
         expected = "rows of as many numbers each, such as 1,0;0,1"
         raise InvalidRequestError.for_field(name, expected, short_repr(text))
     return rows

@@ -33,6 +33,11 @@ def test_the_code_makes_the_same_input(picture, grey, data_format, size):
     assert np.ptp(x) > (200 if picture != "numbers" and size > 8 else 20)
 
 
+def test_the_code_of_a_grid_has_its_numbers_exactly():
+    settings = Settings(picture="numbers", grid=((1234567.0, 0.1), (-1e-9, 3.0)))
+    assert np.array_equal(made_by(input_code(settings)), input_array(settings))
+
+
 @pytest.mark.parametrize("size", SIZES)
 def test_pictures_have_the_size_that_is_asked_for(size):
     for picture in ("photo", "checkerboard", "digit"):

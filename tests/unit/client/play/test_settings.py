@@ -71,7 +71,9 @@ def test_a_link_carries_all_settings_at_once():
         ("filters", "many"), ("kernel_size", "3"), ("strides", "1,2,3"), ("padding", "full"), ("padding", "1,1"),
         ("use_bias", "True"), ("grid", "1,2;3"), ("grid", ";".join(["1"] * 9)), ("numbers", "1,x"), ("dtype", "int8"),
         ("picture", "cat"), ("kernel", "sobel"), ("data_format", "NHWC"), ("activation", "rely"),
-        ("kernel_regularizer", "L3(l3=1)"), ("grid", ""),
+        ("kernel_regularizer", "L3(l3=1)"), ("grid", ""), ("grid", "nan"),
+        ("numbers", "1,inf"), ("kernel_size", "3,1000000"), ("filters", "9999999"),
+        ("dilation_rate", "1,13"), ("seed", "99999999999999999999"),
     ],
 )  # fmt: skip
 def test_a_link_that_cannot_be_read_names_the_setting(name, text):
@@ -108,6 +110,12 @@ def test_what_is_no_name_with_parameters_is_refused(text):
 @given(st.sampled_from(["l2", "max_norm"]), st.text(alphabet="abc=,.01 "))
 def test_a_name_and_its_parameters_are_taken_apart_again(name, parameters):
     assert parts_of(text_of(name, parameters)) == (name, parameters.strip())
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_link_carries_every_number_exactly(number):
+    settings = Settings(grid=((number, 1.0),))
+    assert Settings.from_query(settings.to_query()).grid == settings.grid
 
 
 def test_differences_leave_out_where_one_looks():
