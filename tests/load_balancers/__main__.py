@@ -40,7 +40,7 @@ def checks(balancer: Balancer, target: str, servers: Servers) -> Iterator[Check]
         yield check.__name__.replace("_", " "), lambda check=check: check(target, servers)
     if balancer.asks_health:
         yield "out and in", lambda: under_load.out_and_in(target, servers, 0)
-    yield "drain", lambda: under_load.drained(target, servers, 1)
+    yield "drain", lambda: under_load.drained(target, servers, 1, asks_health=balancer.asks_health)
     yield "kill -9", lambda: under_load.killed(target, servers, 2)
 
 

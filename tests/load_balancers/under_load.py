@@ -26,6 +26,10 @@ class Seen:
     failed: Counter[str] = field(default_factory=Counter)
     slowest_s: dict[str, float] = field(default_factory=dict)
 
+    def only_once_failed(self) -> bool:
+        """Returns whether only the caller that does not retry lost calls, and knows that it may send them again."""
+        return all(each.startswith("once: UnavailableError") for each in self.failed)
+
     def line(self) -> str:
         """Returns a line: first what failed."""
         failed = ", ".join(f"{count} {what}" for what, count in sorted(self.failed.items()))
@@ -86,8 +90,8 @@ def calling(target: str) -> Iterator[Seen]:
             each.join()
 
 
-def drained(target: str, servers: Servers, number: int) -> str:
-    """Stops a server by SIGTERM, and starts it again."""
+def drained(target: str, servers: Servers, number: int, *, asks_health: bool) -> str:
+    """Stops a server by SIGTERM, and starts it again: nobody loses a call, if the balancer leaves the server before."""
     with calling(target) as seen:
         time.sleep(_PAUSE_S)
         status = servers.stop(number)
@@ -95,7 +99,7 @@ def drained(target: str, servers: Servers, number: int) -> str:
         servers.start(number)
         gets_calls(servers, number)
     assert status == 0, f"the server ended with status {status}"
-    assert not seen.failed, seen.line()
+    assert not seen.failed or (not asks_health and seen.only_once_failed()), seen.line()
     return seen.line()
 
 
@@ -107,7 +111,7 @@ def killed(target: str, servers: Servers, number: int) -> str:
         time.sleep(2 * _PAUSE_S)
         servers.start(number)
         gets_calls(servers, number)
-    assert all(each.startswith("once: UnavailableError") for each in seen.failed), seen.line()
+    assert seen.only_once_failed(), seen.line()
     return seen.line()
 
 
