@@ -54,7 +54,7 @@ class Traces:
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
-            channels = tuple(layer.kernel.shape[2] * layer.config.groups for layer in layers)
+            channels = tuple(layer.arrays["kernel"].shape[2] * layer.config.groups for layer in layers)
             key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
             trace = self.traces.get(key)
             if trace is None:
