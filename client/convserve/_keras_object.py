@@ -32,7 +32,8 @@ def number(
     """Declares a finite number, Keras' default being `default`."""
 
     def convert(value: object) -> float:
-        checked = float(value) if isinstance(value, numbers.Real) else math.nan
+        is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        checked = float(cast(float, value)) if is_number else math.nan
         # NaN compares false.
         return _valid(checked, checked >= at_least and checked > above and abs(checked) <= _MAX_FLOAT32)
 

@@ -31,9 +31,12 @@ class Activation(KerasObject):
     @classmethod
     def _named(cls, identifier: object) -> tuple[str, Mapping[str, Any]]:
         module = getattr(identifier, "__module__", "") or ""
-        # A function of the same name from elsewhere may have other defaults, as keras.ops.gelu has.
         if inspect.isfunction(identifier) and module.startswith(("keras.src.activations", "keras.activations")):
             return identifier.__name__, {}
+        # keras.ops has functions of the same names, some with other defaults: those of gelu and its like are told.
+        if inspect.isfunction(identifier) and module.startswith("keras.src.ops."):
+            given = inspect.signature(identifier).parameters.values()
+            return identifier.__name__, {each.name: each.default for each in given if each.default is not each.empty}
         name, config = super()._named(identifier)
         if name in _LAYERS and not isinstance(identifier, str):
             function, parameters = _LAYERS[name]

@@ -63,9 +63,9 @@ SPELLINGS: dict[str, list[Any]] = {
         keras.initializers.HeNormal(seed=3), keras.initializers.Orthogonal(), keras.initializers.Identity(),
         named("Zeros", value=1), named("Nope"), {"config": {}}, {"class_name": "GlorotUniform"},
         *(named("GlorotUniform", seed=seed) for seed in (0, -1, 2**31, 2**40, 2**63 - 1, -(2**63), 2**70, 1.0, "1")),
-        *(named("RandomNormal", seed=1, mean=mean) for mean in (-2, True, "a")),
+        *(named("RandomNormal", seed=1, mean=mean) for mean in (-2, "a")),
         *(named("RandomUniform", seed=1, minval=low, maxval=high) for low, high in ((1, 0), (1, 1), (0, "a"))),
-        *(named("VarianceScaling", seed=1, scale=scale) for scale in (2, True, 0, -1, "a", [1])),
+        *(named("VarianceScaling", seed=1, scale=scale) for scale in (2, 0, -1, "a", [1])),
         *(named("VarianceScaling", seed=1, mode=mode) for mode in ("fan_avg", "nope", "", 1)),
         *(named("VarianceScaling", seed=1, distribution=name) for name in ("normal", "Uniform", "nope", "", 1)),
         *(
@@ -76,7 +76,7 @@ SPELLINGS: dict[str, list[Any]] = {
     ],
     "bias_initializer": [
         None, "zeros", "ones", "he_normal", "orthogonal", "identity", "stft", "nope", "", 0, {}, SOMETHING,
-        named("Constant", value=True), named("Constant", value=TOO_LARGE_FOR_FLOAT32), named("Constant", value=10**400),
+        named("Constant", value=TOO_LARGE_FOR_FLOAT32), named("Constant", value=10**400),
         keras.initializers.Orthogonal(),
         *(
             named("HeNormal", seed=1, input_axes=axes, output_axes=others)
@@ -88,7 +88,7 @@ SPELLINGS: dict[str, list[Any]] = {
             None, "l1", "L1", "l2", "L2", "l1l2", "L1L2", "l1_l2", "orthogonal_regularizer", "OrthogonalRegularizer",
             "nope", "", 0, 1, True, [], {}, SOMETHING, keras.regularizers.L1, keras.regularizers.L2(0.5),
             keras.regularizers.OrthogonalRegularizer(), named("L1"), named("L1", l2=1),
-            *(named("L1", l1=factor) for factor in (0, 0.5, True, None, np.float64(0.1), -1, NAN, "a", [1], 1 + 0j)),
+            *(named("L1", l1=factor) for factor in (0, 0.5, None, np.float64(0.1), -1, NAN, "a", [1], 1 + 0j)),
             *(named("L1L2", l2=factor) for factor in (0, None, -1, INFINITY, TOO_LARGE_FOR_FLOAT32)),
         ]
         for what in ("kernel", "bias", "activity")
@@ -147,6 +147,11 @@ def test_the_client_takes_and_refuses_what_keras_takes_and_refuses(name: str) ->
         ("strides", (2, True)),
         ("input_shape", (True, 6, 4)),
         ("kernel_constraint", named("MaxNorm", axis=True)),
+        ("kernel_constraint", named("MaxNorm", max_value=True)),
+        ("kernel_initializer", named("RandomNormal", seed=1, mean=True)),
+        ("bias_initializer", named("Constant", value=True)),
+        ("activity_regularizer", named("L1", l1=True)),
+        ("activation", keras.layers.LeakyReLU(negative_slope=True)),
         # A size is a whole number.
         ("strides", (2.0, 2)),
         ("dilation_rate", (2.0, 2)),
@@ -189,6 +194,16 @@ def test_python_values_that_keras_refuses_and_the_client_takes(name: str, value:
     """They can only mean one thing."""
     assert truth.refusal(VALID | {name: value}, SHAPE) is not None
     assert getattr(convserve.Conv2D(**VALID | {name: value}), name) == meaning
+
+
+@pytest.mark.parametrize("name", sorted({*vars(keras.ops)} & {*activations.Activation.members} - {"threshold"}))
+def test_a_function_of_keras_ops_is_the_activation_with_its_own_defaults(name: str) -> None:
+    function = getattr(keras.ops, name)
+    found = activations.Activation.get(function, "activation")
+    assert found is not None
+    x = np.linspace(-4, 4, 24, dtype=np.float32).reshape(2, 12)
+    meant = keras.activations.get(found.keras_name)(keras.ops.convert_to_tensor(x), **found.parameters)
+    np.testing.assert_allclose(meant, function(x), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "bool", "int8_from_float32", "float8_from_float32"])
