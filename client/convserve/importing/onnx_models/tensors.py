@@ -21,6 +21,8 @@ _FIELDS = {
 }  # fmt: skip
 """The field that has a tensor's elements where raw_data has not; types of 16 bits are there as those bits."""
 
+_MOST_ELEMENTS = 2**59 - 1  # of 8 bytes, as many as a size can count
+
 
 class Tensors:
     """Reads tensors of a model; each reading counts, however often one is read."""
@@ -31,10 +33,11 @@ class Tensors:
         self._files: dict[Path, int] = {}
 
     def shape(self, tensor: Any, field: str) -> Shape:
-        """Returns the shape that a tensor says it has; raises InvalidWeightsError for dimensions below 0."""
+        """Returns the shape that a tensor says it has; raises InvalidWeightsError for one that no array can have."""
         shape = tuple(tensor.dims)
-        if any(size < 0 for size in shape) or len(shape) > 8:
-            expected = "at most 8 dimensions, none of them below 0"
+        # NumPy counts the elements without the dimensions of 0.
+        if len(shape) > 8 or min(shape, default=0) < 0 or math.prod(size or 1 for size in shape) > _MOST_ELEMENTS:
+            expected = f"at most 8 dimensions, none of them below 0, and at most {_MOST_ELEMENTS} elements"
             raise InvalidWeightsError.for_field(field, expected, f"the dims {short_repr(shape)}")
         return shape
 
