@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -136,8 +137,12 @@ class LayerStore:
         if prefix:
             with self._lock:
                 keys &= self._names.starting_with(prefix)
+        following = sorted(key for key in keys if key > after)
+        if self._durable and self.is_shared:  # which is asked for each that it has not been asked for before
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(self._durable.head, [key for key in following[:size] if key not in self._memory]))
         layers: list[StoredLayer] = []
-        for key in sorted(key for key in keys if key > after):
+        for key in following:
             if len(layers) == size:
                 break
             with suppress(LayerNotFoundError):  # it was deleted or quarantined just now
@@ -238,17 +243,20 @@ class LayerStore:
             with self._locked(reference):
                 if reference not in self:
                     raise not_found(reference)
+                self._moves.see_all(latest=True)
+                for name in self._names_of(reference):
+                    self._moves.remove(name, reference)
                 self._forget(reference)
             return
         # The name of a layer that is lost can be deleted too.
         self._moves.see(reference, latest=True)
         key = self.versions(reference).digest
         with self._locked(key):
-            self._moves.see_all(latest=True)
-            if self._names_of(key) == (reference,):
-                self._forget(key)
-                return
             is_gone = self._moves.remove(reference, key)
+            if is_gone:
+                self._moves.see_all(latest=True)  # another name, which another server may have given it just now, stays
+                if not self._names_of(key):
+                    self._forget(key)
         if not is_gone:  # it was moved meanwhile
             self.delete(reference)
 
@@ -312,9 +320,7 @@ class LayerStore:
         return layer
 
     def _forget(self, key: bytes) -> None:
-        self._moves.see_all(latest=True)
-        for name in self._names_of(key):
-            self._moves.remove(name, key)
+        """Removes a layer, to which no name leads."""
         if self._durable and key in self._durable:
             self._durable.delete(key)
         with self._lock:

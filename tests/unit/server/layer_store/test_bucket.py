@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -109,6 +110,21 @@ def test_a_name_whose_layer_is_gone_is_asked_for_again(bucket: MemoryStore) -> N
     assert number_under(other, "a") == 2
 
 
+def test_a_list_asks_for_its_layers_at_once(bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = opened(bucket), opened(bucket)
+    for number in range(4):
+        one.put(layer(number))
+    get, all_ask = obstore.get, threading.Barrier(4)
+
+    def together(*arguments: Any, **options: Any) -> Any:
+        all_ask.wait(60)
+        return get(*arguments, **options)
+
+    monkeypatch.setattr(obstore, "get", together)
+    assert len(other.page("", b"", 9)) == 4
+    assert len(other.page("", b"", 9)) == 4  # it knows them
+
+
 # Whatever comes between
 
 
@@ -156,6 +172,32 @@ def test_a_layer_to_which_a_name_comes_to_lead_is_never_deleted(requests: Bucket
         assert fresh.names() in ((), ("b",))
     assert step > 3
     assert kept
+
+
+@pytest.mark.parametrize("led", LEAD_THERE)
+def test_who_deletes_a_name_leaves_the_one_that_another_server_gave_the_layer(
+    requests: BucketRequests, led: str
+) -> None:
+    outcomes = set()
+    for step in range(100):
+        bucket, is_led = MemoryStore(), []
+        one, other = prepared(bucket), opened(bucket)
+
+        def lead() -> None:
+            with suppress(LayerNotFoundError):
+                LEAD_THERE[led](other)  # noqa: B023
+                is_led.append(True)  # noqa: B023
+
+        requests.before(step, lead)
+        one.delete("a")
+        if len(requests.asked) <= step:
+            break
+        fresh = opened(bucket)
+        assert fresh.names() == (("b",) if is_led else ())
+        assert not is_led or number_under(fresh, "b") == 1
+        outcomes.add(bool(is_led))
+    assert step > 3
+    assert outcomes == ({True} if led == "put" else {True, False})
 
 
 class Killed(BaseException):
