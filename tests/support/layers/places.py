@@ -26,5 +26,5 @@ def opened(
         durable = LayerFiles(place, budget)
     elif place is not None:
         kept = LocalCache(cache, PLENTY) if cache else None
-        durable = BucketLayers(Bucket(place, place, "s3://bucket"), budget, age_s=age_s, cache=kept)
+        durable = BucketLayers(Bucket(place, place, place, "s3://bucket"), budget, age_s=age_s, cache=kept)
     return LayerStore(memory_bytes, durable)

@@ -19,6 +19,9 @@ _NEVER = '"00000000000000000000000000000000"'
 _SMALL: dict[str, Any] = {"connect_timeout": "1s", "timeout": "2s"}
 # A layer may take minutes, as long as something arrives.
 _LARGE: dict[str, Any] = {"connect_timeout": "2s", "read_timeout": "15s", "timeout": "30m"}
+# Nothing arrives while a large layer is sent, or copied there.
+_SLOW: dict[str, Any] = _LARGE | {"read_timeout": "10m"}
+_SLOW_BYTES = 2**24
 _MAX_SMALL = 2**20
 _SCHEMES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE"}
 
@@ -66,9 +69,9 @@ class Bucket:
     All raise UnavailableError if the bucket does not answer, or refuses, which `reachability` knows.
     """
 
-    def __init__(self, small: Any, large: Any, shown: str) -> None:
-        """Takes obstore's stores for small objects and for large ones, and how the bucket is called in texts."""
-        self._small, self._large, self._shown = small, large, shown
+    def __init__(self, small: Any, large: Any, slow: Any, shown: str) -> None:
+        """Takes obstore's stores for small objects, large ones and slow writes, and how the bucket is called."""
+        self._small, self._large, self._slow, self._shown = small, large, slow, shown
         self.reachability = Reachability(shown, self._probe)
 
     @classmethod
@@ -91,14 +94,14 @@ class Bucket:
             "backoff": {"init_backoff": timedelta(milliseconds=50), "max_backoff": timedelta(seconds=1), "base": 2},
         }
         try:
-            small, large = (
+            small, large, slow = (
                 from_url(url.rstrip("/"), client_options=cast(Any, options | http), retry_config=retry)
-                for options in (_SMALL, _LARGE)
+                for options in (_SMALL, _LARGE, _SLOW)
             )
         except Exception as error:
             text = f"Expected {url} to be opened. Received: {text_of(error)}. {_advice(error)}"
             raise UnusableBucketError(text) from None
-        return cls(small, large, url)
+        return cls(small, large, slow, url)
 
     def begin(self) -> None:
         """Tries everything that a server needs of it: that it is there, and that it holds to conditions.
@@ -197,7 +200,7 @@ class Bucket:
 
         with self.reachability.asking("put"):
             try:
-                return Stamp.of(obstore.put(self._large, path, content, mode="create"))
+                return Stamp.of(obstore.put(self._writing(content), path, content, mode="create"))
             except obstore.exceptions.AlreadyExistsError:
                 return None
 
@@ -206,7 +209,7 @@ class Bucket:
         import obstore
 
         with self.reachability.asking("put"):
-            return Stamp.of(obstore.put(self._large, path, content, use_multipart=False))
+            return Stamp.of(obstore.put(self._writing(content), path, content, use_multipart=False))
 
     def swap(self, path: str, content: bytes, seen: Stamp | None) -> Stamp | None:
         """Writes a small object if it is still the one that was seen, or still none; returns its stamp, else None.
@@ -230,7 +233,7 @@ class Bucket:
 
         with self.reachability.asking("copy"):
             try:
-                obstore.copy(self._large, path, to)
+                obstore.copy(self._slow, path, to)
             except FileNotFoundError:
                 return False
             return True
@@ -241,6 +244,9 @@ class Bucket:
 
         with self.reachability.asking("delete"), suppress(FileNotFoundError):
             obstore.delete(self._small, path)
+
+    def _writing(self, content: bytes) -> Any:
+        return self._slow if len(content) > _SLOW_BYTES else self._large
 
     def _check(self) -> None:
         """Raises UnavailableError if there is no bucket: then no object is there either, but nothing was deleted."""

@@ -192,9 +192,10 @@ class BucketLayers(DurableLayers):
         data, path = encode(layer), _path(key)
         stamp = self._bucket.create(path, data)
         if stamp is None and self._fetch(key) is None:
-            self._bucket.copy(path, f"quarantine/{key.hex()}-{time.time_ns()}")
+            is_kept = self._bucket.copy(path, f"quarantine/{key.hex()}-{time.time_ns()}")  # else it is gone by now
             stamp = self._bucket.overwrite(path, data)
-            log.warning("%s is replaced by the layer that it should have been; it is in quarantine/", path)
+            if is_kept:
+                log.warning("%s is replaced by the layer that it should have been; it is in quarantine/", path)
         if stamp is not None:
             self._sound[key] = stamp.bare
         self._damaged.pop(key, None)

@@ -28,11 +28,11 @@ class LocalCache:
     def __init__(self, folder: Path, budget: int) -> None:
         """Makes the folder where it is missing. Raises OSError if that, or writing to it, fails."""
         folder.mkdir(parents=True, exist_ok=True)
-        held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-        self._budget = volume_budget(folder, held, budget, "--store-cache-bytes")
         self._folder, self._lock = folder, threading.Lock()
         self.hits = self.misses = self.size = 0
         self._probe()
+        held = sum(size for _, size, _ in self._files())
+        self._budget = volume_budget(folder, held, budget, "--store-cache-bytes")
         self._evict()
 
     def read(self, key: bytes) -> Layer | None:
@@ -77,14 +77,7 @@ class LocalCache:
 
     def _evict(self) -> None:
         with self._lock:
-            files, old = [], time.time() - _OLD_S
-            for entry in os.scandir(self._folder):
-                with suppress(FileNotFoundError):  # another server removed it just now
-                    status = entry.stat()
-                    if entry.name.endswith(".safetensors"):
-                        files.append((status.st_mtime_ns, status.st_size, entry.path))
-                    elif entry.name.endswith(".partial") and status.st_mtime < old:
-                        os.unlink(entry.path)
+            files = self._files()
             size = sum(each for _, each, _ in files)
             for _, each, path in sorted(files):
                 if size <= self._budget:
@@ -93,6 +86,18 @@ class LocalCache:
                     os.unlink(path)
                 size -= each
             self.size = size
+
+    def _files(self) -> list[tuple[int, int, str]]:
+        """Returns when each file was used, its size and path; removes those that nobody went on to write."""
+        files, old = [], time.time() - _OLD_S
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):  # another server removed it just now
+                status = entry.stat()
+                if entry.name.endswith(".safetensors"):
+                    files.append((status.st_mtime_ns, status.st_size, entry.path))
+                elif entry.name.endswith(".partial") and status.st_mtime < old:
+                    os.unlink(entry.path)
+        return files
 
     def _probe(self) -> None:
         probe = self._folder / f"{os.urandom(6).hex()}.partial"

@@ -107,7 +107,10 @@ class Reachability:
                 return
             self._since = time.monotonic()
         log.error("%s is away: layers in memory and names that were seen are served: %s", self._shown, text_of(error))
-        threading.Thread(target=self._watch, name="bucket", daemon=True).start()
+        try:
+            threading.Thread(target=self._watch, name="bucket", daemon=True).start()
+        except RuntimeError:  # the system starts none: whoever asks next finds out
+            self._since = None
 
     def _watch(self) -> None:
         """Asks until somebody answers."""
@@ -122,5 +125,6 @@ class Reachability:
 def text_of(error: Exception) -> str:
     """Returns what an error says, in a line and without secrets: obstore adds how it came to be in many."""
     text = " ".join(str(error).partition("\n\nDebug source")[0].split())
-    text = re.sub(r"<\?xml.*?<Message>(.*?)</Message>.*", r"\1", text)
+    text = re.sub(r"<(?:\?xml|Error).*?<Message>(.*?)</Message>.*", r"\1", text)
+    text = re.sub(r"://[^\s/@]*@", "://", text)  # a user and a password, as the endpoint's address may have them
     return re.sub(r"(://[^\s?]*)\?[^\s\"'>]*", r"\1", text)[:500].rstrip(".: ")

@@ -266,7 +266,7 @@ def test_a_bucket_that_does_not_hold_to_conditions_is_refused(
     put = obstore.put
     monkeypatch.setattr(obstore, "put", lambda store, path, content, **_: put(store, path, content))
     with pytest.raises(UnusableBucketError, match="names would be lost"):
-        Bucket(bucket, bucket, "s3://b").begin()
+        Bucket(bucket, bucket, bucket, "s3://b").begin()
 
 
 def test_a_bucket_of_another_format_is_refused(bucket: MemoryStore) -> None:
