@@ -28,7 +28,8 @@ def server_options(settings: Settings, max_connections: int) -> list[tuple[str, 
         ("grpc.so_reuseport", 0),
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_connection_idle_ms", _IDLE_CONNECTION_MS),
-        ("grpc.max_concurrent_streams", settings.max_streams_per_connection),
+        # And one more: clients of several servers watch the health of each for as long as they are connected.
+        ("grpc.max_concurrent_streams", settings.max_streams_per_connection + 1),
         ("grpc.compression_enabled_algorithms_bitset", _ANY_COMPRESSION if settings.compression else _NO_COMPRESSION),
         ("grpc.server_handshake_timeout_ms", 10_000),
         # A peer that is gone without a word is noticed, and with it what its calls hold, or its idle connection.

@@ -23,3 +23,7 @@ def test_pings_of_other_languages_clients_are_welcome():
     options = dict(server_options(Settings(), 9))
     assert options["grpc.http2.min_ping_interval_without_data_ms"] < 10_000  # the least that they let users choose
     assert options["grpc.keepalive_permit_without_calls"]
+
+
+def test_who_watches_the_health_can_call_at_a_server_of_one_call_a_connection():
+    assert dict(server_options(Settings(max_streams_per_connection=1), 9))["grpc.max_concurrent_streams"] == 2
