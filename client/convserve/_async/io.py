@@ -71,6 +71,7 @@ async def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     finally:
         sending.cancel()
         call.cancel()  # for when an item failed; after the end it does nothing
+        del call, sending  # which the frames of an error would hold, and keep a closed channel connected
 
 
 async def _send(call: Any, sent: Stream | Upload) -> None:
@@ -91,6 +92,7 @@ async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
         return await call
     finally:
         call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
+        del call  # as in `stream`
 
 
 async def received(call: Any, answer: Answer[T]) -> T:
@@ -101,6 +103,7 @@ async def received(call: Any, answer: Answer[T]) -> T:
         return answer.result()
     finally:
         call.cancel()  # for when a message was refused; after the end it does nothing
+        del call  # as in `stream`
 
 
 @asynccontextmanager

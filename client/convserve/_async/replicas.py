@@ -109,8 +109,9 @@ class LayerServers:
 
         # To the end in one attempt, so that a stream that breaks is read again like any call.
         async def read(server: Any) -> Layer:
-            call = server.ReadWeights(request, timeout=deadline.remaining_s())
-            return await io.received(call, ReceivedWeights(layer))
+            return await io.received(
+                server.ReadWeights(request, timeout=deadline.remaining_s()), ReceivedWeights(layer)
+            )
 
         return await self._first(read, deadline)
 

@@ -108,8 +108,7 @@ class LayerServers:
 
         # To the end in one attempt, so that a stream that breaks is read again like any call.
         def read(server: Any) -> Layer:
-            call = server.ReadWeights(request, timeout=deadline.remaining_s())
-            return io.received(call, ReceivedWeights(layer))
+            return io.received(server.ReadWeights(request, timeout=deadline.remaining_s()), ReceivedWeights(layer))
 
         return self._first(read, deadline)
 

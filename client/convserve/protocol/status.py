@@ -133,6 +133,8 @@ def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
         packed = status.details if status is not None else ()
     except (ValueError, DecodeError):  # a trailer that is not ours, or contradicts the status
         packed = ()
+    # Its frames hold the call: an asyncio channel that was closed stays connected as long as one of its calls exists.
+    failure.__traceback__ = None
     return _from_status(code, text, packed)
 
 

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from google.rpc import error_details_pb2, status_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2
 
 import convserve
 from convserve import Conv2D, Layer, cli
@@ -26,6 +27,7 @@ from convserve.v1 import layer_service_pb2 as ls
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.servers.lying_server import CONVOLUTION, LAYERS, LyingServer, lying_server
 from tests.support.tensor_paths import WAYS
+from tests.support.waiting import eventually
 
 KERNEL = np.ones((3, 3, 3, 4), "f4")
 LAYER = Layer(Conv2D(4, 3, use_bias=False, data_format="channels_last"), KERNEL)
@@ -45,6 +47,15 @@ def lies() -> Iterator[LyingServer]:
 def client(request: pytest.FixtureRequest, lies: LyingServer) -> Iterator[Any]:
     with request.param(lies.target, timeout=60, retry=convserve.RetryRule(attempts=1)) as connected:
         yield connected
+    # Whatever errors came of it: one that stayed would try to connect to whoever gets the server's port.
+    eventually(lambda: f"dns:///{lies.target}" not in channels())
+
+
+def channels() -> list[str]:
+    """Returns the targets of this process' channels that are not shut down."""
+    answer = channelz.ChannelzServicer().GetTopChannels(channelz_pb2.GetTopChannelsRequest(), None)
+    shut_down = channelz_pb2.ChannelConnectivityState.SHUTDOWN
+    return [channel.data.target for channel in answer.channel if channel.data.state.state != shut_down]
 
 
 def response(shape: Any = SHAPE, dtype: int = 1, data: bytes | None = None, layers: int = 1) -> cs.ConvolveResponse:
