@@ -121,10 +121,10 @@ class LayerStore:
         """Returns the layers that a name has led to, some perhaps not stored any more, or raises LayerNotFoundError."""
         return self._moves.versions(name)
 
-    def missing(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Returns those digests that are not stored, in their order."""
+    def missing(self, keys: Sequence[bytes], *, latest: bool = False) -> list[bytes]:
+        """Returns those digests that are not stored, in their order, by what was seen last or is the `latest`."""
         if self._durable:
-            self._durable.look()
+            self._durable.look(latest=latest)
         held = self._keys()
         return [key for key in keys if key not in held and key not in self._memory]
 

@@ -138,9 +138,10 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     ) -> messages.ListNameVersionsResponse:
         store = self._registry.store
         versions = store.versions(request.name)
+        missing = set(store.missing(versions.digests, latest=True))
         listed = [
             messages.NameVersion(
-                version=number, digest=version.digest, moved_us=version.moved_us, stored=version.digest in store
+                version=number, digest=version.digest, moved_us=version.moved_us, stored=version.digest not in missing
             )
             for number, version in enumerate(versions.versions, versions.first)
         ]

@@ -85,9 +85,9 @@ class BucketLayers(DurableLayers):
 
     # Layers
 
-    def look(self) -> None:
+    def look(self, *, latest: bool = False) -> None:
         """Learns which layers others have stored or deleted, unless it did so just now or the bucket is away."""
-        if self._bucket.reachability.is_away or time.monotonic() - self._looked < self._age_s:
+        if self._bucket.reachability.is_away or (not latest and time.monotonic() - self._looked < self._age_s):
             return
         before, began = self.keys(), time.monotonic()
         listed = {}

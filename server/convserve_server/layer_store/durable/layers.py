@@ -136,7 +136,7 @@ class DurableLayers(ABC):
         """Returns whether there is a layer with this digest now, whatever is known of it."""
         return key in self
 
-    def look(self) -> None:  # noqa: B027 (one may, and a folder need not)
+    def look(self, *, latest: bool = False) -> None:  # noqa: B027 (one may, and a folder need not)
         """Learns which layers others have stored or deleted."""
 
     def keep(self, key: bytes, layer: Layer | None) -> bool:  # noqa: ARG002

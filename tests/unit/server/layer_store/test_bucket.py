@@ -15,11 +15,15 @@ import pytest
 from obstore.store import MemoryStore
 
 from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError
+from convserve.v1 import layer_service_pb2
 from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
 from convserve_server.layer_store.names import Move
+from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.services.layer_service import LayerService
+from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.layers.bucket_requests import BucketRequests
-from tests.support.layers.places import opened
+from tests.support.layers.places import PLENTY, opened
 
 CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 
@@ -123,6 +127,20 @@ def test_a_list_asks_for_its_layers_at_once(bucket: MemoryStore, monkeypatch: py
     monkeypatch.setattr(obstore, "get", together)
     assert len(other.page("", b"", 9)) == 4
     assert len(other.page("", b"", 9)) == 4  # it knows them
+
+
+def test_the_versions_of_a_name_cost_one_list(bucket: MemoryStore, requests: BucketRequests) -> None:
+    one, other = opened(bucket), opened(bucket, age_s=1000)
+    for number in range(5):
+        one.put(layer(number), "a")
+    for number in range(3):
+        one.delete(key(number))
+    service = LayerService(LayerRegistry(NumpyEngine(), other, PLENTY))
+    requests.asked.clear()
+    context: Any = None
+    found = service.ListNameVersions(layer_service_pb2.ListNameVersionsRequest(name="a"), context)
+    assert [version.stored for version in found.versions] == [False, False, False, True, True]
+    assert requests.asked == ["get", "list"]
 
 
 # Whatever comes between
@@ -280,7 +298,9 @@ def test_a_bucket_of_another_format_is_refused(bucket: MemoryStore) -> None:
     [
         (FileNotFoundError("Server returned non-2xx status code: 404 Not Found"), "Make the bucket"),
         (RuntimeError("status code: 403 Forbidden: <?xml v><Error><Message>No.</Message></Error>"), "credentials"),
+        (RuntimeError("403 Forbidden: <Error><Message>No token.</Message><Id>secret</Id></Error>"), "credentials"),
         (RuntimeError("Error performing PUT http://host/b?X-Amz-Signature=secret in 2s"), "can be reached"),
+        (RuntimeError("Error performing PUT https://me:secret@host/b in 2s"), "can be reached"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_says_what_to_do(
