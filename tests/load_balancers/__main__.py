@@ -1,9 +1,9 @@
 """Tries the load balancers' configurations of server/load_balancers with the balancers that this machine has.
 
-    python -m tests.load_balancers [nginx] [haproxy] [envoy] [envoy-web]
+    python -m tests.load_balancers [nginx] [haproxy] [envoy] [envoy-web] [--stops 12]
 
 Three servers are behind each, which compute with numpy. A balancer that is not there, or too old, is left out, and said
-to be. Prints a table; the exit status is 1 if something does not hold.
+to be. Prints a table; the exit status is 1 if something does not hold. With --stops nothing is tried but so many stops.
 """
 
 from __future__ import annotations
@@ -44,10 +44,16 @@ def checks(balancer: Balancer, target: str, servers: Servers) -> Iterator[Check]
     yield "kill -9", lambda: under_load.killed(target, servers, 2)
 
 
-def tried(balancer: Balancer, folder: Path, ca: Path) -> Iterator[tuple[str, str, bool]]:
+def tried(balancer: Balancer, folder: Path, ca: Path, stops: int) -> Iterator[tuple[str, str, bool]]:
     """Tries a balancer; yields what was tried, what came of it, and whether that is right."""
     with Servers(3, f"--pre-stop-s={_PRE_STOP_S}") as servers:
         servers.start(0, 1, 2)
+        if stops:
+            health = balancer.asks_health
+            with running(balancer, servers.places, folder) as target:
+                stop = lambda: under_load.drained(target, servers, 1, stops=stops, asks_health=health)  # noqa: E731
+                yield from outcomes([(f"{stops} stops", stop)])
+            return
         if not balancer.speaks_grpc:
             describe_contract(folder)
             with running(balancer, servers.places, folder) as target:
@@ -76,12 +82,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.load_balancers", description=__doc__.split("\n", 1)[0])
     known = [each.name for each in BALANCERS]
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}; all of them by default")
-    given = parser.parse_args().names
+    parser.add_argument("--stops", type=int, default=0)
+    arguments = parser.parse_args()
+    given = arguments.names
     if unknown := set(given) - set(known):
         parser.error(f"Expected names among {', '.join(known)}. Received {', '.join(sorted(unknown))}.")
     rows, all_hold = [], True
     for balancer in BALANCERS:
-        if given and balancer.name not in given:
+        if (given and balancer.name not in given) or (arguments.stops and not balancer.speaks_grpc):
             continue
         try:
             version = balancer.found()
@@ -94,7 +102,7 @@ def main() -> int:
         pair = authority.issue("convserve")
         pair.certificate.write_bytes(pair.certificate.read_bytes() + pair.key.read_bytes())  # as HAProxy has it
         started = time.monotonic()
-        for name, outcome, holds in tried(balancer, folder, authority.ca):
+        for name, outcome, holds in tried(balancer, folder, authority.ca, arguments.stops):
             print(f"{balancer.name} {version} {name}: {'' if holds else 'FAILED: '}{outcome}", flush=True)
             rows.append((f"{balancer.name} {version}", name, outcome, holds))
             all_hold &= holds

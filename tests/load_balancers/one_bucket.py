@@ -65,7 +65,7 @@ def without_the_bucket(target: str, proxy: BucketProxy, seconds: float) -> dict[
     """Callers go on; what they do not get are puts."""
     came: Counter[str] = Counter({"failed": 0})
     slowest_s, ended = 0.0, threading.Event()
-    with Client(target, retry=_PATIENT, timeout=120) as client:
+    with Client(target, retry=_PATIENT, timeout=120) as client, Client(target, retry=RetryRule(attempts=1)) as once:
         for _ in range(30):  # each server has seen the name and has its layer
             client.layer("behind/0")(_X)
         proxy.is_away = True
@@ -73,15 +73,14 @@ def without_the_bucket(target: str, proxy: BucketProxy, seconds: float) -> dict[
         while not ended.is_set():
             began = time.monotonic()
             try:
-                came["failed"] += not (client.layer("behind/0")(_X) == 0).all()
+                came["failed"] += not (once.layer("behind/0")(_X) == 0).all()
             except Exception as error:
                 came["failed"] += 1
                 came[type(error).__name__] += 1
             slowest_s = max(slowest_s, time.monotonic() - began)
             came["look-ups and calls"] += 1
         try:
-            with Client(target, retry=RetryRule(attempts=1)) as once:
-                once.put(_layer(1), name="behind/new")
+            once.put(_layer(1), name="behind/new")
             came["stored"] += 1
         except UnavailableError:
             came["put refused"] += 1

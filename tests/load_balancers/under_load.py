@@ -90,15 +90,16 @@ def calling(target: str) -> Iterator[Seen]:
             each.join()
 
 
-def drained(target: str, servers: Servers, number: int, *, asks_health: bool) -> str:
+def drained(target: str, servers: Servers, number: int, *, stops: int = 1, asks_health: bool) -> str:
     """Stops a server by SIGTERM, and starts it again: nobody loses a call, if the balancer leaves the server before."""
     with calling(target) as seen:
-        time.sleep(_PAUSE_S)
-        status = servers.stop(number)
-        time.sleep(_PAUSE_S)
-        servers.start(number)
-        gets_calls(servers, number)
-    assert status == 0, f"the server ended with status {status}"
+        for _ in range(stops):
+            time.sleep(_PAUSE_S)
+            status = servers.stop(number)
+            time.sleep(_PAUSE_S)
+            servers.start(number)
+            gets_calls(servers, number)
+            assert status == 0, f"the server ended with status {status}"
     assert not seen.failed or (not asks_health and seen.only_once_failed()), seen.line()
     return seen.line()
 
