@@ -184,10 +184,11 @@ def _keep_order(model: Any, made: Any, pairs: list[tuple[Any, Any]]) -> None:
     """
     own = [pair for pair in pairs if not _wraps_model(pair[0])]
     twins = {id(a): b for layer, copy in own for a, b in zip(layer.weights, copy.weights, strict=True)}
-    ordered = [twins[id(weight)] for weight in model.weights]
+    ordered = [twins[id(weight)] for weight in model.weights if id(weight) in twins]
     places = {id(weight): place for place, weight in enumerate(ordered)}
-    order = [places[id(weight)] for weight in made.weights]
-    if order == sorted(order):
+    order = [places.get(id(weight), -1) for weight in made.weights]
+    # What a class of the user's own has beside its graph it makes anew, and there are no twins of that.
+    if order == sorted(order) or -1 in order:
         return
 
     def set_weights(weights: Any) -> None:

@@ -34,7 +34,8 @@ def to_remote(
 
     Conv2D, DepthwiseConv2D, SeparableConv2D, Conv1D, DepthwiseConv1D and SeparableConv1D become RemoteConv2D and its
     siblings. Nested models and wrappers such as TimeDistributed are gone through. Subclasses stay as they are. Of a
-    model with remote layers a copy is made as of what `to_local` returns. The optimizer's state is not copied.
+    model with remote layers a copy is made as of what `to_local` returns. The optimizer's state is not copied, nor are
+    weights that a class of your own has beside its graph.
 
     What became remote, what stayed local and why, `convserve.keras.report` says of the model that is returned, and the
     logger "convserve" at level INFO.

@@ -264,3 +264,23 @@ def test_an_unbuilt_model_is_swapped_and_a_model_of_an_own_class_is_refused() ->
     for model in (Own(), layers.Conv2D(4, 3), None):
         with pytest.raises(convserve.InvalidRequestError, match="Expected a Sequential or Functional model"):
             to_remote(model)
+
+
+class Judged(keras.Model):
+    """A model with a layer and a weight beside its graph, as for a loss of one's own."""
+
+    def __init__(self, inputs: Any, outputs: Any, name: str | None = None) -> None:
+        super().__init__(inputs, outputs, name=name)
+        self.judge = layers.Dense(3)
+        self.judge.build((None, 4))
+        self.factor = self.add_weight(shape=(2,), name="factor")
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_class_may_have_weights_beside_its_graph(fuse: bool) -> None:
+    x = keras.Input((8, 8, 3))
+    sides = [layers.BatchNormalization()(layers.Conv2D(4, 3)(x)) for _ in range(2)]
+    model = Judged(x, layers.Add()(sides))
+    remote = to_remote(model, "localhost:1", fuse=fuse)
+    assert type(remote) is Judged
+    assert sorted(map(np.shape, remote.get_weights())) == sorted(map(np.shape, model.get_weights()))
