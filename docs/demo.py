@@ -25,7 +25,7 @@ README_PICTURE = Path(__file__).with_name("demo.svg")
 @contextmanager
 def server() -> Iterator[str]:
     """Starts `convserve serve` on a free port and yields its address once it is ready."""
-    command = [sys.executable, "-m", "convserve", "serve", "--listen", "127.0.0.1:0"]
+    command = [sys.executable, "-m", "convserve", "serve", "--listen", "127.0.0.1:0", "--log-level", "warning"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:

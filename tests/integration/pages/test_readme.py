@@ -51,8 +51,8 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with ended_afterwards(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as shell:
-        out, _ = shell.communicate(timeout=240)
-        assert shell.returncode == 0, out
+        out, _ = shell.communicate(timeout=480)  # some twenty seconds, where nothing else runs
+        assert shell.returncode == 0, out + (folder / "server.log").read_text()
     return folder, out
 
 
