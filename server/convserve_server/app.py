@@ -44,7 +44,7 @@ from convserve_server.services import convolution_service, layer_service
 from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.services.layer_service import LayerService
 from convserve_server.services.shared_memory import MAX_CONNECTIONS, SharedMemory
-from convserve_server.settings import Settings, SettingsError, unknown_variables
+from convserve_server.settings import LARGEST_MESSAGE_BYTES, Settings, SettingsError, unknown_variables
 from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.connections import Connections, with_spare
@@ -76,6 +76,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     there is no such device, a layer cannot be warmed up, or the files of tokens and certificates are wrong.
     """
     log_handler = start_logging(settings.log_level, settings.log_format)
+    max_answer_bytes = settings.max_message_bytes or LARGEST_MESSAGE_BYTES
     settings = fitted(settings)
     if is_limited():
         threading.stack_size(_SMALL_STACK_BYTES)
@@ -96,7 +97,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
-    backend = _backend(settings, load_engine, store)
+    backend = _backend(settings, load_engine, store, max_answer_bytes)
     engine = backend.engine
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
@@ -129,11 +130,13 @@ def _word(is_on: bool) -> str:
     return "on" if is_on else "off"
 
 
-def _backend(settings: Settings, load_engine: Callable[..., Engine], store: LayerStore) -> Backend:
+def _backend(
+    settings: Settings, load_engine: Callable[..., Engine], store: LayerStore, max_answer_bytes: int
+) -> Backend:
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr(may_end_here=True):
         engine = parts.started_engine(settings, load_engine)
-    admission = parts.admission_of(settings, engine)
+    admission = parts.admission_of(settings, engine, max_answer_bytes)
     limits = admission.limits
     most = min(limits.max_call_bytes, limits.max_admitted_bytes)
     registry = LayerRegistry(engine, store, most, min(most, upload_bytes(settings)))

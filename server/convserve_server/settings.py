@@ -162,7 +162,8 @@ class Settings(BaseSettings):
     output_dtype= too; repeatable (in the variable: separated by commas)."""
     max_message_bytes: MessageBytes = 0
     """Largest request and response message, at least 4MiB so that a piece of a tensor is one. Each thread for calls may
-    hold one. 0: 2GiB, and in a container what its memory leaves for each thread beside everything else."""
+    hold a request. 0: 2GiB, but of requests in a container what its memory leaves for each thread beside everything
+    else."""
     max_call_bytes: Bytes = 8 * _GIB
     """Largest memory that one call may need by its plan (see `convserve plan`), and that layers being uploaded may take
     together."""
@@ -175,7 +176,7 @@ class Settings(BaseSettings):
     container, has: TensorFlow keeps about as much for further calls."""
     max_waiting_calls: Count = 128
     """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
-    Further ones are refused, with a time to retry after."""
+    Further ones are refused, with a time to retry after. In a container of less than 24GiB the default is 32."""
     max_layers_per_call: Count = 64
     """Most layers in one call."""
     concurrent_calls: Count = 1
@@ -204,7 +205,7 @@ class Settings(BaseSettings):
     handler_threads: Count = 64
     """Threads that receive and answer calls, beside those of calls that wait or are computed, --max-waiting-calls of
     streams, and as many as these, 64 at least, that wait for the messages of single calls. Others read streams and
-    compute their items."""
+    compute their items. In a container of less than 24GiB the default is 16, so that messages may be larger."""
     store: Store = ""
     """Folder in which stored layers are durable, of this server alone; or a bucket that several servers share, as
     s3://BUCKET/PREFIX, gs:// or az://, with credentials from the environment. Without one they live in memory."""

@@ -61,7 +61,7 @@ class ServerInfo:
         input_dtypes: The names of the dtypes accepted as input.
         output_dtypes: The names of the dtypes that a response may be asked for.
         tf32: Whether float32 convolutions on a GPU may use TensorFloat-32.
-        max_message_bytes: The largest message either way, in bytes.
+        max_message_bytes: The largest message of a request, in bytes; one of an answer may be as large, or larger.
         max_call_bytes: The largest `Plan.memory_bytes` of a call.
         max_layers_per_call: The most layers in one call.
         max_call_flops: The most floating-point operations of a call by its plan; 0 where an older server does not say.

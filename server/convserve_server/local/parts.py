@@ -14,7 +14,7 @@ from convserve_server.memory.malloc import configure_malloc
 from convserve_server.scheduling.admission import Admission, Limits
 from convserve_server.scheduling.batcher import Batching
 from convserve_server.scheduling.scheduler import Scheduler
-from convserve_server.settings import Settings
+from convserve_server.settings import LARGEST_MESSAGE_BYTES, Settings
 from convserve_server.warm_up import check_devices, flops_per_s
 
 log = logging.getLogger("convserve")
@@ -46,11 +46,15 @@ def started_engine(settings: Settings, load_engine: Callable[..., Engine]) -> En
     return engine
 
 
-def admission_of(settings: Settings, engine: Engine) -> Admission:
+def admission_of(settings: Settings, engine: Engine, max_answer_bytes: int = LARGEST_MESSAGE_BYTES) -> Admission:
     """Returns what plans and admits calls, within the settings' limits."""
     max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
     limits = _named(
-        Limits, settings, max_admitted_bytes=_max_admitted_bytes(settings, engine.onednn), max_call_flops=max_call_flops
+        Limits,
+        settings,
+        max_admitted_bytes=_max_admitted_bytes(settings, engine.onednn),
+        max_call_flops=max_call_flops,
+        max_answer_bytes=max_answer_bytes,
     )
     batching = _batching(settings)
     concurrent = len(engine.devices) * batching.concurrent_calls
@@ -68,7 +72,8 @@ def _batching(settings: Settings) -> Batching:
 
 def _named(kind: type[T], settings: Settings, **changes: int) -> T:
     """Returns a dataclass whose fields are settings of the same names, but for some changes."""
-    return kind(**{name: getattr(settings, name) for name in kind.__dataclass_fields__} | changes)  # type: ignore[attr-defined]
+    names = kind.__dataclass_fields__.keys() - changes.keys()  # type: ignore[attr-defined]
+    return kind(**{name: getattr(settings, name) for name in names}, **changes)
 
 
 def _max_admitted_bytes(settings: Settings, onednn: bool) -> int:

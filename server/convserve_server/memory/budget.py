@@ -19,6 +19,9 @@ _MAX_SHARED_BYTES = 8 * _GIB
 _MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
 _SIZES = ("max_message_bytes", "max_call_bytes", "max_admitted_bytes", "layer_memory_bytes", "shared_memory_bytes")
 _THREADS = ("handler_threads", "max_waiting_calls", "concurrent_calls")
+# In a smaller container messages of fewer threads may be larger: a client of another language sends a tensor as one.
+_FEW_THREADS = {"handler_threads": 16, "max_waiting_calls": 32}
+_FEW_THREADS_BELOW = 24 * _GIB
 
 
 class CallThreads(NamedTuple):
@@ -55,14 +58,17 @@ def upload_bytes(settings: Settings) -> int:
 
 
 def fitted(settings: Settings) -> Settings:
-    """Returns settings whose open sizes are filled in: messages, layers in memory and shared memory.
+    """Returns settings whose open sizes are filled in: messages, layers in memory and shared memory; also threads.
 
     Raises SettingsError, with the sum, where settings make it exceed the container's memory.
     """
     container = container_memory_bytes()
+    few = _FEW_THREADS if container is not None and container < _FEW_THREADS_BELOW else {}
+    given = settings.model_fields_set
+    settings = settings.model_copy(update={name: few[name] for name in few.keys() - given})
     effective = _filled(settings, container)
     if container is not None:
-        by_default = settings.model_copy(update={name: default(name) for name in (*_SIZES, *_THREADS)})
+        by_default = settings.model_copy(update={name: default(name) for name in (*_SIZES, *_THREADS)} | few)
         parts = _parts(effective, container)
         if _sum(parts) > max(container, _sum(_parts(_filled(by_default, container), container))):
             raise SettingsError(_refusal(parts, container))

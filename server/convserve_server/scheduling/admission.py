@@ -25,12 +25,13 @@ _LARGE_TRANSFER_BYTES = 2**24
 class Limits:
     """How large calls may be; the fields are named as the settings."""
 
-    max_message_bytes: int  # of a response
+    max_message_bytes: int  # of a request
     max_call_bytes: int  # of one call's `Plan.memory_bytes`
     max_admitted_bytes: int  # of all admitted calls, without the weights of layers
     max_waiting_calls: int  # that wait to be computed
     max_layers_per_call: int
     max_call_flops: int = 2**63 - 1  # of one call, with what it takes to draw its weights
+    max_answer_bytes: int = 2**31 - 1  # of a response; its memory is a part of the call's
 
 
 class Admission:
@@ -107,7 +108,7 @@ class Admission:
         response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
         for unit, size, limit, flag in (
             ("layers", len(plan.layers), limits.max_layers_per_call, "max-layers-per-call"),
-            ("bytes of response", response_bytes, limits.max_message_bytes, "max-message-bytes"),
+            ("bytes of response", response_bytes, limits.max_answer_bytes, "max-message-bytes"),
             ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
             ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
             ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops"),

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from convserve.tensors.pieces import LARGE_FRAMES
-from convserve_server.settings import Settings
+from convserve_server.settings import LARGEST_MESSAGE_BYTES, Settings
 
 _NO_COMPRESSION, _ANY_COMPRESSION = 0b1, 0b111  # gRPC's bits: identity, deflate, gzip
 _MAX_METADATA_BYTES = 2**14
@@ -22,7 +22,7 @@ def server_options(settings: Settings, max_connections: int) -> list[tuple[str, 
     renewal = [("grpc.max_connection_age_ms", age_ms), ("grpc.max_connection_age_grace_ms", grace_ms)]
     return [
         ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", LARGEST_MESSAGE_BYTES),  # what is sent was admitted
         *LARGE_FRAMES,
         # Otherwise a second server on the same port would silently get a share of the connections.
         ("grpc.so_reuseport", 0),

@@ -41,6 +41,18 @@ def test_all_that_callers_can_take_fits_the_container(
     assert fits, text
 
 
+def test_the_page_says_how_large_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = (ROOT / "docs/limits.md").read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith("| the container | "))
+    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines[start : start + 4]]
+    for size, *expected in zip(rows[0], rows[2], rows[3], strict=True):
+        memory = int(size.removesuffix(" GiB")) * GIB
+        monkeypatch.setattr(budget, "container_memory_bytes", lambda memory=memory: memory)
+        monkeypatch.setattr(budget, "machine_memory_bytes", lambda memory=memory: memory)
+        found = [budget.fitted(settings.read({"shared_memory": each})).max_message_bytes for each in ("false", "true")]
+        assert [str(each // 2**20) for each in found] == expected, size
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_layers_of_a_pod_fit_their_volume_and_the_pods_disk(overlay: str) -> None:
     deployment = only(built(FOLDER / "overlays" / overlay), "Deployment")

@@ -39,7 +39,7 @@ def held(settings, memory):
 
 
 @pytest.mark.parametrize("shared", ["false", "true"])
-@pytest.mark.parametrize("memory", [size for size in SIZES if size >= 6 * GIB])
+@pytest.mark.parametrize("memory", [size for size in SIZES if size >= 4 * GIB])
 def test_by_default_all_that_callers_can_take_fits_the_container(container, memory, shared):
     container(memory)
     settings = fitted(read({"shared_memory": shared}))
@@ -50,9 +50,20 @@ def test_by_default_all_that_callers_can_take_fits_the_container(container, memo
 
 
 def test_a_server_of_few_threads_fits_a_small_container_too(container):
-    container(3 * GIB)
+    container(2.75 * GIB)
     settings = fitted(read({"handler_threads": "8", "max_waiting_calls": "16"}))
-    assert held(settings, 3 * GIB) <= 3 * GIB - 768 * MIB
+    assert held(settings, 2.75 * GIB) <= 2 * GIB
+
+
+@pytest.mark.parametrize(("memory", "threads"), [(8 * GIB, (16, 32)), (24 * GIB, (64, 128)), (None, (64, 128))])
+def test_a_small_container_has_fewer_threads_so_that_a_tensor_fits_a_message(container, memory, threads, monkeypatch):
+    container(memory)
+    settings = fitted(read({}))
+    assert (settings.handler_threads, settings.max_waiting_calls) == threads
+    assert settings.max_message_bytes > 4 * 600 * 600 * 3 * 4 + 2**16
+    monkeypatch.setenv("CONVSERVE_MAX_WAITING_CALLS", "128")
+    given = fitted(read({"handler_threads": "64"}))
+    assert (given.handler_threads, given.max_waiting_calls) == (64, 128)
 
 
 @pytest.mark.parametrize("shared", ["false", "true"])
@@ -82,10 +93,11 @@ def test_a_machine_without_a_containers_limit_keeps_what_it_had(container, flags
 @pytest.mark.parametrize(
     ("memory", "flags", "named"),
     [
-        (4 * GIB, {"max_message_bytes": "64MiB"}, "24.06 GiB  messages, 385 .*--max-message-bytes, 64 MiB"),
+        (4 * GIB, {"max_message_bytes": "64MiB"}, "9.06 GiB  messages, 145 .*--max-message-bytes, 64 MiB"),
         (4 * GIB, {"layer_memory_bytes": "3GiB"}, "3.00 GiB  stored layers: --layer-memory-bytes"),
         (24 * GIB, {"max_admitted_bytes": "24GiB"}, "25.50 GiB  calls in flight: --max-admitted-bytes"),
         (24 * GIB, {"handler_threads": "4000"}, "messages, 8257 .*--max-message-bytes, 4 MiB"),
+        (8 * GIB, {"handler_threads": "1000"}, "messages, 2065 .*--max-message-bytes, 4 MiB"),
         (8 * GIB, {"shared_memory": "true", "shared_memory_bytes": "3GiB"}, r"6.00 GiB  shared memory: 2 x"),
         (4 * GIB, {"device": "gpu:0,gpu:1", "layer_memory_bytes": "2GiB"}, "2.00 GiB  TensorFlow"),
         (2**41, {"max_message_bytes": "2147483647"}, None),

@@ -219,7 +219,7 @@ def test_a_wrong_call_is_refused_every_time() -> None:
 
 
 def test_a_plan_that_is_remembered_does_not_let_a_larger_call_pass() -> None:
-    served = Served(Engine(), limits=replace(LIMITS, max_message_bytes=2**17))
+    served = Served(Engine(), limits=replace(LIMITS, max_answer_bytes=2**17))
     layer = weighing(1)
     large = np.ones((1, 200, 200, 1), "f4")
     for _ in range(2):
