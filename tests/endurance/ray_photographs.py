@@ -101,15 +101,22 @@ class Server:
 
 
 def workers(title: str) -> list[int]:
-    """Returns Ray's processes that do something now by the title that Ray gives them."""
+    """Returns this job's processes that do something now by the title that Ray gives them."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if (folder / "cmdline").read_text().startswith(f"ray::{title}"):
+            if (folder / "cmdline").read_text().startswith(f"ray::{title}") and _is_ours(int(folder.name)):
                 found.append(int(folder.name))
         except OSError:
             continue  # it has ended
     return found
+
+
+def _is_ours(process: int) -> bool:
+    """Returns whether a process descends from this one; another job's on this machine does not."""
+    while process > 1 and process != os.getpid():
+        process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return process == os.getpid()
 
 
 def batches(log: Path) -> list[tuple[int, int, int]]:
