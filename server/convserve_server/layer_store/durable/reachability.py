@@ -20,7 +20,8 @@ from convserve.errors import ConvserveError, UnavailableError
 log = logging.getLogger("convserve")
 
 _PROBE_S = 1.0
-_REFUSAL_S = 1.0  # a failure that takes longer is none of a bucket that answers
+_REFUSAL_S = 1.0  # what fails later was not answered, unless it was a write, which takes as long as its content
+_WRITES = ("put", "copy")
 
 
 class NotModifiedError(Exception):
@@ -77,7 +78,8 @@ class Reachability:
         except ConvserveError:
             raise
         except Exception as error:
-            if time.monotonic() - began < _REFUSAL_S and self._answers():
+            may_be_refusal = operation in _WRITES or time.monotonic() - began < _REFUSAL_S
+            if may_be_refusal and self._answers():
                 self._report_refusal(operation, error)
             else:
                 self._went_away(error)

@@ -139,9 +139,13 @@ def test_a_bucket_that_was_removed_is_away_and_not_empty(
     assert store.versions("a").digests == (key(1),)
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 def test_a_bucket_that_refuses_writes_alone_is_not_away(
-    bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, is_slow: bool
 ) -> None:
+    """Also where it refuses a large one once all of it has come."""
+    if is_slow:
+        monkeypatch.setattr(reachability, "_REFUSAL_S", 0)
     store, other = opened(bucket), opened(bucket)
     other.put(layer(1), "a")
 
