@@ -10,7 +10,7 @@ DOCS := .venv-docs/installed
 PLAY := .venv-play/installed
 RELEASE_TOOLS := .venv-release/installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' client/convserve/_version.py)
-IMAGE := convserve/(server|server-gpu|client)
+IMAGE := (convserve/(server|server-gpu|client):|newTag: )
 RELEASE := v$(VERSION)
 RELEASE_PACKAGES := build twine check-wheel-contents cyclonedx-bom pip-licenses
 
@@ -52,7 +52,7 @@ breaking: $(INSTALLED)
 version: $(INSTALLED)
 	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' client/convserve/_version.py
 	sed -i 's/^ARG VERSION=.*/ARG VERSION=$(VERSION)/' server/Dockerfile
-	git grep -lE '$(IMAGE):[0-9]' -- . ':!CHANGELOG.md' | xargs sed -i -E 's#($(IMAGE)):[0-9.]+[0-9]#\1:$(VERSION)#g'
+	git grep -lE '$(IMAGE)[0-9]' -- . ':!CHANGELOG.md' | xargs sed -i -E 's#$(IMAGE)[0-9.]+[0-9]#\1$(VERSION)#g'
 	$(BIN)/buf build proto --exclude-source-info -o proto/releases/v$(VERSION).txtpb
 
 # What would be published: built, checked, installed, and called. Minutes, most of them for TensorFlow.

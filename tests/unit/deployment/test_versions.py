@@ -14,7 +14,7 @@ from tests.support.pages import text
 from tests.support.repository import ROOT
 
 VERSION = convserve.__version__
-IMAGE = re.compile(r"convserve/(?:server|server-gpu|client):(\d[\w.]*\w)")
+IMAGE = re.compile(r"(?:convserve/(?:server|server-gpu|client):|newTag: )(\d[\w.]*\w)")
 RELEASED = ROOT / f"proto/releases/v{VERSION}.txtpb"
 FILES = [
     path
@@ -27,7 +27,9 @@ FILES = [
 def test_images_have_this_version() -> None:
     found = {(path.name, said) for path in FILES for said in IMAGE.findall(path.read_text(encoding="utf-8"))}
     assert {said for _, said in found} == {VERSION}
-    assert {"Dockerfile", "docker-compose.yml", "deployment.yaml", "containers.md"} <= {name for name, _ in found}
+    assert {"Dockerfile", "docker-compose.yml", "deployment.yaml", "kustomization.yaml", "containers.md"} <= {
+        name for name, _ in found
+    }
 
 
 def test_the_changelog_says_what_this_version_brings() -> None:
