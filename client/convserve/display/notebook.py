@@ -37,11 +37,14 @@ class NotebookFigure(Figure):
 
         display(self)  # type: ignore[no-untyped-call]
 
-    def savefig(self, *args: Any, **options: Any) -> None:
-        """Writes the figure to a file, after which no notebook shows it by itself."""
+    def draw(self, renderer: Any) -> None:
+        """Draws the figure, to be shown or written, after which no notebook shows it by itself.
+
+        All ways lead here: `savefig`, and what IPython does with figures once pyplot is imported.
+        """
         if self in _waiting:
             _waiting.remove(self)
-        super().savefig(*args, **options)
+        super().draw(renderer)
 
     def _repr_png_(self) -> bytes:
         with io.BytesIO() as file:

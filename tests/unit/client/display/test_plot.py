@@ -218,7 +218,10 @@ plot.feature_maps(y, title="the cell's value")
 """
 
 
-def test_a_notebook_shows_figures_of_a_loop_and_each_one_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("with_pyplot", [False, True])
+def test_a_notebook_shows_figures_of_a_loop_and_each_one_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, with_pyplot: bool
+) -> None:
     """In IPython's own shell, given what only a kernel's has."""
     interactiveshell = pytest.importorskip("IPython.core.interactiveshell")
     capture = pytest.importorskip("IPython.utils.capture")
@@ -228,20 +231,24 @@ def test_a_notebook_shows_figures_of_a_loop_and_each_one_once(tmp_path: Path, mo
     try:
         shell.kernel = object()
         shell.user_ns["FILE"] = str(tmp_path / "y.png")
-        shown: list[str] = []
-        original = notebook.NotebookFigure._repr_png_
+        if with_pyplot:  # whose import has IPython draw all figures in its own way
+            pytest.importorskip("IPython.core.pylabtools").select_figure_formats(shell, {"png"})
+        drawn: list[str] = []
+        original = notebook.NotebookFigure.draw
         monkeypatch.setattr(
             notebook.NotebookFigure,
-            "_repr_png_",
-            lambda figure: (shown.append(figure.get_suptitle()), original(figure))[1],
+            "draw",
+            lambda figure, renderer: (drawn.append(figure.get_suptitle()), original(figure, renderer))[1],
         )
         with capture.capture_output() as captured:
             assert shell.run_cell(CELL_OF_FIGURES).success
-        assert shown == ["at once", "the cell's value", "first", "second"]
+        assert list(dict.fromkeys(drawn)) == ["saved", "at once", "the cell's value", "first", "second"]
         assert [bool(output.data["image/png"]) for output in captured.outputs] == [True] * 3  # and the cell's value
         with capture.capture_output() as captured:
             assert shell.run_cell("plot.feature_maps(y, title='a failing cell'); 1 / 0").success is False
-        assert shown[4:] == ["a failing cell"]
+        assert drawn[-1] == "a failing cell"
+        assert len(captured.outputs) == 1
+        assert notebook._waiting == []
     finally:
         interactiveshell.InteractiveShell.clear_instance()
 
