@@ -1,24 +1,19 @@
-"""The page, served on loopback, and the server that it asks."""
+"""The page, served on loopback, and the client that it asks with."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import socket
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from convserve._rpc.channel import default_target
 from convserve._sync.client import Client
-from convserve.errors import InvalidRequestError, MissingDependencyError, UnavailableError
+from convserve.errors import InvalidRequestError, MissingDependencyError
 
 PAGE = Path(__file__).with_name("app.py")
 _HOST = "127.0.0.1"
-_LAST_LINES = 20
 
 _page: list[tuple[Client, str]] = []
 
@@ -101,57 +96,3 @@ def _for_own_pages(application: Any) -> Any:
         await application(scope, receive, send)
 
     return guarded
-
-
-class OwnServer:
-    """A convserve server that lives as long as the page."""
-
-    def __init__(self) -> None:
-        """Starts one on a free port; raises MissingDependencyError without the server extra."""
-        if any(importlib.util.find_spec(name) is None for name in ("convserve_server", "tensorflow", "keras")):
-            text = f"No server answers at {default_target()}, and none can be started here: pip install "
-            raise MissingDependencyError(f"{text}'convserve[server]', or name a server with --target.")
-        command = [sys.executable, "-m", "convserve", "serve", "--listen", f"{_HOST}:0"]
-        # Away from the terminal, whose Ctrl-C is for the page: it stops the server afterwards.
-        self._process = subprocess.Popen(  # noqa: S603
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def address(self) -> str:
-        """Returns where it listens, once it is ready; raises UnavailableError if it ends before."""
-        assert self._process.stdout is not None  # noqa: S101 (it is a pipe)
-        address, said = "", []
-        for line in self._process.stdout:
-            said.append(line.rstrip())
-            if line.startswith("listening on "):
-                address = line.split()[-1]
-            if line.startswith("ready"):
-                # What it logs later must not fill the pipe.
-                threading.Thread(target=self._process.stdout.read, daemon=True).start()
-                return address
-        text = "\n".join(said[-_LAST_LINES:])
-        raise UnavailableError(f"the server ended with status {self._process.wait()} before it was ready:\n{text}")
-
-    def stop(self) -> None:
-        """Asks it to end."""
-        self._process.terminate()
-
-    def close(self) -> None:
-        """Ends it."""
-        self.stop()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-
-
-@contextlib.contextmanager
-def own_server() -> Iterator[OwnServer]:
-    """Starts a server, and ends it with the block."""
-    server = OwnServer()
-    try:
-        yield server
-    finally:
-        server.close()
