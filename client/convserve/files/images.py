@@ -32,7 +32,8 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg")
 """How the names of the files that `write_picture` writes end."""
 INPUT_PICTURE_SUFFIXES = (*PICTURE_SUFFIXES, ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """How the names of the files that `read_image` reads end."""
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+INPUT_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+"""Pillow's names of what they hold. It reads others too, some with programs that it starts."""
 _EIGHT_BIT_MODES = ("1", "L", "P", "RGB", "RGBA", "LA", "PA", "RGBX", "CMYK", "YCbCr")
 """Pillow's modes that convert to 8 bits per channel without losing any."""
 _GREY_MODES = ("1", "L", "LA")
@@ -111,7 +112,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     with wrap_read_errors(path, "input", "a picture that can be read"):
         try:
-            with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=_FORMATS) as opened:  # type: ignore[attr-defined]
+            with _Unmapped(open_file(path).detach()) as file, pillow.open(file, formats=INPUT_FORMATS) as opened:  # type: ignore[attr-defined]
                 check_fits(opened.width * opened.height * _BYTES_PER_PIXEL, path)
                 _check_kept(opened, path)
                 yield opened

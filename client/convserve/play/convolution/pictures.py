@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidTensorError, MissingDependencyError
+from convserve.files.images import INPUT_FORMATS
 from convserve.play.convolution.settings import Settings, exact
 from convserve.tensors.codec import Array
 
@@ -61,12 +62,15 @@ def input_code(settings: Settings, file: str = "picture.png") -> str:
         rows = ["    [" + ", ".join(map(exact, row)) + "]," for row in settings.grid]
         lines += ["", "x = np.float32([", *rows, "])"]
     else:
-        upload = settings.picture == "upload"
-        opened = repr(file) if upload else 'cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)'
-        mode = "L" if settings.grey else "RGB"
-        lines = [*([] if upload else ["from matplotlib import cbook"]), *lines, "from PIL import Image", ""]
+        if settings.picture == "upload":
+            lines += ["from PIL import Image, ImageOps"]
+            opened = f"ImageOps.exif_transpose(Image.open({file!r}))"  # upright
+        else:
+            lines += ["from matplotlib import cbook", "from PIL import Image"]
+            opened = 'Image.open(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))'
         lines += [
-            f'picture = Image.open({opened}).convert("{mode}")',
+            "",
+            f'picture = {opened}.convert("{"L" if settings.grey else "RGB"}")',
             f"scale = {size} / max(picture.size)",
             "x = np.array(picture.resize([max(1, round(side * scale)) for side in picture.size]))",
         ]
@@ -89,10 +93,11 @@ def _digit(size: int) -> Array:
 def _photograph(settings: Settings, upload: Upload | None) -> Array:
     try:
         from matplotlib import cbook
-        from PIL import Image
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise MissingDependencyError(f"The page's pictures need convserve[play] ({error}).") from error
     file: Any
+    name = upload.name if upload else settings.picture
     if settings.picture == "photo":
         file = cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
     elif upload is None:
@@ -100,11 +105,11 @@ def _photograph(settings: Settings, upload: Upload | None) -> Array:
     else:
         file = io.BytesIO(upload.data)
     try:
-        with Image.open(file) as opened:
-            picture = opened.convert("L" if settings.grey else "RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        expected = "a picture such as PNG, JPEG or WebP"
-        name = upload.name if upload else settings.picture
-        raise InvalidTensorError.for_field("picture", expected, f"{name} ({error})") from error
+        with Image.open(file, formats=INPUT_FORMATS) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("L" if settings.grey else "RGB")
+    except Exception as error:  # of a damaged file Pillow raises whatever it stumbles over
+        expected = "a picture: PNG, JPEG, WebP, TIFF, BMP or GIF"
+        reason = "another format" if isinstance(error, UnidentifiedImageError) else error
+        raise InvalidTensorError.for_field("picture", expected, f"{name}: {reason}") from error
     scale = settings.size / max(picture.size)
     return np.array(picture.resize([max(1, round(side * scale)) for side in picture.size]))

@@ -11,6 +11,13 @@ from convserve.play import choices
 from convserve.play.convolution.pictures import Upload, input_array, input_code
 from convserve.play.convolution.settings import FAMILIES, OBJECTS, SIZES, Settings
 
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"  # which Pillow has Ghostscript run
+DAMAGED = [
+    Upload("x.png", b"\x89PNG\r\n\x1a\n" + bytes(9)),
+    Upload("x.tif", b"II*\0\x08\0\0\0\xff\xff" + bytes(40)),
+    Upload("x.webp", b"RIFF\x10\0\0\0WEBPVP8 "),
+]
+
 
 def made_by(code):
     names = {}
@@ -44,23 +51,29 @@ def test_pictures_have_the_size_that_is_asked_for(size):
         assert max(input_array(Settings(picture=picture, size=size)).shape[1:3]) == size
 
 
-def test_an_upload_is_made_small_too(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (1, 3, 8, 3)), (6, (1, 8, 3, 3))])
+def test_an_upload_is_made_small_and_turned_upright(tmp_path, monkeypatch, orientation, shape):
     image = pytest.importorskip("PIL.Image")
     data = io.BytesIO()
-    image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).save(data, "PNG")
+    exif = image.Exif()
+    exif[0x112] = orientation
+    image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).save(data, "PNG", exif=exif)
     settings = Settings(picture="upload", size=8)
     x = input_array(settings, Upload("grey.png", data.getvalue()))
-    assert x.shape == (1, 3, 8, 3)
+    assert x.shape == shape
     (tmp_path / "grey.png").write_bytes(data.getvalue())
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(made_by(input_code(settings, "grey.png")), x)
 
 
-@pytest.mark.parametrize("upload", [None, Upload("x.png", b""), Upload("x.png", b"GIF89a")])
+@pytest.mark.parametrize(
+    "upload", [None, Upload("x.png", b""), Upload("x.png", b"GIF89a"), Upload("x.eps", EPS), *DAMAGED]
+)
 def test_what_is_no_picture_is_refused_at_the_picture(upload):
     with pytest.raises(InvalidArgumentError) as refused:
         input_array(Settings(picture="upload"), upload)
     assert refused.value.violations[0].field == "picture"
+    assert " at 0x" not in str(refused.value)
 
 
 @pytest.mark.parametrize("field", OBJECTS)
