@@ -51,15 +51,13 @@ def _(start):
     given = mo.ui.dictionary(
         {
             "picture": choices.dropdown(mo.ui, choices.PICTURES, start.picture),
-            "size": mo.ui.slider(
-                steps=SIZES, value=choices.nearest(SIZES, start.size), show_value=True, full_width=True, label="size"
-            ),
+            "size": mo.ui.slider(steps=SIZES, value=start.size, show_value=True, full_width=True, label="size"),
             "grey": mo.ui.switch(start.grey, label="grey"),
             "rows": choices.slider(mo.ui, 1, MAX_GRID, len(start.grid), "rows"),
             "columns": choices.slider(mo.ui, 1, MAX_GRID, len(start.grid[0]), "columns"),
         }
     )
-    upload = mo.ui.file(filetypes=choices.SUFFIXES, max_size=2**25, label="Choose a picture")
+    upload = mo.ui.file(filetypes=choices.SUFFIXES, max_size=2**25, label="Upload")
     return given, upload
 
 

@@ -41,11 +41,6 @@ def dropdown(ui: Any, options: Mapping[str, str] | Sequence[str], value: str) ->
     return ui.dropdown(options, value=key, allow_select_none=False, full_width=True)
 
 
-def nearest(steps: Sequence[int], value: int) -> int:
-    """Returns the step that is nearest to a value."""
-    return min(steps, key=lambda step: abs(step - value))
-
-
 def names(field: str) -> dict[str, str]:
     """Returns the Keras names that a parameter may have, None first where that is one."""
     none = {} if field.endswith("initializer") else {"None": ""}

@@ -45,7 +45,7 @@ def facts(made: Outcome) -> str:
         timing, losses = made.result.timing, made.result.losses[0]
         waited = f"waited {duration_text(timing.queue_us)} before"
         cards.append(
-            _card("Time on the server", duration_text(timing.compute_us), [f"on {made.result.device}", waited])
+            _card("Time on the server", duration_text(timing.compute_us), [f"on {_text(made.result.device)}", waited])
         )
         penalties = [f"{name} {value:.6g}" for name, value in vars(losses).items() if value is not None]
         if penalties:
@@ -202,14 +202,14 @@ def _kernel_grid(kernel: np.ndarray) -> str:
     depth, filters = values.shape[2:]
     most = float(np.abs(values).max()) or 1.0
     same = depth > 1 and np.array_equal(values, np.broadcast_to(values[:, :, :1], values.shape))
+    places = [(number, channel) for number in range(filters) for channel in range(1 if same else depth)]
     drawn = []
-    for number in range(filters):
-        for channel in range(1 if same else depth):
-            where = "" if depth == 1 else ", every channel" if same else f", channel {channel}"
-            drawn.append(_figure(f"filter {number}{where}", "", kernel_svg(values[:, :, channel, number], most)))
-    more = len(drawn) - _MAX_KERNELS
+    for number, channel in places[:_MAX_KERNELS]:
+        where = "" if depth == 1 else ", every channel" if same else f", channel {channel}"
+        drawn.append(_figure(f"filter {number}{where}", "", kernel_svg(values[:, :, channel, number], most)))
+    more = len(places) - len(drawn)
     note = f'<p class="note">and {more} more</p>' if more > 0 else ""
-    return f'<div class="kernels">{"".join(drawn[:_MAX_KERNELS])}</div>{note}'
+    return f'<div class="kernels">{"".join(drawn)}</div>{note}'
 
 
 def _terms(written: WrittenSum, index: int, name: str) -> str:

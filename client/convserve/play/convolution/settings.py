@@ -38,10 +38,11 @@ FAMILIES: dict[str, type[KerasObject]] = {
 }
 OBJECTS = tuple(FAMILIES)
 """The parameters whose values are a name, perhaps with parameters of its own."""
-_MOST = {"filters": 1024, "kernel_size": 15, "dilation_rate": 12}
+_MOST = {"filters": 256, "kernel_size": 11, "strides": 512, "padding": 64, "dilation_rate": 6, "groups": 1024}
 """The largest values that a link may have: what a page can show and draw."""
 _CHOICES = {
     "picture": PICTURES,
+    "size": tuple(map(str, SIZES)),
     "kernel": ("initializer", "numbers", *CLASSIC_KERNELS),
     "data_format": ("channels_last", "channels_first"),
     "dtype": tuple(DTYPE_POLICIES),
@@ -228,7 +229,7 @@ def _text(value: Any) -> str:
 def _read(name: str, default: Any, text: str) -> Any:
     if isinstance(default, bool):
         return _one_of(name, {"yes": True, "no": False}, text)
-    if isinstance(default, int):
+    if isinstance(default, int) and name not in _CHOICES:
         return _integers(name, text, 1)[0]
     if name == "grid":
         return _matrix(name, text, MAX_GRID)
@@ -241,7 +242,9 @@ def _read(name: str, default: Any, text: str) -> Any:
         _one_of(name, dict.fromkeys(known), parts_of(text)[0])
     if name == "padding" and text not in ("valid", "same"):
         _explicit(text)
-    return _one_of(name, dict(zip(_CHOICES[name], _CHOICES[name], strict=True)), text) if name in _CHOICES else text
+    if name in _CHOICES:
+        return type(default)(_one_of(name, {choice: choice for choice in _CHOICES[name]}, text))
+    return text
 
 
 def _one_of(name: str, values: Mapping[str, Any], text: str) -> Any:

@@ -1,0 +1,30 @@
+"""The page's pictures stay small: of a page of more than 8 MB marimo shows nothing."""
+
+import numpy as np
+import pytest
+
+from convserve.layers.conv2d import Conv2D
+from convserve.play.convolution.settings import _MOST, SIZES
+from convserve.play.convolution.windows import padding_of, window_of, written_sum
+
+pytest.importorskip("matplotlib")
+
+from convserve.play.drawing import Scale, input_svg, map_svg, zoom_svg
+from convserve.play.view import MAX_MAPS
+
+MOST_BYTES = 8_000_000
+
+
+def test_the_largest_pictures_that_a_page_can_have_are_shown():
+    size = max(SIZES)
+    noise = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+    conv2d = Conv2D(1, _MOST["kernel_size"], padding="same", dilation_rate=_MOST["dilation_rate"])
+    padding, window = padding_of(conv2d, size, size), window_of(conv2d, size, size, size // 2, size // 2)
+    scale = Scale.for_input(size, size, padding)
+    kernel = np.random.default_rng(1).normal(size=(*conv2d.kernel_size, 3, 1)).astype(np.float32)
+    written = written_sum(conv2d, noise, kernel, None, window, 0)
+    zooms = [zoom_svg(noise, window, written, channel) for channel in range(3)]
+    one_input = input_svg(noise, padding, window, scale)
+    one_map = map_svg(noise[..., 0].astype(np.float32), None, scale, None)
+    held = 4 * len(one_map) + len(one_input)
+    assert MAX_MAPS * len(one_map) + len(one_input) + held + sum(map(len, zooms)) < MOST_BYTES / 1.2
