@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import secrets
 import subprocess
 import sys
@@ -11,18 +10,16 @@ import grpc
 import pytest
 
 from tests.support.observability.span_collector import http_span_collector, span_collector
+from tests.support.pages import blocks, text
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
-from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 
 SERVER = 2  # SpanKind in the wire format
 CLIENT = 3
 ERROR = 2  # Status.StatusCode in the wire format
 SERVICE = "convserve.v1.ConvolutionService"
-(EXAMPLE,) = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "docs/observability.md").read_text(), re.MULTILINE | re.DOTALL
-)
+(EXAMPLE,) = blocks(text("docs/observability.md"), "python")
 
 
 @pytest.fixture(scope="module")

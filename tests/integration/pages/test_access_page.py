@@ -8,17 +8,18 @@ import sys
 
 import pytest
 
+from convserve import cli
 from convserve_server.auth.authenticator import permissions_for
 from convserve_server.auth.tokens import parse
+from tests.support.pages import blocks, printed, text
 from tests.support.raw.inference import INFERENCE_RPCS
 from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 
-PAGE = (ROOT / "docs/access.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
-(TOKENS,) = (text for language, text in BLOCKS if language == "text")
-(PROGRAM,) = (text for language, text in BLOCKS if language == "python")
+PAGE = text("docs/access.md")
+COMMANDS = "".join(blocks(PAGE, "sh")).splitlines()
+(TOKENS,) = blocks(PAGE, "text")
+(PROGRAM,) = blocks(PAGE, "python")
 ALICE = re.search(r"alice +(\S+)", TOKENS)[1]
 
 
@@ -83,20 +84,26 @@ def test_a_command_runs(command, folder, encrypted):
 def test_the_program_runs(folder, encrypted):
     target = encrypted.target.replace("127.0.0.1", "localhost")
     out = run(folder, "-W", "error", "-c", PROGRAM.replace("localhost:50051", target))
-    assert re.search(r"print\(.*\)  # (.*)", PROGRAM)[1] in out
+    (expected,) = printed(PROGRAM)
+    assert expected in out
+
+
+def help_of(capsys, name):
+    assert cli.main([name, "--help"]) == 0
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     "name", sorted({re.search(r"convserve (\w+)", each)[1] for each in COMMANDS if "convserve " in each})
 )
-def test_every_option_is_in_the_help(name):
-    shown = run(ROOT, "-m", "convserve", name, "--help")
+def test_every_option_is_in_the_help(capsys, name):
+    shown = help_of(capsys, name)
     options = {word for each in COMMANDS if f"convserve {name} " in each for word in re.findall(r"--[\w-]+", each)}
     assert all(re.search(rf"{option}\b", shown) for option in options), options
 
 
-def test_options_in_the_text_are_in_a_help():
-    shown = "".join(run(ROOT, "-m", "convserve", each, "--help") for each in ("serve", "info"))
+def test_options_in_the_text_are_in_a_help(capsys):
+    shown = help_of(capsys, "serve") + help_of(capsys, "info")
     for option in re.findall(r"`(--[\w-]+)`", PAGE):
         assert option in shown
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import shutil
 from pathlib import Path
@@ -10,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from convserve import cli
-from tests.support.repository import ROOT
+from tests.support.pages import blocks, text
 from tests.support.servers.server_process import RunningServer
 
-PAGE = (ROOT / "docs/batch.md").read_text()
-COMMANDS = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)).splitlines()
+COMMANDS = "".join(blocks(text("docs/batch.md"), "sh")).splitlines()
 
 
 def test_the_commands_run(

@@ -8,13 +8,13 @@ import pytest
 
 from convserve_server.open_inference.wire import SERVICE
 from convserve_server.settings import Settings, flag
+from tests.support.pages import blocks, printed, text
 from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 from tests.support.tritonclient.process import PYTHON
 
-PAGE = (ROOT / "docs/open-inference.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-PROGRAMS = [text for language, text in BLOCKS if language == "python"]
+PAGE = text("docs/open-inference.md")
+PROGRAMS = blocks(PAGE, "python")
 OURS = [each for each in PROGRAMS if "import convserve" in each]
 TRITONS = [each for each in PROGRAMS if "import tritonclient" in each]
 KSERVES = [each for each in PROGRAMS if "from kserve" in each]  # tests/kserve_client.py tries that client
@@ -26,7 +26,7 @@ def run(python, program, target):
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    for expected in re.findall(r"print\(.*\)  # (.*)", program):
+    for expected in printed(program):
         assert expected in done.stdout
 
 
@@ -50,9 +50,9 @@ def test_a_program_of_tritons_client_runs(index, target):
 
 
 def test_every_call_of_the_service_is_in_the_table():
-    text = PAGE[PAGE.index("## Supported calls") :]
+    table = PAGE[PAGE.index("## Supported calls") :]
     for method in SERVICE.methods:
-        assert re.search(rf"\b{method.name}\b", text), method.name
+        assert re.search(rf"\b{method.name}\b", table), method.name
 
 
 def test_options_of_the_server_exist():

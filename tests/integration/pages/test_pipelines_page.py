@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.repository import ROOT
+from tests.support.pages import blocks, text
 from tests.support.servers.server_process import RunningServer
 
-PAGE = (ROOT / "docs/pipelines.md").read_text()
-PROGRAMS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+PROGRAMS = blocks(text("docs/pipelines.md"), "python")
 OPTIONAL = ("torch",)  # too large to be among what every checkout installs
 
 

@@ -8,15 +8,13 @@ import tomllib
 
 import pytest
 
+from convserve import cli
+from tests.support.pages import blocks, text
 from tests.support.repository import ROOT
 
-PAGE = (ROOT / "docs/play.md").read_text()
-(PROGRAM,) = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-COMMANDS = [
-    line.partition("#")[0].strip()
-    for block in re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-]
+PAGE = text("docs/play.md")
+(PROGRAM,) = blocks(PAGE, "python")
+COMMANDS = [line.partition("#")[0].strip() for line in "".join(blocks(PAGE, "sh")).splitlines()]
 
 
 def test_its_program_prints_what_it_says(server):
@@ -27,15 +25,15 @@ def test_its_program_prints_what_it_says(server):
     assert "Expected strides of 1 together with dilation_rate > 1" in done.stdout.splitlines()[-1]
 
 
-def test_the_page_is_written_to_be_changed(tmp_path):
+def test_the_page_is_written_to_be_changed(tmp_path, monkeypatch, capsys):
     (command,) = (each for each in COMMANDS if "--write" in each)
-    written = [sys.executable, "-m", *shlex.split(command)]
-    done = subprocess.run(written, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "marimo edit my_page.py" in done.stdout
+    words = shlex.split(command)[1:]
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 0
+    assert "marimo edit my_page.py" in capsys.readouterr().out
     assert (tmp_path / "my_page.py").read_text() == (ROOT / "client/convserve/play/app.py").read_text()
-    again = subprocess.run(written, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert "--write: Expected a new file. Received my_page.py: File exists." in again.stderr
+    assert cli.main(words) == 1
+    assert "--write: Expected a new file. Received my_page.py: File exists." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [each for each in COMMANDS if each.startswith("pip install")])
@@ -44,8 +42,6 @@ def test_extras_exist(command):
     assert set(re.search(r"\[(.*)\]", command)[1].split(",")) <= extras.keys()
 
 
-def test_a_page_that_is_not_there_is_refused(tmp_path):
-    command = [sys.executable, "-m", "convserve", "play", "--page", str(tmp_path / "none.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert "--page: Expected a file with a page." in done.stderr
+def test_a_page_that_is_not_there_is_refused(tmp_path, capsys):
+    assert cli.main(["play", "--page", str(tmp_path / "none.py")]) == 1
+    assert "--page: Expected a file with a page." in capsys.readouterr().err
