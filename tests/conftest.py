@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 import convserve
+from convserve._rpc import channel
 from tests.support.processes import end_those_of_the_test
 from tests.support.servers.server_process import RunningServer, running_server
 from tests.support.tritonclient.process import KINDS, TritonClient, triton_client
@@ -24,6 +25,9 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 # Hundreds of processes import our modules, which one of them compiles for all.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+# Thousands of servers share seven thousand ports. gRPC would give a client the connection of another one to the same
+# address: where that one was left open after its server went, and waits to try again, the new client's call would fail.
+channel._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
 
 
 @pytest.hookimpl(tryfirst=True)
