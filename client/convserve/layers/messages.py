@@ -21,7 +21,7 @@ def _number(enum: str, word: str) -> Any:
     return getattr(conv2d_pb2, f"{enum}_{word}".upper())
 
 
-_FAMILIES: dict[str, type[KerasObject]] = {
+FAMILIES: dict[str, type[KerasObject]] = {
     "activation": Activation,
     "kernel_initializer": Initializer,
     "bias_initializer": Initializer,
@@ -31,6 +31,7 @@ _FAMILIES: dict[str, type[KerasObject]] = {
     "kernel_constraint": Constraint,
     "bias_constraint": Constraint,
 }
+"""Conv2D's parameters whose values are objects of Keras', with the class of what they may be."""
 _MAX_REMEMBERED_BYTES = 4096
 _DATA_FORMATS = {_number("data_format", word): word for word in ("channels_last", "channels_first")}
 _PADDING_MODES = {_number("padding_mode", word): word for word in ("valid", "same")}
@@ -57,7 +58,7 @@ def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
     else:
         (top, bottom), (left, right) = conv2d.padding
         message.padding.explicit.CopyFrom(conv2d_pb2.ExplicitPadding(top=top, bottom=bottom, left=left, right=right))
-    for field in _FAMILIES:
+    for field in FAMILIES:
         value = getattr(conv2d, field)
         if value is not None:
             getattr(message, field).CopyFrom(value.to_message())
@@ -96,7 +97,7 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
         if message.HasField(field):
             size = getattr(message, field)
             values[field] = (size.height, size.width)
-    for field, family in _FAMILIES.items():
+    for field, family in FAMILIES.items():
         if message.HasField(field):
             values[field] = arguments.take(family.from_message, getattr(message, field), field)
     refused = {violation.field.partition(".")[0] for violation in arguments.violations}

@@ -47,7 +47,7 @@ def facts(made: Outcome) -> str:
         cards.append(
             _card("Time on the server", duration_text(timing.compute_us), [f"on {_text(made.result.device)}", waited])
         )
-        penalties = [f"{name} {value:.6g}" for name, value in vars(losses).items() if value is not None]
+        penalties = [f"{name} {value:.6g}" for name, value in losses.given()]
         if penalties:
             cards.append(_card("Losses of the regularizers", penalties[0], penalties[1:]))
     if made.later is not None:

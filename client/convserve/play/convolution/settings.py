@@ -8,17 +8,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlencode
 
-from convserve._keras_object import KerasObject
-from convserve.activations import Activation
-from convserve.constraints import Constraint
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.initializers import Initializer
 from convserve.layers.arguments import DTYPE_POLICIES, Pair
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
 from convserve.layers.conv2d import Conv2D
-from convserve.regularizers import Regularizer
+from convserve.layers.messages import FAMILIES
 
 PICTURES = ("photo", "checkerboard", "digit", "numbers", "upload")
 SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
@@ -26,16 +21,6 @@ MAX_GRID = 8
 """The most rows and columns of a grid of numbers."""
 
 Matrix = tuple[tuple[float, ...], ...]
-FAMILIES: dict[str, type[KerasObject]] = {
-    "activation": Activation,
-    "kernel_initializer": Initializer,
-    "bias_initializer": Initializer,
-    "kernel_regularizer": Regularizer,
-    "bias_regularizer": Regularizer,
-    "activity_regularizer": Regularizer,
-    "kernel_constraint": Constraint,
-    "bias_constraint": Constraint,
-}
 OBJECTS = tuple(FAMILIES)
 """The parameters whose values are a name, perhaps with parameters of its own."""
 _MOST = {"filters": 256, "kernel_size": 11, "strides": 512, "padding": 64, "dilation_rate": 6, "groups": 1024}
@@ -121,11 +106,6 @@ class Settings:
         """Returns the words of a link: those that are not the defaults."""
         changed = (field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
         return {field.name: _text(getattr(self, field.name)) for field in changed}
-
-    @property
-    def link(self) -> str:
-        """The address of the page with these settings, relative to the page."""
-        return "?" + urlencode(self.to_query())
 
     def conv2d(self, channels: int, kernel_size: Pair | None = None) -> Conv2D:
         """Returns the configuration for an input of so many channels.

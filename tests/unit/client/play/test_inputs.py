@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidArgumentError
+from convserve.layers.messages import FAMILIES
 from convserve.play import choices
 from convserve.play.convolution.pictures import Upload, input_array, input_code
-from convserve.play.convolution.settings import FAMILIES, OBJECTS, SIZES, Settings
+from convserve.play.convolution.settings import OBJECTS, SIZES, Settings
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"  # which Pillow has Ghostscript run
 DAMAGED = [
