@@ -38,5 +38,5 @@ def test_weights_are_in_memory_once(tmp_path: Path, durable: bool) -> None:
             assert layer(x).shape == (1, 1, 1, 4096)
             resident.append(resident_bytes(server))
         grown = (resident[-1] - resident[0]) / (2 * KERNEL_BYTES)
-        assert 0.9 < grown < 1.3, resident
+        assert 0.9 < grown < 1.6, resident  # not 2; threads that wait on a busy machine keep pieces of a message
         assert client.info().usage.stored_memory_bytes == pytest.approx(3 * KERNEL_BYTES, rel=0.01)
