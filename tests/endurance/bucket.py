@@ -24,26 +24,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from convserve import Client, Conv2D, Layer, LayerNotFoundError, NameConflictError, RetryRule, UnavailableError
+from convserve import Client, LayerNotFoundError, NameConflictError, RetryRule, UnavailableError
+from tests.support.layers.numbered import ONES, is_of, numbered
 from tests.support.servers.bucket_server import BucketProxy, bucket_server
 from tests.support.servers.server_process import RunningServer, Serve, running_server
 
 STORE = "s3://convserve-trial/some/prefix"
-_CONFIG = Conv2D(4, 3, use_bias=False, data_format="channels_last", dtype="float32")
 _ONCE = RetryRule(attempts=1)
 _PATIENT = RetryRule(attempts=1000, longest_s=0.5)
-_X = np.ones((1, 5, 5, 3), "f4")
-
-
-def layer(number: int) -> Layer:
-    """Returns a layer whose outputs for ones are 27 times its number."""
-    return Layer(_CONFIG, np.full((3, 3, 3, 4), number, "f4"))
-
-
-def is_right(y: np.ndarray, number: int) -> bool:
-    return bool((y == 27 * number).all())
 
 
 class Servers:
@@ -90,7 +78,7 @@ def write_at_once(servers: Servers, writers: int, moves: int, kills: int) -> dic
         """Every other one says what it expects, and begins again after a conflict."""
         with Client(servers.address(writer % 4), retry=_PATIENT, timeout=300) as client:
             for turn in range(moves):
-                given, is_put = layer(1000 + writer * moves + turn), False
+                given, is_put = numbered(1000 + writer * moves + turn), False
                 while not is_put:
                     try:
                         expect = client.versions("trial/one")[-1].digest if writer % 2 else None
@@ -111,7 +99,7 @@ def write_at_once(servers: Servers, writers: int, moves: int, kills: int) -> dic
         return killed
 
     with Client(servers.address(0)) as client:
-        client.put(layer(999), name="trial/one")
+        client.put(numbered(999), name="trial/one")
     with ThreadPoolExecutor(writers + 1) as pool:
         killing = pool.submit(kill)
         writing = [pool.submit(write, number) for number in range(writers)]
@@ -122,7 +110,7 @@ def write_at_once(servers: Servers, writers: int, moves: int, kills: int) -> dic
     with Client(servers.address(0)) as client:
         versions = client.versions("trial/one")
     counted = Counter(version.digest for version in versions)
-    wanted = {layer(999 + number).digest for number in range(1 + writers * moves)}
+    wanted = {numbered(999 + number).digest for number in range(1 + writers * moves)}
     return {
         "moves": len(wanted),
         "kills": killed,
@@ -144,10 +132,10 @@ def find_everywhere(servers: Servers, rounds: int) -> dict[str, Any]:
                 servers.start(4)
             alive = [0, 2, 3, 4] if turn >= rounds // 3 else [0, 1, 2, 3]
             name = f"trial/found/{turn}"
-            clients[alive[turn % 4]].put(layer(turn), name=name)
+            clients[alive[turn % 4]].put(numbered(turn), name=name)
             for number in alive:
                 try:
-                    wrong += not is_right(clients[number].layer(name)(_X), turn)
+                    wrong += not is_of(clients[number].layer(name)(ONES), turn)
                 except LayerNotFoundError:
                     missed += 1
     return {"look-ups and calls": 4 * rounds, "missed": missed, "wrong": wrong}
@@ -164,7 +152,7 @@ def lose_the_bucket(servers: Servers, proxy: BucketProxy, seconds: float) -> dic
             while not done.is_set():
                 began = time.monotonic()
                 try:
-                    if not is_right(client.layer("trial/kept")(_X), 7):
+                    if not is_of(client.layer("trial/kept")(ONES), 7):
                         failed.append("wrong")
                 except Exception as error:
                     failed.append(f"{type(error).__name__}: {error}")
@@ -173,9 +161,9 @@ def lose_the_bucket(servers: Servers, proxy: BucketProxy, seconds: float) -> dic
     numbers = (0, 2, 3)
     with ExitStack() as stack, ThreadPoolExecutor(len(numbers)) as pool:
         clients = {n: stack.enter_context(Client(servers.address(n), retry=_ONCE, timeout=60)) for n in numbers}
-        clients[0].put(layer(7), name="trial/kept")
+        clients[0].put(numbered(7), name="trial/kept")
         for client in clients.values():
-            client.layer("trial/kept")(_X)
+            client.layer("trial/kept")(ONES)
         before = servers.logs().count(" is away")
         calling = [pool.submit(call, number) for number in numbers]
         refusals = Counter[str]()
@@ -184,7 +172,7 @@ def lose_the_bucket(servers: Servers, proxy: BucketProxy, seconds: float) -> dic
             end = time.monotonic() + seconds / 2
             while time.monotonic() < end:
                 try:
-                    clients[2].put(layer(8), name="trial/refused")
+                    clients[2].put(numbered(8), name="trial/refused")
                     refusals["stored"] += 1
                 except UnavailableError:
                     refusals["UNAVAILABLE"] += 1
@@ -193,7 +181,7 @@ def lose_the_bucket(servers: Servers, proxy: BucketProxy, seconds: float) -> dic
             began = time.monotonic()
             while True:
                 try:
-                    clients[2].put(layer(9), name="trial/back")
+                    clients[2].put(numbered(9), name="trial/back")
                     break
                 except UnavailableError:
                     time.sleep(0.05)
@@ -226,21 +214,21 @@ def find_strange_objects(servers: Servers, variables: dict[str, str]) -> dict[st
     with Client(servers.address(0), retry=_PATIENT) as owner:
         for number, (kind, content) in enumerate({"foreign": b"hello", "stale": None}.items(), 20):
             name = f"trial/{kind}"
-            owner.put(layer(number), name=name)
-            path = f"layers/{layer(number).digest.hex()}.safetensors"
-            other = f"layers/{layer(7).digest.hex()}.safetensors"
+            owner.put(numbered(number), name=name)
+            path = f"layers/{numbered(number).digest.hex()}.safetensors"
+            other = f"layers/{numbered(7).digest.hex()}.safetensors"
             obstore.put(bucket, path, content or bytes(obstore.get(bucket, other).bytes()))
             servers.kill(2)
             server = servers.start(2)
             with Client(servers.address(2), retry=_PATIENT) as client:
                 try:
-                    client.layer(name)(_X)
+                    client.layer(name)(ONES)
                     found[kind] = "computed with"
                 except LayerNotFoundError:
                     found[kind] = "refused"
                 logged = "is not that layer, and not served" in server.log.read_text()
-                client.put(layer(number))
-                is_mended = is_right(client.layer(name)(_X), number)
+                client.put(numbered(number))
+                is_mended = is_of(client.layer(name)(ONES), number)
                 found[kind] += f", {'logged' if logged else 'silent'}, {'mended' if is_mended else 'broken'}"
     return found
 
@@ -265,12 +253,12 @@ def measure(variables: dict[str, str], serve: Serve) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             chosen = options or ("--store", folder)
             with serve(*chosen, environment=variables) as server, Client(server.target) as client:
-                stored = client.put(layer(3), name="trial/measured")
+                stored = client.put(numbered(3), name="trial/measured")
                 fresh = iter(range(10_000, 20_000))
                 figures[label] = {
-                    "call by digest": milliseconds(lambda: stored(_X), 300),  # noqa: B023
+                    "call by digest": milliseconds(lambda: stored(ONES), 300),  # noqa: B023
                     "look-up by name": milliseconds(lambda: client.layer("trial/measured"), 300),
-                    "put with a name": milliseconds(lambda: client.put(layer(next(fresh)), name="trial/x"), 30),  # noqa: B023
+                    "put with a name": milliseconds(lambda: client.put(numbered(next(fresh)), name="trial/x"), 30),  # noqa: B023
                     "list of a prefix": milliseconds(lambda: list(client.layers(name_prefix="trial/measured")), 20),
                 }
     return figures

@@ -20,24 +20,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from convserve import Client, Conv2D, Layer, LayerNotFoundError, RetryRule, UnavailableError
+from convserve import Client, LayerNotFoundError, RetryRule, UnavailableError
 from tests.load_balancers.balancers import BALANCERS, Balancer, NotTriedError, running
 from tests.load_balancers.servers import Servers
+from tests.support.layers.numbered import ONES, is_of, numbered
 from tests.support.servers.bucket_server import BucketProxy, bucket_server
 from tests.support.servers.certificates import Authority
 from tests.support.servers.server_process import numpy_server
 
 _STORE = ("--store", "s3://convserve-trial/behind/a/balancer")
-_CONFIG = Conv2D(4, 3, use_bias=False, data_format="channels_last", dtype="float32")
-_X = np.ones((1, 5, 5, 3), "f4")
 _LOOK_UPS = 1000
 _PATIENT = RetryRule(attempts=1000, longest_s=0.5)
-
-
-def _layer(number: int) -> Layer:
-    return Layer(_CONFIG, np.full((3, 3, 3, 4), number, "f4"))
 
 
 def found_through_all(target: str, servers: Servers) -> dict[str, int]:
@@ -47,14 +40,14 @@ def found_through_all(target: str, servers: Servers) -> dict[str, int]:
         for number in range(_LOOK_UPS):
             if number % 10 == 0:
                 name = f"behind/{number}"
-                client.put(_layer(number), name=name)
+                client.put(numbered(number), name=name)
             if number == _LOOK_UPS // 3:
                 servers.kill(1)
             if number == _LOOK_UPS // 2:
                 servers.start(3)
             try:
-                y = client.layer(name)(_X)
-                came["wrong"] += not (y == 27 * (number // 10 * 10)).all()
+                y = client.layer(name)(ONES)
+                came["wrong"] += not is_of(y, number // 10 * 10)
             except LayerNotFoundError:
                 came["missed"] += 1
             came["look-ups and calls"] += 1
@@ -67,25 +60,25 @@ def without_the_bucket(target: str, proxy: BucketProxy, seconds: float) -> dict[
     slowest_s, ended = 0.0, threading.Event()
     with Client(target, retry=_PATIENT, timeout=120) as client, Client(target, retry=RetryRule(attempts=1)) as once:
         for _ in range(30):  # each server has seen the name and has its layer
-            client.layer("behind/0")(_X)
+            client.layer("behind/0")(ONES)
         proxy.is_away = True
         threading.Timer(seconds, ended.set).start()
         while not ended.is_set():
             began = time.monotonic()
             try:
-                came["failed"] += not (once.layer("behind/0")(_X) == 0).all()
+                came["failed"] += not is_of(once.layer("behind/0")(ONES), 0)
             except Exception as error:
                 came["failed"] += 1
                 came[type(error).__name__] += 1
             slowest_s = max(slowest_s, time.monotonic() - began)
             came["look-ups and calls"] += 1
         try:
-            once.put(_layer(1), name="behind/new")
+            once.put(numbered(1), name="behind/new")
             came["stored"] += 1
         except UnavailableError:
             came["put refused"] += 1
         proxy.is_away = False
-        client.put(_layer(1), name="behind/new")
+        client.put(numbered(1), name="behind/new")
     return dict(came) | {"slowest_ms": round(1000 * slowest_s)}
 
 

@@ -7,26 +7,20 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import convserve
-from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError, UnavailableError
+from convserve import LayerNotFoundError, NameConflictError, UnavailableError
 from convserve_server.layer_store.durable.bucket_layers import BucketLayers
 from convserve_server.layer_store.durable.opening import opened
 from convserve_server.settings import Settings, SettingsError
+from tests.support.layers.numbered import ONES, is_of, numbered
 from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 from tests.support.servers.tiny_bucket import TinyBucket, tiny_bucket
 
 STORE = "s3://tiny/some/prefix"
-CONFIG = Conv2D(4, 3, use_bias=False, data_format="channels_last", dtype="float32")
-X = np.ones((1, 5, 5, 3), "f4")
 ONCE = convserve.RetryRule(attempts=1)
-
-
-def layer(number: int) -> Layer:
-    return Layer(CONFIG, np.full((3, 3, 3, 4), number, "f4"))
 
 
 @pytest.fixture
@@ -45,21 +39,21 @@ def test_servers_share_layers_and_names_and_go_on_while_the_bucket_is_away(bucke
         convserve.Client(first.target, retry=ONCE) as one,
         convserve.Client(second.target, retry=ONCE) as other,
     ):
-        one.put(layer(1), name="net/a")
-        assert (other.layer("net/a")(X) == 27).all()
-        other.put(layer(2), name="net/a", expect=layer(1))
+        one.put(numbered(1), name="net/a")
+        assert is_of(other.layer("net/a")(ONES), 1)
+        other.put(numbered(2), name="net/a", expect=numbered(1))
         with pytest.raises(NameConflictError):
-            one.put(layer(3), name="net/a", expect=layer(1))
+            one.put(numbered(3), name="net/a", expect=numbered(1))
         assert [version.number for version in one.versions("net/a")] == [1, 2]
-        one.put(layer(3), name="net/b")
+        one.put(numbered(3), name="net/b")
         other.delete("net/b")
         with pytest.raises(LayerNotFoundError):
             one.delete("net/b")
         assert [each.names for each in other.layers("net/a")] == [("net/a",)]
         bucket.refusal = 403
-        assert (other.layer("net/a")(X) == 54).all()
+        assert is_of(other.layer("net/a")(ONES), 2)
         with pytest.raises(UnavailableError, match=f"{STORE}, the server's --store, to answer"):
-            other.put(layer(5), name="net/d")
+            other.put(numbered(5), name="net/d")
         with urllib.request.urlopen(second.metrics) as page:  # noqa: S310
             shown = page.read().decode()
         assert "\nconvserve_store_reachable 0.0\n" in shown
