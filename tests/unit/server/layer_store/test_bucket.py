@@ -9,12 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import numpy as np
 import obstore
 import pytest
 from obstore.store import MemoryStore
 
-from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError
+from convserve import LayerNotFoundError, NameConflictError
 from convserve.v1 import layer_service_pb2
 from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
 from convserve_server.layer_store.names import Move
@@ -24,16 +23,7 @@ from convserve_server.services.layer_service import LayerService
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.layers.bucket_requests import BucketRequests
 from tests.support.layers.places import PLENTY, opened
-
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
-
-
-def layer(number: int) -> Layer:
-    return Layer(CONFIG, np.full((1, 1, 1, 1), number, "f4"))
-
-
-def key(number: int) -> bytes:
-    return layer(number).digest
+from tests.support.layers.tiny import key, layer, number_under
 
 
 @pytest.fixture
@@ -44,10 +34,6 @@ def bucket() -> MemoryStore:
 @pytest.fixture
 def requests(monkeypatch: pytest.MonkeyPatch) -> BucketRequests:
     return BucketRequests(monkeypatch)
-
-
-def number_under(store: LayerStore, name: str) -> float:
-    return float(store.layer(name).kernel.flat[0])
 
 
 # What one sees of the others

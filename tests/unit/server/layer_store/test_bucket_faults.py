@@ -8,13 +8,12 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import obstore
 import pytest
 from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from convserve import Conv2D, Layer, LayerNotFoundError, MissingDependencyError, UnavailableError
+from convserve import LayerNotFoundError, MissingDependencyError, UnavailableError
 from convserve_server.layer_store.durable import bucket as buckets
 from convserve_server.layer_store.durable import bucket_layers, reachability
 from convserve_server.layer_store.durable.layer_file import encode
@@ -24,25 +23,12 @@ from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.bucket_requests import BucketRequests
 from tests.support.layers.places import opened
+from tests.support.layers.tiny import key, layer, number_under
 from tests.support.waiting import eventually
-
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
-
-
-def layer(number: int, channels: int = 1) -> Layer:
-    return Layer(CONFIG, np.full((1, 1, channels, 1), number, "f4"))
-
-
-def key(number: int) -> bytes:
-    return layer(number).digest
 
 
 def path(number: int) -> str:
     return f"layers/{key(number).hex()}.safetensors"
-
-
-def number_under(store: LayerStore, name: str) -> float:
-    return float(store.layer(name).kernel.flat[0])
 
 
 @pytest.fixture

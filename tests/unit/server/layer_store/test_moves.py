@@ -9,28 +9,19 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 from obstore.store import MemoryStore
 
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, NameConflictError, OverloadedError
+from convserve import InvalidRequestError, LayerNotFoundError, NameConflictError, OverloadedError
 from convserve_server.layer_store.durable.name_file import MAX_BYTES
 from convserve_server.layer_store.names import MAX_VERSIONS, Move, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.places import Place, opened
+from tests.support.layers.tiny import key, layer
 
 PLENTY = 2**30
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 ID, OTHER_ID = b"i" * 16, b"o" * 16
 NOTHING = b""
-
-
-def layer(number: int, channels: int = 1) -> Layer:
-    return Layer(CONFIG, np.full((1, 1, channels, 1), number, "f4"))
-
-
-def key(number: int) -> bytes:
-    return layer(number).digest
 
 
 @pytest.fixture(params=["memory", "folder", "bucket"])
