@@ -1,6 +1,8 @@
 # /// script
 # [tool.marimo.display]
 # theme = "system"
+# [tool.marimo.runtime]
+# output_max_bytes = 32_000_000 # two for each character of the page
 # ///
 """The page of `convserve play`, a marimo notebook: every parameter of Conv2D is a control.
 

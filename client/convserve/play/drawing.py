@@ -165,7 +165,7 @@ def _image(shares: Array, width: float, height: float) -> str:
     """Returns an image of values from 0 to 1, (height, width, 1 or 3), that the browser enlarges pixel by pixel."""
     eight_bit = np.rint(shares * 255).astype(np.uint8)
     picture = Image.fromarray(eight_bit[..., 0] if eight_bit.shape[-1] == 1 else eight_bit)
-    if width < picture.width:  # smaller than its pixels: marimo shows no page of more than 8 MB
+    if width < picture.width:  # smaller than its pixels: of a page that is too large marimo shows nothing
         picture = picture.resize((max(1, round(width)), max(1, round(height))), Image.Resampling.BOX)
     with io.BytesIO() as file:
         picture.save(file, format="PNG")
