@@ -89,16 +89,9 @@ def run_command(text, folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["with parameters", pytest.param("a classic for each channel", marks=pytest.mark.slow)]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "with parameters")) for name in VARIED]
 )
 def test_the_command_line_gives_the_same_numbers(server, client, tmp_path, name):
-    made = outcome(VARIED[name], client)
-    np.testing.assert_array_equal(run_command(command_line(made, server.target), tmp_path), made.result.output)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VARIED)
-def test_every_command_line_gives_the_same_numbers(server, client, tmp_path, name):
     made = outcome(VARIED[name], client)
     np.testing.assert_array_equal(run_command(command_line(made, server.target), tmp_path), made.result.output)
 
