@@ -31,7 +31,7 @@ def facts(made: Outcome) -> str:
     sizes = [size_formula(conv2d, size, direction) for direction, size in enumerate((height, width))]
     words = f"<i>size</i> = {_text(sizes[0][0])}"
     lines = [f"{side} <b>{_text(numbers)}</b>" for side, (_, numbers) in zip(("height", "width"), sizes, strict=True)]
-    channels = f"channels <b>{conv2d.filters} filters</b>"
+    channels = f"channels <b>{conv2d.filters} filter{'s' if conv2d.filters > 1 else ''}</b>"
     if plan.output_shape[_axis(made)] != conv2d.filters:
         channels += f", of which glu makes <b>{plan.output_shape[_axis(made)]}</b>"
     shape = f"{_text(x.shape)} <span class='arrow'>→</span> {_text(plan.output_shape)}"
