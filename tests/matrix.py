@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENTS = ROOT / ".venv-matrix"
-CLIENT, SERVER = "plot,import,top,tracing,zarr,dev", "server"
+CLIENT, SERVER = "plot,import,top,tracing,zarr,dev", "server,object-storage"
 
 
 def versions() -> list[str]:

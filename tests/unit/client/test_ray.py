@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import convserve_server.local
 from convserve import (
     AsyncClient,
     AsyncStoredLayer,
@@ -24,6 +23,9 @@ from convserve import (
 )
 from convserve.errors import InvalidRequestError, InvalidTensorError, InvalidWeightsError
 from convserve.ray import Convolve
+
+pytest.importorskip("convserve_server.local", reason="the server's packages are not here", exc_type=ImportError)
+import convserve_server.local
 from convserve_server.local import Engine, parts
 from tests.support.engines.numpy_engine import NumpyEngine, convolved
 
