@@ -1,18 +1,41 @@
-"""grpc.health.v1, with watches that can be ended.
+"""grpc.health.v1, with watches that can be ended, and none of which can hold up another call.
 
 `Watch` takes a `send_response_callback` only by an experimental interface of grpcio and grpcio-health-checking, which
 keeps watches from taking a thread each. It is used here alone; tests/unit/server/test_health.py fails when it changes.
+Of their own `Watch` no more is used: it holds a lock while an answer is sent, and gRPC's one thread waits for that lock
+when another watch ends, while the answer waits for that thread: so the whole server stood still.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2
 
 SERVICE_NAME: str = health.SERVICE_NAME
+
+_TELLERS = 8  # threads that tell of a change: a caller that fetches nothing keeps one waiting
+
+
+class _Watch:
+    """One that is open. Whoever tells it tells it what is so by then, so that the last it is told is right."""
+
+    def __init__(self, status: Callable[[], Any], send_response: Callable[[Any], None]) -> None:
+        self._status, self.send_response = status, send_response
+        self._lock, self._told = threading.Lock(), -1
+
+    def tell(self) -> None:
+        """Sends the status, if it is another one; returns when that has gone out."""
+        with self._lock:
+            status = self._status()
+            if status != self._told:
+                self._told = status
+                self.send_response(health_pb2.HealthCheckResponse(status=status))
 
 
 class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
@@ -21,7 +44,7 @@ class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
     def __init__(self, services: Sequence[str]) -> None:
         """Starts with NOT_SERVING for these services, and for the server, which has no name."""
         super().__init__(experimental_non_blocking=True)
-        self._names, self._watches, self.is_serving = ["", *services], set[Any](), False
+        self._names, self._watches, self.is_serving = ["", *services], set[_Watch](), False
         for name in self._names:
             self.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
 
@@ -30,17 +53,28 @@ class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
         self.is_serving = True
         for name in self._names:
             self.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._tell()
 
     def enter_graceful_shutdown(self) -> None:
         """Tells everybody that the server is about to stop, though it still answers calls."""
         self.is_serving = False
         super().enter_graceful_shutdown()
+        self._tell()
 
     def Watch(self, request: Any, context: grpc.ServicerContext, send_response_callback: Any = None) -> Any:  # noqa: N802
         """Answers with every change of the health."""
-        self._watches.add(send_response_callback)
-        context.add_callback(lambda: self._watches.discard(send_response_callback))
-        return super().Watch(request, context, send_response_callback)
+        name, statuses = request.service, health_pb2.HealthCheckResponse
+
+        def status() -> Any:
+            if name not in self._names:
+                return statuses.SERVICE_UNKNOWN
+            return statuses.SERVING if self.is_serving else statuses.NOT_SERVING
+
+        watch = _Watch(status, send_response_callback)
+        self._watches.add(watch)
+        if not context.add_callback(lambda: self._watches.discard(watch)):  # it is over already
+            self._watches.discard(watch)
+        watch.tell()
 
     @property
     def is_watched(self) -> bool:
@@ -49,5 +83,20 @@ class Health(health.HealthServicer):  # type: ignore[misc, unused-ignore]
 
     def end_watches(self) -> None:
         """Ends the watches that are open."""
-        for send_response in tuple(self._watches):
-            send_response(None)
+        for watch in tuple(self._watches):
+            watch.send_response(None)
+
+    def _tell(self) -> None:
+        """Tells all watches, and does not wait for those that fetch nothing."""
+        waiting: SimpleQueue[_Watch] = SimpleQueue()
+        for watch in tuple(self._watches):
+            waiting.put(watch)
+
+        def tell() -> None:
+            with suppress(Empty):
+                while True:
+                    waiting.get_nowait().tell()
+
+        for _ in range(min(_TELLERS, waiting.qsize())):
+            with suppress(RuntimeError):  # the system starts no thread
+                threading.Thread(target=tell, name="health", daemon=True).start()

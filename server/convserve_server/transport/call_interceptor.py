@@ -189,12 +189,13 @@ class _Method:
             wait.until = inf
 
     def watch(self, raw: Iterator[bytes], context: grpc.ServicerContext, send_response: Callable[[Any], None]) -> None:
-        """Begins a watch of the health, which keeps a thread only until its request has come, and has no record."""
+        """Begins a watch of the health, which keeps a thread only until its first answer is sent, and has no record."""
         wait = Wait(context.cancel, self._interceptor.idle.deadline())
         self._interceptor.idle.add(wait)
         try:
             check_thread()
             data = self._one_message(raw, anyone(context.peer()), wait)
+            wait.until = self._interceptor.idle.deadline()  # for its caller to fetch the first answer
             self._behaviour(parsed(self._parse, data, self._bound), context, send_response)
             return
         except ConvserveError as error:
