@@ -65,7 +65,7 @@ docs: $(DOCS)
 
 # The page of `convserve play` in a real browser, which has to be there (chromium; $CHROMIUM names another): minutes.
 play: $(INSTALLED) $(PLAY)
-	PYTHONPATH=client:server .venv-play/bin/python -m pytest -m 'slow or not slow' tests/integration/play
+	PYTHONPATH="$(CURDIR)/client:$(CURDIR)/server" .venv-play/bin/python -m pytest -m 'slow or not slow' tests/integration/play
 
 # Draws the tutorial's pictures again, after a change of its page: the values are what its blocks compute.
 pictures: $(INSTALLED)
@@ -91,7 +91,7 @@ bench: $(INSTALLED)
 # On an NVIDIA GPU, in the environment that TensorFlow needs there: its tests, then the service beside TensorFlow and
 # PyTorch. make gpu [PYTHON=python3] [GPU=--quick]
 gpu:
-	PYTHONPATH="client:server$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m tests.bench.gpu $(GPU)
+	PYTHONPATH="$(CURDIR)/client:$(CURDIR)/server$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m tests.bench.gpu $(GPU)
 
 $(INSTALLED): pyproject.toml .ci/constraints.txt
 	@echo "== setting up .venv (once; a few minutes) =="
