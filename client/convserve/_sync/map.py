@@ -143,9 +143,14 @@ class _Senders:
             outcome = split(self._connection._convolve(request, deadline, self._retry).output, items)
         except Exception as error:
             outcome = error
-        with self._lock:
-            if self._stopped:
-                return False
-            self._pipeline.finish(items, outcome)
-            self._came.notify()
+        try:
+            with self._lock:
+                if self._stopped:
+                    return False
+                self._pipeline.finish(items, outcome)
+                self._came.notify()
+        finally:
+            # An error holds this frame. A call that was ended would be left to the garbage collector, in the end to
+            # that of an interpreter that shuts down, where it may wait for ever for a lock of gRPC's threads.
+            del outcome
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import signal
 import subprocess
@@ -244,6 +245,23 @@ def test_who_leaves_in_the_middle_leaves_no_thread(client: Client) -> None:
     with pytest.raises(ValueError, match="the consumer's own"):
         failing()
     eventually(lambda: not senders())  # as soon as nobody holds the exception
+
+
+def test_calls_that_are_ended_are_not_left_to_the_garbage_collector(client: Client) -> None:
+    def calls() -> int:
+        return sum(type(each).__name__ == "_MultiThreadedRendezvous" for each in gc.get_objects())
+
+    gc.collect()
+    before = calls()
+    gc.disable()
+    try:
+        for _ in range(5):
+            outputs = client.map(LAYER, itertools.repeat(SMALL[0]))
+            next(outputs)
+            outputs.close()
+        eventually(lambda: calls() <= before)
+    finally:
+        gc.enable()
 
 
 def test_calls_under_way_end_with_the_generator() -> None:

@@ -84,7 +84,8 @@ def test_a_server_that_is_killed_is_waited_for_and_given_its_layers_again(layers
         with numpy_server("--listen", address):
             np.testing.assert_allclose(waiting.result(60), EXPECTED, rtol=1e-6)
             # The server has no folder. Other actors find the name again.
-            names = [name for layer in client.layers() for name in layer.names]
+            with Client(address) as other:
+                names = [name for layer in other.layers() for name in layer.names]
             assert names == (["net/0"] if layers == "net/0" else [])
 
 

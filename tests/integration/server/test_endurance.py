@@ -49,6 +49,7 @@ def test_a_batch_that_is_interrupted_twice_ends() -> None:
     assert (found.times, found.defects) == (4, [])
 
 
+@pytest.mark.slow  # how many can be moved follows from the time of one alone, on a machine that does nothing else
 def test_of_large_tensors_that_cannot_all_be_moved_in_time_some_are() -> None:
     found = large_transfers(callers=6, side=300, samples=1, possible=0.5, serve=numpy_server)
     assert not found.wrong
