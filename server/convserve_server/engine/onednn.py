@@ -21,15 +21,16 @@ def is_on() -> bool:
 
 def rightly(convolved: Callable[[Any, Any], Any], config: Conv2D, x: Any, kernel: Any) -> Any:
     """Returns convolved(x, kernel) of an NHWC image on a CPU; what oneDNN's kernels err at is computed another way."""
-    errs = in_float64(config, x.shape[3]) if is_on() else False
+    if not is_on():
+        return convolved(x, kernel)
+    errs = in_float64(config, x.shape[3])
 
     def widened() -> Any:
         return tf.cast(convolved(tf.cast(x, "float64"), tf.cast(kernel, "float64")), config.compute_dtype)
 
     def narrow() -> Any:
-        if is_on() and with_even_channels(config, x.shape[3]):
-            return convolved(*_with_zeros(config, x, kernel))
-        return convolved(x, kernel)
+        is_odd = with_even_channels(config, x.shape[3])
+        return convolved(*_with_zeros(config, x, kernel)) if is_odd else convolved(x, kernel)
 
     if errs is None:
         return tf.cond(_is_one_column(config, x), widened, narrow)

@@ -54,8 +54,7 @@ class Traces:
     def find(self, layers: Sequence[Layer], shape: Shape, input_dtype: str, output_dtype: str) -> tuple[Forward, bool]:
         """Returns the forward pass of a chain, and whether it had been asked for with this shape before."""
         with self._lock:
-            channels = tuple(layer.arrays["kernel"].shape[2] * layer.config.groups for layer in layers)
-            key = (tuple(self._geometry(layer) for layer in layers), channels, input_dtype, output_dtype)
+            key = (tuple(self._geometry(layer) for layer in layers), input_dtype, output_dtype)
             trace = self.traces.get(key)
             if trace is None:
                 trace = self.traces[key] = _Trace(next(self._numbers), len(layers))
@@ -71,6 +70,7 @@ class Traces:
         with trace.lock:
             if trace.forward is None:
                 chain = [layer.config for layer in layers]
+                channels = [_kernel_channels(layer) * layer.config.groups for layer in layers]
                 trace.forward = Forward(chain, channels, input_dtype, output_dtype, self._on_gpu)
             return trace.forward, warm
 
@@ -88,5 +88,11 @@ class Traces:
     def _geometry(self, layer: Layer) -> Hashable:
         geometry = self._geometries.get(layer)
         if geometry is None:
-            geometry = self._geometries[layer] = tuple(getattr(layer.config, name) for name in _TRACED_FIELDS)
+            fields = (getattr(layer.config, name) for name in _TRACED_FIELDS)
+            geometry = self._geometries[layer] = (_kernel_channels(layer), *fields)
         return geometry
+
+
+def _kernel_channels(layer: Layer) -> int:
+    """Returns the input channels of a group."""
+    return int(layer.arrays["kernel"].shape[2])

@@ -3,7 +3,7 @@
 import pytest
 
 import convserve
-from convserve.layers.on_cpu import in_float64
+from convserve.layers.on_cpu import in_float64, with_even_channels
 from convserve.layers.plan import plan
 
 WIDE = ((0, 0), (4, 0))
@@ -29,6 +29,24 @@ WIDE = ((0, 0), (4, 0))
 def test_what_onednn_errs_at_is_computed_in_float64(expected, channels, kernel, strides, changes):
     config = convserve.Conv2D(3, kernel, strides=strides, **{"dtype": "float32", **changes})
     assert in_float64(config, channels) is expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "channels", "changes"),
+    [
+        (True, 3, {}),
+        (True, 1, {}),
+        (True, 6, {"groups": 2}),
+        (True, 3, {"groups": 3}),
+        (False, 4, {}),
+        (False, 6, {"groups": 6}),  # depthwise
+        (False, 3, {"dtype": "float32"}),
+        (False, 3, {"dtype": "float16"}),
+    ],
+)
+def test_an_odd_number_of_channels_is_made_even_in_bfloat16(expected, channels, changes):
+    config = convserve.Conv2D(**{"filters": 6, "kernel_size": 3, "dtype": "mixed_bfloat16", **changes})
+    assert with_even_channels(config, channels) is expected
 
 
 def test_a_plan_has_the_memory_of_float64_where_the_width_decides():
