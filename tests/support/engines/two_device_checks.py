@@ -22,9 +22,11 @@ from convserve.tensors.codec import numpy_dtype
 from convserve_server.memory.aligned import aligned, aligned_empty
 from convserve_server.scheduling.admission import Limits
 from convserve_server.tiling.tiled_engine import TiledEngine
+from tests.support.engines.held_engine import HeldEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import convolved as expected
 from tests.support.engines.served import Served
+from tests.support.waiting import eventually
 
 LAST = {"data_format": "channels_last", "dtype": "float32"}
 
@@ -318,7 +320,23 @@ def checks_callers_of_real_layers_get_their_own() -> None:
             list(pool.map(run, range(len(callers))))
 
     check()
-    assert max(sizes) > 1  # some were batched
+    # Whether some of those were batched is for the threads to say. These wait until both devices are taken.
+    held = HeldEngine(engine())
+    held.go.clear()
+    served = Served(held, limits=Limits(2**30, 2**30, 2**32, 100, 64), samples=16, size=2**30)
+    inputs = [integers(rows, 5, 5, 2, seed=rows) for rows in (1, 2, 3)]
+    with ThreadPoolExecutor(5) as pool:
+        taking = [pool.submit(served.convolve, shared[:1], x, None, unbatched=True) for x in inputs[:2]]
+        eventually(lambda: held.calls == 2)
+        waiting = [pool.submit(served.convolve, shared[:1], x, None) for x in inputs]
+        eventually(lambda: served.scheduler._batcher.waiting == 3)
+        held.go.set()
+        for future, x, size in zip(taking + waiting, inputs[:2] + inputs, (1, 2, 6, 6, 6), strict=True):
+            result = future.result(60)
+            np.testing.assert_array_equal(result.output, expected(shared[0], x))
+            sizes.add(result.computation.batch_size // len(x))
+            assert result.computation.batch_size == size
+    assert max(sizes) > 1
 
 
 def checks_parts_equal_the_whole() -> None:

@@ -6,7 +6,6 @@ import math
 import os
 import pickle
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +35,7 @@ from convserve.tensors.aligned import aligned_empty
 from convserve_server.engine_api import Computed
 from convserve_server.local import Engine, parts
 from convserve_server.settings import SettingsError
+from tests.support.engines.held_engine import HeldEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import batch, weighing
@@ -49,20 +49,6 @@ X = np.random.default_rng(0).integers(0, 256, (3, 7, 8, 2), np.uint8)
 
 def local(made: Any = None, **settings: Any) -> Engine:
     return Engine("cpu", load_engine=lambda *_, **__: made or NumpyEngine(), **settings)
-
-
-class HeldEngine(NumpyEngine):
-    """Waits while it is held."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls, self.go = 0, threading.Event()
-        self.go.set()
-
-    def convolve(self, *arguments: Any) -> Computed:
-        self.calls += 1
-        assert self.go.wait(30)
-        return super().convolve(*arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -200,7 +186,7 @@ def test_what_does_not_fit_the_device_is_computed_in_parts() -> None:
 
 
 def test_threads_share_batches_and_have_slots() -> None:
-    held, layer = HeldEngine(), weighing(2)
+    held, layer = HeldEngine(NumpyEngine()), weighing(2)
     layer.kernel.flags.writeable = False  # so that it is one layer for all calls
     engine = local(held, max_waiting_calls=3)
     held.calls = 0
@@ -219,7 +205,7 @@ def test_threads_share_batches_and_have_slots() -> None:
 
 
 def test_what_waits_beyond_its_timeout_is_not_computed() -> None:
-    held = HeldEngine()
+    held = HeldEngine(NumpyEngine())
     engine = local(held)
     held.calls = 0
     held.go.clear()
