@@ -320,7 +320,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
             list(pool.map(run, range(len(callers))))
 
     check()
-    # Whether some of those were batched is for the threads to say. These wait until both devices are taken.
+    # Whether some of those were batched is for the threads to say. Of three that wait for two devices, two are.
     held = HeldEngine(engine())
     held.go.clear()
     served = Served(held, limits=Limits(2**30, 2**30, 2**32, 100, 64), samples=16, size=2**30)
@@ -331,11 +331,11 @@ def checks_callers_of_real_layers_get_their_own() -> None:
         waiting = [pool.submit(served.convolve, shared[:1], x, None) for x in inputs]
         eventually(lambda: served.scheduler._batcher.waiting == 3)
         held.go.set()
-        for future, x, size in zip(taking + waiting, inputs[:2] + inputs, (1, 2, 6, 6, 6), strict=True):
+        for future, x in zip(taking + waiting, inputs[:2] + inputs, strict=True):
             result = future.result(60)
             np.testing.assert_array_equal(result.output, expected(shared[0], x))
+            assert result.computation.batch_size in ({len(x)} if future in taking else {len(x), 3, 4, 5, 6})
             sizes.add(result.computation.batch_size // len(x))
-            assert result.computation.batch_size == size
     assert max(sizes) > 1
 
 
