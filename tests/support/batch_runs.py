@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 
 from convserve import Conv2D, Layer
 from convserve.batch.inputs import find_inputs
+from convserve.batch.job import Job
 from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.runner import Batch, is_done
@@ -60,18 +62,19 @@ class Run:
         (self.inputs / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(self.inputs / name, np.full(shape, value, np.float32))
 
-    def __call__(self, client: StandIn, *, retry_failed: bool = False, format_name: str = "npy") -> Batch:
+    def job(self, *, retry_failed: bool = False, format_name: str = "npy") -> Job:
+        """Returns what a run that goes on is given; its journal is to be closed."""
         found = find_inputs([str(self.inputs)], self.output)
         outputs = OutputFolder(self.output, format_name)
         identity = Identity(str(found.folder), [DOUBLED.digest.hex()], {"format": format_name})
         journal = Journal(self.output, identity, partial(is_done, found, outputs), resume=True)
-        self.batch = Batch(
-            [DOUBLED], found, outputs, journal, reading=Reading("channels_last"), retry_failed=retry_failed
-        )
-        try:
+        return Job([DOUBLED], found, outputs, journal, Reading("channels_last"), retry_failed=retry_failed)
+
+    def __call__(self, client: StandIn, **options: Any) -> Batch:
+        job = self.job(**options)
+        self.batch = Batch(job)
+        with closing(job.journal):
             self.batch.run(client)  # type: ignore[arg-type]
-        finally:
-            journal.close()
         return self.batch
 
     @property

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple, TypeVar
 
 from convserve._rpc.map_items import fewest_calls
-from convserve.batch.inputs import Inputs
-from convserve.batch.journal import Journal
-from convserve.batch.outputs import OutputFolder
-from convserve.batch.runner import reason_of, rows_of_part
-from convserve.batch.sources import InputArray, Reading, Source, open_array, sources_in
-from convserve.layers.layer import Layer, planned_call
+from convserve.batch.job import Job, reason_of
+from convserve.batch.sources import Source, open_array
+from convserve.layers.layer import planned_call
 from convserve.tensors.codec import Shape
 
-if TYPE_CHECKING:
-    from convserve._sync.stored_layer import StoredLayer
+Made = TypeVar("Made")
 
 
-@dataclass(frozen=True)
-class ShapeChange:
+class ShapeChange(NamedTuple):
     """What becomes of inputs of one shape."""
 
     input_shape: Shape
@@ -32,83 +28,56 @@ class ShapeChange:
 
 @dataclass
 class Forecast:
-    """What a run would do.
+    """What a run would do."""
 
-    Attributes:
-        items: Arrays that would be computed.
-        samples: Samples of them.
-        skipped: Arrays that an earlier run has done.
-        shapes: How many arrays of each shape there are.
-        input_bytes: Bytes of the tensors that would be sent.
-        output_bytes: Bytes of the tensors that would come back.
-        file_bytes: Bytes of the outputs' files before they are compressed.
-        calls: The fewest calls that this takes.
-        failures: Inputs that would fail, with the reason.
-    """
-
-    items: int = 0
-    samples: int = 0
-    skipped: int = 0
-    shapes: Counter[ShapeChange] = field(default_factory=Counter)
-    input_bytes: int = 0
+    items: int = 0  # arrays that would be computed
+    samples: int = 0  # of them
+    skipped: int = 0  # arrays that an earlier run has done
+    shapes: Counter[ShapeChange] = field(default_factory=Counter)  # how many arrays of each there are
+    input_bytes: int = 0  # of the tensors that would be sent
     output_bytes: int = 0
-    file_bytes: int = 0
-    calls: int = 0
-    failures: list[tuple[str, str]] = field(default_factory=list)
+    file_bytes: int = 0  # of the outputs' files before they are compressed
+    calls: int = 0  # the fewest that this takes
+    failures: list[tuple[str, str]] = field(default_factory=list)  # inputs that would fail, with the reason
 
 
-def forecast(
-    layers: list[Layer | StoredLayer],
-    inputs: Inputs,
-    outputs: OutputFolder,
-    journal: Journal,
-    *,
-    reading: Reading,
-    output_dtype: str | None,
-    retry_failed: bool,
-) -> Forecast:
-    """Returns what a run over the inputs would do; of pictures their headers are read, of arrays what gives the shape.
+def forecast(job: Job) -> Forecast:
+    """Returns what a run would do; of pictures their headers are read, of arrays what gives the shape.
 
     An input that is found to be damaged only when all of it is read is not among the failures.
     """
-    found = Forecast(failures=list(inputs.unread.items()))
+    found = Forecast(failures=list(job.inputs.unread.items()))
     parts: Counter[tuple[Shape, str, int]] = Counter()  # by what can go in one call, and by the bytes of one
 
+    def attempt(key: str, look: Callable[[Any], Made], at: Any) -> Made | None:
+        """Looks at an item, unless an earlier run has done it or failed; whatever is raised is this item's failure."""
+        if job.is_done(key):
+            found.skipped += 1
+            return None
+        reason = job.failure(key)
+        if reason is None:
+            try:
+                return look(at)
+            except Exception as error:
+                reason = reason_of(error)
+        found.failures.append((key, reason))
+        return None
+
     def add(source: Source) -> None:
-        array: InputArray = open_array(source, reading, shape_only=True)
-        samples = array.shape[0]
-        one = planned_call(layers, (min(1, samples), *array.shape[1:]), array.dtype, output_dtype)
-        outputs.check(samples)
-        rows = min(rows_of_part(array, one), samples)
-        whole = planned_call(layers, array.shape, array.dtype, output_dtype)
+        array = open_array(source, job.reading, shape_only=True)
+        one, rows = job.divided(array)
+        whole = planned_call(job.layers, array.shape, array.dtype, job.output_dtype)
         found.items += 1
-        found.samples += samples
+        found.samples += array.shape[0]
         found.shapes[ShapeChange(array.shape, array.dtype, whole.output_shape, whole.output_dtype)] += 1
         found.input_bytes += whole.input_bytes
         found.output_bytes += whole.output_bytes
-        found.file_bytes += outputs.file_bytes(whole.output_shape, whole.output_dtype)
-        parts[array.shape[1:], array.dtype, rows * max(one.input_bytes, one.output_bytes)] += math.ceil(samples / rows)
+        found.file_bytes += job.outputs.file_bytes(whole.output_shape, whole.output_dtype)
+        bytes_of_part = rows * max(one.input_bytes, one.output_bytes)
+        parts[array.shape[1:], array.dtype, bytes_of_part] += math.ceil(array.shape[0] / rows)
 
-    for name in inputs.names:
-        key = name
-        try:
-            if _is_known(found, journal, name, retry_failed):
-                continue
-            for source in sources_in(inputs, name, reading.keep_suffix):
-                key = source.key
-                if key == name or not _is_known(found, journal, key, retry_failed):
-                    add(source)
-        except Exception as error:  # whatever it is, it is this input's
-            found.failures.append((key, reason_of(error)))
+    for name in job.inputs.names:
+        for source in attempt(name, job.sources, name) or ():
+            attempt(source.key, add, source)
     found.calls = sum(fewest_calls(count, size) for (_, _, size), count in parts.items())
     return found
-
-
-def _is_known(found: Forecast, journal: Journal, key: str, retry_failed: bool) -> bool:
-    if key in journal.done:
-        found.skipped += 1
-        return True
-    if key in journal.failed and not retry_failed:
-        found.failures.append((key, journal.failed[key]))
-        return True
-    return False

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from convserve.batch.listing import Listing, is_zarr
@@ -16,7 +17,6 @@ from convserve.files.inputs import INPUT_SUFFIXES
 
 _SUFFIXES = ", ".join(INPUT_SUFFIXES)
 _MAX_KINDS = 20
-_OTHERS = "others"
 _MAX_NAMES = 100
 
 
@@ -68,9 +68,9 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     _check_outputs(names, keep_suffix)
     unread = {f"{name_of(path)}/": f"The folder cannot be read: {why}." for path, why in sorted(whole.unread.items())}
     unread |= {name_of(p): each.violations[0].description for p, each in refused.items() if p not in whole.unread}
-    kinds = _counted(whole)
-    left_out = {kind: list(map(name_of, whole.paths(kind, _MAX_NAMES))) for kind in kinds if kind != _OTHERS}
-    return Inputs(Path(folder), names, unread, kinds, left_out)
+    kinds = islice(whole.left_out_by_kind().items(), _MAX_KINDS)
+    left_out_names = {kind: list(map(name_of, paths[:_MAX_NAMES])) for kind, paths in kinds}
+    return Inputs(Path(folder), names, unread, _counted(whole), left_out_names)
 
 
 def output_stem(name: str, keep_suffix: bool) -> str:
@@ -126,9 +126,9 @@ def _none(listing: Listing) -> str:
 
 def _counted(listing: Listing) -> dict[str, int]:
     """Returns how many files and folders of which kinds are left out, the most frequent first."""
-    kinds = listing.kinds().most_common()
-    others = sum(count for _, count in kinds[_MAX_KINDS:])
-    return dict(kinds[:_MAX_KINDS]) | ({_OTHERS: others} if others else {})
+    counts = [(kind, len(paths)) for kind, paths in listing.left_out_by_kind().items()]
+    others = sum(count for _, count in counts[_MAX_KINDS:])
+    return dict(counts[:_MAX_KINDS]) | ({"others": others} if others else {})
 
 
 def _check_outputs(names: list[str], keep_suffix: bool) -> None:

@@ -61,7 +61,7 @@ class Identity:
 
 
 @dataclass
-class JobStarted:
+class PartialOutput:
     """An output that comes in parts."""
 
     output: str  # its name without suffix
@@ -93,7 +93,7 @@ class Journal:
         self._synced = time.monotonic()
         self.done: set[str] = set()  # the keys of inputs of which a line says that they are done, and that are
         self.failed: dict[str, str] = {}  # reasons by the keys of inputs that failed lastingly
-        self.begun: dict[str, JobStarted] = {}  # the outputs that come in parts and are not finished, by key
+        self.begun: dict[str, PartialOutput] = {}  # the outputs that come in parts and are not finished, by key
         self._file = -1
         self._is_read_only = read_only
         if read_only and not path.exists():
@@ -125,7 +125,7 @@ class Journal:
         """Notes that an input failed, and would fail again."""
         self._add({"failed": key, "stamp": stamp, "reason": reason})
 
-    def note_begun(self, key: str, begun: JobStarted) -> None:
+    def note_begun(self, key: str, begun: PartialOutput) -> None:
         """Notes, durably, that an output begins that comes in parts: none of those noted before counts any more."""
         line = {"begun": key, **asdict(begun)}
         del line["starts"]
@@ -236,7 +236,7 @@ class Journal:
             shape, rows = tuple(map(int, line["shape"])), int(line["rows"])
             if rows < 1:
                 raise ValueError(f"parts of {rows} rows")
-            self.begun[key] = JobStarted(line["output"], line["stamp"], shape, line["dtype"], rows)
+            self.begun[key] = PartialOutput(line["output"], line["stamp"], shape, line["dtype"], rows)
 
 
 def _refused(expected: str, received: str) -> InvalidRequestError:

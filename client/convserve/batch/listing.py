@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from convserve.files.inputs import INPUT_SUFFIXES
@@ -68,15 +68,12 @@ class Listing:
         self._entered |= other._entered
         self.left_out |= other.left_out
 
-    def kinds(self) -> Counter[str]:
-        """Returns how much is left out, by kind; what was found in another way is not."""
-        known = self.found | self._entered
-        return Counter(kind for path, kind in self.left_out.items() if path not in known)
-
-    def paths(self, kind: str, most: int) -> list[str]:
-        """Returns the first paths of a kind that is left out, sorted."""
-        known = self.found | self._entered
-        return sorted(path for path, other in self.left_out.items() if other == kind and path not in known)[:most]
+    def left_out_by_kind(self) -> dict[str, list[str]]:
+        """Returns what is left out, sorted, by kind, the most frequent first; what was found in another way is not."""
+        kinds: defaultdict[str, list[str]] = defaultdict(list)
+        for path in sorted(self.left_out.keys() - self.found - self._entered):
+            kinds[self.left_out[path]].append(path)
+        return dict(sorted(kinds.items(), key=lambda kind: -len(kind[1])))
 
     def _add(self, entry: os.DirEntry[str]) -> None:
         path = entry.path

@@ -41,27 +41,18 @@ class OutputFolder:
             expected = "a folder, or a path where one can be made"
             raise InvalidRequestError.for_field("output", expected, f"{short_repr(str(folder))}, a file")
         self.folder = folder
-        self._format = FORMATS[stored_as] if isinstance(stored_as, str) else stored_as
+        self.format = FORMATS[stored_as] if isinstance(stored_as, str) else stored_as
         self._unfinished = folder / UNFINISHED
         if stored_as == "zarr":
             zarr_package()
 
     def path(self, stem: str) -> Path:
         """Returns the file, or Zarr's folder, of an output."""
-        return self.folder / f"{stem}{self._format.suffix}"
-
-    def check(self, samples: int) -> None:
-        """Raises InvalidRequestError for an array of so many samples that the format does not hold."""
-        self._format.check(samples)
+        return self.folder / f"{stem}{self.format.suffix}"
 
     def file_bytes(self, shape: Shape, dtype: str) -> int:
         """Returns the bytes that the file of an output takes before it is compressed."""
-        return self._format.file_bytes(shape, _storable_dtype(dtype).itemsize)
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        """What a run's report says of the outputs' values, or None."""
-        return self._format.report
+        return self.format.file_bytes(shape, _storable_dtype(dtype).itemsize)
 
     def size(self, stem: str) -> int | None:
         """Returns the size of an output's file, of Zarr that of all its files, or None if there is none."""
@@ -72,7 +63,7 @@ class OutputFolder:
 
     def write(self, stem: str, array: Array) -> int:
         """Writes an output as a whole, in the place of one that is there, and returns its size."""
-        return self._complete(stem, lambda new: self._format.save(new, storable(array)))
+        return self._complete(stem, lambda new: self.format.save(new, storable(array)))
 
     def begin(self, stem: str, shape: Shape, dtype: str, rows: int) -> None:
         """Makes an output that comes in parts of so many rows, the last perhaps of fewer."""
@@ -81,23 +72,23 @@ class OutputFolder:
             self.path(stem).lstat()  # a name that is too long is better refused now than when all is computed
         _remove(parts)
         self._unfinished.mkdir(exist_ok=True)
-        self._format.create(parts, shape, _storable_dtype(dtype), rows)
+        self.format.create(parts, shape, _storable_dtype(dtype), rows)
 
     def has_begun(self, stem: str, shape: Shape, dtype: str) -> bool:
         """Whether there is such an output to be gone on with."""
         try:
-            array = self._format.open(self._parts(stem))
+            array = self.format.open(self._parts(stem))
         except (ValueError, OSError):
             return False
         return tuple(array.shape) == tuple(shape) and array.dtype == _storable_dtype(dtype)
 
     def write_rows(self, stem: str, start: int, rows: Array) -> None:
         """Writes a part, durably."""
-        self._format.write_rows(self._parts(stem), start, storable(rows))
+        self.format.write_rows(self._parts(stem), start, storable(rows))
 
     def finish(self, stem: str) -> int:
         """Puts an output, of which all parts are there, in its place, and returns its size."""
-        return self._complete(stem, partial(self._format.finish, self._parts(stem)))
+        return self._complete(stem, partial(self.format.finish, self._parts(stem)))
 
     def clear(self, begun: set[str]) -> None:
         """Removes what an earlier run left unfinished, except for the parts of these outputs."""
@@ -111,11 +102,11 @@ class OutputFolder:
             self._unfinished.rmdir()
 
     def _parts(self, stem: str) -> Path:
-        return self._unfinished / f"{_short(stem)}{self._format.parts_suffix}"
+        return self._unfinished / f"{_short(stem)}{self.format.parts_suffix}"
 
     def _complete(self, stem: str, make: Callable[[Path], None]) -> int:
         """Makes a new file under another name, gives it its own, and returns its size."""
-        path, suffix = self.path(stem), self._format.suffix
+        path, suffix = self.path(stem), self.format.suffix
         self._unfinished.mkdir(exist_ok=True)
         new = self._unfinished / f"{_short(stem)}-{os.urandom(4).hex()}{suffix}"
         try:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import errno
+import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Tally
 from convserve.batch.inputs import Inputs
-from convserve.batch.journal import JobStarted, Journal
+from convserve.batch.job import Job, reason_of
+from convserve.batch.journal import PartialOutput
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.prefetch import read_ahead
-from convserve.batch.sources import InputArray, Reading, Source, open_array, sources_in, stamp_of
+from convserve.batch.sources import InputArray, Source, open_array, stamp_of
 from convserve.errors import (
     ConvserveError,
     DeadlineExceededError,
-    InvalidArgumentError,
     LayerNotFoundError,
     MissingDependencyError,
     OverloadedError,
@@ -30,16 +31,11 @@ from convserve.errors import (
     UnimplementedError,
     short_repr,
 )
-from convserve.layers.layer import Layer, planned_call
-from convserve.layers.plan import Plan
 from convserve.tensors.codec import Array, Shape
 
 if TYPE_CHECKING:
     from convserve._sync.client import Client
-    from convserve._sync.stored_layer import StoredLayer
 
-PART_BYTES = 4 * 2**20
-"""The size, of input or output, up to which samples of one array are sent and written together."""
 _WRITERS = 4
 _HELD = 2 * _WRITERS  # outputs that wait to be written, at most
 
@@ -63,40 +59,31 @@ _PASSING = (DeadlineExceededError, OverloadedError, _ItemError)
 class _Work:
     array: InputArray
     rows: int  # of a part
-    parts: int  # how many it has; 1 for what is written as a whole
-    written: set[int]  # the first rows of the parts that an earlier run wrote
-    left: int  # how many parts are not written
+    written: set[int] = field(default_factory=set)  # the first rows of the parts that are written, now or before
     in_flight: int = 1  # how many are sent, and neither written nor failed; and one for the reader until all are sent
     failure: str = ""  # why it will not be finished
     is_lasting: bool = False  # whether it would fail again
     is_hopeless: bool = False  # whether its other parts would fail likewise
 
+    @property
+    def parts(self) -> int:
+        """How many it has; 1 for what is written as a whole."""
+        return math.ceil(self.array.shape[0] / self.rows)
+
 
 class Batch:
     """One run over many inputs; `tally` says how much is done."""
 
-    def __init__(
-        self,
-        layers: list[Layer | StoredLayer],
-        inputs: Inputs,
-        outputs: OutputFolder,
-        journal: Journal,
-        *,
-        reading: Reading,
-        output_dtype: str | None = None,
-        retry_failed: bool = False,
-        on_failure: Callable[[str, str], None] = lambda *_: None,
-    ) -> None:
+    def __init__(self, job: Job, on_failure: Callable[[str, str], None] = lambda *_: None) -> None:
         """Prepares a run; `on_failure` is called with key and reason of each item that fails."""
-        self._layers, self._inputs, self._outputs, self._journal = layers, inputs, outputs, journal
-        self._reading, self._output_dtype = reading, output_dtype
-        self._retry_failed, self._on_failure = retry_failed, on_failure
+        self.job, self._on_failure = job, on_failure
+        self._outputs, self._journal = job.outputs, job.journal
         self._stopping = False
         self._error: Exception | None = None
         self._lock = threading.Lock()  # of works, which several writers may finish
         self._room = threading.BoundedSemaphore(_HELD)
         self._sent: dict[int, tuple[_Work, int, int]] = {}  # by number: work, first row, bytes of the input
-        self.tally = Tally(len(inputs.names))
+        self.tally = Tally(len(job.inputs.names))
 
     def stop(self) -> None:
         """Lets `run` end when what is in flight is done. A signal's handler may call it."""
@@ -108,12 +95,12 @@ class Batch:
         Raises ConvserveError if the server cannot be used, OSError if outputs cannot be written; what is done is noted.
         """
         self._clear()
-        self.tally.add(items=len(self._inputs.unread))
-        for name, reason in self._inputs.unread.items():
+        self.tally.add(items=len(self.job.inputs.unread))
+        for name, reason in self.job.inputs.unread.items():
             self._report_failure(name, reason)
         with ThreadPoolExecutor(_WRITERS, "convserve-write") as writers:
             answers = client.map(
-                self._layers, self._tensors(), as_completed=True, errors="return", output_dtype=self._output_dtype
+                self.job.layers, self._tensors(), as_completed=True, errors="return", output_dtype=self.job.output_dtype
             )
             with closing(answers):
                 for number, answer in answers:
@@ -170,61 +157,57 @@ class Batch:
 
     def _to_be_opened(self) -> Iterator[tuple[int, Callable[[], _Work | None]]]:
         """Yields, for each array that is not done, the size of its file and what opens it."""
-        for name in self._inputs.names:
+        for name in self.job.inputs.names:
             if self._stopping:
                 return
             if self._is_known(name):
                 continue
             try:
-                sources = sources_in(self._inputs, name, self._reading.keep_suffix)
+                sources = self.job.sources(name)
             except Exception as error:
                 if _is_every_input(error):
                     self._end(error)
                     return
-                self._report_failure(name, reason_of(error), stamp_of(self._inputs.path(name)))
+                self._report_failure(name, reason_of(error), stamp_of(self.job.inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
             for source in sources:
-                if source.key == name or not self._is_known(source.key):
+                if not self._is_known(source.key):
                     yield source.file_bytes, partial(self._open, source)
 
     def _is_known(self, key: str) -> bool:
         """Counts an item that an earlier run has finished, or that failed there and is not to be tried again."""
-        if key in self._journal.done:
+        if self.job.is_done(key):
             self.tally.add(skipped=1)
-            return True
-        if key in self._journal.failed and not self._retry_failed:
-            self._report_failure(key, self._journal.failed[key])
-            return True
-        return False
+        elif (reason := self.job.failure(key)) is not None:
+            self._report_failure(key, reason)
+        else:
+            return False
+        return True
 
     def _open(self, source: Source) -> _Work | None:
         """Opens an array, in a thread, or notes why that fails."""
         try:
-            array = open_array(source, self._reading)
+            array = open_array(source, self.job.reading)
             samples = array.shape[0]
-            # Of one sample; an array that has none is refused for it.
-            one = planned_call(self._layers, (min(1, samples), *array.shape[1:]), array.dtype, self._output_dtype)
-            self._outputs.check(samples)
-            rows = rows_of_part(array, one)
-            if rows >= samples:
-                return _Work(array, samples, 1, set(), 1)
+            one, rows = self.job.divided(array)
+            if rows == samples:
+                return _Work(array, rows)
             begun = self._begun(source, (samples, *one.output_shape[1:]), one.output_dtype, rows)
-            parts = -(-samples // begun.rows)
-            self.tally.add(parts=len(begun.starts) / parts)
-            return _Work(array, begun.rows, parts, begun.starts, parts - len(begun.starts))
+            work = _Work(array, begun.rows, begun.starts)
+            self.tally.add(parts=len(work.written) / work.parts)
+            return work
         except Exception as error:  # whatever it is, it is this input's
             if isinstance(error, OSError) or _is_every_input(error):  # OSError: of all outputs
                 self._end(error)
             else:
-                self._report_failure(
-                    source.key, reason_of(error), None if isinstance(error, _PASSING) else source.stamp
-                )
+                stamp = None if isinstance(error, _PASSING) else source.stamp
+                self._report_failure(source.key, reason_of(error), stamp)
         return None
 
-    def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> JobStarted:
+    def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> PartialOutput:
         """Returns the output of an array that is written in parts: one that was begun, or a new one."""
-        begun = JobStarted(source.stem, source.stamp, shape, dtype, rows)
+        begun = PartialOutput(source.stem, source.stamp, shape, dtype, rows)
         before = self._journal.begun.get(source.key)
         is_same = before is not None and replace(before, rows=rows, starts=set()) == begun
         if before is not None and is_same and self._outputs.has_begun(source.stem, shape, dtype):
@@ -239,7 +222,6 @@ class Batch:
         """Writes a part, in a thread."""
         source = work.array.source
         samples = 1 if work.array.is_sample else len(output)
-        written = 1
         try:
             try:
                 with self._one_output(source):
@@ -249,15 +231,15 @@ class Batch:
                         self._outputs.write_rows(source.stem, start, output)
             except _ItemError as error:
                 self._fail(work, error)
-                written = 0
             else:
+                work.written.add(start)
                 if work.parts == 1:
                     self._journal.note_done(source.key, source.stamp, source.stem, size)
                     self.tally.add(samples=samples, done=1)
                 else:
                     self._journal.note_part(source.key, start)
                     self.tally.add(samples=samples, parts=1 / work.parts)
-            self._release(work, written=written)
+            self._release(work)
         except Exception as error:  # whatever it is, the run's own thread raises it
             self._end(error)
 
@@ -283,12 +265,11 @@ class Batch:
             # What the server refuses for one part it refuses for all.
             work.is_hopeless |= work.is_lasting or isinstance(error, _ItemError)
 
-    def _release(self, work: _Work, *, written: int = 0) -> None:
+    def _release(self, work: _Work) -> None:
         """Counts a part as written or failed, or all as sent; the last one finishes the array."""
         with self._lock:
-            work.left -= written
             work.in_flight -= 1
-            if work.in_flight or (work.left and not work.failure):
+            if work.in_flight or (len(work.written) < work.parts and not work.failure):
                 return
         source = work.array.source
         if not work.failure and work.parts > 1:
@@ -301,7 +282,7 @@ class Batch:
                 self._fail(work, error)
         if work.failure:
             self._report_failure(source.key, work.failure, source.stamp if work.is_lasting else None)
-            self.tally.add(parts=(work.left - work.parts) / work.parts)
+            self.tally.add(parts=-len(work.written) / work.parts)
 
     def _report_failure(self, key: str, reason: str, stamp: str | None = None) -> None:
         """Counts a failure; notes one that would happen again, for which the input's stamp is given."""
@@ -321,19 +302,6 @@ def is_done(inputs: Inputs, outputs: OutputFolder, key: str, line: dict[str, Any
     return "done" not in line or outputs.size(line["output"]) == line["size"]
 
 
-def rows_of_part(array: InputArray, one: Plan) -> int:
-    """Returns how many samples of an array are sent together, given the plan of one."""
-    rows = max(1, PART_BYTES // max(one.input_bytes, one.output_bytes))
-    return rows - rows % array.step if rows > array.step else rows  # whole chunks of Zarr's
-
-
 def _is_every_input(error: Exception) -> bool:
     cause = error.__cause__
     return isinstance(error, MissingDependencyError) or (isinstance(cause, OSError) and cause.errno in _ALL_INPUTS)
-
-
-def reason_of(error: Exception) -> str:
-    """Returns what an error says of an input."""
-    if isinstance(error, InvalidArgumentError):
-        return " ".join(violation.description for violation in error.violations) or str(error)
-    return str(error) or type(error).__name__

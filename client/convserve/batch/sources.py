@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_IFREG, S_ISDIR, S_ISREG
 
 import numpy as np
 
@@ -80,30 +80,25 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
 
 def _sources_in(path: Path, name: str, keep_suffix: bool) -> list[Source]:
     stem, chosen = output_stem(name, keep_suffix), split_member(name)[1]
-    status, stamp = _status(path), stamp_of(path)
-    if status is not None and S_ISDIR(status.st_mode):
-        sources = [
-            Source(f"{name}/{member}", member_stem(stem, member), path, member, stamp_of(own), 0, own)
-            if member
-            else Source(name, stem, path, member, stamp, 0, path)
-            for member in zarr_files.arrays_in(path)
-            for own in (path / member,)
-        ]
-    elif status is not None and not S_ISREG(status.st_mode):
+    status = _status(path)
+    mode, size = (S_IFREG, 0) if status is None else (status.st_mode, status.st_size)
+    if S_ISDIR(mode):
+        members, separator, size = list(zarr_files.arrays_in(path)), "/", 0
+    elif not S_ISREG(mode):
         raise unreadable("a file that can be read", path, "it is a pipe or a device")  # which would be waited for
+    elif path.suffix.lower() == ".npz" and chosen is None:
+        members, separator = names_in(path), ":"
     else:
-        size = 0 if status is None else status.st_size
-        if path.suffix.lower() != ".npz" or chosen is not None:
-            return [Source(name, stem, path, chosen or "", stamp, size, path)]
-        members = names_in(path)
-        stems = [member_stem(stem, member) for member in members] if len(members) > 1 else [stem]
-        sources = [
-            Source(f"{name}:{member}", own, path, member, stamp, size, path)
-            for member, own in zip(members, stems, strict=False)
-        ]
-    if not sources:
+        return [Source(name, stem, path, chosen or "", stamp_of(path), size, path)]
+    if not members:
         raise unreadable("a file that can be read", path, "it has no arrays")
-    return sources
+    is_one = members == [""] or (separator == ":" and len(members) == 1)
+    return [
+        Source(key, stem if is_one else member_stem(stem, member), path, member, stamp_of(own), size, own)
+        for member in members
+        for key in (f"{name}{separator}{member}" if member else name,)
+        for own in (path / member if separator == "/" else path,)
+    ]
 
 
 def first_channels(inputs: Inputs, reading: Reading) -> int:

@@ -16,6 +16,7 @@ from convserve.batch.dry_run import forecast
 from convserve.batch.formats.arrays import FORMATS
 from convserve.batch.formats.pictures import PICTURE_FORMATS, Pictures, picture_range
 from convserve.batch.inputs import find_inputs
+from convserve.batch.job import Job
 from convserve.batch.journal import NAME, Identity, Journal
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.runner import Batch, is_done
@@ -114,26 +115,17 @@ def command(
                 outputs = OutputFolder(folder, Pictures(format_name, layers[-1].config, ends, options["mode"]))
             holds = partial(is_done, inputs, outputs)
             journal = Journal(folder, identity, holds, resume=resume or retry_failed, read_only=dry_run)
+        reading = read_as(layers[0].config.data_format)
+        job = Job(layers, inputs, outputs, journal, reading, options["output_dtype"], retry_failed)
         if dry_run:
             with closing(journal):
-                how = {"output_dtype": options["output_dtype"], "retry_failed": retry_failed}
-                reading = read_as(layers[0].config.data_format)
-                coming = forecast(layers, inputs, outputs, journal, reading=reading, **how)
-            batch_forecast.show(coming, inputs, folder, format_name, as_json=as_json)
+                coming = forecast(job)
+            batch_forecast.show(coming, job, as_json=as_json)
             return 1 if coming.failures else 0
         with closing(Progress(quiet=quiet)) as progress:
-            batch = Batch(
-                layers,
-                inputs,
-                outputs,
-                journal,
-                reading=read_as(layers[0].config.data_format),
-                output_dtype=options["output_dtype"],
-                retry_failed=retry_failed,
-                on_failure=progress.show_failure,
-            )
+            batch = Batch(job, progress.show_failure)
             progress.watch(batch.tally)
-            publish = partial(batch_progress.publish, batch, inputs, outputs, as_json)
+            publish = partial(batch_progress.publish, batch, as_json)
             failure: Exception | None = None
 
             def stop() -> None:

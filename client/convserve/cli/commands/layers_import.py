@@ -17,7 +17,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import padding as padding_of
 from convserve.cli.output.layer_table import Row, document, print_table, total_text
-from convserve.cli.output.report import print_json, print_rows, show_progress
+from convserve.cli.output.report import first_lines, print_json, print_rows, show_progress
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from convserve.importing import Imported
 
 
-_MAX_LINES = 20
+_FURTHER = "more; --json lists all"
 _GEOMETRY = Section("layers of a file that has no configurations")
 _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_format", "dtype")
 
@@ -114,15 +114,10 @@ def _print(rows: list[Row], imported: Imported, sent: set[bytes], *, dry_run: bo
     plain = Counter(layer.kind for layer in imported.skipped if layer.reason.startswith("not "))
     lines = [", ".join(f"{count} {kind}" for kind, count in plain.most_common())] if plain else []
     others = [layer for layer in imported.skipped if not layer.reason.startswith("not ")]
-    lines += _listed([f"{other.name} ({other.kind}): {other.reason}" for other in others])
-    assumed = _listed([f"{name}: {what}" for name, what in imported.assumed.items()])
-    told = [("assumed", "\n".join(assumed)), ("skipped", "\n".join(lines)), ("note", imported.note)]
-    print_rows([("sent", done if rows else ""), *told])
-
-
-def _listed(lines: list[str]) -> list[str]:
-    more = [f"and {len(lines) - _MAX_LINES} more; --json lists all"] if len(lines) > _MAX_LINES else []
-    return lines[:_MAX_LINES] + more
+    lines += [first_lines([f"{other.name} ({other.kind}): {other.reason}" for other in others], _FURTHER)]
+    assumed = first_lines([f"{name}: {what}" for name, what in imported.assumed.items()], _FURTHER)
+    skipped = "\n".join(filter(None, lines))
+    print_rows([("sent", done if rows else ""), ("assumed", assumed), ("skipped", skipped), ("note", imported.note)])
 
 
 def _read_config(path: str) -> dict[str, Any]:

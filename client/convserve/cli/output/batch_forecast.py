@@ -2,58 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from pathlib import Path
-
 from convserve.batch.dry_run import Forecast
-from convserve.batch.formats.pictures import PICTURE_FORMATS
-from convserve.batch.inputs import Inputs
+from convserve.batch.formats.pictures import Pictures
+from convserve.batch.job import Job
 from convserve.cli.output.batch_progress import left_out_text, on_a_line
-from convserve.cli.output.report import print_result, shape_text
+from convserve.cli.output.report import first_lines, print_result, shape_text
 from convserve.display.units import bytes_text
 
-_MAX_SHOWN = 20  # shapes, and failures
 
-
-def show(coming: Forecast, inputs: Inputs, folder: Path, format_name: str, *, as_json: bool) -> None:
+def show(coming: Forecast, job: Job, *, as_json: bool) -> None:
     """Prints what a run would do."""
-    shapes = [{**asdict(each), "items": count} for each, count in coming.shapes.most_common()]
-    failures = [{"input": key, "reason": reason} for key, reason in coming.failures]
-    names = ("items", "samples", "skipped", "input_bytes", "output_bytes", "file_bytes", "calls")
+    counted = {name: value for name, value in vars(coming).items() if isinstance(value, int)}
     document = {
-        "input": str(inputs.folder),
-        "output": str(folder),
-        "format": format_name,
-        **{name: getattr(coming, name) for name in names},
-        "shapes": shapes,
-        "failures": failures,
-        "left_out": inputs.left_out,
-        "left_out_names": inputs.left_out_names,
+        "input": str(job.inputs.folder),
+        "output": str(job.outputs.folder),
+        "format": job.outputs.format.suffix.removeprefix("."),
+        **counted,
+        "shapes": [{**each._asdict(), "items": count} for each, count in coming.shapes.most_common()],
+        "failures": [{"input": key, "reason": reason} for key, reason in coming.failures],
+        "left_out": job.inputs.left_out,
+        "left_out_names": job.inputs.left_out_names,
     }
-    print_result(_rows(coming, inputs, folder, format_name), document, as_json=as_json)
+    print_result(_rows(coming, job), document, as_json=as_json)
 
 
-def _rows(coming: Forecast, inputs: Inputs, folder: Path, format_name: str) -> list[tuple[str, str]]:
+def _rows(coming: Forecast, job: Job) -> list[tuple[str, str]]:
     samples = f", of {coming.samples:,} samples" if coming.samples != coming.items else ""
     before = f"; {coming.skipped:,} done before" if coming.skipped else ""
-    lines = [
+    shapes = [
         f"{count:,} of {shape_text(each.input_shape, each.input_dtype)}"
         f" -> {shape_text(each.output_shape, each.output_dtype)}"
-        for each, count in coming.shapes.most_common(_MAX_SHOWN)
+        for each, count in coming.shapes.most_common()
     ]
-    further = len(coming.shapes) - len(lines)
-    failed = [f"{on_a_line(key)}: {on_a_line(reason)}" for key, reason in coming.failures[:_MAX_SHOWN]]
+    failed = [f"{on_a_line(key)}: {on_a_line(reason)}" for key, reason in coming.failures]
     written = bytes_text(coming.file_bytes)
-    if format_name in PICTURE_FORMATS:
+    if isinstance(job.outputs.format, Pictures):
         written += ", before they are compressed"
     return [
         ("dry run", "nothing is sent or written"),
         ("items", f"{coming.items:,}{samples}{before}"),
-        ("shapes", "\n".join([*lines, *([f"and {further:,} more shapes"] if further > 0 else [])])),
+        ("shapes", first_lines(shapes, "more shapes")),
         ("calls", f"{coming.calls:,} at least"),
         ("in", bytes_text(coming.input_bytes)),
         ("out", bytes_text(coming.output_bytes)),
-        ("files", f"{coming.items:,} .{format_name} in {folder}, {written}"),
-        ("failed", "\n".join([*failed, *([f"and {n:,} more" for n in [len(coming.failures) - len(failed)] if n > 0])])),
-        ("left out", left_out_text(inputs.left_out, inputs.left_out_names)),
+        ("files", f"{coming.items:,} {job.outputs.format.suffix} in {job.outputs.folder}, {written}"),
+        ("failed", first_lines(failed, "more")),
+        ("left out", left_out_text(job.inputs.left_out, job.inputs.left_out_names)),
     ]

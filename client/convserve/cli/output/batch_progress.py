@@ -14,10 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Counts, Pace, Tally
-from convserve.batch.inputs import Inputs
-from convserve.batch.outputs import OutputFolder
 from convserve.batch.runner import Batch
-from convserve.cli.output.report import print_result
+from convserve.cli.output.report import MAX_LINES, first_lines, print_result
 from convserve.display.units import bytes_text
 from convserve.errors import printable
 
@@ -31,7 +29,6 @@ _OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
 _MAX_NAMES = 3  # of what is left out, of each kind
-_MAX_SHOWN = 20  # failures, on the way and in the end, so that a million of them don't bury everything else
 
 
 class Progress:
@@ -81,9 +78,9 @@ class Progress:
     def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
         number = next(self._failures)
-        if number <= _MAX_SHOWN:
+        if number <= MAX_LINES:
             self.show(f"failed: {on_a_line(key)}: {on_a_line(reason)}")
-        elif number == _MAX_SHOWN + 1:
+        elif number == MAX_LINES + 1:
             self.show("failed: further ones are in the report")
 
     def close(self) -> None:
@@ -138,11 +135,9 @@ def _speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
     return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
 
 
-def publish(
-    batch: Batch, inputs: Inputs, outputs: OutputFolder, as_json: bool, number: int | None, failure: Exception | None
-) -> dict[str, Any]:
+def publish(batch: Batch, as_json: bool, number: int | None, failure: Exception | None) -> dict[str, Any]:
     """Writes what a run came to, which a signal or a failure may have ended, to the report's file, and prints it."""
-    folder = outputs.folder
+    inputs, folder = batch.job.inputs, batch.job.outputs.folder
     counts, seconds = batch.tally.counts, batch.tally.seconds
     moved = counts.input_bytes + counts.output_bytes
     stopped = None if number is None else signal.Signals(number).name
@@ -153,7 +148,7 @@ def publish(
         "seconds": round(seconds, 3),
         "mb_per_s": round(moved / seconds / 1e6, 3),
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
-        "clipped": outputs.report,
+        "clipped": batch.job.outputs.format.report,
         "left_out": inputs.left_out,
         "left_out_names": inputs.left_out_names,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
@@ -198,19 +193,16 @@ def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     parts += [f"{report[name]:,} {text}" for name, text in _OTHERS.items() if report[name]]
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
     seconds = f"{report['seconds']:,.1f} s, {_speed_text(report['mb_per_s'] * 1e6)} in and out together"
-    shown = report["failures"][:_MAX_SHOWN]
-    failures = [f"{on_a_line(failed['input'])}: {on_a_line(failed['reason'])}" for failed in shown]
-    if report["failed"] > len(failures):
-        failures.append(f"and {report['failed'] - len(failures):,} more, in {folder / REPORT}")
-    advice = "--resume does the rest" if report["left"] else ""
-    if report["failed"] and not report["left"]:
-        advice = "--retry-failed tries what failed again"
+    failures = [f"{on_a_line(failed['input'])}: {on_a_line(failed['reason'])}" for failed in report["failures"]]
+    advice = "--retry-failed tries what failed again" if report["failed"] else ""
+    if report["left"]:
+        advice = "--resume does the rest"
     return [
         ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
         ("in", bytes_text(report["input_bytes"])),
         ("out", bytes_text(report["output_bytes"])),
         ("time", seconds),
-        ("failed", "\n".join(failures)),
+        ("failed", first_lines(failures, f"more, in {folder / REPORT}", count=report["failed"])),
         ("clipped", _clipped_text(report["clipped"])),
         ("left out", left_out_text(report["left_out"], report["left_out_names"])),
         ("written", str(folder)),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+MAX_LINES = 20
+"""So many of a list are shown, so that a million failures don't bury everything else."""
 _WIDE = 1000  # characters of a line where there is no terminal: whoever reads a table then wants its rows whole
 
 
@@ -30,6 +32,12 @@ def print_rows(rows: Iterable[tuple[str, str]]) -> None:
     for label, text in listed:
         indented = text.replace("\n", "\n" + " " * (width + 2))
         print(f"{label:<{width}}  {indented}")
+
+
+def first_lines(lines: Sequence[str], further: str, *, count: int | None = None) -> str:
+    """Returns the first 20 lines, and "and 7 more" for those that are left of so many, where `further` is "more"."""
+    left = (len(lines) if count is None else count) - MAX_LINES
+    return "\n".join([*lines[:MAX_LINES], *([f"and {left:,} {further}"] if left > 0 else [])])
 
 
 def table_of(headings: Sequence[str], rows: Iterable[Sequence[str]], *, title: str = "", numbers: int = 0) -> Table:

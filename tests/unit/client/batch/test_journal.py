@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from convserve.batch.journal import NAME, Identity, JobStarted, Journal
+from convserve.batch.journal import NAME, Identity, Journal, PartialOutput
 from convserve.errors import InvalidRequestError
 
 IDENTITY = Identity("/photos", ["ab" * 32], {"format": "npy", "output_dtype": None, "input_range": [0.0, 1.0]})
-BEGUN = JobStarted("big", "7:1", (9, 2, 2, 1), "float32", 4)
+BEGUN = PartialOutput("big", "7:1", (9, 2, 2, 1), "float32", 4)
 
 
 def opened(
@@ -40,7 +40,7 @@ def test_a_run_that_goes_on_knows_what_is_done(folder: Path) -> None:
     journal = opened(folder)
     assert journal.done == {"a.npy"}
     assert journal.failed == {"b.npy": "Expected this. Received that."}
-    assert journal.begun == {"big.npy": JobStarted("big", "7:1", (9, 2, 2, 1), "float32", 4, {0, 4})}
+    assert journal.begun == {"big.npy": PartialOutput("big", "7:1", (9, 2, 2, 1), "float32", 4, {0, 4})}
     journal.note_done("big.npy", "7:1", "big", 99)
     journal.note_done("b.npy", "3:2", "b", 99)
     journal.close()
@@ -213,7 +213,7 @@ def test_a_line_that_makes_no_sense_costs_nothing_else(folder: Path, line: str) 
         file.write(line.encode("utf-8", "surrogateescape") + b"\n")
     journal = opened(folder)
     assert (journal.done, set(journal.failed)) == ({"a.npy"}, {"b.npy"})
-    assert journal.begun == {"big.npy": JobStarted("big", "7:1", (9, 2, 2, 1), "float32", 4, {0, 4})}
+    assert journal.begun == {"big.npy": PartialOutput("big", "7:1", (9, 2, 2, 1), "float32", 4, {0, 4})}
     journal.close()
 
 

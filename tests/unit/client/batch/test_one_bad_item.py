@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convserve.batch import runner, sources
+from convserve.batch import job, sources
 from convserve.batch.inputs import find_inputs
 from convserve.batch.journal import Journal
 from convserve.batch.outputs import UNFINISHED, OutputFolder
@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets arrays be written in parts of 4 samples."""
-    monkeypatch.setattr(runner, "PART_BYTES", 4 * 4 * 4)
+    monkeypatch.setattr(job, "PART_BYTES", 4 * 4 * 4)
 
 
 def check_fails_alone(run: Run, key: str, reason: str) -> None:
@@ -71,9 +71,7 @@ def test_whatever_reading_raises_is_the_failure_of_that_input(
 
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
-@pytest.mark.parametrize(
-    ("module", "function"), [(sources, "load_array"), (sources, "NpyFile"), (runner, "sources_in")]
-)
+@pytest.mark.parametrize(("module", "function"), [(sources, "load_array"), (sources, "NpyFile"), (job, "sources_in")])
 @pytest.mark.usefixtures("small_parts")
 def test_descriptors_that_run_out_end_the_run_which_can_go_on(
     run: Run, monkeypatch: pytest.MonkeyPatch, module: Any, function: str, number: int

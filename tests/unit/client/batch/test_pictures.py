@@ -31,7 +31,7 @@ def written(
     assert list((folder / UNFINISHED).iterdir()) == []  # it got its name when it was whole
     with Image.open(path) as image:
         assert image.format == {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name]
-        return np.array(image), outputs.report
+        return np.array(image), outputs.format.report
 
 
 def grey(*values: float, dtype: Any = np.float32) -> Any:
@@ -49,7 +49,7 @@ def test_values_outside_the_range_are_clipped_and_counted(tmp_path: Path) -> Non
     outputs = OutputFolder(tmp_path, Pictures("png", layer(1), (0.0, 255.0), None))
     for name, values in (("in", (0, 255)), ("low", (-3, 7)), ("high", (5, 300)), ("nan", (np.nan, 9))):
         outputs.write(name, grey(*values))
-    assert outputs.report == {"pictures": 2, "low": -3, "high": 300}
+    assert outputs.format.report == {"pictures": 2, "low": -3, "high": 300}
     with Image.open(tmp_path / "high.png") as image:
         assert np.array(image).tolist() == [[5, 255]]
     with Image.open(tmp_path / "nan.png") as image:

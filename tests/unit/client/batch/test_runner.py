@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from convserve.batch import runner, sources
+from convserve.batch import job, runner, sources
+from convserve.batch.dry_run import forecast
 from convserve.batch.journal import NAME, Journal
 from convserve.batch.outputs import UNFINISHED, OutputFolder
 from convserve.errors import DeadlineExceededError, InternalError, MissingDependencyError, UnavailableError
@@ -143,7 +145,7 @@ class TestAnArrayOfManySamples:
 
     @pytest.fixture(autouse=True)
     def small_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runner, "PART_BYTES", 4 * 4 * 4)
+        monkeypatch.setattr(job, "PART_BYTES", 4 * 4 * 4)
 
     @pytest.fixture
     def big(self, tmp_path: Path) -> Run:
@@ -278,6 +280,19 @@ def test_archives_and_zarr_have_an_output_for_each_array(tmp_path: Path) -> None
     assert batch.tally.counts.items == 5
     run(again := StandIn())
     assert (again.seen, run.counts) == ([], (0, 5, 0, 0))
+
+
+def test_a_dry_run_looks_at_every_array_of_an_archive_as_a_run_does(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    np.savez(run.inputs / "three.npz", a=np.zeros(3, "f4"), b=np.zeros((2, 3, 4, 1), "f4"), c=np.zeros((3, 4), "f4"))
+    with closing((made := run.job()).journal):
+        coming = forecast(made)
+    assert (coming.items, coming.samples, [key for key, _ in coming.failures]) == (2, 3, ["three.npz:a"])
+    run(StandIn())
+    assert run.counts == (2, 0, 1, 0)
+    with closing((made := run.job()).journal):
+        again = forecast(made)
+    assert (again.items, again.skipped, again.failures) == (0, 2, coming.failures)
 
 
 def test_names_in_archives_do_not_lead_out_of_the_folder(tmp_path: Path) -> None:
