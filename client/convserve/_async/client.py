@@ -110,6 +110,6 @@ class AsyncClient(Convolutions, LayerCalls):
             upload = layer_messages.config_upload(checked.config, name, input_channels, expect)
         else:
             upload = layer_messages.layer_upload(checked, name, expect)
-        answer = await self._call(self._connected()._servers.put, upload, timeout)
+        answer = await self._first(upload, timeout)
         name_messages.check_heeded(expect, answer.version)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))

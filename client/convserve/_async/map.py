@@ -44,7 +44,7 @@ class _Senders:
 
     def __init__(self, connection: Connection, pipeline: Pipeline, timeout: float | None) -> None:
         self._connection, self._pipeline, self._timeout = connection, pipeline, timeout
-        self._retry = retries.with_retries(connection._retry)
+        self._rule = retries.with_retries(connection._retry)
         self._changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls = 0
@@ -116,8 +116,8 @@ class _Senders:
     async def _send(self, items: list[Item]) -> None:
         outcome: list[Array] | Exception
         try:
-            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
-            outcome = split((await self._connection._convolve(request, deadline, self._retry)).output, items)
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout, self._rule)
+            outcome = split((await self._connection._convolve(request, deadline)).output, items)
         except Exception as error:
             outcome = error
         except asyncio.CancelledError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 from convserve._async import io
@@ -25,6 +25,7 @@ from convserve.protocol.layer_messages import Upload, stored_reference
 from convserve.protocol.status import from_rpc_error
 from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
+from convserve.v1.layer_service_pb2 import MoveNameRequest
 
 T = TypeVar("T")
 log = logging.getLogger("convserve")
@@ -51,11 +52,21 @@ class LayerServers:
         self._addresses: tuple[str, ...] = ()  # to which the target led last
         self._replicas: dict[str, _Replica] = {}
 
-    async def put(self, upload: Upload, deadline: Deadline) -> Any:
-        """Puts a layer on the first server that answers."""
-        return await self._first(
-            lambda server: io.upload(server.PutLayer, upload, deadline), deadline, is_move=upload.is_move
-        )
+    async def first(self, request: Any, deadline: Deadline) -> Any:
+        """Sends a request to one server after the other until one has what it is about, and returns the answer.
+
+        A layer that is to get a name, and that the first to answer lacks, is no reason to ask the next one: it is to be
+        put there, because callers look for the name there first.
+        """
+        is_move = request.is_move if isinstance(request, Upload) else isinstance(request, MoveNameRequest)
+        names_layer = isinstance(request, MoveNameRequest) and request.HasField("layer")
+        passed_over = (UnavailableError,) if names_layer else _PASSED_OVER
+        ask = _sending(request, deadline)
+        return (await self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
+
+    async def every(self, request: Any, deadline: Deadline) -> list[Any]:
+        """Sends a request to every server that answers, and returns the answers of those that have what it is about."""
+        return await self._every(_sending(request, deadline), deadline)
 
     async def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
@@ -72,37 +83,6 @@ class LayerServers:
 
         return all(await self._every(is_kept, deadline))
 
-    async def update(self, upload: Upload, deadline: Deadline) -> Any:
-        """Updates the weights of a layer on the first server that holds it."""
-        return await self._first(
-            lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline, is_move=upload.is_move
-        )
-
-    async def get(self, request: layer_service_pb2.GetLayerRequest, deadline: Deadline) -> Any:
-        """Returns the description of the first server that holds a layer."""
-        return await self._first(lambda server: server.GetLayer(request, timeout=deadline.remaining_s()), deadline)
-
-    async def versions(self, request: layer_service_pb2.ListNameVersionsRequest, deadline: Deadline) -> Any:
-        """Returns the versions of a name on the first server that has it."""
-        return await self._first(
-            lambda server: server.ListNameVersions(request, timeout=deadline.remaining_s()), deadline
-        )
-
-    async def move(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> Any:
-        """Moves a name on the first server that answers; to one of its versions on the first that has it.
-
-        A layer that the first server lacks, or knows by no such name, is to be put there, because callers look for the
-        name there first.
-        """
-        passed_over = (UnavailableError,) if request.HasField("layer") else _PASSED_OVER
-        return await self._first(
-            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over, is_move=True
-        )
-
-    async def move_away(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> None:
-        """Removes a name from every server that answers."""
-        await self._every(lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline)
-
     async def read(self, layer: StoredLayerBase, deadline: Deadline) -> Layer:
         """Returns a layer with its weights, from the first server that holds it."""
         request = layer_service_pb2.ReadWeightsRequest(layer=stored_reference(layer))
@@ -113,11 +93,7 @@ class LayerServers:
                 server.ReadWeights(request, timeout=deadline.remaining_s()), ReceivedWeights(layer)
             )
 
-        return await self._first(read, deadline)
-
-    async def delete(self, request: layer_service_pb2.DeleteLayerRequest, deadline: Deadline) -> None:
-        """Deletes a layer or a name on every server that answers."""
-        await self._every(lambda server: server.DeleteLayer(request, timeout=deadline.remaining_s()), deadline)
+        return (await self._every(read, deadline, only_first=True))[0]
 
     async def all_layers(
         self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline
@@ -132,31 +108,10 @@ class LayerServers:
 
         return await self._every(pages, deadline)
 
-    async def find_missing(
-        self, requests: Sequence[layer_service_pb2.FindMissingLayersRequest], deadline: Deadline
-    ) -> set[bytes]:
-        """Returns the digests that no server holds."""
-
-        async def missing(server: Any) -> set[bytes]:
-            answers = [await server.FindMissingLayers(part, timeout=deadline.remaining_s()) for part in requests]
-            return {digest for answer in answers for digest in answer.missing_digests}
-
-        return set.intersection(*await self._every(missing, deadline))
-
     async def close(self) -> None:
         """Closes the connections."""
         for replica in self._replicas.values():
             await replica.channel.close()
-
-    async def _first(
-        self,
-        ask: Callable[[Any], Awaitable[T]],
-        deadline: Deadline,
-        passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
-        *,
-        is_move: bool = False,
-    ) -> T:
-        return (await self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
 
     async def _every(
         self,
@@ -217,6 +172,14 @@ class LayerServers:
             closing = [self._replicas.pop(address) for address in gone if not self._replicas[address].users]
         for replica in closing:
             await replica.channel.close()
+
+
+def _sending(request: Any, deadline: Deadline) -> Callable[[Any], Any]:
+    """Returns what sends a request to a LayerService's stub, by the method that the request's message is named for."""
+    message = request.start if isinstance(request, Upload) else request
+    method = type(message).__name__.removesuffix("Request")
+    send = io.upload if isinstance(request, Upload) else io.answer
+    return lambda server: send(getattr(server, method), request, deadline)
 
 
 class _Replica:

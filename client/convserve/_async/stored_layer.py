@@ -84,12 +84,12 @@ class AsyncStoredLayer(stored_layers.StoredLayerBase):
         layer = Layer(self.config, kernel, bias)
         upload = layer_messages.update_upload(self, layer, expect)
         deadline = connection._deadline(timeout)
-        update, uploads = connection._connected()._servers.update, self.uploads
+        uploads = self.uploads
         try:
-            answer = await connection._call(update, upload, deadline)
+            answer = await connection._first(upload, deadline)
         except LayerNotFoundError:
             await connection._upload([self], [uploads], deadline)
-            answer = await connection._call(update, upload, deadline)
+            answer = await connection._first(upload, deadline)
         name_messages.check_heeded(expect, answer.version)
         # What constraints made of the weights, only the server knows.
         sent = Layer(self.config) if self.config.kernel_constraint or self.config.bias_constraint else layer

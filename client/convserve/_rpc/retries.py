@@ -117,10 +117,17 @@ class RetryBudget:
 
 
 class Deadline:
-    """When something must be done that may take several calls, all of them within `timeout` seconds."""
+    """When something must be done that may take several calls, all of them within `timeout` seconds.
 
-    def __init__(self, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self.timeout = timeout
+    Attributes:
+        timeout: These seconds.
+        rule: When to send each call again; None for the client's rule.
+    """
+
+    def __init__(
+        self, timeout: float, clock: Callable[[], float] = time.monotonic, rule: RetryRule | None = None
+    ) -> None:
+        self.timeout, self.rule = timeout, rule
         self._clock = clock
         self._end = clock() + timeout
 
@@ -128,13 +135,12 @@ class Deadline:
         """Returns the seconds that are left."""
         return max(0.0, self._end - self._clock())
 
-    def exceeded(self, attempts: int = 1, refusal: str = "") -> DeadlineExceededError:
+    def exceeded(self, attempts: int = 1, refusal: str = "", *, is_divisible: bool = False) -> DeadlineExceededError:
         """Returns the error of what was not done in time, with the words of a server that refused it before."""
         tried = f" in {attempts} attempts" if attempts > 1 else ""
-        return DeadlineExceededError(
-            f"Expected an answer within timeout={self.timeout:g} seconds. Received none{tried}: "
-            "raise the timeout, or send less in one call." + (f" ({refusal})" if refusal else "")
-        )
+        advice = "raise the timeout, or send less in one call." if is_divisible else "raise the timeout."
+        text = f"Expected an answer within timeout={self.timeout:g} seconds. Received none{tried}: {advice}"
+        return DeadlineExceededError(f"{text} ({refusal})" if refusal else text)
 
 
 Timeout = float | Deadline | None
@@ -150,6 +156,7 @@ class Call:
         deadline: When the call must be done.
         budget: What is left of the client's retries.
         moves_name: Whether the call must not be carried out a second time, later.
+        is_divisible: Whether the caller may send less in one call.
         may_be_done: Whether a server may have carried out an attempt whose answer was lost.
     """
 
@@ -157,6 +164,7 @@ class Call:
     deadline: Deadline
     budget: RetryBudget
     moves_name: bool = False
+    is_divisible: bool = False
     may_be_done: bool = False
     _attempt: int = 1
     _earlier: str = ""  # why the attempt before failed
@@ -173,7 +181,8 @@ class Call:
         late = isinstance(error, UnavailableError) and not remaining_s
         if late or isinstance(error, DeadlineExceededError):
             is_told = not late and str(error).startswith("Expected ")  # else it is gRPC's own
-            raise self.deadline.exceeded(self._attempt, str(error) if is_told else self._earlier) from None
+            refusal = str(error) if is_told else self._earlier
+            raise self.deadline.exceeded(self._attempt, refusal, is_divisible=self.is_divisible) from None
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
         # Of a name with several addresses gRPC tells why the last one failed, which may be one where nobody listens.
         if tells_of_tls(error):

@@ -135,19 +135,26 @@ class Connection:
         io.connected.add(self)
         self._home = io.home()  # last: another thread may look at it to see whether the rest is there
 
-    def _deadline(self, timeout: retries.Timeout) -> retries.Deadline:
+    def _deadline(self, timeout: retries.Timeout, rule: retries.RetryRule | None = None) -> retries.Deadline:
         if isinstance(timeout, retries.Deadline):
             return timeout
-        return retries.Deadline(self._timeout if timeout is None else checked_timeout(timeout))
+        return retries.Deadline(self._timeout if timeout is None else checked_timeout(timeout), rule=rule)
 
     def _call(
         self, method: Callable[..., Any], request: Any, timeout: retries.Timeout, retry: retries.RetryRule | None = None
     ) -> Any:
         """Sends a request until it is answered, but not again once it may have moved a name."""
-        moves_name = isinstance(request, layer_messages.Upload) and request.moves_name
-        budget = retries.RetryBudget(retry) if retry else self._budget
-        call = retries.Call(retry or self._retry, self._deadline(timeout), budget, moves_name)
+        deadline = self._deadline(timeout)
+        rule = retry or deadline.rule
+        budget = retries.RetryBudget(rule) if rule else self._budget
+        call = retries.Call(rule or self._retry, deadline, budget)
+        call.moves_name = isinstance(request, layer_messages.Upload) and request.moves_name
+        call.is_divisible = isinstance(request, ConvolveRequest)
         return self._attempt(call, method, request)
+
+    def _first(self, request: Any, timeout: retries.Timeout) -> Any:
+        """Sends a request of LayerService to the first server that has what it is about, and returns the answer."""
+        return self._call(self._connected()._servers.first, request, timeout)
 
     def _attempt(self, call: retries.Call, method: Callable[..., Any], request: Any) -> Any:
         while True:
@@ -163,32 +170,24 @@ class Connection:
                 raise
             io.sleep(delay_s)
 
-    def _convolve(
-        self, request: ConvolveRequest, deadline: retries.Deadline, retry: retries.RetryRule | None = None
-    ) -> Result:
+    def _convolve(self, request: ConvolveRequest, deadline: retries.Deadline) -> Result:
         """Makes a forward pass' call; uploads its stored layers to servers that lack them."""
         stored = [layer for layer in request.layers if isinstance(layer, StoredLayerBase)]
         for is_uploaded in (False, True):
             uploads = [layer.uploads for layer in stored]
             try:
-                return self._call(self._connected()._tensors.convolve, request, deadline, retry)  # type: ignore[no-any-return]
+                return self._call(self._connected()._tensors.convolve, request, deadline)  # type: ignore[no-any-return]
             except LayerNotFoundError:
                 if not stored:
                     raise
-            if is_uploaded or not self._upload(stored, uploads, deadline, retry):
+            if is_uploaded or not self._upload(stored, uploads, deadline):
                 break
         for layer in stored:
-            self._fetch(layer, deadline, retry)  # the call brings them along, for servers that cannot keep them
+            self._fetch(layer, deadline)  # the call brings them along, for servers that cannot keep them
         whole = request.carrying_layers()
-        return self._call(self._connected()._tensors.convolve, whole, deadline, retry)  # type: ignore[no-any-return]
+        return self._call(self._connected()._tensors.convolve, whole, deadline)  # type: ignore[no-any-return]
 
-    def _upload(
-        self,
-        layers: list[StoredLayerBase],
-        uploads: list[int],
-        deadline: retries.Deadline,
-        retry: retries.RetryRule | None = None,
-    ) -> bool:
+    def _upload(self, layers: list[StoredLayerBase], uploads: list[int], deadline: retries.Deadline) -> bool:
         """Uploads layers to every server that lacks them; returns whether all servers can keep them.
 
         A layer is left out that was uploaded more often than `uploads` says, which is from before the call that found
@@ -200,7 +199,7 @@ class Connection:
             with io.held(lock, deadline):
                 if layer.uploads != uploads_before:
                     continue
-                upload = layer_messages.layer_upload(self._fetch(layer, deadline, retry), None)
+                upload = layer_messages.layer_upload(self._fetch(layer, deadline), None)
                 try:
                     is_kept = self._call(self._servers.offer, upload, deadline, retries.NO_RETRIES)
                 except UnavailableError:
@@ -210,20 +209,18 @@ class Connection:
                     return False
         return True
 
-    def _fetch(
-        self, layer: StoredLayerBase, deadline: retries.Deadline, retry: retries.RetryRule | None = None
-    ) -> Layer:
+    def _fetch(self, layer: StoredLayerBase, deadline: retries.Deadline) -> Layer:
         """Returns a layer with its weights, read if they are not known here, and initialized again if they are lost."""
         if layer.local is None:
             servers = self._connected()._servers
             try:
-                weights = self._call(servers.read, layer, deadline, retry)
+                weights = self._call(servers.read, layer, deadline)
             except LayerNotFoundError as lost:
                 try:
-                    self._call(servers.put, layer_messages.reinitialization(layer), deadline, retry)
+                    self._first(layer_messages.reinitialization(layer), deadline)
                 except InvalidArgumentError:  # other weights came out: a caller had given these
                     raise lost from None
-                weights = self._call(servers.read, layer, deadline, retry)
+                weights = self._call(servers.read, layer, deadline)
             layer.local = weights
         return layer.local
 

@@ -39,7 +39,7 @@ class LayerCalls(Connection):
             LayerNotFoundError: If there is none.
         """
         request = layer_service_pb2.GetLayerRequest(layer=layer_messages.stored_reference(name, digest))
-        answer = self._call(self._connected()._servers.get, request, timeout)
+        answer = self._first(request, timeout)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name))
 
     def layers(self, name_prefix: str = "", *, timeout: float | None = None) -> list[StoredLayer]:
@@ -60,8 +60,10 @@ class LayerCalls(Connection):
             InvalidRequestError: If there is anything but layers.
             InvalidWeightsError: For a layer without weights, which has no digest.
         """
-        pages = layer_messages.missing_requests(layers)
-        absent = self._call(self._connected()._servers.find_missing, pages, timeout)
+        deadline, absent = self._deadline(timeout), set[bytes]()
+        for page in layer_messages.missing_requests(layers):
+            answers = self._call(self._connected()._servers.every, page, deadline)
+            absent |= set.intersection(*(set(answer.missing_digests) for answer in answers))
         return [layer for layer in layers if layer.digest in absent]
 
     def delete(self, layer: StoredLayer | str, *, timeout: float | None = None) -> None:
@@ -73,7 +75,7 @@ class LayerCalls(Connection):
             LayerNotFoundError: If there is none.
         """
         request = layer_service_pb2.DeleteLayerRequest(layer=layer_messages.stored_reference(layer))
-        self._remove(self._connected()._servers.delete, request, timeout)
+        self._remove(request, timeout)
 
     def delete_all(self, prefix: str, *, timeout: float | None = None) -> list[str]:
         """Deletes every name that begins so, and each layer with the last of its names; returns the names.
@@ -161,7 +163,7 @@ class LayerCalls(Connection):
             LayerNotFoundError: If there is no such name.
         """
         request = name_messages.versions_request(name)
-        answer = self._call(self._connected()._servers.versions, request, timeout)
+        answer = self._first(request, timeout)
         return name_messages.versions_of(answer)
 
     def move(
@@ -197,20 +199,20 @@ class LayerCalls(Connection):
                 "absent" found, where the server that had the name is gone for good and another one answers.
         """
         request = name_messages.move_request(name, layer, digest, version, expect)
-        deadline, servers = self._deadline(timeout), self._connected()._servers
+        deadline = self._deadline(timeout)
         try:
-            answer = self._call(servers.move, request, deadline)
+            answer = self._first(request, deadline)
         except LayerNotFoundError:
             if not request.HasField("layer"):
                 raise
             if isinstance(layer, StoredLayer):
                 stored = layer
             else:  # another server may have it, or the name
-                found = self._call(servers.get, layer_service_pb2.GetLayerRequest(layer=request.layer), deadline)
+                found = self._first(layer_service_pb2.GetLayerRequest(layer=request.layer), deadline)
                 stored = StoredLayer(self, **stored_layers.known_parts(found.layer, None))
                 request.layer.digest = stored.digest
             self._upload([stored], [stored.uploads], deadline)
-            answer = self._call(servers.move, request, deadline)
+            answer = self._first(request, deadline)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name))
 
     def move_away(self, name: str, *, expect: Expect = None, timeout: float | None = None) -> None:
@@ -231,15 +233,13 @@ class LayerCalls(Connection):
                 the call is not retried.
         """
         request = name_messages.away_request(name, expect)
-        self._remove(self._connected()._servers.move_away, request, timeout, moves_name=expect is None)
+        self._remove(request, timeout, moves_name=expect is None)
 
-    def _remove(
-        self, method: Callable[..., Any], request: Any, timeout: float | None, *, moves_name: bool = False
-    ) -> None:
+    def _remove(self, request: Any, timeout: float | None, *, moves_name: bool = False) -> None:
         """Sends a request to remove something; what an earlier attempt may have removed need not be there."""
         call = retries.Call(self._retry, self._deadline(timeout), self._budget, moves_name)
         try:
-            self._attempt(call, method, request)
+            self._attempt(call, self._connected()._servers.every, request)
         except LayerNotFoundError:
             if not call.may_be_done:
                 raise

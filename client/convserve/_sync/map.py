@@ -37,7 +37,7 @@ class _Senders:
 
     def __init__(self, connection: Connection, pipeline: Pipeline, timeout: float | None) -> None:
         self._connection, self._pipeline, self._timeout = connection, pipeline, timeout
-        self._retry = retries.with_retries(connection._retry)
+        self._rule = retries.with_retries(connection._retry)
         self._calls = Calls()
         # One that its holder may take again: the garbage collector may close a generator in any thread, at any time.
         self._lock = threading.RLock()
@@ -139,8 +139,8 @@ class _Senders:
             self._set_to_work()  # there may be more than this
         outcome: list[Array] | Exception
         try:
-            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout)
-            outcome = split(self._connection._convolve(request, deadline, self._retry).output, items)
+            request, deadline = self._pipeline.request(items), self._connection._deadline(self._timeout, self._rule)
+            outcome = split(self._connection._convolve(request, deadline).output, items)
         except Exception as error:
             outcome = error
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from convserve._rpc import channel as _channel
@@ -26,6 +26,7 @@ from convserve.protocol.layer_messages import Upload, stored_reference
 from convserve.protocol.status import from_rpc_error
 from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.v1 import layer_service_pb2, layer_service_pb2_grpc
+from convserve.v1.layer_service_pb2 import MoveNameRequest
 
 T = TypeVar("T")
 log = logging.getLogger("convserve")
@@ -52,11 +53,21 @@ class LayerServers:
         self._addresses: tuple[str, ...] = ()  # to which the target led last
         self._replicas: dict[str, _Replica] = {}
 
-    def put(self, upload: Upload, deadline: Deadline) -> Any:
-        """Puts a layer on the first server that answers."""
-        return self._first(
-            lambda server: io.upload(server.PutLayer, upload, deadline), deadline, is_move=upload.is_move
-        )
+    def first(self, request: Any, deadline: Deadline) -> Any:
+        """Sends a request to one server after the other until one has what it is about, and returns the answer.
+
+        A layer that is to get a name, and that the first to answer lacks, is no reason to ask the next one: it is to be
+        put there, because callers look for the name there first.
+        """
+        is_move = request.is_move if isinstance(request, Upload) else isinstance(request, MoveNameRequest)
+        names_layer = isinstance(request, MoveNameRequest) and request.HasField("layer")
+        passed_over = (UnavailableError,) if names_layer else _PASSED_OVER
+        ask = _sending(request, deadline)
+        return (self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
+
+    def every(self, request: Any, deadline: Deadline) -> list[Any]:
+        """Sends a request to every server that answers, and returns the answers of those that have what it is about."""
+        return self._every(_sending(request, deadline), deadline)
 
     def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
@@ -73,35 +84,6 @@ class LayerServers:
 
         return all(self._every(is_kept, deadline))
 
-    def update(self, upload: Upload, deadline: Deadline) -> Any:
-        """Updates the weights of a layer on the first server that holds it."""
-        return self._first(
-            lambda server: io.upload(server.UpdateWeights, upload, deadline), deadline, is_move=upload.is_move
-        )
-
-    def get(self, request: layer_service_pb2.GetLayerRequest, deadline: Deadline) -> Any:
-        """Returns the description of the first server that holds a layer."""
-        return self._first(lambda server: server.GetLayer(request, timeout=deadline.remaining_s()), deadline)
-
-    def versions(self, request: layer_service_pb2.ListNameVersionsRequest, deadline: Deadline) -> Any:
-        """Returns the versions of a name on the first server that has it."""
-        return self._first(lambda server: server.ListNameVersions(request, timeout=deadline.remaining_s()), deadline)
-
-    def move(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> Any:
-        """Moves a name on the first server that answers; to one of its versions on the first that has it.
-
-        A layer that the first server lacks, or knows by no such name, is to be put there, because callers look for the
-        name there first.
-        """
-        passed_over = (UnavailableError,) if request.HasField("layer") else _PASSED_OVER
-        return self._first(
-            lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline, passed_over, is_move=True
-        )
-
-    def move_away(self, request: layer_service_pb2.MoveNameRequest, deadline: Deadline) -> None:
-        """Removes a name from every server that answers."""
-        self._every(lambda server: server.MoveName(request, timeout=deadline.remaining_s()), deadline)
-
     def read(self, layer: StoredLayerBase, deadline: Deadline) -> Layer:
         """Returns a layer with its weights, from the first server that holds it."""
         request = layer_service_pb2.ReadWeightsRequest(layer=stored_reference(layer))
@@ -110,11 +92,7 @@ class LayerServers:
         def read(server: Any) -> Layer:
             return io.received(server.ReadWeights(request, timeout=deadline.remaining_s()), ReceivedWeights(layer))
 
-        return self._first(read, deadline)
-
-    def delete(self, request: layer_service_pb2.DeleteLayerRequest, deadline: Deadline) -> None:
-        """Deletes a layer or a name on every server that answers."""
-        self._every(lambda server: server.DeleteLayer(request, timeout=deadline.remaining_s()), deadline)
+        return (self._every(read, deadline, only_first=True))[0]
 
     def all_layers(
         self, request: layer_service_pb2.ListLayersRequest, deadline: Deadline
@@ -129,31 +107,10 @@ class LayerServers:
 
         return self._every(pages, deadline)
 
-    def find_missing(
-        self, requests: Sequence[layer_service_pb2.FindMissingLayersRequest], deadline: Deadline
-    ) -> set[bytes]:
-        """Returns the digests that no server holds."""
-
-        def missing(server: Any) -> set[bytes]:
-            answers = [server.FindMissingLayers(part, timeout=deadline.remaining_s()) for part in requests]
-            return {digest for answer in answers for digest in answer.missing_digests}
-
-        return set.intersection(*self._every(missing, deadline))
-
     def close(self) -> None:
         """Closes the connections."""
         for replica in self._replicas.values():
             replica.channel.close()
-
-    def _first(
-        self,
-        ask: Callable[[Any], T],
-        deadline: Deadline,
-        passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
-        *,
-        is_move: bool = False,
-    ) -> T:
-        return (self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
 
     def _every(
         self,
@@ -214,6 +171,14 @@ class LayerServers:
             closing = [self._replicas.pop(address) for address in gone if not self._replicas[address].users]
         for replica in closing:
             replica.channel.close()
+
+
+def _sending(request: Any, deadline: Deadline) -> Callable[[Any], Any]:
+    """Returns what sends a request to a LayerService's stub, by the method that the request's message is named for."""
+    message = request.start if isinstance(request, Upload) else request
+    method = type(message).__name__.removesuffix("Request")
+    send = io.upload if isinstance(request, Upload) else io.answer
+    return lambda server: send(getattr(server, method), request, deadline)
 
 
 class _Replica:

@@ -85,12 +85,12 @@ class StoredLayer(stored_layers.StoredLayerBase):
         layer = Layer(self.config, kernel, bias)
         upload = layer_messages.update_upload(self, layer, expect)
         deadline = connection._deadline(timeout)
-        update, uploads = connection._connected()._servers.update, self.uploads
+        uploads = self.uploads
         try:
-            answer = connection._call(update, upload, deadline)
+            answer = connection._first(upload, deadline)
         except LayerNotFoundError:
             connection._upload([self], [uploads], deadline)
-            answer = connection._call(update, upload, deadline)
+            answer = connection._first(upload, deadline)
         name_messages.check_heeded(expect, answer.version)
         # What constraints made of the weights, only the server knows.
         sent = Layer(self.config) if self.config.kernel_constraint or self.config.bias_constraint else layer

@@ -175,7 +175,7 @@ def test_delays_grow_are_jittered_and_end() -> None:
     ],
 )
 def test_why_a_server_refused_a_call_before_its_deadline_is_told(said: str, told: str) -> None:
-    call = retries.Call(RetryRule(), retries.Deadline(60), retries.RetryBudget(RetryRule()))
+    call = retries.Call(RetryRule(), retries.Deadline(60), retries.RetryBudget(RetryRule()), is_divisible=True)
     with pytest.raises(DeadlineExceededError, match=f"timeout=60 seconds.*{told}"):
         call.delay_after(DeadlineExceededError(said))
 
