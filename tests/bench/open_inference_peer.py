@@ -27,6 +27,7 @@ def _store_layers(folder):
 
     import convserve
     from convserve_server.layer_store.durable.files import LayerFiles
+    from convserve_server.layer_store.names import Move
     from convserve_server.layer_store.store import LayerStore
 
     store = LayerStore(2**30, LayerFiles(folder, 2**30))
@@ -39,4 +40,4 @@ def _store_layers(folder):
             data_format="channels_last",
             activation="relu" if layer.relu else None,
         )
-        store.put(convserve.Layer(config, *layers.make_weights(name)), name)
+        store.put(convserve.Layer(config, *layers.make_weights(name)), Move(name))

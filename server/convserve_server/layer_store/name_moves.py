@@ -1,6 +1,6 @@
 """Moves of names: made in the tables, and durably where there is a folder or a bucket; those of one name in order.
 
-The rules are those of `LayerNames`, whatever makes it durable. Where several servers share a bucket, a name is read
+The rules are those of `LayerNames`, wherever it is kept. Where several servers share a bucket, a name is read
 anew before a rule is held against it, and what another server has moved meanwhile is read again.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from convserve.errors import OverloadedError, UnavailableError
 from convserve.protocol.name_messages import MOVE_ID_BYTES
-from convserve_server.layer_store.durable.layers import DurableLayers
+from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.layer_store.errors import name_not_found, version_not_found
 from convserve_server.layer_store.names import LayerNames, Move, NameVersions
 
@@ -30,39 +30,37 @@ _RETRY_S = 1.0
 class NameMoves:
     """What moves names. Its methods may be called from any thread; who holds a layer's lock has taken it before."""
 
-    def __init__(self, names: LayerNames, durable: DurableLayers | None, tables: threading.RLock) -> None:
-        """Takes the names, what makes them durable, if anything does, and the lock of the tables."""
-        self._names, self._durable, self._tables = names, durable, tables
-        self._shared = durable if durable and durable.is_shared else None
+    def __init__(self, names: LayerNames, storage: Storage, tables: threading.RLock) -> None:
+        """Takes the names, where they are kept, and the lock of the tables."""
+        self._names, self._storage, self._tables = names, storage, tables
 
     def reserved(self, name: str) -> Any:
         """Returns what keeps a name where it leads while its layer is written; elsewhere other servers may move it."""
-        return self._locked(name) if name and not self._shared else nullcontext()
+        return self._storage.lock(name) if name and not self._storage.is_shared else nullcontext()
 
     def see(self, name: str, *, latest: bool = False) -> None:
         """Learns what other servers did to a name: if what is known of it is old, or if the `latest` is asked for."""
-        shared = self._shared
-        if shared is None or (shared.is_fresh(name) and not latest):
+        if self._storage.is_fresh(name, latest=latest):
             return
-        with self._locked(name):
-            if latest or not shared.is_fresh(name):  # another thread's reading is as good
-                known = self._names.versions(name)
-                try:
-                    found = shared.read_name(name, known)
-                except UnavailableError:
-                    if latest or known is None:
-                        raise
-                    return  # what was seen last is served
-                with self._tables:
-                    if found is None:
-                        self._names.remove(name)
-                    elif found != known:
-                        self._names.move(name, found)
+        with self._storage.lock(name):
+            if self._storage.is_fresh(name, latest=latest):  # another thread's reading is as good
+                return
+            known = self._names.versions(name)
+            try:
+                found = self._storage.read_name(name, known)
+            except UnavailableError:
+                if latest or known is None:
+                    raise
+                return  # what was seen last is served
+            with self._tables:
+                if found is None:
+                    self._names.remove(name)
+                elif found != known:
+                    self._names.move(name, found)
 
     def see_all(self, *, latest: bool = False) -> None:
         """Learns what other servers did to all names."""
-        moved = self._shared.moved_names(latest=latest) if self._shared else ()
-        if moved:
+        if moved := self._storage.moved_names(latest=latest):
             with ThreadPoolExecutor(_READERS) as pool:
                 list(pool.map(lambda name: self.see(name, latest=True), moved))
 
@@ -73,14 +71,9 @@ class NameMoves:
 
     def version(self, name: str, number: int) -> bytes:
         """Returns the digest to which a name led in one of its versions, or raises LayerNotFoundError."""
-        versions = self.versions(name)
-        if number > versions.latest:
+        if number > self.versions(name).latest:
             self.see(name, latest=True)
-            versions = self._known(name)
-        key = versions.of(number)
-        if key is None:
-            raise version_not_found(name, number, versions.first, versions.latest)
-        return key
+        return self._known_version(name, number)
 
     def made(self, move: Move) -> tuple[bytes, int] | None:
         """Returns digest and number of the version that a move made before; None if it was not made, or has no id."""
@@ -89,7 +82,7 @@ class NameMoves:
         self.see(move.name, latest=True)
         versions = self._names.versions(move.name)
         number = versions.made_by(move) if versions else None
-        return (self.version(move.name, number), number) if number else None
+        return (self._known_version(move.name, number), number) if number else None
 
     def is_to_make(self, move: Move, key: bytes) -> bool:
         """Returns whether a move to a layer is to be made; not so if it was, or the name leads there already.
@@ -105,16 +98,16 @@ class NameMoves:
 
         Raises what `LayerNames.moved` does.
         """
-        if self._shared and not move.id:  # by which it is known again where the answer to a write was lost
+        if self._storage.is_shared and not move.id:  # by which it is known again where the answer to a write was lost
             move = move._replace(id=os.urandom(MOVE_ID_BYTES))
         for _ in self._attempts(move.name):
-            with self._locked(move.name):
+            with self._storage.lock(move.name):
                 self.see(move.name, latest=True)
                 with self._tables:
                     moved = self._names.moved(move, key)
                 if moved is None:
                     moved = self._known(move.name)
-                elif self._durable is None or self._durable.write_name(move.name, moved):
+                elif self._storage.write_name(move.name, moved):
                     with self._tables:
                         self._names.move(move.name, moved)
                 else:
@@ -122,28 +115,17 @@ class NameMoves:
                 return moved.made_by(move) or moved.latest
         raise AssertionError
 
-    def remove(self, name: str, key: bytes) -> bool:
-        """Removes a name, and returns whether it led to this layer, else leaves it."""
-        for _ in self._attempts(name):
-            with self._locked(name):
-                self.see(name, latest=True)
-                if self._names.digest_of(name) != key:
-                    return False
-                if self._durable is None or self._durable.delete_name(name):
-                    with self._tables:
-                        self._names.remove(name)
-                    return True
-        raise AssertionError
-
-    def remove_expected(self, move: Move) -> None:
-        """Removes a name wherever it leads. Raises LayerNotFoundError if there is none, or NameConflictError."""
-        with self._locked(move.name):
-            while True:
+    def remove(self, move: Move) -> None:
+        """Removes a name that leads where it is expected to. LayerNotFoundError if there is none, NameConflictError."""
+        for _ in self._attempts(move.name):
+            with self._storage.lock(move.name):
                 self.see(move.name, latest=True)
-                key = self._known(move.name).digest
+                self._known(move.name)
                 self._names.check(move)
-                if self.remove(move.name, key):
-                    break
+                if self._storage.delete_name(move.name):
+                    with self._tables:
+                        self._names.remove(move.name)
+                    return
 
     def _known(self, name: str) -> NameVersions:
         versions = self._names.versions(name)
@@ -151,9 +133,12 @@ class NameMoves:
             raise name_not_found(name)
         return versions
 
-    def _locked(self, name: str) -> Any:
-        """Returns the lock of a name; where nothing is slow, the tables' own."""
-        return self._tables if self._durable is None else self._durable.lock(name)
+    def _known_version(self, name: str, number: int) -> bytes:
+        versions = self._known(name)
+        key = versions.of(number)
+        if key is None:
+            raise version_not_found(name, number, versions.first, versions.latest)
+        return key
 
     def _attempts(self, name: str) -> Iterator[int]:
         """Yields the number of each attempt, after a pause: whoever loses a race to other servers begins again."""

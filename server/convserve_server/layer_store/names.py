@@ -27,6 +27,10 @@ class Move(NamedTuple):
     id: bytes = b""  # that all attempts to make this move have, and no other move; empty: they are not known by it
 
 
+NO_MOVE = Move("")
+"""The move of a layer that is put without a name."""
+
+
 class Version(NamedTuple):
     """A move of a name to a layer that was made."""
 
@@ -138,7 +142,7 @@ class LayerNames:
     def move(self, name: str, versions: NameVersions) -> None:
         """Lets a name lead to the last of its versions."""
         self._detach(name)
-        self.versions_of_all += len(versions.versions) - self._number_of(name)
+        self.versions_of_all += len(versions.versions)
         self._versions[name] = versions
         self._names.setdefault(versions.digest, set()).add(name)
         if self._keep_named:
@@ -148,7 +152,6 @@ class LayerNames:
         """Removes a name, and ends its pins."""
         self.unpin(name)
         self._detach(name)
-        self.versions_of_all -= self._number_of(name)
         self._versions.pop(name, None)
 
     def pin(self, name: str, key: bytes) -> None:
@@ -179,13 +182,10 @@ class LayerNames:
         key = self.digest_of(name)
         return self._size_of(key) if self._keep_named and key is not None and self._holds[key] == 1 else 0
 
-    def _number_of(self, name: str) -> int:
-        versions = self._versions.get(name)
-        return 0 if versions is None else len(versions.versions)
-
     def _detach(self, name: str) -> None:
         versions = self._versions.get(name)  # which stays: a name that is moved always leads somewhere
         if versions is not None:
+            self.versions_of_all -= len(versions.versions)
             names = self._names[versions.digest]
             names.remove(name)
             if not names:

@@ -20,35 +20,33 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
 
-from convserve.errors import InvalidRequestError, LayerNotFoundError
+from convserve.errors import InvalidRequestError, LayerNotFoundError, NameConflictError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_name
 from convserve_server.layer_store.cache import LayerCache, at_rest, size_of
-from convserve_server.layer_store.durable.layers import DurableLayers
+from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.layer_store.errors import check_room, name_not_found, not_found
 from convserve_server.layer_store.name_moves import NameMoves
-from convserve_server.layer_store.names import LayerNames, Move, NameVersions
+from convserve_server.layer_store.names import NO_MOVE, LayerNames, Move, NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead, Reference, StoredLayer, StoreUsage
 
 log = logging.getLogger("convserve")
 
 _MEMORY = "layer-memory-bytes"
-_NO_MOVE = Move("")
 
 
 class LayerStore:
     """Layers by digest and by name. Its methods may be called from any thread."""
 
-    def __init__(self, memory_bytes: int, durable: DurableLayers | None = None) -> None:
+    def __init__(self, memory_bytes: int, storage: Storage | None = None) -> None:
         """Opens the store with its budget of memory, and what makes it durable, if anything does."""
         self._lock = threading.RLock()  # of the tables; taken after a layer's and a name's, never held by a disk
         self._memory = memory = LayerCache[bytes](memory_bytes)
-        self._durable = durable
-        self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=durable is None)
-        self._moves = NameMoves(self._names, durable, self._lock)
-        for name, versions in self._durable.names() if self._durable else ():
+        self._storage = storage = storage or Storage()
+        self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=not storage.is_durable)
+        self._moves = NameMoves(self._names, storage, self._lock)
+        for name, versions in storage.names():
             self._names.move(name, versions)
             if versions.digest not in self:
                 self._report_lost(versions.digest, name)
@@ -56,7 +54,7 @@ class LayerStore:
     @property
     def is_shared(self) -> bool:
         """Whether other servers store and delete its layers too."""
-        return self._durable is not None and self._durable.is_shared
+        return self._storage.is_shared
 
     # Reading
 
@@ -75,8 +73,8 @@ class LayerStore:
     def find(self, key: bytes) -> Layer | None:
         """Returns the layer with this digest, or None."""
         layer = self._recall(key)
-        if layer is None and self._durable and key in self._durable:
-            with self._locked(key):
+        if layer is None and key in self._storage:
+            with self._storage.lock(key):
                 layer = self._recall(key) or self._read(key)
                 if layer is not None:
                     self._remember(key, layer)
@@ -86,13 +84,9 @@ class LayerStore:
         """Returns what is known of a layer, or raises LayerNotFoundError. It neither reads nor verifies weights."""
         key = self._digest(reference)
         layer = self._memory.get(key)
-        head = LayerHead.of(layer) if layer else self._durable.head(key) if self._durable else None
+        head = LayerHead.of(layer) if layer else self._storage.head(key)
         if head is None:
-            with self._locked(key):  # a damaged file is quarantined
-                layer = self._memory.get(key) or self._read(key)
-            if layer is None:
-                raise not_found(key)
-            head = LayerHead.of(layer)
+            head = LayerHead.of(self.layer(key))  # a damaged file is quarantined
         return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:
@@ -123,24 +117,22 @@ class LayerStore:
 
     def missing(self, keys: Sequence[bytes], *, latest: bool = False) -> list[bytes]:
         """Returns those digests that are not stored, in their order, by what was seen last or is the `latest`."""
-        if self._durable:
-            self._durable.look(latest=latest)
+        self._storage.look(latest=latest)
         held = self._keys()
         return [key for key in keys if key not in held and key not in self._memory]
 
     def page(self, prefix: str, after: bytes, size: int) -> list[StoredLayer]:
         """Returns up to `size` layers by their digests: those `after` one that have a name with this prefix, if any."""
-        if self._durable:
-            self._durable.look()
+        self._storage.look()
         self._moves.see_all()
         keys = self._keys()
         if prefix:
             with self._lock:
                 keys &= self._names.starting_with(prefix)
         following = sorted(key for key in keys if key > after)
-        if self._durable and self.is_shared:  # which is asked for each that it has not been asked for before
+        if self.is_shared:  # and asked for each that it has not been asked for before
             with ThreadPoolExecutor(16) as pool:
-                list(pool.map(self._durable.head, [key for key in following[:size] if key not in self._memory]))
+                list(pool.map(self._storage.head, [key for key in following[:size] if key not in self._memory]))
         layers: list[StoredLayer] = []
         for key in following:
             if len(layers) == size:
@@ -151,12 +143,11 @@ class LayerStore:
 
     def usage(self) -> StoreUsage:
         """Returns what the store holds."""
-        durable = self._durable.usage() if self._durable else None
-        return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions, durable)
+        return StoreUsage(len(self._keys()), self._memory.size, self._memory.evictions, self._storage.usage())
 
     def __contains__(self, key: bytes) -> bool:
         """Returns whether a layer with this digest is stored."""
-        return key in self._memory or (self._durable is not None and key in self._durable)
+        return key in self._memory or key in self._storage
 
     # Changing
 
@@ -166,24 +157,22 @@ class LayerStore:
         The layer that `name` is taken from may be, if it has no other. Raises TooLargeError if the layer is larger than
         the whole store, or OverloadedError if there is no room and nothing may be evicted.
         """
-        if self._durable:
-            self._durable.check_room(size)
-            return
-        with self._lock:
-            held = self._names.kept_bytes - self._names.freed_by_moving(name)
-            check_room(size, held, self._memory.budget, _MEMORY, "the layers with a name")
+        self._storage.check_room(size)
+        if not self._storage.is_durable:
+            with self._lock:
+                held = self._names.kept_bytes - self._names.freed_by_moving(name)
+                check_room(size, held, self._memory.budget, _MEMORY, "the layers with a name")
 
     def check_move(self, move: Move, key: bytes) -> None:
         """Checks that a name may move to a layer, as `put` and `move` do. Raises what `LayerNames.moved` does."""
         self._moves.is_to_make(move, key)
 
-    def put(self, layer: Layer, name: str | Move = "", expected_digest: bytes = b"") -> tuple[StoredLayer, bool, int]:
-        """Stores a layer, and lets a name lead to it; returns it, whether it was there before, and the name's version.
+    def put(self, layer: Layer, move: Move = NO_MOVE, expected_digest: bytes = b"") -> tuple[StoredLayer, bool, int]:
+        """Stores a layer, and moves a name to it; returns it, whether it was there before, and the name's version.
 
         The store keeps the layer's own weights if they are aligned: nobody may change them any more. Raises what
         `check_room` and `check_move` do, and InvalidRequestError for a wrong name, or another digest than expected.
         """
-        move = name if isinstance(name, Move) else Move(name)
         if move.name:
             check_name(move.name)
         layer = at_rest(layer)
@@ -191,15 +180,13 @@ class LayerStore:
         if expected_digest and key != expected_digest:
             expected = f"what arrives to have the digest {expected_digest.hex()}"
             raise InvalidRequestError.for_field("expected_digest", expected, f"a layer with digest {key.hex()}")
-        with self._locked(key), self._moves.reserved(move.name):
-            moves = move if move.name and self._moves.is_to_make(move, key) else _NO_MOVE
+        with self._storage.lock(key), self._moves.reserved(move.name):
+            to_make = move if move.name and self._moves.is_to_make(move, key) else NO_MOVE
             existing = self.find(key)
             if existing is None:
-                if self._durable:
-                    self._durable.write(layer, key, size_of(layer))
-                else:
-                    self.check_room(size_of(layer), moves.name)
-                self._remember(key, layer, moves)
+                self.check_room(size_of(layer), to_make.name)
+                self._storage.write(layer, key, size_of(layer))
+                self._remember(key, layer, to_make)
             version = self._moves.make(move, key) if move.name else 0
             if existing is not None or move.name:
                 self._check_kept(key, layer)
@@ -216,9 +203,9 @@ class LayerStore:
         if made := self.made(move):
             return made
         key = self._moves.version(move.name, to) if isinstance(to, int) else self._digest(to)
-        with self._locked(key):
+        with self._storage.lock(key):
             layer = self.describe(key)
-            if self._durable and not self._durable.is_there(key):
+            if not self._storage.is_there(key):
                 raise not_found(key)
             version = self._moves.make(move, key)
             self._check_kept(key)
@@ -235,39 +222,39 @@ class LayerStore:
 
     def remove_name(self, move: Move) -> None:
         """Removes a name, and leaves its layer. Raises LayerNotFoundError if there is none, or NameConflictError."""
-        self._moves.remove_expected(move)
+        self._moves.remove(move)
 
     def delete(self, reference: Reference) -> None:
         """Removes a layer and its names; or a name, and the layer that only it leads to. LayerNotFoundError if none."""
         if not isinstance(reference, str):
-            with self._locked(reference):
+            with self._storage.lock(reference):
                 if reference not in self:
                     raise not_found(reference)
                 self._moves.see_all(latest=True)
                 for name in self._names_of(reference):
-                    self._moves.remove(name, reference)
+                    with suppress(LayerNotFoundError, NameConflictError):  # it is gone or was moved meanwhile
+                        self._moves.remove(Move(name, reference))
                 self._forget(reference)
             return
         # The name of a layer that is lost can be deleted too.
         self._moves.see(reference, latest=True)
         key = self.versions(reference).digest
-        with self._locked(key):
-            is_gone = self._moves.remove(reference, key)
-            if is_gone:
-                self._moves.see_all(latest=True)  # another name, which another server may have given it just now, stays
-                if not self._names_of(key):
-                    self._forget(key)
-        if not is_gone:  # it was moved meanwhile
-            self.delete(reference)
+        with suppress(NameConflictError), self._storage.lock(key):
+            self._moves.remove(Move(reference, key))
+            self._moves.see_all(latest=True)  # another name, which another server may have given it just now, stays
+            if not self._names_of(key):
+                self._forget(key)
+            return
+        self.delete(reference)  # once more, as it was moved meanwhile
 
     def sweep(self) -> None:
         """Removes what is kept of layers that were deleted long ago, but for those to which a name has come to lead."""
-        deleted = self._durable.deleted() if self._durable else []
+        deleted = self._storage.deleted()
         if deleted:
             self._moves.see_all(latest=True)
         for key, place in deleted:
-            if self._durable and (not self._names_of(key) or self._durable.keep(key, None)):
-                self._durable.bury(place)
+            if not self._names_of(key) or self._storage.keep(key, None):
+                self._storage.bury(place)
 
     def pin(self, name: str) -> None:
         """Keeps the layer that a name leads to now in memory, until `unpin`, or until the name or layer is deleted.
@@ -275,7 +262,7 @@ class LayerStore:
         Raises LayerNotFoundError if it leads nowhere, or OverloadedError without room beside what is pinned already.
         """
         key = self.digest_of(name)
-        with self._locked(key):
+        with self._storage.lock(key):
             if (layer := self._recall(key) or self._read(key)) is None:
                 raise not_found(key)
             with self._lock:
@@ -294,14 +281,15 @@ class LayerStore:
 
     # Of a layer or a name whose lock is held
 
-    def _remember(self, key: bytes, layer: Layer, move: Move = _NO_MOVE) -> None:
+    def _remember(self, key: bytes, layer: Layer, move: Move = NO_MOVE) -> None:
         """Holds a layer in memory, from which others may have to go."""
         with self._lock:
             if key not in self._memory:
                 self._memory.add(key, layer)
-                if move.name and not self._durable:
+                is_only_here = not self._storage.is_durable
+                if move.name and is_only_here:
                     self._moves.make(move, key)  # first: what had the name may have to make room
-                self._memory.evict(lambda other: self._names.keeps(other) or (other == key and not self._durable))
+                self._memory.evict(lambda other: self._names.keeps(other) or (other == key and is_only_here))
 
     def _recall(self, key: bytes) -> Layer | None:
         """Returns a layer that is in memory, and makes it the last used."""
@@ -310,19 +298,19 @@ class LayerStore:
 
     def _read(self, key: bytes) -> Layer | None:
         """Returns a layer from its file, verified; what was quarantined is not held any more."""
-        if self._durable is None or key not in self._durable:
+        if key not in self._storage:
             return None
-        layer = self._durable.read(key)
+        layer = self._storage.read(key)
         if layer is None and self._is_restored(key):
-            layer = self._durable.read(key)
+            layer = self._storage.read(key)
         if layer is None:
             self._report_lost(key, *self._names_of(key))
         return layer
 
     def _forget(self, key: bytes) -> None:
         """Removes a layer, to which no name leads."""
-        if self._durable and key in self._durable:
-            self._durable.delete(key)
+        if key in self._storage:
+            self._storage.delete(key)
         with self._lock:
             self._names.unpin_layer(key)
             self._memory.remove(key)
@@ -331,22 +319,18 @@ class LayerStore:
 
     def _check_kept(self, key: bytes, layer: Layer | None = None) -> None:
         """Stores a layer again that others have deleted meanwhile. Raises LayerNotFoundError if nobody has it."""
-        if self._durable and not self._durable.keep(key, layer or self._memory.get(key)):
+        if not self._storage.keep(key, layer or self._memory.get(key)):
             raise not_found(key)
 
     def _is_restored(self, key: bytes) -> bool:
         """Returns whether a layer that was deleted could be taken back, as a name leads there by what is read now."""
         for name in self._names_of(key):
             self._moves.see(name, latest=True)
-        return self._durable is not None and bool(self._names_of(key)) and self._durable.restore(key)
-
-    def _locked(self, key: bytes) -> Any:
-        """Returns the lock of a layer; in memory alone, where nothing is slow, the tables' own."""
-        return self._lock if self._durable is None else self._durable.lock(key)
+        return bool(self._names_of(key)) and self._storage.restore(key)
 
     def _keys(self) -> set[bytes]:
         with self._lock:
-            return self._durable.keys() if self._durable else set(self._memory)
+            return self._storage.keys() if self._storage.is_durable else set(self._memory)
 
     def _names_of(self, key: bytes) -> tuple[str, ...]:
         with self._lock:

@@ -50,7 +50,7 @@ class LosingServer:
         self.store = LayerStore(2**30)
         for layer in (OLD, NEW, OTHER):
             self.store.put(layer)
-        self.store.put(OLD, "name")
+        self.store.put(OLD, Move("name"))
         self.lost: list[Callable[[], object]] = []
         self.unreached = 0
         self.is_old = False
@@ -92,7 +92,7 @@ class LosingServer:
 
     def move_back(self) -> None:
         """Moves the name, as another caller would, to where it led."""
-        self.store.put(OLD, "name")
+        self.store.put(OLD, Move("name"))
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_name_moves_where_callers_look_for_it_first(connect: Any, losing: Losi
     """Though another server alone has the name that it is to follow."""
     other = LosingServer()
     other.store.remove_name(Move("name"))
-    other.store.put(NEW, "followed")
+    other.store.put(NEW, Move("followed"))
     with connect([losing.target, other.target], retry=QUICK) as client:
         assert client.move("name", "followed", expect=OLD).digest == NEW.digest
         assert client.layer("name").digest == NEW.digest
@@ -177,7 +177,7 @@ def test_a_layer_is_drawn_once_however_often_it_is_asked_for(client: Any, losing
 @EVERY
 def test_a_retry_of_what_was_not_carried_out_expects_the_same(client: Any, losing: LosingServer, move: Any) -> None:
     found = client.layer("name")
-    losing.store.put(OTHER, "name")
+    losing.store.put(OTHER, Move("name"))
     losing.unreached = 1
     if move is MOVES["move, whatever is there"]:
         assert move(client, found).digest == NEW.digest
@@ -192,7 +192,7 @@ def test_a_name_that_was_moved_away_is_away(client: Any, losing: LosingServer) -
     losing.lost = [int]
     client.move_away("name", expect=OLD)
     assert losing.store.names() == ()
-    losing.store.put(OLD, "name")
+    losing.store.put(OLD, Move("name"))
     losing.lost = [losing.move_back]  # somebody makes it again: what may undo this is not sent a second time
     with pytest.raises(UnavailableError) as caught:
         client.move_away("name")

@@ -14,6 +14,7 @@ from convserve import Conv2D, Layer
 from convserve.tensors.aligned import aligned_empty
 from convserve.tensors.codec import numpy_dtype
 from convserve_server.layer_store.durable.files import LayerFiles
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.memory.aligned import aligned_constant
 
@@ -80,7 +81,7 @@ def test_a_stored_layer_is_computed_with_where_it_is(
     given = Layer(config, np.ones((3, 3, 4, 8)), np.ones(8))
     # With a folder and no memory for layers it comes from its file.
     store = LayerStore(0, LayerFiles(tmp_path, 2**30)) if durable else LayerStore(2**30)
-    store.put(given, "a")
+    store.put(given, Move("a"))
     stored = store.layer("a")
     for weight in (stored.kernel, stored.bias):
         assert weight is not None

@@ -19,6 +19,7 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer, LayerNotFoundError, UnavailableError
 from convserve_server.layer_store.durable.files import LayerFiles
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from tests.support.servers.server_process import numpy_server
 
@@ -118,7 +119,7 @@ def folder(tmp_path: Path) -> Path:
     """Five layers under names, of which one is torn and one is tampered with, and things that are no layer."""
     store = LayerStore(2**30, LayerFiles(tmp_path, 2**30))
     for seed in range(5):
-        store.put(layer(seed), f"layer/{seed}")
+        store.put(layer(seed), Move(f"layer/{seed}"))
     torn, tampered = file_of(tmp_path, 1), file_of(tmp_path, 2)
     torn.write_bytes(torn.read_bytes()[:-100])
     flip(tampered)

@@ -35,9 +35,9 @@ from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.bucket import Bucket, Content, Stamp
 from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
-from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.reachability import NotModifiedError
+from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
 
@@ -60,10 +60,10 @@ class _Seen(NamedTuple):
     is_removed: bool = False
 
 
-class BucketLayers(DurableLayers):
+class BucketLayers(Storage):
     """Layers and names in a bucket, and copies of layers in a folder if there is one."""
 
-    is_shared = True
+    is_durable = is_shared = True
     _holder = "the layers in the bucket"
 
     def __init__(self, bucket: Bucket, budget: int, *, age_s: float = 1.0, cache: LocalCache | None = None) -> None:
@@ -246,9 +246,9 @@ class BucketLayers(DurableLayers):
 
     # Names
 
-    def is_fresh(self, name: str) -> bool:
-        """Returns whether a name was read just now, or is known and the bucket is away."""
-        seen = self._names_seen.get(name)
+    def is_fresh(self, name: str, *, latest: bool) -> bool:
+        """Returns whether a name was read just now, or is known and the bucket is away; the `latest` never is."""
+        seen = None if latest else self._names_seen.get(name)
         if seen is None or self._bucket.reachability.is_away:
             return seen is not None
         return not seen.is_removed and time.monotonic() - seen.at < self._age_s

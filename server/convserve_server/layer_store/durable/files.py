@@ -26,7 +26,7 @@ from pathlib import Path
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
-from convserve_server.layer_store.durable.layers import DurableLayers
+from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.layer_store.durable.volume import volume_budget
 from convserve_server.layer_store.errors import with_disk_errors
 from convserve_server.layer_store.names import NameVersions
@@ -35,12 +35,15 @@ from convserve_server.layer_store.stored_layer import LayerHead
 log = logging.getLogger("convserve")
 
 
-class LayerFiles(DurableLayers):
+class LayerFiles(Storage):
     """Layers and names on the disk.
 
     What reads or writes raises OverloadedError if the disk is full or no file can be opened now, or UnavailableError if
     the folder is gone or may not be read or written.
     """
+
+    is_durable = True
+    _holder = "the layers on disk"
 
     def __init__(self, folder: Path, budget: int) -> None:
         """Makes the folder where it is missing, and clears what an interrupted write left.

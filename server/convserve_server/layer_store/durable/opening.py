@@ -8,14 +8,14 @@ from convserve.errors import MissingDependencyError, UnavailableError
 from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
 from convserve_server.layer_store.durable.bucket_layers import BucketLayers
 from convserve_server.layer_store.durable.files import LayerFiles
-from convserve_server.layer_store.durable.layers import DurableLayers
 from convserve_server.layer_store.durable.local_cache import LocalCache
+from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.settings import BUCKET, Settings, SettingsError
 
 _BUCKET_BYTES = 2**36  # that layers may take in a bucket, where the setting leaves it open
 
 
-def opened(settings: Settings) -> DurableLayers | None:
+def opened(settings: Settings) -> Storage | None:
     """Returns what makes layers durable, or None without any. Raises SettingsError where it cannot be used."""
     if BUCKET.fullmatch(settings.store):
         return _bucket(settings)
@@ -29,7 +29,7 @@ def opened(settings: Settings) -> DurableLayers | None:
         raise SettingsError(text) from error
 
 
-def _bucket(settings: Settings) -> DurableLayers:
+def _bucket(settings: Settings) -> Storage:
     try:
         cache = LocalCache(Path(settings.store_cache), settings.store_cache_bytes) if settings.store_cache else None
     except OSError as error:

@@ -41,7 +41,7 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> BucketRequests:
 
 def test_what_one_server_puts_all_have(bucket: MemoryStore) -> None:
     one, other = opened(bucket), opened(bucket)
-    one.put(layer(1), "a")
+    one.put(layer(1), Move("a"))
     assert number_under(other, "a") == 1
     assert other.put(layer(2), Move("a", key(1)))[1:] == (False, 2)
     assert number_under(one, "a") == 2
@@ -75,16 +75,16 @@ def test_a_name_is_asked_for_once_it_is_old_and_is_rarely_read_again(
     bucket: MemoryStore, requests: BucketRequests
 ) -> None:
     one, other = opened(bucket), opened(bucket, age_s=1000)
-    one.put(layer(1), "a")
+    one.put(layer(1), Move("a"))
     assert number_under(other, "a") == 1
     requests.asked.clear()
     assert number_under(other, "a") == 1
     assert requests.asked == []
-    one.put(layer(2), "a")
-    one.put(layer(2), "b")
+    one.put(layer(2), Move("a"))
+    one.put(layer(2), Move("b"))
     assert number_under(other, "a") == 1  # as it was read less than 1000 s ago
     assert number_under(other, "b") == 2  # it was never read
-    assert other.put(layer(3), "a")[2] == 3  # who moves a name reads it first
+    assert other.put(layer(3), Move("a"))[2] == 3  # who moves a name reads it first
     requests.asked.clear()
     assert number_under(one, "a") == 3
     assert number_under(one, "a") == 3
@@ -93,9 +93,9 @@ def test_a_name_is_asked_for_once_it_is_old_and_is_rarely_read_again(
 
 def test_a_name_whose_layer_is_gone_is_asked_for_again(bucket: MemoryStore) -> None:
     one, other = opened(bucket), opened(bucket, memory_bytes=0, age_s=1000)
-    one.put(layer(1), "a")
+    one.put(layer(1), Move("a"))
     assert number_under(other, "a") == 1
-    one.put(layer(2), "a")
+    one.put(layer(2), Move("a"))
     one.delete(key(1))
     assert number_under(other, "a") == 2
 
@@ -118,7 +118,7 @@ def test_a_list_asks_for_its_layers_at_once(bucket: MemoryStore, monkeypatch: py
 def test_the_versions_of_a_name_cost_one_list(bucket: MemoryStore, requests: BucketRequests) -> None:
     one, other = opened(bucket), opened(bucket, age_s=1000)
     for number in range(5):
-        one.put(layer(number), "a")
+        one.put(layer(number), Move("a"))
     for number in range(3):
         one.delete(key(number))
     service = LayerService(LayerRegistry(NumpyEngine(), other, PLENTY))
@@ -134,13 +134,13 @@ def test_the_versions_of_a_name_cost_one_list(bucket: MemoryStore, requests: Buc
 
 def prepared(bucket: MemoryStore) -> LayerStore:
     store = opened(bucket)
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     return store
 
 
 LEAD_THERE: dict[str, Callable[[LayerStore], Any]] = {
     "move": lambda store: store.move(Move("b"), key(1)),
-    "put": lambda store: store.put(layer(1), "b"),
+    "put": lambda store: store.put(layer(1), Move("b")),
 }
 
 
@@ -242,7 +242,7 @@ def test_killed_before_any_request_a_server_leaves_the_old_or_the_new(requests: 
         assert after.names() == (("a",) if act in ("put", "move") else ())
         if after.names():
             assert len(after.versions("a").digests) == 2
-    assert step > 2
+    assert step > 1
 
 
 def test_a_write_whose_answer_was_lost_is_known_again(bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,9 +54,9 @@ def test_what_is_known_is_served_while_the_bucket_is_away(
     bucket: MemoryStore, requests: BucketRequests, caplog: pytest.LogCaptureFixture
 ) -> None:
     other, store = opened(bucket), opened(bucket)
-    store.put(layer(1), "a")
-    store.put(layer(2), "b")
-    other.put(layer(3), "c")
+    store.put(layer(1), Move("a"))
+    store.put(layer(2), Move("b"))
+    other.put(layer(3), Move("c"))
     requests.is_away = True
     for _ in range(3):
         assert number_under(store, "a") == 1
@@ -67,7 +67,7 @@ def test_what_is_known_is_served_while_the_bucket_is_away(
     assert not is_reachable(store)
     refused = [
         lambda: store.put(layer(4)),
-        lambda: store.put(layer(1), "d"),
+        lambda: store.put(layer(1), Move("d")),
         lambda: store.put(layer(4), Move("a", key(1))),
         lambda: store.move(Move("b"), key(1)),
         lambda: store.remove_name(Move("a")),
@@ -93,7 +93,7 @@ def test_a_bucket_that_goes_away_during_a_call_is_not_noticed_by_it(
     bucket: MemoryStore, requests: BucketRequests
 ) -> None:
     store = opened(bucket)
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     requests.before(0, lambda: setattr(requests, "is_away", True))
     assert number_under(store, "a") == 1
     assert not is_reachable(store)
@@ -106,7 +106,7 @@ def test_a_bucket_that_was_removed_is_away_and_not_empty(
 ) -> None:
     """What is asked for is then not found, and a listing fails."""
     store = opened(bucket)
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
 
     def missing(*_: object, **__: object) -> None:
         raise FileNotFoundError("NoSuchBucket")
@@ -120,7 +120,7 @@ def test_a_bucket_that_was_removed_is_away_and_not_empty(
         patched.setattr(obstore, "list", failing)
         assert number_under(store, "a") == 1
         with pytest.raises(UnavailableError):
-            store.put(layer(2), "b")
+            store.put(layer(2), Move("b"))
     eventually(lambda: is_reachable(store))
     assert store.versions("a").digests == (key(1),)
 
@@ -133,7 +133,7 @@ def test_a_bucket_that_refuses_writes_alone_is_not_away(
     if is_slow:
         monkeypatch.setattr(reachability, "_REFUSAL_S", 0)
     store, other = opened(bucket), opened(bucket)
-    other.put(layer(1), "a")
+    other.put(layer(1), Move("a"))
 
     def refused(*_: object, **__: object) -> None:
         raise GenericError("status code: 403 Forbidden")
@@ -142,10 +142,10 @@ def test_a_bucket_that_refuses_writes_alone_is_not_away(
         patched.setattr(obstore, "put", refused)
         for _ in range(3):
             with pytest.raises(UnavailableError, match="Received a refusal, which is in the server's log"):
-                store.put(layer(2), "b")
+                store.put(layer(2), Move("b"))
             assert number_under(store, "a") == 1
             assert is_reachable(store)
-    assert store.put(layer(2), "b")[2] == 1
+    assert store.put(layer(2), Move("b"))[2] == 1
     assert [record.getMessage() for record in caplog.records] == ["s3://bucket refuses put: status code: 403 Forbidden"]
 
 
@@ -162,7 +162,7 @@ def test_a_layers_object_that_is_none_is_reported_and_never_served(
     bucket: MemoryStore, content: bytes, has_header: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A list reads but the header."""
-    opened(bucket).put(layer(1), "a")
+    opened(bucket).put(layer(1), Move("a"))
     obstore.put(bucket, path(1), content)
     store = opened(bucket)
     for _ in range(3):
@@ -183,7 +183,7 @@ def test_a_layers_object_that_is_none_is_reported_and_never_served(
 
 def test_another_server_that_mends_a_layer_mends_it_for_all(bucket: MemoryStore) -> None:
     one = opened(bucket)
-    one.put(layer(1), "a")
+    one.put(layer(1), Move("a"))
     obstore.put(bucket, path(1), b"foreign")
     store, healer = opened(bucket), opened(bucket)
     with pytest.raises(LayerNotFoundError):
@@ -194,7 +194,7 @@ def test_another_server_that_mends_a_layer_mends_it_for_all(bucket: MemoryStore)
 
 def test_a_put_mends_a_layer_that_its_server_has_in_memory(bucket: MemoryStore) -> None:
     store = opened(bucket)
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     obstore.put(bucket, path(1), encode(layer(2)))
     assert store.put(layer(1))[1] is True
     assert number_under(opened(bucket), "a") == 1
@@ -204,8 +204,8 @@ def test_a_names_object_that_is_none_leads_nowhere_until_it_is_put(
     bucket: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     one = opened(bucket)
-    one.put(layer(1), "a")
-    one.put(layer(2), "b")
+    one.put(layer(1), Move("a"))
+    one.put(layer(2), Move("b"))
     at = f"names/{path_of('a')}"
     foreign = [b"hello", b'{"name": "b", "digest": "00"}', b"{}", b"x" * 200_000, b" " * 2**21]
     for content in foreign:
@@ -217,13 +217,13 @@ def test_a_names_object_that_is_none_leads_nowhere_until_it_is_put(
     obstore.put(bucket, "names/README", b"nobody's")
     assert opened(bucket).names() == ("b",)
     assert caplog.text.count("is no name") == 2 * len(foreign) + 2  # and by whoever starts
-    assert one.put(layer(3), "a")[2] == 1
+    assert one.put(layer(3), Move("a"))[2] == 1
     assert number_under(opened(bucket), "a") == 3
 
 
 def test_a_name_whose_object_somebody_deleted_is_gone(bucket: MemoryStore) -> None:
     store = opened(bucket)
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     obstore.delete(bucket, f"names/{path_of('a')}")
     assert store.names() == ()
     assert store.put(layer(2), Move("a", b""))[2] == 1
@@ -235,7 +235,7 @@ def test_a_name_whose_object_somebody_deleted_is_gone(bucket: MemoryStore) -> No
 def test_what_was_fetched_is_read_from_the_cache_and_verified(
     bucket: MemoryStore, requests: BucketRequests, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened(bucket).put(layer(1), "a")
+    opened(bucket).put(layer(1), Move("a"))
     for _ in range(2):  # two servers of one folder
         store = opened(bucket, memory_bytes=0, cache=tmp_path, age_s=1000)
         requests.asked.clear()
@@ -278,8 +278,8 @@ def test_what_was_deleted_is_kept_for_a_day_and_then_removed(
     bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = opened(bucket)
-    store.put(layer(1), "a")
-    store.put(layer(2), "b")
+    store.put(layer(1), Move("a"))
+    store.put(layer(2), Move("b"))
     store.delete("a")
     store.sweep()
     assert store.missing([key(1)]) == [key(1)]
@@ -294,7 +294,7 @@ def test_what_was_deleted_under_a_name_by_a_server_that_ended_comes_back(
 ) -> None:
     """It ended between its deletion and its second look at the names."""
     for way in ("read", "sweep"):
-        opened(bucket).put(layer(1), "a")
+        opened(bucket).put(layer(1), Move("a"))
         obstore.copy(bucket, path(1), f"deleted/{key(1).hex()}/{way}")
         obstore.delete(bucket, path(1))
         if way == "sweep":

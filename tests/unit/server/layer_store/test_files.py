@@ -23,7 +23,7 @@ from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, file_of, is_l
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with one layer under one name."""
-    opened(tmp_path).put(LAYER, "net/stem")
+    opened(tmp_path).put(LAYER, Move("net/stem"))
     return tmp_path
 
 
@@ -33,8 +33,8 @@ def test_a_store_that_is_opened_again_has_every_layer_and_name(tmp_path: Path, d
     config = CONFIG.replace(dtype=dtype, use_bias=use_bias, padding=((1, 2), (3, 4)), input_shape=(None, 3, 2))
     kernel = np.float64([[[[0.1, -0.0], [np.nan, 1e-7]]]])
     layer = Layer(config, kernel, [np.inf, 1] if use_bias else None)
-    first, *_ = opened(tmp_path).put(layer, "a")
-    opened(tmp_path).put(layer, "b/c")
+    first, *_ = opened(tmp_path).put(layer, Move("a"))
+    opened(tmp_path).put(layer, Move("b/c"))
     store = opened(tmp_path)
     found = store.layer(store.digest_of("b/c"))
     assert found.config == config
@@ -51,7 +51,7 @@ def test_a_layers_file_is_ordinary_safetensors(folder: Path) -> None:
 
 
 def test_what_is_deleted_stays_deleted(folder: Path) -> None:
-    opened(folder).put(OTHER, "other")
+    opened(folder).put(OTHER, Move("other"))
     opened(folder).delete("net/stem")
     opened(folder).delete(OTHER.digest)
     assert opened(folder).page("", b"", 10) == []
@@ -75,7 +75,7 @@ def test_a_file_is_synced_before_it_has_its_name_and_the_folder_after(
 
     monkeypatch.setattr(os, "fsync", seen_fsync)
     monkeypatch.setattr(Path, "rename", seen_rename)
-    store.put(LAYER, "a")
+    store.put(LAYER, Move("a"))
     assert steps == [
         ("sync", ".partial"), ("rename", ".safetensors"), ("sync", "layers"),
         ("sync", ".partial"), ("rename", ".json"), ("sync", "names"),
@@ -209,9 +209,9 @@ def test_a_disk_that_fails_leaves_the_old_state(
     with monkeypatch.context() as patched:
         patched.setattr(os, "fsync", failing)
         with pytest.raises(error, match=text):
-            store.put(OTHER, "net/stem")
+            store.put(OTHER, Move("net/stem"))
     assert store.usage() == usage
     assert (store.missing([OTHER.digest]), store.digest_of("net/stem")) == ([OTHER.digest], KEY)
     assert sorted(path.suffix for path in folder.glob("*/*") if path.is_file()) == [".json", ".safetensors"]
-    store.put(OTHER, "net/stem")
+    store.put(OTHER, Move("net/stem"))
     assert opened(folder).digest_of("net/stem") == OTHER.digest

@@ -35,7 +35,7 @@ def store(place: Place) -> LayerStore:
     made = opened(place)
     for number in range(5):
         made.put(layer(number))
-    made.put(layer(0), "a")
+    made.put(layer(0), Move("a"))
     return made
 
 
@@ -95,7 +95,7 @@ def test_a_put_of_a_name_gives_back_the_room_of_its_layer_only_if_it_moves() -> 
     large = [layer(number, 2000) for number in range(3)]
     store = opened(None, 2 * (8000 + 4096))
     store.put(large[0], Move("a", NOTHING, ID))
-    store.put(large[1], "b")
+    store.put(large[1], Move("b"))
     store.put(large[2], Move("a", large[0].digest, OTHER_ID))  # in the place of the first, which had no other name
     with pytest.raises(OverloadedError):
         store.put(large[0], Move("a", NOTHING, ID))  # a retry: it was moved on, and the layer is gone
@@ -128,7 +128,7 @@ def test_a_move_is_made_once_however_often_it_is_asked_for(
 
 
 def test_a_retry_goes_where_its_first_attempt_went(store: LayerStore) -> None:
-    store.put(layer(1), "b")
+    store.put(layer(1), Move("b"))
     move, back = Move("a", None, ID), Move("a", None, OTHER_ID)
     store.move(move, "b")
     store.move(Move("b"), key(2))
@@ -144,7 +144,7 @@ def test_a_retry_goes_where_its_first_attempt_went(store: LayerStore) -> None:
 
 
 def test_a_name_moves_back_and_after_another(store: LayerStore) -> None:
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     assert store.move(Move("a"), 1) == (store.describe(key(0)), 3)
     assert store.move(Move("b"), "a")[0].names == ("a", "b")
     assert digests(store) == [key(0), key(1), key(0)]
@@ -155,7 +155,7 @@ def test_a_name_moves_back_and_after_another(store: LayerStore) -> None:
 
 
 def test_what_is_not_there_is_nowhere_to_move_to(store: LayerStore) -> None:
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     store.delete(key(0))
     for to, text in ((key(9), "put it"), (1, key(0).hex()), ("none", "leads nowhere")):
         with pytest.raises(LayerNotFoundError, match=text):
@@ -177,13 +177,13 @@ def test_a_name_moves_away_and_its_layer_stays(store: LayerStore, place: Place) 
     assert (store.names(), store.missing([key(0)])) == ((), [])
     with pytest.raises(LayerNotFoundError):
         store.remove_name(Move("a"))
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     store.remove_name(Move("a"))
     assert store.usage().layers == 5
 
 
 def test_the_name_of_a_lost_layer_is_there(tmp_path: Path) -> None:
-    opened(tmp_path).put(layer(0), "a")
+    opened(tmp_path).put(layer(0), Move("a"))
     (tmp_path / "layers" / f"{key(0).hex()}.safetensors").unlink()
     store = opened(tmp_path)
     with pytest.raises(NameConflictError, match=key(0).hex()):
@@ -246,7 +246,7 @@ def test_moves_are_durable_with_their_times(store: LayerStore, place: Place) -> 
 def test_a_folder_of_before_moves_were_noted_goes_on(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for number in (0, 1):
-        store.put(layer(number), "a")
+        store.put(layer(number), Move("a"))
     (file,) = (tmp_path / "names").iterdir()
     entry = json.loads(file.read_text())
     del entry["moves"]
@@ -261,7 +261,7 @@ def test_a_folder_of_before_moves_were_noted_goes_on(tmp_path: Path) -> None:
 
 def test_a_file_of_a_name_is_as_before_for_those_who_know_no_moves(tmp_path: Path) -> None:
     """A server may be replaced by an older one, which quarantines files that are larger than this."""
-    files = opened(tmp_path)._durable
+    files = opened(tmp_path)._storage
     assert files is not None
     versions = tuple(Version(os.urandom(32), 2**52, os.urandom(16)) for _ in range(MAX_VERSIONS))
     files.write_name("n" * 200, NameVersions(versions, 2**40))

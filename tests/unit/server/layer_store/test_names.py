@@ -13,7 +13,14 @@ import pytest
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError
 from convserve_server.layer_store import names as names_module
 from convserve_server.layer_store.durable.files import LayerFiles
-from convserve_server.layer_store.names import MAX_NAMES_OF_A_LAYER, MAX_VERSIONS, LayerNames, NameVersions, Version
+from convserve_server.layer_store.names import (
+    MAX_NAMES_OF_A_LAYER,
+    MAX_VERSIONS,
+    LayerNames,
+    Move,
+    NameVersions,
+    Version,
+)
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -103,7 +110,7 @@ def numbers(store: LayerStore, name: str) -> list[tuple[int, int]]:
 def test_a_version_begins_with_each_move(folder: Path | None) -> None:
     store = opened(folder)
     for number in (5, 5, 3, 5, 4, 4):
-        store.put(layer(number), "a")
+        store.put(layer(number), Move("a"))
     assert numbers(store, "a") == [(1, 5), (2, 3), (3, 5), (4, 4)]
     assert store.versions("a").latest == 4
     assert [store.versions("a").of(number) for number in (0, 5, -1)] == [None] * 3
@@ -113,12 +120,12 @@ def test_a_version_begins_with_each_move(folder: Path | None) -> None:
 
 def test_a_name_that_was_deleted_begins_anew(folder: Path | None) -> None:
     store = opened(folder)
-    store.put(layer(1), "a")
-    store.put(layer(2), "a")
+    store.put(layer(1), Move("a"))
+    store.put(layer(2), Move("a"))
     store.delete("a")
     with pytest.raises(LayerNotFoundError):
         store.versions("a")
-    store.put(layer(3), "a")
+    store.put(layer(3), Move("a"))
     assert numbers(store, "a") == [(1, 3)]
     store.delete(layer(3).digest)
     assert store.names() == ()
@@ -126,16 +133,16 @@ def test_a_name_that_was_deleted_begins_anew(folder: Path | None) -> None:
 
 def test_versions_are_durable(tmp_path: Path) -> None:
     for number in (1, 2, 1):
-        opened(tmp_path).put(layer(number), "a")
+        opened(tmp_path).put(layer(number), Move("a"))
     assert numbers(opened(tmp_path), "a") == [(1, 1), (2, 2), (3, 1)]
 
 
 def test_a_name_of_before_there_were_versions_has_one(tmp_path: Path) -> None:
-    opened(tmp_path).put(layer(1), "a")
+    opened(tmp_path).put(layer(1), Move("a"))
     (file,) = (tmp_path / "names").iterdir()
     file.write_text(json.dumps({"name": "a", "digest": layer(1).digest.hex()}))
     store = opened(tmp_path)
-    store.put(layer(2), "a")
+    store.put(layer(2), Move("a"))
     assert numbers(opened(tmp_path), "a") == [(1, 1), (2, 2)]
 
 
@@ -148,7 +155,7 @@ def test_a_name_of_before_there_were_versions_has_one(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_a_name_whose_versions_make_no_sense_is_quarantined(tmp_path: Path, changed: dict[str, object]) -> None:
-    opened(tmp_path).put(layer(1), "a")
+    opened(tmp_path).put(layer(1), Move("a"))
     (file,) = (tmp_path / "names").iterdir()
     file.write_text(json.dumps(json.loads(file.read_text()) | changed))
     assert opened(tmp_path).names() == ()
@@ -162,27 +169,27 @@ def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: 
     assert (versions.first, versions.latest, len(versions.digests)) == (6, MAX_VERSIONS + 5, MAX_VERSIONS)
     assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
     store = opened(tmp_path)
-    store.put(layer(1), "a")
-    assert store._durable is not None
-    store._durable.write_name("a", versions)
+    store.put(layer(1), Move("a"))
+    assert store._storage is not None
+    store._storage.write_name("a", versions)
     assert opened(tmp_path).versions("a") == versions
 
 
 def test_a_pinned_layer_stays_in_memory(folder: Path | None) -> None:
     store = opened(folder, 20_000)  # room for two
-    store.put(layer(1), "a")
+    store.put(layer(1), Move("a"))
     store.pin("a")
     for number in (2, 3, 4):
-        store.put(layer(number), "a")
+        store.put(layer(number), Move("a"))
         assert store._recall(layer(1).digest) is not None
     store.unpin("a")
-    store.put(layer(5), "a")
-    store.put(layer(6), "a")
+    store.put(layer(5), Move("a"))
+    store.put(layer(6), Move("a"))
     assert store._recall(layer(1).digest) is None
 
 
 def put_and_pin(store: LayerStore, number: int) -> None:
-    store.put(layer(number), "a")
+    store.put(layer(number), Move("a"))
     store.pin("a")
 
 
@@ -200,9 +207,9 @@ def test_what_is_pinned_takes_room(tmp_path: Path) -> None:
 def test_pins_end_with_the_name_and_with_the_layer(folder: Path | None) -> None:
     store = opened(folder, 20_000)
     for end in (lambda: store.delete("a"), lambda: store.delete(layer(2).digest)):
-        store.put(layer(1), "a")
+        store.put(layer(1), Move("a"))
         store.pin("a")
-        store.put(layer(2), "a")
+        store.put(layer(2), Move("a"))
         end()
         for number in (3, 4, 5):
             store.put(layer(number))
@@ -214,14 +221,14 @@ def test_pins_end_with_the_name_and_with_the_layer(folder: Path | None) -> None:
 def test_a_layer_has_a_bounded_number_of_names(folder: Path | None) -> None:
     store = opened(folder)
     for number in range(MAX_NAMES_OF_A_LAYER):
-        store.put(layer(1), f"name-{number}")
+        store.put(layer(1), Move(f"name-{number}"))
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match=f"fewer than {MAX_NAMES_OF_A_LAYER}. Received one more"):
-            store.put(layer(1), "further")
+            store.put(layer(1), Move("further"))
     assert len(store.describe(layer(1).digest).names) == MAX_NAMES_OF_A_LAYER
-    assert store.put(layer(1), "name-0")[1]  # which it has
-    store.put(layer(2), "name-0")
-    store.put(layer(1), "further")
+    assert store.put(layer(1), Move("name-0"))[1]  # which it has
+    store.put(layer(2), Move("name-0"))
+    store.put(layer(1), Move("further"))
     assert store.digest_of("further") == layer(1).digest
 
 
@@ -230,17 +237,17 @@ def test_all_names_have_a_bounded_number_of_versions(folder: Path | None, monkey
     monkeypatch.setattr(names_module, "MAX_ALL_VERSIONS", 6)
     store = opened(folder)
     for number in (1, 2, 3, 4, 5):
-        store.put(layer(number), "a")
-    store.put(layer(1), "b")
+        store.put(layer(number), Move("a"))
+    store.put(layer(1), Move("b"))
     assert store.versions_of_all == 6
-    store.put(layer(6), "a")
-    store.put(layer(2), "c")
+    store.put(layer(6), Move("a"))
+    store.put(layer(2), Move("c"))
     assert (numbers(store, "a"), store.versions_of_all) == ([(2, 2), (3, 3), (4, 4), (5, 5), (6, 6)], 7)
     with pytest.raises(OverloadedError, match="at most 3 names"):
-        store.put(layer(3), "d")
+        store.put(layer(3), Move("d"))
     store.delete("a")
     assert store.versions_of_all == 2
-    store.put(layer(3), "d")
+    store.put(layer(3), Move("d"))
     if folder is not None:
         assert opened_again(folder).versions_of_all == 3
 

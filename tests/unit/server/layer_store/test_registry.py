@@ -152,7 +152,7 @@ def test_puts_under_way_share_the_memory_of_their_buffers(bounds: dict[str, int]
 
 def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> None:
     kept = registry(max_call_bytes=5000)
-    kept.store.put(layer(1), "large")
+    kept.store.put(layer(1), Move("large"))
     for channels, initializer, size in ((8, "ones", 3 * 8192), (2, "ones", 3 * 2048), (1, "orthogonal", 7 * 1024)):
         config = CONFIG.replace(kernel_initializer=initializer)  # which is there several times while it is drawn
         with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --max-call-bytes. Received {size}"):

@@ -15,6 +15,7 @@ import pytest
 from convserve import Conv2D, Layer, LayerNotFoundError
 from convserve_server.layer_store.durable import files as layer_files
 from convserve_server.layer_store.durable.files import LayerFiles
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 
 PLENTY = 2**30
@@ -62,7 +63,7 @@ def store(tmp_path: Path) -> LayerStore:
     """A store after a restart, with layers 0 to 3, of which nothing was read yet."""
     before = LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY))
     for number in range(4):
-        before.put(layer(number), f"n{number}")
+        before.put(layer(number), Move(f"n{number}"))
     return LayerStore(PLENTY, LayerFiles(tmp_path, PLENTY))
 
 
@@ -76,13 +77,13 @@ def test_a_put_that_the_disk_holds_up_holds_up_nobody_else(
         held(descriptor) if next(count) == which else fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", seen_fsync)
-    put = begun(pool, held, store.put, layer(9), "n9")
+    put = begun(pool, held, store.put, layer(9), Move("n9"))
 
     def others() -> list[Any]:
         cold = store.layer("n0").kernel.flat[0]
         named = [each.names for each in store.page("", b"", 10) if each.digest != layer(9).digest]
-        store.put(layer(5), "n5")
-        store.put(layer(5), "n1")
+        store.put(layer(5), Move("n5"))
+        store.put(layer(5), Move("n1"))
         store.pin("n2")
         store.delete("n3")
         return [cold, len(named), store.missing([layer(0).digest, b""]), store.versions("n1").latest]
@@ -101,7 +102,7 @@ def test_a_layer_that_is_being_written_is_there_once_it_is_durable(
 ) -> None:
     monkeypatch.setattr(os, "fsync", held := Held(os.fsync))
     first = begun(pool, held, store.put, layer(9))
-    second = pool.submit(store.put, layer(9), "again")
+    second = pool.submit(store.put, layer(9), Move("again"))
     try:
         assert store.missing([layer(9).digest]) == [layer(9).digest]
         with pytest.raises(LayerNotFoundError):

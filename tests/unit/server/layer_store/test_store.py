@@ -16,6 +16,7 @@ from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, Ov
 from convserve.layers.digest import digest
 from convserve.tensors.aligned import ALIGNMENT, aligned_empty
 from convserve_server.layer_store.durable.files import LayerFiles
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoreUsage
 from tests.support.layers.places import opened
@@ -53,7 +54,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> LayerStore:
 def test_what_is_put_comes_back(store: LayerStore) -> None:
     config = Conv2D(3, (2, 1), data_format="channels_last", dtype="float32", name="stem", kernel_regularizer="l2")
     given = Layer(config, np.arange(24, dtype="f4").reshape(2, 1, 4, 3), np.float32([1, 2, 3]))
-    described, existed, _ = store.put(given, "net/stem")
+    described, existed, _ = store.put(given, Move("net/stem"))
     assert not existed
     assert described == store.describe(given.digest)
     assert (described.digest, described.names, described.config) == (given.digest, ("net/stem",), config)
@@ -90,12 +91,12 @@ def test_weights_are_kept_aligned_and_read_only_and_digested_once(
     unaligned = np.frombuffer(b"1234" + other.kernel.tobytes(), "f4")[1:].reshape(other.kernel.shape)
     for given in (aligned, Layer(other.config, unaligned)):
         digests.clear()
-        stored = store.layer(store.put(given, "a")[0].digest)
+        stored = store.layer(store.put(given, Move("a"))[0].digest)
         assert len(digests) == 1
         assert stored.kernel is not None
         assert not stored.kernel.flags.writeable
         assert stored.kernel.ctypes.data % ALIGNMENT == 0
-        store.put(stored, "b", stored.digest)
+        store.put(stored, Move("b"), stored.digest)
         assert len(digests) == 1
     assert np.shares_memory(store.layer(aligned.digest).kernel, memory)
 
@@ -103,16 +104,16 @@ def test_weights_are_kept_aligned_and_read_only_and_digested_once(
 def test_several_names_lead_to_one_layer_and_a_name_moves(store: LayerStore) -> None:
     one, two = layer(1).digest, layer(2).digest
     for name in ("b", "a", "c"):
-        store.put(layer(1), name)
+        store.put(layer(1), Move(name))
     assert store.describe(one).names == ("a", "b", "c")
-    assert store.put(layer(2), "b")[0].names == ("b",)
+    assert store.put(layer(2), Move("b"))[0].names == ("b",)
     assert store.describe(one).names == ("a", "c")
     assert (store.digest_of("a"), store.digest_of("b")) == (one, two)
 
 
 def test_deleting_names_keeps_the_layer_until_the_last(store: LayerStore) -> None:
-    store.put(layer(1), "a")
-    store.put(layer(1), "b")
+    store.put(layer(1), Move("a"))
+    store.put(layer(1), Move("b"))
     store.delete("a")
     assert store.describe(layer(1).digest).names == ("b",)
     store.delete("b")
@@ -122,8 +123,8 @@ def test_deleting_names_keeps_the_layer_until_the_last(store: LayerStore) -> Non
 
 
 def test_deleting_a_layer_deletes_its_names(store: LayerStore) -> None:
-    store.put(layer(1), "a")
-    store.put(layer(2), "b")
+    store.put(layer(1), Move("a"))
+    store.put(layer(2), Move("b"))
     store.delete(layer(1).digest)
     with pytest.raises(LayerNotFoundError):
         store.digest_of("a")
@@ -150,7 +151,7 @@ def test_a_name_that_leads_nowhere_is_not_found(store: LayerStore, ask: Callable
 
 @pytest.mark.parametrize("name", ["a", "9", "resnet50/conv1_conv", "v1.2/x-y_z.", "A" * 200, "a//b", "a/"])
 def test_names_of_these_characters_are_taken(store: LayerStore, name: str) -> None:
-    store.put(layer(1), name)
+    store.put(layer(1), Move(name))
     assert store.digest_of(name) == layer(1).digest
 
 
@@ -176,7 +177,7 @@ def test_names_of_these_characters_are_taken(store: LayerStore, name: str) -> No
 )
 def test_other_names_are_refused_and_nothing_is_stored(store: LayerStore, name: str) -> None:
     with pytest.raises(InvalidRequestError, match=r"letters, digits, '-', '_', '\.' or '/'") as refused:
-        store.put(layer(1), name)
+        store.put(layer(1), Move(name))
     assert refused.value.violations[0].field == "name"
     assert store.usage().layers == 0
 
@@ -191,7 +192,7 @@ def test_missing_keeps_the_order_of_what_was_asked(store: LayerStore) -> None:
 
 def test_pages_are_in_the_order_of_the_digests(store: LayerStore) -> None:
     for number in range(10):
-        store.put(layer(number), f"{'even' if number % 2 == 0 else 'odd'}/{number}")
+        store.put(layer(number), Move(f"{'even' if number % 2 == 0 else 'odd'}/{number}"))
     keys = sorted(layer(number).digest for number in range(10))
     assert [each.digest for each in store.page("", b"", 1000)] == keys
     assert [each.digest for each in store.page("", keys[3], 4)] == keys[4:8]
@@ -228,44 +229,44 @@ def test_a_large_layer_takes_the_place_of_several() -> None:
 
 def test_layers_with_a_name_stay() -> None:
     store = LayerStore(size_of(layer(0), layer(1), layer(2)))
-    store.put(layer(0), "kept")
+    store.put(layer(0), Move("kept"))
     for number in range(1, 20):
         store.put(layer(number))
     assert held(store) == {0, 18, 19}
-    store.put(layer(19), "kept")  # the name moves, and with it what it holds on to
+    store.put(layer(19), Move("kept"))  # the name moves, and with it what it holds on to
     store.put(layer(20))
     store.put(layer(21))
     assert held(store) == {19, 20, 21}
-    store.put(layer(20), "other")
+    store.put(layer(20), Move("other"))
     store.delete("other")
     assert held(store) == {19, 21}
 
 
 def test_a_named_layer_makes_room_for_the_one_that_takes_its_name() -> None:
     store = LayerStore(size_of(layer(0)))
-    store.put(layer(0), "a")
-    store.put(layer(1), "a")
+    store.put(layer(0), Move("a"))
+    store.put(layer(1), Move("a"))
     assert held(store) == {1}
     assert store.usage() == StoreUsage(1, size_of(layer(1)), 1)
     with pytest.raises(OverloadedError):
-        store.put(layer(2), "b")
-    store.put(layer(1), "b")
+        store.put(layer(2), Move("b"))
+    store.put(layer(1), Move("b"))
     with pytest.raises(OverloadedError):
-        store.put(layer(2), "b")  # the layer has another name still
+        store.put(layer(2), Move("b"))  # the layer has another name still
     assert held(store) == {1}
     assert (store.digest_of("a"), store.digest_of("b")) == (layer(1).digest,) * 2
 
 
 def test_a_full_store_says_what_to_raise_and_keeps_what_it_has() -> None:
     store = LayerStore(size_of(layer(0), layer(1)))
-    store.put(layer(0), "a")
-    store.put(layer(1), "b")
+    store.put(layer(0), Move("a"))
+    store.put(layer(1), Move("b"))
     with pytest.raises(OverloadedError, match=r"--layer-memory-bytes of \d+\b.*layers with a name.*delete some"):
         store.put(layer(2))
     assert held(store) == {0, 1}
-    assert store.put(layer(1), "again")[1]  # what is there already needs no room
+    assert store.put(layer(1), Move("again"))[1]  # what is there already needs no room
     store.delete("a")
-    store.put(layer(2), "a")
+    store.put(layer(2), Move("a"))
     assert held(store) == {1, 2}
 
 
@@ -282,7 +283,7 @@ def test_what_is_larger_than_the_store_can_never_be_put(tmp_path: Path) -> None:
 def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:
     store = LayerStore(size_of(layer(0), layer(1)), LayerFiles(tmp_path, PLENTY))
     for number in range(6):
-        store.put(layer(number), f"n{number}")
+        store.put(layer(number), Move(f"n{number}"))
     usage = store.usage()
     assert (usage.layers, usage.memory_bytes, usage.evictions) == (6, size_of(layer(0), layer(1)), 4)
     assert held(store) == set(range(6))
@@ -291,7 +292,7 @@ def test_with_a_folder_layers_leave_the_memory_only(tmp_path: Path) -> None:
 def test_with_a_folder_a_layer_may_be_larger_than_the_memory_which_then_does_not_keep_it(tmp_path: Path) -> None:
     store = LayerStore(size_of(layer(0)), LayerFiles(tmp_path, PLENTY))
     store.put(layer(0))
-    assert store.put(layer(1, kilobytes=64), "large")[0].names == ("large",)
+    assert store.put(layer(1, kilobytes=64), Move("large"))[0].names == ("large",)
     assert store.usage().memory_bytes <= size_of(layer(0))
     assert held(store) == {0, 1}
     assert store.usage().memory_bytes <= size_of(layer(0))

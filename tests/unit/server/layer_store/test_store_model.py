@@ -114,9 +114,9 @@ class StoreModel(RuleBasedStateMachine):
         refusal = self.refusal(key, name)
         if refusal:
             with pytest.raises(refusal):
-                self.store.put(layer, name)
+                self.store.put(layer, Move(name))
             return
-        described, existed, version = self.store.put(layer, name)
+        described, existed, version = self.store.put(layer, Move(name))
         assert existed == (key in self.held)
         self.held[key] = layer
         if name:
@@ -285,7 +285,7 @@ def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
                 key = shared[number].digest
                 try:
                     if rng.random() < 0.4:
-                        store.put(shared[number], rng.choice(["", "", f"n{rng.randrange(3)}"]))
+                        store.put(shared[number], Move(rng.choice(["", "", f"n{rng.randrange(3)}"])))
                     elif rng.random() < 0.1:
                         store.delete(key)
                     elif rng.random() < 0.1:

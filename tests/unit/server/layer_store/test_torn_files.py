@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from convserve import LayerNotFoundError
 from convserve_server.layer_store.durable.files import LayerFiles
-from convserve_server.layer_store.names import NameVersions, Version
+from convserve_server.layer_store.names import Move, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_of, is_layer, opened, quarantined
 
@@ -24,7 +24,7 @@ from tests.support.layers.folder import CONFIG, KEY, LAYER, OTHER, PLENTY, file_
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder with one layer under one name."""
-    opened(tmp_path).put(LAYER, "net/stem")
+    opened(tmp_path).put(LAYER, Move("net/stem"))
     return tmp_path
 
 
@@ -108,7 +108,7 @@ def test_a_layer_under_the_digest_of_another_is_not_served(folder: Path) -> None
 
 def test_putting_a_layer_whose_file_is_torn_writes_it_anew(folder: Path) -> None:
     file_of(folder).write_bytes(file_of(folder).read_bytes()[:-1])
-    described, existed, _ = opened(folder).put(LAYER, "net/stem")
+    described, existed, _ = opened(folder).put(LAYER, Move("net/stem"))
     assert not existed
     assert described.names == ("net/stem",)
     assert is_layer(opened(folder).layer(KEY))
@@ -223,11 +223,11 @@ def test_the_names_of_a_layer_that_is_gone_lead_nowhere_until_it_is_put_again(
 
 
 def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> None:
-    opened(folder).put(LAYER, "other")
+    opened(folder).put(LAYER, Move("other"))
     file_of(folder).unlink()
     store = opened(folder)
     store.delete("other")
-    assert store.put(OTHER, "net/stem")[0].names == ("net/stem",)
+    assert store.put(OTHER, Move("net/stem"))[0].names == ("net/stem",)
     assert store.put(LAYER)[0].names == ()
     assert opened(folder).describe(OTHER.digest).names == ("net/stem",)
 

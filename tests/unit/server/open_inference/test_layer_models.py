@@ -5,6 +5,7 @@ import pytest
 
 from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
 from convserve_server.layer_store.durable.files import LayerFiles
+from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModels, ListedModel
 
@@ -24,8 +25,8 @@ def store():
 def models(store):
     """Names a, at its third version, and b, at its first."""
     for number in range(3):
-        store.put(layer(number), "a")
-    store.put(layer(7), "b")
+        store.put(layer(number), Move("a"))
+    store.put(layer(7), Move("b"))
     return LayerModels(store)
 
 
@@ -44,7 +45,7 @@ def test_without_a_version_the_newest_is_meant(models):
 def test_a_chains_version_grows_with_each_of_its_names(store, models):
     assert numbers(models, "a,b,a") == ("5", [2, 7, 2])
     assert models.versions("a,b,a") == ["5"]
-    store.put(layer(8), "b")
+    store.put(layer(8), Move("b"))
     assert numbers(models, "a,b,a", "6") == ("6", [2, 8, 2])
     with pytest.raises(LayerNotFoundError, match="'a,b,a' that is stored: 6"):
         models.find("a,b,a", "5")
@@ -80,7 +81,7 @@ def test_a_version_goes_with_its_layer(store, models):
 
 
 def test_all_that_can_be_called_is_listed(store, models):
-    store.put(layer(9), "conv2d")  # which the stateless model hides
+    store.put(layer(9), Move("conv2d"))  # which the stateless model hides
     store.delete(layer(0).digest)
     assert list(models.listed()) == [
         ListedModel("conv2d", "1"), ListedModel("a", "2"), ListedModel("a", "3"), ListedModel("b", "1"),
@@ -88,7 +89,7 @@ def test_all_that_can_be_called_is_listed(store, models):
 
 
 def test_a_lost_layers_name_is_listed_as_such(tmp_path):
-    LayerStore(0, LayerFiles(tmp_path, 2**30)).put(layer(1), "a")
+    LayerStore(0, LayerFiles(tmp_path, 2**30)).put(layer(1), Move("a"))
     (file,) = (tmp_path / "layers").iterdir()
     file.unlink()
     models = LayerModels(LayerStore(0, LayerFiles(tmp_path, 2**30)))

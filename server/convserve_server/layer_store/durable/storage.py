@@ -1,4 +1,4 @@
-"""The durable half of a store, whatever holds it: what is known of its layers, a lock for each layer and name.
+"""Where a store keeps layers and names beside its memory: by itself nowhere; in a folder or bucket, what both share.
 
 Who has a folder is its only server, so that what it knows is how it is. A bucket has several servers: there a name is
 read anew before it is moved or when what is known of it is old, and a move is refused if another one came before.
@@ -6,10 +6,10 @@ read anew before it is moved or when what is known of it is old, and a move is r
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.errors import check_room
@@ -17,18 +17,20 @@ from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
 
 
-class DurableLayers(ABC):
-    """Layers and names, and in memory what is known of them.
+class Storage:
+    """Layers and names, and in memory what is known of them. This one keeps none.
 
     Its methods may be called from any thread, those that change or read a layer or name only under its `lock`. Those
     that read or write raise OverloadedError if there is no room, or UnavailableError if what holds them is away.
     """
 
+    is_durable = False
+    """Whether it keeps what it is given."""
     is_shared = False
     """Whether other servers change it too."""
-    _holder = "the layers on disk"
+    _holder = ""
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int = sys.maxsize) -> None:
         self._budget = budget
         self._lock = threading.Lock()  # of the tables; no thread holds it while anything slow works
         self._locks: weakref.WeakValueDictionary[bytes | str, threading.RLock] = weakref.WeakValueDictionary()
@@ -38,6 +40,8 @@ class DurableLayers(ABC):
 
     def lock(self, reference: bytes | str) -> threading.RLock:
         """Returns the lock of a layer, by its digest, or of a name. Who needs both takes the layer's first."""
+        if not self.is_durable:
+            reference = ""  # one for all: the memory's layers make room for each other, and nothing is slow
         with self._lock:
             return self._locks.setdefault(reference, threading.RLock())
 
@@ -81,33 +85,6 @@ class DurableLayers(ABC):
                     self._heads[key] = head
         return head
 
-    @abstractmethod
-    def read(self, key: bytes) -> Layer | None:
-        """Returns a layer, verified, or None; a damaged one is reported."""
-
-    @abstractmethod
-    def delete(self, key: bytes) -> None:
-        """Removes a layer, to which no name leads."""
-
-    @abstractmethod
-    def write_name(self, name: str, versions: NameVersions) -> bool:
-        """Lets a name lead to the last of its versions, durably; returns False if another server moved it before."""
-
-    @abstractmethod
-    def delete_name(self, name: str) -> bool:
-        """Removes a name; returns False if another server moved it before."""
-
-    @abstractmethod
-    def names(self) -> Iterator[tuple[str, NameVersions]]:
-        """Yields every name with its versions."""
-
-    @abstractmethod
-    def _write(self, layer: Layer, key: bytes) -> int:
-        """Writes a layer whole or not at all; returns the size."""
-
-    @abstractmethod
-    def _read_head(self, key: bytes) -> LayerHead | None: ...
-
     def _set_size(self, key: bytes, size: int) -> None:
         """Notes a layer that is there, under the tables' lock."""
         self._total += size - self._sizes.get(key, 0)
@@ -118,32 +95,60 @@ class DurableLayers(ABC):
             self._total -= self._sizes.pop(key, 0)
             self._heads.pop(key, None)
 
-    # What other servers do. Nobody else has a folder.
+    # What a folder and a bucket do in their ways
 
-    def is_fresh(self, name: str) -> bool:  # noqa: ARG002
-        """Returns whether what is known of a name is not too old to be used."""
+    def read(self, key: bytes) -> Layer | None:
+        """Returns a layer, verified, or None; a damaged one is reported."""
+        return None
+
+    def delete(self, key: bytes) -> None:
+        """Removes a layer, to which no name leads."""
+
+    def write_name(self, name: str, versions: NameVersions) -> bool:
+        """Lets a name lead to the last of its versions, durably; returns False if another server moved it before."""
         return True
 
-    def read_name(self, name: str, known: NameVersions | None) -> NameVersions | None:  # noqa: ARG002
+    def delete_name(self, name: str) -> bool:
+        """Removes a name, durably; returns False if another server moved it before."""
+        return True
+
+    def names(self) -> Iterable[tuple[str, NameVersions]]:
+        """Returns every name with its versions."""
+        return ()
+
+    def _write(self, layer: Layer, key: bytes) -> int:
+        """Writes a layer whole or not at all; returns the size."""
+        return 0
+
+    def _read_head(self, key: bytes) -> LayerHead | None:
+        return None
+
+    # What other servers do. Nobody else has a folder.
+
+    def is_fresh(self, name: str, *, latest: bool) -> bool:
+        """Returns whether what is known of a name is not too old to be used, or is the `latest`."""
+        return True
+
+    def read_name(self, name: str, known: NameVersions | None) -> NameVersions | None:
         """Returns the versions of a name, of which some are known, read under its lock; None if there is none."""
         return known
 
-    def moved_names(self, *, latest: bool) -> list[str]:  # noqa: ARG002
+    def moved_names(self, *, latest: bool) -> list[str]:
         """Returns the names that others have moved, or moved away, since they were read."""
         return []
 
     def is_there(self, key: bytes) -> bool:
-        """Returns whether there is a layer with this digest now, whatever is known of it."""
-        return key in self
-
-    def look(self, *, latest: bool = False) -> None:  # noqa: B027 (one may, and a folder need not)
-        """Learns which layers others have stored or deleted."""
-
-    def keep(self, key: bytes, layer: Layer | None) -> bool:  # noqa: ARG002
-        """Stores a layer again, if it has its weights, that others have deleted since; returns whether it is there."""
+        """Returns whether a layer that is known is there still."""
         return True
 
-    def restore(self, key: bytes) -> bool:  # noqa: ARG002
+    def look(self, *, latest: bool = False) -> None:
+        """Learns which layers others have stored or deleted."""
+
+    def keep(self, key: bytes, layer: Layer | None) -> bool:
+        """Stores a layer again, if it is given, that others deleted or replaced; returns whether it is there."""
+        return True
+
+    def restore(self, key: bytes) -> bool:
         """Takes back what deleted a layer to which a name leads; returns whether it could."""
         return False
 
@@ -151,7 +156,7 @@ class DurableLayers(ABC):
         """Returns layers that were deleted long ago and are kept still, each with where."""
         return []
 
-    def bury(self, place: str) -> None:  # noqa: B027
+    def bury(self, place: str) -> None:
         """Removes what is kept of a deleted layer."""
 
     def usage(self) -> DurableUsage | None:
