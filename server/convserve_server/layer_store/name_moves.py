@@ -93,16 +93,19 @@ class NameMoves:
         with self._tables:
             return self._names.moved(move, key) is not None
 
-    def make(self, move: Move, key: bytes) -> int:
+    def make(self, move: Move, key: bytes, number: int = 0) -> int:
         """Makes a move to a layer, whose lock is held, unless it is made; returns the number of its version.
 
-        Raises what `LayerNames.moved` does.
+        With a `number` only while the layer is that version of the name: else the name, which was deleted meanwhile,
+        would come back. Raises LayerNotFoundError then, and what `LayerNames.moved` does.
         """
         if self._storage.is_shared and not move.id:  # by which it is known again where the answer to a write was lost
             move = move._replace(id=os.urandom(MOVE_ID_BYTES))
         for _ in self._attempts(move.name):
             with self._storage.lock(move.name):
                 self.see(move.name, latest=True)
+                if number and self._known_version(move.name, number) != key:
+                    raise name_not_found(move.name)
                 with self._tables:
                     moved = self._names.moved(move, key)
                 if moved is None:

@@ -207,7 +207,7 @@ class LayerStore:
             layer = self.describe(key)
             if not self._storage.is_there(key):
                 raise not_found(key)
-            version = self._moves.make(move, key)
+            version = self._moves.make(move, key, to if isinstance(to, int) else 0)
             self._check_kept(key)
             # Another attempt may have made it just now, when the other name led elsewhere.
             return self.made(move) or (layer._replace(names=self._names_of(key)), version)

@@ -204,6 +204,27 @@ def test_who_deletes_a_name_leaves_the_one_that_another_server_gave_the_layer(
     assert outcomes == ({True} if led == "put" else {True, False})
 
 
+@pytest.mark.parametrize("act", ["delete", "remove_name"])
+def test_a_name_that_another_server_removes_does_not_come_back_with_its_own_version(
+    requests: BucketRequests, act: str
+) -> None:
+    outcomes = set()
+    for step in range(100):
+        bucket = MemoryStore()
+        one, other = prepared(bucket), opened(bucket)
+        one.put(layer(2), Move("a"))
+        requests.before(step, lambda: getattr(other, act)("a" if act == "delete" else Move("a")))  # noqa: B023
+        try:
+            one.move(Move("a"), 1)
+            outcomes.add("moved")
+        except LayerNotFoundError:
+            outcomes.add("gone")
+        if len(requests.asked) <= step:
+            break
+        assert opened(bucket).names() == one.names() == ()
+    assert outcomes == {"moved", "gone"}
+
+
 class Killed(BaseException):
     """A server ends here."""
 

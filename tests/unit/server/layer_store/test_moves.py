@@ -8,12 +8,14 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from obstore.store import MemoryStore
 
 from convserve import InvalidRequestError, LayerNotFoundError, NameConflictError, OverloadedError
 from convserve_server.layer_store.durable.name_file import MAX_BYTES
+from convserve_server.layer_store.name_moves import NameMoves
 from convserve_server.layer_store.names import MAX_VERSIONS, Move, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
 from tests.support.layers.places import Place, opened
@@ -180,6 +182,26 @@ def test_a_name_moves_away_and_its_layer_stays(store: LayerStore, place: Place) 
     store.put(layer(1), Move("a"))
     store.remove_name(Move("a"))
     assert store.usage().layers == 5
+
+
+@pytest.mark.parametrize("is_put_again", [False, True])
+def test_a_name_that_is_removed_meanwhile_does_not_come_back_with_its_own_version(
+    store: LayerStore, monkeypatch: pytest.MonkeyPatch, is_put_again: bool
+) -> None:
+    find_version = NameMoves.version
+
+    def removed_then(*asked: Any) -> bytes:
+        found = find_version(*asked)
+        store.remove_name(Move("a"))
+        if is_put_again:
+            store.put(layer(1), Move("a"))
+        return found
+
+    monkeypatch.setattr(NameMoves, "version", removed_then)
+    with pytest.raises(LayerNotFoundError, match="'a', which leads nowhere"):
+        store.move(Move("a"), 1)
+    assert store.names() == (("a",) if is_put_again else ())
+    assert not is_put_again or digests(store) == [key(1)]
 
 
 def test_the_name_of_a_lost_layer_is_there(tmp_path: Path) -> None:
