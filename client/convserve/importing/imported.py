@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from convserve.errors import InvalidArgumentError
+from convserve.errors import InvalidArgumentError, InvalidConfigurationError
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import MAX_NAME, check_name
 
@@ -27,6 +27,10 @@ _HOWS = {
 def left_as_it_is(reason: str) -> str:
     """Returns why something is skipped that surrounds a convolution, and could not become part of it."""
     return f"{_LEFT}{reason}"
+
+
+class NotImportedError(Exception):
+    """Why something in a file cannot be a layer; nothing need be wrong with it."""
 
 
 class Skipped(NamedTuple):
@@ -81,10 +85,11 @@ class Contents:
         if assumed:
             self.assumed[name] = assumed
 
-    def skip(self, name: str, kind: str, error: InvalidArgumentError) -> None:
-        """Lists a layer of which something is wrong; it does not stand in the way of others."""
-        self.odd.append(error)
-        self.skipped.append(Skipped(name, kind, " ".join(str(error).split())))
+    def skip(self, name: str, kind: str, why: str | Exception) -> None:
+        """Lists what is skipped. A layer with wrong weights is odd, but does not stand in the way of others."""
+        if isinstance(why, InvalidArgumentError) and not isinstance(why, InvalidConfigurationError):
+            self.odd.append(why)
+        self.skipped.append(Skipped(name, kind, why if isinstance(why, str) else " ".join(str(why).split())))
 
     def named(self, prefix: str | None) -> Imported:
         """Returns the same under names for a store, after a prefix; None for the model's name, "" for nothing.

@@ -14,7 +14,7 @@ from typing import Any
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
 from convserve.importing import hdf5
 from convserve.importing.arrays.geometry import Geometry
-from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_it_is
+from convserve.importing.imported import NOT_FOLDED, Contents, NotImportedError, left_as_it_is
 from convserve.importing.keras_models.entries import (
     NORMALIZATIONS,
     SURROUNDING,
@@ -25,7 +25,7 @@ from convserve.importing.keras_models.entries import (
     parse,
 )
 from convserve.importing.keras_models.graph import Position, UnclearError, connections
-from convserve.importing.keras_models.weights import ArchivedWeights, NamedWeights, NoWeightsError, WeightsOf, names_of
+from convserve.importing.keras_models.weights import ArchivedWeights, NamedWeights, WeightsOf, names_of
 from convserve.importing.untrusted import Budget, read_member, refusal
 from convserve.layers.arguments import DTYPE_POLICIES, standard_dtype_policy
 from convserve.layers.conv2d import INITIALIZERS, Conv2D
@@ -93,6 +93,8 @@ def _check_version(version: Any) -> None:
 class _Model:
     """A model in a file, and what of it has been read."""
 
+    _weights_of: WeightsOf
+
     def __init__(self, config: Mapping[str, Any], file: Path, fold_batch_norm: bool, version: Any) -> None:
         self._config = config
         self._is_keras_2 = str(version).startswith("2.")
@@ -110,60 +112,55 @@ class _Model:
 
     def contents(self, weights_of: WeightsOf) -> Contents:
         """Reads all that can be read."""
-        read: dict[Position, _Found] = {entry.position: self._read(entry, weights_of) for entry in self._entries}
+        self._weights_of = weights_of
+        read: dict[Position, _Found] = {entry.position: self._read(entry) for entry in self._entries}
         chains = {position: found for position, found in read.items() if isinstance(found, tuple)}
-        reasons: dict[Position, str] = {}
-        gone: set[Position] = set()
-        if self._folds:
-            chains, reasons, gone = self._folded(read)
+        gone, reasons = self._fold(read, chains) if self._folds else (set(), {})
         for entry in self._entries:
             found = read[entry.position]
             if entry.position in chains:
-                self._add(entry, chains[entry.position])
-            elif isinstance(found, InvalidArgumentError):
-                self._contents.skip(entry.name, entry.kind, found.under(f"{entry.name}."))
+                chain = chains[entry.position]
+                parts = ("",) if len(chain) == 1 else ("/depthwise", "/pointwise")
+                layers = zip(parts, chain, strict=True)
+                self._contents.layers += [(f"{entry.name}{part}", layer) for part, layer in layers]
             elif entry.position not in gone:
-                reason = found if isinstance(found, str) else reasons[entry.position]
-                self._contents.skipped.append(Skipped(entry.name, entry.kind, reason))
+                why = found if isinstance(found, str | InvalidArgumentError) else reasons[entry.position]
+                self._contents.skip(entry.name, entry.kind, why)
         return self._contents
 
-    def _add(self, entry: Entry, chain: tuple[Layer, ...]) -> None:
-        parts = ("",) if len(chain) == 1 else ("/depthwise", "/pointwise")
-        self._contents.layers += [(f"{entry.name}{part}", layer) for part, layer in zip(parts, chain, strict=True)]
-
-    def _read(self, entry: Entry, weights_of: WeightsOf) -> _Found:
+    def _read(self, entry: Entry) -> _Found:
         """Returns what a layer computes, why it is skipped, or what is wrong with its weights."""
         if entry.reason:
             return entry.reason
+        if not (self._folds or entry.is_convolution):
+            return NOT_FOLDED if entry.kind in SURROUNDING else "not a Conv2D"
         try:
             if entry.is_convolution:
-                return self._convolution(entry, weights_of)
-            if not self._folds:
-                return NOT_FOLDED if entry.kind in SURROUNDING else "not a Conv2D"
+                return self._convolution(entry)
             if entry.kind in NORMALIZATIONS:
-                return self._normalization(entry, weights_of)
+                return self._normalization(entry)
             config = checked(entry, is_keras_2=self._is_keras_2)
-        except (InvalidConfigurationError, NoWeightsError) as error:
-            reason = " ".join(str(error).split())
-            return reason if entry.is_convolution else left_as_it_is(reason)
+            return (
+                zero_padding_of(entry.kind, config)
+                or activation_of(entry.kind, config)
+                or left_as_it_is("no Conv2D has it with these parameters")
+            )
         except InvalidRequestError:
             raise  # of the whole file
-        except InvalidArgumentError as error:
-            return error if entry.is_convolution else left_as_it_is(" ".join(str(error).split()))
-        return (
-            zero_padding_of(entry.kind, config)
-            or activation_of(entry.kind, config)
-            or left_as_it_is("no Conv2D has it with these parameters")
-        )
+        except (InvalidArgumentError, NotImportedError) as error:
+            if entry.is_convolution and isinstance(error, InvalidArgumentError):
+                return error if isinstance(error, InvalidConfigurationError) else error.under(f"{entry.name}.")
+            reason = " ".join(str(error).split())
+            return reason if entry.is_convolution else left_as_it_is(reason)
 
-    def _convolution(self, entry: Entry, weights_of: WeightsOf) -> tuple[Layer, ...]:
+    def _convolution(self, entry: Entry) -> tuple[Layer, ...]:
         config = checked(entry, is_keras_2=self._is_keras_2)
         # Before weights are read: what is wrong with a configuration may show in its weights too.
         configs = configurations(entry.kind, config, 1, optional=INITIALIZERS)
-        weights = list(self._weights(entry, configs, weights_of).values())
+        weights = list(self._weights(entry, configs).values())
         return tuple(Layer(*each) for each in convolutions(entry.kind, config, weights, optional=INITIALIZERS))
 
-    def _normalization(self, entry: Entry, weights_of: WeightsOf) -> BatchNormalization:
+    def _normalization(self, entry: Entry) -> BatchNormalization:
         axis, epsilon = entry.config.get("axis", -1), entry.config.get("epsilon", 1e-3)
         if isinstance(axis, list) and len(axis) == 1:  # as Keras 2 writes it
             (axis,) = axis
@@ -173,19 +170,19 @@ class _Model:
             raise InvalidConfigurationError.for_field(
                 "epsilon", f"a number from 0 to {_MOST_EPSILON:g}", short_repr(epsilon)
             )
-        weights = self._weights(entry, [], weights_of)
+        weights = self._weights(entry, [])
         missing = [name for name in names_of(entry) if name not in weights]
         if missing:
-            raise NoWeightsError(f"the file has no {' and no '.join(missing)} for it")
+            raise NotImportedError(f"the file has no {' and no '.join(missing)} for it")
         gamma, beta = weights.get("gamma"), weights.get("beta")
         return BatchNormalization(gamma, beta, weights["moving_mean"], weights["moving_variance"], float(epsilon), axis)
 
-    def _weights(self, entry: Entry, configs: list[Conv2D], weights_of: WeightsOf) -> dict[str, Array]:
+    def _weights(self, entry: Entry, configs: list[Conv2D]) -> dict[str, Array]:
         """Returns a layer's weights, wherever they are saved."""
         like = (entry.kind, configs)
         try:
-            weights = weights_of(entry)
-        except NoWeightsError:
+            weights = self._weights_of(entry)
+        except NotImportedError:
             # A layer that models share is saved with the first of them, as are the layers of a model that they share.
             known = next((self._shared[identity] for identity in entry.identities if identity in self._shared), None)
             if known is None or known[0] != like:
@@ -194,37 +191,35 @@ class _Model:
         self._shared |= dict.fromkeys(entry.identities, (like, weights))
         return weights
 
-    def _folded(
-        self, read: Mapping[Position, _Found]
-    ) -> tuple[dict[Position, tuple[Layer, ...]], dict[Position, str], set[Position]]:
-        """Returns convolutions with what is folded into them, why the rest is left, and what is gone."""
-        alone = {position: found for position, found in read.items() if isinstance(found, tuple)}
-        configs: dict[Position, Mapping[str, Any]] = {entry.position: entry.config for entry in self._entries}
+    def _fold(
+        self, read: Mapping[Position, _Found], chains: dict[Position, tuple[Layer, ...]]
+    ) -> tuple[set[Position], dict[Position, str]]:
+        """Puts into `chains` what each convolution becomes; returns what is part of one, and why the rest is left."""
         try:
             graph, outputs = connections(self._config)
         except UnclearError as error:
-            reason = left_as_it_is(str(error))
-            return alone, dict.fromkeys(read, reason), set()
-        nodes, positions, reasons = [], {}, {}
-        for each in graph:
-            found = read.get(each.position)
+            return set(), dict.fromkeys(read, left_as_it_is(str(error)))
+        dtypes: dict[Position, str | None] = {entry.position: _compute_dtype(entry.config) for entry in self._entries}
+        nodes, reasons = [], {}
+        for position, each in graph.items():
+            found = read.get(position)
             operation = None if isinstance(found, str | InvalidArgumentError) else found
             if each.trains and (isinstance(operation, BatchNormalization) or (operation and each.kind in PASS_THROUGH)):
-                operation, reasons[each.position] = None, left_as_it_is(_TRAINS)
-            dtype = _compute_dtype(configs.get(each.position, {}))
-            nodes.append(Node(each.label, each.reads, operation, each.kind, dtype))
-            positions[each.label] = each.position
-        runs, left = folded(nodes, outputs)
-        chains = {}
+                operation, reasons[position] = None, left_as_it_is(_TRAINS)
+            inputs = tuple(graph[other].label for other in each.reads)
+            nodes.append(Node(each.label, inputs, operation, each.kind, dtypes.get(position)))
+        positions = {each.label: position for position, each in graph.items()}
+        runs, left = folded(nodes, {graph[position].label for position in outputs})
+        gone = set()
         for run in runs:
-            (own,) = (positions[name] for name in run.nodes if positions[name] in alone)
+            members = [positions[name] for name in run.nodes]
+            (own,) = (position for position in members if position in chains)
             chains[own] = run.layers
-        gone = {positions[name] for run in runs for name in run.nodes}
-        reasons |= {
-            positions[node.name]: "not a Conv2D" if node.kind in PASS_THROUGH else left_as_it_is(node.reason)
-            for node in left
-        }
-        return chains, reasons, gone
+            gone.update(members)
+        for node in left:
+            reason = "not a Conv2D" if node.kind in PASS_THROUGH else left_as_it_is(node.reason)
+            reasons[positions[node.name]] = reason
+        return gone, reasons
 
 
 def _compute_dtype(config: Mapping[str, Any]) -> str | None:

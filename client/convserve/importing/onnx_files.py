@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from convserve.activations import Activation
 from convserve.errors import (
     InvalidArgumentError,
     InvalidConfigurationError,
@@ -20,9 +19,9 @@ from convserve.errors import (
     MissingDependencyError,
 )
 from convserve.importing.arrays.geometry import Geometry
-from convserve.importing.imported import NOT_FOLDED, Contents, Skipped, left_as_it_is
+from convserve.importing.imported import NOT_FOLDED, Contents, NotImportedError, left_as_it_is
 from convserve.importing.onnx_models import wire
-from convserve.importing.onnx_models.convolutions import NotConvertedError, kernel_rank, layer_of
+from convserve.importing.onnx_models.convolutions import kernel_rank, layer_of
 from convserve.importing.onnx_models.gates import gates
 from convserve.importing.onnx_models.graphs import INPUT, Graph, Op, operator_name, opset_of, text_of
 from convserve.importing.onnx_models.operators import SURROUNDING, is_known, operation_of
@@ -97,7 +96,7 @@ class _Reader:
     def read(self, graph: Graph) -> None:
         """Adds a graph's layers, and what else it has, subgraphs included."""
         layers: dict[str, Layer] = {}
-        refused: dict[str, InvalidArgumentError | NotConvertedError] = {}
+        refused: dict[str, Exception] = {}
         for op in graph.ops:
             if op.kind != "Conv":
                 continue
@@ -105,18 +104,18 @@ class _Reader:
                 layers[op.name] = self._layer(op, graph)
             except InvalidRequestError:
                 raise  # of the whole file
-            except (InvalidArgumentError, NotConvertedError) as error:
+            except (InvalidConfigurationError, NotImportedError) as error:
                 refused[op.name] = error
+            except InvalidArgumentError as error:
+                refused[op.name] = error.under(f"{op.name}.")
         # Of what is constant nothing is computed.
         computed = [op for op in graph.ops if not op.outputs or graph.constant(op.outputs[0]) is None]
-        taken, reasons = self._fold(graph, computed, layers) if self._folds else (set(layers), {})
+        gone, reasons = self._fold(graph, computed, layers) if self._folds else (set(), {})
         for op in computed:
             if op.name in layers:
                 self.contents.layers.append((op.name, layers[op.name]))
-            elif op.name in refused:
-                self._skip(op, refused[op.name])
-            elif op.name not in taken:
-                self.contents.skipped.append(Skipped(op.name, op.kind, self._why_no_conv(op, reasons)))
+            elif op.name not in gone:
+                self.contents.skip(op.name, op.kind, refused.get(op.name) or self._why_no_conv(op, reasons))
             for subgraph in graph.subgraphs(op):
                 self.read(subgraph)
 
@@ -127,29 +126,21 @@ class _Reader:
                 if operator_name(node.domain, node.op_type) == "Conv":
                     name = "/".join(map(text_of, (function.name, node.name or next(iter(node.output), ""))))
                     reason = "it is in a function: onnx.inliner.inline_local_functions puts it into the graph"
-                    self.contents.skipped.append(Skipped(name, "Conv", reason))
+                    self.contents.skip(name, "Conv", reason)
 
     def _layer(self, op: Op, graph: Graph) -> Layer:
         if not is_known(op.kind, self._opset):
-            raise NotConvertedError(f"a Conv of opset {self._opset}, which may mean something else than those before")
+            raise NotImportedError(f"a Conv of opset {self._opset}, which may mean something else than those before")
         return layer_of(op, graph, self._tensors, lambda tensor: self._shapes.of(graph, tensor))
 
-    def _skip(self, op: Op, error: InvalidArgumentError | NotConvertedError) -> None:
-        if isinstance(error, NotConvertedError):
-            self.contents.skipped.append(Skipped(op.name, op.kind, str(error)))
-        elif isinstance(error, InvalidConfigurationError):
-            self.contents.skipped.append(Skipped(op.name, op.kind, " ".join(str(error).split())))
-        else:
-            self.contents.skip(op.name, op.kind, error.under(f"{op.name}."))
-
     def _fold(self, graph: Graph, ops: list[Op], layers: dict[str, Layer]) -> tuple[set[str], dict[str, str]]:
-        """Puts into `layers` what each Conv becomes; returns the nodes that did, and why others did not."""
+        """Puts into `layers` what each Conv becomes; returns what is part of one, and why the rest is left."""
         ranks = {op.input(0): kernel_rank(op, graph) for op in ops if op.name in layers}
         operations: dict[str, Any] = {
             op.name: operation_of(op, graph, self._tensors, self._opset, ranks.get(next(iter(op.outputs), "")))
             for op in ops
         }
-        gated = gates(graph, ops, lambda op: _activation(operations.get(op.name)))
+        gated = gates(graph, ops, operations)
         parts = {part.name: name for name, gate in gated.items() for part in gate.parts}
         nodes = []
         for op in (op for op in ops if op.name not in parts):
@@ -167,10 +158,11 @@ class _Reader:
         for run in runs:
             (name,) = (name for name in run.nodes if name in layers)
             (layers[name],) = run.layers
-        taken = {name for run in runs for name in run.nodes}
+        gone = {name for run in runs for name in run.nodes}
         reasons = {each.name: each.reason for each in left}
+        # What is part of a gate fares as the gate.
         reasons |= {part: reasons[name] for part, name in parts.items() if name in reasons}
-        return taken | {part for part, name in parts.items() if name in taken}, reasons
+        return gone | {part for part, name in parts.items() if name in gone}, reasons
 
     def _why_no_conv(self, op: Op, reasons: dict[str, str]) -> str:
         if op.kind not in SURROUNDING:
@@ -182,10 +174,6 @@ class _Reader:
         if op.kind == "BatchNormalization":
             return left_as_it_is("it normalizes by the batch, as in training, or its arrays are not constant")
         return left_as_it_is("no Conv2D has it with these parameters")
-
-
-def _activation(operation: Any) -> Activation | None:
-    return operation if isinstance(operation, Activation) else None
 
 
 def _source(graph: Graph, tensor: str) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 
 from convserve.activations import Activation
 from convserve.errors import InvalidArgumentError
-from convserve.layers.conv2d import Conv2D
 from convserve.layers.keras_layers import activation_at_height
 from convserve.layers.layer import Layer
 from convserve.models.operations import LINEAR, BatchNormalization, ZeroPadding
@@ -89,30 +88,22 @@ def folded(nodes: Sequence[Node], outputs: Collection[str]) -> tuple[list[Run], 
 
 
 def joined(runs: Sequence[Run], nodes: Sequence[Node], outputs: Collection[str]) -> list[Run]:
-    """Returns runs of which those that only follow each other are one, in the order in which the first of each stands.
+    """Returns what `folded` returned, or some of it, where runs that only follow each other are one.
 
-    Args:
-        runs: What `folded` returned, or some of it.
-        nodes: As for `folded`.
-        outputs: As for `folded`.
+    Both need the nodes in an order in which they can be computed.
     """
     graph = _Graph(nodes, outputs)
-    by_first = {run.nodes[0]: run for run in runs}
-    following: dict[str, Run] = {}
+    chains: list[Run] = []
+    awaited: dict[str, int] = {}  # by the node that alone reads a chain's output, the place of the chain
     for run in runs:
-        reader = graph.only_reader(run.nodes[-1])
-        if reader is not None and reader.name in by_first:
-            following[run.nodes[0]] = by_first[reader.name]
-    preceded = {run.nodes[0] for run in following.values()}
-    chains = []
-    for run in runs:
-        if run.nodes[0] in preceded:
-            continue
-        chain = [run]
-        while (after := following.get(chain[-1].nodes[0])) is not None:
-            chain.append(after)
-        names = tuple(name for part in chain for name in part.nodes)
-        chains.append(Run(names, tuple(layer for part in chain for layer in part.layers)))
+        place = awaited.get(run.nodes[0])
+        if place is None:
+            place = len(chains)
+            chains.append(run)
+        else:
+            chains[place] = Run(chains[place].nodes + run.nodes, chains[place].layers + run.layers)
+        if (reader := graph.only_reader(run.nodes[-1])) is not None:
+            awaited[reader.name] = place
     return chains
 
 
@@ -135,12 +126,9 @@ class _Graph:
 
     def why_not_alone(self, name: str, reader: Node) -> str:
         """Returns why a node's output is not one that this reader alone reads, or nothing."""
-        before = self.by_name.get(name)
         if len(reader.inputs) > 1:
             return "it is called at several places, or reads several outputs"
-        if before is None:
-            return f"it follows {name}, which is not part of the model"
-        if len(before.inputs) > 1:
+        if len(self.by_name[name].inputs) > 1:
             return f"it follows {name}, which is called at several places"
         if name in self._outputs:
             return f"it follows {name}, whose output the model returns too"
@@ -151,97 +139,76 @@ class _Graph:
 
 def _run(node: Node, layers: tuple[Layer, ...], graph: _Graph) -> tuple[Run, dict[str, str]]:
     """Returns a convolution's run, and what was in its way, by the name of the node that is left for it."""
-    before: list[str] = []
-    behind: list[str] = []
+    names = [node.name]
     refused: dict[str, str] = {}
-    first = node
+    first, last, normalizations = node, node, 0
     while len(first.inputs) == 1 and (padding := graph.by_name.get(first.inputs[0])) is not None:
         if not isinstance(padding.operation, ZeroPadding) or graph.only_reader(padding.name) is not first:
             break
         try:
             layers = (_padded(layers[0], padding, padding.operation), *layers[1:])
-        except _LeftError as error:
-            refused[padding.name] = str(error)
+        except (_LeftError, InvalidArgumentError) as error:
+            refused[padding.name] = " ".join(str(error).split())
             break
-        before.insert(0, padding.name)
+        names.insert(0, padding.name)
         first = padding
-    last, normalizations = node, 0
     while (reader := graph.only_reader(last.name)) is not None:
         normalizations += isinstance(reader.operation, BatchNormalization)
         try:
             if normalizations > _MOST_NORMALIZATIONS:
                 raise _LeftError(f"{_MOST_NORMALIZATIONS} normalizations before it are part of the convolution already")
             after = _after(layers[-1], reader, node.kind)
-        except _LeftError as error:
-            refused[reader.name] = str(error)
+        except (_LeftError, InvalidArgumentError) as error:
+            refused[reader.name] = " ".join(str(error).split())
             break
         if after is None:
             break
         layers = (*layers[:-1], after)
-        behind.append(reader.name)
+        names.append(reader.name)
         last = reader
-    return Run((*before, node.name, *behind), layers), refused
+    return Run(tuple(names), layers), refused
 
 
 class _LeftError(Exception):
     """Why a node is not folded."""
 
 
-def _why_other_dtype(node: Node, layer: Layer) -> str:
-    if node.dtype in (None, layer.config.compute_dtype):
-        return ""
-    return f"it computes in {node.dtype}, and the convolution in {layer.config.compute_dtype}"
+def _check_dtype(node: Node, layer: Layer) -> None:
+    if node.dtype not in (None, layer.config.compute_dtype):
+        raise _LeftError(f"it computes in {node.dtype}, and the convolution in {layer.config.compute_dtype}")
 
 
 def _padded(layer: Layer, node: Node, padding: ZeroPadding) -> Layer:
-    """Returns a convolution that pads what is before it; raises _LeftError if it cannot."""
+    """Returns a convolution that pads what is before it; raises _LeftError or InvalidArgumentError if it cannot."""
     config = layer.config
     if config.padding == "same":
         raise _LeftError("the convolution after it pads with 'same', by the size of what it gets")
     if padding.data_format not in (None, config.data_format):
         raise _LeftError(f"it pads {padding.data_format}, and the convolution after it is {config.data_format}")
-    reason = _why_other_dtype(node, layer)
-    if reason:
-        raise _LeftError(reason)
+    _check_dtype(node, layer)
     own = ((0, 0), (0, 0)) if isinstance(config.padding, str) else config.padding
     (top, bottom), (left, right) = own
     (above, below), (before, behind) = padding.padding
-    try:
-        whole = config.replace(padding=((top + above, bottom + below), (left + before, right + behind)))
-    except InvalidArgumentError as error:
-        raise _LeftError(" ".join(str(error).split())) from None
+    whole = config.replace(padding=((top + above, bottom + below), (left + before, right + behind)))
     return Layer(whole, layer.kernel, layer.bias)
 
 
 def _after(layer: Layer, node: Node, kind: str) -> Layer | None:
-    """Returns a convolution with what follows it, or None for what never becomes part of one; raises _LeftError."""
+    """Returns a convolution with what follows it, or None for what never becomes part of one; raises as `_padded`."""
     operation, config = node.operation, layer.config
     if not isinstance(operation, BatchNormalization | Activation):
         return None
-    reason = _why_other_dtype(node, layer)
-    if not reason and config.activity_regularizer is not None:
-        reason = "the convolution before it has an activity_regularizer, which is about what is between them"
-    if reason:
-        raise _LeftError(reason)
-    is_linear = config.activation == LINEAR
-    if isinstance(operation, Activation):
-        if operation == LINEAR:
-            return layer
-        if is_linear:
-            return Layer(_activated(layer, operation, kind), layer.kernel, layer.bias)
-    elif is_linear:
+    _check_dtype(node, layer)
+    if config.activity_regularizer is not None:
+        raise _LeftError("the convolution before it has an activity_regularizer, which is about what is between them")
+    if operation == LINEAR:
+        return layer
+    if config.activation != LINEAR:
+        raise _LeftError(f"the convolution before it has the activation {config.activation.keras_name!r} already")
+    if isinstance(operation, BatchNormalization):
         return _normalized(layer, operation, kind)
-    raise _LeftError(f"the convolution before it has the activation {config.activation.keras_name!r} already")
-
-
-def _activated(layer: Layer, activation: Activation, kind: str) -> Conv2D:
-    """Returns a configuration with an activation; raises _LeftError for an axis that it cannot have."""
-    try:
-        at_height = kind.endswith("1D")
-        own = activation_at_height(activation, layer.config.data_format) if at_height else activation
-        return layer.config.replace(activation=own)
-    except InvalidArgumentError as error:
-        raise _LeftError(" ".join(str(error).split())) from None
+    own = activation_at_height(operation, config.data_format) if kind.endswith("1D") else operation
+    return Layer(config.replace(activation=own), layer.kernel, layer.bias)
 
 
 def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> Layer:
@@ -257,8 +224,7 @@ def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> L
     shapes = {np.shape(array) for array in arrays if array is not None}
     if shapes != {(config.filters,)}:
         raise _LeftError(f"its arrays have the shapes {shapes}, and the convolution before it {config.filters} filters")
-    zeros, ones = np.zeros(config.filters), np.ones(config.filters)
-    gamma, beta, bias = _wide(normalization.gamma, ones), _wide(normalization.beta, zeros), _wide(layer.bias, zeros)
+    gamma, beta, bias = _wide(normalization.gamma, 1), _wide(normalization.beta), _wide(layer.bias)
     with np.errstate(all="ignore"):
         scale = gamma / np.sqrt(_wide(normalization.variance) + normalization.epsilon)
         bias = (bias - _wide(normalization.mean)) * scale + beta
@@ -268,15 +234,17 @@ def _normalized(layer: Layer, normalization: BatchNormalization, kind: str) -> L
             kernel_constraint=None, bias_constraint=None,
         )  # fmt: skip
         result = Layer(made, _wide(kernel) * scale, bias)
-    if all(np.isfinite(_wide(array)).all() for array in layer.arrays.values()) and not all(
-        np.isfinite(_wide(array)).all() for array in result.arrays.values()
-    ):
+    if _is_finite(layer) and not _is_finite(result):
         raise _LeftError(f"with it the weights are not finite in {config.variable_dtype}")
     return result
 
 
-def _wide(array: Array | None, default: Array | None = None) -> Array:
+def _wide(array: Array | None, default: float = 0) -> Array:
     return np.asarray(default if array is None else array).astype(np.float64)
+
+
+def _is_finite(layer: Layer) -> bool:
+    return all(np.isfinite(_wide(array)).all() for array in layer.arrays.values())
 
 
 def _why_left(node: Node, graph: _Graph) -> str:

@@ -10,6 +10,7 @@ from typing import Any, cast
 from convserve.activations import Activation
 from convserve.errors import InvalidConfigurationError
 from convserve.layers.arguments import Pair
+from convserve.layers.keras_layers import CONVOLUTIONS, kernels
 from convserve.tensors.codec import Array
 
 PASS_THROUGH = frozenset({
@@ -71,20 +72,19 @@ def activation_of(kind: str, config: Mapping[str, Any]) -> Activation | None:
     if kind not in ACTIVATIONS:
         return LINEAR if kind in PASS_THROUGH else None
     try:
-        return Activation.get(_identifier(kind, config), "activation") or LINEAR
+        return Activation.get(identifier(kind, config), "activation") or LINEAR
     except InvalidConfigurationError:
         return None
 
 
-def _identifier(kind: str, config: Mapping[str, Any]) -> Any:
-    """Returns what `Activation.get` takes for a layer."""
+def identifier(kind: str, config: Mapping[str, Any]) -> Any:
+    """Returns what `Activation.get` takes for an activation layer; another may have one as its function."""
     if kind == "Activation":
         given = config.get("activation")
-        named = isinstance(given, Mapping) and given.get("class_name")
-        inner = given.get("config") if isinstance(given, Mapping) else None
-        if named in ACTIVATIONS and isinstance(inner, Mapping):  # a layer as the function of another
-            return _identifier(str(named), inner)
-        return given
+        if not isinstance(given, Mapping) or not isinstance(given.get("config"), Mapping):
+            return given
+        named = str(given.get("class_name"))
+        return identifier(named, given["config"]) if named in ACTIVATIONS else given
     if kind == "ThresholdedReLU":  # of Keras 2
         return {"class_name": "threshold", "config": {"threshold": config.get("theta", 1.0), "default_value": 0.0}}
     names = {
@@ -98,6 +98,16 @@ def _identifier(kind: str, config: Mapping[str, Any]) -> Any:
         # Keras 2 calls the slope alpha, and the layer's default is 0.3 where the function's is 0.2.
         kept.setdefault("negative_slope", config.get("alpha", 0.3))
     return {"class_name": kind, "config": kept}
+
+
+def weight_names(kind: str, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of the weights of a convolution or a BatchNormalization, in Keras' order."""
+    if kind in CONVOLUTIONS:
+        own = kernels(kind)
+        names = ("kernel",) if len(own) == 1 else tuple(f"{kernel}_kernel" for kernel in own)
+        return (*names, "bias") if config.get("use_bias", True) else names
+    given = (name for name, flag in (("gamma", "scale"), ("beta", "center")) if config.get(flag, True))
+    return (*given, "moving_mean", "moving_variance")
 
 
 def zero_padding_of(kind: str, config: Mapping[str, Any]) -> ZeroPadding | None:

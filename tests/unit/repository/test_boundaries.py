@@ -32,7 +32,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.protocol": NUMPY | GRPC | {"typing_extensions"},  # for type checkers alone
     "convserve.plot": NUMPY,
     "convserve.models": NUMPY,
-    "convserve.importing": NUMPY | {"h5py", "onnx"},
+    "convserve.importing": NUMPY | PROTOBUF | {"h5py", "onnx"},
     "convserve._rpc": NUMPY | GRPC,
     "convserve._sync": NUMPY | GRPC,
     "convserve._async": NUMPY | GRPC,

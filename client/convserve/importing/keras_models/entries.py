@@ -16,7 +16,7 @@ from typing import Any
 from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.importing.untrusted import refusal
 from convserve.layers.keras_layers import CONVOLUTIONS, advice, kernels
-from convserve.models.operations import ACTIVATIONS, PADDINGS, PASS_THROUGH
+from convserve.models.operations import ACTIVATIONS, PADDINGS, PASS_THROUGH, identifier
 
 _MODELS = frozenset({"Functional", "Sequential", "Model"})
 _WRAPPERS = frozenset({"TimeDistributed", "Bidirectional", "Wrapper", "SpectralNormalization"})
@@ -25,10 +25,8 @@ _LONGEST_JSON = 16 * 2**20  # what takes three bytes takes 60 in memory, and a l
 _DEEPEST = 64
 _LONGEST_NAME = 1000  # with those of the models around it, which each layer in them has in its own
 _MOST_IDENTITIES = 200_000  # of layers that may be shared: each has one for each model around it
+_CHAIN = "Chain"  # of `convserve.keras.RemoteChain`, which holds layers that follow each other
 _REMOTE_ONLY = ("server", "timeout", "load_with")
-# Keras writes the second into .h5 files.
-_REMOTE = {f"{prefix}Remote{kind}": kind for kind in CONVOLUTIONS for prefix in ("", "convserve>")}
-_REMOTE_CHAINS = ("RemoteChain", "convserve>RemoteChain")
 NORMALIZATIONS = frozenset({"BatchNormalization", "BatchNormalizationV1", "SyncBatchNormalization"})
 SURROUNDING = NORMALIZATIONS | ACTIVATIONS | PADDINGS
 """Layers that may become part of a convolution."""
@@ -40,9 +38,7 @@ class Step:
 
     snake_case: str  # its class as Keras writes it in paths
     number: int  # how many of its class are before it
-    rank: (
-        int | None
-    )  # how many of those are saved here; None if it is saved elsewhere, being shared and met there first
+    rank: int | None  # how many of those are saved here; None if it is saved where it was met first, being shared
     saved: Counter[str]  # by class, how many in this model are saved here
 
 
@@ -84,10 +80,9 @@ def entries(model: Mapping[str, Any], name: str) -> list[Entry]:
     if not isinstance(model.get("class_name"), str) or "config" not in model:
         raise refusal("the configuration of a Keras model", f"an object with the keys {short_repr(list(model))}")
     layers = layers_of(model)
-    if layers is None:
-        reason = f"{_custom(model) or 'not a Sequential or Functional'} model"
-        return [Entry(model["class_name"], (name,), (), (), {}, (), reason)]
-    return list(_walk(layers, (name,), (), (), (), set()))
+    reason = "" if layers is not None else f"{_custom(model) or 'not a Sequential or Functional'} model"
+    outermost = Entry(model["class_name"], (name,), (), (), {}, (), reason)
+    return [outermost] if layers is None else list(_walk(layers, outermost, set()))
 
 
 def checked(entry: Entry, *, is_keras_2: bool = False) -> dict[str, Any]:
@@ -116,79 +111,65 @@ def checked(entry: Entry, *, is_keras_2: bool = False) -> dict[str, Any]:
     if isinstance(activation, dict) and (activation.get("class_name") == "__lambda__" or list(activation) == ["value"]):
         raise InvalidConfigurationError.for_field("activation", "one of Keras' own", "a lambda, whose code is not run")
     if isinstance(activation, dict) and activation.get("class_name") == "LeakyReLU":
-        # Keras 2 calls the slope alpha, and the layer's default is 0.3 where the function's is 0.2.
-        given = activation.get("config")
-        slope = dict(given) if isinstance(given, dict) else {}
-        slope.setdefault("negative_slope", slope.pop("alpha", 0.3))
-        config["activation"] = {**activation, "config": slope}
+        config["activation"] = identifier("Activation", config)
     return config
 
 
-def _walk(
-    layers: list[Any],
-    names: tuple[str, ...],
-    steps: tuple[Step, ...],
-    positions: tuple[int, ...],
-    identities: tuple[str, ...],
-    seen: set[str],
-) -> Iterator[Entry]:
-    if len(names) > _DEEPEST:
+def _walk(layers: list[Any], around: Entry, seen: set[str]) -> Iterator[Entry]:
+    """Yields what is in the layers of a model; `seen` has the identities of those before."""
+    if len(around.names) > _DEEPEST:
         raise refusal(f"models that are nested at most {_DEEPEST} deep", "deeper ones")
     numbers: Counter[str] = Counter()
     saved: Counter[str] = Counter()
-    for index, entry in enumerate(layers):
-        if not isinstance(entry, dict) or not isinstance(entry.get("class_name"), str):
-            raise refusal("a layer with its class_name", short_repr(entry))
-        kind, own, position = entry["class_name"], (*names, name_of(entry) or entry["class_name"]), (*positions, index)
-        if sum(map(len, own)) > _LONGEST_NAME:
-            raise refusal(f"names of at most {_LONGEST_NAME} characters", f"{short_repr(own[-1])}, a longer one")
-        config = entry.get("config")
-        if str(entry.get("module")).startswith(("keras.src.ops.", "keras.ops.")):
+    for index, layer in enumerate(layers):
+        if not isinstance(layer, dict) or not isinstance(layer.get("class_name"), str):
+            raise refusal("a layer with its class_name", short_repr(layer))
+        kind, config = layer["class_name"], layer.get("config")
+        names, position = (*around.names, name_of(layer) or kind), (*around.position, index)
+        if sum(map(len, names)) > _LONGEST_NAME:
+            raise refusal(f"names of at most {_LONGEST_NAME} characters", f"{short_repr(names[-1])}, a longer one")
+        if str(layer.get("module")).startswith(("keras.src.ops.", "keras.ops.")):
             # Such as `x + 1`: Keras does not count it among a model's layers, so it takes no number.
-            yield Entry(kind, own, (), position, {}, (), "not a Conv2D")
+            yield Entry(kind, names, (), position, {}, (), "not a Conv2D")
             continue
         # Keras' archives have no names in their paths but classes, numbered within each model.
-        remote = _remote(entry)
-        snake = _snake_case(kind.removeprefix("convserve>") if remote or _is_remote_chain(entry) else kind)
-        known_as = tuple(f"{identity}/{index}" for identity in identities)
-        if entry.get("shared_object_id") is not None:
-            known_as += (short_repr(entry["shared_object_id"]),)
-        is_first = seen.isdisjoint(known_as)
-        own_steps = (*steps, Step(snake, numbers[snake], saved[snake] if is_first else None, saved))
+        remote = _remote(layer)
+        snake = _snake_case(kind.removeprefix("convserve>") if remote else kind)
+        identities = tuple(f"{identity}/{index}" for identity in around.identities)
+        if layer.get("shared_object_id") is not None:
+            identities += (short_repr(layer["shared_object_id"]),)
+        is_first = seen.isdisjoint(identities)
+        steps = (*around.steps, Step(snake, numbers[snake], saved[snake] if is_first else None, saved))
         numbers[snake] += 1
         saved[snake] += is_first
-        seen.update(known_as)
+        seen.update(identities)
         if len(seen) > _MOST_IDENTITIES:
             raise refusal(f"at most {_MOST_IDENTITIES} layers that models may share, once for each of these", "more")
-        inner = layers_of(entry)
-        if inner is not None:
-            yield from _walk(inner, own, own_steps, position, known_as, seen)
-            continue
-        reason = "" if remote else _why_skipped(entry)
+        reason = "" if remote in CONVOLUTIONS else _why_skipped(layer)
         if not isinstance(config, dict):
             reason = reason or f"its configuration is no object but {short_repr(config)}"
             config = {}
-        if remote:
-            config = {field: value for field, value in config.items() if field not in _REMOTE_ONLY}
-        yield Entry(remote or kind, own, own_steps, position, config, known_as, reason)
+        if remote in CONVOLUTIONS:
+            kind, config = remote, {field: value for field, value in config.items() if field not in _REMOTE_ONLY}
+        entry, inner = Entry(kind, names, steps, position, config, identities, reason), layers_of(layer)
+        if inner is None:
+            yield entry
+        else:
+            yield from _walk(inner, entry, seen)
 
 
 def _remote(entry: Mapping[str, Any]) -> str:
-    """Returns the class that a layer of `convserve.keras` stands for, being one but for where it is computed."""
-    names = (entry["class_name"], entry.get("registered_name") or entry["class_name"])
-    kinds = {_REMOTE.get(name) if isinstance(name, str) else None for name in names}
-    kind = kinds.pop()
-    return kind if kind and not kinds and entry.get("module") in (None, "convserve.keras") else ""
-
-
-def _is_remote_chain(entry: Mapping[str, Any]) -> bool:
-    """Whether an entry is `convserve.keras.RemoteChain`, which holds layers that follow each other."""
-    return entry.get("class_name") in _REMOTE_CHAINS and entry.get("module") in (None, "convserve.keras")
+    """Returns the class that a layer of `convserve.keras` stands for, "Chain" for several in a row, or nothing."""
+    name = entry["class_name"].removeprefix("convserve>")  # Keras writes it into .h5 files
+    known_as = (None, "", name, f"convserve>{name}")
+    is_ours = entry.get("registered_name") in known_as and entry.get("module") in (None, "convserve.keras")
+    kind: str = name.removeprefix("Remote")
+    return kind if is_ours and kind != name and kind in (*CONVOLUTIONS, _CHAIN) else ""
 
 
 def layers_of(entry: Mapping[str, Any]) -> list[Any] | None:
     """Returns the layers of one of Keras' own models, or of a chain, or None for anything else."""
-    if not _is_remote_chain(entry) and (entry.get("class_name") not in _MODELS or _custom(entry)):
+    if _remote(entry) != _CHAIN and (entry["class_name"] not in _MODELS or _custom(entry)):
         return None
     config = entry.get("config")
     # Until Keras 2.2.2 a Sequential's configuration was the list itself.
@@ -198,22 +179,22 @@ def layers_of(entry: Mapping[str, Any]) -> list[Any] | None:
 
 def is_sequence(entry: Mapping[str, Any]) -> bool:
     """Whether each of the layers in a model follows the one before it in the list."""
-    return entry.get("class_name") == "Sequential" or _is_remote_chain(entry)
+    return entry["class_name"] == "Sequential" or _remote(entry) == _CHAIN
 
 
 def _why_skipped(entry: Mapping[str, Any]) -> str:
     """Returns why a layer cannot be read, or nothing."""
-    kind, config = entry["class_name"], entry.get("config")
+    kind, config, custom = entry["class_name"], entry.get("config"), _custom(entry)
     inner = config.get("layer") if isinstance(config, dict) else None
     if kind in CONVOLUTIONS:
-        return f"{_custom(entry)} class that calls itself {kind}" if _custom(entry) else ""
+        return f"{custom} class that calls itself {kind}" if custom else ""
     if kind in _WRAPPERS and isinstance(inner, dict):
         around = short_repr(inner.get("class_name"))
         return f"a wrapper, here around {around}, computes something else than what it wraps"
     if kind == "Convolution2D":
         return "a layer of Keras 1: load the model in Keras 2, and save it anew"
-    if _custom(entry):
-        return f"{_custom(entry)} class"
+    if custom:
+        return f"{custom} class"
     if kind in SURROUNDING or kind in PASS_THROUGH:
         return ""
     return advice(kind) or "not a Conv2D"

@@ -25,41 +25,18 @@ class UnclearError(Exception):
 class Connected:
     """A layer in a model's graph, or where a nested model begins or ends."""
 
-    position: Position
     label: str  # its name after those of the models around it; no other has it
     kind: str  # its class
-    reads: tuple[str, ...]  # the labels of those whose outputs it reads, over all its calls
+    reads: tuple[Position, ...]  # those whose outputs it reads, over all its calls
     trains: bool  # whether it, or a model around it, is called with training=True
 
 
-def connections(model: Mapping[str, Any]) -> tuple[list[Connected], set[str]]:
-    """Returns what is in a model, nested models included, and the labels of those whose outputs it returns.
-
-    Raises UnclearError.
-    """
+def connections(model: Mapping[str, Any]) -> tuple[dict[Position, Connected], tuple[Position, ...]]:
+    """Returns what is in a model, nested models included, and those whose outputs it returns; raises UnclearError."""
     _check_none_shared(model, set())
-    read: dict[Position, _Read] = {}
-    returned = _connect(model, (), "", read, trains=False)
-    labels: dict[Position, str] = {}
-    used: set[str] = set()
-    for position, each in read.items():
-        labels[position] = each.name if each.name not in used else f"{each.name} at {'.'.join(map(str, position))}"
-        used.add(labels[position])
-    if len(used) < len(labels):
-        raise UnclearError("layers have the same name")
-    graph = [
-        Connected(position, labels[position], each.kind, tuple(labels[other] for other in each.reads), each.trains)
-        for position, each in read.items()
-    ]
-    return graph, {labels[position] for position in returned}
-
-
-@dataclass(frozen=True)
-class _Read:
-    name: str
-    kind: str
-    reads: tuple[Position, ...]
-    trains: bool
+    walk = _Walk()
+    returned = walk.connect(model, (), "", trains=False)
+    return walk.graph, returned
 
 
 def _check_none_shared(model: Mapping[str, Any], seen: set[str]) -> None:
@@ -72,40 +49,48 @@ def _check_none_shared(model: Mapping[str, Any], seen: set[str]) -> None:
         _check_none_shared(layer, seen)
 
 
-def _connect(
-    model: Mapping[str, Any], here: Position, before: str, read: dict[Position, _Read], *, trains: bool
-) -> tuple[Position, ...]:
-    """Enters the layers of a model, and returns those whose outputs it returns."""
-    layers = layers_of(model) or []
-    begin: tuple[Position, ...] = ((*here, "in"),) if here else ()
-    ends = [(*here, index, *(() if layers_of(layer) is None else ("out",))) for index, layer in enumerate(layers)]
-    sequence = is_sequence(model)
-    places = {} if sequence else _places(layers)
-    for index, layer in enumerate(layers):
+class _Walk:
+    def __init__(self) -> None:
+        self.graph: dict[Position, Connected] = {}
+        self._labels: set[str] = set()
+
+    def connect(self, model: Mapping[str, Any], here: Position, before: str, *, trains: bool) -> tuple[Position, ...]:
+        """Enters the layers of a model, and returns those whose outputs it returns."""
+        layers = layers_of(model) or []
+        begin: tuple[Position, ...] = ((*here, "in"),) if here else ()
+        ends = [(*here, index, *(() if layers_of(layer) is None else ("out",))) for index, layer in enumerate(layers)]
+        sequence = is_sequence(model)
+        places = {} if sequence else _places(layers)
+        for index, layer in enumerate(layers):
+            if sequence:
+                reads = (ends[index - 1],) if index else begin
+            else:
+                reads = tuple(ends[place] for place in _references(layer.get("inbound_nodes"), places))
+                if layer["class_name"] == "InputLayer":
+                    reads += begin
+                elif not reads:
+                    raise UnclearError(f"the file does not say what {name_of(layer)} follows")
+            trained = trains or _trains(layer.get("inbound_nodes"))
+            name, kind = f"{before}{name_of(layer) or layer['class_name']}", layer["class_name"]
+            if layers_of(layer) is not None:
+                self._enter((*here, index, "in"), f"{name} (its input)", kind, reads, trained)
+                reads = self.connect(layer, (*here, index), f"{name}/", trains=trained)
+            self._enter(ends[index], name, kind, reads, trained)
         if sequence:
-            reads = (ends[index - 1],) if index else begin
-        else:
-            reads = tuple(ends[place] for place in _references(layer.get("inbound_nodes"), places))
-            if layer["class_name"] == "InputLayer":
-                reads += begin
-            elif not reads:
-                raise UnclearError(f"the file does not say what {name_of(layer)} follows")
-        trained = trains or _trains(layer.get("inbound_nodes"))
-        name, kind = f"{before}{name_of(layer) or layer['class_name']}", layer["class_name"]
-        if layers_of(layer) is None:
-            read[ends[index]] = _Read(name, kind, reads, trained)
-        else:
-            read[(*here, index, "in")] = _Read(f"{name} (its input)", kind, reads, trained)
-            returned = _connect(layer, (*here, index), f"{name}/", read, trains=trained)
-            read[ends[index]] = _Read(name, kind, returned, trained)
-    if sequence:
-        return tuple(ends[-1:])
-    config = model.get("config")
-    outputs = config.get("output_layers") if isinstance(config, dict) else None
-    returned = tuple(ends[place] for place in _references(outputs, places))
-    if not returned:
-        raise UnclearError("the file does not say what the model returns")
-    return returned
+            return tuple(ends[-1:])
+        config = model.get("config")
+        outputs = config.get("output_layers") if isinstance(config, dict) else None
+        returned = tuple(ends[place] for place in _references(outputs, places))
+        if not returned:
+            raise UnclearError("the file does not say what the model returns")
+        return returned
+
+    def _enter(self, position: Position, name: str, kind: str, reads: tuple[Position, ...], trains: bool) -> None:
+        label = name if name not in self._labels else f"{name} at {'.'.join(map(str, position))}"
+        if label in self._labels:
+            raise UnclearError("layers have the same name")
+        self._labels.add(label)
+        self.graph[position] = Connected(label, kind, reads, trains)
 
 
 def _places(layers: list[Any]) -> dict[str, int]:

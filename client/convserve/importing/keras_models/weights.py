@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from convserve.errors import short_repr
 from convserve.importing.hdf5 import Hdf5File
+from convserve.importing.imported import NotImportedError
 from convserve.importing.keras_models.entries import NORMALIZATIONS, Entry, Step
 from convserve.layers.keras_layers import kernels
+from convserve.models.operations import weight_names
 from convserve.tensors.codec import Array
 
 WeightsOf = Callable[[Entry], dict[str, Array]]
@@ -23,25 +25,17 @@ WeightsOf = Callable[[Entry], dict[str, Array]]
 _OLD_GROUP = "_layer_checkpoint_dependencies"
 
 
-class NoWeightsError(Exception):
-    """A layer's weights are not in the file, or cannot be told from another's."""
-
-
 def names_of(entry: Entry) -> tuple[str, ...]:
     """Returns the names of a layer's weights, in Keras' order; the bias is always among them."""
-    if entry.kind not in NORMALIZATIONS:
-        own = kernels(entry.kind)
-        return (*((f"{kernel}_kernel" for kernel in own) if len(own) > 1 else ("kernel",)), "bias")
-    given = [name for name, flag in (("gamma", "scale"), ("beta", "center")) if entry.config.get(flag, True)]
-    return (*given, "moving_mean", "moving_variance")
+    return weight_names(entry.kind, {**entry.config, "use_bias": True})
 
 
 def _told(entry: Entry) -> str:
     """Returns the names of a layer's weights for a text."""
-    kind = len(names_of(entry))
+    names = names_of(entry)
     if entry.kind in NORMALIZATIONS:
-        return " and ".join(names_of(entry))
-    return "a kernel and a bias" if kind == 2 else "two kernels and a bias"
+        return " and ".join(names)
+    return "a kernel and a bias" if len(names) == 2 else "two kernels and a bias"
 
 
 class ArchivedWeights:
@@ -53,20 +47,20 @@ class ArchivedWeights:
         self._is_old = version.startswith("2.") or opened.has(_OLD_GROUP)
 
     def of(self, entry: Entry) -> dict[str, Array]:
-        """Returns the weights of a layer by name; raises NoWeightsError."""
+        """Returns the weights of a layer by name; raises NotImportedError."""
         place = f"{self._old_place(entry.steps) if self._is_old else _place(entry.steps)}/vars"
         names = names_of(entry)
         first = self._opened.array(f"{place}/0")
         if first is None:
             # Keras loses the identity of what it first meets in a nested model, and then cannot load the file itself.
             why = ": it is one with a layer before it, and only an .h5 file would say with which"
-            raise NoWeightsError(f"the file has no weights for it at {place}{why if entry.identities else ''}")
+            raise NotImportedError(f"the file has no weights for it at {place}{why if entry.identities else ''}")
         name = self._opened.text(place, "name")
         if name is not None and name != entry.names[-1]:
-            raise NoWeightsError(f"the weights at {place} are those of {short_repr(name)}")
+            raise NotImportedError(f"the weights at {place} are those of {short_repr(name)}")
         others = set(self._members(place)) - {str(number) for number in range(len(names))}
         if others:
-            raise NoWeightsError(f"there is more than {_told(entry)} at {place}: {', '.join(sorted(others))}")
+            raise NotImportedError(f"there is more than {_told(entry)} at {place}: {', '.join(sorted(others))}")
         arrays = [first, *(self._opened.array(f"{place}/{number}") for number in range(1, len(names)))]
         return {name: array for name, array in zip(names, arrays, strict=True) if array is not None}
 
@@ -82,12 +76,12 @@ class ArchivedWeights:
             named = re.compile(rf"{re.escape(step.snake_case)}(?:_(\d+))?")
             numbers = sorted(int(found[1] or 0) for found in map(named.fullmatch, self._members(group)) if found)
             if len(numbers) != step.saved[step.snake_case]:
-                raise NoWeightsError(
+                raise NotImportedError(
                     f"the file does not tell which of {len(numbers)} groups {step.snake_case} in {group} is its own of "
                     f"{step.saved[step.snake_case]} layers: load the model in Keras 2, and save it as .h5"
                 )
             if step.rank is None:
-                raise NoWeightsError(f"the file has no weights for it in {group}")
+                raise NotImportedError(f"the file has no weights for it in {group}")
             place = f"{group}/{_numbered(step.snake_case, numbers[step.rank])}/"
         return place.removesuffix("/")
 
@@ -118,27 +112,29 @@ class NamedWeights:
         self._claims = Counter(self._place(entry) for entry in read)
 
     def of(self, entry: Entry) -> dict[str, Array]:
-        """Returns the weights of a layer by name; raises NoWeightsError."""
+        """Returns the weights of a layer by name; raises NotImportedError."""
         if entry.config.get("lora_rank"):
-            raise NoWeightsError("its LoRA is apart from its kernel in an .h5 file: save the model as .keras")
+            raise NotImportedError("its LoRA is apart from its kernel in an .h5 file: save the model as .keras")
         if self._is_flipped and kernels(entry.kind) != ("kernel",) and entry.kind not in NORMALIZATIONS:
-            raise NoWeightsError(f"it is not known how Theano's {entry.kind} has its kernel: save the model in Keras 2")
+            raise NotImportedError(
+                f"it is not known how Theano's {entry.kind} has its kernel: save the model in Keras 2"
+            )
         place = self._place(entry)
         if place is None:
-            raise NoWeightsError(f"the file has no weights for it in the group {short_repr(entry.names[1])}")
+            raise NotImportedError(f"the file has no weights for it in the group {short_repr(entry.names[1])}")
         if self._claims[place] > 1:
-            raise NoWeightsError("the file does not tell its weights from another's: save the model as .keras")
+            raise NotImportedError("the file does not tell its weights from another's: save the model as .keras")
         group, owner = place
         named = _by_todays_names(entry, self._owners(group)[owner])
         others = set(named) - set(names_of(entry))
         if others:
-            raise NoWeightsError(f"it has more than {_told(entry)}: {', '.join(sorted(others))}")
+            raise NotImportedError(f"it has more than {_told(entry)}: {', '.join(sorted(others))}")
         arrays = {}
         for name in names_of(entry):
             if name in named:
                 array = self._opened.array(f"model_weights/{group}/{named[name]}")
                 if array is None:
-                    raise NoWeightsError(f"the file has no array {short_repr(named[name])}, which weight_names lists")
+                    raise NotImportedError(f"the file has no array {short_repr(named[name])}, which weight_names lists")
                 arrays[name] = array
         if self._is_flipped and "kernel" in arrays:
             kernel = arrays["kernel"]

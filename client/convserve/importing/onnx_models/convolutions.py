@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from convserve.errors import InvalidConfigurationError, InvalidWeightsError, short_repr
+from convserve.importing.imported import NotImportedError
 from convserve.importing.onnx_models.graphs import Attributes, Dimensions, Graph, Op
 from convserve.importing.onnx_models.tensors import Tensors, dtype_of
 from convserve.layers.conv2d import Conv2D
@@ -15,11 +16,7 @@ from convserve.tensors.codec import FLOAT_DTYPES, Shape
 Sizes = Callable[[str], Dimensions | None]
 """Returns the dimensions of a tensor, or None if nothing is known of them."""
 _AUTO_PADS = ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER")
-_Pairs = tuple[tuple[int, int], tuple[int, int]]
-
-
-class NotConvertedError(Exception):
-    """Why a node cannot be a layer."""
+_Pairs = tuple[tuple[int, int], ...]
 
 
 def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
@@ -28,7 +25,7 @@ def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
     One of rank 3 has a kernel of height 1, for images of that height.
 
     Raises:
-        NotConvertedError: If its weights are not constant, or it is of another rank.
+        NotImportedError: If its weights are not constant, or it is of another rank.
         InvalidConfigurationError: If it has attributes that no Conv2D can have.
         InvalidWeightsError: If its weights are broken, or do not fit.
     """
@@ -37,17 +34,17 @@ def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
     shape = tensors.shape(kernel, "kernel")
     rank = len(shape)
     if rank not in (3, 4):
-        raise NotConvertedError(f"a Conv of rank {rank}: a Conv2D is of rank 4, and may stand for one of rank 3")
+        raise NotImportedError(f"a Conv of rank {rank}: a Conv2D is of rank 4, and may stand for one of rank 3")
     dtype = dtype_of(kernel)
     if bias is not None and dtype_of(bias) != dtype:
         raise InvalidWeightsError.for_field("bias", f"{dtype}, as the kernel has", dtype_of(bias))
     if dtype not in FLOAT_DTYPES:
-        raise NotConvertedError(f"its kernel has {dtype}; a layer's weights are floating-point numbers")
-    elements = tensors.floats(kernel, "kernel")
+        raise NotImportedError(f"its kernel has {dtype}; a layer's weights are floating-point numbers")
+    elements = tensors.array(kernel, "kernel")
     config = _configuration(op, shape, dtype, bias is not None, sizes)
     if rank == 3:
         elements = elements.reshape(*shape[:2], 1, shape[2])
-    return Layer(config, elements.transpose(2, 3, 1, 0), None if bias is None else tensors.floats(bias, "bias"))
+    return Layer(config, elements.transpose(2, 3, 1, 0), None if bias is None else tensors.array(bias, "bias"))
 
 
 def kernel_rank(op: Op, graph: Graph) -> int | None:
@@ -58,55 +55,46 @@ def kernel_rank(op: Op, graph: Graph) -> int | None:
 
 def _constant(op: Op, index: int, what: str, graph: Graph) -> Any:
     if not op.input(index):
-        raise NotConvertedError(f"it has no {what}")
+        raise NotImportedError(f"it has no {what}")
     tensor = graph.constant(op.input(index))
     if tensor is None:
-        raise NotConvertedError(f"its {what} {graph.why_not_constant(op.input(index))}")
+        raise NotImportedError(f"its {what} {graph.why_not_constant(op.input(index))}")
     return tensor
 
 
 def _configuration(op: Op, shape: Shape, dtype: str, use_bias: bool, sizes: Sizes) -> Conv2D:
     attributes, spatial = op.attributes, shape[2:]
-    given = attributes.integers("kernel_shape")
-    if given is not None and given != spatial:
+    given = attributes.get("kernel_shape", spatial)
+    if given != spatial:
         expected = f"{spatial}, which is the kernel's shape"
         raise InvalidConfigurationError.for_field("kernel_shape", expected, short_repr(given))
     strides = _of_length(attributes, "strides", len(spatial))
     dilations = _of_length(attributes, "dilations", len(spatial))
-    if len(spatial) == 1:
-        spatial, strides, dilations = (1, *spatial), (1, *strides), (1, *dilations)
-    groups = attributes.integer("group", 1)
+    height = (1,) * (2 - len(spatial))  # of a Conv of rank 3
     return Conv2D(
         shape[0],
-        spatial,
-        strides=strides,
-        padding=_padding(op, attributes, spatial, strides, dilations, sizes, len(shape) - 2),
+        height + spatial,
+        strides=height + strides,
+        padding=_padding(op, spatial, strides, dilations, sizes),
         data_format="channels_first",
-        dilation_rate=dilations,
-        groups=groups,
+        dilation_rate=height + dilations,
+        groups=attributes.get("group", 1),
         use_bias=use_bias,
         dtype=dtype,
     )
 
 
 def _of_length(attributes: Attributes, name: str, length: int) -> tuple[int, ...]:
-    values = attributes.integers(name) or (1,) * length
+    values = attributes.get(name, ()) or (1,) * length
     if len(values) != length:
         raise InvalidConfigurationError.for_field(name, f"{length} numbers, one a direction", short_repr(values))
     return values
 
 
-def _padding(
-    op: Op,
-    attributes: Attributes,
-    kernel: tuple[int, ...],
-    strides: tuple[int, ...],
-    dilations: tuple[int, ...],
-    sizes: Sizes,
-    directions: int,
-) -> str | _Pairs:
+def _padding(op: Op, kernel: Shape, strides: Shape, dilations: Shape, sizes: Sizes) -> str | _Pairs:
     """Returns the padding as Conv2D has it: "valid" and "same" where they are what is meant, or amounts."""
-    auto_pad = attributes.text("auto_pad", "NOTSET") or "NOTSET"
+    attributes, directions = op.attributes, len(kernel)
+    auto_pad = attributes.get("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in _AUTO_PADS:
         raise InvalidConfigurationError.for_field("auto_pad", f"one of {', '.join(_AUTO_PADS)}", short_repr(auto_pad))
     # Keras' own words do not allow strides and dilation together; amounts do.
@@ -117,34 +105,35 @@ def _padding(
         windows = [(size - 1) * dilation + 1 for size, dilation in zip(kernel, dilations, strict=True)]
         if min(*strides, *windows) < 1:
             return "same"  # which Conv2D refuses with what is wrong
-        amounts = _same(op, windows, strides, auto_pad, sizes, directions)
+        amounts = _same(op, windows, strides, auto_pad, sizes)
     elif auto_pad == "VALID" or not attributes.has("pads"):
-        amounts = ((0, 0), (0, 0))
+        amounts = ((0, 0),) * directions
     else:
-        pads = attributes.integers("pads") or ()
+        pads = attributes.get("pads", ())
         if len(pads) != 2 * directions:
             expected = f"{2 * directions} numbers: the beginnings, then the ends"
             raise InvalidConfigurationError.for_field("pads", expected, short_repr(pads))
-        width = (pads[directions - 1], pads[-1])
-        amounts = ((pads[0], pads[2]) if directions == 2 else (0, 0), width)
-    return "valid" if amounts == ((0, 0), (0, 0)) and not is_both else amounts
+        amounts = tuple(zip(pads[:directions], pads[directions:], strict=True))
+    if not is_both and not any(map(any, amounts)):
+        return "valid"
+    return ((0, 0),) * (2 - directions) + amounts
 
 
-def _same(op: Op, windows: list[int], strides: tuple[int, ...], auto_pad: str, sizes: Sizes, directions: int) -> _Pairs:
+def _same(op: Op, windows: list[int], strides: Shape, auto_pad: str, sizes: Sizes) -> _Pairs:
     """Returns the amounts of SAME_LOWER, or of SAME_UPPER, which depend on the image's size where there are strides."""
-    pairs = []
+    pairs, directions = [], len(windows)
     known = sizes(op.input(0)) if any(min(each) > 1 for each in zip(windows, strides, strict=True)) else None
     for direction, (window, stride) in enumerate(zip(windows, strides, strict=True)):
         if min(window, stride) == 1:
             total = window - 1 if stride == 1 else 0  # whatever the image's size
         else:
-            size = known[direction - 2] if known is not None and len(known) == directions + 2 else None
+            size = known[2 + direction] if known is not None and len(known) == 2 + directions else None
             if size is None:
-                raise NotConvertedError(
-                    f"auto_pad={auto_pad} with strides={strides[-directions:]} pads by the image's size, which the "
-                    "file leaves open: give the model's inputs fixed sizes, as by onnx.tools.update_model_dims"
+                raise NotImportedError(
+                    f"auto_pad={auto_pad} with strides={strides} pads by the image's size, which the file leaves open: "
+                    "give the model's inputs fixed sizes, as by onnx.tools.update_model_dims"
                 )
             total = max(0, (-(-size // stride) - 1) * stride + window - size)
         less, more = total // 2, total - total // 2
         pairs.append((more, less) if auto_pad == "SAME_LOWER" else (less, more))
-    return pairs[0], pairs[1]
+    return tuple(pairs)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, cast
 
 from convserve.activations import Activation
 from convserve.importing.onnx_models.graphs import Graph, Op
@@ -14,45 +13,38 @@ _GATES = {("sigmoid",): "silu", ("hard_sigmoid",): "hard_silu", ("softplus", "ta
 """What x times these functions of x, one after the other, is: all of Keras' names."""
 
 
-@dataclass(frozen=True)
-class Gate:
-    """A Mul that is the end of an activation.
-
-    Attributes:
-        activation: What it computes.
-        tensor: Of what.
-        parts: The operators whose results nobody else reads.
-    """
+class Gate(NamedTuple):
+    """A Mul that is the end of an activation."""
 
     activation: Activation
-    tensor: str
-    parts: tuple[Op, ...]
+    tensor: str  # that it is applied to
+    parts: list[Op]  # whose results nobody else reads
 
 
-def gates(graph: Graph, ops: Sequence[Op], activation_of: Callable[[Op], Activation | None]) -> dict[str, Gate]:
-    """Returns the gates among a graph's nodes, by the name of the Mul."""
+def gates(graph: Graph, ops: Sequence[Op], operations: Mapping[str, object]) -> dict[str, Gate]:
+    """Returns the gates among a graph's nodes, by the name of the Mul; `operations` are what the nodes do, by name."""
     readers = Counter(tensor for op in ops for tensor in op.reads)
     readers.update(graph.outputs)
 
     def gate(tensor: str, gating: str) -> Gate | None:
         parts: list[Op] = []
-        names: list[str] = []
+        names: tuple[str, ...] = ()
         while gating != tensor and len(parts) < 2:
             part = graph.producer(gating)
-            activation = None if part is None or readers[gating] != 1 else activation_of(part)
-            if part is None or activation is None:
+            activation = None if part is None or readers[gating] != 1 else operations.get(part.name)
+            if part is None or not isinstance(activation, Activation):
                 return None
-            parts.insert(0, part)
-            names.insert(0, activation.keras_name)
+            parts.append(part)
+            names = (activation.keras_name, *names)
             gating = part.input(0)
-        name = _GATES.get(tuple(names)) if gating == tensor else None
-        return None if name is None else Gate(cast(Activation, Activation.members[name]()), tensor, tuple(parts))
+        if gating != tensor or names not in _GATES:
+            return None
+        return Gate(cast(Activation, Activation.members[_GATES[names]]()), tensor, parts)
 
     found = {}
     for op in ops:
         if op.kind == "Mul" and len(op.inputs) == 2:
             one, other = op.inputs
-            made = gate(one, other) or gate(other, one)
-            if made is not None:
+            if made := gate(one, other) or gate(other, one):
                 found[op.name] = made
     return found

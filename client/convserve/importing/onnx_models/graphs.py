@@ -6,7 +6,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
-from typing import Any
+from typing import Any, TypeVar
+
+import numpy as np
 
 from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.importing.untrusted import refusal
@@ -18,6 +20,11 @@ Dimensions = tuple[int | None, ...]
 _FIRST_OPSET = 1
 _LONGEST_NAME = 500  # of a node: each in a subgraph has those of the nodes around it in its own
 _DOMAINS = ("", "ai.onnx")
+_Value = TypeVar("_Value", int, float, str, tuple[int, ...])
+_TYPES = {int: ("INT", "i"), float: ("FLOAT", "f"), str: ("STRING", "s"), tuple: ("INTS", "ints")}
+"""By the type of an attribute's value, ONNX' name of it, and the field that has it."""
+_CONSTANTS = {"float": ("f", "f4"), "floats": ("floats", "f4"), "int": ("i", "i8"), "ints": ("ints", "i8")}
+"""By the end of the name of a Constant's attribute for numbers, the field that has them, and their dtype."""
 
 
 class Attributes:
@@ -30,32 +37,22 @@ class Attributes:
         """Whether there is an attribute of this name."""
         return name in self._by_name
 
-    def integer(self, name: str, default: int) -> int:
-        """Returns an integer."""
-        return int(self._value(name, "INT", "i", default))
-
-    def number(self, name: str, default: float) -> float:
-        """Returns a number."""
-        return float(self._value(name, "FLOAT", "f", default))
-
-    def text(self, name: str, default: str) -> str:
-        """Returns a text."""
-        value = self._value(name, "STRING", "s", default)
-        return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-    def integers(self, name: str, default: tuple[int, ...] | None = None) -> tuple[int, ...] | None:
-        """Returns a list of integers."""
-        values = self._value(name, "INTS", "ints", default)
-        return None if values is None else tuple(values)
+    def get(self, name: str, default: _Value) -> _Value:
+        """Returns an attribute of the default's type, or the default where there is none."""
+        value = self._value(name, *_TYPES[type(default)])
+        if value is None:
+            return default
+        converted: Any = value.decode(errors="replace") if isinstance(value, bytes) else type(default)(value)
+        return converted  # type: ignore[no-any-return]
 
     def tensor(self, name: str) -> Any:
         """Returns a tensor, or None."""
-        return self._value(name, "TENSOR", "t", None)
+        return self._value(name, "TENSOR", "t")
 
-    def _value(self, name: str, kind: str, where: str, default: Any) -> Any:
+    def _value(self, name: str, kind: str, where: str) -> Any:
         attribute = self._by_name.get(name)
         if attribute is None:
-            return default
+            return None
         number = attribute.AttributeType.Value(kind)
         # The first version of the format did not say the type.
         if attribute.ref_attr_name or attribute.type not in (0, number):
@@ -132,7 +129,7 @@ class Graph:
     def subgraphs(self, op: Op) -> Iterator[Graph]:
         """Yields the graphs in a node's attributes, such as the branches of an If."""
         for attribute in op.proto.attribute:
-            for proto in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+            for proto in _graphs_in(attribute):
                 yield Graph(proto, self._functions, self, f"{op.name}/{text_of(attribute.name)}/")
 
     def producer(self, tensor: str) -> Op | None:
@@ -193,15 +190,12 @@ class Graph:
 
     def _check_order(self) -> None:
         """Raises InvalidRequestError if a tensor is computed by way of itself."""
-        order: TopologicalSorter[int] = TopologicalSorter()
-        numbers = {id(op): number for number, op in enumerate(self.ops)}
-        for number, op in enumerate(self.ops):
-            before = (self._producers.get(tensor) for tensor in op.reads)
-            order.add(number, *(numbers[id(each)] for each in before if each is not None))
+        made_by = {tensor: op.name for tensor, op in self._producers.items()}
+        above = {op.name: [made_by[tensor] for tensor in op.reads if tensor in made_by] for op in self.ops}
         try:
-            order.prepare()
+            TopologicalSorter(above).prepare()
         except CycleError as error:
-            circle = ", ".join(short_repr(self.ops[number].name) for number in error.args[1][:4])
+            circle = ", ".join(map(short_repr, error.args[1][:4]))
             raise refusal("a graph without circles", f"nodes that read each other: {circle}") from None
 
 
@@ -236,32 +230,29 @@ def _constant_of(op: Op) -> Any:
     """Returns the TensorProto of a Constant node, or None for any other; those of numbers become tensors."""
     if op.kind != "Constant":
         return None
-    attributes = op.attributes
-    if attributes.has("value"):
-        try:
-            return attributes.tensor("value")
-        except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
-            return None
-    from onnx import TensorProto
+    from onnx import numpy_helper
 
-    for attribute in op.proto.attribute:
-        is_float = attribute.name in ("value_float", "value_floats")
-        if is_float or attribute.name in ("value_int", "value_ints"):
-            result = TensorProto(name=op.outputs[0], data_type=TensorProto.FLOAT if is_float else TensorProto.INT64)
-            is_list = attribute.name.endswith("s")
-            listed = attribute.floats if is_float else attribute.ints
-            values = listed if is_list else [attribute.f if is_float else attribute.i]
-            (result.float_data if is_float else result.int64_data).extend(values)
-            result.dims.extend([len(values)] if is_list else [])
-            return result
+    try:
+        if op.attributes.has("value"):
+            return op.attributes.tensor("value")
+        for attribute in op.proto.attribute:
+            if (kind := attribute.name.removeprefix("value_")) in _CONSTANTS and kind != attribute.name:
+                where, dtype = _CONSTANTS[kind]
+                return numpy_helper.from_array(np.array(getattr(attribute, where), dtype), op.outputs[0])
+    except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
+        pass
     return None
+
+
+def _graphs_in(attribute: Any) -> tuple[Any, ...]:
+    return (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def _reads(node: Any) -> set[str]:
     """Returns the tensors that a node reads, with those that its subgraphs read from around them."""
     reads = set(map(text_of, node.input))
     for attribute in node.attribute:
-        for graph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
+        for graph in _graphs_in(attribute):
             inner = {text_of(value.name) for value in graph.output}.union(*map(_reads, graph.node))
             own = {text_of(name) for each in graph.node for name in each.output}
             own.update(text_of(each.name) for each in (*graph.input, *graph.initializer))

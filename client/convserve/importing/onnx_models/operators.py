@@ -12,8 +12,8 @@ import numpy as np
 
 from convserve.activations import Activation
 from convserve.errors import InvalidRequestError
-from convserve.importing.onnx_models.graphs import Attributes, Graph, Op
-from convserve.importing.onnx_models.tensors import Tensors
+from convserve.importing.onnx_models.graphs import Graph, Op
+from convserve.importing.onnx_models.tensors import DTYPES, Tensors
 from convserve.models.operations import BatchNormalization, ZeroPadding
 from convserve.tensors.codec import Array
 
@@ -45,24 +45,23 @@ def operation_of(op: Op, graph: Graph, tensors: Tensors, opset: int, rank: int |
     None is also for parameters that are not constant, that Keras' function of the name does not have, or that are
     broken. `rank` is that of the convolution after it, if that is known.
     """
-    if not is_known(op.kind, opset):
+    if op.kind not in _PLAIN | _READERS or not is_known(op.kind, opset):
         return None
+    if op.kind in _PLAIN:
+        return _named(_PLAIN[op.kind])
     try:
-        if op.kind in _ACTIVATIONS:
-            return _ACTIVATIONS[op.kind](op.attributes)
-        if op.kind in _OTHERS:
-            return _OTHERS[op.kind](op, _Parameters(op, graph, tensors), opset, rank)
+        return _READERS[op.kind](_Operator(op, graph, tensors, opset, rank))
     except InvalidRequestError:
         raise  # of the whole file
     except ValueError:  # what is no convolution may be broken: it stays what it is
         return None
-    return None
 
 
-class _Parameters:
-    """An operator's constant inputs."""
+class _Operator:
+    """An operator's attributes and constant inputs, its opset, and the rank of the convolution after it."""
 
-    def __init__(self, op: Op, graph: Graph, tensors: Tensors) -> None:
+    def __init__(self, op: Op, graph: Graph, tensors: Tensors, opset: int, rank: int | None) -> None:
+        self.attributes, self.outputs, self.opset, self.rank = op.attributes, op.outputs, opset, rank
         self._op, self._graph, self._tensors = op, graph, tensors
 
     def array(self, index: int) -> Array:
@@ -70,38 +69,35 @@ class _Parameters:
         tensor = self._graph.constant(self._op.input(index))
         if tensor is None:
             raise ValueError("not constant")
-        return self._tensors.any(tensor)
+        return self._tensors.array(tensor, "constant", DTYPES)
 
-    def number(self, index: int) -> float | None:
-        """Returns the only element of an input, or None if there is no such input."""
-        return float(self.array(index).item()) if self._op.input(index) else None
+    def number(self, index: int, default: float) -> float:
+        """Returns the only element of an input, or the default if there is no such input."""
+        return float(self.array(index).item()) if self._op.input(index) else default
 
     def integers(self, index: int) -> tuple[int, ...] | None:
         """Returns the elements of an input, or None if there is no such input."""
         return tuple(map(int, self.array(index).ravel())) if self._op.input(index) else None
 
 
-def _batch_normalization(op: Op, given: _Parameters, opset: int, _: int | None) -> Operation | None:
-    attributes = op.attributes
-    if opset < 7:
-        is_inference = attributes.integer("is_test", 0) != 0
+def _batch_normalization(op: _Operator) -> Operation | None:
+    if op.opset < 7:
+        is_inference = op.attributes.get("is_test", 0) != 0
     else:
         # What a run learns of its batch are further outputs; from opset 14 on it is said.
-        is_inference = not any(op.outputs[1:]) and attributes.integer("training_mode", 0) == 0
-    if not is_inference or (opset < 9 and attributes.integer("spatial", 1) != 1):
+        is_inference = not any(op.outputs[1:]) and op.attributes.get("training_mode", 0) == 0
+    if not is_inference or (op.opset < 9 and op.attributes.get("spatial", 1) != 1):
         return None
-    gamma, beta, mean, variance = (given.array(index) for index in range(1, 5))
-    return BatchNormalization(gamma, beta, mean, variance, attributes.number("epsilon", 1e-5))
+    gamma, beta, mean, variance = (op.array(index) for index in range(1, 5))
+    return BatchNormalization(gamma, beta, mean, variance, op.attributes.get("epsilon", 1e-5))
 
 
-def _clip(op: Op, given: _Parameters, opset: int, _: int | None) -> Operation | None:
-    attributes = op.attributes
+def _clip(op: _Operator) -> Operation | None:
     lowest, highest = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
-    if opset < 11:
-        low, high = attributes.number("min", lowest), attributes.number("max", highest)
+    if op.opset < 11:
+        low, high = op.attributes.get("min", lowest), op.attributes.get("max", highest)
     else:
-        limits = given.number(1), given.number(2)
-        low, high = (default if each is None else each for each, default in zip(limits, (lowest, highest), strict=True))
+        low, high = op.number(1, lowest), op.number(2, highest)
     if low <= lowest and high >= highest:
         return _named("linear")
     if (low, high) == (-1, 1):
@@ -113,18 +109,18 @@ def _clip(op: Op, given: _Parameters, opset: int, _: int | None) -> Operation | 
     return _named("relu", max_value=None if high >= highest else high)
 
 
-def _pad(op: Op, given: _Parameters, opset: int, rank: int | None) -> Operation | None:
-    attributes = op.attributes
-    if attributes.text("mode", "constant") != "constant" or rank not in (3, 4):
+def _pad(op: _Operator) -> Operation | None:
+    rank = op.rank
+    if op.attributes.get("mode", "constant") != "constant" or rank not in (3, 4):
         return None
-    if opset < 11:
-        pads: Any = attributes.integers("pads" if opset > 1 else "paddings")
-        value: float | None = attributes.number("value", 0.0)
-        axes: Any = None
+    axes: tuple[int, ...] | None = None
+    if op.opset < 11:
+        pads: tuple[int, ...] | None = op.attributes.get("pads" if op.opset > 1 else "paddings", ())
+        value = op.attributes.get("value", 0.0)
     else:
-        pads, value, axes = given.integers(1), given.number(2), given.integers(3)
+        pads, value, axes = op.integers(1), op.number(2, 0.0), op.integers(3)
     axes = tuple(range(rank)) if axes is None else tuple(axis + rank if axis < 0 else axis for axis in axes)
-    if pads is None or value not in (None, 0) or len(pads) != 2 * len(axes) or len(set(axes)) < len(axes):
+    if pads is None or value != 0 or len(pads) != 2 * len(axes) or len(set(axes)) < len(axes):
         return None
     amounts = dict(zip(axes, zip(pads[: len(axes)], pads[len(axes) :], strict=True), strict=True))
     around = {axis: pair for axis, pair in amounts.items() if pair != (0, 0)}
@@ -136,62 +132,55 @@ def _pad(op: Op, given: _Parameters, opset: int, rank: int | None) -> Operation 
     return ZeroPadding((around.get(2, nothing), around.get(3, nothing)))
 
 
-def _dropout(op: Op, given: _Parameters, opset: int, _: int | None) -> Operation | None:
-    is_inference = opset >= 7 or op.attributes.integer("is_test", 0) != 0
-    return _named("linear") if is_inference and not given.number(2) else None
+def _dropout(op: _Operator) -> Operation | None:
+    is_inference = op.opset >= 7 or op.attributes.get("is_test", 0) != 0
+    return _named("linear") if is_inference and not op.number(2, 0) else None
 
 
-def _hard_sigmoid(attributes: Attributes) -> Operation | None:
-    alpha, beta = attributes.number("alpha", 0.2), attributes.number("beta", 0.5)
+def _hard_sigmoid(op: _Operator) -> Operation | None:
+    alpha, beta = op.attributes.get("alpha", 0.2), op.attributes.get("beta", 0.5)
     is_keras = np.float32(alpha) == np.float32(1 / 6) and beta == 0.5
     return _named("hard_sigmoid") if is_keras else None
 
 
-def _selu(attributes: Attributes) -> Operation | None:
-    alpha = np.float32(attributes.number("alpha", 1.67326319217681884765625))
-    gamma = np.float32(attributes.number("gamma", 1.05070102214813232421875))
+def _selu(op: _Operator) -> Operation | None:
+    alpha = np.float32(op.attributes.get("alpha", 1.67326319217681884765625))
+    gamma = np.float32(op.attributes.get("gamma", 1.05070102214813232421875))
     is_keras = (alpha, gamma) == (np.float32(1.6732632423543772), np.float32(1.0507009873554805))
     return _named("selu") if is_keras else None
 
 
-def _gelu(attributes: Attributes) -> Operation | None:
-    approximate = attributes.text("approximate", "none")
+def _gelu(op: _Operator) -> Operation | None:
+    approximate = op.attributes.get("approximate", "none")
     return _named("gelu", approximate=approximate == "tanh") if approximate in ("none", "tanh") else None
 
 
-def _swish(attributes: Attributes) -> Operation | None:
-    return _named("silu") if attributes.number("alpha", 1.0) == 1 else None
+def _swish(op: _Operator) -> Operation | None:
+    return _named("silu") if op.attributes.get("alpha", 1.0) == 1 else None
 
 
 def _named(name: str, **parameters: Any) -> Activation:
     return cast(Activation, Activation.members[name](**parameters))
 
 
-_ACTIVATIONS: dict[str, Callable[[Attributes], Operation | None]] = {
-    "Identity": lambda _: _named("linear"),
-    "Relu": lambda _: _named("relu"),
-    "LeakyRelu": lambda attributes: _named("leaky_relu", negative_slope=attributes.number("alpha", 0.01)),
-    "HardSigmoid": _hard_sigmoid,
-    "HardSwish": lambda _: _named("hard_silu"),
-    "Sigmoid": lambda _: _named("sigmoid"),
-    "Tanh": lambda _: _named("tanh"),
-    "Elu": lambda attributes: _named("elu", alpha=attributes.number("alpha", 1.0)),
-    "Selu": _selu,
-    "Softplus": lambda _: _named("softplus"),
-    "Softsign": lambda _: _named("softsign"),
-    "Celu": lambda attributes: _named("celu", alpha=attributes.number("alpha", 1.0)),
-    "ThresholdedRelu": lambda attributes: _named(
-        "threshold", threshold=attributes.number("alpha", 1.0), default_value=0.0
-    ),
-    "Gelu": _gelu,
-    "Mish": lambda _: _named("mish"),
-    "Swish": _swish,
-}
-_OTHERS: dict[str, Callable[[Op, _Parameters, int, int | None], Operation | None]] = {
+_PLAIN = {
+    "Identity": "linear", "Relu": "relu", "HardSwish": "hard_silu", "Sigmoid": "sigmoid", "Tanh": "tanh",
+    "Softplus": "softplus", "Softsign": "softsign", "Mish": "mish",
+}  # fmt: skip
+"""Operators without parameters, by Keras' name."""
+_READERS: dict[str, Callable[[_Operator], Operation | None]] = {
     "BatchNormalization": _batch_normalization,
+    "Celu": lambda op: _named("celu", alpha=op.attributes.get("alpha", 1.0)),
     "Clip": _clip,
-    "Pad": _pad,
     "Dropout": _dropout,
+    "Elu": lambda op: _named("elu", alpha=op.attributes.get("alpha", 1.0)),
+    "Gelu": _gelu,
+    "HardSigmoid": _hard_sigmoid,
+    "LeakyRelu": lambda op: _named("leaky_relu", negative_slope=op.attributes.get("alpha", 0.01)),
+    "Pad": _pad,
+    "Selu": _selu,
+    "Swish": _swish,
+    "ThresholdedRelu": lambda op: _named("threshold", threshold=op.attributes.get("alpha", 1.0), default_value=0.0),
 }
-SURROUNDING = frozenset({*_ACTIVATIONS, *_OTHERS}) - {"Identity", "Dropout"}
+SURROUNDING = frozenset({*_PLAIN, *_READERS}) - {"Identity", "Dropout"}
 """What may become part of a convolution, but for what changes nothing."""

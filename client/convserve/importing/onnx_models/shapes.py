@@ -6,13 +6,14 @@ is given the model without its weights and ends after some seconds; and only whe
 
 from __future__ import annotations
 
-import json
 import math
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from convserve.importing.onnx_models.graphs import Dimensions, Graph
+from google.protobuf.message import DecodeError
+
+from convserve.importing.onnx_models.graphs import Dimensions, Graph, stated
 from convserve.importing.untrusted import start_program
 
 _PROGRAM = Path(__file__).with_name("shapes_program.py")
@@ -41,12 +42,14 @@ class Shapes:
 
 def _infer(model: Any) -> dict[str, Dimensions]:
     """Returns what ONNX infers; nothing where it cannot."""
+    from onnx import GraphProto
+
     data = _without_weights(model).SerializeToString()
     process = start_program(_PROGRAM, str(_SECONDS))
     try:
         answer, _ = process.communicate(data, timeout=_SECONDS)
-        return {name: tuple(dimensions) for name, dimensions in json.loads(answer).items()}
-    except (subprocess.TimeoutExpired, ValueError):
+        return stated(GraphProto.FromString(answer).value_info)
+    except (subprocess.TimeoutExpired, DecodeError):
         return {}
     finally:
         process.kill()

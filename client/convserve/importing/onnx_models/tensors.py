@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -15,12 +16,7 @@ from convserve.tensors.codec import FLOAT_DTYPES, Array, Shape, numpy_dtype
 
 _NAMES = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16", 6: "int32", 7: "int64", 9: "bool"}
 """Element types by ONNX' numbers: a layer's weights have the first four, sizes and switches the others."""
-_FIELDS = {
-    "float32": "float_data", "float64": "double_data", "int64": "int64_data", "int32": "int32_data",
-    "bool": "int32_data", "float16": "int32_data", "bfloat16": "int32_data",
-}  # fmt: skip
-"""The field that has a tensor's elements where raw_data has not; types of 16 bits are there as those bits."""
-
+DTYPES = tuple(_NAMES.values())
 _MOST_ELEMENTS = 2**59 - 1  # of 8 bytes, as many as a size can count
 
 
@@ -41,15 +37,8 @@ class Tensors:
             raise InvalidWeightsError.for_field(field, expected, f"the dims {short_repr(shape)}")
         return shape
 
-    def floats(self, tensor: Any, field: str) -> Array:
-        """Returns a tensor of floating-point numbers; raises InvalidWeightsError for any other, or a broken one."""
-        return self._array(tensor, field, FLOAT_DTYPES)
-
-    def any(self, tensor: Any) -> Array:
-        """Returns a tensor of floating-point numbers, integers or truth values."""
-        return self._array(tensor, "constant", tuple(_NAMES.values()))
-
-    def _array(self, tensor: Any, field: str, allowed: tuple[str, ...]) -> Array:
+    def array(self, tensor: Any, field: str, allowed: Sequence[str] = FLOAT_DTYPES) -> Array:
+        """Returns a tensor of these dtypes; raises InvalidWeightsError for any other, or a broken one."""
         shape = self.shape(tensor, field)
         dtype = _NAMES.get(tensor.data_type, "")
         if dtype not in allowed:
@@ -57,20 +46,21 @@ class Tensors:
             raise InvalidWeightsError.for_field(field, expected, dtype_text(tensor.data_type))
         if tensor.HasField("segment"):
             raise InvalidWeightsError.for_field(field, "a tensor in one piece", "a segment of one")
-        kind = np.dtype("?") if dtype == "bool" else numpy_dtype(dtype) if dtype in FLOAT_DTYPES else np.dtype(dtype)
+        kind = numpy_dtype(dtype) if dtype in FLOAT_DTYPES else np.dtype(dtype)
         size = math.prod(shape) * kind.itemsize
         if tensor.data_location:
             data = self._external(tensor, field, size)
         else:
-            stored_in = _FIELDS[dtype]
-            in_raw = tensor.HasField("raw_data")
-            stored = len(tensor.raw_data) if in_raw else len(getattr(tensor, stored_in)) * kind.itemsize
+            from onnx.helper import tensor_dtype_to_field
+
+            elements = getattr(tensor, tensor_dtype_to_field(tensor.data_type))
+            stored = len(tensor.raw_data) if tensor.HasField("raw_data") else len(elements) * kind.itemsize
             if stored != size:
                 expected = f"{size} bytes, as shape {short_repr(shape)} and {dtype} need"
                 raise InvalidWeightsError.for_field(field, expected, f"{stored} bytes")
             self._budget.spend(size, f"the tensor {short_repr(tensor.name)}")
-            if not in_raw:
-                return _typed(getattr(tensor, stored_in), dtype, kind).reshape(shape)
+            if not tensor.HasField("raw_data"):
+                return _typed(elements, dtype, kind).reshape(shape)
             data = tensor.raw_data
         return np.frombuffer(data, kind.newbyteorder("<")).reshape(shape)
 
@@ -137,6 +127,7 @@ def dtype_of(tensor: Any) -> str:
 
 
 def _typed(elements: Any, dtype: str, kind: np.dtype[Any]) -> Array:
+    """Returns elements that are not stored as bytes; types of 16 bits are there as those bits."""
     if dtype in ("float16", "bfloat16"):
         return (np.array(elements, np.int64) & 0xFFFF).astype("<u2").view(kind)
     return np.array(elements, kind)

@@ -6,6 +6,7 @@ by message, without making any.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from convserve.importing.untrusted import Budget, refusal
@@ -41,7 +42,6 @@ class _Scan:
     def __init__(self, data: bytes, budget: Budget) -> None:
         self._data = data
         self._budget = budget
-        self._known: dict[str, dict[int, Any]] = {}
 
     def message(self, at: int, end: int, kind: Any, depth: int, graphs: int) -> None:
         """Counts what a message takes, and those in it."""
@@ -50,7 +50,7 @@ class _Scan:
             raise refusal(f"graphs that are nested at most {_DEEPEST_GRAPHS} deep", "deeper ones")
         if depth > _DEEPEST:
             raise refusal(f"messages that are nested at most {_DEEPEST} deep", "deeper ones")
-        inner = self._messages_of(kind)
+        inner = _messages_of(kind)
         self._budget.spend(_MESSAGE_BYTES, "a message")
         data, fields = self._data, 0
         while at < end:
@@ -80,14 +80,6 @@ class _Scan:
             raise ValueError("it ends in the middle of a field")
         self._budget.spend(fields * _FIELD_BYTES, "the fields of a message")
 
-    def _messages_of(self, kind: Any) -> dict[int, Any]:
-        """Returns the descriptors of those of a message's fields that are messages, by number."""
-        known = self._known.get(kind.full_name)
-        if known is None:
-            fields = ((field.number, field.message_type) for field in kind.fields)
-            known = self._known[kind.full_name] = {number: message for number, message in fields if message is not None}
-        return known
-
     def _varint(self, at: int) -> tuple[int, int]:
         """Returns a number of variable length, and where it ends."""
         data = self._data
@@ -105,3 +97,9 @@ class _Scan:
                 return value, at
             shift += 7
         raise ValueError("it has a number of more than 64 bits")
+
+
+@cache
+def _messages_of(kind: Any) -> dict[int, Any]:
+    """Returns the descriptors of those of a message's fields that are messages, by number."""
+    return {field.number: field.message_type for field in kind.fields if field.message_type is not None}

@@ -43,6 +43,7 @@ def test_activations(kind: str, config: dict[str, Any], expected: Activation) ->
         ("Dense", {"activation": "relu"}),
         ("Activation", {"activation": {"class_name": "function", "config": "mine"}}),
         ("Activation", {"activation": {"class_name": "__lambda__", "config": {"value": "4wAAAA=="}}}),
+        ("Activation", {"activation": {"class_name": ["ReLU"], "config": {}}}),
         ("Activation", {"activation": {"class_name": "Activation", "config": None}}),
         ("Softmax", {"axis": 0}),
         ("Softmax", {"axis": [1, 2]}),
