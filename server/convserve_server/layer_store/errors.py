@@ -62,7 +62,7 @@ def name_conflict(name: str, expected: bytes | None, found: bytes, version: int)
     return NameConflictError(text, name=name, found=found.hex() or ABSENT, version=version)
 
 
-def check_room(size: int, held: int, budget: int, setting: str, holder: str) -> None:
+def check_room(size: int, held: int, budget: float, setting: str, holder: str) -> None:
     """Checks that a layer fits under a setting's budget beside the bytes that its holder does not free.
 
     Raises TooLargeError if it is larger than the whole budget, or OverloadedError if there is no room now.

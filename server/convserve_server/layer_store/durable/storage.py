@@ -6,7 +6,7 @@ read anew before it is moved or when what is known of it is old, and a move is r
 
 from __future__ import annotations
 
-import sys
+import math
 import threading
 import weakref
 from collections.abc import Iterable
@@ -30,7 +30,7 @@ class Storage:
     """Whether other servers change it too."""
     _holder = ""
 
-    def __init__(self, budget: int = sys.maxsize) -> None:
+    def __init__(self, budget: float = math.inf) -> None:
         self._budget = budget
         self._lock = threading.Lock()  # of the tables; no thread holds it while anything slow works
         self._locks: weakref.WeakValueDictionary[bytes | str, threading.RLock] = weakref.WeakValueDictionary()
