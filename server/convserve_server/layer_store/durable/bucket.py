@@ -9,7 +9,10 @@ from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, cast
 
-from convserve.errors import MissingDependencyError
+import obstore
+from obstore.exceptions import AlreadyExistsError, GenericError, PreconditionError
+from obstore.store import from_url
+
 from convserve_server.layer_store.durable.reachability import NotModifiedError, Reachability, text_of
 
 _FORMAT = "convserve.json"
@@ -44,7 +47,7 @@ class Stamp(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """An object in a listing."""
+    """An object as listings have it."""
 
     path: str
     size: int
@@ -78,13 +81,8 @@ class Bucket:
     def at(cls, url: str) -> Bucket:
         """Returns the bucket at s3://BUCKET/PREFIX, gs:// or az://, with the credentials of the environment.
 
-        Raises MissingDependencyError without obstore, or UnusableBucketError for a cloud's settings that are wrong.
+        Raises UnusableBucketError for a cloud's settings that are wrong.
         """
-        try:
-            from obstore.store import from_url
-        except ImportError as error:
-            text = f"--store {url} needs obstore: pip install 'convserve[object-storage]'."
-            raise MissingDependencyError(text) from error
         prefix = _SCHEMES[url.partition(":")[0]]
         # obstore reads it itself only where it is given no other options.
         http = {"allow_http": os.environ.get(f"{prefix}_ALLOW_HTTP", "").lower() in ("1", "true", "yes")}
@@ -108,10 +106,8 @@ class Bucket:
 
         Raises UnusableBucketError.
         """
-        import obstore
-
         try:
-            with suppress(obstore.exceptions.AlreadyExistsError):
+            with suppress(AlreadyExistsError):
                 obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode="create")
             self._probe()
             content = bytes(obstore.get(self._small, _FORMAT).bytes())
@@ -124,7 +120,7 @@ class Bucket:
         for mode in ("create", {"e_tag": _NEVER, "version": "1"}):
             try:
                 obstore.put(self._small, _FORMAT, _FORMAT_CONTENT, mode=mode)  # type: ignore[arg-type]
-            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
+            except (AlreadyExistsError, PreconditionError):
                 continue
             except Exception as error:
                 text = (
@@ -136,46 +132,38 @@ class Bucket:
 
     def read(self, path: str, seen: Stamp | None = None) -> Content | None:
         """Returns a small object, or None if there is none. Raises NotModifiedError if it is the one that was seen."""
-        import obstore
-
         options: Any = {"if_none_match": seen.e_tag} if seen and seen.e_tag else None
-        with self.reachability.asking("get"):
+        with self.reachability.asking("get"), suppress(FileNotFoundError):
             try:
                 found = obstore.get(self._small, path, options=options)
                 is_small = found.meta["size"] <= _MAX_SMALL  # what is larger is no name, and not fetched
                 return Content(bytes(found.bytes()) if is_small else b"", Stamp.of(found.meta))
-            except FileNotFoundError:
-                pass
             except obstore.exceptions.NotModifiedError:
                 raise NotModifiedError from None
         if seen:
             self._check()
         return None
 
-    def chunks(self, path: str, size: int) -> Iterator[tuple[bytes, int, Stamp]]:
-        """Yields a large object in pieces of at least so many bytes, each with the whole object's size and stamp."""
-        import obstore
-
+    def chunks(self, path: str, size: int) -> Iterator[tuple[bytes, Listed]]:
+        """Yields a large object in pieces of at least so many bytes, each with what is known of the whole of it."""
         with self.reachability.asking("get"):
             try:
                 found = obstore.get(self._large, path)
             except FileNotFoundError:
                 found = None
             if found is not None:
-                total, stamp = found.meta["size"], Stamp.of(found.meta)
+                whole = _listed(found.meta)
                 for chunk in found.stream(min_chunk_size=size):
-                    yield chunk, total, stamp
+                    yield chunk, whole
         if found is None:
             self._check()
 
     def beginning(self, path: str, size: int) -> tuple[bytes, int] | None:
         """Returns an object's first bytes and the size of all of it, or None."""
-        import obstore
-
         with self.reachability.asking("get"), suppress(FileNotFoundError):
             try:
                 found = obstore.get(self._small, path, options={"range": (0, size)})
-            except obstore.exceptions.GenericError as error:
+            except GenericError as error:
                 if not re.search("status code: 416|Wanted range", str(error)):
                     raise
                 return b"", 0  # of an empty object nobody can have a range
@@ -184,74 +172,44 @@ class Bucket:
 
     def find(self, path: str) -> Listed | None:
         """Returns what is known of an object, or None if there is none."""
-        import obstore
-
-        with self.reachability.asking("head"):
-            try:
-                return _listed(obstore.head(self._small, path))
-            except FileNotFoundError:
-                return None
+        with self.reachability.asking("head"), suppress(FileNotFoundError):
+            return _listed(obstore.head(self._small, path))
+        return None
 
     def list(self, folder: str) -> list[Listed]:
         """Returns the objects in a folder and those below it."""
-        import obstore
-
         with self.reachability.asking("list"):
             return [_listed(meta) for chunk in obstore.list(self._large, folder) for meta in chunk]
 
-    def create(self, path: str, content: bytes) -> Stamp | None:
-        """Writes a large object; returns None if there is one already."""
-        import obstore
-
-        with self.reachability.asking("put"):
-            try:
-                return Stamp.of(obstore.put(self._writing(content), path, content, mode="create"))
-            except obstore.exceptions.AlreadyExistsError:
-                return None
-
-    def overwrite(self, path: str, content: bytes) -> Stamp:
-        """Writes a large object, whatever was there."""
-        import obstore
-
-        with self.reachability.asking("put"):
-            return Stamp.of(obstore.put(self._writing(content), path, content, use_multipart=False))
+    def write(self, path: str, content: bytes, *, overwrite: bool = False) -> Stamp | None:
+        """Writes a large object; returns None if there is one already, unless it may `overwrite` that."""
+        store, mode = self._slow if len(content) > _SLOW_BYTES else self._large, "overwrite" if overwrite else "create"
+        with self.reachability.asking("put"), suppress(AlreadyExistsError):
+            return Stamp.of(obstore.put(store, path, content, mode=cast(Any, mode), use_multipart=False))
+        return None
 
     def swap(self, path: str, content: bytes, seen: Stamp | None) -> Stamp | None:
         """Writes a small object if it is still the one that was seen, or still none; returns its stamp, else None.
 
         No two writes have the same content, so that one whose answer was lost is known again.
         """
-        import obstore
-
         mode: Any = {name: value for name, value in seen._asdict().items() if value} if seen else "create"
-        with self.reachability.asking("put"):
-            try:
-                return Stamp.of(obstore.put(self._small, path, content, mode=mode))
-            except (obstore.exceptions.AlreadyExistsError, obstore.exceptions.PreconditionError):
-                pass
+        with self.reachability.asking("put"), suppress(AlreadyExistsError, PreconditionError):
+            return Stamp.of(obstore.put(self._small, path, content, mode=mode))
         found = self.read(path)
         return found.stamp if found and found.content == content else None
 
     def copy(self, path: str, to: str) -> bool:
         """Copies an object within the bucket; returns False if there is none."""
-        import obstore
-
-        with self.reachability.asking("copy"):
-            try:
-                obstore.copy(self._slow, path, to)
-            except FileNotFoundError:
-                return False
+        with self.reachability.asking("copy"), suppress(FileNotFoundError):
+            obstore.copy(self._slow, path, to)
             return True
+        return False
 
     def delete(self, path: str) -> None:
         """Deletes an object, if it is there."""
-        import obstore
-
         with self.reachability.asking("delete"), suppress(FileNotFoundError):
             obstore.delete(self._small, path)
-
-    def _writing(self, content: bytes) -> Any:
-        return self._slow if len(content) > _SLOW_BYTES else self._large
 
     def _check(self) -> None:
         """Raises UnavailableError if there is no bucket: then no object is there either, but nothing was deleted."""
@@ -259,8 +217,6 @@ class Bucket:
             self._probe()
 
     def _probe(self) -> None:
-        import obstore
-
         next(iter(obstore.list(self._small, chunk_size=1)), None)
 
 

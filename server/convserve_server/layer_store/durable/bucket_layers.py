@@ -2,8 +2,9 @@
 
     PREFIX/layers/DIGEST.safetensors    a layer, as layer_file.py has it; created once, as its content never changes
     PREFIX/names/SHA256-OF-NAME.json    a name, as name_file.py has it, replaced only by who has seen what is replaced;
-                                        of a name that was removed {"name": ..., "removed": ...} stays, for an object
-                                        cannot be deleted on a condition
+                                        of a name that was removed {"name": ..., "removed": ...} stays for good:
+                                        nothing can be deleted on a condition, and a late deletion would take the
+                                        name that another server has put there since
     PREFIX/deleted/DIGEST/ID            a layer that was deleted, for a day: see below
     PREFIX/quarantine/                  what was no layer, and was replaced by the one that it should have been
     PREFIX/convserve.json               the format
@@ -25,16 +26,18 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
+
+import numpy as np
 
 from convserve.errors import UnavailableError
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.bucket import Bucket, Content, Stamp
-from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
+from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_header
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.reachability import NotModifiedError
 from convserve_server.layer_store.durable.storage import Storage
@@ -42,8 +45,6 @@ from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
 
 log = logging.getLogger("convserve")
-
-T = TypeVar("T")
 
 _KEPT = timedelta(days=1)  # what was deleted
 _MAX_SLEEP_S = 3600.0  # between copying a layer and deleting it
@@ -55,9 +56,10 @@ _READERS = 16
 class _Seen(NamedTuple):
     """What was seen of a name, and when."""
 
+    name: str
     stamp: Stamp
     at: float
-    is_removed: bool = False
+    is_removed: bool
 
 
 class BucketLayers(Storage):
@@ -73,11 +75,10 @@ class BucketLayers(Storage):
         """
         super().__init__(budget)
         self._bucket, self._age_s, self._cache = bucket, age_s, cache
-        self._names_seen: dict[str, _Seen] = {}
-        self._paths: dict[str, str] = {}  # names by their objects' paths
-        self._damaged: dict[bytes, str] = {}  # layers' objects that are none, by their ETags
-        self._sound: dict[bytes, str] = {}  # those that were verified or written
-        self._strange: dict[str, str] = {}  # names' objects likewise
+        # By the objects' paths:
+        self._seen: dict[str, _Seen] = {}  # names
+        self._damaged: dict[str, str] = {}  # ETags of what is no layer, or no name
+        self._sound: dict[str, str] = {}  # ETags of layers that were verified or written
         self._damages = 0
         self._looked = self._listed = float("-inf")
         bucket.begin()
@@ -98,10 +99,9 @@ class BucketLayers(Storage):
                 return  # what was seen last is served
             raise
         for each in objects:
-            if match := re.fullmatch(r"layers/([0-9a-f]{64})\.safetensors", each.path):
-                key = bytes.fromhex(match[1])
-                if key not in self._damaged or self._damaged[key] != each.e_tag:
-                    listed[key] = each.size
+            match = re.fullmatch(r"layers/([0-9a-f]{64})\.safetensors", each.path)
+            if match and self._damaged.get(each.path) != each.e_tag:
+                listed[bytes.fromhex(match[1])] = each.size
         for key in before - listed.keys():
             self._forget(key)
         with self._lock:
@@ -114,7 +114,7 @@ class BucketLayers(Storage):
         if key in self._sizes:
             return True
         found = self._bucket.find(_path(key))
-        if found is None or (key in self._damaged and self._damaged[key] == found.e_tag):
+        if found is None or self._damaged.get(found.path) == found.e_tag:
             return False
         with self._lock:
             self._set_size(key, found.size)
@@ -144,7 +144,7 @@ class BucketLayers(Storage):
     def keep(self, key: bytes, layer: Layer | None) -> bool:
         """Stores a layer again, if it is given, that others deleted or replaced; returns whether it is there."""
         found = self._bucket.find(_path(key))
-        if found is not None and (layer is None or self._sound.get(key) == found.e_tag):
+        if found is not None and (layer is None or self._sound.get(found.path) == found.e_tag):
             return True
         if layer is None:
             return self.restore(key)
@@ -190,89 +190,91 @@ class BucketLayers(Storage):
 
     def _write(self, layer: Layer, key: bytes) -> int:
         data, path = encode(layer), _path(key)
-        stamp = self._bucket.create(path, data)
+        stamp = self._bucket.write(path, data)
         if stamp is None and self._fetch(key) is None:
             is_kept = self._bucket.copy(path, f"quarantine/{key.hex()}-{time.time_ns()}")  # else it is gone by now
-            stamp = self._bucket.overwrite(path, data)
+            stamp = self._bucket.write(path, data, overwrite=True)
             if is_kept:
                 log.warning("%s is replaced by the layer that it should have been; it is in quarantine/", path)
         if stamp is not None:
-            self._sound[key] = stamp.bare
-        self._damaged.pop(key, None)
+            self._sound[path] = stamp.bare
+        self._damaged.pop(path, None)
         if self._cache:
             self._cache.write(key, data)
         return len(data)
 
     def _fetch(self, key: bytes) -> Layer | None:
-        """Returns a layer from the bucket, verified, or None; keeps it in the cache."""
-        chunks: list[bytes] = []
-        for chunk, size, stamp in self._bucket.chunks(_path(key), _CHUNK):
-            if not chunks and not self._is_sound(key, stamp, lambda: read_head(io.BytesIO(chunk), size)):  # noqa: B023
-                return None  # what is no layer is not fetched, whatever its size
-            chunks.append(chunk)
-        if not chunks:
-            self._forget(key)
-            return None
-        content = b"".join(chunks)
-        del chunks
-        layer = self._is_sound(key, stamp, lambda: read_layer(io.BytesIO(content), key))
-        if layer is not None:
-            self._sound[key] = stamp.bare
-            self._damaged.pop(key, None)
-            if self._cache:
-                self._cache.write(key, content)
-            with self._lock:
-                self._set_size(key, len(content))
-        return layer
+        """Returns a layer from the bucket, verified, or None; keeps it in the cache.
 
-    def _is_sound(self, key: bytes, stamp: Stamp, read: Callable[[], T]) -> T | None:
-        """Returns what is read of a layer's object; None where it is damaged, which is reported once."""
+        Its memory is that of the layer, into which it is received: no more of it is there at any time than a chunk.
+        """
+        path, content, end = _path(key), None, 0
         try:
-            return read()
+            for chunk, whole in self._bucket.chunks(path, _CHUNK):
+                if content is None:  # what is no layer is not fetched, whatever its size
+                    header = read_header(io.BytesIO(memoryview(chunk)[:_CHUNK]), whole.size)
+                    content = header.memory()
+                begin, end = end, end + len(chunk)
+                content[begin:end] = np.frombuffer(chunk, np.uint8)
+            layer = None if content is None else header.layer(content, key)
         except DAMAGE as error:
-            if self._damaged.get(key) != stamp.bare:
-                self._damages += 1
-                self._damaged[key] = stamp.bare
-                log.error("%s is not that layer, and not served until it is put again: %s", _path(key), error)
+            self._report(path, whole.e_tag, f"is not that layer, and not served until it is put again: {error}")
+            layer = None
+        if layer is None or content is None:
             self._forget(key)
             return None
+        self._sound[path] = whole.e_tag
+        self._damaged.pop(path, None)
+        if self._cache:
+            self._cache.write(key, content.data)
+        with self._lock:
+            self._set_size(key, len(content))
+        return layer
 
     def _read_head(self, key: bytes) -> LayerHead | None:
         found = self._bucket.beginning(_path(key), _HEAD)
         try:
-            return read_head(io.BytesIO(found[0]), found[1]) if found else None
+            return read_header(io.BytesIO(found[0]), found[1]).head if found else None
         except DAMAGE:
             return None
+
+    def _report(self, path: str, e_tag: str, what: str) -> None:
+        """Counts and logs an object that is not what it should be, once."""
+        if self._damaged.get(path) != e_tag:
+            self._damages += 1
+            self._damaged[path] = e_tag
+            log.error("%s %s", path, what)
 
     # Names
 
     def is_fresh(self, name: str, *, latest: bool) -> bool:
         """Returns whether a name was read just now, or is known and the bucket is away; the `latest` never is."""
-        seen = None if latest else self._names_seen.get(name)
+        seen = None if latest else self._seen.get(_name_path(name))
         if seen is None or self._bucket.reachability.is_away:
             return seen is not None
         return not seen.is_removed and time.monotonic() - seen.at < self._age_s
 
     def read_name(self, name: str, known: NameVersions | None) -> NameVersions | None:
         """Returns the versions of a name, which are those that are known if it did not move; None if there is none."""
-        path, began, seen = _name_path(name), time.monotonic(), self._names_seen.get(name)
+        path, began = _name_path(name), time.monotonic()
+        seen = self._seen.get(path)
         try:
             found = self._bucket.read(path, seen.stamp if seen else None)
         except NotModifiedError:
             assert seen is not None  # noqa: S101
-            self._names_seen[name] = seen._replace(at=began)
+            self._seen[path] = seen._replace(at=began)
             return known
         if found is None:
-            self._names_seen.pop(name, None)
+            self._seen.pop(path, None)
             return None
         _, versions = self._parsed(path, found)
         # What makes no sense is replaced by who puts the name.
-        self._names_seen[name], self._paths[path] = _Seen(found.stamp, began, versions is None), name
+        self._seen[path] = _Seen(name, found.stamp, began, versions is None)
         return versions
 
     def write_name(self, name: str, versions: NameVersions) -> bool:
         """Lets a name lead to the last of its versions; returns False if another server moved it before."""
-        return self._swap(name, name_file.encode(name, versions))
+        return self._swap(name, name_file.encode(name, versions), is_removed=False)
 
     def delete_name(self, name: str) -> bool:
         """Removes a name; returns False if another server moved it before."""
@@ -282,21 +284,17 @@ class BucketLayers(Storage):
     def names(self) -> Iterator[tuple[str, NameVersions]]:
         """Yields every name with its versions."""
         began = self._listed = time.monotonic()
-        paths = [each.path for each in self._bucket.list("names")]
-        with ThreadPoolExecutor(_READERS) as pool:
-            for path, found in zip(paths, pool.map(self._bucket.read, paths), strict=True):
-                name, versions = self._parsed(path, found) if found else ("", None)
-                if found and name:
-                    self._names_seen[name], self._paths[path] = _Seen(found.stamp, began, versions is None), name
-                if versions is not None:
-                    yield name, versions
+        for path, stamp, name, versions in self._read_all([each.path for each in self._bucket.list("names")]):
+            self._seen[path] = _Seen(name, stamp, began, versions is None)
+            if versions is not None:
+                yield name, versions
 
     def moved_names(self, *, latest: bool) -> list[str]:
         """Returns the names that others have moved, or moved away, since they were read."""
         began = time.monotonic()
         if not latest and (self._bucket.reachability.is_away or began - self._listed < self._age_s):
             return []
-        moved, strangers, unseen = [], [], dict(self._names_seen)
+        moved, strangers, unseen = [], [], dict(self._seen)
         try:
             objects = self._bucket.list("names")
         except UnavailableError:
@@ -304,19 +302,23 @@ class BucketLayers(Storage):
                 raise
             return []
         for each in objects:
-            name = self._paths.get(each.path)
-            seen = unseen.pop(name, None) if name else None
+            seen = unseen.pop(each.path, None)
             if seen is None:
-                if self._strange.get(each.path) != each.e_tag:
+                if self._damaged.get(each.path) != each.e_tag:
                     strangers.append(each.path)
             elif seen.stamp.bare != each.e_tag:
-                moved.append(str(name))
-        with ThreadPoolExecutor(_READERS) as pool:
-            for path, found in zip(strangers, pool.map(self._bucket.read, strangers), strict=True):
-                if found and (name := self._parsed(path, found)[0]):
-                    moved.append(name)  # and is read once more, under its lock
+                moved.append(seen.name)
+        moved += [name for _, _, name, _ in self._read_all(strangers)]  # and is read once more, under its lock
         self._listed = began
-        return moved + list(unseen)
+        return moved + [seen.name for seen in unseen.values()]
+
+    def _read_all(self, paths: Sequence[str]) -> Iterator[tuple[str, Stamp, str, NameVersions | None]]:
+        """Yields the path, stamp, name and versions of those objects that are of a name."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            for path, found in zip(paths, pool.map(self._bucket.read, paths), strict=True):
+                name, versions = self._parsed(path, found) if found else ("", None)
+                if found and name:
+                    yield path, found.stamp, name, versions
 
     def _parsed(self, path: str, found: Content) -> tuple[str, NameVersions | None]:
         """Returns what a name's object says; an empty name if it makes no sense, None for one that was removed."""
@@ -329,19 +331,17 @@ class BucketLayers(Storage):
             if path != _name_path(name):
                 raise ValueError("its contents don't fit its name")
         except DAMAGE as error:
-            if self._strange.get(path) != found.stamp.bare:
-                self._damages += 1
-                self._strange[path] = found.stamp.bare
-                log.error("%s is no name, and leads nowhere until its name is put again: %s", path, error)
+            self._report(path, found.stamp.bare, f"is no name, and leads nowhere until its name is put again: {error}")
             return "", None
         return name, versions
 
-    def _swap(self, name: str, content: bytes, *, is_removed: bool = False) -> bool:
-        path, began, seen = _name_path(name), time.monotonic(), self._names_seen.get(name)
+    def _swap(self, name: str, content: bytes, *, is_removed: bool) -> bool:
+        path, began = _name_path(name), time.monotonic()
+        seen = self._seen.get(path)
         stamp = self._bucket.swap(path, content, seen.stamp if seen else None)
         if stamp is None:
             return False
-        self._names_seen[name], self._paths[path] = _Seen(stamp, began, is_removed), name
+        self._seen[path] = _Seen(name, stamp, began, is_removed)
         return True
 
 

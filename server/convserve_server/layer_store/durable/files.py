@@ -20,14 +20,13 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable import name_file
-from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_head, read_layer
+from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_header, read_layer
 from convserve_server.layer_store.durable.storage import Storage
-from convserve_server.layer_store.durable.volume import volume_budget
+from convserve_server.layer_store.durable.volume import sync_folder, volume_budget, write_whole
 from convserve_server.layer_store.errors import with_disk_errors
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead
@@ -70,7 +69,7 @@ class LayerFiles(Storage):
     @with_disk_errors
     def _write(self, layer: Layer, key: bytes) -> int:
         data = encode(layer)
-        _write_whole(self._path(key), data)
+        write_whole(self._path(key), data, is_synced=True)
         return len(data)
 
     @with_disk_errors
@@ -91,7 +90,7 @@ class LayerFiles(Storage):
     def _read_head(self, key: bytes) -> LayerHead | None:
         try:
             with self._path(key).open("rb") as file:
-                return read_head(file)
+                return read_header(file).head
         except (FileNotFoundError, *DAMAGE):
             return None
 
@@ -99,20 +98,20 @@ class LayerFiles(Storage):
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
         self._path(key).unlink(missing_ok=True)
-        _sync_folder(self._layers)
+        sync_folder(self._layers)
         self._forget(key)
 
     @with_disk_errors
     def write_name(self, name: str, versions: NameVersions) -> bool:
         """Lets a name lead to the last of its versions, synced to the disk."""
-        _write_whole(self._name_path(name), name_file.encode(name, versions))
+        write_whole(self._name_path(name), name_file.encode(name, versions), is_synced=True)
         return True
 
     @with_disk_errors
     def delete_name(self, name: str) -> bool:
         """Removes a name."""
         self._name_path(name).unlink(missing_ok=True)
-        _sync_folder(self._names)
+        sync_folder(self._names)
         return True
 
     def names(self) -> Iterator[tuple[str, NameVersions]]:
@@ -150,26 +149,3 @@ def _lock_out_other_processes(owner: LayerFiles, path: Path) -> None:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise
         raise OSError(errno.EBUSY, "another server has it open") from error
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.urandom(6).hex()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
-        _sync_folder(path.parent)
-    finally:
-        with suppress(OSError):  # it was renamed, or what failed before is what is raised
-            partial.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """A rename is durable only once the folder that holds the name is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

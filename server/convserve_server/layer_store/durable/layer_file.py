@@ -12,32 +12,53 @@ import operator
 import os
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
 from safetensors.numpy import save
 
-from convserve.errors import ConvserveError
 from convserve.files.layers import configuration_in, metadata_of
 from convserve.files.safetensors import DTYPES
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.layers.weight_shapes import check_weight_shapes
-from convserve.tensors.aligned import aligned_empty
+from convserve.tensors.aligned import ALIGNMENT, aligned_empty
 from convserve.tensors.codec import Array, Shape, itemsize, numpy_dtype
+from convserve_server.layer_store.cache import at_rest
 from convserve_server.layer_store.stored_layer import LayerHead
 
-DAMAGE = (
-    ConvserveError, ValueError, KeyError, TypeError, AttributeError, RecursionError, PermissionError, IsADirectoryError,
-)  # fmt: skip
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, PermissionError, IsADirectoryError)
 """What reading a file of somebody else's raises, or one that may not be read; deep nesting is a RecursionError."""
 
 _MAX_HEADER = 2**20
 
 
-class _Header(NamedTuple):
+class LayerHeader(NamedTuple):
     """A file's header: the configuration, and for each weight its shape and where it begins in the file."""
 
     config: Conv2D
     shapes: dict[str, Shape]
     offsets: dict[str, int]
+    size: int  # of the whole file, in bytes
+
+    @property
+    def head(self) -> LayerHead:
+        """What it says of the layer, of which the weights may be others."""
+        return LayerHead(self.config, self.shapes["kernel"])
+
+    def memory(self) -> Array:
+        """Returns memory for the whole file, in which its kernel will be aligned."""
+        begin = -self.offsets["kernel"] % ALIGNMENT
+        return aligned_empty((begin + self.size,), np.uint8)[begin:]
+
+    def layer(self, content: Array, key: bytes) -> Layer:
+        """Returns the layer with this digest, its kernel where it is in the file's content; or raises a DAMAGE."""
+        weights = {}
+        for name, shape in self.shapes.items():
+            begin, dtype = self.offsets[name], numpy_dtype(self.config.variable_dtype)
+            weights[name] = content[begin : begin + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+        layer = at_rest(Layer(self.config, **weights))
+        if layer.digest != key:
+            raise ValueError("its contents have another digest")
+        return layer
 
 
 def encode(layer: Layer) -> bytes:
@@ -47,33 +68,18 @@ def encode(layer: Layer) -> bytes:
     return data
 
 
-def read_head(file: BinaryIO, size: int | None = None) -> LayerHead:
-    """Returns what a file's header says of its layer, of which the weights may be others; or raises a DAMAGE.
-
-    Where only the file's beginning is at hand, its size is given.
-    """
-    header = _read_header(file, size)
-    return LayerHead(header.config, header.shapes["kernel"])
-
-
 def read_layer(file: BinaryIO, key: bytes) -> Layer:
     """Returns the layer with this digest, its weights in aligned, read-only memory; or raises a DAMAGE."""
-    header = _read_header(file)
-    weights: dict[str, Array] = {}
-    for name, shape in header.shapes.items():
-        weight = aligned_empty(shape, numpy_dtype(header.config.variable_dtype))
-        file.seek(header.offsets[name])
-        if file.readinto(weight.reshape(-1).view("u1").data) != weight.nbytes:  # type: ignore[attr-defined]
-            raise ValueError(f"its {name} is cut short")
-        weight.flags.writeable = False
-        weights[name] = weight
-    layer = Layer(header.config, **weights)
-    if layer.digest != key:
-        raise ValueError("its contents have another digest")
-    return layer
+    header = read_header(file)
+    content = header.memory()
+    file.seek(0)
+    if file.readinto(content.data) != header.size:  # type: ignore[attr-defined]
+        raise ValueError("it is cut short")
+    return header.layer(content, key)
 
 
-def _read_header(file: BinaryIO, size: int | None = None) -> _Header:
+def read_header(file: BinaryIO, size: int | None = None) -> LayerHeader:
+    """Returns a file's header, or raises a DAMAGE. Where only the file's beginning is at hand, its size is given."""
     length = int.from_bytes(file.read(8), "little")
     if length > _MAX_HEADER:
         raise ValueError(f"its header says that it has {length} bytes")
@@ -97,7 +103,7 @@ def _read_header(file: BinaryIO, size: int | None = None) -> _Header:
     size = file.seek(0, os.SEEK_END) if size is None else size
     if size != position or shapes.get("bias", (config.filters,)) != (config.filters,):
         raise ValueError(f"it has {size} bytes, and was written with {position}")
-    return _Header(config, shapes, offsets)
+    return LayerHeader(config, shapes, offsets, size)
 
 
 def _checksum(config: str) -> str:

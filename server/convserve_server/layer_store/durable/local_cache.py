@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from convserve.layers.layer import Layer
 from convserve_server.layer_store.durable.layer_file import DAMAGE, read_layer
-from convserve_server.layer_store.durable.volume import volume_budget
+from convserve_server.layer_store.durable.volume import volume_budget, write_whole
 
 log = logging.getLogger("convserve")
 
@@ -30,7 +31,7 @@ class LocalCache:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._lock = folder, threading.Lock()
         self.hits = self.misses = self.size = 0
-        self._probe()
+        tempfile.TemporaryFile(dir=folder).close()
         held = sum(size for _, size, _ in self._files())
         self._budget = volume_budget(folder, held, budget, "--store-cache-bytes")
         self._evict()
@@ -54,21 +55,15 @@ class LocalCache:
         self.misses += 1
         return None
 
-    def write(self, key: bytes, content: bytes) -> None:
+    def write(self, key: bytes, content: bytes | memoryview) -> None:
         """Keeps the contents of a layer's file, if there is room for it by itself."""
         if len(content) > self._budget:
             return
-        path = self._path(key)
-        partial = path.with_name(f"{path.name}.{os.urandom(6).hex()}.partial")
         try:
-            partial.write_bytes(content)
-            partial.rename(path)
+            write_whole(self._path(key), content, is_synced=False)
             self._evict()
         except OSError as error:
             log.warning("the layer %s is not kept in the cache: %s", key.hex(), error)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
 
     def remove(self, key: bytes) -> None:
         """Removes a layer, if it is there."""
@@ -98,11 +93,6 @@ class LocalCache:
                 elif entry.name.endswith(".partial") and status.st_mtime < old:
                     os.unlink(entry.path)
         return files
-
-    def _probe(self) -> None:
-        probe = self._folder / f"{os.urandom(6).hex()}.partial"
-        probe.touch()
-        probe.unlink()
 
     def _path(self, key: bytes) -> Path:
         return self._folder / f"{key.hex()}.safetensors"

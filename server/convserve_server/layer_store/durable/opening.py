@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convserve.errors import MissingDependencyError, UnavailableError
-from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
-from convserve_server.layer_store.durable.bucket_layers import BucketLayers
+from convserve.errors import UnavailableError
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.storage import Storage
@@ -31,6 +29,12 @@ def opened(settings: Settings) -> Storage | None:
 
 def _bucket(settings: Settings) -> Storage:
     try:
+        from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
+        from convserve_server.layer_store.durable.bucket_layers import BucketLayers
+    except ImportError as error:
+        text = f"--store {settings.store} needs obstore: pip install 'convserve[object-storage]'."
+        raise SettingsError(f"--store: {text}") from error
+    try:
         cache = LocalCache(Path(settings.store_cache), settings.store_cache_bytes) if settings.store_cache else None
     except OSError as error:
         text = f"Expected a folder that can be written to. Received {settings.store_cache}: {error.strerror}."
@@ -38,5 +42,5 @@ def _bucket(settings: Settings) -> Storage:
     try:
         bucket = Bucket.at(settings.store)
         return BucketLayers(bucket, settings.store_bytes or _BUCKET_BYTES, age_s=settings.store_age_s, cache=cache)
-    except (UnusableBucketError, UnavailableError, MissingDependencyError) as error:
+    except (UnusableBucketError, UnavailableError) as error:
         raise SettingsError(f"--store: {error}") from error

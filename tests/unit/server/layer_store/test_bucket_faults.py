@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -13,14 +14,15 @@ import pytest
 from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from convserve import LayerNotFoundError, MissingDependencyError, UnavailableError
-from convserve_server.layer_store.durable import bucket as buckets
-from convserve_server.layer_store.durable import bucket_layers, reachability
+from convserve import LayerNotFoundError, UnavailableError
+from convserve_server import settings
+from convserve_server.layer_store.durable import bucket_layers, opening, reachability
 from convserve_server.layer_store.durable.layer_file import encode
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.name_file import path_of
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.settings import SettingsError
 from tests.support.layers.bucket_requests import BucketRequests
 from tests.support.layers.places import opened
 from tests.support.layers.tiny import key, layer, number_under
@@ -325,6 +327,9 @@ def test_a_server_that_fell_asleep_before_it_deleted_makes_a_new_copy(
 
 
 def test_without_obstore_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "obstore.store", None)
-    with pytest.raises(MissingDependencyError, match=r"convserve\[object-storage\]"):
-        buckets.Bucket.at("s3://bucket/prefix")
+    monkeypatch.delitem(sys.modules, "convserve_server.layer_store.durable.bucket")
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    with pytest.raises(
+        SettingsError, match=r"--store: --store s3://bucket/prefix needs obstore: .*convserve\[object-storage\]"
+    ):
+        opening.opened(settings.read({"store": "s3://bucket/prefix"}))

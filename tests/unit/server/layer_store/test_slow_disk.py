@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from obstore.store import LocalStore, MemoryStore
 
 from convserve import Conv2D, Layer, LayerNotFoundError
 from convserve_server.layer_store.durable import files as layer_files
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
+from tests.support.layers.places import opened
 
 PLENTY = 2**30
 CONFIG = Conv2D(64, 1, use_bias=False, data_format="channels_last", dtype="float32")
@@ -151,3 +154,21 @@ def test_a_list_reads_headers_and_weights_are_read_once(tmp_path: Path) -> None:
         store.layer(each.digest)
         store.layer(each.digest)
     assert size <= bytes_read() - start < 1.1 * size
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_layer_that_is_read_is_there_once(tmp_path: Path, kind: str) -> None:
+    """It is received where it stays: with its file beside it, it would take twice the memory that is counted for it."""
+    large = layer(1, 2**16)
+    opened(tmp_path).put(large)
+    store: Any = opened(tmp_path)
+    if kind == "bucket":
+        opened(bucket := MemoryStore()).put(large)
+        store = opened(bucket)
+        store._storage._bucket._large = LocalStore(tmp_path)  # which gives it in pieces, as a network does
+    tracemalloc.start()
+    try:
+        assert store.layer(large.digest).digest == large.digest
+        assert tracemalloc.get_traced_memory()[1] < 1.2 * large.kernel.nbytes
+    finally:
+        tracemalloc.stop()
