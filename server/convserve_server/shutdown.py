@@ -13,6 +13,7 @@ from contextlib import suppress
 import grpc
 from grpc_channelz.v1 import channelz, channelz_pb2
 
+from convserve._stop_signals import stop_signals
 from convserve_server.health import Health
 from convserve_server.observability.logs import log, say
 from convserve_server.observability.setup import Observability
@@ -38,9 +39,8 @@ class StopSignals:
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` has it
-                signal.signal(number, lambda *_: None)
+        for number in stop_signals():
+            signal.signal(number, lambda *_: None)
         threading.Thread(target=self._watch, args=(reader,), name="signals", daemon=True).start()
 
     def serving(self) -> None:

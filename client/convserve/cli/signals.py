@@ -16,8 +16,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_HANGUP: tuple[signal.Signals, ...] = (signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()  # not on Windows
-_NUMBERS = (signal.SIGINT, signal.SIGTERM, *_HANGUP)
+from convserve._stop_signals import stop_signals
+
 _END = 0
 _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep the process
 
@@ -27,9 +27,9 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
     """Handles such signals while the block runs, and yields those that came. Only the main thread may enter it.
 
     At the first one `stop` is called, in a thread; at the second one `last_words` with the first. The process ends when
-    it returns, after 10 seconds, or at a third signal, with status 128 + the first one. A SIGHUP that is ignored, as by
-    `nohup`, stays so.
+    it returns, after 10 seconds, or at a third signal, with status 128 + the first one.
     """
+    numbers = stop_signals()
     received: list[int] = []
     reader, writer = socket.socketpair()
     writer.setblocking(False)
@@ -42,7 +42,7 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
 
     def watch() -> None:
         while (number := reader.recv(1)[0]) != _END:
-            if number not in _NUMBERS:
+            if number not in numbers:
                 continue
             received.append(number)
             if len(received) == 1:
@@ -58,11 +58,7 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
     watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)
     watcher.start()
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    handlers_before = {
-        number: signal.signal(number, lambda *_: None)
-        for number in _NUMBERS
-        if number not in _HANGUP or signal.getsignal(number) is not signal.SIG_IGN
-    }
+    handlers_before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield received
     finally:

@@ -18,6 +18,7 @@ TENSORFLOW = {"tensorflow", "keras"}
 # Each package may import the packages above it, and of other distributions those in its row.
 CLIENT: dict[str, set[str]] = {
     "convserve._version": set(),
+    "convserve._stop_signals": set(),
     "convserve.v1": PROTOBUF,
     "convserve.errors": {"grpc"},  # when an error's code is asked for
     "convserve._keras_object": PROTOBUF,
