@@ -25,7 +25,7 @@ from convserve.cli.command import OPTIONS, OUTPUT, Failure, Section, format_erro
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import CLASSIC, FILE, REFERENCE, chain
-from convserve.cli.options.values import limits, own_range
+from convserve.cli.options.values import limits, limits_or
 from convserve.cli.output import batch_forecast, batch_progress
 from convserve.cli.output.batch_progress import REPORT, Progress
 from convserve.cli.signals import graceful_stop
@@ -70,7 +70,7 @@ _RESUME = Section("going on")
     "--value-range LOW,HIGH|own",
     "in pictures LOW and below is black, HIGH and above white; own: the least and the greatest value of each picture "
     "(default: that of --input-range, else 0,255)",
-    type=own_range,
+    type=limits_or("own"),
 )
 @OUTPUT.option(
     "--mode",

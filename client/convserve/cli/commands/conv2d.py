@@ -14,7 +14,7 @@ from convserve.cli.command import OPTIONS, OUTPUT, new_command, options_as_one
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options, output_dtype_option, refuse
 from convserve.cli.options.layer_reference import REFERENCE, find
-from convserve.cli.options.values import channels, percentiles, value_range
+from convserve.cli.options.values import channels, limits_or, percentiles
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
 from convserve.cli.output.report import print_result
@@ -35,10 +35,11 @@ from convserve.files.layers import LAYER_SUFFIXES, save_layer
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis
+from convserve.protocol.results import Result
 from convserve.tensors.codec import Array
 
 if TYPE_CHECKING:
-    from convserve import Client, Result, StoredLayer
+    from convserve import Client, StoredLayer
 
 
 @new_command("conv2d", kernels=classic_kernel_list())
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
         "--picture-range LOW,HIGH|shared",
         "draw LOW black and HIGH white, such as 0,255 or -1,1; shared: one scale for all maps (default: the least "
         "and the greatest value, of each map by itself)",
-        type=value_range,
+        type=limits_or("shared"),
     ),
     OUTPUT.option(
         "--picture-percentiles LOW,HIGH",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import time
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -13,19 +13,13 @@ from convserve.cli.command import OPTIONS, new_command
 from convserve.cli.options.values import metrics_url, seconds
 from convserve.cli.output import server_metrics
 from convserve.cli.output.report import short_text, stdout_console, table_of
+from convserve.cli.output.server_metrics import FIGURES, Scrape
 from convserve.display.units import bytes_text
 from convserve.errors import MissingDependencyError, UnavailableError, printable
-
-if TYPE_CHECKING:
-    from convserve.cli.output.server_metrics import MethodFigures, Scrape
-
 
 _DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 _TIMEOUT_S = 5.0
 _MAX_BYTES = 2**24
-# Most in two lines, so that a terminal of 80 characters shows them all.
-_COLUMNS = ("calls\n/s", "now", *(f"{name}\nms" for name in ("p50", "p90", "p99", "queue", "compute")), "batch")
-_COLUMNS += ("in\nMB/s", "out\nMB/s")
 
 
 @new_command("top")
@@ -79,22 +73,12 @@ def _screen(url: str, earlier: Scrape | None, latest: Scrape) -> Any:
     before = server_metrics.counted_from(earlier, latest)
     period = "in the last" if before.samples else "since its start,"
     title = f"{url}, {period} {latest.time - before.time:.1f} s"
-    figures = server_metrics.methods(before, latest)
-    rows = ((method.rpartition("/")[2], *_cells(own)) for method, own in figures.items())
-    calls = table_of(("method", *_COLUMNS), rows, title=title, numbers=len(_COLUMNS))
+    rows = (
+        (method.name.rpartition("/")[2], *(short_text(figure(method)) for figure in FIGURES.values()))
+        for method in server_metrics.methods(before, latest)
+    )
+    calls = table_of(("method", *FIGURES), rows, title=title, numbers=len(FIGURES))
     return Group(calls, "", table_of(("", ""), _state(before, latest)))
-
-
-def _cells(figures: MethodFigures) -> list[str]:
-    times = (*figures.latency_s, figures.queue_s, figures.compute_s)
-    return [
-        short_text(figures.calls_per_s),
-        str(figures.in_flight),
-        *(short_text(None if time_s is None else time_s * 1e3) for time_s in times),
-        short_text(figures.batch),
-        short_text(figures.input_bytes_per_s / 1e6),
-        short_text(figures.output_bytes_per_s / 1e6),
-    ]
 
 
 def _state(before: Scrape, latest: Scrape) -> list[tuple[str, str]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from convserve.protocol.addresses import split_address
 from convserve.protocol.call_arguments import LONGEST_S
 
 Pair = tuple[int, int]
+Limits = tuple[float, float]
+Word = TypeVar("Word", Literal["own"], Literal["shared"])
 Number = TypeVar("Number", int, float)
 
 _MAX_CHANNELS = 10_000
@@ -25,57 +28,46 @@ _MAX_CHANNELS = 10_000
 
 def pair(text: str) -> int | Pair:
     """Returns 3 for "3", and (3, 5) for "3,5" and "3x5"."""
-    sizes = _integers(text)
-    if len(sizes) not in (1, 2):
-        raise _refused("one integer, or two such as 3,5 or 3x5", text)
+    sizes = _integers(text, "one integer, or two such as 3,5 or 3x5", lambda sizes: len(sizes) <= 2)
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])
 
 
 def shape(text: str) -> tuple[int, ...]:
     """Returns (4, 600, 600, 3) for "4,600,600,3" and "4x600x600x3"."""
-    dimensions = _integers(text)
-    if not dimensions:
-        raise _refused("dimensions such as 4,600,600,3", text)
-    return tuple(dimensions)
+    return tuple(_integers(text, "dimensions such as 4,600,600,3"))
 
 
 def padding(text: str) -> str | int | Pair | tuple[Pair, Pair]:
     """Returns Keras' word, PyTorch's amount or two, or ((top, bottom), (left, right)) for "top,bottom,left,right"."""
     if text.lower() in ("valid", "same"):
         return text.lower()
-    amounts = _integers(text)
-    if len(amounts) in (1, 2):
+    expected = "valid, same, one amount, two, or four top,bottom,left,right such as 1,1,2,2"
+    amounts = _integers(text, expected, lambda amounts: len(amounts) in (1, 2, 4))
+    if len(amounts) < 4:
         return pair(text)
-    if len(amounts) != 4:
-        raise _refused("valid, same, one amount, two, or four top,bottom,left,right such as 1,1,2,2", text)
     top, bottom, left, right = amounts
     return (top, bottom), (left, right)
 
 
-def value_range(text: str) -> tuple[float, float] | Literal["shared"]:
-    """Returns (0.0, 255.0) for "0,255", and the word for "shared"."""
-    return "shared" if text == "shared" else limits(text, "shared")
+def limits_or(word: Word) -> Callable[[str], Limits | Word]:
+    """Returns what reads (0.0, 255.0) from "0,255", and a word as it is."""
+    return lambda text: word if text == word else limits(text, word)
 
 
-def own_range(text: str) -> tuple[float, float] | Literal["own"]:
-    """Returns (0.0, 255.0) for "0,255", and the word for "own"."""
-    return "own" if text == "own" else limits(text, "own")
-
-
-def limits(text: str, word: str = "") -> tuple[float, float]:
+def limits(text: str, word: str = "") -> Limits:
     """Returns (0.0, 255.0) for "0,255"; `word` is what else there might have been."""
-    ends = _numbers(text, float)
-    if len(ends) != 2 or not -math.inf < ends[0] < ends[1] < math.inf:
-        raise _refused(f"two numbers LOW,HIGH such as 0,255{f', or {word}' if word else ''}", text)
-    return ends[0], ends[1]
+    expected = f"two numbers LOW,HIGH such as 0,255{f', or {word}' if word else ''}"
+    low, high = _numbers(
+        text, float, expected, lambda ends: len(ends) == 2 and -math.inf < ends[0] < ends[1] < math.inf
+    )
+    return low, high
 
 
-def percentiles(text: str) -> tuple[float, float]:
+def percentiles(text: str) -> Limits:
     """Returns (1.0, 99.0) for "1,99"."""
-    ends = _numbers(text, float)
-    if len(ends) != 2 or not 0 <= ends[0] < ends[1] <= 100:
-        raise _refused("two percentiles LOW,HIGH from 0 to 100 such as 1,99", text)
-    return ends[0], ends[1]
+    expected = "two percentiles LOW,HIGH from 0 to 100 such as 1,99"
+    low, high = _numbers(text, float, expected, lambda ends: len(ends) == 2 and 0 <= ends[0] < ends[1] <= 100)
+    return low, high
 
 
 def channels(text: str) -> list[int]:
@@ -99,33 +91,29 @@ def named_object(text: str) -> str | dict[str, Any]:
         raise _refused("""Keras' name, or JSON such as '{"class_name": "L2", "config": {"l2": 0.1}}'""", text) from None
 
 
-def seconds(text: str) -> float:
+def seconds(text: str, most: float = sys.float_info.max) -> float:
     """Returns a number of seconds above 0, at most a year."""
-    amounts = _numbers(str(text), float)
-    if len(amounts) != 1 or not 0 < amounts[0] < math.inf:
-        raise _refused("a number of seconds above 0", text)
-    return min(amounts[0], LONGEST_S)
+    expected = "a number of seconds above 0"
+    (amount,) = _numbers(text, float, expected, lambda listed: len(listed) == 1 and 0 < listed[0] <= most)
+    return min(amount, LONGEST_S)
 
 
 def timeout(text: str) -> float:
     """Returns the same; for "inf" a year, which is for as long as it takes."""
-    return LONGEST_S if _numbers(str(text), float) == [math.inf] else seconds(text)
+    return seconds(text, math.inf)
 
 
 def counts(text: str) -> list[int]:
     """Returns [1, 8] for "1,8"."""
-    listed = _numbers(text, int)
-    if not listed or min(listed) < 1 or max(listed) > 1000:
-        raise _refused("numbers from 1 to 1000 such as 1,8", text)
-    return listed
+    return _numbers(
+        text, int, "numbers from 1 to 1000 such as 1,8", lambda listed: 1 <= min(listed) <= max(listed) <= 1000
+    )
 
 
 def rates(text: str) -> list[float]:
     """Returns [50.0, 200.0] for "50,200"."""
-    listed = _numbers(text, float)
-    if not listed or not all(0 < rate <= 1e6 for rate in listed):
-        raise _refused("calls per second, above 0, such as 50,200", text)
-    return listed
+    expected = "calls per second, above 0, such as 50,200"
+    return _numbers(text, float, expected, lambda listed: all(0 < rate <= 1e6 for rate in listed))
 
 
 def metrics_url(text: str) -> str:
@@ -147,13 +135,18 @@ def _refused(expected: str, text: str, why: str = "") -> click.BadParameter:
     return click.BadParameter(f"expected {expected}. Received {text!r}{f': {why}' if why else ''}.")
 
 
-def _numbers(text: str, number: Callable[[str], Number]) -> list[Number]:
-    """Returns the numbers between commas, or an empty list if something else is among them."""
+def _numbers(
+    text: str, number: Callable[[str], Number], expected: str, fit: Callable[[list[Number]], bool] = bool
+) -> list[Number]:
+    """Returns the numbers between commas; refuses something else among them, and numbers that do not fit."""
     try:
-        return [number(part) for part in text.split(",")]
+        listed = [number(part) for part in str(text).split(",")]  # an option's default is no text
     except ValueError:
-        return []
+        listed = []
+    if not (listed and fit(listed)):
+        raise _refused(expected, text)
+    return listed
 
 
-def _integers(text: str) -> list[int]:
-    return _numbers(text.replace("x", ","), int)
+def _integers(text: str, expected: str, fit: Callable[[list[int]], bool] = bool) -> list[int]:
+    return _numbers(text.replace("x", ","), int, expected, fit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 _START = "process_start_time_seconds"
@@ -31,17 +31,47 @@ class Scrape:
 
 
 @dataclass(frozen=True)
-class MethodFigures:
-    """What was called in a period; None for what was not measured, as there were no calls or nothing was computed."""
+class Method:
+    """What was called in a period, of one method."""
 
-    calls_per_s: float
-    in_flight: int  # at the end of the period
-    latency_s: tuple[float | None, ...]  # the 50th, 90th and 99th percentile
-    queue_s: float | None  # the 90th of what was waited for a device
-    compute_s: float | None  # the 90th of what a device took
-    batch: float | None  # samples that were computed together, in the mean
-    input_bytes_per_s: float
-    output_bytes_per_s: float
+    name: str
+    in_flight: float  # at the end of the period
+    grown: Scrape  # by how much all values and the time have grown
+
+    def total(self, name: str) -> float:
+        """Returns by how much a sample has grown."""
+        return self.grown.by("method", f"convserve_{name}").get(self.name, 0.0)
+
+    def rate(self, name: str) -> float:
+        """Returns the same a second."""
+        return self.total(name) / self.grown.time
+
+    def percentile_ms(self, name: str, percent: float) -> float | None:
+        """Returns a percentile of times; None if there are none."""
+        buckets = self.grown.samples.get(f"convserve_{name}_seconds_bucket", {}).items()
+        own = ((float(dict(labels)["le"]), count) for labels, count in buckets if ("method", self.name) in labels)
+        found = quantile(own, percent / 100)
+        return None if found is None else found * 1e3
+
+    def batch(self) -> float | None:
+        """Returns how many samples were computed together, in the mean; None if none were."""
+        passes = self.total("batch_samples_count")
+        return self.total("batch_samples_sum") / passes if passes else None
+
+
+FIGURES: dict[str, Callable[[Method], float | None]] = {
+    "calls\n/s": lambda method: method.rate("requests_total"),
+    "now": lambda method: method.in_flight,
+    "p50\nms": lambda method: method.percentile_ms("request_duration", 50),
+    "p90\nms": lambda method: method.percentile_ms("request_duration", 90),
+    "p99\nms": lambda method: method.percentile_ms("request_duration", 99),
+    "queue\nms": lambda method: method.percentile_ms("queue", 90),  # what was waited for a device
+    "compute\nms": lambda method: method.percentile_ms("compute", 90),  # what a device took
+    "batch": Method.batch,
+    "in\nMB/s": lambda method: method.rate("input_bytes_total") / 1e6,
+    "out\nMB/s": lambda method: method.rate("output_bytes_total") / 1e6,
+}
+"""What is shown of a method, most under two lines, so that a terminal of 80 characters shows them all."""
 
 
 def read(text: str, time: float) -> Scrape:
@@ -63,11 +93,11 @@ def counted_from(before: Scrape | None, after: Scrape) -> Scrape:
     return before if before is not None and before.value(_START) == start else Scrape(start, {})
 
 
-def methods(before: Scrape, after: Scrape) -> dict[str, MethodFigures]:
-    """Returns the figures of each method that was called in a period, or is."""
+def methods(before: Scrape, after: Scrape) -> list[Method]:
+    """Returns the methods that were called in a period, or are, by their names."""
     grown, in_flight = _grown(before, after), after.by("method", "convserve_requests_in_flight")
-    figures = {method: _figures(grown, method, int(count)) for method, count in sorted(in_flight.items())}
-    return {method: own for method, own in figures.items() if own.calls_per_s or own.in_flight or own.batch}
+    found = (Method(name, count, grown) for name, count in sorted(in_flight.items()))
+    return [method for method in found if method.total("requests_total") or method.in_flight or method.batch()]
 
 
 def refusals(before: Scrape, after: Scrape) -> dict[str, int]:
@@ -92,28 +122,6 @@ def quantile(buckets: Iterable[tuple[float, float]], share: float) -> float | No
             return lower if upper == float("inf") else lower + (upper - lower) * (rank - below) / (count - below)
         lower, below = upper, count
     return lower
-
-
-def _figures(grown: Scrape, method: str, in_flight: int) -> MethodFigures:
-    def total(name: str) -> float:
-        return grown.by("method", f"convserve_{name}").get(method, 0.0)
-
-    def percentile(name: str, share: float) -> float | None:
-        buckets = grown.samples.get(f"convserve_{name}_seconds_bucket", {}).items()
-        own = ((float(dict(labels)["le"]), count) for labels, count in buckets if ("method", method) in labels)
-        return quantile(own, share)
-
-    passes = total("batch_samples_count")
-    return MethodFigures(
-        calls_per_s=total("requests_total") / grown.time,
-        in_flight=in_flight,
-        latency_s=tuple(percentile("request_duration", share) for share in (0.5, 0.9, 0.99)),
-        queue_s=percentile("queue", 0.9),
-        compute_s=percentile("compute", 0.9),
-        batch=total("batch_samples_sum") / passes if passes else None,
-        input_bytes_per_s=total("input_bytes_total") / grown.time,
-        output_bytes_per_s=total("output_bytes_total") / grown.time,
-    )
 
 
 def _grown(before: Scrape, after: Scrape) -> Scrape:

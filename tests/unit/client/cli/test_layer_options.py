@@ -51,8 +51,8 @@ def test_shape():
 
 
 def test_value_range():
-    assert values.value_range("-1,2.5") == (-1, 2.5)
-    assert values.value_range("shared") == "shared"
+    assert values.limits_or("shared")("-1,2.5") == (-1, 2.5)
+    assert values.limits_or("shared")("shared") == "shared"
 
 
 def test_channels():
@@ -77,14 +77,14 @@ def test_named_object():
         (values.padding, "1,1,1"),
         (values.padding, "1.5"),
         (values.shape, "a,b"),
-        (values.value_range, "0"),
-        (values.value_range, "Shared"),
+        (values.limits_or("shared"), "0"),
+        (values.limits_or("shared"), "Shared"),
         (values.channels, ""),
         (values.channels, "1,"),
         (values.channels, "-1"),
         (values.channels, "1-2-3"),
-        (values.value_range, "5,5"),
-        (values.value_range, "0,inf"),
+        (values.limits_or("shared"), "5,5"),
+        (values.limits_or("shared"), "0,inf"),
         (values.named_object, '{"class_name": '),
         (values.named_object, '{"a":' * 100_000),
     ],

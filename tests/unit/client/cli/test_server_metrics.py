@@ -50,6 +50,12 @@ def call(counting, *passes, code="OK", duration_us=3000):
     counting.ended(record)
 
 
+def figures(before, after):
+    """Returns the figures of the only method that was called between two scrapes."""
+    (method,) = server_metrics.methods(before, after)
+    return {name.replace("\n", " "): figure(method) for name, figure in server_metrics.FIGURES.items()}
+
+
 def test_figures_are_of_the_time_between_two_scrapes(metrics):
     counting, scrape = metrics
     call(counting, PASS, PASS._replace(batch_size=64), duration_us=10_000_000)
@@ -58,14 +64,18 @@ def test_figures_are_of_the_time_between_two_scrapes(metrics):
         call(counting, PASS, PASS._replace(batch_size=2, output_bytes=52))
     call(counting, code="RESOURCE_EXHAUSTED")
     after = scrape(104.0)
-    (found,) = server_metrics.methods(before, after).values()
-    assert found.calls_per_s == 9 / 4
-    assert found.batch == 3
-    assert found.in_flight == 0
-    assert (found.input_bytes_per_s, found.output_bytes_per_s) == (8 * 32 / 4, 8 * 100 / 4)
-    assert found.latency_s == pytest.approx((0.00375, 0.00475, 0.004975))  # of the bucket from 2.5 to 5 ms
-    assert found.queue_s == pytest.approx(0.00009)
-    assert found.compute_s == pytest.approx(0.000235)
+    assert figures(before, after) == {
+        "calls /s": 9 / 4,
+        "now": 0,
+        "p50 ms": pytest.approx(3.75),  # of the bucket from 2.5 to 5 ms
+        "p90 ms": pytest.approx(4.75),
+        "p99 ms": pytest.approx(4.975),
+        "queue ms": pytest.approx(0.09),
+        "compute ms": pytest.approx(0.235),
+        "batch": 3,
+        "in MB/s": pytest.approx(8 * 32 / 4 / 1e6),
+        "out MB/s": pytest.approx(8 * 100 / 4 / 1e6),
+    }
     assert server_metrics.refusals(before, after) == {"OVERLOADED": 1}
 
 
@@ -73,15 +83,18 @@ def test_a_method_that_was_not_called_is_left_out(metrics):
     counting, scrape = metrics
     call(counting, PASS)
     before = scrape(1.0)
-    assert server_metrics.methods(before, scrape(2.0)) == {}
+    assert server_metrics.methods(before, scrape(2.0)) == []
     assert server_metrics.refusals(before, scrape(2.0)) == {}
 
 
 def test_a_call_under_way_is_shown_without_times(metrics):
     counting, scrape = metrics
     CallRecord(CONVOLVE, CONVOLVE, (), (counting,)).begin()
-    (found,) = server_metrics.methods(scrape(1.0), scrape(2.0)).values()
-    assert (found.in_flight, found.calls_per_s, found.latency_s, found.batch) == (1, 0, (None,) * 3, None)
+    found = figures(scrape(1.0), scrape(2.0))
+    assert {name: value for name, value in found.items() if value != 0} == {
+        "now": 1,
+        **dict.fromkeys(("p50 ms", "p90 ms", "p99 ms", "queue ms", "compute ms", "batch")),
+    }
 
 
 def test_since_the_start_is_since_the_process_started():
