@@ -20,6 +20,7 @@ from convserve.bench.cases import IN_PROCESS, SERVER, BenchmarkCase
 from convserve.bench.echo import Echo
 from convserve.bench.loops import Block, Subject, closed_loop, open_loop
 from convserve.bench.workloads import Workload
+from convserve.display.units import counted
 
 _MIN_ROUNDS = 3
 _MAX_BLOCK_S = 2.0
@@ -42,7 +43,7 @@ class Load:
         """Returns "8 callers" or "200 calls/s"."""
         if self.callers is None:
             return f"{self.rate:g} calls/s"
-        return f"{self.callers} caller{'s' if self.callers != 1 else ''}"
+        return counted(self.callers, "caller")
 
 
 class Measurement(AbstractContextManager["Measurement"]):

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.exceptions.Exit as ended:
         return ended.exit_code
     except click.ClickException as error:
+        del (getattr(error, "possibilities", None) or [])[1:]  # of options and commands that may be meant, the nearest
         with contextlib.suppress(OSError):  # stderr takes no more
             error.show()
         return error.exit_code

@@ -68,14 +68,6 @@ class Command(click.Command):
         super().__init__(*args, **attributes)
         self._usages = usages
 
-    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Parses the command line; of a mistyped option says which one was meant."""
-        try:
-            return super().parse_args(context, args)
-        except click.NoSuchOption as error:
-            del (error.possibilities or [])[1:]  # but for the one that is nearest
-            raise
-
     def invoke(self, context: click.Context) -> Any:
         """Runs the command; failures that it may expect become texts."""
         try:
@@ -119,14 +111,6 @@ class Command(click.Command):
 
 class Group(Command, click.Group):
     """A command of commands."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Returns the command that is asked for; of a mistyped one says which one was meant."""
-        try:
-            return super().resolve_command(ctx, args)
-        except click.NoSuchCommand as error:
-            del (error.possibilities or [])[1:]  # but for the one that is nearest
-            raise
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the options, and the commands."""

@@ -13,6 +13,11 @@ def flops_text(amount: int) -> str:
     return _scaled(amount, ("FLOP", "kFLOP", "MFLOP", "GFLOP", "TFLOP", "PFLOP"))
 
 
+def counted(number: int, what: str) -> str:
+    """Returns "1 layer" and "1,200 layers"."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration_text(microseconds: float) -> str:
     """Returns "2.31 s", "12.3 ms" or "140 us"."""
     if microseconds >= 1e6:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convserve.bench.workloads import Workload, standard, with_weights
 from convserve.cli.command import OUTPUT, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options
@@ -18,11 +19,11 @@ from convserve.cli.options.values import counts, rates, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
 from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
+from convserve.layers.layer import Layer
 from convserve.tensors.codec import Shape
 
 if TYPE_CHECKING:
     from convserve import Client
-    from convserve.bench.workloads import Workload
 
 _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
@@ -115,9 +116,6 @@ def _workloads(
     **dtypes: Any,
 ) -> list[Workload]:
     """Returns what the options describe, or the standard workloads where they describe nothing."""
-    from convserve import Layer
-    from convserve.bench.workloads import Workload, standard, with_weights
-
     if input_shape is None:
         return standard()
     if reference is not None:

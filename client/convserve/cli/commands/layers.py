@@ -10,17 +10,11 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
 from convserve.cli.options.layer_reference import EXPECT, REFERENCE, expected, find
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
-from convserve.cli.output.layer_table import (
-    Row,
-    document,
-    layer_rows,
-    print_table,
-    print_versions,
-    version_document,
-)
+from convserve.cli.output.layer_table import document, layer_rows, print_table, print_versions, version_document
 from convserve.cli.output.report import print_json, print_result
 from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
+from convserve.layers.layer import Layer
 
 
 @new_command("layers-list")
@@ -29,11 +23,20 @@ from convserve.files.layers import LAYER_SUFFIXES, save_layer
 @connection_options(timeout=10.0)
 def _list(prefix: str, as_json: bool, connection: Connection) -> None:
     with connection.client() as client:
-        rows = sorted(map(Row.of_stored, client.layers(prefix)), key=lambda row: (row.name or "", row.digest))
+        layers = sorted(client.layers(prefix), key=lambda layer: (layer.name or "", layer.digest))
     if as_json:
-        print_json({"layers": [document(row) for row in rows]})
+        print_json({"layers": list(map(document, layers))})
     else:
-        print_table(rows)
+        print_table(layers)
+
+
+def _is_prefix(prefix: str | None, reference: str | None) -> bool:
+    """Returns whether layers are given by a prefix, and not one by a reference; raises click.UsageError if by both."""
+    if prefix is not None and reference is not None:
+        raise click.UsageError("NAME|DIGEST with --prefix is one too many")
+    if prefix is None and reference is None:
+        raise click.UsageError("NAME|DIGEST or --prefix is needed")
+    return prefix is not None
 
 
 @new_command("layers-get")
@@ -46,26 +49,20 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
 @JSON
 @connection_options(timeout=60.0)
 def _get(reference: str | None, prefix: str | None, output: str | None, as_json: bool, connection: Connection) -> None:
-    from convserve import Layer
-
-    if prefix is not None:
-        _refuse_both(reference, "NAME|DIGEST with --prefix")
+    if _is_prefix(prefix, reference):
         if output is None:
             raise click.UsageError("--prefix needs --output, the folder to write into")
         with connection.client() as client:
-            layers_prefix.get(client, prefix, output, as_json=as_json)
+            layers_prefix.get(client, str(prefix), output, as_json=as_json)
         return
-    if reference is None:
-        raise click.UsageError("NAME|DIGEST or --prefix is needed")
     if output is not None:
         check_destination(output, LAYER_SUFFIXES, "output")
     with connection.client() as client:
-        layer = find(client, reference)
+        layer = find(client, str(reference))
         if output is not None:
             save_layer(output, Layer(layer.config, *layer.weights()))
-    row = Row.of_stored(layer)
-    described = document(row) | ({} if output is None else {"file": output})
-    print_result([*layer_rows(row), ("written", output or "")], described, as_json=as_json)
+    described = document(layer) | ({} if output is None else {"file": output})
+    print_result([*layer_rows(layer), ("written", output or "")], described, as_json=as_json)
 
 
 @new_command("layers-delete")
@@ -78,19 +75,16 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
 def _delete(
     reference: str | None, prefix: str | None, dry_run: bool, yes: bool, as_json: bool, connection: Connection
 ) -> None:
-    if prefix is not None:
-        _refuse_both(reference, "NAME|DIGEST with --prefix")
+    if _is_prefix(prefix, reference):
         with connection.client() as client:
-            layers_prefix.delete(client, prefix, dry_run=dry_run, yes=yes, as_json=as_json)
+            layers_prefix.delete(client, str(prefix), dry_run=dry_run, yes=yes, as_json=as_json)
         return
-    if reference is None:
-        raise click.UsageError("NAME|DIGEST or --prefix is needed")
     if dry_run or yes:
         raise click.UsageError("--dry-run and --yes are for --prefix")
     with connection.client() as client:
-        layer = find(client, reference)
+        layer = find(client, str(reference))
         by_name = layer.name == reference
-        client.delete(reference if by_name else layer)
+        client.delete(str(reference) if by_name else layer)
     if as_json:
         print_json({"deleted": "name" if by_name else "layer", "name": layer.name, "digest": layer.digest.hex()})
     else:
@@ -145,11 +139,6 @@ def _move(
         print(f"{name} leads {'nowhere' if moved is None else f'to {moved.digest.hex()[:12]}'}")
 
 
-def _refuse_both(reference: str | None, what: str) -> None:
-    if reference is not None:
-        raise click.UsageError(f"{what} is one too many")
-
-
 @new_command("layers-put", kernels=classic_kernel_list())
 @OPTIONS.option(
     "--name NAME", "the name to store it under: up to 200 letters, digits, '-', '_', '.' and '/' (default: none)"
@@ -183,10 +172,9 @@ def _put(
     with connection.client() as client:
         what = layer.config if layer.kernel is None else layer
         there = expected(client, expect)
-        row = Row.of_stored(client.put(what, name=name, expect=there, input_channels=input_channels))
-    print_result(layer_rows(row), document(row), as_json=as_json)
+        stored = client.put(what, name=name, expect=there, input_channels=input_channels)
+    print_result(layer_rows(stored), document(stored), as_json=as_json)
 
 
-_COMMANDS = {"list": _list, "put": _put, "get": _get, "versions": _versions, "move": _move, "delete": _delete}
-_COMMANDS["import"] = layers_import.command
-command = Group("layers", commands=_COMMANDS, **help_page("layers"))
+_NAMED = {"list": _list, "put": _put, "get": _get, "versions": _versions, "move": _move, "delete": _delete}
+command = Group("layers", commands={**_NAMED, "import": layers_import.command}, **help_page("layers"))

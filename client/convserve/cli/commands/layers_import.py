@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from convserve.cli.commands import layers_prefix
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import padding as padding_of
-from convserve.cli.output.layer_table import Row, document, print_table, total_text
-from convserve.cli.output.report import first_lines, print_json, print_rows, show_progress
+from convserve.cli.output.layer_table import document, print_table, total_text, under_name
+from convserve.cli.output.report import first_lines, print_json, print_rows
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
+from convserve.protocol.stored_layers import StoredLayerBase
 
 if TYPE_CHECKING:
     from convserve import Client, Layer
@@ -77,37 +77,36 @@ def command(
         with connection.client() as client:
             sent = {layer.digest for layer in client.missing(list(imported.layers.values()))}
             _put(client, imported.layers)
-    rows = [Row.of_layer(name, layer) for name, layer in imported.layers.items()]
+    named = [under_name(layer, name) for name, layer in imported.layers.items()]
     if as_json:
-        listed = [document(row) | {"sent": bytes.fromhex(row.digest) in sent} for row in rows]
+        listed = [document(layer) | {"sent": layer.digest in sent} for layer in named]
         skipped = [skipped._asdict() for skipped in imported.skipped]
         found = {"layers": listed, "imported": listed, "assumed": imported.assumed, "skipped": skipped}
         # "layers" is what `layers list --json` calls them.
         print_json({"file": path, "dry_run": dry_run, "note": imported.note, **found})
     else:
-        _print(rows, imported, sent, dry_run=dry_run)
+        _print(named, imported, sent, dry_run=dry_run)
     if not imported.layers:
         raise InvalidRequestError.for_field("file", "a file with a Conv2D", f"{short_repr(path)}, which has none")
 
 
 def _put(client: Client, layers: dict[str, Layer]) -> None:
     """Stores the layers under their names; a layer that is held already is only named."""
-    for number, (name, layer) in enumerate(layers.items()):
-        show_progress(f"{number + 1}/{len(layers)} {name[:60]}")
-        try:
-            client.put(layer, name=name)
-        except ConvserveError:
-            show_progress("")
-            print(f"stored {number} of {len(layers)} layers; a new attempt sends only the others", file=sys.stderr)
-            raise
-    show_progress("")
+    with layers_prefix.progress_shown():
+        for number, (name, layer) in enumerate(layers.items()):
+            layers_prefix.show(name, number + 1, len(layers))
+            try:
+                client.put(layer, name=name)
+            except ConvserveError as error:
+                error.add_note(f"stored {number} of {len(layers)} layers; a new attempt sends only the others")
+                raise
 
 
-def _print(rows: list[Row], imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:
-    if rows:
-        print_table(rows)
-    new = [row for row in rows if bytes.fromhex(row.digest) in sent]
-    held = "; the server held the others" if len(new) < len(rows) else ""
+def _print(named: list[StoredLayerBase], imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:
+    if named:
+        print_table(named)
+    new = [layer for layer in named if layer.digest in sent]
+    held = "; the server held the others" if len(new) < len(named) else ""
     done = f"{total_text(new)}{held}" if new else "nothing: the server held them all"
     done = "nothing: --dry-run" if dry_run else done
     # What is skipped for what it is ("not a Conv2D") is only counted by kind.
@@ -117,7 +116,7 @@ def _print(rows: list[Row], imported: Imported, sent: set[bytes], *, dry_run: bo
     lines += [first_lines([f"{other.name} ({other.kind}): {other.reason}" for other in others], _FURTHER)]
     assumed = first_lines([f"{name}: {what}" for name, what in imported.assumed.items()], _FURTHER)
     skipped = "\n".join(filter(None, lines))
-    print_rows([("sent", done if rows else ""), ("assumed", assumed), ("skipped", skipped), ("note", imported.note)])
+    print_rows([("sent", done if named else ""), ("assumed", assumed), ("skipped", skipped), ("note", imported.note)])
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convserve.cli.output.layer_table import Row, document, print_table, total_text
+from convserve.cli.output.layer_table import document, print_table, total_text, under_name
 from convserve.cli.output.report import print_json, show_progress
+from convserve.display.units import counted
 from convserve.errors import ConvserveError, short_repr
 from convserve.files.layer_folders import layer_files
 from convserve.protocol.stored_layers import check_prefix, names_in
@@ -29,20 +30,20 @@ def delete(client: Client, prefix: str, *, dry_run: bool, yes: bool, as_json: bo
     if not as_json:
         for name in names:
             print(name)
-        print(f"{_count(len(names), 'name')}, and with their last names {total_text([*map(Row.of_stored, going)])}")
+        print(f"{counted(len(names), 'name')}, and with their last names {total_text(going)}")
         if names and not dry_run and not yes and sys.stdin.isatty():
             click.confirm("delete them?", abort=True, err=True)
-    with _shown():
-        deleted = [] if dry_run else client._delete_names(names, _show)
+    with progress_shown():
+        deleted = [] if dry_run else client._delete_names(names, show)
     if as_json:
         digests = [layer.digest.hex() for layer in going]
         print_json({"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted})
     else:
-        print("deleted nothing: --dry-run" if dry_run else f"deleted {_count(len(deleted), 'name')}")
+        print("deleted nothing: --dry-run" if dry_run else f"deleted {counted(len(deleted), 'name')}")
 
 
 @contextmanager
-def _shown() -> Iterator[None]:
+def progress_shown() -> Iterator[None]:
     """Ends the line of progress, and says beside an error how far the work came."""
     try:
         yield
@@ -54,31 +55,28 @@ def _shown() -> Iterator[None]:
     show_progress("")
 
 
-def _show(name: str, number: int, count: int) -> None:
+def show(name: str, number: int, count: int) -> None:
+    """Shows how far the work is."""
     show_progress(f"{number}/{count} {name[:60]}")
 
 
 def get(client: Client, prefix: str, folder: str, *, as_json: bool) -> None:
     """Writes each layer with a name that begins so into a folder, a file for each such name."""
     layers = _with_prefix(client, prefix)
-    written = {name: Row.of_stored(layer)._replace(name=name) for layer in layers for name in names_in([layer], prefix)}
-    with _shown():
-        files = client._save(layers, prefix, Path(folder), _show)
+    written = {name: layer for layer in layers for name in names_in([layer], prefix)}
+    with progress_shown():
+        files = client._save(layers, prefix, Path(folder), show)
     if as_json:
-        listed = [document(written[name]) | {"file": str(file)} for name, file in files.items()]
+        listed = [document(written[name]) | {"name": name, "file": str(file)} for name, file in files.items()]
         print_json({"prefix": prefix, "folder": folder, "layers": listed})
     else:
-        print_table([written[name]._replace(names=(name,)) for name in files])
-        print(f"wrote {_count(len(files), 'file')} into {folder}")
+        print_table([under_name(written[name], name) for name in files])
+        print(f"wrote {counted(len(files), 'file')} into {folder}")
 
 
 def _with_prefix(client: Client, prefix: str) -> list[StoredLayer]:
     check_prefix(prefix)
     return client.layers(prefix)
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
 
 
 def read_folder(path: str, *, prefix: str | None, **parameters: Any) -> Imported:

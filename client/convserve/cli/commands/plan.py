@@ -10,6 +10,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options, require
 from convserve.cli.output.report import print_result, shape_text
 from convserve.display.units import bytes_text, flops_text
+from convserve.layers.conv2d import Conv2D
 from convserve.tensors.codec import Shape
 
 
@@ -22,8 +23,6 @@ from convserve.tensors.codec import Shape
 def command(
     input_shape: Shape, local: bool, as_json: bool, parameters: Parameters, connection: Connection, **dtypes: Any
 ) -> None:
-    from convserve import Conv2D
-
     require(parameters, "filters", "kernel_size")
     conv2d = Conv2D(**parameters)
     if local:

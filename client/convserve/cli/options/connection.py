@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convserve._rpc.channel import DEFAULT_TARGET, TARGET_VARIABLE, channel_target, default_target
-from convserve._rpc.credentials import TOKEN_VARIABLE
+from convserve._rpc.credentials import TLS, TOKEN_VARIABLE
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import timeout as timeout_type
 from convserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from convserve import TLS, Client
+    from convserve import Client
 
 _SERVER = Section("server")
 
@@ -58,8 +58,6 @@ class Connection:
             return self.tls
         if self.tls is False:
             raise click.UsageError("--no-tls: the other --tls options ask for encryption")
-        from convserve import TLS
-
         return TLS(*parts)
 
     def _token(self) -> str | None:

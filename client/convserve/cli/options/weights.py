@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -13,10 +13,9 @@ from convserve.cli.options.layer import Parameters, refuse, require
 from convserve.errors import InvalidWeightsError
 from convserve.files.arrays import ARRAY_SUFFIXES, load_array
 from convserve.layers.classic_kernels import CLASSIC_KERNELS, classic_kernel
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
-
-if TYPE_CHECKING:
-    from convserve import Layer
 
 _WEIGHTS = Section("weights", "Without --kernel, the server draws weights with the initializers.")
 
@@ -54,8 +53,6 @@ def layer_for(parameters: Parameters, weights: Weights, channels: int) -> Layer:
 
     Raises click.UsageError for options that contradict each other, and InvalidArgumentError for what does not fit.
     """
-    from convserve import Conv2D, Layer
-
     if weights.kernel is None:
         if weights.bias is not None:
             raise click.UsageError("--bias needs --kernel: drawn weights have a drawn bias")

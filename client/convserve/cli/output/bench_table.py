@@ -8,6 +8,7 @@ from convserve.cli.output.report import print_rows, print_table, shape_text, sho
 from convserve.display.units import bytes_text, duration_text, flops_text
 
 _COLUMNS = ("p50", "p90", "p99", "max", "calls/s", "MB/s\nsent", "MB/s\nback", "latency\nratio", "calls/s\nratio")
+_WORDS = {True: "on", False: "off", None: "not measured"}
 
 
 def print_document(document: dict[str, Any]) -> None:
@@ -17,7 +18,7 @@ def print_document(document: dict[str, Any]) -> None:
     print_rows(
         [
             ("server", f"{document['target']}, convserve {server['convserve']}, {', '.join(server['devices'])}"),
-            ("oneDNN", f"on the server {_word(server['onednn'])}, in process {_word(document['onednn'])}"),
+            ("oneDNN", f"on the server {_WORDS[server['onednn']]}, in process {_WORDS[document['onednn']]}"),
             ("here", document["machine"]),
             ("tensors", "in shared memory, large ones" if document["shared_memory"] else "over the connection"),
             ("time", f"{document['time']}, measured for {document['seconds']:.1f} s{interruption}"),
@@ -26,10 +27,6 @@ def print_document(document: dict[str, Any]) -> None:
     for workload in document["workloads"]:
         print()
         _print_workload(workload)
-
-
-def _word(is_on: bool | None) -> str:
-    return "not measured" if is_on is None else "on" if is_on else "off"
 
 
 def _print_workload(workload: dict[str, Any]) -> None:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from convserve.cli.output.report import shape_text
 from convserve.display.pixels import finite_range
 from convserve.display.units import bytes_text, duration_text
+from convserve.layers.conv2d import Conv2D
+from convserve.protocol.results import Result
 from convserve.tensors.codec import Array
-
-if TYPE_CHECKING:
-    from convserve import Conv2D, Result
-
 
 _MAX_SIDE, _MAX_CHANNELS = 12, 8
 """The largest output whose numbers are printed: they fit a screen."""

@@ -3,84 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from google.protobuf import json_format
 
 from convserve.cli.output import report
-from convserve.display.units import bytes_text
+from convserve.display.units import bytes_text, counted
 from convserve.errors import InvalidConfigurationError
 from convserve.layers import messages
+from convserve.layers.conv2d import Conv2D
+from convserve.layers.layer import Layer
 from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import weight_bytes, weight_rows
-from convserve.tensors.codec import Shape
-
-if TYPE_CHECKING:
-    from convserve import Conv2D, Layer, NameVersion, StoredLayer
+from convserve.protocol.name_messages import NameVersion
+from convserve.protocol.stored_layers import StoredLayerBase
 
 _HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
 
 
-class Row(NamedTuple):
-    """A layer with its weights, as far as it is shown."""
-
-    name: str | None  # a name that leads to it
-    names: tuple[str, ...]  # all of them
-    digest: str  # in hexadecimal
-    config: Conv2D
-    kernel_shape: Shape
-
-    @classmethod
-    def of_stored(cls, layer: StoredLayer) -> Row:
-        """Returns a stored layer's row."""
-        return cls(layer.name, layer.names, layer.digest.hex(), layer.config, layer.kernel_shape)
-
-    @classmethod
-    def of_layer(cls, name: str, layer: Layer) -> Row:
-        """Returns the row of a layer that has its weights."""
-        assert layer.kernel is not None  # noqa: S101 (an import finds no other)
-        return cls(name, (name,), layer.digest.hex(), layer.config, layer.kernel.shape)
-
-    @property
-    def weight_bytes(self) -> int:
-        """How many bytes its weights take."""
-        return weight_bytes(self.config, self.kernel_shape)
+def under_name(layer: Layer | StoredLayerBase, name: str) -> StoredLayerBase:
+    """Returns a layer that has its weights, with this name alone."""
+    assert layer.kernel_shape is not None  # noqa: S101 (an import finds no other)
+    return StoredLayerBase(layer.digest, layer.config, layer.kernel_shape, name, (name,))
 
 
-def print_table(rows: Sequence[Row]) -> None:
+def print_table(layers: Sequence[StoredLayerBase]) -> None:
     """Prints a line for each layer, and the sum."""
-    if rows:
-        report.print_table(_HEADINGS, map(_cells, rows))
-    print(total_text(rows))
+    if layers:
+        report.print_table(_HEADINGS, map(_cells, layers))
+    print(total_text(layers))
 
 
-def total_text(rows: Sequence[Row]) -> str:
+def total_text(layers: Iterable[StoredLayerBase]) -> str:
     """Returns "2 layers, 18.4 kB of weights"; a layer that several names lead to is counted once."""
-    distinct = {row.digest: row.weight_bytes for row in rows}
-    return f"{len(distinct)} layer{'' if len(distinct) == 1 else 's'}, {bytes_text(sum(distinct.values()))} of weights"
+    distinct = {layer.digest: _weight_bytes(layer) for layer in layers}
+    return f"{counted(len(distinct), 'layer')}, {bytes_text(sum(distinct.values()))} of weights"
 
 
-def layer_rows(row: Row) -> Iterable[tuple[str, str]]:
+def layer_rows(layer: StoredLayerBase) -> Iterable[tuple[str, str]]:
     """Returns labels and texts that describe one layer."""
     return [
-        ("name", ", ".join(row.names)),
-        ("digest", row.digest),
-        ("layer", repr(row.config)),
-        *((label, str(text)) for label, text in weight_rows(row.config, row.kernel_shape)),
+        ("name", ", ".join(layer.names)),
+        ("digest", layer.digest.hex()),
+        ("layer", repr(layer.config)),
+        *((label, str(text)) for label, text in weight_rows(layer.config, layer.kernel_shape)),
     ]
 
 
-def document(row: Row) -> dict[str, Any]:
+def document(layer: StoredLayerBase) -> dict[str, Any]:
     """Returns a layer as JSON; its configuration in the contract's form, and in Keras' if that has one."""
     return {
-        "name": row.name,
-        "names": row.names,
-        "digest": row.digest,
-        "kernel_shape": row.kernel_shape,
-        "parameters": parameter_count(row.config, row.kernel_shape),
-        "weight_bytes": row.weight_bytes,
-        "keras_config": _keras_config(row.config),
-        "config": json_format.MessageToDict(messages.to_message(row.config), preserving_proto_field_name=True),
+        "name": layer.name,
+        "names": layer.names,
+        "digest": layer.digest.hex(),
+        "kernel_shape": layer.kernel_shape,
+        "parameters": parameter_count(layer.config, layer.kernel_shape),
+        "weight_bytes": _weight_bytes(layer),
+        "keras_config": _keras_config(layer.config),
+        "config": json_format.MessageToDict(messages.to_message(layer.config), preserving_proto_field_name=True),
     }
 
 
@@ -113,21 +93,25 @@ def _keras_config(config: Conv2D) -> dict[str, Any] | None:
         return None  # such as of explicit padding
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    config = row.config
+def _cells(layer: StoredLayerBase) -> tuple[str, ...]:
+    config = layer.config
     padding = config.padding
     amounts = padding if isinstance(padding, str) else ",".join(str(rows) for side in padding for rows in side)
     groups = f" in {config.groups} groups" if config.groups > 1 else ""
     dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
     return (
-        ", ".join(row.names) or "-",
-        row.digest[:12],
-        f"{row.kernel_shape}{groups}{dilated}",
+        ", ".join(layer.names) or "-",
+        layer.digest.hex()[:12],
+        f"{layer.kernel_shape}{groups}{dilated}",
         _pair(config.strides),
         amounts,
         config.activation.keras_name,
-        bytes_text(row.weight_bytes),
+        bytes_text(_weight_bytes(layer)),
     )
+
+
+def _weight_bytes(layer: StoredLayerBase) -> int:
+    return weight_bytes(layer.config, layer.kernel_shape)
 
 
 def _pair(pair: tuple[int, int]) -> str:
