@@ -114,7 +114,7 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
     for listener in listeners:
         listener.listen(server, certificate)
     connections.watch([listener.address for listener in listeners])
-    health.set_serving()
+    health.set_serving(True)
     server.start()
     for listener in listeners:
         _announce(listener.address, shared_memory, exposure(listener.address, certificate, tokens))

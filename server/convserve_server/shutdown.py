@@ -72,7 +72,7 @@ def drain(
     stop: StopSignals,
 ) -> int:
     """Stops: first the health check, then new calls, then the process. Returns its exit status."""
-    health.enter_graceful_shutdown()
+    health.set_serving(False)
     if settings.pre_stop_s:
         say(f"stopping: serving for {settings.pre_stop_s:g} s more")
     time.sleep(max(settings.pre_stop_s, _LEAVING_S if health.is_watched else 0))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 from convserve.errors import OverloadedError
+from convserve_server.memory.shares import Shares
 
 
 class Region(Protocol):
@@ -15,6 +16,8 @@ class Region(Protocol):
     @property
     def size(self) -> int: ...  # noqa: D102
 
+
+_ANOTHER = "\0"  # a caller that has none
 
 Key = TypeVar("Key")
 AnyRegion = TypeVar("AnyRegion", bound=Region)
@@ -30,12 +33,12 @@ class RegionTable(Generic[Key, AnyRegion]):
 
         `is_abandoned` is told, too, whether there is none for a caller without any, who asks for half of all at most.
         """
-        self._max_bytes, self._max_regions, self._is_abandoned = max_bytes, max_regions, is_abandoned
+        self._is_abandoned, self._counts, self._bytes = is_abandoned, Shares(max_regions), Shares(max_bytes)
         self._lock = threading.Lock()
         self._regions: dict[Key, tuple[AnyRegion, str]] = {}  # with the names of callers
 
     def register(self, key: Key, region: AnyRegion, caller: str = "") -> None:
-        """Adds a region. Afterwards at least as much is left as its caller has, if that has a name.
+        """Adds a region, of which a caller that has a name may have its share.
 
         Raises KeyError if the key is taken or OverloadedError if there is no room for it.
         """
@@ -43,23 +46,25 @@ class RegionTable(Generic[Key, AnyRegion]):
             if key in self._regions:
                 raise KeyError(key)
             if not self._has_room(region.size, caller):
-                is_full = 2 * region.size <= self._max_bytes and not self._has_room(region.size, caller, is_first=True)
-                kept = {key: held for key, held in self._regions.items() if not self._is_abandoned(held[0], is_full)}
-                self._regions = kept
+                is_full = 2 * region.size <= self._bytes.total and not self._has_room(region.size, _ANOTHER)
+                for each in [each for each, (held, _) in self._regions.items() if self._is_abandoned(held, is_full)]:
+                    self._remove(each)
             if not self._has_room(region.size, caller):
                 text = (
-                    f"Expected at most {self._max_regions} regions of {self._max_bytes} bytes together, the server's "
-                    f"--shared-memory-bytes, of which a caller may have half of what is left. Received one of "
+                    f"Expected at most {self._counts.total} regions of {self._bytes.total} bytes together, the "
+                    "server's --shared-memory-bytes, of which a caller may have half of what is left. Received one of "
                     f"{region.size} more: unregister some, or ask the operator to raise it."
                 )
                 raise OverloadedError(text)
             self._regions[key] = region, caller
+            self._counts.take(caller)
+            self._bytes.take(caller, region.size)
 
     def unregister(self, keys: Iterable[Key]) -> None:
         """Removes regions; it ignores keys that are not registered."""
         with self._lock:
             for key in keys:
-                self._regions.pop(key, None)
+                self._remove(key)
 
     def get(self, key: Key) -> AnyRegion | None:
         """Returns a region, or None."""
@@ -71,13 +76,14 @@ class RegionTable(Generic[Key, AnyRegion]):
         with self._lock:
             return {key: region for key, (region, _) in self._regions.items()}
 
-    def _has_room(self, size: int, caller: str, *, is_first: bool = False) -> bool:
-        """Returns whether a caller may have another region, or might if it were its first."""
-        sizes = [size, *(region.size for region, _ in self._regions.values())]
-        others = () if is_first else (region.size for region, whose in self._regions.values() if whose == caller)
-        own = [size, *others] if caller else []
-        left_regions, left_bytes = self._max_regions - len(sizes), self._max_bytes - sum(sizes)
-        return len(own) <= left_regions >= 0 and sum(own) <= left_bytes >= 0
+    def _has_room(self, size: int, caller: str) -> bool:
+        return self._counts.fits(caller) and self._bytes.fits(caller, size)
+
+    def _remove(self, key: Key) -> None:
+        if key in self._regions:
+            region, caller = self._regions.pop(key)
+            self._counts.give_back(caller)
+            self._bytes.give_back(caller, region.size)
 
 
 def is_within(region: Region, offset: int, size: int) -> bool:

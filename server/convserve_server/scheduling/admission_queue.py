@@ -38,7 +38,7 @@ from typing import Self
 
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
-from convserve_server.scheduling.byte_pool import BytePool
+from convserve_server.memory.shares import Shares
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.fair_queue import FairQueue
 
@@ -82,7 +82,7 @@ class Permit:
     size: int  # bytes that it takes, without the weights of layers
     work: int  # see `tiling.work`
     estimate_s: float  # its share of a computation
-    pool: BytePool | None = None  # which its bytes are of, once it has them
+    pool: Shares | None = None  # which its bytes are of, once it has them
     waited_s: float = 0.0  # for its bytes
     state: int = QUEUED
     refcount: int = 1  # how many releases it takes to free the bytes
@@ -128,13 +128,6 @@ class Permit:
                 self._queue.answered(self)
 
 
-class _CallerLoad:
-    """What one caller has in the server: permits, calls that take a slot, and their seconds by lane."""
-
-    def __init__(self) -> None:
-        self.permits, self.calls, self.ahead_s = 0, 0, [0.0, 0.0]
-
-
 class AdmissionQueue:
     """Gives permits. Any thread may call `load` and `enter`; the rest is for permits, which hold its lock."""
 
@@ -154,15 +147,13 @@ class AdmissionQueue:
         `flops_per_s` is what a device was measured at, if it was.
         """
         self._flops_per_s = flops_per_s
-        self._bytes, self._reserve = BytePool(max_admitted_bytes), BytePool(max_admitted_bytes // _RESERVE)
-        self._large_bytes = large_bytes
-        self._concurrent, self._slots = concurrent, max_waiting_calls + concurrent
-        self._clock = clock
+        self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // _RESERVE)
+        self._slots, self._running = Shares(max_waiting_calls + concurrent), 0
+        self._concurrent, self._large_bytes, self._clock = concurrent, large_bytes, clock
         self.lock = threading.Lock()
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
         self._answers: dict[Permit, Callable[[], object]] = {}  # on their way, with what ends their calls
-        self._counts = [0] * (RELEASED + 1)  # of permits, by state
-        self._callers: dict[str, _CallerLoad] = {}
+        self._ahead_s: dict[str, list[float]] = {}  # by caller: of its calls that have a slot, small and large ones
         self._overloaded_until = 0.0
         # Of calls alike: seconds of a call's own share, and of a whole computation.
         self._estimates: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
@@ -170,9 +161,8 @@ class AdmissionQueue:
     def load(self) -> Load:
         """Returns what is in the server now."""
         with self.lock:
-            counts = self._counts
-            used = self._bytes.used + self._reserve.used
-            return Load(used, self._bytes.max_bytes, counts[QUEUED] + counts[ADMITTED], counts[RUNNING])
+            used, waiting = self._bytes.used + self._reserve.used, self._slots.used - self._running
+            return Load(used, self._bytes.total, waiting, self._running)
 
     def enter(self, caller: Caller, plan: Plan, work: int = 0) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
@@ -185,15 +175,13 @@ class AdmissionQueue:
             size = plan.memory_bytes - plan.weight_bytes
             permit = Permit(self, caller, plan, size, work, share_s)
             is_large = permit.burden > self._large_bytes
-            own = self._callers.get(caller.name) or _CallerLoad()
-            self._check_slots(caller, own.calls, computation_s)
-            self._check_deadline(caller, own.ahead_s[is_large], plan.flops)
-            self._callers[caller.name] = own
-            own.permits += 1
-            own.calls += 1
-            own.ahead_s[is_large] += share_s
-            self._counts[QUEUED] += 1
-            if self._queue.first() is None and self._bytes.fits(caller, size):
+            ahead_s = self._ahead_s.get(caller.name) or [0.0, 0.0]
+            self._check_slots(caller, computation_s)
+            self._check_deadline(caller, ahead_s[is_large], plan.flops)
+            self._slots.take(caller.name)
+            self._ahead_s[caller.name] = ahead_s
+            ahead_s[is_large] += share_s
+            if self._queue.first() is None and self._bytes.fits(_sharer(permit, self._bytes), size):
                 self._admit(permit, self._bytes)
             elif self._fits_reserve(permit):
                 self._admit(permit, self._reserve)
@@ -234,15 +222,11 @@ class AdmissionQueue:
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
         self._answers.pop(permit, None)
-        own = self._callers[permit.caller.name]
         if permit.pool is None:
             self._queue.discard(permit.caller.name, permit)
         else:
-            permit.pool.give_back(permit.caller, permit.size)
+            permit.pool.give_back(permit.caller.name, permit.size)
         self.move(permit, RELEASED)
-        own.permits -= 1
-        if not own.permits:
-            del self._callers[permit.caller.name]
         self._admit_next()
 
     def move(self, permit: Permit, state: int) -> None:
@@ -251,12 +235,13 @@ class AdmissionQueue:
         if before == RELEASED:
             return
         permit.state = state
-        self._counts[before] -= 1
-        self._counts[state] += 1
+        self._running += (state == RUNNING) - (before == RUNNING)
         if before <= RUNNING < state:
-            own = self._callers[permit.caller.name]
-            own.calls -= 1
-            own.ahead_s[permit.burden > self._large_bytes] -= permit.estimate_s
+            name = permit.caller.name
+            self._slots.give_back(name)
+            self._ahead_s[name][permit.burden > self._large_bytes] -= permit.estimate_s
+            if not self._slots.own[name]:
+                del self._ahead_s[name]
 
     def _wait(self, caller: Caller, permit: Permit, granted: threading.Event) -> None:
         """Waits for a permit's bytes."""
@@ -269,7 +254,7 @@ class AdmissionQueue:
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
-                f"Expected {permit.size} bytes of memory, out of the {self._bytes.max_bytes} of the server's "
+                f"Expected {permit.size} bytes of memory, out of the {self._bytes.total} of the server's "
                 "--max-admitted-bytes, before the deadline. Received none: other calls had them, or yours before it, "
                 "up to what is left for others. Raise the timeout, or send less at once."
             )
@@ -290,42 +275,42 @@ class AdmissionQueue:
 
     def _fits_reserve(self, permit: Permit) -> bool:
         """Returns whether a call is small, and there are bytes of those that are kept for such."""
-        return permit.size * _SMALL <= self._bytes.max_bytes and self._reserve.fits(permit.caller, permit.size)
+        is_small = permit.size * _SMALL <= self._bytes.total
+        return is_small and self._reserve.fits(_sharer(permit, self._reserve), permit.size)
 
     def _admit_next(self) -> None:
         """Admits those whose turn it is as long as they fit, and small ones; passes over who has his share."""
-        exceeds, firsts = self._bytes.exceeds_share, self._queue.firsts
-        while following := next((each for each in firsts() if not exceeds(each.caller, each.size)), None):
-            if not self._bytes.fits(following.caller, following.size):
+        pool, firsts = self._bytes, self._queue.firsts
+        while following := next((each for each in firsts() if not pool.exceeds(_sharer(each, pool), each.size)), None):
+            if following.size > pool.left:
                 break
-            self._admit(self._queue.take(following.caller.name), self._bytes)
+            self._admit(self._queue.take(following.caller.name), pool)
         while small := next(filter(self._fits_reserve, firsts()), None):
             self._admit(self._queue.take(small.caller.name), self._reserve)
 
-    def _admit(self, permit: Permit, pool: BytePool) -> None:
-        pool.take(permit.caller, permit.size)
+    def _admit(self, permit: Permit, pool: Shares) -> None:
+        pool.take(permit.caller.name, permit.size)
         permit.pool = pool
         self.move(permit, ADMITTED)
         if permit.granted is not None:
             permit.granted.set()
 
-    def _check_slots(self, caller: Caller, own_calls: int, computation_s: float) -> None:
+    def _check_slots(self, caller: Caller, computation_s: float) -> None:
         """Refuses a call that gets no slot, and notes that the server is overloaded."""
-        now, used = self._clock(), sum(self._counts[: RUNNING + 1])
-        free = self._slots - used
-        refused = own_calls >= free if caller.is_identified else not free
+        now, slots = self._clock(), self._slots
+        refused = not slots.fits(caller.name if caller.is_identified else "")
         if not refused and now >= self._overloaded_until:
             return
-        wait_s = sum(sum(load.ahead_s) for load in self._callers.values()) / self._concurrent
+        own_calls, wait_s = slots.own[caller.name], sum(map(sum, self._ahead_s.values())) / self._concurrent
         # A caller that has one call there at most is not refused for what others have there.
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S
         retry_s = min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
         text = (
-            f"Expected a server with room for one more call. Received the call while {used} are in it, {own_calls} of "
-            f"them yours, out of the {self._slots} that --max-waiting-calls allows for all: retry in {retry_s:.2g} "
-            "seconds, or send fewer at once."
+            f"Expected a server with room for one more call. Received the call while {slots.used} are in it, "
+            f"{own_calls} of them yours, out of the {slots.total} that --max-waiting-calls allows for all: retry in "
+            f"{retry_s:.2g} seconds, or send fewer at once."
         )
         raise OverloadedError(text, retry_after_s=retry_s)
 
@@ -335,21 +320,26 @@ class AdmissionQueue:
         Others' calls do not count: callers take turns, so that at most one of each other caller comes before it.
         """
         remaining_s = caller.remaining_s()
-        min_s = _CERTAIN * ahead_s / self._concurrent
-        if remaining_s is not None and remaining_s < min_s:
-            text = (
-                f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and your calls that come "
-                f"before this one take {min_s:.2g} at least: raise the timeout, or retry later."
+        if remaining_s is None:
+            return
+        own_s, min_s = _CERTAIN * ahead_s / self._concurrent, flops / (_FASTER * self._flops_per_s)
+        if remaining_s < own_s:
+            why = f"your calls that come before this one take {own_s:.2g} at least: raise the timeout, or retry later"
+        elif remaining_s < min_s:
+            why = (
+                f"the {flops} FLOPs of this call take {min_s:.2g} at least on a device that was measured at "
+                f"{self._flops_per_s:.2g} a second: raise the timeout, or send less in one call"
             )
-            raise DeadlineExceededError(text)
-        min_s = flops / (_FASTER * self._flops_per_s)
-        if remaining_s is not None and remaining_s < min_s:
-            text = (
-                f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and the {flops} FLOPs of "
-                f"this call take {min_s:.2g} at least on a device that was measured at {self._flops_per_s:.2g} a "
-                "second: raise the timeout, or send less in one call."
-            )
-            raise DeadlineExceededError(text)
+        else:
+            return
+        text = f"Expected a deadline that can be met. Received {remaining_s:.2g} seconds, and {why}."
+        raise DeadlineExceededError(text)
+
+
+def _sharer(permit: Permit, pool: Shares) -> str:
+    """Returns who has to leave a share of a pool to others: nobody for a single call, or if callers look alike."""
+    caller = permit.caller
+    return caller.name if caller.is_identified and pool.own[caller.name] else ""
 
 
 def _alike(plan: Plan) -> tuple[int, int]:

@@ -43,7 +43,8 @@ class Transfer:
         """Begins with nothing claimed; `expected_bytes` are claimed together, with the first of them."""
         self.caller = caller
         self.left = 0.0  # bytes that were claimed, and not moved
-        self.counts_until, self.computing, self.is_ended = 0.0, 0, False
+        self.is_ended = False
+        self._counts_until, self._computing = 0.0, 0
         self._transfers = transfers
         self._unclaimed = expected_bytes if expected_bytes > transfers.large_bytes else 0
 
@@ -60,33 +61,52 @@ class Transfer:
     def moved(self, size: int) -> None:
         """Notes that so many bytes have come or gone."""
         if self.left:
-            self._transfers.moved(self, size)
+            with self._transfers.changed:
+                now = self._transfers.look(size)
+                self.left = max(0.0, self.left - size)
+                self._counts_until = min(max(self._counts_until, now) + size / _FAIR_RATE, now + _GRACE_S)
 
     @contextmanager
     def computed(self) -> Iterator[None]:
         """Counts during the block, in which its caller has nothing to do."""
         counts = self.left > 0  # as all that was claimed does
-        if counts:
-            self._transfers.computing(self, 1)
+        self._compute(counts)
         try:
             yield
         finally:
-            if counts:
-                self._transfers.computing(self, -1)
+            self._compute(-counts)
+
+    def _compute(self, change: int) -> None:
+        if change:
+            with self._transfers.changed:
+                self._counts_until = max(self._counts_until, self._transfers.look() + _GRACE_S)
+                self._computing += change
+
+    def go(self, size: int, now: float) -> None:
+        """Begins to move so many bytes."""
+        self.left, self._counts_until = float(size), now + _GRACE_S
+
+    def counts(self, now: float) -> bool:
+        """Returns whether it takes its share of the network and the processors."""
+        return self._computing > 0 or now < self._counts_until
 
     def ended(self) -> None:
         """Lets the next one go."""
-        self._transfers.ended(self)
+        with self._transfers.changed:
+            self._transfers.look()
+            self._transfers.going.discard(self)
+            self.is_ended = True
+            self._transfers.changed.notify_all()
 
 
 class Transfers:
-    """Those of all streams. Any thread may call its methods."""
+    """Those of all streams."""
 
     def __init__(self, large_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         """Starts with none; those of up to `large_bytes` never wait."""
         self.large_bytes, self._clock = large_bytes, clock
-        self._changed = threading.Condition()
-        self._going: set[Transfer] = set()
+        self.changed = threading.Condition()
+        self.going: set[Transfer] = set()
         self._queue: FairQueue[tuple[Transfer, int]] = FairQueue()
         # What was moved while any counted, and how long that took; and what was moved ever.
         self._bytes, self._seconds, self._known_bytes = _FIRST_RATE, 1.0, 0
@@ -95,69 +115,47 @@ class Transfers:
     def wait(self, transfer: Transfer, size: int) -> None:
         """Waits until a transfer may go on with so many bytes more."""
         entry, name = (transfer, size), transfer.caller.name
-        with self._changed:
+        with self.changed:
             self._refuse_late(transfer, size, queued=False)
-            self._going.discard(transfer)
+            self.going.discard(transfer)
             self._queue.append(name, entry)
             try:
-                while transfer not in self._going:
+                while transfer not in self.going:
                     if transfer.is_ended or not transfer.caller.is_active():
                         raise DeadlineExceededError("Expected a caller that waits. It is gone: nothing was moved.")
                     self._let_go()
-                    if transfer not in self._going:
+                    if transfer not in self.going:
                         self._refuse_late(transfer, size, queued=True)
-                        self._changed.wait(_POLL_S)
+                        self.changed.wait(_POLL_S)
             finally:
                 self._queue.discard(name, entry)
 
-    def moved(self, transfer: Transfer, size: int) -> None:
-        """Notes that bytes of a transfer were moved."""
-        with self._changed:
-            now = self._look()
-            self._bytes += size
-            self._known_bytes += size
-            transfer.left = max(0.0, transfer.left - size)
-            transfer.counts_until = min(max(transfer.counts_until, now) + size / _FAIR_RATE, now + _GRACE_S)
-
-    def computing(self, transfer: Transfer, change: int) -> None:
-        """Notes that one computation more or less is done for a transfer."""
-        with self._changed:
-            transfer.counts_until = max(transfer.counts_until, self._look() + _GRACE_S)
-            transfer.computing += change
-
-    def ended(self, transfer: Transfer) -> None:
-        """Forgets a transfer."""
-        with self._changed:
-            self._look()
-            self._going.discard(transfer)
-            transfer.is_ended = True
-            self._changed.notify_all()
-
-    def _look(self) -> float:
-        """Returns the time, after it has added the time since it was last looked at."""
+    def look(self, moved: int = 0) -> float:
+        """Returns the time, with the lock held, after it has added what was moved, and the time since the last look."""
         now = self._clock()
-        if any(self._counts(each, self._looked) for each in self._going):
+        if any(each.counts(self._looked) for each in self.going):
             self._seconds += now - self._looked
             if self._seconds > _WINDOW_S:
                 self._seconds, self._bytes = self._seconds / 2, self._bytes / 2
         self._looked = now
+        self._bytes += moved
+        self._known_bytes += moved
         return now
 
     def _let_go(self) -> None:
         """Lets those go whose turn it is."""
-        now = self._look()
+        now = self.look()
         while (entry := self._queue.first()) is not None:
             transfer, size = entry
             if not self._fits(transfer, size, now):
                 return
             self._queue.pop()
-            transfer.left = float(size)
-            transfer.counts_until = now + _GRACE_S
-            self._going.add(transfer)
+            transfer.go(size, now)
+            self.going.add(transfer)
 
     def _fits(self, transfer: Transfer, size: int, now: float) -> bool:
         """Returns whether a transfer can go, so that all that go finish in time."""
-        others = [each for each in self._going if self._counts(each, now)]
+        others = [each for each in self.going if each.counts(now)]
         if not others:
             return True
         total, number, rate = sum(each.left for each in others) + size, len(others) + 1, self._rate()
@@ -173,12 +171,12 @@ class Transfers:
 
     def _refuse_late(self, transfer: Transfer, size: int, *, queued: bool) -> None:
         """Refuses a transfer that cannot be done before its deadline."""
-        if self._known_bytes < _KNOWN_BYTES or not (self._going or self._queue):
+        if self._known_bytes < _KNOWN_BYTES or not (self.going or self._queue):
             return
         seconds, least_s = _remaining_s(transfer.caller), _CERTAIN * size / self._rate()
         if not queued:
             now = self._clock()
-            before = sum(each.left for each in self._going if self._counts(each, now))
+            before = sum(each.left for each in self.going if each.counts(now))
             before += sum(first for _, first in self._queue.firsts())
             # Others may leave, and more of them together be quicker.
             least_s += _CERTAIN * _CERTAIN * before / self._rate()
@@ -189,9 +187,6 @@ class Transfers:
                 "later."
             )
             raise DeadlineExceededError(text)
-
-    def _counts(self, transfer: Transfer, now: float) -> bool:
-        return transfer.computing > 0 or now < transfer.counts_until
 
     def _rate(self) -> float:
         return max(self._bytes / self._seconds, _FAIR_RATE)

@@ -21,6 +21,7 @@ import selectors
 import socket
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from convserve.errors import InvalidTensorError, OverloadedError, SharedMemoryLostError
@@ -31,6 +32,7 @@ from convserve.tensors.shared_memory import NAME_BYTES, SUFFIX, TICKET_BYTES
 from convserve.v1 import tensor_pb2
 from convserve_server.auth.identity import peer_process
 from convserve_server.memory.regions import RegionTable, is_within
+from convserve_server.memory.shares import Shares
 
 log = logging.getLogger("convserve")
 
@@ -38,6 +40,15 @@ MAX_CONNECTIONS = 1000
 _PAUSE_S, _WARN_EVERY_S = 0.1, 60.0
 _MAX_REGIONS = 10_000  # Linux maps at most 65,530 pieces into a process
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+
+
+@dataclass
+class _Peer:
+    """Whoever is at the other end of a connection."""
+
+    process: str
+    has_ticket: bool = False
+    names: set[bytes] = field(default_factory=set)  # of its regions
 
 
 class SharedMemory:
@@ -49,11 +60,9 @@ class SharedMemory:
     def __init__(self, most_bytes: int, most_connections: int = MAX_CONNECTIONS) -> None:
         self.address = f"convserve-{secrets.token_hex(16)}"
         self.ticket = secrets.token_bytes(TICKET_BYTES)
-        self._most_connections, self._warns_from = most_connections, 0.0
+        self._connections, self._warns_from = Shares(most_connections), 0.0
         self._regions: RegionTable[bytes, Map] = RegionTable(most_bytes, _MAX_REGIONS)
-        self._names: dict[socket.socket, set[bytes]] = {}
-        self._callers: dict[socket.socket, str] = {}
-        self._without_ticket: dict[socket.socket, None] = {}  # in the order in which they came
+        self._peers: dict[socket.socket, _Peer] = {}  # in the order in which they came
         self._selector = selectors.DefaultSelector()
         self._paths: list[str] = []
         self._listen("\0" + self.address)
@@ -129,68 +138,65 @@ class SharedMemory:
 
     def _accept(self, listener: socket.socket) -> None:
         connection, _ = listener.accept()
-        caller = peer_process(connection)
-        left = self._most_connections - len(self._names)
-        own = [each for each, whose in self._callers.items() if whose == caller]
-        if len(own) >= left:
-            stranger = next((each for each in self._without_ticket if not left or each in own), None)
+        process, shares = peer_process(connection), self._connections
+        if not shares.fits(process):
+            strangers = ((each, peer) for each, peer in self._peers.items() if not peer.has_ticket)
+            stranger = next((each for each, peer in strangers if not shares.left or peer.process == process), None)
             if stranger is None:
                 if time.monotonic() >= self._warns_from:
                     self._warns_from = time.monotonic() + _WARN_EVERY_S
-                    log.warning(
-                        "shared memory: %s has %d connections, and gets none of %d left", caller, len(own), left
-                    )
+                    text = "shared memory: %s has %d connections, and gets none of %d left"
+                    log.warning(text, process, shares.own[process], shares.left)
                 connection.close()
                 return
             self._end(stranger)
         connection.setblocking(False)
-        self._callers[connection] = caller
         self._selector.register(connection, selectors.EVENT_READ, "answer")
-        self._names[connection] = set()
-        self._without_ticket[connection] = None
+        self._peers[connection] = _Peer(process)
+        shares.take(process)
 
     def _answer(self, connection: socket.socket) -> None:
-        if connection not in self._names:
+        peer = self._peers.get(connection)
+        if peer is None:
             return  # `_accept` ended it to make room, after the selector had returned it
         name, descriptors, flags, _ = socket.recv_fds(connection, TICKET_BYTES + 1, 1)
         try:
             if not name:
                 self._end(connection)
-            elif connection in self._without_ticket:
+            elif not peer.has_ticket:
                 if not hmac.compare_digest(name, self.ticket):
                     raise OSError("not the ticket")
-                del self._without_ticket[connection]
+                peer.has_ticket = True
                 connection.send(b"\1")
             elif len(name) != NAME_BYTES or flags & socket.MSG_CTRUNC:
                 raise OSError("not a region's name and at most one descriptor")
             elif descriptors:
-                connection.send(b"\1" if self._register(connection, name, descriptors[0]) else b"\0")
+                connection.send(b"\1" if self._register(peer, name, descriptors[0]) else b"\0")
             else:
-                if name in self._names[connection]:
-                    self._names[connection].remove(name)
+                if name in peer.names:
+                    peer.names.remove(name)
                     self._regions.unregister([name])
                 connection.send(b"\1")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
 
-    def _register(self, connection: socket.socket, name: bytes, descriptor: int) -> bool:
+    def _register(self, peer: _Peer, name: bytes, descriptor: int) -> bool:
         try:
             is_sealed = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
             # Huge pages may be missing when they are touched, which would end this process.
             if not is_sealed or os.fstatvfs(descriptor).f_bsize != mmap.PAGESIZE:
                 return False
-            self._regions.register(
-                name, Map(descriptor, os.fstat(descriptor).st_size, mmap.MAP_SHARED), self._callers[connection]
-            )
+            region = Map(descriptor, os.fstat(descriptor).st_size, mmap.MAP_SHARED)
+            self._regions.register(name, region, peer.process)
         except (OSError, KeyError, OverloadedError):  # OSError: not of this kind, empty, sealed against writing
             return False
-        self._names[connection].add(name)
+        peer.names.add(name)
         return True
 
     def _end(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
-        self._regions.unregister(self._names.pop(connection))
-        self._without_ticket.pop(connection, None)
-        self._callers.pop(connection)
+        peer = self._peers.pop(connection)
+        self._regions.unregister(peer.names)
+        self._connections.give_back(peer.process)
         connection.close()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from convserve.errors import OverloadedError
 from convserve_server.auth.identity import Identity
+from convserve_server.memory.shares import Shares
 from convserve_server.transport.idle_timeouts import Wait
 
 _RETRY_S = 1.0
@@ -17,33 +17,28 @@ _YOUNG_S = 2.0  # in which an honest caller sends a message that is not large
 
 
 class StreamSlots:
-    """Slots that callers share: one may have as many as are left, so that half of what is left is always for others."""
+    """Slots of open streams."""
 
     def __init__(self, slots: int) -> None:
-        self._slots = slots
-        self._lock = threading.Lock()
-        self._taken: Counter[str] = Counter()  # by caller
+        self._slots, self._lock = Shares(slots), threading.Lock()
 
     @contextmanager
     def acquire(self, identity: Identity) -> Iterator[None]:
         """Takes a slot for the block. Raises OverloadedError if too few are left."""
-        caller = identity.caller
+        slots, caller = self._slots, identity.caller
         with self._lock:
-            own, total = self._taken[caller], self._taken.total()
-            left = self._slots - total
-            if own >= left if identity.is_one_caller else not left:
+            if not slots.fits(caller if identity.is_one_caller else ""):
                 text = (
-                    f"Expected a server with room for one more stream. Received one while {total} of {self._slots} are "
-                    f"open, {own} of them yours: put more items into one, or retry."
+                    f"Expected a server with room for one more stream. Received one while {slots.used} of "
+                    f"{slots.total} are open, {slots.own[caller]} of them yours: put more items into one, or retry."
                 )
                 raise OverloadedError(text, retry_after_s=_RETRY_S)
-            self._taken[caller] += 1
+            slots.take(caller)
         try:
             yield
         finally:
             with self._lock:
-                self._taken[caller] -= 1
-                self._taken += Counter()  # which drops callers without any
+                slots.give_back(caller)
 
 
 class ReceivingSlots:

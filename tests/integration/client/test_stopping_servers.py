@@ -22,7 +22,7 @@ def test_calls_leave_a_server_that_says_it_stops_while_it_still_serves(make_clie
         servers = [opened.enter_context(lying_server(each)) for each in healths]
         for server, health in zip(servers, healths, strict=True):
             server.answer(f"{CONVOLUTION}GetServerInfo", convolution_service_pb2.GetServerInfoResponse())
-            health.set_serving()
+            health.set_serving(True)
         client = opened.enter_context(make_client([each.target for each in servers], retry=RetryRule(attempts=1)))
 
         def asked(calls: int = 6) -> list[bool]:
@@ -32,5 +32,5 @@ def test_calls_leave_a_server_that_says_it_stops_while_it_still_serves(make_clie
             return [each.sent > start for each, start in zip(servers, before, strict=True)]
 
         eventually(lambda: asked() == [True, True])
-        healths[0].enter_graceful_shutdown()
+        healths[0].set_serving(False)
         eventually(lambda: asked() == [False, True])

@@ -42,9 +42,9 @@ def test_a_watch_sees_every_change_and_is_ended(service):
     assert not service_health.is_watched
     service_health.Watch(health_pb2.HealthCheckRequest(service=service), call, watch)
     assert service_health.is_watched
-    service_health.set_serving()
+    service_health.set_serving(True)
     eventually(lambda: len(answers) == 2)
-    service_health.enter_graceful_shutdown()
+    service_health.set_serving(False)
     eventually(lambda: len(answers) == 3)
     service_health.end_watches()
     assert answers == [NOT_SERVING, SERVING, NOT_SERVING, None]
@@ -67,11 +67,11 @@ def test_a_watch_that_fetches_nothing_holds_up_nobody(stalls_at):
     watching = threading.Thread(target=service_health.Watch, args=(REQUEST, Context(), stalled))
     watching.start()
     eventually(lambda: sent)
-    service_health.set_serving()
+    service_health.set_serving(True)
     eventually(lambda: len(sent) == stalls_at)
     service_health.Watch(REQUEST, call, lambda response: answers.append(response.status))
     assert service_health.Check(REQUEST, None).status == SERVING
-    service_health.enter_graceful_shutdown()
+    service_health.set_serving(False)
     eventually(lambda: answers == [SERVING, NOT_SERVING])
     for each in call.callbacks:
         each()

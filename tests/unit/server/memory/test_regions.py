@@ -62,13 +62,13 @@ def test_a_caller_leaves_as_much_as_it_has(size: int) -> None:
     assert taken_by("after") == 4
 
 
-@pytest.mark.parametrize("size", [0, 8], ids=["regions", "bytes"])
-def test_what_is_abandoned_makes_room_for_a_first_one_that_would_leave_too_little(size: int) -> None:
+@pytest.mark.parametrize(("size", "callers"), [(0, 16), (8, 15)], ids=["regions", "bytes"])
+def test_what_is_abandoned_makes_room_for_a_first_one_that_would_leave_too_little(size: int, callers: int) -> None:
     """Many callers with one each fill all but what the share of a further one leaves to others."""
     table: RegionTable[str, Any] = RegionTable(
         16 * 8, 1000 if size else 16, lambda each, is_full: is_full and each.abandoned
     )
-    regions = [region(size) for _ in range(15)]
+    regions = [region(size) for _ in range(callers)]
     for number, each in enumerate(regions):
         table.register(f"{number}", each, f"caller {number}")
     with pytest.raises(OverloadedError):

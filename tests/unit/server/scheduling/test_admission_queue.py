@@ -336,7 +336,7 @@ def test_all_slots_and_bytes_are_free_in_the_end(steps: list[tuple[str, int, str
     load = callers.queue.load()
     assert (load.admitted_bytes, load.waiting_calls, load.running_calls) == (0, 0, 0)
     assert most[0] <= 160
-    assert not callers.queue._callers
+    assert not callers.queue._ahead_s
 
 
 def test_a_deadline_within_which_no_device_computes_so_much_is_refused() -> None:

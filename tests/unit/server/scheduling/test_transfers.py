@@ -38,7 +38,7 @@ class World:
         return claimed
 
     def queued(self):
-        with self.transfers._changed:
+        with self.transfers.changed:
             return [entry for entries in self.transfers._queue._entries.values() for entry in entries]
 
     def move(self, transfer: Transfer, size: int, seconds: float) -> None:
@@ -204,4 +204,4 @@ def test_a_transfer_that_has_ended_waits_no_more(world):
     with pytest.raises(DeadlineExceededError):
         waits.result(30)
     running.ended()
-    assert not world.transfers._going
+    assert not world.transfers.going

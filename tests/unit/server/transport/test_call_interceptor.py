@@ -31,10 +31,10 @@ class AbortError(Exception):
 
 
 class CallContext:
-    """A call's context, as far as interceptor and services ask."""
+    """A call's context, as far as interceptor and services ask. A call that is aborted has ended."""
 
-    def __init__(self, metadata=()):
-        self.code, self.trailers, self.metadata = None, (), metadata
+    def __init__(self):
+        self.status, self.trailers, self.callbacks = None, (), []
 
     def set_trailing_metadata(self, metadata):
         self.trailers = metadata
@@ -43,13 +43,19 @@ class CallContext:
         return self.trailers
 
     def invocation_metadata(self):
-        return self.metadata
+        return ()
+
+    def code(self):
+        return self.status
 
     def abort(self, code, details):
-        self.code = code
+        self.status = code
+        for callback in self.callbacks:
+            callback()
         raise AbortError(details)
 
-    def add_callback(self, _):
+    def add_callback(self, callback):
+        self.callbacks.append(callback)
         return True
 
     def peer(self):
@@ -84,7 +90,7 @@ def called(form, authenticator, *, has_record):
 
     with pytest.raises(AbortError):
         (own if has_record else Context()).run(answer)
-    return context.code
+    return context.status
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -32,7 +32,7 @@ def test_half_of_what_is_left_is_always_for_others():
             pass
     with ExitStack() as stack:
         assert taken(slots, BOB, stack) == 4
-    assert not slots._taken
+    assert not slots._slots.own
 
 
 def test_callers_that_cannot_be_told_apart_share_all_of_them():
