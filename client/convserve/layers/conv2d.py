@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from convserve._keras_object import KerasObject
 from convserve.activations import Activation
 from convserve.constraints import Constraint
 from convserve.display import html_tables
@@ -18,15 +20,24 @@ from convserve.layers.plan import Geometry
 from convserve.regularizers import Regularizer
 
 INITIALIZERS = ("kernel_initializer", "bias_initializer")
-BESIDE_OUTPUTS = (
-    *INITIALIZERS, "kernel_regularizer", "bias_regularizer", "activity_regularizer", "kernel_constraint",
-    "bias_constraint",
-)  # fmt: skip
+FAMILIES: dict[str, type[KerasObject]] = {
+    "activation": Activation,
+    **dict.fromkeys(INITIALIZERS, Initializer),
+    **dict.fromkeys(("kernel_regularizer", "bias_regularizer", "activity_regularizer"), Regularizer),
+    **dict.fromkeys(("kernel_constraint", "bias_constraint"), Constraint),
+}
+"""Conv2D's parameters whose values are objects of Keras', with the class of what they may be."""
+BESIDE_OUTPUTS = tuple(FAMILIES)[1:]
+# What Keras' configuration may say besides: LoRA is part of the effective kernel, and autocast is always on here.
+_IGNORED = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
 _BOTH = {
     "valid": "With explicit padding both may be above 1, as in PyTorch and ONNX: padding=((0, 0), (0, 0)) is 'valid'.",
     "same": "With explicit padding, ((top, bottom), (left, right)), both may be above 1, as in PyTorch and ONNX.",
 }
-_DEFAULT_ACTIVATION = Activation.members["linear"]()
+_DEFAULTS: dict[type[KerasObject], KerasObject] = {
+    Activation: Activation.members["linear"](),
+    Initializer: GlorotUniform(),
+}
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -113,31 +124,10 @@ class Conv2D(Geometry):
         Raises:
             InvalidConfigurationError: Names every parameter that is wrong, not only the first.
         """
+        parameters = {name: value for name, value in locals().items() if name != "self"}
         arguments = Arguments()
-        values: dict[str, Any] = {
-            "filters": arguments.take(standard.positive_integer, filters, "filters"),
-            "kernel_size": arguments.take(standard.positive_pair, kernel_size, "kernel_size"),
-            "strides": arguments.take(standard.positive_pair, strides, "strides"),
-            "padding": arguments.take(standard.standard_padding, padding),
-            "data_format": arguments.take(standard.standard_data_format, data_format),
-            "dilation_rate": arguments.take(standard.positive_pair, dilation_rate, "dilation_rate"),
-            "groups": arguments.take(standard.positive_integer, groups, "groups"),
-            "activation": arguments.take(Activation.get, activation, "activation") or _DEFAULT_ACTIVATION,
-            "use_bias": arguments.take(standard.truth, use_bias, "use_bias"),
-            "kernel_initializer": arguments.take(_initializer, kernel_initializer, "kernel_initializer"),
-            "bias_initializer": arguments.take(_initializer, bias_initializer, "bias_initializer"),
-            "kernel_regularizer": arguments.take(_regularizer, kernel_regularizer, "kernel_regularizer"),
-            "bias_regularizer": arguments.take(_regularizer, bias_regularizer, "bias_regularizer"),
-            "activity_regularizer": arguments.take(_regularizer, activity_regularizer, "activity_regularizer"),
-            "kernel_constraint": arguments.take(Constraint.get, kernel_constraint, "kernel_constraint"),
-            "bias_constraint": arguments.take(Constraint.get, bias_constraint, "bias_constraint"),
-            "name": arguments.take(standard.standard_name, name),
-            "dtype": arguments.take(standard.standard_dtype_policy, dtype),
-            "trainable": arguments.take(standard.truth, trainable, "trainable", bool),
-            "input_shape": arguments.take(standard.standard_input_shape, input_shape),
-        }
-        for field, value in values.items():
-            object.__setattr__(self, field, value)
+        for field, value in parameters.items():
+            object.__setattr__(self, field, arguments.take(_STANDARD[field], value, field))
         wrong = {violation.field.partition(".")[0] for violation in arguments.violations}
         if not wrong & {"filters", "groups"} and self.filters % self.groups:
             arguments.refuse("filters", f"a number divisible by groups={self.groups}", f"filters={self.filters}")
@@ -167,18 +157,10 @@ class Conv2D(Geometry):
         """
         known = {field.name for field in dataclasses.fields(cls)}
         if isinstance(layer, dict):
-            # LoRA's matrices are part of the effective kernel, and autocast is always on here.
-            ignored = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
-            strange = set(layer) - known - ignored
-            if strange:
-                received = f"{', '.join(sorted(map(str, strange)))} too"
-                expected = "the configuration of a keras.layers.Conv2D"
-                raise InvalidConfigurationError.for_field("config", expected, received)
+            check_keras_config(layer, known, "Conv2D")
             return cls.from_parameters({key: layer[key] for key in layer if key in known}, optional=optional)
         check_keras_class(layer, ("Conv2D",))
-        # Attributes rather than `get_config`, which objects of the user's own need not have.
-        given = {name: getattr(layer, name, None) for name in known - {"dtype", "input_shape"}}
-        given["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+        given = keras_attributes(layer, known - {"dtype", "input_shape"})
         beside_outputs = BESIDE_OUTPUTS if getattr(layer, "built", False) else ()
         return cls.from_parameters(given, optional=optional, dispensable=beside_outputs)
 
@@ -295,16 +277,46 @@ def check_keras_class(layer: object, kinds: Sequence[str], hint: str = "") -> st
     return name
 
 
-def _initializer(value: object, field: str) -> Initializer:
-    if hasattr(value, "__array__"):
+def check_keras_config(config: Mapping[str, Any], known: Iterable[str], kind: str) -> None:
+    """Raises InvalidConfigurationError for what a configuration says beside the known parameters of a class."""
+    strange = set(config) - set(known) - _IGNORED
+    if strange:
+        received = f"{', '.join(sorted(map(str, strange)))} too"
+        raise InvalidConfigurationError.for_field("config", f"the configuration of a keras.layers.{kind}", received)
+
+
+def keras_attributes(layer: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Returns parameters of a layer of Keras' and its dtype policy.
+
+    They are attributes rather than what `get_config` returns, which objects of the user's own need not have.
+    """
+    given = {name: getattr(layer, name, None) for name in names}
+    return {**given, "dtype": getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]}
+
+
+def _keras_object(value: object, field: str) -> KerasObject | None:
+    """Returns what a parameter means that is one of FAMILIES, or what Keras has where it is None."""
+    family = FAMILIES[field]
+    if family is Initializer and hasattr(value, "__array__"):
         received = "an array: pass given weights as kernel= and bias="
         raise InvalidConfigurationError.for_field(field, "the name of an initializer", received)
-    return Initializer.get(value, field) or GlorotUniform()
-
-
-def _regularizer(value: object, field: str) -> Regularizer | None:
-    regularizer = Regularizer.get(value, field)
-    if regularizer is not None and regularizer.refusal and field == "activity_regularizer":
-        received = f"{short_repr(regularizer)}: {regularizer.refusal}"
+    member = family.get(value, field) or _DEFAULTS.get(family)
+    if field == "activity_regularizer" and member is not None and member.refusal:
+        received = f"{short_repr(member)}: {member.refusal}"
         raise InvalidConfigurationError.for_field(field, "one that suits a Conv2D", received)
-    return regularizer
+    return member
+
+
+_STANDARD: dict[str, Callable[[Any, str], object]] = {
+    **dict.fromkeys(("filters", "groups"), standard.positive_integer),
+    **dict.fromkeys(("kernel_size", "strides", "dilation_rate"), standard.positive_pair),
+    **dict.fromkeys(FAMILIES, _keras_object),
+    "padding": standard.standard_padding,
+    "data_format": standard.standard_data_format,
+    "use_bias": standard.truth,
+    "name": standard.standard_name,
+    "dtype": standard.standard_dtype_policy,
+    "trainable": functools.partial(standard.truth, kinds=bool),
+    "input_shape": standard.standard_input_shape,
+}
+"""What brings each parameter to its one form, or refuses it."""

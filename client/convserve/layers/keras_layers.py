@@ -6,9 +6,10 @@ rank 1 is a Conv2D over a height of 1. Each computes the same numbers from the s
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -22,7 +23,14 @@ from convserve.errors import (
     short_repr,
 )
 from convserve.layers.arguments import DataFormat, Pair, integer, positive_integer
-from convserve.layers.conv2d import BESIDE_OUTPUTS, INITIALIZERS, Conv2D, check_keras_class
+from convserve.layers.conv2d import (
+    BESIDE_OUTPUTS,
+    INITIALIZERS,
+    Conv2D,
+    check_keras_class,
+    check_keras_config,
+    keras_attributes,
+)
 from convserve.tensors.codec import Array
 
 CONVOLUTIONS = ("Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv1D", "DepthwiseConv1D", "SeparableConv1D")
@@ -36,10 +44,8 @@ _ALWAYS = (
     *("kernel_size", "strides", "padding", "data_format", "dilation_rate", "activation", "use_bias"),
     *("bias_initializer", "bias_regularizer", "activity_regularizer", "bias_constraint", "name", "trainable"),
 )
-# What a configuration may say besides: shapes, LoRA (part of the effective kernel), and that values are cast, which
-# they always are.
-_IGNORED = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape", "input_shape"}
 
+Keras = TypeVar("Keras", Activation, Constraint)
 Convolution = tuple[Conv2D, Array | None, Array | None]
 """A configuration with its kernel and its bias."""
 
@@ -136,14 +142,11 @@ def configurations(
 
 def _known(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the parameters of a class out of a configuration, and refuses what is none of them."""
-    ignored = {*_IGNORED, "dtype"}
+    allowed = {*parameters(kind), "dtype", "input_shape"}
     if kernels(kind) != _PLAIN:  # Keras 2 derives them from Conv, and so writes what they don't have
-        ignored |= {f"kernel_{part}" for part in _OF_A_KERNEL}
-        ignored |= {"groups"} if config.get("groups") in (1, None) else set()
-    strange = set(config) - set(parameters(kind)) - ignored
-    if strange:
-        received = f"{', '.join(sorted(map(str, strange)))} too"
-        raise InvalidConfigurationError.for_field("config", f"the configuration of a keras.layers.{kind}", received)
+        allowed |= {f"kernel_{part}" for part in _OF_A_KERNEL}
+        allowed |= {"groups"} if config.get("groups") in (1, None) else set()
+    check_keras_config(config, allowed, kind)
     for name in ("filters", "kernel_size"):
         if name in parameters(kind) and name not in config:
             raise InvalidConfigurationError.for_field(name, name, "a layer without it")
@@ -156,9 +159,7 @@ def of_keras_layer(layer: Any) -> list[Convolution]:
     Raises as `convolutions`, and InvalidConfigurationError for a subclass, which may compute something else.
     """
     kind = check_keras_class(layer, CONVOLUTIONS, _hint(type(layer).__name__))
-    # Attributes rather than `get_config`, which objects of the user's own need not have.
-    config = {name: getattr(layer, name, None) for name in parameters(kind)}
-    config["dtype"] = getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]
+    config = keras_attributes(layer, parameters(kind))
     if not getattr(layer, "built", False):
         return convolutions(kind, config, None)
     # Attributes rather than `get_weights()`: with LoRA the kernel is the sum that Keras computes with.
@@ -289,8 +290,7 @@ def _with_axes_of_groups(constraint: Constraint | None, channels: int, multiplie
     longer = {axis for axis, size in ((2, channels), (3, multiplier)) if size > 1}
     if wanted & longer not in (set(), longer):
         return None  # a norm over some of the filters
-    places = (*sorted(wanted & {0, 1}), 3 if wanted & longer else 2)
-    return type(constraint)(**{**constraint.parameters, "axis": places})
+    return _with_axis(constraint, (*sorted(wanted & {0, 1}), 3 if wanted & longer else 2))
 
 
 def _constraint_at_height(constraint: Constraint | None) -> Constraint | None:
@@ -298,8 +298,7 @@ def _constraint_at_height(constraint: Constraint | None) -> Constraint | None:
     axes = getattr(constraint, "axis", None)
     if constraint is None or axes is None:
         return constraint
-    moved = tuple(axis + 1 if axis >= 0 else axis for axis in axes)
-    return type(constraint)(**{**constraint.parameters, "axis": moved})
+    return _with_axis(constraint, tuple(axis + 1 if axis >= 0 else axis for axis in axes))
 
 
 def activation_at_height(activation: Activation, data_format: DataFormat) -> Activation:
@@ -315,7 +314,11 @@ def activation_at_height(activation: Activation, data_format: DataFormat) -> Act
     if axis not in moved:
         expected = "an axis of an output (batch, width, channels) but the first"
         raise InvalidConfigurationError.for_field("activation.axis", expected, f"axis={axis}")
-    return type(activation)(**{**activation.parameters, "axis": moved[axis]})
+    return _with_axis(activation, moved[axis])
+
+
+def _with_axis(value: Keras, axis: int | tuple[int, ...]) -> Keras:
+    return dataclasses.replace(value, axis=axis)  # type: ignore[call-arg]
 
 
 def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_channels: int | None) -> Any:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from convserve._keras_object import KerasObject
-from convserve.activations import Activation
-from convserve.constraints import Constraint
 from convserve.errors import InvalidConfigurationError
-from convserve.initializers import Initializer
 from convserve.layers.arguments import DTYPE_POLICIES, Arguments
-from convserve.layers.conv2d import Conv2D
-from convserve.regularizers import Regularizer
+from convserve.layers.conv2d import FAMILIES, Conv2D
 from convserve.v1 import conv2d_pb2
 
 
@@ -21,17 +16,6 @@ def _number(enum: str, word: str) -> Any:
     return getattr(conv2d_pb2, f"{enum}_{word}".upper())
 
 
-FAMILIES: dict[str, type[KerasObject]] = {
-    "activation": Activation,
-    "kernel_initializer": Initializer,
-    "bias_initializer": Initializer,
-    "kernel_regularizer": Regularizer,
-    "bias_regularizer": Regularizer,
-    "activity_regularizer": Regularizer,
-    "kernel_constraint": Constraint,
-    "bias_constraint": Constraint,
-}
-"""Conv2D's parameters whose values are objects of Keras', with the class of what they may be."""
 _MAX_REMEMBERED_BYTES = 4096
 _DATA_FORMATS = {_number("data_format", word): word for word in ("channels_last", "channels_first")}
 _PADDING_MODES = {_number("padding_mode", word): word for word in ("valid", "same")}
