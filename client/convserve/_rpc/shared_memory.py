@@ -195,7 +195,7 @@ class SharedRequest:
                     )
                 output = self._out
             elif self._out is not None or plan.output_bytes < _MIN_KEPT_BYTES:
-                output = copied(self._output.shared()[: plan.output_bytes].view(dtype).reshape(shape), self._out)
+                output = copied(np.ndarray(shape, dtype, self._output.shared()), self._out)
             else:
                 output = self._memory.result(self._output, shape, dtype)
                 self._regions.remove(self._output)

@@ -19,9 +19,7 @@ def aligned_empty(shape: Sequence[int], dtype: Any) -> Array:
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
-    begin = -address_of(memory) % ALIGNMENT
-    array: Array = memory[begin : begin + size].view(dtype).reshape(shape)
-    return array
+    return np.ndarray(shape, dtype, memory, -address_of(memory) % ALIGNMENT)
 
 
 def address_of(array: Array) -> int:

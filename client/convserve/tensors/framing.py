@@ -21,7 +21,8 @@ from convserve.v1 import tensor_pb2
 
 _PAYLOAD_FIELD = 15  # of a tensor in its message, and of the elements in a Tensor
 _PAYLOAD_TAG = bytes([_PAYLOAD_FIELD << 3 | 2])
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}
 _MAX_FIELDS = 10_000
 
 M = TypeVar("M", bound=Message)
@@ -51,7 +52,7 @@ class Frame:
         with suppress(DecodeError):
             message = kind.FromString(data[:begin])
             if not message.HasField(name):  # else two tensors, which protobuf merges
-                return message, np.frombuffer(data, numpy_dtype(self._name), offset=end).reshape(self._shape)
+                return message, np.ndarray(self._shape, numpy_dtype(self._name), data, end)
         return read(kind, name, data)
 
 
@@ -73,16 +74,13 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
         DecodeError: If the bytes are no such message.
         InvalidTensorError: If the tensor contradicts itself.
     """
-    view = memoryview(data)
-    start = _last_field(view)
-    if start is not None:
-        tensor_view = view[start[1] :]
-        inner = _last_field(tensor_view)
-        if inner is not None:
-            message = kind.FromString(data[: start[0]])
-            tensor = tensor_pb2.Tensor.FromString(bytes(tensor_view[: inner[0]]))
-            if not tensor.HasField("shared_memory"):
-                return message, decode(tensor, name, elements=tensor_view[inner[1] :])
+    split = read_piece(data)
+    inner = None if split is None else read_piece(split[1])
+    if split is not None and inner is not None:
+        message = kind.FromString(split[0])
+        tensor = tensor_pb2.Tensor.FromString(inner[0])
+        if not tensor.HasField("shared_memory"):
+            return message, decode(tensor, name, elements=inner[1])
     message = kind.FromString(data)
     if not message.HasField(name) or getattr(message, name).HasField("shared_memory"):
         return message, None
@@ -93,8 +91,8 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
 
 def head(kind: type[M], data: bytes) -> M:
     """Returns a message without its field 15, at whose contents nobody looks; raises DecodeError if it is none."""
-    start = _last_field(memoryview(data))
-    return kind.FromString(data if start is None else data[: start[0]])
+    split = read_piece(data)
+    return kind.FromString(data if split is None else split[0])
 
 
 def opening(length: int) -> bytes:
@@ -107,11 +105,13 @@ def write_piece(head: bytes, elements: memoryview) -> bytes:
     return b"".join((head, opening(len(elements)), elements))
 
 
-def read_piece(data: bytes) -> tuple[bytes, memoryview] | None:
-    """Returns what `write_piece` was given; None for what it did not write, which the stock parser is to read."""
-    view = memoryview(data)
-    start = _last_field(view)
-    return None if start is None else (data[: start[0]], view[start[1] :])
+def read_piece(data: bytes | memoryview) -> tuple[bytes, memoryview] | None:
+    """Returns what stands before a message's field 15 and its contents, if it is the last field, and there is one.
+
+    It returns None for what `write_piece` did not write, which the stock parser is to read.
+    """
+    split = read_last_fields(_PAYLOAD_FIELD, data, 1)
+    return split and (split[0], split[1][0])
 
 
 def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryview]:
@@ -119,88 +119,66 @@ def write_field(number: int, *parts: bytes | memoryview) -> list[bytes | memoryv
     return [_varint(number << 3 | _LENGTH) + _varint(sum(map(len, parts))), *parts]
 
 
-def read_last_fields(number: int, data: bytes) -> tuple[bytes, list[memoryview]] | None:
+def read_last_fields(
+    number: int, data: bytes | memoryview, most: int = _MAX_FIELDS
+) -> tuple[bytes, list[memoryview]] | None:
     """Returns what stands before a message's fields of this number, and the contents of each, if they are the last.
 
-    The field is `repeated bytes`, its number below 16; the contents are on `data` itself. It returns None, whatever
-    there is, for what only the stock parser is to read.
+    The field is `repeated bytes`; the contents are on `data` itself. It returns None for what only the stock parser is
+    to read: if there is none of these fields, or more than `most`; if anything is not what a writer writes (a tag or
+    length in other than its shortest form, which the stock parser may refuse); and if there are more fields than a
+    message of ours has, so that nobody can keep a slow loop busy.
     """
-    view, tag = memoryview(data), number << 3 | _LENGTH
-    begin = _first_field(view, number)
-    if begin is None:
-        return None
-    position, end = begin, len(view)
+    view, last = memoryview(data), number << 3 | _LENGTH
+    begin = position = 0
     contents: list[memoryview] = []
     try:
-        while position < end:
-            if view[position] != tag or len(contents) == _MAX_FIELDS:
-                return None
-            length, content = _read_varint(view, position + 1)
-            position = content + length
-            contents.append(view[content:position])
-    except IndexError:
-        return None
-    return (data[:begin], contents) if position == end else None
-
-
-def _first_field(view: memoryview, number: int) -> int | None:
-    """Returns where the first field of a number below 16 begins.
-
-    It returns None if there is none, if anything is not what a writer writes (a tag or length in other than its
-    shortest form, which the stock parser may refuse), and if there are more fields before than a message of ours has,
-    so that nobody can keep a slow loop busy.
-    """
-    position = 0
-    try:
         for _ in range(_MAX_FIELDS):
-            start = position
-            tag, position = _read_varint(view, position)
-            if tag >> 3 == number:
-                return start
+            tag, end = _read_shortest(view, position)
             kind = tag & 7
             if kind == _LENGTH:
-                length, position = _read_varint(view, position)
-                position += length
+                length, position = _read_shortest(view, end)
+                end = position + length
             elif kind == _VARINT:
-                position = _read_varint(view, position)[1]
-            elif kind in (_FIXED32, _FIXED64):
-                position += 4 if kind == _FIXED32 else 8
+                end = _read_shortest(view, end)[1]
+            elif kind in _FIXED:
+                end += _FIXED[kind]
             else:
                 return None  # a group, or what is no field
-    except IndexError:
-        pass  # the end, or what is no message
+            if tag == last and len(contents) < most:
+                contents.append(view[position:end])
+            elif contents or tag >> 3 == number:
+                return None
+            else:
+                begin = end
+            position = end
+            if position == len(view):
+                return (bytes(data[:begin]), contents) if contents else None
+    except (IndexError, ValueError):
+        pass  # the message ends within a field, or is none
     return None
 
 
-def _last_field(view: memoryview) -> tuple[int, int] | None:
-    """Returns where field 15's tag and contents begin, if it is the last field and the only one of its number.
-
-    It returns None for all that only looks so: the stock parser decides then.
-    """
-    start = _first_field(view, _PAYLOAD_FIELD)
-    if start is None or view[start] != _PAYLOAD_TAG[0]:
-        return None
-    try:
-        length, position = _read_varint(view, start + 1)
-    except IndexError:
-        return None
-    return (start, position) if position + length == len(view) else None
-
-
-def _read_varint(view: memoryview, position: int) -> tuple[int, int]:
-    """Returns a number in its shortest form, and where it ends; IndexError for any other."""
-    value = shift = 0
-    while True:
-        byte = view[position]
+def read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
+    """Returns a number in whatever form, and where it ends; IndexError if that is not in the data."""
+    if (value := data[position]) < 0x80:  # as most
+        return value, position + 1
+    value &= 0x7F
+    for shift in range(7, 70, 7):
         position += 1
+        byte = data[position]
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            if not byte and shift:
-                raise IndexError("a longer form of a number")
-            return value, position
-        shift += 7
-        if shift > 63:
-            raise IndexError("no varint")
+            return value, position + 1
+    raise ValueError("it has a number of more than 64 bits")
+
+
+def _read_shortest(data: memoryview, position: int) -> tuple[int, int]:
+    """Returns a number in its shortest form, and where it ends; ValueError for any other."""
+    value, end = read_varint(data, position)
+    if not data[end - 1] and end - position > 1:
+        raise ValueError("a longer form of a number")
+    return value, end
 
 
 @functools.lru_cache(1024)  # callers send what is as long as what they sent before

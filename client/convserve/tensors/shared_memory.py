@@ -192,14 +192,14 @@ class SharedMemory:
         self._lent[key] = region
         # The region returns when the last array on it is gone.
         weakref.finalize(root, self._end_loan, key).atexit = False
-        return _as_array(root, shape, dtype)
+        return np.ndarray(shape, dtype, root)
 
     def result(self, region: Region, shape: Sequence[int], dtype: Any) -> Array:
         """Returns what a server has written at a region's beginning; the region returns with the array's end."""
         region.private.forget_changes()  # those of the holder of an earlier result
         root = region.private.array()
         weakref.finalize(root, self._returned.append, region).atexit = False
-        return _as_array(root, shape, dtype)
+        return np.ndarray(shape, dtype, root)
 
     def place_of(self, array: Array) -> tensor_pb2.SharedMemory | None:
         """Returns where an array is that `empty` made, or that is a part of one; None for any other."""
@@ -317,9 +317,3 @@ def _root(array: Array) -> Any:
     while isinstance(root.base, np.ndarray):
         root = root.base
     return root
-
-
-def _as_array(root: Array, shape: Sequence[int], dtype: Any) -> Array:
-    size = math.prod(shape) * dtype.itemsize
-    array: Array = root[:size].view(dtype).reshape(shape)
-    return array

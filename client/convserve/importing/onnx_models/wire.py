@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from convserve.importing.untrusted import Budget, refusal
+from convserve.tensors.framing import read_varint
 
 MOST_BYTES = 2**31 - 1
 """Protocol Buffers take no more in one piece."""
@@ -54,10 +55,10 @@ class _Scan:
         self._budget.spend(_MESSAGE_BYTES, "a message")
         data, fields = self._data, 0
         while at < end:
-            tag, at = self._varint(at)
+            tag, at = read_varint(data, at)
             wire_type = tag & 7
             if wire_type == _LENGTH:
-                length, at = self._varint(at)
+                length, at = read_varint(data, at)
                 if length > end - at:
                     raise ValueError("it ends in the middle of a field")
                 field = inner.get(tag >> 3)
@@ -79,24 +80,6 @@ class _Scan:
         if at > end:
             raise ValueError("it ends in the middle of a field")
         self._budget.spend(fields * _FIELD_BYTES, "the fields of a message")
-
-    def _varint(self, at: int) -> tuple[int, int]:
-        """Returns a number of variable length, and where it ends."""
-        data = self._data
-        value = data[at]
-        at += 1
-        if value < 128:
-            return value, at
-        value &= 127
-        shift = 7
-        while shift < 70:
-            byte = data[at]
-            at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value, at
-            shift += 7
-        raise ValueError("it has a number of more than 64 bits")
 
 
 @cache
