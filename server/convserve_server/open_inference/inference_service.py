@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from concurrent.futures import Future
+from contextlib import closing, suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import Message
 from grpc import ServicerContext as Context
 
 from convserve._version import __version__
 from convserve.errors import InvalidRequestError, LayerNotFoundError, UnimplementedError, short_repr
+from convserve.protocol.status import to_status
 from convserve_server.auth.identity import Identity, is_local
 from convserve_server.backend import Backend
 from convserve_server.health import Health
-from convserve_server.observability.call_record import current_call, current_caller, current_identity
+from convserve_server.observability.call_record import CallRecord, current_call, current_caller, current_identity
 from convserve_server.open_inference import model_descriptions
-from convserve_server.open_inference.infer_stream import InferItems, infer_stream
 from convserve_server.open_inference.inference import FindRegion, Inferences
 from convserve_server.open_inference.layer_models import SEPARATOR, names_of
 from convserve_server.open_inference.model_statistics import ModelStatistics
@@ -27,6 +28,7 @@ from convserve_server.open_inference.wire import SERVICE, SERVICE_NAME, InferReq
 from convserve_server.scheduling.admission_queue import Permit
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.thread_pool import ThreadPool
+from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems
 
@@ -116,27 +118,21 @@ class InferenceService:
                     index.models.add(name=model.name, version=model.version, state=state, reason=model.reason)
         return index
 
-    def RepositoryModelLoad(
-        self, request: messages.RepositoryModelLoadRequest, context: Context
-    ) -> messages.RepositoryModelLoadResponse:
+    def RepositoryModelLoad(self, request: messages.RepositoryModelLoadRequest, context: Context) -> None:
         _check_repository(request, ())
         store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.describe(name)  # which raises for one that is not stored, before any is pinned
         for name in names:
             store.pin(name)
-        return messages.RepositoryModelLoadResponse()
 
-    def RepositoryModelUnload(
-        self, request: messages.RepositoryModelUnloadRequest, context: Context
-    ) -> messages.RepositoryModelUnloadResponse:
+    def RepositoryModelUnload(self, request: messages.RepositoryModelUnloadRequest, context: Context) -> None:
         _check_repository(request, ("unload_dependents",))
         store, names = self._models.store, names_of(request.model_name)
         for name in names:
             store.versions(name)  # which raises for one that is not known, before any is unpinned
         for name in names:
             store.unpin(name)
-        return messages.RepositoryModelUnloadResponse()
 
     # Inference
 
@@ -151,8 +147,21 @@ class InferenceService:
         def infer(request: InferRequest, caller: Caller) -> InferResponse:
             return inferences.infer(request, caller, find_region, call)
 
-        items: InferItems = InFlightItems(request_iterator, caller, self._stream_pool, self._idle, context.cancel)
-        return infer_stream(infer, items, call)
+        items: InFlightItems[InferRequest, str, InferResponse] = InFlightItems(
+            request_iterator, caller, self._stream_pool, self._idle, context.cancel
+        )
+
+        def read() -> None:
+            while (request := items.next_message()) is not None:
+                item = items.begin(request.message.id)
+                item.submit(infer, request, item.caller())
+                del request, item
+
+        # In order; the next requests are read and computed while one is answered.
+        with closing(items.results(read)) as results:
+            for request_id, result in results:
+                yield _in_stream(request_id, result, call)
+                del result  # and with it the output, before the wait for the next one
 
     def _region_finder(self, peer: str) -> FindRegion:
         """Returns what finds the regions of shared memory of the call that this thread answers."""
@@ -176,23 +185,19 @@ class InferenceService:
             answer.regions[region.name].MergeFrom(status)
         return answer
 
-    def SystemSharedMemoryRegister(
-        self, request: messages.SystemSharedMemoryRegisterRequest, context: Context
-    ) -> messages.SystemSharedMemoryRegisterResponse:
+    def SystemSharedMemoryRegister(self, request: messages.SystemSharedMemoryRegisterRequest, context: Context) -> None:
         peer, identity = context.peer(), current_identity()
         memory, owner, user = self._shared(peer), self._owner(peer, identity), recent_user_of(peer)
         caller, connection = (identity.caller, peer) if identity.is_one_caller else ("", "")
         connection = "" if peer.startswith("unix:") else connection
         memory.register(owner, user, request.name, request.key, request.offset, request.byte_size, caller, connection)
-        return messages.SystemSharedMemoryRegisterResponse()
 
     def SystemSharedMemoryUnregister(
         self, request: messages.SystemSharedMemoryUnregisterRequest, context: Context
-    ) -> messages.SystemSharedMemoryUnregisterResponse:
+    ) -> None:
         peer = context.peer()
         if self._memory is not None and is_local(peer):
             self._memory.unregister(self._owner(peer, current_identity()), request.name)
-        return messages.SystemSharedMemoryUnregisterResponse()
 
     def CudaSharedMemoryStatus(
         self, request: messages.CudaSharedMemoryStatusRequest, context: Context
@@ -202,15 +207,11 @@ class InferenceService:
             raise InvalidRequestError.for_field("name", expected, short_repr(request.name))
         return messages.CudaSharedMemoryStatusResponse()
 
-    def CudaSharedMemoryRegister(
-        self, request: messages.CudaSharedMemoryRegisterRequest, context: Context
-    ) -> messages.CudaSharedMemoryRegisterResponse:
+    def CudaSharedMemoryRegister(self, request: messages.CudaSharedMemoryRegisterRequest, context: Context) -> None:
         raise UnimplementedError("Expected a region of system shared memory. Received one of a GPU's memory.")
 
-    def CudaSharedMemoryUnregister(
-        self, request: messages.CudaSharedMemoryUnregisterRequest, context: Context
-    ) -> messages.CudaSharedMemoryUnregisterResponse:
-        return messages.CudaSharedMemoryUnregisterResponse()
+    def CudaSharedMemoryUnregister(self, request: messages.CudaSharedMemoryUnregisterRequest, context: Context) -> None:
+        pass  # of what cannot be registered
 
     def _shared(self, peer: str) -> SystemMemory:
         """Returns the regions, for a caller on this machine."""
@@ -223,7 +224,6 @@ class InferenceService:
 
 def add_to_server(service: InferenceService, server: grpc.Server) -> None:
     """Registers the service under its true name; inference with a reading and writing that copies no tensor."""
-    serialize = operator.methodcaller("SerializeToString")
     handlers: dict[str, Any] = {
         "ModelInfer": grpc.unary_unary_rpc_method_handler(
             service.ModelInfer, InferRequest.parse, InferResponse.serialize
@@ -233,8 +233,15 @@ def add_to_server(service: InferenceService, server: grpc.Server) -> None:
     for method in SERVICE.methods:
         if method.name not in handlers:
             parse = getattr(messages, method.input_type.name).FromString
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(getattr(service, method.name), parse, serialize)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                getattr(service, method.name), parse, _serialized
+            )
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _serialized(answer: Message | None) -> bytes:
+    """Returns an answer's bytes; of one that says nothing there is no message, and it has none."""
+    return b"" if answer is None else answer.SerializeToString()
 
 
 def _check_repository(request: Any, known_parameters: tuple[str, ...] | None = None) -> None:
@@ -244,3 +251,18 @@ def _check_repository(request: Any, known_parameters: tuple[str, ...] | None = N
     if known_parameters is not None and (strange := sorted(set(request.parameters) - set(known_parameters))):
         expected = " or ".join(known_parameters) or "none"
         raise InvalidRequestError.for_field("parameters", expected, short_repr(strange[0]))
+
+
+def _in_stream(request_id: str, result: Future[InferResponse], call: CallRecord) -> bytes:
+    try:
+        response = result.result()
+    except Exception as error:
+        del result  # which has the error, in whose traceback this frame is
+        answer = to_convserve_error(error, call)
+        call.refused_item(answer)
+        text = to_status(answer).details  # which has a bound, as a call's own
+        del answer
+        failed = messages.ModelInferResponse(id=request_id)
+        return messages.ModelStreamInferResponse(error_message=text, infer_response=failed).SerializeToString()
+    response.message.parameters["triton_final_response"].bool_param = True
+    return response.serialize_in_stream()

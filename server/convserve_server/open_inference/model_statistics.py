@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, OrderedDict
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from convserve_server.open_inference.v2 import inference_service_pb2 as messages
@@ -32,26 +31,37 @@ class Inference(NamedTuple):
     compute_output: int  # to put the response together
 
 
-@dataclass
-class _Batches:
-    """Batches of one size: their samples, and nanoseconds: of computation times samples, else of each request."""
-
-    samples: int = 0
-    ns: Counter[str] = field(default_factory=Counter)
-
-
-@dataclass
 class _Figures:
-    """Of one version of a model; nanoseconds are those of each request."""
+    """Of one version of a model: the answer, but for its batches of each size."""
 
-    last_ms: int = 0
-    samples: int = 0
-    count: int = 0
-    failed: int = 0
-    failed_ns: int = 0
-    ns: Counter[str] = field(default_factory=Counter)
-    batches: OrderedDict[int, _Batches] = field(default_factory=OrderedDict)
-    executions: int = 0  # in batches of sizes that are not told apart any more
+    def __init__(self, name: str, version: str) -> None:
+        durations = {part: messages.StatisticDuration() for part in ("success", "fail", *_PARTS)}
+        self.answer = messages.ModelStatistics(
+            name=name, version=version, inference_stats=messages.InferStatistics(**durations)
+        )
+        # By size: their samples, and nanoseconds: of computation times samples, else of each request.
+        self.batches: OrderedDict[int, Counter[str]] = OrderedDict()
+
+    def batches_of(self, size: int) -> Counter[str]:
+        """Returns the batches of a size; those of the size that was used longest ago may have to go."""
+        batches = self.batches.setdefault(size, Counter())
+        self.batches.move_to_end(size)
+        if len(self.batches) > _MAX_SIZES:
+            oldest, gone = self.batches.popitem(last=False)
+            self.answer.execution_count += _executions(gone, oldest)
+        return batches
+
+    def whole(self) -> messages.ModelStatistics:
+        """Returns the answer with the batches."""
+        answer = messages.ModelStatistics()
+        answer.CopyFrom(self.answer)
+        for size, batches in sorted(self.batches.items()):
+            count = _executions(batches, size)
+            ns = batches | {"compute_infer": batches["compute_infer"] // size}
+            parts = {part: messages.StatisticDuration(count=count, ns=ns[part]) for part in _PARTS[1:]}
+            answer.batch_stats.add(batch_size=size, **parts)
+            answer.execution_count += count
+        return answer
 
 
 class ModelStatistics:
@@ -66,21 +76,18 @@ class ModelStatistics:
         """Counts a request that is answered."""
         with self._lock:
             figures = self._of(name, version)
-            figures.samples += inference.samples
-            figures.count += 1
-            batches = _batches(figures, inference.batch_size)
-            batches.samples += inference.samples
+            figures.answer.inference_count += inference.samples
+            batches = figures.batches_of(inference.batch_size)
+            batches["samples"] += inference.samples
             for part in ("success", *_PARTS):
                 ns = getattr(inference, part)
-                figures.ns[part] += ns
-                batches.ns[part] += ns * inference.samples if part == "compute_infer" else ns
+                _add(getattr(figures.answer.inference_stats, part), ns)
+                batches[part] += ns * inference.samples if part == "compute_infer" else ns
 
     def failed(self, name: str, version: str, duration: int) -> None:
         """Counts a request that is answered with an error, after so many nanoseconds."""
         with self._lock:
-            figures = self._of(name, version)
-            figures.failed += 1
-            figures.failed_ns += duration
+            _add(self._of(name, version).answer.inference_stats.fail, duration)
 
     def names(self) -> list[str]:
         """Returns the names of models that have figures, sorted."""
@@ -90,55 +97,29 @@ class ModelStatistics:
     def message(self, name: str, version: str) -> messages.ModelStatistics:
         """Returns the figures of a version, which are 0 if nothing was computed with it."""
         with self._lock:
-            return _message(name, version, self._figures.get((name, version)) or _Figures())
+            return (self._figures.get((name, version)) or _Figures(name, version)).whole()
 
     def _of(self, name: str, version: str) -> _Figures:
         figures = self._figures.get((name, version))
         if figures is None:
-            figures = self._figures[name, version] = _Figures()
+            figures = self._figures[name, version] = _Figures(name, version)
             self._characters += len(name)
         self._figures.move_to_end((name, version))
         while len(self._figures) > 1 and (len(self._figures) > _MAX_MODELS or self._characters > _MAX_CHARACTERS):
             (oldest, _), _ = self._figures.popitem(last=False)
             self._characters -= len(oldest)
-        figures.last_ms = time.time_ns() // 10**6
+        figures.answer.last_inference = time.time_ns() // 10**6
         return figures
 
 
-def _batches(figures: _Figures, size: int) -> _Batches:
-    """Returns the batches of a size; those of the size that was used longest ago may have to go."""
-    batches = figures.batches.setdefault(size, _Batches())
-    figures.batches.move_to_end(size)
-    if len(figures.batches) > _MAX_SIZES:
-        oldest, gone = figures.batches.popitem(last=False)
-        figures.executions += _executions(gone, oldest)
-    return batches
+def _add(duration: messages.StatisticDuration, ns: int) -> None:
+    duration.count += 1
+    duration.ns += ns
 
 
-def _executions(batches: _Batches, size: int) -> int:
+def _executions(batches: Counter[str], size: int) -> int:
     """Returns how many batches of a size there were.
 
     Rounded up: others than this model's callers may have been in one, such as those of the native service.
     """
-    return -(-batches.samples // size)
-
-
-def _message(name: str, version: str, figures: _Figures) -> messages.ModelStatistics:
-    duration = messages.StatisticDuration
-    batch_stats = []
-    for size, batches in sorted(figures.batches.items()):
-        ns = {**batches.ns, "compute_infer": batches.ns["compute_infer"] // size}
-        parts = {part: duration(count=_executions(batches, size), ns=ns[part]) for part in _PARTS[1:]}
-        batch_stats.append(messages.InferBatchStatistics(batch_size=size, **parts))
-    return messages.ModelStatistics(
-        name=name,
-        version=version,
-        last_inference=figures.last_ms,
-        inference_count=figures.samples,
-        execution_count=figures.executions + sum(batch.compute_infer.count for batch in batch_stats),
-        inference_stats=messages.InferStatistics(
-            fail=duration(count=figures.failed, ns=figures.failed_ns),
-            **{part: duration(count=figures.count, ns=figures.ns[part]) for part in ("success", *_PARTS)},
-        ),
-        batch_stats=batch_stats,
-    )
+    return -(-batches["samples"] // size)
