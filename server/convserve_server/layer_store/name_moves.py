@@ -52,11 +52,9 @@ class NameMoves:
                 if latest or known is None:
                     raise
                 return  # what was seen last is served
-            with self._tables:
-                if found is None:
-                    self._names.remove(name)
-                elif found != known:
-                    self._names.move(name, found)
+            if found != known:
+                with self._tables:
+                    self._names.set(name, found)
 
     def see_all(self, *, latest: bool = False) -> None:
         """Learns what other servers did to all names."""
@@ -108,14 +106,9 @@ class NameMoves:
                     raise name_not_found(move.name)
                 with self._tables:
                     moved = self._names.moved(move, key)
-                if moved is None:
-                    moved = self._known(move.name)
-                elif self._storage.write_name(move.name, moved):
-                    with self._tables:
-                        self._names.move(move.name, moved)
-                else:
-                    continue
-                return moved.made_by(move) or moved.latest
+                if moved is None or self._is_written(move.name, moved):
+                    versions = self._known(move.name)
+                    return versions.made_by(move) or versions.latest
         raise AssertionError
 
     def remove(self, move: Move) -> None:
@@ -125,10 +118,16 @@ class NameMoves:
                 self.see(move.name, latest=True)
                 self._known(move.name)
                 self._names.check(move)
-                if self._storage.delete_name(move.name):
-                    with self._tables:
-                        self._names.remove(move.name)
+                if self._is_written(move.name, None):
                     return
+
+    def _is_written(self, name: str, versions: NameVersions | None) -> bool:
+        """Lets a name lead to the last of its versions, or nowhere; returns False if another server moved it before."""
+        is_written = self._storage.write_name(name, versions)
+        if is_written:
+            with self._tables:
+                self._names.set(name, versions)
+        return is_written
 
     def _known(self, name: str) -> NameVersions:
         versions = self._names.versions(name)

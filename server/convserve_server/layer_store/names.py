@@ -139,20 +139,26 @@ class LayerNames:
         if move.expect not in (None, found):
             raise name_conflict(move.name, move.expect, found, version)
 
-    def move(self, name: str, versions: NameVersions) -> None:
-        """Lets a name lead to the last of its versions."""
-        self._detach(name)
+    def set(self, name: str, versions: NameVersions | None) -> None:
+        """Lets a name lead to the last of its versions; None removes it, and ends its pins."""
+        before = self._versions.get(name)  # which stays until it has another: a name always leads somewhere
+        if before is not None:
+            self.versions_of_all -= len(before.versions)
+            names = self._names[before.digest]
+            names.remove(name)
+            if not names:
+                del self._names[before.digest]
+            if self._keep_named:
+                self._release(before.digest)
+        if versions is None:
+            self.unpin(name)
+            self._versions.pop(name, None)
+            return
         self.versions_of_all += len(versions.versions)
         self._versions[name] = versions
         self._names.setdefault(versions.digest, set()).add(name)
         if self._keep_named:
             self._hold(versions.digest)
-
-    def remove(self, name: str) -> None:
-        """Removes a name, and ends its pins."""
-        self.unpin(name)
-        self._detach(name)
-        self._versions.pop(name, None)
 
     def pin(self, name: str, key: bytes) -> None:
         """Keeps a layer, which is in memory, until the name is unpinned or removed."""
@@ -181,17 +187,6 @@ class LayerNames:
         """Returns the bytes of the layer that nothing but this name keeps."""
         key = self.digest_of(name)
         return self._size_of(key) if self._keep_named and key is not None and self._holds[key] == 1 else 0
-
-    def _detach(self, name: str) -> None:
-        versions = self._versions.get(name)  # which stays: a name that is moved always leads somewhere
-        if versions is not None:
-            self.versions_of_all -= len(versions.versions)
-            names = self._names[versions.digest]
-            names.remove(name)
-            if not names:
-                del self._names[versions.digest]
-            if self._keep_named:
-                self._release(versions.digest)
 
     def _hold(self, key: bytes) -> None:
         if key not in self._holds:

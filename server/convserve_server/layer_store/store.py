@@ -47,7 +47,7 @@ class LayerStore:
         self._names = LayerNames(lambda key: size_of(memory[key]), keep_named=not storage.is_durable)
         self._moves = NameMoves(self._names, storage, self._lock)
         for name, versions in storage.names():
-            self._names.move(name, versions)
+            self._names.set(name, versions)
             if versions.digest not in self:
                 self._report_lost(versions.digest, name)
 

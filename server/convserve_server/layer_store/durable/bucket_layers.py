@@ -21,7 +21,6 @@ which a name leads takes the copy back. A server that falls asleep between copyi
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
 import re
@@ -272,14 +271,15 @@ class BucketLayers(Storage):
         self._seen[path] = _Seen(name, found.stamp, began, versions is None)
         return versions
 
-    def write_name(self, name: str, versions: NameVersions) -> bool:
-        """Lets a name lead to the last of its versions; returns False if another server moved it before."""
-        return self._swap(name, name_file.encode(name, versions), is_removed=False)
-
-    def delete_name(self, name: str) -> bool:
-        """Removes a name; returns False if another server moved it before."""
-        content = json.dumps({"name": name, "removed": os.urandom(16).hex()}).encode()
-        return self._swap(name, content, is_removed=True)
+    def write_name(self, name: str, versions: NameVersions | None) -> bool:
+        """Lets a name lead to the last of its versions, or nowhere; returns False if another server moved it before."""
+        path, began = _name_path(name), time.monotonic()
+        seen = self._seen.get(path)
+        stamp = self._bucket.swap(path, name_file.encode(name, versions), seen.stamp if seen else None)
+        if stamp is None:
+            return False
+        self._seen[path] = _Seen(name, stamp, began, versions is None)
+        return True
 
     def names(self) -> Iterator[tuple[str, NameVersions]]:
         """Yields every name with its versions."""
@@ -325,24 +325,10 @@ class BucketLayers(Storage):
         try:
             if len(found.content) > name_file.MAX_BYTES:
                 raise ValueError("it is too large for a name")
-            entry = json.loads(found.content)
-            name = str(entry["name"])
-            versions = None if "removed" in entry else name_file.decode(found.content, path.rpartition("/")[2])[1]
-            if path != _name_path(name):
-                raise ValueError("its contents don't fit its name")
+            return name_file.decode(found.content, path.removeprefix("names/"))
         except DAMAGE as error:
             self._report(path, found.stamp.bare, f"is no name, and leads nowhere until its name is put again: {error}")
             return "", None
-        return name, versions
-
-    def _swap(self, name: str, content: bytes, *, is_removed: bool) -> bool:
-        path, began = _name_path(name), time.monotonic()
-        seen = self._seen.get(path)
-        stamp = self._bucket.swap(path, content, seen.stamp if seen else None)
-        if stamp is None:
-            return False
-        self._seen[path] = _Seen(name, stamp, began, is_removed)
-        return True
 
 
 def _path(key: bytes) -> str:

@@ -102,16 +102,14 @@ class LayerFiles(Storage):
         self._forget(key)
 
     @with_disk_errors
-    def write_name(self, name: str, versions: NameVersions) -> bool:
-        """Lets a name lead to the last of its versions, synced to the disk."""
-        write_whole(self._name_path(name), name_file.encode(name, versions), is_synced=True)
-        return True
-
-    @with_disk_errors
-    def delete_name(self, name: str) -> bool:
-        """Removes a name."""
-        self._name_path(name).unlink(missing_ok=True)
-        sync_folder(self._names)
+    def write_name(self, name: str, versions: NameVersions | None) -> bool:
+        """Lets a name lead to the last of its versions, or nowhere, synced to the disk."""
+        path = self._names / name_file.path_of(name)
+        if versions is None:
+            path.unlink(missing_ok=True)
+            sync_folder(self._names)
+        else:
+            write_whole(path, name_file.encode(name, versions), is_synced=True)
         return True
 
     def names(self) -> Iterator[tuple[str, NameVersions]]:
@@ -124,13 +122,11 @@ class LayerFiles(Storage):
             except (OSError, *DAMAGE) as error:
                 self._quarantine(path, error)
                 continue
-            yield name, versions
+            if versions is not None:  # a removed one is a bucket's that was copied here
+                yield name, versions
 
     def _path(self, key: bytes) -> Path:
         return self._layers / f"{key.hex()}.safetensors"
-
-    def _name_path(self, name: str) -> Path:
-        return self._names / name_file.path_of(name)
 
     def _quarantine(self, path: Path, why: object) -> None:
         # A name may already be as long as names of files can be.

@@ -3,7 +3,11 @@
     {"name": ..., "digest": ..., "before": [...], "first": ..., "moves": [...]}
 
 where it leads, the digests where it led before, the version's number of the first of them all, and for each of them all
-when it moved there, and the id of that move.
+when it moved there, and the id of that move; or of one that was removed, where its file has to stay,
+
+    {"name": ..., "removed": ...}
+
+with random digits, so that no two are alike.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import operator
+import os
 from typing import Any
 
 from convserve_server.layer_store.names import MAX_VERSIONS, NameVersions, Version
@@ -24,21 +29,26 @@ def path_of(name: str) -> str:
     return f"{hashlib.sha256(name.encode()).hexdigest()}.json"
 
 
-def encode(name: str, versions: NameVersions) -> bytes:
-    """Returns the contents of a name's file."""
+def encode(name: str, versions: NameVersions | None) -> bytes:
+    """Returns the contents of a name's file; without versions of one that was removed."""
+    if versions is None:
+        return json.dumps({"name": name, "removed": os.urandom(16).hex()}).encode()
     *before, digest = (key.hex() for key in versions.digests)
     moves = [[version.moved_us, version.move_id.hex()] for version in versions.versions]
     entry = {"name": name, "digest": digest, "before": before, "first": versions.first, "moves": moves}
     return json.dumps(entry).encode()
 
 
-def decode(content: bytes, path: str) -> tuple[str, NameVersions]:
-    """Returns a name and its versions; raises a `layer_file.DAMAGE` for what makes no sense, or has another's path."""
+def decode(content: bytes, path: str) -> tuple[str, NameVersions | None]:
+    """Returns a name and its versions, if it was not removed.
+
+    Raises a `layer_file.DAMAGE` for what makes no sense, or has another's path.
+    """
     entry = json.loads(content.decode())
     name: str = entry["name"]
     if path != path_of(name):
         raise ValueError("its contents don't fit its name")
-    return name, _versions_of(entry)
+    return name, None if "removed" in entry else _versions_of(entry)
 
 
 def _versions_of(entry: dict[str, Any]) -> NameVersions:

@@ -104,12 +104,8 @@ class Storage:
     def delete(self, key: bytes) -> None:
         """Removes a layer, to which no name leads."""
 
-    def write_name(self, name: str, versions: NameVersions) -> bool:
-        """Lets a name lead to the last of its versions, durably; returns False if another server moved it before."""
-        return True
-
-    def delete_name(self, name: str) -> bool:
-        """Removes a name, durably; returns False if another server moved it before."""
+    def write_name(self, name: str, versions: NameVersions | None) -> bool:
+        """Lets a name lead to the last of its versions, or nowhere, durably; False if another server moved it first."""
         return True
 
     def names(self) -> Iterable[tuple[str, NameVersions]]:

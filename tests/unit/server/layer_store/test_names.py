@@ -47,11 +47,11 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path | None:
 
 def test_a_name_that_is_moved_always_leads_somewhere() -> None:
     names, one, two = LayerNames(lambda _: 1, keep_named=True), b"\0", b"\1"
-    names.move("a", led_to(one))
+    names.set("a", led_to(one))
 
     def move() -> None:
         for number in range(10_000):
-            names.move("a", led_to((one, two)[number % 2]))
+            names.set("a", led_to((one, two)[number % 2]))
 
     with ThreadPoolExecutor(1) as pool:
         moving = pool.submit(move)
@@ -65,19 +65,19 @@ def test_a_name_that_is_moved_always_leads_somewhere() -> None:
 def test_pins_and_names_are_counted() -> None:
     names = LayerNames(lambda key: 10 ** key[0], keep_named=True)
     one, two = b"\0", b"\1"
-    names.move("a", led_to(one))
+    names.set("a", led_to(one))
     assert (names.kept_bytes, names.freed_by_moving("a"), names.freed_by_moving("b")) == (1, 1, 0)
     names.pin("a", one)
     names.pin("a", one)
-    names.move("b", led_to(one))
+    names.set("b", led_to(one))
     assert (names.kept_bytes, names.freed_by_moving("a")) == (1, 0)
-    names.move("a", led_to(one, two))
-    names.remove("b")
+    names.set("a", led_to(one, two))
+    names.set("b", None)
     assert (names.kept_bytes, names.keeps(one), names.of(one)) == (11, True, ())
     names.unpin("a")
     assert (names.kept_bytes, names.keeps(one), names.keeps(two)) == (10, False, True)
     names.pin("b", two)
-    names.remove("a")
+    names.set("a", None)
     names.unpin_layer(two)
     assert (names.kept_bytes, names.keeps(two), names.all()) == (0, False, ())
 

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from convserve import LayerNotFoundError
+from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import Move, NameVersions, Version
 from convserve_server.layer_store.store import LayerStore
@@ -232,6 +233,13 @@ def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> Non
     assert opened(folder).describe(OTHER.digest).names == ("net/stem",)
 
 
+def test_a_removed_name_that_a_bucket_had_leads_nowhere(folder: Path) -> None:
+    (folder / "names" / name_file.path_of("b")).write_bytes(name_file.encode("b", None))
+    assert opened(folder).names() == ("net/stem",)
+    assert quarantined(folder) == []
+    assert opened(folder).put(LAYER, Move("b"))[0].names == ("b", "net/stem")
+
+
 @pytest.mark.parametrize("name", ["../../escape", "/escape", "a/b", "..", "x" * 2000, "\0"])
 def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     """Not even one that the store would refuse."""
@@ -240,5 +248,5 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert list(files.names()) == [(name, NameVersions((Version(KEY),)))]
     written = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"}
     assert written == {tmp_path / "store" / "names"}
-    files.delete_name(name)
+    files.write_name(name, None)
     assert list(files.names()) == []
