@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import functools
 import logging
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from convserve.errors import (
     ConvserveError,
@@ -21,9 +20,6 @@ from convserve.errors import (
 from convserve.protocol.name_messages import ABSENT
 
 log = logging.getLogger("convserve")
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 _RETRY_S = 1.0
 
@@ -78,20 +74,16 @@ def check_room(size: int, held: int, budget: float, setting: str, holder: str) -
         raise OverloadedError(text)
 
 
-def with_disk_errors(method: Callable[P, R]) -> Callable[P, R]:
-    """Makes a method raise OverloadedError or UnavailableError where it would raise the OSError of a disk."""
-
-    @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(*args, **kwargs)
-        except ConvserveError:  # some of which are OSErrors too
-            raise
-        except OSError as error:
-            log.error("the store: %s", error)
-            raise _disk_error(error) from error
-
-    return checked
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises OverloadedError or UnavailableError where the OSError of a disk is raised."""
+    try:
+        yield
+    except ConvserveError:  # some of which are OSErrors too
+        raise
+    except OSError as error:
+        log.error("the store: %s", error)
+        raise _disk_error(error) from error
 
 
 def _disk_error(error: OSError) -> ConvserveError:

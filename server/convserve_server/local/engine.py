@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,7 +65,7 @@ class Engine:
             raise InvalidRequestError.for_field(name, f"a setting out of {', '.join(SETTINGS)}", "another one")
         try:
             effective: Settings = read({"device": device, **settings})
-            self._engine = started_engine(effective, _refusing(load_engine))
+            self._engine = started_engine(effective, _starting()(load_engine))
         except SettingsError as error:
             raise InvalidRequestError(FieldViolation("settings", str(error))) from error
         self._admission, self._scheduler = admission_of(effective, self._engine), scheduler_of(effective, self._engine)
@@ -146,19 +147,15 @@ class Engine:
         Raises InvalidArgumentError for wrong arguments.
         """
         self._check_usable()
-        dtype, wanted, listed = (
-            standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES),
-            output_name(output_dtype),
-            layers_of(layers),
-        )
+        listed, wanted = layers_of(layers), output_name(output_dtype)
+        dtype = standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)
         planned(listed, input_shape, dtype, wanted)
         configured = [layer if isinstance(layer, Layer) else Layer(layer.config) for layer in listed]
         return self._admission.plan(configured, input_shape, dtype, wanted)
 
     def _known(self, layers: Layers) -> list[Layer]:
         """Returns the layers of a call; those that a caller may write to anew, so that nothing is kept of them."""
-        known = []
-        listed = layers_of(layers)
+        known, listed = [], layers_of(layers)
         self._admission.check_layers(len(listed))
         for layer in listed:
             local = layer.local if isinstance(layer, StoredLayerBase) else layer
@@ -202,19 +199,16 @@ class Engine:
         return f"<convserve_server.local.Engine {', '.join(device.name for device in self.devices)}>"
 
 
-def _refusing(load_engine: Callable[..., FrameworkEngine]) -> Callable[..., FrameworkEngine]:
-    """Returns the same, with what keeps TensorFlow from starting as errors of ours."""
-
-    def load(*arguments: Any, **options: Any) -> FrameworkEngine:
-        try:
-            return load_engine(*arguments, **options)
-        except ModuleNotFoundError as error:
-            raise MissingDependencyError(f"{error}: pip install 'convserve[server]'") from error
-        except RuntimeError as error:  # of what cannot be changed once TensorFlow computes
-            expected = "devices and threads as this process has given TensorFlow already"
-            raise InvalidRequestError.for_field("settings", expected, f"others: {error}") from error
-
-    return load
+@contextmanager
+def _starting() -> Iterator[None]:
+    """Raises what keeps TensorFlow from starting as errors of ours."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f"{error}: pip install 'convserve[server]'") from error
+    except RuntimeError as error:  # of what cannot be changed once TensorFlow computes
+        expected = "devices and threads as this process has given TensorFlow already"
+        raise InvalidRequestError.for_field("settings", expected, f"others: {error}") from error
 
 
 def _caller(timeout: float) -> Caller:

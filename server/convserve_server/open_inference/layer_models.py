@@ -40,15 +40,8 @@ class LayerModel(NamedTuple):
 
     name: str
     version: str  # the number, as the wire has it
-    digests: tuple[bytes, ...]  # of the layers, in order; none of the stateless model
-
-
-class ListedModel(NamedTuple):
-    """A version of a model in the repository's index."""
-
-    name: str
-    version: str
-    reason: str = ""  # why it cannot be called
+    digests: tuple[bytes, ...] = ()  # of the layers, in order, once it is found; none of the stateless model
+    reason: str = ""  # why it cannot be called, in a list of all
 
 
 class LayerModels:
@@ -71,7 +64,7 @@ class LayerModels:
             if number not in (None, int(_ONLY)):
                 text = f"Expected version {_ONLY} of {STATELESS!r}, the only one. Received {version}."
                 raise LayerNotFoundError(text, layer=STATELESS, by_name=True)
-            return LayerModel(STATELESS, _ONLY, ())
+            return LayerModel(STATELESS, _ONLY)
         chain = self._versions(name)
         latest = _latest(chain)
         digests: tuple[bytes | None, ...] = tuple(versions.digest for versions in chain)
@@ -98,9 +91,9 @@ class LayerModels:
             return [_ONLY]
         return self._callable(name, self._versions(name))
 
-    def listed(self) -> Iterator[ListedModel]:
+    def listed(self) -> Iterator[LayerModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
-        yield ListedModel(STATELESS, _ONLY)
+        yield LayerModel(STATELESS, _ONLY)
         for name in self.store.names():
             if name == STATELESS:
                 continue
@@ -109,10 +102,10 @@ class LayerModels:
             except LayerNotFoundError:  # it was deleted just now
                 continue
             numbers = self._callable(name, [versions])
-            yield from (ListedModel(name, number) for number in numbers)
+            yield from (LayerModel(name, number) for number in numbers)
             if str(versions.latest) not in numbers:
                 reason = f"the layer {versions.digest.hex()} was lost, until it is put again"
-                yield ListedModel(name, str(versions.latest), reason)
+                yield LayerModel(name, str(versions.latest), reason=reason)
 
     def _versions(self, model: str) -> list[NameVersions]:
         return [self.store.versions(name) for name in names_of(model)]

@@ -97,8 +97,7 @@ class Bucket:
                 for options in (_SMALL, _LARGE, _SLOW)
             )
         except Exception as error:
-            text = f"Expected {url} to be opened. Received: {text_of(error)}. {_advice(error)}"
-            raise UnusableBucketError(text) from None
+            raise _unusable(f"{url} to be opened", error) from None
         return cls(small, large, slow, url)
 
     def begin(self) -> None:
@@ -112,8 +111,7 @@ class Bucket:
             self._probe()
             content = bytes(obstore.get(self._small, _FORMAT).bytes())
         except Exception as error:
-            text = f"Expected {self._shown} to be read and written. Received: {text_of(error)}. {_advice(error)}"
-            raise UnusableBucketError(text) from None
+            raise _unusable(f"{self._shown} to be read and written", error) from None
         if content != _FORMAT_CONTENT:
             text = f"Expected {_FORMAT} in {self._shown} to be of this version. Received another: choose another prefix"
             raise UnusableBucketError(f"{text}, or the version of convserve that wrote it.")
@@ -123,10 +121,7 @@ class Bucket:
             except (AlreadyExistsError, PreconditionError):
                 continue
             except Exception as error:
-                text = (
-                    f"Expected {self._shown} to take conditional writes. Received: {text_of(error)}. {_advice(error)}"
-                )
-                raise UnusableBucketError(text) from None
+                raise _unusable(f"{self._shown} to take conditional writes", error) from None
             text = f"Expected {self._shown} to refuse a write whose condition does not hold (If-Match, If-None-Match)"
             raise UnusableBucketError(f"{text}. It wrote: names would be lost there. Use another store.")
 
@@ -228,12 +223,12 @@ def _bare(e_tag: str | None) -> str:
     return (e_tag or "").strip('"')
 
 
-def _advice(error: Exception) -> str:
-    """Returns what to do where a server cannot start."""
-    text = str(error)
+def _unusable(expected: str, error: Exception) -> UnusableBucketError:
+    """Returns an error that says what to do where a server cannot start."""
+    text, advice = str(error), "Check that it can be reached from here, and the endpoint; then start again."
     if re.search(r"NoSuchBucket|ContainerNotFound|status code: 404", text) or isinstance(error, FileNotFoundError):
-        return "Make the bucket, or check its name, the region and the endpoint."
-    if re.search(r"status code: 40[13]|[Cc]redential|token|Account must", text):
+        advice = "Make the bucket, or check its name, the region and the endpoint."
+    elif re.search(r"status code: 40[13]|[Cc]redential|token|Account must", text):
         what = "may list, read, write and delete there (docs/object-storage.md names the variables)"
-        return f"Check that the environment has credentials which {what}."
-    return "Check that it can be reached from here, and the endpoint; then start again."
+        advice = f"Check that the environment has credentials which {what}."
+    return UnusableBucketError(f"Expected {expected}. Received: {text_of(error)}. {advice}")

@@ -27,7 +27,7 @@ from convserve_server.layer_store.durable import name_file
 from convserve_server.layer_store.durable.layer_file import DAMAGE, encode, read_header, read_layer
 from convserve_server.layer_store.durable.storage import Storage
 from convserve_server.layer_store.durable.volume import sync_folder, volume_budget, write_whole
-from convserve_server.layer_store.errors import with_disk_errors
+from convserve_server.layer_store.errors import disk_errors
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import LayerHead
 
@@ -66,13 +66,13 @@ class LayerFiles(Storage):
                 self._quarantine(path, "its name is not a digest")
         self._budget = volume_budget(folder, self._total, budget, "--store-bytes")
 
-    @with_disk_errors
+    @disk_errors()
     def _write(self, layer: Layer, key: bytes) -> int:
         data = encode(layer)
         write_whole(self._path(key), data, is_synced=True)
         return len(data)
 
-    @with_disk_errors
+    @disk_errors()
     def read(self, key: bytes) -> Layer | None:
         """Returns a layer, verified, or None; a damaged file is quarantined and reported."""
         path = self._path(key)
@@ -86,7 +86,7 @@ class LayerFiles(Storage):
         self._forget(key)
         return None
 
-    @with_disk_errors
+    @disk_errors()
     def _read_head(self, key: bytes) -> LayerHead | None:
         try:
             with self._path(key).open("rb") as file:
@@ -94,14 +94,14 @@ class LayerFiles(Storage):
         except (FileNotFoundError, *DAMAGE):
             return None
 
-    @with_disk_errors
+    @disk_errors()
     def delete(self, key: bytes) -> None:
         """Removes a layer."""
         self._path(key).unlink(missing_ok=True)
         sync_folder(self._layers)
         self._forget(key)
 
-    @with_disk_errors
+    @disk_errors()
     def write_name(self, name: str, versions: NameVersions | None) -> bool:
         """Lets a name lead to the last of its versions, or nowhere, synced to the disk."""
         path = self._names / name_file.path_of(name)

@@ -7,7 +7,7 @@ from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
-from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModels, ListedModel
+from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModel, LayerModels
 
 CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 
@@ -84,7 +84,7 @@ def test_all_that_can_be_called_is_listed(store, models):
     store.put(layer(9), Move("conv2d"))  # which the stateless model hides
     store.delete(layer(0).digest)
     assert list(models.listed()) == [
-        ListedModel("conv2d", "1"), ListedModel("a", "2"), ListedModel("a", "3"), ListedModel("b", "1"),
+        LayerModel("conv2d", "1"), LayerModel("a", "2"), LayerModel("a", "3"), LayerModel("b", "1"),
     ]  # fmt: skip
 
 
