@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError, OverloadedError
+from convserve import InvalidRequestError, LayerNotFoundError, OverloadedError
 from convserve_server.layer_store import names as names_module
-from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.names import (
     MAX_NAMES_OF_A_LAYER,
     MAX_VERSIONS,
@@ -22,22 +21,15 @@ from convserve_server.layer_store.names import (
     Version,
 )
 from convserve_server.layer_store.store import LayerStore
+from tests.support.layers import tiny
+from tests.support.layers.places import opened
 
-PLENTY = 2**30
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
-
-
-def layer(number: int) -> Layer:
-    """Returns a layer of 4 KiB that differs from that of every other number; the store counts 8 KiB."""
-    return Layer(CONFIG, np.full((1, 1, 1024, 1), number, "f4"))
+# A layer of 4 KiB, as which the store counts 8 KiB.
+layer = partial(tiny.layer, channels=1024)
 
 
 def led_to(*keys: bytes) -> NameVersions:
     return NameVersions(tuple(map(Version, keys)))
-
-
-def opened(folder: Path | None, memory_bytes: int = PLENTY) -> LayerStore:
-    return LayerStore(memory_bytes, LayerFiles(folder, PLENTY) if folder else None)
 
 
 @pytest.fixture(params=["memory", "folder"])

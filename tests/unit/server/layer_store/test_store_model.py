@@ -16,20 +16,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from obstore.store import MemoryStore
 
-from convserve import Conv2D, Layer, LayerNotFoundError, NameConflictError, OverloadedError, TooLargeError
-from convserve_server.layer_store.durable.files import LayerFiles
+from convserve import Layer, LayerNotFoundError, NameConflictError, OverloadedError, TooLargeError
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
+from tests.support.layers import tiny
 from tests.support.layers.places import opened
 
 OVERHEAD_BYTES = 4096  # what the store counts beside a layer's weights
 MEMORY_BYTES, DISK_BYTES = 40_000, 2**30
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 # The last two are larger than the whole memory.
-LAYERS = [
-    Layer(CONFIG, np.full((1, 1, count, 1), number, "f4"))
-    for number, count in enumerate([1, 1, 10, 1000, 2000, 2500, 5000, 8000, 12_000, 15_000])
-]
+LAYERS = [tiny.layer(*each) for each in enumerate([1, 1, 10, 1000, 2000, 2500, 5000, 8000, 12_000, 15_000])]
 SIZES = {each.digest: each.kernel.nbytes + OVERHEAD_BYTES for each in LAYERS}
 
 layers = st.sampled_from(LAYERS)
@@ -274,9 +270,9 @@ TestStoreModel = StoreModel.TestCase
 
 def test_threads_may_use_it_at_once(tmp_path: Path) -> None:
     """Every layer is the right one at any time, and the books are right at the end."""
-    shared = [Layer(CONFIG, np.full((1, 1, 256, 1), number, "f4")) for number in range(12)]
+    shared = [tiny.layer(number, 256) for number in range(12)]
     budget = 5 * (1024 + OVERHEAD_BYTES)
-    for store in (LayerStore(budget), LayerStore(budget, LayerFiles(tmp_path, DISK_BYTES))):
+    for store in (opened(None, budget), opened(tmp_path, budget)):
 
         def work(seed: int, store: LayerStore = store) -> None:
             rng = random.Random(seed)

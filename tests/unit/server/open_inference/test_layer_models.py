@@ -1,24 +1,17 @@
 """Stored layers and chains as models: which versions there are, and which can be called."""
 
-import numpy as np
 import pytest
 
-from convserve import Conv2D, InvalidRequestError, Layer, LayerNotFoundError
-from convserve_server.layer_store.durable.files import LayerFiles
+from convserve import InvalidRequestError, LayerNotFoundError
 from convserve_server.layer_store.names import Move
-from convserve_server.layer_store.store import LayerStore
 from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModel, LayerModels
-
-CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
-
-
-def layer(number):
-    return Layer(CONFIG, np.full((1, 1, 1, 1), number, "f4"))
+from tests.support.layers.places import opened
+from tests.support.layers.tiny import layer
 
 
 @pytest.fixture
 def store():
-    return LayerStore(2**30)
+    return opened(None)
 
 
 @pytest.fixture
@@ -89,10 +82,10 @@ def test_all_that_can_be_called_is_listed(store, models):
 
 
 def test_a_lost_layers_name_is_listed_as_such(tmp_path):
-    LayerStore(0, LayerFiles(tmp_path, 2**30)).put(layer(1), Move("a"))
+    opened(tmp_path).put(layer(1), Move("a"))
     (file,) = (tmp_path / "layers").iterdir()
     file.unlink()
-    models = LayerModels(LayerStore(0, LayerFiles(tmp_path, 2**30)))
+    models = LayerModels(opened(tmp_path))
     (_, found) = models.listed()
     assert (found.name, found.version) == ("a", "1")
     assert "was lost" in found.reason
