@@ -120,11 +120,9 @@ class BucketLayers(Storage):
         return True
 
     def is_there(self, key: bytes) -> bool:
-        """Returns whether there is an object for this layer now."""
         return self._bucket.find(_path(key)) is not None
 
     def read(self, key: bytes) -> Layer | None:
-        """Returns a layer, verified, or None; a damaged object is reported."""
         layer = self._cache.read(key) if self._cache else None
         return layer or self._fetch(key)
 
@@ -141,7 +139,6 @@ class BucketLayers(Storage):
         self._forget(key)
 
     def keep(self, key: bytes, layer: Layer | None) -> bool:
-        """Stores a layer again, if it is given, that others deleted or replaced; returns whether it is there."""
         found = self._bucket.find(_path(key))
         if found is not None and (layer is None or self._sound.get(found.path) == found.e_tag):
             return True
@@ -153,7 +150,6 @@ class BucketLayers(Storage):
         return True
 
     def restore(self, key: bytes) -> bool:
-        """Takes back a layer that was deleted since a day; returns whether it could."""
         for copy in self._bucket.list(f"deleted/{key.hex()}"):
             if self._bucket.copy(copy.path, _path(key)):
                 with self._lock:
@@ -163,7 +159,6 @@ class BucketLayers(Storage):
         return False
 
     def deleted(self) -> list[tuple[bytes, str]]:
-        """Returns layers that were deleted more than a day ago, each with the path of its copy."""
         old = datetime.now(UTC) - _KEPT
         copies = [each.path for each in self._bucket.list("deleted") if each.modified < old]
         return [
@@ -171,11 +166,9 @@ class BucketLayers(Storage):
         ]
 
     def bury(self, place: str) -> None:
-        """Removes the copy of a layer that was deleted."""
         self._bucket.delete(place)
 
     def usage(self) -> DurableUsage:
-        """Returns what was asked of the bucket."""
         bucket, cache = self._bucket.reachability, self._cache
         return DurableUsage(
             is_reachable=not bucket.is_away,
@@ -254,7 +247,6 @@ class BucketLayers(Storage):
         return not seen.is_removed and time.monotonic() - seen.at < self._age_s
 
     def read_name(self, name: str, known: NameVersions | None) -> NameVersions | None:
-        """Returns the versions of a name, which are those that are known if it did not move; None if there is none."""
         path, began = _name_path(name), time.monotonic()
         seen = self._seen.get(path)
         try:
@@ -272,7 +264,6 @@ class BucketLayers(Storage):
         return versions
 
     def write_name(self, name: str, versions: NameVersions | None) -> bool:
-        """Lets a name lead to the last of its versions, or nowhere; returns False if another server moved it before."""
         path, began = _name_path(name), time.monotonic()
         seen = self._seen.get(path)
         stamp = self._bucket.swap(path, name_file.encode(name, versions), seen.stamp if seen else None)
@@ -282,7 +273,6 @@ class BucketLayers(Storage):
         return True
 
     def names(self) -> Iterator[tuple[str, NameVersions]]:
-        """Yields every name with its versions."""
         began = self._listed = time.monotonic()
         for path, stamp, name, versions in self._read_all([each.path for each in self._bucket.list("names")]):
             self._seen[path] = _Seen(name, stamp, began, versions is None)
@@ -290,7 +280,6 @@ class BucketLayers(Storage):
                 yield name, versions
 
     def moved_names(self, *, latest: bool) -> list[str]:
-        """Returns the names that others have moved, or moved away, since they were read."""
         began = time.monotonic()
         if not latest and (self._bucket.reachability.is_away or began - self._listed < self._age_s):
             return []

@@ -96,7 +96,6 @@ class LayerFiles(Storage):
 
     @disk_errors()
     def delete(self, key: bytes) -> None:
-        """Removes a layer."""
         self._path(key).unlink(missing_ok=True)
         sync_folder(self._layers)
         self._forget(key)
@@ -113,7 +112,6 @@ class LayerFiles(Storage):
         return True
 
     def names(self) -> Iterator[tuple[str, NameVersions]]:
-        """Yields every name with its versions."""
         for path in sorted(self._names.iterdir()):
             try:
                 if not path.is_file() or path.stat().st_size > name_file.MAX_BYTES:

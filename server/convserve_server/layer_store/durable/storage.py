@@ -18,7 +18,7 @@ from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
 
 
 class Storage:
-    """Layers and names, and in memory what is known of them. This one keeps none.
+    """Layers and names, and in memory what is known of them. This one keeps none; others say how they do the same.
 
     Its methods may be called from any thread, those that change or read a layer or name only under its `lock`. Those
     that read or write raise OverloadedError if there is no room, or UnavailableError if what holds them is away.
@@ -145,7 +145,7 @@ class Storage:
         return True
 
     def restore(self, key: bytes) -> bool:
-        """Takes back what deleted a layer to which a name leads; returns whether it could."""
+        """Takes back a layer that was deleted, as a name leads there; returns whether it could."""
         return False
 
     def deleted(self) -> list[tuple[bytes, str]]:
