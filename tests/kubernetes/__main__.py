@@ -1,10 +1,11 @@
 """Tries the manifests on a cluster: that pods are confined, restarts under load, and the autoscaler.
 
     python -m tests.kubernetes --image REGISTRY/convserve/server:VERSION [--context NAME] [--restarts 2]
+        [--bucket s3://BUCKET/PREFIX [--environment NAME=VALUE ...]]
 
-The cluster is the one that kubectl leads to. The image has to be where its nodes can have it; on kind and minikube load
-it. All is in a namespace of its own, which is deleted at the end. Without a cluster it says so and ends with status 0,
-having tried nothing.
+With a bucket it is the overlay object-storage, and one more caller looks its layer up by name before each call. The
+cluster is the one that kubectl leads to. The image has to be where its nodes can have it; on kind and minikube load it.
+All is in a namespace of its own, which is deleted at the end. Without a cluster it says so and ends with status 0.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.kubernetes.manifests import CALLERS, callers_manifests, trial_manifes
 
 _REPLICAS = 2  # the autoscaler's least
 _LONG = "--timeout=600s"
+_STOP = "/tmp/stop"  # noqa: S108 -- in the callers' pod
 _AUTOSCALER_S = 60  # it looks every 15 seconds
 _CONFINED = """
 import os
@@ -44,6 +47,10 @@ def main() -> int:
     parser.add_argument("--image", help="the server's image, as the cluster's nodes know it")
     parser.add_argument("--context", default="", help="of kubectl; the current one without it")
     parser.add_argument("--restarts", type=int, default=2, help="how often the Deployment is rolled under load")
+    parser.add_argument("--bucket", help="as --store takes it; servers share layers and names in it")
+    parser.add_argument(
+        "--environment", action="append", default=[], help="NAME=VALUE, of servers: the way to the bucket"
+    )
     parser.add_argument("--keep", action="store_true", help="do not delete the namespace at the end")
     arguments = parser.parse_args()
     try:
@@ -53,10 +60,13 @@ def main() -> int:
     except NoClusterError as error:
         print(f"skipped: {error}")
         return 0
+    bucket = dict(each.split("=", 1) for each in arguments.environment)
+    if arguments.bucket:
+        bucket["CONVSERVE_STORE"] = arguments.bucket
     say("cluster", f"Kubernetes {space.version}")
     try:
         with space:
-            tried(space, arguments.image, arguments.restarts)
+            tried(space, arguments.image, arguments.restarts, bucket)
     except UnexpectedError as error:
         print(f"FAILED: {error}")
         return 1
@@ -64,14 +74,14 @@ def main() -> int:
     return 0
 
 
-def tried(space: Namespace, image: str, restarts: int) -> None:
+def tried(space: Namespace, image: str, restarts: int, bucket: Mapping[str, str]) -> None:
     """Tries everything. Raises UnexpectedError."""
-    space.apply(trial_manifests(image, space.minor))
+    space.apply(trial_manifests(image, space.minor, bucket))
     # Its autoscaler brings the second one.
     eventually("replicas", lambda: space.get("deployment/convserve")["spec"]["replicas"], _REPLICAS)
     space.kubectl("rollout", "status", "deployment/convserve", _LONG)
     confined(space)
-    restarted(space, image, restarts)
+    restarted(space, image, restarts, *(["trial"] if bucket else []))
     left_alone(space)
 
 
@@ -84,11 +94,11 @@ def confined(space: Namespace) -> None:
     expect("containers that started anew", restarts_of(pods), 0)
 
 
-def restarted(space: Namespace, image: str, restarts: int) -> None:
+def restarted(space: Namespace, image: str, restarts: int, *names: str) -> None:
     """Rolling restarts under callers lose and falsify nothing, also without retries."""
     script = Path(__file__).with_name("callers.py").read_text(encoding="utf-8")
     target = f"convserve.{space.name}.svc.cluster.local:50051"
-    space.apply(callers_manifests(image, script, target))
+    space.apply(callers_manifests(image, script, target, _STOP, *names))
     space.kubectl("wait", "--for=condition=Ready", f"pod/{CALLERS}", _LONG)
     time.sleep(5)  # so that all callers call
     for number in range(restarts):
@@ -98,7 +108,8 @@ def restarted(space: Namespace, image: str, restarts: int) -> None:
         say(f"rolling restart {number + 1}", f"{time.monotonic() - started:.0f} s")
     # Pods of before are gone once they have drained.
     eventually("pods", lambda: len(servers(space)), _REPLICAS)
-    space.kubectl("exec", CALLERS, "--", "python", "-c", "open('/tmp/stop', 'w')")
+    # It fails where they have ended by themselves, and then their log says why.
+    space.kubectl("exec", CALLERS, "--", "python", "-c", f"open({_STOP!r}, 'w')", check=False)
     ended = ("Succeeded", "Failed")
     eventually("callers", lambda: space.get(f"pod/{CALLERS}")["status"]["phase"] in ended, True)
     found = json.loads(space.kubectl("logs", CALLERS).strip().splitlines()[-1])

@@ -1,6 +1,8 @@
-"""Three callers of a Service, until a file is there: without retries, with them, and one that maps items.
+"""Callers of a Service, until a file is there: without retries, with them, one that maps items, and one by name.
 
-    python callers.py TARGET STOP_FILE
+    python callers.py TARGET STOP_FILE [NAME]
+
+The last one is there if a name is given, which it gives to a layer, and then looks up for each call.
 
 It prints what came of it as JSON: of each caller how many answers it had, and the first errors and wrong answers. It
 needs nothing but the client, and so runs in a pod of any image of ours.
@@ -13,6 +15,7 @@ import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -47,12 +50,12 @@ class Caller:
             yield np.full((1, 24, 24, 3), number % 97, "f4")
 
 
-def calls(client: Client, caller: Caller) -> None:
-    """Makes one call after the other."""
-    layer = client.put(Conv2D(4, 3, use_bias=False), kernel=_KERNEL)
+def calls(client: Client, caller: Caller, name: str = "") -> None:
+    """Makes one call after the other, each of the layer that the name leads to then if there is one."""
+    layer = client.put(Conv2D(4, 3, use_bias=False), kernel=_KERNEL, name=name or None)
     for number, x in enumerate(caller.inputs()):
         try:
-            y = layer(x)
+            y = (client.layer(name) if name else layer)(x)
         except ConvserveError as error:
             caller.check(number, error)
         else:
@@ -66,13 +69,15 @@ def mapped(client: Client, caller: Caller) -> None:
         caller.check(number, y)
 
 
-def main(target: str, stop: Path) -> int:
+def main(target: str, stop: Path, name: str = "") -> int:
     """Calls until the file is there; returns the exit status."""
     kinds: dict[str, tuple[Callable[[Client, Caller], None], RetryRule]] = {
         "without retries": (calls, RetryRule(attempts=1)),
         "with retries": (calls, RetryRule()),
         "mapped items": (mapped, RetryRule()),
     }
+    if name:
+        kinds["by name"] = partial(calls, name=name), RetryRule()
     found = {name: Caller(stop) for name in kinds}
 
     def run(name: str) -> None:
@@ -94,4 +99,4 @@ def main(target: str, stop: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], Path(sys.argv[2])))
+    sys.exit(main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:]))

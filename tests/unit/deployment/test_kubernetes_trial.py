@@ -111,8 +111,18 @@ def test_the_trial_says_why_it_does_not_run(tmp_path: Path, arguments: tuple[str
 
 @pytest.mark.parametrize("minor", [25, 28, 31])
 def test_what_the_trial_applies_is_what_that_kubernetes_takes(minor: int) -> None:
-    for manifest in (*trial_manifests("i", minor), *callers_manifests("i", "", "t")):
+    shared = trial_manifests("i", minor, {"CONVSERVE_STORE": "s3://b/p", "AWS_ENDPOINT": "http://b"})
+    for manifest in (*trial_manifests("i", minor), *shared, *callers_manifests("i", "", "t")):
         kubernetes_validate.validate(manifest, f"1.{minor}", strict=True)
+
+
+def test_with_a_bucket_the_trial_leads_servers_to_it() -> None:
+    deployment = only(
+        trial_manifests("i", 31, {"CONVSERVE_STORE": "s3://b/p", "AWS_ENDPOINT": "http://b"}), "Deployment"
+    )
+    environment = environment_of(deployment)
+    assert (environment["CONVSERVE_STORE"], environment["AWS_ENDPOINT"]) == ("s3://b/p", "http://b")
+    assert environment["CONVSERVE_STORE_CACHE"]  # the overlay's own are kept
 
 
 def test_an_older_kubernetes_is_given_its_own_kinds() -> None:
