@@ -84,10 +84,10 @@ def by_definition(layer: Layer, x: Array, plan: Plan) -> Expectation | None:
             for sample, row, column in places
         ]
     )  # (places, kernel height, kernel width, channels)
-    groups = np.split(values, config.groups, axis=3)
-    kernels = np.split(kernel.astype(np.float64), config.groups, axis=3)
-    sums = [np.tensordot(part, weights, axes=3) for part, weights in zip(groups, kernels, strict=True)]
-    outputs = np.concatenate(sums, axis=1) + (0.0 if layer.bias is None else layer.bias.astype(np.float64))
+    groups = values.reshape(*values.shape[:3], config.groups, -1)
+    kernels = kernel.astype(np.float64).reshape(*kernel.shape[:3], config.groups, -1)
+    outputs = np.einsum("pyxgc,yxcgf->pgf", groups, kernels, optimize=True).reshape(len(places), -1)
+    outputs += 0.0 if layer.bias is None else layer.bias.astype(np.float64)
     if name == "relu":
         outputs = np.maximum(outputs, 0.0)
     return Expectation(plan.output_shape, plan.output_dtype, outputs, places, axis)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from convserve.cli.output.report import show_progress
 from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
 
 _WHICH_SERVER = "`convserve serve` starts one here; --target or CONVSERVE_TARGET names another"
@@ -69,11 +70,12 @@ class Command(click.Command):
         self._usages = usages
 
     def invoke(self, context: click.Context) -> Any:
-        """Runs the command; failures that it may expect become texts."""
+        """Runs the command; failures that it may expect become texts, below their notes of what was done."""
         try:
             return super().invoke(context)
         except ConvserveError as error:
-            raise Failure(format_error(error, context)) from error
+            show_progress("")
+            raise Failure("\n".join([*getattr(error, "__notes__", ()), format_error(error, context)])) from error
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a line for each way to call the command."""

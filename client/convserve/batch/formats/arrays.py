@@ -29,6 +29,8 @@ class Npy:
     """
 
     suffix = parts_suffix = ".npy"
+    report: dict[str, Any] | None = None
+    """What a run's report says of the outputs."""
 
     def save(self, path: Path, array: Array) -> None:
         """Writes an array as a whole."""
@@ -66,11 +68,6 @@ class Npy:
     def file_bytes(self, shape: Shape, itemsize: int) -> int:
         """Returns the bytes that an output takes before it is compressed."""
         return math.prod(shape) * itemsize
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        """What a run's report says of the outputs, or None."""
-        return None
 
 
 class _Npz(Npy):

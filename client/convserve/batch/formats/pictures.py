@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -28,22 +27,8 @@ OWN: Literal["own"] = "own"
 Range = tuple[float, float] | Literal["own"]
 
 
-@dataclass
-class Clipped:
-    """What lay outside the range of values, and became black or white."""
-
-    pictures: int = 0
-    low: float = math.inf
-    high: float = -math.inf
-
-
 class Pictures(Npy):
-    """How an output is stored as a picture.
-
-    Attributes:
-        suffix: Of its file.
-        clipped: What was outside the range so far.
-    """
+    """How an output is stored as a picture; its report is of what lay outside the range, and became black or white."""
 
     def __init__(self, name: str, last: Conv2D, value_range: Range, mode: str | None) -> None:
         """Takes the last layer, and the values of black and white.
@@ -59,7 +44,6 @@ class Pictures(Npy):
         self.suffix = self.parts_suffix = f".{name}"
         self._format, self._range, self._mode, self._data_format = name, value_range, mode, last.data_format
         self._channels = {"rgb": 3, "grey": 1, None: channels}[mode]
-        self.clipped = Clipped()
         self._lock = threading.Lock()
         encode_picture(np.zeros((1, 1, 1), np.uint8), name, None)
 
@@ -70,8 +54,9 @@ class Pictures(Npy):
         low, high = (least, greatest) if self._range == OWN else self._range
         if least < low or greatest > high:
             with self._lock:
-                seen = self.clipped
-                self.clipped = Clipped(seen.pictures + 1, min(seen.low, least), max(seen.high, greatest))
+                seen = self.report or {"pictures": 0, "low": math.inf, "high": -math.inf}
+                low_seen, high_seen = min(seen["low"], least), max(seen["high"], greatest)
+                self.report = {"pictures": seen["pictures"] + 1, "low": low_seen, "high": high_seen}
         path.write_bytes(encode_picture(to_eight_bits(pixels, low, high), self._format, self._mode))
 
     def check(self, samples: int) -> None:
@@ -84,11 +69,6 @@ class Pictures(Npy):
         """Returns what a picture takes before it is compressed."""
         rows, columns = shape[1:3] if self._data_format == "channels_last" else shape[2:4]
         return rows * columns * self._channels
-
-    @property
-    def report(self) -> dict[str, Any] | None:
-        """What was clipped, for a run's report; None if nothing was."""
-        return asdict(self.clipped) if self.clipped.pictures else None
 
 
 def picture_range(

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from convserve.cli.command import JSON, OPTIONS, Group, help_page, new_command
-from convserve.cli.commands import layers_import, layers_prefix
+from convserve.cli.commands import layers_import
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
 from convserve.cli.options.layer_reference import EXPECT, REFERENCE, expected, find
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
-from convserve.cli.output.layer_table import document, layer_rows, print_table, print_versions, version_document
-from convserve.cli.output.report import print_json, print_result
+from convserve.cli.output.layer_table import (
+    document,
+    layer_rows,
+    print_table,
+    print_versions,
+    total_text,
+    under_name,
+    version_document,
+)
+from convserve.cli.output.report import print_json, print_result, show_count, show_progress
+from convserve.display.units import counted
 from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
 from convserve.layers.layer import Layer
+from convserve.protocol.stored_layers import check_prefix, names_in
+
+if TYPE_CHECKING:
+    from convserve import Client
 
 
 @new_command("layers-list")
@@ -53,7 +70,7 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
         if output is None:
             raise click.UsageError("--prefix needs --output, the folder to write into")
         with connection.client() as client:
-            layers_prefix.get(client, str(prefix), output, as_json=as_json)
+            _get_all(client, str(prefix), output, as_json)
         return
     if output is not None:
         check_destination(output, LAYER_SUFFIXES, "output")
@@ -63,6 +80,21 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
             save_layer(output, Layer(layer.config, *layer.weights()))
     described = document(layer) | ({} if output is None else {"file": output})
     print_result([*layer_rows(layer), ("written", output or "")], described, as_json=as_json)
+
+
+def _get_all(client: Client, prefix: str, folder: str, as_json: bool) -> None:
+    """Writes each layer with a name that begins so into a folder, a file for each such name."""
+    check_prefix(prefix)
+    layers = client.layers(prefix)
+    written = {name: layer for layer in layers for name in names_in([layer], prefix)}
+    files = client._save(layers, prefix, Path(folder), show_count)
+    show_progress("")
+    if as_json:
+        listed = [document(written[name]) | {"name": name, "file": str(file)} for name, file in files.items()]
+        print_json({"prefix": prefix, "folder": folder, "layers": listed})
+    else:
+        print_table([under_name(written[name], name) for name in files])
+        print(f"wrote {counted(len(files), 'file')} into {folder}")
 
 
 @new_command("layers-delete")
@@ -77,7 +109,7 @@ def _delete(
 ) -> None:
     if _is_prefix(prefix, reference):
         with connection.client() as client:
-            layers_prefix.delete(client, str(prefix), dry_run=dry_run, yes=yes, as_json=as_json)
+            _delete_all(client, str(prefix), dry_run, yes, as_json)
         return
     if dry_run or yes:
         raise click.UsageError("--dry-run and --yes are for --prefix")
@@ -90,6 +122,27 @@ def _delete(
     else:
         what = f"the name {layer.name}, which led to" if by_name else "the layer"
         print(f"deleted {what} {layer.digest.hex()[:12]}")
+
+
+def _delete_all(client: Client, prefix: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+    """Says which names begin so, asks where there is a terminal, and deletes them, with layers that have no other."""
+    check_prefix(prefix)
+    layers = client.layers(prefix)
+    names = names_in(layers, prefix)
+    going = [layer for layer in layers if all(name.startswith(prefix) for name in layer.names)]
+    if not as_json:
+        for name in names:
+            print(name)
+        print(f"{counted(len(names), 'name')}, and with their last names {total_text(going)}")
+        if names and not dry_run and not yes and sys.stdin.isatty():
+            click.confirm("delete them?", abort=True, err=True)
+    deleted = [] if dry_run else client._delete_names(names, show_count)
+    show_progress("")
+    if as_json:
+        digests = [layer.digest.hex() for layer in going]
+        print_json({"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted})
+    else:
+        print("deleted nothing: --dry-run" if dry_run else f"deleted {counted(len(deleted), 'name')}")
 
 
 @new_command("layers-versions")

@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convserve.cli.command import JSON, OPTIONS, Section, new_command
-from convserve.cli.commands import layers_prefix
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
 from convserve.cli.options.values import padding as padding_of
 from convserve.cli.output.layer_table import document, print_table, total_text, under_name
-from convserve.cli.output.report import first_lines, print_json, print_rows
+from convserve.cli.output.report import first_lines, print_json, print_rows, show_count, show_progress
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
+from convserve.files.layer_folders import layer_files
+from convserve.files.layers import holds_a_layer
+from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import StoredLayerBase
 
 if TYPE_CHECKING:
-    from convserve import Client, Layer
+    from convserve import Client
     from convserve.importing import Imported
 
 
@@ -70,7 +72,7 @@ def command(
     geometry = parameters if padding is None else {**parameters, "padding": padding}
     config = None if config_path is None else _read_config(config_path)
     reading: dict[str, Any] = {"config": config, "assume_defaults": assume_defaults, "fold_batch_norm": fold_batch_norm}
-    read: Callable[..., Imported] = layers_prefix.read_folder if Path(path).is_dir() else importing.read
+    read: Callable[..., Imported] = _read_folder if Path(path).is_dir() else importing.read
     imported = read(path, prefix=prefix, **reading, **geometry)
     sent: set[bytes] = set()
     if imported.layers and not dry_run:
@@ -92,14 +94,14 @@ def command(
 
 def _put(client: Client, layers: dict[str, Layer]) -> None:
     """Stores the layers under their names; a layer that is held already is only named."""
-    with layers_prefix.progress_shown():
-        for number, (name, layer) in enumerate(layers.items()):
-            layers_prefix.show(name, number + 1, len(layers))
-            try:
-                client.put(layer, name=name)
-            except ConvserveError as error:
-                error.add_note(f"stored {number} of {len(layers)} layers; a new attempt sends only the others")
-                raise
+    for number, (name, layer) in enumerate(layers.items()):
+        show_count(name, number + 1, len(layers))
+        try:
+            client.put(layer, name=name)
+        except ConvserveError as error:
+            error.add_note(f"stored {number} of {len(layers)} layers; a new attempt sends only the others")
+            raise
+    show_progress("")
 
 
 def _print(named: list[StoredLayerBase], imported: Imported, sent: set[bytes], *, dry_run: bool) -> None:
@@ -117,6 +119,25 @@ def _print(named: list[StoredLayerBase], imported: Imported, sent: set[bytes], *
     assumed = first_lines([f"{name}: {what}" for name, what in imported.assumed.items()], _FURTHER)
     skipped = "\n".join(filter(None, lines))
     print_rows([("sent", done if named else ""), ("assumed", assumed), ("skipped", skipped), ("note", imported.note)])
+
+
+def _read_folder(path: str, *, prefix: str | None, **parameters: Any) -> Imported:
+    """Returns the layers that `convserve layers get` wrote into a folder, as `importing.read` does those of a file.
+
+    Raises what that raises, of the first file with something wrong.
+    """
+    from convserve import importing
+
+    before = "" if not prefix else prefix.rstrip("/") + "/"
+    layers: dict[str, Layer] = {}
+    skipped = []
+    for name, file in layer_files(Path(path)).items():
+        if holds_a_layer(file):
+            (layers[before + name],) = importing.read(file, prefix="", **parameters).layers.values()
+        else:
+            reason = f"weights without a configuration: import {short_repr(str(file))} by itself"
+            skipped.append(importing.Skipped(name, "file", reason))
+    return importing.Imported(layers, skipped)
 
 
 def _read_config(path: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,8 +92,9 @@ class Progress:
 
 def line_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> str:
     """Returns "3,512 of 10,000 items (35%), 41.2 MB/s, 0:02:10 left, 2 failed"."""
-    parts = [f"{_items_text(counts)} items ({percent_text(counts)})", *_speed_texts(bytes_per_s, left_s)]
-    return ", ".join([*parts, *([f"{counts.failed:,} failed"] if counts.failed else [])])
+    items, speed, left, failed = _texts(counts, bytes_per_s, left_s)
+    parts = (f"{items} items ({percent_text(counts)})", speed, left, failed if counts.failed else "")
+    return ", ".join(filter(None, parts))
 
 
 def bar_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> Any:
@@ -100,14 +102,13 @@ def bar_of(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> A
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
-    done = counts.items - counts.left + counts.parts
     table = Table.grid(padding=(0, 2), expand=True)
     for ratio in (None, 1, None, None, None, None):
         table.add_column(ratio=ratio, no_wrap=True)
-    speed, left = [*_speed_texts(bytes_per_s, left_s), "", ""][:2]
-    failed = f"[red]{counts.failed:,} failed[/]" if counts.failed else "0 failed"
+    items, speed, left, failed = _texts(counts, bytes_per_s, left_s)
+    done = counts.items - counts.left + counts.parts
     bar = ProgressBar(max(counts.items, 1), done, complete_style="cyan", finished_style="green")
-    table.add_row(_items_text(counts), bar, percent_text(counts), speed, left, failed)
+    table.add_row(items, bar, percent_text(counts), speed, left, f"[red]{failed}[/]" if counts.failed else failed)
     return table
 
 
@@ -116,23 +117,17 @@ def percent_text(counts: Counts) -> str:
     return f"{int(100 * (counts.items - counts.left + counts.parts) / max(counts.items, 1) + 1e-9)}%"
 
 
+def _texts(counts: Counts, bytes_per_s: float | None, left_s: float | None) -> tuple[str, str, str, str]:
+    """Returns "3,512 of 10,000", "41.2 MB/s", "0:02:10 left" and "2 failed", "" for what is not known."""
+    speed = "" if bytes_per_s is None else _speed_text(bytes_per_s)
+    left = "" if left_s is None else f"{timedelta(seconds=round(left_s))} left"
+    return f"{counts.items - counts.left:,} of {counts.items:,}", speed, left, f"{counts.failed:,} failed"
+
+
 def _speed_text(bytes_per_s: float) -> str:
     """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
     amount = bytes_per_s / 1e6
     return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
-
-
-def _items_text(counts: Counts) -> str:
-    return f"{counts.items - counts.left:,} of {counts.items:,}"
-
-
-def _speed_texts(bytes_per_s: float | None, left_s: float | None) -> list[str]:
-    """Returns "41.2 MB/s" and "0:02:10 left", as far as they are known."""
-    speed = [] if bytes_per_s is None else [_speed_text(bytes_per_s)]
-    if left_s is None:
-        return speed
-    minutes, seconds = divmod(round(left_s), 60)
-    return [*speed, f"{minutes // 60}:{minutes % 60:02}:{seconds:02} left"]
 
 
 def publish(batch: Batch, as_json: bool, number: int | None, failure: Exception | None) -> dict[str, Any]:

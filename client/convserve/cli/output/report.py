@@ -85,6 +85,11 @@ def show_progress(text: str) -> None:
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
+def show_count(name: str, number: int, count: int) -> None:
+    """Shows on a terminal which of so many is worked on."""
+    show_progress(f"{number}/{count} {name[:60]}")
+
+
 def short_text(value: float | None) -> str:
     """Returns three digits, or all of those before the point; "" for None."""
     if value is None:
