@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from convserve import errors
 from convserve.batch.counters import Tally
 from convserve.batch.inputs import Inputs
 from convserve.batch.job import Job, reason_of
@@ -19,18 +20,7 @@ from convserve.batch.journal import PartialOutput
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.prefetch import read_ahead
 from convserve.batch.sources import InputArray, Source, open_array, stamp_of
-from convserve.errors import (
-    ConvserveError,
-    DeadlineExceededError,
-    LayerNotFoundError,
-    MissingDependencyError,
-    OverloadedError,
-    PermissionDeniedError,
-    UnauthenticatedError,
-    UnavailableError,
-    UnimplementedError,
-    short_repr,
-)
+from convserve.errors import ConvserveError, MissingDependencyError, short_repr
 from convserve.tensors.codec import Array, Shape
 
 if TYPE_CHECKING:
@@ -39,7 +29,13 @@ if TYPE_CHECKING:
 _WRITERS = 4
 _HELD = 2 * _WRITERS  # outputs that wait to be written, at most
 
-_ENDING = (LayerNotFoundError, PermissionDeniedError, UnauthenticatedError, UnavailableError, UnimplementedError)
+_ENDING = (
+    errors.LayerNotFoundError,
+    errors.PermissionDeniedError,
+    errors.UnauthenticatedError,
+    errors.UnavailableError,
+    errors.UnimplementedError,
+)
 """With these every other item would fail likewise: the run ends, and can go on later."""
 _ALL_OUTPUTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """With these of the system's errors no other output could be written either: the run ends, and can go on later."""
@@ -51,7 +47,7 @@ class _ItemError(Exception):
     """One output cannot be written, such as one with too long a name, or an input is no longer what was read."""
 
 
-_PASSING = (DeadlineExceededError, OverloadedError, _ItemError)
+_PASSING = (errors.DeadlineExceededError, errors.OverloadedError, _ItemError)
 """These say nothing about the item: a run that goes on tries it again without being asked."""
 
 

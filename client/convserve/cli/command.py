@@ -32,11 +32,14 @@ class Section(NamedTuple):
     def option(self, form: str, text: str, *, dest: str | None = None, **attributes: Any) -> Callable[[Any], Any]:
         """Returns a decorator that adds an option, such as of the form "-o --output FILE", to a command.
 
-        `dest` is the command's argument for it, if not the flag's name; `attributes` are what else click.Option takes.
+        One without a word for its value, and without a type, is a flag. `dest` is the command's argument for it, if not
+        the flag's name; `attributes` are what else click.Option takes.
         """
         words = form.split(" ")
         flags = [word for word in words if word.startswith("-")]
         metavar = words[-1] if len(words) > len(flags) else None
+        if metavar is None and "type" not in attributes:
+            attributes["is_flag"] = True
         names = flags if dest is None else [*flags, dest]
         return click.option(*names, cls=_Option, section=self, metavar=metavar, help=text, **attributes)
 
@@ -137,7 +140,7 @@ def new_command(name: str, **values: str) -> Callable[[Function], Command]:
     return click.command(cls=Command, **help_page(name, **values))
 
 
-JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json", is_flag=True)
+JSON = OPTIONS.option("--json", "print it as JSON", dest="as_json")
 """The option of commands that print a document for programs."""
 
 

@@ -169,13 +169,13 @@ def draw_panels(
 
 def _sizes(panel: Panel, beside: Panel | None, most: float) -> tuple[tuple[int, int], tuple[int, int]]:
     """Returns the sizes of panels that may be `most` wide, and that of the one beside them, all in whole pixels."""
-    if beside is not None and not (panel.is_stretched or beside.is_stretched):
-        scale = min(most / panel.values.shape[1], *(_MAX_PANEL / side for side in beside.values.shape[:2]))
-        return _size(panel, scale), _size(beside, scale)
-    left = (0, 0)
-    if beside is not None:
-        left = _size(beside, _MAX_PANEL * min(1.0, beside.aspect) / beside.values.shape[1])
-    return _size(panel, most / panel.values.shape[1]), left
+    scale = most / panel.values.shape[1]
+    if beside is None:
+        return _size(panel, scale), (0, 0)
+    if panel.is_stretched or beside.is_stretched:
+        return _size(panel, scale), _size(beside, _MAX_PANEL * min(1.0, beside.aspect) / beside.values.shape[1])
+    scale = min(scale, *(_MAX_PANEL / side for side in beside.values.shape[:2]))
+    return _size(panel, scale), _size(beside, scale)
 
 
 def _size(panel: Panel, scale: float) -> tuple[int, int]:

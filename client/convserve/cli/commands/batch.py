@@ -56,7 +56,6 @@ _RESUME = Section("going on")
     "--dry-run",
     "say which inputs there are, their shapes, bytes and calls; send and write nothing (the server is only asked what "
     "a stored layer is)",
-    is_flag=True,
 )
 @OUTPUT.option("-o --output DIR", "the folder to write to", required=True)
 @OUTPUT.option(
@@ -78,11 +77,11 @@ _RESUME = Section("going on")
     type=click.Choice(("rgb", "grey")),
 )
 @output_dtype_option(OUTPUT)
-@OUTPUT.option("--keep-suffix", "write 1.jpg to 1.jpg.npy, where there is a 1.png too", is_flag=True)
-@OUTPUT.option("--json", "print the report as JSON", dest="as_json", is_flag=True)
-@OUTPUT.option("--quiet", "show no progress", is_flag=True)
-@_RESUME.option("--resume", "go on in a folder with results of the same run", is_flag=True)
-@_RESUME.option("--retry-failed", "--resume, and try the items again that failed before", is_flag=True)
+@OUTPUT.option("--keep-suffix", "write 1.jpg to 1.jpg.npy, where there is a 1.png too")
+@OUTPUT.option("--json", "print the report as JSON", dest="as_json")
+@OUTPUT.option("--quiet", "show no progress")
+@_RESUME.option("--resume", "go on in a folder with results of the same run")
+@_RESUME.option("--retry-failed", "--resume, and try the items again that failed before")
 @connection_options(timeout=300.0)
 def command(
     input: tuple[str, ...],  # noqa: A002 (the name of the field in errors)

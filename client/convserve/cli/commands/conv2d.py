@@ -18,16 +18,7 @@ from convserve.cli.options.values import channels, limits_or, percentiles
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
 from convserve.cli.output.report import print_result
-from convserve.display.pixels import (
-    MAX_MAPS,
-    check_percentiles,
-    check_sample,
-    chosen,
-    enlargement,
-    is_picture,
-    is_signed,
-    sample_pixels,
-)
+from convserve.display import pixels
 from convserve.files.arrays import check_destination, save_array
 from convserve.files.images import Rendered, check_picture, write_picture
 from convserve.files.inputs import read_input
@@ -60,8 +51,8 @@ if TYPE_CHECKING:
     OUTPUT.option("-o --output FILE.npy", "write the output as an array"),
     OUTPUT.option(
         "--picture FILE.png",
-        f"draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; "
-        f"other numbers as a grid of up to {MAX_MAPS} feature maps beside the input, to its scale (.png or .jpg)",
+        "draw the output: 1 or 3 channels as a picture, scaled from its least to its greatest value; other numbers "
+        f"as a grid of up to {pixels.MAX_MAPS} feature maps beside the input, to its scale (.png or .jpg)",
     ),
     OUTPUT.option(
         "--picture-range LOW,HIGH|shared",
@@ -82,7 +73,7 @@ if TYPE_CHECKING:
     ),
     OUTPUT.option(
         "--picture-channels N[-N],...",
-        f"draw these channels, such as 64-127, as a grid (default: the first {MAX_MAPS})",
+        f"draw these channels, such as 64-127, as a grid (default: the first {pixels.MAX_MAPS})",
         type=channels,
     ),
     OUTPUT.option(
@@ -98,7 +89,7 @@ if TYPE_CHECKING:
     ),
 )
 @output_dtype_option(OUTPUT)
-@OUTPUT.option("--json", "print the summary as JSON", dest="as_json", is_flag=True)
+@OUTPUT.option("--json", "print the summary as JSON", dest="as_json")
 @connection_options(timeout=60.0)
 def command(
     input: str,  # noqa: A002 (the name of the field in errors)
@@ -122,14 +113,14 @@ def command(
             check_destination(files.output, (".npy",), "output")
         if files.output_weights is not None:
             check_destination(files.output_weights, LAYER_SUFFIXES, "output_weights")
-        check_sample(files.sample, x.shape[0])
-        check_percentiles(files.picture_percentiles, files.picture_range, "picture_percentiles")
+        pixels.check_sample(files.sample, x.shape[0])
+        pixels.check_percentiles(files.picture_percentiles, files.picture_range, "picture_percentiles")
         if files.picture is not None:
             check_picture(files.picture)
         layer = stored or layer_for(parameters, weights, x.shape[-1 if data_format == "channels_last" else 1])
         if files.picture_channels is not None:
             made = layer.config.output_shape(x.shape)[channel_axis(layer.config)]
-            chosen(files.picture_channels, made, MAX_MAPS, "picture_channels")
+            pixels.chosen(files.picture_channels, made, pixels.MAX_MAPS, "picture_channels")
         start = time.perf_counter()
         result = client.convolve(layer, x, output_dtype=output_dtype)
         total_us = (time.perf_counter() - start) * 1e6
@@ -139,7 +130,7 @@ def command(
         save_array(files.output, result.output)
     drawn = None if files.picture is None else _draw(files, Path(input).name, x, result.output, data_format)
     written = [path for path in (files.output, files.output_weights, files.picture) if path is not None]
-    shown = sample_pixels(result.output, files.sample, data_format)
+    shown = pixels.sample_pixels(result.output, files.sample, data_format)
     document = conv2d_summary.document(input, x, result, total_us, written, shown)
     lines = _written(files, result.output, drawn)
     print_result(conv2d_summary.rows(document, layer.config, lines), document, as_json=as_json)
@@ -163,7 +154,7 @@ def _draw(files: SimpleNamespace, name: str, x: Array, output: Array, data_forma
     with_input = files.picture_input
     if with_input is None:  # a picture alone is one that can be used further
         maps = output.shape[-1 if data_format == "channels_last" else 1]
-        with_input = files.picture_channels is not None or not is_picture(maps)
+        with_input = files.picture_channels is not None or not pixels.is_picture(maps)
     sides = slice(1, 3) if data_format == "channels_last" else slice(2, 4)
     return write_picture(
         files.picture,
@@ -174,7 +165,7 @@ def _draw(files: SimpleNamespace, name: str, x: Array, output: Array, data_forma
         value_range=files.picture_range,
         percentiles=files.picture_percentiles,
         beside=x if with_input else None,
-        scale=files.picture_scale or enlargement(x.shape[sides], output.shape[sides]),
+        scale=files.picture_scale or pixels.enlargement(x.shape[sides], output.shape[sides]),
         title=title,
     )
 
@@ -193,7 +184,7 @@ def _written(files: SimpleNamespace, output: Array, drawn: Rendered | None) -> l
     elif drawn is not None:
         first = "" if files.picture_channels else "the first "
         some = "all" if drawn.maps_shown == drawn.maps else f"{first}{drawn.maps_shown} of"
-        signed = is_signed(drawn.low, drawn.high, files.picture_range)
+        signed = pixels.is_signed(drawn.low, drawn.high, files.picture_range)
         scale = f"each scaled by itself{', 0 is white' if signed else ''}"
         if files.picture_range is not None and signed:
             most = max(-drawn.low, drawn.high)

@@ -14,15 +14,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import PARAMETERS, Parameters, layer_options
 from convserve.cli.options.layer_reference import EXPECT, REFERENCE, expected, find
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
-from convserve.cli.output.layer_table import (
-    document,
-    layer_rows,
-    print_table,
-    print_versions,
-    total_text,
-    under_name,
-    version_document,
-)
+from convserve.cli.output import layer_table
 from convserve.cli.output.report import print_json, print_result, show_count, show_progress
 from convserve.display.units import counted
 from convserve.files.arrays import check_destination
@@ -42,9 +34,9 @@ def _list(prefix: str, as_json: bool, connection: Connection) -> None:
     with connection.client() as client:
         layers = sorted(client.layers(prefix), key=lambda layer: (layer.name or "", layer.digest))
     if as_json:
-        print_json({"layers": list(map(document, layers))})
+        print_json({"layers": list(map(layer_table.document, layers))})
     else:
-        print_table(layers)
+        layer_table.print_table(layers)
 
 
 def _is_prefix(prefix: str | None, reference: str | None) -> bool:
@@ -78,8 +70,8 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
         layer = find(client, str(reference))
         if output is not None:
             save_layer(output, Layer(layer.config, *layer.weights()))
-    described = document(layer) | ({} if output is None else {"file": output})
-    print_result([*layer_rows(layer), ("written", output or "")], described, as_json=as_json)
+    described = layer_table.document(layer) | ({} if output is None else {"file": output})
+    print_result([*layer_table.rows(layer), ("written", output or "")], described, as_json=as_json)
 
 
 def _get_all(client: Client, prefix: str, folder: str, as_json: bool) -> None:
@@ -90,18 +82,20 @@ def _get_all(client: Client, prefix: str, folder: str, as_json: bool) -> None:
     files = client._save(layers, prefix, Path(folder), show_count)
     show_progress("")
     if as_json:
-        listed = [document(written[name]) | {"name": name, "file": str(file)} for name, file in files.items()]
+        listed = [
+            layer_table.document(written[name]) | {"name": name, "file": str(file)} for name, file in files.items()
+        ]
         print_json({"prefix": prefix, "folder": folder, "layers": listed})
     else:
-        print_table([under_name(written[name], name) for name in files])
+        layer_table.print_table([layer_table.under_name(written[name], name) for name in files])
         print(f"wrote {counted(len(files), 'file')} into {folder}")
 
 
 @new_command("layers-delete")
 @click.argument("reference", metavar="NAME|DIGEST", help=REFERENCE, required=False)
 @OPTIONS.option("--prefix TEXT", "delete all names that begin so, instead of one name or layer")
-@OPTIONS.option("--dry-run", "with --prefix: say what would be deleted, and delete nothing", is_flag=True)
-@OPTIONS.option("--yes", "with --prefix: don't ask, as without a terminal", is_flag=True)
+@OPTIONS.option("--dry-run", "with --prefix: say what would be deleted, and delete nothing")
+@OPTIONS.option("--yes", "with --prefix: don't ask, as without a terminal")
 @JSON
 @connection_options(timeout=10.0)
 def _delete(
@@ -133,7 +127,7 @@ def _delete_all(client: Client, prefix: str, dry_run: bool, yes: bool, as_json: 
     if not as_json:
         for name in names:
             print(name)
-        print(f"{counted(len(names), 'name')}, and with their last names {total_text(going)}")
+        print(f"{counted(len(names), 'name')}, and with their last names {layer_table.total_text(going)}")
         if names and not dry_run and not yes and sys.stdin.isatty():
             click.confirm("delete them?", abort=True, err=True)
     deleted = [] if dry_run else client._delete_names(names, show_count)
@@ -153,16 +147,16 @@ def _versions(name: str, as_json: bool, connection: Connection) -> None:
     with connection.client() as client:
         versions = client.versions(name)
     if as_json:
-        print_json({"name": name, "versions": [version_document(version) for version in versions]})
+        print_json({"name": name, "versions": [layer_table.version_document(version) for version in versions]})
     else:
-        print_versions(versions)
+        layer_table.print_versions(versions)
 
 
 @new_command("layers-move")
 @click.argument("name", metavar="NAME", help="the name to move, which may be a new one")
 @click.argument("reference", metavar="NAME|DIGEST", help=f"where it is to lead: {REFERENCE}", required=False)
 @OPTIONS.option("--version N", "back to the layer of this version of the name", type=int)
-@OPTIONS.option("--away", "remove the name, and leave its layer", is_flag=True)
+@OPTIONS.option("--away", "remove the name, and leave its layer")
 @OPTIONS.option("--expect NAME|DIGEST|absent", EXPECT)
 @JSON
 @connection_options(timeout=10.0)
@@ -226,7 +220,7 @@ def _put(
         what = layer.config if layer.kernel is None else layer
         there = expected(client, expect)
         stored = client.put(what, name=name, expect=there, input_channels=input_channels)
-    print_result(layer_rows(stored), document(stored), as_json=as_json)
+    print_result(layer_table.rows(stored), layer_table.document(stored), as_json=as_json)
 
 
 _NAMED = {"list": _list, "put": _put, "get": _get, "versions": _versions, "move": _move, "delete": _delete}

@@ -35,11 +35,9 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
 @new_command("layers-import")
 @click.argument("path", metavar="FILE", help="the file; the end of its name says what it is; or a folder")
 @OPTIONS.option("--prefix TEXT", "what stands before every name (default: the model's name, or the file's)")
-@OPTIONS.option("--dry-run", "say what would be imported, without asking a server", is_flag=True)
+@OPTIONS.option("--dry-run", "say what would be imported, without asking a server")
 @OPTIONS.option(
-    "--fold-batch-norm",
-    "of a model: a convolution takes over the BatchNormalization, activation and padding around it",
-    is_flag=True,
+    "--fold-batch-norm", "of a model: a convolution takes over the BatchNormalization, activation and padding around it"
 )
 @JSON
 @_GEOMETRY.option("--config FILE.json", "parameters by layer, as below", dest="config_path")
@@ -49,9 +47,7 @@ _SHARED_PARAMETERS = ("strides", "dilation_rate", "groups", "activation", "data_
     type=padding_of,
 )
 @_GEOMETRY.option(
-    "--assume-defaults",
-    "take strides 1 and no padding where nothing says them, and list what was assumed",
-    is_flag=True,
+    "--assume-defaults", "take strides 1 and no padding where nothing says them, and list what was assumed"
 )
 @layer_options(_SHARED_PARAMETERS, _GEOMETRY)
 @connection_options(timeout=60.0)

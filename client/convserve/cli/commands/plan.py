@@ -16,7 +16,7 @@ from convserve.tensors.codec import Shape
 
 @new_command("plan")
 @call_options(required=True)
-@CALL.option("--local", "compute the plan here, without a server", is_flag=True)
+@CALL.option("--local", "compute the plan here, without a server")
 @JSON
 @layer_options()
 @connection_options(timeout=10.0)

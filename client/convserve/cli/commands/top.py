@@ -31,7 +31,7 @@ _MAX_BYTES = 2**24
     help=f"the server's metrics: a URL, or the HOST:PORT of its --metrics (default: {_DEFAULT_URL})",
 )
 @OPTIONS.option("--interval SECONDS", "how often to ask (default: 2)", type=seconds, default=2.0)
-@OPTIONS.option("--once", "print the figures since the server's start, and end", is_flag=True)
+@OPTIONS.option("--once", "print the figures since the server's start, and end")
 def command(url: str, interval: float, once: bool) -> None:
     from rich.live import Live
 

@@ -40,7 +40,7 @@ def total_text(layers: Iterable[StoredLayerBase]) -> str:
     return f"{counted(len(distinct), 'layer')}, {bytes_text(sum(distinct.values()))} of weights"
 
 
-def layer_rows(layer: StoredLayerBase) -> Iterable[tuple[str, str]]:
+def rows(layer: StoredLayerBase) -> Iterable[tuple[str, str]]:
     """Returns labels and texts that describe one layer."""
     return [
         ("name", ", ".join(layer.names)),
