@@ -68,9 +68,9 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     _check_outputs(names, keep_suffix)
     unread = {f"{name_of(path)}/": f"The folder cannot be read: {why}." for path, why in sorted(whole.unread.items())}
     unread |= {name_of(p): each.violations[0].description for p, each in refused.items() if p not in whole.unread}
-    kinds = islice(whole.left_out_by_kind().items(), _MAX_KINDS)
-    left_out_names = {kind: list(map(name_of, paths[:_MAX_NAMES])) for kind, paths in kinds}
-    return Inputs(Path(folder), names, unread, _counted(whole), left_out_names)
+    kinds = whole.left_out_by_kind()
+    left_out_names = {kind: [*map(name_of, paths[:_MAX_NAMES])] for kind, paths in islice(kinds.items(), _MAX_KINDS)}
+    return Inputs(Path(folder), names, unread, _counted(kinds), left_out_names)
 
 
 def output_stem(name: str, keep_suffix: bool) -> str:
@@ -119,14 +119,14 @@ def _list(argument: str, listing: Listing) -> str:
 
 def _none(listing: Listing) -> str:
     """Returns "none", and what there is instead."""
-    kinds = [f"{count} {kind}" for kind, count in _counted(listing).items()]
+    kinds = [f"{count} {kind}" for kind, count in _counted(listing.left_out_by_kind()).items()]
     unread = [f"{short_repr(path)}: {reason}" for path, reason in list(listing.unread.items())[:_MAX_KINDS]]
     return "; ".join(filter(None, [", ".join(["none", *kinds]), *unread]))
 
 
-def _counted(listing: Listing) -> dict[str, int]:
+def _counted(kinds: dict[str, list[str]]) -> dict[str, int]:
     """Returns how many files and folders of which kinds are left out, the most frequent first."""
-    counts = [(kind, len(paths)) for kind, paths in listing.left_out_by_kind().items()]
+    counts = [(kind, len(paths)) for kind, paths in kinds.items()]
     others = sum(count for _, count in counts[_MAX_KINDS:])
     return dict(counts[:_MAX_KINDS]) | ({"others": others} if others else {})
 

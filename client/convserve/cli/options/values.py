@@ -75,7 +75,7 @@ def channels(text: str) -> list[int]:
     chosen: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not (first.isdecimal() and (not dash or last.isdecimal())):
+        if not (first.isdecimal() and (not dash or (last.isdecimal() and int(first) <= int(last)))):
             raise _refused("channels such as 0,5,64-127", text)
         chosen += range(int(first), min(int(last or first), int(first) + _MAX_CHANNELS) + 1)
     return chosen

@@ -83,6 +83,7 @@ def test_named_object():
         (values.channels, "1,"),
         (values.channels, "-1"),
         (values.channels, "1-2-3"),
+        (values.channels, "0,5-2"),
         (values.limits_or("shared"), "5,5"),
         (values.limits_or("shared"), "0,inf"),
         (values.named_object, '{"class_name": '),
