@@ -86,28 +86,31 @@ class Convolve:
         max_bytes: int = DEFAULT_MAX_BYTES,
         timeout: float | None = OUTAGE_S,
     ) -> None:
-        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         if (server is None) == (device is None):
             received = "neither" if server is None else "both"
             raise InvalidRequestError.for_field("server", "either server= or device=", received)
         if settings is not None and device is None:
             raise InvalidRequestError.for_field("settings", "none beside server=, whose operator has them", settings)
-        self._arguments["layers"] = self._layers = _checked(layers, by_name=server is not None)
+        self._layers = _checked(layers, by_name=server is not None)
         self._server = server if server is None or isinstance(server, Client) else Client(server)
         self._device, self._settings = device, dict(settings or {})
         self._column, self._output, self._keep = column, output, keep
         self._output_dtype, self._max_bytes, self._timeout = output_name(output_dtype), max_bytes, timeout
         checked_timeout(timeout)
-        self._forward: Callable[[Any], Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._forward: Callable[[Any], Any] | None = None  # until the first batch
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Returns the arguments, with which the copy begins anew."""
-        return self._arguments
+        """Returns what the copy has, a subclass' attributes too; it connects, or starts TensorFlow, anew."""
+        return {name: value for name, value in vars(self).items() if name not in ("_forward", "_lock")}
 
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Begins anew."""
-        Convolve.__init__(self, **arguments)
+        vars(self).update(state)
+        self._begin()
 
     def __call__(self, batch: Batch) -> dict[str, Any]:
         """Returns the batch with the output's column.

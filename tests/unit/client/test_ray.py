@@ -34,6 +34,9 @@ HEAD = Conv2D(4, 1, kernel_initializer="ones", data_format="channels_last")
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), np.uint8)
 
 
+COPIES = [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))]  # noqa: S301
+
+
 @pytest.fixture(autouse=True)
 def numpys(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     """Engines of numpy's, which stand in for TensorFlow's: those that were made."""
@@ -78,7 +81,7 @@ def test_images_of_several_sizes() -> None:
     assert Convolve(LAYER, device="cpu")({"image": images[:0]})["features"].shape == (0,)
 
 
-@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda made: pickle.loads(pickle.dumps(made))])  # noqa: S301
+@pytest.mark.parametrize("copied", COPIES)
 def test_it_is_a_value_that_begins_where_it_is_called(copied: Any, numpys: list[Engine]) -> None:
     made = Convolve(LAYER, device="cpu", settings={"max_call_bytes": "1MB"}, output="y")
     expected = made({"image": IMAGES})["y"]
@@ -88,6 +91,23 @@ def test_it_is_a_value_that_begins_where_it_is_called(copied: Any, numpys: list[
     assert len(numpys) == 2
     again({"image": IMAGES})
     assert len(numpys) == 2
+
+
+class Counting(Convolve):
+    """A stage with attributes and arguments of its own."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(LAYER, device="cpu")
+        self.step = step
+
+
+@pytest.mark.parametrize("copied", COPIES)
+def test_what_a_subclass_has_is_copied_too(copied: Any) -> None:
+    made = Counting(3)
+    made({"image": IMAGES})
+    again = copied(made)
+    assert (type(again), again.step) == (Counting, 3)
+    assert again({"image": IMAGES})["features"].shape == (4, 6, 7, 2)
 
 
 def test_stored_layers_of_either_client_are_computed_where_their_weights_are_known() -> None:
