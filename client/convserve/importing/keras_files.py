@@ -27,8 +27,8 @@ from convserve.importing.keras_models.entries import (
 from convserve.importing.keras_models.graph import Position, UnclearError, connections
 from convserve.importing.keras_models.weights import ArchivedWeights, NamedWeights, WeightsOf, names_of
 from convserve.importing.untrusted import Budget, read_member, refusal
-from convserve.layers.arguments import DTYPE_POLICIES, standard_dtype_policy
-from convserve.layers.conv2d import INITIALIZERS, Conv2D
+from convserve.layers.arguments import DTYPE_POLICIES, INITIALIZERS, standard_dtype_policy
+from convserve.layers.conv2d import Conv2D
 from convserve.layers.keras_layers import configurations, convolutions
 from convserve.layers.layer import Layer
 from convserve.models.folding import Node, Operation, folded

@@ -13,7 +13,12 @@ from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
+from convserve._keras_object import KerasObject
+from convserve.activations import Activation
+from convserve.constraints import Constraint
 from convserve.errors import FieldViolation, InvalidArgumentError, InvalidConfigurationError, short_repr
+from convserve.initializers import GlorotUniform, Initializer
+from convserve.regularizers import Regularizer
 
 T = TypeVar("T")
 Pair = tuple[int, int]
@@ -30,6 +35,18 @@ DTYPE_POLICIES: dict[str, tuple[str, str]] = {
 }
 """Keras' floating-point dtype policies: the types of computation and of weights."""
 
+INITIALIZERS = ("kernel_initializer", "bias_initializer")
+FAMILIES: dict[str, type[KerasObject]] = {
+    "activation": Activation,
+    **dict.fromkeys(INITIALIZERS, Initializer),
+    **dict.fromkeys(("kernel_regularizer", "bias_regularizer", "activity_regularizer"), Regularizer),
+    **dict.fromkeys(("kernel_constraint", "bias_constraint"), Constraint),
+}
+"""Conv2D's parameters whose values are objects of Keras', with the class of what they may be."""
+_DEFAULTS: dict[type[KerasObject], KerasObject] = {
+    Activation: Activation.members["linear"](),
+    Initializer: GlorotUniform(),
+}
 _LARGEST = 2**31 - 1  # int32 on the wire
 
 
@@ -57,13 +74,12 @@ class Arguments:
             raise InvalidConfigurationError(*self.violations)
 
 
-def _refusal(field: str, expected: str, value: object) -> InvalidConfigurationError:
-    return InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}")
-
-
-def _refusal_of_setting(field: str, expected: str, key: str, value: object) -> InvalidConfigurationError:
-    received = f"{field}=None, which is {short_repr(value)} by {key!r} in keras.json"
-    return InvalidConfigurationError.for_field(field, expected, received)
+def _refusal(
+    field: str, expected: str, value: object, key: str = "", setting: object = None
+) -> InvalidConfigurationError:
+    """Returns the error for a value; or for None where `keras.json` has a setting under `key` that it stands for."""
+    meaning = f", which is {short_repr(setting)} by {key!r} in keras.json" if key and value is None else ""
+    return InvalidConfigurationError.for_field(field, expected, f"{field}={short_repr(value)}{meaning}")
 
 
 def integer(value: Any) -> int:
@@ -130,10 +146,7 @@ def standard_data_format(value: object, field: str = "data_format") -> DataForma
     name = keras_setting("image_data_format", "channels_last") if value is None else value
     if isinstance(name, str) and name.lower() in ("channels_last", "channels_first"):
         return cast(DataFormat, name.lower())
-    expected = "'channels_last' or 'channels_first'"
-    if value is None:
-        raise _refusal_of_setting(field, expected, "image_data_format", name)
-    raise _refusal(field, expected, value)
+    raise _refusal(field, "'channels_last' or 'channels_first'", value, "image_data_format", name)
 
 
 def standard_dtype_policy(value: object, field: str = "dtype") -> str:
@@ -152,9 +165,7 @@ def standard_dtype_policy(value: object, field: str = "dtype") -> str:
     if isinstance(name, str) and name in DTYPE_POLICIES:
         return name
     expected = f"one of Keras' floating-point dtype policies {', '.join(DTYPE_POLICIES)}"
-    if value is None:
-        raise _refusal_of_setting(field, expected, "floatx", name)
-    raise _refusal(field, expected, value)
+    raise _refusal(field, expected, value, "floatx", name)
 
 
 def truth(value: object, field: str, kinds: Any = bool | np.bool_ | int | None) -> bool:
@@ -202,3 +213,31 @@ def keras_setting(key: str, default: str) -> str:
 def _keras_settings(path: Path, *_: int) -> dict[str, object]:
     """Returns a file's settings, read again only after it has changed."""
     return cast(dict[str, object], json.loads(path.read_text(encoding="utf-8")))
+
+
+def _keras_object(value: object, field: str) -> KerasObject | None:
+    """Returns what a parameter means that is one of FAMILIES, or what Keras has where it is None."""
+    family = FAMILIES[field]
+    if family is Initializer and hasattr(value, "__array__"):
+        received = "an array: pass given weights as kernel= and bias="
+        raise InvalidConfigurationError.for_field(field, "the name of an initializer", received)
+    member = family.get(value, field) or _DEFAULTS.get(family)
+    if field == "activity_regularizer" and member is not None and member.refusal:
+        received = f"{short_repr(member)}: {member.refusal}"
+        raise InvalidConfigurationError.for_field(field, "one that suits a Conv2D", received)
+    return member
+
+
+STANDARD: dict[str, Callable[[Any, str], object]] = {
+    **dict.fromkeys(("filters", "groups"), positive_integer),
+    **dict.fromkeys(("kernel_size", "strides", "dilation_rate"), positive_pair),
+    **dict.fromkeys(FAMILIES, _keras_object),
+    "padding": standard_padding,
+    "data_format": standard_data_format,
+    "use_bias": truth,
+    "name": standard_name,
+    "dtype": standard_dtype_policy,
+    "trainable": functools.partial(truth, kinds=bool),
+    "input_shape": standard_input_shape,
+}
+"""What brings each parameter to its one form, or refuses it."""

@@ -3,40 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from convserve._keras_object import KerasObject
-from convserve.activations import Activation
 from convserve.constraints import Constraint
 from convserve.display import html_tables
 from convserve.errors import InvalidConfigurationError, short_repr
-from convserve.initializers import GlorotUniform, Initializer, Orthogonal
-from convserve.layers import arguments as standard
-from convserve.layers.arguments import Arguments
+from convserve.initializers import Initializer, Orthogonal
+from convserve.layers.arguments import FAMILIES, STANDARD, Arguments
 from convserve.layers.plan import Geometry
 from convserve.regularizers import Regularizer
 
-INITIALIZERS = ("kernel_initializer", "bias_initializer")
-FAMILIES: dict[str, type[KerasObject]] = {
-    "activation": Activation,
-    **dict.fromkeys(INITIALIZERS, Initializer),
-    **dict.fromkeys(("kernel_regularizer", "bias_regularizer", "activity_regularizer"), Regularizer),
-    **dict.fromkeys(("kernel_constraint", "bias_constraint"), Constraint),
-}
-"""Conv2D's parameters whose values are objects of Keras', with the class of what they may be."""
 BESIDE_OUTPUTS = tuple(FAMILIES)[1:]
 # What Keras' configuration may say besides: LoRA is part of the effective kernel, and autocast is always on here.
 _IGNORED = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
 _BOTH = {
     "valid": "With explicit padding both may be above 1, as in PyTorch and ONNX: padding=((0, 0), (0, 0)) is 'valid'.",
     "same": "With explicit padding, ((top, bottom), (left, right)), both may be above 1, as in PyTorch and ONNX.",
-}
-_DEFAULTS: dict[type[KerasObject], KerasObject] = {
-    Activation: Activation.members["linear"](),
-    Initializer: GlorotUniform(),
 }
 
 
@@ -127,7 +111,7 @@ class Conv2D(Geometry):
         parameters = {name: value for name, value in locals().items() if name != "self"}
         arguments = Arguments()
         for field, value in parameters.items():
-            object.__setattr__(self, field, arguments.take(_STANDARD[field], value, field))
+            object.__setattr__(self, field, arguments.take(STANDARD[field], value, field))
         wrong = {violation.field.partition(".")[0] for violation in arguments.violations}
         if not wrong & {"filters", "groups"} and self.filters % self.groups:
             arguments.refuse("filters", f"a number divisible by groups={self.groups}", f"filters={self.filters}")
@@ -292,31 +276,3 @@ def keras_attributes(layer: Any, names: Iterable[str]) -> dict[str, Any]:
     """
     given = {name: getattr(layer, name, None) for name in names}
     return {**given, "dtype": getattr(layer, "dtype_policy", None) or layer.get_config()["dtype"]}
-
-
-def _keras_object(value: object, field: str) -> KerasObject | None:
-    """Returns what a parameter means that is one of FAMILIES, or what Keras has where it is None."""
-    family = FAMILIES[field]
-    if family is Initializer and hasattr(value, "__array__"):
-        received = "an array: pass given weights as kernel= and bias="
-        raise InvalidConfigurationError.for_field(field, "the name of an initializer", received)
-    member = family.get(value, field) or _DEFAULTS.get(family)
-    if field == "activity_regularizer" and member is not None and member.refusal:
-        received = f"{short_repr(member)}: {member.refusal}"
-        raise InvalidConfigurationError.for_field(field, "one that suits a Conv2D", received)
-    return member
-
-
-_STANDARD: dict[str, Callable[[Any, str], object]] = {
-    **dict.fromkeys(("filters", "groups"), standard.positive_integer),
-    **dict.fromkeys(("kernel_size", "strides", "dilation_rate"), standard.positive_pair),
-    **dict.fromkeys(FAMILIES, _keras_object),
-    "padding": standard.standard_padding,
-    "data_format": standard.standard_data_format,
-    "use_bias": standard.truth,
-    "name": standard.standard_name,
-    "dtype": standard.standard_dtype_policy,
-    "trainable": functools.partial(standard.truth, kinds=bool),
-    "input_shape": standard.standard_input_shape,
-}
-"""What brings each parameter to its one form, or refuses it."""

@@ -22,10 +22,9 @@ from convserve.errors import (
     MissingDependencyError,
     short_repr,
 )
-from convserve.layers.arguments import DataFormat, Pair, integer, positive_integer
+from convserve.layers.arguments import INITIALIZERS, DataFormat, Pair, integer, positive_integer
 from convserve.layers.conv2d import (
     BESIDE_OUTPUTS,
-    INITIALIZERS,
     Conv2D,
     check_keras_class,
     check_keras_config,
@@ -63,12 +62,7 @@ def parameters(kind: str) -> tuple[str, ...]:
 
 
 def convolutions(
-    kind: str,
-    config: Mapping[str, Any],
-    weights: Sequence[Array] | None,
-    *,
-    optional: Collection[str] = (),
-    dispensable: Collection[str] = (),
+    kind: str, config: Mapping[str, Any], weights: Sequence[Array] | None, **left_out: Collection[str]
 ) -> list[Convolution]:
     """Returns a layer of Keras' as one Conv2D, or as two in a row where it is separable, each with its weights.
 
@@ -79,37 +73,28 @@ def convolutions(
         kind: One of CONVOLUTIONS.
         config: What the layer's `get_config` returns, or Keras' own objects by the same names.
         weights: Its kernels and its bias, in the order of `get_weights()`, or None where it has none yet.
-        optional: Parameters of Conv2D that are left at their defaults where they have no counterpart.
-        dispensable: Likewise, with a warning.
+        **left_out: `optional` and `dispensable` parameters, as `Conv2D.from_parameters` takes them.
 
     Raises:
         InvalidConfigurationError: For what has no counterpart; the fields are those of the layer's class.
         InvalidWeightsError: If weights don't fit.
     """
-    kernel, *others = _of_rank_4(kind, weights)
-    channels = None if kernel is None else int(kernel.shape[2])
-    configs = configurations(kind, config, channels, optional=optional, dispensable=dispensable)
-    if kernels(kind) == _PLAIN:
-        return [(configs[0], kernel, others[0])]
-    if kernel is not None:
+    *arrays, bias = _of_rank_4(kind, weights)
+    kernel = arrays[0]
+    configs = configurations(kind, config, None if kernel is None else int(kernel.shape[2]), **left_out)
+    if kernel is not None and kernels(kind) != _PLAIN:
         multiplier = config.get("depth_multiplier", 1)
         if kernel.shape[3] != multiplier:
             field = "kernel" if kernels(kind) == _DEPTHWISE else "depthwise_kernel"
             expected = f"shape kernel_size + (input channels, {multiplier}), as depth_multiplier={multiplier} says"
             raise InvalidWeightsError.for_field(field, expected, f"shape {kernel.shape}")
-        kernel = kernel.reshape(*kernel.shape[:2], 1, -1)
-    if kernels(kind) == _DEPTHWISE:
-        return [(configs[0], kernel, others[0])]
-    return [(configs[0], kernel, None), (configs[1], others[0], others[1])]
+        arrays[0] = kernel.reshape(*kernel.shape[:2], 1, -1)
+    biases = [*[None] * (len(configs) - 1), bias]  # of a separable one's two, the last has it
+    return list(zip(configs, arrays, biases, strict=True))
 
 
 def configurations(
-    kind: str,
-    config: Mapping[str, Any],
-    channels: int | None,
-    *,
-    optional: Collection[str] = (),
-    dispensable: Collection[str] = (),
+    kind: str, config: Mapping[str, Any], channels: int | None, **left_out: Collection[str]
 ) -> list[Conv2D]:
     """Returns the configurations of `convolutions`; `channels` are those of the input, None if they are not known.
 
@@ -128,7 +113,7 @@ def configurations(
         given |= {name: _beside_height(given[name], name) for name in _PAIRS if name in given}
 
     def configuration(kernel: str, **changed: Any) -> Conv2D:
-        return _configuration(kind, kernel, given | changed, optional, dispensable)
+        return _configuration(kind, kernel, given | changed, left_out)
 
     if kernels(kind) == _PLAIN:
         first, *others = [configuration("kernel")]
@@ -208,31 +193,28 @@ def _beside_height(value: Any, field: str) -> Pair:
 
 def _of_rank_4(kind: str, weights: Sequence[Array] | None) -> tuple[Array | None, ...]:
     """Returns each kernel, of rank 4, and the bias; None for each that there is not."""
-    names = [kernel if kernel == "kernel" else f"{kernel}_kernel" for kernel in kernels(kind)]
+    names = ["kernel"] if kernels(kind) == _PLAIN else [f"{kernel}_kernel" for kernel in kernels(kind)]
     if weights is None:
         return (None,) * (len(names) + 1)
     if not 0 <= len(weights) - len(names) <= 1:
         expected = f"{' and '.join(names)}, and a bias or none"
         raise InvalidWeightsError.for_field("weights", expected, f"{len(weights)} arrays")
-    arrays: list[Array | None] = [np.asarray(weight) for weight in weights]
+    arrays = [np.asarray(weight) for weight in weights]
+    bias = arrays.pop() if len(arrays) > len(names) else None
     rank = 3 if kind.endswith("1D") else 4
-    for index, (name, array) in enumerate(zip(names, weights, strict=False)):
-        if np.ndim(array) != rank or 0 in np.shape(array):
-            expected = f"{rank} dimensions, none of them 0"
-            raise InvalidWeightsError.for_field(name, expected, f"shape {np.shape(array)}")
-        arrays[index] = np.asarray(array) if rank == 4 else np.asarray(array)[None]
-    return (*arrays, *([None] if len(arrays) == len(names) else []))
+    for name, array in zip(names, arrays, strict=True):
+        if array.ndim != rank or 0 in array.shape:
+            raise InvalidWeightsError.for_field(name, f"{rank} dimensions, none of them 0", f"shape {array.shape}")
+    return (*(array if rank == 4 else array[None] for array in arrays), bias)
 
 
-def _configuration(
-    kind: str, kernel: str, given: Mapping[str, Any], optional: Collection[str], dispensable: Collection[str]
-) -> Conv2D:
+def _configuration(kind: str, kernel: str, given: Mapping[str, Any], left_out: Mapping[str, Collection[str]]) -> Conv2D:
     """Returns a configuration of which the kernel's parameters have Keras' name for that kernel, in errors too."""
     names = {f"{kernel}_{part}": f"kernel_{part}" for part in _OF_A_KERNEL}
     others = {f"{each}_{part}" for each in ("kernel", *_SEPARABLE) for part in _OF_A_KERNEL} | {"depth_multiplier"}
     kept = {names.get(name, name): value for name, value in given.items() if name in names or name not in others}
     try:
-        config = Conv2D.from_parameters(kept, optional=optional, dispensable=dispensable)
+        config = Conv2D.from_parameters(kept, **left_out)
         if not kind.endswith("1D"):
             return config
         return config.replace(

@@ -6,8 +6,8 @@ import functools
 from typing import Any
 
 from convserve.errors import InvalidConfigurationError
-from convserve.layers.arguments import DTYPE_POLICIES, Arguments
-from convserve.layers.conv2d import FAMILIES, Conv2D
+from convserve.layers.arguments import DTYPE_POLICIES, FAMILIES, Arguments
+from convserve.layers.conv2d import Conv2D
 from convserve.v1 import conv2d_pb2
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from convserve.files.images import INPUT_PICTURE_SUFFIXES
+from convserve.layers.arguments import FAMILIES
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
-from convserve.layers.conv2d import FAMILIES
 from convserve.play.convolution.settings import Matrix, resized
 from convserve.tensors.codec import Array
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.layers.arguments import DTYPE_POLICIES, Pair
+from convserve.layers.arguments import DTYPE_POLICIES, FAMILIES, Pair
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
-from convserve.layers.conv2d import FAMILIES, Conv2D
+from convserve.layers.conv2d import Conv2D
 
 PICTURES = ("photo", "checkerboard", "digit", "numbers", "upload")
 SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidArgumentError
-from convserve.layers.conv2d import FAMILIES
+from convserve.layers.arguments import FAMILIES
 from convserve.play import choices
 from convserve.play.convolution.pictures import Upload, input_array, input_code
 from convserve.play.convolution.settings import OBJECTS, SIZES, Settings
