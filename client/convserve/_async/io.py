@@ -18,7 +18,8 @@ from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
 from convserve._rpc.streaming import Stream
 from convserve.errors import InvalidRequestError
-from convserve.protocol.layer_answers import Answer
+from convserve.layers.layer import Layer
+from convserve.protocol.layer_answers import ReceivedWeights
 from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
@@ -95,12 +96,12 @@ async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
         del call  # as in `stream`
 
 
-async def received(call: Any, answer: Answer[T]) -> T:
-    """Returns what the messages of a call's stream come to."""
+async def received(call: Any, weights: ReceivedWeights) -> Layer:
+    """Returns the layer whose weights a call's stream brings."""
     try:
         async for message in call:
-            answer.take(message)
-        return answer.result()
+            weights.take(message)
+        return weights.result()
     finally:
         call.cancel()  # for when a message was refused; after the end it does nothing
         del call  # as in `stream`

@@ -17,7 +17,8 @@ from convserve._rpc import channel
 from convserve._rpc.forks import calls_under_way
 from convserve._rpc.retries import Deadline
 from convserve._rpc.streaming import Stream
-from convserve.protocol.layer_answers import Answer
+from convserve.layers.layer import Layer
+from convserve.protocol.layer_answers import ReceivedWeights
 from convserve.protocol.layer_messages import Upload
 from convserve.protocol.results import Result
 
@@ -140,12 +141,12 @@ def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
         metadata.cancel()
 
 
-def received(call: Any, answer: Answer[T]) -> T:
-    """Returns what the messages of a call's stream come to."""
+def received(call: Any, weights: ReceivedWeights) -> Layer:
+    """Returns the layer whose weights a call's stream brings."""
     try:
         for message in call:
-            answer.take(message)
-        return answer.result()
+            weights.take(message)
+        return weights.result()
     finally:
         call.cancel()  # for when a message was refused; after the end it does nothing
 

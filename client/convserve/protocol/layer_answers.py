@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -14,17 +14,7 @@ from convserve.protocol.stored_layers import StoredLayerBase, known_parts
 from convserve.tensors.codec import dtype_number, numpy_dtype
 from convserve.v1 import layer_service_pb2
 
-T_co = TypeVar("T_co", covariant=True)
-
 _MAX_LISTED_BYTES = 2**26  # of messages; a layer with a name takes some 150
-
-
-class Answer(Protocol[T_co]):
-    """The messages of a stream, taken one after the other, and what they come to at its end."""
-
-    def take(self, message: Any) -> None: ...  # noqa: D102
-
-    def result(self) -> T_co: ...  # noqa: D102
 
 
 class ReceivedWeights:

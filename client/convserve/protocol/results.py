@@ -154,9 +154,8 @@ class Result(Generic[S]):
         return cls.from_message(message, copied(output, out))
 
     @classmethod
-    @reading_answers
     def from_message(cls, message: convolution_service_pb2.ConvolveResponse, output: Array) -> Result:
-        """Returns what a response says whose output came by another way."""
+        """Returns what a response says whose output came by another way; for callers that are `reading_answers`."""
         return cls(
             output=output,
             losses=tuple(Losses.from_message(layer.losses) for layer in message.layers),

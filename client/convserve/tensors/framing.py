@@ -175,8 +175,10 @@ def read_varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
 
 def _read_shortest(data: memoryview, position: int) -> tuple[int, int]:
     """Returns a number in its shortest form, and where it ends; ValueError for any other."""
+    if (value := data[position]) < 0x80:
+        return value, position + 1
     value, end = read_varint(data, position)
-    if not data[end - 1] and end - position > 1:
+    if not data[end - 1]:
         raise ValueError("a longer form of a number")
     return value, end
 
