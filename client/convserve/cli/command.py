@@ -148,17 +148,15 @@ def options_as_one(
     name: str, make: Callable[..., Any], *options: Callable[[Any], Any]
 ) -> Callable[[Function], Function]:
     """Returns a decorator that adds options, of which a command gets one object as its argument `name`."""
+    names = [option.name for option in in_order(*options)(lambda: None).__click_params__]
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
         def run(**values: Any) -> Any:
-            own = {option.name: values.pop(option.name) for option in added}
+            own = {each: values.pop(each) for each in names}
             return function(**{name: make(**own)}, **values)
 
-        others = len(getattr(run, "__click_params__", ()))
-        adding = in_order(*options)(run)
-        added = adding.__click_params__[others:]
-        return adding  # type: ignore[no-any-return]
+        return in_order(*options)(run)  # type: ignore[no-any-return]
 
     return decorate
 

@@ -26,8 +26,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import output_dtype_option
 from convserve.cli.options.layer_reference import CLASSIC, FILE, REFERENCE, chain
 from convserve.cli.options.values import limits, limits_or
-from convserve.cli.output import batch_forecast, batch_progress
-from convserve.cli.output.batch_progress import REPORT, Progress
+from convserve.cli.output.batch_report import REPORT, Progress, publish, show_forecast
 from convserve.cli.signals import graceful_stop
 from convserve.errors import ConvserveError, InvalidRequestError
 from convserve.files.arrays import unwritable
@@ -119,12 +118,11 @@ def command(
         if dry_run:
             with closing(journal):
                 coming = forecast(job)
-            batch_forecast.show(coming, job, as_json=as_json)
+            show_forecast(coming, job, as_json=as_json)
             return 1 if coming.failures else 0
         with closing(Progress(quiet=quiet)) as progress:
             batch = Batch(job, progress.show_failure)
             progress.watch(batch.tally)
-            publish = partial(batch_progress.publish, batch, as_json)
             failure: Exception | None = None
 
             def stop() -> None:
@@ -133,7 +131,7 @@ def command(
 
             def last_words(number: int) -> None:
                 journal.sync()
-                publish(number, None)
+                publish(batch, as_json, number, None)
                 sys.stdout.flush()
 
             with graceful_stop(stop, last_words) as signals:
@@ -144,7 +142,7 @@ def command(
                     failure = error
                     journal.close()
                 progress.close()
-                report = publish(signals[0] if signals else None, failure)
+                report = publish(batch, as_json, signals[0] if signals else None, failure)
     if isinstance(failure, OSError) and not isinstance(failure, ConvserveError):
         raise unwritable("output", folder, failure) from failure
     if failure is not None:

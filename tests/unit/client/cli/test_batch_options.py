@@ -14,7 +14,7 @@ from rich.console import Console
 from convserve import cli
 from convserve.batch.counters import MAX_FAILURES, Counts, Pace, Tally
 from convserve.cli.options.layer_reference import FILE
-from convserve.cli.output import batch_progress
+from convserve.cli.output import batch_report
 from convserve.files.inputs import INPUT_SUFFIXES
 
 NOBODY = "127.0.0.1:1"  # a port where nothing listens
@@ -75,21 +75,21 @@ def test_a_tally_keeps_the_reasons_of_some_failures_and_the_number_of_all() -> N
 
 def test_a_line_for_a_log() -> None:
     counts = Counts(10_000, done=3_000, skipped=510, failed=2)
-    assert batch_progress.line_of(counts, None, None) == "3,512 of 10,000 items (35%), 2 failed"
-    assert batch_progress.line_of(counts, 41.23e6, 130.2) == (
+    assert batch_report.line_of(counts, None, None) == "3,512 of 10,000 items (35%), 2 failed"
+    assert batch_report.line_of(counts, 41.23e6, 130.2) == (
         "3,512 of 10,000 items (35%), 41.2 MB/s, 0:02:10 left, 2 failed"
     )
 
 
 def test_what_is_left_is_never_rounded_away() -> None:
-    assert batch_progress.percent_text(Counts(1, parts=0.999)) == "99%"
-    assert batch_progress.percent_text(Counts(3, done=1, skipped=1, failed=1)) == "100%"
+    assert batch_report.percent_text(Counts(1, parts=0.999)) == "99%"
+    assert batch_report.percent_text(Counts(3, done=1, skipped=1, failed=1)) == "100%"
 
 
 def test_the_bar_fits_a_terminal_and_shows_all() -> None:
     text = io.StringIO()
     console = Console(file=text, width=80, force_terminal=True, color_system=None)
-    console.print(batch_progress.bar_of(Counts(10_000, done=3_500, failed=2), 41.23e6, 130.2))
+    console.print(batch_report.bar_of(Counts(10_000, done=3_500, failed=2), 41.23e6, 130.2))
     (line,) = text.getvalue().splitlines()
     assert len(line) <= 80
     assert line.startswith("3,502 of 10,000  ━━━")
@@ -99,7 +99,7 @@ def test_the_bar_fits_a_terminal_and_shows_all() -> None:
 def test_a_narrow_terminal_has_the_same_in_words() -> None:
     text = io.StringIO()
     console = Console(file=text, width=40, force_terminal=True, color_system=None)
-    with closing(batch_progress.Progress(console=console)) as bar:
+    with closing(batch_report.Progress(console=console)) as bar:
         tally = Tally(10_000)
         tally.add(done=3_500)
         bar.watch(tally)
@@ -108,7 +108,7 @@ def test_a_narrow_terminal_has_the_same_in_words() -> None:
 
 
 def test_failures_are_told_until_there_are_too_many(capsys: pytest.CaptureFixture[str]) -> None:
-    with closing(batch_progress.Progress(quiet=True)) as progress:
+    with closing(batch_report.Progress(quiet=True)) as progress:
         for number in range(1000):
             progress.show_failure(f"{number}.jpg", "why")
     lines = capsys.readouterr().err.splitlines()
@@ -132,6 +132,6 @@ class Gone(io.StringIO):
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_progress_that_nobody_reads_ends_nothing(number: int, is_terminal: bool) -> None:
     console = Console(file=Gone(number), force_terminal=is_terminal)
-    with closing(batch_progress.Progress(console=console)) as progress:
+    with closing(batch_report.Progress(console=console)) as progress:
         progress.watch(Tally(1))
         progress.show_failure("x.npy", "no")

@@ -1,4 +1,4 @@
-"""How far a batch is, a bar on a terminal and else a line from time to time; and in the end what it came to."""
+"""What `convserve batch` says: beforehand what it would do, on the way how far it is, in the end what it came to."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.batch.counters import Counts, Pace, Tally
+from convserve.batch.dry_run import Forecast
+from convserve.batch.formats.pictures import Pictures
+from convserve.batch.job import Job
 from convserve.batch.runner import Batch
-from convserve.cli.output.report import MAX_LINES, first_lines, print_result
+from convserve.cli.output.report import MAX_LINES, first_lines, print_result, shape_text
 from convserve.display.units import bytes_text
 from convserve.errors import printable
 
@@ -128,6 +131,47 @@ def _speed_text(bytes_per_s: float) -> str:
     """Returns "41.2 MB/s"; what is slow has decimals, what is fast has none."""
     amount = bytes_per_s / 1e6
     return f"{amount:,.0f} MB/s" if amount >= 100 else f"{amount:.3g} MB/s"
+
+
+def show_forecast(coming: Forecast, job: Job, *, as_json: bool) -> None:
+    """Prints what a run would do."""
+    counted = {name: value for name, value in vars(coming).items() if isinstance(value, int)}
+    document = {
+        "input": str(job.inputs.folder),
+        "output": str(job.outputs.folder),
+        "format": job.outputs.format.suffix.removeprefix("."),
+        **counted,
+        "shapes": [{**each._asdict(), "items": count} for each, count in coming.shapes.most_common()],
+        "failures": [{"input": key, "reason": reason} for key, reason in coming.failures],
+        "left_out": job.inputs.left_out,
+        "left_out_names": job.inputs.left_out_names,
+    }
+    print_result(_forecast_rows(coming, job), document, as_json=as_json)
+
+
+def _forecast_rows(coming: Forecast, job: Job) -> list[tuple[str, str]]:
+    samples = f", of {coming.samples:,} samples" if coming.samples != coming.items else ""
+    before = f"; {coming.skipped:,} done before" if coming.skipped else ""
+    shapes = [
+        f"{count:,} of {shape_text(each.input_shape, each.input_dtype)}"
+        f" -> {shape_text(each.output_shape, each.output_dtype)}"
+        for each, count in coming.shapes.most_common()
+    ]
+    failed = [f"{on_a_line(key)}: {on_a_line(reason)}" for key, reason in coming.failures]
+    written = bytes_text(coming.file_bytes)
+    if isinstance(job.outputs.format, Pictures):
+        written += ", before they are compressed"
+    return [
+        ("dry run", "nothing is sent or written"),
+        ("items", f"{coming.items:,}{samples}{before}"),
+        ("shapes", first_lines(shapes, "more shapes")),
+        ("calls", f"{coming.calls:,} at least"),
+        ("in", bytes_text(coming.input_bytes)),
+        ("out", bytes_text(coming.output_bytes)),
+        ("files", f"{coming.items:,} {job.outputs.format.suffix} in {job.outputs.folder}, {written}"),
+        ("failed", first_lines(failed, "more")),
+        ("left out", left_out_text(job.inputs.left_out, job.inputs.left_out_names)),
+    ]
 
 
 def publish(batch: Batch, as_json: bool, number: int | None, failure: Exception | None) -> dict[str, Any]:
