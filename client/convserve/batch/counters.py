@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 MAX_FAILURES = 1000
 """The most failures whose reasons are kept in memory; the journal has all."""
 _RECENT_S = 30.0
+_YEAR_S = 365 * 86400.0
 
 
 @dataclass(frozen=True)
@@ -75,5 +77,6 @@ class Pace:
         if now <= then:
             return None, None
         seconds, progress = now - then, worked - worked_before
-        left = max(0.0, counts.left - counts.parts)
-        return (moved - moved_before) / seconds, left * seconds / progress if progress > 0 else None
+        left_s = max(0.0, counts.left - counts.parts) * seconds / progress if progress > 0 else math.inf
+        # What rounding leaves when parts become an item is no progress.
+        return (moved - moved_before) / seconds, left_s if left_s < _YEAR_S else None

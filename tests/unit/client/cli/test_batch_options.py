@@ -66,6 +66,12 @@ def test_a_part_of_an_item_counts_as_one() -> None:
     assert pace.see(10.0, Counts(1, parts=0.25))[1] == 30.0
 
 
+def test_what_rounding_leaves_is_no_progress() -> None:
+    pace = Pace()
+    pace.see(0.0, Counts(3, parts=1 - 2**-53))
+    assert pace.see(10.0, Counts(3, done=1))[1] is None
+
+
 def test_a_tally_keeps_the_reasons_of_some_failures_and_the_number_of_all() -> None:
     tally = Tally(5000)
     for number in range(2000):
