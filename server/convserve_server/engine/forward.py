@@ -15,7 +15,7 @@ import tensorflow as tf
 from convserve.layers.arguments import Pair
 from convserve.layers.conv2d import Conv2D
 from convserve_server.engine import onednn
-from convserve_server.engine.keras_objects import Function, keras_activation, keras_regularizer
+from convserve_server.engine.keras_objects import Function, keras_activation, keras_object
 from convserve_server.engine.tensors import carrier, direct_call
 
 _MAX_DEPTHWISE_TAPS = 1024
@@ -71,11 +71,11 @@ def _as(x: Any, dtype: str) -> Any:
 def _step(config: Conv2D, on_gpu: bool) -> Callable[..., tuple[Any, dict[str, Any]]]:
     """Returns one layer's part: (x, kernel[, bias]) to (output, losses)."""
     activation = keras_activation(config.activation)
-    penalties: dict[str, Function] = {}
     regularizers = {what: config.weight_penalty(what) for what in ("kernel", "bias")}
-    for what, regularizer in (regularizers | {"activity": config.activity_regularizer}).items():
-        if regularizer is not None:
-            penalties[what] = keras_regularizer(regularizer)
+    regularizers["activity"] = config.activity_regularizer
+    penalties: dict[str, Function] = {
+        what: keras_object(each) for what, each in regularizers.items() if each is not None
+    }
 
     def step(x: Any, kernel: Any, bias: Any = None) -> tuple[Any, dict[str, Any]]:
         weights = {"kernel": kernel} if bias is None else {"kernel": kernel, "bias": bias}

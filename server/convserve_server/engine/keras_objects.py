@@ -13,30 +13,25 @@ from convserve.constraints import Constraint
 from convserve.initializers import Initializer
 from convserve.regularizers import Regularizer
 
-Function = Callable[[Any], Any]
+Function = Callable[..., Any]
 
 
-def keras_initializer(initializer: Initializer) -> Any:
-    """Returns Keras' initializer."""
-    return getattr(keras.initializers, type(initializer).__name__)(**initializer.parameters)
-
-
-def keras_regularizer(regularizer: Regularizer) -> Function:
-    """Returns Keras' regularizer."""
-    return getattr(keras.regularizers, type(regularizer).__name__)(**regularizer.parameters)  # type: ignore[no-any-return]
-
-
-def keras_constraint(constraint: Constraint) -> Function:
-    """Returns Keras' constraint."""
-    parameters = {name: list(value) if name == "axis" else value for name, value in constraint.parameters.items()}
-    return getattr(keras.constraints, type(constraint).__name__)(**parameters)  # type: ignore[no-any-return]
+def keras_object(value: Initializer | Regularizer | Constraint) -> Function:
+    """Returns Keras' initializer, regularizer or constraint of the same name and parameters."""
+    kinds = {Initializer: keras.initializers, Regularizer: keras.regularizers, Constraint: keras.constraints}
+    module = next(module for kind, module in kinds.items() if isinstance(value, kind))
+    return getattr(module, type(value).__name__)(**value.parameters)  # type: ignore[no-any-return]
 
 
 def keras_activation(activation: Activation) -> Function:
     """Returns Keras' activation function with its parameters bound."""
     if isinstance(activation, GLU):
         # keras.activations.glu asks for the axis' size while it is traced, where height and width are not known.
-        return lambda x: _glu(*tf.split(x, 2, axis=activation.axis))
+        def glu(x: Any) -> Any:
+            gated, gate = tf.split(x, 2, axis=activation.axis)
+            return gated * tf.sigmoid(gate)
+
+        return glu
     function = getattr(keras.activations, activation.keras_name)
     parameters = activation.parameters
     if isinstance(activation, Sparsemax):
@@ -52,7 +47,3 @@ def _of_open_shape(function: Any, x: Any, parameters: dict[str, Any]) -> Any:
     """
     hidden = tf.compat.v1.placeholder_with_default(x, [None] * x.shape.rank)
     return tf.ensure_shape(function(hidden, **parameters), x.shape)
-
-
-def _glu(gated: Any, gate: Any) -> Any:
-    return gated * tf.sigmoid(gate)

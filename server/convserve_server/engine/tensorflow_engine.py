@@ -20,7 +20,7 @@ from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, name_of
 from convserve_server.engine import onednn
 from convserve_server.engine.devices import claim
-from convserve_server.engine.keras_objects import keras_constraint, keras_initializer, keras_regularizer
+from convserve_server.engine.keras_objects import keras_object
 from convserve_server.engine.tensors import to_array, to_tensor, weight_to_tensor
 from convserve_server.engine.traces import Traces
 from convserve_server.engine_api import Computed
@@ -70,9 +70,9 @@ class TensorFlowEngine:
         """Returns the layer with weights of Keras' initializers, and with every seed filled in."""
         seeded, dtype = config.with_seed(random.SystemRandom().randrange(2**31)), config.variable_dtype
         with tf.device(self._names[0]), _memory_errors():
-            weights = [keras_initializer(seeded.kernel_initializer)(kernel_shape(seeded, input_channels), dtype)]
+            weights = [keras_object(seeded.kernel_initializer)(kernel_shape(seeded, input_channels), dtype)]
             if seeded.use_bias:
-                weights.append(keras_initializer(seeded.bias_initializer)((seeded.filters,), dtype))
+                weights.append(keras_object(seeded.bias_initializer)((seeded.filters,), dtype))
             return Layer(seeded, *(aligned(weight.numpy()) for weight in weights))
 
     def constrain(self, layer: Layer) -> tuple[Layer, Losses]:
@@ -84,9 +84,9 @@ class TensorFlowEngine:
                     continue
                 constraint, regularizer = getattr(config, f"{name}_constraint"), config.weight_penalty(name)
                 if constraint is not None:
-                    weights[name] = keras_constraint(constraint)(tf.constant(weight)).numpy()
+                    weights[name] = keras_object(constraint)(tf.constant(weight)).numpy()
                 if regularizer is not None:
-                    losses[name] = float(keras_regularizer(regularizer)(tf.constant(weights[name])))
+                    losses[name] = float(keras_object(regularizer)(tf.constant(weights[name])))
         return Layer(config, weights["kernel"], weights["bias"]), Losses(**losses)
 
     def convolve(self, layers: Sequence[Layer], inputs: Sequence[Array], output_dtype: str, device: int) -> Computed:
