@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from typing import Any
 
 import grpc
 import prometheus_client
@@ -100,51 +101,50 @@ class Holdings(Collector):
         engine, load, stored = self._backend.engine, self._backend.admission.load(), self._backend.store.usage()
         versions = {"version": __version__, "python": platform.python_version(), "grpc": grpc.__version__}
         versions |= engine.versions
-        build = _gauge("build_info", "What this server is made of; the value is 1.", labels=list(versions))
-        build.add_metric(list(versions.values()), 1)
-        yield build
+        made_of = {tuple(versions.values()): 1}
+        yield _gauge("build_info", "What this server is made of; the value is 1.", made_of, *versions)
         yield _gauge("admitted_bytes", "Memory reserved for calls in flight.", load.admitted_bytes)
         yield _gauge("max_admitted_bytes", "The most that may be reserved.", load.max_admitted_bytes)
         yield _gauge("waiting_calls", "Calls and items that wait for a device.", load.waiting_calls)
         yield _gauge("running_calls", "Calls and items that a device computes.", load.running_calls)
         yield _gauge("stored_layers", "Layers in memory, on disk, or in the bucket.", stored.layers)
         yield _gauge("stored_memory_bytes", "What the layers in memory take.", stored.memory_bytes)
-        text = "Layers that left the memory for want of room."
-        yield CounterMetricFamily("convserve_evictions", text, value=stored.evictions)
+        yield _counter("evictions", "Layers that left the memory for want of room.", stored.evictions)
         if stored.durable:
             yield from _bucket(stored.durable)
         yield _gauge("traces", "Compiled functions that are kept.", engine.traces)
         yield _gauge("warm_shapes", "Shapes of inputs that were computed before.", engine.warm_shapes)
-        memory = _gauge("device_memory_bytes", "What TensorFlow has in use on a GPU.", labels=["device"])
-        for device, size in engine.device_memory().items():
-            memory.add_metric([device], size)
-        yield memory
+        memory = {(device,): size for device, size in engine.device_memory().items()}
+        yield _gauge("device_memory_bytes", "What TensorFlow has in use on a GPU.", memory, "device")
 
 
 def _bucket(usage: DurableUsage) -> Iterator[Metric]:
     yield _gauge("store_reachable", "Whether the bucket answers.", usage.is_reachable)
-    text = "What was asked of the bucket."
-    requests = CounterMetricFamily("convserve_store_requests", text, labels=["operation", "result"])
-    for labels, count in sorted(usage.requests.items()):
-        requests.add_metric(labels, count)
-    yield requests
-    text = "How long that took."
-    seconds = CounterMetricFamily("convserve_store_request_seconds", text, labels=["operation"])
-    for operation, duration in sorted(usage.seconds.items()):
-        seconds.add_metric([operation], duration)
-    yield seconds
-    text = "Objects in the bucket that were not what their path says."
-    yield CounterMetricFamily("convserve_store_damaged_objects", text, value=usage.damaged)
+    requests = dict(sorted(usage.requests.items()))
+    yield _counter("store_requests", "What was asked of the bucket.", requests, "operation", "result")
+    seconds = {(operation,): duration for operation, duration in sorted(usage.seconds.items())}
+    yield _counter("store_request_seconds", "How long that took.", seconds, "operation")
+    yield _counter("store_damaged_objects", "Objects in the bucket that were not what their path says.", usage.damaged)
     yield _gauge("store_cache_bytes", "What the layers in the cache folder take.", usage.cache_bytes)
     text = "Layers that were read from the cache folder, or had to be fetched."
-    reads = CounterMetricFamily("convserve_store_cache_reads", text, labels=["result"])
-    for result, count in (("hit", usage.cache_hits), ("miss", usage.cache_misses)):
-        reads.add_metric([result], count)
-    yield reads
+    yield _counter("store_cache_reads", text, {("hit",): usage.cache_hits, ("miss",): usage.cache_misses}, "result")
 
 
-def _gauge(name: str, text: str, value: float | None = None, labels: list[str] | None = None) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"convserve_{name}", text, value=value, labels=labels)
+_Values = float | Mapping[Any, float]  # one, or one for each tuple of labels
+
+
+def _filled(family: Any, values: _Values) -> Metric:
+    for labels, value in values.items() if isinstance(values, Mapping) else [((), values)]:
+        family.add_metric(labels, value)
+    return family  # type: ignore[no-any-return]
+
+
+def _gauge(name: str, text: str, values: _Values, *labels: str) -> Metric:
+    return _filled(GaugeMetricFamily(f"convserve_{name}", text, labels=labels), values)
+
+
+def _counter(name: str, text: str, values: _Values, *labels: str) -> Metric:
+    return _filled(CounterMetricFamily(f"convserve_{name}", text, labels=labels), values)
 
 
 def new_registry() -> CollectorRegistry:

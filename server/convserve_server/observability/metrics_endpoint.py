@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from types import SimpleNamespace
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler
@@ -17,12 +16,13 @@ from wsgiref.simple_server import WSGIRequestHandler
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import ThreadingWSGIServer
 
+from convserve_server.addresses import places
 from convserve_server.observability.metrics_page import MetricsPage
 
 _MAX_SCRAPES = 16  # at once, each of which has a thread
 _SCRAPE_S = 10.0  # that one may take, from the connection to the last byte
 _DROPPED_S = 1.0  # until the thread of one that was dropped has noticed
-_NO_SUCH_ADDRESS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+_EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104 (what a user may ask for)
 
 log = logging.getLogger("convserve")
 
@@ -41,25 +41,17 @@ class MetricsEndpoint:
         host, _, port = address.rpartition(":")
         scrapes, app = _Scrapes(), MetricsPage(registry, is_serving)
         self._servers: list[_Server] = []
-        self._port, missing = int(port), None
-        for family, ip in _addresses(host.strip("[]"), self._port):
-            try:
-                server = _Server(family, ip, self._port, scrapes)
-            except OSError as error:
-                if error.errno in _NO_SUCH_ADDRESS:
-                    missing = error
-                    continue
-                self.close()
-                raise
-            server.set_app(app)
-            self._servers.append(server)
-            self._port = server.server_port
-            threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
-            if ip in _EVERYWHERE:
-                break
-        if not self._servers and missing is not None:
-            raise missing
-        self.url = f"http://{host}:{self._port}/metrics"
+        found, number = _places(host.strip("[]"), int(port))
+        with ExitStack() as opened:
+            opened.callback(self.close)
+            for family, ip in found:
+                server = _Server(family, ip, number, scrapes)
+                server.set_app(app)
+                threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+                self._servers.append(server)
+                number = server.server_port
+            opened.pop_all()
+        self.url = f"http://{host}:{number}/metrics"
 
     def close(self) -> None:
         """Stops."""
@@ -68,14 +60,12 @@ class MetricsEndpoint:
             server.server_close()
 
 
-_EVERYWHERE = ("::", "0.0.0.0")  # noqa: S104 (what a user may ask for)
-
-
-def _addresses(host: str, port: int) -> list[tuple[int, str]]:
-    if host in _EVERYWHERE:  # the first takes IPv4 too; the second is for machines without IPv6
-        return [(socket.AF_INET6, "::"), (socket.AF_INET, "0.0.0.0")]  # noqa: S104
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys((int(family), str(sockaddr[0])) for family, *_, sockaddr in infos))
+def _places(host: str, port: int) -> tuple[list[tuple[int, str]], int]:
+    if host in _EVERYWHERE:
+        with suppress(OSError):  # of a machine without IPv6
+            return places("::", port)  # which takes IPv4 too
+        host = _EVERYWHERE[1]
+    return places(host, port)
 
 
 class _Scrapes:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import stat
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import suppress
 
 import grpc
 
-from convserve.protocol.addresses import is_localhost, split_address, unix_path
+from convserve.protocol.addresses import split_address, unix_path
+from convserve_server.addresses import bound, places
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.logs import held_stderr
 from convserve_server.settings import SettingsError, is_loopback
-
-log = logging.getLogger("convserve")
-
-_MAX_TRIES = 20
 
 
 class Listener:
@@ -42,13 +38,11 @@ class Listener:
             if self._path:
                 _check_free(self._path)
                 return
-            host, self._port = split_address(address, least_port=0)
-            addresses = _addresses(host, self._port)
-            if not self._port and len(addresses) > 1:
-                self._port = _free_port(addresses)
-            for family, ip in addresses:
+            host, port = split_address(address, least_port=0)
+            found, self._port = places(host, port)
+            for family, ip in found:
                 place = f"{address} ({ip})" if ip != host else address
-                held = _bound(family, ip, self._port)
+                held = bound(family, ip, self._port)
                 self._held.append((family, ip, held))
                 self._port = held.getsockname()[1]
         except OSError as error:
@@ -71,7 +65,7 @@ class Listener:
             self.close()
             for family, ip, _ in self._held:
                 place = f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
-                with _bound(family, ip, self._port):  # else another program listens there by now
+                with bound(family, ip, self._port):  # else another program listens there by now
                     pass
                 _add(server, place, certificate)
         except OSError as error:
@@ -94,52 +88,6 @@ def _add(server: grpc.Server, address: str, certificate: Certificate | None) -> 
     if not port:
         raise OSError(f"gRPC cannot listen on {address}")
     return port
-
-
-def _addresses(host: str, port: int) -> list[tuple[int, str]]:
-    """Returns the addresses that a host has on this machine; raises OSError if there is none."""
-    if is_localhost(host):  # at both, as callers may try either, whatever this machine's own table says
-        found = [(int(socket.AF_INET), "127.0.0.1"), (int(socket.AF_INET6), "::1")]
-    else:
-        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        found = list(dict.fromkeys((int(family), str(sockaddr[0])) for family, *_, sockaddr in infos))
-    missing: OSError | None = None
-    for family, ip in found.copy():
-        try:
-            _bound(family, ip, 0).close()
-        except OSError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
-                raise
-            missing = error
-            found.remove((family, ip))
-    if missing is not None:
-        if not found:
-            raise missing
-        log.info("%s is listened on at %s alone: %s", host, ", ".join(ip for _, ip in found), missing.strerror)
-    return found
-
-
-def _free_port(addresses: list[tuple[int, str]]) -> int:
-    """Returns a port that is free at all of these addresses: what the system picks at one may be taken at another."""
-    for left in reversed(range(_MAX_TRIES)):
-        with ExitStack() as bound, suppress(OSError) if left else nullcontext():
-            port = 0
-            for family, ip in addresses:
-                port = bound.enter_context(_bound(family, ip, port)).getsockname()[1]
-            return port
-    raise AssertionError
-
-
-def _bound(family: int, ip: str, port: int) -> socket.socket:
-    """Returns a socket that has an address as gRPC's will have it, by which the system says why it cannot."""
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((ip, port))
-    except BaseException:
-        bound.close()
-        raise
-    return bound
 
 
 def _check_free(path: str) -> None:

@@ -50,6 +50,7 @@ SHARED = set(list(CLIENT)[: list(CLIENT).index("convserve.plot")]) - {"convserve
 """What the server may import of the client's distribution: what both ends share, and never a client."""
 SERVER: dict[str, set[str]] = {
     "convserve_server.settings": {"pydantic", "pydantic_core", "pydantic_settings"},
+    "convserve_server.addresses": set(),
     "convserve_server.engine_api": set(),
     "convserve_server.memory": NUMPY,
     "convserve_server.health": GRPC | {"grpc_health"},
@@ -62,7 +63,7 @@ SERVER: dict[str, set[str]] = {
     "convserve_server.local": set(),
     "convserve_server.auth": {"grpc"},
     "convserve_server.observability": GRPC | {"opentelemetry", "prometheus_client", "pythonjsonlogger"},
-    "convserve_server.transport": GRPC,
+    "convserve_server.transport": GRPC | {"grpc_channelz"},
     "convserve_server.services": NUMPY | GRPC,
     "convserve_server.open_inference": NUMPY | GRPC,
     "convserve_server.reflection": GRPC | {"grpc_reflection"},

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from convserve_server import addresses
 from convserve_server.observability import metrics_endpoint
 from convserve_server.observability.metrics import new_registry
 from convserve_server.observability.metrics_endpoint import MetricsEndpoint
@@ -72,14 +73,14 @@ def test_a_name_is_served_at_each_of_its_addresses(monkeypatch):
 
 
 def test_without_ipv6_all_addresses_are_those_of_ipv4(monkeypatch):
-    bind = metrics_endpoint._Server.server_bind
+    bound = addresses.bound
 
-    def without_ipv6(server):
-        if server.address_family == socket.AF_INET6:
+    def without_ipv6(family, ip, port):
+        if family == socket.AF_INET6:
             raise OSError(errno.EADDRNOTAVAIL, "Cannot assign requested address")
-        bind(server)
+        return bound(family, ip, port)
 
-    monkeypatch.setattr(metrics_endpoint._Server, "server_bind", without_ipv6)
+    monkeypatch.setattr(addresses, "bound", without_ipv6)
     with closing(MetricsEndpoint("0.0.0.0:0", new_registry(), lambda: True)) as endpoint:
         assert served_by("127.0.0.1", endpoint)
     with pytest.raises(OSError, match="Cannot assign"):

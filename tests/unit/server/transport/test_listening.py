@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from convserve_server import addresses
 from convserve_server.settings import SettingsError
 from convserve_server.transport import listening
 
@@ -27,7 +28,7 @@ class Server:
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Has the ports that the system picks at the first address be taken at the second, as many as are wanted."""
-    bound, left = listening._bound, [0]
+    bound, left = addresses.bound, [0]
 
     def chosen(family: int, ip: str, port: int) -> socket.socket:
         if ip == "127.0.0.2" and port and left[0]:
@@ -35,16 +36,16 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise OSError(98, "Address already in use")
         return bound(family, ip, port)
 
-    found = [(int(socket.AF_INET), ip) for ip in ("127.0.0.1", "127.0.0.2")]
-    monkeypatch.setattr(listening, "_addresses", lambda *_: found)
-    monkeypatch.setattr(listening, "_bound", chosen)
+    infos = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (ip, 0)) for ip in ("127.0.0.1", "127.0.0.2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: infos)
+    monkeypatch.setattr(addresses, "bound", chosen)
     return left
 
 
 def test_a_port_that_is_taken_at_one_address_is_not_picked(taken: list[int]) -> None:
     taken[0] = 5
     server: Any = Server()
-    listener = listening.Listener("localhost:0")
+    listener = listening.Listener("two.test:0")
     listener.listen(server, None)
     port = listener.address.rpartition(":")[2]
     assert server.addresses == [f"127.0.0.1:{port}", f"127.0.0.2:{port}"]
@@ -53,8 +54,8 @@ def test_a_port_that_is_taken_at_one_address_is_not_picked(taken: list[int]) -> 
 
 def test_where_none_is_free_the_reason_is_told(taken: list[int]) -> None:
     taken[0] = 1000
-    with pytest.raises(SettingsError, match=r"Received localhost:0.*: Address already in use"):
-        listening.Listener("localhost:0")
+    with pytest.raises(SettingsError, match=r"Received two.test:0.*: Address already in use"):
+        listening.Listener("two.test:0")
 
 
 def test_what_is_held_is_not_connected_to_before_it_is_listened_on() -> None:
