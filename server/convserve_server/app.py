@@ -11,7 +11,7 @@ from contextlib import nullcontext
 
 import grpc
 from google.rpc import error_details_pb2
-from grpc_channelz.v1 import channelz, channelz_pb2
+from grpc_channelz.v1 import channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from convserve._version import __version__
@@ -48,6 +48,7 @@ from convserve_server.settings import LARGEST_MESSAGE_BYTES, Settings, SettingsE
 from convserve_server.shutdown import StopSignals, drain
 from convserve_server.transport.call_interceptor import CallInterceptor
 from convserve_server.transport.connections import Connections, with_spare
+from convserve_server.transport.grpc_private import add_channelz
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.listening import Listener, exposure
 from convserve_server.transport.message_bounds import FIELDS_OF_A_LAYER, MessageBound
@@ -215,7 +216,7 @@ def _assembled(
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     listed = [*_service_names(settings), SERVICE_NAME]
     if settings.channelz:
-        channelz.add_channelz_servicer(server)
+        add_channelz(server)
         listed.append("grpc.channelz.v1.Channelz")
     if settings.reflection:
         details = error_pb2.DESCRIPTOR, error_details_pb2.DESCRIPTOR  # of errors, beside their status

@@ -108,22 +108,18 @@ class CallRecord:
             self.batch_size = max(self.batch_size, computation.batch_size)
         self._notify("computed", computation)
 
-    def refused(self, error: ConvserveError) -> None:
-        """Notes what the call fails with."""
-        self.reason = REASONS.get(error.reason, "")
-        self._notify_refused(error)
-
-    def refused_item(self, error: ConvserveError) -> None:
-        """Notes what an item of a stream fails with; the stream goes on."""
-        with self._lock:
-            self.items_refused += 1
-        self._notify_refused(error)
-
-    def _notify_refused(self, error: ConvserveError) -> None:
+    def refused(self, error: ConvserveError, *, item: bool = False) -> None:
+        """Notes what the call fails with, or an item of a stream, which goes on."""
+        reason = REASONS.get(error.reason, "")
+        if item:
+            with self._lock:
+                self.items_refused += 1
+        else:
+            self.reason = reason
         if isinstance(error, InternalError):
             self.error_id = error.error_id
-        if error.reason in REASONS:
-            self._notify("refused", REASONS[error.reason])
+        if reason:
+            self._notify("refused", reason)
 
     def end(self, code: str) -> None:
         """Completes the record."""

@@ -259,7 +259,7 @@ def _in_stream(request_id: str, result: Future[InferResponse], call: CallRecord)
     except Exception as error:
         del result  # which has the error, in whose traceback this frame is
         answer = to_convserve_error(error, call)
-        call.refused_item(answer)
+        call.refused(answer, item=True)
         text = to_status(answer).details  # which has a bound, as a call's own
         del answer
         failed = messages.ModelInferResponse(id=request_id)

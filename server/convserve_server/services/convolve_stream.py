@@ -77,7 +77,7 @@ class ConvolveStream:
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
             answer = to_convserve_error(error, self.call)
-            self.call.refused_item(answer)
+            self.call.refused(answer, item=True)
             failure = to_item_error(answer)
             del answer
             yield messages.ConvolveStreamResponse(item_id=item_id, error=failure).SerializeToString()

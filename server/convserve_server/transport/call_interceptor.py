@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
@@ -49,6 +50,7 @@ def _no_method(request: object, context: grpc.ServicerContext) -> object:
 _NO_METHOD: Handler = grpc.unary_unary_rpc_method_handler(_no_method)
 
 
+@dataclass
 class CallInterceptor(grpc.ServerInterceptor):
     """Wraps each method once. It is to be the only interceptor.
 
@@ -56,20 +58,14 @@ class CallInterceptor(grpc.ServerInterceptor):
     come. There are fewer of both together than threads: so callers that stall cannot take the threads of other calls.
     """
 
-    def __init__(
-        self,
-        recorder: CallRecorder,
-        authenticator: Authenticator,
-        slots: StreamSlots,
-        receiving: ReceivingSlots,
-        idle: IdleTimeouts,
-        bounds: Mapping[str, MessageBound],
-        connections: Connections,
-    ) -> None:
-        """Takes the parts that all methods share, and the `bounds` of their requests by their paths."""
-        self.recorder, self.authenticator, self.slots, self.idle = recorder, authenticator, slots, idle
-        self.receiving, self.bounds, self.connections = receiving, bounds, connections
-        self._wrapped: dict[str, tuple[Handler, Handler]] = {}  # by method: its handler, and that one wrapped
+    recorder: CallRecorder
+    authenticator: Authenticator
+    slots: StreamSlots
+    receiving: ReceivingSlots
+    idle: IdleTimeouts
+    bounds: Mapping[str, MessageBound]  # of requests, by the paths of their methods
+    connections: Connections
+    _wrapped: dict[str, tuple[Handler, Handler]] = field(default_factory=dict)  # by path: a handler, and it wrapped
 
     def intercept_service(
         self,
@@ -84,34 +80,17 @@ class CallInterceptor(grpc.ServerInterceptor):
         if not is_watch:
             self.recorder.arrived(path, handler_call_details.invocation_metadata or ())
         if handler is None:
-            return _wrapped(_NO_METHOD, path, self)  # not kept: such paths are any number
+            return _Method(_NO_METHOD, path, self).handler()  # not kept: such paths are any number
         known, wrapped = self._wrapped.get(path, (None, None))
         if known is not handler:
-            wrapped = _wrapped_watch(handler, path, self) if is_watch else _wrapped(handler, path, self)
+            method = _Method(handler, path, self)
+            wrapped = method.watch_handler() if is_watch else method.handler()
             self._wrapped[path] = handler, wrapped
         return wrapped
 
 
-def _wrapped(handler: Handler, path: str, interceptor: CallInterceptor) -> Handler:
-    method = _Method(handler, path, interceptor)
-    if handler.response_streaming:
-        # gRPC would keep the last answer while it waits for the next: it is given a list, and empties it.
-        return grpc.stream_stream_rpc_method_handler(method.many_answers, None, list.pop)
-    return grpc.stream_unary_rpc_method_handler(method.one_answer, None, None)
-
-
-def _wrapped_watch(handler: Handler, path: str, interceptor: CallInterceptor) -> Handler:
-    method = _Method(handler, path, interceptor)
-
-    def watch(raw: Iterator[bytes], context: grpc.ServicerContext, send_response: Callable[[Any], None]) -> None:
-        method.watch(raw, context, send_response)
-
-    watch.experimental_non_blocking = True  # type: ignore[attr-defined] # as `is_non_blocking` has it
-    return grpc.stream_stream_rpc_method_handler(watch, None, handler.response_serializer)
-
-
 class _Method:
-    """A method."""
+    """A method, and its handlers for gRPC, which gives them messages unparsed."""
 
     def __init__(self, handler: Handler, path: str, interceptor: CallInterceptor) -> None:
         self._path, self._interceptor = path, interceptor
@@ -121,12 +100,23 @@ class _Method:
         self._bound = interceptor.bounds.get(path, _UNKNOWN_MESSAGES)
         self._serialize = handler.response_serializer or bytes
 
+    def handler(self) -> Handler:
+        if self._gives_stream:
+            # gRPC would keep the last answer while it waits for the next: it is given a list, and empties it.
+            return grpc.stream_stream_rpc_method_handler(self.many_answers, None, list.pop)
+        return grpc.stream_unary_rpc_method_handler(self.one_answer, None, None)
+
+    def watch_handler(self) -> Handler:
+        watch: Any = partial(self.watch)
+        watch.experimental_non_blocking = True  # as `is_non_blocking` has it
+        return grpc.stream_stream_rpc_method_handler(watch, None, self._serialize)
+
     def one_answer(self, raw: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         call = _Call(context, self._interceptor, gives_stream=self._gives_stream)
         try:
             with self._identify(call):
                 answer = self._behaviour(self._receive(raw, call), context)
-            data: bytes = self._serialize(answer)
+            data: bytes = b"" if answer is None else self._serialize(answer)  # None: it has set a code instead
             call.record.sent_bytes += len(data)
             call.record.answered = True
             call.fetching.until = self._interceptor.idle.deadline(_MAX_FETCHING)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
+from grpc_channelz.v1 import _servicer, channelz
 
 # gRPC rounds a timeout up by less than this part of it when it sends it, so by our clock some of it may be left when
 # its caller's has passed; and a request may have taken longer to come here than the message that it is cancelled.
@@ -15,6 +19,16 @@ _ROUNDING, _TRANSIT_S = 0.01, 0.02
 def is_non_blocking(handler: Any) -> bool:
     """Returns whether gRPC gives a method a function to answer with and keeps no thread for it: health's Watch."""
     return bool(getattr(handler.unary_stream, "experimental_non_blocking", False))
+
+
+def add_channelz(server: grpc.Server) -> None:
+    """Adds channelz, which passes over what it does not know of a channel.
+
+    It reads what gRPC writes as JSON, and by itself refuses all of it for one field that is newer than its messages.
+    """
+    parse = partial(json_format.Parse, ignore_unknown_fields=True)
+    _servicer.json_format = SimpleNamespace(Parse=parse, ParseError=json_format.ParseError)
+    channelz.add_channelz_servicer(server)
 
 
 def code_at_end(context: grpc.ServicerContext, *, answered: bool, arrived_ns: int) -> str:

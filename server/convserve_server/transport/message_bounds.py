@@ -13,6 +13,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from convserve.errors import TooLargeError
+from convserve.tensors.framing import read_varint
 
 FIELDS_OF_A_LAYER = 64
 """More than any configuration has with its weights, with all that is in it."""
@@ -20,8 +21,8 @@ MAX_OTHER_BYTES = 2**22
 """Of one message, beside fields of bytes: texts, lists of numbers, and what is unknown."""
 _UNCOUNTED_BYTES = 2**16  # a message that is no longer cannot do harm, whatever it consists of
 
-_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_FIXED = {_FIXED32: 4, _FIXED64: 8}
+_VARINT, _LENGTH = 0, 2
+_FIXED = {1: 8, 5: 4}  # kinds of so many bytes
 
 _Table = dict[int, Any]
 """By tag: the table of the message in a field, or None where a field has bytes. Others are in none."""
@@ -40,8 +41,12 @@ class MessageBound:
         if len(data) > _UNCOUNTED_BYTES:
             try:
                 _count(data, self._table, self._max_fields)
+            except TooLargeError:
+                raise
             except IndexError:
                 raise DecodeError("it ends within a field") from None
+            except ValueError as error:
+                raise DecodeError(str(error)) from None
 
 
 def _table(descriptor: Descriptor, known: dict[str, _Table]) -> _Table:
@@ -56,63 +61,40 @@ def _table(descriptor: Descriptor, known: dict[str, _Table]) -> _Table:
     return table
 
 
-def _count(data: bytes, table: _Table, max_fields: int) -> None:  # noqa: PLR0912 (in one piece, as calls would take most of its time)
-    """Raises IndexError if the data end within a field, else as `MessageBound.check`."""
+def _count(data: bytes, table: _Table, max_fields: int) -> None:
+    """Raises IndexError if the data end within a field, ValueError if they are no fields, or TooLargeError."""
     fields = others = position = 0
-    end = len(data)
-    around: list[tuple[int, _Table]] = []  # the messages that this one is in
-    while True:
-        while position >= end:
+    around = [(len(data), table)]  # the messages that the position is in, with their ends
+    while around:
+        end, table = around[-1]
+        if position >= end:
             if position > end:
                 raise IndexError
-            if not around:
-                return
-            end, table = around.pop()
-        tag = data[position]
-        position += 1
-        if tag > 0x7F:
-            tag, position = _varint(data, position - 1)
+            around.pop()
+            continue
+        tag, position = read_varint(data, position)
         fields += 1
         kind = tag & 7
         if kind == _LENGTH:
-            length = data[position]
-            position += 1
-            if length > 0x7F:
-                length, position = _varint(data, position - 1)
-            inner = table.get(tag, 0)
+            length, position = read_varint(data, position)
+            inner = table.get(tag, {})
             if inner:
-                around.append((end, table))
                 if position + length > end:
                     raise IndexError
-                end, table = position + length, inner
+                around.append((position + length, inner))
             else:
                 position += length
-                if inner is not None:
-                    others += length
+                others += 0 if inner is None else length
         elif kind == _VARINT:
-            position += 1
-            if data[position - 1] > 0x7F:
-                position = _varint(data, position - 1)[1]
+            position = read_varint(data, position)[1]
         elif kind in _FIXED:
             position += _FIXED[kind]
         else:
-            raise DecodeError("a field of a kind that no message of the contract has")
+            raise ValueError("a field of a kind that no message of the contract has")
         if fields > max_fields:
             raise _too_large(f"{max_fields} fields, those of the messages in it too", fields)
         if others > MAX_OTHER_BYTES:
             raise _too_large(f"{MAX_OTHER_BYTES} bytes beside those of tensors", others)
-
-
-def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """Returns a number, in whatever form, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        byte = data[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise DecodeError("a number of more than ten bytes")
 
 
 def _too_large(most: str, counted: int) -> TooLargeError:

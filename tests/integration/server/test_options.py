@@ -140,6 +140,13 @@ def test_channelz_shows_connections(server, client):
     assert len(shown.listen_socket) == 1
 
 
+def test_channelz_says_what_it_does_not_know(server):
+    with grpc.insecure_channel(server.target) as channel, pytest.raises(grpc.RpcError) as failure:
+        channelz_pb2_grpc.ChannelzStub(channel).GetServer(channelz_pb2.GetServerRequest(server_id=10**9), timeout=60)
+    assert failure.value.code() is grpc.StatusCode.NOT_FOUND
+    assert "server_id==1000000000" in failure.value.details()
+
+
 def test_those_who_watch_the_health_keep_nobody_from_calling(server, client):
     with grpc.insecure_channel(server.target) as channel:
         watch = health_pb2_grpc.HealthStub(channel).Watch

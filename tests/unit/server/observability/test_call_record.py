@@ -68,7 +68,7 @@ def test_an_observer_that_fails_harms_neither_the_call_nor_others(caplog):
 def test_an_item_that_is_refused_is_not_the_call():
     heard = Heard()
     call = CallRecord("m", "m", (), (heard,))
-    call.refused_item(InvalidTensorError(FieldViolation("input", "Expected. Received.")))
+    call.refused(InvalidTensorError(FieldViolation("input", "Expected. Received.")), item=True)
     assert (call.reason, call.items_refused, heard.words) == ("", 1, [(1, "INVALID_TENSOR")])
 
 

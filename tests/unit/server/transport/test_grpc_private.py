@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
+from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
 from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.transport.grpc_private import code_at_end, is_non_blocking
+from convserve_server.transport.grpc_private import add_channelz, code_at_end, is_non_blocking
 
 
 class Registered:
@@ -50,6 +51,19 @@ def test_a_server_needs_no_more_of_its_pool_than_to_submit_and_a_context_tells_i
     server.stop(None).wait()
     assert failure.value.code() is grpc.StatusCode.DATA_LOSS
     assert codes == [None, grpc.StatusCode.DATA_LOSS]
+
+
+def test_channelz_shows_channels_that_have_fields_newer_than_its_own():
+    server = grpc.server(ThreadPool(1, "call"))
+    add_channelz(server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answer = channelz_pb2_grpc.ChannelzStub(channel).GetTopChannels(
+            channelz_pb2.GetTopChannelsRequest(), timeout=60
+        )
+    server.stop(None).wait()
+    assert f"dns:///127.0.0.1:{port}" in [each.data.target for each in answer.channel]
 
 
 @pytest.mark.parametrize(
