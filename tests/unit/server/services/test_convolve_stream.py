@@ -143,7 +143,7 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
     finally:
         gc.enable()
     eventually(lambda: (served.room.load().admitted_bytes, served.room.load().waiting_calls) == (0, 0))
-    assert not served.transfers._going
+    assert not served.transfers.going
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
