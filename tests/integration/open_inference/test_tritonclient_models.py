@@ -12,7 +12,6 @@ KERNEL = np.random.default_rng(0).integers(-2, 3, (3, 3, 2, 4)).astype("f4")
 STEM = Layer(Conv2D(4, 3, use_bias=False, **LAST), KERNEL)
 HALF = Layer(Conv2D(4, 3, use_bias=False, dtype="float16", **LAST), KERNEL)
 X = np.random.default_rng(1).integers(-3, 4, (3, 8, 8, 2)).astype("f4")
-PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -97,15 +96,6 @@ def test_versions_grow_as_a_name_moves_and_old_ones_stay_callable(triton, native
     assert triton.infer(name, {"x": X})["model_version"] == "4"
 
 
-def test_a_version_whose_layer_is_deleted_is_gone(triton, native):
-    name = f"models-shrinking-{triton.kind}"
-    first = native.put(Layer(STEM.config, KERNEL * 50), name=name)
-    native.put(Layer(STEM.config, KERNEL * 51), name=name)
-    native.delete(first)
-    assert triton.get_model_metadata(name, as_json=True)["versions"] == ["2"]
-    assert refused(triton.infer, name, {"x": X}, model_version="1").status == "NOT_FOUND"
-
-
 def test_loading_and_unloading_a_model(triton):
     triton.load_model("models-stem")
     assert triton.is_model_ready("models-stem") is True
@@ -115,39 +105,6 @@ def test_loading_and_unloading_a_model(triton):
         error = refused(method, "models-none")
         assert error.status == "NOT_FOUND"
         assert "models-none" in error.message
-
-
-def test_names_with_commas_between_them_are_a_chain(triton, native):
-    native.put(Layer(Conv2D(1, 1, use_bias=False, **LAST), np.ones((1, 1, 4, 1))), name="models-sum")
-    chain = "models-stem,models-sum"
-    found = triton.get_model_metadata(chain, as_json=True)
-    assert found["inputs"][0]["shape"] == ["-1", "-1", "-1", "2"]
-    assert found["outputs"][0]["shape"] == ["-1", "-1", "-1", "1"]
-    y = triton.infer(chain, {"x": X})["arrays"]["y"]
-    expected = native.convolve([native.layer("models-stem"), native.layer("models-sum")], X).output
-    np.testing.assert_array_equal(y, expected)
-
-
-def test_statistics_add_up(triton, native):
-    name = f"models-counted-{triton.kind}"
-    native.put(STEM, name=name)
-    for _ in range(5):
-        triton.infer(name, {"x": X})
-    for each in triton.stream(*[{"model_name": name, "inputs": {"x": X}}] * 3):
-        assert not isinstance(each, str), each
-    (found,) = triton.get_inference_statistics(name, as_json=True)["model_stats"]
-    assert (found["name"], found["version"]) == (name, "1")
-    stats = found["inference_stats"]
-    assert int(stats["success"]["count"]) == 8
-    assert int(found["inference_count"]) == 8 * len(X)
-    assert 1 <= int(found["execution_count"]) <= 8
-    assert {int(stats[part]["count"]) for part in PARTS} == {8}
-    parts = [int(stats[part]["ns"]) for part in PARTS]
-    assert 0 < sum(parts) <= int(stats["success"]["ns"])
-    refused(triton.infer, name, {"x": X[..., :1]})
-    (found,) = triton.get_inference_statistics(name, "1", as_json=True)["model_stats"]
-    assert int(found["inference_stats"]["fail"]["count"]) == 1
-    assert int(found["inference_stats"]["success"]["count"]) == 8
 
 
 def test_statistics_of_all_models(triton):
