@@ -9,7 +9,6 @@ import pytest
 from convserve_server.open_inference.wire import SERVICE
 from convserve_server.settings import Settings, flag
 from tests.support.pages import blocks, printed, text
-from tests.support.repository import ROOT
 from tests.support.servers.server_process import numpy_server
 from tests.support.tritonclient.process import PYTHON
 
@@ -61,8 +60,3 @@ def test_options_of_the_server_exist():
     options = set(re.findall(r"`--(?:no-)?([\w-]+)`", ours))
     assert options == {"open-inference", "shared-memory", "compression"}
     assert {f"--{each}" for each in options} <= flags
-
-
-def test_the_makefile_has_the_command_for_kserves_client():
-    assert "`make kserve`" in PAGE
-    assert re.search(r"^kserve:", (ROOT / "Makefile").read_text(), re.MULTILINE)

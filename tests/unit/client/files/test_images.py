@@ -47,13 +47,6 @@ def test_black_and_white_become_0_and_255(tmp_path):
     np.testing.assert_array_equal(images.read_image(saved(tmp_path / "x.png", image))[0, :, :, 0], [[0, 255], [255, 0]])
 
 
-def test_a_jpeg_is_read(tmp_path):
-    image = Image.new("RGB", (8, 6), (200, 100, 50))
-    read = images.read_image(saved(tmp_path / "x.jpg", image, quality=95))
-    assert read.shape == (1, 6, 8, 3)
-    np.testing.assert_allclose(read[0, 3, 4], (200, 100, 50), atol=4)
-
-
 @pytest.mark.parametrize("mode", ["P", "CMYK"])
 def test_other_colour_modes_become_rgb(tmp_path, mode):
     image = Image.new("RGB", (4, 4), (255, 0, 0)).convert(mode)
@@ -84,14 +77,6 @@ def test_grey_with_transparency_stays_grey(tmp_path):
     np.testing.assert_array_equal(read[0, 0], [[100], [255]])
 
 
-def test_exif_orientation_is_honoured(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
-    image = Image.new("RGB", (8, 4), "white")
-    read = images.read_image(saved(tmp_path / "x.jpg", image, exif=exif))
-    assert read.shape == (1, 8, 4, 3)
-
-
 def refusal(path):
     with pytest.raises(InvalidTensorError) as caught:
         images.read_image(path)
@@ -99,11 +84,6 @@ def refusal(path):
     assert violation.field == "input"
     assert str(path) in violation.description
     return violation.description
-
-
-def test_16_bit_grey_is_refused_rather_than_cut(tmp_path):
-    image = Image.fromarray(np.array([[0, 65535]], np.uint16))
-    assert "8 bits per channel" in refusal(saved(tmp_path / "x.png", image))
 
 
 def test_other_formats_are_refused_whatever_their_name(tmp_path):
