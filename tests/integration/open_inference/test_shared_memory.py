@@ -243,24 +243,3 @@ def test_another_user_finds_no_region(sharing_server, caller, key):
         assert list(found) == ["outputs.y"]
         other.call("SystemSharedMemoryUnregister")
     assert set(caller.call("SystemSharedMemoryStatus").regions) == {"a"}
-
-
-def test_one_caller_leaves_regions_to_others(key):
-    with numpy_server("--shared-memory", "--shared-memory-bytes", str(16 * SIZE)) as server:
-
-        def taken(caller):
-            for number in range(16):
-                try:
-                    name = f"{id(caller)} {number}"
-                    caller.call("SystemSharedMemoryRegister", name=name, key=key, byte_size=SIZE)
-                except grpc.RpcError as error:
-                    text, _ = checked(error, grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-                    assert "half of what is left" in text
-                    return number
-            return 16
-
-        with inference_caller(server.target) as greedy, inference_caller(server.target) as modest:
-            assert [taken(caller) for caller in (greedy, modest)] == [8, 4]
-        with inference_caller(server.target) as late:  # those of the two that are gone stay while there is room
-            assert taken(late) == 2
-            assert len(late.call("SystemSharedMemoryStatus").regions) == 14

@@ -7,8 +7,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.support.servers.server_process import numpy_server
-from tests.support.tritonclient.process import InferenceServerError, triton_client
+from tests.support.tritonclient.process import InferenceServerError
 
 DOUBLE = Layer(Conv2D(1, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 1), 2.0))
 X = np.random.default_rng(0).integers(-99, 99, (3, 40, 50, 1)).astype("f4")
@@ -57,19 +56,6 @@ def test_an_input_and_an_output_may_be_shared(triton, regions):
     np.testing.assert_array_equal(triton.region("read", y, np.float32, X.shape), 2 * X)
 
 
-def test_only_the_input_may_be_shared(triton, regions):
-    x = regions(X.nbytes)
-    triton.region("write", x, X)
-    answer = triton.infer("shared-double", {"x": (x, *SHARED_X)})
-    np.testing.assert_array_equal(answer["arrays"]["y"], 2 * X)
-
-
-def test_only_the_output_may_be_shared(triton, regions):
-    y = regions(X.nbytes)
-    triton.infer("shared-double", {"x": X}, {"y": (y, X.nbytes, 0)})
-    np.testing.assert_array_equal(triton.region("read", y, np.float32, X.shape), 2 * X)
-
-
 def test_one_region_may_have_both_at_offsets(triton, regions):
     region = regions(2 * X.nbytes + 128, 64)  # registered from its byte 64 on
     triton.region("write", region, X, 64)
@@ -105,54 +91,3 @@ def test_the_status_lists_what_is_registered(triton, regions):
     assert refused(triton.get_system_shared_memory_status, name).status == "INVALID_ARGUMENT"
     triton.unregister_system_shared_memory()
     assert triton.get_system_shared_memory_status(as_json=True) == {}
-
-
-def test_a_name_is_registered_once(triton, regions):
-    name = regions(4096)
-    error = refused(triton.register_system_shared_memory, name, f"/{name}", 4096)
-    assert error.status == "INVALID_ARGUMENT"
-    assert name in error.message
-
-
-@pytest.mark.parametrize(("key", "size"), [("/convserve-test-none", 64), ("/../etc/passwd", 64), ("", 64)])
-def test_a_region_that_is_not_there_is_not_registered(triton, key, size):
-    error = refused(triton.register_system_shared_memory, "none", key, size)
-    assert error.status == "INVALID_ARGUMENT"
-    assert "key" in error.message
-    assert "none" not in triton.get_system_shared_memory_status(as_json=True).get("regions", {})
-
-
-def test_no_more_than_there_is_may_be_registered(triton, regions):
-    name = regions(4096)
-    triton.unregister_system_shared_memory(name)
-    assert refused(triton.register_system_shared_memory, name, f"/{name}", 2**40).status == "INVALID_ARGUMENT"
-    assert refused(triton.register_system_shared_memory, name, f"/{name}", 4096, 2**40).status == "INVALID_ARGUMENT"
-
-
-def test_what_does_not_fit_its_region_is_refused(triton, regions):
-    x, small = regions(X.nbytes), regions(X.nbytes - 4)
-    triton.region("write", x, X)
-    beyond = refused(triton.infer, "shared-double", {"x": (x, X.nbytes, 4, X.shape, "FP32")})
-    assert beyond.status == "INVALID_ARGUMENT"
-    assert x in beyond.message
-    short = refused(triton.infer, "shared-double", {"x": (x, X.nbytes - 4, 0, X.shape, "FP32")})
-    assert short.status == "INVALID_ARGUMENT"
-    output = refused(triton.infer, "shared-double", {"x": X}, {"y": (small, X.nbytes - 4, 0)})
-    assert output.status == "INVALID_ARGUMENT"
-    assert str(X.nbytes) in output.message
-    unknown = refused(triton.infer, "shared-double", {"x": ("nothing", *SHARED_X)})
-    assert unknown.status == "INVALID_ARGUMENT"
-    assert "nothing" in unknown.message
-    assert triton.infer("shared-double", {"x": X})["outputs"]
-
-
-def test_without_the_setting_nothing_is_shared():
-    with numpy_server() as server, triton_client("blocking", server.target) as triton:
-        name = f"convserve-test-{uuid.uuid4().hex}"
-        triton.region("create", name, f"/{name}", 4096)
-        error = refused(triton.register_system_shared_memory, name, f"/{name}", 4096)
-        assert error.status == "UNIMPLEMENTED"
-        assert "--shared-memory" in error.message
-        assert triton.get_system_shared_memory_status(as_json=True) == {}
-        triton.unregister_system_shared_memory()
-        assert triton.is_server_ready() is True
