@@ -59,14 +59,6 @@ def test_json():
     assert "s3cr3t" not in json.dumps(found)
 
 
-def test_words():
-    lines = lines_of(make_calls, "--log-requests")
-    assert len(lines) == 4
-    (first,) = (line for line in lines if "request_id first" in line)
-    assert f" INFO {CONVOLVE} OK, from ipv4:127.0.0.1" in first
-    assert "(1, 2, 2, 1) to (1, 2, 2, 1), batch of 1 on cpu:0, queue " in first
-
-
 def test_by_itself_nothing_is_logged_of_requests_and_answers_have_ids():
     def calls(caller):
         make_calls(caller)
@@ -75,17 +67,6 @@ def test_by_itself_nothing_is_logged_of_requests_and_answers_have_ids():
         assert len(set(ids)) == 2
 
     assert lines_of(calls) == []
-
-
-def test_health_checks_are_logged_when_debugging():
-    def calls(caller):
-        caller.check_service()
-
-    lines = lines_of(calls, "--log-requests", "--log-level", "debug", "--log-format", "json")
-    requests = [each for each in map(json.loads, lines) if each["message"] == "request"]
-    assert [(each["method"], each["level"]) for each in requests] == [
-        ("grpc.health.v1.Health/Check", "DEBUG"), (CONVOLVE, "INFO"),
-    ]  # fmt: skip
 
 
 def test_what_else_is_logged_or_printed_is_json_too():

@@ -241,21 +241,6 @@ def test_versions_grow_as_a_name_moves_and_old_ones_stay(caller, client):
     assert "inference/moving" not in index(caller)
 
 
-def test_versions_outlast_a_restart_of_a_durable_store(tmp_path):
-    config = CONV2D.replace(filters=1, kernel_size=1)
-    for restart in range(2):
-        with (
-            numpy_server("--store", str(tmp_path)) as running,
-            Client(running.target) as client,
-            inference_caller(running.target) as caller,
-        ):
-            client.put(config, kernel=np.full((1, 1, 3, 1), restart, "f4"), name="a")
-            assert index(caller) == {"conv2d": ["1"], "a": ["1", "2"][: restart + 1]}
-            request = raw_request("a", x=X)
-            request.model_version = "1"
-            assert not output_of(caller.infer(request)).any()
-
-
 def test_loading_pins_and_unloading_unpins(tmp_path):
     """A layer that no name leads to any more is evicted when there is no room, unless it is pinned."""
     kernels = [np.full((1, 1, 25_000, 1), number, "f4") for number in range(4)]
