@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convserve import Client, Conv2D, cli
+from convserve import Client, Conv2D
 from convserve.batch.journal import NAME
 from tests.support.servers.server_process import RunningServer
 
@@ -28,15 +28,8 @@ def blur(client: Client) -> Any:
 
 
 @pytest.fixture
-def run(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """Runs the command, and returns its exit status, stdout and stderr."""
-
-    def call(*words: object) -> tuple[int, str, str]:
-        status = cli.main(["batch", *map(str, words), "--target", server.target])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(server: RunningServer, runs: Callable[..., Any]) -> Any:
+    return runs(server.target, "batch")
 
 
 @pytest.fixture

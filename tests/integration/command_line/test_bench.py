@@ -19,15 +19,8 @@ SHORT = ("--seconds", "0.2", "--input-shape", "1,8,8,3", *LAYER)
 
 
 @pytest.fixture
-def run(server, capsys):
-    """Runs the command against the server, and returns its exit status, stdout and stderr."""
-
-    def call(*words):
-        status = cli.main(["bench", *map(str, words), "--target", server.target])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(server, runs):
+    return runs(server.target, "bench")
 
 
 def test_a_table_for_people(run):

@@ -26,15 +26,8 @@ def photo(tmp_path):
 
 
 @pytest.fixture
-def run(server, capsys):
-    """Runs the program against the server, and returns its exit status, stdout and stderr."""
-
-    def call(*words):
-        status = cli.main([*map(str, words), "--target", server.target])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(server, runs):
+    return runs(server.target)
 
 
 def test_health(run):

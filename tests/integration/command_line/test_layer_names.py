@@ -8,22 +8,14 @@ import numpy as np
 import pytest
 
 import convserve
-from convserve import Client, Conv2D, Layer, cli
+from convserve import Client, Conv2D, Layer
 from convserve.errors import UnavailableError
-from tests.support.servers.server_process import numpy_server
 
 CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 
 
 def layer(number):
     return Layer(CONFIG, np.full((1, 1, 1, 1), number, "f4"))
-
-
-@pytest.fixture(scope="module")
-def own_server():
-    """A server of this file's own, whose layers nobody else lists."""
-    with numpy_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -36,15 +28,8 @@ def client(own_server):
 
 
 @pytest.fixture
-def run(own_server, capsys):
-    """Runs `convserve layers`, and returns its exit status, stdout and stderr."""
-
-    def call(*words):
-        status = cli.main(["layers", *map(str, words), "--target", own_server.target])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(own_server, runs):
+    return runs(own_server.target, "layers")
 
 
 @pytest.fixture

@@ -8,29 +8,14 @@ import pytest
 import convserve
 from convserve import cli
 from tests.support.keras.archives import BIAS, KERNEL, WEIGHTS, conv2d, model, weights_file, write_archive
-from tests.support.servers.server_process import numpy_server
-
-
-@pytest.fixture(scope="module")
-def own_server():
-    """A server of this file's own, whose layers nobody else lists."""
-    with numpy_server() as running:
-        yield running
 
 
 @pytest.fixture
-def run(own_server, capsys):
-    """Runs `convserve layers` on an empty store, and returns its exit status, stdout and stderr."""
-    with convserve.Client(own_server.target) as client:
-        for layer in client.layers():
-            client.delete(layer)
-
-    def call(*words):
-        status = cli.main(["layers", *map(str, words), "--target", own_server.target])
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(client, own_server, runs):
+    """Runs `convserve layers` on an empty store."""
+    for layer in client.layers():
+        client.delete(layer)
+    return runs(own_server.target, "layers")
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from convserve import Conv2D, InvalidTensorError, Layer
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.processes import shared_maps
 from tests.support.servers.server_process import RunningServer
-from tests.support.tensor_paths import by_every_way
 
 LAST = {"data_format": "channels_last"}
 KERNEL = np.float32([[[[1, 2]]]])
@@ -27,11 +26,6 @@ DOUBLE = Layer(Conv2D(2, 1, use_bias=False, **LAST), KERNEL)
 X = np.arange(3 * 8 * 9, dtype="f4").reshape(3, 8, 9, 1) % 100
 EXPECTED = X * KERNEL[0]
 EveryWay = Callable[[Callable[[Any], Any]], dict[str, Any]]
-
-
-@pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def every_way(request: pytest.FixtureRequest, sharing_server: RunningServer) -> EveryWay:
-    return functools.partial(by_every_way, request.param, sharing_server.target)
 
 
 def test_the_same_array_takes_one_output_after_the_other(every_way: EveryWay) -> None:

@@ -17,7 +17,7 @@ from tests.support.either_client import EITHER_CLIENT
 from tests.support.processes import descriptors, shared_maps
 from tests.support.servers.counting_proxy import counting_proxy
 from tests.support.servers.server_process import RunningServer
-from tests.support.tensor_paths import Taken, observed
+from tests.support.tensor_paths import Taken
 from tests.support.waiting import eventually
 
 LAST = {"data_format": "channels_last"}
@@ -28,12 +28,6 @@ SHAPE = (2, 600, 600, 1)  # 2.9 MB, an output that stays where it is
 
 def image(number: int, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
     return np.random.default_rng(number).integers(-99, 99, shape).astype("f4")
-
-
-@pytest.fixture
-def taken() -> Iterator[Taken]:
-    with observed() as found:
-        yield found
 
 
 @pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)

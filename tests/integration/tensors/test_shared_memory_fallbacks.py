@@ -30,7 +30,7 @@ from tests.support.processes import shared_maps
 from tests.support.raw.calls import raw_caller, tensor
 from tests.support.raw.shared_memory import Sharer, check_sharing, refused, shared_request
 from tests.support.servers.server_process import RunningServer, numpy_server
-from tests.support.tensor_paths import Taken, observed
+from tests.support.tensor_paths import Taken
 from tests.support.waiting import eventually
 
 MIB = 2**20
@@ -58,12 +58,6 @@ def everywhere(folder: Path) -> Iterator[RunningServer]:
         assert "is open to the network" in said
         assert f"{long}{SUFFIX}: no memory is shared beside this socket: AF_UNIX path too long" in said
     assert not list(folder.glob(f"*{SUFFIX}"))
-
-
-@pytest.fixture
-def taken() -> Iterator[Taken]:
-    with observed() as found:
-        yield found
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from tests.endurance import fuzz
 from tests.support.processes import descriptors, ended_with_the_test, shared_maps
 from tests.support.repository import ROOT
 from tests.support.servers.server_process import RunningServer, numpy_server
-from tests.support.tensor_paths import Taken, observed
+from tests.support.tensor_paths import Taken
 from tests.support.waiting import eventually
 
 DOUBLE = Layer(
@@ -24,12 +23,6 @@ DOUBLE = Layer(
     np.full((1, 1, 1, 1), 2.0),
 )
 SHAPE = (2, 600, 600, 1)  # 2.9 MB, an output that stays where it is
-
-
-@pytest.fixture
-def taken() -> Iterator[Taken]:
-    with observed() as found:
-        yield found
 
 
 HOLDER = """

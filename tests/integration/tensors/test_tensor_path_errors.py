@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -13,19 +12,13 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer
 from tests.support.either_client import EITHER_CLIENT
-from tests.support.servers.server_process import RunningServer
-from tests.support.tensor_paths import WAYS, by_every_way
+from tests.support.tensor_paths import WAYS
 
 LAST = {"data_format": "channels_last"}
 KERNEL = np.ones((3, 3, 2, 4), "f4")
 LAYER = Layer(Conv2D(4, 3, use_bias=False, **LAST), KERNEL)
 X = np.ones((2, 5, 5, 2), "f4")
 EveryWay = Callable[[Callable[[Any], Any]], dict[str, Any]]
-
-
-@pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def every_way(request: pytest.FixtureRequest, sharing_server: RunningServer) -> EveryWay:
-    return functools.partial(by_every_way, request.param, sharing_server.target)
 
 
 def refusal(call: Callable[[], Any]) -> convserve.ConvserveError:

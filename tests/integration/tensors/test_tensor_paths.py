@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -15,20 +14,14 @@ from hypothesis import strategies as st
 import convserve
 from convserve import Conv2D, Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, numpy_dtype
-from tests.support.either_client import EITHER_CLIENT
 from tests.support.servers.server_process import RunningServer
-from tests.support.tensor_paths import WAYS, by_every_way
+from tests.support.tensor_paths import WAYS
 
 LAST, FIRST = {"data_format": "channels_last"}, {"data_format": "channels_first"}
 KERNEL = np.random.default_rng(0).integers(-3, 4, (3, 3, 2, 4)).astype("f4")
 BIAS = np.float32([1, -2, 3, 0])
 LAYER = Layer(Conv2D(4, 3, **LAST), KERNEL, BIAS)
 EveryWay = Callable[[Callable[[Any], Any]], dict[str, Any]]
-
-
-@pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def every_way(request: pytest.FixtureRequest, sharing_server: RunningServer) -> EveryWay:
-    return functools.partial(by_every_way, request.param, sharing_server.target)
 
 
 def image(*shape: int, dtype: Any = "f4") -> np.ndarray:
