@@ -15,13 +15,14 @@ import marimo
 app = marimo.App(width="full", app_title="convserve play: Conv2D")
 
 with app.setup:
+    import contextlib
     import dataclasses
     from urllib.parse import parse_qsl, urlencode
 
     import marimo as mo
 
     from convserve.errors import InvalidArgumentError
-    from convserve.layers.arguments import DTYPE_POLICIES
+    from convserve.files.images import INPUT_PICTURE_SUFFIXES
     from convserve.play import choices, layout, view
     from convserve.play.convolution.calls import outcome
     from convserve.play.convolution.pictures import Upload
@@ -52,14 +53,14 @@ def _(start):
     """The input."""
     given = mo.ui.dictionary(
         {
-            "picture": choices.dropdown(mo.ui, choices.PICTURES, start.picture),
+            "picture": choices.dropdown(mo.ui, "picture", start.picture),
             "size": mo.ui.slider(steps=SIZES, value=start.size, show_value=True, full_width=True, label="size"),
             "grey": mo.ui.switch(start.grey, label="grey"),
             "rows": choices.slider(mo.ui, 1, MAX_GRID, len(start.grid), "rows"),
             "columns": choices.slider(mo.ui, 1, MAX_GRID, len(start.grid[0]), "columns"),
         }
     )
-    upload = mo.ui.file(filetypes=choices.SUFFIXES, max_size=2**25, label="Upload")
+    upload = mo.ui.file(filetypes=list(INPUT_PICTURE_SUFFIXES), max_size=2**25, label="Upload")
     return given, upload
 
 
@@ -72,24 +73,21 @@ def _(given, kept):
 @app.cell
 def _(start):
     """Conv2D's parameters in Keras' order; those whose value is a name are below."""
-    is_explicit = start.padding not in ("valid", "same")
     layer = mo.ui.dictionary(
         {
             "filters": choices.slider(mo.ui, 1, 32, start.filters),
             "kernel_size": choices.pair(mo.ui, 1, 9, start.kernel_size),
             "strides": choices.pair(mo.ui, 1, 8, start.strides),
-            "padding": choices.dropdown(
-                mo.ui, ["valid", "same", "explicit"], "explicit" if is_explicit else start.padding
-            ),
+            "padding": choices.dropdown(mo.ui, "padding", "explicit" if "," in start.padding else start.padding),
             "amounts": choices.padding_amounts(mo.ui, start.padding),
-            "data_format": choices.dropdown(mo.ui, ["channels_last", "channels_first"], start.data_format),
+            "data_format": choices.dropdown(mo.ui, "data_format", start.data_format),
             "dilation_rate": choices.pair(mo.ui, 1, 6, start.dilation_rate),
             "groups": choices.slider(mo.ui, 1, 8, start.groups),
             "use_bias": mo.ui.switch(start.use_bias),
-            "kernel": choices.dropdown(mo.ui, choices.KERNELS, start.kernel),
+            "kernel": choices.dropdown(mo.ui, "kernel", start.kernel),
             "seed": mo.ui.number(step=1, value=start.seed, full_width=True),
             "name": mo.ui.text(start.name, placeholder="None", full_width=True),
-            "dtype": choices.dropdown(mo.ui, list(DTYPE_POLICIES), start.dtype),
+            "dtype": choices.dropdown(mo.ui, "dtype", start.dtype),
             "trainable": mo.ui.switch(start.trainable),
             "input_shape": mo.ui.text(start.input_shape, placeholder="None, or such as 600,600,3", full_width=True),
         }
@@ -100,9 +98,7 @@ def _(start):
 @app.cell
 def _(typed):
     """Activation, initializers, regularizers and constraints: a name, and parameters of its own."""
-    names = mo.ui.dictionary(
-        {field: choices.dropdown(mo.ui, choices.names(field), name) for field, (name, _) in typed.items()}
-    )
+    names = mo.ui.dictionary({field: choices.dropdown(mo.ui, field, name) for field, (name, _) in typed.items()})
     return (names,)
 
 
@@ -145,17 +141,12 @@ def _(edited, given, grid, kept, layer, numbers, parameters, start, typed):
             kept["numbers"], edited.value, choices.matrix_of(numbers), layer.value["filters"]
         )
     typed.update({field: (typed[field][0], text) for field, text in parameters.value.items()})
-    _said = given.value | layer.value
-    settings = dataclasses.replace(
-        start,
-        grid=kept["grid"],
-        numbers=kept["numbers"],
-        padding=choices.padding_text(_said["padding"], _said["amounts"]),
-        seed=int(_said["seed"] or 0),
-        **{name: tuple(_said[name].values()) for name in ("kernel_size", "strides", "dilation_rate")},
-        **{name: _said[name] for name in choices.AS_THEY_ARE},
-        **{field: text_of(*typed[field]) for field in OBJECTS},
-    )
+    _said = given.value | layer.value | {name: kept[name] for name in ("grid", "numbers")}
+    _said |= {name: tuple(_said[name].values()) for name in choices.PAIRS}
+    _said |= {field: text_of(*typed[field]) for field in OBJECTS}
+    _said["padding"] = choices.padding_text(_said["padding"], _said["amounts"])
+    _said["seed"] = int(_said["seed"] or 0)
+    settings = dataclasses.replace(start, **{name: value for name, value in _said.items() if hasattr(start, name)})
     return (settings,)
 
 
@@ -164,7 +155,10 @@ def _(client, settings, upload):
     """The call: whenever a control has moved, the server is asked."""
     _file = upload.value[0] if upload.value else None
     uploaded = None if _file is None else Upload(_file.name, _file.contents)
-    made = outcome(settings, client, uploaded)
+    # What takes seconds says so; at all others that would only flicker.
+    _is_long = settings.filters * settings.size**2 > 2**23
+    with mo.status.spinner("The server computes ...") if _is_long else contextlib.nullcontext():
+        made = outcome(settings, client, uploaded)
     return made, uploaded
 
 
@@ -223,19 +217,16 @@ def _(edited, given, grid, layer, names, numbers, parameters, settings, shown, u
     """The controls: Keras' defaults at the right, and what refuses a value below it."""
 
     def parameter(name, default, sentence, *controls):
-        return layout.control(shown, name, default, sentence, *(controls or [layer[name]]))
-
-    def sizes(name, default, sentence):
-        return parameter(name, default, sentence, layout.beside(*layer[name].values()))
-
-    def named(field, default, sentence):
-        own = [parameters[field]] if choices.parameters(field, names.value[field]) else []
-        return parameter(field, default, sentence, names[field], *own)
+        if name in OBJECTS:
+            controls = [names[name], *([parameters[name]] if choices.parameters(name, names.value[name]) else [])]
+        elif not controls:
+            controls = [layout.beside(*layer[name].values()) if name in choices.PAIRS else layer[name]]
+        return layout.control(shown, name, default, sentence, *controls)
 
     _inputs = [given["picture"]]
     if settings.picture == "numbers":
         _inputs += [
-            layout.matrix(grid.values(), given.value["columns"]),
+            layout.matrix(grid),
             layout.beside(given["rows"], given["columns"]),
         ]
     else:
@@ -243,7 +234,7 @@ def _(edited, given, grid, layer, names, numbers, parameters, settings, shown, u
         _inputs += [given["size"], given["grey"]] if settings.picture in ("photo", "upload") else [given["size"]]
     _kernel, _own = [layer["kernel"]], []
     if settings.kernel == "numbers":
-        _kernel += [layout.matrix(numbers.values(), layer.value["kernel_size"]["width"])]
+        _kernel += [layout.matrix(numbers)]
         _kernel += [edited] if layer.value["filters"] > 1 else []
     elif settings.kernel != "initializer":
         _own = [layout.note("the kernel's own: it filters each channel by itself")]
@@ -261,10 +252,8 @@ def _(edited, given, grid, layer, names, numbers, parameters, settings, shown, u
         layout.group(
             "Conv2D",
             parameter("filters", "required", "How many feature maps the output has.", *_own),
-            parameter("kernel_size", "required", "Rows and columns of the window.", *_own)
-            if _own
-            else sizes("kernel_size", "required", "Rows and columns of the window."),
-            sizes("strides", "(1, 1)", "How far the window moves from one output pixel to the next."),
+            parameter("kernel_size", "required", "Rows and columns of the window.", *_own),
+            parameter("strides", "(1, 1)", "How far the window moves from one output pixel to the next."),
             parameter(
                 "padding",
                 '"valid"',
@@ -274,23 +263,23 @@ def _(edited, given, grid, layer, names, numbers, parameters, settings, shown, u
                 *_amounts,
             ),
             parameter("data_format", "None", "Whether channels are the last axis, or the one after the batch."),
-            sizes("dilation_rate", "(1, 1)", "Steps between the window's taps: above 1 it has gaps."),
+            parameter("dilation_rate", "(1, 1)", "Steps between the window's taps: above 1 it has gaps."),
             parameter("groups", "1", "Channels are split into groups, each with filters of its own.", *_own),
-            named("activation", "None", "The function that is applied last."),
+            parameter("activation", "None", "The function that is applied last."),
             parameter("use_bias", "True", "Whether each filter adds a number of its own."),
         ),
         layout.group(
             "Initializers",
-            named("kernel_initializer", '"glorot_uniform"', "How the kernel's numbers are drawn."),
-            named("bias_initializer", '"zeros"', "How the bias is drawn."),
+            parameter("kernel_initializer", '"glorot_uniform"', "How the kernel's numbers are drawn."),
+            parameter("bias_initializer", '"zeros"', "How the bias is drawn."),
         ),
         layout.group(
             "Regularizers and constraints",
-            named("kernel_regularizer", "None", "A penalty on the kernel: a loss beside the output."),
-            named("bias_regularizer", "None", "A penalty on the bias."),
-            named("activity_regularizer", "None", "A penalty on the output, after the activation."),
-            named("kernel_constraint", "None", "What an update makes of the kernel; no output changes."),
-            named("bias_constraint", "None", "What an update makes of the bias."),
+            parameter("kernel_regularizer", "None", "A penalty on the kernel: a loss beside the output."),
+            parameter("bias_regularizer", "None", "A penalty on the bias."),
+            parameter("activity_regularizer", "None", "A penalty on the output, after the activation."),
+            parameter("kernel_constraint", "None", "What an update makes of the kernel; no output changes."),
+            parameter("bias_constraint", "None", "What an update makes of the bias."),
             is_open=False,
         ),
         layout.group(

@@ -3,50 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from convserve.files.images import INPUT_PICTURE_SUFFIXES
 from convserve.layers.arguments import FAMILIES
-from convserve.layers.classic_kernels import CLASSIC_KERNELS
-from convserve.play.convolution.settings import Matrix, resized
+from convserve.play.convolution.settings import CHOICES, Matrix, resized
 from convserve.tensors.codec import Array
 
-PICTURES = {
-    "a photograph": "photo",
-    "a checkerboard": "checkerboard",
-    "a digit": "digit",
-    "numbers of your own": "numbers",
-    "a picture of your own": "upload",
-}
-KERNELS = {
-    "drawn by kernel_initializer": "initializer",
-    "numbers of your own": "numbers",
-    **{f"{name}: {kernel.description}": name for name, kernel in CLASSIC_KERNELS.items()},
-}
-
-
+PAIRS = ("kernel_size", "strides", "dilation_rate")
+"""The settings that are a height and a width."""
 PLACES = ("row", "column", "filter")
-SUFFIXES = list(INPUT_PICTURE_SUFFIXES)
-AS_THEY_ARE = (
-    "picture", "size", "grey", "filters", "data_format", "groups", "use_bias", "kernel", "name", "dtype", "trainable",
-    "input_shape",
-)  # fmt: skip
-"""The settings that are what their control says."""
 
 
-def dropdown(ui: Any, options: Mapping[str, str] | Sequence[str], value: str) -> Any:
-    """Returns a choice, at a value; a mapping says under which text each value is offered."""
-    keys = options.items() if isinstance(options, Mapping) else zip(options, options, strict=True)
-    key = next(key for key, each in keys if each == value)
-    return ui.dropdown(options, value=key, allow_select_none=False, full_width=True)
-
-
-def names(field: str) -> dict[str, str]:
-    """Returns the Keras names that a parameter may have, None first where that is one."""
-    none = {} if field.endswith("initializer") else {"None": ""}
-    known = sorted({member.keras_name for member in FAMILIES[field].members.values()})
-    return none | {name: name for name in known}
+def dropdown(ui: Any, field: str, value: str) -> Any:
+    """Returns a choice among what CHOICES has for a setting, at a value."""
+    key = next(key for key, each in CHOICES[field].items() if each == value)
+    return ui.dropdown(CHOICES[field], value=key, allow_select_none=False, full_width=True)
 
 
 def parameters(field: str, name: str) -> str:
@@ -73,7 +45,7 @@ def pair(ui: Any, low: int, high: int, value: tuple[int, int]) -> Any:
 
 def padding_amounts(ui: Any, padding: str) -> Any:
     """Returns four numbers: the rows and columns of zeros around the input."""
-    given = [int(word) for word in padding.split(",")] if "," in padding else [1, 1, 1, 1]
+    given = map(int, padding.split(",")) if "," in padding else [1, 1, 1, 1]
     sides = zip(("top", "bottom", "left", "right"), given, strict=True)
     return ui.dictionary({side: ui.number(step=1, value=each, full_width=True, label=side) for side, each in sides})
 
@@ -84,22 +56,13 @@ def padding_text(word: str, amounts: Mapping[str, float | None]) -> str:
 
 
 def matrix(ui: Any, values: Matrix) -> Any:
-    """Returns a number to edit for each of a matrix, by (row, column) as "row,column"."""
-    return ui.dictionary(
-        {
-            f"{row},{column}": ui.number(step=0.01, value=value, full_width=True)
-            for row, listed in enumerate(values)
-            for column, value in enumerate(listed)
-        }
-    )
+    """Returns a number to edit for each of a matrix, in rows."""
+    return ui.array([ui.array([ui.number(step=0.01, value=value, full_width=True) for value in row]) for row in values])
 
 
 def matrix_of(edited: Any) -> Matrix:
     """Returns the numbers of `matrix`; what was cleared is 0."""
-    rows: dict[str, list[float]] = {}
-    for place, value in edited.value.items():
-        rows.setdefault(place.partition(",")[0], []).append(float(value or 0))
-    return tuple(map(tuple, rows.values()))
+    return tuple(tuple(float(value or 0) for value in row) for row in edited.value)
 
 
 def with_matrix(matrices: tuple[Matrix, ...], index: int, changed: Matrix, filters: int) -> tuple[Matrix, ...]:
@@ -119,13 +82,10 @@ def pixel(ui: Any, maps: Array | None, kept: Mapping[str, int]) -> Any:
 
     Without an output, where settings are refused, they stay where they are.
     """
+    labels = ("row of the output", "column of the output", "filter")
+    lasts = zip(_last_pixel(maps, kept).items(), labels, strict=True)
     return ui.dictionary(
-        {
-            name: slider(
-                ui, 0, max(1, last), min(kept[name], last), name if name == "filter" else f"{name} of the output"
-            )
-            for name, last in _last_pixel(maps, kept).items()
-        }
+        {name: slider(ui, 0, max(1, last), min(kept[name], last), label) for (name, last), label in lasts}
     )
 
 

@@ -18,7 +18,7 @@ from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.signals import graceful_stop
 from convserve.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
 from convserve.play import serving
-from convserve.play.own_server import own_server
+from convserve.play.own_server import OwnServer
 from convserve.play.serving import PAGE, Page
 
 _FIRST_LOOK_S = 2.0
@@ -59,7 +59,7 @@ def command(
     with graceful_stop(stop, lambda _: None), contextlib.ExitStack() as stack:
         if not is_named and not _answers(connection):
             print(f"no server answers at {connection.target}: starting one (some seconds)", flush=True)
-            server = stack.enter_context(own_server())
+            server = stack.enter_context(contextlib.closing(OwnServer()))
             steps.append(server.stop)
             try:
                 connection = dataclasses.replace(connection, target=server.address())

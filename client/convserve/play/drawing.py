@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,18 +27,14 @@ _NUMBERS_FROM = 24  # a pixel of this size on the screen has room for its number
 _ZOOM_SIDE, _ZOOM_CELL = 330, 60
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large the input and all of the output are drawn: pixels on the screen for one of the tensor's."""
+def scale_for(height: int, width: int, padding: Padding) -> float:
+    """Returns the scale on which a padded input fits, and all of the output is drawn.
 
-    each: float
-
-    @classmethod
-    def for_input(cls, height: int, width: int, padding: Padding) -> Scale:
-        """Returns the scale on which a padded input fits."""
-        longer = max(height + padding.top + padding.bottom, width + padding.left + padding.right)
-        each = min(_MAX_SIDE / longer, _MAX_SCALE)
-        return cls(float(int(each)) if each >= 1 else each)
+    It is the pixels on the screen for one of the tensor's.
+    """
+    longer = max(height + padding.top + padding.bottom, width + padding.left + padding.right)
+    scale = min(_MAX_SIDE / longer, _MAX_SCALE)
+    return float(int(scale)) if scale >= 1 else scale
 
 
 def number_text(value: float, digits: int = 3) -> str:
@@ -54,20 +49,22 @@ def number_text(value: float, digits: int = 3) -> str:
     return text.replace("e-0", "e-").replace("e+0", "e").replace("-", "\N{MINUS SIGN}")
 
 
-def input_svg(pixels: Array, padding: Padding, window: Window | None, scale: Scale) -> str:
-    """Returns the input, (height, width, channels), with its padding as a border and the window of an output pixel."""
+def input_svg(pixels: Array, padding: Padding, window: Window | None, size: float) -> str:
+    """Returns the input, (height, width, channels), with its padding as a border and the window of an output pixel.
+
+    `size` is the scale: how large one of its pixels is drawn.
+    """
     height, width, channels = pixels.shape
     shown = pixels[..., :3] if channels == 3 else pixels.mean(axis=-1, keepdims=True)
     low, high = (0.0, 255.0) if pixels.dtype == np.uint8 else finite_range(shown)
     grey = brightness(shown.astype(np.float32), low, high)
-    size = scale.each
-    box = _Box(
+    box = (
         -padding.left * size,
         -padding.top * size,
         (width + padding.left + padding.right) * size,
         (height + padding.top + padding.bottom) * size,
     )
-    parts = [box.rect("border"), _image(grey, width * size, height * size)]
+    parts = [_rect(*box, "border"), _image(grey, width * size, height * size)]
     if size >= _NUMBERS_FROM:
         values = shown[..., 0]
         parts += _numbers(values, grey.mean(axis=-1), size)
@@ -79,26 +76,22 @@ def input_svg(pixels: Array, padding: Padding, window: Window | None, scale: Sca
         ]
     if window is not None:
         parts += _window(window, size)
-    return box.svg("input", parts, f"input of {height} x {width}")
+    return _svg("input", parts, f"input of {height} x {width}", *box)
 
 
-def map_svg(values: Array, limits: tuple[float, float] | None, scale: Scale, pixel: tuple[int, int] | None) -> str:
-    """Returns a feature map, (height, width), with one of its pixels marked."""
+def map_svg(values: Array, limits: tuple[float, float] | None, size: float, pixel: tuple[int, int] | None) -> str:
+    """Returns a feature map, (height, width), with one of its pixels marked; `size` is the scale."""
     height, width = values.shape
     low, high = limits or finite_range(values)
     shares = brightness(values.astype(np.float32), low, high)
     colours = colormaps["viridis"](shares)[..., :3]
     colours[~np.isfinite(values)] = 0.6
-    size = scale.each
-    box = _Box(0, 0, width * size, height * size)
-    parts = [_image(colours, width * size, height * size)]
-    if size >= _NUMBERS_FROM:
-        parts += _numbers(values, colours @ np.array([0.3, 0.6, 0.1]), size)
+    parts = _colours(values, colours, size)
     if pixel is not None:
         least = max(size, 7.0)  # so that it is seen
         middle = [(place + 0.5) * size - least / 2 for place in pixel]
         parts.append(_rect(middle[1], middle[0], least, least, "mark"))
-    return box.svg("map", parts, f"feature map of {height} x {width}")
+    return _svg("map", parts, f"feature map of {height} x {width}", 0, 0, width * size, height * size)
 
 
 def kernel_svg(matrix: Array, most: float) -> str:
@@ -106,14 +99,13 @@ def kernel_svg(matrix: Array, most: float) -> str:
     height, width = matrix.shape
     size = min(40.0, 160.0 / max(height, width))
     colours = colormaps["RdBu_r"](0.5 + matrix.astype(np.float64) / (2 * most or 1.0))[..., :3]
-    parts = [_image(colours, width * size, height * size)]
-    if size >= _NUMBERS_FROM:
-        parts += _numbers(matrix, colours @ np.array([0.3, 0.6, 0.1]), size)
-    return _Box(0, 0, width * size, height * size).svg("kernel", parts, f"kernel of {height} x {width}")
+    title = f"kernel of {height} x {width}"
+    return _svg("kernel", _colours(matrix, colours, size), title, 0, 0, width * size, height * size)
 
 
-def zoom_svg(pixels: Array, window: Window, written: WrittenSum, index: int) -> str:
+def zoom_svg(pixels: Array, written: WrittenSum, index: int) -> str:
     """Returns the window from near for one of its channels: what lies under each weight, and the gaps between."""
+    window = written.window
     channel, (height, width) = written.channels[index], pixels.shape[:2]
     rows, columns = (range(places[0], places[-1] + 1) for places in (window.rows, window.columns))
     size = min(_ZOOM_CELL, _ZOOM_SIDE / max(len(rows), len(columns)))
@@ -125,8 +117,10 @@ def zoom_svg(pixels: Array, window: Window, written: WrittenSum, index: int) -> 
         for right, column in enumerate(columns):
             is_inside = 0 <= row < height and 0 <= column < width
             x, y = right * size, down * size
+            kind = "numeral padded"
             if is_inside:
                 shade = round(255 * float(grey[row, column]))
+                kind = f"numeral {_ink(grey[row, column])}"
                 parts.append(_rect(x, y, size, size, "pixel", f' fill="rgb({shade},{shade},{shade})"'))
             else:
                 parts.append(_rect(x, y, size, size, "border"))
@@ -134,31 +128,26 @@ def zoom_svg(pixels: Array, window: Window, written: WrittenSum, index: int) -> 
                 tap = window.rows.index(row), window.columns.index(column)
                 parts.append(_rect(x + 1, y + 1, size - 2, size - 2, "tap"))
                 if size >= _NUMBERS_FROM:
-                    dark = is_inside and grey[row, column] < 0.5
-                    kind = "numeral padded" if not is_inside else "numeral light" if dark else "numeral dark"
                     value = number_text(float(written.values[index][tap]))
                     weight = "×" + number_text(float(written.weights[index][tap]), 2)
                     parts.append(_label(x + size / 2, y + size * 0.36, _fitting(value, size), value, kind))
                     parts.append(_label(x + size / 2, y + size * 0.7, _fitting(weight, size), weight, kind))
             else:
                 parts.append(_rect(x, y, size, size, "gap"))
-    return _Box(0, 0, len(columns) * size, len(rows) * size).svg("zoom", parts, f"window on channel {channel}")
+    return _svg("zoom", parts, f"window on channel {channel}", 0, 0, len(columns) * size, len(rows) * size)
 
 
-@dataclass(frozen=True)
-class _Box:
-    x: float
-    y: float
-    width: float
-    height: float
+def _svg(kind: str, parts: list[str], title: str, x: float, y: float, width: float, height: float) -> str:
+    view = f"{x - 2:g} {y - 2:g} {width + 4:g} {height + 4:g}"  # lines are wider than edges
+    size = f'width="{width + 4:g}" height="{height + 4:g}"'
+    return f'<svg class="{kind}" role="img" aria-label="{title}" viewBox="{view}" {size}>{"".join(parts)}</svg>'
 
-    def rect(self, kind: str) -> str:
-        return _rect(self.x, self.y, self.width, self.height, kind)
 
-    def svg(self, kind: str, parts: list[str], title: str) -> str:
-        view = f"{self.x - 2:g} {self.y - 2:g} {self.width + 4:g} {self.height + 4:g}"  # lines are wider than edges
-        size = f'width="{self.width + 4:g}" height="{self.height + 4:g}"'
-        return f'<svg class="{kind}" role="img" aria-label="{title}" viewBox="{view}" {size}>{"".join(parts)}</svg>'
+def _colours(values: Array, colours: Array, size: float) -> list[str]:
+    """Returns a matrix in its colours, with its numbers where there is room."""
+    image = _image(colours, values.shape[1] * size, values.shape[0] * size)
+    brightnesses = colours @ np.array([0.3, 0.6, 0.1])
+    return [image, *(_numbers(values, brightnesses, size) if size >= _NUMBERS_FROM else ())]
 
 
 def _image(shares: Array, width: float, height: float) -> str:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from convserve.errors import printable
 from convserve.play.convolution.calls import Outcome
+
+
+def escaped(value: object) -> str:
+    """Returns a value as text of the page."""
+    return html.escape(printable(str(value)))
+
 
 _HATCH = (
     '<svg class="definitions" width="0" height="0"><defs>'
@@ -20,23 +26,22 @@ _HATCH = (
 
 def refusal(made: Outcome, *controls: str) -> str:
     """Returns what the refusals of some controls say, to stand beside them."""
-    texts = [text for control in controls for text in made.refusals.get(control, ())]
-    return "".join(f'<p class="refusal" role="alert">{_text(text)}</p>' for text in texts)
+    return "".join(plain_refusal(text) for control in controls for text in made.refusals.get(control, ()))
 
 
 def plain_refusal(text: str) -> str:
     """Returns a refusal that no control is to blame for."""
-    return f'<p class="refusal" role="alert">{_text(text)}</p>' if text else ""
+    return f'<p class="refusal" role="alert">{escaped(text)}</p>' if text else ""
 
 
 def control(made: Outcome, name: str, default: str, sentence: str, *controls: object) -> str:
     """Returns one parameter: its name, Keras' default, its controls, what it does, and what refuses it."""
-    shown = f'<span class="default">{_text(default)}</span>' if default else ""
+    shown = f'<span class="default">{escaped(default)}</span>' if default else ""
     parts = "".join(f"<div>{each}</div>" for each in controls)
     wrong = refusal(made, name)
     return (
         f'<div class="control{" wrong" if wrong else ""}" data-parameter="{name}"><div class="name">{name}{shown}</div>'
-        f'<div class="inputs">{parts}</div>{wrong}<p class="sentence">{_text(sentence)}</p></div>'
+        f'<div class="inputs">{parts}</div>{wrong}<p class="sentence">{escaped(sentence)}</p></div>'
     )
 
 
@@ -49,7 +54,7 @@ def group(title: str, *rows: str, is_open: bool = True) -> str:
 
 def note(text: str) -> str:
     """Returns a remark in place of a control."""
-    return f'<p class="note">{_text(text)}</p>'
+    return f'<p class="note">{escaped(text)}</p>'
 
 
 def beside(*controls: object) -> str:
@@ -57,10 +62,10 @@ def beside(*controls: object) -> str:
     return f'<div class="beside">{"".join(f"<div>{each}</div>" for each in controls)}</div>'
 
 
-def matrix(edited: Iterable[object], columns: int) -> str:
+def matrix(rows: Sequence[Sequence[object]]) -> str:
     """Returns the numbers of a matrix to edit, as a grid."""
-    cells = "".join(f"<div>{each}</div>" for each in edited)
-    return f'<div class="matrix" style="--columns: {columns}">{cells}</div>'
+    cells = "".join(f"<div>{each}</div>" for row in rows for each in row)
+    return f'<div class="matrix" style="--columns: {len(rows[0])}">{cells}</div>'
 
 
 def page(
@@ -98,7 +103,3 @@ def page(
         f'<div class="top">{facts}<section>{_HATCH}{pictures}</section></div>'
         f'<aside class="controls">{controls}</aside><div class="more">{more}</div></div>'
     )
-
-
-def _text(value: object) -> str:
-    return html.escape(printable(str(value)))

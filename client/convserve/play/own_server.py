@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import signal
@@ -10,7 +9,6 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Iterator
 
 from convserve._rpc.channel import default_target
 from convserve.errors import MissingDependencyError, UnavailableError
@@ -53,23 +51,13 @@ class OwnServer:
         self._process.terminate()
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends it, and waits for that."""
         self.stop()
         try:
             self._process.wait(10)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-@contextlib.contextmanager
-def own_server() -> Iterator[OwnServer]:
-    """Starts a server, and ends it with the block."""
-    server = OwnServer()
-    try:
-        yield server
-    finally:
-        server.close()
 
 
 def _end_with_parent() -> None:

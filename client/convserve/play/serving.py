@@ -77,6 +77,7 @@ class Page:
 
 def _for_own_pages(application: Any) -> Any:
     """Returns the application for pages that come from itself: marimo answers those of any website in the browser."""
+    from starlette.responses import PlainTextResponse
 
     async def guarded(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] in ("http", "websocket"):
@@ -84,14 +85,7 @@ def _for_own_pages(application: Any) -> Any:
             host = headers.get(b"host", "")
             is_own = headers.get(b"origin", f"http://{host}") == f"http://{host}"
             if host.partition(":")[0] not in (_HOST, "localhost") or not is_own:
-                is_http = scope["type"] == "http"
-                await send(
-                    {"type": "http.response.start", "status": 403, "headers": []}
-                    if is_http
-                    else {"type": "websocket.close", "code": 1008}
-                )
-                if is_http:
-                    await send({"type": "http.response.body", "body": b"Only for pages of this address."})
+                await PlainTextResponse("Only for pages of this address.", 403)(scope, receive, send)
                 return
         await application(scope, receive, send)
 

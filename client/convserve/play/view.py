@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterable
-
 import numpy as np
 
 from convserve.display.pixels import finite_range
 from convserve.display.units import bytes_text, duration_text, flops_text
-from convserve.errors import printable
 from convserve.play.convolution.calls import Outcome
 from convserve.play.convolution.code import command_line, keras_code, python_code
 from convserve.play.convolution.formulas import flops_formula, parameters_formula, size_formula
 from convserve.play.convolution.windows import Padding, WrittenSum, padding_of, window_of, written_sum
-from convserve.play.drawing import Scale, input_svg, kernel_svg, map_svg, number_text, zoom_svg
+from convserve.play.drawing import input_svg, kernel_svg, map_svg, number_text, scale_for, zoom_svg
+from convserve.play.layout import escaped, note, plain_refusal
 
 MAX_MAPS, _MAX_KERNELS = 16, 24
 _MAX_TERMS = 400
@@ -29,29 +26,30 @@ def facts(made: Outcome) -> str:
     cards = []
     height, width = made.pixels.shape[:2]
     sizes = [size_formula(conv2d, size, direction) for direction, size in enumerate((height, width))]
-    words = f"<i>size</i> = {_text(sizes[0][0])}"
-    lines = [f"{side} <b>{_text(numbers)}</b>" for side, (_, numbers) in zip(("height", "width"), sizes, strict=True)]
+    words = f"<i>size</i> = {escaped(sizes[0][0])}"
+    lines = [f"{side} <b>{escaped(numbers)}</b>" for side, (_, numbers) in zip(("height", "width"), sizes, strict=True)]
     channels = f"channels <b>{conv2d.filters} filter{'s' if conv2d.filters > 1 else ''}</b>"
-    if plan.output_shape[_axis(made)] != conv2d.filters:
-        channels += f", of which glu makes <b>{plan.output_shape[_axis(made)]}</b>"
-    shape = f"{_text(x.shape)} <span class='arrow'>→</span> {_text(plan.output_shape)}"
+    made_of_them = plan.output_shape[3 if conv2d.data_format == "channels_last" else 1]
+    if made_of_them != conv2d.filters:
+        channels += f", of which glu makes <b>{made_of_them}</b>"
+    shape = f"{escaped(x.shape)} <span class='arrow'>→</span> {escaped(plan.output_shape)}"
     cards.append(_card("Output shape", shape, [words, *lines, channels], "wide"))
-    parameters = [_text(parameters_formula(conv2d, plan)), f"kernel {_text(plan.layers[0].kernel_shape)}"]
+    parameters = [escaped(parameters_formula(conv2d, plan)), f"kernel {escaped(plan.layers[0].kernel_shape)}"]
     cards.append(_card("Parameters", f"{plan.parameters:,}", parameters))
-    cards.append(_card("Operations", flops_text(plan.flops), [_text(flops_formula(conv2d, plan))]))
+    cards.append(_card("Operations", flops_text(plan.flops), [escaped(flops_formula(conv2d, plan))]))
     sent = [f"input {bytes_text(plan.input_bytes)}, {x.dtype}", f"weights {bytes_text(plan.weight_bytes)}"]
     cards.append(_card("Bytes", bytes_text(plan.output_bytes), [f"output, {plan.output_dtype}", *sent]))
     if made.result is not None:
         timing, losses = made.result.timing, made.result.losses[0]
         waited = f"waited {duration_text(timing.queue_us)} before"
         cards.append(
-            _card("Time on the server", duration_text(timing.compute_us), [f"on {_text(made.result.device)}", waited])
+            _card("Time on the server", duration_text(timing.compute_us), [f"on {escaped(made.result.device)}", waited])
         )
         penalties = [f"{name} {value:.6g}" for name, value in losses.given()]
         if penalties:
             cards.append(_card("Losses of the regularizers", penalties[0], penalties[1:]))
     if made.later is not None:
-        cards.append(_card("For input_shape", _text((None, *made.later[1:])), [f"of {_text(conv2d.input_shape)}"]))
+        cards.append(_card("For input_shape", escaped((None, *made.later[1:])), [f"of {escaped(conv2d.input_shape)}"]))
     return f'<div class="facts">{"".join(cards)}</div>'
 
 
@@ -62,18 +60,17 @@ def pictures(made: Outcome, *, most: int = MAX_MAPS) -> str:
         return ""
     height, width, channels = pixels.shape
     if conv2d is None or made.plan is None or made.maps is None:
-        nothing = Padding(0, 0, 0, 0)
-        picture = input_svg(pixels, nothing, None, Scale.for_input(height, width, nothing))
+        picture = input_svg(pixels, Padding(), None, scale_for(height, width, Padding()))
         wrong = ", ".join(name for name in made.refusals if name)
-        text = f'<p class="note">No output: see {_text(wrong)}.</p>' if wrong else ""
+        text = note(f"No output: see {wrong}.") if wrong else ""
         return f'<div class="pictures">{_figure("input", _size(pixels), picture)}</div>{text}'
     padding = padding_of(conv2d, height, width)
-    scale = Scale.for_input(height, width, padding)
+    scale = scale_for(height, width, padding)
     maps = made.maps.astype(np.float32) if made.maps.dtype.itemsize < 4 else made.maps
-    number, row, column = pixel_of(made)
+    row, column, number = pixel_of(made)
     window = window_of(conv2d, height, width, row, column)
-    note = f"{_size(pixels)}{', mean of its channels' if channels not in (1, 3) else ''}"
-    drawn = [_figure("input", note, input_svg(pixels, padding, window, scale))]
+    caption = f"{_size(pixels)}{', mean of its channels' if channels not in (1, 3) else ''}"
+    drawn = [_figure("input", caption, input_svg(pixels, padding, window, scale))]
     count = min(maps.shape[-1], most)
     limits = finite_range(maps[..., :count]) if settings.shared_range else None
     for each in [number, *range(number), *range(number + 1, count)][:count] if number >= count else range(count):
@@ -83,29 +80,25 @@ def pictures(made: Outcome, *, most: int = MAX_MAPS) -> str:
         drawn.append(_figure(f"filter {each}", caption, picture, "chosen" if each == number else ""))
     text = f'<div class="pictures">{"".join(drawn)}</div>'
     if limits is not None:
-        text += f'<p class="note">One scale: {number_text(limits[0])} is dark, {number_text(limits[1])} is bright.</p>'
+        text += note(f"One scale: {number_text(limits[0])} is dark, {number_text(limits[1])} is bright.")
     if count < maps.shape[-1]:
-        text += f'<p class="note">{count} of {maps.shape[-1]} feature maps.</p>'
+        text += note(f"{count} of {maps.shape[-1]} feature maps.")
     return text
 
 
 def pixel_of(made: Outcome) -> tuple[int, int, int]:
-    """Returns the filter, row and column that are chosen, within the output."""
-    if made.maps is None:
-        return 0, 0, 0
+    """Returns the row, column and filter that are chosen, within the output."""
     wanted = (made.settings.row, made.settings.column, made.settings.filter)
-    row, column, number = (max(0, min(want, size - 1)) for want, size in zip(wanted, made.maps.shape, strict=True))
-    return number, row, column
+    sizes = (1, 1, 1) if made.maps is None else made.maps.shape
+    row, column, number = (max(0, min(want, size - 1)) for want, size in zip(wanted, sizes, strict=True))
+    return row, column, number
 
 
 def pixel_sum(made: Outcome) -> WrittenSum | None:
     """Returns the sum of the pixel that is chosen."""
     if made.conv2d is None or made.pixels is None or made.kernel is None or made.maps is None:
         return None
-    number, row, column = pixel_of(made)
-    height, width = made.pixels.shape[:2]
-    window = window_of(made.conv2d, height, width, row, column)
-    return written_sum(made.conv2d, made.pixels, made.kernel, made.bias, window, number)
+    return written_sum(made.conv2d, made.pixels, made.kernel, made.bias, pixel_of(made))
 
 
 def sum_of_pixel(made: Outcome) -> str:
@@ -113,31 +106,28 @@ def sum_of_pixel(made: Outcome) -> str:
     written = pixel_sum(made)
     if written is None or made.conv2d is None or made.pixels is None or made.maps is None:
         return ""
-    number, row, column = pixel_of(made)
-    height, width = made.pixels.shape[:2]
-    window = window_of(made.conv2d, height, width, row, column)
-    zooms, sums = [], []
+    row, column, number = pixel_of(made)
+    has_parts = len(written.channels) > 1
+    zooms, sums, steps = [], [], []
     for index, channel in enumerate(written.channels):
         name = f"channel {channel}"
         name += f", {_COLOURS[channel]}" if made.pixels.shape[-1] == 3 else ""
-        zooms.append(_figure(name, "", zoom_svg(made.pixels, window, written, index)))
-        sums.append(_terms(written, index, name if len(written.channels) > 1 else ""))
+        zooms.append(_figure(name, "", zoom_svg(made.pixels, written, index)))
+        sums.append(_terms(written, index, name if has_parts else ""))
     last = float(made.maps[row, column, number])
-    total = [number_text(float(part.sum())) for part in written.products] if len(written.channels) > 1 else []
-    steps = []
-    if total:
-        steps.append(f"{_joined(total)} = {number_text(float(written.products.sum()))}")
+    if has_parts:
+        parts = [_bracketed(float(part.sum())) for part in written.products]
+        steps.append(f"{' + '.join(parts)} = {number_text(float(written.products.sum()))}")
     if written.bias is not None:
-        shown = number_text(written.bias)
-        steps.append(f"+ bias {f'({shown})' if written.bias < 0 else shown} = {number_text(written.total)}")
+        steps.append(f"+ bias {_bracketed(written.bias)} = {number_text(written.total)}")
     activation = made.conv2d.activation.keras_name
     if activation != "linear":
-        steps.append(f"{_text(activation)} → {number_text(last)}")
-    answer = f"y[0, {row}, {column}, {number}] = {last:.6g}"
-    if made.settings.data_format == "channels_first":
-        answer = f"y[0, {number}, {row}, {column}] = {last:.6g}"
+        steps.append(f"{escaped(activation)} → {number_text(last)}")
+    place = f"0, {number}, {row}, {column}"
+    if made.settings.data_format == "channels_last":
+        place = f"0, {row}, {column}, {number}"
     lines = "".join(f"<p>{line}</p>" for line in [*sums, *steps])
-    result = f'<p class="answer">{answer} <span>as the server computed it</span></p>'
+    result = f'<p class="answer">y[{place}] = {last:.6g} <span>as the server computed it</span></p>'
     return f'<div class="zooms">{"".join(zooms)}</div><div class="sum">{lines}{result}</div>'
 
 
@@ -147,11 +137,11 @@ def kernels(made: Outcome) -> str:
         return ""
     text = _kernel_grid(made.kernel)
     if made.constrained is not None and made.conv2d is not None and made.conv2d.kernel_constraint is not None:
-        name = made.conv2d.kernel_constraint.keras_name
-        text += f'<p class="note">After an update of the weights with {_text(name)}:</p>'
+        text += note(f"After an update of the weights with {made.conv2d.kernel_constraint.keras_name}:")
         text += f'<div class="constrained">{_kernel_grid(made.constrained)}</div>'
     if made.bias is not None:
-        text += f'<p class="note">bias {_text(_list(made.bias))}</p>'
+        shown = ", ".join(number_text(float(value)) for value in made.bias[:16])
+        text += note(f"bias [{shown}{', …' if made.bias.size > 16 else ''}]")
     return text
 
 
@@ -166,7 +156,7 @@ def code(made: Outcome, target: str, file: str) -> dict[str, str]:
     }
     # The class is marimo's, which puts a button to copy on it.
     return {
-        name: f'<div class="codehilite"><pre><code>{_text(text)}</code></pre></div>' for name, text in texts.items()
+        name: f'<div class="codehilite"><pre><code>{escaped(text)}</code></pre></div>' for name, text in texts.items()
     }
 
 
@@ -174,10 +164,10 @@ def comparison(held: Outcome, made: Outcome) -> str:
     """Returns two outcomes side by side, with what differs in their settings above."""
     changes = held.settings.differences(made.settings)
     rows = "".join(
-        f"<tr><th>{_text(name)}</th><td>{_text(old)}</td><td>{_text(new)}</td></tr>" for name, old, new in changes
+        f"<tr><th>{escaped(name)}</th><td>{escaped(old)}</td><td>{escaped(new)}</td></tr>" for name, old, new in changes
     )
     table = f"<table><tr><th></th><th>held</th><th>now</th></tr>{rows}</table>" if changes else ""
-    table = table or '<p class="note">Both are the same: change something.</p>'
+    table = table or note("Both are the same: change something.")
     sides = (("held", held), ("now", made))
     columns = "".join(f'<section class="side"><h3>{name}</h3>{_short(each)}</section>' for name, each in sides)
     return f'{table}<div class="sides">{columns}</div>'
@@ -185,8 +175,7 @@ def comparison(held: Outcome, made: Outcome) -> str:
 
 def _short(made: Outcome) -> str:
     if made.plan is None or made.result is None:
-        texts = [text for listed in made.refusals.values() for text in listed]
-        return "".join(f'<p class="refusal">{_text(text)}</p>' for text in texts)
+        return "".join(plain_refusal(text) for listed in made.refusals.values() for text in listed)
     figures = [
         str(made.plan.output_shape),
         f"{made.plan.parameters:,} parameters",
@@ -194,7 +183,7 @@ def _short(made: Outcome) -> str:
         bytes_text(made.plan.output_bytes),
         duration_text(made.result.timing.compute_us),
     ]
-    return f'<p class="figures">{" · ".join(map(_text, figures))}</p>{pictures(made, most=4)}'
+    return f'<p class="figures">{" · ".join(map(escaped, figures))}</p>{pictures(made, most=4)}'
 
 
 def _kernel_grid(kernel: np.ndarray) -> str:
@@ -208,8 +197,7 @@ def _kernel_grid(kernel: np.ndarray) -> str:
         where = "" if depth == 1 else ", every channel" if same else f", channel {channel}"
         drawn.append(_figure(f"filter {number}{where}", "", kernel_svg(values[:, :, channel, number], most)))
     more = len(places) - len(drawn)
-    note = f'<p class="note">and {more} more</p>' if more > 0 else ""
-    return f'<div class="kernels">{"".join(drawn)}</div>{note}'
+    return f'<div class="kernels">{"".join(drawn)}</div>{note(f"and {more} more") if more > 0 else ""}'
 
 
 def _terms(written: WrittenSum, index: int, name: str) -> str:
@@ -220,7 +208,7 @@ def _terms(written: WrittenSum, index: int, name: str) -> str:
         for value, weight in zip(values, weights, strict=True)
     ]
     left_out = f" + … {len(terms) - _MAX_TERMS} more" if len(terms) > _MAX_TERMS else ""
-    label = f"<em>{_text(name)}</em> " if name else ""
+    label = f"<em>{escaped(name)}</em> " if name else ""
     return f"{label}{' + '.join(terms[:_MAX_TERMS])}{left_out} = <b>{total}</b>"
 
 
@@ -228,33 +216,16 @@ def _bracketed(value: float) -> str:
     return f"({number_text(value)})" if value < 0 else number_text(value)
 
 
-def _joined(texts: Iterable[str]) -> str:
-    return " + ".join(f"({text})" if text.startswith("\N{MINUS SIGN}") else text for text in texts)
-
-
-def _list(values: np.ndarray) -> str:
-    shown = ", ".join(number_text(float(value)) for value in values[:16])
-    return f"[{shown}{', …' if values.size > 16 else ''}]"
-
-
-def _axis(made: Outcome) -> int:
-    return 3 if made.settings.data_format == "channels_last" else 1
-
-
 def _size(pixels: np.ndarray) -> str:
     height, width, channels = pixels.shape
     return f"{height} × {width}, {channels} channel{'s' if channels > 1 else ''}"
 
 
-def _figure(title: str, note: str, picture: str, kind: str = "") -> str:
-    caption = f"<figcaption><b>{_text(title)}</b> <span>{_text(note)}</span></figcaption>"
-    return f'<figure class="{kind}">{picture}{caption}</figure>'
+def _figure(title: str, caption: str, picture: str, kind: str = "") -> str:
+    text = f"<figcaption><b>{escaped(title)}</b> <span>{escaped(caption)}</span></figcaption>"
+    return f'<figure class="{kind}">{picture}{text}</figure>'
 
 
 def _card(title: str, figure: str, lines: list[str], kind: str = "") -> str:
     below = "".join(f"<p>{line}</p>" for line in lines)
     return f'<div class="card {kind}"><h3>{title}</h3><p class="figure">{figure}</p>{below}</div>'
-
-
-def _text(value: object) -> str:
-    return html.escape(printable(str(value)))

@@ -334,5 +334,8 @@ def test_nothing_is_wider_than_the_window(opened, query, width, scheme):
     )
     assert wider == []
     assert at.page.evaluate("document.documentElement.scrollWidth") <= width
+    tops = [at.page.locator(part).bounding_box()["y"] for part in (".play .controls", ".play .top")]
+    assert tops == sorted(tops)  # the controls first, and what they change in the same window
+    assert tops[1] < 900
     ink = at.page.evaluate("getComputedStyle(document.querySelector('.play')).color")
     assert (min(map(int, re.findall(r"\d+", ink)[:3])) > 200) is (scheme == "dark")

@@ -43,7 +43,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.bench": NUMPY | GRPC | {"matplotlib", "tensorflow"},
     "convserve.keras": NUMPY | TENSORFLOW,
     "convserve.cli": NUMPY | GRPC | {"click", "prometheus_client", "rich"},
-    "convserve.play": NUMPY | {"click", "marimo", "matplotlib", "PIL", "uvicorn"},
+    "convserve.play": NUMPY | {"click", "marimo", "matplotlib", "PIL", "starlette", "uvicorn"},
     "convserve.__main__": set(),
 }
 SHARED = set(list(CLIENT)[: list(CLIENT).index("convserve.plot")]) - {"convserve._keras_object", "convserve.display"}

@@ -24,7 +24,7 @@ _COMPILED = "y = np.array(tf.function(layer, jit_compile=True)(x))  # else Tenso
 def keras_code(made: Outcome, file: str = "picture.png") -> str:
     """Returns a program with `keras.layers.Conv2D` that prints the output's shape and mean; `file` was uploaded."""
     conv2d, lines = _conv2d(made), []
-    given = _given(conv2d, "keras")
+    given = {name: _source(value, "keras") for name, value in conv2d.given().items() if name != "input_shape"}
     is_refused = conv2d.strides_and_dilates
     padding = ""
     if not isinstance(conv2d.padding, str):
@@ -37,7 +37,8 @@ def keras_code(made: Outcome, file: str = "picture.png") -> str:
         rate, size = conv2d.dilation_rate, conv2d.kernel_size
         del given["dilation_rate"]
         given["kernel_size"] = str(tuple((size[axis] - 1) * rate[axis] + 1 for axis in (0, 1)))
-    values = _weight_lines(made, always=is_refused)
+    bias = _bias_lines(made)
+    values = [*_kernel_lines(made), *bias] if is_refused or made.settings.kernel != "initializer" else []
     if values:  # which the initializers' numbers give way to
         given.pop("kernel_initializer", None)
         given.pop("bias_initializer", None)
@@ -50,7 +51,7 @@ def keras_code(made: Outcome, file: str = "picture.png") -> str:
             lines += ["whole = np.zeros(layer.kernel.shape)", f"whole[:: {rate[0]}, :: {rate[1]}] = kernel"]
         lines.append(f"layer.kernel.assign({'whole' if is_refused else 'kernel'})")
         if conv2d.use_bias:
-            lines.append("layer.bias.assign(bias)" if _has_bias(made) else "layer.bias.assign(np.zeros(layer.filters))")
+            lines.append("layer.bias.assign(bias)" if bias else "layer.bias.assign(np.zeros(layer.filters))")
     imports = ["import keras"]
     if conv2d.data_format == "channels_first":
         imports.append("import tensorflow as tf")
@@ -63,22 +64,13 @@ def keras_code(made: Outcome, file: str = "picture.png") -> str:
 
 def python_code(made: Outcome, target: str, file: str = "picture.png") -> str:
     """Returns a program with `convserve.Client` that does the same."""
-    conv2d = _conv2d(made)
-    given, lines = _given(conv2d, "convserve"), []
+    given, lines = _without_weights(made, _conv2d(made).given()), _given_weight_lines(made)
+    words = {"x": ""} | {name: _source(value, "convserve") for name, value in given.items()}
     if made.settings.kernel != "initializer":
-        for name in ("filters", "kernel_size", "use_bias", "kernel_initializer", "bias_initializer"):
-            given.pop(name, None)
-        if made.settings.kernel == "numbers":
-            lines += _weight_lines(made)
-            given = {"kernel": "kernel", **given}
-        else:
-            given.pop("groups", None)
-            given = {"kernel": repr(made.settings.kernel), **given}
-            lines += _bias_lines(made)
-        if _has_bias(made):
-            given["bias"] = "bias"
+        words["kernel"] = "kernel" if made.settings.kernel == "numbers" else repr(made.settings.kernel)
+        words |= {"bias": "bias"} if _bias_lines(made) else {}
     lines.append(f"with convserve.Client({target!r}) as client:")
-    lines.append("    " + _call("y = client.conv2d", {"x": "", **given}).replace("\n", "\n    "))
+    lines.append("    " + _call("y = client.conv2d", words).replace("\n", "\n    "))
     lines.append("print(y.shape, y.mean())")
     return _program(["import convserve"], input_code(made.settings, file), lines)
 
@@ -86,23 +78,17 @@ def python_code(made: Outcome, target: str, file: str = "picture.png") -> str:
 def command_line(made: Outcome, target: str, file: str = "picture.png") -> str:
     """Returns commands for a shell: Python writes the arrays, `convserve conv2d` does the rest."""
     conv2d, settings = _conv2d(made), made.settings
-    given = {**conv2d.given(), "data_format": conv2d.data_format}
-    words, arrays, lines = [], ["x"], []
-    if settings.kernel != "initializer":
-        for name in ("filters", "kernel_size", "kernel_initializer", "bias_initializer"):
-            given.pop(name, None)
-        if settings.kernel == "numbers":
-            lines, arrays = _weight_lines(made), [*arrays, "kernel"]
-            words.append("--kernel kernel.npy")
-        else:
-            given.pop("groups", None)
-            given.setdefault("padding", "valid")  # beside such a kernel the option's own default is "same"
-            lines = _bias_lines(made)
-            words.append(f"--kernel {settings.kernel}")
-        if _has_bias(made):
-            arrays.append("bias")
-            words.append("--bias bias.npy")
-        given.pop("use_bias", None)
+    given = _without_weights(made, {**conv2d.given(), "data_format": conv2d.data_format})
+    words, arrays, lines = [], ["x"], _given_weight_lines(made)
+    if settings.kernel == "numbers":
+        arrays.append("kernel")
+        words.append("--kernel kernel.npy")
+    elif settings.kernel != "initializer":
+        given.setdefault("padding", "valid")  # beside such a kernel the option's own default is "same"
+        words.append(f"--kernel {settings.kernel}")
+    if settings.kernel != "initializer" and _bias_lines(made):
+        arrays.append("bias")
+        words.append("--bias bias.npy")
     given.pop("trainable", None)  # of no consequence for outputs, and no option
     given.pop("input_shape", None)
     if given["data_format"] == "channels_last":
@@ -126,22 +112,21 @@ def _program(imports: list[str], input_text: str, lines: list[str]) -> str:
     return "\n".join([*ordered, "", rest, *lines])
 
 
-def _given(conv2d: Conv2D, package: str) -> dict[str, str]:
-    """Returns the parameters that are not the defaults, as source text."""
-    values = {name: value for name, value in conv2d.given().items() if name != "input_shape" or package != "keras"}
-    # Of objects without parameters of their own the name says all.
-    return {name: _source(value, package) for name, value in values.items()}
+def _without_weights(made: Outcome, given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the parameters that are left to say beside a kernel that is given, by its numbers or its name."""
+    if made.settings.kernel == "initializer":
+        return given
+    told = {"filters", "kernel_size", "use_bias", "kernel_initializer", "bias_initializer"}
+    told |= {"groups"} if made.settings.kernel != "numbers" else set()
+    return {name: value for name, value in given.items() if name not in told}
 
 
 def _source(value: Any, package: str) -> str:
     if not isinstance(value, KerasObject):
-        return (
-            repr(value[0])
-            if isinstance(value, tuple) and value in ((value[0],) * 2,) and isinstance(value[0], int)
-            else repr(value)
-        )
+        is_square = isinstance(value, tuple) and len(value) == 2 and value[0] == value[1] and isinstance(value[0], int)
+        return repr(value[0] if is_square else value)
     changed = _changed(value)
-    if not changed:
+    if not changed:  # the name says all
         return repr(value.keras_name)
     words = ", ".join(f"{name}={each!r}" for name, each in changed.items())
     if isinstance(value, Activation) and package == "keras":
@@ -175,31 +160,33 @@ def _call(function: str, given: dict[str, str]) -> str:
     return line if len(line) <= _WIDTH else f"{function}(\n" + "".join(f"    {word},\n" for word in words) + ")"
 
 
-def _weight_lines(made: Outcome, always: bool = False) -> list[str]:
-    """Returns lines that make `kernel`, and `bias` where it is not 0, if they are given and not drawn."""
-    if made.kernel is None or (made.settings.kernel == "initializer" and not always):
+def _given_weight_lines(made: Outcome) -> list[str]:
+    """Returns lines that make what of the weights is given in numbers: where the kernel has a name, the bias alone."""
+    if made.settings.kernel == "initializer":
         return []
+    return [*(_kernel_lines(made) if made.settings.kernel == "numbers" else ()), *_bias_lines(made)]
+
+
+def _kernel_lines(made: Outcome) -> list[str]:
+    assert made.kernel is not None  # noqa: S101 (what was computed has one)
     kernel = made.kernel.astype(np.float32)
     depth, filters = kernel.shape[2:]
-    comment = ["# Each filter's numbers, the same for all of its input channels."]
     if not np.array_equal(kernel, np.broadcast_to(kernel[:, :, :1], kernel.shape)):
-        return [f"kernel = {_array(kernel)}", *_bias_lines(made)]
+        return [f"kernel = {_array(kernel)}"]
     matrices = np.moveaxis(kernel[:, :, 0], -1, 0)
-    lines = [*comment, f"kernel = np.moveaxis({_array(matrices)}, 0, -1)", "kernel = kernel[:, :, np.newaxis]"]
-    if depth > 1:
-        lines[-1] += f".repeat({depth}, axis=2)"
+    text = _array(matrices)
     if filters > 1 and np.array_equal(matrices, np.broadcast_to(matrices[:1], matrices.shape)):
-        lines[1] = f"kernel = np.moveaxis({_array(matrices[:1])}.repeat({filters}, axis=0), 0, -1)"
-    return [*lines, *_bias_lines(made)]
+        text = f"{_array(matrices[:1])}.repeat({filters}, axis=0)"
+    return [
+        "# Each filter's numbers, the same for all of its input channels.",
+        f"kernel = np.moveaxis({text}, 0, -1)",
+        f"kernel = kernel[:, :, np.newaxis]{f'.repeat({depth}, axis=2)' if depth > 1 else ''}",
+    ]
 
 
 def _bias_lines(made: Outcome) -> list[str]:
-    return [f"bias = {_array(made.bias)}"] if _has_bias(made) and made.bias is not None else []
-
-
-def _has_bias(made: Outcome) -> bool:
-    """Returns whether a bias is added that changes anything; one of zeros is left out beside given kernels."""
-    return made.bias is not None and bool(np.any(made.bias))
+    """Returns a line that makes the bias; one of zeros changes nothing, and is left out beside given kernels."""
+    return [f"bias = {_array(made.bias)}"] if made.bias is not None and np.any(made.bias) else []
 
 
 def _array(values: Array) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,6 @@ from convserve.layers.arguments import DTYPE_POLICIES, FAMILIES, Pair
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
 from convserve.layers.conv2d import Conv2D
 
-PICTURES = ("photo", "checkerboard", "digit", "numbers", "upload")
 SIZES = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 MAX_GRID = 8
 """The most rows and columns of a grid of numbers."""
@@ -24,13 +24,33 @@ OBJECTS = tuple(FAMILIES)
 """The parameters whose values are a name, perhaps with parameters of its own."""
 _MOST = {"filters": 256, "kernel_size": 11, "strides": 512, "padding": 64, "dilation_rate": 6, "groups": 1024}
 """The largest values that a link may have: what a page can show and draw."""
-_CHOICES = {
-    "picture": PICTURES,
-    "size": tuple(map(str, SIZES)),
-    "kernel": ("initializer", "numbers", *CLASSIC_KERNELS),
-    "data_format": ("channels_last", "channels_first"),
-    "dtype": tuple(DTYPE_POLICIES),
+
+
+def _names(field: str) -> dict[str, str]:
+    """Returns the Keras names that a parameter may have, None first where that is one."""
+    none = {} if field.endswith("initializer") else {"None": ""}
+    return none | {name: name for name in sorted({member.keras_name for member in FAMILIES[field].members.values()})}
+
+
+CHOICES = {
+    "picture": {
+        "a photograph": "photo",
+        "a checkerboard": "checkerboard",
+        "a digit": "digit",
+        "numbers of your own": "numbers",
+        "a picture of your own": "upload",
+    },
+    "kernel": {
+        "drawn by kernel_initializer": "initializer",
+        "numbers of your own": "numbers",
+        **{f"{name}: {kernel.description}": name for name, kernel in CLASSIC_KERNELS.items()},
+    },
+    "padding": {name: name for name in ("valid", "same", "explicit")},
+    "data_format": {name: name for name in ("channels_last", "channels_first")},
+    "dtype": {name: name for name in DTYPE_POLICIES},
+    **{field: _names(field) for field in OBJECTS},
 }
+"""The settings that are one of several: the text under which each value is offered. Those of OBJECTS are names."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +58,7 @@ class Settings:
     """What the controls say. Conv2D's parameters have its names; sizes are (height, width).
 
     Attributes:
-        picture: One of PICTURES.
+        picture: One of CHOICES, as `kernel`, `data_format`, `dtype` and the names of OBJECTS are.
         size: Pixels of the picture's longer side.
         grey: Whether a picture of colours is made grey, so that it has one channel.
         grid: The input's numbers where `picture` is "numbers".
@@ -114,29 +134,21 @@ class Settings:
 
         Raises InvalidArgumentError as Conv2D does.
         """
-        parameters: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in (
-                *("filters", "kernel_size", "strides", "data_format", "dilation_rate", "groups", "use_bias"),
-                *("dtype", "trainable"),
-            )
-        }
+        parameters: dict[str, Any] = {name: getattr(self, name) for name in inspect.signature(Conv2D).parameters}
         if kernel_size is not None:
             parameters |= {"filters": channels, "groups": channels, "kernel_size": kernel_size}
         parameters |= {name: named(getattr(self, name), name) for name in OBJECTS}
-        parameters["padding"] = self.padding if self.padding in ("valid", "same") else _explicit(self.padding)
+        if self.padding not in ("valid", "same"):
+            parameters["padding"] = _explicit(self.padding)
         parameters["name"] = self.name or None
         parameters["input_shape"] = _dimensions(self.input_shape)
         return Conv2D(**parameters).with_seed(self.seed)
 
     def differences(self, other: Settings) -> list[tuple[str, str, str]]:
         """Returns what differs from other settings, but for the pixel: the name, and both values as text."""
-        looked_at = ("filter", "row", "column")
-        return [
-            (field.name, _text(getattr(self, field.name)) or "None", _text(getattr(other, field.name)) or "None")
-            for field in dataclasses.fields(self)
-            if field.name not in looked_at and getattr(self, field.name) != getattr(other, field.name)
-        ]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("filter", "row", "column")]
+        values = [(name, *(_text(getattr(each, name)) or "None" for each in (self, other))) for name in names]
+        return [(name, mine, others) for name, mine, others in values if mine != others]
 
 
 def named(text: str, field: str) -> dict[str, Any] | None:
@@ -207,8 +219,10 @@ def _text(value: Any) -> str:
 
 def _read(name: str, default: Any, text: str) -> Any:
     if isinstance(default, bool):
-        return _one_of(name, {"yes": True, "no": False}, text)
-    if isinstance(default, int) and name not in _CHOICES:
+        return _one_of(name, ("yes", "no"), text) == "yes"
+    if name == "size":
+        return int(_one_of(name, map(str, SIZES), text))
+    if isinstance(default, int):
         return _integers(name, text, 1)[0]
     if name == "grid":
         return _matrix(name, text, MAX_GRID)
@@ -216,20 +230,19 @@ def _read(name: str, default: Any, text: str) -> Any:
         return tuple(_matrix(name, part, _MOST["kernel_size"]) for part in text.split("|"))
     if isinstance(default, tuple):
         return _integers(name, text, len(default))
-    if name in FAMILIES and text:
-        known = sorted({member.keras_name for member in FAMILIES[name].members.values()})
-        _one_of(name, dict.fromkeys(known), parts_of(text)[0])
-    if name == "padding" and text not in ("valid", "same"):
-        _explicit(text)
-    if name in _CHOICES:
-        return type(default)(_one_of(name, {choice: choice for choice in _CHOICES[name]}, text))
+    if name == "padding":
+        if text not in ("valid", "same"):
+            _explicit(text)
+    elif name in CHOICES and text:
+        _one_of(name, filter(None, CHOICES[name].values()), parts_of(text)[0] if name in OBJECTS else text)
     return text
 
 
-def _one_of(name: str, values: Mapping[str, Any], text: str) -> Any:
-    if text not in values:
-        raise InvalidRequestError.for_field(name, f"one of {', '.join(values)}", short_repr(text))
-    return values[text]
+def _one_of(name: str, values: Iterable[str], text: str) -> str:
+    known = list(values)
+    if text not in known:
+        raise InvalidRequestError.for_field(name, f"one of {', '.join(known)}", short_repr(text))
+    return text
 
 
 def _integers(name: str, text: str, count: int) -> tuple[int, ...]:

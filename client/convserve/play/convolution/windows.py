@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,14 +20,13 @@ class Window:
     columns: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class Padding:
+class Padding(NamedTuple):
     """The rows and columns of zeros around the input."""
 
-    top: int
-    bottom: int
-    left: int
-    right: int
+    top: int = 0
+    bottom: int = 0
+    left: int = 0
+    right: int = 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class WrittenSum:
     """The sum of one pixel before the activation, computed in float64.
 
     Attributes:
+        window: Where it lies on the input.
         channels: The input channels that the filter sees.
         values: (channels, kernel height, kernel width): what lies under the window, 0 on padding.
         weights: Of the same shape: the kernel's numbers.
@@ -41,6 +42,7 @@ class WrittenSum:
         bias: What is added, or None.
     """
 
+    window: Window
     channels: range
     values: Array
     weights: Array
@@ -76,10 +78,15 @@ def window_of(conv2d: Conv2D, height: int, width: int, row: int, column: int) ->
 
 
 def written_sum(
-    conv2d: Conv2D, pixels: Array, kernel: Array, bias: Array | None, window: Window, filter_number: int
+    conv2d: Conv2D, pixels: Array, kernel: Array, bias: Array | None, place: tuple[int, int, int]
 ) -> WrittenSum:
-    """Returns the sum of a filter's pixel; `pixels` is (height, width, channels), `kernel` as Conv2D has it."""
+    """Returns the sum of the output's pixel (row, column, filter).
+
+    `pixels` is (height, width, channels), `kernel` as Conv2D has it.
+    """
+    row, column, filter_number = place
     height, width = pixels.shape[:2]
+    window = window_of(conv2d, height, width, row, column)
     depth = kernel.shape[2]
     first = filter_number // (conv2d.filters // conv2d.groups) * depth
     channels = range(first, first + depth)
@@ -88,4 +95,4 @@ def written_sum(
     seen = pixels[rows.clip(0, height - 1), columns.clip(0, width - 1)][..., channels].astype(np.float64)
     values = np.moveaxis(np.where(padded[..., np.newaxis], 0.0, seen), -1, 0)
     weights = np.moveaxis(kernel[..., filter_number].astype(np.float64), -1, 0)
-    return WrittenSum(channels, values, weights, padded, None if bias is None else float(bias[filter_number]))
+    return WrittenSum(window, channels, values, weights, padded, None if bias is None else float(bias[filter_number]))

@@ -10,7 +10,7 @@ from convserve.errors import InvalidArgumentError
 from convserve.layers.arguments import FAMILIES
 from convserve.play import choices
 from convserve.play.convolution.pictures import Upload, input_array, input_code
-from convserve.play.convolution.settings import OBJECTS, SIZES, Settings
+from convserve.play.convolution.settings import CHOICES, OBJECTS, SIZES, Settings
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\n"  # which Pillow has Ghostscript run
 DAMAGED = [
@@ -52,17 +52,28 @@ def test_pictures_have_the_size_that_is_asked_for(size):
         assert max(input_array(Settings(picture=picture, size=size)).shape[1:3]) == size
 
 
-@pytest.mark.parametrize(("orientation", "shape"), [(1, (1, 3, 8, 3)), (6, (1, 8, 3, 3))])
-def test_an_upload_is_made_small_and_turned_upright(tmp_path, monkeypatch, orientation, shape):
+def png(mode, orientation=1):
+    """Returns the bytes of a dark picture of 12 x 5; what can be transparent is so at the left."""
     image = pytest.importorskip("PIL.Image")
     data = io.BytesIO()
     exif = image.Exif()
     exif[0x112] = orientation
-    image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).save(data, "PNG", exif=exif)
+    picture = image.fromarray(np.arange(60, dtype=np.uint8).reshape(5, 12)).convert(mode)
+    if mode == "LA":
+        picture.paste((0, 0), (0, 0, 4, 5))
+    picture.save(data, "PNG", exif=exif)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB"])
+@pytest.mark.parametrize(("orientation", "shape"), [(1, (1, 3, 8, 3)), (6, (1, 8, 3, 3))])
+def test_an_upload_is_made_small_turned_upright_and_laid_on_white(tmp_path, monkeypatch, mode, orientation, shape):
+    data = png(mode, orientation)
     settings = Settings(picture="upload", size=8)
-    x = input_array(settings, Upload("grey.png", data.getvalue()))
+    x = input_array(settings, Upload("grey.png", data))
     assert x.shape == shape
-    (tmp_path / "grey.png").write_bytes(data.getvalue())
+    assert bool(x.max() > 200) is (mode == "LA")
+    (tmp_path / "grey.png").write_bytes(data)
     monkeypatch.chdir(tmp_path)
     assert np.array_equal(made_by(input_code(settings, "grey.png")), x)
 
@@ -77,9 +88,16 @@ def test_what_is_no_picture_is_refused_at_the_picture(upload):
     assert " at 0x" not in str(refused.value)
 
 
+def test_a_picture_whose_numbers_8_bits_would_lose_is_refused():
+    with pytest.raises(InvalidArgumentError) as refused:
+        input_array(Settings(picture="upload"), Upload("deep.png", png("I;16")))
+    text = refused.value.violations[0].description
+    assert text == "Expected a picture with 8 bits per channel. Received 'deep.png': 16 bits"
+
+
 @pytest.mark.parametrize("field", OBJECTS)
 def test_every_name_that_keras_has_can_be_chosen(field):
-    offered = choices.names(field)
+    offered = CHOICES[field]
     assert set(offered.values()) - {""} == {member.keras_name for member in FAMILIES[field].members.values()}
     assert ("" in offered.values()) is not field.endswith("initializer")
 
@@ -100,6 +118,6 @@ def test_the_numbers_of_one_filter_change_and_others_stay():
 
 
 def test_what_was_cleared_is_zero():
-    assert choices.matrix_of(SimpleNamespace(value={"0,0": 1, "0,1": None, "1,0": 2.5, "1,1": 0})) == ((1, 0), (2.5, 0))
+    assert choices.matrix_of(SimpleNamespace(value=[[1, None], [2.5, 0]])) == ((1, 0), (2.5, 0))
     assert choices.padding_text("explicit", {"top": 1, "bottom": None, "left": 2, "right": 0}) == "1,0,2,0"
     assert choices.padding_text("same", {}) == "same"
