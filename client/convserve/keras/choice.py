@@ -11,9 +11,8 @@ import keras
 from convserve.display.units import flops_text
 from convserve.errors import InvalidArgumentError, InvalidRequestError, short_repr
 from convserve.keras.graph import arrays_of, is_model
-from convserve.keras.layers.steps import at_height, convolution_kind, step_of
+from convserve.keras.layers.steps import at_height, convolution_kind, layers_of, step_of
 from convserve.layers.keras_layers import CONVOLUTIONS, advice
-from convserve.layers.layer import Layer
 from convserve.layers.plan import plan
 
 Only = Collection[str] | Callable[[Any], Any] | int | None
@@ -50,18 +49,19 @@ class Choice:
         kind = convolution_kind(layer)
         if kind not in CONVOLUTIONS:
             return advice(kind) or "No Conv2D computes it."
-        if step_of(layer) is None:
+        if (step := step_of(layer)) is None:
             return f"It is a {type(layer).__name__}, which may compute something else than {kind}, or has more dtypes."
-        layers, reason = _layers(layer)
-        return reason or self._reason(layer, layers)
-
-    def _reason(self, layer: Any, layers: list[Layer] | None) -> str:
+        try:
+            layers = layers_of((step,), arrays_of(layer, step)) if layer.built else ()
+        except InvalidArgumentError as error:
+            return " ".join(str(error).split())
         if self._only is None:
             return ""
         if isinstance(self._only, int):
-            flops = _flops(layer, layers)
-            if flops is None:
+            shape = (layer.get_build_config() or {}).get("input_shape")
+            if not layers or shape is None or None in shape[1:]:
                 return "The size of its input is open, so its FLOPs are not known."
+            flops = plan([each.config for each in layers], at_height((step,), (1, *shape[1:]))).flops
             return "" if flops >= self._only else f"It takes {flops_text(flops)} for one sample."
         is_chosen = self._only(layer) if callable(self._only) else layer.name in self._only
         return "" if is_chosen else "only= does not choose it."
@@ -80,24 +80,3 @@ def _and_wrapped(layer: Any) -> Iterator[Any]:
     yield layer
     if isinstance(layer, keras.layers.Wrapper):
         yield from within(layer.layer) if is_model(layer.layer) else _and_wrapped(layer.layer)
-
-
-def _layers(layer: Any) -> tuple[list[Layer] | None, str]:
-    """Returns a convolution as a server computes it, if it has weights, or why it cannot."""
-    step = step_of(layer)
-    assert step is not None  # noqa: S101 (seen before)
-    if not layer.built:
-        return None, ""
-    try:
-        return list(step.operation(arrays_of(layer, step))), ""  # type: ignore[arg-type]
-    except InvalidArgumentError as error:
-        return None, " ".join(str(error).split())
-
-
-def _flops(layer: Any, layers: list[Layer] | None) -> int | None:
-    shape = (layer.get_build_config() or {}).get("input_shape")
-    if layers is None or shape is None or None in shape[1:]:
-        return None
-    step = step_of(layer)
-    assert step is not None  # noqa: S101 (it has layers)
-    return plan([each.config for each in layers], at_height((step,), (1, *shape[1:]))).flops

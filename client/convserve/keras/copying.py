@@ -10,7 +10,6 @@ from typing import Any
 
 import keras
 
-from convserve.keras.compiling import compile_alike
 from convserve.keras.graph import is_model
 from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_layer import LOAD_WITH
@@ -58,7 +57,7 @@ class Copy:
             for run in self._runs(model) if self._runs else ():
                 self._join(run)
             made = self._sequential(model) if isinstance(model, keras.Sequential) else self._functional(model)
-            compile_alike(model, made)
+            _compile_alike(model, made)
         self._made[id(model)] = made
         return made
 
@@ -158,6 +157,35 @@ def _called(layer: Any, *args: Any, **kwargs: Any) -> Any:
     for each in layer:
         x = each(x)
     return x
+
+
+def _compile_alike(model: Any, made: Any) -> None:
+    """Compiles a copy with what its model was compiled with. The optimizer's state is not copied."""
+    if not model.compiled:
+        return
+    if type(made).compile is not keras.Model.compile or not hasattr(model, "_compile_config"):
+        made.compile_from_config(model.get_compile_config())  # a class of one's own says there what it needs
+        return
+    made.compile(
+        **{name: keras.tree.map_structure(_own, value) for name, value in model._compile_config.config.items()}
+    )
+    if made.built and made.optimizer is not None:
+        made.optimizer.build(made.trainable_variables)
+
+
+def _own(value: Any) -> Any:
+    """Returns an object that is not to be shared anew, and any other as it is."""
+    if isinstance(value, keras.optimizers.Optimizer):
+        config = value.get_config()
+        if isinstance(value._learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+            config["learning_rate"] = value._learning_rate
+        return type(value).from_config(config)
+    if isinstance(value, keras.metrics.Metric):
+        try:
+            return type(value).from_config(value.get_config())
+        except (TypeError, ValueError):  # of a function that Keras cannot find by its name
+            return value
+    return value
 
 
 def _copy_state(layer: Any, made: Any) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 
 from convserve.errors import InvalidArgumentError, InvalidRequestError, short_repr
-from convserve.keras.layers.steps import Step, convolves, served, step_of, weights_of
+from convserve.keras.layers.steps import Step, served, step_of, weights_of
 from convserve.models.folding import Left, Node, Run, folded, joined
 from convserve.tensors.codec import Array
 
@@ -52,33 +51,23 @@ def check_model(model: Any) -> None:
         raise InvalidRequestError.for_field("model", expected, short_repr(model), hint)
 
 
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of a layer in a model.
+class Call(NamedTuple):
+    """One call of a layer in a model."""
 
-    Attributes:
-        layer: The layer, or a function of `keras.ops`.
-        inputs: The tensors that it reads, each by a number.
-        output: The tensor that it returns; None where it is not one.
-        is_plain: Whether it gets one tensor and nothing else.
-        trains: Whether it is called with `training=True`.
-    """
-
-    layer: Any
-    inputs: tuple[int, ...]
-    output: int | None
-    is_plain: bool
-    trains: bool = False
+    layer: Any  # or a function of `keras.ops`
+    inputs: tuple[int, ...]  # the tensors that it reads, each by a number
+    output: int | None  # the tensor that it returns; None where it is not one
+    is_plain: bool = True  # whether it gets one tensor and nothing else
+    trains: bool = False  # whether it is called with `training=True`
 
 
 def calls_of(model: Any) -> tuple[list[Call], set[int]]:
     """Returns the calls of a Sequential or Functional model in an order that can be computed, and what it returns."""
     if isinstance(model, keras.Sequential):
-        found = [Call(layer, (index,), index + 1, True) for index, layer in enumerate(model.layers)]
+        found = [Call(layer, (index,), index + 1) for index, layer in enumerate(model.layers)]
         return found, {len(found)}
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    nodes = [node for depth in depths for node in model._nodes_by_depth[depth] if not node.is_input]
-    return [_call(node) for node in nodes], {id(tensor) for tensor in model.outputs}
+    nodes = [node for _, at_depth in sorted(model._nodes_by_depth.items(), reverse=True) for node in at_depth]
+    return [_call(node) for node in nodes if not node.is_input], {id(tensor) for tensor in model.outputs}
 
 
 def _call(node: Any) -> Call:
@@ -108,9 +97,7 @@ def runs_of(
     calls, returned = calls_of(model)
     by_name = {call.layer.name: call.layer for call in calls}
     steps = {name: _step(layer, is_chosen) for name, layer in by_name.items()}
-    for call in calls:
-        if not call.is_plain:
-            steps[call.layer.name] = None
+    steps |= {call.layer.name: None for call in calls if not call.is_plain}
     producer = {call.output: call.layer.name for call in calls}
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(by_name, ())
     for call in calls:
@@ -121,7 +108,7 @@ def runs_of(
     activated_here = {name for name, layer in by_name.items() if not served(getattr(layer, "activation", None))}
     ends = {producer[tensor] for tensor in returned if tensor in producer} | activated_here
     for name, above in inputs.items():
-        if (step := steps[name]) is not None and (convolves(step.kind) or step.kind.startswith("ZeroPadding")):
+        if (step := steps[name]) is not None and (step.convolves or step.kind.startswith("ZeroPadding")):
             # Keras casts what goes from one to the other.
             ends |= {each for each in above if (other := steps.get(each)) is not None and other.policy != step.policy}
     nodes = [_node(by_name[name], steps[name], above) for name, above in inputs.items()]
@@ -130,15 +117,10 @@ def runs_of(
     too_long = {name for chain in chains for name in _cuts(chain, runs)}
     chains = joined(runs, nodes, ends | too_long) if too_long else chains
     left = [_with_reason(each, inputs[each.name], activated_here) for each in left]
-    left += [
-        Left(call.layer.name, kind, _TRAINS) for call in calls if call.trains and (kind := _normalizes(call.layer))
-    ]
+    for call in calls:
+        if call.trains and isinstance(call.layer, keras.layers.BatchNormalization):
+            left.append(Left(call.layer.name, type(call.layer).__name__, _TRAINS))
     return [tuple(by_name[name] for name in chain.nodes) for chain in chains if len(chain.nodes) > 1], left
-
-
-def _normalizes(layer: Any) -> str:
-    """Returns the class of a BatchNormalization, or nothing for another layer."""
-    return type(layer).__name__ if isinstance(layer, keras.layers.BatchNormalization) else ""
 
 
 def _with_reason(left: Left, above: tuple[str, ...], activated_here: set[str]) -> Left:
@@ -151,7 +133,7 @@ def _step(layer: Any, is_chosen: Callable[[Any], bool]) -> Step | None:
     """Returns the step of a layer that may share a call with others."""
     step = step_of(layer) if isinstance(layer, keras.Layer) and layer.built else None
     # A loss of its output, which Keras adds where the layer is called.
-    if step is None or layer.activity_regularizer is not None or (convolves(step.kind) and not is_chosen(layer)):
+    if step is None or layer.activity_regularizer is not None or (step.convolves and not is_chosen(layer)):
         return None
     return step
 

@@ -23,34 +23,24 @@ from convserve.tensors.codec import FLOAT_DTYPES, Shape, itemsize
 
 @dataclass(frozen=True)
 class PlannedCall:
-    """A call to the server, as often as one forward pass makes it.
-
-    Attributes:
-        layers: The names of the model's layers that it computes.
-        input_shape: Of what is sent.
-        output_shape: Of what is received.
-        input_bytes: Bytes of what is sent, without the weights, which the server gets once.
-        output_bytes: Bytes of what is received.
-        flops: Floating-point operations on the server.
-        times: How often it is made: within TimeDistributed once for each step.
-    """
+    """A call to the server, as often as one forward pass makes it."""
 
     layers: tuple[str, ...]
+    """The names of the model's layers that it computes."""
     input_shape: Shape
     output_shape: Shape
     input_bytes: int
+    """Bytes of what is sent, without the weights, which the server gets once."""
     output_bytes: int
     flops: int
+    """Floating-point operations on the server."""
     times: int = 1
+    """How often it is made: within TimeDistributed once for each step."""
 
 
 @dataclass(frozen=True)
 class Traffic:
-    """The calls of one forward pass, in order; the other attributes are sums over them.
-
-    Attributes:
-        calls: Each call.
-    """
+    """The calls of one forward pass, in order; the other attributes are sums over them."""
 
     calls: tuple[PlannedCall, ...]
 
@@ -81,15 +71,12 @@ class Traffic:
 
 @dataclass(frozen=True, repr=False)
 class ModelPlan:
-    """What one forward pass of a model costs once its convolutions are remote.
-
-    Attributes:
-        separate: With `to_remote(model)`.
-        fused: With `to_remote(model, fuse=True)`.
-    """
+    """What one forward pass of a model costs once its convolutions are remote."""
 
     separate: Traffic
+    """With `to_remote(model)`."""
     fused: Traffic
+    """With `to_remote(model, fuse=True)`."""
 
     _COLUMNS = ("", "calls", "sent", "received", "work")
 
@@ -100,11 +87,8 @@ class ModelPlan:
         """Returns a table of both."""
         rows = [self._COLUMNS, *self._rows()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = []
-        for row in rows:
-            first, *numbers = (f"{text:>{width}}" for text, width in zip(row, widths, strict=True))
-            lines.append("  ".join([row[0].ljust(len(first)), *numbers]))
-        return "\n".join(lines)
+        aligned = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
+        return "\n".join("  ".join(aligned).format(*row) for row in rows)
 
     def _repr_html_(self) -> str:
         return html_tables.grid(self._COLUMNS, self._rows())

@@ -8,24 +8,23 @@ import keras
 import tensorflow as tf
 
 from convserve.keras.layers.steps import Step, Steps, by_step, normalization_weights
-from convserve.layers.keras_layers import CONVOLUTIONS
 
 
 def computed_here(steps: Steps, x: Any, *weights: Any) -> Any:
     """Returns what steps compute, with tensors as weights."""
     for step, own in by_step(steps, weights):
         x = tf.cast(x, step.compute_dtype)
-        given = dict(step.attributes)
-        if step.kind in CONVOLUTIONS:
-            x = _convolved(step, given, x, own)
+        if step.convolves:
+            x = _convolved(step, x, own)
         elif step.kind == "BatchNormalization":
-            x = _normalized(step, given, x, own)
+            x = _normalized(step, x, own)
         else:
-            x = getattr(keras.layers, step.kind)(**given, dtype=step.policy).call(x)
+            x = getattr(keras.layers, step.kind)(**step.given, dtype=step.policy).call(x)
     return x
 
 
-def _convolved(step: Step, given: dict[str, Any], x: Any, weights: list[Any]) -> Any:
+def _convolved(step: Step, x: Any, weights: list[Any]) -> Any:
+    given = step.given
     is_first = given["data_format"] == "channels_first"  # of which TensorFlow has no convolution for CPUs
     rank = len(x.shape)
     last, first = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
@@ -39,20 +38,15 @@ def _convolved(step: Step, given: dict[str, Any], x: Any, weights: list[Any]) ->
     compute = keras.ops.conv
     if step.kind not in ("Conv1D", "Conv2D"):
         compute = keras.ops.depthwise_conv if len(kernels) == 1 else keras.ops.separable_conv
-    x = compute(
-        x,
-        *kernels,
-        strides=given["strides"],
-        padding=padding,
-        dilation_rate=given["dilation_rate"],
-        data_format="channels_last",
-    )
+    options = {"strides": given["strides"], "padding": padding, "dilation_rate": given["dilation_rate"]}
+    x = compute(x, *kernels, **options, data_format="channels_last")
     x = x if bias is None else x + bias
     x = tf.transpose(x, first) if is_first else x
     return keras.activations.get(given["activation"])(x)
 
 
-def _normalized(step: Step, given: dict[str, Any], x: Any, weights: list[Any]) -> Any:
+def _normalized(step: Step, x: Any, weights: list[Any]) -> Any:
+    given = step.given
     gamma, beta, mean, variance = normalization_weights(given, weights)
     wide = tf.cast(x, weights[0].dtype)  # as Keras does, narrow dtypes being prone to overflow
     normalized = keras.ops.batch_normalization(wide, mean, variance, given["axis"], beta, gamma, given["epsilon"])

@@ -10,7 +10,8 @@ import keras
 
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.layers.remote_layer import RemoteLayer, tensors
-from convserve.keras.layers.steps import KINDS, Steps, convolves, served, step_of, weights_of, why_no_chain
+from convserve.keras.layers.steps import KINDS, Steps, served, step_of, weights_of, why_no_chain
+from convserve.layers.keras_layers import CONVOLUTIONS
 
 
 @keras.saving.register_keras_serializable(package="convserve")
@@ -47,7 +48,7 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
             InvalidRequestError: For other layers, or as RemoteConv2D.
         """
         layers = list(layers)
-        if not any(convolves(KINDS.get(type(layer), "")) for layer in layers):
+        if not any(KINDS.get(type(layer)) in CONVOLUTIONS for layer in layers):
             received = ", ".join(type(layer).__name__ for layer in layers) or "none"
             raise InvalidRequestError.for_field("layers", "layers with a convolution among them", received)
         for index, layer in enumerate(layers):

@@ -10,7 +10,8 @@ import keras
 from convserve.keras.layers.remote_layer import RemoteLayer, tensors
 from convserve.keras.layers.steps import Steps, convolution_step, weights_of
 
-_registered = keras.saving.register_keras_serializable(package="convserve")
+REMOTE: dict[Any, Any] = {}
+"""Of each convolution of Keras' the remote one."""
 
 
 class _RemoteConvolution(RemoteLayer):
@@ -27,7 +28,15 @@ class _RemoteConvolution(RemoteLayer):
         return (step,), weights, None if is_served else self.activation
 
 
-@_registered
+def _sibling(remote: Any) -> Any:
+    """Makes known a class that is named for the one of Keras' which it stands for."""
+    remote.kind = remote.__name__.removeprefix("Remote")
+    remote.__module__ = "convserve.keras"  # Keras writes it into saved models
+    REMOTE[getattr(keras.layers, remote.kind)] = remote
+    return keras.saving.register_keras_serializable(package="convserve")(remote)
+
+
+@_sibling
 class RemoteConv2D(_RemoteConvolution, keras.layers.Conv2D):  # type: ignore[misc]
     """`keras.layers.Conv2D` whose forward pass a server computes.
 
@@ -52,59 +61,31 @@ class RemoteConv2D(_RemoteConvolution, keras.layers.Conv2D):  # type: ignore[mis
         >>> y = model.predict(x)
     """
 
-    __module__ = "convserve.keras"  # Keras writes it into saved models
-    kind = "Conv2D"
 
-
-@_registered
+@_sibling
 class RemoteDepthwiseConv2D(_RemoteConvolution, keras.layers.DepthwiseConv2D):  # type: ignore[misc]
     """`keras.layers.DepthwiseConv2D` whose forward pass a server computes, as RemoteConv2D."""
 
-    __module__ = "convserve.keras"
-    kind = "DepthwiseConv2D"
 
-
-@_registered
+@_sibling
 class RemoteSeparableConv2D(_RemoteConvolution, keras.layers.SeparableConv2D):  # type: ignore[misc]
     """`keras.layers.SeparableConv2D` whose forward pass a server computes in one call, as RemoteConv2D."""
 
-    __module__ = "convserve.keras"
-    kind = "SeparableConv2D"
 
-
-@_registered
+@_sibling
 class RemoteConv1D(_RemoteConvolution, keras.layers.Conv1D):  # type: ignore[misc]
     """`keras.layers.Conv1D` whose forward pass a server computes, as RemoteConv2D."""
 
-    __module__ = "convserve.keras"
-    kind = "Conv1D"
 
-
-@_registered
+@_sibling
 class RemoteDepthwiseConv1D(_RemoteConvolution, keras.layers.DepthwiseConv1D):  # type: ignore[misc]
     """`keras.layers.DepthwiseConv1D` whose forward pass a server computes, as RemoteConv2D."""
 
-    __module__ = "convserve.keras"
-    kind = "DepthwiseConv1D"
 
-
-@_registered
+@_sibling
 class RemoteSeparableConv1D(_RemoteConvolution, keras.layers.SeparableConv1D):  # type: ignore[misc]
     """`keras.layers.SeparableConv1D` whose forward pass a server computes in one call, as RemoteConv2D."""
 
-    __module__ = "convserve.keras"
-    kind = "SeparableConv1D"
-
-
-REMOTE: dict[Any, Any] = {
-    keras.layers.Conv2D: RemoteConv2D,
-    keras.layers.DepthwiseConv2D: RemoteDepthwiseConv2D,
-    keras.layers.SeparableConv2D: RemoteSeparableConv2D,
-    keras.layers.Conv1D: RemoteConv1D,
-    keras.layers.DepthwiseConv1D: RemoteDepthwiseConv1D,
-    keras.layers.SeparableConv1D: RemoteSeparableConv1D,
-}
-"""Of each convolution of Keras' the remote one."""
 
 LOCAL: dict[Any, Any] = {remote: local for local, remote in REMOTE.items()}
 """Of each remote convolution Keras' own."""

@@ -13,21 +13,19 @@ import numpy as np
 
 from convserve.activations import Activation
 from convserve.errors import InvalidWeightsError
-from convserve.layers.keras_layers import CONVOLUTIONS, convolutions
+from convserve.layers.keras_layers import CONVOLUTIONS, convolutions, parameters
 from convserve.layers.layer import Layer
 from convserve.models.folding import Node, Operation, folded, joined
-from convserve.models.operations import BatchNormalization, activation_of, zero_padding_of
+from convserve.models.operations import BatchNormalization, activation_of, weight_names, zero_padding_of
 from convserve.tensors.codec import Array, Shape
 
-_WINDOW = ("kernel_size", "strides", "padding", "data_format", "dilation_rate", "use_bias")
-_SEPARABLE = ("filters", "depth_multiplier", *_WINDOW)
+_COMPUTED_WITH = {
+    "filters", "groups", "depth_multiplier", "kernel_size", "strides", "padding", "data_format", "dilation_rate",
+    "use_bias",
+}  # fmt: skip
+"""A convolution's parameters, but for its activation and those that are about its weights."""
 _ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "Conv2D": ("filters", "groups", *_WINDOW),
-    "DepthwiseConv2D": ("depth_multiplier", *_WINDOW),
-    "SeparableConv2D": _SEPARABLE,
-    "Conv1D": ("filters", "groups", *_WINDOW),
-    "DepthwiseConv1D": ("depth_multiplier", *_WINDOW),
-    "SeparableConv1D": _SEPARABLE,
+    **{kind: tuple(name for name in parameters(kind) if name in _COMPUTED_WITH) for kind in CONVOLUTIONS},
     "BatchNormalization": ("axis", "epsilon", "center", "scale"),
     "ZeroPadding1D": ("padding", "data_format"),
     "ZeroPadding2D": ("padding", "data_format"),
@@ -54,7 +52,6 @@ class Step:
         attributes: What it computes with, by Keras' names.
         policy: The name of the dtype policy.
         compute_dtype: The name of the dtype in which it computes.
-        variable_dtype: The name of the dtype of its weights.
         weights: How many arrays it takes.
     """
 
@@ -62,21 +59,25 @@ class Step:
     attributes: tuple[tuple[str, Any], ...]
     policy: str
     compute_dtype: str
-    variable_dtype: str
     weights: int
 
     @property
-    def rank(self) -> int | None:
-        """The directions of its input, or None for a step that takes any."""
-        return int(self.kind[-2]) if self.kind.endswith("D") else None
+    def given(self) -> dict[str, Any]:
+        """What it computes with, by name."""
+        return dict(self.attributes)
+
+    @property
+    def convolves(self) -> bool:
+        """Whether it is a convolution."""
+        return self.kind in CONVOLUTIONS
 
     def operation(self, weights: Sequence[Array]) -> Operation:
         """Returns what is folded, with the weights in the order of `weights_of`.
 
         Raises InvalidArgumentError for what a server does not compute.
         """
-        given = dict(self.attributes)
-        if self.kind in CONVOLUTIONS:
+        given = self.given
+        if self.convolves:
             return tuple(Layer(*each) for each in convolutions(self.kind, given | {"dtype": self.policy}, weights))
         if self.kind == "BatchNormalization":
             return BatchNormalization(*normalization_weights(given, weights), given["epsilon"], given["axis"])
@@ -101,11 +102,6 @@ def _activation(kind: str, attributes: tuple[tuple[str, Any], ...]) -> Activatio
 Steps = tuple[Step, ...]
 
 
-def convolves(kind: str) -> bool:
-    """Returns whether a class of a step is a convolution."""
-    return kind in CONVOLUTIONS
-
-
 def convolution_kind(layer: Any) -> str:
     """Returns the name of Keras' convolution that a layer is, or is derived from, or nothing for any other layer."""
     names = (kind.__name__ for kind in type(layer).__mro__ if kind.__module__.startswith("keras."))
@@ -114,8 +110,7 @@ def convolution_kind(layer: Any) -> str:
 
 def convolution_step(layer: Any, kind: str) -> Step:
     """Returns the step of a convolution of a class or derived from it, with the activation that a server applies."""
-    applied = served(layer.activation)
-    return _step(layer, kind, (("activation", applied),))
+    return _step(layer, kind, (("activation", served(layer.activation)),))
 
 
 def step_of(layer: Any) -> Step | None:
@@ -146,8 +141,7 @@ def _is_served_beside(layer: Any, kind: str) -> bool:
 def _step(layer: Any, kind: str, further: tuple[tuple[str, Any], ...] = ()) -> Step:
     attributes = tuple((name, getattr(layer, name)) for name in _ATTRIBUTES[kind]) + further
     policy = _policy(layer) or layer.compute_dtype  # which a server then refuses by its name
-    number = len(_names(layer, kind))
-    return Step(kind, attributes, policy, layer.compute_dtype, layer.variable_dtype, number)
+    return Step(kind, attributes, policy, layer.compute_dtype, len(_names(layer, kind)))
 
 
 def _policy(layer: Any) -> str | None:
@@ -171,13 +165,8 @@ def served(activation: Any) -> str | None:
 
 def _names(layer: Any, kind: str) -> tuple[str, ...]:
     """Returns the attributes that are a layer's weights, in the order of `get_weights`."""
-    if kind == "BatchNormalization":
-        first = ("gamma",) if layer.scale else ()
-        return (*first, *(("beta",) if layer.center else ()), "moving_mean", "moving_variance")
-    if kind not in CONVOLUTIONS:
-        return ()
-    kernels = ("depthwise_kernel", "pointwise_kernel") if kind.startswith("Separable") else ("kernel",)
-    return (*kernels, *(("bias",) if layer.use_bias else ()))
+    is_weighted = kind in CONVOLUTIONS or kind == "BatchNormalization"
+    return weight_names(kind, {name: getattr(layer, name) for name in _ATTRIBUTES[kind]}) if is_weighted else ()
 
 
 def weights_of(layer: Any, kind: str) -> list[Any]:
@@ -187,10 +176,8 @@ def weights_of(layer: Any, kind: str) -> list[Any]:
 
 def normalization_weights(given: Mapping[str, Any], weights: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
     """Returns gamma, beta, mean and variance of a BatchNormalization, out of its weights; None for what it has not."""
-    left = iter(weights)
-    gamma, beta = (next(left) if given[flag] else None for flag in ("scale", "center"))
-    mean, variance = left
-    return gamma, beta, mean, variance
+    named = dict(zip(weight_names("BatchNormalization", given), weights, strict=True))
+    return named.get("gamma"), named.get("beta"), named["moving_mean"], named["moving_variance"]
 
 
 def by_step(steps: Steps, weights: Sequence[Any]) -> Iterator[tuple[Step, list[Any]]]:
@@ -220,8 +207,8 @@ def why_no_chain(steps: Sequence[Step]) -> str:
     weights: list[Array] = []
     channels = 1
     for step in steps:
-        given = dict(step.attributes)
-        if step.kind in CONVOLUTIONS:
+        given = step.given
+        if step.convolves:
             size, depth = given["kernel_size"], given.get("depth_multiplier", 1)
             channels = given.get("filters", depth)
             kernels = [(*size, 1, depth), (*(1 for _ in size), depth, channels)]
@@ -255,10 +242,10 @@ def at_height(steps: Steps, shape: Sequence[int]) -> Shape:
 
 def height_axis(steps: Steps) -> int | None:
     """Returns where inputs and outputs of rank 3 get their height of 1, or None for those of rank 4."""
-    (first, *_) = (step for step in steps if step.kind in CONVOLUTIONS)
-    if first.rank != 1:
+    first = next(step for step in steps if step.convolves)
+    if not first.kind.endswith("1D"):
         return None
-    return 1 if dict(first.attributes)["data_format"] == "channels_last" else 2
+    return 1 if first.given["data_format"] == "channels_last" else 2
 
 
 def computed_shape(layers: Sequence[Layer], shape: Shape) -> Shape:
