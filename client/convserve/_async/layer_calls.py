@@ -140,7 +140,7 @@ class LayerCalls(Connection):
         *,
         timeout: float | None = None,
     ) -> dict[str, Path]:
-        from convserve.files.layer_folders import save_named  # late: few callers write files
+        from convserve.files.layers import save_named  # late: few callers write files
 
         count = len(stored_layers.names_in(layers, prefix))
         files: dict[str, Path] = {}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -175,15 +176,14 @@ def _loaded(file: str, field: str) -> Iterator[Any]:
         yield loaded
 
 
-def _wrap_read_errors(file: str | Path, field: str) -> AbstractContextManager[None]:
-    """Turns what NumPy and the system raise in the block into an InvalidTensorError that names the file."""
-    return wrap_read_errors(file, field, _EXPECTED, _why_not)
-
-
 def _why_not(error: Exception) -> str:
     # NumPy suggests allow_pickle=True for an unknown format, which would be bad advice: unpickling runs code.
     pickled = "Object arrays" in str(error) or "Python objects" in str(error)
     return "an array of Python objects" if pickled else "one that is broken, or that is not NumPy's"
+
+
+_wrap_read_errors = functools.partial(wrap_read_errors, expected=_EXPECTED, reason=_why_not)
+"""Turns what NumPy and the system raise in a block into an InvalidTensorError that names the file and the field."""
 
 
 def split_member(path: str) -> tuple[str, str | None]:

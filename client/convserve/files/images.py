@@ -46,8 +46,7 @@ _UPRIGHT = {
 }  # fmt: skip
 """Pillow's way to turn a picture of each orientation upright."""
 _QUALITY = 90  # of JPEG and WebP: hardly to be told from the original
-_TURNED = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
-"""Those of them that swap width and height."""
+_SWAPPING = (5, 6, 7, 8)  # orientations in which width and height change places
 _BYTES_PER_PIXEL = 16  # what reading takes at most: Pillow's four, turned, converted, and numpy's
 _SAVE_ALL = "save it as a .npy array to keep all of it"
 
@@ -83,7 +82,7 @@ def read_image(
         MissingDependencyError: Without Pillow.
     """
     with _opened(path) as opened:
-        pixels = np.array(_grey_or_rgb(_upright(opened), path), dtype=np.uint8)
+        pixels = np.array(_grey_or_rgb(_upright(opened)), dtype=np.uint8)
     pixels = pixels.reshape(1, *pixels.shape[:2], -1)
     if data_format == "channels_first":
         pixels = np.ascontiguousarray(np.moveaxis(pixels, -1, 1))
@@ -96,10 +95,7 @@ def read_image(
 def image_shape(path: str | Path, data_format: str = "channels_last") -> Shape:
     """Returns the shape of what `read_image` would return, by the file's header; raises what it can see there."""
     with _opened(path) as opened:
-        _check_mode(opened, path)
-        width, height = opened.size
-        if _UPRIGHT.get(_orientation(opened), "") in _TURNED:
-            width, height = height, width
+        width, height = opened.size if _orientation(opened) not in _SWAPPING else opened.size[::-1]
         channels = 1 if opened.mode in _GREY_MODES else 3
     return (1, height, width, channels) if data_format == "channels_last" else (1, channels, height, width)
 
@@ -118,9 +114,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
                 yield opened
         except pillow.DecompressionBombError as error:
             most = 2 * pillow.MAX_IMAGE_PIXELS // 10**6
-            raise unreadable(
-                f"a picture of at most {most} megapixels; save a larger one as .npy", path, error
-            ) from error
+            expected = f"a picture of at most {most} megapixels; save a larger one as .npy"
+            raise unreadable(expected, path, error) from error
         except pillow.UnidentifiedImageError as error:
             raise unreadable("a PNG, JPEG, WebP, TIFF, BMP or GIF picture", path, "another format") from error
 
@@ -222,6 +217,9 @@ def _check_kept(image: Image.Image, path: str | Path) -> None:
     if _NO_DATA in tags:
         received = f"the value {short_repr(tags[_NO_DATA])} for none; {_SAVE_ALL}"
         raise unreadable("a picture in which every pixel has a value", path, received)
+    if image.mode not in _EIGHT_BIT_MODES:
+        received = f"Pillow's mode {image.mode!r}; {_SAVE_ALL}"
+        raise unreadable("a picture with 8 bits per channel, in grey or RGB", path, received)
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -239,14 +237,7 @@ def _orientation(image: Image.Image) -> Any:
         return 1
 
 
-def _check_mode(image: Image.Image, path: str | Path) -> None:
-    if image.mode not in _EIGHT_BIT_MODES:
-        received = f"Pillow's mode {image.mode!r}; {_SAVE_ALL}"
-        raise unreadable("a picture with 8 bits per channel, in grey or RGB", path, received)
-
-
-def _grey_or_rgb(image: Image.Image, path: str | Path) -> Image.Image:
-    _check_mode(image, path)
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
     is_grey = image.mode in _GREY_MODES
     if not image.has_transparency_data:
         return image.convert("L" if is_grey else "RGB")

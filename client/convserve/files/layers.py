@@ -1,7 +1,12 @@
-"""A single layer in a file: safetensors with its configuration, or a `.npz` archive of its weights alone."""
+"""A single layer in a file: safetensors with its configuration, or a `.npz` archive of its weights alone.
+
+A folder has layers under their names: a safetensors file for each, a folder for each "/" in a name.
+"""
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,9 @@ from convserve.v1 import conv2d_pb2
 LAYER_SUFFIXES = (".safetensors", ".npz")
 """How the names of the files that `save_layer` writes end."""
 
+_SUFFIX = ".safetensors"
+_PARTIAL = ".partial.safetensors"
+_ODD = ("", ".")  # parts of a name, as in "a//b", that no file can have; "%" stands before them, which no name has
 _FORMAT = {"format": "convserve.v1.layer"}  # by which such a safetensors file is known
 
 
@@ -30,7 +38,7 @@ def save_layer(path: str | Path, layer: Layer, field: str = "output") -> None:
     """
     file = Path(path)
     try:
-        if file.suffix.lower() == ".safetensors":
+        if file.suffix.lower() == _SUFFIX:
             safetensors.write(file, layer.arrays, metadata_of(layer.config))
         elif file.suffix.lower() == ".npz":
             named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
@@ -64,3 +72,38 @@ def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
         return messages.from_message(json_format.Parse(metadata.get("conv2d", ""), conv2d_pb2.Conv2D()))
     except json_format.ParseError as error:
         raise ValueError(str(error)) from error
+
+
+def file_for(folder: Path, name: str) -> Path:
+    """Returns the file that a layer of this name has in a folder."""
+    *parts, last = ("%" + part if part in _ODD else part for part in name.split("/"))
+    return folder.joinpath(*parts, last + _SUFFIX)
+
+
+def layer_files(folder: Path) -> dict[str, Path]:
+    """Returns the files of layers in a folder, and in those within it, by the names of the layers, sorted."""
+    named = {}
+    for path in folder.rglob(f"*{_SUFFIX}"):
+        if path.is_file() and not (path.name.startswith("%") and path.name.endswith(_PARTIAL)):
+            *parts, last = path.relative_to(folder).parts
+            named["/".join(part.removeprefix("%") for part in (*parts, last.removesuffix(_SUFFIX)))] = path
+    return dict(sorted(named.items()))
+
+
+def save_named(folder: Path, name: str, layer: Layer) -> Path:
+    """Writes a layer's file, whole or not at all, in place of one that is there; returns it.
+
+    Raises InvalidRequestError if it cannot be written.
+    """
+    file = file_for(folder, name)
+    partial = file.with_name(f"%{os.urandom(6).hex()}{_PARTIAL}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_layer(partial, layer)
+        partial.replace(file)
+    except OSError as error:
+        raise unwritable("output", file, error) from error
+    finally:
+        with suppress(OSError):  # it was moved, or what failed before is what is raised
+            partial.unlink()
+    return file

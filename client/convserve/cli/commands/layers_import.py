@@ -17,8 +17,7 @@ from convserve.cli.options.values import padding as padding_of
 from convserve.cli.output.layer_table import document, print_table, total_text, under_name
 from convserve.cli.output.report import first_lines, print_json, print_rows, show_count, show_progress
 from convserve.errors import ConvserveError, InvalidRequestError, short_repr
-from convserve.files.layer_folders import layer_files
-from convserve.files.layers import holds_a_layer
+from convserve.files.layers import holds_a_layer, layer_files
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import StoredLayerBase
 
