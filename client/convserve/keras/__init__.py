@@ -26,8 +26,7 @@ from convserve.keras.layers.remote_convolutions import (
     RemoteSeparableConv2D,
 )
 from convserve.keras.planning import ModelPlan, PlannedCall, plan
-from convserve.keras.reporting import Report, report
-from convserve.keras.swap import to_local, to_remote
+from convserve.keras.swap import Report, report, to_local, to_remote
 
 __all__ = [
     "ModelPlan", "PlannedCall", "RemoteChain", "RemoteConv1D", "RemoteConv2D", "RemoteDepthwiseConv1D",

@@ -70,13 +70,8 @@ class Choice:
 def within(model: Any) -> Iterator[Any]:
     """Yields the layers of a model, of those in it, and of wrappers."""
     for layer in model.layers:
-        if is_model(layer):
-            yield from within(layer)
-        else:
-            yield from _and_wrapped(layer)
-
-
-def _and_wrapped(layer: Any) -> Iterator[Any]:
-    yield layer
-    if isinstance(layer, keras.layers.Wrapper):
-        yield from within(layer.layer) if is_model(layer.layer) else _and_wrapped(layer.layer)
+        inner = layer
+        while isinstance(inner, keras.layers.Wrapper):
+            yield inner
+            inner = inner.layer
+        yield from within(inner) if is_model(inner) else (inner,)

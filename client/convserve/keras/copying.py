@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from convserve.keras.graph import is_model
+from convserve.keras.graph import is_model, unwrapped
 from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_layer import LOAD_WITH
 
@@ -201,7 +201,7 @@ def _copy_state(layer: Any, made: Any) -> None:
     made.load_own_variables(store)
     # ... and each by itself, for a file has those of LoRA added up. Those of a model within have come already, and may
     # have another order.
-    if not _wraps_model(layer):
+    if not is_model(unwrapped(layer)):
         made.set_weights(layer.get_weights())
 
 
@@ -210,7 +210,7 @@ def _keep_order(model: Any, made: Any, pairs: list[tuple[Any, Any]]) -> None:
 
     A chain brings its layers' weights together, between which a model with branches has others.
     """
-    own = [pair for pair in pairs if not _wraps_model(pair[0])]
+    own = [pair for pair in pairs if not is_model(unwrapped(pair[0]))]
     twins = {id(a): b for layer, copy in own for a, b in zip(layer.weights, copy.weights, strict=True)}
     ordered = [twins[id(weight)] for weight in model.weights if id(weight) in twins]
     places = {id(weight): place for place, weight in enumerate(ordered)}
@@ -226,9 +226,3 @@ def _keep_order(model: Any, made: Any, pairs: list[tuple[Any, Any]]) -> None:
 
     made.get_weights = lambda: [keras.ops.convert_to_numpy(weight) for weight in ordered]
     made.set_weights = set_weights
-
-
-def _wraps_model(layer: Any) -> bool:
-    while isinstance(layer, keras.layers.Wrapper):
-        layer = layer.layer
-    return is_model(layer)

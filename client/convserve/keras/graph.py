@@ -26,13 +26,19 @@ def is_model(layer: Any) -> bool:
     return isinstance(layer, keras.Model) and isinstance(layer, _MODELS)
 
 
+def unwrapped(layer: Any) -> Any:
+    """Returns what a wrapper wraps, through all of them, and any other layer as it is."""
+    while isinstance(layer, keras.layers.Wrapper):
+        layer = layer.layer
+    return layer
+
+
 def shared_by_models(model: Any) -> set[int]:
     """Returns the ids of the layers that several of the models have that a model consists of, itself included."""
     models: dict[int, Any] = {}
 
     def visit(layer: Any) -> None:
-        while isinstance(layer, keras.layers.Wrapper):
-            layer = layer.layer
+        layer = unwrapped(layer)
         if is_model(layer) and id(layer) not in models:
             models[id(layer)] = layer
             for each in layer.layers:
@@ -81,7 +87,7 @@ def _call(node: Any) -> Call:
 
 def arrays_of(layer: Any, step: Step) -> list[Array]:
     """Returns the weights of a built layer."""
-    return [keras.ops.convert_to_numpy(weight) for weight in weights_of(layer, step.kind)]
+    return [keras.ops.convert_to_numpy(weight) for weight in weights_of(layer, step)]
 
 
 def runs_of(

@@ -1,13 +1,17 @@
-"""Whole models: their convolutions made remote, alone or several in one call, and back."""
+"""Whole models: their convolutions made remote, alone or several in one call, what became of which, and back."""
 
 from __future__ import annotations
 
+import logging
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.keras.choice import Choice, Only, within
 from convserve.keras.copying import Copy
 from convserve.keras.graph import check_model, runs_of, shared_by_models
@@ -16,8 +20,30 @@ from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_convolutions import LOCAL, REMOTE
 from convserve.keras.layers.remote_layer import RemoteLayer
 from convserve.keras.layers.steps import convolution_kind
-from convserve.keras.reporting import Report, keep
 from convserve.models.folding import Left
+
+log = logging.getLogger("convserve")
+
+_reports: weakref.WeakKeyDictionary[Any, Report] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `to_remote` did.
+
+    Attributes:
+        remote: The layers that a server computes, by name, those of one call together.
+        local: What stayed local: each with `name`, `kind`, which is its class, and `reason`.
+    """
+
+    remote: tuple[tuple[str, ...], ...]
+    local: tuple[Left, ...]
+
+    def __str__(self) -> str:
+        """Returns a line of numbers, and one for each layer that stayed local."""
+        layers = sum(map(len, self.remote))
+        lines = [f"layers computed remotely: {layers}, calls: {len(self.remote)}, left local: {len(self.local)}"]
+        return "\n  ".join([*lines, *(f"{each.name} ({each.kind}): {each.reason}" for each in self.local)])
 
 
 def to_remote(
@@ -95,8 +121,21 @@ def to_remote(
         return REMOTE[type(layer)], where
 
     made = Copy(swapped, runs if fuse else None, chain).model(model)
-    keep(made, Report(tuple(remote), tuple(local)))
+    _reports[made] = Report(tuple(remote), tuple(local))
+    log.info("%s: %s", made.name, _reports[made])
     return made
+
+
+def report(model: Any) -> Report:
+    """Returns what became remote of the model that `to_remote` returned, what stayed local, and why.
+
+    It is logged, too, at level INFO of the logger "convserve". Raises InvalidRequestError for another model; one that
+    was loaded has no report.
+    """
+    try:
+        return _reports[model]
+    except (KeyError, TypeError):
+        raise InvalidRequestError.for_field("model", "what to_remote returned", short_repr(model)) from None
 
 
 def to_local(model: Any) -> Any:

@@ -24,22 +24,15 @@ Operation = tuple[Layer, ...] | BatchNormalization | ZeroPadding | Activation
 
 @dataclass(frozen=True)
 class Node:
-    """A layer in a model's graph, however often it is called there.
+    """A layer in a model's graph, however often it is called there."""
 
-    Attributes:
-        name: Its name, which no other node has.
-        inputs: The nodes whose outputs it reads, over all its calls: two or more for one that is called twice.
-        operation: A convolution, as a chain of layers (two for a separable one) whose last carries the activation; or
-            what may become part of one; or None for anything else.
-        kind: Its class, such as "Conv2D"; one that ends in "1D" has tensors without a height.
-        dtype: The name of the dtype in which it computes; None for that of the convolution that it is folded into.
-    """
-
-    name: str
-    inputs: tuple[str, ...]
+    name: str  # which no other node has
+    inputs: tuple[str, ...]  # the nodes whose outputs it reads, over all its calls: two for one that is called twice
     operation: Operation | None
-    kind: str
-    dtype: str | None = None
+    """A convolution, as a chain of layers (two for a separable one) whose last carries the activation; or what may
+    become part of one; or None for anything else."""
+    kind: str  # its class, such as "Conv2D"; one that ends in "1D" has tensors without a height
+    dtype: str | None = None  # in which it computes; None for that of the convolution that it is folded into
 
 
 @dataclass(frozen=True)
@@ -62,11 +55,8 @@ class Left:
 def folded(nodes: Sequence[Node], outputs: Collection[str]) -> tuple[list[Run], list[Left]]:
     """Returns each convolution with what is folded into it, in the order of the nodes, and what is left.
 
-    Args:
-        nodes: The whole graph, so that it is known who reads what.
-        outputs: The nodes that the model returns.
-
-    A convolution without anything to fold is a run of its own.
+    The nodes are the whole graph, so that it is known who reads what, and the outputs those that the model returns. A
+    convolution without anything to fold is a run of its own.
     """
     graph = _Graph(nodes, outputs)
     runs: list[Run] = []

@@ -26,48 +26,29 @@ LINEAR = cast(Activation, Activation.members["linear"]())
 
 @dataclass(frozen=True, eq=False)
 class BatchNormalization:
-    """(x - mean) / sqrt(variance + epsilon) * gamma + beta, each of them one number a channel.
+    """(x - mean) / sqrt(variance + epsilon) * gamma + beta, each of them one number a channel."""
 
-    Attributes:
-        gamma: (channels,), or None for 1.
-        beta: (channels,), or None for 0.
-        mean: (channels,).
-        variance: (channels,).
-        epsilon: Greater than or equal to 0.
-        axis: The axis of the input that the channels are, as Keras counts it; None if it is known to be that of the
-            convolution before it.
-    """
-
-    gamma: Array | None
-    beta: Array | None
+    gamma: Array | None  # of the shape (channels,), as all are; None for 1
+    beta: Array | None  # None for 0
     mean: Array
     variance: Array
-    epsilon: float
-    axis: int | None = None
+    epsilon: float  # at least 0
+    axis: int | None = None  # of the input, as Keras counts the channels'; None for that of the convolution before it
 
 
 @dataclass(frozen=True)
 class ZeroPadding:
-    """Rows and columns of zeros around an input.
+    """Rows and columns of zeros around an input."""
 
-    Attributes:
-        padding: ((top, bottom), (left, right)), each at least 0.
-        data_format: As of Conv2D; None if it is known to be that of the convolution after it.
-    """
-
-    padding: tuple[Pair, Pair]
-    data_format: str | None = None
+    padding: tuple[Pair, Pair]  # ((top, bottom), (left, right)), each at least 0
+    data_format: str | None = None  # None if it is known to be that of the convolution after it
 
 
 def activation_of(kind: str, config: Mapping[str, Any]) -> Activation | None:
-    """Returns the activation that one of Keras' activation layers computes, or None for any other layer.
+    """Returns the activation that a layer of Keras computes, by its class and configuration, of Keras 2 or 3.
 
-    Args:
-        kind: The layer's class.
-        config: What its `get_config` returns, as Keras 2 or 3 writes it.
-
-    None is also for an activation of the user's own, for parameters that have no counterpart, and for an axis of the
-    batch.
+    None is for any other layer, an activation of the user's own, parameters that have no counterpart, and an axis of
+    the batch.
     """
     if kind not in ACTIVATIONS:
         return LINEAR if kind in PASS_THROUGH else None

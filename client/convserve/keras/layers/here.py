@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from convserve.keras.layers.steps import Step, Steps, by_step, normalization_weights
+from convserve.keras.layers.steps import Step, Steps, by_step
 
 
 def computed_here(steps: Steps, x: Any, *weights: Any) -> Any:
@@ -47,7 +47,10 @@ def _convolved(step: Step, x: Any, weights: list[Any]) -> Any:
 
 def _normalized(step: Step, x: Any, weights: list[Any]) -> Any:
     given = step.given
-    gamma, beta, mean, variance = normalization_weights(given, weights)
+    named = dict(zip(step.weights, weights, strict=True))
+    statistics = named["moving_mean"], named["moving_variance"]
     wide = tf.cast(x, weights[0].dtype)  # as Keras does, narrow dtypes being prone to overflow
-    normalized = keras.ops.batch_normalization(wide, mean, variance, given["axis"], beta, gamma, given["epsilon"])
+    normalized = keras.ops.batch_normalization(
+        wide, *statistics, given["axis"], named.get("beta"), named.get("gamma"), given["epsilon"]
+    )
     return tf.cast(normalized, step.compute_dtype)

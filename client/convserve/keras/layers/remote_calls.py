@@ -13,9 +13,9 @@ from convserve._rpc.credentials import TLS
 from convserve._sync.client import Client
 from convserve._sync.stored_layer import StoredLayer
 from convserve.errors import ConvserveError, OverloadedError, PermissionDeniedError, TooLargeError
-from convserve.keras.layers.steps import Steps, computed_shape, height_axis, layers_of
+from convserve.keras.layers.steps import Steps, height_axis, layers_of
 from convserve.layers.layer import Layer
-from convserve.tensors.codec import Array, numpy_dtype
+from convserve.tensors.codec import Array, Shape, numpy_dtype
 
 Server = str | tuple[str, ...]
 """A client's target, in a form that can be a key."""
@@ -52,7 +52,9 @@ class Remote:
             axis = height_axis(steps)
             given = x if axis is None else np.expand_dims(x, axis)
             if len(x) == 0:  # a server refuses an empty batch, Keras does not
-                shape = computed_shape(layers_of(steps, weights), (1, *given.shape[1:]))
+                shape: Shape = (1, *given.shape[1:])
+                for each in layers_of(steps, weights):
+                    shape = each.config.output_shape(shape)
                 output = np.zeros((0, *shape[1:]), numpy_dtype(steps[-1].compute_dtype))
             else:
                 put = self._stored(steps, weights)

@@ -101,6 +101,6 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
             step = step_of(layer)
             assert step is not None  # noqa: S101 (it was one when the chain was made)
             steps.append(step)
-            weights += tensors(weights_of(layer, step.kind), layer.variable_dtype)
+            weights += tensors(weights_of(layer, step), layer.variable_dtype)
         activation = getattr(self.layers[-1], "activation", None)
         return tuple(steps), weights, None if served(activation) else activation

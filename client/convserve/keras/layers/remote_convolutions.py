@@ -23,7 +23,7 @@ class _RemoteConvolution(RemoteLayer):
 
     def _served(self) -> tuple[Steps, list[Any], Callable[[Any], Any] | None]:
         step = convolution_step(self, self.kind)
-        weights = tensors(weights_of(self, self.kind), self.variable_dtype)
+        weights = tensors(weights_of(self, step), self.variable_dtype)
         is_served = dict(step.attributes)["activation"] is not None
         return (step,), weights, None if is_served else self.activation
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,21 +45,13 @@ _WITH_LOGITS = {"sigmoid", "softmax"}
 
 @dataclass(frozen=True)
 class Step:
-    """What one layer computes.
+    """What one layer computes."""
 
-    Attributes:
-        kind: The class of `keras.layers`.
-        attributes: What it computes with, by Keras' names.
-        policy: The name of the dtype policy.
-        compute_dtype: The name of the dtype in which it computes.
-        weights: How many arrays it takes.
-    """
-
-    kind: str
-    attributes: tuple[tuple[str, Any], ...]
-    policy: str
+    kind: str  # the class of `keras.layers`
+    attributes: tuple[tuple[str, Any], ...]  # what it computes with, by Keras' names
+    policy: str  # the name of the dtype policy
     compute_dtype: str
-    weights: int
+    weights: tuple[str, ...]  # the attributes that are its weights, in the order of `get_weights`
 
     @property
     def given(self) -> dict[str, Any]:
@@ -80,7 +72,9 @@ class Step:
         if self.convolves:
             return tuple(Layer(*each) for each in convolutions(self.kind, given | {"dtype": self.policy}, weights))
         if self.kind == "BatchNormalization":
-            return BatchNormalization(*normalization_weights(given, weights), given["epsilon"], given["axis"])
+            named = dict(zip(self.weights, weights, strict=True))
+            parts = named.get("gamma"), named.get("beta"), named["moving_mean"], named["moving_variance"]
+            return BatchNormalization(*parts, given["epsilon"], given["axis"])
         if self.kind.startswith("ZeroPadding"):
             padding = zero_padding_of(self.kind, given)
             assert padding is not None  # noqa: S101 (Keras has checked it)
@@ -141,7 +135,9 @@ def _is_served_beside(layer: Any, kind: str) -> bool:
 def _step(layer: Any, kind: str, further: tuple[tuple[str, Any], ...] = ()) -> Step:
     attributes = tuple((name, getattr(layer, name)) for name in _ATTRIBUTES[kind]) + further
     policy = _policy(layer) or layer.compute_dtype  # which a server then refuses by its name
-    return Step(kind, attributes, policy, layer.compute_dtype, len(_names(layer, kind)))
+    is_weighted = kind in CONVOLUTIONS or kind == "BatchNormalization"
+    weights = weight_names(kind, dict(attributes)) if is_weighted else ()
+    return Step(kind, attributes, policy, layer.compute_dtype, weights)
 
 
 def _policy(layer: Any) -> str | None:
@@ -163,28 +159,16 @@ def served(activation: Any) -> str | None:
     return name if activation is keras.activations.get(name) else None
 
 
-def _names(layer: Any, kind: str) -> tuple[str, ...]:
-    """Returns the attributes that are a layer's weights, in the order of `get_weights`."""
-    is_weighted = kind in CONVOLUTIONS or kind == "BatchNormalization"
-    return weight_names(kind, {name: getattr(layer, name) for name in _ATTRIBUTES[kind]}) if is_weighted else ()
-
-
-def weights_of(layer: Any, kind: str) -> list[Any]:
+def weights_of(layer: Any, step: Step) -> list[Any]:
     """Returns a built layer's weights as Keras computes with them: with LoRA the kernel is a sum."""
-    return [getattr(layer, name) for name in _names(layer, kind)]
-
-
-def normalization_weights(given: Mapping[str, Any], weights: Sequence[Any]) -> tuple[Any, Any, Any, Any]:
-    """Returns gamma, beta, mean and variance of a BatchNormalization, out of its weights; None for what it has not."""
-    named = dict(zip(weight_names("BatchNormalization", given), weights, strict=True))
-    return named.get("gamma"), named.get("beta"), named["moving_mean"], named["moving_variance"]
+    return [getattr(layer, name) for name in step.weights]
 
 
 def by_step(steps: Steps, weights: Sequence[Any]) -> Iterator[tuple[Step, list[Any]]]:
     """Yields each step with its own weights."""
     left = iter(weights)
     for step in steps:
-        yield step, list(itertools.islice(left, step.weights))
+        yield step, list(itertools.islice(left, len(step.weights)))
 
 
 def layers_of(steps: Steps, weights: Sequence[Array]) -> tuple[Layer, ...]:
@@ -213,9 +197,9 @@ def why_no_chain(steps: Sequence[Step]) -> str:
             channels = given.get("filters", depth)
             kernels = [(*size, 1, depth), (*(1 for _ in size), depth, channels)]
             kernels = kernels if step.kind.startswith("Separable") else [(*size, 1, channels)]
-            weights += [np.zeros(shape) for shape in (*kernels, (channels,))[: step.weights]]
+            weights += [np.zeros(shape) for shape in (*kernels, (channels,))[: len(step.weights)]]
         else:
-            weights += [np.ones(channels) for _ in range(step.weights)]
+            weights += [np.ones(channels) for _ in step.weights]
     chain = _chain(tuple(steps), weights)
     return chain if isinstance(chain, str) else ""
 
@@ -246,10 +230,3 @@ def height_axis(steps: Steps) -> int | None:
     if not first.kind.endswith("1D"):
         return None
     return 1 if first.given["data_format"] == "channels_last" else 2
-
-
-def computed_shape(layers: Sequence[Layer], shape: Shape) -> Shape:
-    """Returns the shape of a chain's output for an input of this shape."""
-    for layer in layers:
-        shape = layer.config.output_shape(shape)
-    return shape
