@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from convserve.errors import short_repr
-from convserve.importing import keras_files, numpy_files, onnx_files, state_dict
+from convserve.importing import array_files, keras_files, onnx_files
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import Contents, Imported, Skipped
 from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read_errors
@@ -30,9 +30,9 @@ _READERS: dict[str, tuple[str, Callable[..., Contents]]] = {
     ".keras": ("a .keras archive", keras_files.read_archive),
     ".h5": ("an .h5 file of a Keras model", keras_files.read_h5),
     ".hdf5": ("an .hdf5 file of a Keras model", keras_files.read_h5),
-    ".npz": ("a .npz archive of arrays of numbers", numpy_files.read_npz),
-    ".npy": ("a .npy file with an array of numbers", numpy_files.read_npy),
-    ".safetensors": ("a .safetensors file", state_dict.read),
+    ".npz": ("a .npz archive of arrays of numbers", array_files.read_npz),
+    ".npy": ("a .npy file with an array of numbers", array_files.read_npy),
+    ".safetensors": ("a .safetensors file", array_files.read_safetensors),
     ".onnx": ("an .onnx file with a serialized model", onnx_files.read),
 }
 _WHOLE_MODELS = (".keras", ".h5", ".hdf5", ".onnx")
@@ -110,16 +110,17 @@ def read(
     if kind not in _READERS:
         raise refusal(f"a file that ends in {', '.join(_READERS)}", short_repr(str(path)))
     check_file(file)
-    options = {"fold_batch_norm": True} if fold_batch_norm else {}
-    expected, read_contents = _READERS[kind]
+    expected, _ = _READERS[kind]
     with wrap_read_errors(file, expected):
         kind = _kind_inside(file, kind)
-        expected, read_contents = _READERS[kind]
     if fold_batch_norm and kind not in _WHOLE_MODELS:
         received = f"{short_repr(str(path))}, which has arrays only: name each layer's batch_norm in config"
         raise refusal(f"a whole model ({', '.join(_WHOLE_MODELS)}) for fold_batch_norm", received)
+    if kind in _WHOLE_MODELS:
+        geometry.check_none()
+    expected, read_contents = _READERS[kind]
     with wrap_read_errors(file, expected):
-        return read_contents(file, Budget(file), geometry, **options).named(prefix)
+        return read_contents(file, Budget(file), fold_batch_norm if kind in _WHOLE_MODELS else geometry).named(prefix)
 
 
 def _kind_inside(file: Path, kind: str) -> str:

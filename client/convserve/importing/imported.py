@@ -79,12 +79,6 @@ class Contents:
     odd: list[InvalidArgumentError] = field(default_factory=list)  # what is wrong with layers that were skipped for it
     assumed: dict[str, str] = field(default_factory=dict)  # by layer, what was taken for its defaults
 
-    def add(self, name: str, layer: Layer, assumed: str) -> None:
-        """Adds a layer, and what is assumed of it; nothing if that is nothing."""
-        self.layers.append((name, layer))
-        if assumed:
-            self.assumed[name] = assumed
-
     def skip(self, name: str, kind: str, why: str | Exception) -> None:
         """Lists what is skipped. A layer with wrong weights is odd, but does not stand in the way of others."""
         if isinstance(why, InvalidArgumentError) and not isinstance(why, InvalidConfigurationError):

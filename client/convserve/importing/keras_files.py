@@ -13,7 +13,6 @@ from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
 from convserve.importing import hdf5
-from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import NOT_FOLDED, Contents, NotImportedError, left_as_it_is
 from convserve.importing.keras_models.entries import (
     NORMALIZATIONS,
@@ -44,9 +43,8 @@ _Found = Operation | str | InvalidArgumentError
 """What a layer computes, why it is skipped, or what is wrong with its weights."""
 
 
-def read_archive(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_norm: bool = False) -> Contents:
+def read_archive(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
     """Returns what a `.keras` archive holds."""
-    geometry.check_none()
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         if "config.json" not in names or "model.weights.h5" not in names:
@@ -62,9 +60,8 @@ def read_archive(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_n
             return model.contents(ArchivedWeights(opened, str(version)).of)
 
 
-def read_h5(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_norm: bool = False) -> Contents:
+def read_h5(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
     """Returns what an `.h5` file of a whole model holds."""
-    geometry.check_none()
     with hdf5.opened(file.read_bytes(), budget) as opened:
         text = opened.text("", "model_config")
         if text is None or not opened.has("model_weights"):

@@ -16,23 +16,20 @@ from types import MappingProxyType
 
 from convserve.errors import InvalidArgumentError, InvalidWeightsError, short_repr
 from convserve.importing.arrays.batch_norms import BatchNorms
-from convserve.importing.arrays.geometry import Geometry, all_unsaid
+from convserve.importing.arrays.geometry import Geometry, UnsaidError, all_unsaid
 from convserve.importing.arrays.named_array import NamedArray, split
-from convserve.importing.imported import Contents, Skipped
+from convserve.importing.imported import Contents, NotImportedError
 from convserve.importing.untrusted import refusal
 from convserve.tensors.codec import FLOAT_DTYPES
 
 _KINDS = ("kernel", "weight", "bias")
 _HWIO, _OF_OIHW, _OF_OHWI = (0, 1, 2, 3), (2, 3, 1, 0), (1, 2, 3, 0)
-_AXES = {
+_AXES: dict[str | None, dict[str, tuple[int, ...]]] = {
     None: {"kernel": _HWIO, "weight": _OF_OIHW},
     "np": {"kernel": _HWIO, "weight": _OF_OIHW},
     "pt": {"weight": _OF_OIHW},
     "mlx": {"weight": _OF_OHWI},
-    "tf": {"kernel": _HWIO},
-    "flax": {"kernel": _HWIO},
-    "jax": {"kernel": _HWIO},
-    "keras": {"kernel": _HWIO},
+    **{name: {"kernel": _HWIO} for name in ("tf", "flax", "jax", "keras")},
 }
 """What brings axes to HWIO, by what a file says of its format, and the last part of an array's name."""
 
@@ -62,36 +59,32 @@ def contents(
     used |= norms.array_names
     for array in arrays:
         if array.name not in used:
-            result.skipped.append(Skipped(array.name, f"array of rank {len(array.shape)}", _why_unused(array)))
+            result.skip(array.name, f"array of rank {len(array.shape)}", _why_unused(array))
     unsaid = []
     for name, parts in layers.items():
         known_as, given = name or model, geometry.of(name or model)
-        reason = "left out, as was asked" if given is None else _unsuitable(parts, file_format, spoilt.get(name))
-        if given is None or reason:
-            result.skipped.append(Skipped(name, "array of rank 4", reason))
-            continue
         try:
-            kernel, order = _kernel(name, parts, file_format)
-        except InvalidArgumentError as error:
+            if given is None:
+                raise NotImportedError("left out, as was asked")
+            kernel, order = _kernel(name, parts, file_format, spoilt.get(name))
+            # PyTorch's layers often have other strides and padding; arrays in Keras' order of axes are single kernels.
+            if order != _HWIO:
+                geometry.check_said(known_as, given, tuple(kernel.shape[axis] for axis in order))
+        except (NotImportedError, InvalidArgumentError) as error:
+            unsaid += [known_as] if isinstance(error, UnsaidError) else []
             result.skip(name, "array of rank 4", error)
             continue
-        # PyTorch's layers often have other strides and padding; arrays with Keras' order of axes are single kernels.
-        shape = tuple(kernel.shape[axis] for axis in order)
-        missing = None if order == _HWIO else geometry.unsaid(known_as, given, shape)
-        if missing is not None:
-            unsaid.append(known_as)
-            result.skip(name, "array of rank 4", missing)
-            continue
-        biases = parts.get("bias", ())
-        weights = kernel.read().transpose(order), biases[0].read() if biases else None
+        bias = parts["bias"][0].read() if "bias" in parts else None
         try:
-            layer = given.layer(known_as, *weights)
+            layer = given.layer(known_as, kernel.read().transpose(order), bias)
         except InvalidWeightsError as error:
             result.skip(name, "array of rank 4", error)
             continue
         if given.batch_norm is not None:
             layer = norms.fold(layer, known_as, given.batch_norm, given.epsilon)
-        result.add(name, layer, given.assumed())
+        result.layers.append((name, layer))
+        if assumed := given.assumed():
+            result.assumed[name] = assumed
     result.skipped += norms.skipped()
     if unsaid and not result.layers:
         raise all_unsaid(unsaid)
@@ -110,9 +103,13 @@ def _skip_odd(result: Contents, odd: Mapping[str, InvalidArgumentError]) -> dict
 
 
 def _kernel(
-    name: str, parts: Mapping[str, Sequence[NamedArray]], file_format: str | None
+    name: str, parts: Mapping[str, Sequence[NamedArray]], file_format: str | None, spoilt: str | None
 ) -> tuple[NamedArray, tuple[int, ...]]:
-    """Returns a layer's kernel, and the order in which its axes are Keras'; raises InvalidRequestError for several."""
+    """Returns a layer's kernel, and the order in which its axes are Keras'; `spoilt` names an array without numbers.
+
+    Raises NotImportedError for arrays that are no Conv2D's, or InvalidRequestError for several kernels.
+    """
+    _check_suitable(parts, file_format, spoilt)
     kernels = [(kind, array) for kind in ("kernel", "weight") for array in parts.get(kind, ())]
     biases = parts.get("bias", ())
     if len(kernels) > 1 or len(biases) > 1:
@@ -145,23 +142,24 @@ def _why_unused(array: NamedArray) -> str:
     return f"its name does not say in which order its axes are: name kernels so that they end in {endings}"
 
 
-def _unsuitable(parts: Mapping[str, Sequence[NamedArray]], file_format: str | None, spoilt: str | None) -> str:
-    """Returns why arrays are no Conv2D's, or nothing; `spoilt` names one that is no array of numbers."""
+def _check_suitable(parts: Mapping[str, Sequence[NamedArray]], file_format: str | None, spoilt: str | None) -> None:
+    """Raises NotImportedError for arrays that are no Conv2D's; `spoilt` names one that is no array of numbers."""
     for array in (array for kind in _KINDS for array in parts.get(kind, ())):
         if array.dtype not in FLOAT_DTYPES:
-            return f"dtype {array.dtype}; a layer's weights are floating-point numbers"
+            raise NotImportedError(f"dtype {array.dtype}; a layer's weights are floating-point numbers")
         if 0 in array.shape:
-            return f"{short_repr(array.name)} of shape {array.shape} has no elements"
+            raise NotImportedError(f"{short_repr(array.name)} of shape {array.shape} has no elements")
     others = sorted(set(parts) - set(_KINDS))
     if others:
-        return f"it has more than a kernel and a bias: {', '.join(others)}"
+        raise NotImportedError(f"it has more than a kernel and a bias: {', '.join(others)}")
     if "weight" in parts and "bias" in parts:
         shape, biases = parts["weight"][0].shape, parts["bias"][0].shape
         if biases != shape[:1]:
-            return f"weight {shape} with bias {biases}: a transposed convolution's, or no convolution's"
+            raise NotImportedError(
+                f"weight {shape} with bias {biases}: a transposed convolution's, or no convolution's"
+            )
     if spoilt is not None:
-        return f"{short_repr(spoilt)}, which belongs to it, is no array of numbers"
+        raise NotImportedError(f"{short_repr(spoilt)}, which belongs to it, is no array of numbers")
     kind = "kernel" if "kernel" in parts else "weight"
     if kind not in _AXES[file_format]:
-        return f"in a file of format {file_format!r}, the order of axes of a {kind} is not known"
-    return ""
+        raise NotImportedError(f"in a file of format {file_format!r}, the order of axes of a {kind} is not known")

@@ -18,13 +18,11 @@ from convserve.errors import (
     InvalidRequestError,
     MissingDependencyError,
 )
-from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import NOT_FOLDED, Contents, NotImportedError, left_as_it_is
 from convserve.importing.onnx_models import wire
 from convserve.importing.onnx_models.convolutions import kernel_rank, layer_of
-from convserve.importing.onnx_models.gates import gates
 from convserve.importing.onnx_models.graphs import INPUT, Graph, Op, operator_name, opset_of, text_of
-from convserve.importing.onnx_models.operators import SURROUNDING, is_known, operation_of
+from convserve.importing.onnx_models.operators import SURROUNDING, gates, is_known, operation_of
 from convserve.importing.onnx_models.shapes import Shapes
 from convserve.importing.onnx_models.tensors import Tensors
 from convserve.importing.untrusted import Budget, refusal
@@ -44,13 +42,12 @@ _REASONS = {
 """Why what looks like a Conv is none."""
 
 
-def read(file: Path, budget: Budget, geometry: Geometry, *, fold_batch_norm: bool = False) -> Contents:
+def read(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
     """Returns what an ONNX file holds, under the nodes' names; the model's name is the file's.
 
     With `fold_batch_norm` a Conv takes over what surrounds it, as far as each only follows the other: a Pad before it,
     and BatchNormalization and an activation after it.
     """
-    geometry.check_none()
     model = _model(file, budget)
     reader = _Reader(model, Contents(file.stem), Tensors(file, budget), fold_batch_norm)
     reader.read(Graph(model.graph, reader.functions))

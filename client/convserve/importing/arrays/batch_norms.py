@@ -12,12 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from convserve.errors import InvalidConfigurationError, short_repr
-from convserve.importing.arrays.named_array import NamedArray, beside, split
+from convserve.importing.arrays.named_array import NamedArray, beside, listing, split
 from convserve.importing.imported import NOT_NAMED, Skipped
 from convserve.layers.layer import Layer
 from convserve.models.folding import Node, folded
 from convserve.models.operations import BatchNormalization
-from convserve.tensors.codec import FLOAT_DTYPES, Array
+from convserve.tensors.codec import FLOAT_DTYPES
 
 _PARTS = {
     "weight": "gamma", "scale": "gamma", "gamma": "gamma", "bias": "beta", "beta": "beta", "running_mean": "mean",
@@ -27,7 +27,6 @@ _PARTS = {
 """What an array is of a BatchNorm, by the last part of its name."""
 _COLLECTIONS = ("params", "batch_stats")  # of Flax, as the first part of a name
 _KERAS_EPSILON, _EPSILON = 1e-3, 1e-5
-_MAX_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -44,13 +43,9 @@ class BatchNorm:
 
     def read(self, epsilon: float | None) -> BatchNormalization:
         """Returns it with its arrays; None is the framework's default epsilon."""
-
-        def array(part: str) -> Array | None:
-            return self.parts[part].read() if part in self.parts else None
-
-        mean, variance = self.parts["mean"].read(), self.parts["variance"].read()
+        read = {part: array.read() for part, array in self.parts.items() if part != "count"}
         own = self.epsilon if epsilon is None else float(epsilon)
-        return BatchNormalization(array("gamma"), array("beta"), mean, variance, own)
+        return BatchNormalization(read.get("gamma"), read.get("beta"), read["mean"], read["variance"], own)
 
 
 @dataclass
@@ -66,11 +61,9 @@ class BatchNorms:
         groups: dict[str, dict[str, NamedArray] | None] = {}
         for array in arrays:
             name, kind = split(array.name)
-            if kind in _PARTS:
+            if part := _PARTS.get(kind):
                 parts = groups.setdefault(_without_collection(name), {})
-                if parts is not None and _PARTS[kind] not in parts:
-                    parts[_PARTS[kind]] = array
-                else:  # such as a weight and a scale
+                if parts is not None and parts.setdefault(part, array) is not array:  # such as a weight and a scale
                     groups[_without_collection(name)] = None
         norms = [BatchNorm(_name(parts), parts) for parts in groups.values() if parts and _is_batch_norm(parts)]
         return cls({norm.name: norm for norm in norms})
@@ -81,22 +74,16 @@ class BatchNorms:
         return {array.name for norm in self.by_name.values() for array in norm.parts.values()}
 
     def fold(self, layer: Layer, name: str, batch_norm: str, epsilon: float | None) -> Layer:
-        """Returns a layer with a BatchNorm between its bias and its activation.
+        """Returns a layer of this name in the file with a BatchNorm between its bias and its activation.
 
-        Args:
-            layer: The layer.
-            name: Its name in the file, which errors have.
-            batch_norm: The BatchNorm's name, of one beside the layer or of any in the file.
-            epsilon: As of `BatchNorm.read`.
-
-        Raises InvalidConfigurationError if there is no such BatchNorm, another layer has it, or it does not fit.
+        `batch_norm` names one beside the layer, or any in the file; `epsilon` is as of `BatchNorm.read`. Raises
+        InvalidConfigurationError if there is no such BatchNorm, another layer has it, or it does not fit.
         """
         known, where = self.by_name, f"{name}.batch_norm"
         found = next((each for each in (beside(name, batch_norm), batch_norm) if each in known), None)
         if found is None:
             near = difflib.get_close_matches(batch_norm, known, n=1)
-            listed = ", ".join(list(known)[:_MAX_LISTED]) + (", ..." if len(known) > _MAX_LISTED else "")
-            expected = f"the name of a BatchNorm beside the layer or in the file ({listed or 'none'})"
+            expected = f"the name of a BatchNorm beside the layer or in the file ({listing(list(known))})"
             hint = f"Did you mean {near[0]!r}?" if near else ""
             raise InvalidConfigurationError.for_field(where, expected, short_repr(batch_norm), hint)
         if self._folded_into.setdefault(found, name) != name:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve.errors import InvalidArgumentError, InvalidConfigurationError, InvalidRequestError, short_repr
+from convserve.importing.arrays.named_array import listing
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array, Shape
@@ -27,21 +28,18 @@ _HOW = (
 )
 
 
+class UnsaidError(InvalidConfigurationError):
+    """Neither the file nor the caller says a layer's strides and padding."""
+
+
 @dataclass(frozen=True)
 class Given:
-    """What the caller says of a layer.
+    """What the caller says of a layer."""
 
-    Attributes:
-        parameters: Conv2D's, but for those that the weights say.
-        batch_norm: The name of the BatchNorm behind it, in the file or beside it; or None.
-        epsilon: The BatchNorm's; None for its framework's default.
-        is_said: Whether strides or padding are among it, or that they are the defaults.
-    """
-
-    parameters: dict[str, Any]
-    batch_norm: str | None
-    epsilon: float | None
-    is_said: bool
+    parameters: dict[str, Any]  # Conv2D's, but for those that the weights say
+    batch_norm: str | None  # the name of the BatchNorm behind it, in the file or beside it
+    epsilon: float | None  # the BatchNorm's; None for its framework's default
+    is_said: bool  # whether strides or padding are among it, or that they are the defaults
 
     def layer(self, name: str, kernel: Array, bias: Array | None) -> Layer:
         """Returns the layer with these weights, the kernel in Keras' order of axes.
@@ -95,9 +93,8 @@ class Geometry:
         batch_norm, epsilon = (parameters.pop(each, None) for each in ("batch_norm", "epsilon"))
         if epsilon is not None and batch_norm is None and not self._names_batch_norms:
             expected = "batch_norm beside it, the name of the BatchNorm that it is of"
-            raise InvalidConfigurationError.for_field(
-                f"{name}.epsilon", expected, f"epsilon={short_repr(epsilon)} alone"
-            )
+            received = f"epsilon={short_repr(epsilon)} alone"
+            raise InvalidConfigurationError.for_field(f"{name}.epsilon", expected, received)
         return Given(parameters, batch_norm, epsilon, is_default or any(each in parameters for each in _SAYING))
 
     @property
@@ -106,23 +103,21 @@ class Geometry:
         of_all = any(name in self.parameters for name in ("epsilon", "eps"))
         return of_all and any(given and given.get("batch_norm") for given in self.by_layer.values())
 
-    def unsaid(self, name: str, given: Given, kernel_shape: Shape) -> InvalidConfigurationError | None:
-        """Returns the error of a layer whose strides and padding nobody says, and that are not to be assumed.
+    def check_said(self, name: str, given: Given, kernel_shape: Shape) -> None:
+        """Raises UnsaidError for a layer whose strides and padding nobody says, and that are not to be assumed.
 
         With a kernel of 1x1 there is no padding, and almost always no stride.
         """
-        if given.is_said or self.assume_defaults or kernel_shape[:2] == (1, 1):
-            return None
-        expected = "strides and padding, which the file does not say"
-        received = f"none for a kernel of {kernel_shape[0]}x{kernel_shape[1]}"
-        return InvalidConfigurationError.for_field(f"{name}.strides", expected, received, _HOW)
+        if not (given.is_said or self.assume_defaults or kernel_shape[:2] == (1, 1)):
+            expected = "strides and padding, which the file does not say"
+            received = f"none for a kernel of {kernel_shape[0]}x{kernel_shape[1]}"
+            raise UnsaidError.for_field(f"{name}.strides", expected, received, _HOW)
 
     def check_all_used(self, names: Sequence[str]) -> None:
         """Raises InvalidConfigurationError if a pattern matches no name, as one with a typing error does."""
         for pattern in self.by_layer:
             if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
-                listed = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-                expected = f"the name of a layer, or a pattern, out of {listed or 'none'}"
+                expected = f"the name of a layer, or a pattern, out of {listing(names)}"
                 raise InvalidConfigurationError.for_field("config", expected, short_repr(pattern))
 
 

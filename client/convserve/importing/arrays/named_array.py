@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from convserve.tensors.codec import Array, Shape
 
 
-@dataclass(frozen=True)
-class NamedArray:
+class NamedArray(NamedTuple):
     """An array in a file, not read yet."""
 
     name: str
@@ -28,6 +27,11 @@ def split(name: str) -> tuple[str, str]:
 def beside(layer: str, name: str) -> str:
     """Returns the name of what stands beside a layer: "layer1.0.bn1" for "layer1.0.conv1" and "bn1"."""
     return layer[: _last_cut(layer) + 1] + name
+
+
+def listing(names: Sequence[str]) -> str:
+    """Returns the first of some names for a text."""
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "") or "none"
 
 
 def _last_cut(name: str) -> int:

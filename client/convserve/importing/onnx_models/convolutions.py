@@ -22,12 +22,9 @@ _Pairs = tuple[tuple[int, int], ...]
 def layer_of(op: Op, graph: Graph, tensors: Tensors, sizes: Sizes) -> Layer:
     """Returns a Conv as a layer with `data_format="channels_first"`, as ONNX has its axes.
 
-    One of rank 3 has a kernel of height 1, for images of that height.
-
-    Raises:
-        NotImportedError: If its weights are not constant, or it is of another rank.
-        InvalidConfigurationError: If it has attributes that no Conv2D can have.
-        InvalidWeightsError: If its weights are broken, or do not fit.
+    One of rank 3 has a kernel of height 1, for images of that height. Raises NotImportedError if its weights are not
+    constant, or it is of another rank, InvalidConfigurationError for attributes that no Conv2D can have, and
+    InvalidWeightsError if its weights are broken, or do not fit.
     """
     kernel = _constant(op, 1, "kernel", graph)
     bias = _constant(op, 2, "bias", graph) if op.input(2) else None

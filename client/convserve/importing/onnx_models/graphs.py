@@ -63,21 +63,13 @@ class Attributes:
 
 @dataclass(frozen=True)
 class Op:
-    """A node of a graph.
+    """A node of a graph."""
 
-    Attributes:
-        name: Its own name, or its output's, unique in the graph, after the names of the nodes whose subgraphs it is in.
-        kind: Its operator, with the domain before it where that is not ONNX' own.
-        inputs: The names of its tensors; "" for one that is left out.
-        outputs: Likewise.
-        reads: What it reads from this graph or around it, subgraphs included, constants too.
-    """
-
-    name: str
-    kind: str
-    inputs: tuple[str, ...]
+    name: str  # its own, or its output's, unique in the graph, after those of the nodes whose subgraphs it is in
+    kind: str  # its operator, with the domain before it where that is not ONNX' own
+    inputs: tuple[str, ...]  # the names of its tensors; "" for one that is left out
     outputs: tuple[str, ...]
-    reads: frozenset[str]
+    reads: frozenset[str]  # tensors of this graph or around it, with what its subgraphs read, constants too
     proto: Any = field(repr=False)
 
     def input(self, index: int) -> str:
@@ -92,7 +84,20 @@ class Op:
     @cached_property
     def constant(self) -> Any:
         """The TensorProto of a Constant, or None for any other: made once, however many read it."""
-        return _constant_of(self)
+        if self.kind != "Constant":
+            return None
+        from onnx import numpy_helper
+
+        try:
+            if self.attributes.has("value"):
+                return self.attributes.tensor("value")
+            for attribute in self.proto.attribute:
+                if (kind := attribute.name.removeprefix("value_")) in _CONSTANTS and kind != attribute.name:
+                    where, dtype = _CONSTANTS[kind]
+                    return numpy_helper.from_array(np.array(getattr(attribute, where), dtype), self.outputs[0])
+        except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
+            pass
+        return None
 
 
 class Graph:
@@ -224,24 +229,6 @@ def operator_name(domain: str, name: str) -> str:
 def text_of(text: str | bytes) -> str:
     """Returns a text of a message; protobuf gives what is not UTF-8 as bytes."""
     return text if isinstance(text, str) else text.decode(errors="backslashreplace")
-
-
-def _constant_of(op: Op) -> Any:
-    """Returns the TensorProto of a Constant node, or None for any other; those of numbers become tensors."""
-    if op.kind != "Constant":
-        return None
-    from onnx import numpy_helper
-
-    try:
-        if op.attributes.has("value"):
-            return op.attributes.tensor("value")
-        for attribute in op.proto.attribute:
-            if (kind := attribute.name.removeprefix("value_")) in _CONSTANTS and kind != attribute.name:
-                where, dtype = _CONSTANTS[kind]
-                return numpy_helper.from_array(np.array(getattr(attribute, where), dtype), op.outputs[0])
-    except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
-        pass
-    return None
 
 
 def _graphs_in(attribute: Any) -> tuple[Any, ...]:

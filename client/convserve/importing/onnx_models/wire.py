@@ -21,12 +21,7 @@ _VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5
 
 
 def check(data: bytes, model: Any, budget: Budget) -> None:
-    """Counts what a serialized message will take in memory.
-
-    Args:
-        data: The message.
-        model: Its descriptor.
-        budget: What it may take.
+    """Counts what a serialized message, of this descriptor, will take in memory.
 
     Raises InvalidRequestError if it is too much or nested too deep, and ValueError if the bytes are no message.
     """

@@ -1,10 +1,11 @@
-"""NumPy's files: the arrays in a `.npz` archive, or the one in a `.npy` file, without ever unpickling."""
+"""Files of arrays: NumPy's, never unpickled, and safetensors: state dictionaries, or single layers of convserve's."""
 
 from __future__ import annotations
 
 import io
 import math
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ import numpy as np
 
 from convserve.errors import InvalidWeightsError, short_repr
 from convserve.files.arrays import read_header
+from convserve.files.layers import configuration_in
+from convserve.files.safetensors import SafetensorsFile
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.arrays.named_array import NamedArray
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import contents
-from convserve.importing.untrusted import Budget, read_member
+from convserve.importing.untrusted import Budget, read_member, refusal
+from convserve.layers.layer import Layer
+from convserve.tensors.codec import Array
 
 
 def read_npy(file: Path, budget: Budget, geometry: Geometry) -> Contents:
@@ -55,3 +60,22 @@ def _array(name: str, data: bytes) -> NamedArray:
         raise InvalidWeightsError.for_field("file", expected, f"{short_repr(name)} of {elements.nbytes} bytes")
     order: Any = "F" if fortran_order else "C"
     return NamedArray(name, shape, dtype.name, lambda: np.frombuffer(elements, dtype).reshape(shape, order=order))
+
+
+def read_safetensors(file: Path, budget: Budget, geometry: Geometry) -> Contents:
+    """Returns what a safetensors file holds."""
+    opened = SafetensorsFile(file)
+
+    def tensor(name: str) -> Array:
+        budget.spend(opened.tensors[name].nbytes, f"the tensor {short_repr(name)}")
+        return opened.read(name)
+
+    config = configuration_in(opened.metadata)
+    if config is not None:
+        geometry.check_none()
+        if "kernel" not in opened.tensors:
+            raise refusal("a layer with its kernel", f"the tensors {short_repr(list(opened.tensors))}")
+        weights = {name: tensor(name) for name in ("kernel", "bias") if name in opened.tensors}
+        return Contents(file.stem, [("", Layer(config, **weights))])
+    arrays = [NamedArray(name, *each, partial(tensor, name)) for name, each in opened.tensors.items()]
+    return contents(file.stem, arrays, geometry, file_format=opened.metadata.get("format"))
