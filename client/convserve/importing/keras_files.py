@@ -54,7 +54,6 @@ def read_archive(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
             raise refusal("config.json and model.weights.h5 in a .keras archive", f"one without them{hint}")
         metadata = parse(read_member(archive, "metadata.json", budget) if "metadata.json" in names else "{}")
         version = metadata.get("keras_version")
-        _check_version(version)
         model = _Model(parse(read_member(archive, "config.json", budget)), file, fold_batch_norm, version)
         with hdf5.opened(read_member(archive, "model.weights.h5", budget), budget) as opened:
             return model.contents(ArchivedWeights(opened, str(version)).of)
@@ -72,19 +71,11 @@ def read_h5(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
         for name in ("keras_version", "backend"):
             places = (opened.text("", name), opened.text("model_weights", name), config.get(name))
             said[name] = next((value for value in places if value is not None), None)
-        _check_version(said["keras_version"])
         backend = said["backend"]
         if backend is not None and backend not in _BACKENDS:
             raise refusal(f"weights of one of the backends {', '.join(_BACKENDS)}", f"backend={short_repr(backend)}")
         model = _Model(config, file, fold_batch_norm, said["keras_version"])
         return model.contents(NamedWeights(opened, model.with_weights, is_flipped=backend == "theano").of)
-
-
-def _check_version(version: Any) -> None:
-    """Raises InvalidRequestError for a file of a version whose layout is another, or is not known."""
-    if version is not None and str(version).partition(".")[0] not in ("2", "3"):
-        received = f"keras_version={short_repr(version)}: load it in Keras 2, or whatever wrote it, and save it anew"
-        raise refusal("a file of Keras 2 or 3", received)
 
 
 class _Model:
@@ -93,6 +84,12 @@ class _Model:
     _weights_of: WeightsOf
 
     def __init__(self, config: Mapping[str, Any], file: Path, fold_batch_norm: bool, version: Any) -> None:
+        """Raises InvalidRequestError for a version whose files have another form, or that is not known."""
+        if version is not None and str(version).partition(".")[0] not in ("2", "3"):
+            received = (
+                f"keras_version={short_repr(version)}: load it in Keras 2, or whatever wrote it, and save it anew"
+            )
+            raise refusal("a file of Keras 2 or 3", received)
         self._config = config
         self._is_keras_2 = str(version).startswith("2.")
         self._contents = Contents(name_of(config) or file.stem)

@@ -29,54 +29,38 @@ _COLLECTIONS = ("params", "batch_stats")  # of Flax, as the first part of a name
 _KERAS_EPSILON, _EPSILON = 1e-3, 1e-5
 
 
-@dataclass(frozen=True)
-class BatchNorm:
-    """A BatchNorm in a file."""
-
-    name: str
-    parts: dict[str, NamedArray]  # by "gamma", "beta", "mean", "variance" and "count"
-
-    @property
-    def epsilon(self) -> float:
-        """The default of the framework that names arrays like this."""
-        return _KERAS_EPSILON if split(self.parts["mean"].name)[1] == "moving_mean" else _EPSILON
-
-    def read(self, epsilon: float | None) -> BatchNormalization:
-        """Returns it with its arrays; None is the framework's default epsilon."""
-        read = {part: array.read() for part, array in self.parts.items() if part != "count"}
-        own = self.epsilon if epsilon is None else float(epsilon)
-        return BatchNormalization(read.get("gamma"), read.get("beta"), read["mean"], read["variance"], own)
+Parts = dict[str, NamedArray]
+"""The arrays of a BatchNorm, by "gamma", "beta", "mean", "variance" and "count"."""
 
 
 @dataclass
 class BatchNorms:
     """The BatchNorms of a file, and which of them were folded."""
 
-    by_name: dict[str, BatchNorm]
+    by_name: dict[str, Parts]
     _folded_into: dict[str, str] = field(default_factory=dict)  # by BatchNorm, the layer
 
     @classmethod
     def among(cls, arrays: Iterable[NamedArray]) -> BatchNorms:
         """Returns those that a file's arrays make."""
-        groups: dict[str, dict[str, NamedArray] | None] = {}
+        groups: dict[str, Parts | None] = {}
         for array in arrays:
             name, kind = split(array.name)
             if part := _PARTS.get(kind):
                 parts = groups.setdefault(_without_collection(name), {})
                 if parts is not None and parts.setdefault(part, array) is not array:  # such as a weight and a scale
                     groups[_without_collection(name)] = None
-        norms = [BatchNorm(_name(parts), parts) for parts in groups.values() if parts and _is_batch_norm(parts)]
-        return cls({norm.name: norm for norm in norms})
+        return cls({_name(parts): parts for parts in groups.values() if parts and _is_batch_norm(parts)})
 
     @property
     def array_names(self) -> set[str]:
         """The names of all their arrays."""
-        return {array.name for norm in self.by_name.values() for array in norm.parts.values()}
+        return {array.name for parts in self.by_name.values() for array in parts.values()}
 
     def fold(self, layer: Layer, name: str, batch_norm: str, epsilon: float | None) -> Layer:
         """Returns a layer of this name in the file with a BatchNorm between its bias and its activation.
 
-        `batch_norm` names one beside the layer, or any in the file; `epsilon` is as of `BatchNorm.read`. Raises
+        `batch_norm` names one beside the layer, or any in the file; no `epsilon` stands for its framework's. Raises
         InvalidConfigurationError if there is no such BatchNorm, another layer has it, or it does not fit.
         """
         known, where = self.by_name, f"{name}.batch_norm"
@@ -92,7 +76,7 @@ class BatchNorms:
         activation = layer.config.activation
         nodes = [
             Node("conv2d", (), (Layer(layer.config.replace(activation=None), *layer.arrays.values()),), "Conv2D"),
-            Node("batch_norm", ("conv2d",), known[found].read(epsilon), "BatchNorm"),
+            Node("batch_norm", ("conv2d",), _operation(known[found], epsilon), "BatchNorm"),
             Node("activation", ("batch_norm",), activation, "Activation"),
         ]
         (run,), left = folded(nodes, {"activation"})
@@ -106,7 +90,14 @@ class BatchNorms:
         return [Skipped(name, "BatchNorm", NOT_NAMED) for name in self.by_name if name not in self._folded_into]
 
 
-def _is_batch_norm(parts: dict[str, NamedArray]) -> bool:
+def _operation(parts: Parts, epsilon: float | None) -> BatchNormalization:
+    read = {part: array.read() for part, array in parts.items() if part != "count"}
+    if epsilon is None:  # that of the framework that names arrays like this
+        epsilon = _KERAS_EPSILON if split(parts["mean"].name)[1] == "moving_mean" else _EPSILON
+    return BatchNormalization(read.get("gamma"), read.get("beta"), read["mean"], read["variance"], float(epsilon))
+
+
+def _is_batch_norm(parts: Parts) -> bool:
     if not {"mean", "variance"} <= parts.keys():  # such as a LayerNorm
         return False
     arrays = [array for part, array in parts.items() if part != "count"]
@@ -115,7 +106,7 @@ def _is_batch_norm(parts: dict[str, NamedArray]) -> bool:
     )
 
 
-def _name(parts: dict[str, NamedArray]) -> str:
+def _name(parts: Parts) -> str:
     """Returns the name of its parameters; without any, that of its statistics."""
     array = next(parts[part] for part in ("gamma", "beta", "mean") if part in parts)
     return split(array.name)[0]

@@ -111,7 +111,8 @@ def checked(entry: Entry, *, is_keras_2: bool = False) -> dict[str, Any]:
     if isinstance(activation, dict) and (activation.get("class_name") == "__lambda__" or list(activation) == ["value"]):
         raise InvalidConfigurationError.for_field("activation", "one of Keras' own", "a lambda, whose code is not run")
     if isinstance(activation, dict) and activation.get("class_name") == "LeakyReLU":
-        config["activation"] = identifier("Activation", config)
+        given = activation.get("config")
+        config["activation"] = identifier("LeakyReLU", given if isinstance(given, dict) else {})
     return config
 
 

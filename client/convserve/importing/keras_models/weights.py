@@ -107,8 +107,7 @@ class NamedWeights:
         self._opened = opened
         # Theano convolves, the others correlate; Keras 2 turned kernels over as it loaded.
         self._is_flipped = is_flipped
-        # A model of a thousand layers has its list of names read once.
-        self._listed: dict[str, dict[str, dict[str, str]]] = {}
+        self._owners = functools.cache(self._listed)  # a model of a thousand layers has its list of names read once
         self._claims = Counter(self._place(entry) for entry in read)
 
     def of(self, entry: Entry) -> dict[str, Array]:
@@ -154,16 +153,14 @@ class NamedWeights:
             fitting = fitting if len(fitting) == 1 else []
         return (group, max(fitting, key=len)) if fitting else None
 
-    def _owners(self, group: str) -> dict[str, dict[str, str]]:
+    def _listed(self, group: str) -> dict[str, dict[str, str]]:
         """Returns the layers in a group, each with the names of its arrays."""
-        if group not in self._listed:
-            owners: dict[str, dict[str, str]] = {}
-            place = f"model_weights/{group}"
-            for name in self._opened.texts(place, "weight_names") if self._opened.has(place) else ():
-                owner, _, array = name.removesuffix(":0").rpartition("/")
-                owners.setdefault(owner, {})[array] = name
-            self._listed[group] = owners
-        return self._listed[group]
+        owners: dict[str, dict[str, str]] = {}
+        place = f"model_weights/{group}"
+        for name in self._opened.texts(place, "weight_names") if self._opened.has(place) else ():
+            owner, _, array = name.removesuffix(":0").rpartition("/")
+            owners.setdefault(owner, {})[array] = name
+        return owners
 
 
 def _by_todays_names(entry: Entry, named: Mapping[str, str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from convserve.errors import InvalidConfigurationError, InvalidWeightsError, short_repr
 from convserve.importing.imported import NotImportedError
-from convserve.importing.onnx_models.graphs import Attributes, Dimensions, Graph, Op
+from convserve.importing.onnx_models.graphs import Dimensions, Graph, Op
 from convserve.importing.onnx_models.tensors import Tensors, dtype_of
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -60,13 +60,13 @@ def _constant(op: Op, index: int, what: str, graph: Graph) -> Any:
 
 
 def _configuration(op: Op, shape: Shape, dtype: str, use_bias: bool, sizes: Sizes) -> Conv2D:
-    attributes, spatial = op.attributes, shape[2:]
-    given = attributes.get("kernel_shape", spatial)
+    spatial = shape[2:]
+    given = op.attribute("kernel_shape", spatial)
     if given != spatial:
         expected = f"{spatial}, which is the kernel's shape"
         raise InvalidConfigurationError.for_field("kernel_shape", expected, short_repr(given))
-    strides = _of_length(attributes, "strides", len(spatial))
-    dilations = _of_length(attributes, "dilations", len(spatial))
+    strides = _of_length(op, "strides", len(spatial))
+    dilations = _of_length(op, "dilations", len(spatial))
     height = (1,) * (2 - len(spatial))  # of a Conv of rank 3
     return Conv2D(
         shape[0],
@@ -75,14 +75,14 @@ def _configuration(op: Op, shape: Shape, dtype: str, use_bias: bool, sizes: Size
         padding=_padding(op, spatial, strides, dilations, sizes),
         data_format="channels_first",
         dilation_rate=height + dilations,
-        groups=attributes.get("group", 1),
+        groups=op.attribute("group", 1),
         use_bias=use_bias,
         dtype=dtype,
     )
 
 
-def _of_length(attributes: Attributes, name: str, length: int) -> tuple[int, ...]:
-    values = attributes.get(name, ()) or (1,) * length
+def _of_length(op: Op, name: str, length: int) -> tuple[int, ...]:
+    values = op.attribute(name, ()) or (1,) * length
     if len(values) != length:
         raise InvalidConfigurationError.for_field(name, f"{length} numbers, one a direction", short_repr(values))
     return values
@@ -90,8 +90,8 @@ def _of_length(attributes: Attributes, name: str, length: int) -> tuple[int, ...
 
 def _padding(op: Op, kernel: Shape, strides: Shape, dilations: Shape, sizes: Sizes) -> str | _Pairs:
     """Returns the padding as Conv2D has it: "valid" and "same" where they are what is meant, or amounts."""
-    attributes, directions = op.attributes, len(kernel)
-    auto_pad = attributes.get("auto_pad", "NOTSET") or "NOTSET"
+    directions = len(kernel)
+    auto_pad = op.attribute("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in _AUTO_PADS:
         raise InvalidConfigurationError.for_field("auto_pad", f"one of {', '.join(_AUTO_PADS)}", short_repr(auto_pad))
     # Keras' own words do not allow strides and dilation together; amounts do.
@@ -103,10 +103,10 @@ def _padding(op: Op, kernel: Shape, strides: Shape, dilations: Shape, sizes: Siz
         if min(*strides, *windows) < 1:
             return "same"  # which Conv2D refuses with what is wrong
         amounts = _same(op, windows, strides, auto_pad, sizes)
-    elif auto_pad == "VALID" or not attributes.has("pads"):
+    elif auto_pad == "VALID" or "pads" not in op.attributes:
         amounts = ((0, 0),) * directions
     else:
-        pads = attributes.get("pads", ())
+        pads = op.attribute("pads", ())
         if len(pads) != 2 * directions:
             expected = f"{2 * directions} numbers: the beginnings, then the ends"
             raise InvalidConfigurationError.for_field("pads", expected, short_repr(pads))

@@ -23,42 +23,13 @@ _DOMAINS = ("", "ai.onnx")
 _Value = TypeVar("_Value", int, float, str, tuple[int, ...])
 _TYPES = {int: ("INT", "i"), float: ("FLOAT", "f"), str: ("STRING", "s"), tuple: ("INTS", "ints")}
 """By the type of an attribute's value, ONNX' name of it, and the field that has it."""
-_CONSTANTS = {"float": ("f", "f4"), "floats": ("floats", "f4"), "int": ("i", "i8"), "ints": ("ints", "i8")}
-"""By the end of the name of a Constant's attribute for numbers, the field that has them, and their dtype."""
-
-
-class Attributes:
-    """A node's attributes, each read as what it has to be; raises InvalidConfigurationError if it is something else."""
-
-    def __init__(self, node: Any) -> None:
-        self._by_name = {attribute.name: attribute for attribute in node.attribute}
-
-    def has(self, name: str) -> bool:
-        """Whether there is an attribute of this name."""
-        return name in self._by_name
-
-    def get(self, name: str, default: _Value) -> _Value:
-        """Returns an attribute of the default's type, or the default where there is none."""
-        value = self._value(name, *_TYPES[type(default)])
-        if value is None:
-            return default
-        converted: Any = value.decode(errors="replace") if isinstance(value, bytes) else type(default)(value)
-        return converted  # type: ignore[no-any-return]
-
-    def tensor(self, name: str) -> Any:
-        """Returns a tensor, or None."""
-        return self._value(name, "TENSOR", "t")
-
-    def _value(self, name: str, kind: str, where: str) -> Any:
-        attribute = self._by_name.get(name)
-        if attribute is None:
-            return None
-        number = attribute.AttributeType.Value(kind)
-        # The first version of the format did not say the type.
-        if attribute.ref_attr_name or attribute.type not in (0, number):
-            received = f"one of type {attribute.type}" if not attribute.ref_attr_name else "a reference"
-            raise InvalidConfigurationError.for_field(name, f"an attribute of type {kind}", received)
-        return getattr(attribute, where)
+_CONSTANTS = {
+    "value_float": ("f", "f4"),
+    "value_floats": ("floats", "f4"),
+    "value_int": ("i", "i8"),
+    "value_ints": ("ints", "i8"),
+}
+"""By a Constant's attribute for numbers, the field that has them, and their dtype."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +47,29 @@ class Op:
         """Returns the name of an input; "" if there is none."""
         return self.inputs[index] if index < len(self.inputs) else ""
 
-    @property
-    def attributes(self) -> Attributes:
-        """Its attributes."""
-        return Attributes(self.proto)
+    @cached_property
+    def attributes(self) -> dict[str, Any]:
+        """Its attributes, by name, as AttributeProtos."""
+        return {attribute.name: attribute for attribute in self.proto.attribute}
+
+    def attribute(self, name: str, default: _Value) -> _Value:
+        """Returns an attribute of the default's type, or the default where there is none.
+
+        Raises InvalidConfigurationError if it is of another type.
+        """
+        if name not in self.attributes:
+            return default
+        value = self._value(name, *_TYPES[type(default)])
+        converted: Any = value.decode(errors="replace") if isinstance(value, bytes) else type(default)(value)
+        return converted  # type: ignore[no-any-return]
+
+    def _value(self, name: str, kind: str, where: str) -> Any:
+        attribute = self.attributes[name]
+        # The first version of the format did not say the type.
+        if attribute.ref_attr_name or attribute.type not in (0, attribute.AttributeType.Value(kind)):
+            received = f"one of type {attribute.type}" if not attribute.ref_attr_name else "a reference"
+            raise InvalidConfigurationError.for_field(name, f"an attribute of type {kind}", received)
+        return getattr(attribute, where)
 
     @cached_property
     def constant(self) -> Any:
@@ -89,11 +79,11 @@ class Op:
         from onnx import numpy_helper
 
         try:
-            if self.attributes.has("value"):
-                return self.attributes.tensor("value")
-            for attribute in self.proto.attribute:
-                if (kind := attribute.name.removeprefix("value_")) in _CONSTANTS and kind != attribute.name:
-                    where, dtype = _CONSTANTS[kind]
+            if "value" in self.attributes:
+                return self._value("value", "TENSOR", "t")
+            for name, attribute in self.attributes.items():
+                if name in _CONSTANTS:
+                    where, dtype = _CONSTANTS[name]
                     return numpy_helper.from_array(np.array(getattr(attribute, where), dtype), self.outputs[0])
         except InvalidConfigurationError:  # of a Conv that reads it the reason is told, and others may be sound
             pass

@@ -62,7 +62,7 @@ class _Operator:
     """An operator's attributes and constant inputs, its opset, and the rank of the convolution after it."""
 
     def __init__(self, op: Op, graph: Graph, tensors: Tensors, opset: int, rank: int | None) -> None:
-        self.attributes, self.outputs, self.opset, self.rank = op.attributes, op.outputs, opset, rank
+        self.attribute, self.outputs, self.opset, self.rank = op.attribute, op.outputs, opset, rank
         self._op, self._graph, self._tensors = op, graph, tensors
 
     def array(self, index: int) -> Array:
@@ -83,20 +83,20 @@ class _Operator:
 
 def _batch_normalization(op: _Operator) -> Operation | None:
     if op.opset < 7:
-        is_inference = op.attributes.get("is_test", 0) != 0
+        is_inference = op.attribute("is_test", 0) != 0
     else:
         # What a run learns of its batch are further outputs; from opset 14 on it is said.
-        is_inference = not any(op.outputs[1:]) and op.attributes.get("training_mode", 0) == 0
-    if not is_inference or (op.opset < 9 and op.attributes.get("spatial", 1) != 1):
+        is_inference = not any(op.outputs[1:]) and op.attribute("training_mode", 0) == 0
+    if not is_inference or (op.opset < 9 and op.attribute("spatial", 1) != 1):
         return None
     gamma, beta, mean, variance = (op.array(index) for index in range(1, 5))
-    return BatchNormalization(gamma, beta, mean, variance, op.attributes.get("epsilon", 1e-5))
+    return BatchNormalization(gamma, beta, mean, variance, op.attribute("epsilon", 1e-5))
 
 
 def _clip(op: _Operator) -> Operation | None:
     lowest, highest = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)
     if op.opset < 11:
-        low, high = op.attributes.get("min", lowest), op.attributes.get("max", highest)
+        low, high = op.attribute("min", lowest), op.attribute("max", highest)
     else:
         low, high = op.number(1, lowest), op.number(2, highest)
     if low <= lowest and high >= highest:
@@ -112,12 +112,12 @@ def _clip(op: _Operator) -> Operation | None:
 
 def _pad(op: _Operator) -> Operation | None:
     rank = op.rank
-    if op.attributes.get("mode", "constant") != "constant" or rank not in (3, 4):
+    if op.attribute("mode", "constant") != "constant" or rank not in (3, 4):
         return None
     axes: tuple[int, ...] | None = None
     if op.opset < 11:
-        pads: tuple[int, ...] | None = op.attributes.get("pads" if op.opset > 1 else "paddings", ())
-        value = op.attributes.get("value", 0.0)
+        pads: tuple[int, ...] | None = op.attribute("pads" if op.opset > 1 else "paddings", ())
+        value = op.attribute("value", 0.0)
     else:
         pads, value, axes = op.integers(1), op.number(2, 0.0), op.integers(3)
     axes = tuple(range(rank)) if axes is None else tuple(axis + rank if axis < 0 else axis for axis in axes)
@@ -134,30 +134,30 @@ def _pad(op: _Operator) -> Operation | None:
 
 
 def _dropout(op: _Operator) -> Operation | None:
-    is_inference = op.opset >= 7 or op.attributes.get("is_test", 0) != 0
+    is_inference = op.opset >= 7 or op.attribute("is_test", 0) != 0
     return _named("linear") if is_inference and not op.number(2, 0) else None
 
 
 def _hard_sigmoid(op: _Operator) -> Operation | None:
-    alpha, beta = op.attributes.get("alpha", 0.2), op.attributes.get("beta", 0.5)
+    alpha, beta = op.attribute("alpha", 0.2), op.attribute("beta", 0.5)
     is_keras = np.float32(alpha) == np.float32(1 / 6) and beta == 0.5
     return _named("hard_sigmoid") if is_keras else None
 
 
 def _selu(op: _Operator) -> Operation | None:
-    alpha = np.float32(op.attributes.get("alpha", 1.67326319217681884765625))
-    gamma = np.float32(op.attributes.get("gamma", 1.05070102214813232421875))
+    alpha = np.float32(op.attribute("alpha", 1.67326319217681884765625))
+    gamma = np.float32(op.attribute("gamma", 1.05070102214813232421875))
     is_keras = (alpha, gamma) == (np.float32(1.6732632423543772), np.float32(1.0507009873554805))
     return _named("selu") if is_keras else None
 
 
 def _gelu(op: _Operator) -> Operation | None:
-    approximate = op.attributes.get("approximate", "none")
+    approximate = op.attribute("approximate", "none")
     return _named("gelu", approximate=approximate == "tanh") if approximate in ("none", "tanh") else None
 
 
 def _swish(op: _Operator) -> Operation | None:
-    return _named("silu") if op.attributes.get("alpha", 1.0) == 1 else None
+    return _named("silu") if op.attribute("alpha", 1.0) == 1 else None
 
 
 def _named(name: str, **parameters: Any) -> Activation:
@@ -171,17 +171,17 @@ _PLAIN = {
 """Operators without parameters, by Keras' name."""
 _READERS: dict[str, Callable[[_Operator], Operation | None]] = {
     "BatchNormalization": _batch_normalization,
-    "Celu": lambda op: _named("celu", alpha=op.attributes.get("alpha", 1.0)),
+    "Celu": lambda op: _named("celu", alpha=op.attribute("alpha", 1.0)),
     "Clip": _clip,
     "Dropout": _dropout,
-    "Elu": lambda op: _named("elu", alpha=op.attributes.get("alpha", 1.0)),
+    "Elu": lambda op: _named("elu", alpha=op.attribute("alpha", 1.0)),
     "Gelu": _gelu,
     "HardSigmoid": _hard_sigmoid,
-    "LeakyRelu": lambda op: _named("leaky_relu", negative_slope=op.attributes.get("alpha", 0.01)),
+    "LeakyRelu": lambda op: _named("leaky_relu", negative_slope=op.attribute("alpha", 0.01)),
     "Pad": _pad,
     "Selu": _selu,
     "Swish": _swish,
-    "ThresholdedRelu": lambda op: _named("threshold", threshold=op.attributes.get("alpha", 1.0), default_value=0.0),
+    "ThresholdedRelu": lambda op: _named("threshold", threshold=op.attribute("alpha", 1.0), default_value=0.0),
 }
 SURROUNDING = frozenset({*_PLAIN, *_READERS}) - {"Identity", "Dropout"}
 """What may become part of a convolution, but for what changes nothing."""
