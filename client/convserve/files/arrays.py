@@ -49,13 +49,8 @@ def names_in(path: str | Path) -> list[str]:
 class NpyFile:
     """A .npy file of which rows are read when they are asked for.
 
-    They are read, not mapped: a file that is cut short ends a program that reads a mapping of it, by SIGBUS.
-
-    Attributes:
-        shape: Of the whole array.
-        dtype: Likewise.
-        offset: Where in the file the elements begin.
-        is_fortran: Whether a row's elements lie all over the file, so that reading a few rows takes long.
+    They are read, not mapped: a file that is cut short ends a program that reads a mapping of it, by SIGBUS. Where it
+    `is_fortran` a row's elements lie all over the file, so that reading a few rows takes long.
     """
 
     def __init__(self, path: str | Path, field: str = "input") -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
@@ -19,33 +20,26 @@ Only = Collection[str] | Callable[[Any], Any] | int | None
 """Names of convolutions, a function of a layer, or the least floating-point operations for one sample."""
 
 
-class Choice:
-    """What `only=` says, for the layers of one model."""
+def refusals(only: Only, model: Any) -> Callable[[Any], str]:
+    """Returns what says of one of Keras' convolutions, or one derived from it, why it stays local, or nothing.
 
-    def __init__(self, only: Only, model: Any) -> None:
-        """Checks it; raises InvalidRequestError for what chooses nothing, or names no convolution of the model."""
-        is_number = isinstance(only, int) and not isinstance(only, bool) and only > 0
-        is_names = isinstance(only, Collection) and not isinstance(only, str | bytes | dict)
-        if not (only is None or is_number or is_names or (callable(only) and not isinstance(only, type))):
-            expected = "names of layers, a function of a layer, or the least FLOPs for one sample, above 0"
-            raise InvalidRequestError.for_field("only", expected, short_repr(only))
-        self._only = only
-        self._refusals: dict[int, str] = {}
-        if is_names:
-            known = sorted({layer.name for layer in within(model) if convolution_kind(layer)})
-            for name in only:  # type: ignore[union-attr]
-                if name not in known:
-                    near = difflib.get_close_matches(str(name), known, n=1)
-                    hint = f"Did you mean {near[0]!r}?" if near else f"They are {', '.join(known[:10])}, ..."
-                    raise InvalidRequestError.for_field("only", "names of convolutions", short_repr(name), hint)
+    Raises InvalidRequestError for an `only` that chooses nothing, or names no convolution of the model.
+    """
+    is_number = isinstance(only, int) and not isinstance(only, bool) and only > 0
+    is_names = isinstance(only, Collection) and not isinstance(only, str | bytes | dict)
+    if not (only is None or is_number or is_names or (callable(only) and not isinstance(only, type))):
+        expected = "names of layers, a function of a layer, or the least FLOPs for one sample, above 0"
+        raise InvalidRequestError.for_field("only", expected, short_repr(only))
+    if is_names:
+        known = sorted({layer.name for layer in within(model) if convolution_kind(layer)})
+        for name in only:  # type: ignore[union-attr]
+            if name not in known:
+                near = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"Did you mean {near[0]!r}?" if near else f"They are {', '.join(known[:10])}, ..."
+                raise InvalidRequestError.for_field("only", "names of convolutions", short_repr(name), hint)
 
-    def refusal(self, layer: Any) -> str:
-        """Returns why one of Keras' convolutions, or one that is derived from it, stays local; or nothing."""
-        if id(layer) not in self._refusals:
-            self._refusals[id(layer)] = self._first_refusal(layer)
-        return self._refusals[id(layer)]
-
-    def _first_refusal(self, layer: Any) -> str:
+    @functools.cache
+    def refusal(layer: Any) -> str:
         kind = convolution_kind(layer)
         if kind not in CONVOLUTIONS:
             return advice(kind) or "No Conv2D computes it."
@@ -55,16 +49,18 @@ class Choice:
             layers = layers_of((step,), arrays_of(layer, step)) if layer.built else ()
         except InvalidArgumentError as error:
             return " ".join(str(error).split())
-        if self._only is None:
+        if only is None:
             return ""
-        if isinstance(self._only, int):
+        if isinstance(only, int):
             shape = (layer.get_build_config() or {}).get("input_shape")
             if not layers or shape is None or None in shape[1:]:
                 return "The size of its input is open, so its FLOPs are not known."
             flops = plan([each.config for each in layers], at_height((step,), (1, *shape[1:]))).flops
-            return "" if flops >= self._only else f"It takes {flops_text(flops)} for one sample."
-        is_chosen = self._only(layer) if callable(self._only) else layer.name in self._only
+            return "" if flops >= only else f"It takes {flops_text(flops)} for one sample."
+        is_chosen = only(layer) if callable(only) else layer.name in only
         return "" if is_chosen else "only= does not choose it."
+
+    return refusal
 
 
 def within(model: Any) -> Iterator[Any]:

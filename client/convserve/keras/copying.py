@@ -27,13 +27,7 @@ class Copy:
         runs: Callable[[Any], list[tuple[Any, ...]]] | None = None,
         chain: Callable[[tuple[Any, ...], tuple[Any, ...]], Any] | None = None,
     ) -> None:
-        """Prepares a copy.
-
-        Args:
-            swapped: As what a layer is made.
-            runs: Returns the layers of a model that become one; None for none.
-            chain: Returns the one layer, for those layers and copies of them.
-        """
+        """Takes as what a layer is made, which layers of a model become one, and what makes it of them and copies."""
         self._swapped, self._runs, self._chain = swapped, runs, chain
         self._made: dict[int, Any] = {}  # a layer may be in several models
         self._pairs: list[tuple[Any, Any]] = []

@@ -91,18 +91,15 @@ def arrays_of(layer: Any, step: Step) -> list[Array]:
 
 
 def runs_of(
-    model: Any, is_chosen: Callable[[Any], bool], shared: Collection[int]
+    model: Any, refusal: Callable[[Any], str], shared: Collection[int]
 ) -> tuple[list[tuple[Any, ...]], list[Left]]:
     """Returns the layers of a model that one call computes, where they are several, and what else might have been.
 
-    Args:
-        model: A Sequential or Functional model.
-        is_chosen: Whether a convolution is to be computed by a server.
-        shared: What `shared_by_models` returns for the model that this one is part of.
+    `refusal` is what `refusals` returns, and `shared` what `shared_by_models` does for the model that this is part of.
     """
     calls, returned = calls_of(model)
     by_name = {call.layer.name: call.layer for call in calls}
-    steps = {name: _step(layer, is_chosen) for name, layer in by_name.items()}
+    steps = {name: _step(layer, refusal) for name, layer in by_name.items()}
     steps |= {call.layer.name: None for call in calls if not call.is_plain}
     producer = {call.output: call.layer.name for call in calls}
     inputs: dict[str, tuple[str, ...]] = dict.fromkeys(by_name, ())
@@ -135,11 +132,11 @@ def _with_reason(left: Left, above: tuple[str, ...], activated_here: set[str]) -
     return left
 
 
-def _step(layer: Any, is_chosen: Callable[[Any], bool]) -> Step | None:
+def _step(layer: Any, refusal: Callable[[Any], str]) -> Step | None:
     """Returns the step of a layer that may share a call with others."""
     step = step_of(layer) if isinstance(layer, keras.Layer) and layer.built else None
     # A loss of its output, which Keras adds where the layer is called.
-    if step is None or layer.activity_regularizer is not None or (step.convolves and not is_chosen(layer)):
+    if step is None or layer.activity_regularizer is not None or (step.convolves and refusal(layer)):
         return None
     return step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import keras
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.keras.choice import Choice, Only
+from convserve.keras.choice import Only, refusals
 from convserve.keras.graph import arrays_of, check_model, is_model, runs_of, shared_by_models
 from convserve.keras.layers.steps import at_height, convolution_kind, layers_of, step_of
 from convserve.keras.swap import without_remote
@@ -111,9 +111,9 @@ def plan(model: Any, input_shape: Any = None, *, only: Only = None) -> ModelPlan
     if not model.built:
         raise InvalidRequestError.for_field("model", "a built model: call it once", short_repr(model))
     model = without_remote(model)
-    walk = _Walk(Choice(only, model), shared_by_models(model))
+    walk = _Walk(refusals(only, model), shared_by_models(model))
     walk.model(model, _inputs(model, input_shape), 1)
-    return ModelPlan(Traffic(tuple(walk.separate())), Traffic(tuple(walk.fused())))
+    return ModelPlan(Traffic(walk.calls(fused=False)), Traffic(walk.calls(fused=True)))
 
 
 def _inputs(model: Any, input_shape: Any) -> list[Any]:
@@ -145,14 +145,14 @@ def _fits(shape: Any, tensor: Any) -> bool:
 class _Walk:
     """Goes through a model's graph with shapes alone, and notes what its layers get."""
 
-    def __init__(self, choice: Choice, shared: set[int]) -> None:
-        self._choice, self._shared = choice, shared
+    def __init__(self, refusal: Callable[[Any], str], shared: set[int]) -> None:
+        self._refusal, self._shared = refusal, shared
         self._seen: list[tuple[Any, Any, int]] = []  # of each call: the layer, what it gets, and how often
         self._runs: dict[int, tuple[Any, ...]] = {}
 
     def model(self, model: Any, inputs: Any, times: int) -> Any:
         """Returns what a model returns for tensors that have a shape alone."""
-        for run in runs_of(model, self._is_chosen, self._shared)[0]:
+        for run in runs_of(model, self._refusal, self._shared)[0]:
             self._runs |= dict.fromkeys(map(id, run), run)
         if isinstance(model, keras.Sequential):
             (x,) = keras.tree.flatten(inputs)
@@ -163,7 +163,7 @@ class _Walk:
         return model._run_through_graph(inputs, operation_fn=lambda layer: layer, call_fn=call)
 
     def _is_chosen(self, layer: Any) -> bool:
-        return bool(convolution_kind(layer)) and not self._choice.refusal(layer)
+        return bool(convolution_kind(layer)) and not self._refusal(layer)
 
     def _call(self, times: int, layer: Any, *args: Any, **kwargs: Any) -> Any:
         if is_model(layer):
@@ -177,20 +177,16 @@ class _Walk:
             self._seen.append((layer, args[0], times))
         return layer.compute_output_spec(*args, **kwargs)
 
-    def separate(self) -> list[PlannedCall]:
-        """Returns a call for each convolution."""
-        return [_planned((layer,), x, x, times) for layer, x, times in self._seen if self._is_chosen(layer)]
-
-    def fused(self) -> list[PlannedCall]:
-        """Returns a call for each run of layers."""
+    def calls(self, *, fused: bool) -> tuple[PlannedCall, ...]:
+        """Returns a call for each run of layers, or for each convolution."""
         found, begun = [], {}
         for layer, x, times in self._seen:
-            run = self._runs.get(id(layer), (layer,))
+            run = self._runs.get(id(layer), (layer,)) if fused else (layer,)
             if layer is run[0]:
-                begun[id(run)] = x
-            if layer is run[-1]:
-                found.append(_planned(run, begun[id(run)], x, times))
-        return found
+                begun[id(run[0])] = x
+            if layer is run[-1] and (fused or self._is_chosen(layer)):
+                found.append(_planned(run, begun[id(run[0])], x, times))
+        return tuple(found)
 
 
 def _planned(layers: tuple[Any, ...], first: Any, last: Any, times: int) -> PlannedCall:

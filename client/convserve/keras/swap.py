@@ -9,13 +9,13 @@ from typing import Any
 
 import keras
 
-from convserve._rpc.channel import Target, given_target
+from convserve._rpc.channel import Target
 from convserve._rpc.credentials import TLS
 from convserve.errors import InvalidRequestError, short_repr
-from convserve.keras.choice import Choice, Only, within
+from convserve.keras.choice import Only, refusals, within
 from convserve.keras.copying import Copy
 from convserve.keras.graph import check_model, runs_of, shared_by_models
-from convserve.keras.layers.remote_calls import grant
+from convserve.keras.layers.remote_calls import granted
 from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_convolutions import LOCAL, REMOTE
 from convserve.keras.layers.remote_layer import RemoteLayer
@@ -83,20 +83,16 @@ def to_remote(
     Raises:
         InvalidRequestError: If the model is of another kind, `only` names no convolution of it, or as for RemoteConv2D.
     """
-    server, _ = given_target(server)
-    grant(server if isinstance(server, str) else tuple(server), token, tls)
+    server = granted(server, token, tls)
     check_model(model)
     model = without_remote(model)
-    choice, shared, names = Choice(only, model), shared_by_models(model), {layer.name for layer in within(model)}
+    refusal, shared, names = refusals(only, model), shared_by_models(model), {layer.name for layer in within(model)}
     remote: list[tuple[str, ...]] = []
     local: list[Left] = []
     where = {"server": server, "timeout": timeout}
 
-    def is_chosen(layer: Any) -> bool:
-        return not choice.refusal(layer)
-
     def runs(of: Any) -> list[tuple[Any, ...]]:
-        found, left = runs_of(of, is_chosen, shared)
+        found, left = runs_of(of, refusal, shared)
         local.extend(left)
         return found
 
@@ -113,7 +109,7 @@ def to_remote(
             if isinstance(layer, keras.Layer) and not isinstance(layer, keras.layers.Wrapper):
                 local.extend(_hidden(layer))
             return None
-        reason = choice.refusal(layer)
+        reason = refusal(layer)
         if reason:
             local.append(Left(layer.name, type(layer).__name__, reason))
             return None

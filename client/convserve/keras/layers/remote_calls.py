@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convserve._rpc.channel import Target, given_target
 from convserve._rpc.credentials import TLS
 from convserve._sync.client import Client
 from convserve._sync.stored_layer import StoredLayer
@@ -40,13 +41,9 @@ class Remote:
         return type(self), (self.server, self.timeout)
 
     def convolve(self, layer: str, steps: Steps, x: Array, *weights: Array) -> Array:
-        """Returns the output of a layer's steps for an input; raises a ConvserveError with a note of layer and server.
+        """Returns the output of a layer's steps for an input, of rank 3 or 4 as these take it, with all their weights.
 
-        Args:
-            layer: Its class and name, for errors.
-            steps: What it computes.
-            x: The input, of rank 3 or 4 as the steps take it.
-            *weights: Those of all steps, in order.
+        Raises a ConvserveError with a note of the layer, whose class and name are given, and the server.
         """
         with in_layer(f"{layer} on {self.server}"):
             axis = height_axis(steps)
@@ -118,12 +115,17 @@ def _client(server: Server) -> Client:
     return _clients[server]
 
 
-def grant(server: Server, token: str | None, tls: TLS | bool | None) -> None:
-    """Has all layers of a server call it with a token and TLS from now on, if any is given; raises as Client does."""
-    credentials = token, tls
-    if credentials not in ((None, None), _granted.get(server)):
-        _clients[server] = Client(server, token=token, tls=tls)
-        _granted[server] = credentials
+def granted(server: Target | None, token: str | None, tls: TLS | bool | None) -> Server:
+    """Returns a server's target, None being that of the environment.
+
+    If a token or TLS is given, all layers of this server call it with these from now on. Raises as Client does.
+    """
+    server, _ = given_target(server)
+    target, credentials = server if isinstance(server, str) else tuple(server), (token, tls)
+    if credentials not in ((None, None), _granted.get(target)):
+        _clients[target] = Client(target, token=token, tls=tls)
+        _granted[target] = credentials
+    return target
 
 
 @contextmanager

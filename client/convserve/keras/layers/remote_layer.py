@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from convserve._rpc.channel import Target, given_target
+from convserve._rpc.channel import Target
 from convserve._rpc.credentials import TLS
 from convserve.errors import InvalidRequestError
 from convserve.keras.layers.here import computed_here
-from convserve.keras.layers.remote_calls import Remote, grant, in_layer
+from convserve.keras.layers.remote_calls import Remote, granted, in_layer
 from convserve.keras.layers.steps import Steps
 from convserve.protocol.call_arguments import checked_timeout
 from convserve.tensors.aligned import ALIGNMENT, address_of
@@ -66,11 +66,9 @@ class RemoteLayer:
         if keras.backend.backend() != "tensorflow":
             received = f"a Keras on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow before Keras is imported"
             raise InvalidRequestError.for_field("backend", "Keras on TensorFlow", received)
-        server, _ = given_target(server)
-        target = server if isinstance(server, str) else tuple(server)
         if timeout is not None:
             checked_timeout(timeout)
-        grant(target, token, tls)
+        target = granted(server, token, tls)
         super().__init__(*args, **kwargs)
         self.supports_jit = False  # XLA computes on the device alone
         self._remote = Remote(target, timeout)

@@ -117,19 +117,17 @@ def step_of(layer: Any) -> Step | None:
         return None
     if kind in CONVOLUTIONS:
         return convolution_step(layer, kind)
-    if layer.activity_regularizer is not None or not _is_served_beside(layer, kind):
-        return None
-    return _step(layer, kind)
+    step = _step(layer, kind)
+    return step if layer.activity_regularizer is None and _is_served_beside(layer, step) else None
 
 
-def _is_served_beside(layer: Any, kind: str) -> bool:
+def _is_served_beside(layer: Any, step: Step) -> bool:
     """Returns whether a server computes what stands beside convolutions."""
-    if kind == "BatchNormalization":
+    if step.kind == "BatchNormalization":
         return not getattr(layer, "renorm", False)
-    if kind == "Activation":
+    if step.kind == "Activation":
         return served(layer.activation) is not None
-    given = {name: getattr(layer, name) for name in _ATTRIBUTES[kind]}
-    return kind.startswith("ZeroPadding") or activation_of(kind, given) is not None
+    return step.kind.startswith("ZeroPadding") or activation_of(step.kind, step.given) is not None
 
 
 def _step(layer: Any, kind: str, further: tuple[tuple[str, Any], ...] = ()) -> Step:
