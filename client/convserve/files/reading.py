@@ -13,6 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, cast
 
 from convserve.errors import ConvserveError, InvalidTensorError, short_repr
+from convserve.files.cgroups import cgroup_files
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -33,7 +34,7 @@ def check_fits(nbytes: int, path: str | Path, field: str = "input") -> None:
 
 @cache
 def memory_bytes() -> int:
-    """Returns the bytes of memory of this machine, or those that its container or this process may have (`ulimit`)."""
+    """Returns the bytes of memory of this machine, or those that its container, its service or `ulimit` leaves."""
     found = [sys.maxsize]
     with suppress(AttributeError, ValueError, OSError):  # Windows has no such names
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -42,9 +43,9 @@ def memory_bytes() -> int:
 
         limits = (resource.getrlimit(each)[0] for each in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
         found += [limit for limit in limits if limit != resource.RLIM_INFINITY]
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of control groups, version 2 and 1
-        with suppress(ValueError, OSError):  # "max" is none
-            found.append(int(Path("/sys/fs/cgroup", name).read_text()))
+    for file in cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
+        with suppress(ValueError, OSError):  # there is no such file, or it says "max"
+            found.append(int(file.read_text()))
     return min(found)
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from convserve.files.cgroups import cgroup_files
+
 _USED = Path("/proc/self/statm")
-_OWN_CGROUPS = Path("/proc/self/cgroup")
-_CGROUPS = Path("/sys/fs/cgroup")
 
 
 def machine_memory_bytes() -> int:
@@ -30,7 +30,7 @@ def _physical_bytes() -> int:
 
 
 def _container_limits() -> Iterator[int]:
-    for file in _cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
+    for file in cgroup_files("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
             yield int(file.read_text())
 
@@ -58,25 +58,10 @@ def _left_by_own_limits() -> list[int]:
 def machine_processors() -> int:
     """Returns how many processors' time there is, rounded up: a container's quota counts as fewer of them."""
     counts = [float(len(os.sched_getaffinity(0)))]
-    for file in _cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
+    for file in cgroup_files("cpu", "cpu.max", "cpu.cfs_quota_us"):
         with suppress(OSError, ValueError):  # there is no such file, or it says "max"
             quota_us, _, period_us = file.read_text().partition(" ")  # of cgroups v2 both, of v1 the first
             period_us = period_us or file.with_name("cpu.cfs_period_us").read_text()
             if int(quota_us) > 0:  # -1 is for none
                 counts.append(int(quota_us) / int(period_us))
     return max(1, math.ceil(min(counts)))
-
-
-def _cgroup_files(controller: str, name: str, old_name: str) -> Iterator[Path]:
-    """Yields the files that may have a limit: of this process' cgroup, as systemd makes them, and of all above it.
-
-    A container sees its own cgroup as the topmost one. `old_name` is the file's in cgroups v1.
-    """
-    lines = _OWN_CGROUPS.read_text().splitlines() if _OWN_CGROUPS.exists() else []
-    for line in lines:  # number:controllers:path
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        top, file = (_CGROUPS / controller, old_name) if controllers else (_CGROUPS, name)
-        own = Path(path.lstrip("/"))
-        yield from (top / cgroup / file for cgroup in (own, *own.parents))

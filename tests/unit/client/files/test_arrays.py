@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from convserve.errors import InvalidRequestError, InvalidTensorError
-from convserve.files import reading
+from convserve.files import cgroups, reading
 from convserve.files.arrays import NpyFile, check_destination, load_array, names_in, save_array
 from convserve.files.inputs import read_input
 
@@ -264,3 +264,13 @@ def test_an_archive_may_be_larger_than_the_memory_if_its_arrays_are_not(tmp_path
 
 def test_the_memory_is_that_of_the_machine_or_less():
     assert 2**20 < reading.memory_bytes() <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_a_limit_of_the_service_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(cgroups, "_OWN_CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(cgroups, "_CGROUPS", tmp_path)
+    (tmp_path / "cgroup").write_text("0::/system.slice/batch.service\n")
+    (tmp_path / "system.slice" / "batch.service").mkdir(parents=True)
+    (tmp_path / "system.slice" / "batch.service" / "memory.max").write_text("4000000\n")
+    (tmp_path / "system.slice" / "memory.max").write_text("max\n")
+    assert reading.memory_bytes.__wrapped__() == 4_000_000

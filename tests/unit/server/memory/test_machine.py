@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from convserve_server.memory import machine
+from convserve.files import cgroups as cgroup_places
 from convserve_server.memory.machine import machine_memory_bytes, machine_processors
 
 
@@ -57,8 +57,8 @@ def cgroups(tmp_path, monkeypatch):
     """Gives this process other cgroups, with files of these contents."""
 
     def given(own, files):
-        monkeypatch.setattr(machine, "_OWN_CGROUPS", tmp_path / "cgroup")
-        monkeypatch.setattr(machine, "_CGROUPS", tmp_path)
+        monkeypatch.setattr(cgroup_places, "_OWN_CGROUPS", tmp_path / "cgroup")
+        monkeypatch.setattr(cgroup_places, "_CGROUPS", tmp_path)
         (tmp_path / "cgroup").write_text(own)
         for name, content in files.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
