@@ -74,31 +74,27 @@ def sources_in(inputs: Inputs, name: str, keep_suffix: bool) -> list[Source]:
 
     Raises InvalidTensorError for what cannot be read or has none, and MissingDependencyError without zarr.
     """
-    with wrap_read_errors(inputs.path(name), "input", _EXPECTED):
-        return _sources_in(inputs.path(name), name, keep_suffix)
-
-
-def _sources_in(path: Path, name: str, keep_suffix: bool) -> list[Source]:
-    stem, chosen = output_stem(name, keep_suffix), split_member(name)[1]
-    status = _status(path)
-    mode, size = (S_IFREG, 0) if status is None else (status.st_mode, status.st_size)
-    if S_ISDIR(mode):
-        members, separator, size = list(zarr_files.arrays_in(path)), "/", 0
-    elif not S_ISREG(mode):
-        raise unreadable("a file that can be read", path, "it is a pipe or a device")  # which would be waited for
-    elif path.suffix.lower() == ".npz" and chosen is None:
-        members, separator = names_in(path), ":"
-    else:
-        return [Source(name, stem, path, chosen or "", stamp_of(path), size, path)]
-    if not members:
-        raise unreadable("a file that can be read", path, "it has no arrays")
-    is_one = members == [""] or (separator == ":" and len(members) == 1)
-    return [
-        Source(key, stem if is_one else member_stem(stem, member), path, member, stamp_of(own), size, own)
-        for member in members
-        for key in (f"{name}{separator}{member}" if member else name,)
-        for own in (path / member if separator == "/" else path,)
-    ]
+    path, stem, chosen = inputs.path(name), output_stem(name, keep_suffix), split_member(name)[1]
+    with wrap_read_errors(path, "input", _EXPECTED):
+        status = _status(path)
+        mode, size = (S_IFREG, 0) if status is None else (status.st_mode, status.st_size)
+        if S_ISDIR(mode):
+            members, separator, size = list(zarr_files.arrays_in(path)), "/", 0
+        elif not S_ISREG(mode):
+            raise unreadable("a file that can be read", path, "it is a pipe or a device")  # which would be waited for
+        elif path.suffix.lower() == ".npz" and chosen is None:
+            members, separator = names_in(path), ":"
+        else:
+            return [Source(name, stem, path, chosen or "", stamp_of(path), size, path)]
+        if not members:
+            raise unreadable("a file that can be read", path, "it has no arrays")
+        is_one = members == [""] or (separator == ":" and len(members) == 1)
+        return [
+            Source(key, stem if is_one else member_stem(stem, member), path, member, stamp_of(own), size, own)
+            for member in members
+            for key in (f"{name}{separator}{member}" if member else name,)
+            for own in (path / member if separator == "/" else path,)
+        ]
 
 
 def first_channels(inputs: Inputs, reading: Reading) -> int:
@@ -129,33 +125,29 @@ def open_array(source: Source, reading: Reading, *, shape_only: bool = False) ->
 
     Raises InvalidTensorError for what cannot be read or has a rank of no layer's inputs.
     """
-    with wrap_read_errors(source.path, "input", _EXPECTED):
-        return _opened(source, reading, shape_only)
-
-
-def _opened(source: Source, reading: Reading, shape_only: bool) -> InputArray:
     path, suffix = source.path, source.path.suffix.lower()
-    if suffix in INPUT_PICTURE_SUFFIXES and shape_only:
-        shape = image_shape(path, reading.data_format)
-        dtype = "uint8" if reading.input_range is None else "float32"
-        return InputArray(source, shape, dtype, True, 1, lambda *_: np.empty(0))
-    if suffix in INPUT_PICTURE_SUFFIXES:
-        return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
-    if path.is_dir():
-        stored = zarr_files.arrays_in(path)[source.member]
-        zarr_files.check_plain(stored, path)
-        rows = partial(zarr_files.read_rows, stored, path)
-        check_fits(stored.dtype.itemsize * math.prod(stored.chunks if stored.ndim == 4 else stored.shape), path)
-        if stored.ndim != 4:
-            return _loaded(source, rows(None, None), reading)
-        return InputArray(source, tuple(stored.shape), stored.dtype.name, False, stored.chunks[0], rows)
-    if suffix == ".npz":
-        return _loaded(source, load_array(f"{path}:{source.member}"), reading)
-    file = NpyFile(path)
-    if len(file.shape) != 4 or (file.is_fortran and source.file_bytes <= _FORTRAN_BYTES):
-        return _loaded(source, load_array(path), reading)
-    check_fits(file.dtype.itemsize * math.prod(file.shape[1:]), path)  # one sample
-    return InputArray(source, file.shape, file.dtype.name, False, 1, file.rows)
+    with wrap_read_errors(path, "input", _EXPECTED):
+        if suffix in INPUT_PICTURE_SUFFIXES and shape_only:
+            shape = image_shape(path, reading.data_format)
+            dtype = "uint8" if reading.input_range is None else "float32"
+            return InputArray(source, shape, dtype, True, 1, lambda *_: np.empty(0))
+        if suffix in INPUT_PICTURE_SUFFIXES:
+            return _loaded(source, read_image(path, reading.data_format, reading.input_range)[0], reading)
+        if path.is_dir():
+            stored = zarr_files.arrays_in(path)[source.member]
+            zarr_files.check_plain(stored, path)
+            rows = partial(zarr_files.read_rows, stored, path)
+            check_fits(stored.dtype.itemsize * math.prod(stored.chunks if stored.ndim == 4 else stored.shape), path)
+            if stored.ndim != 4:
+                return _loaded(source, rows(None, None), reading)
+            return InputArray(source, tuple(stored.shape), stored.dtype.name, False, stored.chunks[0], rows)
+        if suffix == ".npz":
+            return _loaded(source, load_array(f"{path}:{source.member}"), reading)
+        file = NpyFile(path)
+        if len(file.shape) != 4 or (file.is_fortran and source.file_bytes <= _FORTRAN_BYTES):
+            return _loaded(source, load_array(path), reading)
+        check_fits(file.dtype.itemsize * math.prod(file.shape[1:]), path)  # one sample
+        return InputArray(source, file.shape, file.dtype.name, False, 1, file.rows)
 
 
 def _loaded(source: Source, array: Array, reading: Reading) -> InputArray:

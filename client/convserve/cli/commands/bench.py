@@ -6,10 +6,11 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import convserve
 from convserve.bench.workloads import Workload, standard, with_weights
 from convserve.cli.command import OUTPUT, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
@@ -21,9 +22,6 @@ from convserve.cli.output.report import show_progress
 from convserve.files.arrays import check_destination
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Shape
-
-if TYPE_CHECKING:
-    from convserve import Client
 
 _LOAD = Section("load")
 _PICTURES = (".png", ".svg", ".pdf")
@@ -108,7 +106,7 @@ def command(
 
 
 def _workloads(
-    client: Client,
+    client: convserve.Client,
     input_shape: Shape | None,
     reference: str | None,
     parameters: Parameters,

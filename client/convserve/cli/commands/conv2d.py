@@ -6,10 +6,10 @@ import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import click
 
+import convserve
 from convserve.cli.command import OPTIONS, OUTPUT, new_command, options_as_one
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options, output_dtype_option, refuse
@@ -27,10 +27,7 @@ from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis
 from convserve.protocol.results import Result
-from convserve.tensors.codec import Array
-
-if TYPE_CHECKING:
-    from convserve import Client, StoredLayer
+from convserve.tensors.codec import Array, Shape
 
 
 @new_command("conv2d", kernels=classic_kernel_list())
@@ -136,7 +133,9 @@ def command(
     print_result(conv2d_summary.rows(document, layer.config, lines), document, as_json=as_json)
 
 
-def _with_weights(client: Client, layer: Layer | StoredLayer, result: Result, shape: tuple[int, ...]) -> Layer:
+def _with_weights(
+    client: convserve.Client, layer: Layer | convserve.StoredLayer, result: Result, shape: Shape
+) -> Layer:
     """Returns a layer with its weights: those that the server draws, once more, by the seeds that it used."""
     if isinstance(layer, Layer) and layer.kernel is not None:
         return layer

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+import convserve
 from convserve.cli.command import JSON, OPTIONS, Group, help_page, new_command
 from convserve.cli.commands import layers_import
 from convserve.cli.options.connection import Connection, connection_options
@@ -21,9 +21,6 @@ from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_prefix, names_in
-
-if TYPE_CHECKING:
-    from convserve import Client
 
 
 @new_command("layers-list")
@@ -74,7 +71,7 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
     print_result([*layer_table.rows(layer), ("written", output or "")], described, as_json=as_json)
 
 
-def _get_all(client: Client, prefix: str, folder: str, as_json: bool) -> None:
+def _get_all(client: convserve.Client, prefix: str, folder: str, as_json: bool) -> None:
     """Writes each layer with a name that begins so into a folder, a file for each such name."""
     check_prefix(prefix)
     layers = client.layers(prefix)
@@ -111,14 +108,12 @@ def _delete(
         layer = find(client, str(reference))
         by_name = layer.name == reference
         client.delete(str(reference) if by_name else layer)
-    if as_json:
-        print_json({"deleted": "name" if by_name else "layer", "name": layer.name, "digest": layer.digest.hex()})
-    else:
-        what = f"the name {layer.name}, which led to" if by_name else "the layer"
-        print(f"deleted {what} {layer.digest.hex()[:12]}")
+    digest, what = layer.digest.hex(), f"the name {layer.name}, which led to" if by_name else "the layer"
+    found = {"deleted": "name" if by_name else "layer", "name": layer.name, "digest": digest}
+    print_result(f"deleted {what} {digest[:12]}", found, as_json=as_json)
 
 
-def _delete_all(client: Client, prefix: str, dry_run: bool, yes: bool, as_json: bool) -> None:
+def _delete_all(client: convserve.Client, prefix: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Says which names begin so, asks where there is a terminal, and deletes them, with layers that have no other."""
     check_prefix(prefix)
     layers = client.layers(prefix)
@@ -132,11 +127,10 @@ def _delete_all(client: Client, prefix: str, dry_run: bool, yes: bool, as_json: 
             click.confirm("delete them?", abort=True, err=True)
     deleted = [] if dry_run else client._delete_names(names, show_count)
     show_progress("")
-    if as_json:
-        digests = [layer.digest.hex() for layer in going]
-        print_json({"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted})
-    else:
-        print("deleted nothing: --dry-run" if dry_run else f"deleted {counted(len(deleted), 'name')}")
+    digests = [layer.digest.hex() for layer in going]
+    found = {"prefix": prefix, "dry_run": dry_run, "names": names, "layers": digests, "deleted": deleted}
+    text = "deleted nothing: --dry-run" if dry_run else f"deleted {counted(len(deleted), 'name')}"
+    print_result(text, found, as_json=as_json)
 
 
 @new_command("layers-versions")
@@ -180,10 +174,9 @@ def _move(
             moved = client.move(name, version=version, expect=there)
         else:
             moved = client.move(name, find(client, str(reference)), expect=there)
-    if as_json:
-        print_json({"name": name, "digest": None if moved is None else moved.digest.hex()})
-    else:
-        print(f"{name} leads {'nowhere' if moved is None else f'to {moved.digest.hex()[:12]}'}")
+    digest = None if moved is None else moved.digest.hex()
+    text = f"{name} leads {'nowhere' if digest is None else f'to {digest[:12]}'}"
+    print_result(text, {"name": name, "digest": digest}, as_json=as_json)
 
 
 @new_command("layers-put", kernels=classic_kernel_list())

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+import convserve
 from convserve.cli.command import JSON, OPTIONS, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options
@@ -22,7 +23,6 @@ from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import StoredLayerBase
 
 if TYPE_CHECKING:
-    from convserve import Client
     from convserve.importing import Imported
 
 
@@ -87,7 +87,7 @@ def command(
         raise InvalidRequestError.for_field("file", "a file with a Conv2D", f"{short_repr(path)}, which has none")
 
 
-def _put(client: Client, layers: dict[str, Layer]) -> None:
+def _put(client: convserve.Client, layers: dict[str, Layer]) -> None:
     """Stores the layers under their names; a layer that is held already is only named."""
     for number, (name, layer) in enumerate(layers.items()):
         show_count(name, number + 1, len(layers))

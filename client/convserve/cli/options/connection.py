@@ -7,18 +7,16 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+import convserve
 from convserve._rpc.channel import DEFAULT_TARGET, TARGET_VARIABLE, channel_target, default_target
 from convserve._rpc.credentials import TLS, TOKEN_VARIABLE
 from convserve.cli.command import Section, options_as_one
 from convserve.cli.options.values import timeout as timeout_type
 from convserve.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from convserve import Client
 
 _SERVER = Section("server")
 
@@ -43,11 +41,9 @@ class Connection:
             for similar in difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9):
                 click.echo(f"warning: {name} is not heeded. Did you mean {similar}?", err=True)
 
-    def client(self, *, shared_memory: bool = True) -> Client:
+    def client(self, *, shared_memory: bool = True) -> convserve.Client:
         """Returns a client of the server, which may send tensors through shared memory."""
-        from convserve import Client
-
-        return Client(
+        return convserve.Client(
             self.target, timeout=self.timeout, shared_memory=shared_memory, token=self._token(), tls=self.encryption()
         )
 

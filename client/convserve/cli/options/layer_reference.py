@@ -7,17 +7,14 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import convserve
 from convserve.cli.options.weights import Weights, layer_for
 from convserve.errors import InvalidRequestError, LayerNotFoundError, PermissionDeniedError, short_repr
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
 from convserve.layers.plan import output_channels
 from convserve.protocol.name_messages import ABSENT
-
-if TYPE_CHECKING:
-    from convserve import Client, Layer, StoredLayer
 
 REFERENCE = "a name, or a digest in hexadecimal, of which the first 8 characters suffice where they are unique"
 """The help text of an option that `find` reads."""
@@ -40,7 +37,7 @@ _WHOLE = 64  # digits of a digest
 _MAX_LISTED = 20  # layers of a file that an error names
 
 
-def find(client: Client, reference: str) -> StoredLayer:
+def find(client: convserve.Client, reference: str) -> convserve.StoredLayer:
     """Returns the stored layer that a name or a digest means.
 
     Raises LayerNotFoundError if there is none, and InvalidRequestError if several digests begin so.
@@ -62,7 +59,7 @@ def find(client: Client, reference: str) -> StoredLayer:
     return layers[0]
 
 
-def expected(client: Client, reference: str | None) -> bytes | str | None:
+def expected(client: convserve.Client, reference: str | None) -> bytes | str | None:
     """Returns what `expect=` takes for the option's value: a name, a digest, or that there is to be no such name.
 
     Raises as `find`.
@@ -73,15 +70,15 @@ def expected(client: Client, reference: str | None) -> bytes | str | None:
 
 
 def chain(
-    client: Client, references: Sequence[str], channels_of: Callable[[str], int], *, put: bool = True
-) -> list[Layer | StoredLayer]:
+    client: convserve.Client, references: Sequence[str], channels_of: Callable[[str], int], *, put: bool = True
+) -> list[convserve.Layer | convserve.StoredLayer]:
     """Returns the layers that names, digests, files and names of classic kernels mean, to be applied in this order.
 
     A stored layer may have the name of a classic kernel, and then is meant. `channels_of` tells the channels of the
     inputs, by their data format. Unless layers are to be `put`, none is sent, and no weights are fetched. Raises as
     `_find_or_read` and `channels_of` do.
     """
-    layers: list[Layer | StoredLayer] = []
+    layers: list[convserve.Layer | convserve.StoredLayer] = []
     for reference in references:
         try:
             layers.append(_find_or_read(client, reference, put))
@@ -99,7 +96,7 @@ def chain(
     return layers
 
 
-def _find_or_read(client: Client, reference: str, put: bool) -> Layer | StoredLayer:
+def _find_or_read(client: convserve.Client, reference: str, put: bool) -> convserve.Layer | convserve.StoredLayer:
     """Returns the layer that a name, a digest or a file means, stored, and with its weights at hand.
 
     A server that is started again without its layers can then be given it again. Raises as `find`, and
@@ -116,7 +113,7 @@ def _find_or_read(client: Client, reference: str, put: bool) -> Layer | StoredLa
     return stored
 
 
-def _read(file: str, name: str | None) -> Layer:
+def _read(file: str, name: str | None) -> convserve.Layer:
     from convserve import importing
     from convserve.files.layers import holds_a_layer
 

@@ -25,11 +25,12 @@ def document(path: str, x: Array, result: Result, total_us: float, files: list[s
     """
     output, losses, timing = result.output, result.losses[0], result.timing
     low, high = finite_range(output.astype(np.float32) if output.dtype.name == "bfloat16" else output)
+    is_small = max(sample.shape[:2]) <= _MAX_SIDE and sample.shape[2] <= _MAX_CHANNELS
     shown = {"shape": output.shape, "dtype": output.dtype.name, "bytes": output.nbytes, "min": low, "max": high}
     return {
         "input": {"path": path, "shape": x.shape, "dtype": x.dtype.name},
         "output": shown | {"not_finite": output.size - int(np.count_nonzero(np.isfinite(output)))},
-        "values": np.moveaxis(sample, -1, 0).tolist() if _is_small(sample) else None,
+        "values": np.moveaxis(sample, -1, 0).tolist() if is_small else None,
         "losses": dict(losses.given()),
         "seeds": _seeds(result.layers[0]),
         "timing": {"total_us": round(total_us), "queue_us": timing.queue_us, "compute_us": timing.compute_us},
@@ -61,10 +62,6 @@ def rows(found: dict[str, Any], sent: Conv2D, written: list[str]) -> list[tuple[
         ("device", found["device"]),
         ("written", "\n".join(written)),
     ]
-
-
-def _is_small(sample: Array) -> bool:
-    return bool(max(sample.shape[:2]) <= _MAX_SIDE) and sample.shape[2] <= _MAX_CHANNELS
 
 
 def _grids(maps: list[list[list[float]]]) -> str:

@@ -17,12 +17,14 @@ MAX_LINES = 20
 _WIDE = 1000  # characters of a line where there is no terminal: whoever reads a table then wants its rows whole
 
 
-def print_result(rows: Iterable[tuple[str, str]], document: dict[str, Any], *, as_json: bool) -> None:
-    """Prints a result: rows for people, or a document for programs."""
+def print_result(shown: Iterable[tuple[str, str]] | str, document: dict[str, Any], *, as_json: bool) -> None:
+    """Prints a result: rows or a text for people, or a document for programs."""
     if as_json:
         print_json(document)
+    elif isinstance(shown, str):
+        print(shown)
     else:
-        print_rows(rows)
+        print_rows(shown)
 
 
 def print_rows(rows: Iterable[tuple[str, str]]) -> None:

@@ -166,7 +166,7 @@ def test_a_name_that_the_system_does_not_take_fails_alone(run: Run, shape: tuple
     run.save(f"{name}.npy", 1, shape)
     for counts in ((5, 0, 1, 0), (0, 5, 1, 0)):
         batch = run(StandIn(), format_name="zarr")  # whose suffix is longer by one character
-        assert run.counts == counts
+        assert run.counts == counts, batch.tally.failures
         assert "File name too long" in dict(batch.tally.failures)[f"{name}.npy"]
 
 
