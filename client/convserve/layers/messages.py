@@ -17,6 +17,8 @@ def _number(enum: str, word: str) -> Any:
 
 
 _MAX_REMEMBERED_BYTES = 4096
+_SIMPLE = ("groups", "use_bias", "trainable")
+_PAIRS = ("kernel_size", "strides", "dilation_rate")
 _DATA_FORMATS = {_number("data_format", word): word for word in ("channels_last", "channels_first")}
 _PADDING_MODES = {_number("padding_mode", word): word for word in ("valid", "same")}
 _DTYPE_POLICIES = {0: "float32"} | {_number("dtype_policy", name): name for name in DTYPE_POLICIES}
@@ -24,17 +26,18 @@ _DTYPE_POLICIES = {0: "float32"} | {_number("dtype_policy", name): name for name
 
 def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
     """Returns the message of a configuration, every default explicit."""
+    values: dict[str, Any] = {field: getattr(conv2d, field) for field in ("filters", *_SIMPLE)}
+    for field in _PAIRS:
+        height, width = getattr(conv2d, field)
+        values[field] = conv2d_pb2.Size2D(height=height, width=width)
+    for field in FAMILIES:
+        if (value := getattr(conv2d, field)) is not None:
+            values[field] = value.to_message()
     message = conv2d_pb2.Conv2D(
-        filters=conv2d.filters,
-        kernel_size=_size(conv2d.kernel_size),
-        strides=_size(conv2d.strides),
+        **values,
         data_format=_number("data_format", conv2d.data_format),
-        dilation_rate=_size(conv2d.dilation_rate),
-        groups=conv2d.groups,
-        use_bias=conv2d.use_bias,
         name=conv2d.name or "",
         dtype=_number("dtype_policy", conv2d.dtype),
-        trainable=conv2d.trainable,
         input_shape=[-1 if size is None else size for size in conv2d.input_shape or ()],
     )
     if isinstance(conv2d.padding, str):
@@ -42,10 +45,6 @@ def to_message(conv2d: Conv2D) -> conv2d_pb2.Conv2D:
     else:
         (top, bottom), (left, right) = conv2d.padding
         message.padding.explicit.CopyFrom(conv2d_pb2.ExplicitPadding(top=top, bottom=bottom, left=left, right=right))
-    for field in FAMILIES:
-        value = getattr(conv2d, field)
-        if value is not None:
-            getattr(message, field).CopyFrom(value.to_message())
     return message
 
 
@@ -70,17 +69,14 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
         "data_format": arguments.take(_word, _DATA_FORMATS, message.data_format, "data_format"),
         "padding": arguments.take(_padding, message),
         "dtype": arguments.take(_word, _DTYPE_POLICIES, message.dtype, "dtype"),
-        "use_bias": message.use_bias if message.HasField("use_bias") else True,
-        "trainable": message.trainable if message.HasField("trainable") else True,
-        "groups": message.groups if message.HasField("groups") else 1,
         "name": message.name or None,
         "input_shape": tuple(None if size == -1 else size for size in message.input_shape) or None,
         "kernel_size": 0,
     }
-    for field in ("kernel_size", "strides", "dilation_rate"):
-        if message.HasField(field):
-            size = getattr(message, field)
-            values[field] = (size.height, size.width)
+    values |= {field: getattr(message, field) for field in _SIMPLE if message.HasField(field)}
+    for field in filter(message.HasField, _PAIRS):
+        size = getattr(message, field)
+        values[field] = (size.height, size.width)
     for field, family in FAMILIES.items():
         if message.HasField(field):
             values[field] = arguments.take(family.from_message, getattr(message, field), field)
@@ -91,10 +87,6 @@ def _read(message: conv2d_pb2.Conv2D) -> Conv2D:
     conv2d = arguments.take(lambda: Conv2D(message.filters, **values))
     arguments.finish()
     return conv2d
-
-
-def _size(pair: tuple[int, int]) -> conv2d_pb2.Size2D:
-    return conv2d_pb2.Size2D(height=pair[0], width=pair[1])
 
 
 def _word(words: dict[Any, str], number: int, field: str) -> str:

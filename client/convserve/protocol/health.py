@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from google.protobuf.message import DecodeError
 from google.protobuf.wrappers_pb2 import Int32Value
@@ -15,7 +15,6 @@ Status = Literal["UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN"]
 METHOD = "/grpc.health.v1.Health/Check"
 WHOLE_SERVER = b""
 """The request that names no service, and so asks for all of the server: an empty message."""
-_STATUSES = ("UNKNOWN", "SERVING", "NOT_SERVING", "SERVICE_UNKNOWN")
 
 
 def status(response: bytes) -> Status:
@@ -24,7 +23,7 @@ def status(response: bytes) -> Status:
     That message is one enum under field 1, so on the wire it is what google.protobuf.Int32Value is.
     """
     try:
-        return cast(Status, dict(enumerate(_STATUSES))[Int32Value.FromString(response).value])
+        return cast(Status, dict(enumerate(get_args(Status)))[Int32Value.FromString(response).value])
     except (DecodeError, KeyError):  # a status of -1 too
         raise InternalError("Expected the answer of a health service. Received another.") from None
 
