@@ -145,6 +145,20 @@ def test_without_a_server_the_text_says_how_to_get_one(capsys, monkeypatch):
     assert "`convserve serve` starts one" in err
 
 
+def test_what_was_done_before_a_failure_is_told_on_lines_of_its_own(capsys, monkeypatch):
+    def plan(*_, **__):
+        report.show_progress("7/9 layers")
+        error = convserve.OverloadedError("busy")
+        error.add_note("stored 6 of 9 layers")
+        raise error
+
+    monkeypatch.setattr(convserve.Client, "plan", plan)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert cli.main(["plan", "--input-shape", "1,4,4,3", "--filters", "1", "--kernel-size", "3"]) == 1
+    cleared = "\r\033[K"
+    assert capsys.readouterr().err == f"{cleared}7/9 layers{cleared}stored 6 of 9 layers\nerror: busy\n"
+
+
 def test_health_without_a_server_says_why_in_one_line(capsys):
     assert cli.main(["health", "--timeout", "2", "--target", NOBODY]) == 1
     captured = capsys.readouterr()
