@@ -71,21 +71,15 @@ def test_what_the_server_cannot_send_spans_by_is_refused(monkeypatch, variable, 
         ("OTEL_EXPORTER_OTLP_TIMEOUT", "soon", "'soon'"),
         ("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd", "zstd"),
         ("OTEL_TRACES_SAMPLER", "nonsense", "sampler nonsense"),
+        ("OTEL_TRACES_SAMPLER_ARG", "most", "TRACES_SAMPLER_ARG"),
+        ("OTEL_TRACES_SAMPLER_ARG", "", "TRACES_SAMPLER_ARG"),
     ],
 )
 def test_what_opentelemetry_would_go_on_without_is_refused(monkeypatch, variable, value, why):
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:4317")
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")  # which has an argument
     monkeypatch.setenv(variable, value)
     with pytest.raises(SettingsError, match=rf"^OTEL_\*: .*{why}"):
-        Observability(Settings(), [], logging.NullHandler())
-
-
-@pytest.mark.parametrize("argument", ["most", ""])
-def test_a_rate_of_sampling_that_is_none_is_refused(monkeypatch, argument):
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:4317")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "traceidratio")
-    monkeypatch.setenv("OTEL_TRACES_SAMPLER_ARG", argument)
-    with pytest.raises(SettingsError, match=r"^OTEL_\*: .*TRACES_SAMPLER_ARG"):
         Observability(Settings(), [], logging.NullHandler())
 
 
