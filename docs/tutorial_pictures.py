@@ -7,8 +7,9 @@ all grids have one scale.
 import colorsys
 import io
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
+from dataclasses import KW_ONLY, dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -26,36 +27,37 @@ _STYLE = (
     ".t{stroke:#d95f02;stroke-width:2.5}circle{fill:#d95f02}"
 )
 
-Cells = Iterable[tuple[int, int]]
 
-
+@dataclass
 class Grid:
-    """Numbers in squares, with a title above and perhaps a border of zeros, a window, some of its cells, and dots."""
+    """Numbers in squares, with a title above and perhaps a border of zeros, a window, some of its cells, and dots.
 
-    def __init__(
-        self,
-        title: str,
-        values: Any,
-        *,
-        border: tuple[int, int, int, int] = (0, 0, 0, 0),
-        window: tuple[int, int, int, int] | None = None,
-        taps: Cells = (),
-        dots: Cells = (),
-        cell: int = 26,
-        least: int = 0,
-        most: float | None = None,
-        form: str = "g",
-    ) -> None:
-        """Takes `border` as (top, bottom, left, right), `window` as (row, column, height, width) of the bordered grid.
+    Attributes:
+        border: (top, bottom, left, right).
+        window: (row, column, height, width) of the bordered grid.
+        taps: Cells with an edge of their own, as (row, column) of the bordered grid, as of `dots`.
+        least: The least width of its place.
+        most: The value of the fullest colour, by default the grid's own.
+    """
 
-        `least` is the least width of its place, `most` the value of the fullest colour, by default the grid's own.
-        """
-        self.least = least
-        self.title, self.values, self.border = title, np.asarray(values, float), border
-        self.window, self.taps, self.dots, self.cell, self.form = window, set(taps), list(dots), cell, form
-        top, bottom, left, right = border
+    title: str
+    values: Any
+    _: KW_ONLY
+    border: tuple[int, int, int, int] = (0, 0, 0, 0)
+    window: tuple[int, int, int, int] | None = None
+    taps: Sequence[tuple[int, int]] = ()
+    dots: Sequence[tuple[int, int]] = ()
+    cell: int = 26
+    least: int = 0
+    most: float = 0.0
+    form: str = "g"
+
+    def __post_init__(self) -> None:
+        """Counts rows and columns, with the border."""
+        self.values = np.asarray(self.values, float)
+        top, bottom, left, right = self.border
         self.rows, self.columns = self.values.shape[0] + top + bottom, self.values.shape[1] + left + right
-        self.most = most or float(np.abs(self.values).max()) or 1.0
+        self.most = self.most or float(np.abs(self.values).max()) or 1.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -147,6 +149,11 @@ def _size(values: Any) -> str:
     return f"{values.shape[1]} × {values.shape[2]}"  # noqa: RUF001 (the sign of multiplication)
 
 
+def _becomes(grid: Grid, y: Any, window: tuple[int, int, int, int] | None = (0, 0, 1, 1)) -> list[Grid | Sign]:
+    """Returns the row of a grid and the output that it becomes."""
+    return [grid, Sign("→"), Grid(_size(y), _map(y), window=window)]
+
+
 def _window(page: dict[str, Any]) -> str:
     x, ones, y = page["x"], page["ones"], page["y"]
     return picture(
@@ -175,29 +182,19 @@ def _kernel_size(page: dict[str, Any]) -> str:
 
 
 def _strides(page: dict[str, Any]) -> str:
-    rows: list[list[Grid | Sign]] = []
+    rows = []
     for strides, y in page["strided"].items():
         down, right = strides if isinstance(strides, tuple) else (strides, strides)
         dots = [(1 + down * row, 1 + right * column) for row, column in np.ndindex(*y.shape[1:3])]
-        title = f"strides={strides}"
-        rows.append([Grid(title, _map(page["x"]), window=(0, 0, 3, 3), dots=dots), Sign("→"), Grid(_size(y), _map(y))])
+        grid = Grid(f"strides={strides}", _map(page["x"]), window=(0, 0, 3, 3), dots=dots)
+        rows.append(_becomes(grid, y, window=None))
     return picture(*rows)
 
 
 def _padding(page: dict[str, Any]) -> str:
-    x, valid, same = page["x"], page["valid"], page["same"]
-    return picture(
-        [
-            Grid('"valid"', _map(x), window=(0, 0, 3, 3)),
-            Sign("→"),
-            Grid(_size(valid), _map(valid), window=(0, 0, 1, 1)),
-        ],
-        [
-            Grid('"same": zeros around', _map(x), border=(1, 1, 1, 1), window=(0, 0, 3, 3)),
-            Sign("→"),
-            Grid(_size(same), _map(same), window=(0, 0, 1, 1)),
-        ],
-    )
+    valid = Grid('"valid"', _map(page["x"]), window=(0, 0, 3, 3))
+    same = Grid('"same": zeros around', _map(page["x"]), border=(1, 1, 1, 1), window=(0, 0, 3, 3))
+    return picture(_becomes(valid, page["valid"]), _becomes(same, page["same"]))
 
 
 def _padding_strides(page: dict[str, Any]) -> str:
@@ -208,16 +205,14 @@ def _padding_strides(page: dict[str, Any]) -> str:
     ):
         dots = [(1 + 2 * row, 1 + 2 * column) for row, column in np.ndindex(3, 3)]
         grid = Grid(title, _map(x), border=border, window=(0, 0, 3, 3), dots=dots)
-        rows.append([grid, Sign("→"), Grid(_size(y), _map(y), window=(0, 0, 1, 1))])
+        rows.append(_becomes(grid, y))
     return picture(*rows)
 
 
 def _dilation_rate(page: dict[str, Any]) -> str:
-    y = page["dilated"]
     taps = [(2 * row, 2 * column) for row, column in np.ndindex(3, 3)]
     title = "dilation_rate=2: nine pixels of 5 × 5"  # noqa: RUF001
-    grid = Grid(title, _map(page["x"]), taps=taps)
-    return picture([grid, Sign("→"), Grid(_size(y), _map(y), window=(0, 0, 1, 1))])
+    return picture(_becomes(Grid(title, _map(page["x"]), taps=taps), page["dilated"]))
 
 
 def _groups(page: dict[str, Any]) -> str:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 
@@ -20,7 +20,6 @@ from convserve.play.convolution.settings import Settings, resized
 from convserve.protocol.results import Result
 from convserve.tensors.codec import Array
 
-T = TypeVar("T")
 _CONTROLS = {"input": "picture", "kernel": "kernel", "bias": "bias_initializer", "config": "filters"}
 """Which control is to blame for fields that are none of Conv2D's parameters."""
 
@@ -53,10 +52,11 @@ class Outcome:
     later: tuple[int, ...] | None = None
     refusals: dict[str, list[str]] = field(default_factory=dict)
 
-    def attempt(self, step: Callable[[], T]) -> T | None:
-        """Returns what a step does, or None, and keeps why, if it is refused or fails."""
+    @contextlib.contextmanager
+    def attempt(self) -> Iterator[None]:
+        """Ends the block, and keeps why, if something in it is refused or fails."""
         try:
-            return step()
+            yield
         except InvalidArgumentError as error:
             for violation in error.violations:
                 name = violation.field.rpartition("].")[2].partition(".")[0]
@@ -65,7 +65,6 @@ class Outcome:
                     texts.append(violation.description)
         except ConvserveError as error:
             self.refusals.setdefault("", []).append(str(error) or type(error).__name__)
-        return None
 
     @property
     def pixels(self) -> Array | None:
@@ -84,39 +83,37 @@ class Outcome:
 def outcome(settings: Settings, client: Client, upload: Upload | None = None) -> Outcome:
     """Returns what settings come to on a server."""
     made = Outcome(settings)
-    made.x = made.attempt(lambda: input_array(settings, upload))
-    if made.x is None or made.pixels is None:
-        made.attempt(lambda: settings.conv2d(1))
-        return made
-    channels = made.pixels.shape[-1]
-    classic = CLASSIC_KERNELS.get(settings.kernel)
-    made.conv2d = conv2d = made.attempt(
-        lambda: settings.conv2d(
-            channels, None if classic is None else (classic.values.shape[0], classic.values.shape[1])
-        )
-    )
-    if conv2d is None:
-        return made
-    x = made.x
-    made.plan = made.attempt(lambda: conv2d.plan(x.shape, input_dtype=x.dtype))
-    if conv2d.input_shape is not None:
-        made.later = made.attempt(lambda: _shape_of(conv2d))
-    if made.plan is None:
-        return made
-    weights = made.attempt(lambda: _weights(conv2d, settings, client, channels))
-    if weights is None:
-        return made
-    layer = Layer(conv2d, *weights)
-    made.kernel, made.bias = layer.kernel, layer.bias
-    made.result = made.attempt(lambda: client.convolve(layer, x))
-    if conv2d.kernel_constraint is not None:
-        made.constrained = made.attempt(lambda: _constrained(client, conv2d, weights))
+    with made.attempt():
+        _work_out(made, client, upload)
+    if made.x is None:
+        with made.attempt():
+            settings.conv2d(1)
     return made
 
 
-def _shape_of(conv2d: Conv2D) -> tuple[int, ...]:
+def _work_out(made: Outcome, client: Client, upload: Upload | None) -> None:
+    settings = made.settings
+    made.x = x = input_array(settings, upload)
+    channels = x.shape[3 if settings.data_format == "channels_last" else 1]
+    classic = CLASSIC_KERNELS.get(settings.kernel)
+    size = None if classic is None else (classic.values.shape[0], classic.values.shape[1])
+    made.conv2d = conv2d = settings.conv2d(channels, size)
+    with made.attempt():
+        made.later = _shape_of(conv2d)
+    made.plan = conv2d.plan(x.shape, input_dtype=x.dtype)
+    weights = _weights(conv2d, settings, client, channels)
+    layer = Layer(conv2d, *weights)
+    made.kernel, made.bias = layer.kernel, layer.bias
+    with made.attempt():
+        made.result = client.convolve(layer, x)
+    if conv2d.kernel_constraint is not None:
+        made.constrained = _constrained(client, conv2d, weights)
+
+
+def _shape_of(conv2d: Conv2D) -> tuple[int, ...] | None:
     """Returns the output's shape for one sample of `input_shape`; its open dimensions are taken as those of a photo."""
-    return conv2d.output_shape((1, *(size or 224 for size in conv2d.input_shape or ())))
+    given = conv2d.input_shape
+    return None if given is None else conv2d.output_shape((1, *(size or 224 for size in given)))
 
 
 def _weights(conv2d: Conv2D, settings: Settings, client: Client, channels: int) -> tuple[Array, Array | None]:
