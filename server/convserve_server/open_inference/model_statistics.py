@@ -16,7 +16,6 @@ from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 _MAX_MODELS = 10_000
 _MAX_CHARACTERS = 10**7  # of all their names: a chain's may be long
 _MAX_SIZES = 100
-_PARTS = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
 class Inference(NamedTuple):
@@ -31,11 +30,15 @@ class Inference(NamedTuple):
     compute_output: int  # to put the response together
 
 
+_PARTS = Inference._fields[2:]
+_BATCHES_PARTS = _PARTS[2:]
+
+
 class _Figures:
     """Of one version of a model: the answer, but for its batches of each size."""
 
     def __init__(self, name: str, version: str) -> None:
-        durations = {part: messages.StatisticDuration() for part in ("success", "fail", *_PARTS)}
+        durations = {part: messages.StatisticDuration() for part in ("fail", *_PARTS)}
         self.answer = messages.ModelStatistics(
             name=name, version=version, inference_stats=messages.InferStatistics(**durations)
         )
@@ -44,7 +47,9 @@ class _Figures:
 
     def batches_of(self, size: int) -> Counter[str]:
         """Returns the batches of a size; those of the size that was used longest ago may have to go."""
-        batches = self.batches.setdefault(size, Counter())
+        batches = self.batches.get(size)
+        if batches is None:
+            batches = self.batches[size] = Counter()
         self.batches.move_to_end(size)
         if len(self.batches) > _MAX_SIZES:
             oldest, gone = self.batches.popitem(last=False)
@@ -57,8 +62,8 @@ class _Figures:
         answer.CopyFrom(self.answer)
         for size, batches in sorted(self.batches.items()):
             count = _executions(batches, size)
-            ns = batches | {"compute_infer": batches["compute_infer"] // size}
-            parts = {part: messages.StatisticDuration(count=count, ns=ns[part]) for part in _PARTS[1:]}
+            ns = {**batches, "compute_infer": batches["compute_infer"] // size}
+            parts = {part: messages.StatisticDuration(count=count, ns=ns[part]) for part in _BATCHES_PARTS}
             answer.batch_stats.add(batch_size=size, **parts)
             answer.execution_count += count
         return answer
@@ -79,10 +84,12 @@ class ModelStatistics:
             figures.answer.inference_count += inference.samples
             batches = figures.batches_of(inference.batch_size)
             batches["samples"] += inference.samples
-            for part in ("success", *_PARTS):
-                ns = getattr(inference, part)
-                _add(getattr(figures.answer.inference_stats, part), ns)
-                batches[part] += ns * inference.samples if part == "compute_infer" else ns
+            batches["compute_infer"] += inference.compute_infer * inference.samples
+            batches["compute_input"] += inference.compute_input
+            batches["compute_output"] += inference.compute_output
+            durations = figures.answer.inference_stats
+            for part, ns in zip(_PARTS, inference[2:], strict=True):
+                _add(getattr(durations, part), ns)
 
     def failed(self, name: str, version: str, duration: int) -> None:
         """Counts a request that is answered with an error, after so many nanoseconds."""
