@@ -284,7 +284,6 @@ def test_a_folder_of_before_moves_were_noted_goes_on(tmp_path: Path) -> None:
 def test_a_file_of_a_name_is_as_before_for_those_who_know_no_moves(tmp_path: Path) -> None:
     """A server may be replaced by an older one, which quarantines files that are larger than this."""
     files = opened(tmp_path)._storage
-    assert files is not None
     versions = tuple(Version(os.urandom(32), 2**52, os.urandom(16)) for _ in range(MAX_VERSIONS))
     files.write_name("n" * 200, NameVersions(versions, 2**40))
     (file,) = (tmp_path / "names").iterdir()

@@ -162,7 +162,6 @@ def test_only_so_many_versions_are_remembered_and_their_numbers_go_on(tmp_path: 
     assert (versions.of(6), versions.of(5), versions.digest) == (keys[5], None, keys[-1])
     store = opened(tmp_path)
     store.put(layer(1), Move("a"))
-    assert store._storage is not None
     store._storage.write_name("a", versions)
     assert opened(tmp_path).versions("a") == versions
 
