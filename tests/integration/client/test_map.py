@@ -24,7 +24,6 @@ from convserve import (
     ConvserveError,
     DeadlineExceededError,
     InvalidRequestError,
-    InvalidTensorError,
     Layer,
     TooLargeError,
 )
@@ -127,15 +126,6 @@ def test_small_inputs_share_calls(mapped: Any, server: RunningServer) -> None:
 
 
 @BOTH
-def test_what_fails_is_returned_in_its_place(mapped: Any, server: RunningServer) -> None:
-    inputs = [*SMALL[:3], np.zeros((2, 2), "f4"), *SMALL[3:6], "no array", SMALL[6]]
-    found = mapped(server.target, LAYER, inputs, errors="return")
-    assert [type(each) for each in found] == [
-        *[np.ndarray] * 3, InvalidTensorError, *[np.ndarray] * 3, InvalidTensorError, np.ndarray,
-    ]  # fmt: skip
-
-
-@BOTH
 def test_a_call_that_is_refused_for_its_size_goes_item_by_item(mapped: Any) -> None:
     # A call of one such image needs about 14 KB with the weights, one of several too much, a large image always.
     inputs = [*SMALL[:30], np.zeros((1, 64, 64, 3), "f4"), *SMALL[30:]]
@@ -153,29 +143,6 @@ def test_the_timeout_is_each_items(mapped: Any, server: RunningServer) -> None:
     large = Layer(Conv2D(64, 7, data_format="channels_last"), np.ones((7, 7, 3, 64), "f4"), np.zeros(64, "f4"))
     found = mapped(server.target, large, [np.ones((1, 512, 512, 3), "f4")] * 3, errors="return", timeout=1e-4)
     assert [type(each) for each in found] == [DeadlineExceededError] * 3
-
-
-@BOTH
-def test_what_reading_raises_comes_after_the_outputs_before(mapped: Any, server: RunningServer) -> None:
-    def inputs() -> Iterator[Any]:
-        yield from SMALL[:5]
-        raise OSError("the disk is gone")
-
-    came: list[Any] = []
-
-    def blocking_loop() -> None:
-        with Client(server.target) as client:
-            for each in client.map(LAYER, inputs()):
-                came.append(each)
-
-    async def awaited_loop() -> None:
-        async with AsyncClient(server.target) as client:
-            async for each in client.map(LAYER, inputs()):
-                came.append(each)
-
-    with pytest.raises(OSError, match="the disk is gone"):
-        blocking_loop() if mapped is blocking else asyncio.run(awaited_loop())
-    assert len(came) == 5
 
 
 def test_a_slow_consumer_holds_the_reading_back(client: Client) -> None:

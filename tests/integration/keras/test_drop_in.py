@@ -23,6 +23,7 @@ import tensorflow as tf
 import convserve
 import convserve.keras
 from convserve.keras import RemoteConv2D
+from tests.support.keras.models import apart
 from tests.support.keras.twins import built_twins
 from tests.support.servers.server_process import RunningServer
 
@@ -33,13 +34,6 @@ tf.get_logger().setLevel("ERROR")  # of a model for each case, TensorFlow says t
 
 X = np.random.default_rng(0).standard_normal((2, 16, 16, 4)).astype(np.float32)
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "float16": 2e-3, "bfloat16": 2e-2}
-
-
-def apart(found: Any, expected: Any) -> float:
-    """Returns the largest difference, relative to the largest number."""
-    found, expected = np.asarray(found).astype(np.float64), np.asarray(expected).astype(np.float64)
-    assert found.shape == expected.shape
-    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 twins = functools.partial(built_twins, size=16)

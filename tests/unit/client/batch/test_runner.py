@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from contextlib import closing
 from pathlib import Path
 
@@ -34,12 +33,6 @@ def test_every_input_is_computed_once(run: Run) -> None:
     assert run.counts == (0, 10, 0, 0)
     assert again.seen == []
     assert len(run.noted) == 10
-
-
-def test_a_pipe_among_the_inputs_is_not_waited_for(run: Run) -> None:
-    os.mkfifo(run.inputs / "5a.npy")
-    run(StandIn())
-    assert run.counts == (10, 0, 1, 0)
 
 
 def test_what_was_not_noted_is_computed_again_and_what_is_gone_too(run: Run) -> None:
@@ -98,22 +91,6 @@ def test_a_server_that_is_gone_ends_the_run_and_is_no_failure_of_items(run: Run)
     assert run.counts == (5, 0, 0, 5)
     run(client := StandIn())
     assert len(client.seen) == 5
-    assert run.noted == [f"{number}.npy" for number in range(10)]
-
-
-def test_a_disk_that_is_full_ends_the_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = OutputFolder.write
-
-    def full(self: OutputFolder, stem: str, array: Array) -> int:
-        if stem == "5":
-            raise OSError(28, "No space left on device")
-        return write(self, stem, array)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(OutputFolder, "write", full)
-        with pytest.raises(OSError, match="No space left"):
-            run(StandIn())
-    run(StandIn())
     assert run.noted == [f"{number}.npy" for number in range(10)]
 
 
