@@ -185,7 +185,7 @@ class LayerStore:
             existing = self.find(key)
             if existing is None:
                 self.check_room(size_of(layer), to_make.name)
-                self._storage.write(layer, key, size_of(layer))
+                self._storage.write(layer)
                 self._remember(key, layer, to_make)
             version = self._moves.make(move, key) if move.name else 0
             if existing is not None or move.name:

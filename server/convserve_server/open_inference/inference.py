@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 from convserve.errors import (
     FieldViolation,
@@ -51,13 +50,6 @@ FindRegion = Callable[[str, str], Region]
 """Finds a region of shared memory by its name; the second argument is what to call it in an error."""
 
 
-class _Model(NamedTuple):
-    name: str
-    version: str
-    layers: list[Layer]  # in order
-    x: Input
-
-
 class Inferences:
     """Computes requests. Its methods may be called from any thread."""
 
@@ -68,24 +60,26 @@ class Inferences:
     def infer(self, request: InferRequest, caller: Caller, find_region: FindRegion, call: CallRecord) -> InferResponse:
         """Returns the response to a request of a call, for which a caller waits; or raises any ConvserveError."""
         began_ns = time.monotonic_ns()
-        found = self.models.find(request.message.model_name, request.message.model_version, "model_version")
-        name, version, is_stored = found.name, found.version, found.name != STATELESS
+        model = self.models.find(request.message.model_name, request.message.model_version, "model_version")
+        is_stored = model.name != STATELESS
         try:
-            model = self._stored(request, found) if is_stored else self._stateless(request, version, find_region)
-            response, inference = self._infer(request, model, caller, find_region, call, began_ns)
+            layers, x = self._stored(request, model) if is_stored else self._stateless(request, find_region)
+            response, inference = self._infer(request, model, layers, x, caller, find_region, call, began_ns)
         except Exception as error:
-            self._statistics.failed(name, version, time.monotonic_ns() - began_ns)
+            self._statistics.failed(model.name, model.version, time.monotonic_ns() - began_ns)
             if not isinstance(error, InvalidArgumentError):
                 raise
             named = ((_protocol_field(wrong.field, is_stored), wrong.description) for wrong in error.violations)
             raise type(error)(*(FieldViolation(*parts) for parts in named))  # noqa: B904 (as it has its cause)
-        self._statistics.succeeded(name, version, inference)
+        self._statistics.succeeded(model.name, model.version, inference)
         return response
 
     def _infer(
         self,
         request: InferRequest,
-        model: _Model,
+        model: LayerModel,
+        layers: list[Layer],
+        sent: Input,
         caller: Caller,
         find_region: FindRegion,
         call: CallRecord,
@@ -95,7 +89,7 @@ class Inferences:
         if OUTPUT_DTYPE in parameters:
             output_dtype = dtype_of(parameters[OUTPUT_DTYPE].string_param, f"parameters.{OUTPUT_DTYPE}", FLOAT_DTYPES)
         asked_ns = time.monotonic_ns()
-        layers, sent, room = model.layers, model.x, 0 if place is None else math.inf
+        room = 0 if place is None else math.inf
         permit = self._backend.admission.admit(layers, sent.shape, sent.dtype, output_dtype, caller, output_room=room)
         try:
             region = None
@@ -127,7 +121,8 @@ class Inferences:
             compute_output=ended_ns - computed_ns,
         )
 
-    def _stored(self, request: InferRequest, model: LayerModel) -> _Model:
+    def _stored(self, request: InferRequest, model: LayerModel) -> tuple[list[Layer], Input]:
+        """Returns the layers of a stored model, in order, and what they are applied to."""
         self._backend.admission.check_layers(len(model.digests))
         layers, x = self.models.layers(model), read_inputs(request, ("x",))["x"]
         first = layers[0]
@@ -136,14 +131,14 @@ class Inferences:
         if len(x.shape) != 4 or any(wanted not in (-1, size) for wanted, size in zip(expected, x.shape, strict=True)):
             text = f"shape {expected}, -1 for any size"
             raise InvalidTensorError.for_field("inputs.x.shape", text, f"shape {list(x.shape)}")
-        return _Model(model.name, model.version, layers, x)
+        return layers, x
 
-    def _stateless(self, request: InferRequest, version: str, find_region: FindRegion) -> _Model:
-        """Returns the model whose kernel comes with the request."""
+    def _stateless(self, request: InferRequest, find_region: FindRegion) -> tuple[list[Layer], Input]:
+        """Returns the same of the model whose kernel comes with the request."""
         inputs = read_inputs(request, ("x", "kernel"), ("bias",))
         weights = {name: self._weight(inputs[name], name, find_region) for name in ("kernel", "bias") if name in inputs}
         layer = stateless_layer(request.message.parameters, weights["kernel"], weights.get("bias"))
-        return _Model(STATELESS, version, [layer], inputs["x"])
+        return [layer], inputs["x"]
 
     def _weight(self, given: Input, name: str, find_region: FindRegion) -> Array:
         """Returns a weight, which as one that travels with a call is no larger than a message."""
@@ -164,7 +159,9 @@ def _array(given: Input, find_region: FindRegion) -> Array:
     return array
 
 
-def _message(request: InferRequest, model: _Model, place: Place | None, result: Result) -> messages.ModelInferResponse:
+def _message(
+    request: InferRequest, model: LayerModel, place: Place | None, result: Result
+) -> messages.ModelInferResponse:
     """Returns a response's message without its output's elements."""
     output = result.output
     message = messages.ModelInferResponse(model_name=model.name, model_version=model.version, id=request.message.id)

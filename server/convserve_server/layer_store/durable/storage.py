@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Iterable
 
 from convserve.layers.layer import Layer
+from convserve_server.layer_store.cache import size_of
 from convserve_server.layer_store.errors import check_room
 from convserve_server.layer_store.names import NameVersions
 from convserve_server.layer_store.stored_layer import DurableUsage, LayerHead
@@ -58,11 +59,9 @@ class Storage:
         """Checks that there is room for a layer of so many bytes. Raises TooLargeError or OverloadedError."""
         check_room(size, self._total, self._budget, "store-bytes", self._holder)
 
-    def write(self, layer: Layer, key: bytes, size: int) -> None:
-        """Stores a layer of about so many bytes, durable when this returns.
-
-        Raises TooLargeError or OverloadedError as `check_room`.
-        """
+    def write(self, layer: Layer) -> None:
+        """Stores a layer, durable when this returns. Raises TooLargeError or OverloadedError as `check_room`."""
+        key, size = layer.digest, size_of(layer)  # which is about the file's
         with self._lock:
             self.check_room(size)
             self._total += size
