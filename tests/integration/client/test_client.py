@@ -42,15 +42,6 @@ def test_second_call_of_a_shape_is_warm(any_client: Any) -> None:
     assert not any_client.convolve(config, X[:, :8]).warm
 
 
-def test_plan_of_the_server_is_the_clients_own(any_client: Any) -> None:
-    config = Conv2D(64, 3, strides=2, padding="same", dtype="mixed_float16")
-    planned = any_client.plan(config, (4, 600, 600, 3), input_dtype="uint8")
-    assert planned.admitted is True
-    assert planned.refusal is None
-    own = config.plan((4, 600, 600, 3), input_dtype="uint8")
-    assert {**vars(own), "admitted": True} == vars(planned)
-
-
 def test_plan_says_why_a_call_would_be_refused(any_client: Any) -> None:
     planned = any_client.plan(Conv2D(64, 3), (1000, 600, 600, 3))
     assert planned.admitted is False

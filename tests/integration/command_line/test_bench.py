@@ -103,30 +103,21 @@ def test_without_tensorflow_it_is_said(run, monkeypatch):
     assert "answers not checked" in out
 
 
-def test_a_fast_wrong_answer_fails(run, monkeypatch):
-    right = convserve.Client.convolve
-
-    def wrong(self, *arguments, **options):
-        result = right(self, *arguments, **options)
-        return dataclasses.replace(result, output=result.output * np.float32(1.01))
-
-    monkeypatch.setattr(convserve.Client, "convolve", wrong)
-    for more in ((), ("--no-in-process",)):
-        status, out, _ = run(*SHORT, "--concurrency", "1", *more)
-        assert status == 1
-        assert "WRONG ANSWERS" in out
-
-
-def test_an_answer_that_goes_wrong_under_load_fails(run, monkeypatch):
+@pytest.mark.parametrize(
+    ("right_calls", "words"),
+    [(0, ("--concurrency", "1")), (0, ("--concurrency", "1", "--no-in-process")), (8, ())],
+    ids=["at once", "by the definition", "under load"],
+)
+def test_a_fast_wrong_answer_fails(run, monkeypatch, right_calls, words):
     right, calls = convserve.Client.convolve, []
 
     def wrong(self, *arguments, **options):
         calls.append(1)
         result = right(self, *arguments, **options)
-        return dataclasses.replace(result, output=result.output + np.float32(len(calls) > 8))
+        return dataclasses.replace(result, output=result.output + np.float32(len(calls) > right_calls))
 
     monkeypatch.setattr(convserve.Client, "convolve", wrong)
-    status, out, _ = run(*SHORT)
+    status, out, _ = run(*SHORT, *words)
     assert status == 1
     assert "WRONG ANSWERS" in out
 

@@ -2,14 +2,12 @@
 
 import json
 import re
-import socket
 
 import numpy as np
 import pytest
 
 import convserve
 import convserve.importing
-from convserve import cli
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("matplotlib")
@@ -264,14 +262,6 @@ def test_what_does_not_fit_is_told_under_its_flag(run, photo, tmp_path):
     assert err.startswith("error: INPUT: Expected a height of at least 21")
 
 
-def test_a_timeout_is_told(photo, capsys):
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        target = f"127.0.0.1:{silent.getsockname()[1]}"
-        status = cli.main(["conv2d", str(photo), "--kernel", "box", "--timeout", "0.2", "--target", target])
-    assert status == 1
-    assert capsys.readouterr().err.startswith("error: Expected an answer within timeout=0.2 seconds.")
-
-
 @pytest.mark.parametrize("name", ["$x^$.webp", "\\frac{$.tif", "new\nline.bmp", "\x1b[31m.gif", "\udcff.png"])
 def test_a_picture_of_any_name_is_read_and_drawn(run, photo, tmp_path, name):
     with Image.open(photo) as image:
@@ -283,14 +273,3 @@ def test_a_picture_of_any_name_is_read_and_drawn(run, photo, tmp_path, name):
     assert "\x1b" not in out
     with Image.open(drawn) as image:
         assert image.width > 300
-
-
-def test_a_damaged_input_is_told_in_a_line(run, tmp_path):
-    for name, data in (
-        ("x.npy", b"\x93NUMPY\1\0\x76\0{'descr': "),
-        ("x.tif", b"II*\0\xff\xff\xff\xff"),
-        ("x.gif", b"GIF89a"),
-    ):
-        (tmp_path / name).write_bytes(data)
-        status, _, err = run("conv2d", tmp_path / name, "--filters", 2, "--kernel-size", 3)
-        assert (status, err.count("\n"), err.startswith("error: INPUT: Expected ")) == (1, 1, True)
