@@ -21,13 +21,6 @@ def is_possible() -> bool:
     return all(importlib.util.find_spec(name) is not None for name in ("tensorflow", "keras"))
 
 
-def has_onednn() -> bool:
-    """Returns whether oneDNN's kernels compute on this process' CPU, as TensorFlow decided when it was imported."""
-    from tensorflow.python.util import _pywrap_util_port
-
-    return bool(_pywrap_util_port.IsMklEnabled())
-
-
 def function(workload: Workload) -> Callable[[Array], Array]:
     """Returns the layer as a function of numpy arrays; Keras and TensorFlow say why they cannot compute one here."""
     compiled = of_tensors(workload)

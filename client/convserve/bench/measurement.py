@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve._sync.client import Client
-from convserve.bench import in_process, machine, summary
+from convserve.bench import machine, summary
 from convserve.bench.cases import IN_PROCESS, SERVER, BenchmarkCase
 from convserve.bench.echo import Echo
 from convserve.bench.loops import Block, Subject, closed_loop, open_loop
 from convserve.bench.workloads import Workload
 from convserve.display.units import counted
+from convserve.layers.on_cpu import onednn_computes
 
 _MIN_ROUNDS = 3
 _MAX_BLOCK_S = 2.0
@@ -101,7 +102,7 @@ class Measurement(AbstractContextManager["Measurement"]):
                 "tf32": self._info.tf32,
                 "onednn": self._info.onednn,
             },
-            "onednn": in_process.has_onednn() if any(IN_PROCESS in case.subjects for case in self._cases) else None,
+            "onednn": onednn_computes() if any(IN_PROCESS in case.subjects for case in self._cases) else None,
             "shared_memory": self._client._tensors.sharing.memory() is not None,
             "seconds": self._seconds,
             "workloads": [

@@ -32,6 +32,16 @@ _HELD_BY_ACTIVATION = {
 }  # fmt: skip
 
 
+def onednn_computes() -> bool:
+    """Returns whether oneDNN's kernels compute on this process' CPU, as TensorFlow decided when it was imported.
+
+    Not promised: test_endurance.py fails first.
+    """
+    from tensorflow.python.util import _pywrap_util_port
+
+    return bool(_pywrap_util_port.IsMklEnabled())
+
+
 def in_float64(conv2d: Any, channels: int) -> bool | None:
     """Returns whether a layer is computed in float64; None if it is where its output has a width of 1.
 

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from convserve.layers.arguments import Pair
 from convserve.layers.conv2d import Conv2D
+from convserve.layers.on_cpu import onednn_computes
 from convserve_server.engine import onednn
 from convserve_server.engine.keras_objects import Function, keras_activation, keras_object
 from convserve_server.engine.tensors import carrier, direct_call
@@ -131,7 +132,7 @@ def _is_depthwise(config: Conv2D, x: Any) -> bool:
     strides with dilation as they are.
     """
     may = config.compute_dtype in ("float32", "float64") and math.prod(config.kernel_size) <= _MAX_DEPTHWISE_TAPS
-    if config.strides_and_dilates and onednn.is_on() and x.dtype != "float64":
+    if config.strides_and_dilates and onednn_computes() and x.dtype != "float64":
         return False
     _, strides, dilations = _thinned(config)
     steps = strides[0] == strides[1] and 1 in (max(strides), max(dilations))  # all that it has

@@ -1,4 +1,4 @@
-"""oneDNN's kernels for CPUs: whether TensorFlow computes with them, and another way for what they err at."""
+"""Another way to compute what oneDNN's kernels for CPUs err at."""
 
 from __future__ import annotations
 
@@ -6,22 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.util import _pywrap_util_port
 
 from convserve.layers.conv2d import Conv2D
-from convserve.layers.on_cpu import in_float64, with_even_channels
+from convserve.layers.on_cpu import in_float64, onednn_computes, with_even_channels
 from convserve.layers.plan import window
-
-
-def is_on() -> bool:
-    """Returns whether oneDNN's kernels compute on CPUs, as TensorFlow decided when it was imported."""
-    # Not promised: test_endurance.py fails first.
-    return bool(_pywrap_util_port.IsMklEnabled())
 
 
 def rightly(convolved: Callable[[Any, Any], Any], config: Conv2D, x: Any, kernel: Any) -> Any:
     """Returns convolved(x, kernel) of an NHWC image on a CPU; what oneDNN's kernels err at is computed another way."""
-    if not is_on():
+    if not onednn_computes():
         return convolved(x, kernel)
     errs = in_float64(config, x.shape[3])
 

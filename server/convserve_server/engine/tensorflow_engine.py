@@ -15,10 +15,10 @@ import tensorflow as tf
 from convserve.errors import OutOfMemoryError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
+from convserve.layers.on_cpu import onednn_computes
 from convserve.layers.plan import kernel_shape
 from convserve.protocol.results import Losses
 from convserve.tensors.codec import Array, name_of
-from convserve_server.engine import onednn
 from convserve_server.engine.devices import claim
 from convserve_server.engine.keras_objects import keras_object
 from convserve_server.engine.tensors import to_array, to_tensor, weight_to_tensor
@@ -39,7 +39,7 @@ class TensorFlowEngine:
         tf.config.experimental.enable_tensor_float_32_execution(tf32)
         self.tf32 = bool(tf.config.experimental.tensor_float_32_execution_enabled())
         self._on_gpu = self.devices[0].kind == "gpu"
-        self.onednn = not self._on_gpu and onednn.is_on()
+        self.onednn = not self._on_gpu and onednn_computes()
         # TensorFlow numbers the devices that it was left with from 0.
         self._names = tuple(f"{device.kind}:{index}" for index, device in enumerate(self.devices))
         self._traces = Traces(self._on_gpu)

@@ -28,7 +28,7 @@ CLIENT: dict[str, set[str]] = {
     "convserve.activations": set(),
     "convserve.tensors": NUMPY | PROTOBUF | {"ml_dtypes"},
     "convserve.display": NUMPY | {"matplotlib", "IPython"},
-    "convserve.layers": NUMPY | {"keras"},
+    "convserve.layers": NUMPY | TENSORFLOW,
     "convserve.files": NUMPY | PROTOBUF | {"PIL", "safetensors"},
     "convserve.protocol": NUMPY | GRPC | {"typing_extensions"},  # for type checkers alone
     "convserve.plot": NUMPY,
@@ -135,7 +135,7 @@ def test_what_is_late_or_heavy_is_known_in_one_place() -> None:
     }
     # Layer.to_keras imports the export when it is called.
     client = {m for m in knowing(*TENSORFLOW) if m.startswith("convserve.") and package(m) != "convserve.keras"}
-    assert client == {"convserve.bench.in_process", "convserve.layers.keras_layers"}
+    assert client == {"convserve.bench.in_process", "convserve.layers.keras_layers", "convserve.layers.on_cpu"}
 
 
 def loaded(*imported: str) -> list[str]:
