@@ -8,6 +8,7 @@ import socket
 from contextlib import ExitStack, nullcontext, suppress
 
 from convserve.protocol.addresses import is_localhost
+from convserve_server.settings import SettingsError, flag
 
 log = logging.getLogger("convserve")
 
@@ -38,6 +39,12 @@ def places(host: str, port: int) -> tuple[list[tuple[int, str]], int]:
             raise missing
         log.info("%s is listened on at %s alone: %s", host, ", ".join(ip for _, ip in found), missing.strerror)
     return found, port or (_free_port(found) if len(found) > 1 else 0)
+
+
+def refusal(setting: str, place: str, error: OSError) -> SettingsError:
+    """Returns the error of a setting that says to listen at a place where that cannot be."""
+    expected = "Expected an address that is free and may be used"
+    return SettingsError(f"{flag(setting)}: {expected}. Received {place}: {error.strerror or error}.")
 
 
 def _free_port(addresses: list[tuple[int, str]]) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from convserve_server.addresses import refusal
 from convserve_server.backend import Backend
 from convserve_server.observability.call_record import CallRecorder, Observer
 from convserve_server.observability.request_log import RequestLog
@@ -56,8 +57,7 @@ class Observability:
             try:
                 endpoint = MetricsEndpoint(settings.metrics, registry, is_serving)
             except OSError as error:
-                expected = "Expected an address that is free and may be used"
-                raise SettingsError(f"--metrics: {expected}. Received {settings.metrics}: {error.strerror}.") from error
+                raise refusal("metrics", settings.metrics, error) from error
             self.metrics_url = endpoint.url
             self._closing.callback(endpoint.close)
         tracing = _tracing()

@@ -247,8 +247,7 @@ class AdmissionQueue:
         """Waits for a permit's bytes."""
         queued = self._clock()
         if caller.add_done_callback(granted.set) or caller.is_active():
-            remaining_s = caller.remaining_s()
-            end = math.inf if remaining_s is None else time.monotonic() + remaining_s
+            end = time.monotonic() + caller.remaining_s()
             while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
                 self._give_up_answers()
         permit.waited_s = self._clock() - queued
@@ -320,8 +319,6 @@ class AdmissionQueue:
         Others' calls do not count: callers take turns, so that at most one of each other caller comes before it.
         """
         remaining_s = caller.remaining_s()
-        if remaining_s is None:
-            return
         own_s, min_s = _CERTAIN * ahead_s / self._concurrent, flops / (_FASTER * self._flops_per_s)
         if remaining_s < own_s:
             why = f"your calls that come before this one take {own_s:.2g} at least: raise the timeout, or retry later"

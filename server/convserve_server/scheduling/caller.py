@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ class Caller(NamedTuple):
     name: str = ""  # what the calls of one caller have in common, between which and others' the server is fair
     is_identified: bool = True  # whether the name is one caller's; False where several cannot be told apart
     is_active: Callable[[], bool] = lambda: True  # whether it still waits for the answer
-    remaining_s: Callable[[], float | None] = lambda: None  # until it will not wait any more; None: it does not say
+    remaining_s: Callable[[], float] = lambda: math.inf  # until it will not wait any more
     # Has a function called once the caller has its whole answer or does not wait for one any more. Returns False, and
     # calls nothing, where that is so already, or nobody would notice.
     add_done_callback: Callable[[Callable[[], None]], bool] = lambda _: False

@@ -16,7 +16,6 @@ A caller that is slower counts no more, and so keeps nobody waiting.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -163,17 +162,17 @@ class Transfers:
         def seconds(left: float) -> float:  # each has the same share of the rate until the smaller ones are done
             return min(total, left * number) / rate / _SHARE
 
-        if seconds(size) > _remaining_s(transfer.caller):
+        if seconds(size) > transfer.caller.remaining_s():
             return False
         # One that would be late alone, too, is none for whose sake others wait.
-        left = ((each.left, _remaining_s(each.caller)) for each in others)
+        left = ((each.left, each.caller.remaining_s()) for each in others)
         return not any(bytes_left / rate < until < seconds(bytes_left) for bytes_left, until in left)
 
     def _refuse_late(self, transfer: Transfer, size: int, *, queued: bool) -> None:
         """Refuses a transfer that cannot be done before its deadline."""
         if self._known_bytes < _KNOWN_BYTES or not (self.going or self._queue):
             return
-        seconds, least_s = _remaining_s(transfer.caller), _CERTAIN * size / self._rate()
+        seconds, least_s = transfer.caller.remaining_s(), _CERTAIN * size / self._rate()
         if not queued:
             now = self._clock()
             before = sum(each.left for each in self.going if each.counts(now))
@@ -190,8 +189,3 @@ class Transfers:
 
     def _rate(self) -> float:
         return max(self._bytes / self._seconds, _FAIR_RATE)
-
-
-def _remaining_s(caller: Caller) -> float:
-    remaining_s = caller.remaining_s()
-    return math.inf if remaining_s is None else remaining_s

@@ -44,27 +44,22 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
     def PutLayer(
         self, request_iterator: Iterator[messages.PutLayerRequest], context: Context
     ) -> messages.PutLayerResponse:
-        registry = self._registry
-        start = _start(request_iterator)
-        move = _move_of(start)
-        source = start.WhichOneof("source")
-        if source is None:
-            if not start.expected_digest:
-                raise InvalidRequestError.for_field(
-                    "source", "weights, input_channels or the expected_digest of a stored layer", "none"
-                )
-            _no_more(request_iterator)
-            layer = registry.store.layer(checked_digest(start.expected_digest))
-            stored, existed, version = registry.store.put(layer, move)
-        elif source == "weights":
-            stored, existed, version = _put_weights(registry, start, move, request_iterator, context)
-        else:
-            config = conv2d_message.from_message(start.conv2d)
-            registry.check_put(move, config, start.input_channels, _expected_digest(start))
-            _no_more(request_iterator)
-            stored, existed, version = registry.initialize_and_put(
-                config, start.input_channels, move, start.expected_digest
-            )
+        registry, start = self._registry, _start(request_iterator)
+        move, digest = _move_of(start), _expected_digest(start)
+        match start.WhichOneof("source"):
+            case "weights":
+                stored, existed, version = _put_weights(registry, start, move, digest, request_iterator, context)
+            case None:
+                if not digest:
+                    expected = "weights, input_channels or the expected_digest of a stored layer"
+                    raise InvalidRequestError.for_field("source", expected, "none")
+                _no_more(request_iterator)
+                stored, existed, version = registry.store.put(registry.store.layer(digest), move)
+            case _:
+                config, channels = conv2d_message.from_message(start.conv2d), start.input_channels
+                registry.check_put(move, config, channels, digest)
+                _no_more(request_iterator)
+                stored, existed, version = registry.initialize_and_put(config, channels, move, digest)
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed, version=version)
 
     def GetLayer(self, request: messages.GetLayerRequest, context: Context) -> messages.GetLayerResponse:
@@ -163,12 +158,11 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
 
 
 def _put_weights(
-    registry: LayerRegistry, start: Any, move: Move, requests: Iterator[Any], context: Context
+    registry: LayerRegistry, start: Any, move: Move, digest: bytes, requests: Iterator[Any], context: Context
 ) -> tuple[StoredLayer, bool, int]:
     """Stores a layer whose weights the caller has; returns what `LayerStore.put` does."""
     config = conv2d_message.from_message(start.conv2d)
     weights = _Weights.announced(start.weights, config)
-    digest = _expected_digest(start)
     registry.check_put(move, config, weights.input_channels, digest)
     layer = registry.store.find(digest)
     if layer is not None:

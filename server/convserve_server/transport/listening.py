@@ -11,11 +11,11 @@ from contextlib import suppress
 import grpc
 
 from convserve.protocol.addresses import split_address, unix_path
-from convserve_server.addresses import bound, places
+from convserve_server.addresses import bound, places, refusal
 from convserve_server.auth.certificates import Certificate
 from convserve_server.auth.tokens import Tokens
 from convserve_server.observability.logs import held_stderr
-from convserve_server.settings import SettingsError, is_loopback
+from convserve_server.settings import is_loopback
 
 
 class Listener:
@@ -47,7 +47,7 @@ class Listener:
                 self._port = held.getsockname()[1]
         except OSError as error:
             self.close()
-            raise _refusal(place, error) from error
+            raise refusal("listen", place, error) from error
         self.address = f"{address.rpartition(':')[0]}:{self._port}"
 
     def close(self) -> None:
@@ -69,12 +69,7 @@ class Listener:
                     pass
                 _add(server, place, certificate)
         except OSError as error:
-            raise _refusal(place, error) from error
-
-
-def _refusal(place: str, error: OSError) -> SettingsError:
-    expected = "Expected an address that is free and may be used"
-    return SettingsError(f"--listen: {expected}. Received {place}: {error.strerror or error}.")
+            raise refusal("listen", place, error) from error
 
 
 def _add(server: grpc.Server, address: str, certificate: Certificate | None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -41,7 +42,7 @@ def compute(permit: Permit, seconds: float = 1.0, warm: bool = True) -> None:
 class Leaving:
     """A caller that leaves when the test says so."""
 
-    def __init__(self, name: str = "", remaining_s: float | None = None) -> None:
+    def __init__(self, name: str = "", remaining_s: float = math.inf) -> None:
         self.calls: list[Callable[[], None]] = []
         self.gone = False
         self.caller = Caller(name, True, lambda: not self.gone, lambda: remaining_s, self._add_done_callback)
@@ -346,7 +347,7 @@ def test_a_deadline_within_which_no_device_computes_so_much_is_refused() -> None
         with pytest.raises(DeadlineExceededError, match="80000000 FLOPs of this call take 10 at least"):
             queue.enter(Leaving(name, remaining_s).caller, large)
     assert queue.load().waiting_calls == 0
-    for remaining_s in (11.0, None):
+    for remaining_s in (11.0, math.inf):
         queue.enter(Leaving("c", remaining_s).caller, large).release()
     quick = queue.enter(Leaving("d").caller, large)
     compute(quick, seconds=8)  # ten times as fast as it was measured at first

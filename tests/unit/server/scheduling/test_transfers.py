@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
@@ -23,11 +24,11 @@ class World:
         self.transfers = Transfers(16 * MB, lambda: self.now)
         self.gone: set[str] = set()
 
-    def caller(self, name: str, timeout: float | None = None) -> Caller:
-        until = None if timeout is None else self.now + timeout
-        return Caller(name, True, lambda: name not in self.gone, lambda: None if until is None else until - self.now)
+    def caller(self, name: str, timeout: float) -> Caller:
+        until = self.now + timeout
+        return Caller(name, True, lambda: name not in self.gone, lambda: until - self.now)
 
-    def transfer(self, name: str, timeout: float | None = None, expected: int = 0) -> Transfer:
+    def transfer(self, name: str, timeout: float = math.inf, expected: int = 0) -> Transfer:
         return Transfer(self.transfers, self.caller(name, timeout), expected)
 
     def claim(self, transfer: Transfer, size: int) -> Future[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -74,7 +75,7 @@ class Leaving:
     def __init__(self) -> None:
         self.gone = threading.Event()
         self.calls: list[Callable[[], None]] = []
-        self.caller = Caller("a", True, lambda: not self.gone.is_set(), lambda: None, self._when_gone)
+        self.caller = Caller("a", True, lambda: not self.gone.is_set(), lambda: math.inf, self._when_gone)
 
     def _when_gone(self, call: Callable[[], None]) -> bool:
         self.calls.append(call)
