@@ -39,6 +39,8 @@ def load_engine(
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     if b" amx_tile" in _PROCESSORS.read_bytes():
         os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_FP16")  # for AMX see `layers.on_cpu`
+    # oneDNN's work is shared by the call's own thread, instead of one more that is woken for it.
+    os.environ.setdefault("TF_ONEDNN_THREADPOOL_USE_CALLER_THREAD", "1")
     if not verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
         logging.getLogger("tensorflow").setLevel(logging.ERROR)

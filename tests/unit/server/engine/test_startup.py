@@ -9,6 +9,7 @@ import pytest
 from convserve_server.engine import startup
 
 KERNELS, NEWEST = "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA"
+SHARES = "TF_ONEDNN_THREADPOOL_USE_CALLER_THREAD"
 
 
 @pytest.mark.parametrize(
@@ -19,8 +20,16 @@ KERNELS, NEWEST = "TF_ENABLE_ONEDNN_OPTS", "ONEDNN_MAX_CPU_ISA"
         ({KERNELS: "1"}, True, "avx2", {KERNELS: "1"}),
         ({}, False, "avx2 amx_tile", {NEWEST: "AVX512_CORE_FP16"}),
         ({KERNELS: "0", NEWEST: "ALL"}, False, "avx2 amx_tile", {KERNELS: "0", NEWEST: "ALL"}),
+        ({SHARES: "0"}, False, "avx2", {}),
     ],
-    ids=["TensorFlow's choice", "under ulimit", "the user's choice under ulimit", "AMX", "the user's choice with AMX"],
+    ids=[
+        "TensorFlow's choice",
+        "under ulimit",
+        "the user's choice under ulimit",
+        "AMX",
+        "the user's choice with AMX",
+        "the user's threads",
+    ],
 )
 def test_onednn_is_left_to_tensorflow_and_the_user(monkeypatch, tmp_path, given, limited, flags, expected):
     found = []
@@ -32,3 +41,4 @@ def test_onednn_is_left_to_tensorflow_and_the_user(monkeypatch, tmp_path, given,
     startup._PROCESSORS.write_text(f"flags\t: {flags} fma\n")
     startup.load_engine("cpu", tf32=False, verbose=True)
     assert {name: value for name, value in found[0].items() if name in (KERNELS, NEWEST)} == expected
+    assert found[0][SHARES] == given.get(SHARES, "1")
