@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from convserve.errors import InvalidArgumentError, InvalidWeightsError, short_repr
 from convserve.importing.arrays.batch_norms import BatchNorms
-from convserve.importing.arrays.geometry import Geometry, UnsaidError, all_unsaid
+from convserve.importing.arrays.geometry import Geometry, all_unsaid
 from convserve.importing.arrays.named_array import NamedArray, split
 from convserve.importing.imported import Contents, NotImportedError
 from convserve.importing.untrusted import refusal
@@ -68,10 +68,11 @@ def contents(
                 raise NotImportedError("left out, as was asked")
             kernel, order = _kernel(name, parts, file_format, spoilt.get(name))
             # PyTorch's layers often have other strides and padding; arrays in Keras' order of axes are single kernels.
-            if order != _HWIO:
-                geometry.check_said(known_as, given, tuple(kernel.shape[axis] for axis in order))
+            shape = tuple(kernel.shape[axis] for axis in order)
+            if order != _HWIO and (missing := geometry.unsaid(known_as, given, shape)):
+                unsaid.append(known_as)
+                raise missing
         except (NotImportedError, InvalidArgumentError) as error:
-            unsaid += [known_as] if isinstance(error, UnsaidError) else []
             result.skip(name, "array of rank 4", error)
             continue
         bias = parts["bias"][0].read() if "bias" in parts else None

@@ -1,5 +1,6 @@
 """The tree of errors: what the server raises is what the caller catches, and no text can break gRPC's metadata."""
 
+import ast
 import base64
 import copy
 import pickle
@@ -18,6 +19,7 @@ from convserve import errors
 from convserve.errors import FieldViolation, printable, short_repr
 from convserve.protocol.status import from_rpc_error, to_status
 from convserve.v1 import error_pb2
+from tests.support.repository import modules
 
 TRAILER = "grpc-status-details-bin"
 TWO = (FieldViolation("filters", "Expected 1. Received -1."), FieldViolation("strides", "Expected 2. Received 0."))
@@ -92,6 +94,17 @@ def packed(*messages):
 
 def test_every_class_of_the_tree_has_an_example():
     assert set(EXAMPLES) == family(errors.ConvserveError)
+
+
+def test_no_other_module_adds_a_class_to_the_tree():
+    tree = {kind.__name__ for kind in EXAMPLES}
+    classes = {
+        (module, node.name): {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+        for module, path in modules().items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {module for (module, _), bases in classes.items() if bases & tree} == {"convserve.errors"}
 
 
 def test_every_class_of_the_tree_is_public_and_drawn():

@@ -28,10 +28,6 @@ _HOW = (
 )
 
 
-class UnsaidError(InvalidConfigurationError):
-    """Neither the file nor the caller says a layer's strides and padding."""
-
-
 @dataclass(frozen=True)
 class Given:
     """What the caller says of a layer."""
@@ -103,15 +99,16 @@ class Geometry:
         of_all = any(name in self.parameters for name in ("epsilon", "eps"))
         return of_all and any(given and given.get("batch_norm") for given in self.by_layer.values())
 
-    def check_said(self, name: str, given: Given, kernel_shape: Shape) -> None:
-        """Raises UnsaidError for a layer whose strides and padding nobody says, and that are not to be assumed.
+    def unsaid(self, name: str, given: Given, kernel_shape: Shape) -> InvalidConfigurationError | None:
+        """Returns the error of a layer whose strides and padding nobody says, and that are not to be assumed.
 
         With a kernel of 1x1 there is no padding, and almost always no stride.
         """
-        if not (given.is_said or self.assume_defaults or kernel_shape[:2] == (1, 1)):
-            expected = "strides and padding, which the file does not say"
-            received = f"none for a kernel of {kernel_shape[0]}x{kernel_shape[1]}"
-            raise UnsaidError.for_field(f"{name}.strides", expected, received, _HOW)
+        if given.is_said or self.assume_defaults or kernel_shape[:2] == (1, 1):
+            return None
+        expected = "strides and padding, which the file does not say"
+        received = f"none for a kernel of {kernel_shape[0]}x{kernel_shape[1]}"
+        return InvalidConfigurationError.for_field(f"{name}.strides", expected, received, _HOW)
 
     def check_all_used(self, names: Sequence[str]) -> None:
         """Raises InvalidConfigurationError if a pattern matches no name, as one with a typing error does."""
