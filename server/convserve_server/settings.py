@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     """Most layers in one call."""
     concurrent_calls: Count = 1
     """Most computations at once on each device: of calls up to --max-batch-bytes, and as many of larger ones; further
-    calls wait for their turn."""
+    calls wait for their turn. On a CPU 2 is faster for many calls of a megabyte and more, and slower for small ones."""
     max_batch_samples: Count = 64
     """Most samples of several waiting calls for one layer that are computed together; 1 for no batching."""
     max_batch_bytes: Bytes = 4 * _MIB
