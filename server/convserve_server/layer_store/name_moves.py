@@ -102,10 +102,11 @@ class NameMoves:
         for _ in self._attempts(move.name):
             with self._storage.lock(move.name):
                 self.see(move.name, latest=True)
-                if number and self._known_version(move.name, number) != key:
-                    raise name_not_found(move.name)
                 with self._tables:
                     moved = self._names.moved(move, key)
+                # A move that was made may have been the one with which the name forgot this version.
+                if moved is not None and number and self._known_version(move.name, number) != key:
+                    raise name_not_found(move.name)
                 if moved is None or self._is_written(move.name, moved):
                     versions = self._known(move.name)
                     return versions.made_by(move) or versions.latest

@@ -14,6 +14,7 @@ import pytest
 from obstore.store import MemoryStore
 
 from convserve import InvalidRequestError, LayerNotFoundError, NameConflictError, OverloadedError
+from convserve_server.layer_store import names
 from convserve_server.layer_store.durable.name_file import MAX_BYTES
 from convserve_server.layer_store.name_moves import NameMoves
 from convserve_server.layer_store.names import MAX_VERSIONS, Move, NameVersions, Version
@@ -140,6 +141,25 @@ def test_a_retry_goes_where_its_first_attempt_went(store: LayerStore) -> None:
     assert store.move(back, 1)[0].digest == key(0)
     assert store.move(back, 1) == store.move(back, 1)
     assert digests(store) == [key(0), key(1), key(0)]
+
+
+def test_a_retry_finds_its_move_where_the_name_forgot_the_version_for_it(
+    store: LayerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name with as many versions as it may have forgets its first one when it moves back to its layer."""
+    monkeypatch.setattr(names, "MAX_VERSIONS", 2)
+    store.put(layer(1), Move("a"))
+    move, find_version, made = Move("a", None, ID), NameMoves.version, []
+
+    def moved_then(*asked: Any) -> bytes:
+        found = find_version(*asked)
+        monkeypatch.setattr(NameMoves, "version", find_version)
+        made.append(store.move(move, 1))  # another attempt, by another thread
+        return found
+
+    monkeypatch.setattr(NameMoves, "version", moved_then)
+    assert [store.move(move, 1)] == made
+    assert (made[0][1], digests(store)) == (3, [key(1), key(0)])
 
 
 # By a version, by a name, away
