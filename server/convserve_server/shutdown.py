@@ -11,7 +11,6 @@ from concurrent import futures
 from contextlib import suppress
 
 import grpc
-from grpc_channelz.v1 import channelz, channelz_pb2
 
 from convserve._stop_signals import stop_signals
 from convserve_server.health import Health
@@ -20,6 +19,7 @@ from convserve_server.observability.setup import Observability
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.settings import Settings
+from convserve_server.transport.grpc_private import servers
 
 _LEAVING_S = 0.2  # for callers that watch the health to go to other servers
 _MAX_TAKING_S = 3.0  # for the calls that gRPC's core holds: under an overload there may be some at any time
@@ -109,15 +109,10 @@ def wait_until_taken(arrivals: Callable[[], int]) -> None:
     `arrivals` how many the first interceptor has seen.
     """
     until = time.monotonic() + _MAX_TAKING_S
-    while sum(server.data.calls_started for server in _servers()) > arrivals() and time.monotonic() < until:
+    while sum(server.data.calls_started for server in servers()) > arrivals() and time.monotonic() < until:
         time.sleep(0.005)
 
 
 def calls_in_flight() -> int:
     """Returns how many calls have come and not ended."""
-    return sum(s.data.calls_started - s.data.calls_succeeded - s.data.calls_failed for s in _servers())
-
-
-def _servers() -> list[channelz_pb2.Server]:
-    answer = channelz.ChannelzServicer().GetServers(channelz_pb2.GetServersRequest(), None)
-    return list(answer.server)
+    return sum(s.data.calls_started - s.data.calls_succeeded - s.data.calls_failed for s in servers())

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
-from grpc_channelz.v1 import _servicer, channelz
+from grpc_channelz.v1 import _servicer, channelz, channelz_pb2
 
 # gRPC rounds a timeout up by less than this part of it when it sends it, so by our clock some of it may be left when
 # its caller's has passed; and a request may have taken longer to come here than the message that it is cancelled.
@@ -22,13 +22,21 @@ def is_non_blocking(handler: Any) -> bool:
 
 
 def add_channelz(server: grpc.Server) -> None:
-    """Adds channelz, which passes over what it does not know of a channel.
+    """Adds channelz, which passes over what it does not know of a channel."""
+    _read_newer_channelz()
+    channelz.add_channelz_servicer(server)
 
-    It reads what gRPC writes as JSON, and by itself refuses all of it for one field that is newer than its messages.
-    """
+
+def servers() -> list[channelz_pb2.Server]:
+    """Returns what gRPC has counted of the servers in this process, whether channelz is added to them or not."""
+    _read_newer_channelz()
+    return list(channelz.ChannelzServicer().GetServers(channelz_pb2.GetServersRequest(), None).server)
+
+
+def _read_newer_channelz() -> None:
+    # It reads what gRPC writes as JSON, and by itself refuses all of it for one field that is newer than its messages.
     parse = partial(json_format.Parse, ignore_unknown_fields=True)
     _servicer.json_format = SimpleNamespace(Parse=parse, ParseError=json_format.ParseError)
-    channelz.add_channelz_servicer(server)
 
 
 def code_at_end(context: grpc.ServicerContext, *, answered: bool, arrived_ns: int) -> str:

@@ -5,11 +5,14 @@ from types import SimpleNamespace
 
 import grpc
 import pytest
-from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
-from grpc_health.v1 import health, health_pb2_grpc
+from google.protobuf import json_format
+from grpc._cython import cygrpc
+from grpc_channelz.v1 import _servicer, channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 
+from convserve_server.health import Health
 from convserve_server.scheduling.thread_pool import ThreadPool
-from convserve_server.transport.grpc_private import add_channelz, code_at_end, is_non_blocking
+from convserve_server.transport.grpc_private import add_channelz, code_at_end, is_non_blocking, servers
 
 
 class Registered:
@@ -24,7 +27,7 @@ class Registered:
 
 def test_of_the_health_the_watch_keeps_no_thread():
     server = Registered()
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    health_pb2_grpc.add_HealthServicer_to_server(Health([]), server)
     handlers = {
         name: server.handler.service(SimpleNamespace(method=f"/grpc.health.v1.Health/{name}"))
         for name in ("Check", "Watch")
@@ -64,6 +67,13 @@ def test_channelz_shows_channels_that_have_fields_newer_than_its_own():
         )
     server.stop(None).wait()
     assert f"dns:///127.0.0.1:{port}" in [each.data.target for each in answer.channel]
+
+
+def test_servers_are_counted_whatever_is_newer_in_what_grpc_says_of_them(monkeypatch):
+    said = '{"server": [{"ref": {"serverId": "1", "newer": {}}, "data": {"callsStarted": "5"}}], "newer": 1}'
+    monkeypatch.setattr(cygrpc, "channelz_get_servers", lambda _: said)
+    monkeypatch.setattr(_servicer, "json_format", json_format)  # as where no server has channelz
+    assert [each.data.calls_started for each in servers()] == [5]
 
 
 @pytest.mark.parametrize(
