@@ -14,6 +14,7 @@ from tests.support.pages import blocks, text
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.raw.streams import answers, image, item, opening, start
 from tests.support.servers.server_process import numpy_server
+from tests.support.waiting import eventually
 
 SERVER = 2  # SpanKind in the wire format
 CLIENT = 3
@@ -67,9 +68,9 @@ def test_a_call_is_a_span_below_its_callers(caller, collector, traced):
         "convserve.batch_size": 1, "convserve.device": "cpu:0", "convserve.warm": None,
         "convserve.input_shape": [1, 2, 2, 1], "convserve.output_shape": [1, 2, 2, 1],
     }  # fmt: skip
-    lines = [json.loads(line) for line in traced.log_lines]
-    (line,) = (each for each in lines if each["trace_id"] == parent.trace)
-    assert line["request_id"] == attributes["convserve.request_id"]
+    (line,) = eventually(lambda: [each for each in traced.log_lines if parent.trace in each])  # a thread writes it
+    logged = json.loads(line)
+    assert (logged["trace_id"], logged["request_id"]) == (parent.trace, attributes["convserve.request_id"])
 
 
 def test_a_call_of_a_caller_without_spans_is_a_trace_of_its_own(caller, collector):
