@@ -45,7 +45,7 @@ def _family(parent: type[ConvserveError]) -> list[type[ConvserveError]]:
 
 CLASS_OF_REASON = {
     error_pb2.ErrorReason.Name(kind.reason).removeprefix("ERROR_REASON_"): kind
-    for kind in _family(ConvserveError)
+    for kind in reversed(_family(ConvserveError))  # so that no class of a caller's own takes its parent's place
     if kind.reason and kind is not InvalidArgumentError
 }
 """The class of each ErrorInfo.reason."""

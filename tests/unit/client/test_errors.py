@@ -3,6 +3,8 @@
 import ast
 import base64
 import copy
+import gc
+import importlib.util
 import pickle
 import urllib.parse
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import convserve
+import convserve.importing  # whose own reasons are none of the tree
 from convserve import errors
 from convserve.errors import FieldViolation, printable, short_repr
 from convserve.protocol.status import from_rpc_error, to_status
@@ -90,6 +93,22 @@ def packed(*messages):
 
 
 # The tree
+
+
+def test_a_class_of_a_callers_own_is_not_what_servers_raise():
+    class Own(errors.OverloadedError):
+        pass
+
+    try:
+        spec = importlib.util.find_spec(
+            "convserve.protocol.status"
+        )  # as where it is loaded late, with the first client
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.CLASS_OF_REASON["OVERLOADED"] is errors.OverloadedError
+    finally:
+        del Own
+        gc.collect()  # the tree is as it was
 
 
 def test_every_class_of_the_tree_has_an_example():
