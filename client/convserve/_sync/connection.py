@@ -71,10 +71,12 @@ class Connection:
         self._home: Any = None  # where the channel is used
         self._channel: Any = None
         self._timeout = checked_timeout(timeout)
-        self._access = Access(self._target, token, tls)
         self._retry = retries.checked_rule(retry)
         self._budget = retries.RetryBudget(self._retry)
         self._shares_memory = shared_memory
+        self._access = Access(
+            self._target, token, tls
+        )  # last: of a copy elsewhere it may be refused, by the first call
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the settings, with which the copy connects anew; a token that was given is left behind.

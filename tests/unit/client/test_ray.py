@@ -64,6 +64,17 @@ def test_a_batch_keeps_its_other_columns_and_gets_the_output() -> None:
     assert list(Convolve(LAYER, device="cpu", output="image")({"image": IMAGES})) == ["image"]
 
 
+@pytest.mark.parametrize("server", ["10.0.0.1:1", Client("10.0.0.1:1")])
+def test_what_a_client_may_not_do_in_a_workers_process_the_first_batch_says(
+    server: str | Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = pickle.dumps(Convolve(LAYER, server=server))
+    monkeypatch.setenv("CONVSERVE_TOKEN", "that-of-the-worker")
+    stage = pickle.loads(written)  # noqa: S301
+    with pytest.raises(InvalidRequestError, match="tls: Expected an encrypted connection"):
+        stage({"image": IMAGES})
+
+
 def test_several_layers_one_of_them_drawn_with_seeds() -> None:
     made = Convolve([LAYER, HEAD], device="cpu")({"image": IMAGES})["features"]
     np.testing.assert_allclose(made, convolved(LAYER, IMAGES).sum(-1, keepdims=True).repeat(4, -1), rtol=1e-6)

@@ -202,8 +202,12 @@ def test_a_token_that_would_be_sent_in_the_clear_is_refused_by_the_first_call(mo
     written = pickle.dumps(Client("10.0.0.1:1"))
     monkeypatch.setenv("CONVSERVE_TOKEN", "that-of-the-process")
     client = loaded(written)
-    with pytest.raises(InvalidRequestError, match="tls: Expected an encrypted connection"):
-        client.info()
+    layer = Layer(Conv2D(2, 3), KERNEL, np.ones(2))
+    calls: list[Callable[[], Any]] = [client.info, lambda: client.delete("a"), lambda: client.move_away("a")]
+    calls += [lambda: client.missing([layer]), lambda: list(client.map(layer, [np.zeros((8, 8, KERNEL.shape[2]))]))]
+    for call in calls:
+        with pytest.raises(InvalidRequestError, match="tls: Expected an encrypted connection"):
+            call()
     client.close()
 
 
