@@ -136,11 +136,16 @@ def _refused(expected: str, text: str, why: str = "") -> click.BadParameter:
 
 
 def _numbers(
-    text: str, number: Callable[[str], Number], expected: str, fit: Callable[[list[Number]], bool] = bool
+    text: str,
+    number: Callable[[str], Number],
+    expected: str,
+    fit: Callable[[list[Number]], bool] = bool,
+    further: str = ",",
 ) -> list[Number]:
-    """Returns the numbers between commas; refuses something else among them, and numbers that do not fit."""
+    """Returns the numbers between commas, or what else; refuses others among them, and numbers that do not fit."""
     try:
-        listed = [number(part) for part in str(text).split(",")]  # an option's default is no text
+        parts = str(text).replace(further, ",").split(",")  # an option's default is no text
+        listed = [number(part) for part in parts]
     except ValueError:
         listed = []
     if not (listed and fit(listed)):
@@ -149,4 +154,4 @@ def _numbers(
 
 
 def _integers(text: str, expected: str, fit: Callable[[list[int]], bool] = bool) -> list[int]:
-    return _numbers(text.replace("x", ","), int, expected, fit)
+    return _numbers(text, int, expected, fit, "x")

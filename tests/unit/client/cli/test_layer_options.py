@@ -73,6 +73,7 @@ def test_named_object():
         (values.pair, ""),
         (values.pair, "1,2,3"),
         (values.pair, "1.5"),
+        (values.pair, "3x5x7"),
         (values.padding, "full"),
         (values.padding, "1,1,1"),
         (values.padding, "1.5"),
@@ -90,9 +91,10 @@ def test_named_object():
         (values.named_object, '{"a":' * 100_000),
     ],
 )
-def test_other_values_are_refused_with_what_was_expected(read, text):
-    with pytest.raises(click.BadParameter, match=r"(?s)^expected .* Received "):
+def test_other_values_are_refused_with_what_was_expected_and_typed(read, text):
+    with pytest.raises(click.BadParameter, match=r"(?s)^expected .* Received ") as refused:
         read(text)
+    assert repr(text) in refused.value.message
 
 
 def test_what_is_not_given_is_left_to_conv2d():
