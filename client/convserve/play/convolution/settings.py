@@ -233,15 +233,15 @@ def _read(name: str, default: Any, text: str) -> Any:
     if name == "padding":
         if text not in ("valid", "same"):
             _explicit(text)
-    elif name in CHOICES and text:
-        _one_of(name, filter(None, CHOICES[name].values()), parts_of(text)[0] if name in OBJECTS else text)
+    elif name in CHOICES:
+        _one_of(name, CHOICES[name].values(), (parts_of(text)[0] if name in OBJECTS else "") or text)
     return text
 
 
 def _one_of(name: str, values: Iterable[str], text: str) -> str:
     known = list(values)
     if text not in known:
-        raise InvalidRequestError.for_field(name, f"one of {', '.join(known)}", short_repr(text))
+        raise InvalidRequestError.for_field(name, f"one of {', '.join(filter(None, known))}", short_repr(text))
     return text
 
 

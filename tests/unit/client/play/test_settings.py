@@ -74,7 +74,8 @@ def test_a_link_carries_all_settings_at_once():
         ("kernel_regularizer", "L3(l3=1)"), ("grid", ""), ("grid", "nan"),
         ("numbers", "1,inf"), ("kernel_size", "3,1000000"), ("filters", "9999999"),
         ("dilation_rate", "1,7"), ("seed", "99999999999999999999"), ("size", "2000000000"), ("size", "0"),
-        ("padding", "0,0,0,65"), ("strides", "1,513"), ("groups", "1025"),
+        ("padding", "0,0,0,65"), ("strides", "1,513"), ("groups", "1025"), ("picture", ""), ("kernel", ""),
+        ("dtype", ""), ("kernel_initializer", ""), ("kernel_regularizer", "(l2=1)"),
     ],
 )  # fmt: skip
 def test_a_link_that_cannot_be_read_names_the_setting(name, text):
