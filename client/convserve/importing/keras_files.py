@@ -71,10 +71,9 @@ def read_h5(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
         for name in ("keras_version", "backend"):
             places = (opened.text("", name), opened.text("model_weights", name), config.get(name))
             said[name] = next((value for value in places if value is not None), None)
-        backend = said["backend"]
+        model, backend = _Model(config, file, fold_batch_norm, said["keras_version"]), said["backend"]
         if backend is not None and backend not in _BACKENDS:
             raise refusal(f"weights of one of the backends {', '.join(_BACKENDS)}", f"backend={short_repr(backend)}")
-        model = _Model(config, file, fold_batch_norm, said["keras_version"])
         return model.contents(NamedWeights(opened, model.with_weights, is_flipped=backend == "theano").of)
 
 

@@ -204,6 +204,8 @@ def test_a_version_or_backend_whose_layout_is_not_known_is_refused(tmp_path, h5,
         with pytest.raises(convserve.InvalidRequestError, match=f"{name}='{value}'"):
             importing.read(path)
     if "keras_version" in said:
+        with pytest.raises(convserve.InvalidRequestError, match=f"{name}='{value}'"):
+            importing.read(says(h5, backend="another", **said))  # which a layout that is not known may have
         path = write_archive(tmp_path / "x.keras", model("m", conv2d("c")), metadata=said)
         with pytest.raises(convserve.InvalidRequestError, match="a file of Keras 2 or 3"):
             importing.read(path)
