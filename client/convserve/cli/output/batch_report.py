@@ -77,7 +77,7 @@ class Progress:
     def show(self, text: str) -> None:
         """Shows a line of text."""
         with suppress(OSError):  # nobody reads stderr any more, or it is full
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def show_failure(self, key: str, reason: str) -> None:
         """Shows that an item failed, unless there were many before."""
