@@ -99,8 +99,11 @@ def _work_out(made: Outcome, client: Client, upload: Upload | None) -> None:
     size = None if classic is None else (classic.values.shape[0], classic.values.shape[1])
     made.conv2d = conv2d = settings.conv2d(channels, size)
     with made.attempt():
+        made.plan = conv2d.plan(x.shape, input_dtype=x.dtype)
+    with made.attempt():
         made.later = _shape_of(conv2d)
-    made.plan = conv2d.plan(x.shape, input_dtype=x.dtype)
+    if made.plan is None:
+        return
     weights = _weights(conv2d, settings, client, channels)
     layer = Layer(conv2d, *weights)
     made.kernel, made.bias = layer.kernel, layer.bias

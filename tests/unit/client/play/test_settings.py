@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from convserve.errors import InvalidArgumentError
 from convserve.initializers import HeNormal
+from convserve.play.convolution.calls import outcome
 from convserve.play.convolution.settings import OBJECTS, Settings, named, parts_of, resized, text_of
 from convserve.regularizers import L2
 
@@ -82,6 +83,11 @@ def test_a_link_that_cannot_be_read_names_the_setting(name, text):
     with pytest.raises(InvalidArgumentError, match=r"Expected .* Received") as refused:
         Settings.from_query({name: text})
     assert [violation.field for violation in refused.value.violations] == [name]
+
+
+def test_what_refuses_the_input_comes_before_what_refuses_input_shape():
+    made = outcome(Settings(picture="digit", size=16, kernel_size=(17, 1), input_shape="2,2,3"), client=None)
+    assert [text.count("height 16") for text in made.refusals["picture"]] == [1, 0]
 
 
 def test_settings_become_a_conv2d_with_every_parameter():
