@@ -32,10 +32,11 @@ def refusals(only: Only, model: Any) -> Callable[[Any], str]:
         raise InvalidRequestError.for_field("only", expected, short_repr(only))
     if is_names:
         known = sorted({layer.name for layer in within(model) if convolution_kind(layer)})
+        listed = ", ".join(known[:10]) + (", ..." if len(known) > 10 else "")
         for name in only:  # type: ignore[union-attr]
             if name not in known:
                 near = difflib.get_close_matches(str(name), known, n=1)
-                hint = f"Did you mean {near[0]!r}?" if near else f"They are {', '.join(known[:10])}, ..."
+                hint = f"Did you mean {near[0]!r}?" if near else f"They are {listed}." if known else "It has none."
                 raise InvalidRequestError.for_field("only", "names of convolutions", short_repr(name), hint)
 
     @functools.cache

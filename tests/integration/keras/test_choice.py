@@ -84,7 +84,7 @@ def test_what_is_not_chosen_is_keras_own(server: RunningServer) -> None:
     ("only", "text"),
     [
         (["smal"], "Did you mean 'small'"),
-        (["block"], "names of convolutions"),
+        (["block"], r"They are depthwise, large, small, wrapped\.$"),
         ("small", "names of layers, a function"),
         (True, "above 0"),
         (0, "above 0"),
