@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,8 @@ def main() -> int:
         print(f"skipped: {'missing: ' + ', '.join(lacking) if lacking else 'only root can start a node'}")
         return 0
     folder = arguments.folder or Path(tempfile.mkdtemp(prefix="convserve-node-", dir="/var/tmp"))
+    # As an interrupt, so that nothing goes on running.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with node(folder.absolute(), arguments.programs.absolute(), arguments.image) as kubeconfig:
         path = f"{arguments.programs.absolute()}:{os.environ['PATH']}"
         environment = {**os.environ, "KUBECONFIG": str(kubeconfig), "PATH": path}
@@ -262,6 +265,7 @@ def _succeeds(*command: str | Path) -> bool:
 
 
 def _written(path: Path, text: str) -> Path:
+    path.touch(0o600)  # two of them have the token
     path.write_text(text)
     return path
 

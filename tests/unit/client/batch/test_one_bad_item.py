@@ -117,8 +117,8 @@ def test_what_one_output_raises_is_the_failure_of_that_item_which_is_tried_again
     with monkeypatch.context() as patched:
         patched.setattr(OutputFolder, step, raising)
         check_fails_alone(run, "2a.npy", "odd")
-    run(StandIn())
-    assert run.counts == (1, 5, 0, 0)
+    batch = run(StandIn())
+    assert run.counts == (1, 5, 0, 0), batch.tally.failures
     np.testing.assert_array_equal(np.load(run.output / "2a.npy"), 2 * x)
     assert not (run.output / UNFINISHED).exists()
 
