@@ -270,7 +270,8 @@ def test_with_retries_everybody_is_served_in_the_end(bounded: RunningServer) -> 
 
 def test_calls_that_do_not_fit_together_wait_for_each_other(bounded: RunningServer) -> None:
     x = np.ones((4, 1000, 1000, 4), "f4")  # 224 MB with the output and the step between, of 400
-    with Client(bounded.target, shared_memory=False) as client, ThreadPoolExecutor(3) as pool:
+    patient = RetryRule(attempts=1000)  # the server may be overloaded for a second yet, by calls of before
+    with Client(bounded.target, retry=patient, shared_memory=False) as client, ThreadPoolExecutor(3) as pool:
         config = Conv2D(4, 1, kernel_initializer="ones", data_format="channels_last")
         found = list(pool.map(lambda _: client.convolve(config, x), range(3)))
         assert all((each.output == 4).all() for each in found)
