@@ -66,7 +66,7 @@ def _chain(rng: random.Random, known: float) -> tuple[list[Conv2D], int]:
     first = channels = rng.choice((1, 1, 2, 3, 4, 8, 16, 17, 32, 64))
     is_known, configs = rng.random() < known, []
     if is_known:
-        first = channels = rng.choice((1, 1, 1, 2, 3))
+        first = channels = rng.choice((1, 1, 1, 2, 3, 16, 24))
         policy = rng.choice((policy, "bfloat16"))
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         kernel = [rng.choice((1, 1, 2, 3, 3, 4, 5, 7, 11)) for _ in "hw"]
@@ -76,6 +76,8 @@ def _chain(rng: random.Random, known: float) -> tuple[list[Conv2D], int]:
         if is_known:
             groups = channels
             strides = rng.choice(([1, rng.choice((2, 3, 4))], [kernel[0] + rng.choice((1, 2)), rng.choice((1, 2))]))
+            if channels in (16, 24) and kernel[1] > 1:
+                groups, strides = 1, [strides[0], kernel[1]]
         windows = [(size - 1) * by + 1 for size, by in zip(kernel, dilation, strict=True)]
         amounts = tuple(tuple(rng.choice((0, 1, size - 1, size, 2 * size)) for _ in "12") for size in windows)
         padding = rng.choice(("valid", "valid", "same", "same", amounts))

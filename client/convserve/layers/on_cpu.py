@@ -5,7 +5,8 @@ for AVX-512 (`brg_conv_fwd`) copies some images first, row by row (`exec_trans`)
 groups of one), and those that a kernel of width 1 makes an output of width 1 of. Sizes of that copy are wrong:
 
 * with one channel, a stride along the width and an output of width 1 the kernel looks for rows at multiples of stride
-  times window, where they are not (`LDA` under `reduce_kw`): it gives numbers of anything that lies there;
+  times window, where they are not (`LDA` under `reduce_kw`): it gives numbers of anything that lies there. In bfloat16
+  it does so with some other numbers of channels, too, 16 and 24 of those tried;
 * with a stride along the height that exceeds the kernel's height the copy gets too little memory, and its end is
   written past it (`get_inp_size`; oneDNN's pull request 5494).
 
@@ -57,7 +58,8 @@ def in_float64(conv2d: Any, channels: int) -> bool | None:
     one_channel = channels == (1 if conv2d.compute_dtype == "float32" else conv2d.groups)
     if one_channel and stride_h > height and width > 1:
         return True
-    return None if (one_channel and stride_w > 1) or stride_h > height > 1 == width else False
+    in_one_row = one_channel or conv2d.compute_dtype == "bfloat16"
+    return None if (in_one_row and stride_w > 1) or stride_h > height > 1 == width else False
 
 
 def with_even_channels(conv2d: Any, channels: int) -> bool:
