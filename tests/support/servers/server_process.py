@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -13,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from tests.support.processes import ended_afterwards
@@ -63,21 +61,28 @@ def running_server(
     listen = () if "--listen" in arguments else ("--listen", "127.0.0.1:0")
     command = [sys.executable, "-m", *program, "--device", "cpu", *listen, *arguments]
     path = f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"
-    limit = partial(_limit, limits) if limits else None
+    command = _limited(limits) + command if limits else command
     variables = {**os.environ, "PYTHONPATH": path.rstrip(":"), **(environment or {})}
     with (
         tempfile.NamedTemporaryFile("w+", suffix=".log") as log,
-        ended_afterwards(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables, preexec_fn=limit
-        ) as process,
+        ended_afterwards(command, stdout=subprocess.PIPE, stderr=log, text=True, env=variables) as process,
     ):
         said = _ready(process, Path(log.name))
         yield RunningServer(said["listening on"], process, Path(log.name), said.get("metrics on", ""))
 
 
-def _limit(limits: dict[int, int]) -> None:
-    for kind, most in limits.items():
-        resource.setrlimit(kind, (most, most))
+def _limited(limits: dict[int, int]) -> list[str]:
+    """Returns the beginning of a command that has limits.
+
+    Popen's `preexec_fn` would fork, and what gRPC does in a fork of a process that has used it could end the child.
+    """
+    program = f"""
+import os, resource, sys
+for kind, most in {[(int(kind), most) for kind, most in limits.items()]}:
+    resource.setrlimit(kind, (most, most))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+    return [sys.executable, "-c", program]
 
 
 def numpy_server(
