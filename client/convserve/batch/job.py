@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import convserve
 from convserve.batch.inputs import Inputs
 from convserve.batch.journal import Journal
 from convserve.batch.outputs import OutputFolder
@@ -12,6 +12,9 @@ from convserve.batch.sources import InputArray, Reading, Source, sources_in
 from convserve.errors import InvalidArgumentError
 from convserve.layers.layer import Layer, planned_call
 from convserve.layers.plan import Plan
+
+if TYPE_CHECKING:
+    from convserve._sync.stored_layer import StoredLayer
 
 PART_BYTES = 4 * 2**20
 """The size, of input or output, up to which samples of one array are sent and written together."""
@@ -21,7 +24,7 @@ PART_BYTES = 4 * 2**20
 class Job:
     """What a run is given."""
 
-    layers: list[Layer | convserve.StoredLayer]  # applied in order
+    layers: list[Layer | StoredLayer]  # applied in order
     inputs: Inputs
     outputs: OutputFolder
     journal: Journal

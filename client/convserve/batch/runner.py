@@ -10,9 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import convserve
 from convserve import errors
 from convserve.batch.counters import Tally
 from convserve.batch.inputs import Inputs
@@ -23,6 +22,9 @@ from convserve.batch.prefetch import read_ahead
 from convserve.batch.sources import InputArray, Source, open_array, stamp_of
 from convserve.errors import ConvserveError, MissingDependencyError, short_repr
 from convserve.tensors.codec import Array, Shape
+
+if TYPE_CHECKING:
+    from convserve._sync.client import Client
 
 _WRITERS = 4
 _HELD = 2 * _WRITERS  # outputs that wait to be written, at most
@@ -83,7 +85,7 @@ class Batch:
         """Lets `run` end when what is in flight is done. A signal's handler may call it."""
         self._stopping = True
 
-    def run(self, client: convserve.Client) -> None:
+    def run(self, client: Client) -> None:
         """Computes what is to be computed, until all is done or failed, or `stop` was called.
 
         Raises ConvserveError if the server cannot be used, OSError if outputs cannot be written; what is done is noted.
