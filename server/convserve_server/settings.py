@@ -176,17 +176,18 @@ class Settings(BaseSettings):
     container, has: TensorFlow keeps about as much for further calls."""
     max_waiting_calls: Count = 128
     """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
-    Further ones are refused, with a time to retry after. In a container of less than 24GiB the default is 32."""
+    Further ones are refused, with a time to retry after. In a container of less than 24GiB the default is 30."""
     max_layers_per_call: Count = 64
     """Most layers in one call."""
-    concurrent_calls: Count = 1
-    """Most computations at once on each device: of calls up to --max-batch-bytes, and as many of larger ones; further
-    calls wait for their turn. On a CPU 2 is faster for many calls of a megabyte and more, and slower for small ones."""
+    concurrent_calls: CountOrZero = 0
+    """Most calls larger than --max-batch-bytes that each device computes at once; further ones wait for their turn.
+    Others are computed together, one batch after the other. More is faster for many callers, and slower for each of
+    them. 0: 2 on a CPU, 1 on a GPU."""
     max_batch_samples: Count = 64
     """Most samples of several waiting calls for one layer that are computed together; 1 for no batching."""
-    max_batch_bytes: Bytes = 4 * _MIB
-    """Most memory of several waiting calls that are computed together: inputs, outputs and what is between. A GPU may
-    gain from more."""
+    max_batch_bytes: BytesOrZero = 0
+    """Most memory of several waiting calls that are computed together: inputs, outputs and what is between. 0: 1MiB on
+    a CPU, 4MiB on a GPU, which may gain from more."""
     max_items_per_stream: Count = 100_000
     """Most items in one ConvolveStream."""
     max_connections: Count = 1000

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from convserve_server.engine_api import Engine
-from convserve_server.memory.budget import share_of_calls
+from convserve_server.memory.budget import CONCURRENT_CALLS, share_of_calls
 from convserve_server.memory.machine import is_limited, machine_memory_bytes, machine_processors
 from convserve_server.memory.malloc import configure_malloc
 from convserve_server.scheduling.admission import Admission, Limits
@@ -25,7 +25,9 @@ _MAX_KEPT_BYTES = 2**28  # free memory of the C library's, which gRPC and Python
 # Where the process has a limit of its own. On several threads Eigen maps buffers for a whole convolution, many times as
 # large as its input, and raises what ends the process if it gets none.
 _EIGENS_THREADS = 1
+# By kind of device, where the settings leave it open.
 _MAX_CALL_FLOPS = {"cpu": 10**13, "gpu": 10**15}
+_MAX_BATCH_BYTES = {"cpu": 2**20, "gpu": 2**22}
 
 
 def started_engine(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
@@ -56,18 +58,25 @@ def admission_of(settings: Settings, engine: Engine, max_answer_bytes: int = LAR
         max_call_flops=max_call_flops,
         max_answer_bytes=max_answer_bytes,
     )
-    batching = _batching(settings)
-    concurrent = len(engine.devices) * batching.concurrent_calls
+    batching, devices = _batching(settings, engine), len(engine.devices)
+    concurrent = devices, devices * batching.concurrent_calls
     return Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
 
 
 def scheduler_of(settings: Settings, engine: Engine) -> Scheduler:
     """Returns what computes admitted calls, together or in parts where need be."""
-    return Scheduler(engine, _batching(settings))
+    return Scheduler(engine, _batching(settings, engine))
 
 
-def _batching(settings: Settings) -> Batching:
-    return _named(Batching, settings, max_batch_bytes=min(settings.max_batch_bytes, settings.max_call_bytes))
+def _batching(settings: Settings, engine: Engine) -> Batching:
+    kind = engine.devices[0].kind
+    max_batch_bytes = settings.max_batch_bytes or _MAX_BATCH_BYTES[kind]
+    return _named(
+        Batching,
+        settings,
+        concurrent_calls=settings.concurrent_calls or CONCURRENT_CALLS[kind],
+        max_batch_bytes=min(max_batch_bytes, settings.max_call_bytes),
+    )
 
 
 def _named(kind: type[T], settings: Settings, **changes: int) -> T:

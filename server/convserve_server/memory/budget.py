@@ -17,10 +17,12 @@ _PROCESS_BYTES = {False: 768 * _MIB, True: 2 * _GIB}
 _MAX_LAYER_BYTES = 4 * _GIB
 _MAX_SHARED_BYTES = 8 * _GIB
 _MIN_RECEIVING = 64  # calls that wait for their messages: calls that are begun at once are without them for a moment
+CONCURRENT_CALLS = {"cpu": 2, "gpu": 1}
+"""Large calls at once on a device of a kind, where --concurrent-calls is 0. Two share a CPU's cores better than one."""
 _SIZES = ("max_message_bytes", "max_call_bytes", "max_admitted_bytes", "layer_memory_bytes", "shared_memory_bytes")
 _THREADS = ("handler_threads", "max_waiting_calls", "concurrent_calls")
 # In a smaller container messages of fewer threads may be larger: a client of another language sends a tensor as one.
-_FEW_THREADS = {"handler_threads": 16, "max_waiting_calls": 32}
+_FEW_THREADS = {"handler_threads": 16, "max_waiting_calls": 30}
 _FEW_THREADS_BELOW = 24 * _GIB
 
 
@@ -43,7 +45,7 @@ class Part(NamedTuple):
 def call_threads(settings: Settings) -> CallThreads:
     """Returns the threads that callers can have (SECURITY.md)."""
     waiting, handlers = settings.max_waiting_calls, settings.handler_threads
-    computed = settings.concurrent_calls * len(settings.device.split(","))
+    computed = (settings.concurrent_calls or max(CONCURRENT_CALLS.values())) * len(settings.device.split(","))
     return CallThreads(handlers, max(_MIN_RECEIVING, handlers), waiting, waiting + computed)
 
 

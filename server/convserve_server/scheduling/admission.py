@@ -37,7 +37,9 @@ class Limits:
 class Admission:
     """Plans calls, refuses what is wrong or too large, and admits the rest. Any thread may call its methods."""
 
-    def __init__(self, limits: Limits, concurrent: int, large_bytes: int, flops_per_s: float = math.inf) -> None:
+    def __init__(
+        self, limits: Limits, concurrent: tuple[int, int], large_bytes: int, flops_per_s: float = math.inf
+    ) -> None:
         """Starts with no call; the arguments are those of `AdmissionQueue`."""
         self.limits = limits
         queue = AdmissionQueue(

@@ -135,20 +135,20 @@ class AdmissionQueue:
         self,
         max_admitted_bytes: int,
         max_waiting_calls: int,
-        concurrent: int,
+        concurrent: tuple[int, int],
         large_bytes: int,
         clock: Callable[[], float] = time.monotonic,
         *,
         flops_per_s: float = math.inf,
     ) -> None:
-        """Starts empty, for devices that have `concurrent` computations at once.
+        """Starts empty, for devices that have `concurrent` computations at once, of small calls and of large ones.
 
-        Calls of a burden above `large_bytes` wait for devices in a queue of their own, and smaller ones not for them.
+        Large are those of a burden above `large_bytes`: they wait in a queue of their own, and small ones not for them.
         `flops_per_s` is what a device was measured at, if it was.
         """
         self._flops_per_s = flops_per_s
         self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // _RESERVE)
-        self._slots, self._running = Shares(max_waiting_calls + concurrent), 0
+        self._slots, self._running = Shares(max_waiting_calls + max(concurrent)), 0
         self._concurrent, self._large_bytes, self._clock = concurrent, large_bytes, clock
         self.lock = threading.Lock()
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
@@ -177,7 +177,7 @@ class AdmissionQueue:
             is_large = permit.burden > self._large_bytes
             ahead_s = self._ahead_s.get(caller.name) or [0.0, 0.0]
             self._check_slots(caller, computation_s)
-            self._check_deadline(caller, ahead_s[is_large], plan.flops)
+            self._check_deadline(caller, ahead_s[is_large] / self._concurrent[is_large], plan.flops)
             self._slots.take(caller.name)
             self._ahead_s[caller.name] = ahead_s
             ahead_s[is_large] += share_s
@@ -300,7 +300,9 @@ class AdmissionQueue:
         refused = not slots.fits(caller.name if caller.is_identified else "")
         if not refused and now >= self._overloaded_until:
             return
-        own_calls, wait_s = slots.own[caller.name], sum(map(sum, self._ahead_s.values())) / self._concurrent
+        own_calls = slots.own[caller.name]
+        lanes = zip(self._concurrent, *self._ahead_s.values(), strict=True)
+        wait_s = max(sum(ahead_s) / concurrent for concurrent, *ahead_s in lanes)
         # A caller that has one call there at most is not refused for what others have there.
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
@@ -319,7 +321,7 @@ class AdmissionQueue:
         Others' calls do not count: callers take turns, so that at most one of each other caller comes before it.
         """
         remaining_s = caller.remaining_s()
-        own_s, min_s = _CERTAIN * ahead_s / self._concurrent, flops / (_FASTER * self._flops_per_s)
+        own_s, min_s = _CERTAIN * ahead_s, flops / (_FASTER * self._flops_per_s)
         if remaining_s < own_s:
             why = f"your calls that come before this one take {own_s:.2g} at least: raise the timeout, or retry later"
         elif remaining_s < min_s:

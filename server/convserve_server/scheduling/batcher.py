@@ -13,7 +13,7 @@ thread computes it together with the waiting jobs of its group:
                 +--> computed as a member of another job's batch --> result
 
 Jobs that are too large for a batch have a queue and a share of each device of their own, so that small ones never wait
-for them.
+for them. A device computes some of them at once, and one batch of small ones, which gather meanwhile.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SMALL, _LARGE = range(2)  # lanes: jobs that fit a batch, and those that are to
 class Batching:
     """How jobs share the devices; the fields are named as the settings."""
 
-    concurrent_calls: int  # computations that a device has at once: of jobs up to `max_batch_bytes`, and of larger ones
+    concurrent_calls: int  # jobs larger than `max_batch_bytes` that a device computes at once; one batch of others
     max_batch_samples: int  # of a batch of several jobs
     max_batch_bytes: int  # of a batch of several jobs: inputs, outputs and what is between
 
@@ -74,7 +74,7 @@ class Batcher(Generic[AnyJob]):
         self._max_samples, self._max_bytes = batching.max_batch_samples, batching.max_batch_bytes
         self._lock = threading.Lock()
         # By lane: how many more computations each device may have, and the jobs that wait.
-        self._free = tuple([batching.concurrent_calls] * devices for _ in range(2))
+        self._free = [1] * devices, [batching.concurrent_calls] * devices
         self._queues: tuple[FairQueue[AnyJob], ...] = (FairQueue(), FairQueue())
         self._groups: dict[Hashable, deque[AnyJob]] = {}  # the same jobs by group, in the order of their arrival
 

@@ -30,7 +30,7 @@ def warm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSer
         "--warm-up",
         "layer=no input_shape=1x1x1x1",
     )
-    with numpy_server("--store", store, "--concurrent-calls", "1", *options) as running:
+    with numpy_server("--store", store, *options) as running:
         yield running
 
 

@@ -71,7 +71,7 @@ class Served:
 
     def __init__(self, engine: Any, *, limits: Limits = LIMITS, samples: int = 64, size: int = 2**20) -> None:
         size = min(size, limits.max_call_bytes)
-        self.admission = Admission(limits, len(engine.devices), size)
+        self.admission = Admission(limits, (len(engine.devices),) * 2, size)
         self.scheduler = Scheduler(engine, Batching(1, samples, size))
 
     def convolve(

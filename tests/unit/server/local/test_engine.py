@@ -31,6 +31,7 @@ from convserve import (
     StoredLayer,
     TooLargeError,
 )
+from convserve.protocol.server_info import Device
 from convserve.tensors.aligned import aligned_empty
 from convserve_server.engine_api import Computed
 from convserve_server.local import Engine, parts
@@ -188,7 +189,7 @@ def test_what_does_not_fit_the_device_is_computed_in_parts() -> None:
 def test_threads_share_batches_and_have_slots() -> None:
     held, layer = HeldEngine(NumpyEngine()), weighing(2)
     layer.kernel.flags.writeable = False  # so that it is one layer for all calls
-    engine = local(held, max_waiting_calls=3)
+    engine = local(held, max_waiting_calls=2)
     held.calls = 0
     held.go.clear()
     with ThreadPoolExecutor(4) as threads:
@@ -202,6 +203,35 @@ def test_threads_share_batches_and_have_slots() -> None:
         results = [future.result(30) for future in (first, *others)]
     assert [float(result.output.item()) for result in results] == [2, 4, 6, 8]
     assert [result.batch_size for result in results] == [1, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "settings", "at_once"),
+    [
+        *(("cpu", 2**18, {}, 2), ("cpu", 2**18, {"concurrent_calls": 3}, 3), ("gpu", 2**20, {}, 1)),
+        *(("cpu", 2**12, {"concurrent_calls": 3}, 1), ("gpu", 2**12, {"concurrent_calls": 3}, 1)),
+        ("gpu", 2**18, {"concurrent_calls": 3, "max_batch_bytes": 2**20}, 3),
+    ],
+)
+def test_large_calls_are_computed_at_once_by_kind_of_device_and_settings(
+    kind: str, size: int, settings: dict[str, int], at_once: int
+) -> None:
+    class OfKind(NumpyEngine):
+        devices = (Device(f"{kind}:0", kind, ""),)
+
+    held = HeldEngine(OfKind())
+    engine = local(held, **settings)
+    held.calls = 0
+    held.go.clear()
+    with ThreadPoolExecutor(4) as threads:
+        futures = [
+            threads.submit(engine.convolve, weighing(2), np.ones((1, size, 1, 1), "f4"), timeout=None) for _ in range(4)
+        ]
+        eventually(lambda: engine._scheduler._batcher.waiting == 4 - at_once)
+        assert held.calls == at_once
+        held.go.set()
+        for future in futures:
+            future.result(30)
 
 
 def test_what_waits_beyond_its_timeout_is_not_computed() -> None:

@@ -30,7 +30,7 @@ def plan(samples: int) -> Plan:
 
 
 def queue_of(total: int = 100, slots: int = 100, clock: Callable[[], float] = time.monotonic) -> AdmissionQueue:
-    return AdmissionQueue(total * 20, slots, 1, 100, clock)
+    return AdmissionQueue(total * 20, slots, (1, 1), 100, clock)
 
 
 def compute(permit: Permit, seconds: float = 1.0, warm: bool = True) -> None:
@@ -264,6 +264,22 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_others_are_not() -
     queue.enter(Caller("a"), plan(1))
 
 
+@pytest.mark.parametrize(("samples", "ahead_s"), [(1, 4), (6, 2)])
+def test_calls_of_one_kind_wait_for_as_long_as_their_computations_at_once_take(samples: int, ahead_s: int) -> None:
+    queue = AdmissionQueue(2000, 4, (1, 2), 100)
+    compute(queue.enter(Caller("x"), plan(samples)), 2.0)
+    for _ in range(2):
+        queue.enter(Caller("a"), plan(samples))
+    late = Leaving("a", remaining_s=ahead_s / 2 - 0.1).caller  # half of what was measured is certain
+    with pytest.raises(DeadlineExceededError, match=f"your calls .* take {ahead_s // 2} at least"):
+        queue.enter(late, plan(samples))
+    queue.enter(Caller("a"), plan(samples))
+    queue.enter(Caller("b"), plan(samples))
+    with pytest.raises(OverloadedError) as refusal:
+        queue.enter(Caller("a"), plan(samples))
+    assert refusal.value.retry_after_s == min(2 * ahead_s, 5)
+
+
 def test_cold_computations_do_not_count_for_estimates() -> None:
     queue = queue_of()
     compute(queue.enter(Caller("a"), plan(1)), 1000.0, warm=False)
@@ -341,7 +357,7 @@ def test_all_slots_and_bytes_are_free_in_the_end(steps: list[tuple[str, int, str
 
 
 def test_a_deadline_within_which_no_device_computes_so_much_is_refused() -> None:
-    queue = AdmissionQueue(10**9, 100, 1, 10**9, flops_per_s=1e6)
+    queue = AdmissionQueue(10**9, 100, (1, 1), 10**9, flops_per_s=1e6)
     large = replace(plan(1), flops=80_000_000)  # ten seconds of a device eight times as fast as measured
     for name, remaining_s in (("a", 9.0), ("b", 0.1)):
         with pytest.raises(DeadlineExceededError, match="80000000 FLOPs of this call take 10 at least"):

@@ -204,6 +204,21 @@ def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> No
         ]  # fmt: skip
 
 
+def test_several_large_tasks_are_computed_at_once_and_small_ones_still_gather() -> None:
+    with gated(max_bytes=10, concurrent=2) as d:
+        large = [d.submit(f"large{number}", size=11) for number in range(3)]
+        small = [d.submit(f"small{number}", size=5) for number in range(3)]
+        assert d.tasks == [["large0"], ["large1"], ["small0"]]
+        d.release(1)
+        eventually(lambda: len(d.started) == 4)
+        d.release(2)
+        eventually(lambda: len(d.started) == 5)
+        assert d.tasks[3:] == [["large2"], ["small1", "small2"]]
+        for number in (0, 3, 4):
+            d.release(number)
+        answers(*large, *small)
+
+
 def test_a_device_that_is_busy_with_a_large_task_is_the_last_to_get_a_small_one() -> None:
     with gated(devices=2, max_bytes=10) as d:
         futures = [d.submit(number, size=size) for number, size in enumerate((11, 1, 1, 11))]
@@ -385,10 +400,10 @@ def test_a_failure_keeps_no_tensor_alive() -> None:
 
 
 def test_the_device_with_the_least_to_do_is_next() -> None:
-    with gated(devices=3, concurrent=2) as d:
-        futures = [d.submit(task, None) for task in range(6)]
+    with gated(devices=3, concurrent=2, max_bytes=1) as d:
+        futures = [d.submit(task, size=2) for task in range(6)]
         assert [device for device, _, _ in d.started] == [0, 1, 2, 0, 1, 2]
-        waiting = [d.submit(task, None) for task in (6, 7)]
+        waiting = [d.submit(task, size=2) for task in (6, 7)]
         assert d.batcher.waiting == 2
         d.release(4)  # on device 1
         eventually(lambda: len(d.started) == 7)
@@ -416,17 +431,18 @@ class Engine:
     """Computes sums of what each task brings, and notices if it is asked for more than it may be."""
 
     def __init__(self, devices: int, concurrent: int, max_samples: int) -> None:
-        self.concurrent, self.max_samples = concurrent, max_samples
+        self.most, self.max_samples = (1, concurrent), max_samples
         self.running = [[0] * devices, [0] * devices]
         self.lock = threading.Lock()
 
     def compute(self, device: int, jobs: Sequence[Task]) -> list[tuple[int, int]]:
         tasks = [job.task for job in jobs]
         samples = sum(len(rows) for _, rows in tasks)
-        lane = self.running[len(tasks) == 1 and samples == LARGE]
+        is_large = len(tasks) == 1 and samples == LARGE
+        lane = self.running[is_large]
         with self.lock:
             lane[device] += 1
-            assert lane[device] <= self.concurrent
+            assert lane[device] <= self.most[is_large]
         assert len({group for group, _ in tasks}) == 1
         assert len(tasks) == 1 or samples <= self.max_samples
         assert len(tasks) == 1 or LARGE not in {len(rows) for _, rows in tasks}

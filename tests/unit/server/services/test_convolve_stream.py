@@ -135,7 +135,7 @@ def streamed(served: Served, order: int, leaves_after: int | None) -> weakref.re
     ("fate", "leaves_after"), [("computed", None), ("fails", None), ("refused", None), ("computed", 2), ("fails", 1)]
 )
 def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: int | None) -> None:
-    served = Served(AdmissionQueue(2**20, 100, 1, 2**20), fate)
+    served = Served(AdmissionQueue(2**20, 100, (1, 1), 2**20), fate)
     gc.collect()
     gc.disable()  # what only the collector would find stays for as long as a server is idle
     try:
@@ -148,7 +148,7 @@ def test_nothing_of_a_stream_outlives_it(order: int, fate: str, leaves_after: in
 
 
 def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_once() -> None:
-    served = Served(AdmissionQueue(SIZE, 100, 1, 2**20), "computed")
+    served = Served(AdmissionQueue(SIZE, 100, (1, 1), 2**20), "computed")
     other = served.room.enter(Caller("other"), PLAN)
     leaving = Leaving()
 
@@ -169,7 +169,7 @@ def test_a_caller_that_leaves_while_its_item_waits_for_bytes_frees_its_place_at_
 
 
 def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> None:
-    served = Served(AdmissionQueue(2**20, 100, 1, 2**20), "computed")
+    served = Served(AdmissionQueue(2**20, 100, (1, 1), 2**20), "computed")
     leaving = Leaving()
 
     def requests() -> Iterator[Any]:
