@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,10 @@ from convserve.tensors.codec import Array, Shape
 ARRAY_SUFFIXES = (".npy", ".npz")
 """How the names of the files that `load_array` reads end."""
 _EXPECTED = "a .npy or .npz file of numbers"
+_READ_BYTES = 2**20  # at once: what comes out of an archive is copied once more
+_parsing = threading.Lock()
+"""Held while a header is parsed. CPython counts how deep `ast.literal_eval` is for all threads together, and raises
+SystemError where the garbage collector lets them take turns in it (https://github.com/python/cpython/issues/106905)."""
 
 
 def load_array(path: str | Path, field: str = "input") -> Array:
@@ -32,7 +37,8 @@ def load_array(path: str | Path, field: str = "input") -> Array:
             number = loaded.files.index(_member(loaded.files, chosen, file, field))
             member = loaded.zip.infolist()[number]  # type: ignore[union-attr]
             check_fits(member.file_size, file, field)
-            return np.asarray(loaded[member.filename])  # not by the array's name, which may end with .npy too
+            with loaded.zip.open(member) as opened:  # type: ignore[union-attr]
+                return _read_array(opened, member.file_size)
         if chosen is not None:
             raise InvalidTensorError.for_field(field, "a .npz archive before ':'", f"{file!r}, which is a .npy file")
         return np.asarray(loaded)
@@ -102,7 +108,25 @@ def read_header(file: Any) -> tuple[Shape, bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version not in _READ_HEADER:
         raise ValueError(f"version {version} of NumPy's format, which is not one of {list(_READ_HEADER)}")
-    return _READ_HEADER[version](file)
+    with _parsing:
+        return _READ_HEADER[version](file)
+
+
+def _read_array(file: Any, size: int) -> Array:
+    """Returns the array in a .npy file of so many bytes, as `numpy.load` does; or raises anything."""
+    shape, is_fortran, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("Object arrays cannot be loaded")
+    if math.prod(shape) * dtype.itemsize > size - file.tell():
+        raise ValueError("a file that is shorter than its header says")
+    array = np.empty(shape[::-1] if is_fortran else shape, dtype)
+    left = array.reshape(-1).view("u1").data
+    while left:
+        read = file.readinto(left[:_READ_BYTES])
+        if not read:
+            raise ValueError("a file that has become shorter")
+        left = left[read:]
+    return array.T if is_fortran else array
 
 
 def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
@@ -159,16 +183,19 @@ def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestEr
 @contextmanager
 def _loaded(file: str, field: str) -> Iterator[Any]:
     with _wrap_read_errors(file, field), open_file(file) as opened:
-        if opened.read(2) != b"PK":  # of an archive no more than its list is read here
-            check_fits(os.fstat(opened.fileno()).st_size, file, field)
+        is_archive, size = opened.read(2) == b"PK", os.fstat(opened.fileno()).st_size
         opened.seek(0)
-        loaded = np.load(opened, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            if opened.read(1):
-                raise unreadable("a .npy file of one array", file, "something follows the array", field)
-        elif len(set(loaded.files)) < len(loaded.files):
-            raise unreadable("an archive of arrays with different names", file, ", ".join(loaded.files), field)
-        yield loaded
+        if is_archive:  # no more than its list is read here
+            loaded = np.load(opened, allow_pickle=False)
+            if len(set(loaded.files)) < len(loaded.files):
+                raise unreadable("an archive of arrays with different names", file, ", ".join(loaded.files), field)
+            yield loaded
+            return
+        check_fits(size, file, field)
+        array = _read_array(opened, size)
+        if opened.read(1):
+            raise unreadable("a .npy file of one array", file, "something follows the array", field)
+        yield array
 
 
 def _why_not(error: Exception) -> str:

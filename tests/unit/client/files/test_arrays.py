@@ -1,8 +1,12 @@
 """Arrays in .npy and .npz files: what is read, what is refused, what is written."""
 
+import ast
 import io
 import os
+import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -274,3 +278,46 @@ def test_a_limit_of_the_service_counts(tmp_path, monkeypatch):
     (tmp_path / "system.slice" / "batch.service" / "memory.max").write_text("4000000\n")
     (tmp_path / "system.slice" / "memory.max").write_text("max\n")
     assert reading.memory_bytes.__wrapped__() == 4_000_000
+
+
+def test_headers_are_parsed_one_at_a_time(tmp_path, monkeypatch):
+    """CPython's parser fails now and then in threads that call `ast.literal_eval` at once, as NumPy does."""
+    x = np.arange(6, dtype="f4").reshape(1, 2, 3, 1)
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x)
+    whole, lock, inside, most = ast.literal_eval, threading.Lock(), [0], [0]
+
+    def slow(text):
+        with lock:
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+        time.sleep(0.01)
+        with lock:
+            inside[0] -= 1
+        return whole(text)
+
+    monkeypatch.setattr(ast, "literal_eval", slow)
+    kinds = (
+        lambda: load_array(tmp_path / "x.npy"),
+        lambda: load_array(tmp_path / "x.npz"),
+        lambda: NpyFile(tmp_path / "x.npy").rows(0, 1),
+    )
+    with ThreadPoolExecutor(6) as threads:
+        for future in [threads.submit(kind) for kind in kinds * 2]:
+            np.testing.assert_array_equal(future.result(30), x)
+    assert most == [1]
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (2, 3, 4), (2**19,)])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["u1", ">f8", "?", "c16", "f4,i2", "U3"])
+@pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
+def test_an_array_is_what_numpy_loads(tmp_path, save, dtype, order, shape):
+    path = tmp_path / ("x.npy" if save is np.save else "x.npz")
+    values = np.random.default_rng(0).integers(0, 2, shape)
+    array = np.asarray(np.broadcast_to(values, shape).astype(dtype), order=order)
+    save(path, array)
+    loaded = load_array(path)
+    np.testing.assert_array_equal(loaded, array)
+    assert (loaded.dtype, loaded.shape, loaded.flags.f_contiguous) == (array.dtype, shape, array.flags.f_contiguous)
+    assert loaded.flags.writeable
