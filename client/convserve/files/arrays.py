@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +13,13 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convserve.errors import InvalidRequestError, InvalidTensorError, short_repr
-from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
+from convserve.files.reading import check_fits, open_file, parsed, unreadable, wrap_read_errors
 from convserve.tensors.codec import Array, Shape
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 """How the names of the files that `load_array` reads end."""
 _EXPECTED = "a .npy or .npz file of numbers"
 _READ_BYTES = 2**20  # at once: what comes out of an archive is copied once more
-_parsing = threading.Lock()
-"""Held while a header is parsed. CPython counts how deep `ast.literal_eval` is for all threads together, and raises
-SystemError where the garbage collector lets them take turns in it (https://github.com/python/cpython/issues/106905)."""
 
 
 def load_array(path: str | Path, field: str = "input") -> Array:
@@ -108,12 +104,20 @@ def read_header(file: Any) -> tuple[Shape, bool, np.dtype[Any]]:
     version = np.lib.format.read_magic(file)
     if version not in _READ_HEADER:
         raise ValueError(f"version {version} of NumPy's format, which is not one of {list(_READ_HEADER)}")
-    with _parsing:
+    begin = file.tell()
+
+    def parse() -> tuple[Shape, bool, np.dtype[Any]]:
+        file.seek(begin)
         return _READ_HEADER[version](file)
+
+    return parsed(parse)
 
 
 def _read_array(file: Any, size: int) -> Array:
-    """Returns the array in a .npy file of so many bytes, as `numpy.load` does; or raises anything."""
+    """Returns the array in a .npy file of so many bytes; or raises anything.
+
+    `numpy.load` would do, but parses the header and reads what follows at once: see `parsed`.
+    """
     shape, is_fortran, dtype = read_header(file)
     if dtype.hasobject:
         raise ValueError("Object arrays cannot be loaded")

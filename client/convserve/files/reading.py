@@ -10,10 +10,14 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from convserve.errors import ConvserveError, InvalidTensorError, short_repr
 from convserve.files.cgroups import cgroup_files
+
+T = TypeVar("T")
+
+_PARSINGS = 10
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -53,6 +57,18 @@ def reason_of(error: Exception) -> str:
     """Returns an error's text for people: a line of at most 200 characters."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return " ".join(str(text).split())[:200]
+
+
+def parsed(parse: Callable[[], T]) -> T:
+    """Returns what `parse` does, which lets Python's parser make a tree, as `ast.literal_eval` and NumPy's headers do.
+
+    Before 3.11.8 CPython counts how deep all threads' trees are together, and raises SystemError where the garbage
+    collector lets them take turns (https://github.com/python/cpython/issues/106905): then it is called again.
+    """
+    for _ in range(_PARSINGS - 1):
+        with suppress(SystemError):
+            return parse()
+    return parse()
 
 
 @contextmanager

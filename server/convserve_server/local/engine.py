@@ -36,9 +36,9 @@ class Engine:
     """Computes as a server does, in this process: no sockets, no copies of tensors.
 
     It has a server's limits, queues and batches, divides what does not fit a device, and raises what a client raises.
-    Threads may share it, and take turns. A process has one configuration of TensorFlow, so that all its engines, and
-    other users of TensorFlow, have to agree on devices and threads. It does not survive a fork, and is not pickled:
-    make it where it is used.
+    Threads may share it. A process has one configuration of TensorFlow, so that all its engines, and other users of
+    TensorFlow, have to agree on devices and threads. It does not survive a fork, and is not pickled: make it where it
+    is used.
 
     Example:
         >>> with Engine(device="cpu") as engine:

@@ -45,7 +45,8 @@ class Part(NamedTuple):
 def call_threads(settings: Settings) -> CallThreads:
     """Returns the threads that callers can have (SECURITY.md)."""
     waiting, handlers = settings.max_waiting_calls, settings.handler_threads
-    computed = (settings.concurrent_calls or max(CONCURRENT_CALLS.values())) * len(settings.device.split(","))
+    concurrent = settings.concurrent_calls or CONCURRENT_CALLS["gpu" if "gpu" in settings.device else "cpu"]
+    computed = concurrent * len(settings.device.split(","))
     return CallThreads(handlers, max(_MIN_RECEIVING, handlers), waiting, waiting + computed)
 
 

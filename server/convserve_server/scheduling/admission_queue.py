@@ -176,7 +176,7 @@ class AdmissionQueue:
             permit = Permit(self, caller, plan, size, work, share_s)
             is_large = permit.burden > self._large_bytes
             ahead_s = self._ahead_s.get(caller.name) or [0.0, 0.0]
-            self._check_slots(caller, computation_s)
+            self._check_slots(caller, is_large, computation_s)
             self._check_deadline(caller, ahead_s[is_large] / self._concurrent[is_large], plan.flops)
             self._slots.take(caller.name)
             self._ahead_s[caller.name] = ahead_s
@@ -294,20 +294,20 @@ class AdmissionQueue:
         if permit.granted is not None:
             permit.granted.set()
 
-    def _check_slots(self, caller: Caller, computation_s: float) -> None:
+    def _check_slots(self, caller: Caller, is_large: bool, computation_s: float) -> None:
         """Refuses a call that gets no slot, and notes that the server is overloaded."""
         now, slots = self._clock(), self._slots
         refused = not slots.fits(caller.name if caller.is_identified else "")
         if not refused and now >= self._overloaded_until:
             return
-        own_calls = slots.own[caller.name]
-        lanes = zip(self._concurrent, *self._ahead_s.values(), strict=True)
-        wait_s = max(sum(ahead_s) / concurrent for concurrent, *ahead_s in lanes)
+        own_calls, lanes = slots.own[caller.name], zip(self._concurrent, *self._ahead_s.values(), strict=True)
+        waits_s = [sum(ahead_s) / concurrent for concurrent, *ahead_s in lanes]
+        wait_s = waits_s[is_large]
         # A caller that has one call there at most is not refused for what others have there.
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S
-        retry_s = min(max(wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
+        retry_s = min(max(wait_s or max(waits_s), _MIN_RETRY_S), _MAX_RETRY_S)
         text = (
             f"Expected a server with room for one more call. Received the call while {slots.used} are in it, "
             f"{own_calls} of them yours, out of the {slots.total} that --max-waiting-calls allows for all: retry in "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from convserve.errors import InvalidRequestError, short_repr
+from convserve.files.reading import parsed
 from convserve.layers.arguments import DTYPE_POLICIES, FAMILIES, Pair
 from convserve.layers.classic_kernels import CLASSIC_KERNELS
 from convserve.layers.conv2d import Conv2D
@@ -159,7 +160,7 @@ def named(text: str, field: str) -> dict[str, Any] | None:
     if not text:
         return None
     try:
-        tree = ast.parse(text, mode="eval").body
+        tree = parsed(lambda: ast.parse(text, mode="eval")).body
         if isinstance(tree, ast.Name):
             return {"class_name": tree.id, "config": {}}
         if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name) and not tree.args:

@@ -35,7 +35,7 @@ from convserve.protocol.server_info import Device
 from convserve.tensors.aligned import aligned_empty
 from convserve_server.engine_api import Computed
 from convserve_server.local import Engine, parts
-from convserve_server.settings import SettingsError
+from convserve_server.settings import Settings, SettingsError
 from tests.support.engines.held_engine import HeldEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
@@ -205,11 +205,20 @@ def test_threads_share_batches_and_have_slots() -> None:
     assert [result.batch_size for result in results] == [1, 3, 3, 3]
 
 
+@pytest.mark.parametrize(("kind", "large"), [("cpu", 4), ("gpu", 2)])
+def test_each_device_has_computations_of_its_own(kind: str, large: int) -> None:
+    class Two(NumpyEngine):
+        devices = (Device(f"{kind}:0", kind, ""), Device(f"{kind}:1", kind, ""))
+
+    queue: Any = parts.admission_of(Settings(max_waiting_calls=5), Two())._enter.__self__  # type: ignore[attr-defined]
+    assert (queue._concurrent, queue.load().waiting_calls, queue._slots.total) == ((2, large), 0, 5 + large)
+
+
 @pytest.mark.parametrize(
     ("kind", "size", "settings", "at_once"),
     [
         *(("cpu", 2**18, {}, 2), ("cpu", 2**18, {"concurrent_calls": 3}, 3), ("gpu", 2**20, {}, 1)),
-        *(("cpu", 2**12, {"concurrent_calls": 3}, 1), ("gpu", 2**12, {"concurrent_calls": 3}, 1)),
+        *(("cpu", 2**12, {"concurrent_calls": 3}, 1), ("gpu", 2**17, {"concurrent_calls": 3}, 1)),
         ("gpu", 2**18, {"concurrent_calls": 3, "max_batch_bytes": 2**20}, 3),
     ],
 )
@@ -227,8 +236,7 @@ def test_large_calls_are_computed_at_once_by_kind_of_device_and_settings(
         futures = [
             threads.submit(engine.convolve, weighing(2), np.ones((1, size, 1, 1), "f4"), timeout=None) for _ in range(4)
         ]
-        eventually(lambda: engine._scheduler._batcher.waiting == 4 - at_once)
-        assert held.calls == at_once
+        eventually(lambda: (engine._scheduler._batcher.waiting, held.calls) == (4 - at_once, at_once))
         held.go.set()
         for future in futures:
             future.result(30)

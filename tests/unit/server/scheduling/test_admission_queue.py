@@ -275,9 +275,25 @@ def test_calls_of_one_kind_wait_for_as_long_as_their_computations_at_once_take(s
         queue.enter(late, plan(samples))
     queue.enter(Caller("a"), plan(samples))
     queue.enter(Caller("b"), plan(samples))
-    with pytest.raises(OverloadedError) as refusal:
+    with pytest.raises(OverloadedError, match="4 are in it, 3 of them yours, out of the 6") as refusal:
         queue.enter(Caller("a"), plan(samples))
     assert refusal.value.retry_after_s == min(2 * ahead_s, 5)
+
+
+def test_an_overloaded_server_takes_small_calls_that_wait_for_no_large_ones() -> None:
+    queue = AdmissionQueue(10**6, 8, (1, 2), 100, lambda: 0.0)
+    for samples, seconds in ((1, 0.001), (6, 2.0)):
+        compute(queue.enter(Caller("x"), plan(samples)), seconds)
+    for _ in range(5):
+        queue.enter(Caller("a"), plan(6))
+    with pytest.raises(OverloadedError) as refusal:
+        queue.enter(Caller("a"), plan(6))
+    assert refusal.value.retry_after_s == 5
+    for _ in range(2):
+        queue.enter(Caller("b"), plan(1))
+    with pytest.raises(OverloadedError) as refusal:
+        queue.enter(Caller("b"), plan(1))
+    assert refusal.value.retry_after_s == 0.05
 
 
 def test_cold_computations_do_not_count_for_estimates() -> None:
