@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,10 @@ os.environ.pop("CONVSERVE_TOKEN", None)
 # TensorFlow's own kernels, whatever the CPU: some tests compare bits, and oneDNN's round by what is computed at once.
 # All tests pass with TF_ENABLE_ONEDNN_OPTS=1, too.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+# Where hangups are ignored, as under nohup, programs that tests start would ignore them too, and some are to be hung
+# up. What is handled in this process is not ignored by those.
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 # On a busy machine an example takes any time, and so does drawing one.
 settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
