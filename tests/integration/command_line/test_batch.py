@@ -419,9 +419,9 @@ def test_an_output_folder_that_cannot_be_made_is_told(run: Any, layer: Any, tmp_
 
 
 def test_memory_does_not_grow_with_the_data(server: RunningServer, layer: Any, started: Any, tmp_path: Path) -> None:
-    """A quarter of a gigabyte, of which the client never holds much."""
+    """1.4 GB there and back, of which the client never holds much: what is in flight, and what malloc keeps of it."""
     (tmp_path / "in").mkdir()
-    shape = (5_000, 128, 128, 3)
+    shape = (8_000, 128, 128, 3)
     array = np.lib.format.open_memmap(tmp_path / "in" / "big.npy", "w+", np.uint8, shape)
     array[::100] = 1
     array.flush()
