@@ -307,7 +307,7 @@ class AdmissionQueue:
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
         self._overloaded_until = now + _OVERLOADED_S
-        retry_s = min(max(wait_s or max(waits_s), _MIN_RETRY_S), _MAX_RETRY_S)
+        retry_s = min(max(max(waits_s) if refused else wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
         text = (
             f"Expected a server with room for one more call. Received the call while {slots.used} are in it, "
             f"{own_calls} of them yours, out of the {slots.total} that --max-waiting-calls allows for all: retry in "
