@@ -94,12 +94,15 @@ def run(settings: Settings, load_engine: Callable[..., Engine] = load_engine) ->
         shared_memory = SharedMemory(settings.shared_memory_bytes, descriptors.memory_connections)
     connections = Connections(settings.max_connections, descriptors.connections)
     listeners = [Listener(address) for address in settings.listen]
-    _log_settings(settings)
+    for warning in unknown_variables(os.environ):
+        log.warning("%s", warning)
     if observability.metrics_url:
         say(f"metrics on {observability.metrics_url}")
     started = time.monotonic()
-    backend = _backend(settings, load_engine, store, max_answer_bytes)
-    engine = backend.engine
+    engine = _started(settings, load_engine)
+    settings = parts.fitted_to(engine, settings)
+    _log_settings(settings)
+    backend = _backend(settings, engine, store, max_answer_bytes)
     for forward_pass in warm_ups:
         warm_up(forward_pass, backend)
     observability.open(backend)
@@ -131,12 +134,13 @@ def _word(is_on: bool) -> str:
     return "on" if is_on else "off"
 
 
-def _backend(
-    settings: Settings, load_engine: Callable[..., Engine], store: LayerStore, max_answer_bytes: int
-) -> Backend:
+def _started(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
     verbose = settings.log_level == "debug"
     with nullcontext() if verbose else held_stderr(may_end_here=True):
-        engine = parts.started_engine(settings, load_engine)
+        return parts.started_engine(settings, load_engine)
+
+
+def _backend(settings: Settings, engine: Engine, store: LayerStore, max_answer_bytes: int) -> Backend:
     admission = parts.admission_of(settings, engine, max_answer_bytes)
     limits = admission.limits
     most = min(limits.max_call_bytes, limits.max_admitted_bytes)
@@ -162,8 +166,6 @@ def _log_settings(settings: Settings) -> None:
         log.debug("memory: %s", memory)
     elif memory:
         log.warning("memory: %s; lower --handler-threads and --max-waiting-calls", memory)
-    for warning in unknown_variables(os.environ):
-        log.warning("%s", warning)
 
 
 def _assembled(

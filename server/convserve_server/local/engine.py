@@ -20,7 +20,7 @@ from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors.codec import INPUT_DTYPES, Array, name_of, standard_array, standard_dtype
 from convserve_server.engine.startup import load_engine
 from convserve_server.engine_api import Engine as FrameworkEngine
-from convserve_server.local.parts import admission_of, scheduler_of, started_engine
+from convserve_server.local.parts import admission_of, fitted_to, scheduler_of, started_engine
 from convserve_server.scheduling.caller import Caller
 from convserve_server.settings import Settings, SettingsError, read
 
@@ -64,10 +64,11 @@ class Engine:
         for name in settings.keys() - set(SETTINGS):
             raise InvalidRequestError.for_field(name, f"a setting out of {', '.join(SETTINGS)}", "another one")
         try:
-            effective: Settings = read({"device": device, **settings})
-            self._engine = started_engine(effective, _starting()(load_engine))
+            given: Settings = read({"device": device, **settings})
+            self._engine = started_engine(given, _starting()(load_engine))
         except SettingsError as error:
             raise InvalidRequestError(FieldViolation("settings", str(error))) from error
+        effective = fitted_to(self._engine, given)
         self._admission, self._scheduler = admission_of(effective, self._engine), scheduler_of(effective, self._engine)
         self._process, self._closed = os.getpid(), False
 

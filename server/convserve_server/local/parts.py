@@ -48,35 +48,28 @@ def started_engine(settings: Settings, load_engine: Callable[..., Engine]) -> En
     return engine
 
 
+def fitted_to(engine: Engine, settings: Settings) -> Settings:
+    """Returns settings whose limits that depend on the device are filled in."""
+    kind = engine.devices[0].kind
+    limits = {
+        "max_call_flops": settings.max_call_flops or _MAX_CALL_FLOPS[kind],
+        "max_admitted_bytes": _max_admitted_bytes(settings, engine.onednn),
+        "concurrent_calls": settings.concurrent_calls or CONCURRENT_CALLS[kind],
+        "max_batch_bytes": min(settings.max_batch_bytes or _MAX_BATCH_BYTES[kind], settings.max_call_bytes),
+    }
+    return settings.model_copy(update=limits)
+
+
 def admission_of(settings: Settings, engine: Engine, max_answer_bytes: int = LARGEST_MESSAGE_BYTES) -> Admission:
-    """Returns what plans and admits calls, within the settings' limits."""
-    max_call_flops = settings.max_call_flops or _MAX_CALL_FLOPS[engine.devices[0].kind]
-    limits = _named(
-        Limits,
-        settings,
-        max_admitted_bytes=_max_admitted_bytes(settings, engine.onednn),
-        max_call_flops=max_call_flops,
-        max_answer_bytes=max_answer_bytes,
-    )
-    batching, devices = _batching(settings, engine), len(engine.devices)
-    concurrent = devices, devices * batching.concurrent_calls
-    return Admission(limits, concurrent, batching.max_batch_bytes, flops_per_s(engine))
+    """Returns what plans and admits calls, within the limits of settings that `fitted_to` returned."""
+    limits, devices = _named(Limits, settings, max_answer_bytes=max_answer_bytes), len(engine.devices)
+    concurrent = devices, devices * settings.concurrent_calls
+    return Admission(limits, concurrent, settings.max_batch_bytes, flops_per_s(engine))
 
 
 def scheduler_of(settings: Settings, engine: Engine) -> Scheduler:
-    """Returns what computes admitted calls, together or in parts where need be."""
-    return Scheduler(engine, _batching(settings, engine))
-
-
-def _batching(settings: Settings, engine: Engine) -> Batching:
-    kind = engine.devices[0].kind
-    max_batch_bytes = settings.max_batch_bytes or _MAX_BATCH_BYTES[kind]
-    return _named(
-        Batching,
-        settings,
-        concurrent_calls=settings.concurrent_calls or CONCURRENT_CALLS[kind],
-        max_batch_bytes=min(max_batch_bytes, settings.max_call_bytes),
-    )
+    """Returns what computes admitted calls, together or in parts where need be, by settings of `fitted_to`."""
+    return Scheduler(engine, _named(Batching, settings))
 
 
 def _named(kind: type[T], settings: Settings, **changes: int) -> T:

@@ -76,6 +76,7 @@ def life(tmp_path_factory):
         changes = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), wait_for_ready=True)
         seen.health.append(next(changes).status)
         seen.http.append(healthz(url))
+        client.wait_until_ready(timeout=60)  # its own channel may wait to connect again, for half a second
         seen.computed = [client.conv2d(np.ones((1, 5, 5, 1), "f4"), 1, 3, kernel_initializer="ones")]
         asked = time.monotonic()
         server.process.send_signal(signal.SIGINT)
@@ -127,6 +128,10 @@ def test_it_prints_these_lines_and_nothing_of_tensorflow(life):
         assert re.fullmatch(pattern, line)
     (settings,) = life.err.splitlines()
     assert f" INFO settings: listen=('{life.target}',), device=cpu, " in settings
+    # What 0 of these comes to on this device.
+    assert " max_call_flops=10000000000000, " in settings
+    assert " concurrent_calls=2, max_batch_samples=64, max_batch_bytes=1048576, " in settings
+    assert re.search(r" max_admitted_bytes=[1-9]\d*, ", settings)
 
 
 # Calls under way
@@ -225,7 +230,7 @@ def test_a_server_that_still_starts_ends_at_the_first_signal(number, seconds):
         messages = [json.loads(line)["message"] for line in out.splitlines()]
         assert messages[-1] == "stopped"
         assert len(messages) == 1 or messages[0].startswith("listening")
-        assert [json.loads(line)["message"] for line in err.splitlines()] == ["settings"]
+        assert [json.loads(line)["message"] for line in err.splitlines()] in ([], ["settings"])
 
 
 # Coming back
@@ -243,4 +248,5 @@ def test_a_client_outlives_a_server_that_was_killed():
             with numpy_server("--listen", first.target):
                 assert call.result(timeout=60)
                 assert work(patient, 3, layers=1)
+                client.wait_until_ready(timeout=60)  # it may wait to connect again, for half a second
                 assert work(client, 4, layers=1)

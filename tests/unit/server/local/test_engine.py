@@ -210,7 +210,8 @@ def test_each_device_has_computations_of_its_own(kind: str, large: int) -> None:
     class Two(NumpyEngine):
         devices = (Device(f"{kind}:0", kind, ""), Device(f"{kind}:1", kind, ""))
 
-    queue: Any = parts.admission_of(Settings(max_waiting_calls=5), Two())._enter.__self__  # type: ignore[attr-defined]
+    settings = parts.fitted_to(Two(), Settings(max_waiting_calls=5))
+    queue: Any = parts.admission_of(settings, Two())._enter.__self__  # type: ignore[attr-defined]
     assert (queue._concurrent, queue.load().waiting_calls, queue._slots.total) == ((2, large), 0, 5 + large)
 
 
