@@ -11,7 +11,7 @@ from typing import Any
 from convserve.activations import GLU, Activation, Sparsemax
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
-from convserve.errors import InvalidTensorError, naming_layer, short_repr
+from convserve.errors import InvalidTensorError, naming_layer
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
 from convserve.layers.on_cpu import held_bytes, in_float64
@@ -224,14 +224,15 @@ def _input_shape(conv2d: Geometry, shape: Sequence[int] | None) -> Shape:
             expected = "an input shape, or a Conv2D whose input_shape leaves no dimension open"
             raise InvalidTensorError.for_field("input_shape", expected, "neither")
         shape = (1, *(size for size in conv2d.input_shape if size is not None))
-    if len(shape) != 4:
-        received = f"{len(shape)}: shape {short_repr(tuple(shape))}"
+    sizes = checked_shape(shape, "input")
+    if len(sizes) != 4:
+        received = f"{len(sizes)}: shape {sizes}"
         picture = "x[None, :, :, None]" if conv2d.data_format == "channels_last" else "x[None, None]"
         hints = {2: f"{picture} is a batch of one sample of one channel.", 3: "x[None] is a batch of one sample."}
         raise InvalidTensorError.for_field(
-            "input", "4 dimensions, the first being the batch", received, hints.get(len(shape), "")
+            "input", "4 dimensions, the first being the batch", received, hints.get(len(sizes), "")
         )
-    return checked_shape(shape, "input")
+    return sizes
 
 
 def channel_axis(conv2d: Geometry) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,18 +138,21 @@ def check_unmasked(value: object, field: str) -> None:
 def checked_shape(shape: Sequence[int], field: str) -> Shape:
     """Returns a shape as a tuple.
 
-    Raises InvalidTensorError if a dimension is below 1 or the shape has more than 2**63 - 1 elements.
+    Raises InvalidTensorError if a dimension is no integer or below 1, or the shape has more than 2**63 - 1 elements.
     """
-    if len(shape) > 8:
-        received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
-        raise InvalidTensorError.for_field(field, "at most 8 dimensions", received)
-    if shape and (min(shape) < 1 or any(isinstance(size, bool) for size in shape)):
-        raise InvalidTensorError.for_field(
-            field, "every dimension to be at least 1", f"shape {short_repr(tuple(shape))}"
-        )
-    if math.prod(shape) >= 2**63:
-        raise InvalidTensorError.for_field(field, "at most 2**63 - 1 elements", f"shape {short_repr(tuple(shape))}")
-    return tuple(int(size) for size in shape)
+    try:
+        if len(shape) > 8:
+            received = f"{len(shape)}: shape {short_repr(tuple(shape[:9]))} and so on"
+            raise InvalidTensorError.for_field(field, "at most 8 dimensions", received)
+        given = tuple(shape)
+        sizes = tuple(map(operator.index, given))
+    except TypeError:
+        raise InvalidTensorError.for_field(field, "a shape of integers", short_repr(shape)) from None
+    if sizes and (min(sizes) < 1 or bool in map(type, given)):
+        raise InvalidTensorError.for_field(field, "every dimension to be at least 1", f"shape {short_repr(given)}")
+    if math.prod(sizes) >= 2**63:
+        raise InvalidTensorError.for_field(field, "at most 2**63 - 1 elements", f"shape {short_repr(sizes)}")
+    return sizes
 
 
 def head_of(array: Array) -> tensor_pb2.Tensor:

@@ -110,6 +110,13 @@ def test_chain_passes_each_output_on() -> None:
         plan([first, second.replace(groups=3, filters=3)], (1, 9, 9, 3))
 
 
+def test_an_array_of_integers_is_a_shape() -> None:
+    conv2d = Conv2D(2, 3, data_format="channels_last")
+    assert conv2d.output_shape(np.array([1, 8, 8, 3])) == (1, 6, 6, 2)  # type: ignore[arg-type]
+    with pytest.raises(InvalidTensorError, match="Expected a shape of integers"):
+        conv2d.output_shape(np.array([1.0, 8.0, 8.0, 3.0]))  # type: ignore[arg-type]
+
+
 def test_input_shape_of_the_layer_stands_in_for_one_sample() -> None:
     conv2d = Conv2D(2, 3, input_shape=(8, 8, 1), data_format="channels_last")
     assert conv2d.plan().output_shape == (1, 6, 6, 2)
@@ -124,6 +131,11 @@ def test_input_shape_of_the_layer_stands_in_for_one_sample() -> None:
         ({"data_format": "channels_last"}, (8, 8), r"x\[None, :, :, None\] is a batch of one sample of one channel"),
         ({"data_format": "channels_first"}, (8, 8), r"x\[None, None\] is a batch of one sample of one channel"),
         ({}, (1, 1, 8, 8, 3), "Expected 4 dimensions"),
+        ({}, (None, 8, 8, 3), r"Expected a shape of integers. Received \(None, 8, 8, 3\)"),
+        ({}, (1.9, 8, 8, 3), "Expected a shape of integers"),
+        ({}, (1, "8", 8, 3), "Expected a shape of integers"),
+        ({}, 5, "Expected a shape of integers. Received 5"),
+        ({}, (True, 8, 8, 3), "at least 1"),
         ({}, (0, 8, 8, 3), "at least 1"),
         ({}, (1, 8, 8, -3), "at least 1"),
         ({}, (1, 2, 8, 3), "height of at least 3"),
@@ -140,7 +152,7 @@ def test_input_shape_of_the_layer_stands_in_for_one_sample() -> None:
         ({"filters": 2**31 - 1, "kernel_size": 2**31 - 1, "padding": "same"}, (1, 8, 8, 2**20), r"2\*\*63"),
     ],
 )
-def test_inputs_that_the_layer_cannot_take(given: dict[str, object], shape: tuple[int, ...], words: str) -> None:
+def test_inputs_that_the_layer_cannot_take(given: dict[str, object], shape: Any, words: str) -> None:
     conv2d = Conv2D(**{"filters": 4, "kernel_size": 3, "data_format": "channels_last", **given})  # type: ignore[arg-type]
     with pytest.raises(InvalidTensorError, match=words):
         conv2d.plan(shape)
