@@ -54,13 +54,16 @@ class StopSignals:
 
     def _watch(self, reader: int) -> None:
         os.read(reader, 1)
+        self.spare_thread.submit(self._ask)  # where stdout takes no more, this waits
+        # An ordinary exit would wait for the calls in flight.
+        os._exit(128 + os.read(reader, 1)[0])
+
+    def _ask(self) -> None:
         with self._lock:
             self._asked.set()
             if not self._is_serving:  # no call was taken, so none is lost
                 say("stopped")
                 os._exit(0)
-        # An ordinary exit would wait for the calls in flight.
-        os._exit(128 + os.read(reader, 1)[0])
 
 
 def drain(

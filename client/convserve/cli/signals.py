@@ -3,8 +3,8 @@
 Python makes one of two signals of a kind that come before it has called a handler: a second Ctrl-C can be lost. And it
 raises KeyboardInterrupt in the main thread between any two instructions: where a lock has just been taken, which then
 stays taken, or in a callback, where it is printed and dropped. So nothing is raised here. The system writes each
-signal's number into a socket, a thread reads it, and no lock of any other thread can keep the second signal from ending
-the process.
+signal's number into a socket, a thread reads it and does nothing else that may wait, and so no lock of another thread,
+and no terminal that hangs, can keep the second signal from ending the process.
 """
 
 from __future__ import annotations
@@ -31,8 +31,14 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
     """
     numbers = stop_signals()
     received: list[int] = []
+    is_asked = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)
+
+    def ask() -> None:
+        is_asked.wait()
+        if received:
+            stop()
 
     def end() -> None:
         try:
@@ -46,7 +52,7 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
                 continue
             received.append(number)
             if len(received) == 1:
-                stop()
+                is_asked.set()
             elif len(received) == 2:
                 threading.Thread(target=end, daemon=True).start()
                 timer = threading.Timer(_MAX_LAST_WORDS_S, os._exit, [128 + received[0]])
@@ -55,6 +61,7 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
             else:
                 os._exit(128 + received[0])
 
+    threading.Thread(target=ask, name="convserve-stop", daemon=True).start()
     watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)
     watcher.start()
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -68,5 +75,6 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
         writer.setblocking(True)
         writer.send(bytes([_END]))
         watcher.join()
+        is_asked.set()
         reader.close()
         writer.close()

@@ -1,15 +1,30 @@
-"""What a stop waits for: the calls that gRPC's core has received and not given to Python yet."""
+"""What a stop waits for: the calls that gRPC's core has received and not given to Python yet. And what it does not."""
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import grpc
 import pytest
 
 from convserve_server.shutdown import calls_in_flight, wait_until_taken
+from tests.support.processes import ended_afterwards
 from tests.support.waiting import eventually
 
 CALLS = 20
+STARTING = """
+import sys, threading
+from convserve_server.observability.logs import start_logging
+from convserve_server.shutdown import StopSignals
+start_logging("info", "text")
+StopSignals()
+print("begun", file=sys.stderr, flush=True)
+threading.Event().wait()
+"""
 
 
 class Arrivals(grpc.ServerInterceptor):
@@ -65,3 +80,20 @@ def test_a_stop_waits_until_all_are_taken(kept):
     waiting.join(60)
     server.stop(30).wait(60)
     assert [call.result() for call in calls] == [b"x"] * CALLS
+
+
+def test_a_second_signal_ends_a_server_that_starts_and_whose_stdout_takes_no_more():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    command = [sys.executable, "-c", STARTING]
+    with ended_afterwards(command, stdout=writer, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    os.close(reader)
+    os.close(writer)
