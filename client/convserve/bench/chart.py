@@ -5,10 +5,12 @@ Needs matplotlib, which `pip install 'convserve[plot]'` brings, and is imported 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.bench.cases import ECHO, IN_PROCESS, SERVER
 from convserve.errors import MissingDependencyError
+from convserve.files.writing import whole_file
 
 try:
     from matplotlib.figure import Figure
@@ -47,7 +49,8 @@ def write(document: dict[str, Any], path: str) -> None:
     server = document["server"]
     where = f"{', '.join(server['devices'])} at {document['target']}, called from {document['machine']}"
     figure.supxlabel(f"{where}; {document['time']}", fontsize=6, color="0.4")
-    figure.savefig(path)
+    with whole_file(path) as file:
+        figure.savefig(file, format=Path(path).suffix[1:])
 
 
 def _draw(axes: Axes, workload: dict[str, Any]) -> None:

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from convserve.errors import InvalidRequestError, InvalidTensorError, short_repr
+from convserve.errors import InvalidTensorError, short_repr
 from convserve.files.reading import check_fits, open_file, parsed, unreadable, wrap_read_errors
+from convserve.files.writing import unwritable, whole_file
 from convserve.tensors.codec import Array, Shape
 
 ARRAY_SUFFIXES = (".npy", ".npz")
@@ -150,38 +151,28 @@ def as_batch(array: Array, path: str | Path, data_format: str) -> Array:
 
 
 def save_array(path: str | Path, array: Array) -> None:
-    """Writes an array as a .npy file. bfloat16, which the format cannot name, is written as float32, without loss.
+    """Writes an array as a .npy file, whole or not at all.
 
-    Raises InvalidRequestError if the file cannot be written.
+    bfloat16, which the format cannot name, is written as float32, without loss. InvalidRequestError is raised if the
+    file cannot be written.
     """
     try:
-        with Path(path).open("wb") as file:
-            np.save(file, storable(array), allow_pickle=False)
+        with whole_file(path) as file:
+            write_npy(file, storable(array))
     except OSError as error:
         raise unwritable("output", path, error) from error
+
+
+def write_npy(file: BinaryIO, array: Array) -> None:
+    """Writes an array as `numpy.save` does, which does not say why a disk takes no more."""
+    ordered = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
+    file.write(ordered.reshape(-1).view("u1").data)
 
 
 def storable(array: Array) -> Array:
     """Returns an array as NumPy's formats can name it: bfloat16 as float32, without loss."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
-
-
-def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
-    """Raises InvalidRequestError if a file that is to be written has another suffix, or no folder to be in."""
-    file = Path(path)
-    if file.suffix.lower() not in suffixes:
-        expected = f"a file name that ends in {' or '.join(suffixes)}"
-    elif file.is_dir() or not file.parent.is_dir():
-        expected = "a file in a folder that exists"
-    else:
-        return
-    raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))
-
-
-def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestError:
-    """Returns the error that says why a file could not be written."""
-    received = f"{short_repr(str(path))}: {error.strerror or error}"
-    return InvalidRequestError.for_field(field, "a file that can be written", received)
 
 
 @contextmanager

@@ -21,8 +21,8 @@ import numpy as np
 from convserve.display import pixels as display
 from convserve.display.pixels import MAX_MAPS, Percentiles, ValueRange, is_picture, sample_pixels
 from convserve.errors import MissingDependencyError, short_repr
-from convserve.files.arrays import check_destination, unwritable
 from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
+from convserve.files.writing import check_destination, unwritable, whole_file
 from convserve.tensors.codec import Array, Shape
 
 if TYPE_CHECKING:
@@ -152,19 +152,24 @@ def write_picture(
     pixels = sample_pixels(output, sample, data_format)
     count = pixels.shape[-1]
     as_picture = channels is None and is_picture(count)
+    image_format = "png" if Path(path).suffix.lower() == ".png" else "jpeg"
     numbers = display.chosen(channels, count, MAX_MAPS, "channels")
     low, high = display.limits_of(pixels[..., numbers], value_range, percentiles)
     try:
         if as_picture and beside is None:
             eight_bit = to_eight_bits(pixels, low, high).repeat(scale, axis=0).repeat(scale, axis=1)
-            _pillow().fromarray(eight_bit[..., 0] if count == 1 else eight_bit).save(path)
+            image = _pillow().fromarray(eight_bit[..., 0] if count == 1 else eight_bit)
+            with whole_file(path) as file:
+                image.save(file, image_format)
         else:
             from convserve.display.figures import draw_output
 
             if title is None:
                 title = f"output {tuple(output.shape)}, sample {sample}"
             left = None if beside is None else sample_pixels(beside, sample, data_format, "beside")
-            draw_output(pixels, title, channels, value_range, left, percentiles).savefig(path)
+            figure = draw_output(pixels, title, channels, value_range, left, percentiles)
+            with whole_file(path) as file:
+                figure.savefig(file, format=image_format)
     except OSError as error:
         raise unwritable("picture", path, error) from error
     return Rendered("picture" if as_picture else "feature maps", low, high, count, len(numbers))

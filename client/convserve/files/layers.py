@@ -5,8 +5,6 @@ A folder has layers under their names: a safetensors file for each, a folder for
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,8 @@ from google.protobuf import json_format
 
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.files import safetensors
-from convserve.files.arrays import storable, unwritable
+from convserve.files.arrays import storable
+from convserve.files.writing import unwritable, whole_file
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
@@ -25,28 +24,27 @@ LAYER_SUFFIXES = (".safetensors", ".npz")
 """How the names of the files that `save_layer` writes end."""
 
 _SUFFIX = ".safetensors"
-_PARTIAL = ".partial.safetensors"
 _ODD = ("", ".")  # parts of a name, as in "a//b", that no file can have; "%" stands before them, which no name has
 _FORMAT = {"format": "convserve.v1.layer"}  # by which such a safetensors file is known
 
 
 def save_layer(path: str | Path, layer: Layer, field: str = "output") -> None:
-    """Writes a layer with its weights, as `convserve.importing.read` reads it.
+    """Writes a layer with its weights, whole or not at all, as `convserve.importing.read` reads it.
 
     A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
     loss. InvalidRequestError is raised for the field if the name ends otherwise, or the file cannot be written.
     """
-    file = Path(path)
+    suffix = Path(path).suffix.lower()
+    if suffix not in LAYER_SUFFIXES:
+        expected = f"a file name that ends in {' or '.join(LAYER_SUFFIXES)}"
+        raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))
     try:
-        if file.suffix.lower() == _SUFFIX:
-            safetensors.write(file, layer.arrays, metadata_of(layer.config))
-        elif file.suffix.lower() == ".npz":
-            named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
-            with file.open("wb") as opened:
-                np.savez(opened, **named)
-        else:
-            expected = f"a file name that ends in {' or '.join(LAYER_SUFFIXES)}"
-            raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))
+        with whole_file(path) as file:
+            if suffix == _SUFFIX:
+                safetensors.write(file, layer.arrays, metadata_of(layer.config))
+            else:
+                named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
+                np.savez(file, **named)
     except OSError as error:
         raise unwritable(field, path, error) from error
 
@@ -84,26 +82,18 @@ def layer_files(folder: Path) -> dict[str, Path]:
     """Returns the files of layers in a folder, and in those within it, by the names of the layers, sorted."""
     named = {}
     for path in folder.rglob(f"*{_SUFFIX}"):
-        if path.is_file() and not (path.name.startswith("%") and path.name.endswith(_PARTIAL)):
+        if path.is_file():
             *parts, last = path.relative_to(folder).parts
             named["/".join(part.removeprefix("%") for part in (*parts, last.removesuffix(_SUFFIX)))] = path
     return dict(sorted(named.items()))
 
 
 def save_named(folder: Path, name: str, layer: Layer) -> Path:
-    """Writes a layer's file, whole or not at all, in place of one that is there; returns it.
-
-    Raises InvalidRequestError if it cannot be written.
-    """
+    """Writes a layer's file, in folders that are made if need be; returns it. Raises what `save_layer` does."""
     file = file_for(folder, name)
-    partial = file.with_name(f"%{os.urandom(6).hex()}{_PARTIAL}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        save_layer(partial, layer)
-        partial.replace(file)
     except OSError as error:
         raise unwritable("output", file, error) from error
-    finally:
-        with suppress(OSError):  # it was moved, or what failed before is what is raised
-            partial.unlink()
+    save_layer(file, layer)
     return file

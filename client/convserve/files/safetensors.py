@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -63,12 +63,12 @@ class SafetensorsFile:
         return {name: tensor["data"] for name, tensor in tensors if tensor["dtype"] == "BF16"}
 
 
-def write(file: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+def write(file: BinaryIO, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
     """Writes arrays of floating-point numbers."""
     with _package():
         from safetensors.numpy import save
 
-    file.write_bytes(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))
+    file.write(save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, dict(metadata)))
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convserve.batch.formats import zarr_files
-from convserve.files.arrays import NpyFile
+from convserve.files.arrays import NpyFile, write_npy
 from convserve.tensors.codec import Array, Shape
 
 _MEMBER = "output"  # the array's name in a .npz file
@@ -34,10 +34,8 @@ class Npy:
 
     def save(self, path: Path, array: Array) -> None:
         """Writes an array as a whole."""
-        ordered = np.ascontiguousarray(array)
         with path.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(ordered))
-            file.write(ordered.data.cast("B"))  # numpy.save does not say why a disk takes no more
+            write_npy(file, array)
 
     def create(self, path: Path, shape: Shape, dtype: np.dtype[Any], rows: int) -> None:  # noqa: ARG002
         """Makes an array to be written in parts of so many rows."""

@@ -29,8 +29,8 @@ from convserve.cli.options.values import limits, limits_or
 from convserve.cli.output.batch_report import REPORT, Progress, publish, show_forecast
 from convserve.cli.signals import graceful_stop
 from convserve.errors import ConvserveError, InvalidRequestError
-from convserve.files.arrays import unwritable
 from convserve.files.inputs import INPUT_SUFFIXES
+from convserve.files.writing import unwritable
 
 _RESUME = Section("going on")
 

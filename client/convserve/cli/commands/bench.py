@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +18,7 @@ from convserve.cli.options.layer_reference import REFERENCE, find
 from convserve.cli.options.values import counts, rates, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
 from convserve.cli.output.report import show_progress
-from convserve.files.arrays import check_destination
+from convserve.files.writing import check_destination, whole_file
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Shape
 
@@ -97,7 +96,8 @@ def command(
         print(text, end="")
     else:
         if json_path is not None:
-            Path(json_path).write_text(text, encoding="utf-8")
+            with whole_file(json_path) as file:
+                file.write(text.encode())
         print_document(document)
     if plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
         chart.write(document, plot)

@@ -19,10 +19,11 @@ from convserve.cli.options.weights import Weights, classic_kernel_list, layer_fo
 from convserve.cli.output import conv2d_summary
 from convserve.cli.output.report import print_result
 from convserve.display import pixels
-from convserve.files.arrays import check_destination, save_array
+from convserve.files.arrays import save_array
 from convserve.files.images import Rendered, check_picture, write_picture
 from convserve.files.inputs import read_input
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
+from convserve.files.writing import check_destination
 from convserve.layers.arguments import standard_data_format
 from convserve.layers.layer import Layer
 from convserve.layers.plan import channel_axis

@@ -17,8 +17,8 @@ from convserve.cli.options.weights import Weights, classic_kernel_list, layer_fo
 from convserve.cli.output import layer_table
 from convserve.cli.output.report import print_json, print_result, show_count, show_progress
 from convserve.display.units import counted
-from convserve.files.arrays import check_destination
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
+from convserve.files.writing import check_destination
 from convserve.layers.layer import Layer
 from convserve.protocol.stored_layers import check_prefix, names_in
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from convserve.batch.runner import Batch
 from convserve.cli.output.report import MAX_LINES, first_lines, print_result, shape_text
 from convserve.display.units import bytes_text
 from convserve.errors import printable
+from convserve.files.writing import whole_file
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -193,10 +193,9 @@ def publish(batch: Batch, as_json: bool, number: int | None, failure: Exception 
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
     }
     path = folder / REPORT
-    partial_path = path.with_name(f"{path.name}.partial")
     try:
-        partial_path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial_path, path)
+        with whole_file(path) as file:
+            file.write(f"{json.dumps(report, indent=2)}\n".encode())
     except OSError as error:  # the same report is printed, and a full disk has an error of its own
         print(f"{path} was not written: {error.strerror or error}", file=sys.stderr)
     print_result(_rows(report, folder), report, as_json=as_json)

@@ -12,7 +12,7 @@ import pytest
 
 from convserve.errors import InvalidRequestError, InvalidTensorError
 from convserve.files import cgroups, reading
-from convserve.files.arrays import NpyFile, check_destination, load_array, names_in, save_array
+from convserve.files.arrays import NpyFile, load_array, names_in, save_array
 from convserve.files.inputs import read_input
 
 
@@ -136,16 +136,6 @@ def test_bfloat16_is_saved_as_float32_without_loss(tmp_path):
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(InvalidRequestError, match=r"can be written.*No such file"):
         save_array(tmp_path / "no" / "y.npy", np.ones(3))
-
-
-def test_a_destination_is_checked_before_the_work(tmp_path):
-    check_destination(tmp_path / "y.NPY", (".npy",), "output")
-    for wrong, words in (("y.png", "ends in .npy"), ("no/y.npy", "a folder that exists")):
-        with pytest.raises(InvalidRequestError, match=words):
-            check_destination(tmp_path / wrong, (".npy",), "output")
-    (tmp_path / "folder.npy").mkdir()
-    with pytest.raises(InvalidRequestError, match="a folder that exists"):
-        check_destination(tmp_path / "folder.npy", (".npy",), "output")
 
 
 def npy(header: str, data: bytes = bytes(96)) -> bytes:

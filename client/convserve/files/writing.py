@@ -1,0 +1,58 @@
+"""Files that are written: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from stat import S_IMODE, S_ISREG
+from typing import BinaryIO
+
+from convserve.errors import InvalidRequestError, short_repr
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file to be written, which takes its place, and that of one that is there, if the block succeeds.
+
+    Where `path` is a link, that is the place that it leads to; permissions stay. What is no regular file, such as a
+    pipe, is written to as it is, and so is a file in a folder that takes no others.
+    """
+    target = Path(os.path.realpath(path))
+    before = None
+    with suppress(FileNotFoundError):
+        before = os.stat(path).st_mode
+    may_replace = all(os.access(each, os.W_OK) for each in (target, target.parent))
+    if before is not None and not (S_ISREG(before) and may_replace):
+        with open(path, "wb") as file:
+            yield file
+        return
+    partial = target.with_name(f".{os.urandom(6).hex()}.partial")
+    try:
+        with partial.open("xb") as file:
+            if before is not None:
+                partial.chmod(S_IMODE(before))
+            yield file
+        partial.replace(target)
+    finally:
+        with suppress(OSError):  # it was moved, or what failed before is what is raised
+            partial.unlink()
+
+
+def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
+    """Raises InvalidRequestError if a file that is to be written has another suffix, or no folder to be in."""
+    file = Path(path)
+    if file.suffix.lower() not in suffixes:
+        expected = f"a file name that ends in {' or '.join(suffixes)}"
+    elif file.is_dir() or not file.parent.is_dir():
+        expected = "a file in a folder that exists"
+    else:
+        return
+    raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))
+
+
+def unwritable(field: str, path: str | Path, error: OSError) -> InvalidRequestError:
+    """Returns the error that says why a file could not be written."""
+    received = f"{short_repr(str(path))}: {error.strerror or error}"
+    return InvalidRequestError.for_field(field, "a file that can be written", received)
