@@ -23,6 +23,7 @@ from convserve.display.pixels import (
     ValueRange,
     brightness,
     check_percentiles,
+    check_range,
     chosen,
     finite_range,
     sample_pixels,
@@ -79,21 +80,18 @@ def feature_maps(
     """
     layout = standard_data_format(data_format)
     output = _batch(y, "y")
+    pixels = sample_pixels(output, sample, layout, "y")
     beside = None if x is None else _batch(x, "x")
-    if beside is not None and beside.shape[0] != output.shape[0]:
+    if beside is not None and beside.shape[:1] != output.shape[:1]:
         expected = f"as many samples as y has, {output.shape[0]}"
-        raise InvalidRequestError.for_field("x", expected, f"{beside.shape[0]}: shape {beside.shape}")
-    is_range = isinstance(value_range, tuple) and len(value_range) == 2 and value_range[0] < value_range[1]
-    if not (value_range is None or value_range == "shared" or is_range):
-        expected = "(low, high) with low < high, 'shared' or None"
-        raise InvalidRequestError.for_field("value_range", expected, short_repr(value_range))
+        raise InvalidRequestError.for_field("x", expected, f"shape {beside.shape}")
+    check_range(value_range)
     check_percentiles(percentiles, value_range)
     if title is None:
         title = f"{output.shape} {output.dtype.name}"
         title += f", sample {sample}" if output.shape[0] > 1 else ""
-    pixels = sample_pixels(output, sample, layout, "y")
     input_pixels = None if beside is None else sample_pixels(beside, sample, layout, "x")
-    return draw_output(pixels, title, channels, value_range, input_pixels, percentiles)
+    return draw_output(pixels, str(title), channels, value_range, input_pixels, percentiles)
 
 
 def kernels(
@@ -131,6 +129,7 @@ def kernels(
     if title is None:
         name = layer.config.name if isinstance(layer, Layer) else getattr(layer, "name", None)
         title = f"{name}: kernel {kernel.shape}" if name else f"kernel {kernel.shape}"
+    title = str(title)
     for drawn, available, what in ((len(numbers), count, "filters"), (len(depths), depth, "input channels")):
         title += f"\n{drawn} of {available} {what}" if drawn < available else ""
     most = max(map(abs, finite_range(kernel[:, :, depths][..., numbers])))

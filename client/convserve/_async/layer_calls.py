@@ -129,7 +129,8 @@ class LayerCalls(Connection):
             LayerNotFoundError: If another caller deletes a layer meanwhile.
         """
         stored_layers.check_prefix(prefix)
-        return await self._save(await self.layers(prefix, timeout=timeout), prefix, Path(folder), timeout=timeout)
+        path = stored_layers.checked_folder(folder)
+        return await self._save(await self.layers(prefix, timeout=timeout), prefix, path, timeout=timeout)
 
     async def _save(
         self,

@@ -80,14 +80,13 @@ class Access:
 
         Raises InvalidRequestError for what is no token or no TLS, or a token that others could read on its way.
         """
-        shown = token
-        if token in (None, TOKEN_LEFT_BEHIND):
-            shown = os.environ.get(TOKEN_VARIABLE, "")
-        if token == TOKEN_LEFT_BEHIND and not shown:
+        is_of_environment = token is None or (isinstance(token, str) and token == TOKEN_LEFT_BEHIND)
+        shown = os.environ.get(TOKEN_VARIABLE, "") if is_of_environment else token
+        if is_of_environment and token and not shown:
             expected = f"the token again, which does not go from one process to another: in {TOKEN_VARIABLE}"
             raise InvalidRequestError.for_field("token", f"{expected}, or a client that is made there", "none")
         if not isinstance(shown, str) or not re.fullmatch(r"[!-~]*", shown):
-            source = TOKEN_VARIABLE if token in (None, TOKEN_LEFT_BEHIND) else "token"
+            source = TOKEN_VARIABLE if is_of_environment else "token"
             expected = "a word of ASCII characters without blanks"
             raise InvalidRequestError.for_field(source, expected, "something else, which is not shown")
         if not isinstance(tls, TLS | bool | None):

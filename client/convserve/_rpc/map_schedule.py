@@ -45,7 +45,7 @@ class Pipeline:
         self, layers: call_arguments.Layers, output_dtype: Any, *, as_completed: bool, errors: str, max_bytes: int
     ) -> None:
         """Checks the arguments of `Client.map`; raises InvalidArgumentError if one is wrong."""
-        if errors not in ("raise", "return"):
+        if not isinstance(errors, str) or errors not in ("raise", "return"):
             raise InvalidRequestError.for_field("errors", "'raise' or 'return'", short_repr(errors))
         if isinstance(max_bytes, bool) or not isinstance(max_bytes, int | np.integer) or max_bytes < 1:
             raise InvalidRequestError.for_field("max_bytes", "a number of bytes, above 0", short_repr(max_bytes))

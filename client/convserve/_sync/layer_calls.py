@@ -128,7 +128,8 @@ class LayerCalls(Connection):
             LayerNotFoundError: If another caller deletes a layer meanwhile.
         """
         stored_layers.check_prefix(prefix)
-        return self._save(self.layers(prefix, timeout=timeout), prefix, Path(folder), timeout=timeout)
+        path = stored_layers.checked_folder(folder)
+        return self._save(self.layers(prefix, timeout=timeout), prefix, path, timeout=timeout)
 
     def _save(
         self,

@@ -50,10 +50,13 @@ def chosen(numbers: Sequence[int] | None, available: int, most: int, field: str)
     """Returns which channels or filters to draw, those named or the first; raises InvalidRequestError for others."""
     if numbers is None:
         return list(range(min(available, most)))
-    listed = list(numbers)
+    try:
+        listed = list(numbers)
+    except TypeError:
+        listed = []
     if not listed or not all(_is_index(number, available) for number in listed):
         expected = f"numbers from 0 to {available - 1}, one at least"
-        raise InvalidRequestError.for_field(field, expected, short_repr(listed))
+        raise InvalidRequestError.for_field(field, expected, short_repr(numbers))
     return listed
 
 
@@ -93,12 +96,29 @@ def is_signed(low: float, high: float, value_range: ValueRange) -> bool:
     return low < 0 < high and (not isinstance(value_range, tuple) or low == -high)
 
 
+def check_range(value_range: Any) -> None:
+    """Raises InvalidRequestError for what is no range of values."""
+    is_word = isinstance(value_range, str) and value_range == "shared"
+    if not (value_range is None or is_word or (isinstance(value_range, tuple) and _ascends(value_range))):
+        expected = "(low, high) with low < high, 'shared' or None"
+        raise InvalidRequestError.for_field("value_range", expected, short_repr(value_range))
+
+
+def _ascends(ends: Sequence[Any]) -> bool:
+    """Returns whether these are two numbers, the second above the first."""
+    try:
+        low, high = (math.nan if isinstance(each, str | bytes) else float(each) for each in ends)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return low < high
+
+
 def check_percentiles(percentiles: Any, value_range: ValueRange, field: str = "percentiles") -> None:
     """Raises InvalidRequestError for what are no percentiles, or such beside values that are given."""
     if percentiles is None:
         return
-    numbers = isinstance(percentiles, tuple | list) and all(isinstance(each, int | float) for each in percentiles)
-    if not numbers or len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+    is_range = isinstance(percentiles, tuple | list) and _ascends(percentiles)
+    if not (is_range and percentiles[0] >= 0 and percentiles[1] <= 100):
         expected = "(low, high) with 0 <= low < high <= 100, such as (1, 99)"
         raise InvalidRequestError.for_field(field, expected, short_repr(percentiles))
     if isinstance(value_range, tuple):

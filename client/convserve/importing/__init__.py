@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import short_repr
+from convserve.errors import InvalidConfigurationError, short_repr
 from convserve.importing import array_files, keras_files, onnx_files
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import Contents, Imported, Skipped
@@ -101,6 +101,8 @@ def read(
     """
     if not isinstance(path, str | Path):
         raise refusal("the path of a file", short_repr(path))
+    if not isinstance(config, Mapping | None) or not all(isinstance(name, str) for name in config or ()):
+        raise InvalidConfigurationError.for_field("config", "parameters by the name of a layer", short_repr(config))
     file, geometry = Path(path), Geometry(parameters, config or {}, assume_defaults)
     kind = file.suffix.lower()
     if kind in _PICKLES:

@@ -123,7 +123,8 @@ def _inputs(model: Any, input_shape: Any) -> list[Any]:
     elif isinstance(input_shape, Mapping):
         shapes = [input_shape.get(tensor.name) for tensor in own]
     else:
-        shapes = [input_shape] if len(own) == 1 and not _is_shapes(input_shape) else list(input_shape)
+        is_list = _is_shapes(input_shape) or (len(own) > 1 and isinstance(input_shape, Sequence))
+        shapes = list(input_shape) if is_list else [input_shape]
     expected = ", ".join(f"{tuple(tensor.shape)}" for tensor in own)
     if len(shapes) != len(own) or not all(map(_fits, shapes, own)):
         received = short_repr(shapes[0] if len(shapes) == 1 else shapes)

@@ -21,6 +21,7 @@ from convserve.keras.layers.remote_convolutions import LOCAL, REMOTE
 from convserve.keras.layers.remote_layer import RemoteLayer
 from convserve.keras.layers.steps import convolution_kind
 from convserve.models.folding import Left
+from convserve.protocol.call_arguments import checked_timeout
 
 log = logging.getLogger("convserve")
 
@@ -83,6 +84,7 @@ def to_remote(
     Raises:
         InvalidRequestError: If the model is of another kind, `only` names no convolution of it, or as for RemoteConv2D.
     """
+    checked_timeout(timeout)
     server = granted(server, token, tls)
     check_model(model)
     model = without_remote(model)

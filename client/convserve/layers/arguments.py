@@ -177,10 +177,12 @@ def truth(value: object, field: str, kinds: Any = bool | np.bool_ | int | None) 
 
 def standard_name(value: object, field: str = "name") -> str | None:
     """Returns a layer's Keras name: None, or a string without "/" of at most 1000 characters."""
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value):
         return None
-    if isinstance(value, str) and "/" not in value and len(value.encode(errors="replace")) <= 1000:
-        return value
+    if isinstance(value, str) and "/" not in value:
+        with suppress(UnicodeEncodeError):  # of half of a surrogate pair, which no message has
+            if len(value.encode()) <= 1000:
+                return value
     raise _refusal(field, "a string of at most 1000 characters without '/'", value)
 
 

@@ -261,12 +261,15 @@ def check_keras_class(layer: object, kinds: Sequence[str], hint: str = "") -> st
     return name
 
 
-def check_keras_config(config: Mapping[str, Any], known: Iterable[str], kind: str) -> None:
-    """Raises InvalidConfigurationError for what a configuration says beside the known parameters of a class."""
-    strange = set(config) - set(known) - _IGNORED
+def check_keras_config(config: Mapping[str, Any], known: Collection[str], kind: str) -> None:
+    """Raises InvalidConfigurationError for what a configuration has that is no parameter of a class, or lacks."""
+    strange = set(config) - {*known} - _IGNORED
     if strange:
         received = f"{', '.join(sorted(map(str, strange)))} too"
         raise InvalidConfigurationError.for_field("config", f"the configuration of a keras.layers.{kind}", received)
+    for name in ("filters", "kernel_size"):
+        if name in known and name not in config:
+            raise InvalidConfigurationError.for_field(name, name, "a layer without it")
 
 
 def keras_attributes(layer: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -132,9 +132,6 @@ def _known(kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
         allowed |= {f"kernel_{part}" for part in _OF_A_KERNEL}
         allowed |= {"groups"} if config.get("groups") in (1, None) else set()
     check_keras_config(config, allowed, kind)
-    for name in ("filters", "kernel_size"):
-        if name in parameters(kind) and name not in config:
-            raise InvalidConfigurationError.for_field(name, name, "a layer without it")
     return {name: value for name, value in config.items() if name in (*parameters(kind), "dtype")}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -71,8 +71,10 @@ class Layer:
 
         A kernel needs a bias if `config.use_bias`. It may be the name of a classic one, such as "sobel-x", where
         filters and groups are both the input's channels. Raises InvalidWeightsError if weights are missing or don't
-        fit, or InvalidConfigurationError for a name that is none.
+        fit, or InvalidConfigurationError for a name that is none, or what is no Conv2D.
         """
+        if not isinstance(config, Conv2D):
+            raise InvalidConfigurationError.for_field("config", "a Conv2D", short_repr(config))
         object.__setattr__(self, "config", config)
         if isinstance(kernel, str):
             kernel = _classic(config, kernel)
@@ -193,7 +195,9 @@ class Layer:
                 channels = _channels(kernel, x, parameters)
                 shape, parameters = classic_kernel(kernel, channels).shape, {"groups": channels, **parameters}
             else:
-                shape = np.shape(kernel)
+                with _as_weights_error():
+                    kernel = standard_array(kernel, "kernel", WEIGHT_DTYPES)
+                shape = kernel.shape
             if len(shape) == 4:
                 filters = int(shape[3]) if filters is None else filters
                 kernel_size = shape[:2] if kernel_size is None else kernel_size
@@ -201,7 +205,7 @@ class Layer:
         for name, value in (("filters", filters), ("kernel_size", kernel_size)):
             if value is None:
                 expected = f"{name}, or a kernel of shape kernel_size + (input channels / groups, filters)"
-                received = "neither" if kernel is None else f"a kernel of shape {np.shape(kernel)}"
+                received = "neither" if kernel is None else f"a kernel of shape {shape}"
                 raise InvalidConfigurationError.for_field(name, expected, received)
         config = Conv2D(filters, kernel_size, **parameters)  # type: ignore[arg-type]
         return cls(config if seed is None else config.with_seed(seed), kernel, bias)
@@ -252,9 +256,12 @@ def _classic(config: Conv2D, name: str) -> Array:
 
 def _channels(name: str, x: Any, parameters: Mapping[str, Any]) -> int:
     """Returns how many channels a classic kernel is to filter."""
-    shape = standard_input_shape(parameters.get("input_shape")) if x is None else np.shape(x)[1:]
-    if x is not None and len(shape or ()) != 3:
-        return 1  # which no call takes, and says so
+    shape = standard_input_shape(parameters.get("input_shape"))
+    if x is not None:
+        with suppress(ValueError):  # of a ragged list
+            shape = np.shape(x)[1:]
+        if len(shape or ()) != 3:
+            return 1  # which no call takes, and says so
     axis = 0 if standard_data_format(parameters.get("data_format")) == "channels_first" else 2
     channels = shape[axis] if shape else None
     if channels is None:

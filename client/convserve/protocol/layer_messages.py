@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -132,7 +132,7 @@ def stored_reference(
         return layer_service_pb2.StoredLayerReference(digest=checked_digest(digest))
     if digest is not None:
         raise InvalidRequestError.for_field("digest", "a name or a digest", "both")
-    if isinstance(layer, str):
+    if isinstance(layer, str) and layer.isprintable():  # not half of a surrogate pair, which UTF-8 has not
         return layer_service_pb2.StoredLayerReference(name=layer)
     if isinstance(layer, StoredLayerBase):
         return layer_service_pb2.StoredLayerReference(digest=layer.digest)
@@ -141,7 +141,7 @@ def stored_reference(
 
 def list_request(name_prefix: str) -> layer_service_pb2.ListLayersRequest:
     """Returns the message that asks for the first page of layers; raises InvalidRequestError for what is no text."""
-    if not isinstance(name_prefix, str):
+    if not isinstance(name_prefix, str) or not name_prefix.isprintable():
         raise InvalidRequestError.for_field("name_prefix", "the beginning of names", short_repr(name_prefix))
     return layer_service_pb2.ListLayersRequest(name_prefix=name_prefix, page_size=1000)
 
@@ -151,6 +151,8 @@ def missing_requests(layers: Sequence[Layer | StoredLayerBase]) -> list[layer_se
 
     Raises InvalidRequestError for anything but layers, or InvalidWeightsError for one without weights, so no digest.
     """
+    if not isinstance(layers, Iterable):
+        raise InvalidRequestError.for_field("layers", "a list of layers", short_repr(layers))
     for layer in layers:
         if not isinstance(layer, Layer | StoredLayerBase):
             received = f"{short_repr(layer)} among them"

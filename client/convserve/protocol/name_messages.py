@@ -84,15 +84,16 @@ def move_request(name: Any, layer: Any, digest: Any, version: Any, expect: Expec
     Raises InvalidRequestError unless there is one of them.
     """
     request = layer_service_pb2.MoveNameRequest(move=name_move(name, expect))
-    if [layer, digest, version].count(None) != 2:
-        given = ", ".join(word for word, value in (("layer", layer), ("digest", digest), ("version", version)) if value)
+    places = {"layer": layer, "digest": digest, "version": version}
+    given = [word for word, value in places.items() if value is not None]
+    if len(given) != 1:
         expected = "one place to move to: a layer, another name, digest= or version="
-        raise InvalidRequestError.for_field("layer", expected, given or "none")
+        raise InvalidRequestError.for_field("layer", expected, ", ".join(given) or "none")
     if version is not None:
         if isinstance(version, bool) or not isinstance(version, int) or not 0 < version < 2**63:
             raise InvalidRequestError.for_field("version", "the number of a version", short_repr(version))
         request.version = version
-    elif isinstance(layer, str):
+    elif isinstance(layer, str) and layer.isprintable():
         request.layer.name = layer
     elif layer is None or isinstance(layer, StoredLayerBase):
         request.layer.digest = checked_digest(digest) if layer is None else layer.digest

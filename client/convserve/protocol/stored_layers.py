@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -187,6 +189,13 @@ def check_prefix(prefix: object) -> None:
     """Raises InvalidRequestError for what is no beginning of names, or the beginning of all."""
     if not isinstance(prefix, str) or not prefix:
         raise InvalidRequestError.for_field("prefix", "the beginning of names, such as m1/", short_repr(prefix))
+
+
+def checked_folder(folder: Any) -> Path:
+    """Returns the path of a folder; raises InvalidRequestError for what is none."""
+    if not isinstance(folder, str | os.PathLike) or "\0" in str(folder):
+        raise InvalidRequestError.for_field("folder", "the path of a folder", short_repr(folder))
+    return Path(folder)
 
 
 def names_in(layers: Iterable[StoredLayerBase], prefix: str) -> list[str]:

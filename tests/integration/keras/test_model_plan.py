@@ -76,6 +76,15 @@ def test_a_shape_that_is_none_of_the_models_is_refused(shape: Any) -> None:
         plan(model, shape)
 
 
+def test_several_inputs_have_several_shapes() -> None:
+    image, other = keras.Input((8, 8, 3)), keras.Input((8, 8, 3))
+    model = keras.Model([image, other], layers.Conv2D(4, 3)(image))
+    assert plan(model, [(2, 8, 8, 3)] * 2).separate.calls[0].input_shape == (2, 8, 8, 3)
+    for shape in (5, (2, 8, 8, 3)):
+        with pytest.raises(convserve.InvalidRequestError, match="input_shape: Expected"):
+            plan(model, shape)
+
+
 def test_other_models_are_refused() -> None:
     for model in (None, layers.Conv2D(4, 3)):
         with pytest.raises(convserve.InvalidRequestError, match="Sequential or Functional"):

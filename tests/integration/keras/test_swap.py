@@ -253,6 +253,12 @@ def test_a_remote_model_moves_to_another_server(server: RunningServer) -> None:
     assert apart(moved(X), to_local(remote)(X)) < 1e-5
 
 
+@pytest.mark.parametrize("timeout", [0, "x", float("nan")])
+def test_a_wrong_timeout_is_refused_as_by_a_layer(timeout: Any) -> None:
+    with pytest.raises(convserve.InvalidRequestError, match=r"^timeout: "):
+        to_remote(in_model(layers.Conv2D(4, 3)), timeout=timeout)
+
+
 def test_an_unbuilt_model_is_swapped_and_a_model_of_an_own_class_is_refused() -> None:
     remote = to_remote(keras.Sequential([layers.Conv2D(4, 3)]))
     assert isinstance(remote.layers[0], RemoteConv2D)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -47,7 +47,7 @@ class RemoteChain(RemoteLayer, keras.layers.Layer):  # type: ignore[misc]
         Raises:
             InvalidRequestError: For other layers, or as RemoteConv2D.
         """
-        layers = list(layers)
+        layers = list(layers) if isinstance(layers, Iterable) else [layers]
         if not any(KINDS.get(type(layer)) in CONVOLUTIONS for layer in layers):
             received = ", ".join(type(layer).__name__ for layer in layers) or "none"
             raise InvalidRequestError.for_field("layers", "layers with a convolution among them", received)

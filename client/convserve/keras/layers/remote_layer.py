@@ -66,8 +66,7 @@ class RemoteLayer:
         if keras.backend.backend() != "tensorflow":
             received = f"a Keras on {keras.backend.backend()}: set KERAS_BACKEND=tensorflow before Keras is imported"
             raise InvalidRequestError.for_field("backend", "Keras on TensorFlow", received)
-        if timeout is not None:
-            checked_timeout(timeout)
+        checked_timeout(timeout)
         target = granted(server, token, tls)
         super().__init__(*args, **kwargs)
         self.supports_jit = False  # XLA computes on the device alone

@@ -120,10 +120,15 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     assert "0 to 4" in refused("channels", lambda: plot.feature_maps(y, channels=[5]))
     assert "as many samples" in refused("x", lambda: plot.feature_maps(y, y[:1]))
     assert "dtype" in refused("y", lambda: plot.feature_maps("y"))
-    for value_range in ("Shared", (1, 1), (2, 1), 3, (1, 2, 3)):
+    for value_range in ("Shared", (1, 1), (2, 1), 3, (1, 2, 3), np.array([0, 1]), ("a", "b"), (None, 1)):
         assert "'shared' or None" in refused(
             "value_range", lambda given=value_range: plot.feature_maps(y, value_range=given)
         )
+    for channels in (5, np.array(1), []):
+        assert "0 to 4" in refused("channels", lambda given=channels: plot.feature_maps(y, channels=given))
+    for number in (3.0, np.array(3.0)):
+        assert "rank 4" in refused("y", lambda given=number: plot.feature_maps(given))
+        assert "as many samples" in refused("x", lambda given=number: plot.feature_maps(y, given))
     assert "channels_last" in refused("data_format", lambda: plot.feature_maps(y, data_format="NHWC"))
 
 

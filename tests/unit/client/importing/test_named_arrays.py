@@ -145,6 +145,12 @@ def test_strides_and_padding_that_nobody_says_are_not_assumed(write, suffix):
             assert "assume_defaults=True (--assume-defaults)" in reason
 
 
+@pytest.mark.parametrize("config", [5, [1], "a", {5: {}}, np.arange(2)])
+def test_a_configuration_that_is_none_is_no_fault_of_the_files(write, config):
+    violation = refusal(write("n.npz", {"a.weight": OIHW}), config=config)
+    assert (violation.field, violation.description[:8]) == ("config", "Expected")
+
+
 def test_a_file_of_which_nothing_is_left_is_refused(write):
     arrays = {f"{name}.weight": OIHW for name in "abcde"}
     violation = refusal(write("n.npz", arrays), activation="relu")

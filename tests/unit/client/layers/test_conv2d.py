@@ -141,6 +141,8 @@ def test_keras_spellings_come_to_one_form(given: dict[str, Any], expected: dict[
         ({"trainable": 1}, "trainable", "trainable=1"),
         ({"name": "a/b"}, "name", "without '/'"),
         ({"name": 3}, "name", "name=3"),
+        ({"name": "\udc80"}, "name", "1000 characters"),
+        ({"name": np.arange(2)}, "name", "1000 characters"),
         ({"dtype": "int8"}, "dtype", "mixed_bfloat16"),
         ({"dtype": "float"}, "dtype", "'float'"),
         ({"kernel_initializer": "glorot"}, "kernel_initializer", "Did you mean 'glorot"),
@@ -163,6 +165,13 @@ def test_what_is_wrong_is_refused_with_its_keras_name(given: dict[str, Any], fie
     assert words in violation.description
     assert "Expected" in violation.description
     assert "Received" in violation.description
+
+
+@pytest.mark.parametrize(("config", "field"), [({"filters": 1}, "kernel_size"), ({}, "filters"), ({"a": 1}, "config")])
+def test_a_dictionary_that_is_no_configuration_is_refused(config: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidConfigurationError) as refused:
+        Conv2D.from_keras(config)
+    assert [violation.field for violation in refused.value.violations] == [field]
 
 
 def test_one_error_names_everything_that_is_wrong() -> None:

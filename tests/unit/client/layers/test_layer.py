@@ -42,6 +42,7 @@ def test_weights_are_cast_to_the_policys_weight_type() -> None:
         (KERNEL, [0, 0, 0, 2**63 - 1], True, "bias", "integers that float32 has exactly"),
         (KERNEL.astype(complex), BIAS, True, "kernel", "complex128"),
         (np.zeros((3, 3, 0, 4)), BIAS, True, "kernel", "at least 1"),
+        ([[1, 2], [3]], BIAS, True, "kernel", "Expected an array"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(kernel: Any, bias: Any, use_bias: bool, field: str, words: str) -> None:
@@ -139,6 +140,20 @@ def test_what_is_missing_is_named(filters: Any, size: Any, kernel: Any, field: s
     with pytest.raises(InvalidConfigurationError) as refused:
         Layer.from_arguments(filters, size, kernel, None, None, {})
     assert refused.value.violations[0].field == field
+
+
+def test_a_ragged_list_is_no_array() -> None:
+    ragged = [[1, 2], [3]]
+    with pytest.raises(InvalidWeightsError, match=r"^kernel: Expected an array"):
+        Layer.from_arguments(None, None, ragged, None, None, {})
+    layer = Layer.from_arguments(None, None, "sobel-x", None, None, {}, ragged)
+    assert layer.input_channels == 1  # the call says what is wrong with its input
+
+
+@pytest.mark.parametrize("config", [None, 5, "conv", {"filters": 4}, Layer(CONFIG)])
+def test_a_layer_is_of_a_configuration(config: Any) -> None:
+    with pytest.raises(InvalidConfigurationError, match=r"^config: Expected a Conv2D"):
+        Layer(config)
 
 
 def test_unknown_parameter_gets_a_suggestion() -> None:

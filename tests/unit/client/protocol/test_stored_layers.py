@@ -58,6 +58,14 @@ def test_what_contradicts_weights_is_refused(client: Any) -> None:
         ("missing", (["name"],)),
         ("missing", ([Layer(CONFIG)],)),
         ("put", ("name",)),
+        ("missing", (5,)),
+        ("save_all", ("m1/", 5)),
+        ("save_all", ("m1/", "a\0b")),
+        ("layers", ("\udc80",)),
+        ("layer", ("\udc80",)),
+        ("delete", ("\udc80",)),
+        ("move", ("name", "\udc80")),
+        ("move", ("name", np.arange(2))),
     ],
 )
 def test_other_arguments_are_refused_too(client: Any, call: str, arguments: tuple[Any, ...]) -> None:

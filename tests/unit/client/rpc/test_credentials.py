@@ -4,6 +4,7 @@ import json
 import pickle
 
 import grpc
+import numpy as np
 import pytest
 
 import convserve
@@ -80,7 +81,7 @@ def test_both_clients_refuse_it(make):
     assert refusal(make, "gpu-host:1", token=TOKEN).field == "tls"
 
 
-@pytest.mark.parametrize("token", ["two words", "line\n", "é", b"bytes", 7])
+@pytest.mark.parametrize("token", ["two words", "line\n", "é", b"bytes", 7, ["a"], np.arange(2)], ids=str)
 def test_what_is_no_token_is_refused_without_being_shown(token):
     violation = refusal(access, "localhost:1", token)
     assert violation.field == "token"

@@ -315,7 +315,10 @@ def test_weights_that_a_server_draws_are_the_same_for_every_input() -> None:
 
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"errors": "ignore"}, "errors"), *(({"max_bytes": each}, "max_bytes") for each in (0, -1, 1.5, None, True))],
+    [
+        *(({"errors": each}, "errors") for each in ("ignore", np.arange(2))),
+        *(({"max_bytes": each}, "max_bytes") for each in (0, -1, 1.5, None, True)),
+    ],
 )
 def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{field}: Expected .* Received "):
