@@ -10,6 +10,7 @@ import pytest
 import convserve
 from convserve import Client, Conv2D, Layer
 from convserve.errors import UnavailableError
+from convserve.files.layers import save_layer
 
 CONFIG = Conv2D(1, 1, use_bias=False, data_format="channels_last", dtype="float32")
 
@@ -214,6 +215,18 @@ def test_what_is_saved_is_put_back(run, client, names, tmp_path):
     assert client.layer("copy/m1/a").digest == layer(1).digest
     assert run("import", folder / "m1" / "a.safetensors")[0] == 0
     assert client.layer("a").digest == layer(1).digest
+
+
+def test_a_folders_names_are_made_to_fit_and_a_wrong_prefix_is_refused(run, client, tmp_path):
+    for number, name in enumerate(("my layer", "my_layer")):
+        save_layer(tmp_path / f"{name}.safetensors", layer(number))
+    status, _, err = run("import", tmp_path, "--prefix", "bad..name", "--dry-run")
+    assert status == 1
+    assert "prefix: Expected" in err
+    assert run("import", tmp_path, "--prefix", "copy/")[0] == 0
+    assert [client.layer(f"copy/{name}").digest for name in ("my_layer", "my_layer_2")] == [
+        layer(number).digest for number in (0, 1)
+    ]
 
 
 def test_a_file_of_weights_alone_is_skipped_in_a_folder(run, client, tmp_path):

@@ -122,17 +122,16 @@ def _read_folder(path: str, *, prefix: str | None, **parameters: Any) -> Importe
     Raises what that raises, of the first file with something wrong.
     """
     from convserve import importing
+    from convserve.importing.imported import Contents
 
-    before = "" if not prefix else prefix.rstrip("/") + "/"
-    layers: dict[str, Layer] = {}
-    skipped = []
+    contents = Contents("")
     for name, file in layer_files(Path(path)).items():
         if holds_a_layer(file):
-            (layers[before + name],) = importing.read(file, prefix="", **parameters).layers.values()
+            (layer,) = importing.read(file, prefix="", **parameters).layers.values()
+            contents.layers.append((name, layer))
         else:
-            reason = f"weights without a configuration: import {short_repr(str(file))} by itself"
-            skipped.append(importing.Skipped(name, "file", reason))
-    return importing.Imported(layers, skipped)
+            contents.skip(name, "file", f"weights without a configuration: import {short_repr(str(file))} by itself")
+    return contents.named(prefix or "")
 
 
 def _read_config(path: str) -> dict[str, Any]:
