@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import click
 
+from convserve._rpc.channel import default_target
 from convserve.cli.output.report import show_progress
 from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
 
@@ -178,8 +179,8 @@ def format_error(error: ConvserveError, context: click.Context) -> str:
     if isinstance(error, InvalidArgumentError):
         lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)
         text = "\n".join(lines) or text
-    if isinstance(error, UnavailableError) and (target := context.params.get("target")):
-        text = f"no server answers at {target}: {text}\n{_WHICH_SERVER}"
+    if isinstance(error, UnavailableError) and "target" in context.params:
+        text = f"no server answers at {context.params['target'] or default_target()}: {text}\n{_WHICH_SERVER}"
     head, *others = text.splitlines()
     return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
 

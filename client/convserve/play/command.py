@@ -32,17 +32,13 @@ _FIRST_LOOK_S = 2.0
 @OPTIONS.option("--page FILE.py", "a page of your own instead, such as --write made", default=str(PAGE))
 @OPTIONS.option("--write FILE.py", "write the page as a file to change, and end")
 @connection_options(timeout=60.0)
-@click.pass_context
-def command(
-    context: click.Context, port: int, browser: bool, page: str, write: str | None, connection: Connection
-) -> None:
+def command(port: int, browser: bool, page: str, write: str | None, connection: Connection) -> None:
     if write is not None:
         _write(Path(write))
         return
     if not Path(page).is_file():
         raise InvalidRequestError.for_field("page", "a file with a page", f"{page}, which is none")
-    source = context.get_parameter_source("target")
-    is_named = source is not click.core.ParameterSource.DEFAULT or TARGET_VARIABLE in os.environ
+    is_named = connection.target or os.environ.get(TARGET_VARIABLE)
     served = Page(Path(page), port)
     stopping, steps = threading.Event(), list[Callable[[], None]]([served.stop])
 
@@ -58,7 +54,7 @@ def command(
 
     with graceful_stop(stop, lambda _: None), contextlib.ExitStack() as stack:
         if not is_named and not _answers(connection):
-            print(f"no server answers at {connection.target}: starting one (some seconds)", flush=True)
+            print(f"no server answers at {connection.address}: starting one (some seconds)", flush=True)
             server = stack.enter_context(contextlib.closing(OwnServer()))
             steps.append(server.stop)
             try:
@@ -69,7 +65,7 @@ def command(
                 raise
         client = stack.enter_context(connection.client())
         client.info()  # a server that does not answer, or wants another token, is told of here
-        serving.use(client, connection.target)
+        serving.use(client, connection.address)
         served.run(opened)
     print("stopped", flush=True)
     os._exit(0)  # marimo's threads wait for browsers that have gone; of ours nothing is left

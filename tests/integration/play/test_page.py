@@ -152,7 +152,7 @@ def test_without_a_server_one_is_started_and_stopped(browser, tmp_path):
     opener.write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
     opener.chmod(0o755)
     command = [sys.executable, "-m", "convserve", "play"]
-    environment = {**os.environ, "BROWSER": str(opener)}
+    environment = {**os.environ, "BROWSER": str(opener), "CONVSERVE_TARGET": ""}  # which names none
     with ended_afterwards(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         said = process.stdout.readline()
         if "no server answers" not in said:

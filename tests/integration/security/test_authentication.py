@@ -389,7 +389,7 @@ def test_what_is_refused_is_told_in_a_line(guarded, tmp_path):
     assert READ not in done.stderr
 
 
-@pytest.mark.parametrize("name", ["serve", "info", "health", "conv2d"])
+@pytest.mark.parametrize("name", ["serve", "info", "conv2d"])
 def test_no_help_shows_a_token(name):
     done = command(name, "--help", CONVSERVE_TOKEN=ADMIN)
     assert done.returncode == 0

@@ -79,7 +79,7 @@ def command(
     interrupted = False
     with (
         connection.client(shared_memory=not no_shared_memory) as client,
-        Measurement(client, connection.target, loads, timeout=connection.timeout) as measurement,
+        Measurement(client, connection.address, loads, timeout=connection.timeout) as measurement,
     ):
         try:
             for workload in _workloads(client, **call):

@@ -9,7 +9,7 @@ from convserve.errors import ConvserveError, DeadlineExceededError
 
 
 @new_command("health")
-@connection_options(timeout=5.0)
+@connection_options(timeout=5.0, token=False)
 def command(connection: Connection) -> None:
     try:
         with Client(connection.target, timeout=connection.timeout, token="", tls=connection.encryption()) as client:
@@ -19,5 +19,5 @@ def command(connection: Connection) -> None:
     except ConvserveError as error:
         found = " ".join(str(error).split())
     if found != "SERVING":
-        raise Failure(f"not serving: {connection.target}: {found}")
+        raise Failure(f"not serving: {connection.address}: {found}")
     print(found)

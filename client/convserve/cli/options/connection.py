@@ -25,7 +25,7 @@ _SERVER = Section("server")
 class Connection:
     """The values of the options."""
 
-    target: str
+    target: str | None
     timeout: float
     token_file: str | None = None
     tls: bool | None = None
@@ -40,6 +40,11 @@ class Connection:
         for name in sorted(set(os.environ) - set(known)):
             for similar in difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.9):
                 click.echo(f"warning: {name} is not heeded. Did you mean {similar}?", err=True)
+
+    @property
+    def address(self) -> str:
+        """The server's address, whoever names it."""
+        return self.target or default_target()
 
     def client(self, *, shared_memory: bool = True) -> convserve.Client:
         """Returns a client of the server, which may send tensors through shared memory."""
@@ -76,13 +81,19 @@ def _target(text: str) -> str:
     try:
         channel_target(text)
     except InvalidRequestError as error:
-        source = f"{TARGET_VARIABLE}: " if text == os.environ.get(TARGET_VARIABLE) else ""
-        raise click.BadParameter(source + error.violations[0].description) from None
+        raise click.BadParameter(error.violations[0].description) from None
     return text
 
 
-def connection_options(*, timeout: float) -> Callable[[Any], Any]:
-    """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default."""
+def connection_options(*, timeout: float, token: bool = True) -> Callable[[Any], Any]:
+    """Adds the options, of which the command gets a `Connection` named `connection`; `timeout` is the default.
+
+    `token`: whether a command shows any.
+    """
+    # A token itself is no option: the command lines of a machine's processes can be read by all its users.
+    token_file = _SERVER.option(
+        "--token-file FILE", "a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)"
+    )
     return options_as_one(
         "connection",
         Connection,
@@ -90,7 +101,6 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
             "--target HOST:PORT",
             f"the server's address (default: ${TARGET_VARIABLE}, else {DEFAULT_TARGET})",
             type=_target,
-            default=default_target,
         ),
         _SERVER.option(
             "--timeout SECONDS",
@@ -98,10 +108,7 @@ def connection_options(*, timeout: float) -> Callable[[Any], Any]:
             type=timeout_type,
             default=timeout,
         ),
-        # A token itself is no option: the command lines of a machine's processes can be read by all its users.
-        _SERVER.option(
-            "--token-file FILE", "a file that holds the token to show (default: the token in $CONVSERVE_TOKEN)"
-        ),
+        *([token_file] if token else []),
         _SERVER.option(
             "--tls/--no-tls",
             "encrypt the connection; the options below do so too. --no-tls sends a token without encryption",

@@ -196,6 +196,19 @@ def test_the_environment_names_the_server(capsys, monkeypatch):
     assert NOBODY in capsys.readouterr().err
 
 
+def test_a_wrong_target_of_the_environment_matters_where_a_server_is_asked(capsys, monkeypatch):
+    monkeypatch.setenv("CONVSERVE_TARGET", "garbage")
+    words = ["--input-shape", "1,4,4,3", "--filters", "1", "--kernel-size", "1"]
+    assert cli.main(["plan", *words, "--local"]) == 0
+    assert cli.main(["plan", *words]) == 1
+    assert "error: CONVSERVE_TARGET: Expected 'host:port'" in capsys.readouterr().err
+
+
+def test_health_takes_no_token(capsys):
+    assert cli.main(["health", "--token-file", "alice.token"]) == 2
+    assert "No such option '--token-file'" in capsys.readouterr().err
+
+
 def test_a_failure_that_nobody_expected_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(convserve.Conv2D, "plan", {}.__getitem__)
     with pytest.raises(TypeError):
