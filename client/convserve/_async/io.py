@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 Lock = asyncio.Lock
 RpcError = grpc.aio.AioRpcError
-ClosedChannelError = grpc.aio.UsageError
-"""What a call raises where the channel was closed between two steps of it."""
+ClosedChannelError = (grpc.aio.UsageError, asyncio.CancelledError)
+"""What a call raises where the channel was closed between two steps of it, and within one."""
 sleep = asyncio.sleep
 in_thread = asyncio.to_thread
 home = asyncio.get_running_loop
@@ -37,6 +37,12 @@ channels = grpc.aio
 attempt = nullcontext
 """In which an attempt is made: a fork waits for none, as gRPC works in no fork beside a connected asyncio client."""
 connected = calls_under_way.asyncio_clients
+
+
+def is_cancelled() -> bool:
+    """Returns whether the caller's task is to end, and not just a call of it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def completed(function: Callable[..., T], *arguments: Any) -> T:
@@ -88,12 +94,14 @@ async def _send(call: Any, sent: Stream | Upload) -> None:
 async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     call = method(timeout=deadline.remaining_s())
+    # In a task of its own: where the call ends before it was sent, gRPC lets what writes to it wait for ever.
+    sending = asyncio.create_task(_send(call, upload))
     try:
-        await _send(call, upload)
         return await call
     finally:
+        sending.cancel()
         call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing
-        del call  # as in `stream`
+        del call, sending  # as in `stream`
 
 
 async def received(call: Any, weights: ReceivedWeights) -> Layer:

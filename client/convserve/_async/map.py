@@ -120,10 +120,6 @@ class _Senders:
             outcome = split((await self._connection._convolve(request, deadline)).output, items)
         except Exception as error:
             outcome = error
-        except asyncio.CancelledError:
-            if self._stopped or not self._connection._closed:
-                raise
-            outcome = self._connection._closed_error()  # a client that is closed cancels its calls
         self._pipeline.finish(items, outcome)
         self._calls -= 1
         self._go_on()

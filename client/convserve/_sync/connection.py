@@ -168,7 +168,8 @@ class Connection:
             except (io.RpcError, ConvserveError) as failure:
                 delay_s = call.delay_after(failure)
             except io.ClosedChannelError:
-                self._connected()
+                if self._closed and not io.is_cancelled():
+                    raise self._closed_error() from None
                 raise
             io.sleep(delay_s)
 

@@ -38,6 +38,11 @@ attempt = calls_under_way.call
 connected: weakref.WeakSet[object] = weakref.WeakSet()  # at which nobody looks: these clients survive a fork
 
 
+def is_cancelled() -> bool:
+    """Returns False: nobody cancels a thread."""
+    return False
+
+
 def in_thread(function: Callable[..., T], *arguments: Any) -> T:
     """Returns `function(*arguments)`: a blocking client has its caller's thread."""
     return function(*arguments)
