@@ -46,12 +46,17 @@ def is_cancelled() -> bool:
 
 
 async def completed(function: Callable[..., T], *arguments: Any) -> T:
-    """Returns `function(*arguments)`, in a thread whose end a caller that is cancelled waits for."""
-    running = asyncio.create_task(asyncio.to_thread(function, *arguments))
+    """Returns `function(*arguments)`, in a thread whose end a caller waits for however often it is cancelled."""
+    running = home().run_in_executor(None, function, *arguments)  # no task, which the end of a loop would cancel
     try:
-        return await asyncio.shield(running)
-    finally:
-        await asyncio.wait([running])  # what it writes to is the caller's again
+        await asyncio.wait([running])
+    except asyncio.CancelledError:
+        while not running.done():
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        running.exception()  # of which nobody is to hear
+        raise  # now that what it writes to is the caller's again
+    return running.result()
 
 
 def check_home(loop: asyncio.AbstractEventLoop | None) -> None:
