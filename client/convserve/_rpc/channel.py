@@ -112,14 +112,14 @@ def look_up(host: str, port: str) -> concurrent.futures.Future[tuple[str, ...]]:
     The resolver has no time limit of its own, so that it works in a thread that nobody waits for longer than they may.
     """
     future: concurrent.futures.Future[tuple[str, ...]] = concurrent.futures.Future()
-    future.set_running_or_notify_cancel()  # so that no caller that gives up can cancel it
 
     def resolve() -> None:
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             infos = []
-        future.set_result(resolved(infos))
+        if future.set_running_or_notify_cancel():  # else its caller has given up
+            future.set_result(resolved(infos))
 
     threading.Thread(target=resolve, name="convserve-resolve", daemon=True).start()
     return future

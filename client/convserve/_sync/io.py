@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, TypeVar
 
 import grpc
@@ -25,6 +25,7 @@ from convserve.protocol.results import Result
 T = TypeVar("T")
 
 _thread = threading.local()
+_LOOK_S = 0.1  # how often one that waits for a lock looks whether it is to end
 
 Lock = threading.Lock
 RpcError = grpc.RpcError
@@ -65,7 +66,7 @@ def check_home(_: object) -> None:
 
 
 class Calls:
-    """Calls, and the pauses between their attempts, that any thread can end all at once."""
+    """Calls, and what is waited for between their attempts, that any thread can end all at once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -83,7 +84,7 @@ class Calls:
 
     @contextmanager
     def under_way(self, call: Any) -> Iterator[None]:
-        """Ends a call of gRPC's, if all are to be ended, as long as the block runs."""
+        """Ends a call of gRPC's, or a future, if all are to be ended, as long as the block runs."""
         with self._lock:
             self._under_way.add(call)
         if self.ended.is_set():
@@ -101,6 +102,10 @@ class Calls:
             calls = list(self._under_way)
         for call in calls:
             call.cancel()
+
+
+def _under_way(call: Any) -> AbstractContextManager[None]:
+    return (Calls.of_this_thread() or Calls()).under_way(call)
 
 
 def answer(method: Any, message: Any, deadline: Deadline) -> Any:
@@ -124,7 +129,7 @@ def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
     call = method(_messages(stream, metadata), timeout=deadline.remaining_s())
     try:
-        with (Calls.of_this_thread() or Calls()).under_way(call):
+        with _under_way(call):
             metadata.set_result(call.initial_metadata())
             for message in call:
                 stream.take(message)
@@ -137,21 +142,24 @@ def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
 def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
+    call = method.future(_messages(upload, metadata), timeout=deadline.remaining_s())
     try:
-        call = method.future(_messages(upload, metadata), timeout=deadline.remaining_s())
-        if upload.wanted:
-            metadata.set_result(call.initial_metadata())
-        return call.result()
+        with _under_way(call):
+            if upload.wanted:
+                metadata.set_result(call.initial_metadata())
+            return call.result()
     finally:
         metadata.cancel()
+        call.cancel()  # for when the caller is interrupted; after the answer it does nothing
 
 
 def received(call: Any, weights: ReceivedWeights) -> Layer:
     """Returns the layer whose weights a call's stream brings."""
     try:
-        for message in call:
-            weights.take(message)
-        return weights.result()
+        with _under_way(call):
+            for message in call:
+                weights.take(message)
+            return weights.result()
     finally:
         call.cancel()  # for when a message was refused; after the end it does nothing
 
@@ -159,8 +167,12 @@ def received(call: Any, weights: ReceivedWeights) -> Layer:
 @contextmanager
 def held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
     """Holds a lock; raises DeadlineExceededError if others hold it for too long."""
-    if not lock.acquire(timeout=deadline.remaining_s()):
-        raise deadline.exceeded()
+    calls = Calls.of_this_thread()
+    while not lock.acquire(timeout=min(deadline.remaining_s(), _LOOK_S)):
+        if calls is not None and calls.ended.is_set():
+            raise concurrent.futures.CancelledError
+        if not deadline.remaining_s():
+            raise deadline.exceeded()
     try:
         yield
     finally:
@@ -169,7 +181,9 @@ def held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
 
 def look_up(host: str, port: str, deadline: Deadline) -> tuple[str, ...]:
     """Returns gRPC's names of the addresses that a host name leads to."""
+    future = channel.look_up(host, port)
     try:
-        return channel.look_up(host, port).result(deadline.remaining_s())
+        with _under_way(future):
+            return future.result(deadline.remaining_s())
     except TimeoutError:
         raise deadline.exceeded() from None
