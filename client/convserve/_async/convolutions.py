@@ -225,7 +225,7 @@ class Convolutions(Connection):
 
         With a server that shares memory it lies there, so that it need not be copied to be sent, and the server itself
         writes the output into it; else it is an array like any other. While a call is under way with it, it is not to
-        be written to.
+        be written to. What a fork's child writes to it stays in the child.
 
         Raises:
             InvalidTensorError: For a dtype or shape that no input has.

@@ -41,12 +41,15 @@ class Map:
         """Makes a private map show the file again."""
         self._c.madvise(self._address, self.size, mmap.MADV_DONTNEED)
 
+    def keep(self) -> None:
+        """Makes a private map stay what it is now, whatever else is written to the file."""
+        self.array()[:: mmap.PAGESIZE] |= 0  # a page that is written to is this process' own
+
     def replace(self, other: Map) -> None:
-        """Puts a private map, as it is now, where another map of its size is; this one is not to be used afterwards.
+        """Puts a private map where another map of its size is; this one is not to be used afterwards.
 
         Raises OSError where that is not possible.
         """
-        self.array()[:: mmap.PAGESIZE] |= 0  # a page that is written to is this process' own
         flags = _MREMAP_MAYMOVE | _MREMAP_FIXED
         if self._c.mremap(self._address, self.size, self.size, flags, other._address) == _MAP_FAILED:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -40,24 +40,27 @@ MAX_ANSWER_S = 5.0
 
 
 class _Forks:
-    """How often this process has forked, and what a fork is not to keep open."""
+    """How often this process has forked, and what a fork is not to keep open or to write to."""
 
     count = 0
     connections: ClassVar[weakref.WeakSet[socket.socket]] = weakref.WeakSet()
+    memories: ClassVar[weakref.WeakSet[SharedMemory]] = weakref.WeakSet()
 
     @classmethod
     def add(cls) -> None:
         cls.count += 1
 
     @classmethod
-    def close_connections(cls) -> None:
+    def part(cls) -> None:
         # A server unmaps what is shared when the connection ends: when no process has it open any more.
         for connection in list(cls.connections):
             connection.close()
+        for memory in list(cls.memories):
+            memory.part()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.close_connections)
+    os.register_at_fork(after_in_parent=_Forks.add, after_in_child=_Forks.part)
 
 
 class Region:
@@ -101,6 +104,12 @@ class Region:
     def withdraw(self) -> None:
         """Has arrays on `shared` stay as they are, in this process alone, whatever the server still writes."""
         self.private.forget_changes()
+        self.private.keep()
+        self.private.replace(self._shared)
+
+    def part(self) -> None:
+        """Has what this process writes to arrays on `shared` stay in this process; it takes no memory before that."""
+        self.private.forget_changes()
         self.private.replace(self._shared)
 
 
@@ -132,6 +141,7 @@ class SharedMemory:
         self._process = os.getpid()
         self.used = False
         self.lost = False
+        _Forks.memories.add(self)
 
     def region(self, size: int, timeout: float = MAX_ANSWER_S) -> Region:
         """Returns a region of at least `size` bytes that nobody else uses; `give_back` ends its use.
@@ -214,6 +224,12 @@ class SharedMemory:
         if region is not None:
             region.withdraw()
             self.discard(region)
+
+    def part(self) -> None:
+        """Leaves the memory of arrays that `empty` made to the process from which this one was forked."""
+        while self._lent:
+            with suppress(OSError):
+                self._lent.popitem()[1].part()
 
     def _end_loan(self, key: int) -> None:
         region = self._lent.pop(key, None)

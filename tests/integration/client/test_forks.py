@@ -42,6 +42,19 @@ computes(client)
 print(fork(lambda: computes(client)), computes(client))
 """
 
+WITH_AN_ARRAY_OF_EMPTY = """
+x = client.empty((1, 300, 300, 4))
+x[...] = 1
+assert client._tensors.sharing.memory().place_of(x)
+
+def child():
+    x[:, :100] = 2
+    client.conv2d(x, 1, 1)  # over a connection of its own
+    return bool((x[:, :100] == 2).all() and (x[:, 100:] == 1).all())
+
+print(fork(lambda: child() and fork(child) == 0), bool((x == 1).all()) and computes(client))
+"""
+
 IN_THE_MIDDLE_OF_CALLS = """
 large, stopped, calling = np.ones((1, 300, 300, 3), "f4"), [], threading.Event()
 
@@ -105,6 +118,10 @@ def run(program: str, target: str) -> str:
 )
 def test_a_client_works_on_both_sides_of_a_fork(server: RunningServer, program: str) -> None:
     assert run(program, server.target) == "0 True\n"
+
+
+def test_what_a_child_writes_to_an_array_of_empty_stays_there(sharing_server: RunningServer) -> None:
+    assert run(WITH_AN_ARRAY_OF_EMPTY, sharing_server.target) == "0 True\n"
 
 
 def test_a_map_stays_with_the_process_that_began_it(server: RunningServer) -> None:
