@@ -62,11 +62,25 @@ class LayerServers:
         names_layer = isinstance(request, MoveNameRequest) and request.HasField("layer")
         passed_over = (UnavailableError,) if names_layer else _PASSED_OVER
         ask = _sending(request, deadline)
-        return (await self._every(ask, deadline, passed_over, only_first=True, is_move=is_move))[0]
+        return (await self._every(ask, deadline, passed_over, only_first=True, is_change=is_move))[0]
 
     async def every(self, request: Any, deadline: Deadline) -> list[Any]:
         """Sends a request to every server that answers, and returns the answers of those that have what it is about."""
         return await self._every(_sending(request, deadline), deadline)
+
+    async def remove(self, request: Any, deadline: Deadline, *, done: set[Any]) -> None:
+        """Sends a request to remove something to every server that answers, but to none that is done; notes which are.
+
+        Raises UnavailableError, rather than that there is none, if one may have removed it whose answer was lost.
+        """
+        send = _sending(request, deadline)
+
+        async def remove(server: Any) -> None:
+            if server not in done:
+                await send(server)
+                done.add(server)
+
+        await self._every(remove, deadline, is_change=True)
 
     async def offer(self, upload: Upload, deadline: Deadline) -> bool:
         """Puts a layer on every server that does not hold it; returns whether all of them keep it."""
@@ -120,10 +134,11 @@ class LayerServers:
         passed_over: tuple[type[ConvserveError], ...] = _PASSED_OVER,
         *,
         only_first: bool = False,
-        is_move: bool = False,
+        is_change: bool = False,
     ) -> list[T]:
         answers: list[T] = []
         why_not: ConvserveError | None = None
+        lost: ConvserveError | None = None  # of a server that may have made the change
         replicas = await self._in_use(deadline)
         try:
             for replica in replicas:
@@ -131,11 +146,12 @@ class LayerServers:
                     answers.append(await ask(replica.stub))
                 except (io.RpcError, ConvserveError) as failure:
                     error = from_rpc_error(failure)
+                    if is_change and isinstance(error, UnavailableError) and error.may_be_done:
+                        lost = error
                     # A server that may have made a move is asked again, for another one would make it too, or refuse
                     # it for what is there.
-                    is_open = is_move and isinstance(error, UnavailableError) and error.may_be_done
-                    if is_open or not isinstance(error, passed_over):
-                        raise error from None
+                    if (lost and only_first) or not isinstance(error, passed_over):
+                        raise (lost or error) from None
                     why_not = why_not if isinstance(why_not, LayerNotFoundError) else error
                     log.debug("one of several servers is passed over: %s", error)
                     continue
@@ -143,8 +159,8 @@ class LayerServers:
                     break
         finally:
             await self._release(replicas)
-        if not answers and why_not:
-            raise why_not
+        if not answers and (why_none := lost or why_not):
+            raise why_none
         return answers
 
     async def _in_use(self, deadline: Deadline) -> list[_Replica]:

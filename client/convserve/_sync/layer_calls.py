@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -230,8 +231,8 @@ class LayerCalls(Connection):
             LayerNotFoundError: If there is no such name.
             NameConflictError: If something else than expected is at the name; it was not removed from that
                 server; of several, others may have removed it.
-            UnavailableError: If no server answered. Without `expect`, where one may have removed the name all the same,
-                the call is not retried.
+            UnavailableError: If no server answered, or none that did had the name, which another one may have removed.
+                Without `expect` the call is not retried where one may have removed it.
         """
         request = name_messages.away_request(name, expect)
         self._remove(request, timeout, moves_name=expect is None)
@@ -239,8 +240,9 @@ class LayerCalls(Connection):
     def _remove(self, request: Any, timeout: float | None, *, moves_name: bool = False) -> None:
         """Sends a request to remove something; what an earlier attempt may have removed need not be there."""
         call = retries.Call(self._retry, self._deadline(timeout), self._budget, moves_name)
+        done: set[Any] = set()
         try:
-            self._attempt(call, self._connected()._servers.every, request)
+            self._attempt(call, functools.partial(self._connected()._servers.remove, done=done), request)
         except LayerNotFoundError:
-            if not call.may_be_done:
+            if not (done or call.may_be_done):
                 raise

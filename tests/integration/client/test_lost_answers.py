@@ -14,7 +14,12 @@ from convserve import Conv2D, Layer, LayerNotFoundError, OverloadedError, RetryR
 from convserve.layers import messages
 from convserve.protocol.status import to_status
 from convserve.v1 import layer_pb2
-from convserve.v1.layer_service_pb2 import DeleteLayerResponse, PutLayerResponse, UpdateWeightsResponse
+from convserve.v1.layer_service_pb2 import (
+    DeleteLayerResponse,
+    MoveNameResponse,
+    PutLayerResponse,
+    UpdateWeightsResponse,
+)
 from tests.support.either_client import EITHER_CLIENT
 
 QUICK = RetryRule(attempts=3, initial_s=0.001, longest_s=0.01)
@@ -24,6 +29,7 @@ STORED = layer_pb2.StoredLayer(
 )
 ANSWERS = {
     "DeleteLayer": DeleteLayerResponse(),
+    "MoveName": MoveNameResponse(),
     "PutLayer": PutLayerResponse(layer=STORED),
     "UpdateWeights": UpdateWeightsResponse(layer=STORED),
 }
@@ -84,6 +90,60 @@ def test_a_delete_that_was_refused_before_finds_nothing_and_says_so(client: Any,
     scripted.script = [refusal, NOT_FOUND]
     with pytest.raises(LayerNotFoundError):
         client.delete("name")
+
+
+# What each of two servers says, and how often each of them is asked.
+SEVERAL = {
+    "the first has deleted it": ([None], [OverloadedError("busy"), NOT_FOUND], (1, 2)),
+    "the first may have": ([LOST, NOT_FOUND], [NOT_FOUND, NOT_FOUND], (2, 2)),
+    "the second may have": ([NOT_FOUND, NOT_FOUND], [LOST, NOT_FOUND], (2, 2)),
+    "the first may have, and the second is busy": ([LOST, NOT_FOUND], [OverloadedError("busy"), NOT_FOUND], (2, 2)),
+    "the first may have, and the second starts": ([LOST, NOT_FOUND], [UnavailableError("starting"), NOT_FOUND], (2, 2)),
+}
+
+
+@pytest.fixture
+def beside() -> Iterator[ScriptedLayers]:
+    made = ScriptedLayers()
+    yield made
+    made.server.stop(None).wait()
+
+
+@pytest.fixture(params=EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def of_both(request: pytest.FixtureRequest, scripted: Any, beside: Any) -> Iterator[Any]:
+    with request.param([scripted.target, beside.target], retry=QUICK) as connected:
+        yield connected
+
+
+@pytest.mark.parametrize("remove", [lambda of: of.delete("name"), lambda of: of.move_away("name", expect=LAYER)])
+@pytest.mark.parametrize(("first", "second", "calls"), SEVERAL.values(), ids=SEVERAL)
+def test_one_of_several_servers_may_have_removed_it_before(
+    scripted: Any, beside: Any, of_both: Any, remove: Any, first: list[Any], second: list[Any], calls: tuple[int, int]
+) -> None:
+    scripted.script, beside.script = list(first), list(second)
+    remove(of_both)
+    assert (scripted.calls, beside.calls) == calls
+
+
+@pytest.mark.parametrize("first", [NOT_FOUND, OverloadedError("busy")], ids=["found nothing", "was busy"])
+def test_what_no_server_had_is_not_found(scripted: Any, beside: Any, of_both: Any, first: Any) -> None:
+    scripted.script, beside.script = [first, NOT_FOUND], [NOT_FOUND, NOT_FOUND]
+    with pytest.raises(LayerNotFoundError):
+        of_both.delete("name")
+
+
+def test_a_name_that_one_of_several_may_have_moved_away_is_not_moved_again(
+    scripted: Any, beside: Any, of_both: Any
+) -> None:
+    """Another caller may have made it since."""
+    scripted.script, beside.script = [LOST], [NOT_FOUND]
+    with pytest.raises(UnavailableError) as caught:
+        of_both.move_away("name")
+    assert caught.value.may_be_done
+    assert (scripted.calls, beside.calls) == (1, 1)
+    scripted.script, beside.script = [None], [OverloadedError("busy")]
+    of_both.move_away("name")
+    assert (scripted.calls, beside.calls) == (2, 3)
 
 
 WRITES: dict[str, Callable[[Any, str | None], Any]] = {
