@@ -208,7 +208,8 @@ class Convolutions(Connection):
             max_bytes: The most bytes of inputs that were read and outputs that were not taken yet, together; an item
                 that is larger goes alone.
             output_dtype: As in `convolve`.
-            timeout: Seconds for each input, from when it is first sent.
+            timeout: Seconds for each input, from when it is sent; anew for one that goes alone after a call of several
+                failed, so that none fails of time that others took.
 
         Raises:
             InvalidArgumentError: For wrong arguments, before anything is read.
