@@ -49,7 +49,7 @@ class LayerServers:
         self._target = target
         self._only = _Replica(channel)
         self._lock = threading.Lock()
-        self._addresses: tuple[str, ...] = ()  # to which the target led last
+        self._addresses: tuple[str, ...] = ()  # to which the target led last, if there were several
         self._replicas: dict[str, _Replica] = {}
 
     async def first(self, request: Any, deadline: Deadline) -> Any:
@@ -124,7 +124,7 @@ class LayerServers:
 
     async def close(self) -> None:
         """Closes the connections."""
-        for replica in self._replicas.values():
+        for replica in list(self._replicas.values()):  # of which calls that end meanwhile may drop some
             await replica.channel.close()
 
     async def _every(
@@ -167,14 +167,12 @@ class LayerServers:
         """Returns the servers that the target leads to now, until `_release`."""
         name = _channel.name_to_resolve(self._target)
         addresses = await io.look_up(*name, deadline) if name else _channel.addresses(self._target)
-        if len(addresses) < 2:
-            return [self._only]
         with self._lock:
-            self._addresses = addresses
-            for address in addresses:
+            self._addresses = addresses if len(addresses) > 1 else ()
+            for address in self._addresses:
                 if address not in self._replicas:
                     self._replicas[address] = _Replica(self._access.channel(address, io.channels))
-            replicas = [self._replicas[address] for address in addresses]
+            replicas = [self._replicas[address] for address in self._addresses] or [self._only]
             for replica in replicas:
                 replica.users += 1
         return replicas

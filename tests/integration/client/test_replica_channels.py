@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 import convserve
-from convserve import DeadlineExceededError, LayerNotFoundError
+from convserve import DeadlineExceededError, LayerNotFoundError, RetryRule, UnavailableError
 from convserve.protocol.status import to_status
 from tests.support.either_client import EITHER_CLIENT
 
@@ -83,13 +83,17 @@ def channels(client: Any) -> set[str]:
 
 @EITHER
 def test_channels_to_servers_that_are_gone_are_closed(servers: Any, resolved: Any, make_client: Any) -> None:
-    with make_client("pods.test:1") as client:
+    with make_client("pods.test:1", retry=RetryRule(attempts=1)) as client:
         resolved[:] = servers[:2]
         look(client)
         assert channels(client) == {server.address for server in servers[:2]}
         resolved[:] = servers[1:]
         look(client)
         assert channels(client) == {server.address for server in servers[1:]}
+        resolved[:] = []
+        with pytest.raises((UnavailableError, DeadlineExceededError)):  # of gRPC, which does not know the name either
+            client.layer("x", timeout=1)
+        assert channels(client) == set()
 
 
 def test_a_channel_that_a_call_uses_is_closed_after_it(servers: Any, resolved: Any) -> None:
