@@ -68,9 +68,15 @@ _LAZY = {
     "StoredLayer": "convserve._sync.stored_layer",
     "TLS": "convserve._rpc.credentials",
 }
+_MODULES = ("importing", "keras", "plot", "ray")
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        try:
+            return importlib.import_module(f"{__name__}.{name}")
+        except MissingDependencyError as error:  # which `hasattr` and `inspect` would not take for "not there"
+            raise AttributeError(str(error)) from error
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(importlib.import_module(_LAZY[name]), name)
@@ -79,7 +85,8 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, "importing", "keras", "plot", "ray"})
+    # `help` and debuggers ask for all that is listed, and keras brings TensorFlow: it is listed once it is imported.
+    return sorted({*__all__, *_MODULES} - ({"keras"} - globals().keys()))
 
 
 # What pickles, tracebacks and help() show is the public name, wherever the class is defined.
