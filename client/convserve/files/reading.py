@@ -12,7 +12,7 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO, TypeVar, cast
 
-from convserve.errors import ConvserveError, InvalidTensorError, short_repr
+from convserve.errors import ConvserveError, InvalidArgumentError, InvalidTensorError, short_repr
 from convserve.files.cgroups import cgroup_files
 
 T = TypeVar("T")
@@ -73,9 +73,13 @@ def parsed(parse: Callable[[], T]) -> T:
 
 @contextmanager
 def wrap_read_errors(
-    path: str | Path, field: str, expected: str, reason: Callable[[Exception], str] = reason_of
+    path: str | Path,
+    field: str,
+    expected: str,
+    reason: Callable[[Exception], str] = reason_of,
+    error_class: type[InvalidArgumentError] = InvalidTensorError,
 ) -> Iterator[None]:
-    """Turns whatever the block raises into an InvalidTensorError that names the file, what was expected, and why.
+    """Turns whatever the block raises into an error of the class that names the file, what was expected, and why.
 
     A library may raise anything for bytes that make no sense: Pillow struct.error, NumPy tokenize.TokenError.
     """
@@ -84,16 +88,22 @@ def wrap_read_errors(
     except ConvserveError:
         raise
     except MemoryError as error:
-        raise unreadable("an input that fits into memory", path, reason_of(error), field) from error
+        raise unreadable("a file that fits into memory", path, reason_of(error), field, error_class) from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None:  # the system's, and no library's
-            raise unreadable("a file that can be read", path, reason_of(error), field) from error
-        raise unreadable(expected, path, reason(error), field) from error
+            raise unreadable("a file that can be read", path, reason_of(error), field, error_class) from error
+        raise unreadable(expected, path, reason(error), field, error_class) from error
 
 
-def unreadable(expected: str, path: str | Path, problem: object, field: str = "input") -> InvalidTensorError:
+def unreadable(
+    expected: str,
+    path: str | Path,
+    problem: object,
+    field: str = "input",
+    error_class: type[InvalidArgumentError] = InvalidTensorError,
+) -> InvalidArgumentError:
     """Returns the error that says why a file is no input."""
-    return InvalidTensorError.for_field(field, expected, f"{short_repr(str(path))}: {problem}")
+    return error_class.for_field(field, expected, f"{short_repr(str(path))}: {problem}")
 
 
 def _open_regular(path: str, flags: int) -> int:

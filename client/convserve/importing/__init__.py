@@ -15,14 +15,16 @@ process of its own with a time limit, because some damaged files make libhdf5 lo
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convserve.errors import InvalidConfigurationError, short_repr
+from convserve.errors import InvalidConfigurationError, InvalidRequestError, short_repr
+from convserve.files.reading import wrap_read_errors
 from convserve.importing import array_files, keras_files, onnx_files
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.imported import Contents, Imported, Skipped
-from convserve.importing.untrusted import Budget, check_file, refusal, wrap_read_errors
+from convserve.importing.untrusted import Budget, check_file, reason_in, refusal
 
 __all__ = ["Imported", "Skipped", "read"]
 
@@ -112,8 +114,9 @@ def read(
     if kind not in _READERS:
         raise refusal(f"a file that ends in {', '.join(_READERS)}", short_repr(str(path)))
     check_file(file)
+    reason = partial(reason_in, file)
     expected, _ = _READERS[kind]
-    with wrap_read_errors(file, expected):
+    with wrap_read_errors(file, "file", expected, reason, InvalidRequestError):
         kind = _kind_inside(file, kind)
     if fold_batch_norm and kind not in _WHOLE_MODELS:
         received = f"{short_repr(str(path))}, which has arrays only: name each layer's batch_norm in config"
@@ -121,7 +124,7 @@ def read(
     if kind in _WHOLE_MODELS:
         geometry.check_none()
     expected, read_contents = _READERS[kind]
-    with wrap_read_errors(file, expected):
+    with wrap_read_errors(file, "file", expected, reason, InvalidRequestError):
         return read_contents(file, Budget(file), fold_batch_norm if kind in _WHOLE_MODELS else geometry).named(prefix)
 
 

@@ -7,11 +7,9 @@ import stat
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from convserve.errors import ConvserveError, InvalidRequestError, short_repr
+from convserve.errors import InvalidRequestError, short_repr
 from convserve.files.reading import reason_of
 
 _ALWAYS_BYTES = 64 * 2**20
@@ -71,19 +69,10 @@ def read_member(archive: zipfile.ZipFile, name: str, budget: Budget) -> bytes:
         return opened.read(info.file_size + 1)
 
 
-@contextmanager
-def wrap_read_errors(file: Path, expected: str) -> Iterator[None]:
-    """Turns whatever a reader raises for a broken file into an error that says which file was expected."""
-    try:
-        yield
-    except ConvserveError:
-        raise
-    except MemoryError as error:
-        raise refusal(f"{expected} that fits into memory", short_repr(str(file))) from error
-    except Exception as error:
-        received = f"{short_repr(str(file))}: {reason_of(error)}"
-        hint = "It is a pickle, which would run code: none was run." if _is_pickle(file) else ""
-        raise InvalidRequestError.for_field("file", expected, received, hint) from error
+def reason_in(file: Path, error: Exception) -> str:
+    """Returns why a reader failed at a file, and that it is a pickle if it is one."""
+    hint = ". It is a pickle, which would run code: none was run" if _is_pickle(file) else ""
+    return f"{reason_of(error)}{hint}"
 
 
 def _is_pickle(file: Path) -> bool:

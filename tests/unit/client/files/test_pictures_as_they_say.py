@@ -245,7 +245,7 @@ def test_a_picture_that_does_not_fit_into_memory_is_refused(tmp_path: Path, monk
     PICTURE.save(tmp_path / "x.png")
     monkeypatch.setattr(Image.Image, "load", raising)
     monkeypatch.setattr(Image.Image, "convert", raising)
-    assert "an input that fits into memory" in refusal(tmp_path / "x.png")
+    assert "a file that fits into memory" in refusal(tmp_path / "x.png")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
