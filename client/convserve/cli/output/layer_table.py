@@ -36,7 +36,7 @@ def print_table(layers: Sequence[StoredLayerBase]) -> None:
 
 def total_text(layers: Iterable[StoredLayerBase]) -> str:
     """Returns "2 layers, 18.4 kB of weights"; a layer that several names lead to is counted once."""
-    distinct = {layer.digest: _weight_bytes(layer) for layer in layers}
+    distinct = {layer.digest: weight_bytes(layer.config, layer.kernel_shape) for layer in layers}
     return f"{counted(len(distinct), 'layer')}, {bytes_text(sum(distinct.values()))} of weights"
 
 
@@ -58,7 +58,7 @@ def document(layer: StoredLayerBase) -> dict[str, Any]:
         "digest": layer.digest.hex(),
         "kernel_shape": layer.kernel_shape,
         "parameters": parameter_count(layer.config, layer.kernel_shape),
-        "weight_bytes": _weight_bytes(layer),
+        "weight_bytes": weight_bytes(layer.config, layer.kernel_shape),
         "keras_config": _keras_config(layer.config),
         "config": json_format.MessageToDict(messages.to_message(layer.config), preserving_proto_field_name=True),
     }
@@ -106,12 +106,8 @@ def _cells(layer: StoredLayerBase) -> tuple[str, ...]:
         _pair(config.strides),
         amounts,
         config.activation.keras_name,
-        bytes_text(_weight_bytes(layer)),
+        bytes_text(weight_bytes(layer.config, layer.kernel_shape)),
     )
-
-
-def _weight_bytes(layer: StoredLayerBase) -> int:
-    return weight_bytes(layer.config, layer.kernel_shape)
 
 
 def _pair(pair: tuple[int, int]) -> str:

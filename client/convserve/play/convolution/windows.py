@@ -38,7 +38,6 @@ class WrittenSum:
         channels: The input channels that the filter sees.
         values: (channels, kernel height, kernel width): what lies under the window, 0 on padding.
         weights: Of the same shape: the kernel's numbers.
-        padded: (kernel height, kernel width): whether a value lies on padding.
         bias: What is added, or None.
     """
 
@@ -46,7 +45,6 @@ class WrittenSum:
     channels: range
     values: Array
     weights: Array
-    padded: Array
     bias: float | None
 
     @property
@@ -95,4 +93,4 @@ def written_sum(
     seen = pixels[rows.clip(0, height - 1), columns.clip(0, width - 1)][..., channels].astype(np.float64)
     values = np.moveaxis(np.where(padded[..., np.newaxis], 0.0, seen), -1, 0)
     weights = np.moveaxis(kernel[..., filter_number].astype(np.float64), -1, 0)
-    return WrittenSum(window, channels, values, weights, padded, None if bias is None else float(bias[filter_number]))
+    return WrittenSum(window, channels, values, weights, None if bias is None else float(bias[filter_number]))
