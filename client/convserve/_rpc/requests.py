@@ -55,6 +55,7 @@ class ConvolveRequest:
         return [layer.local if isinstance(layer, StoredLayerBase) else layer for layer in self.layers]
 
     def serialize(self) -> bytes:
+        """Returns the message's bytes, into which the tensor is copied."""
         return self._form.before_input + self.input.reshape(-1).view("u1").data
 
     def result(self, data: bytes) -> Result:

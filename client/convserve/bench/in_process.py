@@ -1,7 +1,6 @@
 """The same layer in this process: one `tf.function` around Keras' own layer.
 
-The only module beside the Keras drop-in that knows TensorFlow; it is imported where it is to be used, and only if
-`is_possible()`.
+TensorFlow is imported where it is to be used, and only if `is_possible()`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a client knows of a layer that a server stores, and the messages of LayerService. Nothing here does I/O."""
+"""What a client knows of a layer that a server stores, and which names one may have. Nothing here does I/O."""
 
 from __future__ import annotations
 
