@@ -85,7 +85,7 @@ class ConvserveError(Exception):
 
         return grpc.StatusCode[self.code_name]
 
-    @code.setter
+    @code.setter  # which unpickling an error of version 0.1 calls
     def code(self, code: grpc.StatusCode) -> None:
         self.code_name = code.name
 
