@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -34,11 +36,29 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # address: where that one was left open after its server went, and waits to try again, the new client's call would fail.
 channel._OPTIONS.append(("grpc.use_local_subchannel_pool", 1))
 
+_STATUS = pytest.StashKey[int]()
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown() -> None:
     """Leaves no process of a test that failed to the next one."""
     end_those_of_the_test()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Notes how the tests ended."""
+    session.config.stash[_STATUS] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ends the process of tests that failed, for which threads of theirs may wait for ever."""
+    status = config.stash.get(_STATUS, 0)
+    if status and any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
 
 
 @pytest.fixture(scope="session")
