@@ -146,9 +146,11 @@ class Transfers:
         now = self.look()
         while (entry := self._queue.first()) is not None:
             transfer, size = entry
-            if not self._fits(transfer, size, now):
+            if not transfer.is_ended and not self._fits(transfer, size, now):
                 return
             self._queue.pop()
+            if transfer.is_ended:
+                continue  # its own thread, which has not looked yet, would take it for one that goes
             transfer.go(size, now)
             self.going.add(transfer)
 

@@ -82,6 +82,20 @@ def test_after_a_large_one_that_was_refused_small_ones_do_not_wait_either(world)
     assert not world.queued()
 
 
+def test_one_that_ends_while_it_waits_is_not_left_among_those_that_go(world):
+    running = world.transfer("a")
+    assert goes(world.claim(running, 1000 * MB))
+    ending = world.transfer("b", 1)
+    claimed = world.claim(ending, 1000 * MB)
+    with world.transfers.changed:  # as if another thread that waits looked before that of the one which ends
+        running.ended()
+        ending.ended()
+        world.transfers._let_go()
+    with pytest.raises(DeadlineExceededError):
+        claimed.result(30)
+    assert not world.transfers.going
+
+
 def test_all_go_at_once_that_can_finish(world):
     for name in "abcd":
         assert goes(world.claim(world.transfer(name, 10), 100 * MB))
