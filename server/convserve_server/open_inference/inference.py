@@ -101,7 +101,7 @@ class Inferences:
             reading_ns = time.monotonic_ns()
             x = _array(sent, find_region)
         except BaseException:
-            permit.release()
+            permit.finish()
             raise
         input_ns = asked_ns - began_ns + time.monotonic_ns() - reading_ns  # without the wait for admission
         result = self._backend.scheduler.convolve(permit, layers, x, caller)

@@ -12,7 +12,7 @@
     RUNNING ---- computed(share=0): it failed, and may be tried again -------+
       | computed()
       v
-    COMPUTED  its slot is free, its answer is on the way
+    COMPUTED  or nothing more is to be computed: its slot is free, its answer is on the way
       | release() by whoever computes it, and by the caller once it has the answer or is gone
       v
     RELEASED  its bytes are free; a call can be released in any state
@@ -21,8 +21,9 @@ A caller may have as many calls in the server as there are free slots, so that h
 slots stay for others. Likewise its calls, but for a single one, have at most as many bytes as they leave, so that
 answers which it does not fetch keep nobody out; further ones of its calls wait. Small calls have some bytes to
 themselves, so that they wait for no large ones. Where calls wait for bytes, single answers that are not fetched in a
-generous time are given up. A refusal makes the server overloaded until none was refused for a second. Meanwhile it
-takes only what it computes soon: a late answer helps nobody, and a long queue makes every answer late.
+generous time are given up. A call without a free slot makes the server overloaded for a second. Meanwhile it takes only
+what it computes soon: a late answer helps nobody, and a long queue makes every answer late. It stays so while what it
+refuses in a second would not have found slots.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ import logging
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
@@ -40,6 +41,7 @@ from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
 from convserve_server.memory.shares import Shares
 from convserve_server.scheduling.caller import Caller
+from convserve_server.scheduling.estimates import Estimates
 from convserve_server.scheduling.fair_queue import FairQueue
 
 log = logging.getLogger("convserve")
@@ -53,12 +55,9 @@ _OVERLOADED_S = 1.0
 # Computations that may be before a call while the server is overloaded: a number between two steps, as estimates vary.
 _FEW_COMPUTATIONS = 1.25
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
-_MAX_ESTIMATES = 1000
 _LOOK_S = 1.0  # between two looks of a call that waits for bytes at answers that are not fetched
 _FETCH_S, _FETCHED_BYTES_PER_S = 5.0, 20e6  # an answer's time: this, and what it takes at this rate
-_SMOOTHING = 0.2  # of an estimate: the share of the newest figure
 _CERTAIN = 0.5  # of an estimated time: what it takes at least
-_FASTER = 8  # times as fast as measured: what a device may be at most
 _WORK_PER_BYTE = 2048  # of a small call at most: more is as much as a call of so many more bytes
 
 
@@ -99,8 +98,8 @@ class Permit:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Releases it."""
-        self.release()
+        """Finishes it."""
+        self.finish()
 
     def started(self) -> None:
         """Notes that its computation has started."""
@@ -116,7 +115,13 @@ class Permit:
         with self._queue.lock:
             self._queue.move(self, COMPUTED if share else ADMITTED)
             if share and warm:
-                self._queue.estimate(self.plan, seconds * share, seconds)
+                self._queue.estimates.note(self.plan, seconds * share, seconds)
+
+    def finish(self) -> None:
+        """Notes that nothing is to be computed of it any more, and drops one reference."""
+        with self._queue.lock:
+            self._queue.move(self, COMPUTED)
+        self.release()
 
     def release(self) -> None:
         """Drops one reference; the last one frees its slot and its bytes."""
@@ -146,17 +151,17 @@ class AdmissionQueue:
         Large are those of a burden above `large_bytes`: they wait in a queue of their own, and small ones not for them.
         `flops_per_s` is what a device was measured at, if it was.
         """
-        self._flops_per_s = flops_per_s
         self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // _RESERVE)
         self._slots, self._running = Shares(max_waiting_calls + max(concurrent)), 0
         self._concurrent, self._large_bytes, self._clock = concurrent, large_bytes, clock
         self.lock = threading.Lock()
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
+        self._small_queue: FairQueue[Permit] = FairQueue()  # the same of small calls, which have the reserve
         self._answers: dict[Permit, Callable[[], object]] = {}  # on their way, with what ends their calls
         self._ahead_s: dict[str, list[float]] = {}  # by caller: of its calls that have a slot, small and large ones
         self._overloaded_until = 0.0
-        # Of calls alike: seconds of a call's own share, and of a whole computation.
-        self._estimates: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
+        self._refusals: deque[float] = deque(maxlen=self._slots.total)  # when, of the last second
+        self.estimates = Estimates(flops_per_s)
 
     def load(self) -> Load:
         """Returns what is in the server now."""
@@ -171,7 +176,7 @@ class AdmissionQueue:
         can't be met or it went away while the call was queued.
         """
         with self.lock:
-            share_s, computation_s = self._estimates.get(_alike(plan), (0.0, 0.0))
+            share_s, computation_s = self.estimates.of(plan)
             size = plan.memory_bytes - plan.weight_bytes
             permit = Permit(self, caller, plan, size, work, share_s)
             is_large = permit.burden > self._large_bytes
@@ -181,13 +186,9 @@ class AdmissionQueue:
             self._slots.take(caller.name)
             self._ahead_s[caller.name] = ahead_s
             ahead_s[is_large] += share_s
-            if self._queue.first() is None and self._bytes.fits(_sharer(permit, self._bytes), size):
-                self._admit(permit, self._bytes)
-            elif self._fits_reserve(permit):
-                self._admit(permit, self._reserve)
-            else:
+            if not self._admit_early(permit):
                 permit.granted = threading.Event()
-                self._queue.append(caller.name, permit)
+                self._queue_of(permit).append(caller.name, permit)
                 self._admit_next()
         try:
             if permit.granted is not None:
@@ -201,18 +202,6 @@ class AdmissionQueue:
             raise
         return permit
 
-    def estimate(self, plan: Plan, own_s: float, whole_s: float) -> None:
-        """Notes what a call took: its own share of a computation, and the whole of that."""
-        key = _alike(plan)
-        if own_s:
-            self._flops_per_s = max(self._flops_per_s, plan.flops / own_s)
-        share_s, computation_s = self._estimates.pop(key, (own_s, whole_s))
-        share_s += _SMOOTHING * (own_s - share_s)
-        computation_s += _SMOOTHING * (whole_s - computation_s)
-        self._estimates[key] = share_s, computation_s
-        if len(self._estimates) > _MAX_ESTIMATES:
-            self._estimates.popitem(last=False)
-
     def answered(self, permit: Permit) -> None:
         """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
         if permit.caller.cancel is not None:
@@ -223,7 +212,7 @@ class AdmissionQueue:
         """Frees all that a permit takes, and admits those that it kept waiting."""
         self._answers.pop(permit, None)
         if permit.pool is None:
-            self._queue.discard(permit.caller.name, permit)
+            self._queue_of(permit).discard(permit.caller.name, permit)
         else:
             permit.pool.give_back(permit.caller.name, permit.size)
         self.move(permit, RELEASED)
@@ -272,10 +261,19 @@ class AdmissionQueue:
             log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
             cancel()
 
-    def _fits_reserve(self, permit: Permit) -> bool:
-        """Returns whether a call is small, and there are bytes of those that are kept for such."""
-        is_small = permit.size * _SMALL <= self._bytes.total
-        return is_small and self._reserve.fits(_sharer(permit, self._reserve), permit.size)
+    def _queue_of(self, permit: Permit) -> FairQueue[Permit]:
+        return self._small_queue if permit.size * _SMALL <= self._bytes.total else self._queue
+
+    def _admit_early(self, permit: Permit) -> bool:
+        """Admits a call before all that wait in its queue, if it fits; nothing that large ones wait for."""
+        pools = [self._bytes] if self._queue.first() is None else []
+        if self._queue_of(permit) is self._small_queue:
+            pools.append(self._reserve)
+        for pool in pools:
+            if pool.fits(_sharer(permit, pool), permit.size):
+                self._admit(permit, pool)
+                return True
+        return False
 
     def _admit_next(self) -> None:
         """Admits those whose turn it is as long as they fit, and small ones; passes over who has his share."""
@@ -284,8 +282,8 @@ class AdmissionQueue:
             if following.size > pool.left:
                 break
             self._admit(self._queue.take(following.caller.name), pool)
-        while small := next(filter(self._fits_reserve, firsts()), None):
-            self._admit(self._queue.take(small.caller.name), self._reserve)
+        while small := next(filter(self._admit_early, self._small_queue.firsts()), None):
+            self._small_queue.take(small.caller.name)
 
     def _admit(self, permit: Permit, pool: Shares) -> None:
         pool.take(permit.caller.name, permit.size)
@@ -295,7 +293,7 @@ class AdmissionQueue:
             permit.granted.set()
 
     def _check_slots(self, caller: Caller, is_large: bool, computation_s: float) -> None:
-        """Refuses a call that gets no slot, and notes that the server is overloaded."""
+        """Refuses a call that gets no slot, or no soon answer of an overloaded server."""
         now, slots = self._clock(), self._slots
         refused = not slots.fits(caller.name if caller.is_identified else "")
         if not refused and now >= self._overloaded_until:
@@ -306,7 +304,11 @@ class AdmissionQueue:
         # A caller that has one call there at most is not refused for what others have there.
         if not refused and (own_calls <= 1 or wait_s < _FEW_COMPUTATIONS * computation_s):
             return
-        self._overloaded_until = now + _OVERLOADED_S
+        self._refusals.append(now)
+        while self._refusals[0] <= now - _OVERLOADED_S:
+            self._refusals.popleft()
+        if refused or slots.used + len(self._refusals) > slots.total:
+            self._overloaded_until = now + _OVERLOADED_S
         retry_s = min(max(max(waits_s) if refused else wait_s, _MIN_RETRY_S), _MAX_RETRY_S)
         text = (
             f"Expected a server with room for one more call. Received the call while {slots.used} are in it, "
@@ -321,13 +323,13 @@ class AdmissionQueue:
         Others' calls do not count: callers take turns, so that at most one of each other caller comes before it.
         """
         remaining_s = caller.remaining_s()
-        own_s, min_s = _CERTAIN * ahead_s, flops / (_FASTER * self._flops_per_s)
+        own_s, min_s = _CERTAIN * ahead_s, self.estimates.min_s(flops)
         if remaining_s < own_s:
             why = f"your calls that come before this one take {own_s:.2g} at least: raise the timeout, or retry later"
         elif remaining_s < min_s:
             why = (
                 f"the {flops} FLOPs of this call take {min_s:.2g} at least on a device that was measured at "
-                f"{self._flops_per_s:.2g} a second: raise the timeout, or send less in one call"
+                f"{self.estimates.flops_per_s:.2g} a second: raise the timeout, or send less in one call"
             )
         else:
             return
@@ -339,8 +341,3 @@ def _sharer(permit: Permit, pool: Shares) -> str:
     """Returns who has to leave a share of a pool to others: nobody for a single call, or if callers look alike."""
     caller = permit.caller
     return caller.name if caller.is_identified and pool.own[caller.name] else ""
-
-
-def _alike(plan: Plan) -> tuple[int, int]:
-    """Returns what calls have in common that take about as long: what they compute, and what they move."""
-    return plan.flops, plan.memory_bytes

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
-from convserve_server.scheduling.admission_queue import ADMITTED, AdmissionQueue, Permit
+from convserve_server.scheduling.admission_queue import ADMITTED, RUNNING, AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually
 
@@ -162,6 +162,32 @@ def test_small_calls_wait_for_no_large_ones_until_their_own_bytes_are_taken() ->
     assert [each.result(30).state for each in (large, not_small)] == [ADMITTED] * 2
 
 
+def test_a_small_call_waits_for_no_large_one_of_its_caller() -> None:
+    callers = Callers(queue := queue_of(total=2560))
+    running = queue.enter(Caller("other"), plan(2560))
+    small = [callers.enter(Leaving("a").caller, 10).result(30) for _ in range(8)]  # half of those bytes
+    large, waiting = (callers.enter(Leaving("a").caller, samples) for samples in (1000, 10))
+    compute(small[0])
+    assert not waiting.done()
+    small[0].release()
+    assert waiting.result(30).state == ADMITTED
+    assert not large.done()
+    compute(running)
+    assert large.result(30).state == ADMITTED
+
+
+def test_what_fails_or_computes_nothing_leaves_its_slot_before_its_caller_has_the_answer() -> None:
+    queue = queue_of(slots=1)
+    for state in (ADMITTED, RUNNING):
+        with queue.enter(Leaving("slow").caller, plan(1)) as permit:
+            if state == RUNNING:
+                permit.started()
+                permit.computed(1.0, 0, warm=True)
+        assert (queue.load().waiting_calls, queue.load().admitted_bytes) == (0, 20)
+        permit.release()
+    assert queue.load().admitted_bytes == 0
+
+
 def test_a_caller_leaves_half_of_the_bytes_of_small_calls_to_others() -> None:
     callers = Callers(queue := queue_of(total=2560))
     queue.enter(Caller("a"), plan(2560))
@@ -169,7 +195,11 @@ def test_a_caller_leaves_half_of_the_bytes_of_small_calls_to_others() -> None:
     waits = callers.enter(Leaving("greedy").caller, 10)
     other = callers.enter(Leaving("other").caller, 10).result(30)
     assert not waits.done()
-    assert (other.state, len(greedy)) == (ADMITTED, 8)
+    assert other.state == ADMITTED
+    for permit in greedy[:2]:
+        compute(permit)
+        permit.release()
+    assert waits.result(30).state == ADMITTED
 
 
 def test_callers_take_turns_in_the_queue_for_bytes() -> None:
@@ -237,16 +267,31 @@ def test_an_overloaded_server_admits_only_what_it_computes_soon() -> None:
     with pytest.raises(OverloadedError):  # three are before it, though there are slots
         queue.enter(Caller("a"), plan(1))
     queue.enter(Caller("polite"), plan(1))  # a caller that has nothing there is admitted all the same
-    clock[0] = 1.8  # a second after the last refusal it would be over, and is not yet
-    compute(permits[2], 0.1)
-    with pytest.raises(OverloadedError):
-        queue.enter(Caller("a"), plan(1))
-    compute(permits[3], 0.1)
-    compute(permits[4], 0.1)
+    clock[0] = 1.1  # what it refused meanwhile would have had slots
     queue.enter(Caller("a"), plan(1))
-    clock[0] = 2.9
-    for _ in range(3):
-        queue.enter(Caller("a"), plan(1))
+
+
+def test_a_server_stays_overloaded_while_it_refuses_more_calls_than_there_are_slots() -> None:
+    clock = [0.0]
+    queue = queue_of(slots=9, clock=lambda: clock[0])
+    known(queue, 0.1)
+    permits = [queue.enter(Caller("a"), plan(1)) for _ in range(5)]
+
+    def refused(times: int) -> None:
+        for _ in range(times):
+            with pytest.raises(OverloadedError):
+                queue.enter(Caller("a"), plan(1))
+
+    refused(1)
+    compute(permits[0], 0.1)
+    clock[0] = 0.9
+    refused(6)  # with that of the last second, and the four that are in it, one too many
+    clock[0] = 1.8
+    refused(1)  # likewise
+    clock[0] = 2.7
+    refused(1)  # of few there are slots for all
+    clock[0] = 2.8
+    queue.enter(Caller("a"), plan(1))
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_and_others_are_not() -> None:
