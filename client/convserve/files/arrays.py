@@ -19,6 +19,8 @@ from convserve.tensors.codec import Array, Shape
 
 ARRAY_SUFFIXES = (".npy", ".npz")
 """How the names of the files that `load_array` reads end."""
+CONFIGURATION = "convserve.v1.layer"
+"""The name of a text in a .npz file, of a layer's configuration, which counts as no array."""
 _EXPECTED = "a .npy or .npz file of numbers"
 _READ_BYTES = 2**20  # at once: what comes out of an archive is copied once more
 
@@ -31,7 +33,7 @@ def load_array(path: str | Path, field: str = "input") -> Array:
     file, chosen = split_member(str(path))
     with _loaded(file, field) as loaded:
         if isinstance(loaded, np.lib.npyio.NpzFile):
-            number = loaded.files.index(_member(loaded.files, chosen, file, field))
+            number = loaded.files.index(_member(_names(loaded), chosen, file, field))
             member = loaded.zip.infolist()[number]  # type: ignore[union-attr]
             check_fits(member.file_size, file, field)
             with loaded.zip.open(member) as opened:  # type: ignore[union-attr]
@@ -46,7 +48,7 @@ def names_in(path: str | Path) -> list[str]:
     with _loaded(str(path), "input") as loaded:
         if not isinstance(loaded, np.lib.npyio.NpzFile):
             raise InvalidTensorError.for_field("input", "a .npz archive", f"{str(path)!r}, which is a .npy file")
-        return list(loaded.files)
+        return _names(loaded)
 
 
 class NpyFile:
@@ -207,6 +209,10 @@ def split_member(path: str) -> tuple[str, str | None]:
     """Splits `file.npz:name`. Only a colon after .npz counts: others belong to the path, such as a drive's."""
     file, separator, name = path.rpartition(".npz:")
     return (f"{file}.npz", name) if separator else (path, None)
+
+
+def _names(archive: Any) -> list[str]:
+    return [name for name in archive.files if name != CONFIGURATION]
 
 
 def _member(names: Sequence[str], chosen: str | None, file: str, field: str) -> str:

@@ -1,4 +1,4 @@
-"""A single layer in a file: safetensors with its configuration, or a `.npz` archive of its weights alone.
+"""A single layer in a file, with its configuration: safetensors, or a `.npz` archive.
 
 A folder has layers under their names: a safetensors file for each, a folder for each "/" in a name.
 """
@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.files import safetensors
-from convserve.files.arrays import storable
+from convserve.files.arrays import CONFIGURATION, storable
 from convserve.files.writing import unwritable, whole_file
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
@@ -25,14 +25,14 @@ LAYER_SUFFIXES = (".safetensors", ".npz")
 
 _SUFFIX = ".safetensors"
 _ODD = ("", ".")  # parts of a name, as in "a//b", that no file can have; "%" stands before them, which no name has
-_FORMAT = {"format": "convserve.v1.layer"}  # by which such a safetensors file is known
+_FORMAT = {"format": CONFIGURATION}  # by which such a safetensors file is known
 
 
 def save_layer(path: str | Path, layer: Layer, field: str = "output") -> None:
     """Writes a layer with its weights, whole or not at all, as `convserve.importing.read` reads it.
 
-    A `.safetensors` file has the configuration too. A `.npz` file has the weights alone, bfloat16 as float32 without
-    loss. InvalidRequestError is raised for the field if the name ends otherwise, or the file cannot be written.
+    A `.npz` file has the configuration as a text, `CONFIGURATION`, and bfloat16 as float32 without loss.
+    InvalidRequestError is raised for the field if the name ends otherwise, or the file cannot be written.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in LAYER_SUFFIXES:
@@ -44,6 +44,7 @@ def save_layer(path: str | Path, layer: Layer, field: str = "output") -> None:
                 safetensors.write(file, layer.arrays, metadata_of(layer.config))
             else:
                 named: dict[str, Any] = {name: storable(array) for name, array in layer.arrays.items()}
+                named[CONFIGURATION] = metadata_of(layer.config)["conv2d"]
                 np.savez(file, **named)
     except OSError as error:
         raise unwritable(field, path, error) from error
@@ -62,14 +63,17 @@ def holds_a_layer(file: str | Path) -> bool:
         return True  # reading it says what is wrong
 
 
-def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
-    """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
-    if not _FORMAT.items() <= metadata.items():
-        return None
+def configuration_of(text: str) -> Conv2D:
+    """Returns the configuration in the text that a `.npz` file has; raises ValueError for a wrong one."""
     try:
-        return messages.from_message(json_format.Parse(metadata.get("conv2d", ""), conv2d_pb2.Conv2D()))
+        return messages.from_message(json_format.Parse(text, conv2d_pb2.Conv2D()))
     except json_format.ParseError as error:
         raise ValueError(str(error)) from error
+
+
+def configuration_in(metadata: dict[str, str]) -> Conv2D | None:
+    """Returns the configuration in a safetensors file's metadata, or None; raises ValueError for a wrong one."""
+    return configuration_of(metadata.get("conv2d", "")) if _FORMAT.items() <= metadata.items() else None
 
 
 def file_for(folder: Path, name: str) -> Path:

@@ -72,7 +72,7 @@ def read(
             of a PyTorch Conv2d, or of an MLX one if the metadata's `format` is "mlx", and each `NAME.kernel` for one
             with Keras' and JAX' order of axes, with a `NAME.bias` where there is one; TensorFlow's "NAME/kernel:0" too;
             or a single layer, as `convserve layers get -o` writes it;
-            `.npz`, `.npy`: arrays with such names, or a single one;
+            `.npz`, `.npy`: arrays with such names, or a single one; or, in a `.npz`, a layer likewise;
             `.onnx`: a model, of which each Conv of rank 4 or 3 with constant weights becomes a layer that is
             `channels_first`; its files of external data have to be in the same folder.
             What is another of these by its first bytes is read as that.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from convserve.errors import InvalidWeightsError, short_repr
-from convserve.files.arrays import read_header
-from convserve.files.layers import configuration_in
+from convserve.files.arrays import CONFIGURATION, read_header
+from convserve.files.layers import configuration_in, configuration_of
 from convserve.files.safetensors import SafetensorsFile
 from convserve.importing.arrays.geometry import Geometry
 from convserve.importing.arrays.named_array import NamedArray
 from convserve.importing.imported import Contents
 from convserve.importing.named_arrays import contents
 from convserve.importing.untrusted import Budget, read_member, refusal
+from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import Array
 
@@ -44,6 +46,9 @@ def read_npz(file: Path, budget: Budget, geometry: Geometry) -> Contents:
             except Exception as error:  # NumPy may raise anything for bytes that make no sense
                 received = f"{short_repr(name)}: {error}"
                 odd[name] = InvalidWeightsError.for_field("file", "arrays of numbers", received)
+    tensors = {array.name: array.read for array in arrays}
+    if CONFIGURATION in tensors:
+        return _own_layer(file, configuration_of(str(tensors[CONFIGURATION]())), tensors, geometry)
     return contents(file.stem, arrays, geometry, odd=odd)
 
 
@@ -72,10 +77,16 @@ def read_safetensors(file: Path, budget: Budget, geometry: Geometry) -> Contents
 
     config = configuration_in(opened.metadata)
     if config is not None:
-        geometry.check_none()
-        if "kernel" not in opened.tensors:
-            raise refusal("a layer with its kernel", f"the tensors {short_repr(list(opened.tensors))}")
-        weights = {name: tensor(name) for name in ("kernel", "bias") if name in opened.tensors}
-        return Contents(file.stem, [("", Layer(config, **weights))])
+        return _own_layer(file, config, {name: partial(tensor, name) for name in opened.tensors}, geometry)
     arrays = [NamedArray(name, *each, partial(tensor, name)) for name, each in opened.tensors.items()]
     return contents(file.stem, arrays, geometry, file_format=opened.metadata.get("format"))
+
+
+def _own_layer(file: Path, config: Conv2D, tensors: Mapping[str, Callable[[], Array]], geometry: Geometry) -> Contents:
+    """Returns the layer in a file that `save_layer` wrote."""
+    geometry.check_none()
+    if "kernel" not in tensors:
+        raise refusal("a layer with its kernel", f"the tensors {short_repr(list(tensors))}")
+    return Contents(
+        file.stem, [("", Layer(config, *(tensors[name]() for name in ("kernel", "bias") if name in tensors)))]
+    )

@@ -191,6 +191,7 @@ def test_put_get_and_delete(run, client, kernel, tmp_path):
     with np.load(tmp_path / "l.npz") as arrays:
         np.testing.assert_array_equal(arrays["kernel"], KERNEL)
         np.testing.assert_array_equal(arrays["bias"], BIAS)
+    assert run("import", tmp_path / "l.npz", "--dry-run", "--json")[1].count(digest) == 2
     assert run("delete", "edges/x")[1] == f"deleted the name edges/x, which led to {digest[:12]}\n"
     assert run("list")[1].startswith("0 layers")
     assert run("import", tmp_path / "l.safetensors")[0] == 0

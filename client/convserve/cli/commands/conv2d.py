@@ -82,8 +82,8 @@ from convserve.tensors.codec import Array, Shape
     OUTPUT.option("--sample N", "which sample of the batch to draw and to print (default: 0)", type=int, default=0),
     OUTPUT.option(
         "--output-weights FILE",
-        "write the layer's weights, also those that were drawn: .safetensors with the layer's parameters, .npz with "
-        "the arrays kernel and bias (drawn ones are read from the server, which keeps them without a name)",
+        "write the layer's weights, also those that were drawn, and its parameters: .safetensors, or .npz with the "
+        "arrays kernel and bias (drawn ones are read from the server, which keeps them without a name)",
     ),
 )
 @output_dtype_option(OUTPUT)

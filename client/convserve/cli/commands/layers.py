@@ -50,7 +50,7 @@ def _is_prefix(prefix: str | None, reference: str | None) -> bool:
 @OPTIONS.option("--prefix TEXT", "get all layers with a name that begins so, instead of one: into the folder --output")
 @OPTIONS.option(
     "-o --output FILE",
-    "write the layer: .safetensors with its configuration, or .npz with arrays named kernel and bias",
+    "write the layer with its configuration: .safetensors, or .npz with arrays named kernel and bias",
 )
 @JSON
 @connection_options(timeout=60.0)

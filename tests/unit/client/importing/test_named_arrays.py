@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 import convserve
 from convserve import importing
+from convserve.files.arrays import CONFIGURATION, load_array
 from convserve.files.layers import save_layer
 from convserve.importing.imported import fitting_name
 
@@ -184,13 +185,25 @@ def test_what_is_assumed_is_told_of_each_layer(write):
 
 def test_a_layer_that_convserve_wrote_says_it_all(tmp_path):
     layer = convserve.Layer(convserve.Conv2D(5, (2, 3), strides=2), HWIO, BIAS)
-    save_layer(tmp_path / "l.safetensors", layer)
-    for assume_defaults in (False, True):
-        imported = importing.read(tmp_path / "l.safetensors", assume_defaults=assume_defaults)
-        assert imported.layers["l"].digest == layer.digest
-        assert imported.assumed == {}
-    save_layer(tmp_path / "l.npz", layer)  # which has the weights alone
-    assert importing.read(tmp_path / "l.npz").assumed.keys() == {"l"}
+    for name in ("l.safetensors", "l.npz"):
+        save_layer(tmp_path / name, layer)
+        for assume_defaults in (False, True):
+            imported = importing.read(tmp_path / name, assume_defaults=assume_defaults)
+            assert imported.layers["l"].digest == layer.digest
+            assert imported.assumed == {}
+        assert "has the configuration" in refusal(tmp_path / name, strides=1).description
+
+
+def test_the_configuration_in_an_archive_is_no_array_and_no_pickle(tmp_path, write):
+    layer = convserve.Layer(convserve.Conv2D(5, (2, 3), strides=2, use_bias=False), HWIO)
+    save_layer(tmp_path / "l.npz", layer)
+    np.testing.assert_array_equal(load_array(tmp_path / "l.npz"), HWIO)
+    with np.load(tmp_path / "l.npz") as saved:
+        arrays = dict(saved)
+    assert sorted(arrays) == [CONFIGURATION, "kernel"]
+    for text in ("{", "{}", "5", np.array([1.5]), np.array([])):
+        refusal(write("l.npz", arrays | {CONFIGURATION: text}))
+    assert "with its kernel" in refusal(write("l.npz", {CONFIGURATION: arrays[CONFIGURATION]})).description
 
 
 @pytest.mark.parametrize("name", ["a.kernel", "a/kernel", "a/kernel:0"])
@@ -280,14 +293,11 @@ def test_a_layer_comes_back_with_its_configuration(tmp_path, dtype, bias):
         kernel_regularizer=convserve.regularizers.L2(0.25),
     )  # fmt: skip
     layer = convserve.Layer(config, HWIO, bias)
-    save_layer(tmp_path / "l.safetensors", layer)
-    layers = importing.read(tmp_path / "l.safetensors", prefix="p").layers
-    assert {name: each.digest for name, each in layers.items()} == {"p/l": layer.digest}
-    assert layers["p/l"].config == config
-    save_layer(tmp_path / "l.npz", layer)
-    np.testing.assert_array_equal(
-        importing.read(tmp_path / "l.npz", dtype=dtype, strides=1).layers["l"].kernel, np.asarray(layer.kernel)
-    )
+    for name in ("l.safetensors", "l.npz"):
+        save_layer(tmp_path / name, layer)
+        layers = importing.read(tmp_path / name, prefix="p").layers
+        assert {name: each.digest for name, each in layers.items()} == {"p/l": layer.digest}
+        assert layers["p/l"].config == config
 
 
 def test_other_names_of_files_and_places_are_refused(tmp_path):
