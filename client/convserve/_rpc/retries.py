@@ -190,6 +190,8 @@ class Call:
         elif isinstance(error, UnavailableError) and not error.may_be_done:
             error = self._tls_failure or error
         delay = self.rule.delay_s(self._attempt, error)
+        if isinstance(error, UnavailableError) and self._attempt == self.rule.attempts > 1:
+            error.args = (f"{error} The client tried {self._attempt} times (RetryRule).",)
         if delay is None or delay >= remaining_s or (self.moves_name and self.may_be_done):
             raise error from None
         if isinstance(error, OverloadedError) and not self.budget.try_spend():

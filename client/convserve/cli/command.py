@@ -19,7 +19,7 @@ from convserve._rpc.channel import default_target
 from convserve.cli.output.report import show_progress
 from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
 
-_WHICH_SERVER = "`convserve serve` starts one here; --target or CONVSERVE_TARGET names another"
+_WHICH_SERVER = "--target or CONVSERVE_TARGET names another server"
 _HELP = Path(__file__).parent / "help"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -180,7 +180,8 @@ def format_error(error: ConvserveError, context: click.Context) -> str:
         lines = (f"{_flag(violation.field, context)}: {violation.description}" for violation in error.violations)
         text = "\n".join(lines) or text
     if isinstance(error, UnavailableError) and "target" in context.params:
-        text = f"no server answers at {context.params['target'] or default_target()}: {text}\n{_WHICH_SERVER}"
+        text = f"{context.params['target'] or default_target()}: {text}"
+        text += f"\n{_WHICH_SERVER}" if "`convserve serve`" in text else ""
     head, *others = text.splitlines()
     return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
 

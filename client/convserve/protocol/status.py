@@ -72,7 +72,13 @@ _NOT_SENT = re.compile(r"failed to connect to all addresses|connections to all b
 # ... one was made and could not be encrypted, or the server ended it, as one with TLS does to a caller without.
 _TLS_FAILED = re.compile(r"handshake failed|[Vv]erification [Cc]heck|CERTIFICATE|SSL_ERROR|TSI_")
 _HUNG_UP = re.compile(r"Socket closed|Connection reset")
+_IP_IN_URI = re.compile("%5B([0-9A-Fa-f:.]+)%5D")  # gRPC's form of [::1]
 
+_NOBODY_TEXT = "Expected a server that answers. Received none: is `convserve serve` running there?"
+_HUNG_UP_TEXT = (
+    "Expected a server that answers. Received a connection that it ended: has it stopped, or does it ask for TLS, or "
+    "for a certificate of yours (tls=, --tls)?"
+)
 _MESSAGE_TOO_LARGE_TEXT = (
     "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
     "batch, or ask the operator to raise it."
@@ -139,12 +145,13 @@ def from_rpc_error(failure: grpc.RpcError | ConvserveError) -> ConvserveError:
 
 
 def tells_of_tls(error: ConvserveError) -> bool:
-    """Returns whether an error says that a connection could not be encrypted."""
-    return isinstance(error, UnavailableError) and any(map(str(error).startswith, _TLS_FAILED_TEXTS.values()))
+    """Returns whether an error says that no connection was made to a server that is there, which may be for its TLS."""
+    known = [*_TLS_FAILED_TEXTS.values(), *([] if getattr(error, "may_be_done", False) else [_HUNG_UP_TEXT])]
+    return isinstance(error, UnavailableError) and any(map(str(error).startswith, known))
 
 
 def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]) -> ConvserveError:
-    details, text = _Details(packed), printable(text)
+    details, text = _Details(packed), _IP_IN_URI.sub(r"[\1]", printable(text))
     if details.info.domain == DOMAIN and details.info.reason in CLASS_OF_REASON:
         return _rebuilt(CLASS_OF_REASON[details.info.reason], code, text, details)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and _ANSWER_TOO_LARGE in text:
@@ -160,8 +167,8 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
         why = next(why for sign, why in _TLS_FAILED_TEXTS.items() if sign in text)
         text = f"{why} ({text})"
     elif code is grpc.StatusCode.UNAVAILABLE:
-        tls = ", and does it ask for TLS, or for a certificate of yours (tls=)" if _HUNG_UP.search(text) else ""
-        text = f"Expected a server that answers. Received none: is `convserve serve` running there{tls}? ({text})"
+        why = _HUNG_UP_TEXT if _HUNG_UP.search(text) else _NOBODY_TEXT
+        text = f"{why} ({text})"
     error = _rebuilt(_CLASS_OF_CODE.get(code.name, ConvserveError), code, text, details)
     error.code_name = code.name
     if isinstance(error, UnavailableError):

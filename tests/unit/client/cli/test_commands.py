@@ -133,16 +133,19 @@ def test_files_are_checked_before_any_server_is_asked(capsys, tmp_path):
         assert message in capsys.readouterr().err
 
 
-def test_without_a_server_the_text_says_how_to_get_one(capsys, monkeypatch):
-    def plan(*_, **__):
-        raise convserve.UnavailableError("connection refused")
-
-    monkeypatch.setattr(convserve.Client, "plan", plan)
+def test_how_to_get_a_server_is_said_where_there_is_none_alone(capsys, monkeypatch):
     argv = "plan --input-shape 1,4,4,3 --filters 1 --kernel-size 3 --target"
     assert cli.main([*argv.split(), NOBODY]) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"error: no server answers at {NOBODY}: connection refused\n")
-    assert "`convserve serve` starts one" in err
+    assert err.startswith(f"error: {NOBODY}: Expected a server that answers. Received none: is `convserve serve` run")
+    assert err.endswith("\n       --target or CONVSERVE_TARGET names another server\n")
+
+    def plan(*_, **__):
+        raise convserve.UnavailableError("Expected a TLS connection.")
+
+    monkeypatch.setattr(convserve.Client, "plan", plan)
+    assert cli.main([*argv.split(), NOBODY]) == 1
+    assert capsys.readouterr().err == f"error: {NOBODY}: Expected a TLS connection.\n"
 
 
 def test_what_was_done_before_a_failure_is_told_on_lines_of_its_own(capsys, monkeypatch):

@@ -180,21 +180,36 @@ def test_why_a_server_refused_a_call_before_its_deadline_is_told(said: str, told
         call.delay_after(DeadlineExceededError(said))
 
 
+def unavailable(text: str) -> Any:
+    code = grpc.StatusCode.UNAVAILABLE
+    return from_rpc_error(SimpleNamespace(code=lambda: code, details=lambda: text, trailing_metadata=lambda: ()))  # type: ignore[arg-type]
+
+
+def test_a_server_that_was_killed_is_not_taken_for_one_that_asks_for_tls() -> None:
+    call = retries.Call(RetryRule(attempts=2), retries.Deadline(60), retries.RetryBudget(RetryRule()))
+    call.delay_after(unavailable("Socket closed"))
+    with pytest.raises(UnavailableError, match="running there"):
+        call.delay_after(unavailable("connections to all backends failing; last error: Connection refused"))
+
+
 def test_what_is_wrong_with_tls_is_told_whichever_address_failed_last() -> None:
     def failed(why: str) -> Any:
-        text = f"failed to connect to all addresses; last error: {why}"
-        code = grpc.StatusCode.UNAVAILABLE
-        return from_rpc_error(SimpleNamespace(code=lambda: code, details=lambda: text, trailing_metadata=lambda: ()))  # type: ignore[arg-type]
+        return unavailable(f"failed to connect to all addresses; last error: {why}")
 
-    refused, handshake = (
-        failed(why)
-        for why in ("ipv6:[::1]:1: Connection refused", "ipv4:127.0.0.1:1: CERTIFICATE_VERIFY_FAILED: no issuer")
+    refused, handshake, closed = (
+        "ipv6:%5B::1%5D:1: Connection refused",
+        "ipv4:127.0.0.1:1: CERTIFICATE_VERIFY_FAILED: no issuer",
+        "ipv4:127.0.0.1:1: Socket closed",
     )
-    for failures, told in (((handshake, refused), "--tls-ca"), ((refused, refused), "Expected a server that answers")):
+    for first, told in (
+        (handshake, "--tls-ca"),
+        (closed, "does it ask for TLS"),
+        (refused, r"serve` running there\? .*ipv6:\[::1\]:1"),
+    ):
         call = retries.Call(RetryRule(attempts=2), retries.Deadline(60), retries.RetryBudget(RetryRule()))
-        call.delay_after(failures[0])
-        with pytest.raises(UnavailableError, match=told):
-            call.delay_after(failures[1])
+        call.delay_after(failed(first))
+        with pytest.raises(UnavailableError, match=rf"{told}.* The client tried 2 times \(RetryRule\)\.$"):
+            call.delay_after(failed(refused))
 
 
 def test_refused_calls_are_sent_again_only_as_often_as_the_budget_allows() -> None:
