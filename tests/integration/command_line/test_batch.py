@@ -190,6 +190,17 @@ def test_a_classic_kernel_needs_no_stored_layer(run: Any, client: Client, tmp_pa
         np.testing.assert_allclose(np.load(tmp_path / "out" / f"{name}.npy"), expected, rtol=1e-5, atol=1e-3)
 
 
+def test_a_grey_photo_among_others_says_why_they_fail(run: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 1)
+    Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "in" / "a.png")
+    for more in ((), ("--dry-run", "--resume")):
+        status, out, _ = run(tmp_path / "in", "-o", tmp_path / "out", *more, layer="sobel-x")
+        assert status == 1
+        assert (
+            "even/0000.png: Expected an input of 1 channel, as the layer takes. Received 3: it needs a layer for" in out
+        )
+
+
 def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", 1)
     status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer="sobelx")
