@@ -40,7 +40,7 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
 
     A folder means every file in it and below that can be read; a pattern with *, ? or ** the same among those that it
     fits; a file itself. Hidden files and links to folders are left out of folders, and so is what lies in the output
-    folder. A word that means none is unread where others mean some.
+    folder, or in folders of outputs of other runs. A word that means none is unread where others mean some.
     """
     bases: set[str] = set()
     whole = Listing("")
@@ -48,7 +48,11 @@ def find_inputs(arguments: Sequence[str], output: Path, keep_suffix: bool = Fals
     for argument in arguments:
         listing = Listing(os.path.realpath(output))
         try:
-            bases.add(_list(argument, listing))
+            bases.add(base := _list(argument, listing))
+            if listing.is_output(base):
+                listing.found.clear()
+                received = f"{short_repr(str(output))}, which {short_repr(argument)} is or is in"
+                raise InvalidRequestError.for_field("output", "another folder than that of the inputs", received)
             if not listing.found:
                 received = f"{short_repr(argument)}, with {_none(listing)}"
                 raise _refused(f"files that end in {_SUFFIXES}, or Zarr", received)

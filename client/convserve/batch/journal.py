@@ -24,12 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from convserve.errors import FieldViolation, InvalidRequestError, short_repr
+from convserve.files.reading import open_file
 from convserve.tensors.codec import Shape
 
 NAME = "journal.jsonl"
 """The file's name in the folder for outputs."""
 _FORMAT = 1
 _SYNC_S = 1.0  # how much of the journal, and so of the work, a power failure may cost
+
+_BEGINNING = b'{"format":'
 
 IsDone = Callable[[str, dict[str, Any]], bool]
 """Whether a line about an input, of this key, still holds: whether input and output are as the line says."""
@@ -237,6 +240,13 @@ class Journal:
             if rows < 1:
                 raise ValueError(f"parts of {rows} rows")
             self.begun[key] = PartialOutput(line["output"], line["stamp"], shape, line["dtype"], rows)
+
+
+def has_journal(folder: str) -> bool:
+    """Whether a folder is one for outputs, of whatever run."""
+    with suppress(OSError), open_file(os.path.join(folder, NAME)) as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
+    return False
 
 
 def _refused(expected: str, received: str) -> InvalidRequestError:

@@ -8,6 +8,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from convserve.batch.journal import has_journal
 from convserve.files.inputs import INPUT_SUFFIXES
 
 ZARR_METADATA = ("zarr.json", ".zarray", ".zgroup")
@@ -58,7 +59,7 @@ class Listing:
                 continue
             if not others:
                 self._add(entry)
-            elif _is_folder(entry) and not self._is_output(entry.path):
+            elif _is_folder(entry) and not self.is_output(entry.path):
                 self.add_pattern(entry.path, others)
 
     def add(self, other: Listing) -> None:
@@ -80,7 +81,7 @@ class Listing:
         if _is_folder(entry):
             if is_zarr(path):
                 self.found.add(path)
-            elif not self._is_output(path):
+            elif not self.is_output(path):
                 self.left_out[path] = "links to folders" if entry.is_symlink() else "folders"
         elif path.lower().endswith(INPUT_SUFFIXES):
             self.found.add(path)
@@ -90,19 +91,21 @@ class Listing:
     def _folders(self, top: str) -> Iterator[tuple[str, list[os.DirEntry[str]]]]:
         """Yields a folder and those below it, with what is in each, but for hidden ones, links, Zarr's and outputs.
 
-        No links are entered, so that there is an end where one leads back.
+        No links are entered, so that there is an end where one leads back. Outputs of other runs are left out.
         """
-        waiting = [top]
+        waiting = [] if self.is_output(top) else [top]
         while waiting:
             folder = waiting.pop()
-            if self._is_output(folder):
-                continue
             self._entered.add(folder)
             entries = self._entries(folder)
             yield folder, entries
             for entry in entries:
                 is_own = _is_folder(entry) and not entry.is_symlink() and not entry.name.startswith(".")
-                if is_own and not is_zarr(entry.path):
+                if not is_own or is_zarr(entry.path) or self.is_output(entry.path):
+                    continue
+                if has_journal(entry.path):
+                    self.left_out[entry.path] = "outputs of batch"
+                else:
                     waiting.append(entry.path)
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
@@ -113,7 +116,8 @@ class Listing:
             self.unread[folder] = error.strerror or str(error)
             return []
 
-    def _is_output(self, folder: str) -> bool:
+    def is_output(self, folder: str) -> bool:
+        """Whether a folder is the output folder, or in it."""
         return f"{os.path.realpath(folder)}{os.sep}".startswith(f"{self._output}{os.sep}")
 
 

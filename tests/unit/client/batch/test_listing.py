@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from convserve.batch.inputs import Inputs, find_inputs
+from convserve.batch.journal import Identity, Journal
 from convserve.errors import InvalidRequestError
 
 
@@ -168,3 +169,25 @@ def test_outputs_are_no_inputs_whatever_the_word(folder: Path) -> None:
         except InvalidRequestError:
             names = []
         assert "2.jpg" not in map(os.path.basename, names)
+
+
+def test_outputs_of_other_runs_are_no_inputs_unless_they_are_named(folder: Path) -> None:
+    done = folder / "a" / "done"
+    Journal(done, Identity("", [], {}), lambda *_: True, resume=False).close()
+    (done / "2.npy").touch()
+    (folder / "a" / "journal.jsonl").write_text("{}")  # of somebody else's
+    for argument in (folder, f"{folder}/**", f"{folder}/**/*.*"):
+        inputs = found(argument)
+        assert inputs.names == ["1.jpg", "a/2.jpg"]
+        assert inputs.left_out_names["outputs of batch"] == ["a/done"]
+    for argument in (done, f"{done}/**", f"{folder}/a/*/*.npy"):
+        assert found(folder, argument).names == ["1.jpg", "a/2.jpg", "a/done/2.npy"]
+        assert "outputs of batch" not in found(done).left_out
+    assert found(folder, output=done).left_out == {".jsonl": 1}
+
+
+def test_an_output_folder_that_is_the_inputs_is_said_to_be(folder: Path) -> None:
+    for argument in (folder, folder / "a", f"{folder}/*.jpg", folder / "1.jpg"):
+        with pytest.raises(InvalidRequestError, match="another folder than that of the inputs") as caught:
+            found(argument, output=folder)
+        assert caught.value.violations[0].field == "output"
