@@ -18,7 +18,7 @@
     │   └── SharedMemoryLostError                 the server does not know the shared memory that the call names
     ├── UnimplementedError                    UNIMPLEMENTED: this server does not have the call
     ├── InternalError                         INTERNAL: a defect; the server's log has more under `error_id`
-    └── MissingDependencyError (ImportError)  raised locally only: an optional package is not installed
+    └── MissingDependencyError (ImportError)  raised locally only: an optional package is missing
 
 Each class knows its status code and its `ErrorReason` (proto/convserve/v1/error.proto); `protocol/status.py` puts
 it on the wire.
@@ -26,6 +26,7 @@ it on the wire.
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     import grpc
 
 _MAX_VALUE = 160  # characters of a value that a text shows
+_OURS = ("convserve", "convserve_server")
 
 
 def short_repr(value: object) -> str:
@@ -276,4 +278,38 @@ class InternalError(ConvserveError):
 
 
 class MissingDependencyError(ConvserveError, ImportError):
-    """An optional package is not installed; the text says what to install."""
+    """An optional package is not installed, or broken; the text says what to install, or why it cannot be imported."""
+
+
+@contextmanager
+def needing(text: str) -> Iterator[None]:
+    """Raises MissingDependencyError for what the block cannot import: `text`, what to install, or why it failed."""
+    try:
+        yield
+    except MissingDependencyError:
+        raise
+    except ImportError as error:
+        raise MissingDependencyError(why_not_imported(error, text)) from error
+
+
+def why_not_imported(error: ImportError, text: str) -> str:
+    """Returns `text`, what to install, if a package is missing, or a line that says why one that is there failed.
+
+    A module of our own that is missing is a defect: the error itself is raised.
+    """
+    name = error.name or ""
+    if name.startswith(tuple(f"{ours}." for ours in _OURS)):
+        raise error
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    importing = [module.partition(".")[0] for module in modules if not module.startswith("importlib")][-1]
+    if importing in _OURS and isinstance(error, ModuleNotFoundError):
+        return text
+    broken = name.partition(".")[0] if importing in _OURS else importing
+    return f"{broken} is installed and cannot be imported: {_reason(error)}"
+
+
+def _reason(error: BaseException) -> str:
+    """Returns why in a line: texts of several, as of numpy and TensorFlow, wrap the error that says it."""
+    while "\n" in str(error).strip() and (wrapped := error.__cause__ or error.__context__):
+        error = wrapped
+    return " ".join(str(error).split())

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convserve.bench.cases import ECHO, IN_PROCESS, SERVER
-from convserve.errors import MissingDependencyError
+from convserve.errors import needing
 from convserve.files.writing import whole_file
 
-try:
+with needing("A plot needs matplotlib: pip install 'convserve[plot]'."):
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise MissingDependencyError("A plot needs matplotlib: pip install 'convserve[plot]'.") from error
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,6 +19,7 @@ import click
 
 from convserve._version import __version__
 from convserve.cli.command import Group, help_page
+from convserve.errors import why_not_imported
 
 ENTRY_POINTS = "convserve.commands"
 """The entry-point group of commands that other packages bring."""
@@ -36,11 +37,10 @@ _COMMANDS = {
     "top": "watch a server: calls, latencies, batches, memory (needs convserve[top])",
     "serve": "start a server (needs the extra: pip install 'convserve[server]')",
 }
-_SERVE_MODULE = "convserve_server.command"
-_ELSEWHERE = {"serve": _SERVE_MODULE, "play": "convserve.play.command"}
+_ELSEWHERE = {"serve": "convserve_server.command", "play": "convserve.play.command"}
 """Modules of commands that are not in `convserve.cli.commands`."""
 
-_MISSING_SERVER = "convserve serve needs the server extra: pip install 'convserve[server]'"
+_MISSING_SERVER = "convserve serve needs the server extra: pip install 'convserve[server]' (options: docs/settings.md)"
 _INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for a program that Ctrl-C ended
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -92,12 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         _drop_what_is_left()
         return 1
-    except ModuleNotFoundError as error:
-        # A module of our own that is missing is a defect; any other one is of the extra.
-        own = (error.name or "").startswith(("convserve.", "convserve_server."))
-        if words[:1] != ["serve"] or (own and error.name != _SERVE_MODULE):
+    except ImportError as error:
+        if words[:1] != ["serve"]:
             raise
-        print(_MISSING_SERVER, file=sys.stderr)
+        print(why_not_imported(error, _MISSING_SERVER), file=sys.stderr)
         return 1
 
 

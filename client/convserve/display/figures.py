@@ -23,18 +23,16 @@ from convserve.display.pixels import (
     is_signed,
     limits_of,
 )
-from convserve.errors import MissingDependencyError, printable
+from convserve.errors import needing, printable
 from convserve.tensors.codec import Array
 
-try:
+with needing(
+    "Drawing feature maps and kernels needs matplotlib: pip install 'convserve[plot]'. "
+    "`convserve conv2d --picture` draws outputs of 1 or 3 channels without it."
+):
     from matplotlib import colormaps
 
     from convserve.display.notebook import NotebookFigure
-except ImportError as error:
-    raise MissingDependencyError(
-        f"Drawing feature maps and kernels needs matplotlib ({error}): pip install 'convserve[plot]'. "
-        "`convserve conv2d --picture` draws outputs of 1 or 3 channels without it."
-    ) from error
 
 _DPI = 120
 # In pixels of the figure, as is everything below.

@@ -20,7 +20,7 @@ import numpy as np
 
 from convserve.display import pixels as display
 from convserve.display.pixels import MAX_MAPS, Percentiles, ValueRange, is_picture, sample_pixels
-from convserve.errors import MissingDependencyError, short_repr
+from convserve.errors import needing, short_repr
 from convserve.files.reading import check_fits, open_file, unreadable, wrap_read_errors
 from convserve.files.writing import check_destination, unwritable, whole_file
 from convserve.tensors.codec import Array, Shape
@@ -253,8 +253,6 @@ def _grey_or_rgb(image: Image.Image) -> Image.Image:
 
 
 def _pillow() -> ModuleType:
-    try:
+    text = "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
+    with needing(text):
         return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        text = "Reading and writing pictures needs Pillow: pip install 'convserve[plot]'. .npy files need nothing more."
-        raise MissingDependencyError(text) from error

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from convserve.errors import MissingDependencyError
+from convserve.errors import needing
 from convserve.tensors.codec import Array, Shape, float32_of_bfloat16_bits, itemsize
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -74,11 +74,8 @@ def write(file: BinaryIO, arrays: Mapping[str, Array], metadata: Mapping[str, st
 @contextmanager
 def _package() -> Iterator[ModuleType]:
     """Yields the package; its own errors in the block become ValueErrors."""
-    try:
+    with needing("safetensors files need the package safetensors: pip install 'convserve[import]'."):
         import safetensors
-    except ImportError as error:
-        text = "safetensors files need the package safetensors: pip install 'convserve[import]'."
-        raise MissingDependencyError(text) from error
     try:
         yield safetensors
     except safetensors.SafetensorError as error:

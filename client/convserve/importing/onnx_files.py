@@ -7,7 +7,6 @@ the Conv takes. A Conv of rank 3 becomes a layer for images of height 1.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from convserve.errors import (
     InvalidArgumentError,
     InvalidConfigurationError,
     InvalidRequestError,
-    MissingDependencyError,
+    needing,
 )
 from convserve.importing.imported import NOT_FOLDED, Contents, NotImportedError, left_as_it_is
 from convserve.importing.onnx_models import wire
@@ -56,9 +55,8 @@ def read(file: Path, budget: Budget, fold_batch_norm: bool) -> Contents:
 
 
 def _model(file: Path, budget: Budget) -> Any:
-    if importlib.util.find_spec("onnx") is None:
-        raise MissingDependencyError("Reading .onnx files needs onnx: pip install 'convserve[import]'.")
-    import onnx
+    with needing("Reading .onnx files needs onnx: pip install 'convserve[import]'."):
+        import onnx
 
     size = file.stat().st_size
     if size > wire.MOST_BYTES:

@@ -5,16 +5,14 @@
 >>> y = model.predict(images)
 """
 
-from convserve.errors import MissingDependencyError
+from convserve.errors import needing
 
-try:
-    import keras as _
-    import tensorflow as _  # noqa: F401, F811 (what the modules below need)
-except ImportError as error:
-    raise MissingDependencyError(
-        f"convserve.keras needs Keras on TensorFlow ({error}): pip install 'convserve[server]' brings both, and "
-        "KERAS_BACKEND=tensorflow chooses it."
-    ) from error
+with needing(
+    "convserve.keras needs Keras on TensorFlow: pip install 'convserve[server]' brings both, and "
+    "KERAS_BACKEND=tensorflow chooses it."
+):
+    import tensorflow as _  # noqa: I001 (what the modules below need; first, as Keras without it is no broken one)
+    import keras as _  # noqa: F401, F811
 
 from convserve.keras.layers.remote_chain import RemoteChain
 from convserve.keras.layers.remote_convolutions import (

@@ -19,7 +19,7 @@ from convserve.errors import (
     FieldViolation,
     InvalidConfigurationError,
     InvalidWeightsError,
-    MissingDependencyError,
+    needing,
     short_repr,
 )
 from convserve.layers.arguments import INITIALIZERS, DataFormat, Pair, integer, positive_integer
@@ -310,11 +310,8 @@ def to_keras(config: Conv2D, kernel: Array | None, bias: Array | None, input_cha
     Raises InvalidConfigurationError as `Conv2D.to_keras_config`, and for strides together with a dilation_rate, which
     no layer of Keras' has, or MissingDependencyError without Keras.
     """
-    try:
+    with needing("A Keras layer needs Keras: pip install keras, and one of its backends."):
         import keras
-    except ImportError as error:
-        text = "A Keras layer needs Keras: pip install keras, and one of its backends."
-        raise MissingDependencyError(text) from error
     if config.strides_and_dilates:
         expected = "strides or dilation_rate of 1, as Keras has no layer in which both are above 1"
         received = f"strides={config.strides} and dilation_rate={config.dilation_rate}"

@@ -11,15 +11,13 @@ import io
 import numpy as np
 
 from convserve.display.pixels import brightness, finite_range
-from convserve.errors import MissingDependencyError
+from convserve.errors import needing
 from convserve.play.convolution.windows import Padding, Window, WrittenSum
 from convserve.tensors.codec import Array
 
-try:
+with needing("The page needs Pillow and matplotlib: pip install 'convserve[play]'."):
     from matplotlib import colormaps
     from PIL import Image
-except ImportError as error:
-    raise MissingDependencyError(f"The page needs pip install 'convserve[play]' ({error}).") from error
 
 _MAX_SIDE = 264  # pixels on the screen of the padded input's longer side: three pictures beside each other
 _MAX_SCALE = 44

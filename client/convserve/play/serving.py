@@ -10,7 +10,7 @@ from typing import Any
 
 from convserve._rpc.channel import default_target
 from convserve._sync.client import Client
-from convserve.errors import InvalidRequestError, MissingDependencyError
+from convserve.errors import InvalidRequestError, needing
 
 PAGE = Path(__file__).with_name("app.py")
 _HOST = "127.0.0.1"
@@ -39,12 +39,9 @@ class Page:
 
     def __init__(self, file: Path, port: int) -> None:
         """Takes a port of this machine's, 0 for a free one, for the page of a file."""
-        try:
+        with needing("`convserve play` needs marimo and uvicorn: pip install 'convserve[play]'."):
             import marimo
             import uvicorn
-        except ImportError as error:
-            text = f"`convserve play` needs marimo: pip install 'convserve[play]' ({error})."
-            raise MissingDependencyError(text) from error
         self._socket = socket.socket()
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -5,20 +5,15 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from convserve.errors import InvalidTensorError, MissingDependencyError, short_repr
+from convserve.errors import InvalidTensorError, MissingDependencyError, needing, short_repr
 from convserve.v1 import tensor_pb2
-
-try:
-    import ml_dtypes
-
-    _BFLOAT16: np.dtype[Any] | None = np.dtype(ml_dtypes.bfloat16)
-except ImportError:  # numpy alone has no bfloat16
-    _BFLOAT16 = None
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -44,14 +39,22 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
     Raises MissingDependencyError for bfloat16 without the package ml_dtypes.
     """
-    if name == "bfloat16":
-        if _BFLOAT16 is None:
-            raise MissingDependencyError(
-                "bfloat16 arrays need the package ml_dtypes: pip install 'convserve[bfloat16]'. "
-                "Or ask for the result as output_dtype='float32'."
-            )
-        return _BFLOAT16
-    return _NUMPY_DTYPE[name]
+    return _bfloat16() if name == "bfloat16" else _NUMPY_DTYPE[name]
+
+
+@cache
+def _bfloat16() -> np.dtype[Any]:
+    with needing(
+        "bfloat16 arrays need the package ml_dtypes: pip install 'convserve[bfloat16]'. "
+        "Or ask for the result as output_dtype='float32'."
+    ):
+        import ml_dtypes  # numpy alone has no bfloat16
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
+
+
+with suppress(MissingDependencyError):
+    _bfloat16()  # from now on numpy knows the name, too
 
 
 def float32_of_bfloat16_bits(bits: Array) -> Array:

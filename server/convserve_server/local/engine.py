@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, MissingDependencyError
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidWeightsError, needing
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.protocol.call_arguments import Layers, check_output, checked_timeout, layers_of, output_name
@@ -204,9 +204,8 @@ class Engine:
 def _starting() -> Iterator[None]:
     """Raises what keeps TensorFlow from starting as errors of ours."""
     try:
-        yield
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(f"{error}: pip install 'convserve[server]'") from error
+        with needing("An engine in this process needs TensorFlow and Keras: pip install 'convserve[server]'."):
+            yield
     except RuntimeError as error:  # of what cannot be changed once TensorFlow computes
         expected = "devices and threads as this process has given TensorFlow already"
         raise InvalidRequestError.for_field("settings", expected, f"others: {error}") from error

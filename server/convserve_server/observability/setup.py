@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from google.protobuf.descriptor import ServiceDescriptor
 
+from convserve.errors import MissingDependencyError, needing
 from convserve_server.addresses import refusal
 from convserve_server.backend import Backend
 from convserve_server.observability.call_record import CallRecorder, Observer
@@ -110,13 +111,13 @@ def _tracing() -> Tracing | None:
     if not exporters:
         return None
     try:
-        from convserve_server.observability.tracing import Tracing
+        with needing("pip install 'convserve[tracing]'"), _raised_errors():
+            from convserve_server.observability.tracing import Tracing
 
-        with _raised_errors():
             return Tracing(exporters)
-    except ModuleNotFoundError:
+    except MissingDependencyError as error:
         asked = " or ".join((*_ENDPOINTS, "OTEL_TRACES_EXPORTER"))
-        log.warning("no spans are sent, though %s is set: pip install 'convserve[tracing]'", asked)
+        log.warning("no spans are sent, though %s is set: %s", asked, error)
         return None
     except Exception as error:
         text = f"OTEL_*: Expected variables as OpenTelemetry takes them. Received one that it does not take: {error}."

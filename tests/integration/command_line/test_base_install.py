@@ -28,6 +28,9 @@ def pip(python: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+MISSING = "convserve serve needs the server extra: pip install 'convserve[server]' (options: docs/settings.md)\n"
+
+
 def run(python: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([python, *arguments], capture_output=True, text=True, check=False)
 
@@ -60,9 +63,10 @@ def test_bfloat16_names_the_extra(python: Path) -> None:
 
 
 def test_serve_says_in_one_line_what_is_missing(python: Path) -> None:
-    answer = run(python, "-m", "convserve", "serve")
-    assert answer.returncode == 1
-    assert answer.stderr == "convserve serve needs the server extra: pip install 'convserve[server]'\n"
+    for arguments in (["serve"], ["serve", "--help"]):
+        answer = run(python, "-m", "convserve", *arguments)
+        assert answer.returncode == 1
+        assert answer.stderr == MISSING
 
 
 def test_help_and_plan_work_without_extras(python: Path) -> None:

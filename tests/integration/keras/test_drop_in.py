@@ -281,7 +281,7 @@ def test_it_asks_for_keras_on_tensorflow(monkeypatch: pytest.MonkeyPatch) -> Non
             RemoteConv2D(6, 3)
     code = "import sys; sys.modules['keras'] = None; import convserve.keras"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "MissingDependencyError: convserve.keras needs Keras on TensorFlow (import of keras halted" in answer.stderr
+    assert "MissingDependencyError: convserve.keras needs Keras on TensorFlow: pip install" in answer.stderr
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["gRPC", "shared memory"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import MissingDependencyError, short_repr
+from convserve.errors import needing, short_repr
 from convserve.files.reading import unreadable, wrap_read_errors
 from convserve.tensors.codec import Array
 
@@ -19,11 +19,8 @@ _NANS = ("NaN", "AAAAAAAA+H8=")  # as JSON has it, the second by xarray
 
 def zarr_package() -> Any:
     """Returns the package, or raises MissingDependencyError."""
-    try:
+    with needing("Reading and writing Zarr needs the package zarr: pip install 'convserve[zarr]'."):
         return importlib.import_module("zarr")
-    except ImportError as error:
-        text = "Reading and writing Zarr needs the package zarr: pip install 'convserve[zarr]'."
-        raise MissingDependencyError(text) from error
 
 
 def arrays_in(path: Path) -> dict[str, Any]:

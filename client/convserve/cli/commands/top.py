@@ -15,7 +15,7 @@ from convserve.cli.output import server_metrics
 from convserve.cli.output.report import short_text, stdout_console, table_of
 from convserve.cli.output.server_metrics import FIGURES, Scrape
 from convserve.display.units import bytes_text
-from convserve.errors import MissingDependencyError, UnavailableError, printable
+from convserve.errors import UnavailableError, needing, printable
 
 _DEFAULT_URL = "http://127.0.0.1:9464/metrics"
 _TIMEOUT_S = 5.0
@@ -56,10 +56,8 @@ def _scraped(url: str) -> Scrape:
             body = answer.read(_MAX_BYTES + 1)
         if len(body) > _MAX_BYTES:
             raise ValueError(f"more than {_MAX_BYTES} bytes")
-        return server_metrics.read(printable(body.decode()), time.time())
-    except ModuleNotFoundError as error:
-        text = "`convserve top` needs the package prometheus-client: pip install 'convserve[top]'."
-        raise MissingDependencyError(text) from error
+        with needing("`convserve top` needs the package prometheus-client: pip install 'convserve[top]'."):
+            return server_metrics.read(printable(body.decode()), time.time())
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         advice = "start it with --metrics HOST:PORT, and name that address"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, MissingDependencyError
+from convserve.errors import FieldViolation, InvalidRequestError, InvalidTensorError, needing
 from convserve.files.images import read_image
 from convserve.play.convolution.settings import Settings, exact
 from convserve.tensors.codec import Array
@@ -95,11 +95,9 @@ _DRAWN = {"checkerboard": checkerboard, "digit": digit}
 
 
 def _photograph(settings: Settings, upload: Upload | None) -> Array:
-    try:
+    with needing("The page's pictures need Pillow and matplotlib: pip install 'convserve[play]'."):
         from matplotlib import cbook
         from PIL import Image
-    except ImportError as error:
-        raise MissingDependencyError(f"The page's pictures need convserve[play] ({error}).") from error
     if settings.picture == "photo":
         pixels = read_image(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False))
     elif upload is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convserve.errors import UnavailableError
+from convserve.errors import MissingDependencyError, UnavailableError, needing
 from convserve_server.layer_store.durable.files import LayerFiles
 from convserve_server.layer_store.durable.local_cache import LocalCache
 from convserve_server.layer_store.durable.storage import Storage
@@ -29,11 +29,11 @@ def opened(settings: Settings) -> Storage | None:
 
 def _bucket(settings: Settings) -> Storage:
     try:
-        from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
-        from convserve_server.layer_store.durable.bucket_layers import BucketLayers
-    except ImportError as error:
-        text = f"--store {settings.store} needs obstore: pip install 'convserve[object-storage]'."
-        raise SettingsError(f"--store: {text}") from error
+        with needing(f"--store {settings.store} needs obstore: pip install 'convserve[object-storage]'."):
+            from convserve_server.layer_store.durable.bucket import Bucket, UnusableBucketError
+            from convserve_server.layer_store.durable.bucket_layers import BucketLayers
+    except MissingDependencyError as error:
+        raise SettingsError(f"--store: {error}") from error
     try:
         cache = LocalCache(Path(settings.store_cache), settings.store_cache_bytes) if settings.store_cache else None
     except OSError as error:

@@ -310,7 +310,8 @@ def test_a_tensor_of_a_dtype_that_is_not_allowed_is_refused():
 
 
 def test_bfloat16_without_its_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(codec, "_BFLOAT16", None)
+    monkeypatch.setattr(codec, "_bfloat16", codec._bfloat16.__wrapped__)  # what it found is not kept
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     for call in (lambda: numpy_dtype("bfloat16"), lambda: decode(message("bfloat16", data=bytes(12)), "x")):
         with pytest.raises(MissingDependencyError, match=r"convserve\[bfloat16\]"):
             call()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import os
 import pickle
+import runpy
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -280,11 +282,6 @@ def test_settings_that_there_are_not(settings: dict[str, Any], text: str) -> Non
     [
         (SettingsError("--device: Expected a GPU."), InvalidRequestError, "--device: Expected a GPU"),
         (RuntimeError("Visible devices cannot be modified"), InvalidRequestError, "as this process has given"),
-        (
-            ModuleNotFoundError("No module named 'tensorflow'"),
-            MissingDependencyError,
-            r"pip install 'convserve\[server",
-        ),
     ],
 )
 def test_a_framework_that_does_not_start(raised: Exception, expected: type[ConvserveError], text: str) -> None:
@@ -295,6 +292,17 @@ def test_a_framework_that_does_not_start(raised: Exception, expected: type[Convs
         Engine(load_engine=load)
     with pytest.raises(InvalidRequestError, match=r"--device .*: Expected auto, cpu or gpu:N"):
         Engine("tpu", load_engine=load)
+
+
+def test_a_framework_that_is_not_installed(tmp_path: Path) -> None:
+    startup = tmp_path / "startup.py"
+    startup.write_text("import nosuchpackage")
+
+    def load(*_: Any, **__: Any) -> Any:
+        runpy.run_path(str(startup), run_name="convserve_server.engine.startup")
+
+    with pytest.raises(MissingDependencyError, match=r"pip install 'convserve\[server"):
+        Engine(load_engine=load)
 
 
 def test_a_variable_of_the_environment_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:

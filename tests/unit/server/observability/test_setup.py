@@ -95,7 +95,9 @@ def test_what_is_sent_another_way_is_warned_of(monkeypatch, caplog, variable):
 
 def test_spans_that_are_wanted_without_their_packages_are_warned_of(monkeypatch, caplog):
     monkeypatch.setenv(*next(iter(ENDPOINT.items())))
-    monkeypatch.setitem(sys.modules, "convserve_server.observability.tracing", None)
+    monkeypatch.delitem(sys.modules, "convserve_server.observability.tracing", raising=False)
+    for name in ("opentelemetry", *(name for name in sys.modules if name.startswith("opentelemetry."))):
+        monkeypatch.setitem(sys.modules, name, None)
     with caplog.at_level(logging.WARNING, logger="convserve"):
         Observability(Settings(), [], logging.NullHandler()).close()
     (record,) = caplog.records
