@@ -20,15 +20,14 @@
 A caller may have as many calls in the server as there are free slots, so that however much it sends, half of the free
 slots stay for others. Likewise its calls, but for a single one, have at most as many bytes as they leave, so that
 answers which it does not fetch keep nobody out; further ones of its calls wait. Small calls have some bytes to
-themselves, so that they wait for no large ones. Where calls wait for bytes, single answers that are not fetched in a
-generous time are given up. A call without a free slot makes the server overloaded for a second. Meanwhile it takes only
+themselves, so that they wait for no large ones. Where calls wait for bytes, those of slow callers are ended
+(memory/slow_callers.py). A call without a free slot makes the server overloaded for a second. Meanwhile it takes only
 what it computes soon: a late answer helps nobody, and a long queue makes every answer late. It stays so while what it
 refuses in a second would not have found slots.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -40,11 +39,10 @@ from typing import Self
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
 from convserve_server.memory.shares import Shares
+from convserve_server.memory.slow_callers import ANSWER, PIECES, SlowCallers
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.estimates import Estimates
 from convserve_server.scheduling.fair_queue import FairQueue
-
-log = logging.getLogger("convserve")
 
 # States of a permit, in order: it has a slot up to RUNNING, and bytes from ADMITTED to COMPUTED.
 QUEUED, ADMITTED, RUNNING, COMPUTED, RELEASED = range(5)
@@ -55,8 +53,7 @@ _OVERLOADED_S = 1.0
 # Computations that may be before a call while the server is overloaded: a number between two steps, as estimates vary.
 _FEW_COMPUTATIONS = 1.25
 _MIN_RETRY_S, _MAX_RETRY_S = 0.05, 5.0
-_LOOK_S = 1.0  # between two looks of a call that waits for bytes at answers that are not fetched
-_FETCH_S, _FETCHED_BYTES_PER_S = 5.0, 20e6  # an answer's time: this, and what it takes at this rate
+_LOOK_S = 1.0  # between two looks of a call that waits for bytes at callers that are slow
 _CERTAIN = 0.5  # of an estimated time: what it takes at least
 _WORK_PER_BYTE = 2048  # of a small call at most: more is as much as a call of so many more bytes
 
@@ -86,7 +83,6 @@ class Permit:
     state: int = QUEUED
     refcount: int = 1  # how many releases it takes to free the bytes
     granted: threading.Event | None = None  # wakes its thread while that waits for bytes; None if they fitted at once
-    fetch_until: float = math.inf  # by when its caller is to have fetched its answer, if others wait for its bytes
 
     @property
     def burden(self) -> int:
@@ -123,6 +119,16 @@ class Permit:
             self._queue.move(self, COMPUTED)
         self.release()
 
+    def awaits_pieces(self, end: Callable[[], object]) -> None:
+        """Notes that its caller sends or fetches pieces from now on; `end` ends a stream for which that takes long."""
+        with self._queue.lock:
+            if self.state != RELEASED:
+                self._queue.slow.expect(self, self.size, PIECES, self.caller.is_active, end)
+
+    def received(self) -> None:
+        """Notes that its input is here."""
+        self._queue.slow.forget(self)
+
     def release(self) -> None:
         """Drops one reference; the last one frees its slot and its bytes."""
         with self._queue.lock:
@@ -154,10 +160,9 @@ class AdmissionQueue:
         self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // _RESERVE)
         self._slots, self._running = Shares(max_waiting_calls + max(concurrent)), 0
         self._concurrent, self._large_bytes, self._clock = concurrent, large_bytes, clock
-        self.lock = threading.Lock()
+        self.lock, self.slow = threading.Lock(), SlowCallers(clock)
         self._queue: FairQueue[Permit] = FairQueue()  # of those that wait for bytes
         self._small_queue: FairQueue[Permit] = FairQueue()  # the same of small calls, which have the reserve
-        self._answers: dict[Permit, Callable[[], object]] = {}  # on their way, with what ends their calls
         self._ahead_s: dict[str, list[float]] = {}  # by caller: of its calls that have a slot, small and large ones
         self._overloaded_until = 0.0
         self._refusals: deque[float] = deque(maxlen=self._slots.total)  # when, of the last second
@@ -205,12 +210,11 @@ class AdmissionQueue:
     def answered(self, permit: Permit) -> None:
         """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
         if permit.caller.cancel is not None:
-            permit.fetch_until = self._clock() + _FETCH_S + permit.size / _FETCHED_BYTES_PER_S
-            self._answers[permit] = permit.caller.cancel
+            self.slow.expect(permit, permit.size, ANSWER, permit.caller.is_active, permit.caller.cancel)
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
-        self._answers.pop(permit, None)
+        self.slow.forget(permit)
         if permit.pool is None:
             self._queue_of(permit).discard(permit.caller.name, permit)
         else:
@@ -238,7 +242,7 @@ class AdmissionQueue:
         if caller.add_done_callback(granted.set) or caller.is_active():
             end = time.monotonic() + caller.remaining_s()
             while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
-                self._give_up_answers()
+                self.slow.end_late()
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
@@ -247,19 +251,6 @@ class AdmissionQueue:
                 "up to what is left for others. Raise the timeout, or send less at once."
             )
             raise DeadlineExceededError(text)
-
-    def _give_up_answers(self) -> None:
-        """Ends calls whose callers do not fetch their answers, as others wait for the bytes of these."""
-        now = self._clock()
-        with self.lock:
-            late = [
-                (permit, cancel)
-                for permit, cancel in self._answers.items()
-                if permit.fetch_until < now and permit.caller.is_active()
-            ]
-        for permit, cancel in late:
-            log.info("an answer is given up: it was not fetched, and others wait for its %d bytes", permit.size)
-            cancel()
 
     def _queue_of(self, permit: Permit) -> FairQueue[Permit]:
         return self._small_queue if permit.size * _SMALL <= self._bytes.total else self._queue

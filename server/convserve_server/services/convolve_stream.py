@@ -31,7 +31,7 @@ _MIN_PIECE_BYTES, _MAX_PIECE_BYTES = 2**14, 2**24
 
 Request = messages.ConvolveStreamRequest | memoryview
 """A message of a stream: one of the contract's, or a piece's bytes."""
-StreamItems = InFlightItems[Request, int, Result]
+StreamItems = InFlightItems[Request, int, tuple[Result, Permit]]
 """The items that come after a stream's start, by their ids."""
 
 
@@ -71,9 +71,9 @@ class ConvolveStream:
         finally:
             self._transfer.ended()
 
-    def _messages(self, item_id: int, result: Future[Result]) -> Iterator[bytes]:
+    def _messages(self, item_id: int, result: Future[tuple[Result, Permit]]) -> Iterator[bytes]:
         try:
-            computed = result.result()
+            computed, permit = result.result()
         except Exception as error:
             del result  # which has the error, in whose traceback this frame is
             answer = to_convserve_error(error, self.call)
@@ -85,6 +85,7 @@ class ConvolveStream:
         response, output = response_without_output(computed), computed.output
         response.output.CopyFrom(head_of(output))
         head = messages.ConvolveStreamResponse(item_id=item_id).SerializeToString()
+        permit.awaits_pieces(self.items.cancel)
         yield messages.ConvolveStreamResponse(item_id=item_id, result=response).SerializeToString()
         for piece in cut(output, self._piece_bytes):
             yield framing.write_piece(head, piece)  # until it is sent
@@ -111,7 +112,7 @@ class ConvolveStream:
             ids.add(head.item_id)
             taken = self._take(head, self.items.begin(head.item_id))
 
-    def _take(self, head: messages.StreamItem, item: Item[int, Result]) -> bool:
+    def _take(self, head: messages.StreamItem, item: Item[int, tuple[Result, Permit]]) -> bool:
         """Receives an item's pieces and submits it, unless it is refused. Returns whether it was taken."""
         caller = item.caller()
         with ExitStack() as unless_submitted:
@@ -125,7 +126,9 @@ class ConvolveStream:
             except Exception as error:
                 item.fail(error)
                 return False
+            permit.awaits_pieces(self.items.cancel)
             self._receive(x.reshape(-1).view(np.uint8))
+            permit.received()
             item.submit(self._convolve, x, permit, caller)
             unless_submitted.pop_all()
         return True
@@ -140,11 +143,11 @@ class ConvolveStream:
             self._transfer.moved(len(piece))
             buffer = buffer[len(piece) :]
 
-    def _convolve(self, x: Array, permit: Permit, caller: Caller) -> Result:
+    def _convolve(self, x: Array, permit: Permit, caller: Caller) -> tuple[Result, Permit]:
         with self._transfer.computed():
             result = self.backend.scheduler.convolve(permit, self.layers, x, caller, unbatched=self.start.unbatched)
         self.call.computed(result.computation)
-        return result
+        return result, permit
 
 
 def output_dtype(number: int) -> str | None:

@@ -43,8 +43,8 @@ class InFlightItems(Generic[Message, Key, Result]):
         `cancel` ends the stream if its caller is idle for too long. Results come in the order of their items, or as
         they are completed.
         """
-        self.caller, self.pool, self.lock = caller, pool, threading.Lock()
-        self._messages, self._idle, self._cancel, self._in_order = messages, idle, cancel, in_order
+        self.caller, self.pool, self.cancel, self.lock = caller, pool, cancel, threading.Lock()
+        self._messages, self._idle, self._in_order = messages, idle, in_order
         self._room = threading.Semaphore(MAX_IN_FLIGHT)
         self._in_flight: set[Item[Key, Result]] = set()
         self._begun = 0
@@ -93,7 +93,7 @@ class InFlightItems(Generic[Message, Key, Result]):
 
         A caller is idle only while nothing is in flight, unless what is in flight cannot go on without the message.
         """
-        wait = Wait(self._cancel if of_item else self._cancel_if_idle, self._idle.deadline())
+        wait = Wait(self.cancel if of_item else self._cancel_if_idle, self._idle.deadline())
         self._idle.add(wait)
         try:
             return next(self._messages, None)
@@ -129,7 +129,7 @@ class InFlightItems(Generic[Message, Key, Result]):
         with self.lock:
             is_idle = not self._in_flight and time.monotonic() >= self._last_finished + self._idle.limit_s
         if is_idle:
-            self._cancel()
+            self.cancel()
 
     def _put(self, entry: tuple[Item[Key, Result], Future[Result]] | int | Exception) -> None:
         with self.lock:

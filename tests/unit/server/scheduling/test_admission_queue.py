@@ -110,6 +110,26 @@ def test_an_answer_that_is_not_fetched_is_given_up_where_others_wait_for_its_byt
     assert (slow.gone, quick.gone, streaming.gone) == (True, False, False)
 
 
+def test_pieces_that_come_too_slowly_are_given_up_where_others_wait_for_their_bytes() -> None:
+    now = [0.0]
+    callers = Callers(queue := queue_of(clock=lambda: now[0]))
+    slow, done, quick = Leaving("slow"), Leaving("done"), Leaving("quick")
+    permits = {each: queue.enter(each.caller, plan(30)) for each in (slow, done)}
+    for each, permit in permits.items():
+        permit.awaits_pieces(each.leave)
+    permits[done].received()
+    now[0] = 6.0
+    queue.enter(quick.caller, plan(20)).awaits_pieces(quick.leave)
+    now[0] = 12.0
+    waits = callers.enter(Leaving("other").caller, 30)
+    eventually(lambda: slow.gone)
+    permits[slow].release()  # by the thread that received it
+    assert waits.result(30).state == ADMITTED
+    assert (done.gone, quick.gone) == (False, False)
+    permits[slow].awaits_pieces(slow.leave)  # too late: it has no bytes that others could wait for
+    assert permits[slow] not in queue.slow._waits
+
+
 def test_a_single_call_may_have_all_bytes_and_callers_who_cannot_be_told_apart_share_nothing() -> None:
     queue = queue_of()
     one = Leaving("one")

@@ -99,7 +99,7 @@ def stream_of(
     start = start or messages.StreamStart()
     in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
     items: StreamItems = InFlightItems(
-        requests, leaving.caller, ThreadPool(ITEMS + 1, "stream"), IDLE, lambda: None, in_order=in_order
+        requests, leaving.caller, ThreadPool(ITEMS + 1, "stream"), IDLE, leaving.leave, in_order=in_order
     )
     backend = SimpleNamespace(admission=served, scheduler=served)
     return ConvolveStream(backend, (), start, items, CallRecord("m", "m"), 1000)  # type: ignore[arg-type]
@@ -181,3 +181,37 @@ def test_a_caller_that_leaves_as_the_last_answer_goes_out_keeps_no_thread() -> N
     stream = stream_of(served, requests(), leaving)
     answers = ThreadPool(1, "call").submit(lambda: list(stream.answers()))
     assert len(answers.result(30)) == 2
+
+
+@pytest.mark.parametrize("slow_at", ["sending", "fetching"])
+def test_a_caller_that_is_slow_at_an_item_is_sent_away_where_others_wait_for_its_bytes(slow_at: str) -> None:
+    now = [0.0]
+    served = Served(AdmissionQueue(SIZE, 100, (1, 1), 2**20, lambda: now[0]), "computed")
+    leaving = Leaving()
+
+    def requests() -> Iterator[Any]:
+        yield opening(1)
+        while slow_at == "sending" and not leaving.gone.wait(0.01):
+            yield memoryview(b"")  # which adds nothing
+        if slow_at == "fetching":
+            yield memoryview(bytes(4 * 900))
+            leaving.gone.wait(30)
+        raise grpc.RpcError
+
+    answers = stream_of(served, requests(), leaving).answers()
+    begun = ThreadPool(1, "call").submit(next, answers, None)
+    if slow_at == "fetching":
+        assert begun.result(30) is not None
+    eventually(lambda: bool(served.room.slow._waits))
+    now[0] = 9.0
+    waits = ThreadPool(1, "other").submit(served.room.enter, Caller("other"), PLAN)
+    eventually(lambda: served.room.load().waiting_calls == (2 if slow_at == "sending" else 1))
+    assert not leaving.gone.is_set()
+    now[0] = 11.0
+    assert leaving.gone.wait(30)
+    if slow_at == "sending":
+        with pytest.raises(grpc.RpcError):
+            begun.result(30)
+    answers.close()  # type: ignore[attr-defined]
+    waits.result(30).release()
+    assert served.room.load().admitted_bytes == 0
