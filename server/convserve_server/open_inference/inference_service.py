@@ -30,7 +30,7 @@ from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.transport.call_errors import to_convserve_error
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.in_flight_items import InFlightItems
+from convserve_server.transport.in_flight_items import InFlightItems, reads_items
 
 _LISTED_BYTES = 500  # of one version in a list of all models
 
@@ -140,6 +140,7 @@ class InferenceService:
         find_region = self._region_finder(context.peer())
         return self._inferences.infer(request, current_caller(context), find_region, current_call())
 
+    @reads_items
     def ModelStreamInfer(self, request_iterator: Iterator[InferRequest], context: Context) -> Iterator[bytes]:
         inferences, caller, call = self._inferences, current_caller(context), current_call()
         find_region = self._region_finder(context.peer())

@@ -31,7 +31,7 @@ from convserve_server.services import convolve_stream
 from convserve_server.services.layer_references import find_layers
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.idle_timeouts import IdleTimeouts
-from convserve_server.transport.in_flight_items import InFlightItems
+from convserve_server.transport.in_flight_items import InFlightItems, reads_items
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["ConvolutionService"].full_name
 
@@ -113,6 +113,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         response.output.shared_memory.CopyFrom(message.output_memory)
         return response.SerializeToString()
 
+    @reads_items
     def ConvolveStream(self, request_iterator: Iterator[convolve_stream.Request], context: Context) -> Iterator[bytes]:
         backend = self._backend
         first = next(request_iterator, None)

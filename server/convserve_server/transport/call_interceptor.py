@@ -96,6 +96,7 @@ class _Method:
         self._path, self._interceptor = path, interceptor
         self._behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
         self._takes_stream, self._gives_stream = handler.request_streaming, handler.response_streaming
+        self._reads_items = getattr(self._behaviour, "reads_items", False)
         self._parse = handler.request_deserializer or bytes
         self._bound = interceptor.bounds.get(path, _UNKNOWN_MESSAGES)
         self._serialize = handler.response_serializer or bytes
@@ -202,7 +203,7 @@ class _Method:
             boxed = [parsed(self._parse, data, self._bound)]
             del data
             yield boxed.pop()
-            if not self._gives_stream:  # such a method knows itself when it waits for its caller alone
+            if not self._reads_items:  # which wait themselves
                 call.receiving.until = self._interceptor.idle.deadline()
         call.receiving.until = inf
 

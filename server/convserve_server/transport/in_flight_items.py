@@ -23,6 +23,14 @@ MAX_IN_FLIGHT = 4
 Message = TypeVar("Message")
 Key = TypeVar("Key")
 Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def reads_items(method: Method) -> Method:
+    """Marks a method that reads its stream by `InFlightItems`, which know when they wait for its caller alone."""
+    marked: Any = method
+    marked.reads_items = True
+    return method
 
 
 class InFlightItems(Generic[Message, Key, Result]):

@@ -7,8 +7,10 @@ import pytest
 
 from convserve import InvalidRequestError, OverloadedError
 from convserve.errors import FieldViolation
+from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.thread_pool import ThreadPool
+from convserve_server.services.convolution_service import ConvolutionService
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import MAX_IN_FLIGHT, InFlightItems
 from tests.support.waiting import eventually
@@ -54,6 +56,11 @@ def stream(pool, compute, given, caller=None, **options):
 
 def is_idle(pool):
     return len(pool._idle) == pool._count
+
+
+@pytest.mark.parametrize("method", [ConvolutionService.ConvolveStream, InferenceService.ModelStreamInfer])
+def test_the_interceptor_leaves_the_waits_of_streams_with_items_to_these(method):
+    assert method.reads_items
 
 
 def test_answers_keep_the_order_of_the_requests(pool):
