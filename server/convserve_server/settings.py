@@ -213,7 +213,7 @@ class Settings(BaseSettings):
     store_bytes: BytesOrZero = 0
     """Most that the layers in that folder or bucket may take. 0: 64GiB of a bucket; of a folder what they take when the
     server starts, and nine tenths of what is free then on its volume."""
-    store_age_s: Annotated[Seconds, Field(ge=0)] = 1
+    store_age_s: Seconds = 1
     """How long a name that was read from a bucket leads where it led then; after that it is asked whether it moved."""
     store_cache: Folder = ""
     """Folder that keeps layers of a bucket on this machine; servers may share it. Without one they are in memory and

@@ -15,3 +15,8 @@ def eventually(condition: Callable[[], Any], seconds: float = 30) -> Any:
         time.sleep(pause)
         pause = min(2 * pause, 0.01)
     return found
+
+
+def waiting_jobs(batcher: Any) -> int:
+    """Returns how many jobs of a server's batcher wait for a device."""
+    return sum(map(len, batcher._queues))

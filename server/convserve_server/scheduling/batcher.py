@@ -19,6 +19,7 @@ for them. A device computes some of them at once, and one batch of small ones, w
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
@@ -40,7 +41,7 @@ class Batching:
     max_batch_bytes: int  # of a batch of several jobs: inputs, outputs and what is between
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Job:
     """What one caller wants computed. The batcher sets all but the first four attributes."""
 
@@ -78,11 +79,6 @@ class Batcher(Generic[AnyJob]):
         self._queues: tuple[FairQueue[AnyJob], ...] = (FairQueue(), FairQueue())
         self._groups: dict[Hashable, deque[AnyJob]] = {}  # the same jobs by group, in the order of their arrival
 
-    @property
-    def waiting(self) -> int:
-        """How many jobs wait for a device."""
-        return sum(map(len, self._queues))
-
     def run(self, job: AnyJob) -> Any:
         """Returns a job's result once it is computed, or raises what `compute` raises for this job alone.
 
@@ -118,8 +114,9 @@ class Batcher(Generic[AnyJob]):
 
     def _wait(self, job: AnyJob) -> None:
         """Waits until a job in the queue has a device or an outcome."""
+        waiting = weakref.ref(job)  # the callback may be kept for as long as the answer is on its way
         try:
-            if not job.caller.add_done_callback(lambda: self._abandon(job)) and not job.caller.is_active():
+            if not job.caller.add_done_callback(lambda: self._abandon(waiting())) and not job.caller.is_active():
                 self._abandon(job)
             job.ready.acquire()
         except BaseException:
@@ -128,10 +125,10 @@ class Batcher(Generic[AnyJob]):
                 self._release_device(job.device, job.lane)
             raise
 
-    def _abandon(self, job: AnyJob) -> None:
+    def _abandon(self, job: AnyJob | None) -> None:
         """Takes a job whose caller is gone out of the queue, if it is there."""
         with self._lock:
-            if not self._queues[job.lane].discard(job.caller.name, job):
+            if job is None or not self._queues[job.lane].discard(job.caller.name, job):
                 return
             self._remove_from_group(job)
         job.finish(None, _caller_gone())

@@ -26,7 +26,7 @@ from tests.support.engines.held_engine import HeldEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import convolved as expected
 from tests.support.engines.served import Served
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waiting_jobs
 
 LAST = {"data_format": "channels_last", "dtype": "float32"}
 
@@ -329,7 +329,7 @@ def checks_callers_of_real_layers_get_their_own() -> None:
         taking = [pool.submit(served.convolve, shared[:1], x, None, unbatched=True) for x in inputs[:2]]
         eventually(lambda: held.calls == 2)
         waiting = [pool.submit(served.convolve, shared[:1], x, None) for x in inputs]
-        eventually(lambda: served.scheduler._batcher.waiting == 3)
+        eventually(lambda: waiting_jobs(served.scheduler._batcher) == 3)
         held.go.set()
         for future, x in zip(taking + waiting, inputs[:2] + inputs, strict=True):
             result = future.result(60)

@@ -42,7 +42,7 @@ from tests.support.engines.held_engine import HeldEngine
 from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import batch, weighing
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waiting_jobs
 
 LAST = {"data_format": "channels_last"}
 KERNEL = np.arange(36, dtype="f4").reshape(3, 3, 2, 2) / 36
@@ -198,7 +198,7 @@ def test_threads_share_batches_and_have_slots() -> None:
         first = threads.submit(engine.convolve, layer, batch(1))
         eventually(lambda: held.calls == 1)
         others = [threads.submit(engine.convolve, layer, batch(number)) for number in (2, 3, 4)]
-        eventually(lambda: engine._scheduler._batcher.waiting == 3)
+        eventually(lambda: waiting_jobs(engine._scheduler._batcher) == 3)
         with pytest.raises(OverloadedError, match="--max-waiting-calls"):
             engine.convolve(layer, batch(5))
         held.go.set()
@@ -239,7 +239,7 @@ def test_large_calls_are_computed_at_once_by_kind_of_device_and_settings(
         futures = [
             threads.submit(engine.convolve, weighing(2), np.ones((1, size, 1, 1), "f4"), timeout=None) for _ in range(4)
         ]
-        eventually(lambda: (engine._scheduler._batcher.waiting, held.calls) == (4 - at_once, at_once))
+        eventually(lambda: (waiting_jobs(engine._scheduler._batcher), held.calls) == (4 - at_once, at_once))
         held.go.set()
         for future in futures:
             future.result(30)
@@ -254,7 +254,7 @@ def test_what_waits_beyond_its_timeout_is_not_computed() -> None:
         first = threads.submit(engine.convolve, weighing(2), batch(1), timeout=None)
         eventually(lambda: held.calls == 1)
         late = threads.submit(engine.convolve, weighing(2), batch(2), timeout=1e-3)
-        eventually(lambda: late.done() or engine._scheduler._batcher.waiting)
+        eventually(lambda: late.done() or waiting_jobs(engine._scheduler._batcher))
         over = time.monotonic() + 1e-3  # or before: it waits since its timeout began
         eventually(lambda: late.done() or time.monotonic() > over)
         held.go.set()

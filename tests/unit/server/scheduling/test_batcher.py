@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from convserve.errors import DeadlineExceededError, OutOfMemoryError
 from convserve_server.scheduling.batcher import Batcher, Batching, Job
 from convserve_server.scheduling.caller import Caller
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waiting_jobs
 
 ANYBODY = Caller()
 
@@ -94,7 +95,7 @@ class GatedBatcher:
         caller: str = "",
     ) -> Future[Any]:
         """Lets a thread of its own run a task, and returns once it is computed or waits."""
-        before = len(self.started) + self.batcher.waiting
+        before = len(self.started) + self.waiting
         arguments = {
             "group": group,
             "samples": samples,
@@ -102,7 +103,7 @@ class GatedBatcher:
             "caller": Caller(caller, is_active=wanted),
         }
         future = self._pool.submit(run, self.batcher, task, **arguments)
-        eventually(lambda: len(self.started) + self.batcher.waiting > before)
+        eventually(lambda: len(self.started) + self.waiting > before)
         return future
 
     def release(self, number: int) -> None:
@@ -115,6 +116,10 @@ class GatedBatcher:
         for gate in self._gates:
             gate.set()
         self._pool.shutdown()
+
+    @property
+    def waiting(self) -> int:
+        return waiting_jobs(self.batcher)
 
     @property
     def tasks(self) -> list[list[Any]]:
@@ -146,12 +151,12 @@ def test_waiting_jobs_of_a_group_are_computed_together_oldest_first() -> None:
     with gated() as d:
         first = d.submit("first", "other")
         futures = [d.submit(f"{group}{n}", group) for group, n in ("b0", "a1", "b2", "a3", "b4")]
-        assert d.batcher.waiting == 5
+        assert d.waiting == 5
         for number in range(3):
             d.release(number)
         assert answers(first, *futures) == [("first", 1), ("b0", 3), ("a1", 2), ("b2", 3), ("a3", 2), ("b4", 3)]
         assert d.tasks == [["first"], ["b0", "b2", "b4"], ["a1", "a3"]]
-        assert d.batcher.waiting == 0
+        assert d.waiting == 0
 
 
 def test_a_group_that_goes_on_calling_does_not_starve_another() -> None:
@@ -191,7 +196,7 @@ def test_small_tasks_do_not_wait_for_large_ones_nor_large_ones_for_small() -> No
         assert d.tasks == [["large0"]]
         small = [d.submit(f"small{number}", size=5) for number in range(3)]
         assert d.tasks == [["large0"], ["small0"]]
-        assert d.batcher.waiting == 4
+        assert d.waiting == 4
         d.release(1)
         eventually(lambda: len(d.started) == 3)
         d.release(0)
@@ -273,18 +278,35 @@ def test_a_batch_takes_its_group_in_the_order_of_arrival() -> None:
         assert d.tasks == [["x"], ["a1", "b2"], ["b1", "a2"], ["a3"]]
 
 
+def test_a_job_that_waited_is_gone_when_it_is_computed_though_its_caller_is_not() -> None:
+    callbacks: list[Callable[[], None]] = []
+    with gated() as d:
+        d.submit("first")
+        caller = Caller(add_done_callback=lambda each: callbacks.append(each) or True)
+        job: Task | None = Task("second", None, 1, 1, caller)
+        gone = weakref.ref(job)
+        second = ThreadPoolExecutor(1).submit(d.batcher.run, job)
+        job = None
+        eventually(lambda: d.waiting == 1 and bool(callbacks))
+        d.release(0)
+        d.release(1)
+        assert second.result(30) == ("second", 1)
+        eventually(lambda: gone() is None)
+        callbacks[0]()
+
+
 def test_a_queued_job_ends_as_soon_as_its_caller_is_gone() -> None:
     with gated() as d:
         first, calls = d.submit("x"), []
         leaving = Caller(is_active=lambda: not calls, add_done_callback=lambda call: calls.append(call) or True)
         pool = ThreadPoolExecutor(1)
         gone = pool.submit(run, d.batcher, "gone", group="g", caller=leaving)
-        eventually(lambda: d.batcher.waiting == 1 and bool(calls))
+        eventually(lambda: d.waiting == 1 and bool(calls))
         stays = d.submit("stays")
         calls[0]()
         with pytest.raises(DeadlineExceededError, match="not computed"):
             gone.result(30)
-        assert d.batcher.waiting == 1
+        assert d.waiting == 1
         d.release(0)
         d.release(1)
         assert answers(first, stays) == [("x", 1), ("stays", 1)]
@@ -342,7 +364,7 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
             callbacks[step] = fail
         first = d.submit("first", None)
         bad = d._pool.submit(run, d.batcher, "bad", group="g", caller=Caller(**callbacks))
-        eventually(lambda: d.batcher.waiting or bad.done())
+        eventually(lambda: d.waiting or bad.done())
         member = d.submit("member")
         d.held = False
         d.release(0)
@@ -357,7 +379,7 @@ def test_whatever_a_step_raises_every_job_ends_and_the_device_is_free(
             assert member.exception(30) is None or isinstance(member.exception(), kind)
         monkeypatch.undo()
         assert run(d.batcher, "after") == ("after", 1)
-        assert (d.batcher.waiting, d.batcher._free, d.batcher._groups) == (0, ([1], [1]), {})
+        assert (d.waiting, d.batcher._free, d.batcher._groups) == (0, ([1], [1]), {})
 
 
 def test_a_group_that_cannot_be_hashed_does_not_stay_in_the_queue() -> None:
@@ -365,7 +387,7 @@ def test_a_group_that_cannot_be_hashed_does_not_stay_in_the_queue() -> None:
         first = d.submit("first")
         with pytest.raises(TypeError, match="unhashable"):
             run(d.batcher, "bad", group=[])
-        assert d.batcher.waiting == 0
+        assert d.waiting == 0
         d.release(0)
         answers(first)
         d.held = False
@@ -404,7 +426,7 @@ def test_the_device_with_the_least_to_do_is_next() -> None:
         futures = [d.submit(task, size=2) for task in range(6)]
         assert [device for device, _, _ in d.started] == [0, 1, 2, 0, 1, 2]
         waiting = [d.submit(task, size=2) for task in (6, 7)]
-        assert d.batcher.waiting == 2
+        assert d.waiting == 2
         d.release(4)  # on device 1
         eventually(lambda: len(d.started) == 7)
         d.release(2)  # on device 2
@@ -507,5 +529,5 @@ def test_every_caller_gets_its_own_result(
                 assert total == sum(rows)
                 assert len(rows) <= samples <= max(len(rows), max_samples)
                 assert len(rows) < LARGE or samples == LARGE
-    assert batcher.waiting == 0
+    assert waiting_jobs(batcher) == 0
     assert engine.running == [[0] * devices] * 2

@@ -15,7 +15,7 @@ from convserve import InvalidArgumentError, Layer, TooLargeError
 from convserve.errors import DeadlineExceededError
 from convserve_server.scheduling.caller import Caller
 from tests.support.engines.served import CONFIG, LIMITS, Engine, Served, batch, weighing
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waiting_jobs
 
 
 class Held:
@@ -30,9 +30,9 @@ class Held:
 
     def call(self, layers: Sequence[Layer], x: Any, output_dtype: str | None = None, **options: Any) -> Future[Any]:
         batcher = self.served.scheduler._batcher
-        before = len(self.engine.calls) + batcher.waiting
+        before = len(self.engine.calls) + waiting_jobs(batcher)
         future = self.pool.submit(self.served.convolve, layers, x, output_dtype, **options)
-        eventually(lambda: len(self.engine.calls) + batcher.waiting > before)
+        eventually(lambda: len(self.engine.calls) + waiting_jobs(batcher) > before)
         return future
 
     def computed(self) -> list[list[int]]:

@@ -23,7 +23,7 @@ from tests.support.engines.limited_engine import LimitedEngine
 from tests.support.engines.numpy_engine import NumpyEngine
 from tests.support.engines.served import Served
 from tests.support.layers.chains import assert_same, chains
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, waiting_jobs
 
 LAST: dict[str, Any] = {"data_format": "channels_last", "dtype": "float32"}
 SOFTMAX = {"class_name": "softmax", "config": {"axis": 1}}
@@ -302,7 +302,7 @@ def test_a_batch_that_does_not_fit_is_computed_once() -> None:
         futures = []
         for waiting, samples in enumerate(sizes, 1):
             futures.append(pool.submit(served.convolve, [of], image(samples), None))
-            eventually(lambda waiting=waiting: served.scheduler._batcher.waiting == waiting)
+            eventually(lambda waiting=waiting: waiting_jobs(served.scheduler._batcher) == waiting)
         go.set()
         first.result(30)
         for samples, future in zip(sizes, futures, strict=True):
