@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
@@ -24,7 +26,7 @@ AnyRegion = TypeVar("AnyRegion", bound=Region)
 
 
 class RegionTable(Generic[Key, AnyRegion]):
-    """Registered regions by key. Its methods may be called from any thread."""
+    """Registered regions by key, each of which counts until nobody has it. Any thread may call its methods."""
 
     def __init__(
         self, max_bytes: int, max_regions: int, is_abandoned: Callable[[AnyRegion, bool], bool] = lambda *_: False
@@ -35,7 +37,9 @@ class RegionTable(Generic[Key, AnyRegion]):
         """
         self._is_abandoned, self._counts, self._bytes = is_abandoned, Shares(max_regions), Shares(max_bytes)
         self._lock = threading.Lock()
-        self._regions: dict[Key, tuple[AnyRegion, str]] = {}  # with the names of callers
+        self._regions: dict[Key, AnyRegion] = {}
+        # Callers and sizes of regions that are gone. Not given back at once, as a region may go with the lock held.
+        self._gone: deque[tuple[str, int]] = deque()
 
     def register(self, key: Key, region: AnyRegion, caller: str = "") -> None:
         """Adds a region, of which a caller that has a name may have its share.
@@ -47,8 +51,8 @@ class RegionTable(Generic[Key, AnyRegion]):
                 raise KeyError(key)
             if not self._has_room(region.size, caller):
                 is_full = 2 * region.size <= self._bytes.total and not self._has_room(region.size, _ANOTHER)
-                for each in [each for each, (held, _) in self._regions.items() if self._is_abandoned(held, is_full)]:
-                    self._remove(each)
+                for each in [each for each, held in self._regions.items() if self._is_abandoned(held, is_full)]:
+                    del self._regions[each]
             if not self._has_room(region.size, caller):
                 text = (
                     f"Expected at most {self._counts.total} regions of {self._bytes.total} bytes together, the "
@@ -56,34 +60,32 @@ class RegionTable(Generic[Key, AnyRegion]):
                     f"{region.size} more: unregister some, or ask the operator to raise it."
                 )
                 raise OverloadedError(text)
-            self._regions[key] = region, caller
+            self._regions[key] = region
             self._counts.take(caller)
             self._bytes.take(caller, region.size)
+            weakref.finalize(region, self._gone.append, (caller, region.size)).atexit = False
 
     def unregister(self, keys: Iterable[Key]) -> None:
         """Removes regions; it ignores keys that are not registered."""
         with self._lock:
             for key in keys:
-                self._remove(key)
+                self._regions.pop(key, None)
 
     def get(self, key: Key) -> AnyRegion | None:
         """Returns a region, or None."""
-        held = self._regions.get(key)
-        return held and held[0]
+        return self._regions.get(key)
 
     def all(self) -> dict[Key, AnyRegion]:
         """Returns all regions by their keys."""
         with self._lock:
-            return {key: region for key, (region, _) in self._regions.items()}
+            return dict(self._regions)
 
     def _has_room(self, size: int, caller: str) -> bool:
+        while self._gone:
+            name, given_back = self._gone.popleft()
+            self._counts.give_back(name)
+            self._bytes.give_back(name, given_back)
         return self._counts.fits(caller) and self._bytes.fits(caller, size)
-
-    def _remove(self, key: Key) -> None:
-        if key in self._regions:
-            region, caller = self._regions.pop(key)
-            self._counts.give_back(caller)
-            self._bytes.give_back(caller, region.size)
 
 
 def is_within(region: Region, offset: int, size: int) -> bool:
