@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import InvalidArgumentError, LayerNotFoundError
+from convserve.errors import ConvserveError, InvalidArgumentError, LayerNotFoundError
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.layer import Layer
 from convserve.tensors.codec import FLOAT_DTYPES, INPUT_DTYPES, Shape, numpy_dtype, standard_dtype
 from convserve_server.backend import Backend
 from convserve_server.engine_api import Engine
 from convserve_server.settings import SettingsError
+from convserve_server.tiling.tiled_engine import TiledEngine
 
 log = logging.getLogger("convserve")
 _PLAIN = Conv2D(1, 3, data_format="channels_last", dtype="float32", use_bias=False)
@@ -70,23 +71,22 @@ class WarmUp:
 def warm_up(case: WarmUp, backend: Backend) -> None:
     """Computes on every device. A layer that is not stored, which may come later, is passed over with a warning.
 
-    Raises SettingsError if the layer cannot take such an input, or the server takes no such call.
+    Raises SettingsError if the layer cannot take such an input, or the server takes no such call or has no memory.
     """
     engine, admission = backend.engine, backend.admission
     try:
         layer = backend.store.layer(case.layer) if isinstance(case.layer, str) else Layer(case.layer)
         permit = admission.admit([layer], case.shape, case.input_dtype, case.output_dtype)
         permit.release()
+        if layer.kernel is None:
+            layer = engine.initialize(layer.config, permit.plan.layers[0].kernel_shape[2] * layer.config.groups)
+        x, tiled = np.zeros(case.shape, numpy_dtype(case.input_dtype)), TiledEngine(engine)
+        for device in range(len(engine.devices)):
+            tiled.convolve([layer], [x], permit.plan.output_dtype, device)
     except LayerNotFoundError as error:
         log.warning("%s: %s", _FLAG, error)
-        return
-    except InvalidArgumentError as error:
+    except ConvserveError as error:
         raise SettingsError(f"{_FLAG}: {error}") from error
-    if layer.kernel is None:
-        layer = engine.initialize(layer.config, permit.plan.layers[0].kernel_shape[2] * layer.config.groups)
-    x = np.zeros(case.shape, numpy_dtype(case.input_dtype))
-    for device in range(len(engine.devices)):
-        engine.convolve([layer], [x], permit.plan.output_dtype, device)
 
 
 def check_devices(engine: Engine) -> None:

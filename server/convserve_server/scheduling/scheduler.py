@@ -24,8 +24,8 @@ from convserve_server.tiling.tiled_engine import TiledEngine
 class Computation(NamedTuple):
     """How a call was computed, without its tensors: for metrics, logs and traces."""
 
-    began_ns: int  # when the whole input had arrived, since 1970
-    queue_us: int  # that it waited for memory and for a device
+    began_ns: int  # `queue_us` before it was computed, since 1970
+    queue_us: int  # that it waited for memory and for a device, between which a stream's input arrives
     compute_us: int  # that its batch took on the device
     batch_size: int  # this and the next two: of its batch, as in `Computed`
     device: str
@@ -107,7 +107,7 @@ class Scheduler:
             output = computed.output if len(jobs) == 1 else computed.output[first : first + job.samples]
             first += job.samples
             computation = Computation(
-                began_ns=job.began_ns,
+                began_ns=job.began_ns - round(job.permit.waited_s * 1e9),
                 queue_us=round((started - job.received + job.permit.waited_s) * 1e6),
                 compute_us=round(seconds * 1e6),
                 batch_size=computed.batch_size,

@@ -89,6 +89,16 @@ def test_it_is_computed_on_every_device(layer: str) -> None:
     assert [(samples, device) for _, samples, device in engine.calls] == [([2], 0), ([2], 1), ([2], 2)]
 
 
+def test_what_does_not_fit_is_computed_in_parts_or_refused() -> None:
+    engine = Engine()
+    engine.max_samples = 1
+    warmed(engine, "layer=stored input_shape=2x1x1x1")
+    assert [samples for _, samples, _ in engine.calls] == [[2], [1], [1]]
+    engine.max_samples = 0
+    with pytest.raises(SettingsError, match=r"^--warm-up \(CONVSERVE_WARM_UP\): .*memory"):
+        warmed(engine, "layer=stored input_shape=2x1x1x1")
+
+
 def test_a_layer_that_is_not_stored_is_passed_over_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     engine = Engine()
     warmed(engine, "layer=other input_shape=2x1x1x1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -88,6 +89,16 @@ def test_a_batch_is_bounded_by_samples_and_bytes(options: dict[str, Any]) -> Non
     for value in range(3):
         held.call([layer], batch(value))
     assert held.computed() == [[1, 1], [1]]
+
+
+def test_a_wait_for_memory_counts_and_ends_when_the_computation_starts() -> None:
+    served, layer, x = Served(Engine()), weighing(2), batch(1)
+    permit = served.admission.admit([layer], x.shape, "float32", None)
+    permit.waited_s = 3600.0
+    before = time.time_ns()
+    computation = served.scheduler.convolve(permit, [layer], x).computation
+    assert computation.queue_us >= 3600e6
+    assert before - 1000 <= computation.began_ns + computation.queue_us * 1000 <= time.time_ns() + 1000
 
 
 def test_a_batch_that_does_not_fit_the_device_is_computed_in_parts() -> None:
