@@ -79,12 +79,13 @@ def read(kind: type[M], name: str, data: bytes) -> tuple[M, Array | None]:
     if split is not None and inner is not None:
         message = kind.FromString(split[0])
         tensor = tensor_pb2.Tensor.FromString(inner[0])
-        if not tensor.HasField("shared_memory"):
+        if inner[1] or not tensor.HasField("shared_memory"):
             return message, decode(tensor, name, elements=inner[1])
     message = kind.FromString(data)
-    if not message.HasField(name) or getattr(message, name).HasField("shared_memory"):
+    tensor = getattr(message, name)
+    if not message.HasField(name) or (tensor.HasField("shared_memory") and not tensor.data):
         return message, None
-    array = decode(getattr(message, name), name)
+    array = decode(tensor, name)
     message.ClearField(name)
     return message, array
 

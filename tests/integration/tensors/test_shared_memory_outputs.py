@@ -91,13 +91,13 @@ def test_input_and_output_may_overlap(caller, sharer, offset):
     assert region.map[offset : offset + 1024] == (2 * x).tobytes()
 
 
-def test_elements_beside_a_place_are_passed_over_in_any_order_of_fields(caller, sharer):
+def test_a_place_is_passed_over_beside_elements_in_any_order_of_fields(caller, sharer):
     region = sharer.share(SIZE)
     region.map[:64] = X.tobytes()
     layers = ConvolveRequest(layers=shared_request(region.place()).layers).SerializeToString()
     head = Tensor(dtype=1, shape=X.shape).SerializeToString()
     inside = Tensor(shared_memory=region.place()).SerializeToString()
-    for elements in (b"", bytes(64)):
+    for elements, x in ((b"", X), ((X + 1).tobytes(), X + 1)):
         beside = b"\x7a" + bytes([len(elements)]) + elements
         for fields in ([head, inside, beside], [beside, head, inside], [inside, beside, head]):
             tensor_bytes = b"".join(fields)
@@ -105,7 +105,7 @@ def test_elements_beside_a_place_are_passed_over_in_any_order_of_fields(caller, 
             request = layers + b"\x7a" + bytes([len(tensor_bytes)]) + tensor_bytes
             assert ConvolveRequest.FromString(request).input.shared_memory == region.place()
             (answer,) = caller.send(CONVOLVE, request)
-            assert ConvolveResponse.FromString(answer).output.data == (2 * X).tobytes()
+            assert ConvolveResponse.FromString(answer).output.data == (2 * x).tobytes()
 
 
 # While a call computes

@@ -26,7 +26,8 @@ def group(number, content=b""):
 def stock(data):
     """Returns what the stock parser and the tensor codec make of a request's bytes: the oracle."""
     message = ConvolveRequest.FromString(data)
-    if not message.HasField("input") or message.input.HasField("shared_memory"):
+    tensor = message.input
+    if not message.HasField("input") or (tensor.HasField("shared_memory") and not tensor.data):
         return message, None
     array = decode(message.input, "input")
     message.ClearField("input")
