@@ -40,6 +40,8 @@ class MetricsPage:
         """Answers a request: with a page in OpenMetrics' form or Prometheus' own, and compressed, where it asks so."""
         if environ["PATH_INFO"] == "/healthz":
             return self._health(start_response)
+        if environ["PATH_INFO"] != "/metrics":  # so that a probe with a typing error is not always healthy
+            return _said(start_response, "404 Not Found", "Here are /metrics and /healthz.")
         if environ["REQUEST_METHOD"] != "GET":
             return self._app(environ, start_response)  # type: ignore[no-any-return]
         asked = time.monotonic()
@@ -54,9 +56,9 @@ class MetricsPage:
         return page.body
 
     def _health(self, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        status, word = ("200 OK", b"SERVING\n") if self._is_serving() else ("503 Service Unavailable", b"NOT_SERVING\n")
-        start_response(status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
-        return [word]
+        if self._is_serving():
+            return _said(start_response, "200 OK", "SERVING")
+        return _said(start_response, "503 Service Unavailable", "NOT_SERVING")
 
     def _made(self, open_metrics: bool, compressed: bool) -> _Page:
         began, head = time.monotonic(), list[Any]()
@@ -69,3 +71,8 @@ class MetricsPage:
         body = list(self._app(environ, lambda *said: head.extend(said)))
         status, headers = head
         return _Page(began, status, headers, body)
+
+
+def _said(start_response: Callable[..., Any], status: str, text: str) -> list[bytes]:
+    start_response(status, [("Content-Type", "text/plain"), ("Cache-Control", "no-store")])
+    return [f"{text}\n".encode()]

@@ -57,7 +57,8 @@ def test_once(metered, capsys):
 
 def test_an_address_is_enough(metered, capsys):
     address = metered.metrics.removeprefix("http://").removesuffix("/metrics")
-    assert told(capsys, address, "--once")[0] == 0
+    for each in (address, f"http://{address}", f"http://{address}/"):
+        assert told(capsys, each, "--once")[0] == 0
 
 
 def test_it_goes_on_until_the_server_ends(metered):

@@ -117,7 +117,7 @@ def rates(text: str) -> list[float]:
 
 
 def metrics_url(text: str) -> str:
-    """Returns a URL as it is, and "http://host:9464/metrics" for "host:9464"."""
+    """Returns a URL, and "http://host:9464/metrics" for "host:9464" and for one without a path."""
     is_url = text.startswith(("http://", "https://"))
     try:
         if is_url:
@@ -128,7 +128,9 @@ def metrics_url(text: str) -> str:
             split_address(text)
     except ValueError as error:
         raise _refused("http://HOST:PORT/metrics or HOST:PORT", text, str(error)) from None
-    return text if is_url else f"http://{text}/metrics"
+    if not is_url:
+        return f"http://{text}/metrics"
+    return text if parts.path.strip("/") else parts._replace(path="/metrics").geturl()
 
 
 def _refused(expected: str, text: str, why: str = "") -> click.BadParameter:

@@ -145,6 +145,14 @@ def test_health_is_told_beside_it(serving: bool, status: str, method: str, colle
     assert not collector.collected
 
 
+@pytest.mark.parametrize("path", ["/healthzz", "/health", "/ready", "/", "", "/metrics/", "/favicon.ico"])
+def test_another_path_names_those_that_there_are(path: str, page: MetricsPage, collector: Collector) -> None:
+    before = collector.collected
+    status, _, body = got(page, PATH_INFO=path)
+    assert (status, body) == ("404 Not Found", b"Here are /metrics and /healthz.\n")
+    assert collector.collected == before
+
+
 def test_another_method_is_none(page: MetricsPage, collector: Collector) -> None:
     before = collector.collected
     assert got(page, REQUEST_METHOD="POST")[0].startswith("405")
