@@ -120,9 +120,11 @@ def from_item_error(message: convolution_service_pb2.StreamItemError) -> Convser
 
 def _status_message(error: ConvserveError) -> status_pb2.Status:
     status = status_pb2.Status(code=error.code.value[0], message=_cut(str(error), _MAX_TEXT))
-    reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
-    info = details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error))
-    for message in (info, *_beside_info(error)):
+    details = _beside_info(error)
+    if error.reason:  # which a deadline has not: its code says all
+        reason = error_pb2.ErrorReason.Name(error.reason).removeprefix("ERROR_REASON_")
+        details.insert(0, details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=_metadata(error)))
+    for message in details:
         packed = any_pb2.Any()
         packed.Pack(message)
         status.details.append(packed)

@@ -207,6 +207,12 @@ def test_the_wire_form_is_the_standard_one():
     assert [each.field for each in bad_request.field_violations] == ["filters", "strides"]
 
 
+def test_what_has_no_reason_has_no_details():
+    ((_, value),) = to_status(errors.DeadlineExceededError("late")).trailing_metadata
+    sent = status_pb2.Status.FromString(value)
+    assert (sent.code, sent.message, len(sent.details)) == (grpc.StatusCode.DEADLINE_EXCEEDED.value[0], "late", 0)
+
+
 # Copies
 
 
