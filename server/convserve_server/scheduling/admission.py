@@ -1,4 +1,4 @@
-"""Plans calls, refuses those that this server never takes, and admits the others."""
+"""Plans calls, and decides which this server never takes; when another one may go on, admission_queue.py decides."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Dynamic batching without a timer: jobs gather while all devices are busy, and go together when one is free.
+"""Decides what is computed next, and what together; in whose turn, fair_queue.py.
+
+Dynamic batching without a timer: jobs gather while all devices are busy, and go together when one is free.
 
 A job that finds a device free is computed at once, in its caller's own thread. Otherwise that thread waits. A thread
 that has computed passes its device to the next job (callers take turns, each one's jobs come in their order), whose

@@ -1,4 +1,4 @@
-"""Computes admitted calls: initializes missing weights, batches, and has the engine compute."""
+"""Computes admitted calls: initializes missing weights, and has the engine compute what batcher.py decides on next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a message may consist of, counted on the wire before it is parsed.
+"""Decides what a message may consist of, on the wire before it is parsed; how long it may be, options.py tells gRPC.
 
 A parsed message takes many times its bytes if these are empty messages within it, and what reads it takes as long. Only
 fields of bytes, in which tensors and digests travel, take no more than they are: they may have any length, and are
