@@ -17,7 +17,14 @@ import click
 
 from convserve._rpc.channel import default_target
 from convserve.cli.output.report import show_progress
-from convserve.errors import ConvserveError, InvalidArgumentError, UnavailableError
+from convserve.errors import (
+    ConvserveError,
+    InvalidArgumentError,
+    InvalidConfigurationError,
+    InvalidRequestError,
+    InvalidTensorError,
+    UnavailableError,
+)
 
 _WHICH_SERVER = "--target or CONVSERVE_TARGET names another server"
 _HELP = Path(__file__).parent / "help"
@@ -79,7 +86,8 @@ class Command(click.Command):
             return super().invoke(context)
         except ConvserveError as error:
             show_progress("")
-            raise Failure("\n".join([*getattr(error, "__notes__", ()), format_error(error, context)])) from error
+            text = "\n".join([*getattr(error, "__notes__", ()), format_error(error, context)])
+            raise Failure(text, 2 if _is_usage(error, context) else 1) from error
 
     def format_usage(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes a line for each way to call the command."""
@@ -184,6 +192,14 @@ def format_error(error: ConvserveError, context: click.Context) -> str:
         text += f"\n{_WHICH_SERVER}" if "`convserve serve`" in text else ""
     head, *others = text.splitlines()
     return "\n".join([f"error: {head}", *(f"       {line}" for line in others)])
+
+
+def _is_usage(error: ConvserveError, context: click.Context) -> bool:
+    """Returns whether the command line itself is wrong, rather than a file, its content, or what a server has."""
+    kinds = (InvalidRequestError, InvalidConfigurationError, InvalidTensorError)
+    if not isinstance(error, kinds) or error.__cause__ is not None:  # which a file has that cannot be read or written
+        return False
+    return all(_flag(each.field, context).startswith("--") for each in error.violations)
 
 
 def _flag(field: str, context: click.Context) -> str:

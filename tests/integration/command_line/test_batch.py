@@ -204,7 +204,7 @@ def test_a_grey_photo_among_others_says_why_they_fail(run: Any, tmp_path: Path) 
 def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Path) -> None:
     save_pictures(tmp_path / "in", 1)
     status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer="sobelx")
-    assert status == 1
+    assert status == 2
     assert "Did you mean the classic kernel 'sobel-x'?" in err
 
 
@@ -214,7 +214,7 @@ def test_a_file_that_does_not_say_which_layer_is_refused(run: Any, tmp_path: Pat
     save_pictures(tmp_path / "in", 1)
     save_file({"conv.weight": np.ones((4, 3, 3, 3), "f4")}, tmp_path / "weights.safetensors")
     status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer=tmp_path / "weights.safetensors")
-    assert status == 1
+    assert status == 2
     assert "error: --layer: Expected a file that says the layer's configuration" in err
 
 
@@ -244,6 +244,8 @@ def test_what_cannot_be_carried_out_has_status_2(run: Any, client: Client, layer
     assert (status, err.startswith("error: --layer: Expected what the results there were made with")) == (2, True)
     status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", "--resume", "--format", "npz")
     assert (status, err.startswith("error: --format: ")) == (2, True)
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "else", layer=tmp_path / "nope.keras")
+    assert (status, err.startswith("error: Expected a file that is there, or a stored layer. Received")) == (2, True)
     status, _, err = run(tmp_path / "nowhere", "-o", tmp_path / "out")
     assert (status, err.startswith("error: INPUT: Expected a file, a folder")) == (2, True)
 

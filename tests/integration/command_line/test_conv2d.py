@@ -116,7 +116,7 @@ def test_channels_are_chosen_and_share_a_scale(run, photo, tmp_path):
     _, out, _ = run(*layer, "--activation", "relu", "--picture-range", "shared", "--picture-channels", "0-3")
     assert re.search(r"\(4 of 100 feature maps, dark is 0, bright is [\d.]+\)", out)
     status, _, err = run(*layer, "--picture-channels", "100")
-    assert status == 1
+    assert status == 2
     assert err.startswith("error: --picture-channels: Expected numbers from 0 to 99, one at least. Received [100].")
 
 
@@ -195,7 +195,7 @@ def test_a_few_outliers_do_not_decide(run, tmp_path):
     assert "white is 1e+06" in run(*layer)[1]
     assert "black is 0, white is 49.5" in run(*layer, "--picture-percentiles", "0,50")[1]
     status, _, err = run(*layer, "--picture-percentiles", "0,50", "--picture-range", "0,1")
-    assert (status, err.startswith("error: --picture-percentiles: Expected percentiles or a range")) == (1, True)
+    assert (status, err.startswith("error: --picture-percentiles: Expected percentiles or a range")) == (2, True)
     assert "two percentiles" in run(*layer, "--picture-percentiles", "50,0")[2]
 
 
@@ -239,7 +239,7 @@ def test_drawn_given_and_stored_weights_are_written(run, photo, tmp_path, client
     assert run("conv2d", photo, "--kernel", tmp_path / "box.npz", "--groups", 3)[0] == 0
     status, _, err = run(*layer, "--output-weights", tmp_path / "w.npy")
     assert (status, err.startswith("error: --output-weights: Expected a file name that ends in .safetensors")) == (
-        1,
+        2,
         True,
     )
 
@@ -274,3 +274,12 @@ def test_a_picture_of_any_name_is_read_and_drawn(run, photo, tmp_path, name):
     assert "\x1b" not in out
     with Image.open(drawn) as image:
         assert image.width > 300
+
+
+def test_what_another_command_takes_as_a_layer_says_how_it_is_given(run, photo):
+    for name, hint in (
+        ("sobel-x", "this name is --kernel sobel-x."),
+        ("net.keras", "`convserve layers import` stores"),
+    ):
+        status, _, err = run("conv2d", photo, "--layer", name)
+        assert (status, hint in err) == (1, True)

@@ -107,16 +107,16 @@ def test_wrong_words_are_told(run, client):
         (("move", "a"), 2, "one of NAME|DIGEST, --version and --away is needed"),
         (("move", "a", "a", "--away"), 2, "one of NAME|DIGEST, --version and --away is needed"),
         (("move", "a", "--version", 2), 1, "versions 1 to 1 of the name 'a'. Received 2"),
-        (("move", "a", "--version", 0), 1, "error: --version: Expected the number of a version"),
+        (("move", "a", "--version", 0), 2, "error: --version: Expected the number of a version"),
         (("move", "a", "b"), 1, "error: Expected the name of a stored layer. Received 'b'"),
         (("move", "a", "0" * 64), 1, "which this server does not hold"),
         (("move", "a", "--away", "--expect", "b"), 1, "error: Expected the name of a stored layer. Received 'b'"),
-        (("put", "--kernel", "sobel-x", "--expect", "absent"), 1, "error: --expect: Expected a name"),
+        (("put", "--kernel", "sobel-x", "--expect", "absent"), 2, "error: --expect: Expected a name"),
         (("versions", "b"), 1, "Received 'b', which leads nowhere"),
         (("delete",), 2, "NAME|DIGEST or --prefix is needed"),
         (("delete", "a", "--prefix", "a"), 2, "NAME|DIGEST with --prefix is one too many"),
         (("delete", "a", "--dry-run"), 2, "--dry-run and --yes are for --prefix"),
-        (("delete", "--prefix", ""), 1, "error: --prefix: Expected the beginning of names"),
+        (("delete", "--prefix", ""), 2, "error: --prefix: Expected the beginning of names"),
         (("get",), 2, "NAME|DIGEST or --prefix is needed"),
         (("get", "--prefix", "a"), 2, "--prefix needs --output"),
     ):
@@ -139,7 +139,7 @@ def test_json_has_keras_configuration(run, client):
 # Under a prefix
 
 
-def test_delete_under_a_prefix_says_what_goes(run, client, names):
+def test_delete_under_a_prefix_says_what_goes(run, client, names, tmp_path):
     status, out, err = run("delete", "--prefix", "m1/", "--dry-run")
     goes = ["m1/a", "m1/b", "m1/c", "3 names, and with their last names 1 layer, 4 bytes of weights"]
     assert (status, out.splitlines(), err) == (0, [*goes, "deleted nothing: --dry-run"], "")
@@ -147,7 +147,9 @@ def test_delete_under_a_prefix_says_what_goes(run, client, names):
     assert run("delete", "--prefix", "m1/")[1].splitlines() == [*goes, "deleted 3 names"]
     assert left(client) == ["m10/a", "other"]
     assert len(client.layers()) == 2
-    assert run("delete", "--prefix", "m1/")[1].splitlines()[-1] == "deleted 0 names"
+    for words in (("delete", "--prefix", "m1/"), ("get", "--prefix", "m1/", "-o", tmp_path / "none")):
+        status, _, err = run(*words)
+        assert (status, "begins with. Received 'm1/', as none does" in err) == (1, True)
     found = json.loads(run("delete", "--prefix", "m", "--json")[1])
     assert found == {"prefix": "m", "dry_run": False, "names": ["m10/a"], "layers": [digest(3)], "deleted": ["m10/a"]}
 
@@ -221,7 +223,7 @@ def test_a_folders_names_are_made_to_fit_and_a_wrong_prefix_is_refused(run, clie
     for number, name in enumerate(("my layer", "my_layer")):
         save_layer(tmp_path / f"{name}.safetensors", layer(number))
     status, _, err = run("import", tmp_path, "--prefix", "bad..name", "--dry-run")
-    assert status == 1
+    assert status == 2
     assert "prefix: Expected" in err
     assert run("import", tmp_path, "--prefix", "copy/")[0] == 0
     assert [client.layer(f"copy/{name}").digest for name in ("my_layer", "my_layer_2")] == [

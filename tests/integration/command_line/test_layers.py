@@ -134,7 +134,7 @@ def test_geometry_that_nobody_says_is_refused_or_told(run, client, tmp_path):
     weight, path = np.ascontiguousarray(KERNEL.transpose(3, 2, 0, 1)), tmp_path / "said.npz"
     np.savez(path, **{"conv1.weight": weight, "conv2.weight": weight})
     status, _, err = run("import", path)
-    assert status == 1
+    assert status == 2
     assert err.startswith("error: --config: Expected strides and padding of each layer, which the file does not say.")
     assert "--assume-defaults" in err
     status, out, _ = run("import", path, "--assume-defaults")
@@ -168,7 +168,7 @@ def test_what_cannot_be_imported_is_told_in_one_line(run, tmp_path, archive):
         ((tmp_path / "flat.npy", "--config", tmp_path / "list.json"), "error: --config: Expected a JSON file"),
     ):
         status, _, err = run("import", *words)
-        assert status == 1
+        assert status == (2 if "no parameters" in message or "prefix" in message else 1)
         assert err.startswith(message)
         assert err.count("\n") == 1
 
@@ -241,7 +241,7 @@ def test_wrong_references_and_names_are_told(run, kernel, tmp_path):
         (("get", "deadbeef", "-o", tmp_path / "x.pkl"), "error: --output: Expected a file name that ends in"),
     ):
         status, out, err = run(*words)
-        assert (status, out) == (1, "")
+        assert (status, out) == (2 if "--name" in message or "--output" in message else 1, "")
         assert err.startswith(message)
     assert run("get", "deadbeef")[0] == 0  # a name, though it could be the beginning of a digest
 

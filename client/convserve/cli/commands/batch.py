@@ -28,11 +28,16 @@ from convserve.cli.options.layer_reference import CLASSIC, FILE, REFERENCE, chai
 from convserve.cli.options.values import limits, limits_or
 from convserve.cli.output.batch_report import REPORT, Progress, publish, show_forecast
 from convserve.cli.signals import graceful_stop
-from convserve.errors import ConvserveError, InvalidRequestError
+from convserve.errors import ConvserveError, InvalidRequestError, LayerNotFoundError
 from convserve.files.inputs import INPUT_SUFFIXES
 from convserve.files.writing import unwritable
 
 _RESUME = Section("going on")
+
+
+def _no_kernel(_context: click.Context, _option: click.Parameter, kernel: str | None) -> None:
+    if kernel is not None:
+        raise click.UsageError(f"--kernel is an option of conv2d: here a classic kernel is --layer {kernel}")
 
 
 @new_command("batch", journal=NAME, report=REPORT, suffixes=", ".join(INPUT_SUFFIXES))
@@ -44,6 +49,7 @@ _RESUME = Section("going on")
     multiple=True,
     required=True,
 )
+@OPTIONS.option("--kernel NAME", "", hidden=True, expose_value=False, callback=_no_kernel)
 @OPTIONS.option(
     "--input-range LOW,HIGH",
     "read pictures as float32, black as LOW and white as HIGH, such as 0,1 or -1,1 (default: uint8 as they are, 0 "
@@ -103,9 +109,10 @@ def command(
         outputs = OutputFolder(folder, "npy" if format_name in PICTURE_FORMATS else format_name)
     with connection.client() as client:
         read_as = partial(Reading, input_range=options["input_range"], keep_suffix=options["keep_suffix"])
-        layers = chain(
-            client, references, lambda data_format: first_channels(inputs, read_as(data_format)), put=not dry_run
-        )
+        with _usage_errors(folder):
+            layers = chain(
+                client, references, lambda data_format: first_channels(inputs, read_as(data_format)), put=not dry_run
+            )
         noted = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}  # as JSON
         identity = Identity(str(inputs.folder), [layer.digest.hex() for layer in layers], noted)
         with _usage_errors(folder):
@@ -157,7 +164,9 @@ def _usage_errors(folder: Path) -> Iterator[None]:
     """Gives what is wrong with the command the status of wrong usage; a folder that cannot be written is in words."""
     try:
         yield
-    except InvalidRequestError as error:
+    except (InvalidRequestError, LayerNotFoundError) as error:
         raise Failure(format_error(error, click.get_current_context()), exit_code=2) from error
+    except ConvserveError:
+        raise
     except OSError as error:
         raise unwritable("output", folder, error) from error

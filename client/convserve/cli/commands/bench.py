@@ -14,7 +14,7 @@ from convserve.bench.workloads import Workload, standard, with_weights
 from convserve.cli.command import OUTPUT, Section, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import CALL, Parameters, call_options, layer_options
-from convserve.cli.options.layer_reference import REFERENCE, find
+from convserve.cli.options.layer_reference import REFERENCE, find_alone
 from convserve.cli.options.values import counts, rates, seconds
 from convserve.cli.options.weights import Weights, layer_for, weight_options
 from convserve.cli.output.report import show_progress
@@ -117,7 +117,7 @@ def _workloads(
     if input_shape is None:
         return standard()
     if reference is not None:
-        stored = find(client, reference)
+        stored = find_alone(client, reference)
         layer = Layer(stored.config, *stored.weights())
         return [Workload(stored.name or reference[:12], layer, input_shape, **dtypes)]
     layer = layer_for(parameters, weights, input_shape[1 if parameters.get("data_format") == "channels_first" else -1])

@@ -13,7 +13,7 @@ import convserve
 from convserve.cli.command import OPTIONS, OUTPUT, new_command, options_as_one
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.options.layer import Parameters, layer_options, output_dtype_option, refuse
-from convserve.cli.options.layer_reference import REFERENCE, find
+from convserve.cli.options.layer_reference import REFERENCE, find_alone
 from convserve.cli.options.values import channels, limits_or, percentiles
 from convserve.cli.options.weights import Weights, classic_kernel_list, layer_for, weight_options
 from convserve.cli.output import conv2d_summary
@@ -39,7 +39,10 @@ from convserve.tensors.codec import Array, Shape
     "array of one sample may leave out its batch axis",
 )
 @OPTIONS.option(
-    "--layer NAME|DIGEST", f"a layer that the server stores (see `convserve layers`): {REFERENCE}", dest="reference"
+    "--layer NAME|DIGEST",
+    f"a layer that the server stores (see `convserve layers`): {REFERENCE}. Files of layers are for `batch --layer` or "
+    "`layers import`, classic kernels for --kernel",
+    dest="reference",
 )
 @layer_options()
 @weight_options
@@ -99,19 +102,22 @@ def command(
     as_json: bool,
     connection: Connection,
 ) -> None:
+    if files.picture is None:
+        refuse(vars(files), tuple(name for name in vars(files) if name.startswith("picture_")), "without --picture")
     stored = None
     with connection.client() as client:
         if reference is not None:
             options = {**parameters, **weights._asdict()}
             refuse(options, tuple(options), "with --layer: the stored layer has it already")
-            stored = find(client, reference)
+            stored = find_alone(client, reference)
         data_format = stored.config.data_format if stored else standard_data_format(parameters.get("data_format"))
         x = read_input(input, data_format)
         if files.output is not None:
             check_destination(files.output, (".npy",), "output")
         if files.output_weights is not None:
             check_destination(files.output_weights, LAYER_SUFFIXES, "output_weights")
-        pixels.check_sample(files.sample, x.shape[0])
+        if x.shape[0]:  # of an input without samples it is told that it has none
+            pixels.check_sample(files.sample, x.shape[0])
         pixels.check_percentiles(files.picture_percentiles, files.picture_range, "picture_percentiles")
         if files.picture is not None:
             check_picture(files.picture)

@@ -17,6 +17,7 @@ from convserve.cli.options.weights import Weights, classic_kernel_list, layer_fo
 from convserve.cli.output import layer_table
 from convserve.cli.output.report import print_json, print_result, show_count, show_progress
 from convserve.display.units import counted
+from convserve.errors import LayerNotFoundError, short_repr
 from convserve.files.layers import LAYER_SUFFIXES, save_layer
 from convserve.files.writing import check_destination
 from convserve.layers.layer import Layer
@@ -71,10 +72,19 @@ def _get(reference: str | None, prefix: str | None, output: str | None, as_json:
     print_result([*layer_table.rows(layer), ("written", output or "")], described, as_json=as_json)
 
 
-def _get_all(client: convserve.Client, prefix: str, folder: str, as_json: bool) -> None:
-    """Writes each layer with a name that begins so into a folder, a file for each such name."""
+def _with_prefix(client: convserve.Client, prefix: str) -> list[convserve.StoredLayer]:
+    """Returns the layers with a name that begins so; raises LayerNotFoundError if there are none."""
     check_prefix(prefix)
     layers = client.layers(prefix)
+    if not layers:
+        text = f"Expected what the name of a stored layer begins with. Received {short_repr(prefix)}, as none does."
+        raise LayerNotFoundError(text, layer=prefix)
+    return layers
+
+
+def _get_all(client: convserve.Client, prefix: str, folder: str, as_json: bool) -> None:
+    """Writes each layer with a name that begins so into a folder, a file for each such name."""
+    layers = _with_prefix(client, prefix)
     written = {name: layer for layer in layers for name in names_in([layer], prefix)}
     files = client._save(layers, prefix, Path(folder), show_count)
     show_progress("")
@@ -115,8 +125,7 @@ def _delete(
 
 def _delete_all(client: convserve.Client, prefix: str, dry_run: bool, yes: bool, as_json: bool) -> None:
     """Says which names begin so, asks where there is a terminal, and deletes them, with layers that have no other."""
-    check_prefix(prefix)
-    layers = client.layers(prefix)
+    layers = _with_prefix(client, prefix)
     names = names_in(layers, prefix)
     going = [layer for layer in layers if all(name.startswith(prefix) for name in layer.names)]
     if not as_json:

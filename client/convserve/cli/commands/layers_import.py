@@ -138,12 +138,12 @@ def _read_config(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             config = json.load(file)
-        received = short_repr(config)
+        if not isinstance(config, dict):
+            raise ValueError(short_repr(config))
     except OSError as error:
         received = f"{short_repr(path)}: {error.strerror or error}"
         raise InvalidRequestError.for_field("config", "a file that can be read", received) from error
     except (ValueError, RecursionError) as error:
-        config, received = None, f"{short_repr(path)}: {error}"
-    if not isinstance(config, dict):
-        raise InvalidRequestError.for_field("config", "a JSON file with an object of parameters by layer", received)
+        expected = "a JSON file with an object of parameters by layer"
+        raise InvalidRequestError.for_field("config", expected, f"{short_repr(path)}: {error}") from error
     return config

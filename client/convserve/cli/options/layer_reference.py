@@ -28,7 +28,9 @@ EXPECT = (
 FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (FILE:NAME picks one of its layers)"
 """The help text of an option that `chain` reads, beside `REFERENCE` and `CLASSIC`."""
 
-CLASSIC = "a classic kernel such as sobel-x, for as many channels as the first input has"
+CLASSIC = (
+    "a classic kernel such as sobel-x, for as many channels as the first input has (`conv2d` takes it as --kernel)"
+)
 """Likewise."""
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
@@ -57,6 +59,20 @@ def find(client: convserve.Client, reference: str) -> convserve.StoredLayer:
         text = f"Expected a stored layer. Received {short_repr(reference)}: no name, and no digest begins so."
         raise LayerNotFoundError(text, layer=reference)
     return layers[0]
+
+
+def find_alone(client: convserve.Client, reference: str) -> convserve.StoredLayer:
+    """Returns what `find` does; of a classic kernel or a file, which `chain` takes, it is said how they are given."""
+    try:
+        return find(client, reference)
+    except LayerNotFoundError as error:
+        if reference in CLASSIC_KERNELS:
+            hint = f"The classic kernel of this name is --kernel {reference}."
+        elif _FILE.fullmatch(reference):
+            hint = "Of a file, `convserve layers import` stores the layers; `convserve batch` takes it as it is."
+        else:
+            raise
+        raise LayerNotFoundError(f"{error} {hint}", layer=reference) from error
 
 
 def expected(client: convserve.Client, reference: str | None) -> bytes | str | None:
@@ -106,7 +122,13 @@ def _find_or_read(client: convserve.Client, reference: str, put: bool) -> convse
     if match is not None and Path(match["file"]).exists():
         layer = _read(match["file"], match["name"])
         return client.put(layer) if put else layer
-    stored = find(client, reference)
+    try:
+        stored = find(client, reference)
+    except LayerNotFoundError as error:
+        if match is None:
+            raise
+        text = f"Expected a file that is there, or a stored layer. Received {short_repr(reference)}, which is neither."
+        raise LayerNotFoundError(text, layer=reference) from error
     if put:
         with suppress(PermissionDeniedError):  # who may only compute cannot give it again either
             stored.weights()

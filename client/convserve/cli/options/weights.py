@@ -33,7 +33,8 @@ weight_options = options_as_one(
     Weights,
     _WEIGHTS.option(
         "--kernel NAME|FILE",
-        "a classic kernel, listed below, that filters each channel by itself; or a .npy file with a kernel of "
+        "a classic kernel, listed below, that filters each channel by itself, with --padding same unless that is given "
+        "(client.conv2d in Python has valid); or a .npy file with a kernel of "
         "shape (height, width, channels / groups, filters); or one of shape (height, width), used like a classic one",
     ),
     _WEIGHTS.option("--bias FILE", "a .npy file with a bias of shape (filters,); needs --kernel"),

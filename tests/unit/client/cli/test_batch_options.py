@@ -35,6 +35,13 @@ def test_a_layer_an_input_and_a_folder_are_needed(words: list[str], capsys: pyte
     assert "Missing " in capsys.readouterr().err
 
 
+def test_the_kernel_of_conv2d_is_a_layer_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["batch", "x.npy", "--kernel", "sobel-x", "-o", "y"]) == 2
+    assert "here a classic kernel is --layer sobel-x" in capsys.readouterr().err
+    assert cli.main(["batch", "--help"]) == 0
+    assert "--kernel NAME" not in capsys.readouterr().out
+
+
 def test_inputs_are_looked_for_before_a_server_is_asked(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     command = ["batch", str(tmp_path / "no"), "--layer", "a", "-o", str(tmp_path / "out"), "--target", NOBODY]
     assert cli.main(command) == 2

@@ -61,7 +61,7 @@ def test_a_local_plan_as_json(capsys):
     ],
 )
 def test_wrong_parameters_are_told_under_the_name_of_their_flag(capsys, argv, message):
-    assert cli.main([*PLAN, *argv.split()]) == 1
+    assert cli.main([*PLAN, *argv.split()]) == 2
     captured = capsys.readouterr()
     assert message in captured.err
     assert captured.out == ""
@@ -69,7 +69,7 @@ def test_wrong_parameters_are_told_under_the_name_of_their_flag(capsys, argv, me
 
 
 def test_everything_that_is_wrong_is_told_at_once(capsys):
-    assert cli.main([*PLAN, "--filters", "0", "--kernel-size", "0"]) == 1
+    assert cli.main([*PLAN, "--filters", "0", "--kernel-size", "0"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert lines[0].startswith("error: --filters: ")
     assert lines[1].startswith("       --kernel-size: ")
@@ -77,7 +77,7 @@ def test_everything_that_is_wrong_is_told_at_once(capsys):
 
 def test_a_parameter_of_a_named_object_is_told_with_its_flag(capsys):
     wrong = '{"class_name": "HeNormal", "config": {"seed": "x"}}'
-    assert cli.main([*PLAN, "--filters", "1", "--kernel-size", "1", "--kernel-initializer", wrong]) == 1
+    assert cli.main([*PLAN, "--filters", "1", "--kernel-size", "1", "--kernel-initializer", wrong]) == 2
     assert "error: --kernel-initializer (seed): Expected" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_a_bench_checks_its_files_before_it_asks_a_server(capsys, tmp_path):
         (["--json", f"{tmp_path}/no/b.json"], "error: --json: Expected a file in a folder that exists"),
         (["--plot", f"{tmp_path}/b.gif"], "error: --plot: Expected a file name that ends in .png"),
     ):
-        assert cli.main([*base, *argv]) == 1
+        assert cli.main([*base, *argv]) == 2
         assert message in capsys.readouterr().err
 
 
@@ -129,8 +129,22 @@ def test_files_are_checked_before_any_server_is_asked(capsys, tmp_path):
         ([*base[:2], "--kernel", "bax"], "error: --kernel: Expected one of sobel-x"),
         ([*base[:2], "--kernel", "nowhere/k.npy"], "error: --kernel: Expected a file that can be read"),
     ):
-        assert cli.main(argv) == 1
+        is_of_a_file = "INPUT" in message or "can be read" in message
+        assert cli.main(argv) == (1 if is_of_a_file else 2)
         assert message in capsys.readouterr().err
+
+
+def test_an_input_without_samples_is_told_as_the_inputs(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((0, 4, 4, 3), np.float32))
+    assert cli.main(["conv2d", f"{tmp_path}/x.npy", "--kernel", "box", "--target", NOBODY]) == 1
+    assert capsys.readouterr().err.startswith("error: INPUT: Expected")
+
+
+def test_how_to_draw_needs_a_picture(capsys, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((1, 4, 4, 3), np.float32))
+    for words in (["--picture-range", "0,1"], ["--picture-scale", "2"], ["--no-picture-input"]):
+        assert cli.main(["conv2d", f"{tmp_path}/x.npy", "--kernel", "box", "--target", NOBODY, *words]) == 2
+        assert "not allowed without --picture" in capsys.readouterr().err
 
 
 def test_how_to_get_a_server_is_said_where_there_is_none_alone(capsys, monkeypatch):
