@@ -189,7 +189,7 @@ def test_layers_are_left_as_they_were(run, client):
 
 def test_a_call_that_is_refused_ends_it(run):
     status, out, err = run("--input-shape", "1,4,4,3", "--filters", "4", "--kernel-size", "9")
-    assert (status, out) == (1, "")
+    assert (status, out) == (2, "")
     assert err.startswith("error: --input-shape: Expected a height of at least 9")
 
 
