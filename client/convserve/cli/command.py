@@ -14,6 +14,7 @@ from string import Template
 from typing import Any, NamedTuple, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from convserve._rpc.channel import default_target
 from convserve.cli.output.report import show_progress
@@ -203,9 +204,15 @@ def _is_usage(error: ConvserveError, context: click.Context) -> bool:
 
 
 def _flag(field: str, context: click.Context) -> str:
-    """Returns "--kernel-size" for "kernel_size", and "--kernel-initializer (seed)" for "kernel_initializer.seed"."""
+    """Returns "--kernel-size" for "kernel_size", and "--kernel-initializer (seed)" for "kernel_initializer.seed".
+
+    With --layer a field whose option was not given is the stored layer's, and stays as it is.
+    """
     argument, _, within = field.replace("tls.", "tls_").partition(".")
+    is_stored = bool(context.params.get("reference") or context.params.get("references"))
     for parameter in context.command.params:
+        if is_stored and context.get_parameter_source(parameter.name or "") is ParameterSource.DEFAULT:
+            continue
         if isinstance(parameter, click.Argument):
             flag, names = parameter.human_readable_name, {parameter.name}
         else:

@@ -140,7 +140,10 @@ class Layer:
 
     def check_input_channels(self, channels: int) -> None:
         """Raises InvalidArgumentError unless the layer has, or can be given, weights for so many input channels."""
-        _check_channels(self.config, self.kernel_shape, channels)
+        if self.kernel is None:
+            self.config.check_initializers()
+        else:
+            check_kernel_channels(self.config, self.kernel.shape, channels)
 
     @classmethod
     def from_keras(cls, layer: Any) -> Layer | list[Layer]:
@@ -312,18 +315,15 @@ def _chain(layers: Sequence[Planned]) -> _Chain:
 
 def _planned(chain: _Chain, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
     configs, drawn = [config for config, _ in chain], [shape is None for _, shape in chain]
-    whole = plan(configs, input_shape, input_dtype=input_dtype, output_dtype=output_dtype, drawn=drawn)
-    for index, ((config, shape), step) in enumerate(zip(chain, whole.layers, strict=True)):
-        with naming_layer(index, len(chain)):
-            _check_channels(config, shape, step.kernel_shape[2] * config.groups)
+    channels = [None if shape is None else shape[2] * config.groups for config, shape in chain]
+    whole = plan(
+        configs, input_shape, input_dtype=input_dtype, output_dtype=output_dtype, drawn=drawn, channels=channels
+    )
+    for index, config in enumerate(configs):
+        if drawn[index]:
+            with naming_layer(index, len(chain)):
+                config.check_initializers()
     return whole
 
 
 _planned_once = lru_cache(maxsize=1000)(_planned)
-
-
-def _check_channels(config: Conv2D, kernel_shape: Shape | None, channels: int) -> None:
-    if kernel_shape is None:
-        config.check_initializers()
-    else:
-        check_kernel_channels(config, kernel_shape, channels)

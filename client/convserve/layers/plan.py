@@ -11,7 +11,7 @@ from typing import Any
 from convserve.activations import GLU, Activation, Sparsemax
 from convserve.display import html_tables
 from convserve.display.units import bytes_text, flops_text
-from convserve.errors import InvalidTensorError, naming_layer
+from convserve.errors import InvalidTensorError, InvalidWeightsError, naming_layer
 from convserve.initializers import Initializer, Orthogonal
 from convserve.layers.arguments import DTYPE_POLICIES, DataFormat, Padding, Pair
 from convserve.layers.on_cpu import held_bytes, in_float64
@@ -148,6 +148,7 @@ def plan(
     input_dtype: Any = "float32",
     output_dtype: Any = None,
     drawn: Sequence[bool] | None = None,
+    channels: Sequence[int | None] | None = None,
 ) -> Plan:
     """Returns what a call with these layers, in order, would do.
 
@@ -157,6 +158,7 @@ def plan(
         input_dtype: The input's dtype.
         output_dtype: The dtype asked for; None for the last layer's compute dtype.
         drawn: Of each layer, whether the server draws its weights for the call, as it does where none are given.
+        channels: Of each layer, the input channels that its weights are for; None where it can be given any.
 
     Raises InvalidTensorError if a layer cannot take its input. With several layers, fields begin with "layers[i].".
     """
@@ -168,6 +170,7 @@ def plan(
     planned, largest_step, weight_bytes, drawn_bytes, drawing_bytes = [], 0, 0, 0, 0
     for index, conv2d in enumerate(layers):
         with naming_layer(index, len(layers)):
+            _check_channels(conv2d, shape, channels[index] if channels else None)
             step, held_bytes = _plan_layer(conv2d, shape)
         planned.append(step)
         largest_step = max(largest_step, held_bytes)
@@ -271,16 +274,24 @@ def parameter_count(conv2d: Geometry, shape: Shape) -> int:
     return math.prod(shape) + (conv2d.filters if conv2d.use_bias else 0)
 
 
+def _check_channels(conv2d: Geometry, shape: Shape, wanted: int | None) -> None:
+    """Raises InvalidArgumentError for an input of other channels than the kernel takes, or than groups divide."""
+    axis, where = channel_axis(conv2d), f"(input shape {shape}, data_format='{conv2d.data_format}')"
+    channels = shape[axis]
+    if wanted is not None and channels != wanted:
+        order = (0, 2, 3, 1) if axis == 3 else (0, 3, 1, 2)
+        hint = f"Axis {4 - axis} has {wanted}: x.transpose{order} is {conv2d.data_format}."
+        expected, received = f"{wanted} channels, as the layer's kernel takes", f"{channels} {where}"
+        raise InvalidWeightsError.for_field("input", expected, received, hint if shape[4 - axis] == wanted else "")
+    if channels % conv2d.groups:
+        received = f"groups={conv2d.groups}, but the input has {channels} channels {where}"
+        raise InvalidTensorError.for_field("groups", "a number that divides the input's channels", received)
+
+
 def _plan_layer(conv2d: Geometry, input_shape: Shape) -> tuple[LayerPlan, int]:
     """Returns one layer's plan, and how many bytes of input, weights, output and what is between exist at once."""
     axis = channel_axis(conv2d)
     channels = input_shape[axis]
-    if channels % conv2d.groups:
-        received = (
-            f"groups={conv2d.groups}, but the input has {channels} channels (input shape {input_shape}, "
-            f"data_format='{conv2d.data_format}')"
-        )
-        raise InvalidTensorError.for_field("groups", "a number that divides the input's channels", received)
     batch, height, width = input_shape[0], _positions(conv2d, input_shape, 0), _positions(conv2d, input_shape, 1)
     sides = (height, width)
     convolved = (batch, *sides, conv2d.filters) if axis == 3 else (batch, conv2d.filters, *sides)

@@ -253,11 +253,21 @@ def test_values_that_are_not_finite_are_counted(run, tmp_path):
     assert "0 to 0; 1 not finite" in out
 
 
-def test_what_does_not_fit_is_told_under_its_flag(run, photo, tmp_path):
+def test_what_does_not_fit_is_told_under_its_flag(run, photo, tmp_path, client):
+    wide = convserve.Conv2D(2, 3, 2**20, padding=((2**31 - 1, 0), (0, 0)))
+    client.put(wide, input_channels=3, name="padded")
     np.save(tmp_path / "k.npy", np.ones((3, 3, 5, 2)))
-    status, out, err = run("conv2d", photo, "--kernel", tmp_path / "k.npy")
-    assert (status, out) == (1, "")
-    assert err.startswith("error: --kernel: Expected shape (3, 3, 3, 2)")
+    for words, told in (
+        (("--kernel", tmp_path / "k.npy"), "error: INPUT: Expected 5 channels, as the layer's kernel takes. Received"),
+        (("--layer", "padded"), "error: padding: Expected a height below"),
+        (
+            ("--kernel", "box", "--strides", 2**20, "--padding", "2147483647,0,0,0"),
+            "error: --padding: Expected a height below",
+        ),
+    ):
+        status, out, err = run("conv2d", photo, *words)
+        assert (status, out) == (1, "")
+        assert err.startswith(told)
     status, _, err = run("conv2d", photo, "--filters", 1, "--kernel-size", 21)
     assert status == 1
     assert err.startswith("error: INPUT: Expected a height of at least 21")

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import convserve
+from convserve.layers.layer import planned
 from tests.support.keras import truth
 from tests.support.keras.calls import examples
 from tests.support.keras.refusals import (
@@ -160,8 +161,8 @@ def test_inputs_that_keras_refuses_client_and_server_refuse(
         (True, (4, 4, 3, 3), (4,), "kernel"),
         (True, (3, 3, 16), (4,), "kernel"),
         (True, (1, 3, 3, 4, 4), (4,), "kernel"),
-        (True, (3, 3, 2, 4), (4,), "kernel"),
-        (False, (3, 3, 5, 4), None, "kernel"),
+        (True, (3, 3, 2, 4), (4,), "input"),
+        (False, (3, 3, 5, 4), None, "input"),
         (True, (3, 3, 4, 4), (5,), "bias"),
         (True, (3, 3, 4, 4), (1, 4), "bias"),
         (True, (3, 3, 4, 4), (1,), "bias"),
@@ -178,7 +179,7 @@ def test_weights_that_keras_refuses_client_and_server_refuse(
     with pytest.raises(ValueError, match=r"shape|weight"):
         truth.run(arguments, x, *given)
     with pytest.raises(convserve.InvalidWeightsError) as caught:
-        convserve.Layer(convserve.Conv2D(**arguments), *given).check_input_channels(SHAPE[3])
+        planned([convserve.Layer(convserve.Conv2D(**arguments), *given)], SHAPE, "float32", None)
     request = request_of(message_of(arguments))
     weights = request.layers[0].inline.weights
     for name, array in zip(("kernel", "bias"), given, strict=True):

@@ -212,7 +212,7 @@ ONE = np.zeros((1, 1, 1, 1))
         ("kernel", weights(bias=np.zeros(1)), True),
         ("kernel", weights(np.zeros((2, 1, 1, 1))), False),
         ("kernel", weights(np.zeros((1, 2, 1, 1))), False),
-        ("kernel", weights(np.zeros((1, 1, 2, 1))), False),
+        ("input", weights(np.zeros((1, 1, 2, 1))), False),
         ("kernel", weights(np.zeros((1, 1, 1, 2))), False),
         ("kernel", weights(np.zeros((1, 1, 1))), False),
         ("kernel", weights(np.zeros((1, 1, 1, 1, 1))), False),

@@ -41,7 +41,7 @@ def test_weights_that_the_server_refuses(every_way: EveryWay) -> None:
 
     for error in every_way(call).values():
         assert type(error) is convserve.InvalidWeightsError
-        assert [each.field for each in error.violations] == ["kernel"]
+        assert [each.field for each in error.violations] == ["input"]
 
 
 def test_a_call_that_is_too_large_for_the_server(every_way: EveryWay) -> None:

@@ -157,7 +157,7 @@ def test_arguments_that_make_no_sense(layers: Any, options: dict[str, Any], text
         ({"img": IMAGES}, InvalidRequestError, "column: Expected one of the batch's columns, 'img'. Received 'image'"),
         (IMAGES, InvalidRequestError, "batch: Expected a dict of arrays, Ray's batch_format='numpy'. Received ndarray"),
         ({"image": IMAGES[0]}, InvalidTensorError, "input: "),
-        ({"image": IMAGES[..., :2]}, InvalidWeightsError, "2 channels"),
+        ({"image": IMAGES[..., :2]}, InvalidWeightsError, "Received 2 "),
         ({"image": IMAGES.astype("i8")}, InvalidTensorError, "input: "),
     ],
 )

@@ -10,7 +10,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, InvalidArgumentError, InvalidConfigurationError, InvalidWeightsError, Layer
-from convserve.layers.layer import given_parameters
+from convserve.layers.layer import given_parameters, planned
 from convserve.v1 import layer_pb2
 
 CONFIG = Conv2D(4, 3, groups=2, data_format="channels_last", dtype="float32")
@@ -100,6 +100,20 @@ def test_a_sobel_as_a_list_is_a_kernel() -> None:
 def test_kernel_for_other_channels_is_refused() -> None:
     with pytest.raises(InvalidWeightsError, match=r"\(3, 3, 3, 4\).*6 channels.*\(3, 3, 2, 4\)"):
         Layer(CONFIG, KERNEL, BIAS).check_input_channels(6)
+
+
+@pytest.mark.parametrize(
+    ("groups", "shape", "words"),
+    [
+        (1, (1, 8, 8, 1), r"^input: Expected 2 channels, .* Received 1 \(input shape .*channels_last'\)\.$"),
+        (3, (1, 8, 8, 32), "^input: Expected 6 channels"),  # though groups=3 does not divide 32
+        (1, (1, 2, 8, 8), r"Axis 1 has 2: x\.transpose\(0, 2, 3, 1\) is channels_last\.$"),
+    ],
+)
+def test_an_input_of_other_channels_than_the_kernels_is_what_is_wrong(groups: int, shape: Any, words: str) -> None:
+    config = Conv2D(6, 3, groups=groups, use_bias=False, data_format="channels_last")
+    with pytest.raises(InvalidWeightsError, match=words):
+        planned([Layer(config, np.ones((3, 3, 2, 6)))], shape, "float32", None)
 
 
 @pytest.mark.parametrize("layer", [Layer(CONFIG), Layer(CONFIG, KERNEL, BIAS)])

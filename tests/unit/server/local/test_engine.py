@@ -141,7 +141,7 @@ def test_an_output_is_read_only_or_in_the_callers_array(engine: Engine) -> None:
     [
         ([], X, {}, InvalidRequestError, "layers: Expected a Layer, Conv2D or stored layer"),
         ("edges", X, {}, InvalidRequestError, "layers: Expected a Layer, Conv2D or stored layer"),
-        (LAYER, X[..., :1], {}, InvalidWeightsError, "kernel"),
+        (LAYER, X[..., :1], {}, InvalidWeightsError, "input"),
         (LAYER, X[0], {}, InvalidTensorError, "input"),
         (LAYER, X.astype("i8"), {}, InvalidTensorError, "input"),
         ([LAYER, Conv2D(1, 9, **LAST)], X, {}, InvalidArgumentError, r"layers\[1\]\."),
