@@ -142,9 +142,8 @@ def _started(settings: Settings, load_engine: Callable[..., Engine]) -> Engine:
 
 def _backend(settings: Settings, engine: Engine, store: LayerStore, max_answer_bytes: int) -> Backend:
     admission = parts.admission_of(settings, engine, max_answer_bytes)
-    limits = admission.limits
-    most = min(limits.max_call_bytes, limits.max_admitted_bytes)
-    registry = LayerRegistry(engine, store, most, min(most, upload_bytes(settings)))
+    limits = settings.max_call_bytes, settings.max_admitted_bytes
+    registry = LayerRegistry(engine, store, *limits, min(*limits, upload_bytes(settings)))
     return Backend(engine, admission, parts.scheduler_of(settings, engine), store, registry)
 
 

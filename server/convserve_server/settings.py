@@ -165,15 +165,16 @@ class Settings(BaseSettings):
     hold a request. 0: 2GiB, but of requests in a container what its memory leaves for each thread beside everything
     else."""
     max_call_bytes: Bytes = 8 * _GIB
-    """Largest memory that one call may need by its plan (see `convserve plan`), and that layers being uploaded may take
-    together."""
+    """Largest memory that one call may need by its plan (see `convserve plan`), and the weights of a layer. Layers on
+    their way into the store have as much together, in a container half of --layer-memory-bytes."""
     max_call_flops: FlopsOrZero = 0
     """Most floating-point operations of one call by its plan, and of drawing its weights. 0: 10T on a CPU, which takes
     minutes, and 1P on a GPU."""
     max_admitted_bytes: BytesOrZero = 0
     """Most memory that the calls in flight may need together by their plans, beside weights; a call that does not fit
-    waits. Small calls, of a 256th each at most, have a sixteenth beside it. 0: a third of what the machine, or the
-    container, has: TensorFlow keeps about as much for further calls."""
+    waits. Small calls, of a 256th each at most, have a sixteenth beside it. A layer on its way into the store, about
+    three times its weights, may take as much. 0: a third of what the machine, or the container, has: TensorFlow keeps
+    about as much for further calls."""
     max_waiting_calls: Count = 128
     """Most calls that wait to be computed, and most open streams; one caller may have half of the slots that are left.
     Further ones are refused, with a time to retry after. In a container of less than 24GiB the default is 30."""
@@ -222,8 +223,9 @@ class Settings(BaseSettings):
     """Most that the layers in the folder of --store-cache may take. 0: what they take when the server starts, and nine
     tenths of what is free then on its volume."""
     layer_memory_bytes: BytesOrZero = 0
-    """Most that stored layers may take in memory; those that a GPU computes with take as much there. 0: an eighth of
-    what the machine, or the container, has, and 4GiB at most."""
+    """Most that stored layers may take in memory, beside those that had to go while calls and reads use them; those
+    that a GPU computes with take as much there. 0: an eighth of what the machine, or the container, has, and 4GiB at
+    most."""
     shared_memory: bool = False
     """Let callers on this machine, by loopback or a Unix socket, pass tensors in memory that both map; those of the
     Open Inference Protocol in POSIX shared memory of their own user."""

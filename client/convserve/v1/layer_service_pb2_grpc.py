@@ -143,7 +143,8 @@ class LayerServiceServicer(object):
         Errors:
         * INVALID_ARGUMENT: INVALID_REQUEST (name, a layer of 100 names, order of messages, digest that differs from what
         arrived),
-        INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store). Don't retry.
+        INVALID_CONFIGURATION, INVALID_TENSOR, INVALID_WEIGHTS, TOO_LARGE (larger than the store, or
+        than calls may be). Don't retry.
         * FAILED_PRECONDITION, LAYER_NOT_FOUND: a put without weights of a layer that is not stored. Send the weights.
         * ABORTED, NAME_CONFLICT: `move` expects something else of the name; the layer was not stored. If the digest is known
         from the start (`expected_digest`), this comes before the weights.

@@ -18,6 +18,7 @@ from convserve_server.engine_api import Engine
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
+from convserve_server.memory.shares import RESERVE, SMALL, Shares
 
 _RETRY_AFTER_S = 1.0
 
@@ -25,11 +26,14 @@ _RETRY_AFTER_S = 1.0
 class LayerRegistry:
     """Puts layers into a store, with an engine that initializes and constrains weights."""
 
-    def __init__(self, engine: Engine, store: LayerStore, max_call_bytes: int, max_bytes: int = 0) -> None:
-        """Takes what the weights of one initialization or update may take, and all of them and all uploads together."""
+    def __init__(
+        self, engine: Engine, store: LayerStore, max_call_bytes: int, max_admitted_bytes: int, max_bytes: int
+    ) -> None:
+        """Takes what a call may take, what a layer on its way may take, and all of these together."""
         self.store, self._engine = store, engine
-        self._max_call_bytes, self._max_bytes = max_call_bytes, max_bytes or max_call_bytes
-        self._reserved = 0
+        self._max_call_bytes, self._max_admitted_bytes = max_call_bytes, max_admitted_bytes
+        reserve = max_bytes // RESERVE
+        self._max_bytes, self._bytes, self._reserve = max_bytes, Shares(max_bytes - reserve), Shares(reserve)
         self._lock = threading.Lock()  # of what is reserved
         self._computing = threading.Lock()
 
@@ -52,40 +56,45 @@ class LayerRegistry:
             if expected_digest not in self.store:
                 raise
 
-    def check_computable(self, config: Conv2D, input_channels: int, times: int = 1) -> None:
-        """Checks that weights may be initialized or updated, which takes so many times their bytes.
-
-        Raises TooLargeError if that is more than a call may take.
-        """
-        size = times * _weight_bytes(config, input_channels)
-        if size > self._max_call_bytes:
-            expected = f"weights that take at most {self._max_call_bytes} bytes, the server's --max-call-bytes"
-            raise TooLargeError.for_field("kernel", expected, f"{size}: ask the operator to raise it")
-
     @contextmanager
-    def receiving(self, config: Conv2D, input_channels: int, dtype: str, times: int = 2) -> Iterator[None]:
+    def receiving(
+        self, config: Conv2D, input_channels: int, dtype: str, times: int = 2, caller: str = ""
+    ) -> Iterator[None]:
         """Reserves memory for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
 
-        `times` is how often they are there beside how they arrive. It admits what is larger than all of the memory if
-        nobody else has any; else OverloadedError if others have it now.
+        `times` is how often they are there beside how they arrive; the caller is "" if others look like it. Raises
+        TooLargeError if no layer may have so much, or no call such weights, or OverloadedError if there is none now.
         """
-        size = _weight_bytes(config, input_channels, dtype) + times * _weight_bytes(config, input_channels)
+        weights = _weight_bytes(config, input_channels)
+        size = _weight_bytes(config, input_channels, dtype) + times * weights
+        _check_size(weights, self._max_call_bytes, "max-call-bytes")
+        _check_size(size, self._max_admitted_bytes, "max-admitted-bytes")
         with self._lock:
-            if self._reserved and self._reserved + size > self._max_bytes:
-                text = (
-                    f"Expected {size} bytes of memory for a layer on its way. Received none: layers that others put, "
-                    f"initialize or update take {self._reserved} of {self._max_bytes} bytes. Retry."
-                )
-                raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
-            self._reserved += size
+            pool = self._pool(caller, size)
+            pool.take(caller, size)
         try:
             yield
         finally:
             with self._lock:
-                self._reserved -= size
+                pool.give_back(caller, size)
+
+    def _pool(self, caller: str, size: int) -> Shares:
+        """Returns the bytes that a layer takes some of. One may take more than there are, if nobody has any.
+
+        Small ones have some to themselves. A caller's layers, but for a single one, leave as much to others.
+        """
+        for pool in (self._bytes, self._reserve) if size * SMALL <= self._max_bytes else (self._bytes,):
+            if not pool.used or pool.fits(caller if pool.own[caller] else "", size):
+                return pool
+        text = (
+            f"Expected {size} bytes of memory for a layer on its way. Received none: layers that are put, initialized "
+            f"or updated take {self._bytes.used} of {self._bytes.total} bytes, and a caller leaves half to others. "
+            "Retry."
+        )
+        raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
 
     def initialize_and_put(
-        self, config: Conv2D, input_channels: int, move: Move, expected_digest: bytes
+        self, config: Conv2D, input_channels: int, move: Move, expected_digest: bytes, caller: str = ""
     ) -> tuple[StoredLayer, bool, int]:
         """Makes a layer's weights with its initializers and stores it, as `LayerStore.put`.
 
@@ -95,8 +104,8 @@ class LayerRegistry:
             return made
         config.check_initializers()
         times = 1 + drawing(config)
-        self.check_computable(config, input_channels, 1 + times)
-        with self.receiving(config, input_channels, config.variable_dtype, times):
+        _check_size((1 + times) * _weight_bytes(config, input_channels), self._max_call_bytes, "max-call-bytes")
+        with self.receiving(config, input_channels, config.variable_dtype, times, caller):
             with self._computing:  # one at a time, beside the calls
                 layer = self._engine.initialize(config, input_channels)
             stored = self.store.put(layer, move, expected_digest)
@@ -123,3 +132,10 @@ class LayerRegistry:
 
 def _weight_bytes(config: Conv2D, input_channels: int, dtype: str = "") -> int:
     return weight_bytes(config, kernel_shape(config, input_channels), dtype)
+
+
+def _check_size(size: int, most: int, setting: str) -> None:
+    """Raises TooLargeError if a layer takes more than a setting says."""
+    if size > most:
+        expected = f"a layer that takes at most {most} bytes, the server's --{setting}"
+        raise TooLargeError.for_field("kernel", expected, f"one that takes {size}: ask the operator to raise it")

@@ -56,7 +56,7 @@ def share_of_calls(memory_bytes: int) -> int:
 
 
 def upload_bytes(settings: Settings) -> int:
-    """Returns what layers on their way may take together, of what `fitted` returned; one alone may be larger."""
+    """Returns what layers on their way may take together, of what `fitted` returned; one alone may take more."""
     return settings.max_call_bytes if container_memory_bytes() is None else settings.layer_memory_bytes // 2
 
 

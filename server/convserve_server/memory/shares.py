@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+RESERVE, SMALL = 16, 256
+"""Parts of all bytes: those that small users have to themselves, and what a small one takes at most."""
+
 
 class Shares:
     """So many of something. A user with several threads holds a lock around each method."""

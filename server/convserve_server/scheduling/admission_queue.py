@@ -38,7 +38,7 @@ from typing import Self
 
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
-from convserve_server.memory.shares import Shares
+from convserve_server.memory.shares import RESERVE, SMALL, Shares
 from convserve_server.memory.slow_callers import ANSWER, PIECES, SlowCallers
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.estimates import Estimates
@@ -47,8 +47,6 @@ from convserve_server.scheduling.fair_queue import FairQueue
 # States of a permit, in order: it has a slot up to RUNNING, and bytes from ADMITTED to COMPUTED.
 QUEUED, ADMITTED, RUNNING, COMPUTED, RELEASED = range(5)
 
-# Parts of all bytes: those that small calls have beside them, and what a small call takes at most.
-_RESERVE, _SMALL = 16, 256
 _OVERLOADED_S = 1.0
 # Computations that may be before a call while the server is overloaded: a number between two steps, as estimates vary.
 _FEW_COMPUTATIONS = 1.25
@@ -157,7 +155,7 @@ class AdmissionQueue:
         Large are those of a burden above `large_bytes`: they wait in a queue of their own, and small ones not for them.
         `flops_per_s` is what a device was measured at, if it was.
         """
-        self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // _RESERVE)
+        self._bytes, self._reserve = Shares(max_admitted_bytes), Shares(max_admitted_bytes // RESERVE)
         self._slots, self._running = Shares(max_waiting_calls + max(concurrent)), 0
         self._concurrent, self._large_bytes, self._clock = concurrent, large_bytes, clock
         self.lock, self.slow = threading.Lock(), SlowCallers(clock)
@@ -253,7 +251,7 @@ class AdmissionQueue:
             raise DeadlineExceededError(text)
 
     def _queue_of(self, permit: Permit) -> FairQueue[Permit]:
-        return self._small_queue if permit.size * _SMALL <= self._bytes.total else self._queue
+        return self._small_queue if permit.size * SMALL <= self._bytes.total else self._queue
 
     def _admit_early(self, permit: Permit) -> bool:
         """Admits a call before all that wait in its queue, if it fits; nothing that large ones wait for."""

@@ -28,6 +28,7 @@ from convserve_server.layer_store.errors import checked_digest
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.stored_layer import Reference, StoredLayer
+from convserve_server.observability.call_record import current_identity
 
 SERVICE_NAME = messages.DESCRIPTOR.services_by_name["LayerService"].full_name
 
@@ -59,7 +60,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
                 config, channels = conv2d_message.from_message(start.conv2d), start.input_channels
                 registry.check_put(move, config, channels, digest)
                 _no_more(request_iterator)
-                stored, existed, version = registry.initialize_and_put(config, channels, move, digest)
+                stored, existed, version = registry.initialize_and_put(config, channels, move, digest, _caller())
         return messages.PutLayerResponse(layer=_stored_message(stored), existed=existed, version=version)
 
     def GetLayer(self, request: messages.GetLayerRequest, context: Context) -> messages.GetLayerResponse:
@@ -112,8 +113,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         config = registry.store.layer(_reference(start.layer)).config  # not `describe`: it does not verify
         weights = _Weights.announced(start.weights, config)
         registry.check_put(move, config, weights.input_channels, b"")
-        registry.check_computable(config, weights.input_channels)
-        with registry.receiving(config, weights.input_channels, weights.dtype):
+        with registry.receiving(config, weights.input_channels, weights.dtype, caller=_caller()):
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
             stored, losses, version = registry.update(config, *weights.receive(request_iterator), move)
         return messages.UpdateWeightsResponse(
@@ -171,10 +171,16 @@ def _put_weights(
         if first is None:
             return registry.store.put(layer, move)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
-    with registry.receiving(config, weights.input_channels, weights.dtype):
+    with registry.receiving(config, weights.input_channels, weights.dtype, caller=_caller()):
         if layer is None:
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
         return registry.store.put(Layer(config, *weights.receive(requests)), move, digest)
+
+
+def _caller() -> str:
+    """Returns whose call this thread answers; "" if others look like it."""
+    identity = current_identity()
+    return identity.caller if identity.is_one_caller else ""
 
 
 def _start(requests: Iterator[Any]) -> Any:

@@ -22,9 +22,11 @@ from convserve import (
 )
 from convserve.protocol.status import to_status
 from convserve.v1 import layer_service_pb2_grpc
+from convserve_server.auth.identity import anyone
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.observability.call_record import CURRENT_CALL, CallRecord
 from convserve_server.services.layer_service import LayerService
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.engines.numpy_engine import NumpyEngine
@@ -54,7 +56,7 @@ class LosingServer:
         self.lost: list[Callable[[], object]] = []
         self.unreached = 0
         self.is_old = False
-        self._service = LayerService(LayerRegistry(NumpyEngine(), self.store, 2**30))
+        self._service = LayerService(LayerRegistry(NumpyEngine(), self.store, 2**30, 2**30, 2**30))
         self.server = grpc.server(ThreadPoolExecutor(4))
         layer_service_pb2_grpc.add_LayerServiceServicer_to_server(self, self.server)
         self.target = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
@@ -64,6 +66,7 @@ class LosingServer:
         handler = getattr(self._service, method)
 
         def answer(request: Any, context: Any) -> Any:
+            CURRENT_CALL.set(CallRecord(method, method, identity=anyone(context.peer())))
             if self.unreached:
                 self.unreached -= 1
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")

@@ -121,7 +121,7 @@ def test_the_versions_of_a_name_cost_one_list(bucket: MemoryStore, requests: Buc
         one.put(layer(number), Move("a"))
     for number in range(3):
         one.delete(key(number))
-    service = LayerService(LayerRegistry(NumpyEngine(), other, PLENTY))
+    service = LayerService(LayerRegistry(NumpyEngine(), other, PLENTY, PLENTY, PLENTY))
     requests.asked.clear()
     context: Any = None
     found = service.ListNameVersions(layer_service_pb2.ListNameVersionsRequest(name="a"), context)

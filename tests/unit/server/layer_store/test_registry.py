@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +17,11 @@ import pytest
 from convserve import Conv2D, Layer, Losses, OverloadedError, TooLargeError
 from convserve.protocol.layer_messages import layer_upload
 from convserve.v1 import layer_service_pb2 as messages
+from convserve_server.auth.identity import anyone
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.observability.call_record import CURRENT_CALL, CallRecord
 from convserve_server.services import layer_service
 from convserve_server.services.layer_service import LayerService
 
@@ -51,9 +53,21 @@ def layer(number: int, channels: int = 4) -> Layer:
     return Layer(CONFIG, np.full((1, 1, channels, 256), number, "f4"))
 
 
-def registry(store: LayerStore | None = None, max_call_bytes: int = PLENTY, max_bytes: int = 0) -> LayerRegistry:
+def registry(
+    store: LayerStore | None = None,
+    max_call_bytes: int = PLENTY,
+    max_admitted_bytes: int = PLENTY,
+    max_bytes: int = PLENTY,
+) -> LayerRegistry:
     engine: Any = FakeEngine()
-    return LayerRegistry(engine, store or LayerStore(PLENTY), max_call_bytes, max_bytes)
+    return LayerRegistry(engine, store or LayerStore(PLENTY), max_call_bytes, max_admitted_bytes, max_bytes)
+
+
+@pytest.fixture(autouse=True)
+def caller() -> Iterator[None]:
+    token = CURRENT_CALL.set(CallRecord("m", "m", identity=anyone("ipv4:127.0.0.1:1")))
+    yield
+    CURRENT_CALL.reset(token)
 
 
 def start(given: Layer, digest: bytes = b"") -> messages.PutLayerRequest:
@@ -116,32 +130,56 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
         gc.enable()
 
 
-def test_bytes_are_shared_and_what_is_larger_than_all_goes_alone() -> None:
-    def receiving(kibibytes: int) -> AbstractContextManager[None]:
-        return kept.receiving(CONFIG.replace(filters=256 * kibibytes), 1, "float64")  # each filter is counted as 16
+def receiving(kept: LayerRegistry, kibibytes: float, caller: str = "") -> AbstractContextManager[None]:
+    config = CONFIG.replace(filters=int(64 * kibibytes))  # each filter is counted as 16 bytes
+    return kept.receiving(config, 1, "float64", caller=caller)
 
-    kept = registry(max_call_bytes=400 * 1024)
-    with receiving(60), receiving(40):
-        refused = pytest.raises(OverloadedError, match=r"Received none.*take 409600 of 409600 bytes")
-        with refused as error, receiving(1):
+
+def test_what_is_larger_than_all_bytes_goes_alone() -> None:
+    kept = registry(max_bytes=400 * 1024)
+    with receiving(kept, 200), receiving(kept, 175):
+        refused = pytest.raises(OverloadedError, match=r"Received none.*take 384000 of 384000 bytes")
+        with refused as error, receiving(kept, 2):
             pass
         assert error.value.retry_after_s > 0
-    with receiving(1000), pytest.raises(OverloadedError), receiving(1):
+    with receiving(kept, 1000), pytest.raises(OverloadedError), receiving(kept, 2):
         pass
-    with pytest.raises(KeyError), receiving(100):
+    with pytest.raises(KeyError), receiving(kept, 100):
         raise KeyError
-    with receiving(100):
+    with receiving(kept, 375):
         pass
 
 
-@pytest.mark.parametrize("bounds", [{"max_call_bytes": 20_000}, {"max_bytes": 20_000}, {"max_bytes": 1}])
-def test_puts_under_way_share_the_memory_of_their_buffers(bounds: dict[str, int]) -> None:
-    kept = registry(**bounds)
+def test_small_layers_wait_for_no_large_ones() -> None:
+    kept = registry(max_bytes=400 * 1024)
+    with receiving(kept, 1000, "slow"), ExitStack() as opened:
+        for _ in range(16):
+            opened.enter_context(receiving(kept, 1.5))  # of the 25 that are for such
+        with pytest.raises(OverloadedError), receiving(kept, 1.5):
+            pass
+
+
+def test_a_callers_layers_leave_half_to_others_but_for_a_single_one() -> None:
+    kept = registry(max_bytes=640 * 1024)
+    with receiving(kept, 500, "large"), receiving(kept, 100, "other"):
+        pass
+    with receiving(kept, 150, "many"), receiving(kept, 150, "many"):
+        with pytest.raises(OverloadedError, match="a caller leaves half to others"), receiving(kept, 10, "many"):
+            pass
+        with receiving(kept, 300, "other"):
+            pass
+    with receiving(kept, 300), receiving(kept, 300):  # who cannot be told apart
+        pass
+
+
+@pytest.mark.parametrize("max_bytes", [20_000, 1])
+def test_puts_under_way_share_the_memory_of_their_buffers(max_bytes: int) -> None:
+    kept = registry(max_bytes=max_bytes)
     service, context = served(kept), Context()
 
     def requests() -> Iterator[Any]:
         yield start(layer(1))
-        with pytest.raises(OverloadedError, match="layers that others put"):
+        with pytest.raises(OverloadedError, match="layers that are put"):
             service.PutLayer(iter([start(layer(2))]), Context())
         yield messages.PutLayerRequest(piece=layer(1).kernel.tobytes())
 
@@ -150,20 +188,37 @@ def test_puts_under_way_share_the_memory_of_their_buffers(bounds: dict[str, int]
     assert kept.store.usage().layers == 1
 
 
-def test_weights_that_no_call_may_have_are_neither_initialized_nor_updated() -> None:
+def test_weights_that_no_call_may_have_are_neither_put_nor_initialized_nor_updated() -> None:
     kept = registry(max_call_bytes=5000)
     kept.store.put(layer(1), Move("large"))
     for channels, initializer, size in ((8, "ones", 3 * 8192), (2, "ones", 3 * 2048), (1, "orthogonal", 7 * 1024)):
         config = CONFIG.replace(kernel_initializer=initializer)  # which is there several times while it is drawn
-        with pytest.raises(TooLargeError, match=rf"at most 5000 bytes, the server's --max-call-bytes. Received {size}"):
+        refusal = rf"at most 5000 bytes, the server's --max-call-bytes. Received one that takes {size}"
+        with pytest.raises(TooLargeError, match=refusal):
             kept.initialize_and_put(config, channels, Move(""), b"")
     kept.initialize_and_put(CONFIG, 1, Move(""), b"")
     header = messages.WeightsHeader(dtype=1, kernel_shape=(1, 1, 8, 256))
     begin = messages.UpdateWeightsStart(layer={"digest": layer(1).digest}, weights=header)  # type: ignore[arg-type]
-    context = Context()
-    with pytest.raises(TooLargeError, match="max-call-bytes"):
-        served(kept).UpdateWeights(iter([messages.UpdateWeightsRequest(start=begin)]), context)
+    context, service = Context(), served(kept)
+    for call in (
+        lambda: service.UpdateWeights(iter([messages.UpdateWeightsRequest(start=begin)]), context),
+        lambda: service.PutLayer(iter([start(layer(2, 8))]), context),
+    ):
+        with pytest.raises(TooLargeError, match="max-call-bytes"):
+            call()
     assert context.said is None
+
+
+def test_a_layer_has_no_more_memory_on_its_way_than_calls_have() -> None:
+    kept = registry(max_call_bytes=5000, max_admitted_bytes=3 * 4096)
+    put = [start(layer(1)), messages.PutLayerRequest(piece=layer(1).kernel.tobytes())]
+    served(kept).PutLayer(iter(put), Context())
+    kept, context = registry(max_admitted_bytes=3 * 4096 - 1), Context()
+    with pytest.raises(TooLargeError, match=r"at most 12287 bytes, the server's --max-admitted-bytes\. .* takes 12288"):
+        served(kept).PutLayer(iter(put), context)
+    assert context.said is None
+    with pytest.raises(TooLargeError, match="--max-admitted-bytes"):
+        kept.initialize_and_put(CONFIG, 8, Move(""), b"")
 
 
 def test_one_initialization_computes_at_a_time() -> None:
