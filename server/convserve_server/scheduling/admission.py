@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from convserve.errors import FieldViolation, TooLargeError
-from convserve.layers.layer import Layer, planned, planned_call
+from convserve.layers.layer import Planned, planned, planned_call
 from convserve.layers.plan import Plan, check_padded
 from convserve.tensors.codec import Shape, itemsize
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
@@ -49,7 +49,7 @@ class Admission:
         self.transfers = Transfers(max(large_bytes, _LARGE_TRANSFER_BYTES))
 
     def plan(
-        self, layers: Sequence[Layer], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
+        self, layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
     ) -> Plan:
         """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong."""
         plan = planned(layers, input_shape, input_dtype, output_dtype)
@@ -62,7 +62,7 @@ class Admission:
 
     def admit(
         self,
-        layers: Sequence[Layer],
+        layers: Sequence[Planned],
         shape: Shape,
         dtype: str,
         output_dtype: str | None,
@@ -120,12 +120,12 @@ class Admission:
                 raise _too_large(unit, size, limit, flag, field if unit != "layers" else "layers", advice)
 
 
-def _drawing(layers: Sequence[Layer], plan: Plan) -> int:
+def _drawing(layers: Sequence[Planned], plan: Plan) -> int:
     """Returns the work of drawing weights, also of layers that may be cached."""
     return sum(
         drawing_work(layer.config, step.kernel_shape)
         for layer, step in zip(layers, plan.layers, strict=True)
-        if layer.kernel is None
+        if layer.kernel_shape is None
     )
 
 

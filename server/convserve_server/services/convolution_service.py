@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,10 +25,11 @@ from convserve.v1 import convolution_service_pb2 as messages
 from convserve.v1 import convolution_service_pb2_grpc, layer_pb2
 from convserve_server.auth.identity import CHANGE, is_local
 from convserve_server.backend import Backend
+from convserve_server.layer_store.stored_layer import Reference
 from convserve_server.observability.call_record import current_call, current_caller, current_identity
 from convserve_server.scheduling.thread_pool import ThreadPool
 from convserve_server.services import convolve_stream
-from convserve_server.services.layer_references import find_layers
+from convserve_server.services.layer_references import Found, find_layers
 from convserve_server.services.shared_memory import SharedMemory
 from convserve_server.transport.idle_timeouts import IdleTimeouts
 from convserve_server.transport.in_flight_items import InFlightItems, reads_items
@@ -86,14 +87,15 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
     def Plan(self, request: messages.PlanRequest, context: Context) -> messages.PlanResponse:
         admission = self._backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
-        layers, dtype = self._layers(request.layers, _MAX_PLANNED), convolve_stream.output_dtype(request.output_dtype)
+        layers = self._layers(request.layers, self._backend.store.describe, _MAX_PLANNED)  # which reads no weights
+        dtype = convolve_stream.output_dtype(request.output_dtype)
         plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
         verdict = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
 
     def Convolve(self, request: ConvolveRequest, context: Context) -> bytes:
         backend, (message, x) = self._backend, request
-        layers = self._layers(message.layers)
+        layers = self._layers(message.layers, backend.store.layer)
         shared = self._shared_with(context)
         if x is None:
             x = _shared_input(message, shared)
@@ -120,7 +122,7 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         if not isinstance(first, messages.ConvolveStreamRequest) or first.WhichOneof("message") != "start":
             raise InvalidRequestError.for_field("start", "a start as the first message", "none")
         start, caller = first.start, current_caller(context)
-        layers = [_seeded(layer) for layer in self._layers(start.layers)]
+        layers = [_seeded(layer) for layer in self._layers(start.layers, backend.store.layer)]
         in_order = start.order != messages.RESULT_ORDER_AS_COMPLETED
         items: convolve_stream.StreamItems = InFlightItems(
             request_iterator, caller, self._stream_pool, self._idle, context.cancel, in_order=in_order
@@ -129,11 +131,13 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         context.send_initial_metadata((ACCEPTED,))
         yield from stream.answers()
 
-    def _layers(self, references: Sequence[layer_pb2.LayerReference], most: int = 0) -> list[Layer]:
+    def _layers(
+        self, references: Sequence[layer_pb2.LayerReference], find: Callable[[Reference], Found], most: int = 0
+    ) -> list[Layer | Found]:
         """Returns a call's layers, and stores those that it asks to have stored if its caller may."""
         backend, may_store = self._backend, CHANGE in current_identity().permissions
         backend.admission.check_layers(len(references), most)
-        return find_layers(references, backend.store, may_store=may_store)
+        return find_layers(references, backend.store, find, may_store=may_store)
 
     def Echo(self, request: messages.EchoRequest, context: Context) -> bytes:
         output_bytes = request.output_bytes

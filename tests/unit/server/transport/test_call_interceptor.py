@@ -12,6 +12,7 @@ from convserve_server.auth.authenticator import Authenticator
 from convserve_server.auth.tokens import Tokens
 from convserve_server.backend import Backend
 from convserve_server.health import Health
+from convserve_server.layer_store.store import LayerStore
 from convserve_server.observability.call_record import CURRENT_CALL, CallRecord, CallRecorder
 from convserve_server.open_inference.inference_service import InferenceService
 from convserve_server.open_inference.v2 import inference_service_pb2 as inference
@@ -111,7 +112,7 @@ def test_where_no_tokens_are_asked_for_everybody_may_do_everything():
 
 @pytest.mark.parametrize("is_recorded", [False, True])
 def test_services_of_both_protocols_refuse_whoever_was_not_authenticated(is_recorded):
-    backend = Backend(None, SimpleNamespace(plan=None), None, None, None)
+    backend = Backend(None, SimpleNamespace(plan=None), None, LayerStore(0), None)
     ours = ConvolutionService(backend, None, None, IDLE, 1)
     theirs = InferenceService(backend, Health(()), None, IDLE, None)
     start = messages.ConvolveStreamRequest(start=messages.StreamStart())
