@@ -86,7 +86,8 @@ class LayerStore:
         layer = self._memory.get(key)
         head = LayerHead.of(layer) if layer else self._storage.head(key)
         if head is None:
-            head = LayerHead.of(self.layer(key))  # a damaged file is quarantined
+            layer = self.layer(reference)  # a damaged file is quarantined
+            key, head = layer.digest, LayerHead.of(layer)
         return StoredLayer(key, self._names_of(key), *head)
 
     def digest_of(self, name: str) -> bytes:

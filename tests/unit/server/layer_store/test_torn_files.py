@@ -223,6 +223,15 @@ def test_the_names_of_a_layer_that_is_gone_lead_nowhere_until_it_is_put_again(
     assert opened(folder).digest_of("net/stem") == KEY
 
 
+def test_who_asks_for_a_name_is_told_of_the_name(folder: Path) -> None:
+    file_of(folder).write_bytes(b"torn")
+    store = opened(folder)
+    for _ in range(2):
+        with pytest.raises(LayerNotFoundError, match="'net/stem', which leads nowhere, until the layer") as error:
+            store.describe("net/stem")
+        assert error.value.layer == "net/stem"
+
+
 def test_a_name_that_leads_nowhere_can_be_deleted_and_moved(folder: Path) -> None:
     opened(folder).put(LAYER, Move("other"))
     file_of(folder).unlink()
