@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 from convserve.errors import InvalidRequestError, LayerNotFoundError, short_repr
@@ -94,14 +95,14 @@ class LayerModels:
     def listed(self) -> Iterator[LayerModel]:
         """Yields each version of each stored layer's name that can be called, and names whose layer is lost."""
         yield LayerModel(STATELESS, _ONLY)
+        names = {}
         for name in self.store.names():
-            if name == STATELESS:
-                continue
-            try:
-                versions = self.store.versions(name)
-            except LayerNotFoundError:  # it was deleted just now
-                continue
-            numbers = self._callable(name, [versions])
+            with suppress(LayerNotFoundError):  # it was deleted just now
+                names[name] = self.store.versions(name)
+        names.pop(STATELESS, None)
+        missing = set(self.store.missing([digest for versions in names.values() for digest in versions.digests]))
+        for name, versions in names.items():
+            numbers = _numbers(versions, missing)
             yield from (LayerModel(name, number) for number in numbers)
             if str(versions.latest) not in numbers:
                 reason = f"the layer {versions.digest.hex()} was lost, until it is put again"
@@ -118,9 +119,9 @@ class LayerModels:
 
     def _callable(self, model: str, chain: list[NameVersions]) -> list[str]:
         if SEPARATOR in model:
-            is_whole = all(versions.digest in self.store for versions in chain)
+            is_whole = not self.store.missing([versions.digest for versions in chain])
             return [str(_latest(chain))] if is_whole else []
-        return [str(number) for number, digest in enumerate(chain[0].digests, chain[0].first) if digest in self.store]
+        return _numbers(chain[0], self.store.missing(chain[0].digests))
 
     def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
         stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"
@@ -136,6 +137,11 @@ def names_of(model: str) -> list[str]:
     if len(names) > MAX_LAYERS:
         raise InvalidRequestError.for_field("model_name", f"a chain of at most {MAX_LAYERS} layers", "a longer one")
     return names
+
+
+def _numbers(versions: NameVersions, missing: Collection[bytes]) -> list[str]:
+    """Returns the versions of a name whose layers are there, oldest first."""
+    return [str(number) for number, digest in enumerate(versions.digests, versions.first) if digest not in missing]
 
 
 def _latest(chain: list[NameVersions]) -> int:

@@ -1,10 +1,12 @@
 """Stored layers and chains as models: which versions there are, and which can be called."""
 
 import pytest
+from obstore.store import MemoryStore
 
 from convserve import InvalidRequestError, LayerNotFoundError
 from convserve_server.layer_store.names import Move
 from convserve_server.open_inference.layer_models import MAX_LAYERS, LayerModel, LayerModels
+from tests.support.layers.bucket_requests import BucketRequests
 from tests.support.layers.places import opened
 from tests.support.layers.tiny import layer
 
@@ -91,6 +93,25 @@ def test_a_lost_layers_name_is_listed_as_such(tmp_path):
     assert "was lost" in found.reason
     with pytest.raises(LayerNotFoundError, match="there is none now"):
         models.find("a", "")
+
+
+def test_layers_that_are_gone_are_not_asked_for_one_by_one(monkeypatch):
+    bucket, requests = MemoryStore(), BucketRequests(monkeypatch)
+    store = opened(bucket)
+    for number in range(5):
+        store.put(layer(number), Move("a"))
+        store.put(layer(number + 5), Move("b"))
+    for number in (0, 1, 2, 5, 6, 7):
+        store.delete(layer(number).digest)
+    models = LayerModels(opened(bucket, age_s=1000))
+    for ask in (lambda: models.versions("a"), lambda: list(models.listed())):
+        requests.asked.clear()
+        ask()
+        assert "head" not in requests.asked
+    assert models.versions("a") == ["4", "5"]
+    assert [(each.name, each.version) for each in models.listed()][1:] == [
+        ("a", "4"), ("a", "5"), ("b", "4"), ("b", "5"),
+    ]  # fmt: skip
 
 
 def test_a_long_chain_is_refused_before_it_is_looked_up(models):
