@@ -88,7 +88,7 @@ class InferenceService:
             version = models.find(request.name, request.version).version
             versions = [version] if request.version else models.versions(request.name)
             return self._statistics_of((request.name, version) for version in versions)
-        with self._listing(context):
+        with self._listing(context, self._statistics.size()):
             listed = [(model.name, model.version) for model in models.listed() if not model.reason]
             for chain in (name for name in self._statistics.names() if SEPARATOR in name):
                 with suppress(LayerNotFoundError):  # deleted since
@@ -99,9 +99,9 @@ class InferenceService:
         figures = [self._statistics.message(name, version) for name, version in versions]
         return messages.ModelStatisticsResponse(model_stats=figures)
 
-    def _listing(self, context: Context) -> Permit:
-        """Returns the permit of a call whose answer lists all models, which the protocol has no pages for."""
-        size = _LISTED_BYTES * self._models.store.versions_of_all
+    def _listing(self, context: Context, more: int = 0) -> Permit:
+        """Returns the permit of a call whose answer lists all models, which the protocol has no pages for, and more."""
+        size = _LISTED_BYTES * self._models.store.versions_of_all + more
         return self._backend.admission.admit_bytes(size, current_caller(context))
 
     # The repository

@@ -16,6 +16,7 @@ from convserve_server.open_inference.v2 import inference_service_pb2 as messages
 _MAX_MODELS = 10_000
 _MAX_CHARACTERS = 10**7  # of all their names: a chain's may be long
 _MAX_SIZES = 100
+_BATCHES_BYTES = 100  # of the batches of one size in an answer, at most
 
 
 class Inference(NamedTuple):
@@ -100,6 +101,11 @@ class ModelStatistics:
         """Returns the names of models that have figures, sorted."""
         with self._lock:
             return sorted({name for name, _ in self._figures})
+
+    def size(self) -> int:
+        """Returns about how many bytes all figures take in an answer, beside those of models without any."""
+        with self._lock:
+            return sum(each.answer.ByteSize() + _BATCHES_BYTES * len(each.batches) for each in self._figures.values())
 
     def message(self, name: str, version: str) -> messages.ModelStatistics:
         """Returns the figures of a version, which are 0 if nothing was computed with it."""

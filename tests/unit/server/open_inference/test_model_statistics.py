@@ -81,3 +81,13 @@ def test_long_names_are_forgotten_earlier(monkeypatch):
     for name in ("e" * 200, "f"):
         statistics.failed(name, "1", 1)
     assert statistics.names() == ["f"]
+
+
+def test_no_answer_is_larger_than_it_was_said_to_be():
+    statistics, large = ModelStatistics(), 2**40
+    for name in ("a", ",".join(["b" * 200] * 100)):
+        for size in range(1, 120):
+            statistics.succeeded(name, "1", Inference(large, size + large, *[large] * 5))
+        statistics.failed(name, "1", large)
+    answers = [statistics.message(name, "1").ByteSize() for name in statistics.names()]
+    assert sum(answers) <= statistics.size() < 2 * sum(answers)
