@@ -11,6 +11,7 @@ import contextlib
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -80,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         del (getattr(error, "possibilities", None) or [])[1:]  # of options and commands that may be meant, the nearest
         with contextlib.suppress(OSError):  # stderr takes no more
-            error.show()
+            shown = io.StringIO()
+            error.show(shown)
+            print(re.sub("^Error: ", "error: ", shown.getvalue(), count=1, flags=re.MULTILINE), end="", file=sys.stderr)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED

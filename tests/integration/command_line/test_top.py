@@ -137,3 +137,9 @@ def test_a_missing_extra_is_told_in_one_line(metered, capsys, monkeypatch):
 def test_what_is_no_address_is_wrong_usage(capsys, url):
     assert cli.main(["top", url, "--once"]) == 2
     assert "expected http://HOST:PORT/metrics or HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_grpc_port_is_said_to_be_one(server, capsys):
+    status, _, error = told(capsys, server.target, "--once")
+    assert (status, error.count("\n")) == (1, 1)
+    assert "Received none (something else than HTTP/1.1, as a gRPC port has it): start it with --metrics" in error

@@ -60,6 +60,8 @@ def _scraped(url: str) -> Scrape:
             return server_metrics.read(printable(body.decode()), time.time())
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
+        if type(error) is http.client.BadStatusLine:  # and not that of an answer which ended
+            reason = "something else than HTTP/1.1, as a gRPC port has it"
         advice = "start it with --metrics HOST:PORT, and name that address"
         text = f"Expected a server's metrics at {url}. Received none ({printable(str(reason))}): {advice}."
         raise UnavailableError(text) from error

@@ -238,3 +238,15 @@ def test_a_reader_that_went_away_leaves_no_traceback():
         process.stdout.close()
         error, status = process.stderr.read(), process.wait(timeout=60)
     assert (status, error) == (141, b"")
+
+
+def test_what_is_wrong_is_told_in_lower_case_whoever_tells_it(capsys):
+    for words in (["no-such"], ["conv2d", "--no-such"], ["plan", "--input-shape", "1,4,4,3"], ["layers", "get"]):
+        assert cli.main(words) == 2
+        usage, *_, error = capsys.readouterr().err.splitlines()
+        assert (usage[:7], error[:7]) == ("usage: ", "error: ")
+
+
+def test_every_command_of_a_group_has_a_whole_line_in_its_help(capsys):
+    assert cli.main(["layers", "--help"]) == 0
+    assert "..." not in capsys.readouterr().out.partition("commands:")[2].partition("examples:")[0]
