@@ -28,7 +28,9 @@ def layers_of(layers: Layers) -> list[Layer | StoredLayerBase]:
     listed = list(layers) if isinstance(layers, Sequence) else [layers]
     if not listed or not all(isinstance(layer, OneLayer) for layer in listed):
         expected = "a Layer, Conv2D or stored layer, or a list of at least one"
-        raise InvalidRequestError.for_field("layers", expected, short_repr(layers))
+        names = [layer for layer in [layers, *listed] if isinstance(layer, str)]
+        hint = f"client.layer({short_repr(names[0])}) is the stored layer of this name." if names else ""
+        raise InvalidRequestError.for_field("layers", expected, short_repr(layers), hint)
     return [Layer(layer) if isinstance(layer, Conv2D) else layer for layer in listed]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cache
@@ -117,10 +118,22 @@ def standard_array(value: object, field: str, allowed: Sequence[str] = INPUT_DTY
         raise InvalidTensorError.for_field(field, "an array", f"{type(value).__name__}: {error}") from error
     name = name_of(array)
     if name not in allowed:
-        received = f"dtype {name}; convert it first, for example with .astype('float32')"
-        raise InvalidTensorError.for_field(field, f"an array with dtype {', '.join(allowed)}", received)
+        expected = f"an array with dtype {', '.join(allowed)}"
+        raise InvalidTensorError.for_field(field, expected, *_no_tensor(value, field, name, array.dtype.kind))
     checked_shape(array.shape, field)
     return np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+
+
+def _no_tensor(value: object, field: str, name: str, kind: str) -> tuple[str, str]:
+    """Returns what a value of another dtype is, and what makes an array that is taken of it."""
+    if kind in "OSU" and not hasattr(value, "dtype"):
+        if isinstance(value, str | bytes | os.PathLike):
+            return short_repr(value), "Read the file first, for example with numpy.load or PIL.Image.open."
+        hint = "Its .output is an array." if hasattr(value, "output") else ""
+        return f"{type(value).__name__}: dtype {name}", hint
+    way = ".astype('float32')" if hasattr(value, "astype") else "numpy.asarray(x, 'float32')"
+    hint = "An input is sent as it is; weights are converted." if field == "input" else ""
+    return f"dtype {name}; convert it first, for example with {way}", hint
 
 
 def check_unmasked(value: object, field: str) -> None:

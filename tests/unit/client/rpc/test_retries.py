@@ -250,7 +250,8 @@ def test_wrong_calls_are_not_retried() -> None:
     ("layers", "x", "words"),
     [
         ([], X, "layers: Expected"),
-        ("conv", X, "layers: Expected"),
+        ("conv", X, r"layers: Expected .* Received 'conv'\. client\.layer\('conv'\) is"),
+        ([Conv2D(4, 3), "conv"], X, r"client\.layer\('conv'\) is"),
         ([Conv2D(4, 3), 3], X, "layers: Expected"),
         (Conv2D(4, 3), X[0], "Expected 4 dimensions"),
         (Conv2D(4, 3), X.astype(np.int64), "int64"),

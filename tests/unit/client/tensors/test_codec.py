@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -227,15 +229,19 @@ class Refusing:
 @pytest.mark.parametrize(
     ("wrong", "received"),
     [
-        ([1, 2], "Received dtype int64; convert it first, for example with .astype('float32')."),
+        (np.array([1, 2]), "Received dtype int64; convert it first, for example with .astype('float32')."),
+        ([[1], [2]], "Received dtype int64; convert it first, for example with numpy.asarray(x, 'float32')."),
+        ("photo.jpg", "Received 'photo.jpg'. Read the file first"),
+        (Path("photo.jpg"), "Received PosixPath('photo.jpg'). Read the file first"),
+        (SimpleNamespace(output=1), "Received SimpleNamespace: dtype object. Its .output is an array."),
         ([True], "dtype bool"),
         ([1j], "dtype complex128"),
         (np.zeros(2, "u2"), "dtype uint16"),
         (np.zeros(2, "M8[s]"), "dtype datetime64[s]"),
         (np.zeros(2, [("a", "f4")]), "dtype void32"),
-        (["a"], "dtype str"),
-        (None, "dtype object"),
-        (object(), "dtype object"),
+        (["a"], "Received list: dtype str"),
+        (None, "Received NoneType: dtype object."),
+        (object(), "Received object: dtype object."),
         (np.array([1.0, None]), "dtype object"),
         ({"a": 1}, "dtype object"),
         ([[1.0], [1.0, 2.0]], "Received list: "),
@@ -248,6 +254,11 @@ class Refusing:
 )
 def test_what_is_no_tensor_is_refused(wrong, received):
     assert received in refusal(standard_array, wrong, "x")
+
+
+def test_why_integers_are_no_input_though_they_are_weights():
+    with pytest.raises(InvalidTensorError, match=r"^input: .*An input is sent as it is; weights are converted\.$"):
+        standard_array([1], "input")
 
 
 # Bytes of strangers
