@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from convserve._async import io
+from convserve._async.connection import Connection
 from convserve._async.convolutions import Convolutions
 from convserve._async.layer_calls import LayerCalls
 from convserve._async.stored_layer import AsyncStoredLayer
@@ -113,3 +115,10 @@ class AsyncClient(Convolutions, LayerCalls):
         answer = await self._first(upload, timeout)
         name_messages.check_heeded(expect, answer.version)
         return AsyncStoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))
+
+
+# What Python's errors, of a keyword that there is not, and tracebacks call the methods.
+for _kind in (Connection, Convolutions, LayerCalls):
+    for _name, _method in vars(_kind).items():
+        if inspect.isfunction(_method):
+            _method.__module__, _method.__qualname__ = __name__, f"AsyncClient.{_name}"

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 from convserve._rpc import retries
 from convserve._sync import io
+from convserve._sync.connection import Connection
 from convserve._sync.convolutions import Convolutions
 from convserve._sync.layer_calls import LayerCalls
 from convserve._sync.stored_layer import StoredLayer
@@ -114,3 +116,10 @@ class Client(Convolutions, LayerCalls):
         answer = self._first(upload, timeout)
         name_messages.check_heeded(expect, answer.version)
         return StoredLayer(self, **stored_layers.known_parts(answer.layer, name, checked))
+
+
+# What Python's errors, of a keyword that there is not, and tracebacks call the methods.
+for _kind in (Connection, Convolutions, LayerCalls):
+    for _name, _method in vars(_kind).items():
+        if inspect.isfunction(_method):
+            _method.__module__, _method.__qualname__ = __name__, f"Client.{_name}"

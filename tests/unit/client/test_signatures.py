@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import pydoc
 import re
 
@@ -32,6 +33,15 @@ def test_help_explains_each_of_them(client):
     assert "padding: 'str | int | Sequence[int] | Sequence[Sequence[int]]' = 'valid'" in text
     for name in inspect.signature(client.conv2d).parameters.keys() - {"self"}:
         assert re.search(rf"^ +(\*\*)?{name}: [A-Z(\"]", text, re.MULTILINE), name
+
+
+@either
+def test_a_keyword_that_there_is_not_is_refused_by_the_clients_name(client):
+    with pytest.raises(TypeError, match=rf"^{client.__name__}\.convolve\(\) got an unexpected keyword"):
+        client.convolve(None, [], [], timout=3)
+    with pytest.raises(TypeError, match=rf"^{client.__name__}\.__init__\(\) got"):
+        client("localhost:1", time_out=3)
+    assert pickle.loads(pickle.dumps(client.map)) is client.map  # noqa: S301
 
 
 @either
