@@ -26,6 +26,7 @@ class Counts:
     parts: float = 0.0  # fractions of unfinished items that are done, added up
     input_bytes: int = 0  # of the tensors that were sent
     output_bytes: int = 0
+    file_bytes: int = 0  # of the outputs that this run finished, as they are stored
 
     @property
     def left(self) -> int:

@@ -231,7 +231,7 @@ class Batch:
                 work.written.add(start)
                 if work.parts == 1:
                     self._journal.note_done(source.key, source.stamp, source.stem, size)
-                    self.tally.add(samples=samples, done=1)
+                    self.tally.add(samples=samples, done=1, file_bytes=size)
                 else:
                     self._journal.note_part(source.key, start)
                     self.tally.add(samples=samples, parts=1 / work.parts)
@@ -273,7 +273,7 @@ class Batch:
                 with self._one_output(source):
                     size = self._outputs.finish(source.stem)
                 self._journal.note_done(source.key, source.stamp, source.stem, size)
-                self.tally.add(done=1, parts=-1)
+                self.tally.add(done=1, parts=-1, file_bytes=size)
             except _ItemError as error:
                 self._fail(work, error)
         if work.failure:

@@ -94,6 +94,34 @@ def test_values_outside_the_range_are_told(run: Any, photos: Path, tmp_path: Pat
     assert (status, "values outside" in printed) == (0, False)
 
 
+def test_values_that_are_not_finite_are_counted_as_clipped_ones_are(run: Any, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name, value in (("a", np.nan), ("b", np.inf), ("c", 7)):
+        np.save(tmp_path / "in" / name, np.full((16, 16, 1), value, "f4"))
+    words = (tmp_path / "in", "--layer", "box", "-o")
+    status, printed, _ = run(*words, tmp_path / "out", "--format", "png")
+    assert (status, "not finite  drawn black, in 2 of the pictures" in printed) == (0, True)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert (report["not_finite"], report["clipped"]) == (2, None)
+    files = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.png"))
+    assert report["file_bytes"] == files < report["output_bytes"] == 3 * 1024
+    assert f"3.072 kB of arrays, {files} bytes in files" in printed
+    assert json.loads(run(*words, tmp_path / "arrays", "--json")[1])["not_finite"] is None
+
+
+def test_a_terminal_hears_of_a_failure_once(
+    run: Any, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (photos, "--layer", "box", "--quiet", "-o")
+    _, printed, err = run(*words, tmp_path / "log")
+    assert (printed.count("deep.png: "), err.count("deep.png: ")) == (1, 1)
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(f"sys.{stream}.isatty", lambda: True)
+    _, printed, err = run(*words, tmp_path / "terminal")
+    assert (printed.count("deep.png: "), err.count("deep.png: ")) == (0, 1)
+    assert f"as told above and in {tmp_path}/terminal/report.json" in printed
+
+
 def test_what_is_no_picture_is_refused_before_anything_is_written(
     run: Any, client: Client, photos: Path, tmp_path: Path
 ) -> None:

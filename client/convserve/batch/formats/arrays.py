@@ -30,7 +30,9 @@ class Npy:
 
     suffix = parts_suffix = ".npy"
     report: dict[str, Any] | None = None
-    """What a run's report says of the outputs."""
+    """What a run's report says of values that lay outside the range of pictures."""
+    not_finite: int | None = None
+    """How many pictures had values that are not finite; None for arrays, which keep them."""
 
     def save(self, path: Path, array: Array) -> None:
         """Writes an array as a whole."""

@@ -30,6 +30,8 @@ Range = tuple[float, float] | Literal["own"]
 class Pictures(Npy):
     """How an output is stored as a picture; its report is of what lay outside the range, and became black or white."""
 
+    not_finite: int = 0
+
     def __init__(self, name: str, last: Conv2D, value_range: Range, mode: str | None) -> None:
         """Takes the last layer, and the values of black and white.
 
@@ -52,8 +54,10 @@ class Pictures(Npy):
         pixels = sample_pixels(array.reshape(-1, *array.shape[-3:]), 0, self._data_format)
         least, greatest = finite_range(pixels)
         low, high = (least, greatest) if self._range == OWN else self._range
-        if least < low or greatest > high:
-            with self._lock:
+        has_odd = not np.isfinite(pixels).all()
+        with self._lock:
+            self.not_finite += has_odd
+            if least < low or greatest > high:
                 seen = self.report or {"pictures": 0, "low": math.inf, "high": -math.inf}
                 low_seen, high_seen = min(seen["low"], least), max(seen["high"], greatest)
                 self.report = {"pictures": seen["pictures"] + 1, "low": low_seen, "high": high_seen}

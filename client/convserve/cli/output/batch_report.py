@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import sys
 import threading
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 """The report's name in the folder for outputs."""
-_COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes", "output_bytes")
+_COUNTS = ("items", "done", "skipped", "failed", "left", "samples", "input_bytes", "output_bytes", "file_bytes")
 _OTHERS = {"skipped": "done before", "failed": "failed", "left": "not done"}
 _LINE_S = 10.0
 _NARROW = 72  # columns, below which a bar would leave no room for what stands beside it
@@ -138,7 +139,7 @@ def show_forecast(coming: Forecast, job: Job, *, as_json: bool) -> None:
     counted = {name: value for name, value in vars(coming).items() if isinstance(value, int)}
     document = {
         "input": str(job.inputs.folder),
-        "output": str(job.outputs.folder),
+        "output": os.path.abspath(job.outputs.folder),
         "format": job.outputs.format.suffix.removeprefix("."),
         **counted,
         "shapes": [{**each._asdict(), "items": count} for each, count in coming.shapes.most_common()],
@@ -166,8 +167,8 @@ def _forecast_rows(coming: Forecast, job: Job) -> list[tuple[str, str]]:
         ("items", f"{coming.items:,}{samples}{before}"),
         ("shapes", first_lines(shapes, "more shapes")),
         ("calls", f"{coming.calls:,} at least"),
-        ("in", bytes_text(coming.input_bytes)),
-        ("out", bytes_text(coming.output_bytes)),
+        ("in", f"{bytes_text(coming.input_bytes)} of arrays"),
+        ("out", f"{bytes_text(coming.output_bytes)} of arrays"),
         ("files", f"{coming.items:,} {job.outputs.format.suffix} in {job.outputs.folder}, {written}"),
         ("failed", first_lines(failed, "more")),
         ("left out", left_out_text(job.inputs.left_out, job.inputs.left_out_names)),
@@ -182,12 +183,13 @@ def publish(batch: Batch, as_json: bool, number: int | None, failure: Exception 
     stopped = None if number is None else signal.Signals(number).name
     report = {
         "input": str(inputs.folder),
-        "output": str(folder),
+        "output": os.path.abspath(folder),
         **{name: getattr(counts, name) for name in _COUNTS},
         "seconds": round(seconds, 3),
         "mb_per_s": round(moved / seconds / 1e6, 3),
         "stopped": (str(failure) or type(failure).__name__) if failure is not None else stopped,
         "clipped": batch.job.outputs.format.report,
+        "not_finite": batch.job.outputs.format.not_finite,
         "left_out": inputs.left_out,
         "left_out_names": inputs.left_out_names,
         "failures": [{"input": key, "reason": reason} for key, reason in batch.tally.failures],
@@ -232,16 +234,20 @@ def _rows(report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
     samples = f", of {report['samples']:,} samples" if report["samples"] != report["done"] else ""
     seconds = f"{report['seconds']:,.1f} s, {_speed_text(report['mb_per_s'] * 1e6)} in and out together"
     failures = [f"{on_a_line(failed['input'])}: {on_a_line(failed['reason'])}" for failed in report["failures"]]
+    failed = first_lines(failures, f"more, in {folder / REPORT}", count=report["failed"])
+    if failures and sys.stdout.isatty() and sys.stderr.isatty():
+        failed = f"{report['failed']:,}, as told above and in {folder / REPORT}"
     advice = "--retry-failed tries what failed again" if report["failed"] else ""
     if report["left"]:
         advice = "--resume does the rest"
     return [
         ("items", f"{report['items']:,}: {', '.join(parts)}{samples}"),
-        ("in", bytes_text(report["input_bytes"])),
-        ("out", bytes_text(report["output_bytes"])),
+        ("in", f"{bytes_text(report['input_bytes'])} of arrays"),
+        ("out", f"{bytes_text(report['output_bytes'])} of arrays, {bytes_text(report['file_bytes'])} in files"),
         ("time", seconds),
-        ("failed", first_lines(failures, f"more, in {folder / REPORT}", count=report["failed"])),
+        ("failed", failed),
         ("clipped", _clipped_text(report["clipped"])),
+        ("not finite", f"drawn black, in {odd:,} of the pictures" if (odd := report["not_finite"]) else ""),
         ("left out", left_out_text(report["left_out"], report["left_out_names"])),
         ("written", str(folder)),
         ("next", advice),

@@ -50,6 +50,7 @@ def test_values_outside_the_range_are_clipped_and_counted(tmp_path: Path) -> Non
     for name, values in (("in", (0, 255)), ("low", (-3, 7)), ("high", (5, 300)), ("nan", (np.nan, 9))):
         outputs.write(name, grey(*values))
     assert outputs.format.report == {"pictures": 2, "low": -3, "high": 300}
+    assert outputs.format.not_finite == 1
     with Image.open(tmp_path / "high.png") as image:
         assert np.array(image).tolist() == [[5, 255]]
     with Image.open(tmp_path / "nan.png") as image:
