@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from convserve.errors import InvalidWeightsError, LayerNotFoundError, OverloadedError, TooLargeError
@@ -19,6 +19,7 @@ from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
 from convserve_server.memory.shares import RESERVE, SMALL, Shares
+from convserve_server.memory.slow_callers import PIECES, SlowCallers
 
 _RETRY_AFTER_S = 1.0
 
@@ -34,7 +35,7 @@ class LayerRegistry:
         self._max_call_bytes, self._max_admitted_bytes = max_call_bytes, max_admitted_bytes
         reserve = max_bytes // RESERVE
         self._max_bytes, self._bytes, self._reserve = max_bytes, Shares(max_bytes - reserve), Shares(reserve)
-        self._lock = threading.Lock()  # of what is reserved
+        self._lock, self._slow = threading.Lock(), SlowCallers()  # of what is reserved
         self._computing = threading.Lock()
 
     def check_put(self, move: Move, config: Conv2D, input_channels: int, expected_digest: bytes) -> None:
@@ -58,23 +59,38 @@ class LayerRegistry:
 
     @contextmanager
     def receiving(
-        self, config: Conv2D, input_channels: int, dtype: str, times: int = 2, caller: str = ""
+        self,
+        config: Conv2D,
+        input_channels: int,
+        dtype: str,
+        times: int = 2,
+        caller: str = "",
+        end: Callable[[], object] | None = None,
     ) -> Iterator[None]:
         """Reserves memory for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
 
-        `times` is how often they are there beside how they arrive; the caller is "" if others look like it. Raises
-        TooLargeError if no layer may have so much, or no call such weights, or OverloadedError if there is none now.
+        `times` is how often they are there beside how they arrive; the caller is "" if others look like it. `end` ends
+        a call whose caller is slow to send them, where others find no memory. Raises TooLargeError if no layer may have
+        so much, or no call such weights, or OverloadedError if there is none now.
         """
-        weights = _weight_bytes(config, input_channels)
-        size = _weight_bytes(config, input_channels, dtype) + times * weights
+        weights, sent = _weight_bytes(config, input_channels), _weight_bytes(config, input_channels, dtype)
+        size = sent + times * weights
         _check_size(weights, self._max_call_bytes, "max-call-bytes")
         _check_size(size, self._max_admitted_bytes, "max-admitted-bytes")
-        with self._lock:
-            pool = self._pool(caller, size)
-            pool.take(caller, size)
+        try:
+            with self._lock:
+                pool = self._pool(caller, size)
+                pool.take(caller, size)
+        except OverloadedError:
+            self._slow.end_late()
+            raise
+        call = object()
+        if end is not None:
+            self._slow.expect(call, sent, PIECES, lambda: True, end)
         try:
             yield
         finally:
+            self._slow.forget(call)
             with self._lock:
                 pool.give_back(caller, size)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -113,7 +114,7 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         config = registry.store.layer(_reference(start.layer)).config  # not `describe`: it does not verify
         weights = _Weights.announced(start.weights, config)
         registry.check_put(move, config, weights.input_channels, b"")
-        with registry.receiving(config, weights.input_channels, weights.dtype, caller=_caller()):
+        with _receiving(registry, config, weights, context):
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
             stored, losses, version = registry.update(config, *weights.receive(request_iterator), move)
         return messages.UpdateWeightsResponse(
@@ -171,10 +172,17 @@ def _put_weights(
         if first is None:
             return registry.store.put(layer, move)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
-    with registry.receiving(config, weights.input_channels, weights.dtype, caller=_caller()):
+    with _receiving(registry, config, weights, context):
         if layer is None:
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
         return registry.store.put(Layer(config, *weights.receive(requests)), move, digest)
+
+
+def _receiving(
+    registry: LayerRegistry, config: Conv2D, weights: _Weights, context: Context
+) -> AbstractContextManager[None]:
+    channels, dtype = weights.input_channels, weights.dtype
+    return registry.receiving(config, channels, dtype, caller=_caller(), end=context.cancel)
 
 
 def _caller() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from convserve_server.auth.identity import anyone
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.registry import LayerRegistry
 from convserve_server.layer_store.store import LayerStore
+from convserve_server.memory.slow_callers import SlowCallers
 from convserve_server.observability.call_record import CURRENT_CALL, CallRecord
 from convserve_server.services import layer_service
 from convserve_server.services.layer_service import LayerService
@@ -85,6 +86,9 @@ class Context(SimpleNamespace):
     def send_initial_metadata(self, metadata: Any) -> None:
         self.said = metadata
 
+    def cancel(self) -> None:
+        """Ends the call."""
+
 
 def served(kept: LayerRegistry) -> LayerService:
     return LayerService(kept)
@@ -130,9 +134,11 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
         gc.enable()
 
 
-def receiving(kept: LayerRegistry, kibibytes: float, caller: str = "") -> AbstractContextManager[None]:
+def receiving(
+    kept: LayerRegistry, kibibytes: float, caller: str = "", end: Callable[[], object] | None = None
+) -> AbstractContextManager[None]:
     config = CONFIG.replace(filters=int(64 * kibibytes))  # each filter is counted as 16 bytes
-    return kept.receiving(config, 1, "float64", caller=caller)
+    return kept.receiving(config, 1, "float64", caller=caller, end=end)
 
 
 def test_what_is_larger_than_all_bytes_goes_alone() -> None:
@@ -148,6 +154,21 @@ def test_what_is_larger_than_all_bytes_goes_alone() -> None:
         raise KeyError
     with receiving(kept, 375):
         pass
+
+
+def test_an_upload_that_takes_too_long_is_ended_where_another_finds_no_memory() -> None:
+    now, ended = [0.0], list[str]()
+    kept = registry(max_bytes=400 * 1024)
+    kept._slow = SlowCallers(lambda: now[0])
+    with receiving(kept, 1000, "slow", lambda: ended.append("slow")):
+        for now[0], expected in ((10.0, []), (11.0, ["slow"])):  # 512,000 bytes at 2 MB/s, and ten seconds
+            with pytest.raises(OverloadedError), receiving(kept, 100, "other"):
+                pass
+            assert ended == expected
+    now[0] = 100.0
+    with receiving(kept, 1000, "other"), pytest.raises(OverloadedError), receiving(kept, 100):
+        pass
+    assert ended == ["slow"]  # it is over
 
 
 def test_small_layers_wait_for_no_large_ones() -> None:
