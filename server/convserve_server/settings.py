@@ -289,6 +289,7 @@ def _refusal(problem: ErrorDetails, flags: Mapping[str, Any]) -> str:
     if is_secret(name):
         return f"{variable(name)}: {expected}. Received something else, which is not shown."
     received = flags.get(name, os.environ.get(variable(name)))
+    received = ", ".join(received) if isinstance(received, tuple) else received  # of a flag that may be repeated
     if name == "store" and re.search("[@?#]", str(received)):
         return f"{flag(name)} ({variable(name)}): {expected}. Received something with '@', '?' or '#', not shown."
     return f"{flag(name)} ({variable(name)}): {expected}. Received {received!r}."

@@ -92,12 +92,12 @@ class Access:
         if not isinstance(tls, TLS | bool | None):
             raise InvalidRequestError.for_field("tls", "None, a bool or a convserve.TLS", f"a {type(tls).__name__}")
         if shown and tls is None and not _channel.is_local(target):
-            source = "token=" if token else TOKEN_VARIABLE
+            source = "token=, --token-file" if token else TOKEN_VARIABLE
             raise InvalidRequestError.for_field(
                 "tls",
                 f"an encrypted connection, for a token ({source}) is sent to {target}, where others could read it",
-                "none: give tls=True or tls=convserve.TLS(...). Where something else encrypts it, tls=False "
-                "sends it as it is; token='' sends none",
+                "none: give tls=True (--tls) or tls=convserve.TLS(...) (--tls-ca and so on). Where something else "
+                "encrypts it, tls=False (--no-tls) sends it as it is; token='' sends none",
             )
         self._target = target
         self._metadata = (("authorization", f"Bearer {shown}"),) if shown else ()

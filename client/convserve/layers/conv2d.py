@@ -19,7 +19,7 @@ BESIDE_OUTPUTS = tuple(FAMILIES)[1:]
 # What Keras' configuration may say besides: LoRA is part of the effective kernel, and autocast is always on here.
 _IGNORED = {"lora_rank", "lora_alpha", "autocast", "batch_input_shape", "batch_shape"}
 _BOTH = {
-    "valid": "With explicit padding both may be above 1, as in PyTorch and ONNX: padding=((0, 0), (0, 0)) is 'valid'.",
+    "valid": "With explicit padding both may be above 1, as in PyTorch and ONNX: padding=0 (--padding 0) is 'valid'.",
     "same": "With explicit padding, ((top, bottom), (left, right)), both may be above 1, as in PyTorch and ONNX.",
 }
 

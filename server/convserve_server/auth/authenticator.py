@@ -93,6 +93,6 @@ def _token(context: grpc.ServicerContext) -> str:
         received = "none" if not headers else f"{len(headers)} headers" if len(headers) > 1 else "another scheme"
         raise UnauthenticatedError(
             "Expected the header 'authorization: Bearer TOKEN'. "
-            f"Received {received}: give the client token=, or set CONVSERVE_TOKEN."
+            f"Received {received}: give the client token= (--token-file), or set CONVSERVE_TOKEN."
         )
     return token.strip()

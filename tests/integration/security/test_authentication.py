@@ -372,6 +372,7 @@ def test_what_is_refused_is_told_in_a_line(guarded, tmp_path):
     done = command(*asked)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("error: Expected the header 'authorization: Bearer TOKEN'.")
+    assert "(--token-file)" in done.stderr
     for content, said in (
         (None, "No such file"),
         ("two words", "a token and nothing else"),
@@ -381,11 +382,12 @@ def test_what_is_refused_is_told_in_a_line(guarded, tmp_path):
         if content is not None:
             file.write_text(content)
         done = command(*asked, "--token-file", str(file))
-        assert (done.returncode, done.stdout) == (1, "")
+        assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith("error: --token-file: Expected")
         assert said in done.stderr
     done = command("info", "--target", "gpu-host.invalid:1", CONVSERVE_TOKEN=READ)
     assert done.stderr.startswith("error: --tls: Expected an encrypted connection")
+    assert "(--tls)" in done.stderr
     assert READ not in done.stderr
 
 

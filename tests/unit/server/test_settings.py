@@ -273,7 +273,8 @@ def test_what_is_no_address_is_refused(read, address):
     expected = (
         "--listen (CONVSERVE_LISTEN): Expected HOST:PORT such as localhost:50051 or [::1]:50051, or unix:///PATH."
     )
-    assert refusal(read, "--listen=localhost:1", f"--listen={address}").startswith(expected)
+    message = refusal(read, "--listen=localhost:1", f"--listen={address}")
+    assert message == f"{expected} Received {f'localhost:1, {address}'!r}."
     assert refusal(read, CONVSERVE_LISTEN=f"localhost:1,{address}").startswith(expected)
 
 

@@ -115,7 +115,7 @@ def test_keras_spellings_come_to_one_form(given: dict[str, Any], expected: dict[
         ({"kernel_size": "33"}, "kernel_size", "'33'"),
         ({"strides": -1}, "strides", "strides=-1"),
         ({"strides": 2, "dilation_rate": 2}, "strides", "dilation_rate=(2, 2)"),
-        ({"strides": 2, "dilation_rate": 2}, "strides", "padding=((0, 0), (0, 0)) is 'valid'."),
+        ({"strides": 2, "dilation_rate": 2}, "strides", "padding=0 (--padding 0) is 'valid'."),
         ({"strides": (2, 1), "dilation_rate": (1, 2), "padding": "same"}, "strides", "((top, bottom), (left"),
         ({"dilation_rate": (1, 0)}, "dilation_rate", "(1, 0)"),
         ({"groups": 0}, "groups", "groups=0"),
