@@ -24,6 +24,9 @@ TOKEN_VARIABLE = "CONVSERVE_TOKEN"  # noqa: S105
 
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 
+_CERTIFICATE = ("certificate", rb"-----BEGIN (X509 |TRUSTED )?CERTIFICATE-----")
+_KEY = ("private key that is not encrypted", rb"-----BEGIN (?!ENCRYPTED)[A-Z ]*PRIVATE KEY-----")
+
 TOKEN_LEFT_BEHIND = "\0"  # noqa: S105
 """What stands for a token in what a client is pickled to."""
 
@@ -178,7 +181,7 @@ def _pems_in(folders: str) -> bytes:
     found = []
     for path in (path for folder in folders.split(os.pathsep) for path in sorted(Path(folder).glob("*"))):
         with suppress(OSError):
-            if b"-----BEGIN CERT" in (content := path.read_bytes()):
+            if re.search(_CERTIFICATE[1], content := path.read_bytes()):
                 found.append(content)
     if not found:
         raise InvalidRequestError.for_field(
@@ -196,6 +199,7 @@ def _pem(name: str, pem: Pem | None) -> bytes | None:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or "no path"
         raise InvalidRequestError.for_field(name, "a PEM file", f"{source}: {why}") from None
-    if b"-----BEGIN " not in content:
-        raise InvalidRequestError.for_field(name, "a PEM file", f"{source} without a line '-----BEGIN ...'")
+    kind, sign = _KEY if name == "tls.key" else _CERTIFICATE
+    if not re.search(sign, content):  # else gRPC takes it, and says of every connection that it cannot be made
+        raise InvalidRequestError.for_field(name, f"a PEM file with a {kind}", f"{source}, with none")
     return content

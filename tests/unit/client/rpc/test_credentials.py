@@ -14,6 +14,7 @@ from convserve._rpc.credentials import Access, TokenChannel
 
 TOKEN = "s3cret-of-alice-42"  # noqa: S105
 PEM = b"-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n"
+CERTIFICATE = PEM.replace(b"PRIVATE KEY", b"CERTIFICATE")
 HERE = [
     "localhost:1", "LocalHost:1", "127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "unix:///tmp/x.sock", "unix:x.sock",
     "unix-abstract:x", ["127.0.0.1:1", "127.0.0.1:2"], "dns:///localhost:1",
@@ -109,7 +110,7 @@ def test_parts_of_tls_that_make_no_sense_are_refused(parts, field):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("nowhere.pem", "No such file"), ("a\0b", "no path"), (b"text", "Received bytes without a line '-----BEGIN")],
+    [("nowhere.pem", "No such file"), ("a\0b", "no path"), (b"text", "Received bytes, with none")],
 )
 def test_a_file_that_is_no_pem_is_refused_when_the_client_is_made(given, said):
     violation = refusal(convserve.Client, tls=TLS(ca=given))
@@ -118,9 +119,20 @@ def test_a_file_that_is_no_pem_is_refused_when_the_client_is_made(given, said):
     assert said in violation.description
 
 
+@pytest.mark.parametrize("name", ["ca", "certificate", "key"])
+def test_a_pem_file_of_something_else_is_refused_when_the_client_is_made(tmp_path, name):
+    path = tmp_path / "other.pem"
+    parts = {"certificate": CERTIFICATE, "key": PEM, name: str(path)}
+    for content in (CERTIFICATE, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") if name == "key" else (PEM, b"text"):
+        path.write_bytes(content)
+        violation = refusal(convserve.Client, "localhost:1", tls=TLS(**parts))
+        assert violation.field == f"tls.{name}"
+        assert violation.description.endswith("other.pem', with none.")
+
+
 def test_files_are_given_as_paths_or_as_their_content(tmp_path):
     path = tmp_path / "ca.pem"
-    path.write_bytes(PEM.replace(b"PRIVATE KEY", b"CERTIFICATE"))
+    path.write_bytes(CERTIFICATE)
     for given in (path, str(path), path.read_bytes()):
         access("gpu-host:1", TOKEN, TLS(ca=given))
 
