@@ -99,7 +99,7 @@ def _parameter(default: object, expected: str, convert: Callable[[object], objec
 
 
 @typing.dataclass_transform(frozen_default=True)
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class KerasObject:
     """A Keras name with its parameters. Every class that inherits from it is a frozen dataclass.
 
@@ -122,7 +122,7 @@ class KerasObject:
     def __init_subclass__(cls) -> None:
         """Enters a member into its family's table under all its names."""
         super().__init_subclass__()
-        dataclasses.dataclass(frozen=True)(cls)
+        dataclasses.dataclass(frozen=True, repr=False)(cls)
         if "family" in cls.__dict__:
             cls.members = {}
         elif not cls.__name__.startswith("_"):
@@ -153,6 +153,12 @@ class KerasObject:
         """Returns how to make it again, by its Keras name: of most activations no module holds the class."""
         family = cast(type[KerasObject], next(kind for kind in type(self).__mro__ if "family" in vars(kind)))
         return family.get, ({"class_name": self.keras_name, "config": self.parameters}, family.family)
+
+    def __repr__(self) -> str:
+        """Returns the call that makes it, without the defaults."""
+        fields = ((field, getattr(self, field.name)) for field in dataclasses.fields(self))
+        given = (f"{field.name}={value!r}" for field, value in fields if value != field.default)
+        return f"{type(self).__qualname__}({', '.join(given)})"
 
     @property
     def parameters(self) -> dict[str, Any]:

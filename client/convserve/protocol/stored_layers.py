@@ -25,6 +25,8 @@ from convserve.protocol.results import reading_answers
 from convserve.tensors.codec import Shape, checked_shape
 from convserve.v1 import layer_pb2
 
+COLUMNS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
+"""Of a table of stored layers."""
 DIGEST_BYTES = 32
 MAX_NAME = 200
 """Characters that a layer's name may have."""
@@ -95,20 +97,29 @@ class LayerList(list[Stored]):
     """A list of stored layers, which a notebook shows as a table."""
 
     def _repr_html_(self) -> str:
-        columns = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
-        rows = (
-            (
-                ", ".join(layer.names) or "none",
-                layer.digest.hex()[:12],
-                layer.kernel_shape,
-                layer.config.strides,
-                layer.config.padding,
-                layer.config.activation,
-                bytes_text(weight_bytes(layer.config, layer.kernel_shape)),
-            )
-            for layer in self
-        )
-        return html_tables.grid(columns, rows)
+        return html_tables.grid(COLUMNS, map(cells, self))
+
+
+def cells(layer: StoredLayerBase) -> tuple[str, ...]:
+    """Returns what a table of stored layers says of one under `COLUMNS`."""
+    config = layer.config
+    padding = config.padding
+    amounts = padding if isinstance(padding, str) else ",".join(str(rows) for side in padding for rows in side)
+    groups = f" in {config.groups} groups" if config.groups > 1 else ""
+    dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
+    return (
+        ", ".join(layer.names) or "-",
+        layer.digest.hex()[:12],
+        f"{layer.kernel_shape}{groups}{dilated}",
+        _pair(config.strides),
+        amounts,
+        config.activation.keras_name,
+        bytes_text(weight_bytes(layer.config, layer.kernel_shape)),
+    )
+
+
+def _pair(pair: tuple[int, int]) -> str:
+    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]},{pair[1]}"
 
 
 def check_name(name: str, field: str = "name") -> None:

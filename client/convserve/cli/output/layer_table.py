@@ -16,9 +16,7 @@ from convserve.layers.layer import Layer
 from convserve.layers.plan import parameter_count
 from convserve.layers.weight_shapes import weight_bytes, weight_rows
 from convserve.protocol.name_messages import NameVersion
-from convserve.protocol.stored_layers import StoredLayerBase
-
-_HEADINGS = ("name", "digest", "kernel", "strides", "padding", "activation", "weights")
+from convserve.protocol.stored_layers import COLUMNS, StoredLayerBase, cells
 
 
 def under_name(layer: Layer | StoredLayerBase, name: str) -> StoredLayerBase:
@@ -30,7 +28,7 @@ def under_name(layer: Layer | StoredLayerBase, name: str) -> StoredLayerBase:
 def print_table(layers: Sequence[StoredLayerBase]) -> None:
     """Prints a line for each layer, and the sum."""
     if layers:
-        report.print_table(_HEADINGS, map(_cells, layers))
+        report.print_table(COLUMNS, map(cells, layers))
     print(total_text(layers))
 
 
@@ -91,24 +89,3 @@ def _keras_config(config: Conv2D) -> dict[str, Any] | None:
         return config.to_keras_config()
     except InvalidConfigurationError:
         return None  # such as of explicit padding
-
-
-def _cells(layer: StoredLayerBase) -> tuple[str, ...]:
-    config = layer.config
-    padding = config.padding
-    amounts = padding if isinstance(padding, str) else ",".join(str(rows) for side in padding for rows in side)
-    groups = f" in {config.groups} groups" if config.groups > 1 else ""
-    dilated = f" dilated {_pair(config.dilation_rate)}" if max(config.dilation_rate) > 1 else ""
-    return (
-        ", ".join(layer.names) or "-",
-        layer.digest.hex()[:12],
-        f"{layer.kernel_shape}{groups}{dilated}",
-        _pair(config.strides),
-        amounts,
-        config.activation.keras_name,
-        bytes_text(weight_bytes(layer.config, layer.kernel_shape)),
-    )
-
-
-def _pair(pair: tuple[int, int]) -> str:
-    return str(pair[0]) if pair[0] == pair[1] else f"{pair[0]},{pair[1]}"

@@ -169,9 +169,11 @@ def test_a_list_of_layers_has_a_row_for_each() -> None:
     assert listed == [listed[0], listed[1]]
     (rows,) = displayed(listed).tables
     assert rows[0][:3] == ["name", "digest", "kernel"]
-    linear = str(CONFIG.activation)
-    assert rows[1] == ["edges, old/edges", "000102030405", "(3, 3, 3, 8)", "(1, 1)", "valid", linear, "896 bytes"]
-    assert rows[2][0] == "none"
+    assert rows[1] == ["edges, old/edges", "000102030405", "(3, 3, 3, 8)", "1", "valid", "relu", "896 bytes"]
+    assert rows[2][0] == "-"
+    grouped = Conv2D(6, 3, strides=(2, 1), padding=((0, 1), (2, 3)), groups=3, data_format="channels_last")
+    ((_, row),) = displayed(LayerList([known(config=grouped, kernel_shape=(3, 3, 1, 6))])).tables
+    assert row[2:6] == ["(3, 3, 1, 6) in 3 groups", "2,1", "0,1,2,3", "linear"]
     assert displayed(LayerList()).tables == [[rows[0]]]
 
 

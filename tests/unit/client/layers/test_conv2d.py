@@ -191,6 +191,12 @@ def test_configuration_is_an_immutable_value() -> None:
     assert EVERYTHING.replace(filters=2) != EVERYTHING
 
 
+def test_reprs_of_parameters_are_calls_without_defaults() -> None:
+    values = [GlorotUniform(), GlorotUniform(seed=0), HeNormal(0, input_axes=[0]), ReLU(max_value=6.0), L2()]
+    expected = "[GlorotUniform(), GlorotUniform(seed=0), HeNormal(seed=0, input_axes=(0,)), ReLU(max_value=6.0), L2()]"
+    assert repr(values) == expected
+
+
 def test_repr_is_the_call_without_defaults() -> None:
     assert repr(Conv2D(4, 3, strides=2)) == "Conv2D(filters=4, kernel_size=(3, 3), strides=(2, 2))"
 
