@@ -14,7 +14,7 @@ from convserve.tensors.codec import Shape, itemsize
 from convserve_server.scheduling.admission_queue import AdmissionQueue, Permit
 from convserve_server.scheduling.caller import ANYBODY, Caller
 from convserve_server.scheduling.transfers import Transfers
-from convserve_server.tiling.work import drawing_work, work
+from convserve_server.tiling.work import drawing_work, is_dense, work
 
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
@@ -84,7 +84,7 @@ class Admission:
         check_padded(chain, shape, plan)
         if claim is not None:
             claim(math.prod(shape) * itemsize(dtype) + plan.output_bytes)
-        return self._enter(caller, plan, work(chain, plan) + drawing)
+        return self._enter(caller, plan, work(chain, plan) + drawing, lambda: is_dense(chain, shape, plan))
 
     def admit_bytes(self, size: int, caller: Caller) -> Permit:
         """Returns the permit of a call that computes nothing and answers with `size` bytes; raises as `admit`.

@@ -75,6 +75,7 @@ class Permit:
     plan: Plan
     size: int  # bytes that it takes, without the weights of layers
     work: int  # see `tiling.work`
+    is_dense: Callable[[], bool]  # the same
     estimate_s: float  # its share of a computation
     pool: Shares | None = None  # which its bytes are of, once it has them
     waited_s: float = 0.0  # for its bytes
@@ -109,7 +110,7 @@ class Permit:
         with self._queue.lock:
             self._queue.move(self, COMPUTED if share else ADMITTED)
             if share and warm:
-                self._queue.estimates.note(self.plan, seconds * share, seconds)
+                self._queue.estimates.note(self.plan, seconds * share, seconds, self.is_dense)
 
     def finish(self) -> None:
         """Notes that nothing is to be computed of it any more, and drops one reference."""
@@ -172,7 +173,7 @@ class AdmissionQueue:
             used, waiting = self._bytes.used + self._reserve.used, self._slots.used - self._running
             return Load(used, self._bytes.total, waiting, self._running)
 
-    def enter(self, caller: Caller, plan: Plan, work: int = 0) -> Permit:
+    def enter(self, caller: Caller, plan: Plan, work: int = 0, is_dense: Callable[[], bool] = lambda: True) -> Permit:
         """Returns a permit for a call that would fit an empty server, once there is memory for it.
 
         Raises OverloadedError if too many calls are in the server, or DeadlineExceededError if the caller's deadline
@@ -181,7 +182,7 @@ class AdmissionQueue:
         with self.lock:
             share_s, computation_s = self.estimates.of(plan)
             size = plan.memory_bytes - plan.weight_bytes
-            permit = Permit(self, caller, plan, size, work, share_s)
+            permit = Permit(self, caller, plan, size, work, is_dense, share_s)
             is_large = permit.burden > self._large_bytes
             ahead_s = self._ahead_s.get(caller.name) or [0.0, 0.0]
             self._check_slots(caller, is_large, computation_s)

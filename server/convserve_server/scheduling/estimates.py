@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 from convserve.layers.plan import Plan
 
@@ -28,11 +29,11 @@ class Estimates:
         """Returns what so many FLOPs take at least."""
         return flops / (_FASTER * self.flops_per_s)
 
-    def note(self, plan: Plan, own_s: float, whole_s: float) -> None:
+    def note(self, plan: Plan, own_s: float, whole_s: float, is_dense: Callable[[], bool]) -> None:
         """Notes what a call took: its own share of a computation, and the whole of that."""
         key = plan.flops, plan.memory_bytes
-        if own_s:
-            self.flops_per_s = max(self.flops_per_s, plan.flops / own_s)
+        if own_s and plan.flops > own_s * self.flops_per_s and is_dense():
+            self.flops_per_s = plan.flops / own_s
         share_s, computation_s = self._seconds.pop(key, (own_s, whole_s))
         share_s += _SMOOTHING * (own_s - share_s)
         computation_s += _SMOOTHING * (whole_s - computation_s)

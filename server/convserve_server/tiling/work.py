@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from convserve.layers.conv2d import Conv2D
 from convserve.layers.on_cpu import in_float64
-from convserve.layers.plan import Plan
+from convserve.layers.plan import Plan, window
 from convserve.tensors.codec import Shape
 
 # Measured on a CPU, where a dense convolution in float32 does 50 billion operations a second.
@@ -28,6 +28,16 @@ def work(chain: Sequence[Conv2D], planned: Plan) -> int:
         each = _SPARSEMAX if config.activation.keras_name == "sparsemax" else _ACTIVATION
         total += step.flops * factor + elements * each
     return total
+
+
+def is_dense(chain: Sequence[Conv2D], shape: Shape, planned: Plan) -> bool:
+    """Returns whether most of the operations are computed: kernels skip those on padding, where windows are larger."""
+    for config, step in zip(chain, planned.layers, strict=True):
+        sizes = shape[1:3] if config.data_format == "channels_last" else shape[2:]
+        if any(window(config, direction) > size for direction, size in enumerate(sizes)):
+            return False
+        shape = step.output_shape
+    return True
 
 
 def drawing_work(config: Conv2D, kernel_shape: Shape) -> int:

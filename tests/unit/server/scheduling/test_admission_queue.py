@@ -446,6 +446,9 @@ def test_a_deadline_within_which_no_device_computes_so_much_is_refused() -> None
     assert queue.load().waiting_calls == 0
     for remaining_s in (11.0, math.inf):
         queue.enter(Leaving("c", remaining_s).caller, large).release()
+    compute(queue.enter(Leaving("d").caller, large, is_dense=lambda: False), seconds=1)  # taps on padding were skipped
+    with pytest.raises(DeadlineExceededError, match="80000000 FLOPs of this call take 10 at least"):
+        queue.enter(Leaving("a", 2.0).caller, large)
     quick = queue.enter(Leaving("d").caller, large)
     compute(quick, seconds=8)  # ten times as fast as it was measured at first
     queue.enter(Leaving("e", 2.0).caller, large).release()
