@@ -9,17 +9,18 @@ from convserve.batch.inputs import Inputs
 from convserve.batch.journal import Journal
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.sources import InputArray, Reading, Source, sources_in
-from convserve.display.units import counted
-from convserve.errors import InvalidArgumentError, InvalidTensorError
+from convserve.errors import InvalidArgumentError, InvalidWeightsError
 from convserve.layers.layer import Layer, planned_call
-from convserve.layers.plan import Plan, channel_axis
-from convserve.tensors.codec import Shape
+from convserve.layers.plan import Plan
 
 if TYPE_CHECKING:
     from convserve._sync.stored_layer import StoredLayer
 
 PART_BYTES = 4 * 2**20
 """The size, of input or output, up to which samples of one array are sent and written together."""
+
+_OTHER_CHANNELS = "A classic kernel is for the first input's channels: compute others in a run of their own."
+"""What to do about an input that the layers' weights are not for."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,6 @@ class Job:
         Raises InvalidArgumentError for an array that the layers do not take, or of which the format holds no output.
         """
         samples = array.shape[0]
-        self._check_channels(array.shape)
         # An array that has no samples is refused for it.
         one = planned_call(self.layers, (min(1, samples), *array.shape[1:]), array.dtype, self.output_dtype)
         self.outputs.format.check(samples)
@@ -61,18 +61,10 @@ class Job:
             rows -= rows % array.step  # whole chunks of Zarr's
         return one, min(rows, samples)
 
-    def _check_channels(self, shape: Shape) -> None:
-        """Raises InvalidTensorError for an input that has other channels than the first layer takes."""
-        config, kernel_shape = self.layers[0].config, self.layers[0].kernel_shape
-        taken, channels = (kernel_shape or (0, 0, 0))[2] * config.groups, shape[channel_axis(config)]
-        if taken not in (0, channels):
-            advice = "it needs a layer for as many, in a run of its own (a classic kernel is for the first input's)"
-            expected = f"an input of {counted(taken, 'channel')}, as the layer takes"
-            raise InvalidTensorError.for_field("input", expected, f"{channels}: {advice}")
-
 
 def reason_of(error: Exception) -> str:
     """Returns what an error says of an input."""
     if isinstance(error, InvalidArgumentError):
-        return " ".join(violation.description for violation in error.violations) or str(error)
+        advice = [_OTHER_CHANNELS] if isinstance(error, InvalidWeightsError) else []
+        return " ".join([*(violation.description for violation in error.violations), *advice]) or str(error)
     return str(error) or type(error).__name__

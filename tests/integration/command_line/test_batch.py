@@ -196,9 +196,8 @@ def test_a_grey_photo_among_others_says_why_they_fail(run: Any, tmp_path: Path) 
     for more in ((), ("--dry-run", "--resume")):
         status, out, _ = run(tmp_path / "in", "-o", tmp_path / "out", *more, layer="sobel-x")
         assert status == 1
-        assert (
-            "even/0000.png: Expected an input of 1 channel, as the layer takes. Received 3: it needs a layer for" in out
-        )
+        assert "even/0000.png: Expected 1 channels, as the layer's kernel takes. Received 3 (" in out
+        assert "A classic kernel is for the first input's channels: compute others in a run of their own." in out
 
 
 def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Path) -> None:
