@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from convserve.errors import TooLargeError
+from convserve.errors import ConvserveError, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.protocol.call_arguments import Layers, check_output, layers_of, output_name
@@ -66,6 +66,16 @@ class ConvolveRequest:
     def is_large(self) -> bool:
         """Whether the tensors are to go in pieces."""
         return max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
+
+    @property
+    def is_divisible(self) -> bool:
+        """Whether samples may be computed apart: each result is the same then, but for the penalty of a batch."""
+        return len(self.input) > 1 and not any(layer.config.activity_regularizer for layer in self.layers)
+
+    def may_go_by_samples(self, refusal: ConvserveError) -> bool:
+        """Returns whether a server that refused the call may take its samples one by one."""
+        is_too_large = isinstance(refusal, TooLargeError) and all(each.field == "input" for each in refusal.violations)
+        return is_too_large and self.is_divisible
 
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights; raises TooLargeError above protobuf's 2 GiB."""

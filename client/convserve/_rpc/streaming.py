@@ -30,14 +30,13 @@ class Stream:
 
     wanted = ACCEPTED  # the metadata with which a server asks for the messages after `start`
 
-    def __init__(self, request: ConvolveRequest) -> None:
+    def __init__(self, request: ConvolveRequest, most_samples: int | None = None) -> None:
+        """Divides the batch into items: of a few MiB each, and at most so many samples."""
         self._request = request
         self._plan = request.plan
         samples = request.input.shape[0]
         together = max(1, _ITEM_BYTES // (max(request.input.nbytes, request.plan.output_bytes) // samples))
-        # A sample's result is the same whatever it is computed with, but for the penalty of a batch.
-        if any(layer.config.activity_regularizer for layer in request.layers):
-            together = samples
+        together = min(together, most_samples or together) if request.is_divisible else samples
         # The rows of the batch that go in each item.
         self.items = [slice(begin, min(begin + together, samples)) for begin in range(0, samples, together)]
         start = messages.StreamStart(

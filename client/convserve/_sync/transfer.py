@@ -9,7 +9,9 @@ from convserve._rpc import shared_memory, streaming
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
 from convserve._sync import io
+from convserve.errors import ConvserveError
 from convserve.protocol.results import Result
+from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
 
 
@@ -24,12 +26,20 @@ class TensorPath:
         self.sharing = shared_memory.Sharing(target, shares_memory)
 
     def convolve(self, request: ConvolveRequest, deadline: Deadline) -> Result:
-        """Makes a forward pass' call.
+        """Makes a forward pass' call; a batch that is too large for the server goes once more, sample by sample.
 
         Raises:
             grpc.RpcError: If it fails.
             ConvserveError: If an item of a stream did.
         """
+        try:
+            return self._by_size(request, deadline)
+        except (io.RpcError, ConvserveError) as failure:
+            if not request.may_go_by_samples(from_rpc_error(failure)):
+                raise
+        return io.stream(self._convolve_stream, streaming.Stream(request, 1), deadline)
+
+    def _by_size(self, request: ConvolveRequest, deadline: Deadline) -> Result:
         if shared_memory.is_worth_sharing(request):
             if self.sharing.is_to_connect():
                 self.connect(None, deadline)

@@ -54,7 +54,8 @@ class Plan:
         memory_bytes: An estimate of the most that a server on a CPU holds at once for the call, with what lies between
             a convolution and its activation. Weights that it draws, it has once more, and those of the largest layer
             once more (five times with orthogonal) while it draws them.
-        admitted: Whether the server would take the call; None if no server was asked.
+        admitted: Whether the server would take the call as one; None if no server was asked. Where it would not, a
+            client sends the batch in parts, down to single samples: ask for the plan of one sample.
         refusal: Where it would not: the error text that the call would get.
     """
 

@@ -12,6 +12,7 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer
 from tests.support.either_client import EITHER_CLIENT
+from tests.support.servers.server_process import numpy_server
 from tests.support.tensor_paths import WAYS
 
 LAST = {"data_format": "channels_last"}
@@ -46,7 +47,7 @@ def test_weights_that_the_server_refuses(every_way: EveryWay) -> None:
 
 def test_a_call_that_is_too_large_for_the_server(every_way: EveryWay) -> None:
     """By far: neither end has memory for it, and neither tries."""
-    x = np.ones((2, 64, 64, 1), "f4")
+    x = np.ones((1, 64, 64, 1), "f4")
 
     def call(client: Any) -> Any:
         client.conv2d(x, 1, 1, **LAST)
@@ -56,6 +57,26 @@ def test_a_call_that_is_too_large_for_the_server(every_way: EveryWay) -> None:
         assert type(error) is convserve.TooLargeError, way
         assert ("--max-call-bytes" if way.startswith("pieces") else "--max-message-bytes") in str(error)
         assert [each.field for each in error.violations] == ["input"]
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_batch_that_is_too_large_goes_sample_by_sample(make_client: Any, way: Any) -> None:
+    x, out = np.random.default_rng(0).random((5, 40, 40, 3), "f4"), np.empty((5, 38, 38, 4), "f4")
+    layer = Layer(Conv2D(4, 3, use_bias=False, **LAST), np.ones((3, 3, 3, 4), "f4"))
+    with (
+        numpy_server("--max-call-bytes", "100000", "--shared-memory") as small,
+        way.forced(),
+        make_client(small.target, shared_memory=way.shares) as client,
+    ):
+        assert [client.plan(layer, each.shape).admitted for each in (x, x[:1])] == [False, True]
+        result = client.convolve(layer, x, out=out)
+        assert result.output is out
+        np.testing.assert_array_equal(out, np.concatenate([client.convolve(layer, each[None]).output for each in x]))
+        np.testing.assert_array_equal(client.convolve(client.put(layer), x).output, out)
+        penalty = Layer(layer.config.replace(activity_regularizer="l2"), layer.kernel)  # which is of the whole batch
+        for refused in (lambda: client.convolve(penalty, x), lambda: client.convolve(layer, np.ones((2, 99, 99, 3)))):
+            assert type(refusal(refused)) is convserve.TooLargeError
 
 
 def test_a_layer_that_nobody_has(every_way: EveryWay) -> None:
