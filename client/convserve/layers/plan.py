@@ -282,7 +282,7 @@ def _check_channels(conv2d: Geometry, shape: Shape, wanted: int | None) -> None:
     if wanted is not None and channels != wanted:
         order = (0, 2, 3, 1) if axis == 3 else (0, 3, 1, 2)
         hint = f"Axis {4 - axis} has {wanted}: x.transpose{order} is {conv2d.data_format}."
-        expected, received = f"{wanted} channels, as the layer's kernel takes", f"{channels} {where}"
+        expected, received = f"as many channels as the layer's kernel takes, {wanted}", f"{channels} {where}"
         raise InvalidWeightsError.for_field("input", expected, received, hint if shape[4 - axis] == wanted else "")
     if channels % conv2d.groups:
         received = f"groups={conv2d.groups}, but the input has {channels} channels {where}"

@@ -196,7 +196,7 @@ def test_a_grey_photo_among_others_says_why_they_fail(run: Any, tmp_path: Path) 
     for more in ((), ("--dry-run", "--resume")):
         status, out, _ = run(tmp_path / "in", "-o", tmp_path / "out", *more, layer="sobel-x")
         assert status == 1
-        assert "even/0000.png: Expected 1 channels, as the layer's kernel takes. Received 3 (" in out
+        assert "even/0000.png: Expected as many channels as the layer's kernel takes, 1. Received 3 (" in out
         assert "A classic kernel is for the first input's channels: compute others in a run of their own." in out
 
 

@@ -171,7 +171,7 @@ def test_what_is_not_there_is_said(client: Any, name: str) -> None:
 
 def test_wrong_calls_of_a_stored_layer_are_refused_before_anything_is_sent(client: Any) -> None:
     layer = client.put(CONFIG, kernel=KERNEL, bias=BIAS)
-    with pytest.raises(InvalidWeightsError, match=r"\(3, 3, 3, 6\).*3 channels"):
+    with pytest.raises(InvalidWeightsError, match=r"^input: .* kernel takes, 4\. Received 3 "):
         layer(X[..., :3])
     with pytest.raises(InvalidTensorError, match="4 dimensions"):
         layer(X[0])
@@ -217,7 +217,7 @@ def test_a_chains_shapes_are_checked_before_anything_is_computed(client: Any) ->
     wrong = client.put(Conv2D(2, 1, use_bias=False), kernel=np.ones((1, 1, 5, 2), "f4"))
     large = client.put(Conv2D(2, 8, use_bias=False), kernel=np.ones((8, 8, 6, 2), "f4"))
     for ask in (lambda layers: client.convolve(layers, X), lambda layers: client.plan(layers, X.shape)):
-        with pytest.raises(InvalidWeightsError, match=r"^layers\[1\]\.kernel: .*6 channels.*\(1, 1, 5, 2\)"):
+        with pytest.raises(InvalidWeightsError, match=r"^layers\[1\]\.input: .* kernel takes, 5\. Received 6 "):
             ask([first, wrong])
         with pytest.raises(InvalidTensorError, match=r"^layers\[1\]\.input: "):
             ask([first, large])

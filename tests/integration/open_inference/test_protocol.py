@@ -400,7 +400,7 @@ WRONG = {
                      "parameters.output_dtype"),
     "long chain": (raw_request("a," * 2000, x=X), "INVALID_REQUEST", "model_name"),
     "no kernel": (raw_request("conv2d", x=X), "INVALID_REQUEST", "inputs"),
-    "kernel": (raw_request("conv2d", x=X, kernel=KERNEL[:, :, :2]), "INVALID_WEIGHTS", "inputs.kernel"),
+    "kernel": (raw_request("conv2d", x=X, kernel=KERNEL[:, :, :2]), "INVALID_WEIGHTS", "inputs.x"),
     "bias": (raw_request("conv2d", x=X, kernel=KERNEL, bias=KERNEL[0, 0, 0, :2]), "INVALID_WEIGHTS", "inputs.bias"),
     "unknown parameter": (raw_request("conv2d", parameters={"stride": 2}, x=X, kernel=KERNEL), "INVALID_CONFIGURATION",
                           "parameters.stride"),

@@ -105,8 +105,8 @@ def test_kernel_for_other_channels_is_refused() -> None:
 @pytest.mark.parametrize(
     ("groups", "shape", "words"),
     [
-        (1, (1, 8, 8, 1), r"^input: Expected 2 channels, .* Received 1 \(input shape .*channels_last'\)\.$"),
-        (3, (1, 8, 8, 32), "^input: Expected 6 channels"),  # though groups=3 does not divide 32
+        (1, (1, 8, 8, 1), r"^input: Expected as many .* takes, 2\. Received 1 \(input shape .*channels_last'\)\.$"),
+        (3, (1, 8, 8, 32), "^input: Expected as many .* takes, 6\\."),  # though groups=3 does not divide 32
         (1, (1, 2, 8, 8), r"Axis 1 has 2: x\.transpose\(0, 2, 3, 1\) is channels_last\.$"),
     ],
 )
