@@ -79,6 +79,10 @@ _HUNG_UP_TEXT = (
     "Expected a server that answers. Received a connection that it ended: has it stopped, or does it ask for TLS, or "
     "for a certificate of yours (tls=, --tls)?"
 )
+_ENDED_TEXT = (
+    "Expected an answer. Received the call's end: its tensors came or went too slowly while others waited for memory, "
+    "or not at all for long, or its client was closed."
+)
 _MESSAGE_TOO_LARGE_TEXT = (
     "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
     "batch, or ask the operator to raise it."
@@ -171,6 +175,8 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
     elif code is grpc.StatusCode.UNAVAILABLE:
         why = _HUNG_UP_TEXT if _HUNG_UP.search(text) else _NOBODY_TEXT
         text = f"{why} ({text})"
+    elif code is grpc.StatusCode.CANCELLED:
+        text = f"{_ENDED_TEXT} ({text})"
     error = _rebuilt(_CLASS_OF_CODE.get(code.name, ConvserveError), code, text, details)
     error.code_name = code.name
     if isinstance(error, UnavailableError):

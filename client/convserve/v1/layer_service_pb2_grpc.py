@@ -43,7 +43,7 @@ class LayerServiceStub(object):
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
     are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
-    nothing for a minute before the stream's end, it gets CANCELLED.
+    nothing for a minute before the stream's end, or the weights too slowly while others need the memory, it gets CANCELLED.
 
     On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
     "change", all others "read".
@@ -124,7 +124,7 @@ class LayerServiceServicer(object):
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
     are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
-    nothing for a minute before the stream's end, it gets CANCELLED.
+    nothing for a minute before the stream's end, or the weights too slowly while others need the memory, it gets CANCELLED.
 
     On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
     "change", all others "read".
@@ -318,7 +318,7 @@ class LayerService(object):
     "held" if the server has stored a put's `expected_digest` already. A caller that waits for it sends pieces only if they
     are wanted; after "held" it ends the stream. So one call both asks whether the answering replica has the layer and puts
     it there if not, and a refusal comes before the weights. A caller may also send the pieces without waiting. If it sends
-    nothing for a minute before the stream's end, it gets CANCELLED.
+    nothing for a minute before the stream's end, or the weights too slowly while others need the memory, it gets CANCELLED.
 
     On a server with tokens (see ConvolutionService) PutLayer, UpdateWeights, DeleteLayer and MoveName need the permission
     "change", all others "read".

@@ -66,12 +66,13 @@ class LayerRegistry:
         times: int = 2,
         caller: str = "",
         end: Callable[[], object] | None = None,
-    ) -> Iterator[None]:
+    ) -> Iterator[Callable[[], None]]:
         """Reserves memory for weights that arrive in a dtype, are cast to the policy's, and are written to a file.
 
         `times` is how often they are there beside how they arrive; the caller is "" if others look like it. `end` ends
-        a call whose caller is slow to send them, where others find no memory. Raises TooLargeError if no layer may have
-        so much, or no call such weights, or OverloadedError if there is none now.
+        a call whose caller is slow to send them, where others find no memory. What is yielded is to be called when they
+        are here. Raises TooLargeError if no layer may have so much, or no call such weights, or OverloadedError if
+        there is none now.
         """
         weights, sent = _weight_bytes(config, input_channels), _weight_bytes(config, input_channels, dtype)
         size = sent + times * weights
@@ -82,13 +83,13 @@ class LayerRegistry:
                 pool = self._pool(caller, size)
                 pool.take(caller, size)
         except OverloadedError:
-            self._slow.end_late()
+            self._slow.end_late(self._bytes, size)
             raise
         call = object()
         if end is not None:
-            self._slow.expect(call, sent, PIECES, lambda: True, end)
+            self._slow.expect(call, sent, pool, PIECES, end)
         try:
-            yield
+            yield lambda: self._slow.forget(call)
         finally:
             self._slow.forget(call)
             with self._lock:
@@ -99,7 +100,7 @@ class LayerRegistry:
 
         Small ones have some to themselves. A caller's layers, but for a single one, leave as much to others.
         """
-        for pool in (self._bytes, self._reserve) if size * SMALL <= self._max_bytes else (self._bytes,):
+        for pool in (self._reserve, self._bytes) if size * SMALL <= self._max_bytes else (self._bytes,):
             if not pool.used or pool.fits(caller if pool.own[caller] else "", size):
                 return pool
         text = (

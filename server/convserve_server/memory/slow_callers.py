@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from convserve_server.memory.shares import Shares
+
 log = logging.getLogger("convserve")
 
 # What a caller has time for: seconds, and those that the bytes of its call take at a rate.
@@ -17,8 +19,8 @@ PIECES = 10.0, 2e6  # of an item of a stream: its input's or its output's, which
 
 class _Wait(NamedTuple):
     size: int  # of the call's memory
+    pool: Shares  # which it is of
     until: float
-    is_active: Callable[[], bool]
     end: Callable[[], object]
 
 
@@ -34,25 +36,28 @@ class SlowCallers:
         self,
         call: object,
         size: int,
+        pool: Shares,
         time_for: tuple[float, float],
-        is_active: Callable[[], bool],
         end: Callable[[], object],
     ) -> None:
-        """Begins the wait for its caller of a call that has so many bytes, which `end` ends while it is active."""
+        """Begins the wait for its caller of a call that has so many bytes of a pool, and that `end` ends."""
         seconds, bytes_per_s = time_for
         with self._lock:
-            self._waits[call] = _Wait(size, self._clock() + seconds + size / bytes_per_s, is_active, end)
+            self._waits[call] = _Wait(size, pool, self._clock() + seconds + size / bytes_per_s, end)
 
     def forget(self, call: object) -> None:
         """Ends a call's wait, if there is one."""
         with self._lock:
             self._waits.pop(call, None)
 
-    def end_late(self) -> None:
-        """Ends the calls that have waited for too long."""
+    def end_late(self, pool: Shares, wanted: int) -> None:
+        """Ends the calls that have waited for too long, if a pool lacks bytes that are wanted and they have some."""
+        if wanted <= pool.left:
+            return
         with self._lock:
             now = self._clock()
-            late = [wait for wait in self._waits.values() if wait.until < now and wait.is_active()]
-        for wait in late:
+            late = [call for call, wait in self._waits.items() if wait.pool is pool and wait.until < now]
+            waits = [self._waits.pop(call) for call in late]
+        for wait in waits:
             log.info("a call is given up: its caller is slow, and others wait for its %d bytes", wait.size)
             wait.end()

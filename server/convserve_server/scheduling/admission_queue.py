@@ -121,8 +121,8 @@ class Permit:
     def awaits_pieces(self, end: Callable[[], object]) -> None:
         """Notes that its caller sends or fetches pieces from now on; `end` ends a stream for which that takes long."""
         with self._queue.lock:
-            if self.state != RELEASED:
-                self._queue.slow.expect(self, self.size, PIECES, self.caller.is_active, end)
+            if self.state != RELEASED and self.pool is not None:
+                self._queue.slow.expect(self, self.size, self.pool, PIECES, end)
 
     def received(self) -> None:
         """Notes that its input is here."""
@@ -208,8 +208,8 @@ class AdmissionQueue:
 
     def answered(self, permit: Permit) -> None:
         """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
-        if permit.caller.cancel is not None:
-            self.slow.expect(permit, permit.size, ANSWER, permit.caller.is_active, permit.caller.cancel)
+        if permit.caller.cancel is not None and permit.pool is not None:
+            self.slow.expect(permit, permit.size, permit.pool, ANSWER, permit.caller.cancel)
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
@@ -241,7 +241,8 @@ class AdmissionQueue:
         if caller.add_done_callback(granted.set) or caller.is_active():
             end = time.monotonic() + caller.remaining_s()
             while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
-                self.slow.end_late()
+                for pool in self._pools(permit):
+                    self.slow.end_late(pool, permit.size)
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
@@ -251,15 +252,25 @@ class AdmissionQueue:
             )
             raise DeadlineExceededError(text)
 
+    def _is_small(self, permit: Permit) -> bool:
+        return permit.size * SMALL <= self._bytes.total
+
     def _queue_of(self, permit: Permit) -> FairQueue[Permit]:
-        return self._small_queue if permit.size * SMALL <= self._bytes.total else self._queue
+        return self._small_queue if self._is_small(permit) else self._queue
+
+    def _pools(self, permit: Permit) -> list[Shares]:
+        """Returns what a call may have bytes of: small ones also of those that are reserved for such."""
+        return [self._bytes, self._reserve] if self._is_small(permit) else [self._bytes]
 
     def _admit_early(self, permit: Permit) -> bool:
-        """Admits a call before all that wait in its queue, if it fits; nothing that large ones wait for."""
-        pools = [self._bytes] if self._queue.first() is None else []
-        if self._queue_of(permit) is self._small_queue:
-            pools.append(self._reserve)
-        for pool in pools:
+        """Admits a call before all that wait in its queue, if it fits; a small one takes nothing that others wait for.
+
+        Who waits for more than its own share takes no bytes before it has less.
+        """
+        is_small, pool = self._is_small(permit), self._bytes
+        firsts = self._queue.firsts()
+        is_wanted = any(not is_small or not pool.exceeds(_sharer(each, pool), each.size) for each in firsts)
+        for pool in self._pools(permit)[1 if is_wanted else 0 :]:
             if pool.fits(_sharer(permit, pool), permit.size):
                 self._admit(permit, pool)
                 return True

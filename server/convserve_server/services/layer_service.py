@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -114,9 +114,11 @@ class LayerService(layer_service_pb2_grpc.LayerServiceServicer):
         config = registry.store.layer(_reference(start.layer)).config  # not `describe`: it does not verify
         weights = _Weights.announced(start.weights, config)
         registry.check_put(move, config, weights.input_channels, b"")
-        with _receiving(registry, config, weights, context):
+        with _receiving(registry, config, weights, context) as received:
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
-            stored, losses, version = registry.update(config, *weights.receive(request_iterator), move)
+            arrays = weights.receive(request_iterator)
+            received()
+            stored, losses, version = registry.update(config, *arrays, move)
         return messages.UpdateWeightsResponse(
             layer=_stored_message(stored), losses=losses.to_message(), version=version
         )
@@ -172,15 +174,17 @@ def _put_weights(
         if first is None:
             return registry.store.put(layer, move)  # once more, if it was deleted meanwhile
         requests = itertools.chain((first,), requests)
-    with _receiving(registry, config, weights, context):
+    with _receiving(registry, config, weights, context) as received:
         if layer is None:
             context.send_initial_metadata(((WEIGHTS, SEND_WEIGHTS),))
-        return registry.store.put(Layer(config, *weights.receive(requests)), move, digest)
+        arrays = weights.receive(requests)
+        received()
+        return registry.store.put(Layer(config, *arrays), move, digest)
 
 
 def _receiving(
     registry: LayerRegistry, config: Conv2D, weights: _Weights, context: Context
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[Callable[[], None]]:
     channels, dtype = weights.input_channels, weights.dtype
     return registry.receiving(config, channels, dtype, caller=_caller(), end=context.cancel)
 

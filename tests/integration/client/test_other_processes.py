@@ -31,7 +31,7 @@ def test_spawned_workers_call_a_stored_layer_and_a_client(numpys: RunningServer,
         layer = client.put(LAYER)
         outputs = list(pool.map(layer, INPUTS))
         result = pool.submit(client.convolve, LAYER, INPUTS[1]).result(60)
-        with pytest.raises(InvalidWeightsError, match="takes, 2. Received 3 "):
+        with pytest.raises(InvalidWeightsError, match=r"takes, 2\. Received 3 "):
             pool.submit(layer, np.zeros((1, 6, 6, 3), "f4")).result(60)
         for x, y in zip(INPUTS, outputs, strict=True):
             np.testing.assert_array_equal(y, layer(x))

@@ -258,7 +258,7 @@ def test_what_does_not_fit_is_told_under_its_flag(run, photo, tmp_path, client):
     client.put(wide, input_channels=3, name="padded")
     np.save(tmp_path / "k.npy", np.ones((3, 3, 5, 2)))
     for words, told in (
-        (("--kernel", tmp_path / "k.npy"), "error: INPUT: Expected as many channels as the layer's kernel takes, 5. Received"),
+        (("--kernel", tmp_path / "k.npy"), "error: INPUT: Expected as many channels as the layer's kernel takes, 5"),
         (("--layer", "padded"), "error: padding: Expected a height below"),
         (
             ("--kernel", "box", "--strides", 2**20, "--padding", "2147483647,0,0,0"),

@@ -106,7 +106,7 @@ def test_kernel_for_other_channels_is_refused() -> None:
     ("groups", "shape", "words"),
     [
         (1, (1, 8, 8, 1), r"^input: Expected as many .* takes, 2\. Received 1 \(input shape .*channels_last'\)\.$"),
-        (3, (1, 8, 8, 32), "^input: Expected as many .* takes, 6\\."),  # though groups=3 does not divide 32
+        (3, (1, 8, 8, 32), r"^input: Expected as many .* takes, 6\."),  # though groups=3 does not divide 32
         (1, (1, 2, 8, 8), r"Axis 1 has 2: x\.transpose\(0, 2, 3, 1\) is channels_last\.$"),
     ],
 )

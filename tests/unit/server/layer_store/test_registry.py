@@ -136,7 +136,7 @@ def test_a_call_that_breaks_off_leaves_its_memory(monkeypatch: pytest.MonkeyPatc
 
 def receiving(
     kept: LayerRegistry, kibibytes: float, caller: str = "", end: Callable[[], object] | None = None
-) -> AbstractContextManager[None]:
+) -> AbstractContextManager[Callable[[], None]]:
     config = CONFIG.replace(filters=int(64 * kibibytes))  # each filter is counted as 16 bytes
     return kept.receiving(config, 1, "float64", caller=caller, end=end)
 
@@ -169,6 +169,20 @@ def test_an_upload_that_takes_too_long_is_ended_where_another_finds_no_memory() 
     with receiving(kept, 1000, "other"), pytest.raises(OverloadedError), receiving(kept, 100):
         pass
     assert ended == ["slow"]  # it is over
+
+
+def test_an_upload_is_not_ended_once_it_is_here_nor_for_one_that_exceeds_its_share() -> None:
+    now, ended = [0.0], list[str]()
+    kept = registry(max_bytes=640 * 1024)
+    kept._slow = SlowCallers(lambda: now[0])
+    with receiving(kept, 300, "slow", lambda: ended.append("slow")) as received, receiving(kept, 150, "many"):
+        now[0] = 100.0
+        with pytest.raises(OverloadedError), receiving(kept, 100, "many"):  # of 150 that are free
+            pass
+        received()
+        with pytest.raises(OverloadedError), receiving(kept, 200, "other"):
+            pass
+    assert ended == []
 
 
 def test_small_layers_wait_for_no_large_ones() -> None:

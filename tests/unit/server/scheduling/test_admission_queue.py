@@ -130,6 +130,23 @@ def test_pieces_that_come_too_slowly_are_given_up_where_others_wait_for_their_by
     assert permits[slow] not in queue.slow._waits
 
 
+def test_nobody_is_ended_for_one_who_waits_for_more_than_its_share() -> None:
+    now = [0.0]
+    callers = Callers(queue := queue_of(clock=lambda: now[0]))
+    slow, greedy = Leaving("slow"), [Leaving("greedy") for _ in range(2)]
+    permit = queue.enter(slow.caller, plan(30))
+    permit.awaits_pieces(slow.leave)
+    held = queue.enter(greedy[0].caller, plan(40))
+    now[0] = 20.0
+    waits = callers.enter(greedy[1].caller, 10)  # 30 are free, of which it leaves half to others
+    queue.slow.end_late(queue._bytes, 10 * 20)
+    assert not slow.gone
+    assert not waits.done()
+    compute(held)
+    held.release()
+    assert waits.result(30).state == ADMITTED
+
+
 def test_a_single_call_may_have_all_bytes_and_callers_who_cannot_be_told_apart_share_nothing() -> None:
     queue = queue_of()
     one = Leaving("one")
@@ -194,6 +211,18 @@ def test_a_small_call_waits_for_no_large_one_of_its_caller() -> None:
     assert not large.done()
     compute(running)
     assert large.result(30).state == ADMITTED
+
+
+def test_small_calls_have_the_bytes_that_a_large_one_may_not_take_before_its_caller_has_less() -> None:
+    callers = Callers(queue := queue_of(total=2560))
+    held = queue.enter(Leaving("large").caller, plan(1000))
+    waits = callers.enter(Leaving("large").caller, 1000)
+    assert not waits.done()
+    for _ in range(16):  # of which the reserve has room for 8 of one caller
+        assert callers.enter(Leaving("small").caller, 10).result(30).state == ADMITTED
+    compute(held)
+    held.release()
+    assert waits.result(30).state == ADMITTED
 
 
 def test_what_fails_or_computes_nothing_leaves_its_slot_before_its_caller_has_the_answer() -> None:
