@@ -39,13 +39,16 @@ class ConvolveRequest:
     Attributes:
         out: The caller's array for the output, if there is one. It is not written to before an answer is known to be
             one to this call; an answer in pieces that breaks off leaves it half written.
+        most_samples: The most samples that go together; each attempt that divides the batch sets how many went.
+        refusal: Why a server did not take as many as were sent first.
     """
 
-    __slots__ = ("_form", "input", "layers", "message", "out", "plan")
+    __slots__ = ("_form", "input", "layers", "message", "most_samples", "out", "plan", "refusal")
 
     def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form, out: Any) -> None:
         self.layers, self.input, self._form, self.out = layers, array, form, out
-        self.message, self.plan = form.message, form.plan
+        self.message, self.plan, self.most_samples = form.message, form.plan, form.most_samples
+        self.refusal: ConvserveError | None = None
         if out is not None:
             weights = [(layer.kernel, layer.bias) for layer in self._locals() if layer is not None]
             check_output(out, self.plan, (array, *itertools.chain.from_iterable(weights)))
@@ -65,17 +68,31 @@ class ConvolveRequest:
     @property
     def is_large(self) -> bool:
         """Whether the tensors are to go in pieces."""
-        return max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
+        return self.is_divided or max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the samples do not go all together."""
+        return self.most_samples < len(self.input)
 
     @property
     def is_divisible(self) -> bool:
         """Whether samples may be computed apart: each result is the same then, but for the penalty of a batch."""
         return len(self.input) > 1 and not any(layer.config.activity_regularizer for layer in self.layers)
 
-    def may_go_by_samples(self, refusal: ConvserveError) -> bool:
-        """Returns whether a server that refused the call may take its samples one by one."""
+    def halve(self, refusal: ConvserveError) -> bool:
+        """Halves how many samples go together, if a server may take these; returns whether it may."""
         is_too_large = isinstance(refusal, TooLargeError) and all(each.field == "input" for each in refusal.violations)
-        return is_too_large and self.is_divisible
+        if not (is_too_large and self.is_divisible and self.most_samples > 1):
+            return False
+        self.most_samples //= 2
+        self.refusal = self.refusal or refusal.with_traceback(None)  # without frames, which hold the tensors
+        return True
+
+    def remember_division(self) -> None:
+        """Lets later calls of a stored layer, with an input of this shape, begin with what was not refused."""
+        if self.refusal is not None:
+            self._form.most_samples = self.most_samples
 
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights; raises TooLargeError above protobuf's 2 GiB."""
@@ -95,6 +112,7 @@ class _Form:
 
     def __init__(self, message: convolution_service_pb2.ConvolveRequest, plan: Plan, array: Array) -> None:
         self.message, self.plan = message, plan  # the message is without its tensor
+        self.most_samples: int = array.shape[0]  # that servers are known to take together
         # The message's bytes, up to the input's elements.
         self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
 

@@ -30,13 +30,14 @@ class Stream:
 
     wanted = ACCEPTED  # the metadata with which a server asks for the messages after `start`
 
-    def __init__(self, request: ConvolveRequest, most_samples: int | None = None) -> None:
-        """Divides the batch into items: of a few MiB each, and at most so many samples."""
+    def __init__(self, request: ConvolveRequest) -> None:
+        """Divides the batch into items: of a few MiB each, and at most as many samples as the request says."""
         self._request = request
         self._plan = request.plan
         samples = request.input.shape[0]
         together = max(1, _ITEM_BYTES // (max(request.input.nbytes, request.plan.output_bytes) // samples))
-        together = min(together, most_samples or together) if request.is_divisible else samples
+        together = min(together, request.most_samples) if request.is_divisible else samples
+        request.most_samples = together
         # The rows of the batch that go in each item.
         self.items = [slice(begin, min(begin + together, samples)) for begin in range(0, samples, together)]
         start = messages.StreamStart(

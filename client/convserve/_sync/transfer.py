@@ -9,7 +9,7 @@ from convserve._rpc import shared_memory, streaming
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
 from convserve._sync import io
-from convserve.errors import ConvserveError
+from convserve.errors import ConvserveError, InvalidArgumentError, TooLargeError
 from convserve.protocol.results import Result
 from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
@@ -26,21 +26,28 @@ class TensorPath:
         self.sharing = shared_memory.Sharing(target, shares_memory)
 
     def convolve(self, request: ConvolveRequest, deadline: Deadline) -> Result:
-        """Makes a forward pass' call; a batch that is too large for the server goes once more, sample by sample.
+        """Makes a forward pass' call; a batch that is too large for the server goes again in items of half as much.
 
         Raises:
             grpc.RpcError: If it fails.
-            ConvserveError: If an item of a stream did.
+            ConvserveError: If an item of a stream did, or the division of the batch is refused for something else.
         """
-        try:
-            return self._by_size(request, deadline)
-        except (io.RpcError, ConvserveError) as failure:
-            if not request.may_go_by_samples(from_rpc_error(failure)):
+        while True:
+            try:
+                result = self._by_size(request, deadline)
+                request.remember_division()
+                return result
+            except (io.RpcError, ConvserveError) as failure:
+                error = from_rpc_error(failure)
+                if request.halve(error):
+                    continue
+                is_of_the_call = isinstance(error, InvalidArgumentError) and not isinstance(error, TooLargeError)
+                if request.refusal is not None and is_of_the_call:
+                    raise request.refusal from None
                 raise
-        return io.stream(self._convolve_stream, streaming.Stream(request, 1), deadline)
 
     def _by_size(self, request: ConvolveRequest, deadline: Deadline) -> Result:
-        if shared_memory.is_worth_sharing(request):
+        if shared_memory.is_worth_sharing(request) and not request.is_divided:
             if self.sharing.is_to_connect():
                 self.connect(None, deadline)
             if self.sharing.memory() is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,8 @@ import pytest
 import convserve
 from convserve import Conv2D, Layer
 from tests.support.either_client import EITHER_CLIENT
-from tests.support.servers.server_process import numpy_server
-from tests.support.tensor_paths import WAYS
+from tests.support.servers.server_process import RunningServer, numpy_server
+from tests.support.tensor_paths import WAYS, Taken
 
 LAST = {"data_format": "channels_last"}
 KERNEL = np.ones((3, 3, 2, 4), "f4")
@@ -77,6 +77,52 @@ def test_a_batch_that_is_too_large_goes_sample_by_sample(make_client: Any, way: 
         penalty = Layer(layer.config.replace(activity_regularizer="l2"), layer.kernel)  # which is of the whole batch
         for refused in (lambda: client.convolve(penalty, x), lambda: client.convolve(layer, np.ones((2, 99, 99, 3)))):
             assert type(refusal(refused)) is convserve.TooLargeError
+
+
+@pytest.fixture(scope="module")
+def two_at_once() -> Iterator[RunningServer]:
+    """A server that takes two images of POINTWISE in one item, and twelve items in a stream."""
+    with numpy_server("--max-call-bytes", "7000", "--max-items-per-stream", "12") as running:
+        yield running
+
+
+POINTWISE = Layer(Conv2D(1, 1, use_bias=False, **LAST), np.ones((1, 1, 3, 1), "f4"))
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_batch_is_halved_until_it_is_taken(make_client: Any, two_at_once: RunningServer, taken: Taken) -> None:
+    x, out = np.random.default_rng(0).random((20, 10, 10, 3), "f4"), np.empty((20, 10, 10, 1), "f4")
+    with make_client(two_at_once.target) as client:
+        layer = client.put(POINTWISE)
+        assert client.convolve(layer, x, out=out).output is out
+        np.testing.assert_allclose(out, x.sum(axis=-1, keepdims=True), rtol=1e-6)
+        assert taken.items == [2, 4, 10]  # of 10, 5 and 2 images each
+        np.testing.assert_array_equal(layer(x), out)
+        assert taken.items == [2, 4, 10, 10]  # a stored layer begins with what was taken
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_batch_of_samples_that_are_too_large_is_refused(
+    make_client: Any, two_at_once: RunningServer, taken: Taken
+) -> None:
+    x = np.ones((4, 30, 30, 3), "f4")
+    with make_client(two_at_once.target) as client:
+        error = refusal(lambda: client.convolve(POINTWISE, x))
+        assert (type(error), taken.items) == (convserve.TooLargeError, [2, 4])
+        with WAYS["pieces"].forced():
+            refusal(lambda: client.convolve(POINTWISE, x))
+        assert taken.items == [2, 4, 4]  # one sample in each at first, than which there is no less
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_division_that_is_refused_is_not_what_is_told(
+    make_client: Any, two_at_once: RunningServer, taken: Taken
+) -> None:
+    with make_client(two_at_once.target) as client:
+        error = refusal(lambda: client.convolve(POINTWISE, np.ones((60, 10, 10, 3), "f4")))
+    assert taken.items[-1] > 12
+    assert type(error) is convserve.TooLargeError
+    assert "Received a call with 192024" in str(error)  # the whole batch, where the client has chosen the items
 
 
 def test_a_layer_that_nobody_has(every_way: EveryWay) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convserve import Conv2D, InternalError, Layer, TooLargeError
+from convserve import Client, Conv2D, InternalError, Layer, OverloadedError, RetryRule, TooLargeError
 from convserve._rpc import streaming
 from convserve._rpc.requests import ConvolveRequest, convolve_request
+from convserve._sync import io
 from convserve.errors import FieldViolation
 from convserve.protocol.results import Result
 from convserve.protocol.status import to_item_error
@@ -25,6 +27,7 @@ from convserve.v1.convolution_service_pb2 import (
     LayerOutcome,
 )
 
+REFUSAL = TooLargeError(FieldViolation("input", "Expected less. Received more."))
 DOUBLE = Layer(Conv2D(2, 1, use_bias=False, data_format="channels_last"), np.full((1, 1, 1, 2), 2.0))
 
 
@@ -97,6 +100,30 @@ def test_a_batch_with_a_penalty_of_its_own_is_not_divided(monkeypatch: pytest.Mo
     assert len(streaming.Stream(request(layer=plain)).items) == 5
 
 
+def test_a_retry_begins_with_the_samples_that_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server takes two of five samples, and then has no room for them for a moment."""
+    answers, sent = [REFUSAL, OverloadedError("Expected room. Received none."), None], []
+
+    def call(_: Any, made: Any, __: Any) -> Any:
+        sent.append(len(made.items) if isinstance(made, streaming.Stream) else 0)
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return mock.Mock()
+
+    monkeypatch.setattr(io, "answer", call)
+    monkeypatch.setattr(io, "stream", call)
+    with Client("localhost:1", shared_memory=False, retry=RetryRule(initial_s=0)) as client:
+        client.convolve(DOUBLE, request().input)
+    assert sent == [0, 3, 3]
+
+
+@pytest.mark.parametrize("field", ["layers", "output_bytes"])
+def test_what_no_division_makes_smaller_is_not_divided(field: str) -> None:
+    made = request()
+    assert not made.halve(TooLargeError(FieldViolation(field, "Expected less. Received more.")))
+    assert not made.is_divided
+
+
 def test_what_comes_back_is_put_together(stream: streaming.Stream) -> None:
     result = received(stream, [each for messages in ANSWERS for each in messages])
     np.testing.assert_array_equal(result.output, np.repeat(2 * request().input, 2, axis=-1))
@@ -118,9 +145,8 @@ def test_pieces_may_be_of_any_length_and_written_in_any_way(stream: streaming.St
 def test_no_memory_is_taken_before_the_first_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call that no server takes may be one for which this process has no memory either."""
     huge = convolve_request(Conv2D(2**31 - 1, 1), np.zeros((1, 2**10, 2**10, 1), "f4"), None)
-    refusal = to_item_error(TooLargeError(FieldViolation("input", "Expected less. Received more.")))
     with pytest.raises(TooLargeError):
-        streaming.Stream(huge).take(ConvolveStreamResponse(error=refusal).SerializeToString())
+        streaming.Stream(huge).take(ConvolveStreamResponse(error=to_item_error(REFUSAL)).SerializeToString())
 
 
 FIRST, SECOND, THIRD = ANSWERS
