@@ -19,6 +19,7 @@ from convserve_server.tiling.work import drawing_work, is_dense, work
 # Head, layers' configurations and field tags of a message, beside its tensors.
 _MESSAGE_OVERHEAD_BYTES = 2**16
 _LARGE_TRANSFER_BYTES = 2**24
+_FEWER_LAYERS = "apply them in several calls"
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Admission:
         """
         limit = self.limits.max_layers_per_call
         if number > max(limit, most):
-            raise _too_large("layers", number, limit, "max-layers-per-call", "layers", "split the batch")
+            raise _too_large("layers", number, limit, "max-layers-per-call", "layers", _FEWER_LAYERS)
 
     def _check(self, plan: Plan, output_room: float, drawing: int, field: str = "input") -> None:
         """Refuses what this server never takes, before anything is allocated for it; `drawing` is in FLOPs."""
@@ -116,8 +117,10 @@ class Admission:
             ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops"),
         ):
             if size > limit:
-                advice = "split the batch" if plan.layers else "ask for fewer"
-                raise _too_large(unit, size, limit, flag, field if unit != "layers" else "layers", advice)
+                if unit == "layers":
+                    raise _too_large(unit, size, limit, flag, "layers", _FEWER_LAYERS)
+                advice = "send fewer or smaller samples" if plan.layers else "ask for fewer"
+                raise _too_large(unit, size, limit, flag, field, advice)
 
 
 def _drawing(layers: Sequence[Planned], plan: Plan) -> int:
