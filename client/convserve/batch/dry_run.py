@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
 from convserve._rpc.map_items import fewest_calls
-from convserve.batch.job import Job, reason_of
+from convserve.batch.job import Job
 from convserve.batch.sources import Source, open_array
 from convserve.layers.layer import planned_call
 from convserve.tensors.codec import Shape
@@ -59,7 +59,7 @@ def forecast(job: Job) -> Forecast:
             try:
                 return look(at)
             except Exception as error:
-                reason = reason_of(error)
+                reason = job.reason_of(error)
         found.failures.append((key, reason))
         return None
 

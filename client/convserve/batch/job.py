@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from convserve.batch.inputs import Inputs
 from convserve.batch.journal import Journal
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.sources import InputArray, Reading, Source, sources_in
 from convserve.errors import InvalidArgumentError, InvalidWeightsError
+from convserve.layers.classic_kernels import CLASSIC_KERNELS, classic_kernel
 from convserve.layers.layer import Layer, planned_call
 from convserve.layers.plan import Plan
 
@@ -20,7 +23,7 @@ PART_BYTES = 4 * 2**20
 """The size, of input or output, up to which samples of one array are sent and written together."""
 
 _OTHER_CHANNELS = "A classic kernel is for the first input's channels: compute others in a run of their own."
-"""What to do about an input that the layers' weights are not for."""
+"""What to do about an input that a classic kernel is not for."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,16 @@ class Job:
             rows -= rows % array.step  # whole chunks of Zarr's
         return one, min(rows, samples)
 
-
-def reason_of(error: Exception) -> str:
-    """Returns what an error says of an input."""
-    if isinstance(error, InvalidArgumentError):
-        advice = [_OTHER_CHANNELS] if isinstance(error, InvalidWeightsError) else []
+    def reason_of(self, error: Exception) -> str:
+        """Returns what an error says of an input."""
+        if not isinstance(error, InvalidArgumentError):
+            return str(error) or type(error).__name__
+        is_of_channels = isinstance(error, InvalidWeightsError) and _is_classic(self.layers[0])
+        advice = [_OTHER_CHANNELS] if is_of_channels else []
         return " ".join([*(violation.description for violation in error.violations), *advice]) or str(error)
-    return str(error) or type(error).__name__
+
+
+def _is_classic(layer: Layer | StoredLayer) -> bool:
+    if not isinstance(layer, Layer) or layer.kernel is None:
+        return False
+    return any(np.array_equal(layer.kernel, classic_kernel(name, layer.config.groups)) for name in CLASSIC_KERNELS)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from convserve import errors
 from convserve.batch.counters import Tally
 from convserve.batch.inputs import Inputs
-from convserve.batch.job import Job, reason_of
+from convserve.batch.job import Job
 from convserve.batch.journal import PartialOutput
 from convserve.batch.outputs import OutputFolder
 from convserve.batch.prefetch import read_ahead
@@ -164,7 +164,7 @@ class Batch:
                 if _is_every_input(error):
                     self._end(error)
                     return
-                self._report_failure(name, reason_of(error), stamp_of(self.job.inputs.path(name)))
+                self._report_failure(name, self.job.reason_of(error), stamp_of(self.job.inputs.path(name)))
                 continue
             self.tally.add(items=len(sources) - 1)
             for source in sources:
@@ -198,7 +198,7 @@ class Batch:
                 self._end(error)
             else:
                 stamp = None if isinstance(error, _PASSING) else source.stamp
-                self._report_failure(source.key, reason_of(error), stamp)
+                self._report_failure(source.key, self.job.reason_of(error), stamp)
         return None
 
     def _begun(self, source: Source, shape: Shape, dtype: str, rows: int) -> PartialOutput:
@@ -256,7 +256,7 @@ class Batch:
 
     def _fail(self, work: _Work, error: Exception) -> None:
         with self._lock:
-            work.failure = work.failure or reason_of(error)
+            work.failure = work.failure or self.job.reason_of(error)
             work.is_lasting |= not isinstance(error, _PASSING)
             # What the server refuses for one part it refuses for all.
             work.is_hopeless |= work.is_lasting or isinstance(error, _ItemError)

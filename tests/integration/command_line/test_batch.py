@@ -198,6 +198,10 @@ def test_a_grey_photo_among_others_says_why_they_fail(run: Any, tmp_path: Path) 
         assert status == 1
         assert "even/0000.png: Expected as many channels as the layer's kernel takes, 1. Received 3 (" in out
         assert "A classic kernel is for the first input's channels: compute others in a run of their own." in out
+    for more in ((), ("--dry-run", "--resume")):
+        _, out, _ = run(tmp_path / "in", "-o", tmp_path / "stored", *more)
+        assert "a.png: Expected as many channels as the layer's kernel takes, 3. Received 1 (" in out
+        assert "classic" not in out
 
 
 def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Path) -> None:
