@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,14 +18,14 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     """Opens a file to be written, which takes its place, and that of one that is there, if the block succeeds.
 
     Where `path` is a link, that is the place that it leads to; permissions stay. What is no regular file, such as a
-    pipe, is written to as it is, and so is a file in a folder that takes no others.
+    pipe, is written to as it is, and so is a file of another user or with several names, which a new one would lose, or
+    in a folder that takes no others. A file that only then turns out not to be replaceable gets the bytes at the end.
     """
     target = Path(os.path.realpath(path))
     before = None
     with suppress(FileNotFoundError):
-        before = os.stat(path).st_mode
-    may_replace = all(os.access(each, os.W_OK) for each in (target, target.parent))
-    if before is not None and not (S_ISREG(before) and may_replace):
+        before = os.stat(path)
+    if before is not None and not _may_replace(target, before):
         with open(path, "wb") as file:
             yield file
         return
@@ -32,12 +33,23 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("xb") as file:
             if before is not None:
-                partial.chmod(S_IMODE(before))
+                partial.chmod(S_IMODE(before.st_mode))
             yield file
-        partial.replace(target)
+        try:
+            partial.replace(target)
+        except OSError:  # of a mount, or of another's folder where each removes only his own
+            if before is None:
+                raise
+            shutil.copyfile(partial, target)
     finally:
         with suppress(OSError):  # it was moved, or what failed before is what is raised
             partial.unlink()
+
+
+def _may_replace(target: Path, before: os.stat_result) -> bool:
+    is_own = not hasattr(os, "geteuid") or before.st_uid == os.geteuid()
+    is_plain = S_ISREG(before.st_mode) and before.st_nlink == 1
+    return is_own and is_plain and all(os.access(each, os.W_OK) for each in (target, target.parent))
 
 
 def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:

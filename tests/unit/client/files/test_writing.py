@@ -1,5 +1,7 @@
 """Files that are written whole or not at all, whatever is there before and whatever the disk takes."""
 
+import contextlib
+import errno
 import os
 import resource
 import subprocess
@@ -89,6 +91,35 @@ def test_what_may_not_be_replaced_is_opened_itself(tmp_path, monkeypatch, kept):
     monkeypatch.setattr(os, "access", lambda each, _: each != path.parent / kept)
     write(path, "second")
     assert (path.read_text(), path.stat().st_ino) == ("second", before)
+
+
+@pytest.mark.parametrize("is_of_another", [True, False], ids=["another user's file", "a file with two names"])
+def test_owner_and_other_names_stay(tmp_path, monkeypatch, is_of_another):
+    path = tmp_path / "y"
+    path.write_text("first")
+    before = path.stat().st_ino
+    if is_of_another:
+        monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    else:
+        (tmp_path / "z").hardlink_to(path)
+    write(path, "second")
+    assert {(each.read_text(), each.stat().st_ino) for each in tmp_path.iterdir()} == {("second", before)}
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_that_cannot_be_replaced_after_all_gets_the_bytes(tmp_path, monkeypatch, is_there):
+    """As one that is a mount of its own in a container."""
+    path = tmp_path / "y"
+    if is_there:
+        path.write_text("what was there first")
+
+    def replace(*_):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with contextlib.nullcontext() if is_there else pytest.raises(OSError, match="busy"):
+        write(path, "second")
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["second"] * is_there
 
 
 def test_a_destination_is_checked_before_the_work(tmp_path):
