@@ -86,7 +86,8 @@ class ConvolveRequest:
         if not (is_too_large and self.is_divisible and self.most_samples > 1):
             return False
         self.most_samples //= 2
-        self.refusal = self.refusal or refusal.with_traceback(None)  # without frames, which hold the tensors
+        refusal.__traceback__ = None  # its frames hold it and the tensors
+        self.refusal = self.refusal or refusal
         return True
 
     def remember_division(self) -> None:

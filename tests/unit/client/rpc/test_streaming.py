@@ -101,8 +101,8 @@ def test_a_batch_with_a_penalty_of_its_own_is_not_divided(monkeypatch: pytest.Mo
 
 
 def test_a_retry_begins_with_the_samples_that_were_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a server takes two of five samples, and then has no room for them for a moment."""
-    answers, sent = [REFUSAL, OverloadedError("Expected room. Received none."), None], []
+    """Where a server takes one of five samples, and then has no room for them for a moment."""
+    answers, sent = [REFUSAL, REFUSAL, OverloadedError("Expected room. Received none."), None], []
 
     def call(_: Any, made: Any, __: Any) -> Any:
         sent.append(len(made.items) if isinstance(made, streaming.Stream) else 0)
@@ -114,7 +114,8 @@ def test_a_retry_begins_with_the_samples_that_were_found(monkeypatch: pytest.Mon
     monkeypatch.setattr(io, "stream", call)
     with Client("localhost:1", shared_memory=False, retry=RetryRule(initial_s=0)) as client:
         client.convolve(DOUBLE, request().input)
-    assert sent == [0, 3, 3]
+    assert sent == [0, 3, 5, 5]
+    assert REFUSAL.__traceback__ is None  # whose frames would hold the input until a collection of garbage
 
 
 @pytest.mark.parametrize("field", ["layers", "output_bytes"])
