@@ -76,12 +76,18 @@ def hanging() -> Iterator[HangingServer]:
         yield made
 
 
+async def begun(hanging: HangingServer, call: Any) -> tuple[AsyncClient, asyncio.Future[Any]]:
+    """Returns a client and a task of its call, which the server has got."""
+    client = AsyncClient(hanging.target, timeout=HOUR, shared_memory=False)
+    task = asyncio.ensure_future(call(client))
+    assert await asyncio.to_thread(hanging.called.wait, 60)
+    return client, task
+
+
 @EVERY_CALL
 def test_a_call_of_a_task_whose_client_another_one_closes_says_so(hanging: HangingServer, call: Any) -> None:
     async def run() -> None:
-        client = AsyncClient(hanging.target, timeout=HOUR, shared_memory=False)
-        task = asyncio.ensure_future(call(client))
-        assert await asyncio.to_thread(hanging.called.wait, 60)
+        client, task = await begun(hanging, call)
         await client.close()
         with CLOSED:
             await task
@@ -92,9 +98,7 @@ def test_a_call_of_a_task_whose_client_another_one_closes_says_so(hanging: Hangi
 @EVERY_CALL
 def test_a_task_that_is_cancelled_is_cancelled_though_its_client_is_closed(hanging: HangingServer, call: Any) -> None:
     async def run() -> None:
-        client = AsyncClient(hanging.target, timeout=HOUR, shared_memory=False)
-        task = asyncio.ensure_future(call(client))
-        assert await asyncio.to_thread(hanging.called.wait, 60)
+        client, task = await begun(hanging, call)
         task.cancel()
         await client.close()
         with pytest.raises(asyncio.CancelledError):
