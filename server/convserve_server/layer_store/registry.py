@@ -101,7 +101,7 @@ class LayerRegistry:
         Small ones have some to themselves. A caller's layers, but for a single one, leave as much to others.
         """
         for pool in (self._reserve, self._bytes) if size * SMALL <= self._max_bytes else (self._bytes,):
-            if not pool.used or pool.fits(caller if pool.own[caller] else "", size):
+            if not pool.used or pool.fits(pool.sharer(caller), size):
                 return pool
         text = (
             f"Expected {size} bytes of memory for a layer on its way. Received none: layers that are put, initialized "

@@ -21,6 +21,10 @@ class Shares:
         """How many nobody has."""
         return self.total - self.used
 
+    def sharer(self, caller: str) -> str:
+        """Returns a caller that is to leave a share to others: none, "", as long as it has nothing."""
+        return caller if self.own[caller] else ""
+
     def fits(self, caller: str, size: int = 1) -> bool:
         """Returns whether a caller may have so many more now; "" is for callers that cannot be told apart."""
         return size <= self.left and not self.exceeds(caller, size)

@@ -341,4 +341,4 @@ class AdmissionQueue:
 def _sharer(permit: Permit, pool: Shares) -> str:
     """Returns who has to leave a share of a pool to others: nobody for a single call, or if callers look alike."""
     caller = permit.caller
-    return caller.name if caller.is_identified and pool.own[caller.name] else ""
+    return pool.sharer(caller.name) if caller.is_identified else ""
