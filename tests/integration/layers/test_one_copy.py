@@ -9,7 +9,7 @@ import pytest
 
 import convserve
 from convserve import Conv2D, Layer
-from tests.support.servers.server_process import RunningServer, running_server
+from tests.support.servers.server_process import GIVES_BACK_FREED_MEMORY, RunningServer, running_server
 
 CONFIG = Conv2D(4096, 1, use_bias=False, data_format="channels_last", dtype="float32")
 CHANNELS = 2048
@@ -28,7 +28,10 @@ def resident_bytes(server: RunningServer) -> int:
 def test_weights_are_in_memory_once(tmp_path: Path, durable: bool) -> None:
     options = ["--store", str(tmp_path)] if durable else []
     # What is kept for the next tensors is no layer's.
-    with running_server("--no-keep-memory", *options) as server, convserve.Client(server.target) as client:
+    with (
+        running_server("--no-keep-memory", *options, environment=GIVES_BACK_FREED_MEMORY) as server,
+        convserve.Client(server.target) as client,
+    ):
         x = np.ones((1, 1, 1, CHANNELS), "f4")
         resident = []
         for number in range(3):
