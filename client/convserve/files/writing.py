@@ -53,12 +53,14 @@ def _may_replace(target: Path, before: os.stat_result) -> bool:
 
 
 def check_destination(path: str | Path, suffixes: Sequence[str], field: str) -> None:
-    """Raises InvalidRequestError if a file that is to be written has another suffix, or no folder to be in."""
+    """Raises InvalidRequestError if a file that is to be written has another suffix, or cannot be where it is to be."""
     file = Path(path)
     if file.suffix.lower() not in suffixes:
         expected = f"a file name that ends in {' or '.join(suffixes)}"
     elif file.is_dir() or not file.parent.is_dir():
         expected = "a file in a folder that exists"
+    elif not any(os.access(each, os.W_OK) for each in (file, file.parent)):
+        expected = "a file that can be written"
     else:
         return
     raise InvalidRequestError.for_field(field, expected, short_repr(str(path)))

@@ -95,10 +95,10 @@ def command(
     if json_path == "-":
         print(text, end="")
     else:
+        print_document(document)  # first: no file that cannot be written is to lose it
         if json_path is not None:
             with whole_file(json_path) as file:
                 file.write(text.encode())
-        print_document(document)
     if plot is not None and document["workloads"]:  # none if it was interrupted before the first was ready
         chart.write(document, plot)
         print(f"drawn in {plot}", file=sys.stderr)

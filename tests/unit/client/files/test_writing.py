@@ -130,3 +130,14 @@ def test_a_destination_is_checked_before_the_work(tmp_path):
     (tmp_path / "folder.npy").mkdir()
     with pytest.raises(InvalidRequestError, match="a folder that exists"):
         check_destination(tmp_path / "folder.npy", (".npy",), "output")
+
+
+def test_a_destination_that_cannot_be_written_is_told_before_the_work(tmp_path, monkeypatch):
+    path = tmp_path / "y.npy"
+    path.touch()
+    for writable in ({path}, {tmp_path}, {path, tmp_path}):
+        monkeypatch.setattr(os, "access", lambda each, mode, writable=writable: each in writable and mode == os.W_OK)
+        check_destination(path, (".npy",), "output")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(InvalidRequestError, match=r"output: Expected a file that can be written\. Received '.*y\.npy'"):
+        check_destination(path, (".npy",), "output")
