@@ -165,7 +165,12 @@ class Connection:
                 self._budget.record_success()
                 return answer
             except (io.RpcError, ConvserveError) as failure:
-                delay_s = call.delay_after(failure)
+                try:
+                    delay_s = call.delay_after(failure)
+                except UnavailableError:
+                    if self._closed:
+                        raise self._closed_error() from None
+                    raise
             except io.ClosedChannelError:
                 if self._closed and not io.is_cancelled():
                     raise self._closed_error() from None

@@ -12,7 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convserve import AsyncClient, Client, Conv2D, InvalidRequestError, Layer, LayerNotFoundError, StoredLayer
+from convserve import (
+    AsyncClient,
+    Client,
+    Conv2D,
+    InvalidRequestError,
+    Layer,
+    LayerNotFoundError,
+    RetryRule,
+    StoredLayer,
+)
 from convserve._sync import io
 from convserve.protocol.layer_messages import SEND_WEIGHTS, WEIGHTS
 from convserve.protocol.status import to_status
@@ -108,8 +117,12 @@ def test_a_task_that_is_cancelled_is_cancelled_though_its_client_is_closed(hangi
 
 
 @EVERY_CALL
-def test_a_call_of_a_thread_whose_client_another_one_closes_says_so(hanging: HangingServer, call: Any) -> None:
-    with ThreadPoolExecutor(1) as pool, Client(hanging.target, timeout=HOUR, shared_memory=False) as client:
+@pytest.mark.parametrize("attempts", [1, 5])
+def test_a_call_of_a_thread_whose_client_another_one_closes_says_so(
+    hanging: HangingServer, call: Any, attempts: int
+) -> None:
+    settings: dict[str, Any] = {"timeout": HOUR, "shared_memory": False, "retry": RetryRule(attempts=attempts)}
+    with ThreadPoolExecutor(1) as pool, Client(hanging.target, **settings) as client:
         outcome = pool.submit(call, client)
         assert hanging.called.wait(60)
         client.close()
