@@ -59,6 +59,58 @@ def test_permissions_stay(tmp_path):
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("second", 0o640)
 
 
+@pytest.fixture
+def another_group(monkeypatch):
+    """Gives a file another group, and an attribute, by inode: who runs tests may have one group, and a disk none."""
+    groups, attributes, stat, access = {}, {}, os.stat, "system.posix_acl_access"
+
+    def stat_with_group(path, **options):
+        found = stat(path, **options)
+        return os.stat_result((*found[:5], groups.get(found.st_ino, found.st_gid), *found[6:]))
+
+    def give(path, *, is_member):
+        groups[stat(path).st_ino], attributes[stat(path).st_ino] = 1234, {access: b"of some"}
+        refused = None if is_member else PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        def chown(path, _, group):
+            if refused:
+                raise refused
+            groups[stat(path).st_ino] = group
+
+        monkeypatch.setattr(os, "chown", chown)
+
+    def of(path):
+        return attributes.setdefault(stat(path).st_ino, {})
+
+    monkeypatch.setattr(os, "stat", stat_with_group)
+    monkeypatch.setattr(os, "listxattr", of, raising=False)
+    monkeypatch.setattr(os, "getxattr", lambda path, name: of(path)[name], raising=False)
+    monkeypatch.setattr(os, "setxattr", lambda path, name, value: of(path).update({name: value}), raising=False)
+    give.seen = lambda path: (os.stat(path).st_gid, of(path))
+    return give
+
+
+@pytest.mark.parametrize("is_member", [True, False], ids=["a group of ours", "a group that we cannot give"])
+def test_group_and_attributes_stay(tmp_path, another_group, is_member):
+    path = tmp_path / "y"
+    path.write_text("what was there first")
+    path.chmod(0o664)
+    another_group(path, is_member=is_member)
+    before = another_group.seen(path)
+    write(path, "second")
+    assert (path.read_text(), path.stat().st_mode & 0o777, another_group.seen(path)) == ("second", 0o664, before)
+    assert [each.name for each in tmp_path.iterdir()] == ["y"]
+
+
+def test_no_group_may_read_what_only_another_may(tmp_path):
+    path = tmp_path / "y"
+    path.touch()
+    path.chmod(0o660)
+    with whole_file(path) as file:
+        assert os.fstat(file.fileno()).st_mode & 0o777 == 0o600
+    assert path.stat().st_mode & 0o777 == 0o660
+
+
 @pytest.mark.parametrize("is_there", [True, False])
 def test_a_link_is_followed(tmp_path, is_there):
     (tmp_path / "folder").mkdir()
