@@ -194,12 +194,12 @@ def _pem(name: str, pem: Pem | None) -> bytes | None:
     if pem is None:
         return None
     source = "bytes" if isinstance(pem, bytes) else short_repr(os.fspath(pem))  # bytes may be a key
+    kind, sign = _KEY if name == "tls.key" else _CERTIFICATE
     try:
         content = pem if isinstance(pem, bytes) else Path(pem).read_bytes()
+        if not re.search(sign, content):  # else gRPC takes it, and says of every connection that it cannot be made
+            raise ValueError("there is none in it")
     except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or "no path"
-        raise InvalidRequestError.for_field(name, "a PEM file", f"{source}: {why}") from None
-    kind, sign = _KEY if name == "tls.key" else _CERTIFICATE
-    if not re.search(sign, content):  # else gRPC takes it, and says of every connection that it cannot be made
-        raise InvalidRequestError.for_field(name, f"a PEM file with a {kind}", f"{source}, with none")
+        why = getattr(error, "strerror", None) or error
+        raise InvalidRequestError.for_field(name, f"a PEM file with a {kind}", f"{source}: {why}") from error
     return content

@@ -200,7 +200,10 @@ def _is_usage(error: ConvserveError, context: click.Context) -> bool:
     kinds = (InvalidRequestError, InvalidConfigurationError, InvalidTensorError)
     if not isinstance(error, kinds) or error.__cause__ is not None:  # which a file has that cannot be read or written
         return False
-    return all(_flag(each.field, context).startswith("--") for each in error.violations)
+    fields = [violation.field for violation in error.violations]
+    if isinstance(error, InvalidTensorError) and not {"kernel", "bias"}.isdisjoint(fields):  # what is in their files
+        return False
+    return all(_flag(field, context).startswith("--") for field in fields)
 
 
 def _flag(field: str, context: click.Context) -> str:

@@ -17,6 +17,7 @@ from convserve.cli.command import OPTIONS, new_command
 from convserve.cli.options.connection import Connection, connection_options
 from convserve.cli.signals import graceful_stop
 from convserve.errors import DeadlineExceededError, InvalidRequestError, UnavailableError
+from convserve.files.reading import open_file
 from convserve.play import serving
 from convserve.play.own_server import OwnServer
 from convserve.play.serving import PAGE, Page
@@ -36,8 +37,10 @@ def command(port: int, browser: bool, page: str, write: str | None, connection: 
     if write is not None:
         _write(Path(write))
         return
-    if not Path(page).is_file():
-        raise InvalidRequestError.for_field("page", "a file with a page", f"{page}, which is none")
+    try:
+        open_file(page).close()
+    except OSError as error:
+        raise InvalidRequestError.for_field("page", "a file with a page", f"{page}: {error.strerror}") from error
     is_named = connection.target or os.environ.get(TARGET_VARIABLE)
     served = Page(Path(page), port)
     stopping, steps = threading.Event(), list[Callable[[], None]]([served.stop])

@@ -43,5 +43,5 @@ def test_extras_exist(command):
 
 
 def test_a_page_that_is_not_there_is_refused(tmp_path, capsys):
-    assert cli.main(["play", "--page", str(tmp_path / "none.py")]) == 2
+    assert cli.main(["play", "--page", str(tmp_path / "none.py")]) == 1
     assert "--page: Expected a file with a page." in capsys.readouterr().err

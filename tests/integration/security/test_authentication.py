@@ -382,7 +382,7 @@ def test_what_is_refused_is_told_in_a_line(guarded, tmp_path):
         if content is not None:
             file.write_text(content)
         done = command(*asked, "--token-file", str(file))
-        assert (done.returncode, done.stdout) == (2, "")
+        assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.startswith("error: --token-file: Expected")
         assert said in done.stderr
     done = command("info", "--target", "gpu-host.invalid:1", CONVSERVE_TOKEN=READ)

@@ -64,17 +64,13 @@ class Connection:
     def _token(self) -> str | None:
         if self.token_file is None:
             return None
-        words, why = [], "it holds something else"
         try:
-            words = Path(self.token_file).read_text(encoding="ascii").split()
-        except OSError as error:
-            why = error.strerror or str(error)
-        except ValueError:
-            why = "it has other bytes than ASCII"
-        if len(words) != 1:
+            (token,) = Path(self.token_file).read_text(encoding="ascii").split()
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", None) or "it holds something else"
             expected = "a file that holds a token and nothing else"
-            raise InvalidRequestError.for_field("token_file", expected, f"{self.token_file}: {why}")
-        return words[0]
+            raise InvalidRequestError.for_field("token_file", expected, f"{self.token_file}: {why}") from error
+        return token
 
 
 def _target(text: str) -> str:

@@ -226,6 +226,47 @@ def test_health_takes_no_token(capsys):
     assert "No such option '--token-file'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        (["conv2d", "x.npy", "--kernel", "FILE.npy"], "a file that can be read"),
+        (["conv2d", "x.npy", "--kernel", "box", "--bias", "FILE.npy"], "a file that can be read"),
+        (["info", "--token-file", "FILE"], "a token and nothing else"),
+        (["info", "--tls-ca", "FILE"], "a PEM file"),
+        (["play", "--page", "FILE"], "a file with a page"),
+        (["layers", "import", "x.npy", "--config", "FILE"], "a file that can be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_no_wrong_usage(capsys, monkeypatch, tmp_path, words, lacking):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((1, 4, 4, 1), "f4"))
+    assert cli.main([*words, "--target", NOBODY]) == 1
+    error = capsys.readouterr().err
+    assert lacking in error
+    assert "FILE" in error
+    assert "No such file or directory" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "lacking"),
+    [
+        (["conv2d", "x.npy", "--kernel", "two.npz"], "an archive of one array"),
+        (["conv2d", "x.npy", "--kernel", "two.npz:none"], "one of the arrays"),
+        (["conv2d", "x.npy", "--kernel", "words.npy"], "an array"),
+        (["conv2d", "x.npy", "--kernel", "x.npy:no.npz"], "a file that can be read"),
+        (["info", "--token-file", "x.npy"], "a token and nothing else"),
+        (["info", "--tls-ca", "x.npy"], "a PEM file with a certificate"),
+    ],
+)
+def test_a_file_with_something_else_in_it_is_no_wrong_usage(capsys, monkeypatch, tmp_path, words, lacking):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.zeros((1, 4, 4, 1), "f4"))
+    np.save("words.npy", np.full((1, 1, 1, 1), "word"))
+    np.savez("two.npz", a=np.zeros(1), b=np.zeros(1))
+    assert cli.main([*words, "--target", NOBODY]) == 1
+    assert lacking in capsys.readouterr().err
+
+
 def test_a_failure_that_nobody_expected_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr(convserve.Conv2D, "plan", {}.__getitem__)
     with pytest.raises(TypeError):

@@ -110,7 +110,7 @@ def test_parts_of_tls_that_make_no_sense_are_refused(parts, field):
 
 @pytest.mark.parametrize(
     ("given", "said"),
-    [("nowhere.pem", "No such file"), ("a\0b", "no path"), (b"text", "Received bytes, with none")],
+    [("nowhere.pem", "No such file"), ("a\0b", "null byte"), (b"text", "Received bytes: there is none")],
 )
 def test_a_file_that_is_no_pem_is_refused_when_the_client_is_made(given, said):
     violation = refusal(convserve.Client, tls=TLS(ca=given))
@@ -127,7 +127,7 @@ def test_a_pem_file_of_something_else_is_refused_when_the_client_is_made(tmp_pat
         path.write_bytes(content)
         violation = refusal(convserve.Client, "localhost:1", tls=TLS(**parts))
         assert violation.field == f"tls.{name}"
-        assert violation.description.endswith("other.pem', with none.")
+        assert violation.description.endswith("other.pem': there is none in it.")
 
 
 def test_files_are_given_as_paths_or_as_their_content(tmp_path):
