@@ -30,6 +30,8 @@ from convserve.v1 import convolution_service_pb2
 # end has two threads for them.
 _MAX_WHOLE_BYTES = 2**22 - 2**16
 _MAX_FORMS = 16  # that a stored layer keeps: callers of many image sizes need not keep them all
+# For which a refusal is remembered: a server may be started again with a higher limit, or only one of several have it.
+_REMEMBERED_CALLS = 64
 _MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
 
@@ -39,15 +41,17 @@ class ConvolveRequest:
     Attributes:
         out: The caller's array for the output, if there is one. It is not written to before an answer is known to be
             one to this call; an answer in pieces that breaks off leaves it half written.
-        most_samples: The most samples that go together; each attempt that divides the batch sets how many went.
+        most_samples: The most samples that may go together, by what servers have refused.
+        together: How many a stream sent together last, which may be fewer; all before there was one.
         refusal: Why a server did not take as many as were sent first.
     """
 
-    __slots__ = ("_form", "input", "layers", "message", "most_samples", "out", "plan", "refusal")
+    __slots__ = ("_form", "input", "layers", "message", "most_samples", "out", "plan", "refusal", "together")
 
     def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form, out: Any) -> None:
         self.layers, self.input, self._form, self.out = layers, array, form, out
         self.message, self.plan, self.most_samples = form.message, form.plan, form.most_samples
+        self.together = len(array)
         self.refusal: ConvserveError | None = None
         if out is not None:
             weights = [(layer.kernel, layer.bias) for layer in self._locals() if layer is not None]
@@ -72,7 +76,7 @@ class ConvolveRequest:
 
     @property
     def is_divided(self) -> bool:
-        """Whether the samples do not go all together."""
+        """Whether a server has refused to take the samples all together."""
         return self.most_samples < len(self.input)
 
     @property
@@ -83,17 +87,22 @@ class ConvolveRequest:
     def halve(self, refusal: ConvserveError) -> bool:
         """Halves how many samples go together, if a server may take these; returns whether it may."""
         is_too_large = isinstance(refusal, TooLargeError) and all(each.field == "input" for each in refusal.violations)
-        if not (is_too_large and self.is_divisible and self.most_samples > 1):
+        if not (is_too_large and self.is_divisible and self.together > 1):
             return False
-        self.most_samples //= 2
+        self.most_samples = self.together // 2
         refusal.__traceback__ = None  # its frames hold it and the tensors
         self.refusal = self.refusal or refusal
         return True
 
     def remember_division(self) -> None:
-        """Lets later calls of a stored layer, with an input of this shape, begin with what was not refused."""
+        """Lets some later calls of a stored layer, with an input of this shape, begin with what was not refused."""
+        form = self._form
         if self.refusal is not None:
-            self._form.most_samples = self.most_samples
+            form.most_samples, form.calls_left = self.most_samples, _REMEMBERED_CALLS
+        elif self.is_divided:
+            form.calls_left -= 1
+            if form.calls_left <= 0:
+                form.most_samples = len(self.input)
 
     def carrying_layers(self) -> ConvolveRequest:
         """Returns the same request with the stored layers' weights; raises TooLargeError above protobuf's 2 GiB."""
@@ -113,7 +122,8 @@ class _Form:
 
     def __init__(self, message: convolution_service_pb2.ConvolveRequest, plan: Plan, array: Array) -> None:
         self.message, self.plan = message, plan  # the message is without its tensor
-        self.most_samples: int = array.shape[0]  # that servers are known to take together
+        self.most_samples: int = array.shape[0]  # that go together, by what servers have refused
+        self.calls_left = 0  # until all are tried again
         # The message's bytes, up to the input's elements.
         self.before_input = message.SerializeToString() + framing.frame(name_of(array), array.shape).opening
 

@@ -37,7 +37,7 @@ class Stream:
         samples = request.input.shape[0]
         together = max(1, _ITEM_BYTES // (max(request.input.nbytes, request.plan.output_bytes) // samples))
         together = min(together, request.most_samples) if request.is_divisible else samples
-        request.most_samples = together
+        request.together = together
         # The rows of the batch that go in each item.
         self.items = [slice(begin, min(begin + together, samples)) for begin in range(0, samples, together)]
         start = messages.StreamStart(

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convserve import Client, Conv2D, InternalError, Layer, OverloadedError, RetryRule, TooLargeError
-from convserve._rpc import streaming
+from convserve._rpc import requests, streaming
 from convserve._rpc.requests import ConvolveRequest, convolve_request
 from convserve._sync import io
 from convserve.errors import FieldViolation
 from convserve.protocol.results import Result
 from convserve.protocol.status import to_item_error
+from convserve.protocol.stored_layers import StoredLayerBase
 from convserve.tensors import framing, pieces
 from convserve.tensors.codec import head_of
 from convserve.v1.convolution_service_pb2 import (
@@ -116,6 +117,33 @@ def test_a_retry_begins_with_the_samples_that_were_found(monkeypatch: pytest.Mon
         client.convolve(DOUBLE, request().input)
     assert sent == [0, 3, 5, 5]
     assert REFUSAL.__traceback__ is None  # whose frames would hold the input until a collection of garbage
+
+
+def test_what_a_stream_divides_by_itself_may_go_by_another_way_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a server is short of memory to share for a moment."""
+    monkeypatch.setattr(streaming, "_ITEM_BYTES", 200)
+    made = request()
+    assert len(streaming.Stream(made).items) == 3
+    assert not made.is_divided
+    assert made.halve(REFUSAL)
+    assert made.is_divided
+    assert len(streaming.Stream(made).items) == 5  # fewer in each than the stream had
+
+
+def test_a_stored_layer_tries_the_whole_batch_again_after_some_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its server may have a higher limit by then, or be another one."""
+    monkeypatch.setattr(requests, "_REMEMBERED_CALLS", 3)
+    layer = StoredLayerBase(DOUBLE.digest, DOUBLE.config, DOUBLE.kernel_shape)
+    x = request().input
+    refused = convolve_request(layer, x, None)
+    assert refused.halve(REFUSAL)
+    refused.remember_division()
+    begun = []
+    for _ in range(5):
+        made = convolve_request(layer, x, None)
+        begun.append(made.most_samples)
+        made.remember_division()
+    assert begun == [2, 2, 2, 5, 5]
 
 
 @pytest.mark.parametrize("field", ["layers", "output_bytes"])
