@@ -119,6 +119,10 @@ class LayerStore:
     def missing(self, keys: Sequence[bytes], *, latest: bool = False) -> list[bytes]:
         """Returns those digests that are not stored, in their order, by what was seen last or is the `latest`."""
         self._storage.look(latest=latest)
+        return self.unknown(keys)
+
+    def unknown(self, keys: Sequence[bytes]) -> list[bytes]:
+        """Returns those digests of which it is not known that they are stored, in their order; nobody is asked."""
         held = self._keys()
         return [key for key in keys if key not in held and key not in self._memory]
 

@@ -100,7 +100,7 @@ class LayerModels:
             with suppress(LayerNotFoundError):  # it was deleted just now
                 names[name] = self.store.versions(name)
         names.pop(STATELESS, None)
-        missing = set(self.store.missing([digest for versions in names.values() for digest in versions.digests]))
+        missing = self._missing(names.values())
         for name, versions in names.items():
             numbers = _numbers(versions, missing)
             yield from (LayerModel(name, number) for number in numbers)
@@ -118,10 +118,23 @@ class LayerModels:
             raise self._no_version(model.name, self._versions(model.name), int(model.version)) from None
 
     def _callable(self, model: str, chain: list[NameVersions]) -> list[str]:
+        missing = self._missing(chain)
         if SEPARATOR in model:
-            is_whole = not self.store.missing([versions.digest for versions in chain])
-            return [str(_latest(chain))] if is_whole else []
-        return _numbers(chain[0], self.store.missing(chain[0].digests))
+            return [str(_latest(chain))] if missing.isdisjoint(versions.digest for versions in chain) else []
+        return _numbers(chain[0], missing)
+
+    def _missing(self, names: Collection[NameVersions]) -> set[bytes]:
+        """Returns which layers of names are not there.
+
+        Where layers are in a bucket, it is asked only if some are not known: once for all, and for those that names
+        lead to now, as others may have put them since layers were listed.
+        """
+        digests = [digest for versions in names for digest in versions.digests]
+        if not self.store.unknown(digests):
+            return set()
+        missing = set(self.store.missing(digests))
+        newest = missing.intersection(versions.digest for versions in names)
+        return missing.difference(digest for digest in newest if digest in self.store)
 
     def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
         stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"

@@ -114,6 +114,32 @@ def test_layers_that_are_gone_are_not_asked_for_one_by_one(monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_bucket_is_not_asked_for_layers_that_are_known(monkeypatch):
+    bucket, requests = MemoryStore(), BucketRequests(monkeypatch)
+    store = opened(bucket)
+    for number in range(3):
+        store.put(layer(number), Move("a"))
+    models = LayerModels(opened(bucket, age_s=0))
+    requests.asked.clear()
+    assert models.versions("a") == ["1", "2", "3"]
+    assert requests.asked == ["get"]  # the name
+
+
+def test_a_layer_that_another_server_has_just_put_is_not_lost():
+    bucket = MemoryStore()
+    store = opened(bucket)
+    store.put(layer(0), Move("a"))
+    other = opened(bucket, age_s=1000)
+    store.put(layer(1), Move("new"))  # whose name the other one reads, as it does not know it
+    assert LayerModels(other).versions("new") == ["1"]
+    third = opened(bucket, age_s=1000)
+    third.versions("a")
+    store.put(layer(2), Move("b"))
+    third.versions("b")
+    listed = [(each.name, each.version, each.reason) for each in LayerModels(third).listed()][1:]
+    assert listed == [("a", "1", ""), ("b", "1", ""), ("new", "1", "")]
+
+
 def test_a_long_chain_is_refused_before_it_is_looked_up(models):
     assert len(models.find(",".join(["a"] * MAX_LAYERS), "").digests) == MAX_LAYERS
     with pytest.raises(InvalidRequestError, match="model_name: Expected a chain of at most 1000 layers"):
