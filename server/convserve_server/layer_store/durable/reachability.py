@@ -118,10 +118,10 @@ class Reachability:
         """Asks until somebody answers."""
         while not self._answers():
             time.sleep(_PROBE_S)
-        # First, so that who sees that it is back finds the line in the log.
-        log.warning("%s is back after %.1f s", self._shown, time.monotonic() - (self._since or 0))
         with self._lock:
+            away_s = time.monotonic() - (self._since or 0)
             self._since = None
+        log.warning("%s is back after %.1f s", self._shown, away_s)
 
 
 def text_of(error: Exception) -> str:

@@ -85,6 +85,7 @@ def test_what_is_known_is_served_while_the_bucket_is_away(
     eventually(lambda: is_reachable(store))
     assert number_under(store, "c") == 3
     assert store.put(layer(4), Move("a", key(1)))[2] == 2
+    eventually(lambda: "is back" in caplog.text)  # which it says once it serves again
     logged = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert len([text for text in logged if "is away" in text]) == 1
     assert len([text for text in logged if "is back" in text]) == 1
