@@ -18,6 +18,7 @@ from convserve_server.engine_api import Engine
 from convserve_server.layer_store.names import Move
 from convserve_server.layer_store.store import LayerStore
 from convserve_server.layer_store.stored_layer import StoredLayer
+from convserve_server.memory import slow_callers
 from convserve_server.memory.shares import RESERVE, SMALL, Shares
 from convserve_server.memory.slow_callers import PIECES, SlowCallers
 
@@ -78,37 +79,40 @@ class LayerRegistry:
         size = sent + times * weights
         _check_size(weights, self._max_call_bytes, "max-call-bytes")
         _check_size(size, self._max_admitted_bytes, "max-admitted-bytes")
-        try:
-            with self._lock:
-                pool = self._pool(caller, size)
-                pool.take(caller, size)
-        except OverloadedError:
-            self._slow.end_late(self._bytes, size)
-            raise
         call = object()
-        if end is not None:
-            self._slow.expect(call, sent, pool, PIECES, end)
+        with self._lock:
+            pool = next((pool for pool in self._pools(size) if _fits(pool, caller, size)), None)
+            if pool is not None:
+                pool.take(caller, size)
+                if end is not None:
+                    self._slow.expect(call, caller, size, pool, PIECES.time_for(sent), end)
+            else:
+                late = self._slow.late_for(self._pools(size), size, lambda pool: _fits(pool, caller, size))
+        if pool is None:
+            slow_callers.end(late)
+            raise self._no_room(size)
         try:
-            yield lambda: self._slow.forget(call)
+            yield lambda: self._forget(call)
         finally:
-            self._slow.forget(call)
             with self._lock:
+                self._slow.forget(call)
                 pool.give_back(caller, size)
 
-    def _pool(self, caller: str, size: int) -> Shares:
-        """Returns the bytes that a layer takes some of. One may take more than there are, if nobody has any.
+    def _forget(self, call: object) -> None:
+        with self._lock:
+            self._slow.forget(call)
 
-        Small ones have some to themselves. A caller's layers, but for a single one, leave as much to others.
-        """
-        for pool in (self._reserve, self._bytes) if size * SMALL <= self._max_bytes else (self._bytes,):
-            if not pool.used or pool.fits(pool.sharer(caller), size):
-                return pool
+    def _pools(self, size: int) -> list[Shares]:
+        """Returns the bytes that a layer may have some of: small ones also of those that are reserved for such."""
+        return [self._reserve, self._bytes] if size * SMALL <= self._max_bytes else [self._bytes]
+
+    def _no_room(self, size: int) -> OverloadedError:
         text = (
             f"Expected {size} bytes of memory for a layer on its way. Received none: layers that are put, initialized "
             f"or updated take {self._bytes.used} of {self._bytes.total} bytes, and a caller leaves half to others. "
             "Retry."
         )
-        raise OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
+        return OverloadedError(text, retry_after_s=_RETRY_AFTER_S)
 
     def initialize_and_put(
         self, config: Conv2D, input_channels: int, move: Move, expected_digest: bytes, caller: str = ""
@@ -145,6 +149,14 @@ class LayerRegistry:
             updated, losses = self._engine.constrain(given)
         stored, _, version = self.store.put(updated, move)
         return stored, losses, version
+
+
+def _fits(pool: Shares, caller: str, size: int) -> bool:
+    """Returns whether a layer may have so many bytes: more than there are, if nobody has any.
+
+    A caller's layers, but for a single one, leave as much to others.
+    """
+    return not pool.used or pool.fits(pool.sharer(caller), size)
 
 
 def _weight_bytes(config: Conv2D, input_channels: int, dtype: str = "") -> int:

@@ -33,6 +33,12 @@ class Shares:
         """Returns whether a caller would have more than half, rounded up, of what the others leave."""
         return bool(caller) and self.own[caller] + 2 * size > self.left + 1
 
+    def copy(self) -> Shares:
+        """Returns a copy, in which one can see what would fit."""
+        copied = Shares(self.total)
+        copied.used, copied.own = self.used, self.own.copy()
+        return copied
+
     def take(self, caller: str, size: int = 1) -> None:
         """Gives a caller so many."""
         self.used += size

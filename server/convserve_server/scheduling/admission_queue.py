@@ -38,8 +38,9 @@ from typing import Self
 
 from convserve.errors import DeadlineExceededError, OverloadedError
 from convserve.layers.plan import Plan
+from convserve_server.memory import slow_callers
 from convserve_server.memory.shares import RESERVE, SMALL, Shares
-from convserve_server.memory.slow_callers import ANSWER, PIECES, SlowCallers
+from convserve_server.memory.slow_callers import ANSWER, PIECES, Pace, SlowCallers
 from convserve_server.scheduling.caller import Caller
 from convserve_server.scheduling.estimates import Estimates
 from convserve_server.scheduling.fair_queue import FairQueue
@@ -121,12 +122,12 @@ class Permit:
     def awaits_pieces(self, end: Callable[[], object]) -> None:
         """Notes that its caller sends or fetches pieces from now on; `end` ends a stream for which that takes long."""
         with self._queue.lock:
-            if self.state != RELEASED and self.pool is not None:
-                self._queue.slow.expect(self, self.size, self.pool, PIECES, end)
+            self._queue.expect(self, PIECES, end)
 
     def received(self) -> None:
         """Notes that its input is here."""
-        self._queue.slow.forget(self)
+        with self._queue.lock:
+            self._queue.slow.forget(self)
 
     def release(self) -> None:
         """Drops one reference; the last one frees its slot and its bytes."""
@@ -134,8 +135,8 @@ class Permit:
             self.refcount -= 1
             if not self.refcount:
                 self._queue.remove(self)
-            else:
-                self._queue.answered(self)
+            elif self.state == COMPUTED and self.caller.cancel is not None:  # it is its caller's alone
+                self._queue.expect(self, ANSWER, self.caller.cancel)
 
 
 class AdmissionQueue:
@@ -190,10 +191,10 @@ class AdmissionQueue:
             self._slots.take(caller.name)
             self._ahead_s[caller.name] = ahead_s
             ahead_s[is_large] += share_s
-            if not self._admit_early(permit):
+            self._queue_of(permit).append(caller.name, permit)
+            self._admit_next()
+            if permit.state == QUEUED:
                 permit.granted = threading.Event()
-                self._queue_of(permit).append(caller.name, permit)
-                self._admit_next()
         try:
             if permit.granted is not None:
                 self._wait(caller, permit, permit.granted)
@@ -206,10 +207,11 @@ class AdmissionQueue:
             raise
         return permit
 
-    def answered(self, permit: Permit) -> None:
-        """Notes that a permit is only its caller's any more, who has the answer or is to fetch it."""
-        if permit.caller.cancel is not None and permit.pool is not None:
-            self.slow.expect(permit, permit.size, permit.pool, ANSWER, permit.caller.cancel)
+    def expect(self, permit: Permit, pace: Pace, end: Callable[[], object]) -> None:
+        """Notes that a permit with bytes waits for its caller; `end` ends a call for which that takes long."""
+        if permit.state != RELEASED and permit.pool is not None:
+            seconds = pace.time_for(permit.size)
+            self.slow.expect(permit, permit.caller.name, permit.size, permit.pool, seconds, end)
 
     def remove(self, permit: Permit) -> None:
         """Frees all that a permit takes, and admits those that it kept waiting."""
@@ -241,8 +243,9 @@ class AdmissionQueue:
         if caller.add_done_callback(granted.set) or caller.is_active():
             end = time.monotonic() + caller.remaining_s()
             while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
-                for pool in self._pools(permit):
-                    self.slow.end_late(pool, permit.size)
+                with self.lock:
+                    late = self.slow.late_for(self._pools(permit), permit.size, lambda pool: _fits(permit, pool))
+                slow_callers.end(late)
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
             text = (
@@ -262,29 +265,25 @@ class AdmissionQueue:
         """Returns what a call may have bytes of: small ones also of those that are reserved for such."""
         return [self._bytes, self._reserve] if self._is_small(permit) else [self._bytes]
 
-    def _admit_early(self, permit: Permit) -> bool:
-        """Admits a call before all that wait in its queue, if it fits; a small one takes nothing that others wait for.
+    def _admit_next(self) -> None:
+        """Admits those whose turn it is as long as they fit."""
+        while self._admit_first(self._queue, self._bytes) or self._admit_first(self._small_queue, self._reserve):
+            pass
 
-        Who waits for more than its own share takes no bytes before it has less.
-        """
-        is_small, pool = self._is_small(permit), self._bytes
-        firsts = self._queue.firsts()
-        is_wanted = any(not is_small or not pool.exceeds(_sharer(each, pool), each.size) for each in firsts)
-        for pool in self._pools(permit)[1 if is_wanted else 0 :]:
-            if pool.fits(_sharer(permit, pool), permit.size):
-                self._admit(permit, pool)
+    def _admit_first(self, queue: FairQueue[Permit], pool: Shares) -> bool:
+        """Admits the next of a queue if it fits; passes over those who would have more than their share of a pool."""
+        for each in queue.firsts():
+            if (free := self._free(each)) is not None:
+                self._admit(queue.take(each.caller.name), free)
                 return True
+            if not _exceeds(each, pool):
+                break
         return False
 
-    def _admit_next(self) -> None:
-        """Admits those whose turn it is as long as they fit, and small ones; passes over who has his share."""
-        pool, firsts = self._bytes, self._queue.firsts
-        while following := next((each for each in firsts() if not pool.exceeds(_sharer(each, pool), each.size)), None):
-            if following.size > pool.left:
-                break
-            self._admit(self._queue.take(following.caller.name), pool)
-        while small := next(filter(self._admit_early, self._small_queue.firsts()), None):
-            self._small_queue.take(small.caller.name)
+    def _free(self, permit: Permit) -> Shares | None:
+        """Returns what a call may have its bytes of; a small one takes none that large ones wait for."""
+        is_wanted = self._is_small(permit) and any(not _exceeds(each, self._bytes) for each in self._queue.firsts())
+        return next((pool for pool in self._pools(permit)[is_wanted:] if _fits(permit, pool)), None)
 
     def _admit(self, permit: Permit, pool: Shares) -> None:
         pool.take(permit.caller.name, permit.size)
@@ -342,3 +341,11 @@ def _sharer(permit: Permit, pool: Shares) -> str:
     """Returns who has to leave a share of a pool to others: nobody for a single call, or if callers look alike."""
     caller = permit.caller
     return pool.sharer(caller.name) if caller.is_identified else ""
+
+
+def _fits(permit: Permit, pool: Shares) -> bool:
+    return pool.fits(_sharer(permit, pool), permit.size)
+
+
+def _exceeds(permit: Permit, pool: Shares) -> bool:
+    return pool.exceeds(_sharer(permit, pool), permit.size)

@@ -185,6 +185,20 @@ def test_an_upload_is_not_ended_once_it_is_here_nor_for_one_that_exceeds_its_sha
     assert ended == []
 
 
+def test_slow_uploads_of_small_layers_are_ended_for_other_small_ones() -> None:
+    now, ended = [0.0], list[str]()
+    kept = registry(max_bytes=400 * 1024)
+    kept._slow = SlowCallers(lambda: now[0])
+    with ExitStack() as opened:
+        for number in range(16):
+            opened.enter_context(receiving(kept, 1.5, f"slow {number}", lambda: ended.append("slow")))
+        opened.enter_context(receiving(kept, 374, "large"))
+        now[0] = 100.0
+        with pytest.raises(OverloadedError), receiving(kept, 1.5, "other"):
+            pass
+        assert ended == ["slow"]
+
+
 def test_small_layers_wait_for_no_large_ones() -> None:
     kept = registry(max_bytes=400 * 1024)
     with receiving(kept, 1000, "slow"), ExitStack() as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 import time
@@ -139,12 +140,39 @@ def test_nobody_is_ended_for_one_who_waits_for_more_than_its_share() -> None:
     held = queue.enter(greedy[0].caller, plan(40))
     now[0] = 20.0
     waits = callers.enter(greedy[1].caller, 10)  # 30 are free, of which it leaves half to others
-    queue.slow.end_late(queue._bytes, 10 * 20)
-    assert not slow.gone
+    assert not queue.slow.late_for([queue._bytes], 10 * 20, lambda _: True)
     assert not waits.done()
     compute(held)
     held.release()
     assert waits.result(30).state == ADMITTED
+
+
+def test_one_of_several_slow_callers_is_ended_for_a_call_that_needs_the_bytes_of_one() -> None:
+    now = [0.0]
+    callers = Callers(queue := queue_of(clock=lambda: now[0]))
+
+    def end(caller: Leaving, permit: Permit) -> None:
+        caller.leave()
+        permit.release()
+
+    slow = [Leaving(name) for name in "abcde"]
+    for each in slow:
+        permit = queue.enter(each.caller, plan(20))
+        permit.awaits_pieces(functools.partial(end, each, permit))
+    now[0] = 20.0
+    assert callers.enter(Leaving("other").caller, 20).result(30).state == ADMITTED
+    assert sum(each.gone for each in slow) == 1
+
+
+def test_a_caller_that_left_while_its_call_is_computed_is_not_slow() -> None:
+    queue, caller = queue_of(), Leaving("gone")
+    permit = queue.enter(caller.caller._replace(cancel=caller.leave), plan(90))
+    permit.started()
+    caller.leave()
+    assert not queue.slow._waits
+    permit.computed(1.0, 1, warm=True)
+    permit.finish()
+    assert queue.load().admitted_bytes == 0
 
 
 def test_a_single_call_may_have_all_bytes_and_callers_who_cannot_be_told_apart_share_nothing() -> None:
@@ -223,6 +251,21 @@ def test_small_calls_have_the_bytes_that_a_large_one_may_not_take_before_its_cal
     compute(held)
     held.release()
     assert waits.result(30).state == ADMITTED
+
+
+def test_smaller_calls_do_not_pass_a_small_one_that_waits_for_its_turn() -> None:
+    callers = Callers(queue := queue_of(total=2560))  # small ones have 10 samples at most, and 160 to themselves
+    queue.enter(Leaving("large").caller, plan(2560))
+    smaller = [Leaving(f"smaller {number}") for number in range(40)]
+    permits = [queue.enter(each.caller, plan(4)) for each in smaller]
+    first, second = (callers.enter(Leaving(name).caller, samples) for name, samples in (("first", 10), ("second", 4)))
+    for number, (each, permit) in enumerate(zip(smaller[:4], permits, strict=False), 1):
+        assert (first.done(), second.done()) == (number > 3, False)
+        compute(permit)
+        each.leave()
+        if number == 3:
+            assert first.result(30).state == ADMITTED
+    assert second.result(30).state == ADMITTED
 
 
 def test_what_fails_or_computes_nothing_leaves_its_slot_before_its_caller_has_the_answer() -> None:

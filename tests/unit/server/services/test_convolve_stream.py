@@ -206,8 +206,7 @@ def test_a_caller_that_is_slow_at_an_item_is_sent_away_where_others_wait_for_its
     now[0] = 9.0
     waits = ThreadPool(1, "other").submit(served.room.enter, Caller("other"), PLAN)
     eventually(lambda: served.room.load().waiting_calls == (2 if slow_at == "sending" else 1))
-    served.room.slow.end_late(served.room._bytes, SIZE)
-    assert not leaving.gone.is_set()
+    assert not served.room.slow.late_for([served.room._bytes], SIZE, lambda _: True)
     now[0] = 11.0
     assert leaving.gone.wait(30)
     if slow_at == "sending":
