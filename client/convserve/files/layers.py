@@ -5,6 +5,7 @@ A folder has layers under their names: a safetensors file for each, a folder for
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf import json_format
 from convserve.errors import InvalidRequestError, short_repr
 from convserve.files import safetensors
 from convserve.files.arrays import CONFIGURATION, storable
+from convserve.files.reading import open_file
 from convserve.files.writing import unwritable, whole_file
 from convserve.layers import messages
 from convserve.layers.conv2d import Conv2D
@@ -24,6 +26,7 @@ LAYER_SUFFIXES = (".safetensors", ".npz")
 """How the names of the files that `save_layer` writes end."""
 
 _SUFFIX = ".safetensors"
+_LEFT_BEHIND = f"%*.partial{_SUFFIX}"  # by version 0.2, where it was killed while it wrote a file
 _ODD = ("", ".")  # parts of a name, as in "a//b", that no file can have; "%" stands before them, which no name has
 _FORMAT = {"format": CONFIGURATION}  # by which such a safetensors file is known
 
@@ -56,10 +59,13 @@ def metadata_of(config: Conv2D) -> dict[str, str]:
 
 
 def holds_a_layer(file: str | Path) -> bool:
-    """Returns whether a safetensors file is one that `save_layer` wrote; true too for one that cannot be read."""
+    """Returns whether a file is one that `save_layer` wrote, as its name ends; true too for one that cannot be read."""
     try:
-        return configuration_in(safetensors.SafetensorsFile(Path(file)).metadata) is not None
-    except (ValueError, OSError):
+        if str(file).lower().endswith(_SUFFIX):
+            return configuration_in(safetensors.SafetensorsFile(Path(file)).metadata) is not None
+        with open_file(file) as opened, zipfile.ZipFile(opened) as archive:
+            return f"{CONFIGURATION}.npy" in archive.namelist()
+    except (ValueError, OSError, zipfile.BadZipFile):
         return True  # reading it says what is wrong
 
 
@@ -86,7 +92,7 @@ def layer_files(folder: Path) -> dict[str, Path]:
     """Returns the files of layers in a folder, and in those within it, by the names of the layers, sorted."""
     named = {}
     for path in folder.rglob(f"*{_SUFFIX}"):
-        if path.is_file():
+        if path.is_file() and not path.match(_LEFT_BEHIND):
             *parts, last = path.relative_to(folder).parts
             named["/".join(part.removeprefix("%") for part in (*parts, last.removesuffix(_SUFFIX)))] = path
     return dict(sorted(named.items()))

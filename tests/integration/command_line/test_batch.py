@@ -169,11 +169,12 @@ def test_options_are_those_of_the_call(run: Any, client: Client, layer: Any, tmp
     np.testing.assert_allclose(found, layer(x[np.newaxis])[0], atol=1e-4)
 
 
-def test_layers_come_from_files_and_in_chains(run: Any, client: Client, layer: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["head.safetensors", "head.npz"])
+def test_layers_come_from_files_and_in_chains(run: Any, client: Client, layer: Any, tmp_path: Path, file: str) -> None:
     (pixels,) = save_pictures(tmp_path / "in", 1).values()
     head = Layer(Conv2D(1, 1, data_format="channels_last"), np.ones((1, 1, 4, 1), "f4"), np.ones(1, "f4"))
-    save_layer(tmp_path / "head.safetensors", head)
-    status, _, _ = run(tmp_path / "in", "-o", tmp_path / "out", "--layer", "batch", layer=tmp_path / "head.safetensors")
+    save_layer(tmp_path / file, head)
+    status, _, _ = run(tmp_path / "in", "-o", tmp_path / "out", "--layer", "batch", layer=tmp_path / file)
     assert status == 0
     expected = client.convolve([layer, head], pixels[np.newaxis]).output[0]
     np.testing.assert_array_equal(np.load(tmp_path / "out" / "even" / "0000.npy"), expected)
@@ -211,14 +212,27 @@ def test_a_name_near_a_classic_kernels_gets_a_suggestion(run: Any, tmp_path: Pat
     assert "Did you mean the classic kernel 'sobel-x'?" in err
 
 
-def test_a_file_that_does_not_say_which_layer_is_refused(run: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["weights.safetensors", "weights.npz"])
+def test_a_file_that_does_not_say_which_layer_is_refused(run: Any, tmp_path: Path, file: str) -> None:
     from safetensors.numpy import save_file
 
     save_pictures(tmp_path / "in", 1)
-    save_file({"conv.weight": np.ones((4, 3, 3, 3), "f4")}, tmp_path / "weights.safetensors")
-    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer=tmp_path / "weights.safetensors")
+    weights = {"conv.weight": np.ones((4, 3, 3, 3), "f4")}
+    if file.endswith(".npz"):
+        np.savez(tmp_path / file, **weights)
+    else:
+        save_file(weights, tmp_path / file)
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer=tmp_path / file)
     assert status == 2
     assert "error: --layer: Expected a file that says the layer's configuration" in err
+
+
+def test_an_archive_that_is_broken_is_told(run: Any, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", 1)
+    (tmp_path / "broken.npz").write_bytes(b"PK")
+    status, _, err = run(tmp_path / "in", "-o", tmp_path / "out", layer=tmp_path / "broken.npz")
+    assert status == 2
+    assert "Expected a .npz archive" in err
 
 
 def test_failures_are_listed_and_retried(run: Any, layer: Any, tmp_path: Path) -> None:

@@ -210,6 +210,7 @@ def test_what_is_saved_is_put_back(run, client, names, tmp_path):
     assert {each["name"]: each["file"] for each in found["layers"]}["m1/a"] == str(folder / "m1/a.safetensors")
     assert run("delete", "--prefix", "m")[0] == 0
     (folder / "notes.txt").write_text("no layer")
+    (folder / "m1" / "%0123456789ab.partial.safetensors").write_bytes(b"what version 0.2 left when it was killed")
     status, out, _ = run("import", folder)
     assert status == 0
     assert {name: each.digest for each in client.layers() for name in each.names if name.startswith("m1")} == before

@@ -25,7 +25,7 @@ EXPECT = (
 )
 """The help text of an option that `expected` reads."""
 
-FILE = "a .keras or .h5 model or a .safetensors file of `convserve layers get` (FILE:NAME picks one of its layers)"
+FILE = "a .keras or .h5 model or what `convserve layers get -o` wrote (FILE:NAME picks one of its layers)"
 """The help text of an option that `chain` reads, beside `REFERENCE` and `CLASSIC`."""
 
 CLASSIC = (
@@ -34,7 +34,7 @@ CLASSIC = (
 """Likewise."""
 
 _DIGEST = re.compile(r"[0-9a-f]{8,64}")
-_FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors))(:(?P<name>.+))?", re.IGNORECASE)
+_FILE = re.compile(r"(?P<file>.+\.(keras|h5|hdf5|safetensors|npz))(:(?P<name>.+))?", re.IGNORECASE)
 _WHOLE = 64  # digits of a digest
 _MAX_LISTED = 20  # layers of a file that an error names
 
@@ -137,9 +137,9 @@ def _find_or_read(client: convserve.Client, reference: str, put: bool) -> convse
 
 def _read(file: str, name: str | None) -> convserve.Layer:
     from convserve import importing
-    from convserve.files.layers import holds_a_layer
+    from convserve.files.layers import LAYER_SUFFIXES, holds_a_layer
 
-    if file.lower().endswith(".safetensors") and not holds_a_layer(file):
+    if file.lower().endswith(LAYER_SUFFIXES) and not holds_a_layer(file):
         received = f"{short_repr(file)}, which has weights alone"
         hint = "`convserve layers import` stores them with their strides and padding, and --layer takes the name."
         expected = "a file that says the layer's configuration"
