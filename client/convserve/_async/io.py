@@ -80,6 +80,9 @@ async def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
         while (message := await call.read()) is not grpc.aio.EOF:
             stream.take(message)
         return stream.result()
+    except asyncio.CancelledError as ended:
+        _raise_failure(sending, ended)
+        raise
     finally:
         sending.cancel()
         call.cancel()  # for when an item failed; after the end it does nothing
@@ -88,12 +91,28 @@ async def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
 
 async def _send(call: Any, sent: Stream | Upload) -> None:
     # Where the server ends the call before all is sent, sending fails, and the answer says why.
-    with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
-        await call.write(sent.start)
-        if sent.wanted and sent.wanted in tuple(await call.initial_metadata() or ()):
-            for piece in sent.pieces():
-                await call.write(piece)
-        await call.done_writing()
+    try:
+        with suppress(asyncio.InvalidStateError, grpc.aio.AioRpcError, grpc.aio.InternalError):
+            await call.write(sent.start)
+            if sent.wanted and sent.wanted in tuple(await call.initial_metadata() or ()):
+                for piece in sent.pieces():
+                    await call.write(piece)
+            await call.done_writing()
+    except Exception:
+        call.cancel()  # which would be waited for until its deadline
+        raise
+    finally:
+        del call  # as in `stream`
+
+
+def _raise_failure(sending: asyncio.Task[None], ended: asyncio.CancelledError) -> None:
+    """Raises what failed in sending, if that and not the caller has ended a call."""
+    try:
+        if sending.done() and not sending.cancelled() and not is_cancelled():
+            ended.__traceback__ = None  # whose frames hold the call
+            sending.result()
+    finally:
+        del sending  # which holds what is raised
 
 
 async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
@@ -103,6 +122,9 @@ async def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     sending = asyncio.create_task(_send(call, upload))
     try:
         return await call
+    except asyncio.CancelledError as ended:
+        _raise_failure(sending, ended)
+        raise
     finally:
         sending.cancel()
         call.cancel()  # for when the caller's task is cancelled; after the answer it does nothing

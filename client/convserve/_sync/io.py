@@ -118,22 +118,33 @@ def answer(method: Any, message: Any, deadline: Deadline) -> Any:
         return call.result()
 
 
-def _messages(sent: Stream | Upload, metadata: concurrent.futures.Future[Any]) -> Iterator[Any]:
+def _messages(
+    sent: Stream | Upload, metadata: concurrent.futures.Future[Any], failures: list[Exception]
+) -> Iterator[Any]:
     yield sent.start
     if sent.wanted and sent.wanted in (metadata.result() or ()):
-        yield from sent.pieces()
+        try:
+            yield from sent.pieces()
+        except Exception as failure:
+            failures.append(failure)  # gRPC says of it that there was one
+            raise
 
 
 def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     """Makes a forward pass' call in pieces."""
     metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    call = method(_messages(stream, metadata), timeout=deadline.remaining_s())
+    failures: list[Exception] = []
+    call = method(_messages(stream, metadata, failures), timeout=deadline.remaining_s())
     try:
         with _under_way(call):
             metadata.set_result(call.initial_metadata())
             for message in call:
                 stream.take(message)
             return stream.result()
+    except grpc.RpcError:
+        if failures:
+            raise failures.pop() from None
+        raise
     finally:
         metadata.cancel()  # if none came, so that nothing waits for it
         call.cancel()  # for when an item failed; after the end it does nothing
@@ -142,12 +153,17 @@ def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
 def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     """Sends a start, and a layer's weights if there are any and the server wants them; returns the answer."""
     metadata: concurrent.futures.Future[Any] = concurrent.futures.Future()
-    call = method.future(_messages(upload, metadata), timeout=deadline.remaining_s())
+    failures: list[Exception] = []
+    call = method.future(_messages(upload, metadata, failures), timeout=deadline.remaining_s())
     try:
         with _under_way(call):
             if upload.wanted:
                 metadata.set_result(call.initial_metadata())
             return call.result()
+    except grpc.RpcError:
+        if failures:
+            raise failures.pop() from None
+        raise
     finally:
         metadata.cancel()
         call.cancel()  # for when the caller is interrupted; after the answer it does nothing

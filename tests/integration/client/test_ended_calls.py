@@ -1,4 +1,4 @@
-"""Calls that others end, by closing their client or ending their `map`, wherever each of them is at that moment."""
+"""Calls that end early, wherever each is at that moment: others close its client or end its `map`, or sending fails."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from convserve import (
     RetryRule,
     StoredLayer,
 )
+from convserve._rpc.streaming import Stream
 from convserve._sync import io
-from convserve.protocol.layer_messages import SEND_WEIGHTS, WEIGHTS
+from convserve.protocol.layer_messages import SEND_WEIGHTS, WEIGHTS, Upload
 from convserve.protocol.status import to_status
 from convserve.tensors.pieces import ACCEPTED
+from tests.support.either_client import EITHER_CLIENT
 from tests.support.servers.lying_server import CONVOLUTION, LAYERS, lying_server
 from tests.support.waiting import eventually
 
@@ -128,6 +130,22 @@ def test_a_call_of_a_thread_whose_client_another_one_closes_says_so(
         client.close()
         with CLOSED:
             outcome.result(60)
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+@pytest.mark.parametrize(("call", "sent"), [("put", Upload), ("stream", Stream)])
+def test_a_call_whose_sending_fails_ends_with_what_failed(
+    hanging: HangingServer, monkeypatch: pytest.MonkeyPatch, make_client: Any, call: str, sent: Any
+) -> None:
+    def pieces(_: Any) -> Iterator[bytes]:
+        raise MemoryError("no room for a piece")
+
+    monkeypatch.setattr(sent, "pieces", pieces)
+    with (
+        make_client(hanging.target, timeout=HOUR, shared_memory=False) as client,
+        pytest.raises(MemoryError, match="no room for a piece"),
+    ):
+        CALLS[call](client)
 
 
 def interrupted(client: Client, layer: Any, is_waiting: Callable[[], Any]) -> None:
