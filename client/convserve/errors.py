@@ -286,25 +286,33 @@ def needing(text: str) -> Iterator[None]:
     """Raises MissingDependencyError for what the block cannot import: `text`, what to install, or why it failed."""
     try:
         yield
-    except MissingDependencyError:
+    except ConvserveError:
         raise
-    except ImportError as error:
+    except Exception as error:
         raise MissingDependencyError(why_not_imported(error, text)) from error
 
 
-def why_not_imported(error: ImportError, text: str) -> str:
+def why_not_imported(error: Exception, text: str) -> str:
     """Returns `text`, what to install, if a package is missing, or a line that says why one that is there failed.
 
-    A module of our own that is missing is a defect: the error itself is raised.
+    It may raise anything, as where it was compiled for another NumPy. A module of our own that is missing is a defect,
+    and so is what it raises, and what is raised where nothing is imported: the error itself is raised.
     """
-    name = error.name or ""
-    if name.startswith(tuple(f"{ours}." for ours in _OURS)):
+    first = last = ""  # package within our last call: the one that this imports, and the one that fails
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package in _OURS:
+            first = last = ""
+        elif package != "importlib":
+            last = package
+            if not first and frame.f_code.co_name == "<module>":
+                first = package
+    name = (error.name or "") if isinstance(error, ImportError) else ""
+    if name.startswith(tuple(f"{ours}." for ours in _OURS)) or not (first or isinstance(error, ImportError)):
         raise error
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    importing = [module.partition(".")[0] for module in modules if not module.startswith("importlib")][-1]
-    if importing in _OURS and isinstance(error, ModuleNotFoundError):
+    if not last and isinstance(error, ModuleNotFoundError):
         return text
-    broken = name.partition(".")[0] if importing in _OURS else importing
+    broken = (last or name.partition(".")[0]) if isinstance(error, ImportError) else first
     return f"{broken} is installed and cannot be imported: {_reason(error)}"
 
 
@@ -312,4 +320,4 @@ def _reason(error: BaseException) -> str:
     """Returns why in a line: texts of several, as of numpy and TensorFlow, wrap the error that says it."""
     while "\n" in str(error).strip() and (wrapped := error.__cause__ or error.__context__):
         error = wrapped
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__

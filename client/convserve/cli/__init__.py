@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"error: {error}", file=sys.stderr)
         _drop_what_is_left()
         return 1
-    except ImportError as error:
+    except Exception as error:
         if words[:1] != ["serve"]:
             raise
         print(why_not_imported(error, _MISSING_SERVER), file=sys.stderr)

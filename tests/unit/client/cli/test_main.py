@@ -172,13 +172,18 @@ def test_serve_without_the_servers_package_is_one_line(monkeypatch, capsys):
         assert capsys.readouterr().err == MISSING
 
 
-def test_a_package_that_is_broken_is_named_and_not_the_extra(server_module, capsys, monkeypatch, tmp_path):
-    (tmp_path / "broken_package.py").write_text("import nosuchmodule")
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [("import nosuchmodule", "No module named 'nosuchmodule'"), ("raise TypeError('protobuf')", "protobuf")],
+)
+def test_a_package_that_is_broken_is_named_and_not_the_extra(
+    server_module, capsys, monkeypatch, tmp_path, code, reason
+):
+    (tmp_path / "broken_package.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     server_module(SimpleNamespace(command=click.Command("serve", callback=lambda: __import__("broken_package"))))
     assert cli.main(["serve"]) == 1
-    expected = "broken_package is installed and cannot be imported: No module named 'nosuchmodule'\n"
-    assert capsys.readouterr().err == expected
+    assert capsys.readouterr().err == f"broken_package is installed and cannot be imported: {reason}\n"
 
 
 def test_another_package_may_bring_a_command(brought):
