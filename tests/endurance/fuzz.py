@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import random
 import re
 import sys
@@ -50,7 +51,7 @@ _MAX_GROWTH_BYTES = 300_000_000
 _MAX_AT_ONCE_BYTES = 1_000_000_000  # beside what it had: callers' calls, of 64 MiB by their plans
 _MAX_BYTES = 20_000
 _ALL_RPCS = {rpc.name: rpc for rpc in (*RPCS, *INFERENCE_RPCS)}
-MEMORY = Path("/dev/shm/convserve-fuzz")  # noqa: S108 (where POSIX shared memory is)
+MEMORY = Path(f"/dev/shm/convserve-test-fuzz-{os.getpid()}")  # noqa: S108 (where POSIX shared memory is)
 _MEMORY_BYTES = 4096
 _FAILED = "Its log has the details under error id"  # what is told of a defect
 _NUMBERS = (0, 1, 2, 127, 128, 255, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1)

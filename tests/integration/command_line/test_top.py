@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from convserve import Client, cli
-from tests.support.observability.scrapes import page
+from tests.support.observability.scrapes import Meter, page
 from tests.support.processes import ended_with_the_test
 from tests.support.raw.calls import convolve_request, raw_caller
 from tests.support.servers.server_process import numpy_server
@@ -29,6 +29,7 @@ def metered():
             for _ in range(2):
                 with pytest.raises(grpc.RpcError):
                     caller.stub.Convolve(convolve_request(output_dtype=99), timeout=60)
+        Meter(running.metrics)  # which waits until no call is in flight: that is noted after its caller has the answer
         yield running
 
 

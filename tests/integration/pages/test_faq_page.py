@@ -31,7 +31,7 @@ def guarded() -> Iterator[RunningServer]:
 
 
 def no_server(target: str) -> None:
-    with convserve.Client("127.0.0.1:1", timeout=0.1) as away:
+    with convserve.Client("127.0.0.1:1", retry=convserve.RetryRule(attempts=1)) as away:
         away.info()
 
 

@@ -284,7 +284,8 @@ def test_a_deadline_that_the_line_cannot_meet_is_refused(bounded: RunningServer)
         Client(bounded.target, retry=ONCE, shared_memory=False) as busy,
         Client(elsewhere(bounded), retry=ONCE, shared_memory=False) as hasty,
     ):
-        took = busy.convolve(SLOW.with_seed(0), X, batching=False).timing.compute_us / 1e6
+        # The least of three, as a busy machine may stop for longer than the others take.
+        took = min(busy.convolve(SLOW.with_seed(0), X, batching=False).timing.compute_us for _ in range(3)) / 1e6
         crowd = Crowd(busy, 4, batching=False)
         with pytest.raises(DeadlineExceededError):
             hasty.convolve(SLOW.with_seed(0), X, timeout=took / 2)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import convserve
+from convserve._rpc import shared_memory
 from convserve.tensors import framing
 from convserve.v1.convolution_service_pb2 import ConvolveResponse, GetServerInfoResponse, LayerOutcome
 from convserve.v1.server_info_pb2 import ServerInfo
@@ -91,10 +94,17 @@ def test_the_event_loop_goes_on_while_memory_is_shared(silent: Server) -> None:
 
 
 @pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def test_a_call_is_made_within_its_timeout_without_shared_memory(silent: Server, make_client: Any) -> None:
-    with make_client(silent.target, timeout=4) as client:
-        np.testing.assert_array_equal(client.convolve(LAYER, X).output, X * 2)
-        assert client.empty((1, 512, 512, 1)).shape == (1, 512, 512, 1)
+def test_a_call_is_made_within_its_timeout_without_shared_memory(
+    silent: Server, make_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared_memory, "MAX_ANSWER_S", math.inf)  # so that its timeout alone bounds the wait for memory
+    for timeout in (4, 60):  # the latter where a busy machine does not come so far in time
+        with make_client(silent.target, timeout=timeout) as client, suppress(convserve.DeadlineExceededError):
+            np.testing.assert_array_equal(client.convolve(LAYER, X).output, X * 2)
+            assert client.empty((1, 512, 512, 1)).shape == (1, 512, 512, 1)
+            break
+    else:
+        pytest.fail("the call was not made")
     assert silent.regions == 0
 
 
