@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from convserve.errors import ConvserveError, TooLargeError
+from convserve.errors import ConvserveError, InvalidArgumentError, TooLargeError
 from convserve.layers.layer import Layer, planned, planned_call
 from convserve.layers.plan import Plan
 from convserve.protocol.call_arguments import Layers, check_output, layers_of, output_name
@@ -32,6 +33,8 @@ _MAX_WHOLE_BYTES = 2**22 - 2**16
 _MAX_FORMS = 16  # that a stored layer keeps: callers of many image sizes need not keep them all
 # For which a refusal is remembered: a server may be started again with a higher limit, or only one of several have it.
 _REMEMBERED_CALLS = 64
+# What gRPC or a server says of a call that is too large.
+_LIMIT = re.compile(r"Expected at most (\d+) (bytes in one message|bytes of memory(?: beside weights)?|FLOPs)")
 _MAX_MESSAGE_BYTES = 2**31 - 2**16  # protobuf's own bound, less what is beside the tensor
 
 
@@ -43,15 +46,19 @@ class ConvolveRequest:
             one to this call; an answer in pieces that breaks off leaves it half written.
         most_samples: The most samples that may go together, by what servers have refused.
         together: How many a stream sent together last, which may be fewer; all before there was one.
-        refusal: Why a server did not take as many as were sent first.
+        in_pieces: Whether the tensors are to go in pieces whatever their size.
+        refusal: Why a server did not take what was sent first.
     """
 
-    __slots__ = ("_form", "input", "layers", "message", "most_samples", "out", "plan", "refusal", "together")
+    __slots__ = (
+        *("_form", "input", "layers", "message", "out", "plan"),
+        *("in_pieces", "most_samples", "refusal", "together"),
+    )
 
     def __init__(self, layers: list[Layer | StoredLayerBase], array: Array, form: _Form, out: Any) -> None:
         self.layers, self.input, self._form, self.out = layers, array, form, out
         self.message, self.plan, self.most_samples = form.message, form.plan, form.most_samples
-        self.together = len(array)
+        self.together, self.in_pieces = len(array), False
         self.refusal: ConvserveError | None = None
         if out is not None:
             weights = [(layer.kernel, layer.bias) for layer in self._locals() if layer is not None]
@@ -72,7 +79,7 @@ class ConvolveRequest:
     @property
     def is_large(self) -> bool:
         """Whether the tensors are to go in pieces."""
-        return self.is_divided or max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
+        return self.in_pieces or self.is_divided or max(self.input.nbytes, self.plan.output_bytes) > _MAX_WHOLE_BYTES
 
     @property
     def is_divided(self) -> bool:
@@ -84,15 +91,46 @@ class ConvolveRequest:
         """Whether samples may be computed apart: each result is the same then, but for the penalty of a batch."""
         return len(self.input) > 1 and not any(layer.config.activity_regularizer for layer in self.layers)
 
-    def halve(self, refusal: ConvserveError) -> bool:
-        """Halves how many samples go together, if a server may take these; returns whether it may."""
-        is_too_large = isinstance(refusal, TooLargeError) and all(each.field == "input" for each in refusal.violations)
-        if not (is_too_large and self.is_divisible and self.together > 1):
+    def reduce(self, refusal: ConvserveError) -> bool:
+        """Reduces what goes at once, if a server may take the call then; returns whether it may.
+
+        Raises:
+            TooLargeError: The first refusal, if the reduced call is refused for something else.
+        """
+        if not isinstance(refusal, TooLargeError):
+            if self.refusal is not None and isinstance(refusal, InvalidArgumentError):
+                try:
+                    raise self.refusal from None
+                finally:
+                    self.refusal = None  # whose frames hold this
             return False
-        self.most_samples = self.together // 2
+        found = _LIMIT.search(str(refusal))
+        limit, unit = (int(found[1]), found[2]) if found else (0, "")
+        if unit == "bytes in one message":
+            # Before pieces go the layers, with the weights that the call carries: as many for any number of samples.
+            if self.is_large or len(self._form.before_input) > limit:
+                return False
+            self.in_pieces = True
+        elif self.is_divisible and self.together > 1 and all(each.field == "input" for each in refusal.violations):
+            self.most_samples = self.together // 2
+            while self.most_samples > 1 and self._takes(unit) > limit:  # which need not be sent to be refused
+                self.most_samples //= 2
+        else:
+            return False
         refusal.__traceback__ = None  # its frames hold it and the tensors
         self.refusal = self.refusal or refusal
         return True
+
+    def _takes(self, unit: str) -> int:
+        """Returns what a server counts for the samples that may go together; 0 for an unknown unit."""
+        shape = (self.most_samples, *self.input.shape[1:])
+        plan = planned_call(self.layers, shape, name_of(self.input), self.plan.output_dtype)
+        counted = {
+            "bytes of memory": plan.memory_bytes,
+            "bytes of memory beside weights": plan.memory_bytes - plan.weight_bytes,
+            "FLOPs": plan.flops,
+        }
+        return counted.get(unit, 0)
 
     def remember_division(self) -> None:
         """Lets some later calls of a stored layer, with an input of this shape, begin with what was not refused."""

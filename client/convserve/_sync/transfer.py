@@ -9,7 +9,7 @@ from convserve._rpc import shared_memory, streaming
 from convserve._rpc.requests import ConvolveRequest
 from convserve._rpc.retries import Deadline
 from convserve._sync import io
-from convserve.errors import ConvserveError, InvalidArgumentError, TooLargeError
+from convserve.errors import ConvserveError
 from convserve.protocol.results import Result
 from convserve.protocol.status import from_rpc_error
 from convserve.v1 import convolution_service_pb2, convolution_service_pb2_grpc
@@ -26,7 +26,7 @@ class TensorPath:
         self.sharing = shared_memory.Sharing(target, shares_memory)
 
     def convolve(self, request: ConvolveRequest, deadline: Deadline) -> Result:
-        """Makes a forward pass' call; a batch that is too large for the server goes again in items of half as much.
+        """Makes a forward pass' call; what is too large for the server goes again in pieces, or in smaller items.
 
         Raises:
             grpc.RpcError: If it fails.
@@ -38,13 +38,8 @@ class TensorPath:
                 request.remember_division()
                 return result
             except (io.RpcError, ConvserveError) as failure:
-                error = from_rpc_error(failure)
-                if request.halve(error):
-                    continue
-                is_of_the_call = isinstance(error, InvalidArgumentError) and not isinstance(error, TooLargeError)
-                if request.refusal is not None and is_of_the_call:
-                    raise request.refusal from None
-                raise
+                if not request.reduce(from_rpc_error(failure)):
+                    raise
 
     def _by_size(self, request: ConvolveRequest, deadline: Deadline) -> Result:
         if shared_memory.is_worth_sharing(request) and not request.is_divided:

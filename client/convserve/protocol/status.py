@@ -84,8 +84,8 @@ _ENDED_TEXT = (
     "or not at all for long, or its client was closed."
 )
 _MESSAGE_TOO_LARGE_TEXT = (
-    "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: split the "
-    "batch, or ask the operator to raise it."
+    "Expected at most {1} bytes in one message, the server's --max-message-bytes. Received a message of {0}: put the "
+    "layers, and call what `put` returns, or ask the operator to raise it."
 )
 # By what gRPC says, the most certain first.
 _TLS_FAILED_TEXTS = {
@@ -164,7 +164,7 @@ def _from_status(code: grpc.StatusCode, text: str, packed: Iterable[any_pb2.Any]
         return InternalError(f"Expected an answer as the contract has it. Received another: {text}.")
     sizes = _MESSAGE_TOO_LARGE.search(text)
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and sizes:
-        return TooLargeError(FieldViolation("input", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
+        return TooLargeError(FieldViolation("layers", _MESSAGE_TOO_LARGE_TEXT.format(*sizes.groups())))
     may_be_done = not _NOT_SENT.search(text)
     if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN) and _BROKEN_OFF.match(text):
         code = grpc.StatusCode.UNAVAILABLE

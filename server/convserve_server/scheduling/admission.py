@@ -109,18 +109,20 @@ class Admission:
         """Refuses what this server never takes, before anything is allocated for it; `drawing` is in FLOPs."""
         limits, own_bytes = self.limits, plan.memory_bytes - plan.weight_bytes
         response_bytes = plan.output_bytes + _MESSAGE_OVERHEAD_BYTES if plan.output_bytes > output_room else 0
-        for unit, size, limit, flag in (
-            ("layers", len(plan.layers), limits.max_layers_per_call, "max-layers-per-call"),
-            ("bytes of response", response_bytes, limits.max_answer_bytes, "max-message-bytes"),
-            ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes"),
-            ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes"),
-            ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops"),
+        weighty = "layers" if plan.weight_bytes > limits.max_call_bytes else field  # which no sample makes smaller
+        for unit, size, limit, flag, what in (
+            ("layers", len(plan.layers), limits.max_layers_per_call, "max-layers-per-call", "layers"),
+            ("bytes of response", response_bytes, limits.max_answer_bytes, "max-message-bytes", field),
+            ("bytes of memory", plan.memory_bytes, limits.max_call_bytes, "max-call-bytes", weighty),
+            ("bytes of memory beside weights", own_bytes, limits.max_admitted_bytes, "max-admitted-bytes", field),
+            ("FLOPs", plan.flops + drawing, limits.max_call_flops, "max-call-flops", field),
         ):
             if size > limit:
-                if unit == "layers":
-                    raise _too_large(unit, size, limit, flag, "layers", _FEWER_LAYERS)
-                advice = "send fewer or smaller samples" if plan.layers else "ask for fewer"
-                raise _too_large(unit, size, limit, flag, field, advice)
+                if what == "layers":
+                    advice = _FEWER_LAYERS if len(plan.layers) > 1 else "take a smaller layer"
+                else:
+                    advice = "send fewer or smaller samples" if plan.layers else "ask for fewer"
+                raise _too_large(unit, size, limit, flag, what, advice)
 
 
 def _drawing(layers: Sequence[Planned], plan: Plan) -> int:

@@ -90,15 +90,15 @@ POINTWISE = Layer(Conv2D(1, 1, use_bias=False, **LAST), np.ones((1, 1, 3, 1), "f
 
 
 @pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
-def test_a_batch_is_halved_until_it_is_taken(make_client: Any, two_at_once: RunningServer, taken: Taken) -> None:
+def test_a_batch_is_divided_so_that_it_is_taken(make_client: Any, two_at_once: RunningServer, taken: Taken) -> None:
     x, out = np.random.default_rng(0).random((20, 10, 10, 3), "f4"), np.empty((20, 10, 10, 1), "f4")
     with make_client(two_at_once.target) as client:
         layer = client.put(POINTWISE)
         assert client.convolve(layer, x, out=out).output is out
         np.testing.assert_allclose(out, x.sum(axis=-1, keepdims=True), rtol=1e-6)
-        assert taken.items == [2, 4, 10]  # of 10, 5 and 2 images each
+        assert taken.items == [10]  # of 2 images each
         np.testing.assert_array_equal(layer(x), out)
-        assert taken.items == [2, 4, 10, 10]  # a stored layer begins with what was taken
+        assert taken.items == [10, 10]  # a stored layer begins with what was taken
 
 
 @pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
@@ -108,10 +108,40 @@ def test_a_batch_of_samples_that_are_too_large_is_refused(
     x = np.ones((4, 30, 30, 3), "f4")
     with make_client(two_at_once.target) as client:
         error = refusal(lambda: client.convolve(POINTWISE, x))
-        assert (type(error), taken.items) == (convserve.TooLargeError, [2, 4])
+        assert (type(error), taken.items) == (convserve.TooLargeError, [4])
         with WAYS["pieces"].forced():
             refusal(lambda: client.convolve(POINTWISE, x))
-        assert taken.items == [2, 4, 4]  # one sample in each at first, than which there is no less
+        assert taken.items == [4, 4]  # one sample in each at first, than which there is no less
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_a_batch_is_not_divided_where_the_layer_is_what_is_too_large(
+    make_client: Any, two_at_once: RunningServer, taken: Taken
+) -> None:
+    large = Layer(Conv2D(2000, 1, use_bias=False, **LAST), np.ones((1, 1, 3, 2000), "f4"))
+    with make_client(two_at_once.target) as client:
+        error = refusal(lambda: client.convolve(large, np.ones((64, 1, 1, 3), "f4")))
+    assert ([each.field for each in error.violations], taken.items) == (["layers"], [])
+    assert "the server's --max-call-bytes" in str(error)
+    assert "take a smaller layer" in str(error)
+
+
+@pytest.mark.parametrize("make_client", EITHER_CLIENT.values(), ids=EITHER_CLIENT)
+def test_the_weights_that_a_call_carries_are_to_fit_into_a_message(make_client: Any, taken: Taken) -> None:
+    small, large = (Layer(Conv2D(n, 1, use_bias=False, **LAST), np.ones((1, 1, 512, n), "f4")) for n in (1500, 2500))
+    with (
+        numpy_server("--max-message-bytes", "4MiB") as running,
+        make_client(running.target, shared_memory=False) as client,
+    ):
+        assert client.convolve(small, np.ones((1, 25, 25, 512), "f4")).output.shape == (1, 25, 25, 1500)
+        assert taken.items == [1]  # which is not divided, but goes in pieces after the weights
+        for samples, items in ((64, [1]), (2500, [1, 1])):
+            x = np.ones((samples, 1, 1, 512), "f4")
+            error = refusal(lambda x=x: client.convolve(large, x))
+            assert ([each.field for each in error.violations], taken.items) == (["layers"], items)
+            assert "put the layers, and call what `put` returns" in str(error)
+            assert client.convolve(client.put(large), x).output.shape == (samples, 1, 1, 2500)
+            del taken.items[1:]
 
 
 def test_a_division_that_is_refused_is_not_what_is_told(two_at_once: RunningServer, taken: Taken) -> None:

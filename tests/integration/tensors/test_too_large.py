@@ -69,7 +69,9 @@ def test_a_call_above_a_limit_is_refused_by_size_limit_and_setting(caller, confi
     )
     assert named, text
     assert int(named[1]) > limit
-    assert list(fields) == ["layers" if setting == "--max-layers-per-call" else "input"]
+    weights = caller.stub.Plan(plan_request(*map(layer, configs)), timeout=60).plan.weight_bytes
+    is_for_weights = setting == "--max-call-bytes" and weights > limit
+    assert list(fields) == ["layers" if setting == "--max-layers-per-call" or is_for_weights else "input"]
 
 
 @EVERY

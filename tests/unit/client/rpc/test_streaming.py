@@ -125,7 +125,7 @@ def test_what_a_stream_divides_by_itself_may_go_by_another_way_next(monkeypatch:
     made = request()
     assert len(streaming.Stream(made).items) == 3
     assert not made.is_divided
-    assert made.halve(REFUSAL)
+    assert made.reduce(REFUSAL)
     assert made.is_divided
     assert len(streaming.Stream(made).items) == 5  # fewer in each than the stream had
 
@@ -136,7 +136,7 @@ def test_a_stored_layer_tries_the_whole_batch_again_after_some_calls(monkeypatch
     layer = StoredLayerBase(DOUBLE.digest, DOUBLE.config, DOUBLE.kernel_shape)
     x = request().input
     refused = convolve_request(layer, x, None)
-    assert refused.halve(REFUSAL)
+    assert refused.reduce(REFUSAL)
     refused.remember_division()
     begun = []
     for _ in range(5):
@@ -146,10 +146,42 @@ def test_a_stored_layer_tries_the_whole_batch_again_after_some_calls(monkeypatch
     assert begun == [2, 2, 2, 5, 5]
 
 
+def too_large(unit: str, limit: int) -> TooLargeError:
+    return TooLargeError(FieldViolation("input", f"Expected at most {limit} {unit}. Received more."))
+
+
+@pytest.mark.parametrize("samples", [1, 5])
+def test_a_message_that_is_too_large_goes_in_pieces_once(samples: int) -> None:
+    made, refusal = request(samples), too_large("bytes in one message", 300)
+    assert made.reduce(refusal)
+    assert made.is_large
+    assert not made.is_divided  # for a piece is small enough whatever it is of
+    assert not made.reduce(refusal)
+    assert not request(samples).reduce(too_large("bytes in one message", 30))  # with less room than the layers take
+
+
+@pytest.mark.parametrize(
+    ("unit", "size"),
+    [("bytes of memory in one call", lambda plan: plan.memory_bytes),
+     ("bytes of memory beside weights in one call", lambda plan: plan.memory_bytes - plan.weight_bytes),
+     ("FLOPs in one call", lambda plan: plan.flops)],
+)  # fmt: skip
+@pytest.mark.parametrize("fitting", [10, 1])
+def test_what_a_limit_leaves_is_known_without_sending_more(unit: str, size: Any, fitting: int) -> None:
+    made = request(40)
+    assert made.reduce(too_large(unit, size(request(fitting).plan)))
+    assert made.most_samples == fitting
+    one = request(40)
+    assert one.reduce(too_large(unit, 1))
+    assert one.most_samples == 1  # of which the server says how much it is
+    streaming.Stream(one)
+    assert not one.reduce(too_large(unit, 1))
+
+
 @pytest.mark.parametrize("field", ["layers", "output_bytes"])
 def test_what_no_division_makes_smaller_is_not_divided(field: str) -> None:
     made = request()
-    assert not made.halve(TooLargeError(FieldViolation(field, "Expected less. Received more.")))
+    assert not made.reduce(TooLargeError(FieldViolation(field, "Expected less. Received more.")))
     assert not made.is_divided
 
 
