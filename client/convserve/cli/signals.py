@@ -26,8 +26,9 @@ _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep th
 def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
     """Handles such signals while the block runs, and yields those that came. Only the main thread may enter it.
 
-    At the first one `stop` is called, in a thread; at the second one `last_words` with the first. The process ends when
-    it returns, after 10 seconds, or at a third signal, with status 128 + the first one.
+    At the first one `stop` is called, in a thread that the end of the block waits for, 10 seconds at most; at the second
+    one `last_words` with the first. The process ends when that returns, after 10 seconds, or at a third signal, with
+    status 128 + the first one.
     """
     numbers = stop_signals()
     received: list[int] = []
@@ -61,7 +62,8 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
             else:
                 os._exit(128 + received[0])
 
-    threading.Thread(target=ask, name="convserve-stop", daemon=True).start()
+    asker = threading.Thread(target=ask, name="convserve-stop", daemon=True)
+    asker.start()
     watcher = threading.Thread(target=watch, name="convserve-signals", daemon=True)
     watcher.start()
     wakeup_before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
@@ -76,5 +78,6 @@ def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -
         writer.send(bytes([_END]))
         watcher.join()
         is_asked.set()
+        asker.join(_MAX_LAST_WORDS_S)  # what it says of a signal at the very end comes before what follows the block
         reader.close()
         writer.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from queue import SimpleQueue
+import time
 
 import pytest
 
@@ -52,11 +52,16 @@ def test_a_second_signal_ends_a_process_whose_threads_are_stuck(
 
 
 def test_the_first_signal_asks_for_a_stop_and_raises_nothing() -> None:
-    stops: SimpleQueue[int] = SimpleQueue()
+    stops: list[int] = []
     before = signal.getsignal(signal.SIGINT)
-    with graceful_stop(lambda: stops.put(1), pytest.fail) as received:
+
+    def stop() -> None:
+        time.sleep(0.2)  # still at work when the block is left
+        stops.append(1)
+
+    with graceful_stop(stop, pytest.fail) as received:
         signal.raise_signal(signal.SIGTERM)
-    assert stops.get(timeout=60)
+    assert stops == [1]
     assert received == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGINT) is before
 
