@@ -26,9 +26,9 @@ _MAX_LAST_WORDS_S = 10.0  # a disk or a pipe that takes no more must not keep th
 def graceful_stop(stop: Callable[[], None], last_words: Callable[[int], None]) -> Iterator[list[int]]:
     """Handles such signals while the block runs, and yields those that came. Only the main thread may enter it.
 
-    At the first one `stop` is called, in a thread that the end of the block waits for, 10 seconds at most; at the second
-    one `last_words` with the first. The process ends when that returns, after 10 seconds, or at a third signal, with
-    status 128 + the first one.
+    At the first one `stop` is called, in a thread that the block's end waits for, 10 seconds at most; at the second one
+    `last_words` with the first. The process ends when that returns, after 10 seconds, or at a third signal, with status
+    128 + the first one.
     """
     numbers = stop_signals()
     received: list[int] = []
