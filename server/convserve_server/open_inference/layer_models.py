@@ -118,23 +118,19 @@ class LayerModels:
             raise self._no_version(model.name, self._versions(model.name), int(model.version)) from None
 
     def _callable(self, model: str, chain: list[NameVersions]) -> list[str]:
-        missing = self._missing(chain)
+        # A bucket is not asked for the layers of all where those of this model are known.
+        known = not self.store.unknown([digest for versions in chain for digest in versions.digests])
+        missing = set[bytes]() if known else self._missing(chain)
         if SEPARATOR in model:
             return [str(_latest(chain))] if missing.isdisjoint(versions.digest for versions in chain) else []
         return _numbers(chain[0], missing)
 
     def _missing(self, names: Collection[NameVersions]) -> set[bytes]:
-        """Returns which layers of names are not there.
-
-        Where layers are in a bucket, it is asked only if some are not known: once for all, and for those that names
-        lead to now, as others may have put them since layers were listed.
-        """
+        """Returns which layers of names are not there. Those that names lead to now may have been put just now."""
         digests = [digest for versions in names for digest in versions.digests]
-        if not self.store.unknown(digests):
-            return set()
         missing = set(self.store.missing(digests))
-        newest = missing.intersection(versions.digest for versions in names)
-        return missing.difference(digest for digest in newest if digest in self.store)
+        is_any_lost = not missing.isdisjoint(versions.digest for versions in names)
+        return set(self.store.missing(digests, latest=True)) if is_any_lost else missing
 
     def _no_version(self, model: str, chain: list[NameVersions], number: int) -> LayerNotFoundError:
         stored = ", ".join(self._callable(model, chain)[-8:]) or "there is none now"

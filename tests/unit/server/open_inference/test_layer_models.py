@@ -1,5 +1,6 @@
 """Stored layers and chains as models: which versions there are, and which can be called."""
 
+import obstore
 import pytest
 from obstore.store import MemoryStore
 
@@ -123,6 +124,30 @@ def test_a_bucket_is_not_asked_for_layers_that_are_known(monkeypatch):
     requests.asked.clear()
     assert models.versions("a") == ["1", "2", "3"]
     assert requests.asked == ["get"]  # the name
+
+
+def test_lists_lack_what_another_server_has_deleted():
+    bucket = MemoryStore()
+    store = opened(bucket)
+    for number in range(3):
+        store.put(layer(number), Move("a"))
+    models = LayerModels(opened(bucket, age_s=0))
+    store.delete(layer(1).digest)
+    assert [each.version for each in models.listed()][1:] == ["1", "3"]
+
+
+def test_lists_are_served_from_what_was_seen_while_the_bucket_is_away(monkeypatch):
+    bucket, requests = MemoryStore(), BucketRequests(monkeypatch)
+    store = opened(bucket)
+    for name in ("kept", "lost"):
+        store.put(layer(len(name) * ord(name[0])), Move(name))
+    obstore.delete(bucket, f"layers/{store.versions('lost').digest.hex()}.safetensors")
+    models = LayerModels(opened(bucket, age_s=0))
+    expected = list(models.listed())
+    assert [(each.name, bool(each.reason)) for each in expected][1:] == [("kept", False), ("lost", True)]
+    requests.is_away = True
+    assert list(models.listed()) == expected
+    assert models.versions("lost") == []
 
 
 def test_a_layer_that_another_server_has_just_put_is_not_lost():
