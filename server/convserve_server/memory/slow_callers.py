@@ -59,10 +59,10 @@ class SlowCallers:
         self._ending.pop(call, None)
 
     def late_for(self, pools: Sequence[Shares], size: int, fits: Callable[[Shares], bool]) -> list[Wait]:
-        """Returns which calls are to be ended for one that lacks so many bytes, of any of some pools: the latest first.
+        """Returns which calls are to be ended for one that lacks so many bytes, of any of some pools.
 
-        None, if it would not fit without them either, if its share alone keeps it waiting, or if it will fit a pool
-        once those have given back their bytes that were ended before.
+        No more than help it, those that are the latest. None, if it would not fit without them either, if its share
+        alone keeps it waiting, or if it will fit a pool once those have given back their bytes that were ended before.
         """
         now = self._clock()
         for pool in (pool for pool in pools if size > pool.left):
@@ -77,13 +77,28 @@ class SlowCallers:
             for number, (_, wait) in enumerate(late, 1):
                 rest.give_back(wait.caller, wait.size)
                 if fits(rest):
-                    self._ending |= {call: self._waits.pop(call) for call, _ in late[:number]}
-                    return [wait for _, wait in late[:number]]
+                    ended = dict(each for each in reversed(late[:number]) if not _can_stay(each[1], rest, fits))
+                    self._waits = {call: wait for call, wait in self._waits.items() if call not in ended}
+                    self._ending |= ended
+                    return list(ended.values())
         return []
+
+
+def _can_stay(wait: Wait, rest: Shares, fits: Callable[[Shares], bool]) -> bool:
+    """Returns whether another call fits beside this one, which is in the pool again then."""
+    rest.take(wait.caller, wait.size)
+    if not fits(rest):
+        rest.give_back(wait.caller, wait.size)
+        return False
+    return True
 
 
 def end(late: Iterable[Wait]) -> None:
     """Ends calls, and says so in the log. No lock is to be held: what ends frees its bytes."""
     for wait in late:
-        wait.end()
+        try:
+            wait.end()
+        except Exception:  # the others are ended all the same
+            log.exception("a call of a slow caller cannot be ended")
+            continue
         log.info("a call is given up: its caller is slow, and others wait for its %d bytes", wait.size)

@@ -32,7 +32,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -244,7 +244,8 @@ class AdmissionQueue:
             end = time.monotonic() + caller.remaining_s()
             while not granted.wait(min(max(0.0, end - time.monotonic()), _LOOK_S)) and time.monotonic() < end:
                 with self.lock:
-                    late = self.slow.late_for(self._pools(permit), permit.size, lambda pool: _fits(permit, pool))
+                    pools = next((pools for each, pools in self._turns() if each is permit), [])
+                    late = self.slow.late_for(pools, permit.size, lambda pool: _fits(permit, pool))
                 slow_callers.end(late)
         permit.waited_s = self._clock() - queued
         if permit.state == QUEUED or not caller.is_active():
@@ -267,23 +268,27 @@ class AdmissionQueue:
 
     def _admit_next(self) -> None:
         """Admits those whose turn it is as long as they fit."""
-        while self._admit_first(self._queue, self._bytes) or self._admit_first(self._small_queue, self._reserve):
-            pass
+        while (following := self._following()) is not None:
+            permit, pool = following
+            self._admit(self._queue_of(permit).take(permit.caller.name), pool)
 
-    def _admit_first(self, queue: FairQueue[Permit], pool: Shares) -> bool:
-        """Admits the next of a queue if it fits; passes over those who would have more than their share of a pool."""
-        for each in queue.firsts():
-            if (free := self._free(each)) is not None:
-                self._admit(queue.take(each.caller.name), free)
-                return True
-            if not _exceeds(each, pool):
-                break
-        return False
+    def _following(self) -> tuple[Permit, Shares] | None:
+        """Returns who is to be admitted next, and to which bytes."""
+        return next(((each, pool) for each, pools in self._turns() for pool in pools if _fits(each, pool)), None)
 
-    def _free(self, permit: Permit) -> Shares | None:
-        """Returns what a call may have its bytes of; a small one takes none that large ones wait for."""
-        is_wanted = self._is_small(permit) and any(not _exceeds(each, self._bytes) for each in self._queue.firsts())
-        return next((pool for pool in self._pools(permit)[is_wanted:] if _fits(permit, pool)), None)
+    def _turns(self) -> Iterator[tuple[Permit, list[Shares]]]:
+        """Yields each caller's next call, large ones first, with bytes that nobody before it wants.
+
+        A call that would have more than its caller's share of some lets others pass there.
+        """
+        wanted: list[Shares] = []
+        for queue in (self._queue, self._small_queue):
+            for each in queue.firsts():
+                pools = [pool for pool in self._pools(each) if pool not in wanted]
+                if not pools:
+                    break
+                yield each, pools
+                wanted += [pool for pool in pools if not _exceeds(each, pool)]
 
     def _admit(self, permit: Permit, pool: Shares) -> None:
         pool.take(permit.caller.name, permit.size)

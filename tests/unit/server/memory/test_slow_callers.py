@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from convserve_server.memory.shares import Shares
-from convserve_server.memory.slow_callers import PIECES, SlowCallers
+from convserve_server.memory.slow_callers import PIECES, SlowCallers, Wait, end
 
 SECOND = 1.0
 
@@ -30,7 +30,7 @@ class World:
         def fits(pool: Shares) -> bool:
             return pool.fits(caller, size)
 
-        return [wait.caller for wait in self.slow.late_for(pools or (self.pool,), size, fits)]
+        return sorted(wait.caller for wait in self.slow.late_for(pools or (self.pool,), size, fits))
 
 
 @pytest.fixture
@@ -43,6 +43,15 @@ def test_as_few_are_ended_as_help_the_latest_first(world: World) -> None:
         world.takes(name, 25, seconds=seconds)
     world.now = 5.0
     assert world.lacks(30) == ["a", "b"]
+
+
+def test_none_is_ended_beside_one_that_makes_room_alone(world: World) -> None:
+    for number in range(10):
+        world.takes(f"small {number}", 1)
+    world.takes("large", 90, seconds=2 * SECOND)
+    world.now = 5.0
+    assert world.lacks(85) == ["large"]
+    assert len(world.slow._waits) == 10
 
 
 def test_what_was_ended_and_still_has_its_bytes_counts_as_free(world: World) -> None:
@@ -102,3 +111,14 @@ def test_nobody_is_ended_for_bytes_that_are_left(world: World) -> None:
 
 def test_time_is_given_by_the_bytes_that_travel() -> None:
     assert PIECES.time_for(4_000_000) == PIECES.seconds + 2
+
+
+def test_a_call_that_cannot_be_ended_keeps_no_other_from_it(caplog: pytest.LogCaptureFixture) -> None:
+    ended: list[str] = []
+
+    def fail() -> None:
+        raise KeyError
+
+    end(Wait("a", 1, Shares(1), 0.0, act) for act in (fail, lambda: ended.append("a")))
+    assert ended == ["a"]
+    assert "cannot be ended" in caplog.text

@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from convserve import Conv2D, OverloadedError, Plan
 from convserve.errors import DeadlineExceededError
+from convserve_server.memory.shares import Shares
+from convserve_server.scheduling import admission_queue
 from convserve_server.scheduling.admission_queue import ADMITTED, RUNNING, AdmissionQueue, Permit
 from convserve_server.scheduling.caller import Caller
 from tests.support.waiting import eventually
@@ -266,6 +268,47 @@ def test_smaller_calls_do_not_pass_a_small_one_that_waits_for_its_turn() -> None
         if number == 3:
             assert first.result(30).state == ADMITTED
     assert second.result(30).state == ADMITTED
+
+
+def test_a_small_call_that_exceeds_its_callers_share_keeps_no_other_from_bytes_that_are_free() -> None:
+    callers = Callers(queue := queue_of(total=2560))
+    large = queue.enter(Caller("large"), plan(2560 - 1290))
+    for caller, samples in (("greedy", 1280), ("last", 10)):  # the greedy one has more than its share of all bytes
+        queue.enter(Caller(caller), plan(samples))
+    for number in range(16):
+        queue.enter(Caller(f"small {number}"), plan(10))
+    waits = callers.enter(Caller("greedy"), 10)
+    compute(large)
+    assert callers.enter(Caller("other"), 10).result(30).state == ADMITTED
+    assert not waits.done()
+
+
+def test_nobody_is_ended_for_a_call_whose_turn_has_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admission_queue, "_LOOK_S", 0.01)
+    now = [0.0]
+    callers = Callers(queue := queue_of(total=2560, clock=lambda: now[0]))
+    slow = Leaving("slow")
+    queue.enter(slow.caller, plan(500)).awaits_pieces(slow.leave)
+    computing = queue.enter(Caller("computing"), plan(2060))
+    first = callers.enter(Caller("first"), 2000)  # which would not fit without the slow one either
+    looked, late_for = threading.Semaphore(0), queue.slow.late_for
+
+    def noted(pools: list[Shares], *arguments: Any) -> list[Any]:
+        late = late_for(pools, *arguments)
+        looked.release()
+        return late
+
+    monkeypatch.setattr(queue.slow, "late_for", noted)
+    now[0] = 100.0
+    second = callers.enter(Caller("second"), 500)
+    for _ in range(10):  # of both of them, in turns
+        assert looked.acquire(timeout=30)
+    assert not slow.gone
+    compute(computing)
+    assert first.result(30).state == ADMITTED
+    assert not second.done()
+    queue.slow._waits.clear()
+    slow.leave()
 
 
 def test_what_fails_or_computes_nothing_leaves_its_slot_before_its_caller_has_the_answer() -> None:
