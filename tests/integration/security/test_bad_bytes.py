@@ -204,7 +204,7 @@ def test_a_message_above_the_limit_is_too_large_and_not_sent_again(limited, atte
     assert f"Expected at most {LIMIT} bytes in one message, the server's --max-message-bytes." in str(caught.value)
     assert "Received a message of 44" in str(caught.value)
     assert len(attempts) == 1
-    assert [each.field for each in caught.value.violations] == ["input"]
+    assert [each.field for each in caught.value.violations] == ["layers"]
 
 
 def test_the_asyncio_client_says_the_same(limited, attempts):

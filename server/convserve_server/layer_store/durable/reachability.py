@@ -108,11 +108,12 @@ class Reachability:
             if self._since is not None:
                 return
             self._since = time.monotonic()
-        log.error("%s is away: layers in memory and names that were seen are served: %s", self._shown, text_of(error))
         try:
             threading.Thread(target=self._watch, name="bucket", daemon=True).start()
         except RuntimeError:  # the system starts none: whoever asks next finds out
             self._since = None
+        # Last, as a log that takes no more holds up this thread alone then.
+        log.error("%s is away: layers in memory and names that were seen are served: %s", self._shown, text_of(error))
 
     def _watch(self) -> None:
         """Asks until somebody answers."""
