@@ -212,6 +212,7 @@ def plan_request(
     planned(listed, input_shape, input_dtype, output_dtype)
     return convolution_service_pb2.PlanRequest(
         layers=[Layer(layer.config).to_reference() for layer in listed],  # a plan needs no weights
+        given=[number for number, layer in enumerate(listed) if layer.kernel_shape is not None],
         input_shape=() if input_shape is None else tuple(input_shape),
         input_dtype=dtype_number(standard_dtype(input_dtype, "input_dtype", INPUT_DTYPES)),
         output_dtype=dtype_number(output_name(output_dtype)),

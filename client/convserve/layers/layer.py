@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -292,12 +292,19 @@ class Planned(Protocol):
     def kernel_shape(self) -> Shape | None: ...  # noqa: D102
 
 
-def planned(layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
+def planned(
+    layers: Sequence[Planned],
+    input_shape: Sequence[int] | None,
+    input_dtype: Any,
+    output_dtype: Any,
+    given: Collection[int] = (),
+) -> Plan:
     """Returns the plan of a call, having checked all that can be checked without computing.
 
-    Client and server both call it, so both refuse in the same words, with fields that begin with "layers[i].".
+    Client and server both call it, so both refuse in the same words, with fields that begin with "layers[i].". `given`
+    are the numbers of layers whose weights are not known here, and need not be drawn.
     """
-    return _planned(_chain(layers), input_shape, input_dtype, output_dtype)
+    return _planned(_chain(layers), input_shape, input_dtype, output_dtype, given)
 
 
 def planned_call(layers: Sequence[Planned], shape: Shape, input_dtype: str, output_dtype: str | None) -> Plan:
@@ -313,8 +320,11 @@ def _chain(layers: Sequence[Planned]) -> _Chain:
     return tuple((layer.config, layer.kernel_shape) for layer in layers)
 
 
-def _planned(chain: _Chain, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any) -> Plan:
-    configs, drawn = [config for config, _ in chain], [shape is None for _, shape in chain]
+def _planned(
+    chain: _Chain, input_shape: Sequence[int] | None, input_dtype: Any, output_dtype: Any, given: Collection[int] = ()
+) -> Plan:
+    configs = [config for config, _ in chain]
+    drawn = [shape is None and index not in given for index, (_, shape) in enumerate(chain)]
     channels = [None if shape is None else shape[2] * config.groups for config, shape in chain]
     whole = plan(
         configs, input_shape, input_dtype=input_dtype, output_dtype=output_dtype, drawn=drawn, channels=channels

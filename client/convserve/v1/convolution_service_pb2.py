@@ -30,7 +30,7 @@ from convserve.v1 import tensor_pb2 as convserve_dot_v1_dot_tensor__pb2
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&convserve/v1/convolution_service.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/conv2d.proto\x1a\x18\x63onvserve/v1/layer.proto\x1a\x17\x63onvserve/v1/plan.proto\x1a\x1e\x63onvserve/v1/server_info.proto\x1a\x19\x63onvserve/v1/tensor.proto\x1a\x19google/protobuf/any.proto\"\x16\n\x14GetServerInfoRequest\"F\n\x15GetServerInfoResponse\x12-\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x18.convserve.v1.ServerInfo\"\xa5\x01\n\x0bPlanRequest\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12\x13\n\x0binput_shape\x18\x02 \x03(\x03\x12(\n\x0binput_dtype\x18\x03 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12)\n\x0coutput_dtype\x18\x04 \x01(\x0e\x32\x13.convserve.v1.Dtype\"\\\n\x0cPlanResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.convserve.v1.Plan\x12*\n\tadmission\x18\x02 \x01(\x0b\x32\x17.convserve.v1.Admission\".\n\tAdmission\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"\xdb\x01\n\x0f\x43onvolveRequest\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12)\n\x0coutput_dtype\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\x11\n\tunbatched\x18\x03 \x01(\x08\x12\x31\n\routput_memory\x18\x04 \x01(\x0b\x32\x1a.convserve.v1.SharedMemory\x12#\n\x05input\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x05\x10\x0f\"\xc2\x01\n\x10\x43onvolveResponse\x12*\n\x06layers\x18\x01 \x03(\x0b\x32\x1a.convserve.v1.LayerOutcome\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.convserve.v1.Timing\x12\x12\n\nbatch_size\x18\x03 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04warm\x18\x05 \x01(\x08\x12$\n\x06output\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x06\x10\x0f\"Z\n\x0cLayerOutcome\x12$\n\x06\x63onv2d\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12$\n\x06losses\x18\x02 \x01(\x0b\x32\x14.convserve.v1.Losses\".\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x12\n\ncompute_us\x18\x02 \x01(\x03\"\x8f\x01\n\x15\x43onvolveStreamRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.convserve.v1.StreamStartH\x00\x12(\n\x04item\x18\x02 \x01(\x0b\x32\x18.convserve.v1.StreamItemH\x00\x12\x0f\n\x05piece\x18\x0f \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x03\x10\x0f\"\xd0\x01\n\x0bStreamStart\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12)\n\x0coutput_dtype\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12(\n\x05order\x18\x03 \x01(\x0e\x32\x19.convserve.v1.ResultOrder\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\x05\x12\x11\n\tunbatched\x18\x05 \x01(\x08\x12\x16\n\x0e\x65xpected_bytes\x18\x06 \x01(\x03\"P\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xad\x01\n\x16\x43onvolveStreamResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.convserve.v1.ConvolveResponseH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.convserve.v1.StreamItemErrorH\x00\x12\x0f\n\x05piece\x18\x0f \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x0f\"W\n\x0fStreamItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\":\n\x0b\x45\x63hoRequest\x12\x14\n\x0coutput_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07payload\x18\x0f \x01(\x0cJ\x04\x08\x02\x10\x0f\"%\n\x0c\x45\x63hoResponse\x12\x0f\n\x07payload\x18\x0f \x01(\x0cJ\x04\x08\x01\x10\x0f*d\n\x0bResultOrder\x12\x1c\n\x18RESULT_ORDER_UNSPECIFIED\x10\x00\x12\x18\n\x14RESULT_ORDER_AS_SENT\x10\x01\x12\x1d\n\x19RESULT_ORDER_AS_COMPLETED\x10\x02\x32\x98\x03\n\x12\x43onvolutionService\x12X\n\rGetServerInfo\x12\".convserve.v1.GetServerInfoRequest\x1a#.convserve.v1.GetServerInfoResponse\x12=\n\x04Plan\x12\x19.convserve.v1.PlanRequest\x1a\x1a.convserve.v1.PlanResponse\x12I\n\x08\x43onvolve\x12\x1d.convserve.v1.ConvolveRequest\x1a\x1e.convserve.v1.ConvolveResponse\x12_\n\x0e\x43onvolveStream\x12#.convserve.v1.ConvolveStreamRequest\x1a$.convserve.v1.ConvolveStreamResponse(\x01\x30\x01\x12=\n\x04\x45\x63ho\x12\x19.convserve.v1.EchoRequest\x1a\x1a.convserve.v1.EchoResponseB\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&convserve/v1/convolution_service.proto\x12\x0c\x63onvserve.v1\x1a\x19\x63onvserve/v1/conv2d.proto\x1a\x18\x63onvserve/v1/layer.proto\x1a\x17\x63onvserve/v1/plan.proto\x1a\x1e\x63onvserve/v1/server_info.proto\x1a\x19\x63onvserve/v1/tensor.proto\x1a\x19google/protobuf/any.proto\"\x16\n\x14GetServerInfoRequest\"F\n\x15GetServerInfoResponse\x12-\n\x0bserver_info\x18\x01 \x01(\x0b\x32\x18.convserve.v1.ServerInfo\"\xb4\x01\n\x0bPlanRequest\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12\r\n\x05given\x18\x05 \x03(\r\x12\x13\n\x0binput_shape\x18\x02 \x03(\x03\x12(\n\x0binput_dtype\x18\x03 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12)\n\x0coutput_dtype\x18\x04 \x01(\x0e\x32\x13.convserve.v1.Dtype\"\\\n\x0cPlanResponse\x12 \n\x04plan\x18\x01 \x01(\x0b\x32\x12.convserve.v1.Plan\x12*\n\tadmission\x18\x02 \x01(\x0b\x32\x17.convserve.v1.Admission\".\n\tAdmission\x12\x10\n\x08\x61\x64mitted\x18\x01 \x01(\x08\x12\x0f\n\x07refusal\x18\x02 \x01(\t\"\xdb\x01\n\x0f\x43onvolveRequest\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12)\n\x0coutput_dtype\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\x11\n\tunbatched\x18\x03 \x01(\x08\x12\x31\n\routput_memory\x18\x04 \x01(\x0b\x32\x1a.convserve.v1.SharedMemory\x12#\n\x05input\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x05\x10\x0f\"\xc2\x01\n\x10\x43onvolveResponse\x12*\n\x06layers\x18\x01 \x03(\x0b\x32\x1a.convserve.v1.LayerOutcome\x12$\n\x06timing\x18\x02 \x01(\x0b\x32\x14.convserve.v1.Timing\x12\x12\n\nbatch_size\x18\x03 \x01(\x03\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x0c\n\x04warm\x18\x05 \x01(\x08\x12$\n\x06output\x18\x0f \x01(\x0b\x32\x14.convserve.v1.TensorJ\x04\x08\x06\x10\x0f\"Z\n\x0cLayerOutcome\x12$\n\x06\x63onv2d\x18\x01 \x01(\x0b\x32\x14.convserve.v1.Conv2D\x12$\n\x06losses\x18\x02 \x01(\x0b\x32\x14.convserve.v1.Losses\".\n\x06Timing\x12\x10\n\x08queue_us\x18\x01 \x01(\x03\x12\x12\n\ncompute_us\x18\x02 \x01(\x03\"\x8f\x01\n\x15\x43onvolveStreamRequest\x12*\n\x05start\x18\x01 \x01(\x0b\x32\x19.convserve.v1.StreamStartH\x00\x12(\n\x04item\x18\x02 \x01(\x0b\x32\x18.convserve.v1.StreamItemH\x00\x12\x0f\n\x05piece\x18\x0f \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x03\x10\x0f\"\xd0\x01\n\x0bStreamStart\x12,\n\x06layers\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.LayerReference\x12)\n\x0coutput_dtype\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12(\n\x05order\x18\x03 \x01(\x0e\x32\x19.convserve.v1.ResultOrder\x12\x13\n\x0bpiece_bytes\x18\x04 \x01(\x05\x12\x11\n\tunbatched\x18\x05 \x01(\x08\x12\x16\n\x0e\x65xpected_bytes\x18\x06 \x01(\x03\"P\n\nStreamItem\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\"\n\x05\x64type\x18\x02 \x01(\x0e\x32\x13.convserve.v1.Dtype\x12\r\n\x05shape\x18\x03 \x03(\x03\"\xad\x01\n\x16\x43onvolveStreamResponse\x12\x0f\n\x07item_id\x18\x01 \x01(\x03\x12\x30\n\x06result\x18\x02 \x01(\x0b\x32\x1e.convserve.v1.ConvolveResponseH\x00\x12.\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1d.convserve.v1.StreamItemErrorH\x00\x12\x0f\n\x05piece\x18\x0f \x01(\x0cH\x00\x42\t\n\x07messageJ\x04\x08\x04\x10\x0f\"W\n\x0fStreamItemError\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\":\n\x0b\x45\x63hoRequest\x12\x14\n\x0coutput_bytes\x18\x01 \x01(\x03\x12\x0f\n\x07payload\x18\x0f \x01(\x0cJ\x04\x08\x02\x10\x0f\"%\n\x0c\x45\x63hoResponse\x12\x0f\n\x07payload\x18\x0f \x01(\x0cJ\x04\x08\x01\x10\x0f*d\n\x0bResultOrder\x12\x1c\n\x18RESULT_ORDER_UNSPECIFIED\x10\x00\x12\x18\n\x14RESULT_ORDER_AS_SENT\x10\x01\x12\x1d\n\x19RESULT_ORDER_AS_COMPLETED\x10\x02\x32\x98\x03\n\x12\x43onvolutionService\x12X\n\rGetServerInfo\x12\".convserve.v1.GetServerInfoRequest\x1a#.convserve.v1.GetServerInfoResponse\x12=\n\x04Plan\x12\x19.convserve.v1.PlanRequest\x1a\x1a.convserve.v1.PlanResponse\x12I\n\x08\x43onvolve\x12\x1d.convserve.v1.ConvolveRequest\x1a\x1e.convserve.v1.ConvolveResponse\x12_\n\x0e\x43onvolveStream\x12#.convserve.v1.ConvolveStreamRequest\x1a$.convserve.v1.ConvolveStreamResponse(\x01\x30\x01\x12=\n\x04\x45\x63ho\x12\x19.convserve.v1.EchoRequest\x1a\x1a.convserve.v1.EchoResponseB\xb5\x01\n\x16io.github.convserve.v1P\x01Z:github.com/convserve/convserve/go/convserve/v1;convservev1\xa2\x02\x03\x43NV\xaa\x02\x0c\x43onvserve.V1\xba\x02\rConvserve_V1_\xca\x02\x0c\x43onvserve\\V1\xe2\x02\x18\x43onvserve\\V1\\GPBMetadata\xea\x02\rConvserve::V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,40 +38,40 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'convserve.v1.convolution_se
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\026io.github.convserve.v1P\001Z:github.com/convserve/convserve/go/convserve/v1;convservev1\242\002\003CNV\252\002\014Convserve.V1\272\002\rConvserve_V1_\312\002\014Convserve\\V1\342\002\030Convserve\\V1\\GPBMetadata\352\002\rConvserve::V1'
-  _globals['_RESULTORDER']._serialized_start=1988
-  _globals['_RESULTORDER']._serialized_end=2088
+  _globals['_RESULTORDER']._serialized_start=2003
+  _globals['_RESULTORDER']._serialized_end=2103
   _globals['_GETSERVERINFOREQUEST']._serialized_start=220
   _globals['_GETSERVERINFOREQUEST']._serialized_end=242
   _globals['_GETSERVERINFORESPONSE']._serialized_start=244
   _globals['_GETSERVERINFORESPONSE']._serialized_end=314
   _globals['_PLANREQUEST']._serialized_start=317
-  _globals['_PLANREQUEST']._serialized_end=482
-  _globals['_PLANRESPONSE']._serialized_start=484
-  _globals['_PLANRESPONSE']._serialized_end=576
-  _globals['_ADMISSION']._serialized_start=578
-  _globals['_ADMISSION']._serialized_end=624
-  _globals['_CONVOLVEREQUEST']._serialized_start=627
-  _globals['_CONVOLVEREQUEST']._serialized_end=846
-  _globals['_CONVOLVERESPONSE']._serialized_start=849
-  _globals['_CONVOLVERESPONSE']._serialized_end=1043
-  _globals['_LAYEROUTCOME']._serialized_start=1045
-  _globals['_LAYEROUTCOME']._serialized_end=1135
-  _globals['_TIMING']._serialized_start=1137
-  _globals['_TIMING']._serialized_end=1183
-  _globals['_CONVOLVESTREAMREQUEST']._serialized_start=1186
-  _globals['_CONVOLVESTREAMREQUEST']._serialized_end=1329
-  _globals['_STREAMSTART']._serialized_start=1332
-  _globals['_STREAMSTART']._serialized_end=1540
-  _globals['_STREAMITEM']._serialized_start=1542
-  _globals['_STREAMITEM']._serialized_end=1622
-  _globals['_CONVOLVESTREAMRESPONSE']._serialized_start=1625
-  _globals['_CONVOLVESTREAMRESPONSE']._serialized_end=1798
-  _globals['_STREAMITEMERROR']._serialized_start=1800
-  _globals['_STREAMITEMERROR']._serialized_end=1887
-  _globals['_ECHOREQUEST']._serialized_start=1889
-  _globals['_ECHOREQUEST']._serialized_end=1947
-  _globals['_ECHORESPONSE']._serialized_start=1949
-  _globals['_ECHORESPONSE']._serialized_end=1986
-  _globals['_CONVOLUTIONSERVICE']._serialized_start=2091
-  _globals['_CONVOLUTIONSERVICE']._serialized_end=2499
+  _globals['_PLANREQUEST']._serialized_end=497
+  _globals['_PLANRESPONSE']._serialized_start=499
+  _globals['_PLANRESPONSE']._serialized_end=591
+  _globals['_ADMISSION']._serialized_start=593
+  _globals['_ADMISSION']._serialized_end=639
+  _globals['_CONVOLVEREQUEST']._serialized_start=642
+  _globals['_CONVOLVEREQUEST']._serialized_end=861
+  _globals['_CONVOLVERESPONSE']._serialized_start=864
+  _globals['_CONVOLVERESPONSE']._serialized_end=1058
+  _globals['_LAYEROUTCOME']._serialized_start=1060
+  _globals['_LAYEROUTCOME']._serialized_end=1150
+  _globals['_TIMING']._serialized_start=1152
+  _globals['_TIMING']._serialized_end=1198
+  _globals['_CONVOLVESTREAMREQUEST']._serialized_start=1201
+  _globals['_CONVOLVESTREAMREQUEST']._serialized_end=1344
+  _globals['_STREAMSTART']._serialized_start=1347
+  _globals['_STREAMSTART']._serialized_end=1555
+  _globals['_STREAMITEM']._serialized_start=1557
+  _globals['_STREAMITEM']._serialized_end=1637
+  _globals['_CONVOLVESTREAMRESPONSE']._serialized_start=1640
+  _globals['_CONVOLVESTREAMRESPONSE']._serialized_end=1813
+  _globals['_STREAMITEMERROR']._serialized_start=1815
+  _globals['_STREAMITEMERROR']._serialized_end=1902
+  _globals['_ECHOREQUEST']._serialized_start=1904
+  _globals['_ECHOREQUEST']._serialized_end=1962
+  _globals['_ECHORESPONSE']._serialized_start=1964
+  _globals['_ECHORESPONSE']._serialized_end=2001
+  _globals['_CONVOLUTIONSERVICE']._serialized_start=2106
+  _globals['_CONVOLUTIONSERVICE']._serialized_end=2514
 # @@protoc_insertion_point(module_scope)

@@ -33,16 +33,18 @@ class GetServerInfoResponse(_message.Message):
     def __init__(self, server_info: _Optional[_Union[_server_info_pb2.ServerInfo, _Mapping]] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("layers", "input_shape", "input_dtype", "output_dtype")
+    __slots__ = ("layers", "given", "input_shape", "input_dtype", "output_dtype")
     LAYERS_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_FIELD_NUMBER: _ClassVar[int]
     INPUT_SHAPE_FIELD_NUMBER: _ClassVar[int]
     INPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_DTYPE_FIELD_NUMBER: _ClassVar[int]
     layers: _containers.RepeatedCompositeFieldContainer[_layer_pb2.LayerReference]
+    given: _containers.RepeatedScalarFieldContainer[int]
     input_shape: _containers.RepeatedScalarFieldContainer[int]
     input_dtype: _tensor_pb2.Dtype
     output_dtype: _tensor_pb2.Dtype
-    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ...) -> None: ...
+    def __init__(self, layers: _Optional[_Iterable[_Union[_layer_pb2.LayerReference, _Mapping]]] = ..., given: _Optional[_Iterable[int]] = ..., input_shape: _Optional[_Iterable[int]] = ..., input_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ..., output_dtype: _Optional[_Union[_tensor_pb2.Dtype, str]] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("plan", "admission")

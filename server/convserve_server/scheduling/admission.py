@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from convserve.errors import FieldViolation, TooLargeError
@@ -50,12 +50,20 @@ class Admission:
         self.transfers = Transfers(max(large_bytes, _LARGE_TRANSFER_BYTES))
 
     def plan(
-        self, layers: Sequence[Planned], input_shape: Sequence[int] | None, input_dtype: str, output_dtype: str | None
+        self,
+        layers: Sequence[Planned],
+        input_shape: Sequence[int] | None,
+        input_dtype: str,
+        output_dtype: str | None,
+        given: Collection[int] = (),
     ) -> Plan:
-        """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong."""
-        plan = planned(layers, input_shape, input_dtype, output_dtype)
+        """Returns what a call would do and whether this server takes it; raises InvalidArgumentError if it is wrong.
+
+        `given` are the numbers of layers whose weights only the call brings.
+        """
+        plan = planned(layers, input_shape, input_dtype, output_dtype, given)
         try:
-            self._check(plan, math.inf, _drawing(layers, plan))
+            self._check(plan, math.inf, _drawing(layers, plan, given))
         except TooLargeError as error:
             return dataclasses.replace(plan, admitted=False, refusal=str(error))
         check_padded([layer.config for layer in layers], input_shape, plan)
@@ -125,12 +133,12 @@ class Admission:
                 raise _too_large(unit, size, limit, flag, what, advice)
 
 
-def _drawing(layers: Sequence[Planned], plan: Plan) -> int:
+def _drawing(layers: Sequence[Planned], plan: Plan, given: Collection[int] = ()) -> int:
     """Returns the work of drawing weights, also of layers that may be cached."""
     return sum(
         drawing_work(layer.config, step.kernel_shape)
-        for layer, step in zip(layers, plan.layers, strict=True)
-        if layer.kernel_shape is None
+        for number, (layer, step) in enumerate(zip(layers, plan.layers, strict=True))
+        if layer.kernel_shape is None and number not in given
     )
 
 

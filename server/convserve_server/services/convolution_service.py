@@ -88,8 +88,8 @@ class ConvolutionService(convolution_service_pb2_grpc.ConvolutionServiceServicer
         admission = self._backend.admission
         input_dtype = dtype_name(request.input_dtype, "input_dtype", INPUT_DTYPES) if request.input_dtype else "float32"
         layers = self._layers(request.layers, self._backend.store.describe, _MAX_PLANNED)  # which reads no weights
-        dtype = convolve_stream.output_dtype(request.output_dtype)
-        plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype)
+        dtype, given = convolve_stream.output_dtype(request.output_dtype), frozenset(request.given)
+        plan = admission.plan(layers, request.input_shape or None, input_dtype, dtype, given)
         verdict = messages.Admission(admitted=bool(plan.admitted), refusal=plan.refusal or "")
         return messages.PlanResponse(plan=plan_to_message(plan), admission=verdict)
 

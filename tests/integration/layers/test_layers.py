@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -21,6 +22,7 @@ from convserve import (
     Losses,
     constraints,
 )
+from convserve.layers.layer import planned
 from tests.support.either_client import EITHER_CLIENT
 from tests.support.keras.truth import keras_value
 from tests.support.servers.server_process import RunningServer
@@ -210,6 +212,7 @@ def test_a_chain_of_stored_and_inline_layers_is_one_step_after_the_other(client:
     assert [each.output_shape for each in plan.layers] == [(2, 7, 7, 6), (2, 4, 4, 3), (2, 3, 3, 2)]
     assert plan.parameters == KERNEL.size + 6 + 18 + 2 * 2 * 3 * 2 + 2
     assert plan.output_bytes == chained.output.nbytes
+    assert dataclasses.replace(plan, admitted=None) == planned([first, second, third], X.shape, "float32", None)
 
 
 def test_a_chains_shapes_are_checked_before_anything_is_computed(client: Any) -> None:

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from convserve import LayerNotFoundError
+from convserve import Conv2D, InvalidConfigurationError, Layer, LayerNotFoundError
 from convserve.layers.layer import planned
 from convserve.protocol.results import plan_to_message
 from convserve.v1 import convolution_service_pb2 as messages
@@ -57,6 +58,24 @@ def test_a_plan_reads_no_weights(service: Any, monkeypatch: pytest.MonkeyPatch) 
     assert answer.admission.admitted
     whole = planned([layer(1), layer(2), layer(3), layer(1)], (1, 2, 2, 1), "float32", None)
     assert answer.plan == plan_to_message(whole)
+
+
+@pytest.mark.parametrize("given", [[], [0], [1], [0, 1], [7]])
+def test_weights_that_only_the_call_brings_are_not_drawn(service: Any, given: list[int]) -> None:
+    config = Conv2D(64, 3, padding="same", kernel_initializer="orthogonal", data_format="channels_last")
+    asked = messages.PlanRequest(layers=2 * [Layer(config).to_reference()], input_shape=(1, 8, 8, 64), given=given)
+    kernel, bias = np.ones((3, 3, 64, 64), "f4"), np.ones(64, "f4")
+    layers = [Layer(config, kernel, bias) if number in given else Layer(config) for number in range(2)]
+    assert service.Plan(asked, None).plan == plan_to_message(planned(layers, (1, 8, 8, 64), "float32", None))
+
+
+def test_an_initializer_that_is_not_used_need_not_suit(service: Any) -> None:
+    layer = Layer(Conv2D(1, 1, kernel_initializer="orthogonal", dtype="bfloat16", data_format="channels_last"))
+    asked = messages.PlanRequest(layers=[layer.to_reference()], input_shape=(1, 8, 8, 3))
+    with pytest.raises(InvalidConfigurationError, match="orthogonal has no bfloat16"):
+        service.Plan(asked, None)
+    asked.given.append(0)
+    assert service.Plan(asked, None).admission.admitted
 
 
 @pytest.mark.parametrize("reference", [{"digest": key(3)}, {"name": "b"}], ids=["digest", "name"])
