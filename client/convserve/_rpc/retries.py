@@ -175,6 +175,16 @@ class Call:
 
         Raises ConvserveError: The failure as one of the tree, if it is not to be retried.
         """
+        outcome = self._outcome(failure)
+        if not isinstance(outcome, ConvserveError):
+            return outcome
+        try:
+            raise outcome from None
+        finally:
+            del outcome, failure  # whose frames, with the input, this one would keep: it is one of them
+
+    def _outcome(self, failure: grpc.RpcError | ConvserveError) -> float | ConvserveError:
+        """Returns the seconds to sleep before the next attempt, or the error where there is none."""
         error = from_rpc_error(failure)
         remaining_s = self.deadline.remaining_s()
         # A call whose time is up while it sends fails as one that broke off.
@@ -182,7 +192,7 @@ class Call:
         if late or isinstance(error, DeadlineExceededError):
             is_told = not late and str(error).startswith("Expected ")  # else it is gRPC's own
             refusal = str(error) if is_told else self._earlier
-            raise self.deadline.exceeded(self._attempt, refusal, is_divisible=self.is_divisible) from None
+            return self.deadline.exceeded(self._attempt, refusal, is_divisible=self.is_divisible)
         self.may_be_done |= isinstance(error, UnavailableError) and error.may_be_done
         # Of a name with several addresses gRPC tells why the last one failed, which may be one where nobody listens.
         if tells_of_tls(error):
@@ -193,9 +203,9 @@ class Call:
         if isinstance(error, UnavailableError) and self._attempt == self.rule.attempts > 1:
             error.args = (f"{error} The client tried {self._attempt} times (RetryRule).",)
         if delay is None or delay >= remaining_s or (self.moves_name and self.may_be_done):
-            raise error from None
+            return error
         if isinstance(error, OverloadedError) and not self.budget.try_spend():
-            raise error from None
+            return error
         self._attempt += 1
         self._earlier = str(error)
         return delay

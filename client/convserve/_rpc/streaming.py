@@ -68,7 +68,10 @@ class Stream:
         Raises ConvserveError if it says that an item failed, or is none that could come now.
         """
         if (error := self._take(data)) is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # whose frames, with the input, this one would keep: it is one of them
 
     @reading_answers
     def _take(self, data: bytes) -> ConvserveError | None:

@@ -148,6 +148,7 @@ def stream(method: Any, stream: Stream, deadline: Deadline) -> Result:
     finally:
         metadata.cancel()  # if none came, so that nothing waits for it
         call.cancel()  # for when an item failed; after the end it does nothing
+        del call  # which is the error where it fails, and whose frames this one would keep
 
 
 def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
@@ -167,6 +168,7 @@ def upload(method: Any, upload: Upload, deadline: Deadline) -> Any:
     finally:
         metadata.cancel()
         call.cancel()  # for when the caller is interrupted; after the answer it does nothing
+        del call  # as in `stream`
 
 
 def received(call: Any, weights: ReceivedWeights) -> Layer:
