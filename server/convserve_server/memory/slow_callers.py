@@ -78,8 +78,7 @@ class SlowCallers:
                 rest.give_back(wait.caller, wait.size)
                 if fits(rest):
                     ended = dict(each for each in reversed(late[:number]) if not _can_stay(each[1], rest, fits))
-                    self._waits = {call: wait for call, wait in self._waits.items() if call not in ended}
-                    self._ending |= ended
+                    self._ending |= {call: self._waits.pop(call) for call in ended}
                     return list(ended.values())
         return []
 
